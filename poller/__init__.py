@@ -1,0 +1,1 @@
+"""poller gets every received fax from the eFax Enterprise API onto the disk."""

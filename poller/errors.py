@@ -1,0 +1,171 @@
+"""One class per reaction, with the data that the reaction needs.
+
+PollerError
+├── UsageError            wrong words on the command line          exit 2
+├── CannotStart           ledger, directory or port unusable       exit 73
+├── LockHeld              another poller holds this state          exit 75
+├── ConfigError           every problem of the configuration       exit 78
+├── StorageUnusable       fetching pauses until the storage is back
+├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
+├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
+├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record
+└── ApiError              a call to eFax that gave no usable answer
+    ├── AccountSuspended  not sent: the account is suspended
+    ├── SignInRefused     App ID or API key refused: suspends the account
+    ├── SignInDelayed     not sent: the sign-in budget is spent until a given time
+    ├── TokenRefused      401 with a fresh token as well
+    ├── RateLimited       429: the account slows down
+    ├── UserRefused       403 or 404 on a list: this user is asked less often
+    ├── WindowRefused     400 on a list: the slice is halved
+    ├── NotYet            404 or 410 on an image that is listed: asked again later
+    ├── Rejected          any other 4xx: not repeated inside an attempt
+    ├── BadAnswer         a 2xx that is not what it should be: repeated, kept as evidence
+    └── Unreachable       no connection, timeout, 5xx: repeated, counts towards suspension
+        └── DeadlinePassed  a minute without a finished request: a slice is halved
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+class PollerError(Exception):
+    """Base of every error that poller raises on purpose; `str()` is one sentence for an operator."""
+
+    exit_code = 1
+
+
+class UsageError(PollerError):
+    exit_code = 2
+
+
+class CannotStart(PollerError):
+    exit_code = 73
+
+
+class LockHeld(PollerError):
+    exit_code = 75
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong in the configuration; `line` counts from 1, `key` is dotted, both may be unknown."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class ConfigError(PollerError):
+    exit_code = 78
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class StorageUnusable(PollerError):
+    """The storage directory cannot take a fax now; `str()` says why."""
+
+
+class StorageConflict(PollerError):
+    """A file that is not this fax already has its name; it is never overwritten."""
+
+
+class FaxTooLarge(PollerError):
+    """The file system or a limit refuses a file of this size (EFBIG)."""
+
+
+class LedgerUnavailable(PollerError):
+    """The ledger did not take a transaction; nothing was recorded."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the server sent: status, headers without secrets, the first part of the body."""
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class ApiError(PollerError):
+    def __init__(self, message: str, *, evidence: Evidence | None = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence or Evidence()
+
+    @property
+    def status(self) -> int | None:
+        return self.evidence.status
+
+
+class AccountSuspended(ApiError):
+    """Not sent; `until` (UTC) is when the next probe may go."""
+
+    def __init__(self, message: str, *, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class SignInRefused(ApiError):
+    pass
+
+
+class SignInDelayed(ApiError):
+    """Not sent; the sign-in budget allows the next one after `wait_s` seconds."""
+
+    def __init__(self, message: str, *, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class TokenRefused(ApiError):
+    pass
+
+
+class RateLimited(ApiError):
+    """429; `retry_after_s` as the server asked, clamped, or None."""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, evidence: Evidence | None = None
+    ) -> None:
+        super().__init__(message, evidence=evidence)
+        self.retry_after_s = retry_after_s
+
+
+class UserRefused(ApiError):
+    pass
+
+
+class WindowRefused(ApiError):
+    pass
+
+
+class NotYet(ApiError):
+    pass
+
+
+class Rejected(ApiError):
+    pass
+
+
+class BadAnswer(ApiError):
+    pass
+
+
+class Unreachable(ApiError):
+    """No connection, a timeout or a 5xx; `retry_after_s` where the server gave one."""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, evidence: Evidence | None = None
+    ) -> None:
+        super().__init__(message, evidence=evidence)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlinePassed(Unreachable):
+    pass

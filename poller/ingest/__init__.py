@@ -1,0 +1,1 @@
+"""From a list to a file: poll one user, fetch one fax."""

@@ -1,0 +1,413 @@
+"""Poll one user: the newest slice first, then old gaps, then the two nets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from poller import log, retry
+from poller.clock import Clock
+from poller.client import Client
+from poller.errors import (
+    AccountSuspended,
+    ApiError,
+    BadAnswer,
+    DeadlinePassed,
+    LedgerUnavailable,
+    PollerError,
+    RateLimited,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    Unreachable,
+    UserRefused,
+    WindowRefused,
+)
+from poller.ingest.reading import ListReader, Read
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow, Ledger
+from poller.window import (
+    Coverage,
+    FailedSlice,
+    Interval,
+    Slice,
+    SliceKind,
+    WindowRules,
+    first_seen_at_server,
+    gap_slices,
+    is_late,
+    newest_slice,
+    pinned_start,
+    sweep_slices,
+)
+
+HOUR = timedelta(hours=1)
+_REFUSAL_FIRST, _REFUSAL_CAP = timedelta(minutes=1), timedelta(hours=1)
+_GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
+_SWEEP_AGAIN = timedelta(minutes=5)
+_HOLD_IMAGES_S = 120.0
+_PASSES = 5
+_NOT_THIS_USERS_FAULT = (
+    AccountSuspended,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    RateLimited,
+    UserRefused,
+)
+
+
+@dataclass
+class PollOutcome:
+    """What one poll did. `error`: the newest slice failed; `trouble`: an older one or a net did."""
+
+    discovered: list[FaxRow] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+    skipped: str | None = None
+    error: PollerError | None = None
+    trouble: list[PollerError] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or bool(self.trouble)
+
+
+@dataclass
+class _Run:
+    """One poll under way: the server's now as it was read once, and what has been listed since."""
+
+    now: datetime
+    until: float | None
+    outcome: PollOutcome
+    covered_before: Coverage
+    listed: Coverage = Coverage()
+
+
+class Poller:
+    """Polls the users of one account. `random` gives values in [0, 1)."""
+
+    def __init__(
+        self,
+        client: Client,
+        ledger: Ledger,
+        reader: ListReader,
+        *,
+        clock: Clock,
+        random: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._reader = reader
+        self._clock = clock
+        self._random = random
+        self._sweep_not_before: dict[int, float] = {}
+
+    async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
+        """List what is due of `state`'s user and record it; old gaps only until monotonic `until`.
+
+        Never raises ApiError or LedgerUnavailable: they are in the outcome, and recorded.
+        """
+        outcome = PollOutcome()
+        if state.refused_until is not None and self._clock.now() < state.refused_until:
+            outcome.skipped = "the user is refused"
+            return outcome
+        try:
+            await self._poll(state, until, outcome)
+        except (AccountSuspended, SignInDelayed) as error:
+            outcome.skipped = str(error)
+        except (ApiError, LedgerUnavailable) as error:
+            outcome.error = error
+        await self._record_outcome(state, outcome)
+        return outcome
+
+    async def _poll(self, state: UserState, until: float | None, outcome: PollOutcome) -> None:
+        now = await self._server_now()
+        start = await self._pin(state, now)
+        run = _Run(now=now, until=until, outcome=outcome, covered_before=state.coverage)
+        await self._newest(state, start, run)
+        state.newest_failures = 0
+        await self._gaps(state, start, run)
+        await self._sweep(state, start, run, SliceKind.SWEEP)
+        await self._sweep(state, start, run, SliceKind.DEEP_SWEEP)
+        state.sweep_now = False
+
+    # -- time ---------------------------------------------------------------------------------
+
+    async def _server_now(self) -> datetime:
+        """Ask /health until the server's time is known (three answers at most)."""
+        for _ in range(3):
+            now = self._client.server_clock.now(self._clock.now())
+            if now is not None:
+                return now
+            await self._ask_health()
+        now = self._client.server_clock.now(self._clock.now())
+        if now is None:
+            raise Unreachable(
+                "eFax's clock and ours differ by more than a minute and its answers do not agree "
+                "with each other; set this machine's clock"
+            )
+        return now
+
+    async def _ask_health(self) -> None:
+        try:
+            await self._client.health()
+        except (Unreachable, AccountSuspended):
+            raise
+        except ApiError:
+            return  # any answer bears a Date header; whether /health is served does not matter
+
+    async def _pin(self, state: UserState, now: datetime) -> datetime:
+        configured = str(state.user.poll.start)
+        if state.pinned_start is not None and state.configured_start == configured:
+            return state.pinned_start
+        seen = first_seen_at_server(state.our_first_seen, self._clock.now(), now)
+        wanted = pinned_start(state.user.poll.start, seen)
+        start = wanted if state.pinned_start is None else min(wanted, state.pinned_start)
+        await self._ledger.pin_start(state.id, start, configured)
+        state.pinned_start, state.configured_start = start, configured
+        return start
+
+    # -- newest slice and gaps ----------------------------------------------------------------
+
+    async def _newest(self, state: UserState, start: datetime, run: _Run) -> None:
+        piece = newest_slice(state.coverage, start, run.now, self._newest_rules(state))
+        if piece is None:
+            return
+        try:
+            await self._list_halving(state, piece, run)
+        except _NOT_THIS_USERS_FAULT:
+            raise
+        except ApiError:
+            state.newest_failures += 1
+            raise
+
+    def _newest_rules(self, state: UserState) -> WindowRules:
+        """The newest slice is halved, down to an hour, each time that it failed twice."""
+        poll = state.user.poll
+        halvings = min(state.newest_failures // 2, 16)
+        longest = max(poll.max_window / 2**halvings, min(HOUR, poll.max_window))
+        return WindowRules(overlap=poll.overlap, max_window=longest)
+
+    async def _list_halving(self, state: UserState, whole: Slice, run: _Run) -> None:
+        """List `whole`; what the server will not list in one piece is listed in halves, newest first."""
+        pieces = [whole]
+        while pieces:
+            piece = pieces.pop()
+            refusal: ApiError | None = None
+            try:
+                read = await self._read(state, piece, run)
+                reason = read.halve
+            except (WindowRefused, DeadlinePassed) as error:
+                refusal, reason = error, str(error)
+            if reason is None:
+                continue
+            halves = piece.halves()
+            if halves is not None:
+                newer, older = halves
+                pieces += [older, newer]
+            elif piece.kind is SliceKind.NEWEST and piece.interval.end == run.now:
+                raise _newest_unlisted(refusal, reason)
+            else:
+                await self._leave_gap(state, piece, reason, run)
+
+    async def _read(self, state: UserState, piece: Slice, run: _Run) -> Read:
+        read = await self._reader.read(state, piece, run.now)
+        if read.halve is None:
+            run.listed = run.listed.add(piece.interval)
+        self._count(state, read, piece, run)
+        return read
+
+    def _count(self, state: UserState, read: Read, piece: Slice, run: _Run) -> None:
+        run.outcome.discovered += read.discovered
+        if piece.kind is not SliceKind.NEWEST:
+            return
+        for fax in read.discovered:
+            if fax.received_at is not None and run.covered_before.covers(fax.received_at):
+                run.outcome.late_s.append((run.now - fax.received_at).total_seconds())
+
+    async def _gaps(self, state: UserState, start: datetime, run: _Run) -> None:
+        rules = WindowRules(state.user.poll.overlap, state.user.poll.max_window)
+        for piece in gap_slices(state.coverage, start, run.now, rules, state.failed_slices):
+            if run.until is not None and self._clock.monotonic() >= run.until:
+                return
+            try:
+                await self._list_halving(state, piece, run)
+            except _NOT_THIS_USERS_FAULT:
+                raise
+            except ApiError as error:
+                run.outcome.trouble.append(error)
+                await self._gap_failed(state, piece, str(error), run)
+
+    async def _gap_failed(self, state: UserState, piece: Slice, reason: str, run: _Run) -> None:
+        """A slice that fails twice while the account is well is halved."""
+        failures = _failures(state, piece.interval)
+        halves = piece.halves()
+        if failures + 1 >= 2 and halves is not None:
+            newer, older = halves
+            await self._ledger.slice_split(
+                state.id, piece.interval, (older.interval, newer.interval)
+            )
+            state.failed_slices = await self._ledger.failed_slices(state.id)
+        else:
+            await self._leave_gap(state, piece, reason, run)
+
+    async def _leave_gap(self, state: UserState, piece: Slice, reason: str, run: _Run) -> None:
+        if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
+            return  # listed before, or a gap of its own
+        pause = retry.growing(
+            _failures(state, piece.interval) + 1,
+            first=_GAP_FIRST,
+            cap=_GAP_CAP,
+            u=self._random(),
+        )
+        await self._ledger.slice_failed(
+            state.id, piece.interval, next_attempt_at=run.now + pause, reason=reason
+        )
+        state.failed_slices = await self._ledger.failed_slices(state.id)
+
+    # -- the two nets -------------------------------------------------------------------------
+
+    async def _sweep(
+        self, state: UserState, start: datetime, run: _Run, kind: SliceKind
+    ) -> None:
+        """List again what a window may have missed; a completed sweep says where the next begins."""
+        deep = kind is SliceKind.DEEP_SWEEP
+        rule = state.user.poll.deep_sweep if deep else state.user.poll.sweep
+        last_end = state.deep_sweep_end if deep else state.sweep_end
+        if not self._sweep_is_due(state, last_end, rule.every, run.now):
+            return
+        before = len(run.outcome.discovered)
+        poll = state.user.poll
+        rules = WindowRules(poll.overlap, poll.max_window)
+        try:
+            for piece in sweep_slices(kind, last_end, rule.back, start, run.now, rules):
+                if run.listed.gaps(piece.interval.start, piece.interval.end):
+                    await self._list_halving(state, piece, run)
+            if deep:
+                run.outcome.discovered += await self._not_downloaded(state, start, run.now)
+        except _NOT_THIS_USERS_FAULT:
+            raise
+        except ApiError as error:
+            run.outcome.trouble.append(error)
+            self._sweep_not_before[state.id] = (
+                self._clock.monotonic() + _SWEEP_AGAIN.total_seconds()
+            )
+            return
+        missed = [
+            fax
+            for fax in run.outcome.discovered[before:]
+            if fax.received_at is None or run.covered_before.covers(fax.received_at)
+        ]
+        await self._ledger.sweep_done(state.id, kind, run.now, len(missed))
+        if deep:
+            state.deep_sweep_end = run.now
+        else:
+            state.sweep_end = run.now
+
+    def _sweep_is_due(
+        self, state: UserState, last_end: datetime | None, every: timedelta, now: datetime
+    ) -> bool:
+        if self._clock.monotonic() < self._sweep_not_before.get(state.id, 0.0):
+            return False
+        return state.sweep_now or last_end is None or now >= last_end + every
+
+    async def _not_downloaded(
+        self, state: UserState, start: datetime, now: datetime
+    ) -> list[FaxRow]:
+        """Read the not-downloaded list until a whole pass shows nothing unknown."""
+        if not await state.images.hold(_HOLD_IMAGES_S):
+            raise DeadlinePassed("an image was being fetched for too long to read the list")
+        found: list[FaxRow] = []
+        try:
+            for _ in range(_PASSES):
+                read = await self._read_not_downloaded(state, Interval(start, now))
+                found += read.discovered
+                if not read.discovered and read.halve is None:
+                    break
+        finally:
+            state.images.let_go()
+        return found
+
+    async def _read_not_downloaded(self, state: UserState, bounds: Interval) -> Read:
+        """Some servers may refuse so long a window; their own default is better than nothing."""
+        try:
+            return await self._reader.read_not_downloaded(state, bounds)
+        except WindowRefused:
+            return await self._reader.read_not_downloaded(state, None)
+
+    # -- what the poll leaves behind ----------------------------------------------------------
+
+    async def _record_outcome(self, state: UserState, outcome: PollOutcome) -> None:
+        now = self._clock.now()
+        if outcome.skipped is not None:
+            return
+        if isinstance(outcome.error, UserRefused):
+            self._refuse(state, outcome.error, now)
+        elif outcome.error is None:
+            self._accept(state)
+        self._report_late(state, outcome)
+        error = outcome.error
+        state.failed_polls = 0 if error is None else state.failed_polls + 1
+        if error is None:
+            state.last_success_at = now
+        try:
+            await self._ledger.poll_done(
+                state.id,
+                now,
+                error=str(error) if error is not None else None,
+                refused_until=state.refused_until,
+            )
+        except LedgerUnavailable as unavailable:
+            outcome.error = outcome.error or unavailable
+
+    def _refuse(self, state: UserState, error: UserRefused, now: datetime) -> None:
+        state.refusals += 1
+        state.refused_until = now + retry.growing(
+            state.refusals, first=_REFUSAL_FIRST, cap=_REFUSAL_CAP, u=self._random()
+        )
+        if state.refusals == 1:
+            log.event(
+                "user-refused",
+                "eFax refuses this user; check its user_id and that it belongs to this App ID. "
+                "It is asked again at growing intervals up to an hour.",
+                account=state.user.account,
+                user=state.user.name,
+                error=error,
+            )
+
+    def _accept(self, state: UserState) -> None:
+        if state.refusals:
+            log.event(
+                "user-accepted",
+                "eFax accepts this user again.",
+                account=state.user.account,
+                user=state.user.name,
+                refusals=state.refusals,
+            )
+        state.refusals, state.refused_until = 0, None
+
+    def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
+        late = [
+            s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)
+        ]
+        if late:
+            log.event(
+                "late-arrivals",
+                "Faxes became visible later than half the overlap allows for; raise poll.overlap.",
+                account=state.user.account,
+                user=state.user.name,
+                count=len(late),
+                latest_s=round(max(late)),
+            )
+
+
+def _failures(state: UserState, interval: Interval) -> int:
+    return next((f.failures for f in state.failed_slices if f.interval == interval), 0)
+
+
+def _newest_unlisted(refusal: ApiError | None, reason: str) -> ApiError:
+    if isinstance(refusal, WindowRefused):
+        return UserRefused(f"every window is refused, down to an hour: {reason}")
+    return refusal or BadAnswer(f"the newest hour could not be listed: {reason}")
+
+
+__all__ = ["FailedSlice", "PollOutcome", "Poller"]

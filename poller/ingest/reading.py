@@ -1,0 +1,140 @@
+"""Read one slice of a user's list to its end, recording every page as it comes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from poller import naming
+from poller.client import Client
+from poller.clock import Clock
+from poller.efax import ListedFax, Page
+from poller.errors import BadAnswer
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow, Ledger, NewFax
+from poller.listing import Listing, Step
+from poller.window import Interval, Slice
+
+_HALVE = {
+    Step.HALVE_SHIFTING: "the list kept changing while it was read",
+    Step.HALVE_OFFSET_IGNORED: "the server ignores the paging headers and may have more",
+}
+
+
+@dataclass
+class Read:
+    """`halve` says why the slice could not be listed whole; None when it was."""
+
+    discovered: list[FaxRow] = field(default_factory=list)
+    halve: str | None = None
+
+
+class ListReader:
+    """Reads the lists of one account's users; what it returns is already in the ledger."""
+
+    def __init__(
+        self,
+        client: Client,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        path_template: str,
+        on_discovered: Callable[[UserState, Sequence[FaxRow]], None],
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._clock = clock
+        self._path_template = path_template
+        self._on_discovered = on_discovered
+        self._largest_page = 0
+
+    async def read(self, state: UserState, piece: Slice, now: datetime) -> Read:
+        """List `piece` to its end; its coverage is recorded with the last page.
+
+        Raises ApiError of the call that failed, BadAnswer when an entry had no usable id (the
+        usable ones are recorded, the coverage is not), LedgerUnavailable.
+        """
+        return await self._read(state, piece.bounds(now), piece.interval, str(piece.kind))
+
+    async def read_not_downloaded(self, state: UserState, bounds: Interval | None) -> Read:
+        """List what eFax holds to be not downloaded; proves nothing about coverage."""
+        return await self._read(state, bounds, None, "not-downloaded")
+
+    async def _read(
+        self, state: UserState, bounds: Interval | None, covers: Interval | None, found_by: str
+    ) -> Read:
+        listing = Listing(largest_page=self._largest_page)
+        read = Read()
+        unusable = 0
+        while True:
+            page = await self._client.list_received(
+                state.user,
+                bounds,
+                listing.offset,
+                image_downloaded=False if covers is None else None,
+            )
+            step = listing.page([fax.fax_id for fax in page.faxes])
+            self._largest_page = max(self._largest_page, listing.largest_page)
+            unusable += page.unusable
+            done = step is Step.DONE and not unusable
+            read.discovered += await self._record(
+                state, page, bounds, found_by, covers if done else None
+            )
+            if step is Step.DONE:
+                if unusable:
+                    raise BadAnswer(f"{unusable} entries of the list bear no usable fax_id")
+                return read
+            if step in _HALVE:
+                read.halve = _HALVE[step]
+                return read
+
+    async def _record(
+        self,
+        state: UserState,
+        page: Page,
+        bounds: Interval | None,
+        found_by: str,
+        covers: Interval | None,
+    ) -> list[FaxRow]:
+        now = self._clock.now()
+        wanted = [fax for fax in page.faxes if _is_ours(state, fax, bounds)]
+        if not wanted and covers is None:
+            return []
+        discovered = await self._ledger.record_page(
+            state.id,
+            [self._new_fax(state, fax, now) for fax in wanted],
+            window=bounds,
+            found_by=found_by,
+            now=now,
+            covers=covers,
+        )
+        if covers is not None:
+            state.coverage = state.coverage.add(covers)
+            state.failed_slices = [
+                failed
+                for failed in state.failed_slices
+                if not (
+                    covers.start <= failed.interval.start and failed.interval.end <= covers.end
+                )
+            ]
+        if discovered:
+            self._on_discovered(state, discovered)
+        return discovered
+
+    def _new_fax(self, state: UserState, fax: ListedFax, now: datetime) -> NewFax:
+        path = naming.fax_path(
+            self._path_template,
+            account=state.user.account,
+            user=state.user.name,
+            fax_id=fax.fax_id,
+            received=fax.received_at or now,
+        )
+        return NewFax(
+            fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at
+        )
+
+
+def _is_ours(state: UserState, fax: ListedFax, bounds: Interval | None) -> bool:
+    """A list without bounds reaches further back than the operator asked for."""
+    if bounds is not None or fax.received_at is None or state.pinned_start is None:
+        return True
+    return fax.received_at >= state.pinned_start

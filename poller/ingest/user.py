@@ -1,0 +1,118 @@
+"""What is remembered of one user between polls; the ledger has all that must outlive the process."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from poller.config.model import User
+from poller.ledger import Ledger, UserRow
+from poller.window import Coverage, FailedSlice, Interval
+
+
+@dataclass
+class UserState:
+    """Only this process writes the ledger's rows of its users, so what was read once stays true."""
+
+    user: User
+    id: int
+    our_first_seen: datetime
+    pinned_start: datetime | None
+    configured_start: str | None
+    coverage: Coverage
+    failed_slices: list[FailedSlice]
+    sweep_end: datetime | None
+    deep_sweep_end: datetime | None
+    failed_polls: int
+    refusals: int
+    refused_until: datetime | None
+    last_received_at: datetime | None
+    last_success_at: datetime | None
+    sweep_now: bool = True
+    newest_failures: int = 0
+    gap_alarm: bool = False
+    poll_alarm: bool = False
+    images: "ImageHold" = field(default_factory=lambda: ImageHold())
+
+    @property
+    def key(self) -> str:
+        """The label that operators know: `account/user`."""
+        return f"{self.user.account}/{self.user.name}"
+
+    @property
+    def watermark(self) -> datetime | None:
+        if self.pinned_start is None:
+            return None
+        return self.coverage.watermark(self.pinned_start)
+
+    def gaps(self) -> tuple[Interval, ...]:
+        """What lies between the pinned start and the newest covered instant and is not covered."""
+        if self.pinned_start is None or self.coverage.newest_end is None:
+            return ()
+        if self.coverage.newest_end <= self.pinned_start:
+            return ()
+        return self.coverage.gaps(self.pinned_start, self.coverage.newest_end)
+
+    def alarming_gaps(self) -> tuple[Interval, ...]:
+        """Gaps but for those that an operator dismissed."""
+        dismissed = Coverage()
+        for failed in self.failed_slices:
+            if failed.dismissed:
+                dismissed = dismissed.add(failed.interval)
+        return tuple(
+            rest for gap in self.gaps() for rest in dismissed.gaps(gap.start, gap.end)
+        )
+
+
+class ImageHold:
+    """Keeps images of one user from being fetched while its not-downloaded list is read.
+
+    Fetching marks a fax as downloaded, so that list shrinks under the reader otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.fetching = 0
+        self.held = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self.fetching += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.fetching -= 1
+        if not self.fetching:
+            self._idle.set()
+
+    async def hold(self, timeout_s: float) -> bool:
+        """Start no more images and wait for those under way; False when they take too long."""
+        self.held = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self.held = False
+            return False
+        return True
+
+    def let_go(self) -> None:
+        self.held = False
+
+
+async def load_user(ledger: Ledger, user: User, row: UserRow) -> UserState:
+    return UserState(
+        user=user,
+        id=row.id,
+        our_first_seen=row.our_first_seen,
+        pinned_start=row.pinned_start,
+        configured_start=row.configured_start,
+        coverage=await ledger.coverage(row.id),
+        failed_slices=await ledger.failed_slices(row.id),
+        sweep_end=row.sweep_end,
+        deep_sweep_end=row.deep_sweep_end,
+        failed_polls=row.failed_polls,
+        refusals=row.refusals,
+        refused_until=row.refused_until,
+        last_received_at=row.last_received_at,
+        last_success_at=row.last_success_at,
+    )
