@@ -1,9 +1,11 @@
-"""What time it is: the callables that the shell hands in, and eFax's own time worked out from `Date` headers."""
+"""What time it is: callables that the shell hands in, and eFax's own time by its answers."""
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from statistics import median_low
 from typing import Protocol
 
 
@@ -25,3 +27,67 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+AGREEMENT = timedelta(minutes=1)
+SAMPLES = 5
+WITNESSES = 3
+BEHIND_WITHOUT_DATES = timedelta(minutes=5)
+POSSIBLE_YEARS = range(2000, 2200)
+
+
+class ServerClock:
+    """eFax's now, as the median of its last `Date` headers; values in, values out.
+
+    A `Date` that is more than a minute off from what is believed (at first: our own clock) counts
+    only when three in a row agree. A `Date` is cut to the second and as old as its answer, so `now`
+    is not ahead of the server. Three answers in a row that bear none mean our clock less five
+    minutes, unless one was believed before.
+    """
+
+    def __init__(self) -> None:
+        self._believed: deque[timedelta] = deque(maxlen=SAMPLES)
+        self._doubted: deque[timedelta] = deque(maxlen=WITNESSES)
+        self._without_date = 0
+
+    @property
+    def agreed(self) -> bool:
+        return bool(self._believed) or self._without_date >= WITNESSES
+
+    def observed(self, date: datetime | None, our_now: datetime) -> None:
+        """Take an answer's `Date`, or None when it bears none, and when it came by our clock.
+
+        An impossible date counts as none.
+        """
+        if date is None or date.year not in POSSIBLE_YEARS:
+            self._without_date += 1
+            return
+        self._without_date = 0
+        offset = date - our_now
+        if abs(offset - (self._believed_offset or timedelta(0))) <= AGREEMENT:
+            self._believed.append(offset)
+            self._doubted.clear()
+        else:
+            self._doubt(offset)
+
+    def _doubt(self, offset: timedelta) -> None:
+        self._doubted.append(offset)
+        agree = max(self._doubted) - min(self._doubted) <= AGREEMENT
+        if agree and len(self._doubted) == WITNESSES:
+            self._believed = deque(self._doubted, maxlen=SAMPLES)
+            self._doubted.clear()
+
+    @property
+    def _believed_offset(self) -> timedelta | None:
+        return median_low(self._believed) if self._believed else None
+
+    def now(self, our_now: datetime) -> datetime | None:
+        """Return the server's now; None while nothing is agreed, and nothing may be listed."""
+        if self._believed_offset is not None:
+            return our_now + self._believed_offset
+        return our_now - BEHIND_WITHOUT_DATES if self.agreed else None
+
+    def stepped(self, by: timedelta) -> None:
+        """Keep what the server said when our wall clock is set forward by `by` (negative: back)."""
+        self._believed = deque((one - by for one in self._believed), maxlen=SAMPLES)
+        self._doubted = deque((one - by for one in self._doubted), maxlen=WITNESSES)

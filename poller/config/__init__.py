@@ -1,1 +1,43 @@
 """YAML text to frozen configuration."""
+
+from poller.config.load import load
+from poller.config.model import (
+    UTC_ZONE,
+    Account,
+    Config,
+    During,
+    Expect,
+    Heartbeat,
+    HttpConfig,
+    ImageFormat,
+    Limits,
+    LogConfig,
+    Poll,
+    RetryConfig,
+    SecretRef,
+    StorageConfig,
+    Sweep,
+    User,
+)
+from poller.config.secrets import read_secret
+
+__all__ = [
+    "UTC_ZONE",
+    "Account",
+    "Config",
+    "During",
+    "Expect",
+    "Heartbeat",
+    "HttpConfig",
+    "ImageFormat",
+    "Limits",
+    "LogConfig",
+    "Poll",
+    "RetryConfig",
+    "SecretRef",
+    "StorageConfig",
+    "Sweep",
+    "User",
+    "load",
+    "read_secret",
+]

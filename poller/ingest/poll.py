@@ -27,7 +27,6 @@ from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 from poller.window import (
     Coverage,
-    FailedSlice,
     Interval,
     Slice,
     SliceKind,
@@ -226,16 +225,22 @@ class Poller:
 
     async def _gaps(self, state: UserState, start: datetime, run: _Run) -> None:
         rules = WindowRules(state.user.poll.overlap, state.user.poll.max_window)
-        for piece in gap_slices(state.coverage, start, run.now, rules, state.failed_slices):
-            if run.until is not None and self._clock.monotonic() >= run.until:
-                return
-            try:
-                await self._list_halving(state, piece, run)
-            except _NOT_THIS_USERS_FAULT:
-                raise
-            except ApiError as error:
-                run.outcome.trouble.append(error)
-                await self._gap_failed(state, piece, str(error), run)
+        while pieces := gap_slices(
+            state.coverage, start, run.now, rules, state.failed_slices
+        ):
+            for piece in pieces:
+                if run.until is not None and self._clock.monotonic() >= run.until:
+                    return
+                await self._gap(state, piece, run)
+
+    async def _gap(self, state: UserState, piece: Slice, run: _Run) -> None:
+        try:
+            await self._list_halving(state, piece, run)
+        except _NOT_THIS_USERS_FAULT:
+            raise
+        except ApiError as error:
+            run.outcome.trouble.append(error)
+            await self._gap_failed(state, piece, str(error), run)
 
     async def _gap_failed(self, state: UserState, piece: Slice, reason: str, run: _Run) -> None:
         """A slice that fails twice while the account is well is halved."""
@@ -408,6 +413,3 @@ def _newest_unlisted(refusal: ApiError | None, reason: str) -> ApiError:
     if isinstance(refusal, WindowRefused):
         return UserRefused(f"every window is refused, down to an hour: {reason}")
     return refusal or BadAnswer(f"the newest hour could not be listed: {reason}")
-
-
-__all__ = ["FailedSlice", "PollOutcome", "Poller"]

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from poller.config.model import User
 from poller.ledger import Ledger, UserRow
-from poller.window import Coverage, FailedSlice, Interval
+from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
 
 
 @dataclass
@@ -31,6 +31,8 @@ class UserState:
     newest_failures: int = 0
     gap_alarm: bool = False
     poll_alarm: bool = False
+    failures_in_a_row: int = 0
+    poll_began_at: float | None = None
     images: "ImageHold" = field(default_factory=lambda: ImageHold())
 
     @property
@@ -45,22 +47,16 @@ class UserState:
         return self.coverage.watermark(self.pinned_start)
 
     def gaps(self) -> tuple[Interval, ...]:
-        """What lies between the pinned start and the newest covered instant and is not covered."""
-        if self.pinned_start is None or self.coverage.newest_end is None:
+        """What lies between the pinned start and the newest covered instant and is not listed."""
+        if self.pinned_start is None:
             return ()
-        if self.coverage.newest_end <= self.pinned_start:
-            return ()
-        return self.coverage.gaps(self.pinned_start, self.coverage.newest_end)
+        return open_gaps(self.coverage, self.pinned_start, self.failed_slices)
 
-    def alarming_gaps(self) -> tuple[Interval, ...]:
-        """Gaps but for those that an operator dismissed."""
-        dismissed = Coverage()
-        for failed in self.failed_slices:
-            if failed.dismissed:
-                dismissed = dismissed.add(failed.interval)
-        return tuple(
-            rest for gap in self.gaps() for rest in dismissed.gaps(gap.start, gap.end)
-        )
+    def failed_gaps(self) -> tuple[Interval, ...]:
+        """Gaps that were tried and could not be listed."""
+        if self.pinned_start is None:
+            return ()
+        return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
 
 
 class ImageHold:

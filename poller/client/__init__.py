@@ -1,0 +1,8 @@
+"""The client of one account: the only part that talks to eFax, paces, signs in and repeats."""
+
+from poller.client.answer import Timeouts
+from poller.client.calls import Client
+from poller.client.pacer import Pacer
+from poller.client.ports import ImageSink, Observer, SignInStore
+
+__all__ = ["Client", "ImageSink", "Observer", "Pacer", "SignInStore", "Timeouts"]

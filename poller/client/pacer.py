@@ -1,0 +1,83 @@
+"""The asyncio side of pacing: wait for one's turn, hold its slot."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from poller.clock import Clock
+from poller.pacing import Kind, Pacing, Ticket
+
+
+class Pacer:
+    """Gives every request of one account its turn.
+
+    There is one timer, a task that sleeps until pacing wants to be asked again.
+    """
+
+    def __init__(self, pacing: Pacing, clock: Clock, waited: Callable[[float], None]) -> None:
+        self._pacing = pacing
+        self._clock = clock
+        self._waited = waited
+        self._waiting: dict[Ticket, asyncio.Future[None]] = {}
+        self._timer: asyncio.Task[None] | None = None
+        self._timer_at = 0.0
+
+    @asynccontextmanager
+    async def turn(self, kind: Kind, user: str) -> AsyncIterator[Ticket]:
+        """Wait until a request of this kind may go, and hold its slot until the block ends."""
+        began = self._clock.monotonic()
+        ticket = Ticket(kind, user)
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting[ticket] = granted
+        self._pacing.enqueue(ticket)
+        self.pump()
+        try:
+            await granted
+        except BaseException:
+            self._waiting.pop(ticket, None)
+            self._pacing.cancel(ticket)
+            self.pump()
+            raise
+        self._waited(self._clock.monotonic() - began)
+        try:
+            yield ticket
+        finally:
+            self._pacing.release(ticket, self._clock.monotonic())
+            self.pump()
+
+    def repeat(self) -> float:
+        """Charge for a request that aiohttp is about to send again; the seconds to wait first."""
+        wait_s = self._pacing.repeat(self._clock.monotonic())
+        self._waited(wait_s)
+        return wait_s
+
+    def pump(self) -> None:
+        """Let go whoever may; call it after anything that could change that."""
+        now = self._clock.monotonic()
+        for ticket in self._pacing.grant(now):
+            granted = self._waiting.pop(ticket)
+            if not granted.done():
+                granted.set_result(None)
+        self._set_timer(self._pacing.wakes_at(now) if self._waiting else None)
+
+    def _set_timer(self, at: float | None) -> None:
+        if at is None:
+            return
+        if self._timer is not None and not self._timer.done():
+            if self._timer_at <= at:
+                return  # it rings early and is set again then
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = asyncio.create_task(self._ring(at), name="pacer timer")
+
+    async def _ring(self, at: float) -> None:
+        await self._clock.sleep(max(0.0, at - self._clock.monotonic()))
+        self._timer = None
+        self.pump()
+
+    async def close(self) -> None:
+        """Stop the timer; nobody may be waiting any more."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            await asyncio.gather(timer, return_exceptions=True)

@@ -1,0 +1,47 @@
+"""What the client is handed: where sign-ins are remembered, who is told, where an image goes."""
+
+from datetime import datetime
+from typing import Protocol
+
+from poller.efax import Call
+
+
+class SignInStore(Protocol):
+    """Remembers an App ID's sign-in budget over restarts; the ledger does it."""
+
+    async def load(self, app_id: str) -> tuple[float, datetime] | None: ...
+    async def save(self, app_id: str, level: float, at: datetime) -> None: ...
+
+
+class Observer(Protocol):
+    """Is told what happens; it logs and counts, and must neither block nor raise."""
+
+    def request(self, call: Call, status: int | None, seconds: float) -> None:
+        """One request was sent, aiohttp's own repeats included; status None: no whole answer."""
+
+    def waited(self, seconds: float) -> None:
+        """A request waited so long for the limits of its account."""
+
+    def rate_limited(self, pause_s: float, rate: float) -> None:
+        """The server said 429; the account pauses and goes on at `rate` requests per second."""
+
+    def signed_in(self, reason: str) -> None:
+        """A new token is here; reason is `start`, `ending` or `refused`."""
+
+    def token_war(self, count: int) -> None:
+        """Tokens were refused long before their end `count` times: somebody else signs in."""
+
+    def suspended(self, until: datetime, reason: str) -> None:
+        """The account is suspended, or stays so after a probe."""
+
+    def resumed(self, failures: int) -> None:
+        """The account is well again after so many failures."""
+
+
+class ImageSink(Protocol):
+    """Takes an image as it streams; what its methods raise passes through the client."""
+
+    async def reset(self) -> None:
+        """Throw away what was written: the image begins (again)."""
+
+    async def write(self, data: bytes) -> None: ...

@@ -1,0 +1,205 @@
+"""One token per account: shared, renewed by one caller, not fought over."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from poller.client.ports import Observer, SignInStore
+from poller.clock import Clock
+from poller.efax import Token
+from poller.errors import (
+    AccountSuspended,
+    ApiError,
+    LedgerUnavailable,
+    SignInDelayed,
+    SignInRefused,
+)
+from poller.retry import SignInBudget
+
+_EARLY_S = 300.0  # a token is renewed so long before its end,
+_EARLY_SHARE = 0.05  # or this share of its life, whichever is shorter
+_RENEW_AGAIN_S = 60.0  # after a renewal that failed while the token still lives
+_PATIENCE_S = 31.0  # a sign-in that may go within this time is waited for
+_WAR_MEMORY_S = 3600.0
+_WAR_PAUSE_S = 30.0
+_WAR_LONGEST_PAUSE_S = 600.0
+
+
+@dataclass(eq=False)
+class Held:
+    """A token that is in use; times are monotonic seconds."""
+
+    value: str = field(repr=False)
+    renew_at: float
+    ends_at: float
+    accepted: bool = False
+
+
+class Tokens:
+    """Hands out an account's token. `sign_in` sends the request, on behalf of a user."""
+
+    def __init__(
+        self,
+        sign_in: Callable[[str], Awaitable[Token]],
+        budget: "StoredBudget",
+        *,
+        clock: Clock,
+        random: Callable[[], float],
+        observer: Observer,
+    ) -> None:
+        self.held: Held | None = None
+        self._sign_in = sign_in
+        self._budget = budget
+        self._clock = clock
+        self._random = random
+        self._observer = observer
+        self._war = TokenWar(observer)
+        self._renewal: asyncio.Task[None] | None = None
+        self._reason = "start"
+        self._doubtful: set[str] = set()
+
+    async def get(self, user: str) -> None:
+        """See to it that `held` is a token that lives, signing in if need be.
+
+        Raises SignInDelayed when the next sign-in is too far away, and what the sign-in raises.
+        """
+        now = self._clock.monotonic()
+        held = self.held
+        if held is not None and now < held.renew_at:
+            return
+        if held is None or now >= held.ends_at:
+            await self._renew(user, self._reason if held is None else "ending")
+            return
+        try:
+            await self._renew(user, "ending")
+        except (SignInRefused, AccountSuspended):
+            raise
+        except (ApiError, LedgerUnavailable):  # the old token still lives; a later call tries again
+            held.renew_at = min(now + _RENEW_AGAIN_S, held.ends_at)
+
+    def accepted(self, held: Held, user: str) -> None:
+        """Note that a request with this token was answered."""
+        held.accepted = True
+        self._doubtful.discard(user)
+
+    def refused(self, held: Held, user: str) -> bool:
+        """Note a 401 to a request with this token; False when another token would not help.
+
+        A token that others were served with, refused to a user who was refused with a fresh one
+        before, says something about that user and nothing about the token.
+        """
+        if held is not self.held:
+            return True  # it was replaced while the request was under way
+        if held.accepted and user in self._doubtful:
+            return False
+        self.held = None
+        self._reason = "refused"
+        now = self._clock.monotonic()
+        if now < held.renew_at:
+            self._war.lost(now)
+        return True
+
+    def doubt(self, user: str) -> None:
+        """Note that a user was refused with a fresh token as well."""
+        self._doubtful.add(user)
+
+    async def _renew(self, user: str, reason: str) -> None:
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renewed(user, reason), name="sign-in")
+            self._renewal.add_done_callback(_retrieve)
+        # Shielded: others wait for it, too, and the server has perhaps ended the old token already.
+        await asyncio.shield(self._renewal)
+
+    async def _renewed(self, user: str, reason: str) -> None:
+        await self._wait_for_leave()
+        asked_at = self._clock.monotonic()
+        token = await self._sign_in(user)
+        early_s = min(_EARLY_S, _EARLY_SHARE * token.expires_in_s) * (1 + self._random())
+        ends_at = asked_at + token.expires_in_s
+        self.held = Held(token.value, ends_at - early_s, ends_at)
+        self._war.signed_in(self._clock.monotonic())
+        self._observer.signed_in(reason)
+
+    async def _wait_for_leave(self) -> None:
+        while True:
+            wait_s = self._war.wait_s(self._clock.monotonic())
+            if wait_s <= 0:
+                wait_s = await self._budget.take(self._clock.now())
+            if wait_s <= 0:
+                return
+            if wait_s > _PATIENCE_S:
+                raise SignInDelayed(
+                    f"The next sign-in may go in {wait_s:.0f} seconds, not before.", wait_s=wait_s
+                )
+            await self._clock.sleep(wait_s)
+
+    async def close(self) -> None:
+        """End a sign-in that is under way."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+
+
+class StoredBudget:
+    """The sign-in budget where it outlives the process."""
+
+    def __init__(self, store: SignInStore, app_id: str) -> None:
+        self._store = store
+        self._app_id = app_id
+
+    async def take(self, now: datetime) -> float:
+        """Spend one sign-in, or return the seconds until there is one.
+
+        It is written down before the request goes: a crash must not make it free.
+        """
+        stored = await self._store.load(self._app_id)
+        budget = SignInBudget.full(now) if stored is None else SignInBudget(*stored)
+        taken = budget.take(now)
+        if isinstance(taken, float):
+            return taken
+        await self._store.save(self._app_id, taken.level, taken.at)
+        return 0.0
+
+
+class TokenWar:
+    """Notices that somebody else signs in with this App ID, and gives way.
+
+    Each sign-in ends the other's token, so two that insist would sign in without end. From the
+    second token within an hour that was refused long before its end, sign-ins keep a distance of
+    30 s, doubling to 10 min; an hour without a loss is peace.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._losses: list[float] = []
+        self._signed_in_at: float | None = None
+        self._said = False
+
+    def lost(self, now: float) -> None:
+        self._forget(now)
+        self._losses.append(now)
+        if len(self._losses) >= 2 and not self._said:
+            self._said = True
+            self._observer.token_war(len(self._losses))
+
+    def signed_in(self, now: float) -> None:
+        self._signed_in_at = now
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until the next sign-in may go; not above 0 means now."""
+        self._forget(now)
+        if len(self._losses) < 2 or self._signed_in_at is None:
+            return 0.0
+        pause_s = min(_WAR_PAUSE_S * 2.0 ** (len(self._losses) - 2), _WAR_LONGEST_PAUSE_S)
+        return self._signed_in_at + pause_s - now
+
+    def _forget(self, now: float) -> None:
+        self._losses = [at for at in self._losses if now - at < _WAR_MEMORY_S]
+        self._said = self._said and bool(self._losses)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take the outcome even if every caller that waited for it was cancelled."""
+    if not task.cancelled():
+        task.exception()

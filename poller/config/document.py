@@ -1,0 +1,255 @@
+"""YAML text to a tree of nodes that know file, line and key path.
+
+Built from ruamel's events and not by its constructors: those lose the lines (safe) or take ten
+times as long (round-trip), and here depth, aliases and tags are bounded before anything is built
+from them. Scalars mean what the core schema of YAML 1.2 says: `no` is text, `0123` the number 123,
+a date is text.
+No message of this module shows a value: it might be a secret in the wrong place.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    MappingStartEvent,
+    ScalarEvent,
+)
+from ruamel.yaml.reader import ReaderError
+
+from poller.config.report import Report, Source, where
+
+MAX_DEPTH = 32
+MAX_KEY = 200
+MAX_ALIASED_NODES = 100_000  # far above any real use, far below what a "billion laughs" needs
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value and where it stands; the value of a key has the line of the key."""
+
+    source: Source
+    line: int
+    key: str
+    value: "Value"
+
+
+Value: TypeAlias = bool | int | float | str | dict[str, Node] | list[Node] | None
+
+
+def parse(data: bytes, source: Source, report: Report) -> Node | None:
+    """Give the tree of one file: a map, empty for an empty file; None when it is unusable."""
+    try:
+        text = data.decode("utf-8-sig")
+        events = YAML(typ="safe", pure=True).parse(text)
+        root = _Composer(source, report, events).document()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        report.unreadable(source, line, "this is not UTF-8 text; save the file as UTF-8")
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        report.unreadable(source, line, "a control character stands here; remove it")
+    except MarkedYAMLError as error:
+        report.unreadable(source, _line(error), _sentence(error.problem))
+    except (ValueError, OverflowError):  # "\UFFFFFFFF" and its like, of which ruamel knows no line
+        report.unreadable(
+            source, 0, "an escape (\\x, \\u, \\U) names a character that does not exist"
+        )
+    except _UnusableError as error:
+        report.unreadable(source, error.line, str(error))
+    else:
+        return root
+    return None
+
+
+class _UnusableError(Exception):
+    def __init__(self, event: Any, message: str) -> None:
+        super().__init__(message)
+        self.line: int = event.start_mark.line + 1
+
+
+_QUOTED = "while scanning a quoted scalar"
+
+
+def _line(error: MarkedYAMLError) -> int:
+    """Give where a quote was opened, not the end of the file where it was missed."""
+    mark = error.context_mark if error.context == _QUOTED else error.problem_mark
+    return int(mark.line) + 1
+
+
+_SENTENCES = {
+    r"'\t' that cannot start": "a tab is used to indent; use spaces",
+    "cannot start any token": "a value cannot begin with this character; put the value in quotes",
+    "could not find expected ':'": "a key without ':' or a wrong indentation; write 'key: value'",
+    "mapping values are not allowed": "a second ':' in one line, or a wrong indentation; "
+    "put a value that holds ': ' in quotes",
+    "expected <block end>": "the indentation does not fit the lines above; align it with them",
+    "unexpected end of stream": "a quote is opened here and never closed; close it",
+    "expected ',' or": "a '{' or '[' is not closed, or a comma is missing; add it",
+    "unknown escape": "an unknown escape in double quotes; write '\\\\' or use single quotes",
+    "version 1.* is required": "this is not YAML 1.2; remove the %YAML line",
+}
+
+
+def _sentence(problem: object) -> str:
+    for part, sentence in _SENTENCES.items():
+        if part in str(problem):
+            return sentence
+    return "this is not valid YAML; check quotes, brackets and indentation"
+
+
+class _Composer:
+    def __init__(self, source: Source, report: Report, events: Iterator[Any]) -> None:
+        self._source = source
+        self._report = report
+        self._events = events
+        self._anchors: dict[str, Node | None] = {}  # None: begun and not ended yet
+        self._aliased = 0
+
+    def document(self) -> Node:
+        start = self._next_document()
+        if start is None:
+            return Node(self._source, 1, "", {})
+        if start.version not in {None, (1, 2)}:
+            raise _UnusableError(start, "this is not YAML 1.2; remove the %YAML line")
+        root = self._node(next(self._events), "", 0, None)
+        second = self._next_document()
+        if second is not None:
+            raise _UnusableError(
+                second, "a second document begins here ('---'); use one file for each"
+            )
+        if root.value is None:
+            return Node(self._source, 1, "", {})
+        if not isinstance(root.value, dict):
+            self._report.incomplete = True
+            self._report.add(root, "the file must be a map of keys, such as 'accounts:'")
+            return Node(self._source, 1, "", {})
+        return root
+
+    def _next_document(self) -> DocumentStartEvent | None:
+        return next((e for e in self._events if isinstance(e, DocumentStartEvent)), None)
+
+    def _node(self, event: Any, key: str, depth: int, line: int | None) -> Node:
+        """Build what begins with `event`; `line` is the line of its key, None where it has none."""
+        if isinstance(event, AliasEvent):
+            return self._alias(event, key)
+        place = Node(self._source, line or event.start_mark.line + 1, key, None)
+        if event.tag is not None:
+            self._report.add(
+                place, "tags ('!…') are not supported; remove it, and put text in quotes"
+            )
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+        node = Node(place.source, place.line, key, self._value(event, place, depth))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _value(self, event: Any, place: Node, depth: int) -> Value:
+        if isinstance(event, ScalarEvent):
+            return _plain(event.value) if event.style is None else str(event.value)
+        if depth == MAX_DEPTH:
+            raise _UnusableError(
+                event, f"maps and lists stand more than {MAX_DEPTH} deep in each other"
+            )
+        if isinstance(event, MappingStartEvent):
+            return self._map(place, depth)
+        return self._list(place, depth)
+
+    def _list(self, place: Node, depth: int) -> list[Node]:
+        items: list[Node] = []
+        while not isinstance(event := next(self._events), CollectionEndEvent):
+            items.append(self._node(event, f"{place.key}[{len(items)}]", depth + 1, None))
+        return items
+
+    def _map(self, place: Node, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := next(self._events), CollectionEndEvent):
+            line = event.start_mark.line + 1
+            name = self._name(event, place, depth)
+            key = joined(place.key, name or "?")
+            node = self._node(next(self._events), key, depth + 1, line)
+            if name is None:
+                continue
+            if name in entries:
+                at = Node(self._source, line, key, None)
+                self._report.add(at, given_twice(entries[name]))
+                continue
+            entries[name] = node
+        return entries
+
+    def _name(self, event: Any, place: Node, depth: int) -> str | None:
+        """Give a key's text, or None and a report."""
+        at = Node(self._source, event.start_mark.line + 1, place.key, None)
+        key = self._node(event, place.key, depth + 1, at.line).value
+        if not isinstance(key, str):
+            self._report.add(at, "a key must be text; put it in quotes")
+        elif not key.isprintable() or len(key) > MAX_KEY:
+            self._report.add(at, "a key is too long or holds a control character; correct it")
+        elif key == "<<" and event.style is None:
+            self._report.add(
+                at,
+                "merge keys ('<<') are not supported; accounts and users inherit what is set above",
+            )
+        else:
+            return key
+        return None
+
+    def _alias(self, event: Any, key: str) -> Node:
+        if event.anchor not in self._anchors:
+            raise _UnusableError(
+                event, "an alias ('*…') names no anchor ('&…') above; put text in quotes"
+            )
+        node = self._anchors[event.anchor]
+        if node is None:
+            raise _UnusableError(event, "an alias ('*…') stands inside its own anchor; remove it")
+        return self._copy(event, node, key)
+
+    def _copy(self, event: Any, node: Node, key: str) -> Node:
+        self._aliased += 1
+        if self._aliased > MAX_ALIASED_NODES:
+            raise _UnusableError(
+                event, f"aliases ('*…') add more than {MAX_ALIASED_NODES} values; use fewer"
+            )
+        value = node.value
+        if isinstance(value, dict):
+            value = {k: self._copy(event, v, joined(key, k)) for k, v in value.items()}
+        elif isinstance(value, list):
+            value = [self._copy(event, v, f"{key}[{i}]") for i, v in enumerate(value)]
+        return Node(node.source, node.line, key, value)
+
+
+def joined(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def given_twice(first: Node) -> str:
+    return f"is given twice, first at {where(first)}; remove one of them"
+
+
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def _plain(text: str) -> Value:
+    """Resolve a scalar without quotes by the core schema (YAML 1.2.2, section 10.3.2)."""
+    if text in _NULLS:
+        return None
+    if text in _BOOLS:
+        return _BOOLS[text]
+    if _INT.fullmatch(text) and len(text) < 100:  # int() refuses thousands of digits
+        return int(text, 0 if text[:2] in {"0o", "0x"} else 10)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _SPECIAL_FLOAT.fullmatch(text):
+        return float(text.replace(".", ""))
+    return text

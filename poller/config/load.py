@@ -1,0 +1,102 @@
+"""Read the configuration files of `-c`; what touches the disk is here and in `secrets`."""
+
+import os
+import ssl
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from pathlib import Path
+
+from poller.config.build import Disk, build
+from poller.config.document import Node, parse
+from poller.config.model import Config
+from poller.config.report import Report, Source
+from poller.config.section import merged
+from poller.errors import ConfigError
+
+MAX_FILE = 16 << 20
+MAX_CA_FILE = 4 << 20
+
+
+def load(paths: Sequence[Path]) -> Config:
+    """Load and merge files and directories, in the order given.
+
+    Raises ConfigError with every problem of all of them. Secrets are not read.
+    """
+    report = Report()
+    files = _without_twins(_expanded(paths, report), report)
+    documents = [node for file in files if (node := _document(file, report)) is not None]
+    nowhere = Node(source(files[0] if files else Path()), 1, "", {})
+    root = reduce(lambda a, b: merged(a, b, report), documents) if documents else nowhere
+    disk = Disk(ca_problem=ca_problem, real=lambda path: Path(os.path.realpath(path)))
+    config = build(root, report, disk=disk, files=tuple(files))
+    if report.problems:
+        raise ConfigError(list(report.problems))
+    return config
+
+
+def source(file: Path) -> Source:
+    name = os.fsencode(file).decode("utf-8", "backslashreplace")
+    return Source(name, file.absolute().parent)
+
+
+def _expanded(paths: Sequence[Path], report: Report) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        # Not Path.is_dir(): that raises where a directory above may not be searched.
+        files += _in_directory(path, report) if os.path.isdir(path) else [path]  # noqa: PTH112
+    if not paths:
+        report.unreadable(Source("poller", Path()), 0, "no configuration is given; use -c PATH")
+    return files
+
+
+def _in_directory(directory: Path, report: Report) -> list[Path]:
+    """Give the `*.yaml` in name order; editors' and Kubernetes' dot-files are none of ours."""
+    try:
+        entries = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
+    except OSError as error:
+        report.unreadable(source(directory), 0, f"cannot be read: {error.strerror}")
+        return []
+    files = [entry for entry in entries if entry.suffix == ".yaml"]
+    misnamed = [entry for entry in entries if entry.suffix == ".yml"]
+    for entry in misnamed:
+        report.unreadable(source(entry), 0, "would not be read; rename it to end in .yaml")
+    if not files and not misnamed:
+        report.unreadable(source(directory), 0, "there is no *.yaml in this directory; add one")
+    return files
+
+
+def _without_twins(files: Iterable[Path], report: Report) -> list[Path]:
+    seen: dict[str, Path] = {}
+    for file in files:
+        if seen.setdefault(os.path.realpath(file), file) is not file:
+            report.add_at(source(file), 0, "", "is given twice; name each file once")
+    return list(seen.values())
+
+
+def _document(file: Path, report: Report) -> Node | None:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        report.unreadable(source(file), 0, f"cannot be read: {error.strerror}")
+        return None
+    if len(data) > MAX_FILE:
+        report.unreadable(
+            source(file), 0, f"is larger than {MAX_FILE >> 20} MiB; this is no configuration"
+        )
+        return None
+    return parse(data, source(file), report)
+
+
+def ca_problem(file: Path) -> str | None:
+    """Say why this file cannot be used as a certificate authority, or None."""
+    try:
+        with file.open("rb") as stream:
+            pem = stream.read(MAX_CA_FILE).decode("ascii", "replace")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}; name a PEM file"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError):
+        return "holds no usable certificate; name a file with PEM certificates"
+    return None

@@ -1,0 +1,417 @@
+"""One value each: a node to a duration, size, URL, name or path, or what to write instead.
+
+No message shows a value that may be a secret: keys, tokens, URLs with credentials.
+"""
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
+from urllib.parse import SplitResult, urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+from poller import naming, schedule
+from poller.config.document import Node, Value
+from poller.config.model import During, SecretRef
+from poller.config.report import quoted
+
+T = TypeVar("T")
+S = TypeVar("S", bound=str)
+Parser = Callable[[Node], T]
+
+
+class WrongValueError(Exception):
+    """`str()` says what to write instead; `node` is the culprit where it is a part of the value."""
+
+    def __init__(self, message: str, node: Node | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+
+
+def kind(value: Value) -> str:
+    """Name what was found, without showing it."""
+    names = {dict: "a map", list: "a list", bool: "true or false", str: "text", type(None): "empty"}
+    return names.get(type(value), "a number")
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """Give `; did you mean '…'?` for the known word nearest to this one, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def nullable(parser: Parser[T]) -> Parser[T | None]:
+    return lambda node: None if node.value is None else parser(node)
+
+
+def text(node: Node) -> str:
+    """Text on one line without control characters, not empty."""
+    value = node.value
+    if not isinstance(value, str):
+        raise WrongValueError(f"must be text in quotes, and is {kind(value)}")
+    if not value:
+        raise WrongValueError("must not be empty")
+    if not value.isprintable():
+        raise WrongValueError("must be one line without control characters")
+    return value
+
+
+def choice(words: Sequence[S]) -> Parser[S]:
+    """One of `words`, spelled exactly so."""
+
+    def parser(node: Node) -> S:
+        wanted = f"must be one of {', '.join(words)}"
+        if not isinstance(node.value, str):
+            raise WrongValueError(f"{wanted}, and is {kind(node.value)}")
+        for word in words:
+            if word == node.value:
+                return word
+        raise WrongValueError(
+            f"{wanted}, and is {quoted(node.value)}{suggestion(node.value, words)}"
+        )
+
+    return parser
+
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
+_LONGEST = timedelta(days=3650)
+_DURATION_FORM = "a duration such as 500ms, 30s, 15m, 24h or 7d"
+
+
+def duration(at_least: str = "1ms") -> Parser[timedelta]:
+    """A length of time between `at_least` and ten years."""
+    least = _timedelta(at_least)
+
+    def parser(node: Node) -> timedelta:
+        length = _timedelta(_duration_text(node))
+        if length < least:
+            raise WrongValueError(f"must be at least {at_least}, and is {node.value}")
+        if length > _LONGEST:
+            raise WrongValueError(f"must be at most {_LONGEST.days}d, and is {node.value}")
+        return length
+
+    return parser
+
+
+def _duration_text(node: Node) -> str:
+    value = node.value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise WrongValueError(f"is a number without a unit; write {_DURATION_FORM}")
+    if not isinstance(value, str):
+        raise WrongValueError(f"must be {_DURATION_FORM}, and is {kind(value)}")
+    if not _DURATION.fullmatch(value):
+        raise WrongValueError(f"must be {_DURATION_FORM}, and is {quoted(value)}")
+    return value
+
+
+def _timedelta(written: str) -> timedelta:
+    match = cast(re.Match[str], _DURATION.fullmatch(written))
+    seconds = int(match[1]) * _UNITS[match[2]]
+    return timedelta(seconds=min(seconds, _LONGEST.total_seconds() * 2))  # no overflow
+
+
+_SIZE = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB|TiB)")
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE_FORM = "a size such as 512MiB or 1GiB (B, KiB, MiB, GiB, TiB)"
+
+
+def size(node: Node) -> int:
+    """A number of bytes."""
+    value = node.value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise WrongValueError(f"is a number without a unit; write {_SIZE_FORM}")
+    if not isinstance(value, str):
+        raise WrongValueError(f"must be {_SIZE_FORM}, and is {kind(value)}")
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise WrongValueError(f"must be {_SIZE_FORM}, and is {quoted(value)}")
+    return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+def integer(least: int, most: int) -> Parser[int]:
+    def parser(node: Node) -> int:
+        value = node.value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise WrongValueError(
+                f"must be a whole number from {least} to {most}, and is {_shown(value)}"
+            )
+        if not least <= value <= most:
+            raise WrongValueError(f"must be from {least} to {most}, and is {value}")
+        return value
+
+    return parser
+
+
+def number(least: float, most: float) -> Parser[float]:
+    def parser(node: Node) -> float:
+        value = node.value
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise WrongValueError(
+                f"must be a number from {least:g} to {most:g}, and is {_shown(value)}"
+            )
+        if math.isnan(value) or not least <= value <= most:
+            raise WrongValueError(f"must be from {least:g} to {most:g}, and is {value:g}")
+        return float(value)
+
+    return parser
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, str):
+        return f"the text {quoted(value)}"
+    return str(value) if isinstance(value, float) else kind(value)
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def name_problem(name: str) -> str | None:
+    """Say why an account or user cannot have this name; it goes into paths, logs and metrics."""
+    if re.search(r"[0-9]{7}", name):
+        return (
+            "a name must not hold seven digits in a row: it goes into logs, and may be a fax number"
+        )
+    if not _NAME.fullmatch(name):
+        return (
+            "a name must be 1 to 63 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
+        )
+    return None
+
+
+_LONGEST_ID = 256
+
+
+def app_id(node: Node) -> str:
+    value = _identifier(node)
+    if ":" in value:  # HTTP Basic ends the name at the first colon
+        raise WrongValueError("must not hold ':'; write the App ID alone, without the API Key")
+    return value
+
+
+def user_id(node: Node) -> str:
+    return _identifier(node)
+
+
+def _identifier(node: Node) -> str:
+    """Opaque text that goes into a request header."""
+    if isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        raise WrongValueError('is a bare number, which loses leading zeros; put it in quotes: "…"')
+    value = text(node)
+    if not value.isascii() or value != value.strip() or len(value) > _LONGEST_ID:
+        raise WrongValueError(
+            f"must be at most {_LONGEST_ID} ASCII characters without spaces around; copy it again"
+        )
+    return value
+
+
+_REFERENCE_KINDS = ("credential", "file", "env")
+_REFERENCE_FORM = "{credential: NAME}, {file: PATH} or {env: NAME}"
+
+
+def secret(node: Node) -> SecretRef:
+    """A reference to a secret; whatever else stands there is never shown."""
+    if not isinstance(node.value, dict):
+        raise WrongValueError(
+            f"a secret is never written here; say where it is to be had: {_REFERENCE_FORM}"
+        )
+    if len(node.value) != 1 or next(iter(node.value)) not in _REFERENCE_KINDS:
+        raise WrongValueError(f"must have exactly one of credential, file, env: {_REFERENCE_FORM}")
+    ((found, child),) = node.value.items()
+    if found == "credential":
+        return SecretRef(
+            "credential", _matching(child, r"(?!\.)[A-Za-z0-9._-]{1,255}", "a credential")
+        )
+    if found == "env":
+        return SecretRef("env", _matching(child, r"[A-Za-z_][A-Za-z0-9_]*", "a variable"))
+    try:
+        return SecretRef("file", str(path(child)))
+    except WrongValueError as wrong:
+        raise WrongValueError(str(wrong), child) from wrong
+
+
+def _matching(node: Node, pattern: str, what: str) -> str:
+    if not isinstance(node.value, str) or not re.fullmatch(pattern, node.value):
+        raise WrongValueError(f"must be the name of {what}, never the secret itself", node)
+    return node.value
+
+
+def path(node: Node) -> Path:
+    """A path; a relative one starts from the directory of the file in which it stands."""
+    value = text(node)
+    if value.startswith("~"):
+        raise WrongValueError("'~' is not expanded; write the whole path")
+    return Path(os.path.normpath(node.source.directory / value))
+
+
+def state_url(node: Node) -> str:
+    """`sqlite:///` and an absolute path, made from a relative one where it stands."""
+    value = text(node)
+    form = "write sqlite:////absolute/path.db, or sqlite:///relative/path.db"
+    if value.startswith("postgres"):
+        raise WrongValueError(f"PostgreSQL is not supported yet; {form}")
+    file = value.removeprefix("sqlite:///")
+    if file == value or file in {"", ":memory:"} or file.endswith(("/", "/.", "/..")):
+        raise WrongValueError(f"must be the file of an SQLite database; {form}")
+    if re.search(r"[?#]", file):
+        raise WrongValueError(f"must not hold '?' or '#'; {form}")
+    return f"sqlite:///{path(Node(node.source, node.line, node.key, file))}"
+
+
+def base_url(node: Node) -> str:
+    """https, or http to loopback; without a slash at the end."""
+    url = _url(node, {"https", "http"}, "https://api.securedocex.com")
+    if url.scheme == "http" and not is_loopback(cast(str, url.hostname)):
+        raise WrongValueError("must begin with https:// (http:// is for loopback only)")
+    return url.geturl().rstrip("/")
+
+
+def heartbeat_url(node: Node) -> str:
+    return _url(node, {"https", "http"}, "https://monitor.example/ping", query=True).geturl()
+
+
+def proxy_url(node: Node) -> str:
+    url = _url(node, {"http", "https"}, "http://proxy.example:3128")
+    if url.path.rstrip("/"):
+        raise WrongValueError("a proxy has no path; write http://proxy.example:3128")
+    return url.geturl().rstrip("/")
+
+
+def _url(node: Node, schemes: set[str], example: str, *, query: bool = False) -> SplitResult:
+    """Split a URL; no message shows it, a password may stand in it."""
+    value = text(node)
+    try:
+        url = urlsplit(value)
+        usable = bool(url.scheme and url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or re.search(r"[\s\\]", value):
+        raise WrongValueError(f"must be a URL such as {example}")
+    if url.scheme not in schemes:
+        raise WrongValueError(f"must begin with {' or '.join(f'{s}://' for s in sorted(schemes))}")
+    if "@" in url.netloc:
+        raise WrongValueError("must not hold a user or password: this file is no place for secrets")
+    if not query and re.search(r"[?#]", value):
+        raise WrongValueError(f"must not hold '?' or '#'; write a URL such as {example}")
+    return url
+
+
+def is_loopback(host: str) -> bool:
+    """127.0.0.0/8, ::1 or localhost; `host` without brackets."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return address in ipaddress.IPv4Network("127.0.0.0/8")
+    return address == ipaddress.IPv6Address("::1")
+
+
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+def listen(node: Node) -> tuple[str, int]:
+    """`host:port`; the host of `[::1]:9410` without its brackets; port 0 takes a free one."""
+    form = "write host:port such as 127.0.0.1:9410 or [::1]:9410, or null to turn it off"
+    if not isinstance(node.value, str):
+        raise WrongValueError(f"is {kind(node.value)}; {form}")
+    match = _LISTEN.fullmatch(node.value)
+    if match is None or int(match[2]) > 65535:
+        raise WrongValueError(f"is {quoted(node.value)}; {form}")
+    return match[1].strip("[]"), int(match[2])
+
+
+def zone(node: Node) -> ZoneInfo:
+    value = text(node)
+    try:
+        return ZoneInfo(value)
+    except (ValueError, OSError, LookupError):  # no such zone, '../x', a folder such as 'America'
+        near = suggestion(value, available_timezones())
+        raise WrongValueError(
+            f"{quoted(value)} is no time zone; write one such as America/Los_Angeles or UTC{near}"
+        ) from None
+
+
+def cron(node: Node) -> str:
+    value = text(node)
+    problem = schedule.cron_problem(value)
+    if problem is not None:
+        raise WrongValueError(problem)
+    return value
+
+
+def path_template(node: Node) -> str:
+    value = text(node)
+    problem = naming.path_template_problem(value)
+    if problem is not None:
+        raise WrongValueError(problem)
+    return value
+
+
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+
+
+def start(node: Node) -> timedelta | datetime:
+    """A look-back, or an instant (ISO 8601 with offset), which is given in UTC."""
+    value = node.value
+    if not isinstance(value, str) or not re.match(r"[0-9]{4}-?[0-9]{2}", value):
+        return duration("1s")(node)
+    form = "write it like 2024-05-21T00:00:00+02:00 or 2024-05-21T00:00:00Z"
+    try:
+        instant = datetime.fromisoformat(value)
+    except ValueError:
+        raise WrongValueError(f"{quoted(value)} is no time; {form}") from None
+    if instant.tzinfo is None:
+        raise WrongValueError(f"has no offset from UTC; {form}")
+    return _not_too_early(instant)
+
+
+def _not_too_early(instant: datetime) -> datetime:
+    try:
+        in_utc = instant.astimezone(UTC)
+    except OverflowError:
+        in_utc = datetime.min.replace(tzinfo=UTC)
+    if in_utc < _EARLIEST:
+        raise WrongValueError("is before 1990; write the time of the oldest fax that is wanted")
+    return in_utc
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DURING = re.compile(r"(\S+) +([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
+
+
+def during(node: Node) -> During:
+    """Weekdays and a stretch of the day, such as `mon-fri,sun 08:00-18:00`; `24:00` ends a day."""
+    value = text(node)
+    match = _DURING.fullmatch(value.lower())
+    if match is None:
+        _refuse_during(value)
+    first, last = (int(match[i]) * 60 + int(match[i + 1]) for i in (2, 4))
+    weekdays: set[int] = set()
+    for part in match[1].split(","):
+        weekdays |= _weekdays(part, value)
+    if max(int(match[3]), int(match[5])) > 59 or last > 24 * 60:
+        _refuse_during(value)
+    if first >= last:
+        raise WrongValueError("must end later than it begins, on the same day (24:00 is its end)")
+    return During(frozenset(weekdays), first, last)
+
+
+def _weekdays(part: str, value: str) -> set[int]:
+    """`fri` or `mon-fri`; `fri-mon` goes over the week's end."""
+    ends = part.split("-")
+    if len(ends) > 2 or not set(ends) <= set(_DAYS):
+        _refuse_during(value)
+    first, last = _DAYS.index(ends[0]), _DAYS.index(ends[-1])
+    return {(first + i) % 7 for i in range((last - first) % 7 + 1)}
+
+
+def _refuse_during(value: str) -> NoReturn:
+    raise WrongValueError(f"is {quoted(value)}; write days and hours such as 'mon-fri 08:00-18:00'")

@@ -1,0 +1,1 @@
+"""The daemon: when each user is polled, and what keeps the process honest."""

@@ -1,0 +1,282 @@
+"""What keeps the daemon honest: gate, watchdog, clock, silence, summaries, probes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any
+
+import aiohttp
+
+from poller import log, schedule, systemd
+from poller.config.model import Expect
+from poller.errors import LedgerUnavailable
+from poller.daemon.planner import Planner
+from poller.ingest.account import AccountAtWork
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+
+_GATE_S, _GATE_SHUT_S = 10.0, 2.0
+_CLOCK_S = 5.0
+_SUMMARY_S = 300.0
+_SILENCE_S = 60.0
+_GAUGES_S = 15.0
+_STUCK_S = 10.0
+_NO_PROGRESS_S = 120.0
+_HEARTBEAT_TIMEOUT_S = 10.0
+
+
+class Monitor:
+    """Watches one site; `loops` are its background tasks."""
+
+    def __init__(self, site: Site, planner: Planner) -> None:
+        self._site = site
+        self._planner = planner
+        self._clock = site.shop.clock
+        self._ledger_at = self._clock.monotonic()
+        self._disk_low = False
+        self._silent: set[int] = set()
+        self._heartbeat = log.Episode()
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._pending = self._quarantined = 0
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """The background work by name; each runs until it is cancelled."""
+        loops = {
+            "gate": self._watch_gate(),
+            "clock": self._watch_clock(),
+            "stuck polls": self._every(_STUCK_S, self._end_stuck),
+            "gauges": self._every(_GAUGES_S, self._gauges),
+            "summary": self._every(_SUMMARY_S, self._summarise),
+            "silence": self._every(_SILENCE_S, self._look_for_silence),
+        }
+        if (interval := systemd.watchdog_interval()) is not None:
+            loops["watchdog"] = self._every(interval / 3, self._feed_watchdog)
+        heartbeat = self._site.config.heartbeat
+        if heartbeat.url is not None:
+            loops["heartbeat"] = self._every(heartbeat.every.total_seconds(), self._ping)
+        return loops
+
+    def stop(self) -> None:
+        for probe in self._probes.values():
+            probe.cancel()
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._clock.sleep(seconds)
+            await work()
+
+    # -- alive ----------------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        """Whether loop, ledger writer and scheduler have all made progress within two minutes."""
+        oldest = min(self._planner.tick_at, self._ledger_at)
+        return self._clock.monotonic() - oldest < _NO_PROGRESS_S
+
+    async def _feed_watchdog(self) -> None:
+        if self.alive():
+            systemd.watchdog()
+
+    async def _end_stuck(self) -> None:
+        self._planner.end_stuck_polls()
+
+    # -- storage --------------------------------------------------------------------------------
+
+    async def _watch_gate(self) -> None:
+        gate = self._site.shop.gate
+        while True:
+            usable = await gate.check()
+            self._ledger_at = self._clock.monotonic()  # it answered, with a refusal perhaps
+            self._watch_disk()
+            await self._clock.sleep(_GATE_S if usable else _GATE_SHUT_S)
+
+    def _watch_disk(self) -> None:
+        """Warn well before `min_free` stops the fetching."""
+        site = self._site
+        free, floor = site.shop.storage.free_bytes, site.config.storage.min_free
+        if free is None:
+            return
+        low = free < floor * (2 if not self._disk_low else 2.2)
+        if low == self._disk_low:
+            return
+        self._disk_low = low
+        log.event(
+            "disk-low" if low else "disk-ok",
+            "Free space in the storage directory is less than twice storage.min_free."
+            if low
+            else "There is enough free space in the storage directory again.",
+            free_bytes=free,
+            min_free=floor,
+        )
+
+    # -- clock ----------------------------------------------------------------------------------
+
+    async def _watch_clock(self) -> None:
+        """A step of the wall clock re-plans all jobs: their times were worked out with the old one."""
+        before = (self._clock.now(), self._clock.monotonic())
+        while True:
+            await self._clock.sleep(_CLOCK_S)
+            after = (self._clock.now(), self._clock.monotonic())
+            step = schedule.clock_step(before, after)
+            before = after
+            if step is not None:
+                self._stepped(step)
+
+    def _stepped(self, step: timedelta) -> None:
+        log.event(
+            "clock-stepped",
+            "This machine's clock was set; all polls are planned anew.",
+            seconds=round(step.total_seconds(), 1),
+        )
+        for account in self._site.accounts.values():
+            account.client.server_clock.stepped(step)
+            for state in account.states.values():
+                state.refused_until = None
+        self._planner.plan()
+
+    # -- suspended accounts ---------------------------------------------------------------------
+
+    def probe_at(self, account: AccountAtWork, until: datetime) -> None:
+        """Poll one user of a suspended account when its next probe may go."""
+        app_id = account.account.app_id
+        if (running := self._probes.get(app_id)) is not None and not running.done():
+            running.cancel()
+        self._probes[app_id] = asyncio.create_task(
+            self._probe(account, until), name=f"probe {account.account.name}"
+        )
+
+    async def _probe(self, account: AccountAtWork, until: datetime) -> None:
+        wait_s = (until - self._clock.now()).total_seconds()
+        await self._clock.sleep(max(0.0, wait_s))
+        waiting = [state for state in account.states.values() if state.refused_until is None]
+        for state in (waiting or list(account.states.values()))[:1]:
+            state.refused_until = None
+            self._planner.poll_soon(state)
+
+    # -- what is said regularly -------------------------------------------------------------------
+
+    async def _gauges(self) -> None:
+        try:
+            rows = await self._site.shop.ledger.users(include_removed=False)
+        except LedgerUnavailable:
+            return  # the gate says so
+        metrics = self._site.shop.metrics
+        for row in rows:
+            metrics.set_pending(row.account, row.user, row.pending)
+            metrics.set_quarantined(row.account, row.user, row.quarantined)
+        self._pending = sum(row.pending for row in rows)
+        self._quarantined = sum(row.quarantined for row in rows)
+        systemd.status(self.status_line())
+
+    def status_line(self) -> str:
+        """One line for `systemctl status`."""
+        site = self._site
+        lags = [lag for state in site.states if (lag := self._lag_s(state)) is not None]
+        parts = [
+            f"{len(site.states)} users",
+            f"{self._pending} pending",
+            f"{self._quarantined} quarantined",
+        ]
+        if lags:
+            parts.append(f"largest lag {round(max(lags))} s")
+        suspended = [a.account.name for a in site.accounts.values() if a.is_suspended]
+        if suspended:
+            parts.append(f"suspended: {', '.join(suspended)}")
+        if site.shop.gate.reason is not None:
+            parts.append(f"degraded: {site.shop.gate.reason}")
+        return ", ".join(parts)
+
+    def _lag_s(self, state: UserState) -> float | None:
+        if state.watermark is None:
+            return None
+        return max(0.0, (self._clock.now() - state.watermark).total_seconds())
+
+    async def _summarise(self) -> None:
+        rows = await self._site.shop.ledger.users(include_removed=False)
+        for account in self._site.accounts.values():
+            tally = account.tally
+            account.tally = type(tally)()
+            lags = [self._lag_s(state) or 0.0 for state in account.states.values()]
+            mine = [row for row in rows if row.app_id == account.account.app_id]
+            log.event(
+                "account-summary",
+                "What the last five minutes brought.",
+                account=account.account.name,
+                users=len(account.states),
+                polls=tally["polls"],
+                failed_polls=tally["failed_polls"],
+                discovered=tally["discovered"],
+                stored=tally["stored"],
+                failed_fetches=tally["failed"],
+                rate_limited=tally["rate_limited"],
+                pending=sum(row.pending for row in mine),
+                quarantined=sum(row.quarantined for row in mine),
+                lag_s=round(max(lags, default=0.0)),
+                suspended=account.is_suspended,
+            )
+
+    # -- silence --------------------------------------------------------------------------------
+
+    async def _look_for_silence(self) -> None:
+        now = self._clock.now()
+        for state in self._site.states:
+            expect = state.user.expect
+            silent = expect is not None and self._is_silent(state, expect, now)
+            if silent and state.id not in self._silent:
+                self._silent.add(state.id)
+                log.event(
+                    "silence",
+                    "Nothing was received for longer than expected: is the number still assigned "
+                    "to this user?",
+                    account=state.user.account,
+                    user=state.user.name,
+                    last_received_at=state.last_received_at,
+                )
+            elif not silent:
+                self._silent.discard(state.id)
+
+    @staticmethod
+    def _is_silent(state: UserState, expect: Expect, now: datetime) -> bool:
+        last = state.last_received_at or state.our_first_seen
+        return schedule.silent_for(last, now, expect.during, expect.timezone) > expect.within
+
+    # -- can it do its job ------------------------------------------------------------------------
+
+    def troubles(self) -> list[str]:
+        """Why the service cannot do its whole job now, in sentences; empty when it can."""
+        site = self._site
+        troubles = []
+        if site.shop.gate.reason is not None:
+            troubles.append(f"Nothing is fetched: {site.shop.gate.reason}")
+        for account in site.accounts.values():
+            if account.is_suspended:
+                reason = account.client.suspension.reason
+                troubles.append(f"Account {account.account.name} is suspended: {reason}")
+        overdue = [state.key for state in site.states if self._planner.is_overdue(state)]
+        if overdue:
+            troubles.append(
+                f"{len(overdue)} of {len(site.states)} users were not polled in time, "
+                f"{overdue[0]} among them."
+            )
+        if not self.alive():
+            troubles.append("The scheduler or the ledger has made no progress for two minutes.")
+        return troubles
+
+    async def _ping(self) -> None:
+        """Ping the dead-man URL only while every user was really polled."""
+        url = self._site.config.heartbeat.url
+        if url is None or self.troubles():
+            return
+        try:
+            timeout = aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S)
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as got:
+                got.raise_for_status()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if self._heartbeat.failed():
+                log.event(
+                    "heartbeat-failed", "The heartbeat URL did not take the ping.", error=error
+                )
+            return
+        if failures := self._heartbeat.recovered():
+            log.event(
+                "heartbeat-recovered", "The heartbeat URL takes pings again.", failures=failures
+            )

@@ -1,0 +1,173 @@
+"""Which user is polled when: one APScheduler job per user."""
+
+import asyncio
+import contextlib
+import logging
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from poller import log, schedule
+from poller.daemon.trigger import PollTrigger
+from poller.ingest.account import AccountAtWork
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+
+_POLL_STUCK_S = 120.0
+_LISTS_SHARE = 0.75
+_LATE_AT_LEAST = timedelta(minutes=5)
+
+
+class Planner:
+    """Plans and runs the polls of all users. `tick_at` is when the scheduler last worked (monotonic)."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._clock = site.shop.clock
+        self._polls: dict[int, asyncio.Task[object]] = {}
+        self.tick_at = self._clock.monotonic()
+        # Jobs that run late run all the same: misfire_grace_time is one second by default.
+        self._scheduler = AsyncIOScheduler(
+            timezone=UTC,
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    def start(self) -> None:
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        self._scheduler.add_listener(self._skipped, EVENT_JOB_MAX_INSTANCES)
+        self._scheduler.start()
+        self.plan()
+
+    async def stop(self) -> None:
+        """Start no more polls and end those under way; what they listed is recorded."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        polls = list(self._polls.values())
+        for poll in polls:
+            poll.cancel()
+        if polls:
+            await asyncio.wait(polls)
+
+    def plan(self) -> None:
+        """Give every user a job at its own time; polls already under way are not disturbed."""
+        self._scheduler.remove_all_jobs()
+        self._scheduler.add_job(self._tick, "interval", seconds=10, id="tick")
+        for account in self._site.accounts.values():
+            self._plan_account(account)
+
+    def poll_within(self, account: AccountAtWork, spread: timedelta) -> None:
+        """Bring the next poll of every user of `account` forward, spread over a time."""
+        for state in account.states.values():
+            self._bring_forward(state, schedule.phase(state.key, spread))
+
+    def poll_soon(self, state: UserState) -> None:
+        self._bring_forward(state, timedelta(0))
+
+    def end_stuck_polls(self) -> None:
+        """End polls that made no progress for two minutes, and name them."""
+        for account in self._site.accounts.values():
+            for state in account.states.values():
+                if self._is_stuck(account, state):
+                    log.event(
+                        "stalled",
+                        "A poll made no progress for two minutes and was ended.",
+                        account=state.user.account,
+                        user=state.user.name,
+                    )
+                    self._polls[state.id].cancel()
+
+    def is_overdue(self, state: UserState) -> bool:
+        """Not successfully polled although the poll after the last good one is long past."""
+        job = self._scheduler.get_job(str(state.id))
+        if state.last_success_at is None or job is None:
+            return True
+        due = job.trigger.get_next_fire_time(None, state.last_success_at)
+        every = state.user.poll.every or timedelta(0)
+        slack = max(_LATE_AT_LEAST, 2 * every * job.trigger.factor)
+        return bool(self._clock.now() > due + slack)
+
+    def _plan_account(self, account: AccountAtWork) -> None:
+        intervals = [
+            state.user.poll.every.total_seconds()
+            for state in account.states.values()
+            if state.user.poll.every is not None
+        ]
+        limit = account.account.limits.requests_per_second
+        factor = schedule.stretched(intervals, limit, _LISTS_SHARE)
+        if factor > 1:
+            log.event(
+                "schedule-stretched",
+                "The schedule asks for more lists than the limit allows; polls become less frequent.",
+                account=account.account.name,
+                factor=round(factor, 2),
+                requests_per_second=limit,
+            )
+        spread = timedelta(seconds=len(account.states) / (limit * _LISTS_SHARE))
+        for state in account.states.values():
+            self._plan_user(account, state, factor, spread)
+
+    def _plan_user(
+        self, account: AccountAtWork, state: UserState, factor: float, spread: timedelta
+    ) -> None:
+        """The first poll comes at once, spread over the time that the limit needs for all users."""
+        now = self._clock.now()
+        trigger = PollTrigger(state.user.poll, f"{state.user.app_id}/{state.user.user_id}", factor)
+        first = trigger.get_next_fire_time(None, now)
+        if state.sweep_now:
+            first = min(first, now + schedule.phase(state.key, spread))
+        self._scheduler.add_job(
+            self._poll,
+            trigger,
+            args=(account, state, trigger),
+            id=str(state.id),
+            name=state.key,
+            next_run_time=first,
+        )
+
+    def _bring_forward(self, state: UserState, delay: timedelta) -> None:
+        job = self._scheduler.get_job(str(state.id))
+        if job is not None:
+            soon = self._clock.now() + delay
+            job.modify(next_run_time=min(soon, job.next_run_time or soon))
+
+    async def _poll(self, account: AccountAtWork, state: UserState, trigger: PollTrigger) -> None:
+        """Run one poll; what it raises stays here, so that the job goes on."""
+        now = self._clock.now()
+        pause = trigger.get_next_fire_time(None, now) - now
+        task = asyncio.current_task()
+        assert task is not None
+        self._polls[state.id] = task
+        state.poll_began_at = self._clock.monotonic()
+        try:
+            await account.poll(state, until=state.poll_began_at + pause.total_seconds())
+        except asyncio.CancelledError:
+            pass  # ended by `end_stuck_polls` or `stop`; nobody else cancels a job
+        except Exception as error:  # noqa: BLE001 - a bug met by one user must not stop the others
+            log.event(
+                "poll-failed",
+                "A poll ended by an error that nobody expected.",
+                account=state.user.account,
+                user=state.user.name,
+                error=error,
+            )
+        finally:
+            state.poll_began_at = None
+            with contextlib.suppress(KeyError):
+                del self._polls[state.id]
+
+    def _is_stuck(self, account: AccountAtWork, state: UserState) -> bool:
+        """Waiting for pacing does not count."""
+        if state.poll_began_at is None or account.client.pacing.waiting:
+            return False
+        quiet_since = max(state.poll_began_at, account.progress_at)
+        return self._clock.monotonic() - quiet_since > _POLL_STUCK_S
+
+    def _skipped(self, event: JobSubmissionEvent) -> None:
+        job = self._scheduler.get_job(event.job_id)
+        if job is not None:
+            account, _, user = job.name.partition("/")
+            self._site.shop.metrics.poll(account, user, "skipped")
+
+    async def _tick(self) -> None:
+        self.tick_at = self._clock.monotonic()

@@ -1,0 +1,172 @@
+"""The daemon: start, work, reload, drain, stop."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import timedelta
+from typing import Any
+
+from poller import log, systemd
+from poller.config.model import Config
+from poller.daemon import reload
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
+from poller.errors import ConfigError
+from poller.ingest.account import AccountAtWork
+from poller.ingest.site import Site, open_site
+from poller.metrics import Metrics
+
+Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
+
+
+async def run(
+    settings: Config,
+    environ: Mapping[str, str],
+    *,
+    load: Callable[[], Config],
+    metrics: Metrics,
+    serve: Serve,
+) -> None:
+    """Work until SIGTERM or SIGINT; `load` reads the configuration again on SIGHUP.
+
+    `serve` is open while the service works: the status server. Raises what keeps it from
+    starting (CannotStart, ConfigError), and the bug that ended it.
+    """
+    asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
+    log.event("service-started", "poller starts.", users=_user_count(settings))
+    async with open_site(settings, environ, metrics=metrics) as site:
+        planner = Planner(site)
+        monitor = Monitor(site, planner)
+        async with serve(site, monitor):
+            await Service(site, planner, monitor, load).work()
+    log.event("service-stopped", "poller stopped.")
+
+
+class Service:
+    """One way to stop: an event that everything waits for."""
+
+    def __init__(
+        self, site: Site, planner: Planner, monitor: Monitor, load: Callable[[], Config]
+    ) -> None:
+        self._site = site
+        self._planner = planner
+        self._monitor = monitor
+        self._load = load
+        self._stop = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    async def work(self) -> None:
+        """Start everything, wait for a reason to stop, drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        try:
+            self._start()
+            await self._stop.wait()
+        finally:
+            await self._wind_down()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Begin to stop; twice does no harm."""
+        if not self._stop.is_set():
+            log.event("service-stopping", "poller finishes what is under way and stops.")
+            systemd.stopping()
+            self._stop.set()
+
+    def _start(self) -> None:
+        self._site.shop.gate.on_change = self._gate_changed
+        for account in self._site.accounts.values():
+            self._start_account(account)
+        self._planner.start()
+        for name, work in self._monitor.loops().items():
+            self._spawn(work, name)
+        systemd.ready(self._monitor.status_line())
+        log.event(
+            "service-ready",
+            "poller is ready.",
+            accounts=len(self._site.accounts),
+            users=_user_count(self._site.config),
+            storage=self._site.shop.gate.reason or "usable",
+        )
+
+    def _start_account(self, account: AccountAtWork) -> None:
+        account.on_suspension_change = self._suspension_changed
+        self._spawn(account.workers.run(), f"workers {account.account.name}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` in the background; if it dies, the service ends."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        self._failure = self._failure or task.exception()
+        log.event(
+            "internal-error",
+            f"{task.get_name()} ended by an error that nobody expected; poller stops, to be "
+            "started again.",
+            error=task.exception(),
+        )
+        self.stop()
+
+    async def _wind_down(self) -> None:
+        """Downloads under way have `drain` to end; polls are cut off, their pages are recorded."""
+        self._monitor.stop()
+        await self._planner.stop()
+        await self._site.drain(self._site.config.drain.total_seconds())
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _suspension_changed(self, account: AccountAtWork) -> None:
+        """While suspended one user's poll is the probe; afterwards everybody catches up."""
+        until = account.client.suspension.until
+        if until is not None:
+            self._monitor.probe_at(account, until)
+            return
+        per_second = account.account.limits.requests_per_second
+        self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))
+
+    def _gate_changed(self) -> None:
+        for account in self._site.accounts.values():
+            account.note_pause()
+            account.workers.wake()
+        systemd.status(self._monitor.status_line())
+
+    def _reload_soon(self) -> None:
+        self._spawn(self._reload(), "reload")
+
+    async def _reload(self) -> None:
+        """Take the new configuration, or say what is wrong with it and keep the old one."""
+        systemd.reloading()
+        try:
+            settings = await asyncio.to_thread(self._load)
+            restart_for = await reload.apply(self._site, settings, self._start_account)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.event(
+                    "config-rejected",
+                    f"The configuration was not taken, the old one stays: {problem}",
+                )
+        else:
+            self._planner.plan()
+            log.event(
+                "service-reloaded",
+                f"The configuration was reloaded; {', '.join(restart_for)} need a restart."
+                if restart_for
+                else "The configuration was reloaded.",
+                users=_user_count(settings),
+            )
+        systemd.ready(self._monitor.status_line())
+
+
+def _user_count(settings: Config) -> int:
+    return sum(len(account.users) for account in settings.accounts)

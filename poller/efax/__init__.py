@@ -1,0 +1,60 @@
+"""The eFax Enterprise API without I/O: what to send, and what an answer means."""
+
+from poller.efax.answers import (
+    BODY_LIMIT,
+    EVIDENCE_LIMIT,
+    ListedFax,
+    Page,
+    Token,
+    evidence,
+    failure,
+    parse_fields,
+    parse_health,
+    parse_page,
+    parse_token,
+    succeeded,
+)
+from poller.efax.image import IMAGE_LIMIT, ImageAnswer, ImageDecoder
+from poller.efax.requests import (
+    PAGE_LIMIT,
+    Call,
+    Request,
+    delete_request,
+    health_request,
+    image_request,
+    list_request,
+    mark_downloaded_request,
+    metadata_request,
+    token_request,
+)
+from poller.efax.timestamps import format_timestamp, parse_timestamp
+
+__all__ = [
+    "BODY_LIMIT",
+    "EVIDENCE_LIMIT",
+    "IMAGE_LIMIT",
+    "PAGE_LIMIT",
+    "Call",
+    "ImageAnswer",
+    "ImageDecoder",
+    "ListedFax",
+    "Page",
+    "Request",
+    "Token",
+    "delete_request",
+    "evidence",
+    "failure",
+    "format_timestamp",
+    "health_request",
+    "image_request",
+    "list_request",
+    "mark_downloaded_request",
+    "metadata_request",
+    "parse_fields",
+    "parse_health",
+    "parse_page",
+    "parse_timestamp",
+    "parse_token",
+    "succeeded",
+    "token_request",
+]

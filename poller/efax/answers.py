@@ -1,0 +1,213 @@
+"""What an answer means: the values in a good one, the one error for each bad one."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from poller.efax.requests import Call
+from poller.efax.strict_json import strict_object
+from poller.efax.timestamps import parse_timestamp
+from poller.errors import (
+    ApiError,
+    BadAnswer,
+    Evidence,
+    NotYet,
+    RateLimited,
+    Rejected,
+    SignInRefused,
+    TokenRefused,
+    Unreachable,
+    UserRefused,
+    WindowRefused,
+)
+from poller.retry import parse_retry_after
+
+BODY_LIMIT = 32 << 20
+EVIDENCE_LIMIT = 64 << 10
+FAX_ID_LIMIT = 1024
+
+_SECRET_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "set-cookie2"}
+)
+_TOKEN = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header line
+_ERROR_CODE = re.compile(rb'"error(?:_code)?"\s*:\s*"([A-Za-z_]{1,40})"')
+_DEFAULT_LIFE_S = 3600.0  # a token that does not say how long it lives
+_LONGEST_LIFE_S = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Token:
+    """Signed in; `expires_in_s` counts from the answer."""
+
+    value: str = field(repr=False)
+    expires_in_s: float
+
+
+@dataclass(frozen=True)
+class ListedFax:
+    """One record of a list; `raw` is all that the API said, unknown fields included."""
+
+    fax_id: str
+    received_at: datetime | None
+    pages: int | None
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a list; `unusable` counts records without a fax id that could be asked for."""
+
+    faxes: tuple[ListedFax, ...]
+    unusable: int = 0
+
+
+def succeeded(call: Call, status: int) -> bool:
+    """Say whether a status is what the call is for; deleting what is gone counts."""
+    return 200 <= status < 300 or (call is Call.DELETE and status in {404, 410})
+
+
+def parse_token(body: bytes) -> Token:
+    """Read the answer to a sign-in."""
+    fields = strict_object(body, "sign-in")
+    value = fields.get("access_token")
+    if not isinstance(value, str) or _TOKEN.fullmatch(value) is None:
+        raise BadAnswer("The sign-in answer holds no token.")
+    return Token(value, _life(fields.get("expires_in")))
+
+
+def _life(expires_in: object) -> float:
+    try:
+        seconds = float(expires_in)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return _DEFAULT_LIFE_S
+    if math.isnan(seconds) or seconds <= 0:
+        return _DEFAULT_LIFE_S
+    return min(seconds, _LONGEST_LIFE_S)
+
+
+def parse_health(body: bytes) -> None:
+    """Check that the API calls itself up."""
+    if strict_object(body, "health").get("status") != "UP":
+        raise Unreachable("eFax says that it is not up.")
+
+
+def parse_fields(body: bytes) -> dict[str, Any]:
+    """Read an answer that is one fax's metadata."""
+    fields = strict_object(body, "metadata")
+    if fields.get("errors"):
+        raise BadAnswer("The metadata answer is an error message.")
+    return fields
+
+
+def parse_page(body: bytes) -> Page:
+    """Read one page of a list.
+
+    An empty list may come as `faxes: []` or without `faxes`, but an object that has nothing of a
+    list in it is no proof that there is no fax.
+    """
+    fields = strict_object(body, "list")
+    if fields.get("errors"):
+        raise BadAnswer("The list answer is an error message.")
+    records = fields.get("faxes")
+    if records is None:
+        _check_empty(fields)
+        return Page(())
+    if not isinstance(records, list):
+        raise BadAnswer("The list answer holds no list of faxes.")
+    faxes = [fax for fax in map(_listed, records) if fax is not None]
+    return Page(tuple(faxes), len(records) - len(faxes))
+
+
+def _check_empty(fields: dict[str, Any]) -> None:
+    if not fields:
+        return
+    if not fields.keys() & {"first_record", "last_record"}:
+        raise BadAnswer("The list answer holds no list of faxes.")
+    first, last = _count(fields.get("first_record")), _count(fields.get("last_record"))
+    if first and last and last >= first:
+        raise BadAnswer("The list answer counts faxes and holds none.")
+
+
+def _listed(record: object) -> ListedFax | None:
+    if not isinstance(record, dict):
+        return None
+    fax_id = _fax_id(record.get("fax_id"))
+    if fax_id is None:
+        return None
+    completed = record.get("completed_timestamp")
+    received_at = parse_timestamp(completed) if isinstance(completed, str) else None
+    return ListedFax(fax_id, received_at, _count(record.get("pages")), record)
+
+
+def _fax_id(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value or len(value) > FAX_ID_LIMIT:
+        return None
+    # Half a surrogate pair can be neither asked for nor recorded.
+    return None if any("\ud800" <= character <= "\udfff" for character in value) else value
+
+
+def _count(value: object) -> int | None:
+    """Read a number that may come as text; None where it is no count."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < 10**9 else None
+
+
+def evidence(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> Evidence:
+    """Keep of an answer what may be kept: no secret headers, no token, the first 64 KiB."""
+    kept = {name: value for name, value in headers.items() if name.lower() not in _SECRET_HEADERS}
+    holds_token = call is Call.TOKEN and status < 400
+    return Evidence(status, kept, b"" if holds_token else body[:EVIDENCE_LIMIT])
+
+
+def failure(
+    call: Call, status: int, headers: Mapping[str, str], body: bytes, now: datetime
+) -> ApiError:
+    """Map an answer that is no success to its one error; `now` (UTC) is for `Retry-After`."""
+    seen = evidence(call, status, headers, body)
+    sentence = _sentence(call, status, body)
+    if status == 429:
+        return RateLimited(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
+    if status >= 500:
+        return Unreachable(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
+    if 300 <= status < 400:
+        return Rejected(
+            f"eFax answered the {call} call with a redirect (HTTP {status}), which is never"
+            " followed: check base_url and any proxy.",
+            evidence=seen,
+        )
+    if status < 300:
+        return BadAnswer(sentence, evidence=seen)
+    return _refusals(call).get(status, Rejected)(sentence, evidence=seen)
+
+
+def _refusals(call: Call) -> dict[int, type[ApiError]]:
+    if call is Call.TOKEN:
+        return dict.fromkeys((400, 401, 403), SignInRefused)
+    table: dict[int, type[ApiError]] = {401: TokenRefused}
+    if call is Call.LIST:
+        table |= {400: WindowRefused, 403: UserRefused, 404: UserRefused}
+    elif call is Call.IMAGE:
+        table |= {404: NotYet, 410: NotYet}
+    return table
+
+
+def _sentence(call: Call, status: int, body: bytes) -> str:
+    """Say what came; the server's own words stay out, for they may name numbers and patients."""
+    found = _ERROR_CODE.search(body[:EVIDENCE_LIMIT])
+    code = f", {found[1].decode()}" if found else ""
+    return f"eFax answered the {call} call with HTTP {status}{code}."
+
+
+def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    for name, value in headers.items():
+        if name.lower() == "retry-after":
+            return parse_retry_after(value, now)
+    return None

@@ -1,0 +1,223 @@
+"""Decode the image answer while it streams, in memory that does not grow with the document.
+
+The answer is `{"fax_id", "file_name", "image"}` with the document as base64 text, up to 100 MB and
+more. Only that one string is decoded on the way. All other bytes are kept as the *skeleton*, with
+an empty string in the image's place, and judged at the end by a whole JSON parser. So the scanner
+need know no more than where strings begin and end and how deep it is: whatever misleads it leaves
+a skeleton that is no JSON.
+"""
+
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from poller.efax.strict_json import strict_object
+from poller.errors import BadAnswer
+
+IMAGE_LIMIT = 1 << 30
+SKELETON_LIMIT = 1 << 20
+
+_STRUCTURE = re.compile(rb'["{}\[\],:]')
+_STRING_STOP = re.compile(rb'["\\]')
+_UNICODE_ESCAPE = re.compile(rb"\\u00([0-9A-Fa-f]{2})")
+_WHITE_SPACE = b" \t\r\n"
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What the answer said besides the image; `file_name` is the server's and decides nothing."""
+
+    fax_id: str
+    file_name: str | None = None
+
+
+class _Mode(Enum):
+    STRUCTURE = auto()
+    STRING = auto()
+    ESCAPED = auto()  # in a string, the byte after a backslash
+    IMAGE = auto()
+
+
+class ImageDecoder:
+    """Feed the answer's bytes as they come, then close; every flaw is a `BadAnswer`.
+
+    Key order, unknown fields, white space and JSON escapes inside the base64 are all allowed;
+    base64 is strict (RFC 4648: its alphabet, its padding), a second `image` is refused. At most
+    `limit` bytes are decoded, and all that is not the image is at most 1 MiB.
+    """
+
+    def __init__(self, fax_id: str, *, limit: int = IMAGE_LIMIT) -> None:
+        self._fax_id = fax_id
+        self._limit = limit
+        self._mode = _Mode.STRUCTURE
+        self._skeleton = bytearray()
+        self._depth = 0
+        self._in_object = False  # the outermost value is an object
+        self._key_next = False
+        self._string_start = 0
+        self._string_is_key = False
+        self._key: object = None
+        self._value_of: object = None
+        self._images = 0
+        self._held = b""  # the beginning of an escape that the next chunk completes
+        self._base64 = _Base64()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the answer; the image bytes that they complete."""
+        decoded: list[bytes] = []
+        position = 0
+        while position < len(chunk):
+            if self._mode is _Mode.IMAGE:
+                position = self._image(chunk, position, decoded)
+            elif self._mode is _Mode.STRUCTURE:
+                position = self._structure(chunk, position)
+            else:
+                position = self._string(chunk, position)
+        if self._base64.decoded > self._limit:
+            raise BadAnswer("The image is larger than any fax can be.")
+        return b"".join(decoded)
+
+    def close(self) -> ImageAnswer:
+        """Check that the answer was whole and ours."""
+        fields = strict_object(bytes(self._skeleton), "image")
+        if fields.get("errors"):
+            raise BadAnswer("The image answer is an error message.")
+        if fields.get("image") != "" or not self._base64.decoded:
+            raise BadAnswer("The image answer holds no image.")
+        self._check_fax_id(fields)
+        name = fields.get("file_name")
+        return ImageAnswer(self._fax_id, name if isinstance(name, str) else None)
+
+    def _check_fax_id(self, fields: dict[str, Any]) -> None:
+        theirs = fields.get("fax_id")
+        if theirs is not None and str(theirs) != self._fax_id:
+            raise BadAnswer("The image answer is about another fax.")
+
+    def _keep(self, piece: bytes) -> None:
+        self._skeleton += piece
+        if len(self._skeleton) > SKELETON_LIMIT:
+            raise BadAnswer("The image answer holds too much besides the image.")
+
+    def _structure(self, chunk: bytes, position: int) -> int:
+        found = _STRUCTURE.search(chunk, position)
+        if found is None:
+            self._keep(chunk[position:])
+            return len(chunk)
+        self._keep(chunk[position : found.end()])
+        if found[0] == b'"':
+            self._begin_string()
+        else:
+            self._punctuation(found[0])
+        return found.end()
+
+    def _punctuation(self, mark: bytes) -> None:
+        if mark in b"{[":
+            if self._depth == 0:
+                self._in_object = mark == b"{"
+            self._depth += 1
+        elif mark in b"}]":
+            self._depth -= 1
+        outermost = self._depth == 1 and self._in_object
+        self._key_next = outermost and mark in b"{,"
+        self._value_of = self._key if outermost and mark == b":" else None
+        self._key = None
+
+    def _begin_string(self) -> None:
+        if self._value_of == "image":
+            self._images += 1
+            if self._images > 1:
+                raise BadAnswer("The image answer holds two images.")
+            self._mode = _Mode.IMAGE
+        else:
+            self._mode = _Mode.STRING
+            self._string_start = len(self._skeleton) - 1
+            self._string_is_key = self._key_next
+        self._key_next, self._value_of = False, None
+
+    def _string(self, chunk: bytes, position: int) -> int:
+        if self._mode is _Mode.ESCAPED:
+            self._keep(chunk[position : position + 1])
+            self._mode = _Mode.STRING
+            return position + 1
+        found = _STRING_STOP.search(chunk, position)
+        if found is None:
+            self._keep(chunk[position:])
+            return len(chunk)
+        self._keep(chunk[position : found.end()])
+        if found[0] == b"\\":
+            self._mode = _Mode.ESCAPED
+        else:
+            self._end_string()
+        return found.end()
+
+    def _end_string(self) -> None:
+        self._mode = _Mode.STRUCTURE
+        if self._string_is_key:  # it may be spelled "\u0069mage"
+            try:
+                self._key = json.loads(self._skeleton[self._string_start :].decode())
+            except ValueError:
+                raise BadAnswer("The image answer is not JSON.") from None
+
+    def _image(self, chunk: bytes, position: int, decoded: list[bytes]) -> int:
+        end = chunk.find(b'"', position)
+        text = self._held + (chunk[position:] if end < 0 else chunk[position:end])
+        self._held = b""
+        if end < 0:
+            text, self._held = _split_escape(text)
+        decoded.append(self._base64.feed(_unescape(text) if b"\\" in text else text))
+        if end < 0:
+            return len(chunk)
+        self._base64.close()
+        self._keep(b'"')
+        self._mode = _Mode.STRUCTURE
+        return end + 1
+
+
+class _Base64:
+    """Strict base64 in pieces; white space anywhere is allowed."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self._rest = b""
+        self._padded = False
+
+    def feed(self, text: bytes) -> bytes:
+        text = self._rest + text.translate(None, _WHITE_SPACE)
+        whole = len(text) & ~3
+        text, self._rest = text[:whole], text[whole:]
+        if not text:
+            return b""
+        if self._padded:
+            raise BadAnswer("The image goes on after its end.")
+        try:
+            piece = binascii.a2b_base64(text, strict_mode=True)
+        except binascii.Error:
+            raise BadAnswer("The image is not strict base64.") from None
+        self._padded = text.endswith(b"=")
+        self.decoded += len(piece)
+        return piece
+
+    def close(self) -> None:
+        if self._rest:
+            raise BadAnswer("The image's base64 is cut off.")
+
+
+def _split_escape(text: bytes) -> tuple[bytes, bytes]:
+    """Cut off an escape that is not complete yet."""
+    start = text.rfind(b"\\", max(0, len(text) - 5))
+    tail = text[start:] if start >= 0 else b""
+    incomplete = tail == b"\\" or (tail.startswith(b"\\u") and len(tail) < 6)
+    return (text[:start], tail) if incomplete else (text, b"")
+
+
+def _unescape(text: bytes) -> bytes:
+    """Undo the escapes that base64 can hold; any other leaves a backslash, no base64."""
+    if b"\\\\" in text:  # else `\\/` would be read as an escaped slash
+        raise BadAnswer("The image is not strict base64.")
+    text = text.replace(b"\\/", b"/")
+    for escape in (b"\\n", b"\\r", b"\\t"):
+        text = text.replace(escape, b"")
+    return _UNICODE_ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), text)

@@ -1,0 +1,124 @@
+"""What to send: method, target and headers of every call that receiving needs.
+
+The rules (paging by headers, offsets without a colon, every reserved character percent-encoded) are
+the vendor's quick start guide.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from urllib.parse import quote
+
+from poller.efax.timestamps import format_timestamp
+from poller.window import Interval
+
+PAGE_LIMIT = 100
+
+
+class Call(StrEnum):
+    """A kind of call; the value is its label in metrics."""
+
+    TOKEN = "token"  # noqa: S105
+    HEALTH = "health"
+    LIST = "list"
+    METADATA = "metadata"
+    IMAGE = "image"
+    MARK = "mark"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True)
+class Request:
+    """`target` is path and query, already percent-encoded: it goes out as it is."""
+
+    call: Call
+    method: str
+    target: str
+    headers: dict[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+def token_request(app_id: str, api_key: str) -> Request:
+    """Sign in; this ends the token before it."""
+    credentials = base64.b64encode(f"{app_id}:{api_key}".encode()).decode()
+    headers = {
+        "Accept": "application/json",
+        "Authorization": f"Basic {credentials}",
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    return Request(Call.TOKEN, "POST", "/tokens", headers, b"grant_type=client_credentials")
+
+
+def health_request() -> Request:
+    """Ask whether the API is up; it needs no token."""
+    return Request(Call.HEALTH, "GET", "/health", {"Accept": "application/json"})
+
+
+def list_request(
+    user_id: str,
+    token: str,
+    bounds: Interval | None,
+    *,
+    offset: int,
+    limit: int = PAGE_LIMIT,
+    image_downloaded: bool | None = None,
+) -> Request:
+    """List received faxes from record `offset` (from 0) on; without bounds, of all time."""
+    query: dict[str, str] = {}
+    if bounds is not None:
+        query["min_completed_timestamp"] = format_timestamp(bounds.start)
+        query["max_completed_timestamp"] = format_timestamp(bounds.end)
+    if image_downloaded is not None:
+        query["image_downloaded"] = "true" if image_downloaded else "false"
+    headers = _headers(user_id, token) | {
+        "pagination-offset": str(offset),
+        "pagination-limit": str(min(limit, PAGE_LIMIT)),
+    }
+    return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
+
+
+def image_request(user_id: str, token: str, fax_id: str, image_format: str) -> Request:
+    """Ask for a fax's image, `pdf` or `tiff`; eFax marks it downloaded at once."""
+    target = _fax_path(fax_id) + "/image" + _query({"desired_format": image_format.upper()})
+    return Request(Call.IMAGE, "GET", target, _headers(user_id, token))
+
+
+def metadata_request(user_id: str, token: str, fax_id: str) -> Request:
+    """Ask for a fax's metadata."""
+    target = _fax_path(fax_id) + "/metadata"
+    return Request(Call.METADATA, "GET", target, _headers(user_id, token))
+
+
+def mark_downloaded_request(
+    user_id: str, token: str, fax_id: str, *, downloaded: bool = True
+) -> Request:
+    """Set or clear a fax's mark that its image was downloaded."""
+    headers = _headers(user_id, token) | {"Content-Type": "application/json"}
+    body = json.dumps({"image_downloaded": downloaded}).encode()
+    return Request(Call.MARK, "PATCH", _fax_path(fax_id) + "/metadata", headers, body)
+
+
+def delete_request(user_id: str, token: str, fax_id: str) -> Request:
+    """Delete a fax at eFax for good."""
+    return Request(Call.DELETE, "DELETE", _fax_path(fax_id), _headers(user_id, token))
+
+
+def _headers(user_id: str, token: str) -> dict[str, str]:
+    return {
+        "Accept": "application/json",
+        "Authorization": f"bearer {token}",
+        "user-id": user_id,
+    }
+
+
+def _query(parameters: dict[str, str]) -> str:
+    pairs = [f"{name}={quote(value, safe='')}" for name, value in parameters.items()]
+    return "?" + "&".join(pairs) if pairs else ""
+
+
+def _fax_path(fax_id: str) -> str:
+    encoded = quote(fax_id, safe="")
+    if not encoded.strip("."):  # a bare `..` would climb out of /faxes on the way
+        encoded = encoded.replace(".", "%2E")
+    return f"/faxes/{encoded}"

@@ -1,0 +1,31 @@
+"""JSON as the API may send it: UTF-8, an object, no key twice, no NaN."""
+
+import json
+from typing import Any
+
+from poller.errors import BadAnswer
+
+
+def strict_object(body: bytes, answer: str) -> dict[str, Any]:
+    """Parse an answer that has to be a JSON object; `answer` names it in the error's sentence."""
+    try:
+        # Decoded here, for json.loads would guess UTF-16 and UTF-32 from bytes.
+        value = json.loads(
+            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of 5,000 digits, `[[[[…`
+        raise BadAnswer(f"The {answer} answer is not JSON.") from None
+    if not isinstance(value, dict):
+        raise BadAnswer(f"The {answer} answer is not a JSON object.")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key comes twice")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,45 @@
+"""The API's timestamps: one spelling is sent, every spelling that is around is read."""
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+_TIMESTAMP = re.compile(
+    r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(?:[.,](\d{1,9}))?"
+    r" ?(?:([Zz])|([+-])(\d{2}):?(\d{2})?)?",
+    re.ASCII,
+)
+
+
+def format_timestamp(instant: datetime) -> str:
+    """Write an aware instant as `2024-05-21T04:27:56.000+0000`: in UTC, cut to milliseconds.
+
+    The API refuses a colon in the offset.
+    """
+    utc = instant.astimezone(UTC)
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}+0000"
+
+
+def parse_timestamp(text: str) -> datetime | None:
+    """Read a timestamp as an aware UTC instant, cut to microseconds; None where it is none.
+
+    `Z`, `+0000`, `+00:00`, `+00` and no offset at all (then UTC) are around, with 0 to 9 digits of
+    a fraction.
+    """
+    match = _TIMESTAMP.fullmatch(text.strip())
+    if match is None:
+        return None
+    fraction, sign = match[7] or "", match[9]
+    try:
+        local = datetime(
+            *(int(match[group]) for group in range(1, 7)),  # type: ignore[arg-type]
+            int(fraction[:6].ljust(6, "0")),
+            tzinfo=_zone(sign, match[10], match[11]),
+        )
+        return local.astimezone(UTC)
+    except (ValueError, OverflowError):  # 30 February, 99 o'clock, the year 1 in an eastern zone
+        return None
+
+
+def _zone(sign: str | None, hours: str | None, minutes: str | None) -> timezone:
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    return timezone(-offset if sign == "-" else offset)

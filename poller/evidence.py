@@ -1,0 +1,194 @@
+"""What a broken answer looked like: kept beside the ledger for whoever has to ask eFax about it.
+
+It holds what patients sent, so it is for the service's own user alone, and never in the log. It is
+of use but nothing rests on it: it is not synced, and the oldest goes when the space is used up.
+"""
+
+import asyncio
+import base64
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+
+from poller.errors import Evidence
+from poller.naming import safe_id
+
+IMAGE_BYTES_MAX = 16 << 20
+KEPT_PER_FAX = 5  # so that one fax that fails for a week does not push out all others
+_CHUNK = 1 << 20
+_SUFFIXES = (".json", ".image")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One failure: its files have this path and the suffixes."""
+
+    path: Path
+    bytes: int
+
+
+class EvidenceStore:
+    """Evidence in `directory`/evidence, at most `max_bytes`; for one process at a time."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self._directory = directory / "evidence"
+        self._max_bytes = max_bytes
+        self._lock = Lock()
+        self._items: list[_Item] | None = None  # oldest first; read when first needed
+
+    async def keep(
+        self,
+        app_id: str,
+        user_id: str,
+        fax_id: str,
+        *,
+        at: datetime,
+        error: str,
+        evidence: Evidence,
+        image: Path | bytes | None = None,
+    ) -> bool:
+        """Keep what was received in one failed attempt; False when that was not possible.
+
+        Of the image the first 16 MiB are kept.
+        """
+        fax = self._directory / _folder(app_id, user_id, fax_id)
+        content: dict[str, object] = {
+            "app_id": app_id,
+            "user_id": user_id,
+            "fax_id": fax_id,
+            "at": at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "error": error,
+            "status": evidence.status,
+            "headers": evidence.headers,
+            **_body(evidence.body),
+        }
+        return await asyncio.to_thread(self._keep, fax, at, content, image)
+
+    async def find(self, app_id: str, user_id: str, fax_id: str) -> list[Path]:
+        """List the files that are kept about a fax, oldest first."""
+        fax = self._directory / _folder(app_id, user_id, fax_id)
+        return await asyncio.to_thread(lambda: sorted(_files(fax)))
+
+    def _keep(
+        self, fax: Path, at: datetime, content: dict[str, object], image: Path | bytes | None
+    ) -> bool:
+        with self._lock:
+            path = _unused(fax / f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}")
+            try:
+                items = self._known()
+                fax.mkdir(mode=0o700, parents=True, exist_ok=True)
+                item = _Item(path, _write(path, content, image, self._max_bytes))
+            except (OSError, ValueError):
+                _remove(path)
+                return False
+            items.append(item)
+            self._items = self._trimmed(items, fax)
+            return item in self._items
+
+    def _known(self) -> list[_Item]:
+        if self._items is None:
+            self._items = sorted(_items(self._directory), key=lambda item: item.path.name)
+        return self._items
+
+    def _trimmed(self, items: list[_Item], fax: Path) -> list[_Item]:
+        of_fax = [item for item in items if item.path.parent == fax]
+        too_many = set(of_fax[:-KEPT_PER_FAX])
+        total = sum(item.bytes for item in items if item not in too_many)
+        kept = []
+        for item in items:
+            if item in too_many:
+                _remove(item.path)
+            elif total > self._max_bytes:
+                total -= item.bytes
+                _remove(item.path)
+            else:
+                kept.append(item)
+        return kept
+
+
+def _folder(app_id: str, user_id: str, fax_id: str) -> str:
+    identity = json.dumps([app_id, user_id, fax_id]).encode()
+    return f"{safe_id(fax_id)}~{hashlib.sha256(identity).hexdigest()[:8]}"
+
+
+def _unused(path: Path) -> Path:
+    """Tell two failures at one instant (of a clock that was set back) apart."""
+    candidates = itertools.chain(
+        [path], (path.with_name(f"{path.name}-{n}") for n in range(1, 100))
+    )
+    return next((one for one in candidates if not one.with_suffix(".json").exists()), path)
+
+
+def _body(body: bytes) -> dict[str, str]:
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode()}
+
+
+def _write(
+    path: Path, content: dict[str, object], image: Path | bytes | None, max_bytes: int
+) -> int:
+    kept = 0
+    if image is not None:
+        kept, size = _write_image(path.with_suffix(".image"), image, max_bytes // 2)
+        content = {**content, "image": {"bytes": size, "kept": kept}}
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    with _created(path.with_suffix(".json")) as file:
+        file.write(data)
+    return kept + len(data)
+
+
+def _write_image(path: Path, image: Path | bytes, max_bytes: int) -> tuple[int, int]:
+    """Copy the beginning; how many bytes were kept, and how many there were."""
+    limit = min(IMAGE_BYTES_MAX, max_bytes)
+    kept = 0
+    with _created(path) as file:
+        for chunk in _chunks(image, limit):
+            file.write(chunk)
+            kept += len(chunk)
+    return kept, len(image) if isinstance(image, bytes) else image.stat().st_size
+
+
+def _chunks(image: Path | bytes, limit: int) -> Iterator[bytes]:
+    if isinstance(image, bytes):
+        yield image[:limit]
+        return
+    with image.open("rb") as file:
+        while limit and (chunk := file.read(min(_CHUNK, limit))):
+            limit -= len(chunk)
+            yield chunk
+
+
+def _created(path: Path) -> BinaryIO:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.fdopen(fd, "wb")
+
+
+def _items(directory: Path) -> Iterable[_Item]:
+    sizes: dict[Path, int] = {}
+    for fax in directory.iterdir() if directory.is_dir() else ():
+        for file in _files(fax):
+            item = file.with_suffix("")
+            sizes[item] = sizes.get(item, 0) + file.stat().st_size
+    return [_Item(path, size) for path, size in sizes.items()]
+
+
+def _files(fax: Path) -> list[Path]:
+    return [file for file in fax.iterdir() if file.suffix in _SUFFIXES] if fax.is_dir() else []
+
+
+def _remove(path: Path) -> None:
+    for suffix in _SUFFIXES:
+        with suppress(OSError):
+            path.with_suffix(suffix).unlink()
+    with suppress(OSError):  # not empty
+        path.parent.rmdir()

@@ -1,0 +1,334 @@
+"""One account at work: its client, its users, its workers, and what is said about them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from poller import log
+from poller.client import Client
+from poller.config.model import Account, RetryConfig
+from poller.efax import Call
+from poller.errors import LedgerUnavailable
+from poller.ingest.fetch import Fetcher, Outcome, Workshop
+from poller.ingest.poll import Poller, PollOutcome
+from poller.ingest.reading import ListReader
+from poller.ingest.user import UserState
+from poller.ingest.workers import FetchWorkers
+from poller.ledger import FaxRow
+
+_FRESH = timedelta(minutes=10)
+
+
+class Witness:
+    """The client's Observer: counts, logs what changes, and passes suspensions on."""
+
+    def __init__(self, owner: "AccountAtWork") -> None:
+        self._owner = owner
+        self._metrics = owner.shop.metrics
+        self._name = owner.account.name
+        self._suspended = False
+        self._slowed = False
+
+    def request(self, call: Call, status: int | None, seconds: float) -> None:
+        self._metrics.request(self._name, call.value, status, seconds)
+        self._owner.progress_at = self._owner.shop.clock.monotonic()
+
+    def waited(self, seconds: float) -> None:
+        self._metrics.waited(self._name, seconds)
+
+    def rate_limited(self, pause_s: float, rate: float) -> None:
+        self._owner.tally["rate_limited"] += 1
+        log.event(
+            "rate-limited",
+            "eFax said 429: the account pauses and goes on more slowly.",
+            account=self._name,
+            pause_s=round(pause_s, 1),
+            requests_per_second=round(rate, 2),
+        )
+
+    def signed_in(self, reason: str) -> None:
+        self._metrics.sign_in(self._name, reason)
+        log.event("token-refreshed", "Signed in.", account=self._name, reason=reason)
+
+    def token_war(self, count: int) -> None:
+        log.event(
+            "token-war",
+            "Another program signs in with this App ID and ends our tokens: give each its own App ID. "
+            "Faxes still arrive, more slowly.",
+            account=self._name,
+            count=count,
+        )
+
+    def suspended(self, until: datetime, reason: str) -> None:
+        if not self._suspended:
+            self._suspended = True
+            self._metrics.suspended(self._name, True)
+            log.event(
+                "account-suspended",
+                f"The account is suspended and probed at growing intervals: {reason}",
+                account=self._name,
+                reason=reason,
+            )
+        self._owner.on_suspended(until, reason)
+
+    def resumed(self, failures: int) -> None:
+        self._suspended = False
+        self._metrics.suspended(self._name, False)
+        log.event(
+            "account-resumed",
+            "eFax answers again; polling and fetching go on.",
+            account=self._name,
+            failures=failures,
+        )
+        self._owner.on_resumed()
+
+
+@dataclass
+class AccountAtWork:
+    """Polls and fetches for one account. Open it, poll its states, run its workers, close it."""
+
+    account: Account
+    shop: Workshop
+    retry: RetryConfig
+    path_template: str
+    secret: str = field(repr=False)
+    on_suspension_change: Callable[["AccountAtWork"], None] = lambda _: None
+    on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
+    states: dict[int, UserState] = field(default_factory=dict)
+    tally: Counter[str] = field(default_factory=Counter)
+    progress_at: float = 0.0
+    _notes: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        shop = self.shop
+        self.progress_at = shop.clock.monotonic()
+        self.client = Client(
+            self.account,
+            api_key=lambda: self.secret,
+            retry=self.retry,
+            clock=shop.clock,
+            sign_ins=SignIns(shop),
+            random=shop.random,
+            observer=Witness(self),
+        )
+        reader = ListReader(
+            self.client,
+            shop.ledger,
+            shop.clock,
+            path_template=self.path_template,
+            on_discovered=self._on_discovered,
+        )
+        self._poller = Poller(
+            self.client, shop.ledger, reader, clock=shop.clock, random=shop.random
+        )
+        self.workers = FetchWorkers(
+            self.account.app_id,
+            shop.ledger,
+            Fetcher(shop, self.client, paused_s=self.paused_s),
+            shop.gate,
+            shop.clock,
+            users=self.states,
+            may_ask=lambda: not self.is_suspended,
+            at_once=images_at_once(self.account.limits.in_flight),
+            on_outcome=self._on_fetched,
+        )
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.client.suspension.until is not None
+
+    async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
+        """Poll one user, and say and count what came of it."""
+        outcome = await self._poller.poll(state, until=until)
+        self._count(state, outcome)
+        self._report(state, outcome)
+        return outcome
+
+    def take(self, account: Account, secret: str) -> None:
+        """Go on with changed limits or a changed secret; the next sign-in uses it."""
+        self.account = account
+        self.secret = secret
+        log.register_secret(secret)
+        self.client.set_limits(account.limits)
+        self.workers.at_once = images_at_once(account.limits.in_flight)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._notes, return_exceptions=True)
+        await self.client.close()
+
+    # -- suspension, and the clock that stands still meanwhile ----------------------------------
+
+    async def paused_s(self) -> float:
+        """How long, in seconds, the give-up clock of this account has stood still."""
+        return await self.shop.ledger.pause_clock(
+            self.account.app_id,
+            self.account.name,
+            self.shop.clock.now(),
+            self.is_suspended or not self.shop.gate.usable,
+        )
+
+    def on_suspended(self, until: datetime, reason: str) -> None:
+        self._note(
+            self.shop.ledger.set_suspended(
+                self.account.app_id, self.account.name, until, log.redact(reason)
+            )
+        )
+        self.note_pause()
+        self.on_suspension_change(self)
+
+    def on_resumed(self) -> None:
+        self._note(
+            self.shop.ledger.set_suspended(self.account.app_id, self.account.name, None, None)
+        )
+        self.note_pause()
+        for state in self.states.values():
+            state.sweep_now = True
+        self.workers.wake()
+        self.on_suspension_change(self)
+
+    def note_pause(self) -> None:
+        """Start or stop the pause of the give-up clock as suspension and gate say now."""
+
+        async def note() -> None:
+            await self.paused_s()
+
+        self._note(note())
+
+    def _note(self, writing: Coroutine[Any, Any, None]) -> None:
+        async def write() -> None:
+            try:
+                await writing
+            except LedgerUnavailable as error:
+                self.shop.gate.close(str(error))
+
+        task = asyncio.create_task(write(), name=f"note {self.account.name}")
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    # -- what is counted and said ---------------------------------------------------------------
+
+    def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
+        now = self.shop.clock.now()
+        steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
+        self.shop.metrics.fax(state.user.account, state.user.name, "discovered", len(faxes))
+        self.tally["discovered"] += len(faxes)
+        for fax in faxes:
+            if fax.received_at is not None:
+                state.last_received_at = max(
+                    fax.received_at, state.last_received_at or fax.received_at
+                )
+                if steady:
+                    self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())
+            log.event(
+                "fax-discovered",
+                "A new fax is listed.",
+                account=fax.account,
+                user=fax.user_name,
+                fax_id=fax.fax_id,
+                received_at=fax.received_at,
+                pages=fax.listed.get("pages"),
+            )
+        self.workers.wake(state.id)
+
+    def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
+        self.tally[outcome.name.lower()] += 1
+        self.on_fetched(fax, outcome)
+
+    def _count(self, state: UserState, outcome: PollOutcome) -> None:
+        account, user = state.user.account, state.user.name
+        metrics = self.shop.metrics
+        if outcome.skipped is not None:
+            metrics.poll(account, user, "skipped")
+            return
+        failed = outcome.error is not None
+        self.tally["failed_polls" if failed else "polls"] += 1
+        metrics.poll(account, user, "failed" if failed else "ok")
+        if state.watermark is not None:
+            metrics.set_watermark(account, user, state.watermark)
+        if state.last_success_at is not None:
+            metrics.set_last_success(account, user, state.last_success_at)
+        gap_s = sum((gap.length.total_seconds() for gap in state.gaps()), 0.0)
+        metrics.set_gap(account, user, gap_s)
+
+    def _report(self, state: UserState, outcome: PollOutcome) -> None:
+        who = {"account": state.user.account, "user": state.user.name}
+        if outcome.skipped is not None:
+            return
+        if outcome.error is not None:
+            self._report_failure(state, outcome)
+            return
+        if state.poll_alarm:
+            log.event(
+                "poll-recovered",
+                "This user is polled again.",
+                **who,
+                failures=state.failures_in_a_row,
+            )
+        state.poll_alarm, state.failures_in_a_row = False, 0
+        log.event(
+            "poll-completed",
+            "Polled a user.",
+            level="info" if outcome.discovered else "debug",
+            **who,
+            discovered=len(outcome.discovered),
+            watermark=state.watermark,
+        )
+        self._report_gaps(state)
+
+    def _report_failure(self, state: UserState, outcome: PollOutcome) -> None:
+        state.failures_in_a_row += 1
+        # An account's or a user's refusal has an event of its own.
+        if state.poll_alarm or self.is_suspended or state.refusals:
+            return
+        state.poll_alarm = True
+        log.event(
+            "poll-failed",
+            "A poll failed; it is repeated on schedule, and said again only when it succeeds.",
+            account=state.user.account,
+            user=state.user.name,
+            error=outcome.error,
+        )
+
+    def _report_gaps(self, state: UserState) -> None:
+        gaps = state.failed_gaps()
+        if bool(gaps) == state.gap_alarm:
+            return
+        state.gap_alarm = bool(gaps)
+        if gaps:
+            log.event(
+                "gap-opened",
+                "A stretch of time could not be listed; it is tried again at growing intervals.",
+                account=state.user.account,
+                user=state.user.name,
+                gaps=len(gaps),
+                gap_from=gaps[0].start,
+                gap_to=gaps[-1].end,
+            )
+        else:
+            log.event(
+                "gap-closed",
+                "Every stretch of time is listed again.",
+                account=state.user.account,
+                user=state.user.name,
+            )
+
+
+class SignIns:
+    """The client's SignInStore, kept in the ledger."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self._ledger = shop.ledger
+
+    async def load(self, app_id: str) -> tuple[float, datetime] | None:
+        return await self._ledger.load_sign_in(app_id)
+
+    async def save(self, app_id: str, level: float, at: datetime) -> None:
+        await self._ledger.save_sign_in(app_id, level, at)
+
+
+def images_at_once(in_flight: int) -> int:
+    """Images leave a quarter of the slots free; as many again may be checked and written meanwhile."""
+    return max(1, in_flight - -(-in_flight // 4)) * 2

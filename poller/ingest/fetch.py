@@ -1,0 +1,288 @@
+"""Fetch one fax: from a pending row to a stored one, or to a failed attempt that says why."""
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from poller import log, retry
+from poller.client import Client
+from poller.clock import Clock
+from poller.config.model import User
+from poller.errors import (
+    AccountSuspended,
+    ApiError,
+    BadAnswer,
+    Evidence,
+    LedgerUnavailable,
+    NotYet,
+    PollerError,
+    RateLimited,
+    Rejected,
+    SignInDelayed,
+    SignInRefused,
+    StorageUnusable,
+    TokenRefused,
+    Unreachable,
+)
+from poller.evidence import EvidenceStore
+from poller.ingest.gate import Gate
+from poller.ledger import FaxRow, Ledger, State
+from poller.metrics import Metrics
+from poller.storage import Draft, Storage, StoredFile, sidecar
+
+_AGAIN_S = 2.0  # between two downloads of a document that came broken
+_POSTPONED = timedelta(seconds=30)
+_ACCOUNTS_FAULT = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt; *postponed* says nothing about the fax itself."""
+
+    STORED = enum.auto()
+    NOT_YET = enum.auto()
+    FAILED = enum.auto()
+    QUARANTINED = enum.auto()
+    POSTPONED = enum.auto()
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What fetching needs, the same for all accounts."""
+
+    ledger: Ledger
+    storage: Storage
+    evidence: EvidenceStore
+    metrics: Metrics
+    gate: Gate
+    clock: Clock
+    random: Callable[[], float]
+    give_up_after: timedelta
+
+
+class Broken(PollerError):
+    """The document came whole over the wire but is not whole itself; `problem` names how."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the document is not whole: {problem}")
+        self.problem = problem
+
+
+class Fetcher:
+    """Fetches the faxes of one account. `paused_s` says how long its give-up clock has stood still."""
+
+    def __init__(
+        self, shop: Workshop, client: Client, *, paused_s: Callable[[], Awaitable[float]]
+    ) -> None:
+        self._shop = shop
+        self._client = client
+        self._paused_s = paused_s
+
+    async def fetch(self, fax: FaxRow, user: User) -> Outcome:
+        """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
+        try:
+            return await self._attempt(fax, user)
+        except (StorageUnusable, LedgerUnavailable) as error:
+            self._shop.gate.close(str(error))
+            return Outcome.POSTPONED
+
+    async def _attempt(self, fax: FaxRow, user: User) -> Outcome:
+        try:
+            return await self._fetch(fax, user)
+        except (StorageUnusable, LedgerUnavailable):
+            raise
+        except _ACCOUNTS_FAULT as error:
+            return await self._postpone(fax, error)
+        except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
+            return await self._failed(fax, error)
+
+    async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
+        shop = self._shop
+        identity = (fax.app_id, fax.user_id, fax.fax_id)
+        carried_on = await shop.storage.resume(fax.path, identity)
+        if carried_on is not None:
+            await self._record(fax, carried_on)
+            await shop.storage.finish(fax.path)
+            return Outcome.STORED
+        async with shop.storage.draft(fax.path) as draft:
+            problem = await self._download_with_evidence(fax, user, draft)
+            stored = await draft.deliver(
+                lambda file: self._sidecar(fax, user, file), damaged=problem is not None
+            )
+            await self._record(fax, stored)
+            await draft.finish()
+        if problem is not None:
+            self._report_damaged(fax, stored, problem)
+        return Outcome.STORED
+
+    async def _download_with_evidence(
+        self, fax: FaxRow, user: User, draft: Draft
+    ) -> str | None:
+        try:
+            return await self._download(fax, user, draft)
+        except (BadAnswer, Broken, Unreachable, Rejected) as error:
+            await self._keep_evidence(fax, error, draft)
+            raise
+
+    async def _download(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
+        """Download into `draft`; returns how the document is broken when it was so twice."""
+        first = await self._download_once(fax, user, draft)
+        if first is None or first == fax.last_problem:
+            return first
+        await self._keep_evidence(fax, Broken(first), draft)
+        await self._shop.clock.sleep(_AGAIN_S)
+        second = await self._download_once(fax, user, draft)
+        if second is None or second == first:
+            return second
+        raise Broken(second)
+
+    async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
+        await self._client.fetch_image(user, fax.fax_id, draft)
+        document = await draft.check()
+        listed = listed_pages(fax.listed)
+        if document.problem is None and listed is not None and document.pages != listed:
+            return f"pages-differ: it has {document.pages} pages, the list says {listed}"
+        return document.problem
+
+    def _sidecar(self, fax: FaxRow, user: User, file: StoredFile) -> dict[str, object]:
+        return sidecar(fax, user, file, stored_at=self._shop.clock.now())
+
+    async def _record(self, fax: FaxRow, file: StoredFile) -> None:
+        """The write of an outcome outlives a cancellation."""
+        now = self._shop.clock.now()
+        await asyncio.shield(
+            self._shop.ledger.stored(
+                fax.id,
+                now=now,
+                file=file.file,
+                format=file.format,
+                bytes=file.bytes,
+                sha256=file.sha256,
+                pages=file.pages,
+                damaged=file.damaged,
+            )
+        )
+        self._shop.metrics.fax(fax.account, fax.user_name, "stored")
+        if fax.received_at is not None:
+            self._shop.metrics.ingest_latency((now - fax.received_at).total_seconds())
+        log.event(
+            "fax-stored",
+            "Stored a fax.",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
+            file=file.file,
+            bytes=file.bytes,
+            pages=file.pages,
+        )
+
+    # -- what did not work --------------------------------------------------------------------
+
+    async def _postpone(self, fax: FaxRow, error: ApiError) -> Outcome:
+        """The account's fault says nothing about the fax: it stays due, a moment later."""
+        await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
+        log.event(
+            "fax-retry",
+            "A fax was postponed: its account could not be asked.",
+            level="debug",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
+            error=error,
+        )
+        return Outcome.POSTPONED
+
+    async def _failed(self, fax: FaxRow, error: Exception) -> Outcome:
+        shop = self._shop
+        now = shop.clock.now()
+        paused_s = await self._paused_s()
+        was_quarantined = fax.state is State.QUARANTINED
+        quarantine = was_quarantined or (
+            fax.first_failed_at is not None
+            and retry.gives_up(
+                now,
+                fax.first_failed_at,
+                timedelta(seconds=paused_s - fax.paused_s_at_first_failure),
+                shop.give_up_after,
+            )
+        )
+        pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=shop.random())
+        await asyncio.shield(
+            shop.ledger.attempt_failed(
+                fax.id,
+                now=now,
+                error=str(error),
+                problem=error.problem if isinstance(error, Broken) else None,
+                next_attempt_at=now + pause,
+                paused_s=paused_s,
+                quarantine=quarantine,
+            )
+        )
+        if quarantine and not was_quarantined:
+            self._report_quarantined(fax, error)
+            return Outcome.QUARANTINED
+        self._report_retry(fax, error, pause)
+        return Outcome.NOT_YET if isinstance(error, NotYet) else Outcome.FAILED
+
+    async def _keep_evidence(self, fax: FaxRow, error: PollerError, draft: Draft) -> None:
+        await self._shop.evidence.keep(
+            fax.app_id,
+            fax.user_id,
+            fax.fax_id,
+            at=self._shop.clock.now(),
+            error=str(error),
+            evidence=error.evidence if isinstance(error, ApiError) else Evidence(),
+            image=draft.image,
+        )
+
+    # -- what is said about it ----------------------------------------------------------------
+
+    def _report_retry(self, fax: FaxRow, error: Exception, pause: timedelta) -> None:
+        """The first failure and each change of its kind is a warning, its repetition is not."""
+        changed = fax.failures == 0 or fax.last_error != str(error)
+        log.event(
+            "fax-retry",
+            "An attempt to fetch a fax failed; it is tried again.",
+            level="warning" if changed else "debug",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
+            error=error,
+            failures=fax.failures + 1,
+            next_attempt_s=round(pause.total_seconds()),
+        )
+
+    def _report_quarantined(self, fax: FaxRow, error: Exception) -> None:
+        self._shop.metrics.fax(fax.account, fax.user_name, "quarantined")
+        log.event(
+            "fax-quarantined",
+            "A fax could not be had for longer than retry.give_up_after; it is tried once a day. "
+            "See `poller status`, mend the cause, then `poller retry`.",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
+            error=error,
+            failures=fax.failures + 1,
+        )
+
+    def _report_damaged(self, fax: FaxRow, file: StoredFile, problem: str) -> None:
+        log.event(
+            "fax-damaged",
+            "A fax came broken the same way twice; it is stored as it came, marked damaged.",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
+            file=file.file,
+            problem=problem,
+        )
+
+
+def listed_pages(listed: dict[str, Any]) -> int | None:
+    """The page count of the list; numbers may come as strings, or not at all."""
+    try:
+        pages = int(listed.get("pages") or 0)
+    except (TypeError, ValueError):
+        return None
+    return pages if pages > 0 else None

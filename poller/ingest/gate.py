@@ -1,0 +1,79 @@
+"""May an image be asked for? Asking marks it downloaded at eFax, so the storage must be able to take it."""
+
+from collections.abc import Callable
+
+from poller import log
+from poller.clock import Clock
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger
+from poller.metrics import Metrics
+from poller.storage import Storage
+
+_TRUSTED_FOR_S = 1.0
+
+
+class Gate:
+    """Open while the storage is usable and the ledger takes writes; says when that changes."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        storage_id: str,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._storage = storage
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+        self._storage_id = storage_id
+        self.on_change = on_change
+        self.reason: str | None = None
+        self._checked_at: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.reason is None
+
+    async def check(self) -> bool:
+        """Look at storage and ledger, at most once a second; True when an image may be asked for."""
+        now = self._clock.monotonic()
+        if self._checked_at is not None and now - self._checked_at < _TRUSTED_FOR_S:
+            return self.usable
+        self._settle(await self._look())
+        self._checked_at = self._clock.monotonic()
+        return self.usable
+
+    async def _look(self) -> str | None:
+        reason = await self._storage.check(self._storage_id)
+        if reason is not None:
+            return reason
+        try:
+            await self._ledger.check_writable()
+        except LedgerUnavailable as error:
+            return str(error)
+        return None
+
+    def close(self, reason: str) -> None:
+        """An attempt met an unusable storage or ledger: no further image until a check passes."""
+        self._settle(reason)
+        self._checked_at = self._clock.monotonic()
+
+    def _settle(self, reason: str | None) -> None:
+        was = self.reason
+        self.reason = reason
+        self._metrics.storage(free_bytes=self._storage.free_bytes, usable=reason is None)
+        if (was is None) == (reason is None):
+            return
+        if reason is not None:
+            log.event(
+                "storage-unusable",
+                f"No image is fetched until this is mended: {reason}",
+                reason=reason,
+            )
+        else:
+            log.event("storage-usable", "The storage is usable again; fetching goes on.")
+        self.on_change()

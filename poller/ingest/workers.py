@@ -1,0 +1,193 @@
+"""Fetch what is due, users taking turns."""
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+from poller.clock import Clock
+from poller.errors import LedgerUnavailable
+from poller.ingest.fetch import Fetcher, Outcome
+from poller.ingest.gate import Gate
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow, Ledger
+
+_LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
+_AHEAD = 16  # rows read at once per user
+
+
+class Turns:
+    """Whose fax is next: users in a ring, each with the rows read ahead of their turn."""
+
+    def __init__(self) -> None:
+        self._ring: collections.deque[int] = collections.deque()
+        self._rows: dict[int, collections.deque[FaxRow]] = {}
+
+    def __contains__(self, user: int) -> bool:
+        return user in self._rows
+
+    def add(self, user: int) -> None:
+        """Give `user` a place in the ring, if it has none."""
+        if user not in self._rows:
+            self._rows[user] = collections.deque()
+            self._ring.append(user)
+
+    def next(self) -> int | None:
+        return self._ring[0] if self._ring else None
+
+    def rows(self, user: int) -> collections.deque[FaxRow]:
+        return self._rows[user]
+
+    def pass_on(self) -> None:
+        """The first one had its turn."""
+        self._ring.rotate(-1)
+
+    def leave(self) -> None:
+        """The first one has nothing more."""
+        del self._rows[self._ring.popleft()]
+
+
+class FetchWorkers:
+    """Fetches the due faxes of one account, `at_once` at a time, while the gate is open.
+
+    `may_ask` is False while the account is suspended. `drain()` ends it.
+    """
+
+    def __init__(
+        self,
+        app_id: str,
+        ledger: Ledger,
+        fetcher: Fetcher,
+        gate: Gate,
+        clock: Clock,
+        *,
+        users: dict[int, UserState],
+        may_ask: Callable[[], bool],
+        at_once: int,
+        on_outcome: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None,
+    ) -> None:
+        self.at_once = at_once
+        self._app_id = app_id
+        self._ledger = ledger
+        self._fetcher = fetcher
+        self._gate = gate
+        self._clock = clock
+        self._users = users
+        self._may_ask = may_ask
+        self._on_outcome = on_outcome
+        self._turns = Turns()
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._looked_at: float | None = None
+        self.progress_at = clock.monotonic()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def wake(self, user: int | None = None) -> None:
+        """Something may be due now; `user` has new faxes."""
+        if user is not None:
+            self._turns.add(user)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fetch until `drain` is called."""
+        while not self._stopping:
+            self._wake.clear()
+            if not await self._start_one():
+                await self._wait()
+
+    async def run_until_idle(self) -> None:
+        """Fetch all that is due now, for `poller once`; ends early when nothing can be asked."""
+        while True:
+            started = await self._start_one(look=True)
+            if started:
+                continue
+            if not self._running:
+                return
+            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Start nothing more, let what is under way end for `timeout_s`, then cut it off."""
+        self._stopping = True
+        self._wake.set()
+        tasks = list(self._running.values())
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _start_one(self, *, look: bool = False) -> bool:
+        if len(self._running) >= self.at_once or self._stopping or not self._may_ask():
+            return False
+        fax = await self._next(look=look)
+        if fax is None or not await self._gate.check() or self._stopping:
+            return False
+        state = self._users[fax.user]
+        task = asyncio.create_task(self._fetch(fax, state), name=f"fetch {state.key}")
+        self._running[fax.id] = task
+        task.add_done_callback(lambda _: self._ended(fax.id))
+        return True
+
+    def _ended(self, fax: int) -> None:
+        del self._running[fax]
+        self.progress_at = self._clock.monotonic()
+        self._wake.set()
+
+    async def _fetch(self, fax: FaxRow, state: UserState) -> None:
+        with state.images:
+            outcome = await self._fetcher.fetch(fax, state.user)
+        self._on_outcome(fax, outcome)
+
+    async def _next(self, *, look: bool) -> FaxRow | None:
+        """The next due row, or None; a user whose list is being read is passed over."""
+        try:
+            await self._look(force=look)
+            return await self._take_turn()
+        except LedgerUnavailable as error:
+            self._gate.close(str(error))
+            return None
+
+    async def _look(self, *, force: bool) -> None:
+        now = self._clock.monotonic()
+        recently = self._looked_at is not None and now - self._looked_at < _LOOK_AGAIN_S
+        if self._turns.next() is not None or (recently and not force):
+            return
+        self._looked_at = now
+        for user in await self._ledger.users_with_due(self._app_id, self._clock.now()):
+            if user in self._users:
+                self._turns.add(user)
+
+    async def _take_turn(self) -> FaxRow | None:
+        held = 0
+        while (user := self._turns.next()) is not None:
+            state = self._users.get(user)
+            if state is not None and state.images.held:
+                held += 1
+                self._turns.pass_on()
+                if held > len(self._users):
+                    return None
+                continue
+            rows = self._turns.rows(user)
+            if not rows and state is not None:
+                rows.extend(
+                    await self._ledger.due(
+                        user, self._clock.now(), _AHEAD, exclude=list(self._running)
+                    )
+                )
+            if state is None or not rows:
+                self._turns.leave()
+                continue
+            self._turns.pass_on()
+            return rows.popleft()
+        return None

@@ -1,0 +1,305 @@
+"""From a pending fax to a stored one: what is due, and what became of each attempt."""
+
+import collections
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, delete, func, insert, select, union_all, update
+
+from poller.ledger.listing import FAX, chunks
+from poller.ledger.rows import Attempt, FaxRow, fax_row
+from poller.ledger.tables import State, attempts, faxes, users
+
+KEPT_ATTEMPTS = 50
+DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
+
+# Said in every query of what is due, so that SQLite may use the index of nothing else.
+_WAITING = faxes.c.next_attempt_at.is_not(None)
+
+
+@dataclass(frozen=True)
+class File:
+    """A stored file, as the storage made it."""
+
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    pages: int | None
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed attempt and what it leads to; `counts` says whether `failures` grows."""
+
+    error: str
+    problem: str | None
+    next_attempt_at: datetime
+    paused_s: float
+    quarantine: bool
+    counts: bool
+
+
+# -- what is due -----------------------------------------------------------------------------------
+
+
+def _in_state(state: State) -> Any:
+    return and_(faxes.c.user == users.c.id, faxes.c.state == state, _WAITING)
+
+
+def _has_waiting(app_id: str) -> Any:
+    return and_(
+        users.c.app_id == app_id,
+        users.c.removed.is_(False),
+        users.c.pending + users.c.quarantined > 0,
+    )
+
+
+def users_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
+    due = [
+        select(faxes.c.id).where(_in_state(state), faxes.c.next_attempt_at <= now).exists()
+        for state in DUE_STATES
+    ]
+    wanted = select(users.c.id).where(_has_waiting(app_id), due[0] | due[1])
+    return list(connection.scalars(wanted.order_by(users.c.id)))
+
+
+def due(
+    connection: Connection, user: int, now: datetime, limit: int, exclude: Collection[int]
+) -> list[FaxRow]:
+    left_out = set(exclude)
+    found: list[FaxRow] = []
+    for state in DUE_STATES:
+        wanted = (
+            FAX.where(
+                faxes.c.user == user,
+                faxes.c.state == state,
+                _WAITING,
+                faxes.c.next_attempt_at <= now,
+            )
+            .order_by(faxes.c.next_attempt_at, faxes.c.id)
+            .limit(limit - len(found) + len(left_out))
+        )
+        rows = [fax_row(row) for row in connection.execute(wanted).mappings()]
+        found += [row for row in rows if row.id not in left_out]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def next_due_at(connection: Connection, app_id: str) -> datetime | None:
+    earliest = [
+        select(
+            select(func.min(faxes.c.next_attempt_at))
+            .where(_in_state(state))
+            .scalar_subquery()
+            .label("at")
+        ).where(_has_waiting(app_id))
+        for state in DUE_STATES
+    ]
+    per_user = union_all(*earliest).subquery()
+    at: datetime | None = connection.scalar(select(func.min(per_user.c.at)))
+    return at
+
+
+# -- looking up ------------------------------------------------------------------------------------
+
+
+def one_fax(connection: Connection, fax: int) -> FaxRow:
+    row = connection.execute(FAX.where(faxes.c.id == fax)).mappings().one_or_none()
+    if row is None:
+        raise LookupError(f"the ledger knows no fax {fax}")
+    return fax_row(row)
+
+
+def find(
+    connection: Connection, fax_id: str, account: str | None, user: str | None
+) -> list[FaxRow]:
+    wanted = FAX.where(faxes.c.fax_id == fax_id)
+    if account is not None:
+        wanted = wanted.where(users.c.account == account)
+    if user is not None:
+        wanted = wanted.where(users.c.name == user)
+    return [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id)).mappings()]
+
+
+def by_path(connection: Connection, path: str) -> FaxRow | None:
+    row = connection.execute(FAX.where(faxes.c.path == path)).mappings().one_or_none()
+    return None if row is None else fax_row(row)
+
+
+def recent_directories(connection: Connection, limit: int) -> list[str]:
+    """The directory of a path is what is left when all but slashes is stripped from its end."""
+    directory = func.rtrim(
+        func.rtrim(faxes.c.path, func.replace(faxes.c.path, "/", "")), "/"
+    ).label("directory")
+    last = (
+        select(directory)
+        .where(faxes.c.stored_at.is_not(None))
+        .order_by(faxes.c.stored_at.desc())
+        .limit(limit)
+        .subquery()
+    )
+    waiting = select(directory).where(_WAITING)
+    both = union_all(waiting, select(last.c.directory)).subquery()
+    return sorted(connection.scalars(select(both.c.directory).distinct()))
+
+
+def history(connection: Connection, fax: int) -> list[Attempt]:
+    wanted = select(attempts.c.at, attempts.c.outcome, attempts.c.error)
+    rows = connection.execute(wanted.where(attempts.c.fax == fax).order_by(attempts.c.id))
+    return [Attempt(*row) for row in rows]
+
+
+# -- what became of it -----------------------------------------------------------------------------
+
+
+def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
+    row = one_fax(connection, fax)
+    held = File(
+        row.file or "", row.format or "", row.bytes or 0, row.sha256 or "", row.pages, row.damaged
+    )
+    if row.state is State.STORED and held == file:
+        return
+    _set_fax(
+        connection,
+        fax,
+        state=State.STORED,
+        stored_at=now,
+        next_attempt_at=None,
+        attempts=row.attempts + 1,
+        failures=0,
+        first_failed_at=None,
+        last_error=None,
+        force=False,
+        file=file.file,
+        format=file.format,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        pages=file.pages,
+        damaged=file.damaged,
+    )
+    _remember(connection, fax, now, "stored", None)
+    _count(connection, [row], State.STORED)
+    newest = case((users.c.last_stored_at > now, users.c.last_stored_at), else_=now)
+    connection.execute(
+        update(users)
+        .where(users.c.id == row.user)
+        .values(
+            last_stored_at=newest, damaged=users.c.damaged + int(file.damaged) - int(row.damaged)
+        )
+    )
+
+
+def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
+    row = one_fax(connection, fax)
+    _remember(connection, fax, now, failure.problem or "failed", failure.error)
+    values: dict[str, Any] = {"attempts": row.attempts + 1}
+    if row.state in DUE_STATES:  # else it was stored or dismissed meanwhile, and that holds
+        values |= _consequences(row, now, failure)
+        if failure.quarantine and row.state is State.PENDING:
+            values |= {"state": State.QUARANTINED, "quarantined_at": now}
+            _count(connection, [row], State.QUARANTINED)
+    _set_fax(connection, fax, **values)
+    return one_fax(connection, fax)
+
+
+def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "failures": row.failures + int(failure.counts),
+        "next_attempt_at": failure.next_attempt_at,
+        "last_error": failure.error,
+    }
+    if failure.problem is not None:  # other failures between say nothing about the document
+        values["last_problem"] = failure.problem
+    if row.first_failed_at is None:
+        values |= {"first_failed_at": now, "paused_s_at_first_failure": failure.paused_s}
+    return values
+
+
+def postpone(connection: Connection, fax: int, next_attempt_at: datetime) -> None:
+    connection.execute(
+        update(faxes).where(faxes.c.id == fax, _WAITING).values(next_attempt_at=next_attempt_at)
+    )
+
+
+def dismiss(connection: Connection, fax: int, now: datetime, reason: str) -> FaxRow:
+    row = one_fax(connection, fax)
+    if row.state in DUE_STATES:
+        _set_fax(
+            connection,
+            fax,
+            state=State.DISMISSED,
+            next_attempt_at=None,
+            dismissed_at=now,
+            dismiss_reason=reason,
+        )
+        _remember(connection, fax, now, "dismissed", reason)
+        _count(connection, [row], State.DISMISSED)
+    return one_fax(connection, fax)
+
+
+def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
+    rows = [row for row in _rows(connection, wanted) if row.state is not State.STORED]
+    for row in rows:
+        _set_fax(
+            connection,
+            row.id,
+            state=State.PENDING,
+            next_attempt_at=now,
+            failures=0,
+            first_failed_at=None,
+            quarantined_at=None,
+            dismissed_at=None,
+            dismiss_reason=None,
+        )
+        _remember(connection, row.id, now, "made due", None)
+    _count(connection, rows, State.PENDING)
+    return len(rows)
+
+
+def _rows(connection: Connection, wanted: Sequence[int] | None) -> list[FaxRow]:
+    if wanted is None:
+        quarantined = FAX.where(_in_state(State.QUARANTINED), users.c.removed.is_(False))
+        return [fax_row(row) for row in connection.execute(quarantined).mappings()]
+    return [
+        fax_row(row)
+        for chunk in chunks(sorted(set(wanted)))
+        for row in connection.execute(FAX.where(faxes.c.id.in_(chunk))).mappings()
+    ]
+
+
+def _set_fax(connection: Connection, fax: int, **values: Any) -> None:
+    connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
+
+
+def _remember(
+    connection: Connection, fax: int, at: datetime, outcome: str, error: str | None
+) -> None:
+    connection.execute(insert(attempts).values(fax=fax, at=at, outcome=outcome, error=error))
+    mine = attempts.c.fax == fax
+    last_kept = (
+        select(attempts.c.id)
+        .where(mine)
+        .order_by(attempts.c.id.desc())
+        .limit(1)
+        .offset(KEPT_ATTEMPTS - 1)
+        .scalar_subquery()
+    )
+    connection.execute(delete(attempts).where(mine, attempts.c.id < last_kept))
+
+
+def _count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
+    """Move `rows` from the counters of their states to that of `to`."""
+    changes: dict[int, collections.Counter[str]] = {}
+    for row in rows:
+        change = changes.setdefault(row.user, collections.Counter())
+        change[row.state] -= 1
+        change[to] += 1
+    for user, change in changes.items():
+        moved = {state: users.c[state] + by for state, by in change.items() if by}
+        if moved:
+            connection.execute(update(users).where(users.c.id == user).values(moved))

@@ -1,0 +1,379 @@
+"""The ledger as its callers see it: one public method is one transaction.
+
+Every method may raise LedgerUnavailable (nothing was recorded then) and, for an id that it never
+gave out, LookupError. Times are aware UTC.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from poller.errors import CannotStart, LedgerUnavailable
+from poller.ledger import engine, fetching, listing, schema, users
+from poller.ledger.rows import AccountRow, Attempt, FaxRow, NewFax, UserRow
+from poller.ledger.tables import meta
+from poller.ledger.writer import Writer
+from poller.window import Coverage, FailedSlice, Interval, SliceKind
+
+T = TypeVar("T")
+BUSY_TIMEOUT_S = 5.0
+
+
+class Ledger:
+    """An open ledger; `created` says that this open made its tables."""
+
+    def __init__(
+        self, path: Path, readers: AsyncEngine, writer: Writer | None, *, created: bool
+    ) -> None:
+        self.created = created
+        self._path = path
+        self._readers = readers
+        self._writer = writer
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        create: bool = True,
+        readonly: bool = False,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Open the ledger at `url`, make it when there is none and `create`, migrate it when old.
+
+        With `readonly` nothing is made, migrated or changed. Raises CannotStart with the reason; a
+        file that is damaged, foreign or of a newer poller stays byte for byte as it was.
+        """
+        path = engine.database_path(url)
+        found = await asyncio.to_thread(
+            engine.look, path, timeout_s=busy_timeout_s, thorough=not readonly
+        )
+        if found.tables:
+            schema.require_known(path, found.revision, may_migrate=not readonly)
+        elif readonly or not create:
+            raise CannotStart(f"there is no ledger at {path}; the service makes it when it starts")
+        readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
+        if readonly:
+            return cls(path, readers, None, created=False)
+        await asyncio.to_thread(engine.prepare, path)
+        writer = Writer(
+            engine.writer_engine(path, timeout_s=busy_timeout_s), path, monotonic=monotonic
+        )
+        try:
+            created = await writer.run(schema.migrate)
+        except BaseException as error:
+            await writer.close()
+            if isinstance(error, LedgerUnavailable):
+                raise CannotStart(str(error)) from error
+            raise
+        return cls(path, readers, writer, created=created)
+
+    async def close(self) -> None:
+        """Finish the writes that were asked for and close; a second time does nothing."""
+        if self._writer is not None:
+            await self._writer.close()
+        await self._readers.dispose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        if self._writer is None:
+            raise LedgerUnavailable(f"the ledger {self._path} was opened for reading only")
+        return await self._writer.run(work)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        with engine.unavailable(self._path):
+            async with self._readers.connect() as connection, connection.begin():
+                return await connection.run_sync(work)
+
+    # -- is it well ----------------------------------------------------------------------------
+
+    @property
+    def last_write_at(self) -> float | None:
+        """When the last transaction was committed (monotonic seconds)."""
+        return self._writer.last_commit_at if self._writer else None
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest write without an answer was asked for (monotonic seconds)."""
+        return self._writer.waiting_since if self._writer else None
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed; one may hold many writes."""
+        return self._writer.commits if self._writer else 0
+
+    async def check_writable(self) -> None:
+        """Write a little and wait until it is durable; raises LedgerUnavailable."""
+        await self._write(lambda connection: _set_meta(connection, "write_check", _next_count))
+
+    async def storage_id(self) -> str | None:
+        """Return the id that the storage's marker file must bear, None before there is one."""
+        return await self._read(lambda connection: _meta(connection, "storage_id"))
+
+    async def set_storage_id(self, storage_id: str) -> None:
+        """Remember the id of the storage that belongs to this ledger."""
+        await self._write(
+            lambda connection: _set_meta(connection, "storage_id", lambda _: storage_id)
+        )
+
+    # -- users and accounts ---------------------------------------------------------------------
+
+    async def sync_users(self, wanted: Sequence[users.Identity], now: datetime) -> list[UserRow]:
+        """Make the ledger know exactly these users (app_id, user_id, account, user).
+
+        New ones are added as first seen `now`, labels are brought up to date, all others are marked
+        removed. Returns the rows in the order asked for.
+        """
+        return await self._write(lambda connection: users.sync(connection, wanted, now))
+
+    async def users(self, *, include_removed: bool = True) -> list[UserRow]:
+        """Return all users in the order in which they were added."""
+        return await self._read(
+            lambda connection: users.all_users(connection, include_removed=include_removed)
+        )
+
+    async def user(self, user: int) -> UserRow:
+        """Return one user."""
+        return await self._read(lambda connection: users.one_user(connection, user))
+
+    async def pin_start(self, user: int, start: datetime, configured: str) -> None:
+        """Fix where the user's look-back begins; once set it only moves to earlier times."""
+        await self._write(lambda connection: users.pin_start(connection, user, start, configured))
+
+    async def accounts(self) -> list[AccountRow]:
+        """Return all accounts that the ledger has seen, in the order of their App IDs."""
+        return await self._read(users.all_accounts)
+
+    async def set_suspended(
+        self, app_id: str, account: str, until: datetime | None, reason: str | None
+    ) -> None:
+        """Record that the account is suspended, or with None that it is not."""
+        await self._write(
+            lambda connection: users.set_suspended(connection, app_id, account, until, reason)
+        )
+
+    async def pause_clock(self, app_id: str, account: str, now: datetime, *, paused: bool) -> float:
+        """Stop the give-up clock of the account's faxes, or let it go on; often called, idempotent.
+
+        Returns for how many seconds it has stood still in all, the running pause included.
+        """
+        return await self._write(
+            lambda connection: users.pause_clock(connection, app_id, account, now, paused=paused)
+        )
+
+    async def load_sign_in(self, app_id: str) -> tuple[float, datetime] | None:
+        """Return what `save_sign_in` kept: the level of the sign-in budget and when it was so."""
+        row = await self._read(lambda connection: users.one_account(connection, app_id))
+        if row is None or row.sign_in_level is None or row.sign_in_at is None:
+            return None
+        return row.sign_in_level, row.sign_in_at
+
+    async def save_sign_in(self, app_id: str, level: float, at: datetime) -> None:
+        """Keep the sign-in budget, which holds across restarts."""
+        await self._write(lambda connection: users.save_sign_in(connection, app_id, level, at))
+
+    async def poll_done(
+        self,
+        user: int,
+        now: datetime,
+        *,
+        error: str | None,
+        refused_until: datetime | None = None,
+    ) -> None:
+        """Record what a poll came to; `error` None is a success, which ends a refusal.
+
+        A `refused_until` other than the one held is one more refusal in a row; None leaves it.
+        """
+        await self._write(
+            lambda connection: users.poll_done(connection, user, now, error, refused_until)
+        )
+
+    async def sweep_done(self, user: int, kind: SliceKind, end: datetime, found: int) -> None:
+        """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found."""
+        await self._write(
+            lambda connection: users.sweep_done(connection, user, SliceKind(kind), end, found)
+        )
+
+    # -- listing --------------------------------------------------------------------------------
+
+    async def record_page(
+        self,
+        user: int,
+        faxes: Sequence[NewFax],
+        *,
+        window: Interval | None,
+        found_by: str,
+        now: datetime,
+        covers: Interval | None = None,
+    ) -> list[FaxRow]:
+        """Record a page of a list; returns the faxes that were not known, now pending and due.
+
+        `covers` comes with the last page: in the same transaction it is merged into the coverage
+        and the failed slices inside it are forgotten. What a known fax was listed as first is kept;
+        when it was last listed is kept to ten minutes.
+        """
+        page = listing.Page(faxes, window, found_by, now, covers)
+        return await self._write(lambda connection: listing.record_page(connection, user, page))
+
+    async def coverage(self, user: int) -> Coverage:
+        """Return what has been listed to its end for this user."""
+        return await self._read(lambda connection: listing.covered(connection, user))
+
+    async def coverages(self) -> dict[int, Coverage]:
+        """Return the coverage of all users that have some."""
+        return await self._read(listing.coverages)
+
+    async def failed_slices(self, user: int) -> list[FailedSlice]:
+        """Return the slices that could not be listed, oldest first, dismissed ones included."""
+        return await self._read(lambda connection: listing.failed(connection, user))
+
+    async def all_failed_slices(self) -> dict[int, list[FailedSlice]]:
+        """Return the failed slices of all users that have some."""
+        return await self._read(listing.all_failed)
+
+    async def slice_failed(
+        self, user: int, interval: Interval, next_attempt_at: datetime, reason: str
+    ) -> int:
+        """Record that a slice could not be listed; returns how often that has been so."""
+        return await self._write(
+            lambda connection: listing.slice_failed(
+                connection, user, interval, next_attempt_at, reason
+            )
+        )
+
+    async def slice_split(self, user: int, whole: Interval, halves: Iterable[Interval]) -> None:
+        """Put `halves`, which are due at once, in the place of the failed slice `whole`."""
+        await self._write(lambda connection: listing.slice_split(connection, user, whole, halves))
+
+    # -- fetching -------------------------------------------------------------------------------
+
+    async def users_with_due(self, app_id: str, now: datetime) -> list[int]:
+        """Return the account's users, but for removed ones, who have a fax to be fetched now."""
+        return await self._read(lambda connection: fetching.users_with_due(connection, app_id, now))
+
+    async def due(
+        self, user: int, now: datetime, limit: int, exclude: Collection[int] = ()
+    ) -> list[FaxRow]:
+        """Return what to fetch now: pending faxes, longest due first, then quarantined ones."""
+        return await self._read(
+            lambda connection: fetching.due(connection, user, now, limit, exclude)
+        )
+
+    async def next_due_at(self, app_id: str) -> datetime | None:
+        """Return when the account's next fax is due, None when none is waiting."""
+        return await self._read(lambda connection: fetching.next_due_at(connection, app_id))
+
+    async def stored(
+        self,
+        fax: int,
+        *,
+        now: datetime,
+        file: str,
+        format: str,  # noqa: A002  (the sidecar's word)
+        bytes: int,  # noqa: A002
+        sha256: str,
+        pages: int | None,
+        damaged: bool,
+    ) -> None:
+        """Record that the fax is on the disk; the same again changes nothing."""
+        made = fetching.File(file, format, bytes, sha256, pages, damaged)
+        await self._write(lambda connection: fetching.stored(connection, fax, now, made))
+
+    async def attempt_failed(
+        self,
+        fax: int,
+        *,
+        now: datetime,
+        error: str,
+        problem: str | None,
+        next_attempt_at: datetime,
+        paused_s: float,
+        quarantine: bool,
+        counts: bool = True,
+    ) -> FaxRow:
+        """Record a failed attempt; the first one starts the give-up clock.
+
+        `problem` names how the document is broken. `paused_s` is what `pause_clock` said. Without
+        `counts` the failures in a row stay as they are. A fax that was stored or dismissed in the
+        meantime stays so, with the attempt in its history.
+        """
+        failure = fetching.Failure(error, problem, next_attempt_at, paused_s, quarantine, counts)
+        return await self._write(
+            lambda connection: fetching.attempt_failed(connection, fax, now, failure)
+        )
+
+    async def postpone(self, fax: int, next_attempt_at: datetime) -> None:
+        """Fetch a waiting fax at another time; nothing is said about the fax itself."""
+        await self._write(lambda connection: fetching.postpone(connection, fax, next_attempt_at))
+
+    async def dismiss(self, fax: int, *, now: datetime, reason: str) -> FaxRow:
+        """Stop fetching a fax that cannot be had; a stored one stays stored."""
+        return await self._write(lambda connection: fetching.dismiss(connection, fax, now, reason))
+
+    async def make_due(self, faxes: Sequence[int] | None, now: datetime) -> int:
+        """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
+
+        None means all quarantined faxes of users who are configured. Stored ones are left alone.
+        Returns how many were made due.
+        """
+        return await self._write(lambda connection: fetching.make_due(connection, faxes, now))
+
+    async def fax(self, fax: int) -> FaxRow:
+        """Return one fax."""
+        return await self._read(lambda connection: fetching.one_fax(connection, fax))
+
+    async def find(
+        self, fax_id: str, account: str | None = None, user: str | None = None
+    ) -> list[FaxRow]:
+        """Return the faxes of this id; two users may have one each."""
+        return await self._read(lambda connection: fetching.find(connection, fax_id, account, user))
+
+    async def by_path(self, path: str) -> FaxRow | None:
+        """Return the fax to which a path (relative, without extension) was given."""
+        return await self._read(lambda connection: fetching.by_path(connection, path))
+
+    async def history(self, fax: int) -> list[Attempt]:
+        """Return the last fifty things that happened to a fax, oldest first."""
+        return await self._read(lambda connection: fetching.history(connection, fax))
+
+    async def recent_paths(self, limit: int = 1000) -> list[str]:
+        """Return the directories where a crash can have left something: relative, "" the topmost.
+
+        They are those of all faxes that wait and of the last `limit` stored ones.
+        """
+        return await self._read(lambda connection: fetching.recent_directories(connection, limit))
+
+
+def _next_count(held: str | None) -> str:
+    return str(int(held or 0) + 1)
+
+
+def _meta(connection: Connection, name: str) -> str | None:
+    value: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == name))
+    return value
+
+
+def _set_meta(connection: Connection, name: str, value: Callable[[str | None], str]) -> None:
+    held = _meta(connection, name)
+    if held is None:
+        connection.execute(meta.insert().values(name=name, value=value(None)))
+    else:
+        connection.execute(update(meta).where(meta.c.name == name).values(value=value(held)))

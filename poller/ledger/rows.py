@@ -1,0 +1,131 @@
+"""What the ledger hands out: frozen rows that know nothing of tables."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from poller.ledger.tables import State
+from poller.window import Interval
+
+
+@dataclass(frozen=True)
+class UserRow:
+    """(app_id, user_id) is the identity, `account` and `user` are labels; counters are of faxes.
+
+    `discovered` counts all, `stored`, `pending`, `quarantined` and `dismissed` by state, `damaged`
+    those stored and broken. `late_max_s` is the longest that a fax was late although its time had
+    already been listed.
+    """
+
+    id: int
+    app_id: str
+    user_id: str
+    account: str
+    user: str
+    our_first_seen: datetime
+    pinned_start: datetime | None
+    configured_start: str | None
+    removed: bool
+    last_poll_at: datetime | None
+    last_success_at: datetime | None
+    last_error: str | None
+    failed_polls: int
+    refused_until: datetime | None
+    refusals: int
+    sweep_end: datetime | None
+    deep_sweep_end: datetime | None
+    discovered: int
+    stored: int
+    pending: int
+    quarantined: int
+    dismissed: int
+    damaged: int
+    last_received_at: datetime | None
+    last_stored_at: datetime | None
+    late_max_s: float
+    found_by_sweep: int
+    found_by_deep_sweep: int
+
+
+@dataclass(frozen=True)
+class FaxRow:
+    """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage."""
+
+    id: int
+    user: int
+    app_id: str
+    user_id: str
+    account: str
+    user_name: str
+    fax_id: str
+    state: State
+    path: str
+    listed: dict[str, Any]
+    received_at: datetime | None
+    first_seen_at: datetime
+    attempts: int
+    failures: int
+    first_failed_at: datetime | None
+    paused_s_at_first_failure: float
+    next_attempt_at: datetime | None
+    last_error: str | None
+    last_problem: str | None
+    stored_at: datetime | None
+    file: str | None
+    format: str | None
+    bytes: int | None
+    sha256: str | None
+    pages: int | None
+    damaged: bool
+    found_by: str
+    first_window: Interval | None
+    last_window: Interval | None
+    last_listed_at: datetime
+    quarantined_at: datetime | None
+    dismissed_at: datetime | None
+    dismiss_reason: str | None
+    force: bool
+
+
+@dataclass(frozen=True)
+class NewFax:
+    """A fax as it was listed, and the path that it gets if it is not known yet."""
+
+    fax_id: str
+    path: str
+    listed: dict[str, Any]
+    received_at: datetime | None
+
+
+@dataclass(frozen=True)
+class AccountRow:
+    """`paused_s` leaves out the pause that is running since `paused_since`."""
+
+    app_id: str
+    account: str
+    suspended_until: datetime | None
+    reason: str | None
+    paused_s: float
+    paused_since: datetime | None
+    sign_in_level: float | None
+    sign_in_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What happened to a fax: `outcome` is `stored`, `failed`, a problem, or an operator's act."""
+
+    at: datetime
+    outcome: str
+    error: str | None
+
+
+def fax_row(values: RowMapping) -> FaxRow:
+    """Make a row of the columns of `faxes` and the user's labels."""
+    fields: dict[str, Any] = {str(name): value for name, value in values.items()}
+    for which in ("first_window", "last_window"):
+        start, end = fields.pop(f"{which}_start"), fields.pop(f"{which}_end")
+        fields[which] = None if start is None else Interval(start, end)
+    return FaxRow(**fields)

@@ -1,0 +1,272 @@
+"""The tables as they are now; `migrations/` says how a ledger of any age becomes this."""
+
+# ruff: noqa: ARG002  (the signatures of column types are SQLAlchemy's)
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+REVISION = "0001"  # the newest migration, known without loading alembic: opening stays quick
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class State(StrEnum):
+    """What has become of a fax."""
+
+    PENDING = "pending"
+    STORED = "stored"
+    QUARANTINED = "quarantined"
+    DISMISSED = "dismissed"
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC time in microseconds since 1970, so that order and arithmetic are exact."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else EPOCH + value * MICROSECOND
+
+
+_UNSTORABLE = re.compile("[\\\\\x00\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
+
+
+class Text(TypeDecorator[str]):
+    """Any text at all: NUL, lone surrogates and the backslash are escaped as `\\uXXXX`.
+
+    JSON may bear a lone surrogate, which UTF-8 cannot encode, and no id may be able to stop a page.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> str | None:
+        return value and _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+
+
+class Listed(TypeDecorator[dict[str, Any]]):
+    """A fax exactly as the API listed it: key order, big numbers and odd text survive."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> str:
+        return json.dumps(value or {}, separators=(",", ":"))
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> dict[str, Any]:
+        listed: dict[str, Any] = json.loads(value or "{}")
+        return listed
+
+
+class StateText(TypeDecorator[State]):
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: State | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.value
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> State | None:
+        return None if value is None else State(value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _number(name: str) -> "Column[int]":
+    return Column(name, Integer, nullable=False, server_default="0")
+
+
+def _seconds(name: str) -> "Column[float]":
+    return Column(name, Float, nullable=False, server_default="0")
+
+
+def _flag(name: str) -> "Column[bool]":
+    return Column(name, Boolean, nullable=False, server_default="0")
+
+
+# Single facts: the storage's id, the counter that proves that writing works.
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("app_id", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("suspended_until", Instant),
+    Column("reason", Text),
+    _seconds("paused_s"),
+    Column("paused_since", Instant),
+    Column("sign_in_level", Float),
+    Column("sign_in_at", Instant),
+)
+
+# The counters are kept in the transactions that change faxes, so that status need not count rows.
+users = Table(
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("app_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("our_first_seen", Instant, nullable=False),
+    Column("pinned_start", Instant),
+    Column("configured_start", Text),
+    _flag("removed"),
+    Column("last_poll_at", Instant),
+    Column("last_success_at", Instant),
+    Column("last_error", Text),
+    _number("failed_polls"),
+    Column("refused_until", Instant),
+    _number("refusals"),
+    Column("sweep_end", Instant),
+    Column("deep_sweep_end", Instant),
+    _number("discovered"),
+    _number("stored"),
+    _number("pending"),
+    _number("quarantined"),
+    _number("dismissed"),
+    _number("damaged"),
+    Column("last_received_at", Instant),
+    Column("last_stored_at", Instant),
+    _seconds("late_max_s"),
+    _number("found_by_sweep"),
+    _number("found_by_deep_sweep"),
+    UniqueConstraint("app_id", "user_id"),
+)
+
+# Merged and disjoint for each user: listed to the last page.
+coverage = Table(
+    "coverage",
+    metadata,
+    Column("user", ForeignKey("users.id"), primary_key=True),
+    Column("start", Instant, primary_key=True),
+    Column("end", Instant, nullable=False),
+    CheckConstraint('"start" < "end"', name="order"),
+)
+
+failed_slices = Table(
+    "failed_slices",
+    metadata,
+    Column("user", ForeignKey("users.id"), primary_key=True),
+    Column("start", Instant, primary_key=True),
+    Column("end", Instant, primary_key=True),
+    _number("failures"),
+    Column("next_attempt_at", Instant, nullable=False),
+    Column("reason", Text, nullable=False),
+    _flag("dismissed"),
+    Column("dismiss_reason", Text),
+    CheckConstraint('"start" < "end"', name="order"),
+)
+
+faxes = Table(
+    "faxes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user", ForeignKey("users.id"), nullable=False),
+    Column("fax_id", Text, nullable=False),
+    Column("state", StateText, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("listed", Listed, nullable=False),
+    Column("received_at", Instant),
+    Column("first_seen_at", Instant, nullable=False),
+    _number("attempts"),
+    _number("failures"),
+    Column("first_failed_at", Instant),
+    _seconds("paused_s_at_first_failure"),
+    Column("next_attempt_at", Instant),
+    Column("last_error", Text),
+    Column("last_problem", Text),
+    Column("stored_at", Instant),
+    Column("file", Text),
+    Column("format", Text),
+    Column("bytes", BigInteger),
+    Column("sha256", Text),
+    Column("pages", Integer),
+    _flag("damaged"),
+    Column("found_by", Text, nullable=False),
+    Column("first_window_start", Instant),
+    Column("first_window_end", Instant),
+    Column("last_window_start", Instant),
+    Column("last_window_end", Instant),
+    Column("last_listed_at", Instant, nullable=False),
+    Column("quarantined_at", Instant),
+    Column("dismissed_at", Instant),
+    Column("dismiss_reason", Text),
+    _flag("force"),
+    # This order serves both the look-up by user and the operator's look-up by fax id alone.
+    UniqueConstraint("fax_id", "user"),
+    UniqueConstraint("path"),
+    # A fax that is to be fetched, and no other, has a next attempt: the index of what is due
+    # stays as small as the backlog, however many faxes are stored.
+    CheckConstraint(
+        "(next_attempt_at IS NOT NULL) = (state IN ('pending', 'quarantined'))", name="due"
+    ),
+)
+Index(
+    "ix_faxes_due",
+    faxes.c.user,
+    faxes.c.state,
+    faxes.c.next_attempt_at,
+    sqlite_where=faxes.c.next_attempt_at.is_not(None),
+    postgresql_where=faxes.c.next_attempt_at.is_not(None),
+)
+Index(
+    "ix_faxes_stored_at",
+    faxes.c.stored_at,
+    sqlite_where=faxes.c.stored_at.is_not(None),
+    postgresql_where=faxes.c.stored_at.is_not(None),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("fax", ForeignKey("faxes.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("error", Text),
+)
+Index("ix_attempts_fax", attempts.c.fax, attempts.c.id)

@@ -1,0 +1,156 @@
+"""All writes go through one task, which commits those that wait together as one transaction."""
+
+import asyncio
+import collections
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from poller.errors import LedgerUnavailable
+from poller.ledger.engine import concerns_the_database, sentence, unavailable
+
+T = TypeVar("T")
+_AT_ONCE = 200  # a longer queue is cut, so that the first ones do not wait for the last
+
+
+@dataclass(frozen=True)
+class _Job:
+    work: Callable[[Connection], Any]
+    answer: "asyncio.Future[Any]"
+    asked_at: float
+
+
+class Writer:
+    """Runs jobs in the order in which they were given; each is answered after its commit.
+
+    A job is a plain function of a connection. One that raises takes back its own changes only. When
+    the transaction fails, all jobs of it fail with LedgerUnavailable and none is recorded.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, path: Path, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._path = path
+        self._monotonic = monotonic
+        self._waiting: collections.deque[_Job] = collections.deque()
+        self._running: list[_Job] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.create_task(self._work(), name="ledger writer")
+        self.last_commit_at: float | None = None
+        self.commits = 0
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest write that has no answer yet was asked for (monotonic seconds)."""
+        oldest = self._running or self._waiting
+        return oldest[0].asked_at if oldest else None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction; a caller that is cancelled does not cancel the write."""
+        if self._closing or self._task.done():
+            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_look_at)
+        self._waiting.append(_Job(work, answer, self._monotonic()))
+        self._wake.set()
+        return await asyncio.shield(answer)
+
+    async def close(self) -> None:
+        """Finish the writes that were given, then let the connection go."""
+        self._closing = True
+        self._wake.set()
+        await asyncio.wait([self._task])
+        await self._engine.dispose()
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    await self._commit_group()
+                if self._closing:
+                    return
+        finally:
+            self._closing = True
+            self._answer_the_rest()
+
+    async def _commit_group(self) -> None:
+        count = min(len(self._waiting), _AT_ONCE)
+        self._running = [self._waiting.popleft() for _ in range(count)]
+        try:
+            with unavailable(self._path):
+                outcomes = await self._transaction([job.work for job in self._running])
+        except (LedgerUnavailable, DBAPIError) as error:
+            # What the connection holds in memory may be part of what went wrong.
+            await self._engine.dispose()
+            outcomes = [_Raised(self._unavailable(error)) for _ in range(count)]
+        else:
+            self.last_commit_at = self._monotonic()
+            self.commits += 1
+        jobs, self._running = self._running, []
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            _settle(job.answer, outcome)
+
+    def _unavailable(self, error: Exception) -> LedgerUnavailable:
+        known = isinstance(error, LedgerUnavailable)
+        return LedgerUnavailable(str(error) if known else sentence(self._path, error))
+
+    async def _transaction(self, works: list[Callable[[Connection], Any]]) -> list[Any]:
+        async with self._engine.connect() as connection, connection.begin():
+            return await connection.run_sync(_run_all, works)
+
+    def _answer_the_rest(self) -> None:
+        error = LedgerUnavailable(f"the ledger {self._path} is closed")
+        for job in [*self._running, *self._waiting]:
+            _settle(job.answer, _Raised(error))
+        self._running = []
+        self._waiting.clear()
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+def _run_all(connection: Connection, works: list[Callable[[Connection], Any]]) -> list[Any]:
+    return [_run_one(connection, work) for work in works]
+
+
+def _run_one(connection: Connection, work: Callable[[Connection], Any]) -> Any:
+    """Run `work` in a savepoint, so that its failure is its own."""
+    connection.exec_driver_sql("SAVEPOINT job")
+    try:
+        outcome = work(connection)
+    except Exception as error:
+        if concerns_the_database(error):
+            raise
+        connection.exec_driver_sql("ROLLBACK TO job")
+        outcome = _Raised(error)
+    connection.exec_driver_sql("RELEASE job")
+    return outcome
+
+
+def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, _Raised):
+        answer.set_exception(outcome.error)
+    else:
+        answer.set_result(outcome)
+
+
+def _look_at(answer: "asyncio.Future[Any]") -> None:
+    """A caller that went away leaves an error that nobody asks for; asyncio would complain."""
+    if not answer.cancelled():
+        answer.exception()

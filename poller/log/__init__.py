@@ -1,0 +1,234 @@
+"""Say what happened: one redacted line per event on stdout, for machines or for a terminal.
+
+`event` is the way to say something. Libraries that use the standard library's logging, and
+exceptions that nobody caught, come out the same way, through the same redaction.
+"""
+
+import asyncio
+import logging
+import secrets
+import sys
+import threading
+import traceback
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+
+from poller.errors import PollerError
+from poller.log.actions import ACTIONS, RANKS, Action, Level, default_level
+from poller.log.episode import Episode
+from poller.log.key import load_or_create_key
+from poller.log.output import LineOutput
+from poller.log.redaction import Redactor, message_of
+from poller.log.rendering import JsonRenderer, TerminalRenderer
+
+__all__ = [
+    "ACTIONS",
+    "Action",
+    "Episode",
+    "Level",
+    "configure",
+    "event",
+    "handle_loop_exception",
+    "install_hooks",
+    "load_or_create_key",
+    "number",
+    "redact",
+    "register_secret",
+    "set_level",
+]
+
+_EventDict = MutableMapping[str, Any]
+_DEEPEST_TRACE: Final = 40
+
+# One per process: a secret that was ever registered stays unsayable whoever configures what.
+# Until `configure` brings the key of the state directory, codes are good for this process only.
+_redactor: Final = Redactor(secrets.token_bytes(32))
+
+
+def configure(
+    level: Level = "info",
+    format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the configuration's word
+    key: bytes | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Send events to `stream` (stdout, whatever it is at that time) from now on.
+
+    `auto` is columns on a terminal and JSON elsewhere. `key` is what `load_or_create_key` returned.
+    May be called again, with a reloaded configuration.
+    """
+    if key is not None:
+        _redactor.set_key(key)
+    output = LineOutput(stream)
+    terminal = output.is_terminal()
+    console = format == "console" or (format == "auto" and terminal)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _timestamp,
+            _exception,
+            _redact,  # the last before rendering: nothing is added behind it
+            TerminalRenderer(colors=terminal) if console else JsonRenderer(),
+        ],
+        logger_factory=lambda *_: _Lines(output),
+        cache_logger_on_first_use=False,
+    )
+    set_level(level)
+    _route_standard_logging()
+
+
+def set_level(level: Level) -> None:
+    """Say events of this level and above from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(RANKS[level]))
+
+
+def event(
+    action: Action,
+    message: str,
+    *,
+    level: Level | None = None,
+    account: str | None = None,
+    user: str | None = None,
+    fax_id: str | None = None,
+    error: BaseException | None = None,
+    **fields: object,
+) -> None:
+    """Say that `action` happened, in a sentence; `fields` land beside the account in `poller`.
+
+    The level is the action's own unless given. `error` becomes `error.type` and `error.message`,
+    and, when it is no PollerError, so a bug, `error.stack_trace`. Fax numbers go through `number`;
+    the rest of redaction needs nothing from the caller. TypeError for an action that is none.
+    """
+    severity = level or default_level(action)
+    who = {"account": account, "user": user, "fax_id": fax_id}
+    about = {name: value for name, value in (who | fields).items() if value is not None}
+    extra: dict[str, Any] = {"event.action": action, "poller": about}
+    if error is not None:
+        extra["error"] = _described(error)
+    _say(severity, message, extra)
+
+
+def number(text: str) -> str:
+    """Return what may be shown of a fax number: `…1212#a1b2c3d4`, the same for the same number."""
+    return _redactor.number(text)
+
+
+def redact(text: str) -> str:
+    """Return `text` as it may be shown to anybody, for what leaves by other ways than the log."""
+    return _redactor.text(text)
+
+
+def register_secret(secret: str, *, slot: str | None = None) -> None:
+    """Never let `secret` out, in whatever spelling; of one `slot` the last four are remembered."""
+    _redactor.register(secret, slot)
+
+
+def install_hooks() -> None:
+    """Bring exceptions that nobody caught, in threads and finalizers too, out as events."""
+
+    def uncaught(
+        kind: type[BaseException], error: BaseException, _trace: TracebackType | None
+    ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            return
+        _bug("The program ended by an error that nobody expected.", error)
+
+    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            _bug("A thread ended by an error that nobody expected.", args.exc_value)
+
+    sys.excepthook = uncaught
+    threading.excepthook = uncaught_in_thread
+    sys.unraisablehook = lambda args: _bug("An error in a finalizer.", args.exc_value)
+
+
+def handle_loop_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say what the event loop could not deliver to anybody; for `loop.set_exception_handler`."""
+    message = str(context.get("message") or "An error in the event loop.")
+    _bug(message, context.get("exception"))
+
+
+def _bug(message: str, error: BaseException | None) -> None:
+    event("internal-error", message, error=error)
+
+
+def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
+    getattr(structlog.get_logger(), severity)(message, **extra)
+
+
+class _Lines:
+    """What structlog calls with a finished line, by the name of the level."""
+
+    def __init__(self, output: LineOutput) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = output.write
+
+
+def _timestamp(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    event_dict["@timestamp"] = now.replace("+00:00", "Z")
+    return event_dict
+
+
+def _exception(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
+    """Describe `exc_info` of a bare structlog call as `event` describes its `error`."""
+    raised = event_dict.pop("exc_info", None)
+    if raised is True:
+        raised = sys.exc_info()
+    error = raised[1] if isinstance(raised, tuple) else raised
+    if isinstance(error, BaseException):
+        event_dict.setdefault("error", _described(error))
+    return event_dict
+
+
+def _redact(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
+    clean: dict[str, Any] = _redactor.value(event_dict)
+    clean.setdefault("event", "")
+    return clean
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    described = {"type": type(error).__name__, "message": message_of(error)}
+    # Bugs have a trace. An error of ours says all it has to say in its sentence; the end of the
+    # program is no error.
+    if isinstance(error, Exception) and not isinstance(error, PollerError):
+        described["stack_trace"] = _trace(error)
+    return described
+
+
+def _trace(error: BaseException) -> str:
+    report = traceback.TracebackException.from_exception(
+        error, limit=-_DEEPEST_TRACE, capture_locals=False, compact=True
+    )
+    return "".join(report.format())
+
+
+class _Forwarder(logging.Handler):
+    """Bring what libraries log, from warnings up, out through the same chain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that do not fit the format
+            message = str(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        extra: dict[str, Any] = {
+            "event.action": "library-message",
+            "poller": {},
+            "log.logger": record.name,
+        }
+        if error is not None:
+            extra["error"] = _described(error)
+        _say("error" if record.levelno >= logging.ERROR else "warning", message, extra)
+
+
+def _route_standard_logging() -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        # A handler of another kind that writes to the terminal would be a way past the redaction.
+        if isinstance(handler, _Forwarder) or type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.addHandler(_Forwarder(logging.WARNING))
+    logging.captureWarnings(capture=True)

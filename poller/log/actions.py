@@ -1,0 +1,82 @@
+"""What can be said: every `event.action` with the level it has unless the caller says otherwise."""
+
+from typing import Final, Literal, get_args
+
+Level = Literal["debug", "info", "warning", "error"]
+
+RANKS: Final[dict[Level, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+Action = Literal[
+    "service-started",
+    "service-ready",
+    "service-reloaded",
+    "service-stopping",
+    "service-stopped",
+    "config-rejected",
+    "poll-completed",
+    "poll-failed",
+    "poll-recovered",
+    "fax-discovered",
+    "fax-stored",
+    "fax-retry",
+    "fax-quarantined",
+    "fax-damaged",
+    "token-refreshed",
+    "token-war",
+    "rate-limited",
+    "account-summary",
+    "account-suspended",
+    "account-resumed",
+    "user-refused",
+    "user-accepted",
+    "gap-opened",
+    "gap-closed",
+    "late-arrivals",
+    "storage-unusable",
+    "storage-usable",
+    "disk-low",
+    "disk-ok",
+    "clock-stepped",
+    "stalled",
+    "silence",
+    # beyond the contract's list:
+    "schedule-stretched",  # the schedule asks for more than the limit allows
+    "heartbeat-failed",
+    "heartbeat-recovered",
+    "internal-error",  # a bug: an exception that nobody expected
+    "library-message",  # a warning of a library, from the standard library's logging
+]
+
+ACTIONS: Final[frozenset[str]] = frozenset(get_args(Action))
+
+_OTHER_THAN_INFO: Final[dict[str, Level]] = {
+    "config-rejected": "error",
+    "poll-failed": "warning",
+    "fax-discovered": "debug",
+    "fax-retry": "warning",
+    "fax-quarantined": "error",
+    "fax-damaged": "error",
+    "token-refreshed": "debug",
+    "token-war": "warning",
+    "rate-limited": "warning",
+    "account-suspended": "error",
+    "user-refused": "warning",
+    "gap-opened": "warning",
+    "late-arrivals": "warning",
+    "storage-unusable": "error",
+    "disk-low": "warning",
+    "clock-stepped": "warning",
+    "stalled": "error",
+    "silence": "warning",
+    "schedule-stretched": "warning",
+    "heartbeat-failed": "warning",
+    "internal-error": "error",
+    "library-message": "warning",
+}
+
+
+def default_level(action: str) -> Level:
+    """Return the level of an action; TypeError for one that does not exist."""
+    if action not in ACTIONS:
+        raise TypeError(f"{action!r} is no event action of poller")
+    return _OTHER_THAN_INFO.get(action, "info")

@@ -1,0 +1,55 @@
+"""The key of the codes that stand for fax numbers; kept with the state, so they stay the same."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from poller.errors import CannotStart
+
+KEY_FILE: Final = "redaction.key"
+_KEY_BYTES: Final = 32
+
+
+def load_or_create_key(state_directory: Path) -> bytes:
+    """Return the key in `redaction.key`, made (0600, synced) when there is none.
+
+    Raises CannotStart when it can be neither read nor made, or is not as it was made: with
+    another key every sender would silently get another code.
+    """
+    path = state_directory / KEY_FILE
+    try:
+        state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _create(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise CannotStart(f"cannot read or create {path}: {error.strerror or error}") from error
+    if len(key) != _KEY_BYTES:
+        raise CannotStart(
+            f"{path} is damaged: {len(key)} bytes instead of {_KEY_BYTES}; "
+            "remove it to start with new codes for fax numbers"
+        )
+    return key
+
+
+def _create(path: Path) -> None:
+    # Written under another name and linked: a crash never leaves a key that is half there, and of
+    # two processes that create it both use the one that came first.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

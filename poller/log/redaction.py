@@ -1,0 +1,280 @@
+"""Take secrets, fax numbers and names out of whatever is about to be written.
+
+Everything that leaves as a log line goes through `Redactor.value`; what leaves by other ways
+(status page, errors on the terminal) can go through `Redactor.text`. The result holds JSON types
+only, so that no renderer calls `repr` on an object that nobody has looked at.
+"""
+
+import base64
+import enum
+import functools
+import hmac
+import json
+import re
+import threading
+import unicodedata
+import urllib.parse
+from collections.abc import Mapping, Sequence, Set
+from datetime import UTC, date, datetime, timedelta
+from pathlib import PurePath
+from typing import Any, Final
+
+SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
+LONGEST_STRING: Final = 16 * 1024
+_DEEPEST: Final = 8
+_MOST_ITEMS: Final = 200
+_KEPT_PER_SLOT: Final = 4
+_TEXT_LOOKED_AT: Final = 256 * 1024
+
+# Labels and identities that operators and scripts look up. Secrets are taken out of them as well.
+_IDENTITY_KEYS: Final = frozenset(
+    {"fax_id", "path", "file", "files", "account", "user", "directory", "sha256", "version", "host"}
+)
+_MEASURE_KEYS: Final = frozenset(
+    {"bytes", "size", "free", "free_bytes", "needed", "count", "total", "limit", "pid"}
+    | {"polls", "requests", "stored", "pending", "discovered", "pages"}
+)
+_MEASURE_ENDS: Final = ("_s", "_ms", "_ns", "_bytes", "_count", "_total", "_pages")
+_SECRET_KEYS: Final = re.compile(
+    r"authorization|api_?-?key|access_?-?token|password|secret|credential|cookie|^token$",
+    re.IGNORECASE,
+)
+_NAME_KEYS: Final = re.compile(r"tsid|csid|sender|caller|to_name|to_company", re.IGNORECASE)
+_NUMBER_KEYS: Final = re.compile(r"fax_?-?number|^number$|^phone|telephone", re.IGNORECASE)
+
+_IN_TEXT: Final = re.compile(
+    r"""
+    (?P<jwt> \beyJ[\w-]{8,}(?:\.[\w-]*)* )
+  | (?P<scheme> \b(?:bearer|basic) \s+ ) (?!(?:tokens?|auth|authentication|credentials?)\b)
+        [\w.~+/=:-]+
+  | (?P<assigned> \b(?:[\w-]{0,40}
+        (?:authorization|api[_-]?key|access[_-]?token|client[_-]?secret|password)
+        ["']? \s* [:=] \s* | token=) ["']? (?:(?:bearer|basic)\s+)? ) (?!\[secret\]) [^\s"',;&}]+
+  | (?P<userinfo> ://) [^\s/@]+ @
+  | (?P<named> \b[\w-]{0,40}(?:tsid|csid) ["']? \s* [:=] \s*)
+        (?: "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | \\"[^"]*" | [^\s,}"'][^,}\n]* )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+_BETWEEN: Final = r"(?:[\s+\-()\u2010-\u2015\u2212\u00a0]|%2[0BD89b]){0,4}"
+_NUMBERS: Final = re.compile(
+    rf"""
+    (?P<keep>
+        …\d{{0,4}}\#[0-9a-f]{{8}}(?![0-9a-f])
+      | (?<!\d)(?:19|20|21)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)
+            (?:[T\s]\d\d(?::|%3A)\d\d(?:(?::|%3A)\d\d(?:[.,]\d{{1,9}})?)?
+               (?:Z|(?:[+-]|%2B)\d\d:?\d\d(?!\d))?(?![\d]))?
+      | (?<![0-9a-z])[0-9a-f]{{8}}-(?:[0-9a-f]{{4}}-){{3}}[0-9a-f]{{12}}(?![0-9a-z])
+      | (?<![0-9a-z])(?=[0-9]*[a-f])(?:[0-9a-f]{{64}}|[0-9a-f]{{40}}|[0-9a-f]{{32}})(?![0-9a-z])
+      | (?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){{3}}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.])
+    )
+  | (?P<number>
+        (?:\+|%2B)?\(?\d(?:{_BETWEEN}\d){{6,}}
+      | (?:\+|%2B)?\(?\d{{1,4}}\)?(?:\.\d{{2,4}}){{2,}}
+    )
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
+
+
+class Redactor:
+    """Knows the key for fax numbers and the secrets of this process; safe to use from any thread.
+
+    The same number has the same code under the same key, however it is written: only its digits
+    count. The code is keyed because the few billions of possible numbers could be tried.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._spellings: tuple[str, ...] = ()
+        self._slots: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def set_key(self, key: bytes) -> None:
+        self._key = key
+
+    def register(self, secret: str, slot: str | None = None) -> None:
+        """Never let `secret` out again, bare, in base64, or percent-encoded.
+
+        Secrets of one `slot` (the tokens of an account, say) follow each other; the last few are
+        kept, so that a service that runs for years does not remember every token it ever had.
+        """
+        if not secret.strip():
+            return
+        with self._lock:
+            kept = self._slots.setdefault(slot or secret, [])
+            if secret in kept:
+                kept.remove(secret)
+            kept.append(secret)
+            del kept[:-_KEPT_PER_SLOT]
+            known = {
+                spelling for some in self._slots.values() for s in some for spelling in _spell(s)
+            }
+            self._spellings = tuple(sorted(known, key=len, reverse=True))
+
+    def number(self, text: str) -> str:
+        """Return the last four digits and a keyed code, `…1212#a1b2c3d4`; of text only the code."""
+        digits = "".join(str(unicodedata.decimal(c)) for c in text if c.isdecimal())
+        plain = digits or text.strip().casefold()
+        code = hmac.digest(self._key, plain.encode("utf-8", "surrogatepass"), "sha256").hex()[:8]
+        shown = digits[-4:] if len(digits) >= 7 else ""
+        return f"…{shown}#{code}"
+
+    def text(self, text: str) -> str:
+        """Return `text` without secrets, fax numbers and sender's names."""
+        return _NUMBERS.sub(self._one_number, self._without_secrets(text))
+
+    def value(self, value: object, key: str = "", depth: int = 0) -> Any:
+        """Return `value` as JSON types with everything private replaced; never raises."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int | float):
+            return self._numeric(value, key)
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth)
+        if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
+            return self._items(value, key, depth)
+        return self._string(_as_text(value), key)
+
+    def _string(self, text: str, key: str) -> str:
+        if _SECRET_KEYS.search(key):
+            return SECRET
+        if _NUMBER_KEYS.search(key):
+            return text if _NUMBERS.fullmatch(text) and text.startswith("…") else self.number(text)
+        clean = self._without_secrets(text) if key in _IDENTITY_KEYS else self.text(text)
+        return cut(clean, LONGEST_STRING)
+
+    def _numeric(self, value: float, key: str) -> Any:
+        if isinstance(value, enum.Enum):
+            return self._string(str(value.value), key)
+        if _SECRET_KEYS.search(key):
+            return SECRET
+        if _NUMBER_KEYS.search(key):
+            return self.number(str(value))
+        if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
+            return str(value)  # NaN and Infinity are no JSON
+        if key in _MEASURE_KEYS or key.endswith(_MEASURE_ENDS) or abs(value) < 1_000_000:
+            return value
+        return self.number(str(int(value))) if value == int(value) else value
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
+        if depth >= _DEEPEST:
+            return "[nested too deeply]"
+        result: dict[str, Any] = {}
+        for name, item in list(value.items())[:_MOST_ITEMS]:
+            key = name if isinstance(name, str) else str(name)
+            if not _NAME_KEYS.search(key):
+                shown = self.text(key) if depth == 0 else self.text(key).replace(".", "_")
+                result[shown] = self.value(item, key, depth + 1)
+        return result
+
+    def _items(self, value: Any, key: str, depth: int) -> Any:
+        if depth >= _DEEPEST:
+            return "[nested too deeply]"
+        return [self.value(item, key, depth + 1) for item in list(value)[:_MOST_ITEMS]]
+
+    def _without_secrets(self, text: str) -> str:
+        text = _SURROGATES.sub("\ufffd", text[:_TEXT_LOOKED_AT])
+        for spelling in self._spellings:
+            if spelling in text:
+                text = text.replace(spelling, SECRET)
+        return _IN_TEXT.sub(_one_pattern, text)
+
+    def _one_number(self, found: re.Match[str]) -> str:
+        text = found[0]
+        if found["keep"] is not None or sum(c.isdecimal() for c in text) < 7:
+            return text
+        return self.number(urllib.parse.unquote(text))
+
+
+def cut(text: str, limit: int) -> str:
+    """Return at most about `limit` characters: the beginning and, of a long one, the end."""
+    if len(text) <= limit:
+        return text
+    mark = f" …[{len(text) - limit} characters cut]… "
+    head = limit // 2
+    return text[:head] + mark + text[len(text) - (limit - head) :]
+
+
+def _one_pattern(found: re.Match[str]) -> str:
+    if found["named"] is not None:
+        return f"{found['named']}[removed]"
+    if found["userinfo"] is not None:
+        return f"://{SECRET}@"
+    return (found["scheme"] or found["assigned"] or "") + SECRET
+
+
+def _spell(secret: str) -> set[str]:
+    """Return the ways in which a secret can turn up in a text."""
+    raw = secret.encode("utf-8", "surrogatepass")
+    spellings = {secret, secret.strip(), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+    spellings |= {urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)}
+    for encoded in _base64_cores(raw):
+        spellings |= {encoded, encoded.replace("+", "-").replace("/", "_")}
+    return {spelling for spelling in spellings if len(spelling) >= 4}
+
+
+def _base64_cores(raw: bytes) -> list[str]:
+    """Return what base64 shows of `raw` wherever it stands in what was encoded.
+
+    Basic authentication encodes `app_id:api_key`, so the key can begin at any of three alignments;
+    the characters that its neighbours have a part in are left out.
+    """
+    cores = []
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + raw).decode("ascii")
+        first = (before * 8 + 5) // 6
+        last = (before + len(raw)) * 8 // 6
+        if last - first >= 8:
+            cores.append(whole[first:last])
+    return cores
+
+
+@functools.singledispatch
+def _as_text(value: object) -> str:
+    # An object's repr shows its fields, and nobody knows which of them are private.
+    return f"<{type(value).__name__}>"
+
+
+@_as_text.register(str)
+@_as_text.register(PurePath)
+@_as_text.register(date)
+def _(value: object) -> str:
+    return str(value)
+
+
+@_as_text.register
+def _(value: enum.Enum) -> str:
+    return _as_text(value.value)
+
+
+@_as_text.register
+def _(value: datetime) -> str:
+    utc = value.astimezone(UTC) if value.tzinfo else value
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@_as_text.register
+def _(value: timedelta) -> str:
+    return f"{value.total_seconds():g} s"
+
+
+@_as_text.register(bytes)
+@_as_text.register(bytearray)
+def _(value: bytes) -> str:
+    return f"[{len(value)} bytes]"
+
+
+@_as_text.register
+def _(value: BaseException) -> str:
+    return f"{type(value).__name__}: {message_of(value)}"
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an exception says; an exception whose own `__str__` fails says nothing."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - any code may be in there
+        return ""

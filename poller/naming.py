@@ -1,0 +1,131 @@
+"""What a fax is called on disk. A value from the API never decides a path unchecked."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from string import Formatter
+
+LONGEST_ID = 120
+LONGEST_PART = 200  # a file system takes 255 bytes; dot-files and endings need some of them
+PLACEHOLDERS = ("account", "user", "fax_id", "received")
+RECEIVED_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_HOLDS_UNPRINTABLE = "must not hold control characters"
+
+
+def safe_id(fax_id: str) -> str:
+    """Turn a fax id into a file name: two ids never give one name, and a safe id stays as it is.
+
+    What is not in `[A-Za-z0-9._-]`, and a leading dot, is percent-encoded (UTF-8, upper case). Over
+    120 bytes it is the first 80, `~` and 16 hex digits of the SHA-256 of the id. An empty id, which
+    no fax has, becomes a lone `%`.
+    """
+    encoded = _UNSAFE.sub(lambda found: _percent(found[0]), fax_id) or "%"
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) <= LONGEST_ID:
+        return encoded
+    return f"{encoded[:80]}~{_digest(fax_id, 16)}"
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in _utf8(text))
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
+
+
+def _digest(text: str, digits: int) -> str:
+    return hashlib.sha256(_utf8(text)).hexdigest()[:digits]
+
+
+def fax_path(template: str, *, account: str, user: str, fax_id: str, received: datetime) -> str:
+    """Return where a fax belongs, relative to the storage directory and without extension.
+
+    No part is empty, `..`, or begins with a dot, whatever the values are. `received` is written in
+    UTC. A part over 200 bytes is shortened like an id.
+    """
+    values = {"account": account, "user": user, "fax_id": safe_id(fax_id)}
+    filled = _fill(template, values, received.astimezone(UTC))
+    return "/".join(_safe_part(part) for part in filled.split("/"))
+
+
+def _fill(template: str, values: dict[str, str], received: datetime) -> str:
+    return "".join(
+        literal + (_received(received, spec) if name == "received" else values.get(name, ""))
+        for literal, name, spec in _fields(template)
+    )
+
+
+def _fields(template: str) -> Iterator[tuple[str, str, str]]:
+    for literal, name, spec, _ in Formatter().parse(template):
+        yield literal, name or "", spec or ""
+
+
+def _received(received: datetime, spec: str) -> str:
+    return received.strftime(spec or RECEIVED_WITHOUT_FORMAT)
+
+
+def _safe_part(part: str) -> str:
+    if part.startswith("."):
+        part = "%2E" + part[1:]
+    if len(_utf8(part)) <= LONGEST_PART:
+        return part or "_"
+    kept = _utf8(part)[:160].decode("utf-8", "ignore")
+    return f"{kept}~{_digest(part, 16)}"
+
+
+def path_template_problem(template: str) -> str | None:
+    """Say in a sentence what is wrong with a path template, or return None."""
+    try:
+        return _field_problem(template) or _part_problem(template)
+    except ValueError as error:
+        return f"is not a path template: {error}"
+
+
+def _field_problem(template: str) -> str | None:
+    if _UNPRINTABLE.search(template):
+        return _HOLDS_UNPRINTABLE
+    names = set()
+    for _, name, spec, conversion in Formatter().parse(template):
+        names.add(name)
+        if name is None:
+            continue
+        if name not in PLACEHOLDERS:
+            return f"has an unknown placeholder {{{name}}}; known are {_known()}"
+        if conversion or "{" in (spec or "") or (spec and name != "received"):
+            return f"must not say how {{{name}}} is formatted; only {{received:…}} may"
+    return None if "fax_id" in names else "must hold {fax_id}, or two faxes would have one name"
+
+
+def _known() -> str:
+    return ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+
+
+def _part_problem(template: str) -> str | None:
+    example = _fill(
+        template,
+        {"account": "account", "user": "user", "fax_id": "id"},
+        datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC),
+    )
+    if _UNPRINTABLE.search(example):
+        return _HOLDS_UNPRINTABLE
+    if example.startswith("/"):
+        return "must be relative to the storage directory, not begin with a slash"
+    if example.endswith("/"):
+        return "must end with a file name, not with a slash"
+    parts = example.split("/")
+    if "" in parts:
+        return "must not have an empty part between two slashes"
+    if any(part.startswith(".") for part in parts):
+        return "must not have a part that begins with a dot"
+    return None
+
+
+def disambiguated(path: str, identity: str) -> str:
+    """Return another path for a fax whose own is another's; always the same for one `identity`."""
+    return f"{path}~{_digest(identity, 8)}"

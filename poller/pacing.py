@@ -1,0 +1,393 @@
+"""Who may send a request now: rate, slots and turns of one account, and whether it is suspended."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from poller.retry import growing
+
+_A_TOKEN = 1 - 1e-6  # rounding must not make a caller wake up a hair too early, again and again
+_LISTS_IN_A_ROW = 3
+_SLOWEST = 1 / 20  # of the configured rate
+_RECOVERY_S = 300.0  # of success, from a standstill to the configured rate
+_RECOVERY_STEP_S = 60.0  # a success vouches for no more than the minute before it
+_LONGEST_PAUSE_S = 60.0
+_IDLE_S = 0.25
+_UNANSWERED_S = 1.0
+
+
+class Kind(Enum):
+    """What a request is for, in order of precedence."""
+
+    OTHER = "other"  # token, health, metadata: few, and others wait for them
+    LIST = "list"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """One request that waits for its turn or is under way; compared by identity."""
+
+    kind: Kind
+    user: str
+
+
+class Turns:
+    """Waiting tickets of one kind, users in turn; every operation is O(1)."""
+
+    def __init__(self) -> None:
+        self._users: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, ticket: Ticket) -> None:
+        self._users.setdefault(ticket.user, OrderedDict())[ticket] = None
+        self._count += 1
+
+    def remove(self, ticket: Ticket) -> None:
+        """Forget a ticket; one that does not wait here is ignored."""
+        waiting = self._users.get(ticket.user)
+        if waiting is None or ticket not in waiting:
+            return
+        del waiting[ticket]
+        self._count -= 1
+        if not waiting:
+            del self._users[ticket.user]
+
+    def take(self) -> Ticket:
+        """Return the first ticket of the user whose turn it is; that user then goes to the end."""
+        user, waiting = self._users.popitem(last=False)
+        ticket, _ = waiting.popitem(last=False)
+        self._count -= 1
+        if waiting:
+            self._users[user] = waiting
+        return ticket
+
+
+class Bucket:
+    """Tokens: `rate` a second, at most `capacity`; time is monotonic seconds."""
+
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
+        self.rate = rate
+        self.capacity = capacity
+        self._tokens = capacity
+        self._at = now  # refilled up to here; in the future while it stands still
+        self._full_since: float | None = -math.inf
+
+    def refill(self, now: float) -> None:
+        if now <= self._at:
+            return
+        missing_s = (self.capacity - self._tokens) / self.rate
+        if missing_s <= now - self._at:
+            if self._full_since is None:
+                self._full_since = self._at + missing_s
+            self._tokens = self.capacity
+        else:
+            self._tokens += (now - self._at) * self.rate
+        self._at = now
+
+    def has_token(self, now: float) -> bool:
+        self.refill(now)
+        return self._tokens >= _A_TOKEN
+
+    def take(self, now: float) -> bool:
+        """Take a token, even one still to come; True when this begins a burst after idling."""
+        self.refill(now)
+        idle = self._full_since is not None and now - self._full_since > _IDLE_S
+        self._tokens -= 1
+        self._full_since = None
+        return idle
+
+    def owed_until(self, now: float) -> float:
+        """Say when all tokens taken will have come; now, if none is owed."""
+        return now if self._tokens >= 0 else max(self._at, now) - self._tokens / self.rate
+
+    def next_token_at(self, now: float) -> float:
+        self.refill(now)
+        return now if self._tokens >= _A_TOKEN else self._at + (1 - self._tokens) / self.rate
+
+    def stand_still(self, until: float) -> None:
+        """Let no token come before `until`."""
+        self._at = max(self._at, until)
+
+    def resume(self, now: float) -> None:
+        self._at = min(self._at, now)
+
+    def keep_at_most(self, tokens: float) -> None:
+        self._tokens = min(self._tokens, tokens)
+
+    def resize(self, rate: float, capacity: float, now: float) -> None:
+        self.refill(now)
+        self.rate = rate
+        self.capacity = capacity
+        self.keep_at_most(capacity)
+
+
+class Pacing:
+    """Rate, slots and turns of one account; the shell tells the time and does the waiting.
+
+    A token bucket of `burst - 1` (at least 1), so that in no window of t seconds more than
+    `rate * t + burst - 1` requests begin, and a server that counts the same way has some to spare
+    for what the network bunches together. Requests of kind OTHER go first, lists before images, but
+    images get every fourth token while one waits and could go. Images leave a quarter of the
+    slots free. Within a kind users take turns.
+    """
+
+    def __init__(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
+        self.limit = limits_rate
+        self.in_flight = in_flight
+        self.paused_until: float | None = None
+        self.waited_s = 0.0  # of all tickets together, for a token or a slot
+        self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
+        self._queues = {kind: Turns() for kind in Kind}
+        self._under_way: dict[Ticket, float] = {}  # and when each was granted
+        self._images_under_way = 0
+        self._since_image = 0
+        self._burst_at: float | None = None
+        self._pause_began = -math.inf
+        self._rate_limited_in_a_row = 0
+        self._recovering_from = now
+        self._left_waiting = 0
+        self._counted_at = now
+
+    @property
+    def rate(self) -> float:
+        """Requests per second at present; below the limit after a 429."""
+        return self._bucket.rate
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def under_way(self) -> int:
+        return len(self._under_way)
+
+    def set_limits(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
+        """Change the limits, also while requests are under way; a slowed account stays slowed."""
+        slowed = self.rate / self.limit
+        self.limit = limits_rate
+        self.in_flight = in_flight
+        self._bucket.resize(limits_rate * slowed, max(1, burst - 1), now)
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """Let a ticket wait for its turn; call `grant` next."""
+        self._queues[ticket.kind].add(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Take back a ticket, waiting or granted.
+
+        The token of a granted one is not given back: the request may have been sent.
+        """
+        self._queues[ticket.kind].remove(ticket)
+        self._end(ticket)
+
+    def grant(self, now: float) -> list[Ticket]:
+        """Return the tickets that may go now; each has taken a token and a slot."""
+        self._count_waiting(now)
+        granted = []
+        while self._may_send(now) and (kind := self._next_kind()):
+            granted.append(self._start(kind, now))
+        self._left_waiting = self.waiting
+        return granted
+
+    def wakes_at(self, now: float) -> float | None:
+        """Say when `grant` is worth calling again if nothing is released before; None if never."""
+        if self._next_kind() is None:
+            return None
+        return max(self._bucket.next_token_at(now), self.paused_until or now, now)
+
+    def release(self, ticket: Ticket, now: float) -> None:
+        """Give back the slot of a request that has ended, well or not; twice does no harm."""
+        granted_at = self._end(ticket)
+        if granted_at is None or self._burst_at is None or granted_at < self._burst_at:
+            return
+        # An answer: the server has counted requests of this burst, so its bucket refills by now.
+        self._burst_at = None
+        if not self._paused(now):
+            self._bucket.resume(now)
+
+    def repeat(self, now: float) -> float:
+        """Take a token for a request that the HTTP client sends again by itself.
+
+        Returns the seconds to wait before sending; the token is reserved at once, so all others
+        wait the longer.
+        """
+        self._bucket.take(now)
+        return max(self._bucket.owed_until(now), self.paused_until or now, now) - now
+
+    def rate_limited(
+        self, now: float, retry_after_s: float | None, *, sent_at: float | None = None
+    ) -> None:
+        """Pause after a 429 and halve the rate; 429s to requests sent before the pause count once.
+
+        Without Retry-After (or with 0, which says nothing) the pause grows from 1 s to 60 s
+        over 429s in a row. `sent_at` also recognises an answer that took longer than the pause.
+        """
+        if not self._from_before_pause(now, sent_at):
+            self._rate_limited_in_a_row += 1
+            self._pause_began = now
+            self._set_rate(max(self.rate / 2, self.limit * _SLOWEST), now)
+            self._bucket.keep_at_most(1)
+        elif not retry_after_s:
+            return
+        self._pause_until(now + (retry_after_s or self._growing_pause_s()))
+
+    def succeeded(self, now: float, *, sent_at: float | None = None) -> None:
+        """Let the rate recover, additively, to the limit in five minutes of success."""
+        if self._from_before_pause(now, sent_at):
+            return
+        self._rate_limited_in_a_row = 0
+        elapsed_s = min(max(now - self._recovering_from, 0.0), _RECOVERY_STEP_S)
+        self._recovering_from = max(now, self._recovering_from)
+        if self.rate < self.limit:
+            self._set_rate(min(self.rate + self.limit * elapsed_s / _RECOVERY_S, self.limit), now)
+
+    def _paused(self, now: float) -> bool:
+        if self.paused_until is not None and self.paused_until <= now:
+            self.paused_until = None
+        return self.paused_until is not None
+
+    def _from_before_pause(self, now: float, sent_at: float | None) -> bool:
+        return self._paused(now) or (sent_at is not None and sent_at <= self._pause_began)
+
+    def _growing_pause_s(self) -> float:
+        return min(2.0 ** min(self._rate_limited_in_a_row - 1, 10), _LONGEST_PAUSE_S)
+
+    def _pause_until(self, until: float) -> None:
+        self.paused_until = max(self.paused_until or until, until)
+        self._bucket.stand_still(self.paused_until)
+        self._recovering_from = self.paused_until
+
+    def _set_rate(self, rate: float, now: float) -> None:
+        self._bucket.resize(rate, self._bucket.capacity, now)
+
+    def _may_send(self, now: float) -> bool:
+        return not self._paused(now) and self._bucket.has_token(now)
+
+    def _next_kind(self) -> Kind | None:
+        """Say whose turn it is, tokens aside; None if nobody waits or no slot is free."""
+        if len(self._under_way) >= self.in_flight:
+            return None
+        if self._image_may_go() and self._since_image >= _LISTS_IN_A_ROW:
+            return Kind.IMAGE
+        for kind in (Kind.OTHER, Kind.LIST):
+            if self._queues[kind]:
+                return kind
+        return Kind.IMAGE if self._image_may_go() else None
+
+    def _image_may_go(self) -> bool:
+        for_images = max(1, self.in_flight - math.ceil(self.in_flight / 4))
+        return bool(self._queues[Kind.IMAGE]) and self._images_under_way < for_images
+
+    def _start(self, kind: Kind, now: float) -> Ticket:
+        self._count_turn(kind)
+        if self._bucket.take(now):
+            # The server's bucket is full and refills only from the first request that reaches it.
+            # Ours waits for an answer, or requests held up on the way (connecting, a busy
+            # loop) would arrive together with those that the time they took has paid for.
+            self._burst_at = now
+            self._bucket.stand_still(now + _UNANSWERED_S)
+        ticket = self._queues[kind].take()
+        self._under_way[ticket] = now
+        self._images_under_way += kind is Kind.IMAGE
+        return ticket
+
+    def _count_turn(self, kind: Kind) -> None:
+        if kind is Kind.IMAGE:
+            self._since_image = 0
+        elif self._image_may_go():
+            self._since_image += 1
+
+    def _end(self, ticket: Ticket) -> float | None:
+        granted_at = self._under_way.pop(ticket, None)
+        if granted_at is not None:
+            self._images_under_way -= ticket.kind is Kind.IMAGE
+        return granted_at
+
+    def _count_waiting(self, now: float) -> None:
+        self.waited_s += self._left_waiting * max(now - self._counted_at, 0.0)
+        self._counted_at = now
+
+
+_FAILURES_IN_A_ROW = 5
+_FIRST_PROBE = timedelta(seconds=5)
+_LONGEST_PROBE = timedelta(minutes=5)
+_PROBE_LOST = timedelta(seconds=90)  # a list call is ended by its deadline of a minute
+
+
+class Suspension:
+    """Whether an account is suspended; while it is, one due list call at a time goes as a probe.
+
+    Suspended by a refused sign-in, or by five connection errors or 5xx in a row over at least two
+    users (one user's trouble is not the account's, unless it is the only one).
+    Probes come after 5 s, doubling to 5 min, jittered. Times are aware UTC, `u` uniform in [0, 1).
+    """
+
+    def __init__(self, user_count: int) -> None:
+        self.user_count = user_count
+        self.until: datetime | None = None  # when a probe may go; None: not suspended
+        self.reason = ""
+        self.failures = 0  # in a row, probes included
+        self._users: set[str | None] = set()
+        self._intervals = 0
+        self._probing = False
+
+    def failed(
+        self, user: str | None, now: datetime, u: float, reason: str = "eFax cannot be reached"
+    ) -> bool:
+        """Count a connection error or 5xx; True when this one suspends the account.
+
+        `user` is None for a call that is no user's (sign-in, health): trouble of the account.
+        """
+        self.failures += 1
+        self._users.add(user)
+        account_wide = None in self._users or len(self._users) >= min(2, self.user_count)
+        in_a_row = account_wide and self.failures >= _FAILURES_IN_A_ROW
+        if self.until is None and not in_a_row:
+            return False
+        return self._suspend(now, u, reason)
+
+    def sign_in_refused(self, now: datetime, u: float, reason: str) -> bool:
+        """Suspend the account at once; True when it was not suspended before."""
+        self.failures += 1
+        return self._suspend(now, u, reason)
+
+    def succeeded(self) -> bool:
+        """Note that eFax gave an answer (any but a 5xx); True when this ends a suspension."""
+        ended = self.until is not None
+        self.until = None
+        self.reason = ""
+        self.failures = 0
+        self._users.clear()
+        self._intervals = 0
+        self._probing = False
+        return ended
+
+    def may_probe(self, now: datetime) -> bool:
+        """Tell whether a list call may go now; in a suspension this starts the probe.
+
+        The next one may go when this one has failed, or when nothing was heard of it for 90 s.
+        """
+        if self.until is None:
+            return True
+        # An `until` further ahead than any interval: the clock was set back.
+        if now < self.until <= now + _LONGEST_PROBE:
+            return False
+        self._probing = True
+        self.until = now + _PROBE_LOST
+        return True
+
+    def _suspend(self, now: datetime, u: float, reason: str) -> bool:
+        began = self.until is None
+        if not began and not self._probing:
+            return False  # an answer to a request from before the suspension: nothing new
+        self._intervals += 1
+        self.until = now + growing(self._intervals, first=_FIRST_PROBE, cap=_LONGEST_PROBE, u=u)
+        self.reason = reason
+        self._probing = False
+        return began

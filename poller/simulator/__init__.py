@@ -1,0 +1,13 @@
+"""A simulated eFax: a real HTTP server on loopback, for tests and first looks.
+
+Every point of the API that nobody has published is a switch (`Switches`), every trouble on the
+way a fault (`Faults`).
+"""
+
+from .faults import Fault, Faults
+from .server import Gate, Simulator
+from .service import Seen
+from .state import Fax
+from .switches import Switches
+
+__all__ = ["Fault", "Faults", "Fax", "Gate", "Seen", "Simulator", "Switches"]

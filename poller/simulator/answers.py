@@ -1,0 +1,221 @@
+"""What the API answers, spelled as the switches say. Values in, values out."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import Any
+
+from .documents import Format
+from .state import Fax
+from .switches import Switches
+
+_PACIFIC = timezone(timedelta(hours=-8))
+_ERROR_CODES = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHORIZED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    429: "TOO_MANY_REQUESTS",
+    500: "INTERNAL_SERVER_ERROR",
+}
+_CONTENT_TYPES = {
+    "json": "application/json",
+    "json-charset": "application/json;charset=UTF-8",
+    "text": "text/plain",
+}
+PROXY_PAGE = (
+    "<html>\r\n<head><title>{0}</title></head>\r\n<body>\r\n<center><h1>{0}</h1></center>\r\n"
+    "<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+)
+
+
+@dataclass
+class Answer:
+    """One answer before it is sent. A header that is None is not to be sent at all."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str | None] = field(default_factory=dict)
+
+
+def json_answer(switches: Switches, value: Any, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), _type_header(switches))
+
+
+def html_answer(status: int, title: str) -> Answer:
+    return Answer(status, PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
+
+
+def error_answer(
+    switches: Switches, status: int, message: str, *, element: str = "", transaction_id: str = ""
+) -> Answer:
+    """Give an error in the shape that `error_body` says; the transaction id comes back."""
+    code = _ERROR_CODES.get(status, f"ERROR_{status}")
+    if switches.error_body == "empty":
+        return Answer(status)
+    if switches.error_body == "bare":
+        return json_answer(switches, {"message": message}, status)
+    if switches.error_body == "partial":
+        return json_answer(switches, {"errors": [{"error_code": code}]}, status)
+    one = {
+        "error_code": code,
+        "element_name": element,
+        "developer_message": message,
+        "user_message": message,
+        "more_info": "",
+    }
+    return json_answer(switches, {"errors": [one], "transaction_id": transaction_id}, status)
+
+
+def retry_after(switches: Switches, seconds: int, now: datetime) -> str | None:
+    """Spell a Retry-After header, or None where the switch says that there is none."""
+    if switches.retry_after == "none":
+        return None
+    if switches.retry_after == "date":
+        return http_date(now + timedelta(seconds=seconds + 1))  # a date has whole seconds only
+    return str(seconds)
+
+
+def http_date(instant: datetime) -> str:
+    return format_datetime(instant.astimezone(UTC), usegmt=True)
+
+
+def list_body(switches: Switches, page: Sequence[Fax], offset: int) -> dict[str, Any]:
+    """Give a page of the list; `offset` is where it begins, from 0."""
+    if page:
+        listed: list[dict[str, Any]] = [listed_fax(switches, fax) for fax in page]
+        body = {"first_record": offset + 1, "last_record": offset + len(page), "faxes": listed}
+    elif switches.empty_list == "array":
+        body = {"first_record": 0, "last_record": 0, "faxes": []}
+    elif switches.empty_list == "missing":
+        body = {"first_record": 0, "last_record": 0}
+    else:
+        return {}
+    return body | _unknown(switches)
+
+
+def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
+    """Give a fax as the list has it; `fax.fields` are put over what the switches say."""
+    number = str if switches.numbers == "text" else int
+    every: dict[str, Any] = {
+        "fax_id": fax.fax_id,
+        "size": number(24_000 * fax.pages),
+        "duration": number(fax.duration),
+        "pages": number(fax.pages),
+        "image_downloaded": fax.image_downloaded,
+        "fax_status": "STORED",
+        "completed_timestamp": timestamp(switches, fax.completed),
+        "originating_fax_number": fax.originating,
+        "destination_fax_number": fax.destination,
+        "originating_fax_tsid": fax.tsid,
+        "resource_url": f"https://elsewhere.invalid/faxes/{fax.number}",
+    }
+    if switches.list_fields == "only-id":
+        every = {"fax_id": fax.fax_id}
+    elif switches.list_fields == "no-timestamp":
+        del every["completed_timestamp"]
+    if switches.fax_status == "missing":
+        every.pop("fax_status", None)
+    merged = every | _unknown(switches) | fax.fields
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def metadata_body(switches: Switches, fax: Fax) -> dict[str, Any]:
+    return listed_fax(switches, fax) | {
+        "direction": "INBOUND",
+        "destination_fax_csid": "eFax Enterprise",
+    }
+
+
+def timestamp(switches: Switches, instant: datetime) -> str:
+    """Spell completed_timestamp; all spellings mean the same instant, some to the second only."""
+    stem = f"{instant:%Y-%m-%dT%H:%M:%S}"
+    fraction = f".{instant.microsecond // 1000:03}"
+    if switches.timestamp == "no-fraction":
+        return f"{stem}+0000"
+    if switches.timestamp == "nanoseconds":
+        return f"{stem}{fraction}000000+0000"
+    if switches.timestamp == "-0800":
+        return f"{instant.astimezone(_PACIFIC):%Y-%m-%dT%H:%M:%S}{fraction}-0800"
+    return stem + fraction + switches.timestamp.removeprefix("none")
+
+
+def image_answer(
+    switches: Switches, fax: Fax, document: bytes, asked: Format, trouble: str | None
+) -> Answer:
+    """Give the JSON around a document; `trouble` is a fault of stage DOCUMENT."""
+    document, spelled = _troubled(document, switches, trouble)
+    fields = {
+        "fax_id": json.dumps("not-" + fax.fax_id if trouble == "wrong-fax-id" else fax.fax_id),
+        "file_name": json.dumps(f"{fax.number}.{asked}"),
+        "image": spelled,
+    }
+    if switches.unknown_fields:
+        fields |= {name: json.dumps(value) for name, value in _unknown(switches).items()}
+    if trouble == "no-image":
+        del fields["image"]
+    parts = [f'"{name}": {text}' for name, text in _ordered(switches, fields)]
+    if trouble == "duplicate-image":
+        parts.append(f'"image": {spelled}')
+    return Answer(200, ("{" + ", ".join(parts) + "}").encode(), _type_header(switches))
+
+
+def _troubled(document: bytes, switches: Switches, trouble: str | None) -> tuple[bytes, str]:
+    """Give the document and its JSON text, broken as asked for."""
+    if trouble == "null-image":
+        return document, "null"
+    if trouble == "cut-document":
+        document = document[: len(document) // 2]
+    elif trouble == "no-document":
+        document = b"This is not the document that you are looking for.\n" * 20
+    elif trouble == "empty-document":
+        document = b""
+    text = base64.b64encode(document).decode()
+    if trouble == "bad-base64":
+        text = text[:100] + "!" + text[101:]
+    elif trouble == "bad-padding":
+        text = text.rstrip("=")[:-1]
+    return document, _image_text(switches, text)
+
+
+def _image_text(switches: Switches, text: str) -> str:
+    """Spell base64 text as a JSON string."""
+    if switches.image_text == "wrapped":
+        return '"' + "".join(f"{line}\\r\\n" for line in _lines(text, 76)) + '"'
+    if switches.image_text == "spaced":
+        return '"' + " ".join(_lines(text, 1000)) + '"'
+    if switches.image_text == "escaped-slashes":
+        return '"' + text.replace("/", "\\/") + '"'
+    if switches.image_text == "unicode-escapes":
+        for character in "+/=":
+            text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'"{text}"'
+
+
+def _lines(text: str, length: int) -> list[str]:
+    return [text[at : at + length] for at in range(0, len(text), length)]
+
+
+def _ordered(switches: Switches, fields: dict[str, str]) -> list[tuple[str, str]]:
+    others = [item for item in fields.items() if item[0] != "image"]
+    image = [item for item in fields.items() if item[0] == "image"]
+    if switches.image_keys == "only-image":
+        return image
+    at = {"image-first": 0, "image-middle": 1, "image-last": len(others)}[switches.image_keys]
+    return others[:at] + image + others[at:]
+
+
+def _unknown(switches: Switches) -> dict[str, Any]:
+    if not switches.unknown_fields:
+        return {}
+    return {
+        "x_region": "us-west",
+        "x_labels": [{"name": 'caf\u00e9 "\\ {', "image": "nothing"}, None, 1.5e3],
+    }
+
+
+def _type_header(switches: Switches) -> dict[str, str | None]:
+    return {"Content-Type": _CONTENT_TYPES.get(switches.content_type)}

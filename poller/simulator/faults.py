@@ -1,0 +1,251 @@
+"""Faults that can be switched on: which, at which calls, and how often."""
+
+import random
+import re
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+CALLS = ("token", "health", "list", "metadata", "image", "mark", "delete")
+
+
+class Stage(Enum):
+    """Where on the way of a request a fault strikes."""
+
+    BEFORE = "before the call is carried out"
+    INSTEAD = "instead of carrying out the call"
+    DOCUMENT = "in the document or the image answer"
+    BODY = "in the body of the answer"
+    DELIVERY = "while the answer is sent"
+
+
+# Effect -> (stage, what it does). A status (400 to 599) is an effect of stage INSTEAD as well.
+EFFECTS: dict[str, tuple[Stage, str]] = {
+    "end-token": (Stage.BEFORE, "another program signs in: the token in use has ended"),
+    "shift-insert": (Stage.BEFORE, "before a later page is read, a new fax arrives"),
+    "shift-delete": (Stage.BEFORE, "before a later page is read, a fax listed before is deleted"),
+    "html-502": (Stage.INSTEAD, "502 with the HTML page of a proxy"),
+    "html-200": (Stage.INSTEAD, "200 with an HTML page instead of JSON"),
+    "errors-200": (Stage.INSTEAD, "200 with an error envelope"),
+    "redirect": (Stage.INSTEAD, "307 to another host"),
+    "cut-document": (Stage.DOCUMENT, "the PDF or TIFF ends in the middle; the JSON is whole"),
+    "no-document": (Stage.DOCUMENT, "the bytes are neither PDF nor TIFF"),
+    "empty-document": (Stage.DOCUMENT, "the image is an empty text"),
+    "null-image": (Stage.DOCUMENT, "the image is null"),
+    "no-image": (Stage.DOCUMENT, "the answer has no image field"),
+    "wrong-fax-id": (Stage.DOCUMENT, "the answer names another fax"),
+    "bad-base64": (Stage.DOCUMENT, "a character that is not base64 stands in the image"),
+    "bad-padding": (Stage.DOCUMENT, "the last character of the base64 text is missing"),
+    "duplicate-image": (Stage.DOCUMENT, "the answer has two image fields"),
+    "bad-json": (Stage.BODY, "the JSON ends before its last bracket; the length is right"),
+    "bom": (Stage.BODY, "a byte order mark stands before the JSON"),
+    "trailing-garbage": (Stage.BODY, "something follows after the JSON"),
+    "reset": (Stage.DELIVERY, "carried out, but the connection is reset before the answer"),
+    "reset-mid-body": (Stage.DELIVERY, "the connection is reset in the middle of the body"),
+    "cut": (Stage.DELIVERY, "the connection is closed in mid-body, short of its Content-Length"),
+    "cut-no-length": (Stage.DELIVERY, "closed in mid-body without Content-Length: looks whole"),
+    "cut-chunked": (Stage.DELIVERY, "a chunked body is closed in its middle"),
+    "stall": (Stage.DELIVERY, "carried out, but no answer ever comes"),
+    "stall-mid-body": (Stage.DELIVERY, "half the body comes, then nothing"),
+    "drip": (Stage.DELIVERY, "the body comes a few bytes at a time"),
+}
+
+_REASONABLE_RETRY_AFTER = re.compile(r"[\x20-\x7e]{1,100}")
+
+
+def stage_of(effect: str) -> Stage:
+    """Say where an effect strikes; ValueError for one that does not exist."""
+    if re.fullmatch(r"[45]\d\d", effect):
+        return Stage.INSTEAD
+    if effect not in EFFECTS:
+        raise ValueError(f"there is no fault {effect!r}; --help lists them")
+    return EFFECTS[effect][0]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One effect and when it strikes: by chance, every n-th time, the first n times, or always for
+    every n-th fax (a poison fax); where several are given, any of them suffices.
+
+    `calls` empty means all calls that the effect can strike. `user_id` and `fax_id` narrow it down.
+    """
+
+    effect: str
+    calls: frozenset[str] = frozenset()
+    probability: float = 0.0
+    every: int = 0
+    first: int = 0
+    nth_fax: int = 0
+    user_id: str | None = None
+    fax_id: str | None = None
+    retry_after: str | None = None
+
+    def __post_init__(self) -> None:
+        stage_of(self.effect)
+        if unknown := self.calls - set(CALLS):
+            raise ValueError(f"fault {self.effect}: there is no call {min(unknown)!r}")
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"fault {self.effect}: a chance is from 0 to 1, or from 0 % to 100 %")
+        if min(self.every, self.first, self.nth_fax) < 0:
+            raise ValueError(f"fault {self.effect}: a count is 1 or more")
+        if self.retry_after is not None and not _REASONABLE_RETRY_AFTER.fullmatch(self.retry_after):
+            raise ValueError(f"fault {self.effect}: Retry-After is a line of printable ASCII")
+
+    @property
+    def stage(self) -> Stage:
+        return stage_of(self.effect)
+
+    def concerns(self, call: str, user_id: str | None, fax_id: str | None) -> bool:
+        """Say whether this fault can strike such a request at all."""
+        return (
+            call in (self.calls or _default_calls(self))
+            and self.user_id in (None, user_id)
+            and self.fax_id in (None, fax_id)
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Fault":
+        """Read EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN; ValueError is a sentence.
+
+        WHEN is `5%` or `0.05` (chance), `every:7`, `first:3`, `fax:10` (always, for every tenth
+        fax) or `always`; RETRY_AFTER is the header of that name, as it is.
+        """
+        name, equals, when = text.partition("=")
+        head, _, retry_after = name.partition("+")
+        effect, at, calls = head.partition("@")
+        stage_of(effect)
+        if not equals:
+            raise ValueError(f"fault {effect}: say when, e.g. {effect}=5%")
+        plain = cls(
+            effect,
+            calls=frozenset(calls.split(",")) if at else frozenset(),
+            retry_after=retry_after or None,
+        )
+        return _timed(plain, when)
+
+
+def _default_calls(fault: Fault) -> frozenset[str]:
+    """Without `calls`: a fault of one fax leaves lists alone, and signing in stays possible."""
+    if fault.stage is Stage.DOCUMENT:
+        return frozenset({"image"})
+    if fault.effect.startswith("shift-"):
+        return frozenset({"list"})
+    if fault.nth_fax or fault.fax_id:
+        return frozenset({"image"})
+    return frozenset(CALLS)
+
+
+_WHEN = re.compile(r"(?:(every|first|fax):([1-9]\d{0,8})|(\d{1,3}(?:\.\d+)?)(\s?%)?|(always))")
+
+
+def _timed(fault: Fault, when: str) -> Fault:
+    match = _WHEN.fullmatch(when)
+    if not match:
+        raise ValueError(
+            f"fault {fault.effect}: {when!r} is none of 5%, every:N, first:N, fax:N, always"
+        )
+    kind, count, number, percent, _ = match.groups()
+    if kind == "every":
+        return replace(fault, every=int(count))
+    if kind == "first":
+        return replace(fault, first=int(count))
+    if kind == "fax":
+        return replace(fault, nth_fax=int(count))
+    return replace(fault, probability=float(number) / (100 if percent else 1) if number else 1.0)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Which faults strike.
+
+    A scripted queue goes first: entry i meets the i-th request of `script_calls` (all calls when
+    empty), None lets it pass; when it is used up, the first rule that strikes.
+
+    `outage` answers everything with 503 or, by `outage_effect`, otherwise.
+    """
+
+    rules: tuple[Fault, ...] = ()
+    script: tuple[str | None, ...] = ()
+    script_calls: frozenset[str] = frozenset()
+    outage: bool = False
+    outage_effect: str = "503"
+    drip_bytes: int = 16
+    drip_interval_s: float = 0.05
+    redirect_to: str = "http://elsewhere.invalid/"
+
+    def __post_init__(self) -> None:
+        stage_of(self.outage_effect)
+        for effect in self.script:
+            if effect is not None:
+                stage_of(effect)
+        if self.drip_bytes < 1:
+            raise ValueError("drip_bytes is 1 or more")
+
+    @classmethod
+    def of(cls, *texts: str) -> "Faults":
+        """Read rules as on the command line, e.g. `Faults.of("500@image=5%", "reset=every:10")`."""
+        return cls(rules=tuple(Fault.parse(text) for text in texts))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request is about, as far as faults care; `fax_number` counts faxes from 1."""
+
+    call: str
+    user_id: str | None = None
+    fax_id: str | None = None
+    fax_number: int | None = None
+    trouble: str | None = None
+
+
+@dataclass
+class Chooser:
+    """Which fault strikes the next request; deterministic by the random generator handed in."""
+
+    faults: Faults
+    random: random.Random
+    _seen: dict[int, int] = field(default_factory=dict)
+    _scripted: int = 0
+
+    def choose(self, target: Target) -> Fault | None:
+        """Give the fault for this request, at most one; the fax's own goes before rules."""
+        if self.faults.outage:
+            return Fault(self.faults.outage_effect)
+        if self._script_concerns(target.call):
+            effect = self.faults.script[self._scripted]
+            self._scripted += 1
+            return Fault(effect) if effect else None
+        if target.trouble and Fault(target.trouble, fax_id=target.fax_id).concerns(
+            target.call, None, target.fax_id
+        ):
+            return Fault(target.trouble)
+        return self._first_rule(target)
+
+    def _script_concerns(self, call: str) -> bool:
+        calls = self.faults.script_calls or CALLS
+        return self._scripted < len(self.faults.script) and call in calls
+
+    def _first_rule(self, target: Target) -> Fault | None:
+        """Every rule counts the request, also when an earlier one has struck."""
+        chosen = None
+        for index, rule in enumerate(self.faults.rules):
+            if not rule.concerns(target.call, target.user_id, target.fax_id):
+                continue
+            count = self._seen[index] = self._seen.get(index, 0) + 1
+            if self._strikes(rule, count, target.fax_number) and chosen is None:
+                chosen = rule
+        return chosen
+
+    def _strikes(self, rule: Fault, count: int, fax_number: int | None) -> bool:
+        return (
+            (rule.probability > 0 and self.random.random() < rule.probability)
+            or (rule.every > 0 and count % rule.every == 0)
+            or count <= rule.first
+            or (rule.nth_fax > 0 and fax_number is not None and fax_number % rule.nth_fax == 0)
+        )
+
+
+def describe() -> str:
+    """List all effects by stage, a help text for a terminal."""
+    lines = ["  400 … 599: that status as an error of the API, instead of carrying out the call"]
+    lines += [f"  {effect}: {text}" for effect, (_, text) in EFFECTS.items()]
+    return "\n".join(lines)

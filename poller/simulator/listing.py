@@ -1,0 +1,73 @@
+"""Which faxes a list call shows, in which order, and how much of them at once."""
+
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+
+from .query import Filters, MalformedError, Paging, Window
+from .state import Fax, Mailbox
+from .switches import Switches
+
+
+def check_window(switches: Switches, window: Window, now: datetime) -> None:
+    """Refuse a window that is too long or begins too long ago, where the switches say so."""
+    if window.start is None:
+        return
+    length = ((window.end or now) - window.start).total_seconds()
+    if switches.longest_window_s is not None and length > switches.longest_window_s:
+        raise MalformedError("min_completed_timestamp", "the window is too long")
+    age = (now - window.start).total_seconds()
+    if switches.oldest_window_s is not None and age > switches.oldest_window_s:
+        raise MalformedError("min_completed_timestamp", "the window begins too long ago")
+
+
+def matching(
+    switches: Switches, mailbox: Mailbox, window: Window, filters: Filters, now: datetime
+) -> list[Fax]:
+    """Give what is visible, inside the bounds and wanted by the filters, newest first."""
+    start = window.start
+    if start is None and switches.default_window_s is not None:
+        start = now - timedelta(seconds=switches.default_window_s)
+    found = mailbox.between(start, window.end)
+    if switches.lower_bound == "exclusive" and start is not None:
+        found = [fax for fax in found if fax.completed > start]
+    if switches.upper_bound == "exclusive" and window.end is not None:
+        found = [fax for fax in found if fax.completed < window.end]
+    return [fax for fax in reversed(found) if fax.visible_at <= now and _wanted(fax, filters)]
+
+
+def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> list[Fax]:
+    """Put a list in the order that the switch says."""
+    if switches.order == "oldest":
+        return newest_first[::-1]
+    if switches.order == "newest":
+        return newest_first
+    shuffled: list[Fax] = []
+    for _, same_second in groupby(
+        newest_first, key=lambda fax: fax.completed.replace(microsecond=0)
+    ):
+        group = list(same_second)
+        rng.shuffle(group)
+        shuffled += group
+    return shuffled
+
+
+def page_of(switches: Switches, faxes: Sequence[Fax], paging: Paging) -> tuple[Sequence[Fax], int]:
+    """Cut one page out of a list; gives it and the offset at which it really begins."""
+    if switches.paging_headers == "ignored":
+        paging = Paging()
+    limit = min(paging.limit or switches.default_page, switches.page_cap)
+    return faxes[paging.offset : paging.offset + limit], paging.offset
+
+
+def _wanted(fax: Fax, filters: Filters) -> bool:
+    searched = f"{fax.originating}\n{fax.destination}\n{fax.tsid}".lower()
+    return (
+        filters.image_downloaded in (None, fax.image_downloaded)
+        and filters.originating in (None, fax.originating)
+        and filters.destination in (None, fax.destination)
+        and (filters.search_text or "").lower() in searched
+        and (filters.min_pages is None or fax.pages >= filters.min_pages)
+        and (filters.max_pages is None or fax.pages <= filters.max_pages)
+    )

@@ -1,0 +1,202 @@
+"""The simulated eFax on loopback: the network side of it, and the handles that tests hold it by."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+from weakref import WeakSet
+
+from aiohttp import web
+
+from .answers import Answer
+from .delivery import deliver, drop_unwanted_headers
+from .faults import CALLS, Fault, Stage
+from .service import Arrival, Seen, Service
+from .state import Fax
+
+_LARGEST_BODY = 128 << 20
+_SENDERS = ("13235551212", "14155550134", "12125550187", "+442079460958", "unavailable")
+
+
+class Gate:
+    """Holds answers back until it is opened; the calls themselves have been carried out by then."""
+
+    def __init__(self, calls: frozenset[str], user: str | None) -> None:
+        self.held = 0
+        self._calls = calls
+        self._user = user
+        self._open = asyncio.Event()
+        self._changed = asyncio.Condition()
+
+    def open(self) -> None:
+        """Let everything pass that waits here, and everything that comes."""
+        self._open.set()
+
+    async def reached(self, count: int = 1) -> None:
+        """Wait until that many answers have been held here in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.held >= count)
+
+    def concerns(self, seen: Seen) -> bool:
+        return (
+            not self._open.is_set()
+            and (not self._calls or seen.call in self._calls)
+            and self._user in (None, seen.user)
+        )
+
+    async def hold(self) -> None:
+        async with self._changed:
+            self.held += 1
+            self._changed.notify_all()
+        await self._open.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+
+class Simulator(Service):
+    """eFax as an HTTP server on 127.0.0.1: `async with Simulator(...) as sim: … sim.base_url …`.
+
+    Port 0 takes any free one; OSError when a given one is taken. `in_flight` and `most_in_flight`
+    count requests that have arrived and are not answered.
+    """
+
+    def __init__(self, *, port: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.port = port
+        self.in_flight = self.most_in_flight = 0
+        self._gates: list[Gate] = []
+        self._stopping = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._transports: WeakSet[asyncio.Transport] = WeakSet()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=_LARGEST_BODY)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.on_response_prepare.append(drop_unwanted_headers)
+        # Handlers are cancelled when the client goes away, so that no stalled one stays behind.
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
+        )
+        await self._runner.setup()
+        try:
+            await self._listen()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+
+    async def stop(self) -> None:
+        """End it; answers that were held back or stalled end with a reset. May be called twice."""
+        self._stopping.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def close_port(self) -> None:
+        """Refuse connections from now on, and reset the open ones: the machine is gone."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+        for transport in list(self._transports):
+            transport.abort()
+
+    async def open_port(self) -> None:
+        """Listen again, on the same port."""
+        if self._site is None:
+            await self._listen()
+
+    def hold(self, *calls: str, user: str | None = None) -> Gate:
+        """Hold the answers to these calls (all when none is named) until the gate is opened."""
+        if unknown := set(calls) - set(CALLS):
+            raise ValueError(f"there is no call {min(unknown)!r}")
+        gate = Gate(frozenset(calls), user)
+        self._gates.append(gate)
+        return gate
+
+    async def arrivals(
+        self, per_minute: float, on_arrival: Callable[[Fax], None] | None = None
+    ) -> None:
+        """Let faxes come in at random times, for random users, until cancelled."""
+        while True:
+            await asyncio.sleep(self.random.expovariate(per_minute / 60))
+            fax = self.receive_somewhere()
+            if on_arrival is not None:
+                on_arrival(fax)
+
+    def receive_somewhere(self, **fields: Any) -> Fax:
+        """Let a fax of 1 to 4 pages come in for a user taken at random."""
+        users = [(app.app_id, user_id) for app in self.apps.values() for user_id in app.users]
+        app_id, user_id = self.random.choice(users)
+        return self.receive(
+            app_id,
+            user_id,
+            pages=self.random.choice((1, 1, 2, 2, 3, 4)),
+            originating=self.random.choice(_SENDERS),
+            **fields,
+        )
+
+    async def _listen(self) -> None:
+        assert self._runner is not None
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await self._site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.transport is not None:
+            self._transports.add(request.transport)
+        arrival = Arrival(
+            method=request.method,
+            target=request.raw_path,
+            headers={name.lower(): value for name, value in request.headers.items()},
+            body=await request.read(),
+        )
+        seen = self.see(arrival)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            answer, fault = self.answer(seen, arrival)
+            await self._pass_gates(seen)
+            return await self._deliver(request, seen, answer, fault)
+        finally:
+            self.in_flight -= 1
+
+    async def _pass_gates(self, seen: Seen) -> None:
+        for gate in [gate for gate in self._gates if gate.concerns(seen)]:
+            await self._or_stopping(gate.hold())
+
+    async def _deliver(
+        self, request: web.Request, seen: Seen, answer: Answer, fault: Fault | None
+    ) -> web.StreamResponse:
+        effect = fault.effect if fault and fault.stage is Stage.DELIVERY else None
+        if effect not in ("reset", "stall"):
+            seen.status = answer.status
+        return await deliver(request, answer, effect, (self.switches, self.faults), self._pause)
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait, but no longer than the simulator lives."""
+        await self._or_stopping(asyncio.sleep(seconds) if seconds is not None else None)
+
+    async def _or_stopping(self, waiting: Coroutine[Any, Any, None] | None) -> None:
+        """Wait for the first of the two; None is for ever."""
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._stopping.wait())]
+        if waiting is not None:
+            tasks.append(asyncio.create_task(waiting))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,137 @@
+"""What eFax knows: App IDs, tokens, users and their faxes. No network, no clock of its own."""
+
+import bisect
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from . import documents
+from .documents import Format, Letter
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(eq=False)
+class Fax:
+    """One received fax; tests compare it by identity, eFax by (app_id, user_id, fax_id).
+
+    `completed` is what the list says, in whole milliseconds; it is listed from `visible_at` on.
+    `trouble` is a fault (see faults.py) that each download of this fax meets. `fields` are put over
+    what the list says of it; None takes a field away.
+    """
+
+    app_id: str
+    user_id: str
+    fax_id: str
+    completed: datetime
+    visible_at: datetime
+    number: int
+    pages: int = 1
+    originating: str = "13235551212"
+    destination: str = "18005550100"
+    tsid: str = "Front Desk"
+    distinct: bool = True
+    trouble: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    documents: dict[Format, bytes] = field(default_factory=dict)
+    image_downloaded: bool = False
+    deleted: bool = False
+    downloads: int = 0
+
+    @property
+    def duration(self) -> int:
+        """Seconds on the line; a page takes about 35."""
+        return 12 + 35 * self.pages
+
+    def document(self, fmt: Format, variant: int = 0) -> bytes:
+        """Give the bytes of the document; a variant above 0 is the same fax made anew."""
+        if not self.documents and self.distinct:
+            self._draw()
+        if fmt in self.documents:
+            plain = self.documents[fmt]
+        else:
+            tiff, pdf = documents.template(self.pages)
+            plain = tiff if fmt == "tiff" else pdf
+        return documents.stamp(plain, self._mark(variant))
+
+    def _draw(self) -> None:
+        letter = Letter(self.originating, self.destination, self.fax_id, self.completed, self.pages)
+        tiff, pdf = documents.documents(letter)
+        self.documents = {"tiff": tiff, "pdf": pdf}
+
+    def _mark(self, variant: int) -> str:
+        identity = "\0".join((self.app_id, self.user_id, self.fax_id, str(variant)))
+        return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass
+class Mailbox:
+    """The received faxes of one user, oldest first."""
+
+    faxes: list[Fax] = field(default_factory=list)
+    by_id: dict[str, Fax] = field(default_factory=dict)
+
+    def add(self, fax: Fax) -> None:
+        if fax.fax_id in self.by_id:
+            raise ValueError(f"fax {fax.fax_id!r} exists already")
+        bisect.insort(self.faxes, fax, key=lambda one: (one.completed, one.number))
+        self.by_id[fax.fax_id] = fax
+
+    def remove(self, fax: Fax) -> None:
+        self.faxes.remove(fax)
+        del self.by_id[fax.fax_id]
+        fax.deleted = True
+
+    def between(self, start: datetime | None, end: datetime | None) -> list[Fax]:
+        """Give the faxes completed from start to end, both included, oldest first."""
+        low = 0 if start is None else bisect.bisect_left(self.faxes, start, key=_completed)
+        high = None if end is None else bisect.bisect_right(self.faxes, end, key=_completed)
+        return self.faxes[low:high]
+
+
+def _completed(fax: Fax) -> datetime:
+    return fax.completed
+
+
+@dataclass
+class App:
+    """One App ID with its one good token."""
+
+    app_id: str
+    api_key: str
+    users: dict[str, Mailbox] = field(default_factory=dict)
+    token: str | None = None
+    token_ends: datetime = _NEVER
+
+    def issue(self, token: str, ends: datetime) -> None:
+        """Make this the good token; the one before has ended."""
+        self.token, self.token_ends = token, ends
+
+    def accepts(self, token: str, now: datetime) -> bool:
+        return token == self.token and now < self.token_ends
+
+
+@dataclass
+class Bucket:
+    """A token bucket; starts full. Time is monotonic seconds."""
+
+    rate: float
+    burst: float
+    level: float
+    at: float
+
+    def take(self, now: float) -> float:
+        """Take one token; gives 0, or the seconds until there is one (then none was taken)."""
+        self.level = min(self.burst, self.level + max(0.0, now - self.at) * self.rate)
+        self.at = now
+        if self.level >= 1.0:
+            self.level -= 1.0
+            return 0.0
+        return (1.0 - self.level) / self.rate
+
+
+def whole_milliseconds(instant: datetime) -> datetime:
+    """Cut to the resolution that the API's timestamps have; aware, as UTC."""
+    utc = instant.astimezone(UTC)
+    return utc - timedelta(microseconds=utc.microsecond % 1000)

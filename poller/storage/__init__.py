@@ -1,0 +1,7 @@
+"""The durable order: a fax becomes a file with its sidecar, whole or not at all."""
+
+from poller.storage.draft import Draft
+from poller.storage.sidecars import Identity, Origin, StoredFile, sidecar
+from poller.storage.storage import Storage
+
+__all__ = ["Draft", "Identity", "Origin", "Storage", "StoredFile", "sidecar"]

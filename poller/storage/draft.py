@@ -1,0 +1,128 @@
+"""One fax that is being downloaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+from poller.documents import Document
+from poller.storage.handover import Handover
+from poller.storage.sidecars import StoredFile
+from poller.storage.threads import Threads
+
+_BATCH = 1 << 20
+
+
+class Draft:
+    """A fax on its way into the storage; an async context manager that leaves no rests.
+
+    `reset`, `write`… , `check`, `deliver`, and `finish` when the row is stored. Raises
+    StorageUnusable, StorageConflict, FaxTooLarge.
+    """
+
+    def __init__(
+        self,
+        threads: Threads,
+        path: Path,
+        *,
+        begin: Callable[[], Handover],
+        end: Callable[[], None],
+    ) -> None:
+        self._threads = threads
+        self._path = path
+        self._begin = begin
+        self._end = end
+        self._handover: Handover | None = None
+        self._batch = bytearray()
+        # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
+        self._lock = Lock()
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are while the draft is open and not delivered."""
+        return self._path
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._batch.clear()
+        await self._threads.run(self._close)
+
+    async def reset(self) -> None:
+        """Begin (again) with no bytes."""
+        self._batch.clear()
+        await self._threads.run(self._restart)
+
+    async def write(self, data: bytes) -> None:
+        """Append; what is written is batched, so an error may come with a later call."""
+        self._batch += data
+        if len(self._batch) >= _BATCH:
+            await self._flush()
+
+    async def check(self) -> Document:
+        """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
+        await self._flush()
+        return await self._threads.run(self._inspect)
+
+    async def deliver(
+        self,
+        sidecar: Callable[[StoredFile], dict[str, Any]] | dict[str, Any],
+        *,
+        damaged: bool,
+    ) -> StoredFile:
+        """Make the checked fax visible, with its sidecar, durably."""
+        make = sidecar if callable(sidecar) else lambda _: sidecar
+
+        def step() -> StoredFile:
+            with self._lock:
+                return self._begun().deliver(make, damaged=damaged)
+
+        return await self._threads.run(step)
+
+    async def finish(self) -> None:
+        """Unlink the dot-files; only after the row is stored."""
+        await self._threads.run(self._finish)
+
+    async def _flush(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, bytearray()
+            await self._threads.run(lambda: self._write(batch))
+
+    def _restart(self) -> None:
+        with self._lock:
+            if self._handover is None:
+                self._handover = self._begin()
+            self._handover.restart()
+
+    def _write(self, batch: bytearray) -> None:
+        with self._lock:
+            self._begun().write(batch)
+
+    def _inspect(self) -> Document:
+        with self._lock:
+            return self._begun().inspect()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._begun().finish()
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._handover is not None:
+                handover, self._handover = self._handover, None
+                try:
+                    handover.close()
+                finally:
+                    self._end()
+
+    def _begun(self) -> Handover:
+        if self._handover is None:
+            raise ValueError("a draft begins with a reset and ends with its context")
+        return self._handover

@@ -1,0 +1,208 @@
+"""The durable order.
+
+image to a dot-file, in the directory where it will stay     Handover.restart, write
+proved whole                                                  Handover.inspect
+fsync, close                                                  ┐
+sidecar with the hash to a dot-file, fsync, close             │
+fsync the directory: the dot-files' names are durable now     │ Handover.deliver
+link image, link sidecar (link never overwrites)              │
+fsync the directory and every parent that may be new          ┘
+row stored                                                    the caller
+dot-files unlinked                                            Handover.finish
+only then anything said to eFax                               the caller
+
+Interrupted anywhere before the first link, nothing is visible, and either both dot-files are whole
+(`recovery` carries on from there) or the fax is fetched again. Interrupted after it, both are.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from poller.documents import Document, inspect
+from poller.errors import StorageConflict
+from poller.storage import sidecars, steps
+from poller.storage.place import Place
+from poller.storage.sidecars import Identity, StoredFile
+
+_FOREIGN = {errno.ELOOP, errno.EINVAL, errno.EACCES, errno.ENXIO}
+
+MakeSidecar = Callable[[StoredFile], dict[str, Any]]
+
+
+class Handover:
+    """One fax on its way into its place; blocks, and is used by one thread at a time."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.delivered = False
+        self._fd: int | None = None
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self._document: Document | None = None
+
+    def restart(self) -> None:
+        """Begin with an empty dot-file; one that was there is ours, and its writer dead."""
+        self.discard()
+        self._fd = steps.create(self.place.names.dot_image, self.place.fd)
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self._document = None
+
+    def write(self, data: bytes | bytearray) -> None:
+        steps.write(self._open_fd(), data)
+        self._hash.update(data)
+        self._bytes += len(data)
+
+    def inspect(self) -> Document:
+        """Prove the document; raises NotADocument."""
+        self._open_fd()
+        fd = steps.open_file(self.place.names.dot_image, self.place.fd)
+        with os.fdopen(fd, "rb") as file:
+            self._document = inspect(file)
+        return self._document
+
+    def deliver(self, make_sidecar: MakeSidecar, *, damaged: bool) -> StoredFile:
+        """Make the fax visible, durably; raises with nothing visible otherwise."""
+        fd, stored = self._open_fd(), self._stored(damaged=damaged)
+        steps.sync_file(fd)
+        self._fd = None
+        steps.close_written(fd)
+        content = make_sidecar(stored)
+        _write_sidecar(self.place, sidecars.encode(content))
+        publish(self.place, stored, sidecars.identity_in(content))
+        self.delivered = True
+        return stored
+
+    def finish(self) -> None:
+        """Unlink the dot-files, after the row is stored; what fails is tidied at the next start."""
+        with suppress(OSError):
+            unlink_dot_files(self.place)
+
+    def discard(self) -> None:
+        """Throw the dot-files away."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with suppress(OSError):
+                steps.close(fd)
+        unlink_dot_files(self.place)
+
+    def close(self) -> None:
+        """Leave nothing behind unless it was delivered."""
+        try:
+            if not self.delivered:
+                with suppress(OSError):
+                    self.discard()
+        finally:
+            self.place.close()
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise ValueError("a draft takes bytes after a reset and until it is delivered")
+        return self._fd
+
+    def _stored(self, *, damaged: bool) -> StoredFile:
+        document = self._document
+        if document is None:
+            raise ValueError("a draft is checked before it is delivered")
+        return StoredFile(
+            file=self.place.path + sidecars.EXTENSIONS[document.format],
+            format=document.format,
+            bytes=self._bytes,
+            sha256=self._hash.hexdigest(),
+            pages=document.pages,
+            damaged=damaged,
+        )
+
+
+def _write_sidecar(place: Place, data: bytes) -> None:
+    fd = steps.create(place.names.dot_sidecar, place.fd)
+    try:
+        steps.write(fd, data)
+        steps.sync_file(fd)
+    except BaseException:
+        steps.close(fd)
+        raise
+    steps.close_written(fd)
+
+
+def unlink_dot_files(place: Place) -> None:
+    """Unlink both; the sidecar first, for without it an image is never carried on from."""
+    steps.unlink(place.names.dot_sidecar, place.fd)
+    steps.unlink(place.names.dot_image, place.fd)
+
+
+def publish(place: Place, stored: StoredFile, identity: Identity) -> None:
+    """From two synced dot-files to a visible, durable pair; an interrupted one can be repeated.
+
+    When it fails, what it linked is unlinked again: a directory whose fsync failed must not be
+    adopted later, on the word of a second fsync that would succeed.
+    """
+    names, linked = place.names, list[str]()
+    try:
+        steps.sync_directory(place.fd)
+        if _link(place, names.dot_image, names.image(stored.format), holds(stored)):
+            linked.append(names.image(stored.format))
+        if _link(place, names.dot_sidecar, names.sidecar, _describes(place, stored, identity)):
+            linked.append(names.sidecar)
+        steps.sync_directory(place.fd)
+        place.sync_parents()
+    except Exception:
+        for name in reversed(linked):
+            with suppress(OSError):
+                steps.unlink(name, place.fd)
+        raise
+
+
+IsSame = Callable[[int], bool]
+
+
+def _link(place: Place, dot_file: str, name: str, is_same: IsSame) -> bool:
+    """Give a dot-file its final name; False when a file with the same content has it already."""
+    try:
+        steps.link(dot_file, name, place.fd)
+    except (FileExistsError, FileNotFoundError):  # not found: an earlier run left the final name
+        _adopt(place, name, is_same)
+        return False
+    return True
+
+
+def _adopt(place: Place, name: str, is_same: IsSame) -> None:
+    try:
+        fd = steps.open_file(name, place.fd)
+    except OSError as error:
+        if error.errno in _FOREIGN:
+            raise StorageConflict(f"{name} is there and is no file of ours") from error
+        raise
+    try:
+        if not is_same(fd):
+            raise StorageConflict(f"another file already has the name {name}")
+        steps.sync_file(fd)
+    finally:
+        steps.close(fd)
+
+
+def holds(stored: StoredFile) -> IsSame:
+    def is_same(fd: int) -> bool:
+        return steps.status(fd).st_size == stored.bytes and digest(fd) == stored.sha256
+
+    return is_same
+
+
+def _describes(place: Place, stored: StoredFile, identity: Identity) -> IsSame:
+    def is_same(fd: int) -> bool:
+        found = sidecars.decode(steps.read_all(fd), place.path)
+        return found is not None and found[0] == identity and found[1].sha256 == stored.sha256
+
+    return is_same
+
+
+def digest(fd: int) -> str:
+    """Hash an open file from where it stands; SHA-256 in hexadecimal."""
+    sha256 = hashlib.sha256()
+    for chunk in steps.read(fd):
+        sha256.update(chunk)
+    return sha256.hexdigest()

@@ -1,0 +1,224 @@
+"""The storage directory as a whole: is it the one that the ledger knows, and can it take a fax."""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from poller.config.model import StorageConfig
+from poller.errors import CannotStart, StorageUnusable
+from poller.storage import place, steps
+
+MARKER = ".poller-storage"
+_MARKER_PART = ".poller-storage.part"
+_PROBE = ".poller-probe."
+_ID_BYTES_MAX = 200
+_NOT_OURS = frozenset({"lost+found"})
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """Hold the storage directory open; StorageUnusable says why that cannot be."""
+    try:
+        fd = steps.open_root(str(directory))
+    except FileNotFoundError as error:
+        raise StorageUnusable(f"the storage directory {directory} does not exist") from error
+    except NotADirectoryError as error:
+        raise StorageUnusable(f"{directory} is not a directory") from error
+    except OSError as error:
+        raise unusable(directory, error) from error
+    try:
+        yield fd
+    finally:
+        steps.close(fd)
+
+
+@contextmanager
+def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
+    """Hold it open, proved to bear `storage_id`: a disk may be unmounted any time."""
+    with opened(directory) as root:
+        found = read(root)
+        if found is None:
+            raise StorageUnusable(
+                f"the storage directory {directory} has no marker {MARKER}: is its disk mounted?"
+            )
+        if found != storage_id:
+            raise StorageUnusable(
+                f"the marker {MARKER} in {directory} is of another storage than the ledger's"
+            )
+        yield root
+
+
+def unusable(directory: Path, error: OSError) -> StorageUnusable:
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return StorageUnusable(f"the storage directory {directory} cannot be used: {why}")
+
+
+def read(root: int) -> str | None:
+    """Read the id in the marker; None when there is no marker."""
+    try:
+        fd = steps.open_file(MARKER, root)
+    except FileNotFoundError:
+        return None
+    try:
+        data = steps.read_all(fd)[:_ID_BYTES_MAX]
+    finally:
+        steps.close(fd)
+    return data.decode(errors="replace").strip()
+
+
+def check(config: StorageConfig, root: int) -> None:
+    """Raise StorageUnusable or OSError when the directory cannot take a fax now."""
+    space = steps.space(root)
+    free = space.f_bavail * space.f_frsize
+    if free < config.min_free:
+        raise StorageUnusable(
+            f"{_size(free)} are free in {config.directory}, "
+            f"less than the {_size(config.min_free)} of min_free"
+        )
+    if space.f_files and not space.f_favail:
+        raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
+    _try_a_file(root)
+
+
+def _size(count: int) -> str:
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} B"
+
+
+def _try_a_file(root: int) -> None:
+    name = f"{_PROBE}{steps.process_id()}"
+    steps.unlink(name, root)
+    fd = steps.create(name, root)
+    try:
+        steps.write(fd, b"x")
+    finally:
+        steps.close(fd)
+        steps.unlink(name, root)
+
+
+# The first start
+
+
+def found_storage(config: StorageConfig) -> str:
+    """Pair a ledger that knows no storage yet with this directory; its id.
+
+    Makes the directory if it is missing and marks it if it is empty. A marker that is already
+    there is taken: its ledger was lost, or the start that made it was interrupted.
+    Raises CannotStart when this cannot be.
+    """
+    try:
+        _make_root(config)
+        with opened(config.directory) as root:
+            probe(root)
+            return _marked(config.directory, root)
+    except StorageUnusable as error:
+        raise CannotStart(str(error)) from error
+    except OSError as error:
+        raise CannotStart(str(unusable(config.directory, error))) from error
+
+
+def _make_root(config: StorageConfig) -> None:
+    directory = config.directory.absolute()
+    missing: list[str] = []
+    while not directory.exists():
+        missing.append(directory.name)
+        directory = directory.parent
+    at = steps.open_root(str(directory))
+    try:
+        for name in reversed(missing):
+            child, _ = place.enter(at, name, place.DIRECTORY_MODES[config.consumers])
+            steps.sync_directory(at)
+            steps.close(at)
+            at = child
+    finally:
+        steps.close(at)
+
+
+def _marked(directory: Path, root: int) -> str:
+    found = read(root)
+    if found:
+        steps.sync_directory(root)
+        return found
+    strangers = sorted(set(steps.names(root)) - _NOT_OURS - {_MARKER_PART})
+    if strangers:
+        raise CannotStart(
+            f"the storage directory {directory} is not empty ({strangers[0]!r} is there) "
+            f"and has no marker {MARKER}: a new storage starts in an empty directory"
+        )
+    return _mark(root)
+
+
+def _mark(root: int) -> str:
+    """Create the marker, complete or not at all."""
+    storage_id = str(uuid.uuid4())
+    steps.unlink(_MARKER_PART, root)
+    fd = steps.create(_MARKER_PART, root)
+    try:
+        steps.write(fd, f"{storage_id}\n".encode())
+        steps.sync_file(fd)
+    finally:
+        steps.close(fd)
+    steps.link(_MARKER_PART, MARKER, root)
+    steps.sync_directory(root)
+    steps.unlink(_MARKER_PART, root)
+    return storage_id
+
+
+def probe(root: int) -> None:
+    """Try what storing rests on; CannotStart names what this file system cannot do."""
+    names = [f"{_PROBE}{steps.process_id()}.{n}" for n in (1, 2)]
+    clear_probes(root)
+    try:
+        fd = steps.create(names[0], root)
+        try:
+            steps.sync_file(fd)
+        finally:
+            steps.close(fd)
+        if not _refused(lambda: steps.close(steps.create(names[0], root))):
+            raise CannotStart("the storage's file system does not know O_EXCL")
+        _probe_link(names, root)
+        _probe_directory_sync(root)
+    finally:
+        with suppress(OSError):
+            clear_probes(root)
+
+
+def _probe_link(names: list[str], root: int) -> None:
+    try:
+        steps.link(names[0], names[1], root)
+    except OSError as error:
+        if error.errno in _CANNOT:
+            raise CannotStart("the storage's file system has no hard links (link)") from error
+        raise
+    if not _refused(lambda: steps.link(names[0], names[1], root)):
+        raise CannotStart("the storage's file system overwrites on link")
+
+
+def _probe_directory_sync(root: int) -> None:
+    try:
+        steps.sync_directory(root)
+    except OSError as error:
+        if error.errno in _CANNOT:
+            raise CannotStart("the storage's file system cannot fsync a directory") from error
+        raise
+
+
+_CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
+
+
+def _refused(step: Callable[[], None]) -> bool:
+    try:
+        step()
+    except FileExistsError:
+        return True
+    return False
+
+
+def clear_probes(root: int) -> int:
+    """Remove what probes of processes that were killed have left."""
+    return sum(steps.unlink(name, root) for name in steps.names(root) if name.startswith(_PROBE))

@@ -1,0 +1,192 @@
+"""Where a fax belongs: its directory, opened without leaving the storage, and its names."""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from poller.documents import DocumentFormat
+from poller.errors import StorageConflict
+from poller.storage import steps
+from poller.storage.sidecars import EXTENSIONS
+
+Consumers = Literal["read", "move"]
+DIRECTORY_MODES: dict[Consumers, int] = {"read": 0o750, "move": 0o2770}
+IMAGE_PART = ".image.part"
+SIDECAR_PART = ".json.part"
+_NAME_MAX = 255
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a fax can have inside its directory; `base` is the last part of its path."""
+
+    base: str
+
+    @property
+    def dot_image(self) -> str:
+        return _dot_name(self.base, IMAGE_PART)
+
+    @property
+    def dot_sidecar(self) -> str:
+        return _dot_name(self.base, SIDECAR_PART)
+
+    @property
+    def sidecar(self) -> str:
+        return self.base + ".json"
+
+    def image(self, form: DocumentFormat) -> str:
+        return self.base + EXTENSIONS[form]
+
+
+def _dot_name(base: str, suffix: str) -> str:
+    name = f".{base}{suffix}"
+    if len(os.fsencode(name)) <= _NAME_MAX:
+        return name
+    return f".{base[:40]}~{hashlib.sha256(os.fsencode(base)).hexdigest()[:16]}{suffix}"
+
+
+def is_own_dot_file(name: str) -> bool:
+    return name.startswith(".") and name.endswith((IMAGE_PART, SIDECAR_PART))
+
+
+def split(path: str) -> tuple[list[str], str]:
+    """Split a path into directories and last part; StorageConflict unless it stays inside."""
+    *directories, base = path.split("/")
+    if any(not part or part.startswith(".") or "\0" in part for part in [*directories, base]):
+        raise StorageConflict(f"{path!r} is no path inside the storage")
+    return directories, base
+
+
+@dataclass
+class Durable:
+    """Directories whose own name in their parent this process has synced, by their path.
+
+    One that another process made, or that this one made for another fax, may still be lost with
+    everything in it at a power loss: it is synced once before anything in it counts as stored.
+    """
+
+    known: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def holds(self, path: str, status: os.stat_result) -> bool:
+        return self.known.get(path) == (status.st_dev, status.st_ino)
+
+    def add(self, path: str, status: os.stat_result) -> None:
+        if len(self.known) > 10_000:
+            self.known.clear()
+        self.known[path] = (status.st_dev, status.st_ino)
+
+
+@dataclass
+class Place:
+    """The open directory of one fax."""
+
+    path: str
+    names: Names
+    fd: int
+    durable: Durable
+    parents: list[tuple[int, str, os.stat_result]] = field(default_factory=list)
+
+    def sync_parents(self) -> None:
+        """Make the names of all directories on the way durable."""
+        while self.parents:
+            fd, path, status = self.parents[0]
+            steps.sync_directory(fd)
+            self.durable.add(path, status)
+            del self.parents[0]
+            steps.close(fd)
+
+    def close(self) -> None:
+        for fd, _, _ in self.parents:
+            steps.close(fd)
+        self.parents.clear()
+        steps.close(self.fd)
+
+
+def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None) -> Place:
+    """Open the directory of the fax at `path`; with `make`, missing directories are made.
+
+    Raises FileNotFoundError when they are missing and not to be made, StorageConflict when one is
+    a symbolic link or a file. `root` stays open.
+    """
+    directories, base = split(path)
+    place = Place(path, Names(base), steps.open_directory(".", root), durable)
+    try:
+        for depth, name in enumerate(directories, start=1):
+            _descend(place, name, "/".join(directories[:depth]), make)
+    except BaseException:
+        place.close()
+        raise
+    return place
+
+
+def open_directory(root: int, path: str) -> int:
+    """Open a directory of the storage; `path` is empty for the storage directory itself."""
+    with _closing(
+        open_place(root, f"{path}/x" if path else "x", durable=Durable(), make=None)
+    ) as p:
+        return steps.open_directory(".", p.fd)
+
+
+def _descend(place: Place, name: str, path: str, make: Consumers | None) -> None:
+    try:
+        child, made = enter(place.fd, name, None if make is None else DIRECTORY_MODES[make])
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise StorageConflict(f"{path} in the storage is not a directory") from error
+        raise
+    status = steps.status(child)
+    if made or not place.durable.holds(path, status):
+        place.parents.append((place.fd, path, status))
+    else:
+        steps.close(place.fd)
+    place.fd = child
+
+
+def enter(at: int, name: str, mode: int | None) -> tuple[int, bool]:
+    """Open a directory, made with `mode` if it is missing; also tells whether it was made."""
+    try:
+        return _existing(at, name, mode), False
+    except FileNotFoundError:
+        if mode is None:
+            raise
+    with suppress(FileExistsError):  # another fax was quicker
+        steps.make_directory(name, at, mode)
+    return _existing(at, name, mode), True
+
+
+def _existing(at: int, name: str, mode: int | None) -> int:
+    fd = steps.open_directory(name, at)
+    try:
+        if mode is not None and _lacks_its_mode(fd, mode):
+            # Keeps a set-group-id bit that came from the parent: the files' group rests on it.
+            steps.set_mode(fd, mode | (steps.status(fd).st_mode & stat.S_ISGID))
+    except BaseException:
+        steps.close(fd)
+        raise
+    return fd
+
+
+def _lacks_its_mode(fd: int, mode: int) -> bool:
+    """Tell a directory that was made just now, or whose maker was killed at once, by its emptiness.
+
+    One that is in use keeps the mode that its operator gave it.
+    """
+    status = steps.status(fd)
+    return (
+        stat.S_IMODE(status.st_mode) & mode != mode
+        and status.st_uid == steps.effective_user()
+        and not steps.names(fd)
+    )
+
+
+@contextmanager
+def _closing(place: Place) -> Iterator[Place]:
+    try:
+        yield place
+    finally:
+        place.close()

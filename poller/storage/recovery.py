@@ -1,0 +1,151 @@
+"""What an earlier run left: carry on from it, or clear it away."""
+
+from collections.abc import Collection, Iterable
+
+from poller.storage import handover, marker, place, sidecars, steps
+from poller.storage.place import Names, Place
+from poller.storage.sidecars import Identity, StoredFile
+
+
+def resume(at: Place, identity: Identity) -> StoredFile | None:
+    """Bring a pending fax to its end without a download, where that can be; else remove its rests.
+
+    Either its visible pair is there (only the row was missing), or a complete dot-sidecar whose
+    image, under its dot or its final name, has the hash. The dot-files stay until `finish`.
+    """
+    stored = _adopted(at, identity) or _carried_on(at, identity)
+    if stored is None:
+        handover.unlink_dot_files(at)
+    return stored
+
+
+def _adopted(at: Place, identity: Identity) -> StoredFile | None:
+    stored = _described(at, at.names.sidecar, identity)
+    if stored is None or not _holds(at, at.names.image(stored.format), stored):
+        return None
+    _sync(at, at.names.image(stored.format))
+    _sync(at, at.names.sidecar)
+    steps.sync_directory(at.fd)
+    at.sync_parents()
+    return stored
+
+
+def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
+    stored = _described(at, at.names.dot_sidecar, identity)
+    if stored is None:
+        return None
+    image = next(
+        (
+            name
+            for name in (at.names.dot_image, at.names.image(stored.format))
+            if _holds(at, name, stored)
+        ),
+        None,
+    )
+    if image is None:
+        return None
+    try:
+        _sync(at, image)
+        _sync(at, at.names.dot_sidecar)
+        handover.publish(at, stored, identity)
+    except steps.SyncError:
+        handover.unlink_dot_files(at)
+        raise
+    return stored
+
+
+def _described(at: Place, name: str, identity: Identity) -> StoredFile | None:
+    """Read what a sidecar says about its image, if it is one of this fax."""
+    data = _content(at, name)
+    found = None if data is None else sidecars.decode(data, at.path)
+    return found[1] if found is not None and found[0] == identity else None
+
+
+def _content(at: Place, name: str) -> bytes | None:
+    try:
+        fd = steps.open_file(name, at.fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return steps.read_all(fd)
+    finally:
+        steps.close(fd)
+
+
+def _holds(at: Place, name: str, stored: StoredFile) -> bool:
+    try:
+        fd = steps.open_file(name, at.fd)
+    except FileNotFoundError:
+        return False
+    try:
+        return handover.holds(stored)(fd)
+    finally:
+        steps.close(fd)
+
+
+def _sync(at: Place, name: str) -> None:
+    # The run that wrote it was killed, perhaps before its fsync. An fsync that had failed is not
+    # repeated here: that run threw the file away.
+    fd = steps.open_file(name, at.fd)
+    try:
+        steps.sync_file(fd)
+    finally:
+        steps.close(fd)
+
+
+def tidy(
+    root: int, directories: Iterable[str], *, pending: Collection[str], active: Collection[str]
+) -> int:
+    """Remove the dot-files of ours in these directories; how many.
+
+    Those of `active` paths stay, and those of `pending` ones that `resume` can carry on from.
+    """
+    removed = marker.clear_probes(root)
+    kept = _by_directory([*pending, *active])
+    for directory in sorted({"", *directories}):
+        removed += _tidy(root, directory, kept.get(directory, {}), frozenset(active))
+    return removed
+
+
+def _by_directory(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Map directory → base name → path."""
+    found: dict[str, dict[str, str]] = {}
+    for path in paths:
+        directory, _, base = path.rpartition("/")
+        found.setdefault(directory, {})[base] = path
+    return found
+
+
+def _tidy(root: int, directory: str, paths: dict[str, str], active: frozenset[str]) -> int:
+    try:
+        fd = place.open_directory(root, directory)
+    except FileNotFoundError:
+        return 0
+    try:
+        found = {name for name in steps.names(fd) if place.is_own_dot_file(name)}
+        for base, path in paths.items() if found else ():
+            names = Names(base)
+            if path in active or _is_complete(fd, path, names, found):
+                found -= {names.dot_image, names.dot_sidecar}
+        return sum(steps.unlink(name, fd) for name in found)
+    finally:
+        steps.close(fd)
+
+
+def _is_complete(fd: int, path: str, names: Names, found: set[str]) -> bool:
+    """Tell whether both are there and fit; `resume` looks at the hash."""
+    if names.dot_sidecar not in found:
+        return False
+    at = Place(path, names, fd, place.Durable())
+    data = _content(at, names.dot_sidecar)
+    described = None if data is None else sidecars.decode(data, path)
+    if described is None:
+        return False
+    stored = described[1]
+    for name in (names.dot_image, names.image(stored.format)):
+        try:
+            if steps.status_of(name, fd).st_size == stored.bytes:
+                return True
+        except FileNotFoundError:
+            continue
+    return False

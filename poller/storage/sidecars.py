@@ -1,0 +1,110 @@
+"""The JSON beside an image (contract in the README), as pure functions."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from poller.documents import DocumentFormat
+
+EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
+
+
+class Identity(NamedTuple):
+    """What a fax is, whatever its account and user are called."""
+
+    app_id: str
+    user_id: str
+    fax_id: str
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An image in the storage: `file` is its path there, with the extension; `bytes` its size."""
+
+    file: str
+    format: DocumentFormat
+    bytes: int
+    sha256: str
+    pages: int | None
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a fax came from and what its listing said; `metadata` exactly as listed."""
+
+    identity: Identity
+    account: str
+    user: str
+    received_at: datetime | None
+    first_seen_at: datetime
+    listed_pages: int | None
+    metadata: dict[str, Any]
+
+
+def sidecar(stored: StoredFile, origin: Origin, *, stored_at: datetime) -> dict[str, Any]:
+    """Describe a stored fax for its consumers."""
+    received_at = origin.received_at
+    return {
+        "fax_id": origin.identity.fax_id,
+        "account": origin.account,
+        "user": origin.user,
+        "app_id": origin.identity.app_id,
+        "user_id": origin.identity.user_id,
+        "received_at": None if received_at is None else _instant(received_at),
+        "first_seen_at": _instant(origin.first_seen_at),
+        "stored_at": _instant(stored_at),
+        "image": {
+            "file": stored.file.rpartition("/")[2],
+            "format": stored.format,
+            "bytes": stored.bytes,
+            "sha256": stored.sha256,
+            "pages": stored.pages,
+            "listed_pages": origin.listed_pages,
+            "damaged": stored.damaged,
+        },
+        "metadata": origin.metadata,
+    }
+
+
+def encode(content: dict[str, Any]) -> bytes:
+    """Write a sidecar as UTF-8 that ends in a newline."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair can be listed (\ud800) but is no UTF-8; escaped it stays as it is.
+        return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
+    """Read the sidecar of the fax at `path` (without extension); None unless it is one, whole."""
+    try:
+        content = json.loads(data)
+        return identity_in(content), _stored(content["image"], path)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def identity_in(content: dict[str, Any]) -> Identity:
+    return Identity(content["app_id"], content["user_id"], content["fax_id"])
+
+
+def _stored(image: dict[str, Any], path: str) -> StoredFile:
+    file = path + EXTENSIONS[image["format"]]
+    if image["file"] != file.rpartition("/")[2]:
+        raise ValueError("the sidecar is about another file")
+    pages = image["pages"]
+    return StoredFile(
+        file=file,
+        format=image["format"],
+        bytes=int(image["bytes"]),
+        sha256=str(image["sha256"]),
+        pages=None if pages is None else int(pages),
+        damaged=bool(image["damaged"]),
+    )
+
+
+def _instant(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

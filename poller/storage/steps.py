@@ -1,0 +1,144 @@
+"""The single steps on the file system: nothing else in this package calls `os`.
+
+Each is one thing that can fail or be interrupted, so that tests can record them, stop after any of
+them, or leave one out.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+FILE_MODE = 0o640
+SMALL_FILE_MAX = 16 << 20
+_READ_CHUNK = 1 << 20
+_NOT_THROUGH_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class SyncError(OSError):
+    """What was written may be lost, and a second fsync would succeed all the same: throw away."""
+
+
+def open_root(directory: str) -> int:
+    """Open the storage directory; the only place where a symbolic link is followed."""
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_directory(name: str, at: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOT_THROUGH_LINKS, dir_fd=at)
+
+
+def make_directory(name: str, at: int, mode: int) -> None:
+    os.mkdir(name, mode, dir_fd=at)
+
+
+def set_mode(fd: int, mode: int) -> None:
+    os.fchmod(fd, mode)
+
+
+def create(name: str, at: int) -> int:
+    """Create a file that was not there, for writing; its mode does not depend on the umask."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_THROUGH_LINKS
+    fd = os.open(name, flags, FILE_MODE, dir_fd=at)
+    try:
+        os.fchmod(fd, FILE_MODE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_file(name: str, at: int) -> int:
+    """Open a regular file for reading; a fifo planted there neither blocks nor is read."""
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NOT_THROUGH_LINKS, dir_fd=at)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd
+
+
+def write(fd: int, data: bytes | bytearray) -> None:
+    """Write all of it: a short write is carried on."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def read(fd: int) -> Iterator[bytes]:
+    while chunk := os.read(fd, _READ_CHUNK):
+        yield chunk
+
+
+def read_all(fd: int) -> bytes:
+    """Read a small file; of one that is larger than any of ours only the beginning."""
+    data = bytearray()
+    for chunk in read(fd):
+        data += chunk
+        if len(data) > SMALL_FILE_MAX:
+            break
+    return bytes(data)
+
+
+def sync_file(fd: int) -> None:
+    _sync(fd)
+
+
+def sync_directory(fd: int) -> None:
+    _sync(fd)
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror) from error
+
+
+def close_written(fd: int) -> None:
+    """Close a file that was written to; EIO or EDQUOT may come only now (NFS)."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror) from error
+
+
+def close(fd: int) -> None:
+    os.close(fd)
+
+
+def link(existing: str, new: str, at: int) -> None:
+    """Give a file a second name; never overwrites (EEXIST), where a rename would."""
+    os.link(existing, new, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
+
+
+def unlink(name: str, at: int) -> bool:
+    """Remove a name; False when it was not there."""
+    try:
+        os.unlink(name, dir_fd=at)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def names(fd: int) -> list[str]:
+    return os.listdir(fd)
+
+
+def status(fd: int) -> os.stat_result:
+    return os.fstat(fd)
+
+
+def status_of(name: str, at: int) -> os.stat_result:
+    return os.stat(name, dir_fd=at, follow_symlinks=False)
+
+
+def space(fd: int) -> os.statvfs_result:
+    return os.fstatvfs(fd)
+
+
+def effective_user() -> int:
+    return os.geteuid()
+
+
+def process_id() -> int:
+    return os.getpid()

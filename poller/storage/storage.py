@@ -1,0 +1,174 @@
+"""The storage as its callers see it: no file system, no blocking."""
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+
+from poller.config.model import StorageConfig
+from poller.errors import StorageUnusable
+from poller.storage import handover, marker, place, recovery, steps
+from poller.storage.draft import Draft
+from poller.storage.handover import Handover
+from poller.storage.place import Durable, Place
+from poller.storage.sidecars import Identity, StoredFile
+from poller.storage.threads import Threads
+
+_THREADS = 8
+_OPEN_TRIES = 3
+
+
+class Storage:
+    """Where faxes are kept, under paths relative to it.
+
+    Whoever uses it holds the lock of the state: nobody else writes dot-files here.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        self._id: str | None = None
+        self._threads = Threads(config.directory, _THREADS)
+        self._durable = Durable()
+        self._active: set[str] = set()
+
+    async def prepare(self, storage_id: str | None) -> str:
+        """Tell which storage to use, as the ledger knows it; its id, to be kept in the ledger.
+
+        None is a ledger that knows none: the directory is made if it is missing, tried, and marked
+        if it is empty. Raises CannotStart then; a known storage is looked at by `check` alone.
+        """
+        if storage_id is None:
+            storage_id = await self._threads.run(lambda: marker.found_storage(self._config))
+        self._id = storage_id
+        return storage_id
+
+    async def check(self, storage_id: str | None = None) -> str | None:
+        """Look whether it can take a fax now: None, or the sentence why not."""
+        self._id = storage_id or self._id
+        try:
+            await self._threads.run(self._check)
+        except StorageUnusable as error:
+            return str(error)
+        return None
+
+    async def free_bytes(self) -> int | None:
+        """Measure the space that is free for us; None while the directory cannot be looked at."""
+        try:
+            return await self._threads.run(self._free_bytes)
+        except StorageUnusable:
+            return None
+
+    async def tidy(self, directories: Iterable[str], keep: Collection[str]) -> int:
+        """Remove dot-files that earlier runs left in these directories; how many.
+
+        What `resume` can carry on from is kept, for the pending paths in `keep`.
+        """
+        wanted = list(directories)
+
+        def step() -> int:
+            with marker.proved(self._config.directory, self._id) as root:
+                return recovery.tidy(root, wanted, pending=keep, active=set(self._active))
+
+        return await self._threads.run(step)
+
+    async def resume(self, path: str, identity: Identity) -> StoredFile | None:
+        """Bring a pending fax to its end without a download, if an earlier run got so far.
+
+        Call `finish` when the row is stored. None: it has to be fetched, and nothing is in the way.
+        """
+
+        def step() -> StoredFile | None:
+            try:
+                at = self._open(path, make=False)
+            except FileNotFoundError:
+                return None
+            try:
+                return recovery.resume(at, Identity(*identity))
+            finally:
+                at.close()
+
+        return await self._threads.run(step)
+
+    def draft(self, path: str) -> Draft:
+        """Begin a fax that is to be stored under `path`, without extension."""
+        directory, _, base = path.rpartition("/")
+        dot_file = self._config.directory / directory / place.Names(base).dot_image
+        return Draft(
+            self._threads,
+            dot_file,
+            begin=lambda: self._begin(path),
+            end=lambda: self._active.discard(path),
+        )
+
+    async def finish(self, path: str) -> None:
+        """Unlink the dot-files of a fax whose row is stored; for one that was resumed."""
+
+        def step() -> None:
+            try:
+                at = self._open(path, make=False)
+            except FileNotFoundError:
+                return
+            try:
+                Handover(at).finish()
+            finally:
+                at.close()
+
+        await self._threads.run(step)
+
+    async def hash_of(self, file: str) -> str | None:
+        """Hash a stored file (path with its extension): SHA-256 in hexadecimal, None if missing."""
+
+        def step() -> str | None:
+            try:
+                at = self._open(file, make=False)
+            except FileNotFoundError:
+                return None
+            try:
+                return _digest(at)
+            finally:
+                at.close()
+
+        return await self._threads.run(step)
+
+    def close(self) -> None:
+        """Let the threads end when they have nothing more to do."""
+        self._threads.close()
+
+    def _check(self) -> None:
+        try:
+            with marker.proved(self._config.directory, self._id) as root:
+                marker.check(self._config, root)
+        except OSError as error:
+            raise marker.unusable(self._config.directory, error) from error
+
+    def _free_bytes(self) -> int:
+        with marker.opened(self._config.directory) as root:
+            space = steps.space(root)
+            return space.f_bavail * space.f_frsize
+
+    def _begin(self, path: str) -> Handover:
+        if path in self._active:
+            raise ValueError(f"{path} is being stored already")
+        handover = Handover(self._made(path))
+        self._active.add(path)
+        return handover
+
+    def _made(self, path: str) -> Place:
+        for _ in range(_OPEN_TRIES - 1):
+            with suppress(FileNotFoundError):  # somebody removed the empty directory just now
+                return self._open(path, make=True)
+        return self._open(path, make=True)
+
+    def _open(self, path: str, *, make: bool) -> Place:
+        with marker.proved(self._config.directory, self._id) as root:
+            consumers = self._config.consumers if make else None
+            return place.open_place(root, path, durable=self._durable, make=consumers)
+
+
+def _digest(at: Place) -> str | None:
+    try:
+        fd = steps.open_file(at.names.base, at.fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return handover.digest(fd)
+    finally:
+        steps.close(fd)

@@ -1,0 +1,58 @@
+"""Runs the blocking steps off the event loop, and turns what the system says into our errors."""
+
+import asyncio
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
+from poller.storage.marker import unusable
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Threads of the storage's own: when a share hangs, nothing but the storage waits for it."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self._directory = directory
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="storage")
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """Run one step to its end; OSError becomes StorageUnusable, FaxTooLarge or StorageConflict.
+
+        A thread cannot be stopped, so a cancelled caller waits for it (once): no one may unlink
+        what is being linked. Cancelled again, it leaves the thread alone.
+        """
+        try:
+            future = asyncio.wrap_future(self._pool.submit(step))
+        except RuntimeError as error:
+            raise StorageUnusable("no thread can be started for the storage") from error
+        future.add_done_callback(_looked_at)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+        except OSError as error:
+            raise self._mapped(error) from error
+
+    def _mapped(self, error: OSError) -> Exception:
+        if error.errno == errno.EFBIG:
+            return FaxTooLarge("the file system takes no file as large as this fax")
+        if error.errno == errno.ENAMETOOLONG:
+            return StorageConflict("the fax's path is too long for the file system")
+        if error.errno in {errno.ENOENT, errno.ESTALE}:
+            return StorageConflict("the fax's files vanished while it was stored")
+        return unusable(self._directory, error)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+
+
+def _looked_at(future: "asyncio.Future[T]") -> None:
+    """Keep asyncio from reporting a failure that a cancelled caller did not wait for."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,267 @@
+"""Show on HTTP how the service is doing: a page for people, endpoints for probes and Prometheus."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC
+from http import HTTPStatus
+from importlib import resources
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from poller import log
+from poller.clock import Clock, SystemClock
+from poller.config.model import HttpConfig
+from poller.errors import CannotStart, PollerError
+from poller.metrics import CONTENT_TYPE, Metrics
+from poller.web.problems import problems
+
+__all__ = ["StatusServer"]
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "poller",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_STATUS_GOOD_FOR_S: Final = 1.0
+_FREE_TEXT: Final = frozenset({"last_error", "reason", "problems", "error"})
+
+
+class StatusServer:
+    """The HTTP server on `http.host` and `http.port`; nothing at all where the host is None.
+
+    `status` gives what `poller status --json` shows, `ready` the reasons why the service is not
+    (none: it is), `alive` whether the process works. With a `token`, everything but `/healthz`
+    wants it, as bearer or as the password of Basic authentication, which browsers can ask for.
+    """
+
+    def __init__(
+        self,
+        http: HttpConfig,
+        token: str | None,
+        *,
+        metrics: Metrics,
+        status: Callable[[], Awaitable[dict[str, Any]]],
+        ready: Callable[[], list[str]],
+        alive: Callable[[], bool],
+        clock: Clock | None = None,
+    ) -> None:
+        self._http = http
+        self._token = token
+        self._metrics = metrics
+        self._status = status
+        self._ready = ready
+        self._alive = alive
+        self._clock = clock or SystemClock()
+        self._page, self._page_policy = _load_page()
+        self._runner: web.AppRunner | None = None
+        self._status_lock = asyncio.Lock()
+        self._status_body = b""
+        self._status_until = float("-inf")
+        if token:
+            log.register_secret(token)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; the configured one unless that is 0."""
+        addresses = self._runner.addresses if self._runner else []
+        return int(addresses[0][1]) if addresses else self._http.port
+
+    async def start(self) -> None:
+        """Begin to listen; CannotStart when the address cannot be had."""
+        if self._http.host is None:
+            return
+        runner = web.AppRunner(
+            self._application(), access_log=None, handle_signals=False, shutdown_timeout=1.0
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._http.host, self._http.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise CannotStart(
+                f"cannot listen on {self._http.host}:{self._http.port} for the status page: "
+                f"{error.strerror or error}; set http.listen to a free address, or to null"
+            ) from error
+        self._runner = runner
+
+    async def stop(self) -> None:
+        """Stop listening; harmless when it is not."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[self._guard])
+        application.router.add_get("/", self._get_page)
+        application.router.add_get("/healthz", self._get_health)
+        application.router.add_get("/readyz", self._get_readiness)
+        application.router.add_get("/status.json", self._get_status)
+        application.router.add_get("/metrics", self._get_metrics)
+        return application
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        response = self._refusal(request) or await self._answer(request, handler)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self._token is not None:
+            if request.path == "/healthz" or _bears(
+                request.headers.get("Authorization"), self._token
+            ):
+                return None
+            return _text(
+                HTTPStatus.UNAUTHORIZED,
+                ["The token of `http.token` is wanted."],
+                {"WWW-Authenticate": 'Basic realm="poller", charset="UTF-8"'},
+            )
+        # Without a token we listen on loopback only. A web page elsewhere could have its own name
+        # resolve to 127.0.0.1 and read us through the browser (DNS rebinding); it cannot have a
+        # browser send another name than its own.
+        if not _is_local(request.headers.get("Host")):
+            return _text(HTTPStatus.MISDIRECTED_REQUEST, ["Use localhost or an IP address."])
+        return None
+
+    async def _answer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:  # not found, method not allowed
+            return _text(HTTPStatus(error.status), [error.reason], _allowed(error))
+        except PollerError as error:
+            return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": log.redact(str(error))})
+        except Exception as error:  # noqa: BLE001 - a bug in the page must not end the service
+            log.event("internal-error", f"The status server failed at {request.path}.", error=error)
+            return _json(
+                HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "An internal error, see the log."}
+            )
+
+    async def _get_page(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._page,
+            content_type="text/html",
+            charset="utf-8",
+            headers={"Content-Security-Policy": self._page_policy},
+        )
+
+    async def _get_health(self, _request: web.Request) -> web.Response:
+        if self._alive():
+            return _text(HTTPStatus.OK, ["ok"])
+        return _text(HTTPStatus.SERVICE_UNAVAILABLE, ["The service makes no progress."])
+
+    async def _get_readiness(self, _request: web.Request) -> web.Response:
+        reasons = [log.redact(reason) for reason in self._ready()]
+        if reasons:
+            return _text(HTTPStatus.SERVICE_UNAVAILABLE, reasons)
+        return _text(HTTPStatus.OK, ["ready"])
+
+    async def _get_status(self, _request: web.Request) -> web.Response:
+        # Many open pages cost no more than one.
+        async with self._status_lock:
+            if self._clock.monotonic() >= self._status_until:
+                self._status_body = await self._fresh_status()
+                self._status_until = self._clock.monotonic() + _STATUS_GOOD_FOR_S
+        return web.Response(body=self._status_body, content_type="application/json")
+
+    async def _fresh_status(self) -> bytes:
+        status = dict(await self._status())
+        now = self._clock.now().astimezone(UTC).isoformat(timespec="milliseconds")
+        status.setdefault("at", now.replace("+00:00", "Z"))
+        status.setdefault("problems", problems(status, self._ready()))
+        return await asyncio.to_thread(lambda: _encode(_without_secrets(status)))
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        full = request.query.get("users", "0") not in {"0", ""}
+        body = await self._metrics.render(full=full)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _load_page() -> tuple[bytes, str]:
+    """Return the page and a policy that lets it run its own style and script and nothing else."""
+    text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    policy = (
+        "default-src 'none'; connect-src 'self'; img-src data:; "
+        f"style-src {_digest(text, 'style')}; script-src {_digest(text, 'script')}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text.encode("utf-8"), policy
+
+
+def _digest(page: str, tag: str) -> str:
+    inline = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in inline)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def _bears(header: str | None, token: str) -> bool:
+    """Tell whether an Authorization header bears `token`, in a time that does not tell how much."""
+    scheme, _, value = (header or "").partition(" ")
+    given = value.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given, token.encode("utf-8"))
+
+
+def _is_local(host: str | None) -> bool:
+    """Tell whether a Host header is localhost or an address, neither of which can be rebound."""
+    if host is None:
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name.removesuffix(".") == "localhost":
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _allowed(error: web.HTTPException) -> dict[str, str]:
+    allow = error.headers.get("Allow")
+    return {} if allow is None else {"Allow": allow}
+
+
+def _text(
+    status: HTTPStatus, lines: list[str], headers: dict[str, str] | None = None
+) -> web.Response:
+    text = "".join(f"{line}\n" for line in lines)
+    return web.Response(status=status, text=text, headers=headers or {})
+
+
+def _json(status: HTTPStatus, body: dict[str, Any]) -> web.Response:
+    return web.Response(status=status, body=_encode(body), content_type="application/json")
+
+
+def _encode(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _without_secrets(value: Any, *, free_text: bool = False) -> Any:
+    """Return `value` with sentences redacted; names, ids and times stay what they are."""
+    if isinstance(value, dict):
+        return {k: _without_secrets(v, free_text=k in _FREE_TEXT) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item, free_text=free_text) for item in value]
+    return log.redact(value) if free_text and isinstance(value, str) else value

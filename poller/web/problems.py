@@ -1,0 +1,65 @@
+"""Say in sentences what is wrong, from the status as `poller status --json` shows it."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+_NAMED: Final = 3
+_Row = dict[str, Any]
+
+
+def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
+    """Return the sentences, worst first: why the service is not ready, then accounts, users, faxes.
+
+    Users with the same trouble share a sentence, so that an outage of thousands is still one.
+    """
+    users = [row for row in status.get("users", []) if not row.get("removed")]
+    accounts = status.get("accounts", [])
+    suspended = {row["account"] for row in accounts if row.get("suspended_until")}
+    asked = [row for row in users if row["account"] not in suspended]
+    found = list(dict.fromkeys(_sentence(reason) for reason in reasons))
+    found += [_suspended(row) for row in accounts if row.get("suspended_until")]
+    found += _about(
+        [row for row in asked if row.get("refused")],
+        lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}.",
+    )
+    found += _about(
+        [row for row in asked if row.get("last_error") and not row.get("refused")],
+        lambda who, _: f"The last poll of {who} failed.",
+    )
+    found += _quarantined([row for row in status.get("users", []) if row.get("quarantined")])
+    found += _about(
+        [row for row in users if row.get("gaps")],
+        lambda who, _: f"Times that could not be listed yet, so faxes may be missing, for {who}.",
+    )
+    return found
+
+
+def _suspended(row: _Row) -> str:
+    reason = str(row.get("reason") or "eFax cannot be reached").rstrip(".")
+    until = datetime.fromisoformat(str(row["suspended_until"])).strftime("%H:%M:%S UTC")
+    return f"Account {row['account']} is suspended: {reason}. It is asked again at {until}."
+
+
+def _quarantined(rows: list[_Row]) -> list[str]:
+    total = sum(row["quarantined"] for row in rows)
+    if not total:
+        return []
+    faxes = "1 fax is" if total == 1 else f"{total} faxes are"
+    return [f"{faxes} quarantined ({_names(rows)}): see “poller status” and “poller retry”."]
+
+
+def _about(rows: list[_Row], say: Callable[[str, bool], str]) -> list[str]:
+    return [say(_names(rows), len(rows) == 1)] if rows else []
+
+
+def _names(rows: list[_Row]) -> str:
+    names = [f"{row['account']}/{row['user']}" for row in rows]
+    if len(names) > _NAMED:
+        names[_NAMED:] = [f"{len(names) - _NAMED} more"]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _sentence(reason: str) -> str:
+    text = reason.strip()
+    return (text[:1].upper() + text[1:]).rstrip(".") + "."

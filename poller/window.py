@@ -1,0 +1,318 @@
+"""Which stretches of time have been listed, and which to list next.
+
+Everything here is a value: intervals go in, intervals come out. Instants are aware UTC datetimes by
+the server's clock.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import islice
+
+SMALLEST_SLICE = timedelta(hours=1)
+WIDENED_BY = timedelta(seconds=1)  # the API's bounds may be exclusive
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LONGEST_WAIT_FOR_FIRST_SUCCESS = timedelta(days=366)
+PLANNED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, order=True)
+class Interval:
+    """Half-open: `start` belongs to it, `end` does not. Raises ValueError where it is empty."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start >= self.end:
+            raise ValueError(f"an interval cannot end at {self.end} when it starts at {self.start}")
+
+    @property
+    def length(self) -> timedelta:
+        return self.end - self.start
+
+    def within(self, start: datetime, end: datetime) -> "Interval | None":
+        """Return the part inside `start` to `end`, if there is one."""
+        return _between(max(self.start, start), min(self.end, end))
+
+
+def _between(start: datetime, end: datetime) -> Interval | None:
+    return Interval(start, end) if start < end else None
+
+
+def _merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    merged: list[Interval] = []
+    for interval in sorted(intervals):
+        if merged and interval.start <= merged[-1].end:
+            merged[-1] = Interval(merged[-1].start, max(merged[-1].end, interval.end))
+        else:
+            merged.append(interval)
+    return tuple(merged)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What has been listed to its last page: sorted, disjoint and merged, whatever is passed in."""
+
+    intervals: tuple[Interval, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "intervals", _merged(self.intervals))
+
+    @property
+    def newest_end(self) -> datetime | None:
+        return self.intervals[-1].end if self.intervals else None
+
+    def add(self, interval: Interval) -> "Coverage":
+        return Coverage((*self.intervals, interval))
+
+    def remove(self, interval: Interval) -> "Coverage":
+        """Return the coverage without `interval`; what it held on either side stays."""
+        kept = []
+        for one in self.intervals:
+            sides = (
+                _between(one.start, min(one.end, interval.start)),
+                _between(max(one.start, interval.end), one.end),
+            )
+            kept += [side for side in sides if side]
+        return Coverage(tuple(kept))
+
+    def gaps(self, start: datetime, end: datetime) -> tuple[Interval, ...]:
+        """Return what is not covered between `start` and `end`, oldest first."""
+        gaps = []
+        first = bisect_right(self.intervals, start, key=lambda one: one.end)
+        for one in self.intervals[first:]:
+            if one.start >= end:
+                break
+            if start < one.start:
+                gaps.append(Interval(start, one.start))
+            start = one.end
+        rest = _between(start, end)
+        return (*gaps, rest) if rest else tuple(gaps)
+
+    def watermark(self, start: datetime) -> datetime:
+        """Return the end of the unbroken stretch from `start` on; `start` if nothing covers it."""
+        return next((one.end for one in self.intervals if one.start <= start < one.end), start)
+
+    def covers(self, instant: datetime) -> bool:
+        return any(one.start <= instant < one.end for one in self.intervals)
+
+
+class SliceKind(StrEnum):
+    NEWEST = "newest"
+    GAP = "gap"
+    SWEEP = "sweep"
+    DEEP_SWEEP = "deep_sweep"
+    BACKFILL = "backfill"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A stretch to be listed in one go; `interval` is what coverage is recorded for afterwards."""
+
+    kind: SliceKind
+    interval: Interval
+
+    def bounds(self, now: datetime) -> Interval:
+        """Return the bounds to send: a second wider at both ends, but never beyond `now`."""
+        earliest = min(self.interval.start, now) - WIDENED_BY
+        return Interval(earliest, min(self.interval.end + WIDENED_BY, now))
+
+    def halves(self) -> "tuple[Slice, Slice] | None":
+        """Return the newer and the older half, or None for a slice of an hour or less.
+
+        A slice of two hours or more gives halves of at least an hour; a shorter one gives halves
+        between half an hour and an hour.
+        """
+        if self.interval.length <= SMALLEST_SLICE:
+            return None
+        middle = self.interval.start + self.interval.length / 2
+        newer = Slice(self.kind, Interval(middle, self.interval.end))
+        return newer, Slice(self.kind, Interval(self.interval.start, middle))
+
+
+@dataclass(frozen=True)
+class FailedSlice:
+    """A gap that was asked for and could not be listed, with the time of its next attempt."""
+
+    interval: Interval
+    failures: int
+    next_attempt_at: datetime
+    reason: str
+    dismissed: bool = False
+
+    def is_due(self, now: datetime) -> bool:
+        return not self.dismissed and self.next_attempt_at <= now
+
+
+@dataclass(frozen=True)
+class WindowRules:
+    """How far slices look back into what is listed already, and how long one may be.
+
+    Raises ValueError when no slice could be made.
+    """
+
+    overlap: timedelta
+    max_window: timedelta
+
+    def __post_init__(self) -> None:
+        if self.overlap < timedelta(0) or self.max_window <= timedelta(0):
+            raise ValueError("overlap must not be negative, and max_window must be positive")
+
+    @property
+    def step_back(self) -> timedelta:
+        """The overlap of slices cut from one stretch: at most half a window, so that it ends."""
+        return min(self.overlap, self.max_window // 2)
+
+
+def pinned_start(start: timedelta | datetime, first_seen: datetime) -> datetime:
+    """Turn the configured look-back into an instant, never before 1970.
+
+    `first_seen` is by the server's clock: see `first_seen_at_server`.
+    """
+    if isinstance(start, datetime):
+        return max(start, EARLIEST)
+    return _back(first_seen, start)
+
+
+def _back(instant: datetime, by: timedelta) -> datetime:
+    return instant - by if by < instant - EARLIEST else EARLIEST
+
+
+def first_seen_at_server(
+    our_first_seen: datetime, our_now: datetime, server_now: datetime
+) -> datetime:
+    """Translate when we first saw a user from our clock, which may be wrong, to the server's.
+
+    The first success may come days after the installation; those days belong to the look-back too.
+    Only the time that passed is taken from our clock, and only within reason: it may have been set
+    since.
+    """
+    elapsed = our_now - our_first_seen
+    return server_now - min(max(elapsed, timedelta(0)), LONGEST_WAIT_FOR_FIRST_SUCCESS)
+
+
+def newest_slice(
+    coverage: Coverage, start: datetime, now: datetime, rules: WindowRules
+) -> Slice | None:
+    """Plan the slice that ends now, at most `max_window` long; None when `start` is not past.
+
+    It begins `overlap` before the newest covered end, not before the watermark, which an old gap
+    may hold back. What it leaves out is a gap once it has been listed.
+    """
+    begin = max(start, _back(now, rules.max_window))
+    if coverage.newest_end is not None:
+        begin = max(begin, _back(min(coverage.newest_end, now), rules.overlap))
+    interval = _between(begin, now)
+    return Slice(SliceKind.NEWEST, interval) if interval else None
+
+
+def open_gaps(
+    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice] = ()
+) -> tuple[Interval, ...]:
+    """Return what is neither listed nor dismissed between `start` and the newest covered end."""
+    dismissed = Coverage(tuple(one.interval for one in failed if one.dismissed))
+    known = Coverage(coverage.intervals + dismissed.intervals)
+    return known.gaps(start, coverage.newest_end or start)
+
+
+def alarming_gaps(
+    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice]
+) -> tuple[Interval, ...]:
+    """Return the open gaps that could not be listed; others are only waiting for their turn."""
+    refused = Coverage(tuple(one.interval for one in failed if not one.dismissed))
+    gaps = open_gaps(coverage, start, failed)
+    parts = (one.within(gap.start, gap.end) for gap in gaps for one in refused.intervals)
+    return tuple(part for part in parts if part)
+
+
+def gap_slices(
+    coverage: Coverage,
+    start: datetime,
+    now: datetime,
+    rules: WindowRules,
+    failed: Sequence[FailedSlice] = (),
+) -> list[Slice]:
+    """Plan the gaps between `start` and the newest covered end, oldest first.
+
+    Call it after the newest slice was recorded, which decides what is a gap. A gap that failed
+    before is left alone until it is due, and is then tried again with the bounds that it had, so
+    that its failures are counted together. Other slices do not reach back into it: they would be
+    refused with it. At most `PLANNED_AT_ONCE` slices are returned; what is then still a gap is
+    planned next time.
+    """
+    end = min(coverage.newest_end or start, now)
+    failed = [one for one in failed if _is_open(one.interval, coverage, start, end)]
+    stretches = [
+        *_due_again(failed, now),
+        *_never_failed(coverage.gaps(start, end), failed, start, rules),
+    ]
+    cuts = (cut for stretch in sorted(stretches) for cut in _cut(stretch, rules))
+    return [Slice(SliceKind.GAP, cut) for cut in islice(cuts, PLANNED_AT_ONCE)]
+
+
+def _is_open(interval: Interval, coverage: Coverage, start: datetime, end: datetime) -> bool:
+    inside = interval.within(start, end)
+    return inside is not None and bool(coverage.gaps(inside.start, inside.end))
+
+
+def _due_again(failed: Sequence[FailedSlice], now: datetime) -> Iterator[Interval]:
+    waiting = Coverage(tuple(one.interval for one in failed if not one.is_due(now)))
+    planned_to = EARLIEST  # failed slices may overlap; what two of them share is asked for once
+    for interval in sorted(one.interval for one in failed if one.is_due(now)):
+        yield from waiting.gaps(max(interval.start, planned_to), min(interval.end, now))
+        planned_to = max(planned_to, interval.end)
+
+
+def _never_failed(
+    gaps: Sequence[Interval], failed: Sequence[FailedSlice], start: datetime, rules: WindowRules
+) -> Iterator[Interval]:
+    tried = Coverage(tuple(one.interval for one in failed))
+    for gap in gaps:
+        for part in tried.gaps(gap.start, gap.end):
+            begin = max(start, _back(part.start, rules.step_back))
+            yield tried.gaps(begin, part.end)[-1]
+
+
+def _cut(stretch: Interval, rules: WindowRules) -> Iterator[Interval]:
+    begin = stretch.start
+    while stretch.end - begin > rules.max_window:
+        yield Interval(begin, begin + rules.max_window)
+        begin += rules.max_window - rules.step_back
+    yield Interval(begin, stretch.end)
+
+
+def sweep_slices(
+    kind: SliceKind,
+    last_end: datetime | None,
+    back: timedelta,
+    start: datetime,
+    now: datetime,
+    rules: WindowRules,
+) -> list[Slice]:
+    """Plan a sweep up to now, newest first, from `back` before `last_end`, or from `start`.
+
+    `last_end` is where the last completed sweep ended; reckoning from there and not from now sweeps
+    a long downtime whole.
+    """
+    begin = start if last_end is None else max(start, _back(min(last_end, now), back))
+    return _newest_first(kind, _between(begin, now), rules)
+
+
+def backfill_slices(interval: Interval, now: datetime, rules: WindowRules) -> list[Slice]:
+    """Plan an old window that an operator asked for, newest first and never beyond `now`."""
+    return _newest_first(
+        SliceKind.BACKFILL, _between(interval.start, min(interval.end, now)), rules
+    )
+
+
+def _newest_first(kind: SliceKind, stretch: Interval | None, rules: WindowRules) -> list[Slice]:
+    cuts = list(_cut(stretch, rules)) if stretch else []
+    return [Slice(kind, cut) for cut in reversed(cuts)]
+
+
+def is_late(lateness: timedelta, overlap: timedelta) -> bool:
+    """Tell whether a fax became visible so late that half of the overlap was used up."""
+    return lateness > overlap / 2

@@ -1,0 +1,437 @@
+"""schedule: phases and the grid, cron with Debian's meaning, office hours, steps of the clock."""
+
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from poller.config.model import During, Poll
+from poller.schedule import (
+    EPOCH,
+    GRID,
+    clock_step,
+    cron_problem,
+    in_hours,
+    next_cron,
+    next_on_grid,
+    next_poll,
+    phase,
+    silent_for,
+    stretched,
+)
+
+NEW_YORK = ZoneInfo("America/New_York")
+UTC_ZONE = ZoneInfo("UTC")
+NOW = datetime(2024, 5, 21, 4, 27, 56, 123_456, tzinfo=UTC)
+EVERY = timedelta(seconds=30)
+
+instants = st.integers(0, 130 * 365 * 86_400_000_000).map(
+    lambda microseconds: EPOCH + timedelta(microseconds=microseconds)
+)
+intervals = st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedelta(days=30))
+
+quick = settings(deadline=None, max_examples=60)
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@quick
+@given(identity=st.text("0123456789abcdef/é😀"), every=intervals)
+def test_a_phase_lies_on_the_common_grid_inside_the_interval(
+    identity: str, every: timedelta
+) -> None:
+    found = phase(identity, every)
+    assert timedelta(0) <= found < every
+    assert found % GRID == timedelta(0)
+
+
+def test_a_phase_is_the_same_after_every_restart() -> None:
+    assert phase("12345/77c1", EVERY) == timedelta(seconds=29, milliseconds=800)
+
+
+def test_a_user_id_with_a_lone_surrogate_has_a_phase() -> None:
+    assert phase("\ud800", EVERY) < EVERY
+
+
+def test_phases_of_many_users_are_spread_evenly() -> None:
+    seconds = Counter(phase(f"12345/user-{n}", EVERY).seconds for n in range(3000))
+    assert len(seconds) == 30
+    assert max(seconds.values()) < 150
+
+
+@quick
+@given(now=instants, every=intervals, offset=intervals)
+@example(now=EPOCH, every=EVERY, offset=timedelta(0))
+@example(now=EPOCH - timedelta(days=400), every=EVERY, offset=timedelta(seconds=1))
+def test_the_next_time_on_the_grid_is_the_first_one_strictly_after_now(
+    now: datetime, every: timedelta, offset: timedelta
+) -> None:
+    found = next_on_grid(now, every, offset)
+    assert now < found <= now + every
+    assert (found - EPOCH - offset) % every == timedelta(0)
+
+
+def test_a_clock_that_jumps_fifty_years_costs_nothing() -> None:
+    before = time.perf_counter()
+    for years in (-50, 50):
+        jumped = NOW + timedelta(days=365 * years)
+        assert next_on_grid(jumped, timedelta(milliseconds=500), GRID) - jumped < EVERY
+    assert time.perf_counter() - before < 0.01
+
+
+def test_a_user_with_an_interval_is_polled_on_its_own_grid() -> None:
+    first = next_poll(Poll(), "12345/77c1", NOW)
+    assert first == next_on_grid(NOW, EVERY, phase("12345/77c1", EVERY))
+    assert next_poll(Poll(), "12345/77c1", first) == first + EVERY
+
+
+def test_a_stretched_interval_is_longer_and_still_on_the_common_grid() -> None:
+    first = next_poll(Poll(), "12345/77c1", NOW, factor=1.3333)
+    assert next_poll(Poll(), "12345/77c1", first, factor=1.3333) - first == timedelta(seconds=40)
+
+
+def test_an_interval_that_is_not_stretched_is_kept_as_configured() -> None:
+    poll = Poll(every=timedelta(milliseconds=250))
+    first = next_poll(poll, "x", NOW)
+    assert next_poll(poll, "x", first) - first == timedelta(milliseconds=250)
+
+
+def test_a_user_with_cron_is_polled_at_its_times_whatever_the_factor() -> None:
+    poll = Poll(every=None, cron="0 8,12,16 * * mon-fri", timezone=NEW_YORK)
+    assert next_poll(poll, "x", NOW, factor=9) == utc("2024-05-21 12:00")
+
+
+@pytest.mark.parametrize(
+    ("intervals_s", "limit", "factor"),
+    [
+        pytest.param([], 5, 1, id="nobody asks"),
+        pytest.param([30] * 100, 5, 1, id="all fits"),
+        pytest.param([1] * 15, 20, 1, id="exactly three quarters"),
+        pytest.param([1] * 30, 20, 2, id="twice too much"),
+        pytest.param([30] * 600, 5, 20 / 3.75, id="600 users every 30 s at 5 per second"),
+        pytest.param([1] * 10 + [60] * 600, 4, 20 / 3, id="mixed intervals"),
+    ],
+)
+def test_intervals_stretch_until_the_lists_fit_into_their_share(
+    intervals_s: list[float], limit: float, factor: float
+) -> None:
+    assert stretched(intervals_s, limit) == pytest.approx(factor)
+
+
+def test_the_share_of_lists_can_be_chosen() -> None:
+    assert stretched([1] * 10, 10, share=0.5) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        pytest.param("", "cron: five fields", id="empty"),
+        pytest.param("* * * *", "cron: five fields", id="four fields"),
+        pytest.param("0 * * * * *", "cron: five fields", id="six fields with seconds"),
+        pytest.param("@daily", "cron: five fields", id="nickname"),
+        pytest.param("1" * 5000 + " * * * *", "cron: five fields", id="endless number"),
+        pytest.param("60 * * * *", "cron: bad minute", id="minute 60"),
+        pytest.param("* 24 * * *", "cron: bad hour", id="hour 24"),
+        pytest.param("* * 0 * *", "cron: bad day-of-month", id="day 0"),
+        pytest.param("* * * 13 *", "cron: bad month", id="month 13"),
+        pytest.param("* * * * 8", "cron: bad day-of-week", id="weekday 8"),
+        pytest.param("*/0 * * * *", "cron: bad minute", id="step 0"),
+        pytest.param("5-1 * * * *", "cron: bad minute", id="range backwards"),
+        pytest.param("* * * * mon-", "cron: bad day-of-week", id="half a range"),
+        pytest.param("0 0 30 2 *", "cron: bad day-of-month", id="30 February"),
+        pytest.param("0 0 */30 2 mon#5", "cron: no such day ever comes", id="never"),
+        pytest.param("*/15 8-17 * * mon-fri", None, id="office hours"),
+        pytest.param("0 0 29 2 *", None, id="leap day"),
+        pytest.param("0 0 L * *", None, id="last day of the month"),
+    ],
+)
+def test_a_cron_problem_is_one_sentence(text: str, sentence: str | None) -> None:
+    found = cron_problem(text)
+    if sentence == "cron: five fields":
+        sentence = "a cron expression has five fields: minute hour day month weekday"
+    assert found == sentence
+
+
+@quick
+@given(st.text(alphabet="0123456789*/,-# LWmonfri²", max_size=25))
+def test_any_text_is_a_cron_expression_or_a_problem(text: str) -> None:
+    problem = cron_problem(text)
+    if problem is None:
+        assert next_cron(text, NEW_YORK, NOW) > NOW
+
+
+# 2024-05-21 is a Tuesday.
+@pytest.mark.parametrize(
+    ("text", "now", "following"),
+    [
+        pytest.param("* * * * *", "2024-05-21 04:27:00", ["05-21 04:28", "05-21 04:29"], id="all"),
+        pytest.param("0 8 * * *", "2024-05-21 08:00:00", ["05-22 08:00"], id="strictly after"),
+        pytest.param(
+            "0 8 * * *", "2024-05-21 07:59:59.999999", ["05-21 08:00"], id="microseconds before"
+        ),
+        pytest.param(
+            "5,20,50 9 * * *",
+            "2024-05-21 09:05:00",
+            ["05-21 09:20", "05-21 09:50", "05-22 09:05"],
+            id="minute list",
+        ),
+        pytest.param(
+            "*/25 * * * *",
+            "2024-05-21 09:00:00",
+            ["05-21 09:25", "05-21 09:50", "05-21 10:00"],
+            id="step starts anew each hour",
+        ),
+        pytest.param(
+            "10-30/10 7 * * *",
+            "2024-05-21 00:00:00",
+            ["05-21 07:10", "05-21 07:20", "05-21 07:30", "05-22 07:10"],
+            id="range with step",
+        ),
+        pytest.param("0 3 * * 0", "2024-05-21 00:00:00", ["05-26 03:00"], id="0 is Sunday"),
+        pytest.param("0 3 * * 7", "2024-05-21 00:00:00", ["05-26 03:00"], id="7 is Sunday"),
+        pytest.param("0 3 * * 1", "2024-05-21 00:00:00", ["05-27 03:00"], id="1 is Monday"),
+        pytest.param("0 3 * * SUN", "2024-05-21 00:00:00", ["05-26 03:00"], id="SUN"),
+        pytest.param(
+            "0 3 * * 5-7",
+            "2024-05-21 00:00:00",
+            ["05-24 03:00", "05-25 03:00", "05-26 03:00", "05-31 03:00"],
+            id="5-7 is Friday to Sunday",
+        ),
+        pytest.param(
+            "0 8,12,16 * * mon-fri",
+            "2024-05-24 12:00:00",
+            ["05-24 16:00", "05-27 08:00", "05-27 12:00"],
+            id="the vendor's own schedule",
+        ),
+        pytest.param(
+            "0 0 13 * 5", "2024-09-01 00:00:00", ["09-06 00:00", "09-13 00:00"], id="day or weekday"
+        ),
+        pytest.param(
+            "0 0 */2 * 5", "2024-09-01 00:00:00", ["09-13 00:00", "09-27 00:00"], id="star: and"
+        ),
+        pytest.param("0 0 29 2 *", "2024-05-21 00:00:00", ["02-29 00:00"], id="next leap year"),
+    ],
+)
+def test_cron_has_its_standard_meaning(text: str, now: str, following: list[str]) -> None:
+    at = utc(now)
+    for expected in following:
+        at = next_cron(text, UTC_ZONE, at)
+        assert f"{at:%m-%d %H:%M}" == expected
+        assert at.tzinfo is UTC
+
+
+# New York, 2024: 02:00 EST becomes 03:00 EDT on 10 March, 02:00 EDT 01:00 EST on 3 November.
+@pytest.mark.parametrize(
+    ("text", "now", "following"),
+    [
+        pytest.param(
+            "30 2 * * *",
+            "2024-03-09 12:00",
+            ["03-10 07:00", "03-11 06:30"],
+            id="a skipped time comes right after the gap",
+        ),
+        pytest.param(
+            "15,45 2 * * *",
+            "2024-03-10 06:59",
+            ["03-10 07:00", "03-11 06:15"],
+            id="two skipped times come once",
+        ),
+        pytest.param(
+            "0 8 * * *",
+            "2024-03-09 12:00",
+            ["03-09 13:00", "03-10 12:00", "03-11 12:00"],
+            id="8 o'clock moves with the zone",
+        ),
+        pytest.param(
+            "*/30 * * * *",
+            "2024-03-10 06:00",
+            ["03-10 06:30", "03-10 07:00", "03-10 07:30"],
+            id="a wildcard follows real time in spring",
+        ),
+        pytest.param(
+            "30 1 * * *",
+            "2024-11-03 04:00",
+            ["11-03 05:30", "11-04 06:30"],
+            id="a repeated time comes once",
+        ),
+        pytest.param(
+            "30 1 * * *",
+            "2024-11-03 06:10",
+            ["11-04 06:30"],
+            id="not again when asked in the second pass",
+        ),
+        pytest.param(
+            "0-59 1 * * *",
+            "2024-11-03 06:00:30",
+            ["11-04 06:00"],
+            id="a whole repeated hour is not walked into the past",
+        ),
+        pytest.param(
+            "0 1-3 * * *",
+            "2024-11-03 05:00",
+            ["11-03 07:00", "11-03 08:00", "11-04 06:00"],
+            id="fixed hours go on after the repeated one",
+        ),
+        pytest.param(
+            "*/30 * * * *",
+            "2024-11-03 05:00",
+            ["11-03 05:30", "11-03 06:00", "11-03 06:30", "11-03 07:00"],
+            id="a wildcard follows real time in autumn",
+        ),
+    ],
+)
+def test_cron_keeps_debians_meaning_over_daylight_saving(
+    text: str, now: str, following: list[str]
+) -> None:
+    at = utc(now)
+    for expected in following:
+        at = next_cron(text, NEW_YORK, at)
+        assert f"{at:%m-%d %H:%M}" == expected
+
+
+@quick
+@given(
+    text=st.sampled_from(
+        ["30 1 * * *", "*/20 * * * *", "0 0-6 * * *", "15 2 * * 7", "7 */3 1 * 1"]
+    ),
+    zone=st.sampled_from(["America/New_York", "Australia/Lord_Howe", "America/Santiago", "UTC"]),
+    now=instants,
+)
+def test_cron_always_moves_on(text: str, zone: str, now: datetime) -> None:
+    at = now
+    for _ in range(5):
+        following = next_cron(text, ZoneInfo(zone), at)
+        assert following > at
+        at = following
+
+
+@quick
+@given(
+    now=instants,
+    minutes=st.sets(st.integers(0, 59), min_size=1, max_size=4),
+    hours=st.sets(st.integers(0, 23), min_size=1, max_size=3),
+    weekday=st.integers(0, 7),
+)
+def test_cron_agrees_with_a_search_minute_by_minute(
+    now: datetime, minutes: set[int], hours: set[int], weekday: int
+) -> None:
+    text = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * {weekday}"
+    minute = timedelta(minutes=1)
+    at = now.replace(second=0, microsecond=0) + minute
+    while (at.isoweekday() % 7, at.hour in hours, at.minute in minutes) != (
+        weekday % 7,
+        True,
+        True,
+    ):
+        skip = at.isoweekday() % 7 == weekday % 7 and at.hour in hours
+        at += minute if skip else timedelta(minutes=60 - at.minute)
+    assert next_cron(text, UTC_ZONE, now) == at
+
+
+OFFICE = During(weekdays=frozenset(range(5)), start_minute=8 * 60, end_minute=18 * 60)
+NIGHTS = During(weekdays=frozenset({4, 6}), start_minute=22 * 60, end_minute=6 * 60)
+SUNDAYS = During(weekdays=frozenset({6}), start_minute=0, end_minute=1440)
+REPEATED = During(weekdays=frozenset({6}), start_minute=75, end_minute=105)
+ALWAYS = During(weekdays=frozenset(range(7)), start_minute=0, end_minute=1440)
+
+
+@pytest.mark.parametrize(
+    ("during", "local", "inside"),
+    [
+        pytest.param(OFFICE, "2024-05-21T08:00", True, id="opening minute"),
+        pytest.param(OFFICE, "2024-05-21T07:59:59.999", False, id="just before"),
+        pytest.param(OFFICE, "2024-05-21T17:59:59.999", True, id="last instant"),
+        pytest.param(OFFICE, "2024-05-21T18:00", False, id="end is exclusive"),
+        pytest.param(OFFICE, "2024-05-25T12:00", False, id="Saturday"),
+        pytest.param(NIGHTS, "2024-05-24T23:00", True, id="Friday night"),
+        pytest.param(NIGHTS, "2024-05-25T05:59", True, id="Saturday morning is Friday's shift"),
+        pytest.param(NIGHTS, "2024-05-25T06:00", False, id="the shift is over"),
+        pytest.param(NIGHTS, "2024-05-27T01:00", True, id="Monday morning is Sunday's shift"),
+        pytest.param(NIGHTS, "2024-05-24T05:00", False, id="Friday morning is nobody's"),
+        pytest.param(SUNDAYS, "2024-05-26T23:59", True, id="a whole day to its end"),
+        pytest.param(SUNDAYS, "2024-05-27T00:00", False, id="midnight after it"),
+    ],
+)
+def test_office_hours_are_those_of_their_zone(during: During, local: str, inside: bool) -> None:
+    instant = datetime.fromisoformat(local).replace(tzinfo=NEW_YORK).astimezone(UTC)
+    assert in_hours(during, NEW_YORK, instant) is inside
+
+
+@pytest.mark.parametrize(
+    ("during", "last", "now", "hours"),
+    [
+        pytest.param(None, "2024-05-20 12:00", "2024-05-21 13:00", 25, id="no office hours"),
+        pytest.param(OFFICE, "2024-05-21 13:00", "2024-05-21 13:00", 0, id="just now"),
+        pytest.param(OFFICE, "2024-05-22 13:00", "2024-05-21 13:00", 0, id="the clock went back"),
+        pytest.param(OFFICE, "2024-05-24 21:00", "2024-05-27 13:00", 2, id="over the weekend"),
+        pytest.param(OFFICE, "2024-05-25 01:00", "2024-05-26 23:00", 0, id="within the weekend"),
+        pytest.param(OFFICE, "2024-04-01 12:00", "2024-05-27 13:00", 401, id="eight weeks"),
+        pytest.param(SUNDAYS, "2024-03-09 12:00", "2024-03-11 12:00", 23, id="a day of 23 hours"),
+        pytest.param(SUNDAYS, "2024-11-02 12:00", "2024-11-04 12:00", 25, id="a day of 25 hours"),
+        pytest.param(REPEATED, "2024-11-02 12:00", "2024-11-04 12:00", 1, id="hours come twice"),
+    ],
+)
+def test_silence_counts_only_in_office_hours(
+    during: During | None, last: str, now: str, hours: float
+) -> None:
+    assert silent_for(utc(last), utc(now), during, NEW_YORK) == timedelta(hours=hours)
+
+
+@settings(quick, max_examples=15)
+@given(
+    during=st.builds(
+        During,
+        weekdays=st.frozensets(st.integers(0, 6)),
+        start_minute=st.integers(0, 1439),
+        end_minute=st.integers(1, 1440),
+    ),
+    begin=st.sampled_from(["2024-02-28", "2024-06-03", "2024-10-23"]),
+    shift=st.integers(0, 5 * 1440),
+    length=st.integers(0, 20 * 1440),
+    zone=st.sampled_from(["America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
+)
+@example(during=REPEATED, begin="2024-10-23", shift=0, length=20 * 1440, zone="America/New_York")
+@example(during=ALWAYS, begin="2024-02-28", shift=7, length=20 * 1440, zone="America/New_York")
+def test_silence_agrees_with_counting_minute_by_minute(
+    during: During, begin: str, shift: int, length: int, zone: str
+) -> None:
+    last = utc(begin) + timedelta(minutes=shift)
+    now = last + timedelta(minutes=length)
+    where = ZoneInfo(zone)
+    counted = sum(in_hours(during, where, last + timedelta(minutes=m)) for m in range(length))
+    assert silent_for(last, now, during, where) == timedelta(minutes=counted)
+
+
+def test_silence_since_1970_is_cheap() -> None:
+    before = time.perf_counter()
+    silence = silent_for(EPOCH, NOW, ALWAYS, NEW_YORK)
+    assert time.perf_counter() - before < 0.1
+    assert silence == NOW - EPOCH
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "monotonic_s", "step_s"),
+    [
+        pytest.param(60, 60, None, id="both run alike"),
+        pytest.param(61.5, 60, None, id="slewed a little"),
+        pytest.param(3660, 60, 3600, id="set forward, or the machine slept"),
+        pytest.param(-3540, 60, -3600, id="set back"),
+    ],
+)
+def test_a_step_of_the_wall_clock_is_seen_against_the_monotonic_one(
+    wall_s: float, monotonic_s: float, step_s: float | None
+) -> None:
+    step = clock_step((NOW, 1000.0), (NOW + timedelta(seconds=wall_s), 1000.0 + monotonic_s))
+    assert step == (None if step_s is None else timedelta(seconds=step_s))
+
+
+def test_the_smallest_step_can_be_chosen() -> None:
+    later = NOW + timedelta(seconds=61.5)
+    step = clock_step((NOW, 0.0), (later, 60.0), threshold=timedelta(seconds=1))
+    assert step == timedelta(seconds=1.5)
