@@ -92,14 +92,19 @@ def _pdf(file: BinaryIO, size: int) -> Document:
     if not _has_pdf_end(file, size):
         return _broken("pdf-no-eof")
     reader = _Reader(file)
+    document = _read_pdf(reader)
+    if reader.failure is not None:
+        raise reader.failure
+    return document
+
+
+def _read_pdf(reader: "_Reader") -> Document:
     try:
         with _open_pdf(reader) as pdf:
             return _counted(len(pdf.pages), encrypted=pdf.is_encrypted)
     except pikepdf.PasswordError:
         return _broken("pdf-encrypted")
-    except Exception as error:
-        if reader.failure is not None:
-            raise reader.failure from error
+    except Exception:  # noqa: BLE001  # qpdf raises whatever it likes over malformed bytes
         return _broken("pdf-unreadable")
 
 
@@ -125,7 +130,10 @@ def _counted(pages: int, *, encrypted: bool) -> Document:
 
 
 class _Reader(io.RawIOBase):
-    """Hands a file to qpdf and remembers that a read failed: qpdf calls that a broken PDF."""
+    """Hands a file to qpdf and remembers that a read failed.
+
+    qpdf takes that for a broken PDF, or leaves out a page as if it had never been there.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -162,7 +170,7 @@ class _Reader(io.RawIOBase):
 # TIFF 6.0, section 2, and the BigTIFF design of 2004
 
 
-class _Broken(Exception):  # noqa: N818
+class _Broken(Exception):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code

@@ -81,12 +81,15 @@ class EvidenceStore:
         self, fax: Path, at: datetime, content: dict[str, object], image: Path | bytes | None
     ) -> bool:
         with self._lock:
-            path = _unused(fax / f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}")
             try:
                 items = self._known()
                 fax.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path = _unused(fax, at)
+            except OSError:
+                return False
+            try:
                 item = _Item(path, _write(path, content, image, self._max_bytes))
-            except (OSError, ValueError):
+            except OSError:
                 _remove(path)
                 return False
             items.append(item)
@@ -119,12 +122,15 @@ def _folder(app_id: str, user_id: str, fax_id: str) -> str:
     return f"{safe_id(fax_id)}~{hashlib.sha256(identity).hexdigest()[:8]}"
 
 
-def _unused(path: Path) -> Path:
-    """Tell two failures at one instant (of a clock that was set back) apart."""
-    candidates = itertools.chain(
-        [path], (path.with_name(f"{path.name}-{n}") for n in range(1, 100))
-    )
-    return next((one for one in candidates if not one.with_suffix(".json").exists()), path)
+def _unused(fax: Path, at: datetime) -> Path:
+    """Name a failure; two at one instant (of a clock that was set back) are told apart."""
+    stamp = f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
+    names = (f"{stamp}-{number:03}" for number in itertools.count(1))
+    return next(path for name in names if not _exists(path := fax / name))
+
+
+def _exists(path: Path) -> bool:
+    return any(path.with_suffix(suffix).exists() for suffix in _SUFFIXES)
 
 
 def _body(body: bytes) -> dict[str, str]:
@@ -138,7 +144,7 @@ def _write(
     path: Path, content: dict[str, object], image: Path | bytes | None, max_bytes: int
 ) -> int:
     kept = 0
-    if image is not None:
+    if image is not None and (isinstance(image, bytes) or image.is_file()):
         kept, size = _write_image(path.with_suffix(".image"), image, max_bytes // 2)
         content = {**content, "image": {"bytes": size, "kept": kept}}
     data = json.dumps(content, indent=1).encode() + b"\n"

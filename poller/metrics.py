@@ -129,9 +129,9 @@ class Metrics:
         with contextlib.suppress(KeyError):
             self._suspended.remove(account)
 
-    def storage(self, free: int | None, *, usable: bool) -> None:
+    def storage(self, free_bytes: int | None, *, usable: bool) -> None:
         """Set free bytes, None when nobody can tell, and whether faxes can be stored."""
-        self._free.set(float("nan") if free is None else free)
+        self._free.set(float("nan") if free_bytes is None else free_bytes)
         self._usable.set(usable)
 
     def visibility_delay(self, seconds: float) -> None:

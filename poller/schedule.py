@@ -186,9 +186,8 @@ def _stretches(
         if _offset(zone, step) != _offset(zone, at):
             change = _change(at, step, zone)
             yield begun, change, _offset(zone, at)
-            begun = at = change
-        else:
-            at = step
+            begun = change
+        at = step
     yield begun, end, _offset(zone, begun)
 
 

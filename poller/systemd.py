@@ -53,7 +53,7 @@ def watchdog() -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Return how often `watchdog` has to be sent, in seconds: half of what systemd waits.
+    """Return how long systemd waits for a `watchdog`, in seconds; send at least two in that time.
 
     None when systemd does not watch this process.
     """
@@ -64,4 +64,4 @@ def watchdog_interval() -> float | None:
         return None
     if waits_us <= 0 or watched != os.getpid():
         return None
-    return waits_us / 2_000_000
+    return waits_us / 1_000_000

@@ -250,7 +250,8 @@ def gap_slices(
         *_never_failed(coverage.gaps(start, end), failed, start, rules),
     ]
     cuts = (cut for stretch in sorted(stretches) for cut in _cut(stretch, rules))
-    return [Slice(SliceKind.GAP, cut) for cut in islice(cuts, PLANNED_AT_ONCE)]
+    wanted = (cut for cut in cuts if coverage.gaps(cut.start, cut.end))
+    return [Slice(SliceKind.GAP, cut) for cut in islice(wanted, PLANNED_AT_ONCE)]
 
 
 def _is_open(interval: Interval, coverage: Coverage, start: datetime, end: datetime) -> bool:

@@ -112,11 +112,24 @@ class Client:
 
     # -- calls --------------------------------------------------------------------------------
 
-    async def health(self) -> None:
-        """Ask whether eFax is up: one try, without a token, allowed while suspended."""
-        async with self._pacer.turn(Kind.OTHER, ""):
-            request = efax.health_request()
-            efax.parse_health(await self._sent(request, Answer.body))
+    async def health(self, user: User | None = None) -> None:
+        """Ask whether eFax is up: one try, without a token.
+
+        On behalf of a user it counts as a list call does: its failure towards suspension, and in a
+        suspension it is a probe. On nobody's behalf it is always allowed.
+        """
+        probe = user is not None and self.suspension.until is not None
+        if probe and not self.suspension.may_probe(self._clock.now()):
+            self._refuse_while_suspended()
+        try:
+            async with self._pacer.turn(Kind.OTHER, user.name if user else ""):
+                efax.parse_health(await self._sent(efax.health_request(), Answer.body))
+        except Unreachable as error:
+            if user is not None:
+                self._failed(user.name, error)
+            raise
+        if user is not None:
+            self._answered(probe=probe)
 
     async def sign_in(self) -> None:
         """See to it that there is a token that lives."""
@@ -248,9 +261,11 @@ class Client:
         """Send with a token; a 401 counts against that token and is met once with a new one."""
         refusals = 0
         while True:
+            if not probe:
+                self._refuse_while_suspended()
             await self._tokens.get(user.name)
             async with self._pacer.turn(kind, user.name):
-                if not probe:
+                if not probe:  # it may have come about while this call waited
                     self._refuse_while_suspended()
                 held = self._tokens.held
                 if held is None:

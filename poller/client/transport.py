@@ -4,6 +4,7 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -120,7 +121,7 @@ class Transport:
 
     def _request(
         self, request: Request, sends: "_Sends"
-    ) -> "aiohttp.client._RequestContextManager":
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         timeouts = self.timeouts
         return self._sessions[-1].request(
             request.method,

@@ -52,13 +52,10 @@ class Disk:
 def build(root: Node, report: Report, *, disk: Disk, files: tuple[Path, ...] = ()) -> Config:
     """Give the configuration; it is usable only when `report` has no problems."""
     with Section(root, report) as top:
-        state_url = _state(top)
-        storage = _storage(top)
-        _check_apart(top, Path(state_url.removeprefix("sqlite:///")), storage.directory, disk)
-        return Config(
+        config = Config(
             accounts=_accounts(top, disk),
-            storage=storage,
-            state_url=state_url,
+            storage=_storage(top),
+            state_url=_state(top),
             retry=_retry(top),
             evidence_max=_evidence(top),
             heartbeat=_heartbeat(top),
@@ -67,6 +64,8 @@ def build(root: Node, report: Report, *, disk: Disk, files: tuple[Path, ...] = (
             drain=top.get("drain", duration(), Config.drain),
             files=files,
         )
+        _check_apart(top, config, disk)
+        return config
 
 
 def _state(top: Section) -> str:
@@ -84,13 +83,13 @@ def _storage(top: Section) -> StorageConfig:
         )
 
 
-def _check_apart(top: Section, ledger: Path, storage: Path, disk: Disk) -> None:
+def _check_apart(top: Section, config: Config, disk: Disk) -> None:
     """The storage is other programs' to read; the ledger must not lie where they look."""
-    state, faxes = disk.real(ledger.parent), disk.real(storage)
+    state, faxes = disk.real(config.state_directory), disk.real(config.storage.directory)
     if faxes == state or faxes in state.parents:
-        place = top.place("state", "storage")
         top.wrong(
-            place, "the ledger must not lie in storage.directory; give it a directory of its own"
+            top.place("state.url", "storage.directory"),
+            "the ledger must not lie in storage.directory; give it a directory of its own",
         )
 
 
@@ -207,11 +206,17 @@ def _poll(node: Node, report: Report, *, final: bool) -> Poll:
             deep_sweep=_sweep(section, "deep_sweep", Poll.deep_sweep),
         )
         if final and section.sound and poll.overlap >= poll.max_window:
+            nearest = max(section.place("overlap"), section.place("max_window"), key=_depth)
             section.wrong(
-                section.place("overlap", "max_window"),
-                "poll.overlap must be shorter than poll.max_window, or no poll gets ahead",
+                nearest,
+                f"overlap ({section.written('overlap', '15m')}) must be shorter than "
+                f"max_window ({section.written('max_window', '24h')})",
             )
         return poll
+
+
+def _depth(node: Node) -> int:
+    return len(node.key)
 
 
 def _sweep(poll: Section, key: str, default: Sweep) -> Sweep:
@@ -311,7 +316,7 @@ def _ca_file(account: Section, disk: Disk) -> Path | None:
 
 def _users(account: Section, name: str, app_id: str, below: _Layers) -> tuple[User, ...]:
     entries = _named(account, "users", "user", 'front-desk: {user_id: "…"}')
-    _refuse_twins(entries, "user_id", "two users cannot have one; keep one of them", account)
+    _refuse_twins(entries, "user_id", "a User ID is one user: remove one of them", account)
     inherited: _Levelled | None = None
     users: list[User] = []
     for user, node in entries.items():

@@ -56,7 +56,7 @@ def parse(data: bytes, source: Source, report: Report) -> Node | None:
         line = text.count("\n", 0, error.position) + 1
         report.unreadable(source, line, "a control character stands here; remove it")
     except MarkedYAMLError as error:
-        report.unreadable(source, _line(error), _sentence(error.problem))
+        report.unreadable(source, _line(error), _sentence(error))
     except (ValueError, OverflowError):  # "\UFFFFFFFF" and its like, of which ruamel knows no line
         report.unreadable(
             source, 0, "an escape (\\x, \\u, \\U) names a character that does not exist"
@@ -75,6 +75,7 @@ class _UnusableError(Exception):
 
 
 _QUOTED = "while scanning a quoted scalar"
+_BRACKETS = ("while parsing a flow mapping", "while parsing a flow sequence")
 
 
 def _line(error: MarkedYAMLError) -> int:
@@ -87,19 +88,22 @@ _SENTENCES = {
     r"'\t' that cannot start": "a tab is used to indent; use spaces",
     "cannot start any token": "a value cannot begin with this character; put the value in quotes",
     "could not find expected ':'": "a key without ':' or a wrong indentation; write 'key: value'",
-    "mapping values are not allowed": "a second ':' in one line, or a wrong indentation; "
-    "put a value that holds ': ' in quotes",
+    "mapping values are not allowed": "a ':' too many; check the indentation and the line above, "
+    "and put a value that holds ': ' in quotes",
     "expected <block end>": "the indentation does not fit the lines above; align it with them",
     "unexpected end of stream": "a quote is opened here and never closed; close it",
-    "expected ',' or": "a '{' or '[' is not closed, or a comma is missing; add it",
     "unknown escape": "an unknown escape in double quotes; write '\\\\' or use single quotes",
     "version 1.* is required": "this is not YAML 1.2; remove the %YAML line",
 }
 
 
-def _sentence(problem: object) -> str:
+def _sentence(error: MarkedYAMLError) -> str:
+    """Say it in words of our own: ruamel's may quote the text, and speak of tokens."""
+    if error.context in _BRACKETS:
+        opened = error.context_mark.line + 1
+        return f"the bracket opened in line {opened} is not closed, or a comma is missing; add it"
     for part, sentence in _SENTENCES.items():
-        if part in str(problem):
+        if part in str(error.problem):
             return sentence
     return "this is not valid YAML; check quotes, brackets and indentation"
 
@@ -199,6 +203,7 @@ class _Composer:
             )
         else:
             return key
+        self._report.incomplete = True
         return None
 
     def _alias(self, event: Any, key: str) -> Node:

@@ -140,6 +140,10 @@ class Config:
     files: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
+    def users(self) -> tuple[User, ...]:
+        return tuple(user for account in self.accounts for user in account.users)
+
+    @property
     def state_directory(self) -> Path:
         """The directory of the ledger; lock, redaction key and evidence live beside it."""
         return Path(self.state_url.removeprefix("sqlite:///")).parent

@@ -1,6 +1,5 @@
 """Read a map key by key: a wrong value is reported and its default used, an unknown key refused."""
 
-from types import TracebackType
 from typing import TypeVar
 
 from poller.config.document import Node, given_twice, joined
@@ -32,14 +31,11 @@ class Section:
     def __enter__(self) -> "Section":
         return self
 
-    def __exit__(
-        self,
-        kind_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._refuse_unknown()
+    def __exit__(self, *_: object) -> None:
+        for key, node in self._entries.items():
+            if key not in self._known:
+                hint = suggestion(key, self._known) or f"; known here: {', '.join(self._known)}"
+                self.report.add(node, f"unknown key{hint}")
 
     def wrong(self, place: Node, message: str) -> None:
         self.sound = False
@@ -66,7 +62,7 @@ class Section:
     def missing(self, key: str, message: str) -> None:
         """Report what is not there, unless it may stand in a file that could not be read."""
         self.sound = False
-        if not self.report.incomplete:
+        if isinstance(self.node.value, dict) and not self.report.incomplete:
             self.report.add_at(
                 self.node.source, self.node.line, joined(self.node.key, key), message
             )
@@ -78,9 +74,20 @@ class Section:
             node = Node(self.node.source, self.node.line, joined(self.node.key, key), {})
         return Section(node, self.report)
 
-    def place(self, *keys: str) -> Node:
-        """Give the first of these keys that is written down, else the map itself."""
-        return next((self._entries[k] for k in keys if k in self._entries), self.node)
+    def place(self, *paths: str) -> Node:
+        """Give the first of these dotted paths that is written down, else the map itself."""
+        return next((node for path in paths if (node := self._at(path))), self.node)
+
+    def _at(self, path: str) -> Node | None:
+        node: Node | None = self.node
+        for key in path.split("."):
+            node = node.value.get(key) if node and isinstance(node.value, dict) else None
+        return node
+
+    def written(self, key: str, default: str) -> str:
+        """Say where a key is written down, or what it is by default."""
+        node = self._entries.get(key)
+        return f"at {where(node)}" if node else f"by default {default}"
 
     def _read(self, node: Node, parser: Parser[T], default: T) -> T:
         try:
@@ -88,12 +95,6 @@ class Section:
         except WrongValueError as wrong:
             self.wrong(wrong.node or node, str(wrong))
             return default
-
-    def _refuse_unknown(self) -> None:
-        for key, node in self._entries.items():
-            if key not in self._known:
-                hint = suggestion(key, self._known) or f"; known here: {', '.join(self._known)}"
-                self.report.add(node, f"unknown key{hint}")
 
 
 def merged(first: Node, second: Node, report: Report) -> Node:

@@ -39,9 +39,9 @@ def kind(value: Value) -> str:
     return names.get(type(value), "a number")
 
 
-def suggestion(word: str, known: Collection[str]) -> str:
+def suggestion(word: str, known: Collection[str], cutoff: float = 0.6) -> str:
     """Give `; did you mean '…'?` for the known word nearest to this one, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -333,7 +333,7 @@ def zone(node: Node) -> ZoneInfo:
     try:
         return ZoneInfo(value)
     except (ValueError, OSError, LookupError):  # no such zone, '../x', a folder such as 'America'
-        near = suggestion(value, available_timezones())
+        near = suggestion(value, available_timezones(), cutoff=0.8)
         raise WrongValueError(
             f"{quoted(value)} is no time zone; write one such as America/Los_Angeles or UTC{near}"
         ) from None
@@ -343,7 +343,7 @@ def cron(node: Node) -> str:
     value = text(node)
     problem = schedule.cron_problem(value)
     if problem is not None:
-        raise WrongValueError(problem)
+        raise WrongValueError(f"{problem}; write it such as '0 8,12,16 * * mon-fri'")
     return value
 
 
@@ -388,20 +388,21 @@ _DURING = re.compile(r"(\S+) +([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
 
 
 def during(node: Node) -> During:
-    """Weekdays and a stretch of the day, such as `mon-fri,sun 08:00-18:00`; `24:00` ends a day."""
+    """Weekdays and a stretch of the day, such as `mon-fri,sun 08:00-18:00`.
+
+    `24:00` ends a day; an end before the beginning is on the next day.
+    """
     value = text(node)
     match = _DURING.fullmatch(value.lower())
     if match is None:
         _refuse_during(value)
     first, last = (int(match[i]) * 60 + int(match[i + 1]) for i in (2, 4))
-    weekdays: set[int] = set()
-    for part in match[1].split(","):
-        weekdays |= _weekdays(part, value)
-    if max(int(match[3]), int(match[5])) > 59 or last > 24 * 60:
+    if max(int(match[3]), int(match[5])) > 59 or first >= 24 * 60 or last > 24 * 60:
         _refuse_during(value)
-    if first >= last:
-        raise WrongValueError("must end later than it begins, on the same day (24:00 is its end)")
-    return During(frozenset(weekdays), first, last)
+    if first == last:
+        raise WrongValueError("ends when it begins; write 00:00-24:00 for the whole day")
+    weekdays = (_weekdays(part, value) for part in match[1].split(","))
+    return During(frozenset().union(*weekdays), first, last)
 
 
 def _weekdays(part: str, value: str) -> set[int]:

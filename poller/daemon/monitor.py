@@ -9,8 +9,8 @@ import aiohttp
 
 from poller import log, schedule, systemd
 from poller.config.model import Expect
-from poller.errors import LedgerUnavailable
 from poller.daemon.planner import Planner
+from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
@@ -21,6 +21,7 @@ _SUMMARY_S = 300.0
 _SILENCE_S = 60.0
 _GAUGES_S = 15.0
 _STUCK_S = 10.0
+_PROBE_LOOK_S = 1.0
 _NO_PROGRESS_S = 120.0
 _HEARTBEAT_TIMEOUT_S = 10.0
 
@@ -92,7 +93,7 @@ class Monitor:
     def _watch_disk(self) -> None:
         """Warn well before `min_free` stops the fetching."""
         site = self._site
-        free, floor = site.shop.storage.free_bytes, site.config.storage.min_free
+        free, floor = site.shop.gate.free_bytes, site.config.storage.min_free
         if free is None:
             return
         low = free < floor * (2 if not self._disk_low else 2.2)
@@ -135,22 +136,25 @@ class Monitor:
 
     # -- suspended accounts ---------------------------------------------------------------------
 
-    def probe_at(self, account: AccountAtWork, until: datetime) -> None:
-        """Poll one user of a suspended account when its next probe may go."""
-        app_id = account.account.app_id
-        if (running := self._probes.get(app_id)) is not None and not running.done():
-            running.cancel()
-        self._probes[app_id] = asyncio.create_task(
-            self._probe(account, until), name=f"probe {account.account.name}"
-        )
+    def probe(self, account: AccountAtWork) -> None:
+        """See to it that a suspended account is probed when it is time, whatever its schedule."""
+        running = self._probes.get(account.account.app_id)
+        if running is None or running.done():
+            self._probes[account.account.app_id] = asyncio.create_task(
+                self._probe(account), name=f"probe {account.account.name}"
+            )
 
-    async def _probe(self, account: AccountAtWork, until: datetime) -> None:
-        wait_s = (until - self._clock.now()).total_seconds()
-        await self._clock.sleep(max(0.0, wait_s))
-        waiting = [state for state in account.states.values() if state.refused_until is None]
-        for state in (waiting or list(account.states.values()))[:1]:
-            state.refused_until = None
-            self._planner.poll_soon(state)
+    async def _probe(self, account: AccountAtWork) -> None:
+        """A poll of any user is the probe; users take turns, one of them may be refused."""
+        turn = 0
+        while (until := account.client.suspension.until) is not None:
+            states = list(account.states.values())
+            if self._clock.now() >= until and states:
+                state = states[turn % len(states)]
+                state.refused_until = None
+                self._planner.poll_soon(state)
+                turn += 1
+            await self._clock.sleep(_PROBE_LOOK_S)
 
     # -- what is said regularly -------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ async def _take(
         return
     if running is not None:
         await site.close_account(account.app_id)
-    start_account(site.add_account(account))
+    start_account(await site.add_account(account))
 
 
 def _same_connection(old: Account, new: Account) -> bool:

@@ -128,9 +128,8 @@ class Service:
 
     def _suspension_changed(self, account: AccountAtWork) -> None:
         """While suspended one user's poll is the probe; afterwards everybody catches up."""
-        until = account.client.suspension.until
-        if until is not None:
-            self._monitor.probe_at(account, until)
+        if account.is_suspended:
+            self._monitor.probe(account)
             return
         per_second = account.account.limits.requests_per_second
         self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))

@@ -52,6 +52,7 @@ class ImageDecoder:
     def __init__(self, fax_id: str, *, limit: int = IMAGE_LIMIT) -> None:
         self._fax_id = fax_id
         self._limit = limit
+        self._fed = 0
         self._mode = _Mode.STRUCTURE
         self._skeleton = bytearray()
         self._depth = 0
@@ -67,6 +68,9 @@ class ImageDecoder:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; the image bytes that they complete."""
+        self._fed += len(chunk)
+        if self._fed > 2 * self._limit + SKELETON_LIMIT:  # white space without end, for example
+            raise BadAnswer("The image answer is larger than any fax can be.")
         decoded: list[bytes] = []
         position = 0
         while position < len(chunk):

@@ -15,8 +15,9 @@ def format_timestamp(instant: datetime) -> str:
 
     The API refuses a colon in the offset.
     """
-    utc = instant.astimezone(UTC)
-    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}+0000"
+    # isoformat, for strftime writes the year 33 as such.
+    utc = instant.astimezone(UTC).replace(tzinfo=None)
+    return utc.isoformat(timespec="milliseconds") + "+0000"
 
 
 def parse_timestamp(text: str) -> datetime | None:
@@ -28,13 +29,11 @@ def parse_timestamp(text: str) -> datetime | None:
     match = _TIMESTAMP.fullmatch(text.strip())
     if match is None:
         return None
-    fraction, sign = match[7] or "", match[9]
+    year, month, day, hour, minute, second = (int(match[group]) for group in range(1, 7))
+    microsecond = int((match[7] or "")[:6].ljust(6, "0"))
     try:
-        local = datetime(
-            *(int(match[group]) for group in range(1, 7)),  # type: ignore[arg-type]
-            int(fraction[:6].ljust(6, "0")),
-            tzinfo=_zone(sign, match[10], match[11]),
-        )
+        zone = _zone(match[9], match[10], match[11])
+        local = datetime(year, month, day, hour, minute, second, microsecond, tzinfo=zone)
         return local.astimezone(UTC)
     except (ValueError, OverflowError):  # 30 February, 99 o'clock, the year 1 in an eastern zone
         return None

@@ -65,7 +65,7 @@ class Witness:
     def suspended(self, until: datetime, reason: str) -> None:
         if not self._suspended:
             self._suspended = True
-            self._metrics.suspended(self._name, True)
+            self._metrics.suspended(self._name, is_suspended=True)
             log.event(
                 "account-suspended",
                 f"The account is suspended and probed at growing intervals: {reason}",
@@ -76,7 +76,7 @@ class Witness:
 
     def resumed(self, failures: int) -> None:
         self._suspended = False
-        self._metrics.suspended(self._name, False)
+        self._metrics.suspended(self._name, is_suspended=False)
         log.event(
             "account-resumed",
             "eFax answers again; polling and fetching go on.",
@@ -147,6 +147,10 @@ class AccountAtWork:
         self._report(state, outcome)
         return outcome
 
+    async def open(self) -> None:
+        """Open the session; raises CannotStart when the account's ca_file cannot be used."""
+        await self.client.__aenter__()
+
     def take(self, account: Account, secret: str) -> None:
         """Go on with changed limits or a changed secret; the next sign-in uses it."""
         self.account = account
@@ -157,7 +161,7 @@ class AccountAtWork:
 
     async def close(self) -> None:
         await asyncio.gather(*self._notes, return_exceptions=True)
-        await self.client.close()
+        await self.client.__aexit__(None, None, None)
 
     # -- suspension, and the clock that stands still meanwhile ----------------------------------
 
@@ -167,7 +171,7 @@ class AccountAtWork:
             self.account.app_id,
             self.account.name,
             self.shop.clock.now(),
-            self.is_suspended or not self.shop.gate.usable,
+            paused=self.is_suspended or not self.shop.gate.usable,
         )
 
     def on_suspended(self, until: datetime, reason: str) -> None:
@@ -254,7 +258,6 @@ class AccountAtWork:
         metrics.set_gap(account, user, gap_s)
 
     def _report(self, state: UserState, outcome: PollOutcome) -> None:
-        who = {"account": state.user.account, "user": state.user.name}
         if outcome.skipped is not None:
             return
         if outcome.error is not None:
@@ -264,7 +267,8 @@ class AccountAtWork:
             log.event(
                 "poll-recovered",
                 "This user is polled again.",
-                **who,
+                account=state.user.account,
+                user=state.user.name,
                 failures=state.failures_in_a_row,
             )
         state.poll_alarm, state.failures_in_a_row = False, 0
@@ -272,7 +276,8 @@ class AccountAtWork:
             "poll-completed",
             "Polled a user.",
             level="info" if outcome.discovered else "debug",
-            **who,
+            account=state.user.account,
+            user=state.user.name,
             discovered=len(outcome.discovered),
             watermark=state.watermark,
         )

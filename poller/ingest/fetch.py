@@ -31,7 +31,7 @@ from poller.evidence import EvidenceStore
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State
 from poller.metrics import Metrics
-from poller.storage import Draft, Storage, StoredFile, sidecar
+from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
@@ -100,8 +100,7 @@ class Fetcher:
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
         shop = self._shop
-        identity = (fax.app_id, fax.user_id, fax.fax_id)
-        carried_on = await shop.storage.resume(fax.path, identity)
+        carried_on = await shop.storage.resume(fax.path, _identity(fax))
         if carried_on is not None:
             await self._record(fax, carried_on)
             await shop.storage.finish(fax.path)
@@ -109,7 +108,8 @@ class Fetcher:
         async with shop.storage.draft(fax.path) as draft:
             problem = await self._download_with_evidence(fax, user, draft)
             stored = await draft.deliver(
-                lambda file: self._sidecar(fax, user, file), damaged=problem is not None
+                lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
+                damaged=problem is not None,
             )
             await self._record(fax, stored)
             await draft.finish()
@@ -117,9 +117,7 @@ class Fetcher:
             self._report_damaged(fax, stored, problem)
         return Outcome.STORED
 
-    async def _download_with_evidence(
-        self, fax: FaxRow, user: User, draft: Draft
-    ) -> str | None:
+    async def _download_with_evidence(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
         try:
             return await self._download(fax, user, draft)
         except (BadAnswer, Broken, Unreachable, Rejected) as error:
@@ -145,9 +143,6 @@ class Fetcher:
         if document.problem is None and listed is not None and document.pages != listed:
             return f"pages-differ: it has {document.pages} pages, the list says {listed}"
         return document.problem
-
-    def _sidecar(self, fax: FaxRow, user: User, file: StoredFile) -> dict[str, object]:
-        return sidecar(fax, user, file, stored_at=self._shop.clock.now())
 
     async def _record(self, fax: FaxRow, file: StoredFile) -> None:
         """The write of an outcome outlives a cancellation."""
@@ -234,7 +229,7 @@ class Fetcher:
             at=self._shop.clock.now(),
             error=str(error),
             evidence=error.evidence if isinstance(error, ApiError) else Evidence(),
-            image=draft.image,
+            image=draft.path,
         )
 
     # -- what is said about it ----------------------------------------------------------------
@@ -277,6 +272,22 @@ class Fetcher:
             file=file.file,
             problem=problem,
         )
+
+
+def _identity(fax: FaxRow) -> Identity:
+    return Identity(fax.app_id, fax.user_id, fax.fax_id)
+
+
+def _origin(fax: FaxRow) -> Origin:
+    return Origin(
+        identity=_identity(fax),
+        account=fax.account,
+        user=fax.user_name,
+        received_at=fax.received_at,
+        first_seen_at=fax.first_seen_at,
+        listed_pages=listed_pages(fax.listed),
+        metadata=fax.listed,
+    )
 
 
 def listed_pages(listed: dict[str, Any]) -> int | None:

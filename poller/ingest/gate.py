@@ -32,6 +32,7 @@ class Gate:
         self._storage_id = storage_id
         self.on_change = on_change
         self.reason: str | None = None
+        self.free_bytes: int | None = None
         self._checked_at: float | None = None
 
     @property
@@ -43,6 +44,7 @@ class Gate:
         now = self._clock.monotonic()
         if self._checked_at is not None and now - self._checked_at < _TRUSTED_FOR_S:
             return self.usable
+        self.free_bytes = await self._storage.free_bytes()
         self._settle(await self._look())
         self._checked_at = self._clock.monotonic()
         return self.usable
@@ -65,7 +67,7 @@ class Gate:
     def _settle(self, reason: str | None) -> None:
         was = self.reason
         self.reason = reason
-        self._metrics.storage(free_bytes=self._storage.free_bytes, usable=reason is None)
+        self._metrics.storage(self.free_bytes, usable=reason is None)
         if (was is None) == (reason is None):
             return
         if reason is not None:

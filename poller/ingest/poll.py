@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from poller import log, retry
-from poller.clock import Clock
 from poller.client import Client
+from poller.clock import Clock
+from poller.config.model import User
 from poller.errors import (
     AccountSuspended,
     ApiError,
@@ -78,7 +79,7 @@ class _Run:
     until: float | None
     outcome: PollOutcome
     covered_before: Coverage
-    listed: Coverage = Coverage()
+    listed: Coverage = field(default_factory=Coverage)
 
 
 class Poller:
@@ -119,7 +120,7 @@ class Poller:
         return outcome
 
     async def _poll(self, state: UserState, until: float | None, outcome: PollOutcome) -> None:
-        now = await self._server_now()
+        now = await self._server_now(state.user)
         start = await self._pin(state, now)
         run = _Run(now=now, until=until, outcome=outcome, covered_before=state.coverage)
         await self._newest(state, start, run)
@@ -131,13 +132,13 @@ class Poller:
 
     # -- time ---------------------------------------------------------------------------------
 
-    async def _server_now(self) -> datetime:
+    async def _server_now(self, user: User) -> datetime:
         """Ask /health until the server's time is known (three answers at most)."""
         for _ in range(3):
             now = self._client.server_clock.now(self._clock.now())
             if now is not None:
                 return now
-            await self._ask_health()
+            await self._ask_health(user)
         now = self._client.server_clock.now(self._clock.now())
         if now is None:
             raise Unreachable(
@@ -146,9 +147,9 @@ class Poller:
             )
         return now
 
-    async def _ask_health(self) -> None:
+    async def _ask_health(self, user: User) -> None:
         try:
-            await self._client.health()
+            await self._client.health(user)
         except (Unreachable, AccountSuspended):
             raise
         except ApiError:
@@ -212,10 +213,11 @@ class Poller:
         read = await self._reader.read(state, piece, run.now)
         if read.halve is None:
             run.listed = run.listed.add(piece.interval)
-        self._count(state, read, piece, run)
+        self._count(read, piece, run)
         return read
 
-    def _count(self, state: UserState, read: Read, piece: Slice, run: _Run) -> None:
+    @staticmethod
+    def _count(read: Read, piece: Slice, run: _Run) -> None:
         run.outcome.discovered += read.discovered
         if piece.kind is not SliceKind.NEWEST:
             return
@@ -225,9 +227,7 @@ class Poller:
 
     async def _gaps(self, state: UserState, start: datetime, run: _Run) -> None:
         rules = WindowRules(state.user.poll.overlap, state.user.poll.max_window)
-        while pieces := gap_slices(
-            state.coverage, start, run.now, rules, state.failed_slices
-        ):
+        while pieces := gap_slices(state.coverage, start, run.now, rules, state.failed_slices):
             for piece in pieces:
                 if run.until is not None and self._clock.monotonic() >= run.until:
                     return
@@ -271,9 +271,7 @@ class Poller:
 
     # -- the two nets -------------------------------------------------------------------------
 
-    async def _sweep(
-        self, state: UserState, start: datetime, run: _Run, kind: SliceKind
-    ) -> None:
+    async def _sweep(self, state: UserState, start: datetime, run: _Run, kind: SliceKind) -> None:
         """List again what a window may have missed; a completed sweep says where the next begins."""
         deep = kind is SliceKind.DEEP_SWEEP
         rule = state.user.poll.deep_sweep if deep else state.user.poll.sweep
@@ -391,9 +389,7 @@ class Poller:
         state.refusals, state.refused_until = 0, None
 
     def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
-        late = [
-            s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)
-        ]
+        late = [s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)]
         if late:
             log.event(
                 "late-arrivals",

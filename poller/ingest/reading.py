@@ -112,9 +112,7 @@ class ListReader:
             state.failed_slices = [
                 failed
                 for failed in state.failed_slices
-                if not (
-                    covers.start <= failed.interval.start and failed.interval.end <= covers.end
-                )
+                if not (covers.start <= failed.interval.start and failed.interval.end <= covers.end)
             ]
         if discovered:
             self._on_discovered(state, discovered)
@@ -128,9 +126,7 @@ class ListReader:
             fax_id=fax.fax_id,
             received=fax.received_at or now,
         )
-        return NewFax(
-            fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at
-        )
+        return NewFax(fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at)
 
 
 def _is_ours(state: UserState, fax: ListedFax, bounds: Interval | None) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random as random_module
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -32,8 +32,8 @@ class Site:
     def states(self) -> list[UserState]:
         return [state for account in self.accounts.values() for state in account.states.values()]
 
-    def add_account(self, account: Account) -> AccountAtWork:
-        """Open an account; raises ConfigError when its secret cannot be had."""
+    async def add_account(self, account: Account) -> AccountAtWork:
+        """Open an account; raises ConfigError when its secret, CannotStart when its CA file cannot be had."""
         secret = config.read_secret(account.api_key, self.environ)
         log.register_secret(secret)
         at_work = AccountAtWork(
@@ -43,6 +43,7 @@ class Site:
             self.config.storage.path,
             secret=secret,
         )
+        await at_work.open()
         self.accounts[account.app_id] = at_work
         return at_work
 
@@ -103,12 +104,13 @@ async def open_site(
         site = Site(settings, shop, environ)
         try:
             for account in settings.accounts:
-                site.add_account(account)
+                await site.add_account(account)
             await site.sync_users()
             yield site
         finally:
             for account_at_work in site.accounts.values():
                 await account_at_work.close()
+            shop.storage.close()
     finally:
         await ledger.close()
 
@@ -122,14 +124,14 @@ async def _workshop(
 ) -> Workshop:
     storage = Storage(settings.storage)
     known = await ledger.storage_id()
-    storage_id = await storage.prepare(known, known is None)
+    storage_id = await storage.prepare(known)
     if known is None:
         await ledger.set_storage_id(storage_id)
     gate = Gate(storage, ledger, metrics, clock, storage_id=storage_id)
     shop = Workshop(
         ledger=ledger,
         storage=storage,
-        evidence=EvidenceStore(settings.state_directory / "evidence", settings.evidence_max),
+        evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
         metrics=metrics,
         gate=gate,
         clock=clock,
@@ -143,7 +145,6 @@ async def _workshop(
 
 async def tidy(shop: Workshop) -> None:
     """Remove the dot-files that a killed poller left, but for hand-overs that can be carried on."""
-    await shop.storage.tidy(await shop.ledger.recent_paths())
-
-
-__all__: Sequence[str] = ["Site", "open_site", "tidy"]
+    await shop.storage.tidy(
+        await shop.ledger.recent_paths(), keep=set(await shop.ledger.pending_paths())
+    )

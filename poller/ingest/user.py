@@ -9,56 +9,6 @@ from poller.ledger import Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
 
 
-@dataclass
-class UserState:
-    """Only this process writes the ledger's rows of its users, so what was read once stays true."""
-
-    user: User
-    id: int
-    our_first_seen: datetime
-    pinned_start: datetime | None
-    configured_start: str | None
-    coverage: Coverage
-    failed_slices: list[FailedSlice]
-    sweep_end: datetime | None
-    deep_sweep_end: datetime | None
-    failed_polls: int
-    refusals: int
-    refused_until: datetime | None
-    last_received_at: datetime | None
-    last_success_at: datetime | None
-    sweep_now: bool = True
-    newest_failures: int = 0
-    gap_alarm: bool = False
-    poll_alarm: bool = False
-    failures_in_a_row: int = 0
-    poll_began_at: float | None = None
-    images: "ImageHold" = field(default_factory=lambda: ImageHold())
-
-    @property
-    def key(self) -> str:
-        """The label that operators know: `account/user`."""
-        return f"{self.user.account}/{self.user.name}"
-
-    @property
-    def watermark(self) -> datetime | None:
-        if self.pinned_start is None:
-            return None
-        return self.coverage.watermark(self.pinned_start)
-
-    def gaps(self) -> tuple[Interval, ...]:
-        """What lies between the pinned start and the newest covered instant and is not listed."""
-        if self.pinned_start is None:
-            return ()
-        return open_gaps(self.coverage, self.pinned_start, self.failed_slices)
-
-    def failed_gaps(self) -> tuple[Interval, ...]:
-        """Gaps that were tried and could not be listed."""
-        if self.pinned_start is None:
-            return ()
-        return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
-
-
 class ImageHold:
     """Keeps images of one user from being fetched while its not-downloaded list is read.
 
@@ -93,6 +43,56 @@ class ImageHold:
 
     def let_go(self) -> None:
         self.held = False
+
+
+@dataclass
+class UserState:
+    """Only this process writes the ledger's rows of its users, so what was read once stays true."""
+
+    user: User
+    id: int
+    our_first_seen: datetime
+    pinned_start: datetime | None
+    configured_start: str | None
+    coverage: Coverage
+    failed_slices: list[FailedSlice]
+    sweep_end: datetime | None
+    deep_sweep_end: datetime | None
+    failed_polls: int
+    refusals: int
+    refused_until: datetime | None
+    last_received_at: datetime | None
+    last_success_at: datetime | None
+    sweep_now: bool = True
+    newest_failures: int = 0
+    gap_alarm: bool = False
+    poll_alarm: bool = False
+    failures_in_a_row: int = 0
+    poll_began_at: float | None = None
+    images: ImageHold = field(default_factory=ImageHold)
+
+    @property
+    def key(self) -> str:
+        """The label that operators know: `account/user`."""
+        return f"{self.user.account}/{self.user.name}"
+
+    @property
+    def watermark(self) -> datetime | None:
+        if self.pinned_start is None:
+            return None
+        return self.coverage.watermark(self.pinned_start)
+
+    def gaps(self) -> tuple[Interval, ...]:
+        """What lies between the pinned start and the newest covered instant and is not listed."""
+        if self.pinned_start is None:
+            return ()
+        return open_gaps(self.coverage, self.pinned_start, self.failed_slices)
+
+    def failed_gaps(self) -> tuple[Interval, ...]:
+        """Gaps that were tried and could not be listed."""
+        if self.pinned_start is None:
+            return ()
+        return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
 
 
 async def load_user(ledger: Ledger, user: User, row: UserRow) -> UserState:

@@ -19,6 +19,7 @@ from poller.errors import CannotStart, LedgerUnavailable
 
 _PREFIX = "sqlite:///"
 _QUICK_CHECK_BELOW = 64 << 20
+_SMALLEST = 512  # bytes of a page
 _READERS = 3
 
 # SQLite's defaults can lose a commit that was acknowledged when the power fails: its journal is
@@ -136,7 +137,7 @@ def _is_file_with_content(path: Path) -> bool:
         raise CannotStart(f"the ledger {path} cannot be opened: {error.strerror}") from error
     if not path.is_file():
         raise CannotStart(f"the ledger {path} is not a file")
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         raise CannotStart(f"the ledger {path} cannot be read: permission denied")
     return status.st_size > 0
 
@@ -153,6 +154,8 @@ def _look(mode: str, path: Path, timeout_s: float, *, thorough: bool) -> Found:
     with closing(sqlite3.connect(address, uri=True, timeout=timeout_s)) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if not names:
+            if 0 < path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty one
+                raise CannotStart(f"the ledger {path} {_SENTENCES['SQLITE_NOTADB']}")
             return Found(tables=False)
         if "alembic_version" not in names:
             raise CannotStart(f"{path} is a database of another program, not a ledger")
@@ -251,14 +254,12 @@ def _settings(path: Path, begin: str, timeout_s: float) -> Callable[[Any, Any], 
         wanted["query_only"] = 1  # last: the settings before it stay possible
 
     def apply(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
         try:
-            _apply(cursor, wanted, path)
+            with closing(connection.cursor()) as cursor:
+                _apply(cursor, wanted, path)
         except BaseException:
             connection.close()  # the pool does not know it yet, and its thread would stay
             raise
-        finally:
-            cursor.close()
 
     return apply
 

@@ -6,11 +6,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    union_all,
+    update,
+)
 
 from poller.ledger.listing import FAX, chunks
 from poller.ledger.rows import Attempt, FaxRow, fax_row
-from poller.ledger.tables import State, attempts, faxes, users
+from poller.ledger.tables import Instant, State, attempts, faxes, users
 
 KEPT_ATTEMPTS = 50
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
@@ -148,6 +159,10 @@ def recent_directories(connection: Connection, limit: int) -> list[str]:
     return sorted(connection.scalars(select(both.c.directory).distinct()))
 
 
+def pending_paths(connection: Connection) -> list[str]:
+    return list(connection.scalars(select(faxes.c.path).where(_WAITING)))
+
+
 def history(connection: Connection, fax: int) -> list[Attempt]:
     wanted = select(attempts.c.at, attempts.c.outcome, attempts.c.error)
     rows = connection.execute(wanted.where(attempts.c.fax == fax).order_by(attempts.c.id))
@@ -184,7 +199,8 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
     )
     _remember(connection, fax, now, "stored", None)
     _count(connection, [row], State.STORED)
-    newest = case((users.c.last_stored_at > now, users.c.last_stored_at), else_=now)
+    at = literal(now, Instant)
+    newest = case((users.c.last_stored_at > at, users.c.last_stored_at), else_=at)
     connection.execute(
         update(users)
         .where(users.c.id == row.user)

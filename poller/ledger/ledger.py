@@ -78,9 +78,11 @@ class Ledger:
 
     async def close(self) -> None:
         """Finish the writes that were asked for and close; a second time does nothing."""
-        if self._writer is not None:
-            await self._writer.close()
-        await self._readers.dispose()
+        try:
+            if self._writer is not None:
+                await self._writer.close()
+        finally:
+            await self._readers.dispose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -360,6 +362,10 @@ class Ledger:
         They are those of all faxes that wait and of the last `limit` stored ones.
         """
         return await self._read(lambda connection: fetching.recent_directories(connection, limit))
+
+    async def pending_paths(self) -> list[str]:
+        """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
+        return await self._read(fetching.pending_paths)
 
 
 def _next_count(held: str | None) -> str:

@@ -10,21 +10,23 @@ import enum
 import functools
 import hmac
 import json
+import math
 import re
 import threading
 import unicodedata
 import urllib.parse
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePath
 from typing import Any, Final
 
 SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
-LONGEST_STRING: Final = 16 * 1024
 _DEEPEST: Final = 8
 _MOST_ITEMS: Final = 200
 _KEPT_PER_SLOT: Final = 4
-_TEXT_LOOKED_AT: Final = 256 * 1024
+_END: Final = 12 * 1024
+_MARGIN: Final = 4 * 1024  # more than a token is long
+_MOST_TEXT: Final = 128 * 1024
 
 # Labels and identities that operators and scripts look up. Secrets are taken out of them as well.
 _IDENTITY_KEYS: Final = frozenset(
@@ -44,7 +46,7 @@ _NUMBER_KEYS: Final = re.compile(r"fax_?-?number|^number$|^phone|telephone", re.
 
 _IN_TEXT: Final = re.compile(
     r"""
-    (?P<jwt> \beyJ[\w-]{8,}(?:\.[\w-]*)* )
+    (?P<jwt> \beyJ[\w-]{4,}(?:\.[\w-]*)* )
   | (?P<scheme> \b(?:bearer|basic) \s+ ) (?!(?:tokens?|auth|authentication|credentials?)\b)
         [\w.~+/=:-]+
   | (?P<assigned> \b(?:[\w-]{0,40}
@@ -76,6 +78,7 @@ _NUMBERS: Final = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_MASKED: Final = re.compile(r"…\d{0,4}#[0-9a-f]{8}")
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
@@ -123,60 +126,30 @@ class Redactor:
         return f"…{shown}#{code}"
 
     def text(self, text: str) -> str:
-        """Return `text` without secrets, fax numbers and sender's names."""
+        """Return `text` without secrets, fax numbers and sender's names; of a long one both ends."""
+        return self._ends(text, self._without_numbers)
+
+    def identity(self, text: str) -> str:
+        """Return an id, name or path, which may well look like a number, without secrets."""
+        return self._ends(text, self._without_secrets)
+
+    def value(self, value: object) -> Any:
+        """Return `value` as JSON types with everything private replaced; never raises."""
+        return _Walk(self).value(value)
+
+    def _ends(self, text: str, clean: Callable[[str], str]) -> str:
+        text = _SURROGATES.sub("\ufffd", text)
+        if len(text) <= 2 * _END:
+            return clean(text)
+        # A secret that the cut goes through is not recognised: what is next to the cut is dropped.
+        head = clean(text[:_END])[:-_MARGIN]
+        tail = clean(text[-_END:])[_MARGIN:]
+        return f"{head} …[{len(text) - len(head) - len(tail)} characters cut]… {tail}"
+
+    def _without_numbers(self, text: str) -> str:
         return _NUMBERS.sub(self._one_number, self._without_secrets(text))
 
-    def value(self, value: object, key: str = "", depth: int = 0) -> Any:
-        """Return `value` as JSON types with everything private replaced; never raises."""
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int | float):
-            return self._numeric(value, key)
-        if isinstance(value, Mapping):
-            return self._mapping(value, depth)
-        if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
-            return self._items(value, key, depth)
-        return self._string(_as_text(value), key)
-
-    def _string(self, text: str, key: str) -> str:
-        if _SECRET_KEYS.search(key):
-            return SECRET
-        if _NUMBER_KEYS.search(key):
-            return text if _NUMBERS.fullmatch(text) and text.startswith("…") else self.number(text)
-        clean = self._without_secrets(text) if key in _IDENTITY_KEYS else self.text(text)
-        return cut(clean, LONGEST_STRING)
-
-    def _numeric(self, value: float, key: str) -> Any:
-        if isinstance(value, enum.Enum):
-            return self._string(str(value.value), key)
-        if _SECRET_KEYS.search(key):
-            return SECRET
-        if _NUMBER_KEYS.search(key):
-            return self.number(str(value))
-        if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
-            return str(value)  # NaN and Infinity are no JSON
-        if key in _MEASURE_KEYS or key.endswith(_MEASURE_ENDS) or abs(value) < 1_000_000:
-            return value
-        return self.number(str(int(value))) if value == int(value) else value
-
-    def _mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
-        if depth >= _DEEPEST:
-            return "[nested too deeply]"
-        result: dict[str, Any] = {}
-        for name, item in list(value.items())[:_MOST_ITEMS]:
-            key = name if isinstance(name, str) else str(name)
-            if not _NAME_KEYS.search(key):
-                shown = self.text(key) if depth == 0 else self.text(key).replace(".", "_")
-                result[shown] = self.value(item, key, depth + 1)
-        return result
-
-    def _items(self, value: Any, key: str, depth: int) -> Any:
-        if depth >= _DEEPEST:
-            return "[nested too deeply]"
-        return [self.value(item, key, depth + 1) for item in list(value)[:_MOST_ITEMS]]
-
     def _without_secrets(self, text: str) -> str:
-        text = _SURROGATES.sub("\ufffd", text[:_TEXT_LOOKED_AT])
         for spelling in self._spellings:
             if spelling in text:
                 text = text.replace(spelling, SECRET)
@@ -187,6 +160,64 @@ class Redactor:
         if found["keep"] is not None or sum(c.isdecimal() for c in text) < 7:
             return text
         return self.number(urllib.parse.unquote(text))
+
+
+class _Walk:
+    """One event on its way through a Redactor, which looks at so much of it and no more.
+
+    Somebody who logs megabytes must not stop the event loop, and a line has its limit anyway.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._left = _MOST_TEXT
+
+    def value(self, value: object, key: str = "", depth: int = 0) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int | float):
+            return self._numeric(value, key)
+        if isinstance(value, str | bytes | bytearray) or not isinstance(value, Collection):
+            return self._string(_as_text(value), key)
+        if depth >= _DEEPEST:
+            return "[nested too deeply]"
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth + 1)
+        return [self.value(item, key, depth + 1) for item in list(value)[:_MOST_ITEMS]]
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, item in list(value.items())[:_MOST_ITEMS]:
+            key = name if isinstance(name, str) else str(name)
+            if not _NAME_KEYS.search(key):
+                shown = self._redactor.text(key)
+                # ECS nests what has dots; only the names of this package are meant so.
+                result[shown if depth == 1 else shown.replace(".", "_")] = self.value(
+                    item, key, depth
+                )
+        return result
+
+    def _string(self, text: str, key: str) -> str:
+        if _SECRET_KEYS.search(key):
+            return SECRET
+        if _NUMBER_KEYS.search(key):
+            return text if _MASKED.fullmatch(text) else self._redactor.number(text)
+        self._left -= min(len(text), 2 * _END)
+        if self._left < 0:
+            return f"[{len(text)} characters cut]"
+        redact = self._redactor.identity if key in _IDENTITY_KEYS else self._redactor.text
+        return redact(text)
+
+    def _numeric(self, value: float, key: str) -> Any:
+        if isinstance(value, enum.Enum) or _SECRET_KEYS.search(key) or _NUMBER_KEYS.search(key):
+            return self._string(
+                _as_text(value) if isinstance(value, enum.Enum) else str(value), key
+            )
+        if not math.isfinite(value):
+            return str(value)  # NaN and Infinity are no JSON
+        if key in _MEASURE_KEYS or key.endswith(_MEASURE_ENDS) or abs(value) < 1_000_000:
+            return value
+        return self._redactor.number(str(int(value))) if value == int(value) else value
 
 
 def cut(text: str, limit: int) -> str:
@@ -247,7 +278,7 @@ def _(value: object) -> str:
 
 @_as_text.register
 def _(value: enum.Enum) -> str:
-    return _as_text(value.value)
+    return str(value.value)
 
 
 @_as_text.register

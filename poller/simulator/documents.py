@@ -125,21 +125,27 @@ def _page(letter: Letter, number: int) -> Image.Image:
 
 def _draw_header_line(draw: ImageDraw.ImageDraw, letter: Letter, number: int) -> None:
     """The line that the sending machine prints at the upper edge of each page."""
-    left = f"{letter.completed:%Y-%m-%d %H:%M}   FROM {letter.sender}   TO {letter.recipient}"
+    sender, recipient = _printable(letter.sender, 24), _printable(letter.recipient, 24)
+    left = f"{letter.completed:%Y-%m-%d %H:%M}   FROM {sender}   TO {recipient}"
     right = f"P.{number:03}/{letter.pages:03}"
     draw.text((40, 24), left, font=_font(32), fill=_BLACK)
     draw.text((WIDTH - 40, 24), right, font=_font(32), fill=_BLACK, anchor="ra")
-    draw.text((40, 64), f"FAX ID {letter.fax_id[:80]}", font=_font(32), fill=_BLACK)
+    draw.text((40, 64), f"FAX ID {_printable(letter.fax_id, 80)}", font=_font(32), fill=_BLACK)
     draw.line((0, 112, WIDTH, 112), fill=_BLACK, width=2)
+
+
+def _printable(text: str, length: int) -> str:
+    """Cut text to what the font can draw and the line can hold."""
+    return "".join(one if " " <= one <= "~" else "?" for one in text[:length])
 
 
 def _draw_fields(draw: ImageDraw.ImageDraw, letter: Letter) -> None:
     fields = (
-        ("To:", letter.recipient),
-        ("From:", letter.sender),
+        ("To:", _printable(letter.recipient, 48)),
+        ("From:", _printable(letter.sender, 48)),
         ("Date:", f"{letter.completed:%d %B %Y, %H:%M}"),
         ("Pages:", f"{letter.pages}, this one included"),
-        ("Fax id:", letter.fax_id[:48]),
+        ("Fax id:", _printable(letter.fax_id, 48)),
     )
     for row, (name, value) in enumerate(fields):
         top = 420 + row * 62

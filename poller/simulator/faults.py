@@ -124,7 +124,7 @@ class Fault:
 
 
 def _default_calls(fault: Fault) -> frozenset[str]:
-    """Without `calls`: a fault of one fax leaves lists alone, and signing in stays possible."""
+    """Without `calls`: a fault of certain faxes concerns their images, any other every call."""
     if fault.stage is Stage.DOCUMENT:
         return frozenset({"image"})
     if fault.effect.startswith("shift-"):
@@ -158,7 +158,8 @@ class Faults:
     """Which faults strike.
 
     A scripted queue goes first: entry i meets the i-th request of `script_calls` (all calls when
-    empty), None lets it pass; when it is used up, the first rule that strikes.
+    empty), None lets it pass; when it is used up, the first rule that strikes. `429+30` in it is a
+    429 with Retry-After 30.
 
     `outage` answers everything with 503 or, by `outage_effect`, otherwise.
     """
@@ -176,7 +177,7 @@ class Faults:
         stage_of(self.outage_effect)
         for effect in self.script:
             if effect is not None:
-                stage_of(effect)
+                _scripted(effect)
         if self.drip_bytes < 1:
             raise ValueError("drip_bytes is 1 or more")
 
@@ -184,6 +185,11 @@ class Faults:
     def of(cls, *texts: str) -> "Faults":
         """Read rules as on the command line, e.g. `Faults.of("500@image=5%", "reset=every:10")`."""
         return cls(rules=tuple(Fault.parse(text) for text in texts))
+
+
+def _scripted(entry: str) -> Fault:
+    effect, _, retry_after = entry.partition("+")
+    return Fault(effect, retry_after=retry_after or None)
 
 
 @dataclass(frozen=True)
@@ -211,9 +217,9 @@ class Chooser:
         if self.faults.outage:
             return Fault(self.faults.outage_effect)
         if self._script_concerns(target.call):
-            effect = self.faults.script[self._scripted]
+            entry = self.faults.script[self._scripted]
             self._scripted += 1
-            return Fault(effect) if effect else None
+            return _scripted(entry) if entry else None
         if target.trouble and Fault(target.trouble, fax_id=target.fax_id).concerns(
             target.call, None, target.fax_id
         ):

@@ -27,6 +27,10 @@ class Gate:
         self._open = asyncio.Event()
         self._changed = asyncio.Condition()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
     def open(self) -> None:
         """Let everything pass that waits here, and everything that comes."""
         self._open.set()
@@ -38,7 +42,7 @@ class Gate:
 
     def concerns(self, seen: Seen) -> bool:
         return (
-            not self._open.is_set()
+            not self.is_open
             and (not self._calls or seen.call in self._calls)
             and self._user in (None, seen.user)
         )
@@ -105,6 +109,8 @@ class Simulator(Service):
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        for transport in list(self._transports):
+            transport.abort()
 
     async def close_port(self) -> None:
         """Refuse connections from now on, and reset the open ones: the machine is gone."""
@@ -124,7 +130,7 @@ class Simulator(Service):
         if unknown := set(calls) - set(CALLS):
             raise ValueError(f"there is no call {min(unknown)!r}")
         gate = Gate(frozenset(calls), user)
-        self._gates.append(gate)
+        self._gates = [*(old for old in self._gates if not old.is_open), gate]
         return gate
 
     async def arrivals(

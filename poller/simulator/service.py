@@ -270,7 +270,7 @@ class Service:
     # The calls
 
     def _sign_in(self, arrival: Arrival) -> Answer:
-        if arrival.headers.get("content-type") != "application/x-www-form-urlencoded":
+        if _media_type(arrival) != "application/x-www-form-urlencoded":
             raise MalformedError("Content-Type", "application/x-www-form-urlencoded is needed")
         if arrival.body != _TOKEN_BODY:
             raise MalformedError("grant_type", "client_credentials is needed")
@@ -477,8 +477,12 @@ def _route(method: str, segments: list[str]) -> tuple[str | None, str | None]:
     return call, segments[1] if call else None
 
 
+def _media_type(arrival: Arrival) -> str:
+    return arrival.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _wanted_mark(arrival: Arrival) -> bool:
-    if arrival.headers.get("content-type", "").partition(";")[0] != "application/json":
+    if _media_type(arrival) != "application/json":
         raise MalformedError("Content-Type", "application/json is needed")
     try:
         wanted = json.loads(arrival.body)["image_downloaded"]

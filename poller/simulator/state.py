@@ -12,7 +12,7 @@ from .documents import Format, Letter
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Fax:
     """One received fax; tests compare it by identity, eFax by (app_id, user_id, fax_id).
 
@@ -37,7 +37,9 @@ class Fax:
     documents: dict[Format, bytes] = field(default_factory=dict)
     image_downloaded: bool = False
     deleted: bool = False
-    downloads: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Fax {self.number} {self.app_id}/{self.user_id}/{self.fax_id}>"
 
     @property
     def duration(self) -> int:

@@ -17,7 +17,6 @@ Interrupted anywhere before the first link, nothing is visible, and either both 
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -60,8 +59,7 @@ class Handover:
     def inspect(self) -> Document:
         """Prove the document; raises NotADocument."""
         self._open_fd()
-        fd = steps.open_file(self.place.names.dot_image, self.place.fd)
-        with os.fdopen(fd, "rb") as file:
+        with steps.reader(self.place.names.dot_image, self.place.fd) as file:
             self._document = inspect(file)
         return self._document
 

@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
@@ -55,6 +56,10 @@ def open_file(name: str, at: int) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", name)
     return fd
+
+
+def reader(name: str, at: int) -> BinaryIO:
+    return os.fdopen(open_file(name, at), "rb")
 
 
 def write(fd: int, data: bytes | bytearray) -> None:

@@ -372,6 +372,7 @@ def test_office_hours_are_those_of_their_zone(during: During, local: str, inside
         pytest.param(OFFICE, "2024-05-24 21:00", "2024-05-27 13:00", 2, id="over the weekend"),
         pytest.param(OFFICE, "2024-05-25 01:00", "2024-05-26 23:00", 0, id="within the weekend"),
         pytest.param(OFFICE, "2024-04-01 12:00", "2024-05-27 13:00", 401, id="eight weeks"),
+        pytest.param(NIGHTS, "2024-05-27 06:00", "2024-05-27 20:00", 4, id="the end of a night"),
         pytest.param(SUNDAYS, "2024-03-09 12:00", "2024-03-11 12:00", 23, id="a day of 23 hours"),
         pytest.param(SUNDAYS, "2024-11-02 12:00", "2024-11-04 12:00", 25, id="a day of 25 hours"),
         pytest.param(REPEATED, "2024-11-02 12:00", "2024-11-04 12:00", 1, id="hours come twice"),

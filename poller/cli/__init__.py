@@ -1,0 +1,63 @@
+"""The commands; the only place that puts the parts together."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from poller import VERSION
+from poller.cli.parser import build
+from poller.errors import PollerError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Every error that poller expects is one sentence on stderr."""
+    arguments = build().parse_args(argv)
+    try:
+        return _run(arguments)
+    except PollerError as error:
+        print(f"poller: {error}" if error.exit_code != 78 else str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        return 141
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Commands are imported when they are used: `status` need not load a PDF library."""
+    paths: list[Path] = [*arguments.config_before, *arguments.config_after]
+    match arguments.command:
+        case "run":
+            from poller.cli.run import run
+
+            return run(paths)
+        case "once":
+            from poller.cli.once import once
+
+            return once(paths, user=arguments.user, as_json=arguments.json)
+        case "check":
+            from poller.cli.check import check
+
+            return check(paths, online=arguments.online)
+        case "status":
+            from poller.cli.show import show_status
+
+            return show_status(paths, as_json=arguments.json)
+        case "retry":
+            from poller.cli.retry import retry
+
+            return retry(paths, arguments.fax_id, as_json=arguments.json)
+        case "simulate":
+            from poller.simulator import cli as simulator
+
+            return asyncio.run(simulator.run(arguments))
+        case _:
+            from poller.cli.demo import demo
+
+            return demo()
+
+
+__all__ = ["VERSION", "main"]

@@ -1,0 +1,157 @@
+"""`poller check`: is the configuration right, and does eFax accept it."""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from poller import config, log
+from poller.cli import setup
+from poller.client import Client, SignInStore
+from poller.clock import SystemClock
+from poller.config.model import Account, Config, User
+from poller.efax import Call
+from poller.errors import ApiError, CannotStart
+from poller.ledger import Ledger
+from poller.window import Interval
+
+_LOOK_BACK = timedelta(hours=1)
+
+
+def check(paths: Sequence[Path], *, online: bool) -> int:
+    """Print what was found; 0 when all is well, 1 when eFax refuses something."""
+    settings = setup.load(paths)
+    print(
+        f"The configuration is valid: {len(settings.accounts)} accounts, "
+        f"{len(settings.users)} users, from {', '.join(str(path) for path in settings.files)}."
+    )
+    if not online:
+        return 0
+    if setup.is_running(settings):
+        return asyncio.run(_ask_the_daemons_ledger(settings))
+    return asyncio.run(_ask_efax(settings))
+
+
+async def _ask_the_daemons_ledger(settings: Config) -> int:
+    """A sign-in of ours would end the daemon's token, so its own findings are shown."""
+    print("poller runs on this state, so it is not signed in a second time; this is what it found:")
+    now = setup.now()
+    async with setup.ledger_beside(settings, readonly=True) as ledger:
+        accounts = await ledger.accounts()
+        users = await ledger.users(include_removed=False)
+    bad = 0
+    for account in accounts:
+        if account.suspended_until is not None:
+            bad += 1
+            print(f"{account.account}: suspended: {account.reason}")
+    for user in users:
+        refused = user.refused_until is not None and user.refused_until > now
+        bad += refused or user.last_error is not None
+        print(f"{user.account}/{user.user}: {user.last_error or 'ok'}")
+    return 1 if bad else 0
+
+
+async def _ask_efax(settings: Config) -> int:
+    async with _sign_ins(settings) as sign_ins:
+        results = [await _ask_account(settings, account, sign_ins) for account in settings.accounts]
+    return 0 if all(results) else 1
+
+
+async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore) -> bool:
+    secret = config.read_secret(account.api_key, os.environ)
+    log.register_secret(secret)
+    clock = SystemClock()
+    client = Client(
+        account,
+        api_key=lambda: secret,
+        retry=settings.retry,
+        clock=clock,
+        sign_ins=sign_ins,
+        random=random.random,
+        observer=_Nobody(),
+    )
+    async with client:
+        well = await _try(f"{account.name}: /health", client.health())
+        if not await _try(f"{account.name}: sign-in", client.sign_in()):
+            return False
+        now = client.server_clock.now(clock.now()) or clock.now()
+        answers = await asyncio.gather(
+            *(
+                _try(f"{account.name}/{user.name}: list", _list(client, user, now))
+                for user in account.users
+            )
+        )
+    return well and all(answers)
+
+
+async def _list(client: Client, user: User, now: datetime) -> None:
+    await client.list_received(user, Interval(now - _LOOK_BACK, now), 0)
+
+
+async def _try(what: str, call: "asyncio.Future[None] | object") -> bool:
+    try:
+        await call  # type: ignore[misc]
+    except ApiError as error:
+        print(f"{what}: {log.redact(str(error))}")
+        return False
+    print(f"{what}: ok")
+    return True
+
+
+class _Memory:
+    """A SignInStore where there is no ledger yet."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[float, datetime]] = {}
+
+    async def load(self, app_id: str) -> tuple[float, datetime] | None:
+        return self._kept.get(app_id)
+
+    async def save(self, app_id: str, level: float, at: datetime) -> None:
+        self._kept[app_id] = (level, at)
+
+
+class _InLedger:
+    def __init__(self, ledger: Ledger) -> None:
+        self.load = ledger.load_sign_in
+        self.save = ledger.save_sign_in
+
+
+@asynccontextmanager
+async def _sign_ins(settings: Config) -> AsyncIterator[SignInStore]:
+    """The sign-in budget holds over restarts and over checks, once there is a ledger."""
+    try:
+        ledger = await Ledger.open(settings.state_url, create=False)
+    except CannotStart:
+        yield _Memory()
+        return
+    async with ledger:
+        yield _InLedger(ledger)
+
+
+class _Nobody:
+    """An Observer that does not look."""
+
+    def request(self, call: Call, status: int | None, seconds: float) -> None:
+        pass
+
+    def waited(self, seconds: float) -> None:
+        pass
+
+    def rate_limited(self, pause_s: float, rate: float) -> None:
+        pass
+
+    def signed_in(self, reason: str) -> None:
+        pass
+
+    def token_war(self, count: int) -> None:
+        pass
+
+    def suspended(self, until: datetime, reason: str) -> None:
+        pass
+
+    def resumed(self, failures: int) -> None:
+        pass

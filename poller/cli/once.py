@@ -1,0 +1,180 @@
+"""`poller once`: poll every user once, fetch all that is due, say what came of it."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from poller import VERSION
+from poller.cli import setup
+from poller.config.model import Config
+from poller.errors import CannotStart, UsageError
+from poller.ingest.account import AccountAtWork
+from poller.ingest.fetch import Outcome
+from poller.ingest.site import Site, open_site
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow
+from poller.lock import StateLock
+from poller.metrics import Metrics
+
+
+@dataclass
+class Summary:
+    """The JSON of `once --json`, and what decides its exit code."""
+
+    polled: int = 0
+    failed_polls: int = 0
+    discovered: int = 0
+    stored: int = 0
+    pending: int = 0
+    quarantined: int = 0
+    failed_fetches: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """*Not yet* is no failure."""
+        return 1 if self.failed_polls or self.failed_fetches else 0
+
+    def shown(self) -> dict[str, int]:
+        return {
+            "polled": self.polled,
+            "failed_polls": self.failed_polls,
+            "discovered": self.discovered,
+            "stored": self.stored,
+            "pending": self.pending,
+            "quarantined": self.quarantined,
+        }
+
+
+def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
+    """Do one round; raises UsageError for an unknown user, CannotStart for unusable storage."""
+    settings = setup.load(paths)
+    if user is not None:
+        _require_known(settings, user)
+    with StateLock(settings.state_directory):
+        # stdout is for the summary; what happens on the way is for whoever runs it by cron.
+        setup.start_log(_quiet(settings))
+        summary = asyncio.run(_once(settings, user))
+    _show(summary, as_json=as_json)
+    return summary.exit_code
+
+
+def _quiet(settings: Config) -> Config:
+    """Leave the polls that found something to the summary."""
+    level = "warning" if settings.log.level == "info" else settings.log.level
+    return replace(settings, log=replace(settings.log, level=level))
+
+
+def _require_known(settings: Config, user: str) -> None:
+    if user not in {f"{one.account}/{one.name}" for one in settings.users}:
+        raise UsageError(f"--user {user}: the configuration has no such ACCOUNT/USER")
+
+
+async def _once(settings: Config, only: str | None) -> Summary:
+    async with open_site(settings, os.environ, metrics=Metrics(VERSION)) as site:
+        if not await site.shop.gate.check():
+            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
+        if only is not None:
+            _keep_only(site, only)
+        summary = Summary()
+        with _progress() as progress:
+            await asyncio.gather(
+                *(
+                    _round(account, summary, progress)
+                    for account in site.accounts.values()
+                    if account.states
+                )
+            )
+        mine = {state.id for state in site.states}
+        rows = [row for row in await site.shop.ledger.users() if row.id in mine]
+        remains = setup.totals(rows)
+        summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
+    return summary
+
+
+def _keep_only(site: Site, key: str) -> None:
+    for account in site.accounts.values():
+        for state in list(account.states.values()):
+            if state.key != key:
+                del account.states[state.id]
+        account.client.suspension.user_count = len(account.states)
+
+
+async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") -> None:
+    """Poll all users of one account, then fetch all that is due there."""
+
+    def fetched(_fax: FaxRow, outcome: Outcome) -> None:
+        summary.stored += outcome is Outcome.STORED
+        summary.failed_fetches += outcome in (
+            Outcome.FAILED,
+            Outcome.QUARANTINED,
+            Outcome.POSTPONED,
+        )
+        progress.fetched()
+
+    account.on_fetched = fetched
+    turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
+
+    async def poll(state: UserState) -> None:
+        async with turns:
+            # Whoever runs `once` wants to know now whether a refused user is still refused.
+            state.refused_until = None
+            outcome = await account.poll(state)
+        if outcome.failed or outcome.skipped is not None:
+            summary.failed_polls += 1
+        summary.polled += 1
+        summary.discovered += len(outcome.discovered)
+
+    await asyncio.gather(*(poll(state) for state in account.states.values()))
+    rows = await account.shop.ledger.users(include_removed=False)
+    progress.expect(sum(row.pending for row in rows if row.id in account.states))
+    await account.workers.run_until_idle()
+
+
+class Backlog:
+    """The progress bar of the faxes to fetch, all accounts together."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("fetching", total=0, visible=False)
+        self._total = 0
+
+    def expect(self, count: int) -> None:
+        self._total += count
+        self._bar.update(self._task, total=self._total, visible=self._total > 0)
+
+    def fetched(self) -> None:
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def _progress() -> Iterator[Backlog]:
+    """A bar on stderr where that is a terminal, else nothing."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        yield Backlog(bar)
+
+
+def _show(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary.shown()))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in summary.shown().items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)

@@ -1,0 +1,85 @@
+"""The words of the command line."""
+
+import argparse
+from pathlib import Path
+
+from poller import VERSION
+from poller.simulator.cli import add_arguments as add_simulator_arguments
+
+_DESCRIPTION = """\
+Gets every fax received through the eFax Enterprise API onto the disk: none lost, none twice, none half.
+"""
+
+_EPILOG = """\
+exit codes: 0 done · 1 it did not all work, or a fax is unknown · 2 wrong usage · 73 the ledger, the
+storage directory or the port cannot be used · 75 another poller holds this state · 78 the
+configuration is wrong (every problem is printed with file and line)
+
+first steps:
+  poller demo                          see it work, without an account, in half a minute
+  poller -c poller.yaml check          is the configuration right?
+  poller -c poller.yaml check --online does eFax accept it?
+  poller -c poller.yaml once           one round, in the foreground
+  poller -c poller.yaml run            the daemon
+"""
+
+
+def build() -> argparse.ArgumentParser:
+    """Build the parser; `-c` may stand before or after the command."""
+    parser = argparse.ArgumentParser(
+        prog="poller",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"poller {VERSION}")
+    _add_config(parser, "config_before")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _command(commands, "run", "the daemon, in the foreground; SIGTERM drains, SIGHUP reloads")
+    once = _command(commands, "once", "poll every user once, fetch all that is due, summarise")
+    once.add_argument("--user", metavar="ACCOUNT/USER", help="only this user")
+    _add_json(once)
+    check = _command(commands, "check", "check the configuration")
+    check.add_argument(
+        "--online",
+        action="store_true",
+        help="also ask eFax: /health, sign-in, one list call per user; beside a running daemon, "
+        "report what that found instead of signing in",
+    )
+    _add_json(_command(commands, "status", "how it is doing, from the ledger"))
+    retry = _command(commands, "retry", "make quarantined faxes, or those named, due now")
+    retry.add_argument(
+        "fax_id",
+        nargs="*",
+        metavar="FAX_ID",
+        help="or ACCOUNT/USER/FAX_ID; without any, all that are quarantined",
+    )
+    _add_json(retry)
+    add_simulator_arguments(_command(commands, "simulate", "the eFax API on loopback, to try with"))
+    _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    _add_config(parser, "config_after")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, destination: str) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        dest=destination,
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="a YAML file, or a directory of *.yaml; may be given several times (/etc/poller)",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")

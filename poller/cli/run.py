@@ -1,0 +1,75 @@
+"""`poller run`: the daemon in the foreground."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from poller import VERSION, config
+from poller.cli import setup
+from poller.config.model import Config
+from poller.daemon import service
+from poller.daemon.monitor import Monitor
+from poller.ingest.site import Site
+from poller.lock import StateLock
+from poller.metrics import Metrics
+from poller.status import status
+from poller.web import StatusServer
+
+
+def run(paths: Sequence[Path]) -> int:
+    """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
+    settings = setup.load(paths)
+    with StateLock(settings.state_directory):
+        setup.start_log(settings)
+        asyncio.run(_run(settings, paths))
+    return 0
+
+
+async def _run(settings: Config, paths: Sequence[Path]) -> None:
+    metrics = Metrics(VERSION)
+    token = settings.http.token
+    secret = config.read_secret(token, os.environ) if token is not None else None
+
+    @asynccontextmanager
+    async def serve(site: Site, monitor: Monitor) -> AsyncIterator[None]:
+        async def current() -> dict[str, Any]:
+            return await _status(site)
+
+        server = StatusServer(
+            settings.http,
+            secret,
+            metrics=metrics,
+            status=current,
+            ready=monitor.troubles,
+            alive=monitor.alive,
+        )
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop()
+
+    await service.run(
+        settings, os.environ, load=lambda: setup.load(paths), metrics=metrics, serve=serve
+    )
+
+
+async def _status(site: Site) -> dict[str, Any]:
+    gate = site.shop.gate
+    storage = {"usable": gate.usable, "reason": gate.reason, "free_bytes": gate.free_bytes}
+    shown = await status(
+        site.shop.ledger,
+        now=site.shop.clock.now(),
+        running=True,
+        version=VERSION,
+        storage=storage,
+    )
+    by_name = {account.account.name: account for account in site.accounts.values()}
+    for row in shown["accounts"]:
+        if (account := by_name.get(row["account"])) is not None:
+            row["limit"] = account.account.limits.requests_per_second
+            row["rate"] = account.client.pacing.rate
+    return shown

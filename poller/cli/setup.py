@@ -1,0 +1,81 @@
+"""What most commands begin with: configuration, the right user, the log, the lock."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from poller import config, lock, log
+from poller.cli.owner import become_owner
+from poller.config.model import Config
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger, UserRow
+from poller.storage import Storage
+
+DEFAULT_CONFIG = Path("/etc/poller")
+
+
+def load(paths: Sequence[Path]) -> Config:
+    """Read the configuration and become the owner of its state; raises ConfigError, CannotStart."""
+    settings = config.load(list(paths) or [DEFAULT_CONFIG])
+    become_owner(settings.state_directory)
+    return settings
+
+
+def start_log(settings: Config) -> None:
+    """Log to stdout as configured; the state lock must be held, the key is made when there is none."""
+    log.configure(
+        settings.log.level,
+        settings.log.format,
+        log.load_or_create_key(settings.state_directory),
+    )
+    log.install_hooks()
+
+
+def read_all_secrets(settings: Config) -> None:
+    """Find out before anything starts whether every secret can be had; raises ConfigError."""
+    for account in settings.accounts:
+        config.read_secret(account.api_key, os.environ)
+
+
+@asynccontextmanager
+async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Ledger]:
+    """Open the ledger beside a daemon that may be running; CannotStart when there is none yet."""
+    async with await Ledger.open(settings.state_url, create=False, readonly=readonly) as ledger:
+        yield ledger
+
+
+async def storage_now(settings: Config, ledger: Ledger) -> dict[str, Any]:
+    """Look at the storage: usable, why not, free bytes."""
+    storage = Storage(settings.storage)
+    try:
+        reason = await storage.check(await ledger.storage_id())
+        free = await storage.free_bytes()
+    except LedgerUnavailable as error:
+        reason, free = str(error), None
+    finally:
+        storage.close()
+    return {
+        "directory": str(settings.storage.directory),
+        "usable": reason is None,
+        "reason": reason,
+        "free_bytes": free,
+    }
+
+
+def is_running(settings: Config) -> bool:
+    return lock.is_held(settings.state_directory)
+
+
+def totals(rows: Sequence[UserRow]) -> dict[str, int]:
+    """What remains, over all users."""
+    return {
+        "pending": sum(row.pending for row in rows),
+        "quarantined": sum(row.quarantined for row in rows),
+    }
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

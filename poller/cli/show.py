@@ -1,0 +1,88 @@
+"""`poller status`: how it is doing, from the ledger, beside a running daemon too."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from poller import VERSION
+from poller.cli import setup
+from poller.config.model import Config
+from poller.status import status
+from poller.web.problems import problems
+
+
+def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
+    """Print the status as a table, problems first, or as JSON."""
+    settings = setup.load(paths)
+    shown = asyncio.run(_status(settings))
+    if as_json:
+        print(json.dumps(shown, indent=2))
+    else:
+        _print(shown)
+    return 0
+
+
+async def _status(settings: Config) -> dict[str, Any]:
+    """Nothing is printed while the ledger is open: a slow reader must not hold up the writer."""
+    async with setup.ledger_beside(settings, readonly=True) as ledger:
+        return await status(
+            ledger,
+            now=setup.now(),
+            running=setup.is_running(settings),
+            version=VERSION,
+            storage=await setup.storage_now(settings, ledger),
+        )
+
+
+def _print(shown: dict[str, Any]) -> None:
+    console = Console()
+    reasons = [] if shown["running"] else ["poller is not running"]
+    if not shown["storage"]["usable"]:
+        reasons.append(f"nothing is fetched: {shown['storage']['reason']}")
+    for problem in problems(shown, reasons):
+        console.print(problem, style="bold red", markup=False, highlight=False)
+    table = Table(
+        "user", "watermark", "lag", "last poll", "stored", "pending", "quarantined", "gaps"
+    )
+    for row in sorted(shown["users"], key=_trouble_first):
+        table.add_row(*_cells(row), style=_style(row))
+    console.print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    name = f"{row['account']}/{row['user']}" + (" (removed)" if row["removed"] else "")
+    lag = "" if row["lag_s"] is None else str(timedelta(seconds=round(row["lag_s"])))
+    return [
+        name,
+        _short(row["watermark"]),
+        lag,
+        _short(row["last_poll_at"]),
+        str(row["stored"]),
+        str(row["pending"]),
+        str(row["quarantined"]),
+        str(len(row["gaps"])),
+    ]
+
+
+def _short(instant: str | None) -> str:
+    return "never" if instant is None else f"{instant[:10]} {instant[11:19]}"
+
+
+def _trouble_first(row: dict[str, Any]) -> tuple[bool, str, str]:
+    return not _in_trouble(row), row["account"], row["user"]
+
+
+def _in_trouble(row: dict[str, Any]) -> bool:
+    return bool(row["refused"] or row["last_error"] or row["quarantined"] or row["gaps"])
+
+
+def _style(row: dict[str, Any]) -> str:
+    if row["removed"]:
+        return "dim"
+    return "red" if _in_trouble(row) else ""

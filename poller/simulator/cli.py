@@ -1,0 +1,243 @@
+"""`poller simulate`: the simulated eFax by hand, with a configuration to go with it."""
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import signal
+import sys
+from datetime import timedelta
+from typing import TextIO
+
+from poller.errors import CannotStart
+
+from . import faults
+from .faults import Fault, Faults
+from .server import Simulator
+from .state import Fax
+from .switches import Switches
+
+DESCRIPTION = """\
+Speaks the eFax Enterprise API on 127.0.0.1, with made-up faxes: real black and white pages, as PDF
+and as TIFF. On stdout it prints a configuration for the poller, on stderr a line for each arriving
+fax. It ends with Ctrl-C, SIGTERM or --duration.
+
+  poller simulate --users 3 --arrivals-per-minute 20 >sim.yaml   # in one terminal
+  head sim.yaml                                                  # says what to export
+  poller -c sim.yaml run                                         # in another one
+"""
+
+
+def epilog() -> str:
+    """Describe every switch and every fault with its values."""
+    return f"""\
+switches, --switch NAME=VALUE (the first value is the default):
+{Switches.describe()}
+
+faults, --fault EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN:
+  WHEN is 5% (by chance), every:7 (each seventh request), first:3 (the first three), fax:10 (always,
+  for each tenth fax) or always. CALL is one of {", ".join(faults.CALLS)}.
+  e.g. --fault 500@image=5%  --fault 429@list+30=every:20  --fault cut-document=fax:10
+{faults.describe()}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `simulate`; the parser's description and epilog are set as well."""
+    parser.description, parser.epilog = DESCRIPTION, epilog()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--port", type=_port, default=0, metavar="N", help="port on 127.0.0.1 (any free one)")
+    add("--apps", type=_count, default=1, metavar="N", help="App IDs, each an account (1)")
+    add("--users", type=_count, default=3, metavar="N", help="users of each App ID (3)")
+    add(
+        "--arrivals-per-minute",
+        type=_amount,
+        default=6.0,
+        metavar="F",
+        help="how many faxes come in, at random times, for random users (6; 0 for none)",
+    )
+    add(
+        "--backlog",
+        type=_number,
+        default=5,
+        metavar="N",
+        help="faxes that came in during the last day, before the start (5)",
+    )
+    add("--rate", type=_amount, metavar="F", help="answer 429 above F requests a second per App ID")
+    add("--burst", type=_count, default=12, metavar="N", help="burst that --rate allows (12)")
+    # Not a fixed one: a poller that knows the fax ids of one run would ignore those of the next.
+    add("--seed", type=int, metavar="N", help="same seed, same made-up data (another at each run)")
+    add(
+        "--switch",
+        action="append",
+        default=[],
+        type=_switch,
+        metavar="NAME=VALUE",
+        help="how this eFax behaves where its behaviour is not published; see below",
+    )
+    add(
+        "--fault",
+        action="append",
+        default=[],
+        type=_fault,
+        metavar="NAME=WHEN",
+        help="a trouble and how often it strikes; see below",
+    )
+    add("--duration", type=_amount, metavar="S", help="end by itself after so many seconds")
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Run the simulator until it is told to end; CannotStart when the port is taken."""
+    simulator = Simulator(
+        port=args.port,
+        switches=Switches.parse(args.switch),
+        faults=Faults(rules=tuple(args.fault)),
+        rate=args.rate or None,
+        burst=args.burst,
+        seed=secrets.randbits(32) if args.seed is None else args.seed,
+    )
+    keys = populate(simulator, apps=args.apps, users=args.users, backlog=args.backlog)
+    try:
+        await simulator.start()
+    except OSError as error:
+        why = "it is taken" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+        raise CannotStart(f"port {args.port} on 127.0.0.1 cannot be used: {why}") from error
+    try:
+        _print(sys.stdout, configuration(simulator, keys))
+        await _until_ended(simulator, args)
+    finally:
+        await simulator.stop()
+    return 0
+
+
+def populate(simulator: Simulator, *, apps: int, users: int, backlog: int) -> dict[str, str]:
+    """Set up App IDs, users and a backlog of the last day; gives each App ID's key."""
+    # Keys are really random: the simulator's port may be open to other users of the machine.
+    keys = {f"simulated-app-{app}": secrets.token_urlsafe(18) for app in range(1, apps + 1)}
+    for app_id, key in keys.items():
+        simulator.add_app(app_id, key)
+        for user in range(1, users + 1):
+            simulator.add_user(app_id, f"{app_id}-user-{user:03}")
+    now = simulator.now()
+    ages = sorted((simulator.random.uniform(60, 86_000) for _ in range(backlog)), reverse=True)
+    for age_s in ages:
+        simulator.receive_somewhere(completed=now - timedelta(seconds=age_s))
+    return keys
+
+
+def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
+    """Give a poller's configuration for this simulator, and above it what to export."""
+    exports = [f"#   export {_variable(app_id)}={key}" for app_id, key in keys.items()]
+    lines = [
+        f"# The simulated eFax is at {simulator.base_url} until it is ended.",
+        "# What follows is a configuration for the poller. Before it starts:",
+        *exports,
+        "accounts:",
+    ]
+    for app_id in keys:
+        lines += _account(simulator, app_id)
+    lines += [
+        "storage: {directory: simulated/faxes, min_free: 64MiB}",
+        'state: {url: "sqlite:///simulated/state/poller.db"}',
+    ]
+    return "\n".join(lines)
+
+
+def _account(simulator: Simulator, app_id: str) -> list[str]:
+    lines = [
+        f"  {app_id}:",
+        f"    base_url: {simulator.base_url}",
+        f'    app_id: "{app_id}"',
+        f"    api_key: {{env: {_variable(app_id)}}}",
+    ]
+    if simulator.rate is not None:
+        burst = max(1, simulator.burst - 2)
+        lines.append(f"    limits: {{requests_per_second: {simulator.rate:g}, burst: {burst}}}")
+    users = simulator.apps[app_id].users
+    lines.append("    users:")
+    lines += [
+        f'      user-{number:03}: {{user_id: "{user_id}"}}'
+        for number, user_id in enumerate(users, start=1)
+    ]
+    return lines
+
+
+def _variable(app_id: str) -> str:
+    return app_id.upper().replace("-", "_") + "_KEY"
+
+
+async def _until_ended(simulator: Simulator, args: argparse.Namespace) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    arriving = None
+    if args.arrivals_per_minute:
+        arriving = asyncio.create_task(
+            simulator.arrivals(args.arrivals_per_minute, _tell), name="arrivals"
+        )
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), args.duration)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        if arriving is not None:
+            arriving.cancel()
+            await asyncio.gather(arriving, return_exceptions=True)
+
+
+def _tell(fax: Fax) -> None:
+    pages = "1 page" if fax.pages == 1 else f"{fax.pages} pages"
+    _print(sys.stderr, f"{fax.completed:%H:%M:%S} {fax.user_id} fax {fax.fax_id}, {pages}")
+
+
+def _print(stream: TextIO, text: str) -> None:
+    # Whoever read the configuration may have gone (`poller simulate | head`).
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=stream, flush=True)
+
+
+def _port(text: str) -> int:
+    return int(_in_range(text, 0, 65_535))
+
+
+def _count(text: str) -> int:
+    return int(_in_range(text, 1, 100_000))
+
+
+def _number(text: str) -> int:
+    return int(_in_range(text, 0, 1_000_000))
+
+
+def _amount(text: str) -> float:
+    return _in_range(text, 0, 1e6, whole=False)
+
+
+def _in_range(text: str, low: float, high: float, *, whole: bool = True) -> float:
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind} from {low:g} to {high:g}")
+    return value
+
+
+def _switch(text: str) -> str:
+    try:
+        Switches.parse([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _fault(text: str) -> Fault:
+    try:
+        return Fault.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

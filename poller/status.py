@@ -1,0 +1,76 @@
+"""How poller is doing, as `poller status --json` and `/status.json` show it (contract in the README)."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from poller.ledger import AccountRow, Ledger, UserRow
+from poller.window import Coverage, FailedSlice, open_gaps
+
+
+async def status(
+    ledger: Ledger, *, now: datetime, running: bool, version: str, storage: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
+    rows = await ledger.users()
+    coverages = await ledger.coverages()
+    failed = await ledger.all_failed_slices()
+    return {
+        "running": running,
+        "version": version,
+        "storage": storage,
+        "accounts": [_account(row, now) for row in await ledger.accounts()],
+        "users": [
+            _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
+            for row in rows
+        ],
+    }
+
+
+def instant(at: datetime | None) -> str | None:
+    """ISO 8601, UTC, `Z`."""
+    if at is None:
+        return None
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _account(row: AccountRow, now: datetime) -> dict[str, Any]:
+    suspended = row.suspended_until is not None
+    return {
+        "account": row.account,
+        "suspended_until": instant(row.suspended_until),
+        "reason": row.reason if suspended else None,
+        "paused_s": row.paused_s
+        + ((now - row.paused_since).total_seconds() if row.paused_since else 0.0),
+    }
+
+
+def _user(
+    row: UserRow, coverage: Coverage, failed: Sequence[FailedSlice], now: datetime
+) -> dict[str, Any]:
+    start = row.pinned_start
+    watermark = None if start is None else coverage.watermark(start)
+    gaps = () if start is None else open_gaps(coverage, start, failed)
+    return {
+        "account": row.account,
+        "user": row.user,
+        "user_id": row.user_id,
+        "watermark": instant(watermark),
+        "lag_s": None if watermark is None else max(0.0, (now - watermark).total_seconds()),
+        "gaps": [[instant(gap.start), instant(gap.end)] for gap in gaps],
+        "last_poll_at": instant(row.last_poll_at),
+        "last_success_at": instant(row.last_success_at),
+        "last_error": row.last_error,
+        "refused": row.refused_until is not None and row.refused_until > now,
+        "removed": row.removed,
+        "discovered": row.discovered,
+        "stored": row.stored,
+        "pending": row.pending,
+        "quarantined": row.quarantined,
+        "dismissed": row.dismissed,
+        "damaged": row.damaged,
+        "last_received_at": instant(row.last_received_at),
+        "last_stored_at": instant(row.last_stored_at),
+        "found_by_sweep": row.found_by_sweep,
+        "found_by_deep_sweep": row.found_by_deep_sweep,
+    }

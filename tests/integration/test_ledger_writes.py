@@ -1,0 +1,333 @@
+"""Writing: one transaction for all that wait, and what happens when the database does not take it."""
+
+import asyncio
+import contextlib
+import gc
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import IntegrityError
+
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger, NewFax, UserRow
+from poller.window import Interval
+
+NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+HOUR = Interval(NOW - timedelta(hours=1), NOW)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "poller.db"
+
+
+@pytest.fixture
+async def ledger(path: Path) -> AsyncIterator[Ledger]:
+    async with await Ledger.open(f"sqlite:///{path}", busy_timeout_s=0.01) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+async def user(ledger: Ledger) -> UserRow:
+    (user,) = await ledger.sync_users([("app", "u1", "main", "front-desk")], NOW)
+    return user
+
+
+def new_fax(fax_id: str) -> NewFax:
+    return NewFax(fax_id, f"main/front-desk/{fax_id}", {"fax_id": fax_id}, NOW)
+
+
+async def record(ledger: Ledger, user: UserRow, *fax_ids: str) -> list[str]:
+    found = await ledger.record_page(
+        user.id, [new_fax(fax_id) for fax_id in fax_ids], window=HOUR, found_by="newest", now=NOW
+    )
+    return [fax.fax_id for fax in found]
+
+
+@contextlib.contextmanager
+def locked(path: Path, how: str = "IMMEDIATE") -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(f"BEGIN {how}")
+        yield
+        other.execute("ROLLBACK")
+
+
+def boom(_: Connection) -> None:
+    raise ZeroDivisionError("a job of its own")
+
+
+async def test_writes_that_wait_are_committed_together(ledger: Ledger, user: UserRow) -> None:
+    before = ledger.commits
+    found = await asyncio.gather(*(record(ledger, user, f"fax-{number}") for number in range(150)))
+    assert found == [[f"fax-{number}"] for number in range(150)]
+    assert ledger.commits - before <= 2
+    assert (await ledger.user(user.id)).pending == 150
+
+
+async def test_a_long_queue_is_cut(ledger: Ledger) -> None:
+    before = ledger.commits
+    await asyncio.gather(*(ledger.check_writable() for _ in range(401)))
+    assert ledger.commits - before in (3, 4)
+
+
+async def test_a_write_that_fails_takes_back_its_own_changes_only(
+    ledger: Ledger, user: UserRow
+) -> None:
+    def half(connection: Connection) -> None:
+        connection.execute(text("UPDATE users SET name = 'half done'"))
+        boom(connection)
+
+    def broken_rule(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO coverage VALUES (:user, 2, 1)"), {"user": user.id})
+
+    outcomes = await asyncio.gather(
+        record(ledger, user, "one"),
+        ledger._write(half),
+        ledger._write(broken_rule),
+        record(ledger, user, "two"),
+        return_exceptions=True,
+    )
+    assert [outcomes[0], outcomes[3]] == [["one"], ["two"]]
+    assert [type(outcomes[1]), type(outcomes[2])] == [ZeroDivisionError, IntegrityError]
+    after = await ledger.user(user.id)
+    assert (after.user, after.pending) == ("front-desk", 2)
+
+
+async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
+    ledger: Ledger, user: UserRow
+) -> None:
+    def fill(connection: Connection) -> None:
+        (pages,) = connection.exec_driver_sql("PRAGMA page_count").one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 4}")
+        connection.exec_driver_sql("PRAGMA cache_size=1")
+        connection.execute(text("INSERT INTO meta VALUES ('big', :much)"), {"much": "x" * 10**6})
+
+    outcomes = await asyncio.gather(
+        record(ledger, user, "one"),
+        ledger._write(fill),
+        record(ledger, user, "two"),
+        return_exceptions=True,
+    )
+    assert {str(outcome) for outcome in outcomes} == {
+        f"the ledger {ledger._path} cannot grow: the disk is full"
+    }
+    assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
+    assert (await ledger.user(user.id)).discovered == 0
+    assert await record(ledger, user, "one", "two") == ["one", "two"]  # a fresh connection
+
+
+@pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
+async def test_a_lock_of_another_program_is_told_and_got_over(
+    ledger: Ledger, user: UserRow, path: Path, how: str
+) -> None:
+    with locked(path, how), pytest.raises(LedgerUnavailable, match="locked by another program"):
+        await ledger.check_writable()
+    assert await record(ledger, user, "one") == ["one"]
+
+
+async def test_a_reader_of_another_program_that_lingers_fails_the_commit_only(
+    ledger: Ledger, user: UserRow, path: Path
+) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM users").fetchall()
+        with pytest.raises(LedgerUnavailable, match="locked"):
+            await record(ledger, user, "one")
+        other.execute("COMMIT")
+    assert (await ledger.user(user.id)).discovered == 0
+    assert await record(ledger, user, "one") == ["one"]
+
+
+async def test_reading_while_another_program_commits_says_locked(
+    ledger: Ledger, user: UserRow, path: Path
+) -> None:
+    with locked(path, "EXCLUSIVE"), pytest.raises(LedgerUnavailable, match="locked"):
+        await ledger.user(user.id)
+    assert (await ledger.user(user.id)).id == user.id
+
+
+async def test_a_ledger_that_was_moved_away_takes_no_writes_until_it_is_back(
+    ledger: Ledger, path: Path
+) -> None:
+    away = path.with_name("away.db")
+    path.rename(away)
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable, match=r"cannot be (written|opened)"):
+            await ledger.check_writable()
+    assert not path.exists()
+    away.rename(path)
+    await ledger.check_writable()
+
+
+async def test_an_error_bears_no_statement_and_no_value(
+    ledger: Ledger, user: UserRow, path: Path
+) -> None:
+    with locked(path), pytest.raises(LedgerUnavailable) as refused:
+        await record(ledger, user, "a-patient's-fax")
+    assert str(refused.value) == f"the ledger {path} is locked by another program"
+    assert "patient" not in str(refused.value.__cause__)
+
+
+async def test_a_caller_that_is_cancelled_does_not_cancel_the_write(
+    ledger: Ledger, user: UserRow
+) -> None:
+    task = asyncio.create_task(record(ledger, user, "one"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await ledger.check_writable()
+    assert (await ledger.user(user.id)).pending == 1
+
+
+async def test_a_failure_that_nobody_waits_for_is_no_complaint(
+    ledger: Ledger, user: UserRow
+) -> None:
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    task = asyncio.create_task(ledger._write(boom))
+    await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await ledger.check_writable()
+    gc.collect()
+    assert complaints == []
+
+
+async def test_a_read_that_is_cancelled_leaves_nothing_behind(
+    ledger: Ledger, user: UserRow
+) -> None:
+    for turns in range(20):
+        task = asyncio.create_task(ledger.user(user.id))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert (await asyncio.gather(*(ledger.user(user.id) for _ in range(10))))[0].id == user.id
+    gc.collect()
+
+
+async def test_progress_can_be_watched(path: Path) -> None:
+    times = iter(range(100))
+    url = f"sqlite:///{path}"
+    async with await Ledger.open(url, monotonic=lambda: float(next(times))) as ledger:
+        opened = ledger.last_write_at
+        assert opened is not None
+        assert ledger.waiting_since is None
+        task = asyncio.create_task(ledger.check_writable())
+        await asyncio.sleep(0)
+        assert ledger.waiting_since == opened + 1
+        await task
+        assert ledger.last_write_at == opened + 2
+        assert ledger.waiting_since is None
+
+
+async def test_a_writer_that_dies_fails_all_that_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = await Ledger.open(f"sqlite:///{path}")
+
+    async def die(_: object) -> None:
+        raise ZeroDivisionError
+
+    assert ledger._writer is not None
+    monkeypatch.setattr(ledger._writer, "_transaction", die)
+    outcomes = await asyncio.gather(
+        *(ledger.check_writable() for _ in range(3)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [LedgerUnavailable] * 3
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await ledger.check_writable()
+    with pytest.raises(ZeroDivisionError):
+        await ledger.close()
+
+
+async def test_a_page_that_brings_nothing_new_writes_no_byte(
+    ledger: Ledger, user: UserRow, path: Path
+) -> None:
+    await record(ledger, user, "one", "two")
+    before = path.read_bytes()  # with SQLite's change counter
+    assert await record(ledger, user, "one", "two") == []
+    assert path.read_bytes() == before
+
+
+async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: UserRow) -> None:
+    """With five million faxes a scan would take seconds."""
+    asked: list[tuple[str, Any]] = []
+
+    def remember(_: Any, __: Any, statement: str, values: Any, *rest: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            asked.append((statement, values[0] if isinstance(values, list) else values))
+
+    assert ledger._writer is not None
+    engines = [ledger._readers.sync_engine, ledger._writer._engine.sync_engine]
+    for one in engines:
+        event.listen(one, "before_cursor_execute", remember)
+    await use_everything(ledger, user)
+    for one in engines:
+        event.remove(one, "before_cursor_execute", remember)
+    assert len(asked) > 40
+
+    def plans(connection: Connection) -> list[str]:
+        return [
+            f"{step} IN {statement}"
+            for statement, values in asked
+            for *_, step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+        ]
+
+    scans = [
+        plan
+        for plan in await ledger._read(plans)
+        if plan.startswith(("SCAN faxes", "SCAN attempts")) and "ix_faxes_due" not in plan
+        if "ix_faxes_stored_at" not in plan
+    ]
+    assert scans == []
+
+
+async def use_everything(ledger: Ledger, user: UserRow) -> None:
+    (fax,) = await ledger.record_page(
+        user.id, [new_fax("one")], window=HOUR, found_by="newest", now=NOW, covers=HOUR
+    )
+    later = NOW + timedelta(hours=1)
+    await ledger.record_page(
+        user.id, [new_fax("one")], window=HOUR, found_by="newest", now=later, covers=HOUR
+    )
+    await ledger.users_with_due("app", NOW)
+    await ledger.due(user.id, NOW, 10)
+    await ledger.next_due_at("app")
+    await ledger.attempt_failed(
+        fax.id,
+        now=NOW,
+        error="no",
+        problem=None,
+        next_attempt_at=NOW,
+        paused_s=0,
+        quarantine=True,
+    )
+    await ledger.make_due(None, NOW)
+    await ledger.make_due([fax.id], NOW)
+    await ledger.postpone(fax.id, NOW)
+    await ledger.dismiss(fax.id, now=NOW, reason="x")
+    await ledger.stored(
+        fax.id,
+        now=NOW,
+        file="a.pdf",
+        format="pdf",
+        bytes=1,
+        sha256="0",
+        pages=1,
+        damaged=False,
+    )
+    await ledger.find("one", "main", "front-desk")
+    await ledger.by_path(fax.path)
+    await ledger.history(fax.id)
+    await ledger.recent_paths()
+    await ledger.sync_users([], NOW)
+    await ledger.coverages()

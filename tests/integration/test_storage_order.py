@@ -1,0 +1,296 @@
+"""storage: the durable order, and what is left when it is interrupted anywhere."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from storage_seam import (
+    IDENTITY,
+    PATH,
+    opened,
+    recording,
+    store,
+    tiff,
+    tree,
+    visible,
+)
+
+from poller.errors import PollerError, StorageUnusable
+from poller.storage import Storage, StoredFile, steps
+
+FIRST, SECOND = tiff(b"first download"), tiff(b"second download")
+
+
+@pytest.fixture(autouse=True)
+def _private_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+async def test_steps_come_in_the_durable_order(tmp_path: Path) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    with recording(root) as recorded:
+        await store(storage, FIRST)
+    directory = "main/desk"
+    image, description = f"{directory}/.f1.image.part", f"{directory}/.f1.json.part"
+    assert [call for call in recorded.calls if not call.startswith("fchmod")] == [
+        "mkdir main",
+        "mkdir main/desk",
+        f"create {image}",
+        f"write {image}",
+        f"fsync {image}",
+        f"create {description}",
+        f"write {description}",
+        f"fsync {description}",
+        f"fsync {directory}",
+        "link main/desk/f1.tif",
+        "link main/desk/f1.json",
+        f"fsync {directory}",
+        "fsync .",
+        "fsync main",
+        f"unlink {description}",
+        f"unlink {image}",
+    ]
+
+
+async def test_directories_are_synced_once_by_each_process(tmp_path: Path) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    await store(storage, FIRST)
+    with recording(root) as again:
+        await store(storage, FIRST, path="main/desk/f2")
+    assert {"fsync .", "fsync main"} & set(again.calls) == set()
+    restarted = await opened(root)
+    with recording(root) as first:
+        await store(restarted, FIRST, path="main/desk/f3")
+    assert {"fsync .", "fsync main"} <= set(first.calls)
+
+
+async def test_directory_that_was_removed_and_made_again_is_synced_again(tmp_path: Path) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    await store(storage, FIRST)
+    (root / "main").rename(tmp_path / "taken")
+    with recording(root) as recorded:
+        await store(storage, FIRST)
+    assert {"fsync .", "fsync main"} <= set(recorded.calls)
+
+
+class World:
+    """One fax, its row, and a storage that can be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.row: StoredFile | None = None
+        self.storage_id: str | None = None
+
+    async def install(self) -> None:
+        with recording(self.root):
+            self.storage_id = await (await opened(self.root)).prepare(None)
+
+    @asynccontextmanager
+    async def started(self, **how: int) -> AsyncIterator[Storage]:
+        with recording(self.root, **how) as self.recorded:
+            storage = await opened(self.root, self.storage_id)
+            try:
+                yield storage
+            finally:
+                storage.close()
+
+    def record(self, stored: StoredFile) -> None:
+        self.row = stored
+
+    async def download(self, data: bytes, **how: int) -> None:
+        async with self.started(**how) as storage:
+            await store(storage, data, recorded=self.record)
+
+    async def recover(self, **how: int) -> None:
+        """What a start does, and then a worker: tidy, resume, else download again."""
+        async with self.started(**how) as storage:
+            await storage.tidy(["main/desk"], [] if self.row else [PATH])
+            if self.row is not None:
+                return
+            stored = await storage.resume(PATH, IDENTITY)
+            if stored is None:
+                await store(storage, SECOND, recorded=self.record)
+            else:
+                self.record(stored)
+                await storage.finish(PATH)
+
+    def check_visible(self, *, after_power_loss: bool = False) -> None:
+        """Nothing partial is visible, and what is recorded is there, whole.
+
+        Of two names that were linked and not yet synced, a power loss may take the first alone.
+        """
+        files = visible(self.root)
+        image = files.get("main/desk/f1.tif")
+        assert image in {None, FIRST, SECOND}
+        if (described := files.get("main/desk/f1.json")) is not None:
+            assert json.loads(described)["image"]["file"] == "f1.tif"
+            assert after_power_loss or image is not None
+        if self.row is not None:
+            assert set(files) == {"main/desk/f1.tif", "main/desk/f1.json"}
+
+    def check_end(self) -> None:
+        self.check_visible()
+        files = tree(self.root)
+        assert set(files) == {"main/desk/f1.tif", "main/desk/f1.json"}
+        assert self.row is not None
+        image = json.loads(files["main/desk/f1.json"])["image"]
+        assert image["sha256"] == self.row.sha256 == _sha256(files["main/desk/f1.tif"])
+        modes = {self.root / "main": 0o750, self.root / "main/desk": 0o750}
+        modes |= {self.root / name: 0o640 for name in files}
+        assert {path: path.stat().st_mode & 0o7777 for path in modes} == modes
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def _killed(root: Path, stop_at: int) -> World:
+    world = World(root)
+    await world.install()
+    await world.download(FIRST, stop_at=stop_at)
+    return world
+
+
+async def _steps(tmp_path: Path) -> list[str]:
+    return (await _killed(tmp_path / "whole", 1000)).recorded.calls
+
+
+async def _stops(tmp_path: Path) -> range:
+    return range(len(await _steps(tmp_path)) + 1)
+
+
+async def test_kill_at_any_step_ends_with_one_whole_pair(tmp_path: Path) -> None:
+    resumed = 0
+    for stop_at in await _stops(tmp_path):
+        world = await _killed(tmp_path / str(stop_at), stop_at)
+        world.check_visible()
+        await world.recover()
+        world.check_end()
+        resumed += tree(world.root)["main/desk/f1.tif"] == FIRST
+        before = tree(world.root)
+        await world.recover()
+        assert tree(world.root) == before
+    assert resumed >= 9  # from the moment the sidecar's dot-file is whole there is no download
+
+
+async def test_kill_at_any_step_of_the_recovery_changes_nothing_about_that(tmp_path: Path) -> None:
+    for stop_at in await _stops(tmp_path):
+        for again_at in itertools.count():
+            world = await _killed(tmp_path / f"{stop_at}-{again_at}", stop_at)
+            await world.recover(stop_at=again_at)
+            calls = world.recorded.calls
+            world.check_visible()
+            await world.recover()
+            world.check_end()
+            if len(calls) < again_at:
+                break
+
+
+async def _lose_power_everywhere(tmp_path: Path) -> None:
+    for stop_at in await _stops(tmp_path):
+        number = len((await _killed(tmp_path / f"{stop_at}-look", stop_at)).recorded.volatile())
+        for nth, chosen in enumerate(itertools.product([False, True], repeat=number)):
+            world = await _killed(tmp_path / f"{stop_at}-{nth}", stop_at)
+            names = world.recorded.volatile()
+            world.recorded.lose_power(set(itertools.compress(names, chosen)))
+            world.check_visible(after_power_loss=True)
+            await world.recover()
+            world.check_end()
+
+
+async def test_power_loss_at_any_step_ends_with_one_whole_pair(tmp_path: Path) -> None:
+    await _lose_power_everywhere(tmp_path)
+
+
+def _no_sync(_fd: int) -> None:
+    """A planted bug."""
+
+
+@pytest.mark.parametrize("forgotten", ["sync_file", "sync_directory"])
+async def test_power_loss_finds_a_forgotten_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    monkeypatch.setattr(steps, forgotten, _no_sync)
+    with pytest.raises((AssertionError, FileNotFoundError, PollerError)):
+        await _lose_power_everywhere(tmp_path)
+
+
+async def test_power_loss_finds_forgotten_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.storage.place.Place.sync_parents", lambda _self: None)
+    with pytest.raises((AssertionError, FileNotFoundError, PollerError)):
+        await _lose_power_everywhere(tmp_path)
+
+
+async def test_kill_finds_a_copy_in_place_of_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(existing: str, new: str, at: int) -> None:
+        data = b"".join(steps.read(source := steps.open_file(existing, at)))
+        steps.close(source)
+        target = steps.create(new, at)
+        steps.write(target, data)
+        steps.close(target)
+
+    monkeypatch.setattr(steps, "link", copy)
+    with pytest.raises(AssertionError):
+        await test_kill_at_any_step_ends_with_one_whole_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("failing", "number"),
+    [
+        pytest.param("fsync main/desk/.f1.image.part", 1, id="image"),
+        pytest.param("fsync main/desk/.f1.json.part", 1, id="sidecar"),
+        pytest.param("fsync main/desk", 1, id="directory-before-the-links"),
+        pytest.param("fsync main/desk", 2, id="directory-after-the-links"),
+        pytest.param("fsync .", 1, id="parent"),
+    ],
+)
+async def test_failed_fsync_is_never_repeated_and_all_is_thrown_away(
+    tmp_path: Path, failing: str, number: int
+) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    seen = itertools.count(1)
+
+    def fail(call: str, _number: int) -> OSError | None:
+        hit = call == failing and next(seen) == number
+        return OSError(errno.EIO, "Input/output error") if hit else None
+
+    with (
+        recording(root, fail=fail) as recorded,
+        pytest.raises(StorageUnusable, match="Input/output error"),
+    ):
+        await store(storage, FIRST)
+    assert recorded.calls.count(failing) == number
+    assert tree(root) == {}
+    assert await storage.resume(PATH, IDENTITY) is None
+    await store(storage, SECOND)
+    assert tree(root)["main/desk/f1.tif"] == SECOND
+
+
+async def test_failed_fsync_while_resuming_throws_the_dot_files_away(tmp_path: Path) -> None:
+    first_link = (await _steps(tmp_path)).index("link main/desk/f1.tif")
+    world = await _killed(tmp_path / "faxes", first_link)
+    assert set(tree(world.root)) == {"main/desk/.f1.image.part", "main/desk/.f1.json.part"}
+
+    def fail(call: str, _number: int) -> OSError | None:
+        return OSError(errno.EIO, "") if call == "fsync main/desk" else None
+
+    restarted = await opened(world.root, world.storage_id)
+    with recording(world.root, fail=fail), pytest.raises(StorageUnusable):
+        await restarted.resume(PATH, IDENTITY)
+    assert tree(world.root) == {}

@@ -1,0 +1,156 @@
+"""Imports point one way, and the core touches nothing: no files, no clock, no randomness."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import poller
+
+ROOT = Path(poller.__file__).parent
+
+CORE = ["errors", "clock", "window", "listing", "naming"]
+CORE += ["schedule", "retry", "pacing", "efax", "config"]
+SHELL = ["documents", "evidence", "storage", "ledger", "status", "lock", "log", "metrics"]
+SHELL += ["systemd", "client", "ingest", "daemon", "web", "simulator", "cli", "__main__"]
+ORDER = [*CORE, *SHELL]
+
+# What only touches the disk, names a system call or waits; a core module may not even import it.
+UNCLEAN = {"asyncio", "concurrent", "fcntl", "http", "io", "logging", "mmap", "multiprocessing"}
+UNCLEAN |= {"os", "random", "secrets", "select", "selectors", "shutil", "signal", "socket"}
+UNCLEAN |= {"sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid"}
+UNCLEAN |= {"aiohttp", "aiosqlite", "alembic", "apscheduler", "pikepdf", "PIL"}
+UNCLEAN |= {"prometheus_client", "sqlalchemy", "structlog", "tenacity"}
+CLOCK_READERS = {"now", "utcnow", "today"}
+FILE_CALLS = {"exists", "glob", "is_dir", "is_file", "iterdir", "lstat", "mkdir", "open", "rglob"}
+FILE_CALLS |= {"read_bytes", "read_text", "rename", "resolve", "rmdir", "stat", "touch", "unlink"}
+FILE_CALLS |= {"chmod", "symlink_to", "hardlink_to", "write_bytes", "write_text"}
+
+# The few places in the core where the shell begins, and why.
+ALLOWED = {
+    "clock.py": {"asyncio", "time", "now"},  # SystemClock, the real one that the shell hands in
+    "config/load.py": {"os", "ssl", *FILE_CALLS},  # reads the configuration files
+    "config/secrets.py": {"os", *FILE_CALLS},  # reads the secrets that they name
+    "config/values.py": {"os"},  # os.path.normpath, which only handles text
+}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def owner(file: Path) -> str:
+    """Name the module of the order that a file belongs to; a folder counts as one."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
+    """Give the dotted names that are imported; `package` is where relative ones begin."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield from (
+                ".".join([*base, *(node.module or "").split("."), alias.name]).replace("..", ".")
+                for alias in node.names
+            )
+
+
+def imported_by(file: Path) -> set[str]:
+    package = ["poller", *file.relative_to(ROOT).parent.parts]
+    return set(imports(ast.parse(file.read_text()), package))
+
+
+def ours(names: set[str]) -> set[str]:
+    """Keep the modules of the order among dotted names; `poller.__version__` is none."""
+    parts = (name.split(".") for name in names)
+    return {part[1] for part in parts if part[0] == "poller" and len(part) > 1} & set(ORDER)
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.func.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def uncleanness(source: str) -> set[str]:
+    """Name what a core module must not use: imports, and calls that read the clock or the disk."""
+    tree = ast.parse(source)
+    roots = {name.split(".")[0] for name in imports(tree, ["poller"])}
+    return (roots & UNCLEAN) | (set(calls(tree)) & (CLOCK_READERS | FILE_CALLS))
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", modules(), ids=relative)
+def test_imports_point_up_the_list_only(file: Path) -> None:
+    module = owner(file)
+    if module == "__init__":
+        assert not ours(imported_by(file))
+        return
+    assert module in ORDER, f"{relative(file)} has no place in the order of imports"
+    above = set(ORDER[: ORDER.index(module) + 1])
+    assert ours(imported_by(file)) <= above
+
+
+@pytest.mark.parametrize("file", [file for file in modules() if owner(file) in CORE], ids=relative)
+def test_the_core_touches_no_file_no_clock_and_no_network(file: Path) -> None:
+    assert uncleanness(file.read_text()) <= ALLOWED.get(relative(file), set())
+
+
+@pytest.mark.parametrize("file", [*ALLOWED])
+def test_an_exception_of_the_core_is_still_one(file: str) -> None:
+    assert uncleanness((ROOT / file).read_text())
+
+
+def test_only_the_system_clock_reads_a_clock() -> None:
+    tree = ast.parse((ROOT / "clock.py").read_text())
+    rest = [
+        node
+        for node in tree.body
+        if not isinstance(node, (ast.Import, ast.ImportFrom))
+        and not (isinstance(node, ast.ClassDef) and node.name == "SystemClock")
+    ]
+    names = {n.id for top in rest for n in ast.walk(top) if isinstance(n, ast.Name)}
+    called = {name for top in rest for name in calls(top)}
+    assert not (names & {"asyncio", "time"}) | (called & CLOCK_READERS)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("import os.path", id="import"),
+        pytest.param("from time import sleep", id="from"),
+        pytest.param("def f():\n    import random", id="inside-a-function"),
+        pytest.param("datetime.now(UTC)", id="clock"),
+        pytest.param("datetime.date.today()", id="today"),
+        pytest.param("open('x')", id="open"),
+        pytest.param("Path('x').write_text('y')", id="write"),
+    ],
+)
+def test_an_unclean_module_is_noticed(source: str) -> None:
+    assert uncleanness(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "names"),
+    [
+        pytest.param("import poller.web", ["poller"], {"web"}, id="import"),
+        pytest.param("from poller import web, log", ["poller"], {"web", "log"}, id="from-us"),
+        pytest.param("from poller.web import page", ["poller"], {"web"}, id="from-a-module"),
+        pytest.param("from . import web", ["poller"], {"web"}, id="relative"),
+        pytest.param("from .. import web", ["poller", "efax"], {"web"}, id="relative-up"),
+        pytest.param("from ..web import page", ["poller", "efax"], {"web"}, id="relative-module"),
+        pytest.param("from .page import x", ["poller", "web"], {"web"}, id="inside-a-folder"),
+        pytest.param("from poller import __version__", ["poller"], set(), id="no-module"),
+        pytest.param("import os", ["poller"], set(), id="not-ours"),
+    ],
+)
+def test_every_way_to_import_is_seen(source: str, package: list[str], names: set[str]) -> None:
+    assert ours(set(imports(ast.parse(source), package))) == names

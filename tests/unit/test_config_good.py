@@ -1,0 +1,317 @@
+"""What a good configuration means: defaults, levels, merging, paths, kinds of values."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from poller.config import (
+    UTC_ZONE,
+    Account,
+    Config,
+    During,
+    Expect,
+    Heartbeat,
+    HttpConfig,
+    Limits,
+    LogConfig,
+    Poll,
+    RetryConfig,
+    SecretRef,
+    StorageConfig,
+    Sweep,
+    User,
+    load,
+)
+from poller.config.document import Node, parse
+from poller.config.report import Report, Source
+
+ROOT = Path(__file__).parents[2]
+GOOD = ROOT / "tests" / "data" / "configs" / "good"
+EXAMPLE = ROOT / "config" / "poller.example.yaml"
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+def users(config: Config, account: int = 0) -> dict[str, User]:
+    return {user.name: user for user in config.accounts[account].users}
+
+
+def from_text(tmp_path: Path, text: str) -> Config:
+    file = tmp_path / "poller.yaml"
+    file.write_text((GOOD / "minimal.yaml").read_text() + text)
+    return load([file])
+
+
+def test_minimal_configuration_has_the_defaults_of_the_contract() -> None:
+    config = load([GOOD / "minimal.yaml"])
+    user = User("main", "front-desk", app_id="12345", user_id="0f8a")
+    key = SecretRef("credential", "efax-api-key")
+    assert config == Config(
+        accounts=(Account("main", "12345", key, users=(user,)),),
+        storage=StorageConfig(Path("/var/lib/poller/faxes")),
+    )
+    assert config.files == (GOOD / "minimal.yaml",)
+    assert config.state_directory == Path("/var/lib/poller/state")
+
+
+def test_everything_that_can_be_set_is_set() -> None:
+    config = load([GOOD / "everything.yaml"])
+    account = config.accounts[0]
+    assert account.base_url == "https://gateway.example:8443/efax"
+    assert account.app_id == "00123"
+    assert account.api_key == SecretRef("file", str(GOOD / "secrets" / "efax.key"))
+    assert account.limits == Limits(2.5, 16, 4)
+    assert account.proxy == "http://proxy.example:3128"
+    assert account.ca_file == GOOD / "company-ca.pem"
+    assert config.storage == StorageConfig(
+        GOOD.parent / "faxes", "{received:%Y}/{fax_id}", 512 << 20, "move"
+    )
+    assert config.state_url == f"sqlite:///{GOOD}/state/poller.db"
+    assert config.state_directory == GOOD / "state"
+    assert config.retry == RetryConfig(3, timedelta(milliseconds=500), 3 * DAY)
+    assert config.evidence_max == 10 << 10
+    assert config.heartbeat == Heartbeat("https://hc.example/ping/1?x=y", timedelta(minutes=1))
+    assert config.log == LogConfig("debug", "json")
+    assert config.http == HttpConfig("::", 0, SecretRef("env", "STATUS_TOKEN"))
+    assert config.drain == timedelta(seconds=10)
+
+
+def test_settings_are_merged_key_by_key_from_defaults_over_account_to_user() -> None:
+    user = users(load([GOOD / "everything.yaml"]))
+    common = Poll(
+        every=timedelta(minutes=1),
+        cron=None,
+        timezone=ZoneInfo("Europe/Berlin"),
+        start=datetime(2024, 5, 21, tzinfo=UTC),
+        overlap=timedelta(minutes=30),
+        max_window=2 * DAY,
+        sweep=Sweep(every=2 * HOUR, back=36 * HOUR),
+        deep_sweep=Sweep(every=2 * DAY, back=14 * DAY),
+    )
+    assert user["front-desk"].poll == common
+    billing = user["billing"].poll
+    assert (billing.every, billing.cron) == (None, "0 8,12,16 * * mon-fri")
+    assert billing.timezone == ZoneInfo("America/Los_Angeles")
+    assert billing.sweep == Sweep(every=2 * HOUR, back=12 * HOUR)
+    assert (billing.overlap, billing.deep_sweep) == (common.overlap, common.deep_sweep)
+    assert [user[name].image_format for name in ("front-desk", "billing")] == ["tiff", "pdf"]
+
+
+def test_every_and_cron_replace_each_other_across_levels() -> None:
+    user = users(load([GOOD / "everything.yaml"]))  # cron above, every here, cron, every
+    assert (user["front-desk"].poll.every, user["front-desk"].poll.cron) == (HOUR / 60, None)
+    assert user["billing"].poll.every is None
+    assert (user["every-again"].poll.every, user["every-again"].poll.cron) == (HOUR / 12, None)
+
+
+def test_expectation_is_merged_and_null_takes_it_away() -> None:
+    user = users(load([GOOD / "everything.yaml"]))
+    days = frozenset({0, 1, 2, 3, 4, 6})
+    expect = Expect(2 * DAY, During(days, 8 * 60, 18 * 60), UTC_ZONE)
+    assert user["front-desk"].expect == expect
+    assert user["billing"].expect == Expect(2 * DAY, expect.during, ZoneInfo("America/New_York"))
+    assert user["quiet"].expect is None
+
+
+@pytest.mark.parametrize(
+    ("written", "during"),
+    [
+        pytest.param("mon-fri 08:00-18:00", During(frozenset(range(5)), 480, 1080), id="a week"),
+        pytest.param("sat,sun 00:00-24:00", During(frozenset({5, 6}), 0, 1440), id="whole days"),
+        pytest.param(
+            "Fri-Mon 22:00-06:00", During(frozenset({4, 5, 6, 0}), 1320, 360), id="nights"
+        ),
+    ],
+)
+def test_office_hours_are_days_and_a_stretch_of_the_day(
+    tmp_path: Path, written: str, during: During
+) -> None:
+    config = from_text(tmp_path, f"expect: {{within: 1d, during: '{written}'}}\n")
+    assert users(config)["front-desk"].expect == Expect(DAY, during)
+
+
+@pytest.mark.parametrize(
+    ("written", "start"),
+    [
+        pytest.param("90d", 90 * DAY, id="duration"),
+        pytest.param("2024-05-21T04:27:56Z", datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC), id="Z"),
+        pytest.param(
+            "2024-05-21T00:00:00-0700", datetime(2024, 5, 21, 7, tzinfo=UTC), id="offset of four"
+        ),
+    ],
+)
+def test_start_is_a_look_back_or_an_instant(
+    tmp_path: Path, written: str, start: timedelta | datetime
+) -> None:
+    config = from_text(tmp_path, f"poll: {{start: {written}}}\n")
+    assert users(config)["front-desk"].poll.start == start
+
+
+@pytest.mark.parametrize(
+    ("written", "length"),
+    [
+        pytest.param("500ms", timedelta(milliseconds=500), id="ms"),
+        pytest.param("30s", timedelta(seconds=30), id="s"),
+        pytest.param("15m", timedelta(minutes=15), id="m"),
+        pytest.param("24h", timedelta(days=1), id="h"),
+        pytest.param("7d", timedelta(days=7), id="d"),
+    ],
+)
+def test_duration_is_a_whole_number_and_a_unit(
+    tmp_path: Path, written: str, length: timedelta
+) -> None:
+    assert from_text(tmp_path, f"drain: {written}\n").drain == length
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        pytest.param("0B", 0, id="B"),
+        pytest.param("3KiB", 3072, id="KiB"),
+        pytest.param("512MiB", 512 << 20, id="MiB"),
+        pytest.param("1GiB", 1 << 30, id="GiB"),
+        pytest.param("2TiB", 2 << 40, id="TiB"),
+    ],
+)
+def test_size_is_a_whole_number_and_a_unit(tmp_path: Path, written: str, size: int) -> None:
+    assert from_text(tmp_path, f"evidence: {{max: {written}}}\n").evidence_max == size
+
+
+def test_maps_are_merged_over_the_files_of_a_directory() -> None:
+    config = load([GOOD / "split"])
+    assert [account.name for account in config.accounts] == ["main", "other"]
+    assert list(users(config)) == ["front-desk", "billing"]
+    assert [user.name for user in config.users] == ["front-desk", "billing", "lab"]
+    poll = users(config, 1)["lab"].poll
+    assert (poll.every, poll.sweep.every) == (timedelta(minutes=1), 2 * HOUR)
+    names = ["10-accounts", "20-more-users", "30-empty", "31-null"]
+    assert config.files == tuple(GOOD / "split" / f"{name}.yaml" for name in names)
+
+
+def test_relative_path_starts_from_the_file_in_which_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(GOOD / "split")
+    config = load([Path("10-accounts.yaml"), Path("../split/20-more-users.yaml")])
+    assert config.accounts[0].api_key.name == str(GOOD / "split" / "efax.key")
+    assert config.storage.directory == GOOD / "split" / "faxes"
+
+
+def test_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
+    assert load([GOOD / "byte-order-mark.yaml"]) == load([GOOD / "minimal.yaml"])
+
+
+def test_aliases_repeat_a_value() -> None:
+    config = load([GOOD / "aliases.yaml"])
+    assert config.accounts[0].api_key == config.accounts[1].api_key
+    assert [user.poll.every for user in config.accounts[0].users] == [HOUR / 6, HOUR / 6]
+    (user,) = config.accounts[1].users
+    assert (user.user_id, user.poll.every, user.poll.start) == ("1", HOUR / 12, 3 * DAY)
+
+
+def test_text_that_yaml_1_1_took_for_something_else_is_text() -> None:
+    config = load([GOOD / "core-schema.yaml"])
+    account = config.accounts[0]
+    assert (account.name, account.app_id, account.api_key.name) == ("no", "yes", "on")
+    ids = {user.name: user.user_id for user in account.users}
+    assert ids == {"y": "12:30:45", "off": "2024-05-21", "1234": "1_000"}
+
+
+def test_http_is_allowed_to_loopback_and_the_status_server_can_be_off() -> None:
+    config = load([GOOD / "loopback.yaml"])
+    assert [account.base_url for account in config.accounts] == [
+        "http://127.8.9.10:8080",
+        "http://[::1]:8080",
+        "http://LocalHost:8080",
+    ]
+    assert config.http.host is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        pytest.param("localhost:80", "localhost", id="name"),
+        pytest.param("127.1.2.3:80", "127.1.2.3", id="IPv4"),
+        pytest.param("'[::1]:80'", "::1", id="IPv6"),
+    ],
+)
+def test_loopback_needs_no_token(tmp_path: Path, listen: str, host: str) -> None:
+    config = from_text(tmp_path, f"http: {{listen: {listen}}}\n")
+    assert config.http == HttpConfig(host, 80)
+
+
+def key_paths(node: Node) -> set[str]:
+    if not isinstance(node.value, dict):
+        return {node.key}
+    return set().union(*(key_paths(child) for child in node.value.values()))
+
+
+def test_example_has_every_key_with_its_default() -> None:
+    minimal, example = load([GOOD / "minimal.yaml"]), load([EXAMPLE])
+    (account,) = example.accounts
+    front_desk, billing = account.users
+    assert front_desk.poll == Poll()
+    assert front_desk.expect is None
+    assert billing.poll.cron is not None
+    assert account == Account("main", "12345", account.api_key, account.users)
+    assert (example.storage, example.state_url, example.retry, example.evidence_max) == (
+        minimal.storage,
+        minimal.state_url,
+        minimal.retry,
+        minimal.evidence_max,
+    )
+    assert (example.heartbeat, example.log, example.http, example.drain) == (
+        minimal.heartbeat,
+        minimal.log,
+        minimal.http,
+        minimal.drain,
+    )
+
+
+def test_example_names_every_key_of_the_contract() -> None:
+    root = parse(EXAMPLE.read_bytes(), Source("example", Path("/")), Report())
+    assert root is not None
+    sweeps = {
+        f"poll.{sweep}.{key}" for sweep in ("sweep", "deep_sweep") for key in ("every", "back")
+    }
+    account = ["app_id", "base_url", "api_key.credential", "proxy", "tls.ca_file"]
+    limits = ["requests_per_second", "burst", "in_flight"]
+    billing = ("user_id", "poll.cron", "poll.timezone")
+    assert key_paths(root) == {
+        *(f"accounts.main.{key}" for key in account),
+        *(f"accounts.main.limits.{key}" for key in limits),
+        *(f"accounts.main.users.billing.{key}" for key in billing),
+        "accounts.main.users.front-desk.user_id",
+        *(f"poll.{key}" for key in ["every", "timezone", "start", "overlap", "max_window"]),
+        *sweeps,
+        "image.format",
+        *(f"storage.{key}" for key in ["directory", "path", "min_free", "consumers"]),
+        "state.url",
+        *(f"retry.{key}" for key in ["attempts", "max_delay", "give_up_after"]),
+        "evidence.max",
+        "expect",
+        "heartbeat.url",
+        "heartbeat.every",
+        "log.level",
+        "log.format",
+        "http.listen",
+        "http.token",
+        "drain",
+    }
+
+
+def test_thousands_of_users_with_settings_of_their_own_load_in_seconds(tmp_path: Path) -> None:
+    lines = (f"      u{i}: {{user_id: '{i:032x}', poll: {{every: 45s}}}}" for i in range(2_000))
+    file = tmp_path / "poller.yaml"
+    file.write_text(
+        "accounts:\n  main:\n    app_id: '1'\n    api_key: {env: K}\n    users:\n"
+        + "\n".join(lines)
+    )
+    begun = time.process_time()
+    config = load([file])
+    assert len(config.accounts[0].users) == 2_000
+    # 0.6 s on a quiet machine (10,000 users: 3 s); the margin is for coverage and busy ones.
+    assert time.process_time() - begun < 8

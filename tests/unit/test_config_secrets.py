@@ -1,0 +1,95 @@
+"""Secrets: read where the reference says, never shown."""
+
+from pathlib import Path
+
+import pytest
+
+from poller.config import SecretRef, read_secret
+from poller.errors import ConfigError
+
+
+def refusal(ref: SecretRef, environ: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_secret(ref, environ)
+    assert caught.value.exit_code == 78
+    return str(caught.value)
+
+
+def in_file(tmp_path: Path, content: bytes) -> SecretRef:
+    file = tmp_path / "efax.key"
+    file.write_bytes(content)
+    return SecretRef("file", str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        pytest.param(b"s3cr3t", "s3cr3t", id="as it is"),
+        pytest.param(b"s3cr3t\n", "s3cr3t", id="newline at the end"),
+        pytest.param(b"s3cr3t\r\n", "s3cr3t", id="Windows newline at the end"),
+        pytest.param(b"\xef\xbb\xbfs3cr3t", "s3cr3t", id="byte order mark"),
+        pytest.param(b" s3 cr3t ", " s3 cr3t ", id="spaces are part of it"),
+        pytest.param("schlüssel".encode(), "schlüssel", id="not ASCII"),
+    ],
+)
+def test_secret_of_a_file_comes_without_its_last_newline(
+    tmp_path: Path, content: bytes, secret: str
+) -> None:
+    assert read_secret(in_file(tmp_path, content), {}) == secret
+
+
+def test_secret_of_a_credential_comes_from_the_directory_of_systemd(tmp_path: Path) -> None:
+    (tmp_path / "efax-api-key").write_text("s3cr3t\n")
+    ref = SecretRef("credential", "efax-api-key")
+    assert read_secret(ref, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == "s3cr3t"
+
+
+def test_secret_of_the_environment_is_its_variable() -> None:
+    assert read_secret(SecretRef("env", "EFAX_KEY"), {"EFAX_KEY": "s3cr3t"}) == "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param(b"", "is empty; put the secret there", id="empty"),
+        pytest.param(b" \n", "is empty; put the secret there", id="only white space"),
+        pytest.param(b"s3cr3t\n\n", "holds more than one line", id="two newlines"),
+        pytest.param(b"app\ns3cr3t", "holds more than one line", id="two lines"),
+        pytest.param(b"s3cr3t\0", "holds more than one line", id="NUL"),
+        pytest.param(b"s3cr3t\xff", "is not UTF-8 text", id="not UTF-8"),
+        pytest.param(b"s3cr3t" * 20_000, "is larger than any secret", id="too large"),
+    ],
+)
+def test_file_without_one_secret_is_refused_and_not_shown(
+    tmp_path: Path, content: bytes, why: str
+) -> None:
+    ref = in_file(tmp_path, content)
+    message = refusal(ref, {})
+    assert message.startswith(f"file {ref.name}: {why}")
+    assert "s3cr3t" not in message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    ref = SecretRef("file", str(tmp_path / "none"))
+    assert refusal(ref, {}) == f"file {tmp_path}/none: cannot be read: No such file or directory"
+
+
+def test_missing_credential_says_what_to_add_to_the_unit(tmp_path: Path) -> None:
+    ref = SecretRef("credential", "efax-api-key")
+    assert refusal(ref, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == (
+        "credential efax-api-key: cannot be read: No such file or directory; "
+        "add LoadCredential=efax-api-key:/path/of/the/secret to the unit"
+    )
+
+
+def test_credential_outside_systemd_says_so() -> None:
+    message = refusal(SecretRef("credential", "efax-api-key"), {})
+    assert message.startswith("credential efax-api-key: cannot be read: $CREDENTIALS_DIRECTORY")
+
+
+def test_variable_that_is_not_set_is_named() -> None:
+    ref = SecretRef("env", "EFAX_KEY")
+    assert refusal(ref, {}) == (
+        "environment variable EFAX_KEY: is not set; set it where poller is started"
+    )
+    assert refusal(ref, {"EFAX_KEY": ""}).endswith("is empty; put the secret there")

@@ -1,0 +1,237 @@
+"""What comes back: good answers as values, each bad one as one error."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from poller import efax, errors
+from poller.efax import Call, Page
+
+NOW = datetime(2024, 5, 21, 12, 0, tzinfo=UTC)
+
+
+def test_a_page_keeps_every_field_of_every_fax() -> None:
+    page = efax.parse_page(
+        b'{"first_record": 1, "last_record": 2, "faxes": ['
+        b'{"fax_id": "a", "pages": "3", "completed_timestamp": "2024-05-21T04:27:56.000+0000",'
+        b' "new_field": {"x": [1]}}, {"fax_id": 77, "pages": 2}]}'
+    )
+    first, second = page.faxes
+    assert (first.fax_id, first.pages) == ("a", 3)
+    assert first.received_at == datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+    assert first.raw["new_field"] == {"x": [1]}
+    assert (second.fax_id, second.pages, second.received_at) == ("77", 2, None)
+    assert page.unusable == 0
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(b'"a"', id="text"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"{}", id="no id"),
+        pytest.param(b'{"fax_id": ""}', id="empty id"),
+        pytest.param(b'{"fax_id": null}', id="null id"),
+        pytest.param(b'{"fax_id": true}', id="boolean id"),
+        pytest.param(b'{"fax_id": ["a"]}', id="list as id"),
+        pytest.param(b'{"fax_id": "\\ud800"}', id="half a surrogate pair"),
+        pytest.param(b'{"fax_id": "' + b"x" * 1025 + b'"}', id="endless id"),
+    ],
+)
+def test_a_record_without_a_usable_id_is_counted_and_stops_no_other(record: bytes) -> None:
+    page = efax.parse_page(b'{"faxes": [' + record + b', {"fax_id": "ok"}]}')
+    assert [fax.fax_id for fax in page.faxes] == ["ok"]
+    assert page.unusable == 1
+
+
+@pytest.mark.parametrize(
+    "pages",
+    ['"two"', "-1", "1.5", "true", "null", '"-3"', "[]", "1" + "0" * 30, '"٣"'],
+)
+def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
+    page = efax.parse_page(f'{{"faxes": [{{"fax_id": "a", "pages": {pages}}}]}}'.encode())
+    assert page.faxes[0].pages is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"{}", id="bare object"),
+        pytest.param(b'{"faxes": []}', id="empty list"),
+        pytest.param(b'{"faxes": [], "errors": []}', id="empty list and no errors"),
+        pytest.param(b'{"first_record": 0, "last_record": 0}', id="no list, zeros"),
+        pytest.param(b'{"first_record": 1, "last_record": 0, "faxes": null}', id="null"),
+        pytest.param(b'{"last_record": 0}', id="one count"),
+    ],
+)
+def test_an_empty_list_comes_in_several_shapes(body: bytes) -> None:
+    assert efax.parse_page(body) == Page(())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"<html>busy</html>", id="a proxy's page"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b'{"faxes": {}}', id="faxes is an object"),
+        pytest.param(b'{"faxes": "none"}', id="faxes is text"),
+        pytest.param(b'{"faxes": null}', id="faxes is null and nothing else"),
+        pytest.param(b'{"errors": [{"error_code": "X"}]}', id="error with 200"),
+        pytest.param(b'{"errors": [{}], "faxes": []}', id="error and an empty list"),
+        pytest.param(b'{"status": "failed"}', id="something else"),
+        pytest.param(b'{"first_record": 1, "last_record": 5}', id="counts faxes, holds none"),
+        pytest.param(b'{"faxes": []', id="cut"),
+        pytest.param(b'{"faxes": []}x', id="more after the end"),
+        pytest.param(b'\xef\xbb\xbf{"faxes": []}', id="byte order mark"),
+        pytest.param('{"faxes": []}'.encode("utf-16"), id="UTF-16"),
+        pytest.param(b'{"faxes": [], "faxes": []}', id="key twice"),
+        pytest.param(b'{"faxes": [{"fax_id": "a", "fax_id": "b"}]}', id="key twice in a fax"),
+        pytest.param(b'{"faxes": [], "x": NaN}', id="NaN"),
+        pytest.param(b'{"faxes": [], "x": ' + b"9" * 5000 + b"}", id="number without end"),
+        pytest.param(b'{"faxes": ' + b"[" * 200_000, id="nested without end"),
+        pytest.param(b'{"faxes": ["\xff"]}', id="not UTF-8"),
+    ],
+)
+def test_what_is_no_list_is_never_taken_for_an_empty_one(body: bytes) -> None:
+    with pytest.raises(errors.BadAnswer):
+        efax.parse_page(body)
+
+
+@given(st.binary(max_size=200))
+@example(b'{"faxes": [[]]}')
+def test_no_bytes_upset_the_parsers(body: bytes) -> None:
+    for parse in (efax.parse_page, efax.parse_token, efax.parse_fields, efax.parse_health):
+        with suppress(errors.BadAnswer, errors.Unreachable):
+            parse(body)
+
+
+def test_a_token_is_read_with_its_life() -> None:
+    token = efax.parse_token(
+        b'{"access_token": "abc.def", "token_type": "bearer", "expires_in": "86399"}'
+    )
+    assert (token.value, token.expires_in_s) == ("abc.def", 86399.0)
+    assert "abc.def" not in repr(token)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "seconds"),
+    [
+        pytest.param('"soon"', 3600.0, id="text"),
+        pytest.param("null", 3600.0, id="null"),
+        pytest.param("0", 3600.0, id="zero"),
+        pytest.param("-5", 3600.0, id="negative"),
+        pytest.param('"nan"', 3600.0, id="nan"),
+        pytest.param("1e400", 7 * 86400.0, id="infinite"),
+        pytest.param("9" * 400, 3600.0, id="beyond floats"),
+        pytest.param("1.5", 1.5, id="fraction"),
+    ],
+)
+def test_a_strange_life_of_a_token_becomes_a_sane_one(expires_in: str, seconds: float) -> None:
+    token = efax.parse_token(f'{{"access_token": "t", "expires_in": {expires_in}}}'.encode())
+    assert token.expires_in_s == seconds
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"access_token": null}',
+        b'{"access_token": ""}',
+        b'{"access_token": "a b"}',
+        b'{"access_token": "a\\r\\nX-Evil: 1"}',
+        b'{"access_token": "\\u00e9"}',
+        b"UP",
+    ],
+)
+def test_an_answer_without_a_usable_token_is_bad(body: bytes) -> None:
+    with pytest.raises(errors.BadAnswer):
+        efax.parse_token(body)
+
+
+def test_health_is_up_or_not() -> None:
+    efax.parse_health(b'{"status": "UP", "more": 1}')
+    with pytest.raises(errors.Unreachable):
+        efax.parse_health(b'{"status": "DOWN"}')
+
+
+def test_metadata_is_an_object_that_is_no_error() -> None:
+    assert efax.parse_fields(b'{"fax_id": "a", "direction": "INBOUND"}')["direction"] == "INBOUND"
+    with pytest.raises(errors.BadAnswer):
+        efax.parse_fields(b'{"errors": [{}]}')
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "kind"),
+    [
+        *((Call.TOKEN, status, errors.SignInRefused) for status in (400, 401, 403)),
+        (Call.TOKEN, 404, errors.Rejected),
+        (Call.LIST, 400, errors.WindowRefused),
+        (Call.LIST, 401, errors.TokenRefused),
+        (Call.LIST, 403, errors.UserRefused),
+        (Call.LIST, 404, errors.UserRefused),
+        (Call.LIST, 422, errors.Rejected),
+        (Call.IMAGE, 400, errors.Rejected),
+        (Call.IMAGE, 401, errors.TokenRefused),
+        (Call.IMAGE, 404, errors.NotYet),
+        (Call.IMAGE, 410, errors.NotYet),
+        (Call.METADATA, 404, errors.Rejected),
+        *((call, 429, errors.RateLimited) for call in Call),
+        *((call, status, errors.Unreachable) for call in Call for status in (500, 503, 599)),
+        *((call, 302, errors.Rejected) for call in Call),
+        (Call.LIST, 101, errors.BadAnswer),
+    ],
+)
+def test_each_status_is_one_error(call: Call, status: int, kind: type[errors.ApiError]) -> None:
+    error = efax.failure(call, status, {}, b"", NOW)
+    assert type(error) is kind
+    assert error.status == status
+    assert str(error).endswith(".")
+
+
+def test_success_is_2xx_and_deleting_what_is_gone() -> None:
+    assert efax.succeeded(Call.LIST, 200)
+    assert efax.succeeded(Call.DELETE, 204)
+    assert efax.succeeded(Call.DELETE, 404)
+    assert not efax.succeeded(Call.IMAGE, 404)
+    assert not efax.succeeded(Call.LIST, 302)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_read_whatever_its_case(status: int) -> None:
+    error: Any = efax.failure(Call.LIST, status, {"RETRY-after": "17"}, b"", NOW)
+    assert error.retry_after_s == 17
+    error = efax.failure(Call.LIST, status, {"x": "y"}, b"", NOW)
+    assert error.retry_after_s is None
+
+
+def test_the_sentence_names_the_code_and_none_of_the_servers_own_words() -> None:
+    body = (
+        b'{"errors": [{"error_code": "FORBIDDEN", "developer_message": "no 13235551212"}],'
+        b' "transaction_id": "t"}'
+    )
+    error = efax.failure(Call.LIST, 403, {}, body, NOW)
+    assert str(error) == "eFax answered the list call with HTTP 403, FORBIDDEN."
+
+
+def test_a_redirect_says_where_to_look() -> None:
+    error = efax.failure(Call.LIST, 307, {"Location": "https://evil.example"}, b"", NOW)
+    assert "base_url" in str(error)
+    assert "evil" not in str(error)
+
+
+def test_evidence_has_the_beginning_of_the_body_and_no_secrets() -> None:
+    headers = {"Content-Type": "text/html", "Set-Cookie": "a=b", "AUTHORIZATION": "bearer x"}
+    seen = efax.evidence(Call.LIST, 500, headers, b"x" * 100_000)
+    assert seen.headers == {"Content-Type": "text/html"}
+    assert seen.body == b"x" * (64 << 10)
+
+
+def test_evidence_never_holds_a_token() -> None:
+    assert efax.evidence(Call.TOKEN, 200, {}, b'{"access_token": "t"}').body == b""
+    assert efax.evidence(Call.TOKEN, 401, {}, b"refused").body == b"refused"

@@ -1,0 +1,569 @@
+"""pacing: the rate, the slots, whose turn it is, 429s, and when an account is suspended."""
+
+import heapq
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poller.pacing import Kind, Pacing, Suspension, Ticket, Turns
+
+NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+quick = settings(deadline=None, max_examples=60)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    kind: Kind
+    user: str
+    takes_s: float
+
+
+def tickets(kind: Kind, user: str, count: int) -> list[Ticket]:
+    return [Ticket(kind, user) for _ in range(count)]
+
+
+def waiting(pacing: Pacing, several: Iterable[Ticket]) -> None:
+    for ticket in several:
+        pacing.enqueue(ticket)
+
+
+def simulate(pacing: Pacing, arrivals: Sequence[Arrival]) -> list[tuple[float, Ticket]]:
+    """Move a virtual clock from event to event; return when each request was sent.
+
+    One that takes more than four seconds is reset and sent again by the HTTP client itself.
+    """
+    order = itertools.count()
+    events: list[tuple[float, int, str, Ticket | None]] = []
+    takes_s: dict[Ticket, float] = {}
+    for arrival in arrivals:
+        comes = Ticket(arrival.kind, arrival.user)
+        takes_s[comes] = arrival.takes_s
+        heapq.heappush(events, (arrival.at, next(order), "arrives", comes))
+    granted: list[tuple[float, Ticket]] = []
+    while events:
+        now, _, what, ticket = heapq.heappop(events)
+        if ticket is not None and what == "arrives":
+            pacing.enqueue(ticket)
+        elif ticket is not None:
+            if takes_s[ticket] > 4:
+                granted.append((now + pacing.repeat(now), ticket))
+            pacing.release(ticket, now)
+        for going in pacing.grant(now):
+            granted.append((now, going))
+            heapq.heappush(events, (now + takes_s[going], next(order), "ends", going))
+        assert pacing.under_way <= pacing.in_flight
+        wake = pacing.wakes_at(now)
+        if wake is not None:
+            assert wake > now, "what could go now was not granted"
+            heapq.heappush(events, (wake, next(order), "wakes", None))
+        assert next(order) < 100_000, "it wakes up again and again"
+    return granted
+
+
+def refusals(arrivals: Iterable[float], rate: float, capacity: float) -> int:
+    """Count what a server's token bucket would refuse."""
+    tokens, at, refused = capacity, 0.0, 0
+    for now in sorted(arrivals):
+        tokens = min(capacity, tokens + (now - at) * rate)
+        at = now
+        if tokens < 1 - 1e-6:
+            refused += 1
+        else:
+            tokens -= 1
+    return refused
+
+
+arrivals_of_all_kinds = st.lists(
+    st.builds(
+        Arrival,
+        at=st.floats(0, 20),
+        kind=st.sampled_from(Kind),
+        user=st.sampled_from(["a", "b", "c", "d"]),
+        takes_s=st.floats(0, 5),
+    ),
+    max_size=120,
+)
+rates = st.sampled_from([0.5, 1.0, 5.0, 7.3, 50.0])
+
+
+@quick
+@given(arrivals_of_all_kinds, rates, st.integers(2, 12), st.integers(1, 9))
+def test_whatever_arrives_goes_and_no_window_sees_more_than_the_rate_and_its_burst(
+    arrivals: list[Arrival], rate: float, burst: int, in_flight: int
+) -> None:
+    granted = simulate(Pacing(rate, burst, in_flight, now=0.0), arrivals)
+    assert len({ticket for _, ticket in granted}) == len(arrivals)
+    times = sorted(at for at, _ in granted)
+    for first, begin in enumerate(times):
+        for count, end in enumerate(times[first:], 1):
+            assert count <= rate * (end - begin) + burst - 1 + 1e-4
+
+
+@quick
+@given(arrivals_of_all_kinds, rates, st.integers(1, 12), st.integers(1, 9), st.data())
+def test_a_server_with_a_burst_of_two_more_never_refuses_though_the_network_is_uneven(
+    arrivals: list[Arrival], rate: float, burst: int, in_flight: int, data: st.DataObject
+) -> None:
+    granted = simulate(Pacing(rate, burst, in_flight, now=0.0), arrivals)
+    delays = data.draw(st.lists(st.floats(0, 1.9), min_size=len(granted), max_size=len(granted)))
+    reached = [at + delay / rate for (at, _), delay in zip(granted, delays, strict=True)]
+    assert refusals(reached, rate, burst + 2) == 0
+
+
+def test_a_first_burst_held_up_while_connecting_does_not_meet_the_tokens_of_that_time() -> None:
+    pacing = Pacing(50, burst=10, in_flight=100, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 60))
+    burst = pacing.grant(0.0)
+    assert pacing.grant(0.5) == []
+    pacing.release(burst[3], 0.5)  # the first answer
+    reached = [0.5] * len(burst)
+    for step in range(1, 200):
+        reached += [0.5 + step / 100] * len(pacing.grant(0.5 + step / 100))
+    assert len(reached) == 60
+    assert refusals(reached, 50, 12) == 0
+
+
+def test_without_an_answer_tokens_come_again_after_a_second() -> None:
+    pacing = Pacing(5, burst=3, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 4))
+    assert len(pacing.grant(0.0)) == 2
+    assert pacing.wakes_at(0.0) == pytest.approx(1.2)
+    assert len(pacing.grant(1.2)) == 1
+
+
+def test_an_answer_to_an_older_request_says_nothing_about_the_burst() -> None:
+    pacing = Pacing(5, burst=3, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 1))
+    (image,) = pacing.grant(0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    assert len(pacing.grant(10.0)) == 2
+    pacing.release(image, 10.1)
+    assert pacing.wakes_at(10.1) == pytest.approx(11.2)
+
+
+def test_a_busy_account_does_not_wait_for_answers() -> None:
+    pacing = Pacing(5, burst=2, in_flight=50, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 20))
+    pacing.release(pacing.grant(0.0)[0], 0.0)
+    times = []
+    at = pacing.wakes_at(0.0)
+    while at is not None:
+        times += [at] * len(pacing.grant(at))
+        at = pacing.wakes_at(at)
+    assert times == pytest.approx([0.2 * n for n in range(1, 20)])
+
+
+@pytest.mark.parametrize(
+    ("burst", "at_once"),
+    [pytest.param(10, 9, id="one less"), pytest.param(1, 1, id="at least one")],
+)
+def test_the_poller_uses_one_less_than_the_burst(burst: int, at_once: int) -> None:
+    pacing = Pacing(5, burst, in_flight=50, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 50))
+    assert len(pacing.grant(0.0)) == at_once
+    assert len(pacing.grant(1000.0)) == at_once
+
+
+def test_lists_go_before_images_and_sign_ins_before_both() -> None:
+    pacing = Pacing(5, burst=4, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 1000))
+    waiting(pacing, [Ticket(Kind.LIST, "a"), Ticket(Kind.OTHER, "")])
+    assert [t.kind for t in pacing.grant(0.0)] == [Kind.OTHER, Kind.LIST, Kind.IMAGE]
+
+
+def test_images_get_every_fourth_token_while_lists_wait_too() -> None:
+    pacing = Pacing(5, burst=13, in_flight=50, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 50) + tickets(Kind.IMAGE, "b", 50))
+    kinds = [ticket.kind.name[0] for ticket in pacing.grant(0.0)]
+    assert "".join(kinds) == "LLLILLLILLLI"
+
+
+def test_lists_leave_nothing_to_images_that_could_not_go() -> None:
+    pacing = Pacing(5, burst=20, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "b", 20))
+    assert len(pacing.grant(0.0)) == 6
+    waiting(pacing, tickets(Kind.LIST, "a", 20))
+    assert [ticket.kind for ticket in pacing.grant(0.0)] == [Kind.LIST] * 2
+
+
+@quick
+@given(st.lists(st.sampled_from(Kind), min_size=1, max_size=200), st.integers(1, 9))
+def test_of_any_four_tokens_one_is_for_an_image_that_could_go(
+    kinds: list[Kind], in_flight: int
+) -> None:
+    pacing = Pacing(1000, burst=2, in_flight=in_flight, now=0.0)
+    waiting(pacing, [Ticket(kind, "a") for kind in kinds])
+    images = kinds.count(Kind.IMAGE)
+    passed_over = 0
+    for step in range(1, len(kinds) + 1):
+        (ticket,) = pacing.grant(step * 2.0)
+        pacing.release(ticket, step * 2.0)
+        images -= ticket.kind is Kind.IMAGE
+        passed_over = 0 if ticket.kind is Kind.IMAGE or not images else passed_over + 1
+        assert passed_over <= 3
+    assert pacing.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "images"),
+    [
+        pytest.param(1, 1, id="one slot is for all"),
+        pytest.param(2, 1, id="of two one is left"),
+        pytest.param(4, 3, id="of four one"),
+        pytest.param(5, 3, id="of five two"),
+        pytest.param(8, 6, id="of eight two"),
+    ],
+)
+def test_images_leave_a_quarter_of_the_slots_free(in_flight: int, images: int) -> None:
+    pacing = Pacing(5, burst=100, in_flight=in_flight, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 50))
+    assert len(pacing.grant(0.0)) == images
+    waiting(pacing, tickets(Kind.LIST, "a", 50))
+    assert len(pacing.grant(0.0)) == in_flight - images
+
+
+def test_a_slot_is_free_again_when_its_request_has_ended() -> None:
+    pacing = Pacing(5, burst=100, in_flight=2, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    first, _ = pacing.grant(0.0)
+    assert pacing.grant(1.0) == []
+    assert pacing.wakes_at(1.0) is None
+    pacing.release(first, 1.0)
+    pacing.release(first, 1.0)
+    assert pacing.under_way == 1
+    assert len(pacing.grant(1.0)) == 1
+
+
+def test_wakes_at_is_now_when_somebody_could_go_now_and_never_when_nobody_waits() -> None:
+    pacing = Pacing(5, burst=3, in_flight=2, now=0.0)
+    assert pacing.wakes_at(0.0) is None
+    pacing.enqueue(Ticket(Kind.LIST, "a"))
+    assert pacing.wakes_at(7.0) == 7.0
+
+
+def test_users_take_turns_in_each_kind() -> None:
+    for kind in Kind:
+        pacing = Pacing(5, burst=100, in_flight=200, now=0.0)
+        waiting(pacing, tickets(kind, "a", 4) + tickets(kind, "b", 2) + tickets(kind, "c", 3))
+        assert "".join(t.user for t in pacing.grant(0.0)) == "abcabcaca"
+
+
+def test_tickets_of_one_user_keep_their_order() -> None:
+    pacing = Pacing(5, burst=10, in_flight=20, now=0.0)
+    several = tickets(Kind.LIST, "a", 9)
+    waiting(pacing, several)
+    assert pacing.grant(0.0) == several
+
+
+def test_a_new_users_fax_waits_behind_one_of_a_backlog_of_thousands_at_most() -> None:
+    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 5000))
+    for step in range(10):
+        pacing.release(pacing.grant(step * 1.0)[0], step * 1.0)
+    pacing.enqueue(Ticket(Kind.IMAGE, "b"))
+    users = [pacing.grant(step * 2.0)[0].user for step in (10, 11)]
+    assert "b" in users
+
+
+def test_a_backlog_of_thousands_costs_no_more_per_turn_than_a_short_one() -> None:
+    began = time.perf_counter()
+    pacing = Pacing(5, burst=30_001, in_flight=60_000, now=0.0)
+    backlog = tickets(Kind.IMAGE, "a", 30_000) + tickets(Kind.LIST, "b", 10_000)
+    waiting(pacing, backlog)
+    for ticket in backlog[:15_000]:
+        pacing.cancel(ticket)
+    assert len(pacing.grant(0.0)) == 25_000
+    assert time.perf_counter() - began < 2  # seconds; walking the queue would take minutes
+
+
+def test_a_cancelled_ticket_does_not_go_and_a_cancelled_request_frees_its_slot() -> None:
+    pacing = Pacing(5, burst=10, in_flight=1, now=0.0)
+    gone, stays, last = tickets(Kind.IMAGE, "a", 3)
+    waiting(pacing, [gone, stays, last])
+    pacing.cancel(gone)
+    assert pacing.grant(0.0) == [stays]
+    pacing.cancel(stays)
+    pacing.cancel(stays)
+    assert pacing.grant(0.0) == [last]
+    assert (pacing.waiting, pacing.under_way) == (0, 1)
+
+
+def test_cancelling_what_never_waited_changes_nothing() -> None:
+    turns = Turns()
+    waits, stranger = tickets(Kind.LIST, "a", 2)
+    turns.add(waits)
+    turns.remove(stranger)
+    turns.remove(Ticket(Kind.LIST, "b"))
+    assert len(turns) == 1
+    assert turns.take() is waits
+
+
+def test_a_user_whose_only_ticket_is_cancelled_has_no_turn() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    gone, stays = Ticket(Kind.LIST, "a"), Ticket(Kind.LIST, "b")
+    waiting(pacing, [gone, stays])
+    pacing.cancel(gone)
+    assert pacing.grant(0.0) == [stays]
+
+
+def test_a_repeat_by_the_http_client_takes_a_token_at_once() -> None:
+    pacing = Pacing(5, burst=3, in_flight=8, now=0.0)
+    assert pacing.repeat(0.0) == 0
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    assert len(pacing.grant(0.0)) == 1
+
+
+def test_a_repeat_waits_for_its_token_and_everybody_else_waits_behind_it() -> None:
+    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 2))
+    pacing.release(pacing.grant(0.0)[0], 0.0)
+    assert pacing.repeat(0.0) == pytest.approx(0.2)
+    assert pacing.repeat(0.1) == pytest.approx(0.3)
+    assert pacing.wakes_at(0.1) == pytest.approx(0.6)
+    assert pacing.grant(0.5) == []
+    assert len(pacing.grant(0.6)) == 1
+
+
+def test_a_repeat_waits_for_the_end_of_a_pause() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, 7)
+    assert pacing.repeat(2.0) == pytest.approx(5)
+    assert pacing.repeat(2.0) == pytest.approx(5 + 1 / 2.5)
+
+
+def test_nothing_goes_in_a_pause_and_one_request_when_it_ends() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.OTHER, "a", 20))
+    pacing.rate_limited(0.0, 30)
+    assert pacing.paused_until == 30
+    assert pacing.grant(29.99) == []
+    assert pacing.wakes_at(29.99) == 30
+    assert len(pacing.grant(30.0)) == 1
+    assert pacing.paused_until is None
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.0], ids=["no header", "zero or a past date"])
+def test_pauses_grow_to_a_minute_when_the_server_names_none(retry_after_s: float | None) -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    now, pauses = 0.0, []
+    for _ in range(8):
+        pacing.rate_limited(now, retry_after_s)
+        assert pacing.paused_until is not None
+        pauses.append(pacing.paused_until - now)
+        now = pacing.paused_until
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_success_makes_the_next_pause_short_again() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, None)
+    pacing.rate_limited(10.0, None)
+    pacing.succeeded(20.0)
+    pacing.rate_limited(21.0, None)
+    assert pacing.paused_until == 22
+
+
+def test_the_rate_halves_down_to_a_twentieth_of_the_limit() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    found = []
+    for step in range(6):
+        pacing.rate_limited(step * 100.0, 1)
+        found.append(pacing.rate)
+    assert found == [2.5, 1.25, 0.625, 0.3125, 0.25, 0.25]
+
+
+def test_several_429s_to_requests_sent_before_the_pause_count_once() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    for _ in range(5):
+        pacing.rate_limited(0.5, None, sent_at=0.0)
+    pacing.rate_limited(3.0, None, sent_at=0.1)  # its answer took longer than the pause
+    assert pacing.rate == 2.5
+    assert pacing.paused_until is None
+    pacing.rate_limited(3.0, None, sent_at=2.0)
+    assert pacing.rate == 1.25
+
+
+def test_a_late_429_may_make_the_pause_longer_but_never_shorter() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, 10)
+    pacing.rate_limited(0.1, 40)
+    pacing.rate_limited(0.2, 5)
+    assert pacing.paused_until == pytest.approx(40.1)
+    assert pacing.rate == 2.5
+
+
+def test_the_rate_recovers_in_minutes_of_success() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, 10)
+    found = []
+    for now in range(5, 200, 5):
+        pacing.succeeded(float(now))
+        found.append(pacing.rate)
+    assert found[:2] == [2.5, 2.5]
+    assert found[2] == pytest.approx(2.5 + 5 * 5 / 300)
+    assert found[-1] == 5
+
+
+def test_a_success_after_a_quiet_hour_vouches_for_a_minute_only() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, 10)
+    pacing.succeeded(3610.0)
+    assert pacing.rate == pytest.approx(2.5 + 1)
+
+
+def test_an_answer_to_a_request_from_before_the_pause_is_no_success() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(1.0, 10)
+    pacing.succeeded(5.0)
+    pacing.succeeded(60.0, sent_at=0.5)
+    assert pacing.rate == 2.5
+    pacing.succeeded(60.0, sent_at=50.0)
+    assert pacing.rate > 2.5
+
+
+def test_an_answer_in_a_pause_does_not_end_it() -> None:
+    pacing = Pacing(5, burst=3, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    first, _ = pacing.grant(0.0)
+    pacing.rate_limited(0.1, 20)
+    pacing.release(first, 0.2)
+    assert pacing.wakes_at(0.2) == pytest.approx(20.1 + 1 / 2.5)
+
+
+def test_new_limits_hold_at_once_and_a_slowed_account_stays_slowed() -> None:
+    pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
+    pacing.rate_limited(0.0, 1)
+    pacing.set_limits(20, burst=3, in_flight=2, now=100.0)
+    assert (pacing.limit, pacing.rate) == (20, 10)
+    waiting(pacing, tickets(Kind.LIST, "a", 9))
+    assert len(pacing.grant(100.0)) == 2
+    pacing.set_limits(20, burst=9, in_flight=1, now=100.0)
+    assert pacing.grant(200.0) == []
+    assert pacing.wakes_at(200.0) is None
+
+
+def test_the_time_waited_is_counted_for_every_ticket() -> None:
+    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    pacing.grant(0.0)
+    pacing.grant(2.0)
+    assert pacing.waited_s == pytest.approx(4)
+    pacing.grant(5.0)
+    pacing.grant(50.0)
+    assert pacing.waited_s == pytest.approx(7)
+
+
+def suspended(users: int = 3) -> Suspension:
+    suspension = Suspension(users)
+    for n in range(5):
+        suspension.failed("ab"[n % 2], NOW, 0.5)
+    assert suspension.until == NOW + 5 * SECOND
+    return suspension
+
+
+@pytest.mark.parametrize(
+    ("user_count", "users", "suspends"),
+    [
+        pytest.param(2, "abab", [False] * 4, id="four are not enough"),
+        pytest.param(2, "ababa", [False] * 4 + [True], id="five over two users"),
+        pytest.param(2, "ababab", [False] * 4 + [True, False], id="said once"),
+        pytest.param(2, "aaaaaaa", [False] * 7, id="one user's trouble is its own"),
+        pytest.param(2, "aaaaaab", [False] * 6 + [True], id="until another has it too"),
+        pytest.param(1, "aaaaa", [False] * 4 + [True], id="unless it is the only one"),
+        pytest.param(9, "-----", [False] * 4 + [True], id="sign-in and health are no user's"),
+    ],
+)
+def test_an_account_is_suspended_by_five_failures_in_a_row(
+    user_count: int, users: str, suspends: list[bool]
+) -> None:
+    suspension = Suspension(user_count)
+    found = [suspension.failed(None if u == "-" else u, NOW, 0.5) for u in users]
+    assert found == suspends
+    assert (suspension.until is not None) is any(suspends)
+    assert suspension.failures == len(users)
+
+
+def test_an_answer_in_between_starts_the_count_anew() -> None:
+    suspension = Suspension(2)
+    for user in "abab":
+        suspension.failed(user, NOW, 0.5)
+    assert not suspension.succeeded()
+    assert not suspension.failed("a", NOW, 0.5)
+    assert suspension.until is None
+
+
+def test_a_refused_sign_in_suspends_at_once_and_says_why() -> None:
+    suspension = Suspension(2)
+    assert suspension.sign_in_refused(NOW, 0.5, "the API key is refused")
+    assert not suspension.sign_in_refused(NOW, 0.5, "the API key is refused")
+    assert suspension.until == NOW + 5 * SECOND
+    assert suspension.reason == "the API key is refused"
+
+
+def test_an_account_that_is_not_suspended_needs_no_probe() -> None:
+    suspension = Suspension(2)
+    assert suspension.may_probe(NOW)
+    assert suspension.may_probe(NOW)
+
+
+def test_one_probe_goes_when_its_time_has_come() -> None:
+    suspension = suspended()
+    assert not suspension.may_probe(NOW + 4 * SECOND)
+    assert suspension.may_probe(NOW + 5 * SECOND)
+    assert not suspension.may_probe(NOW + 6 * SECOND)
+
+
+def test_probes_that_fail_come_at_growing_intervals() -> None:
+    suspension, now, waits_s = suspended(), NOW, []
+    for _ in range(8):
+        assert suspension.until is not None
+        waits_s.append((suspension.until - now).total_seconds())
+        now = suspension.until
+        assert suspension.may_probe(now)
+        assert not suspension.failed("a", now, 0.5)
+    assert waits_s == [5, 10, 20, 40, 80, 160, 300, 300]
+
+
+@pytest.mark.parametrize(("u", "wait_s"), [(0.0, 4), (0.5, 5), (1.0, 6)])
+def test_probes_are_jittered(u: float, wait_s: float) -> None:
+    suspension = Suspension(1)
+    suspension.sign_in_refused(NOW, u, "refused")
+    assert suspension.until == NOW + wait_s * SECOND
+
+
+def test_failures_of_requests_from_before_the_suspension_do_not_lengthen_it() -> None:
+    suspension = suspended()
+    for _ in range(20):
+        suspension.failed("c", NOW + SECOND, 0.5)
+    assert suspension.until == NOW + 5 * SECOND
+
+
+def test_a_probe_that_succeeds_ends_the_suspension_and_all_that_it_remembered() -> None:
+    suspension = suspended()
+    suspension.may_probe(NOW + 5 * SECOND)
+    assert suspension.succeeded()
+    assert not suspension.succeeded()
+    assert (suspension.until, suspension.reason, suspension.failures) == (None, "", 0)
+    for n in range(5):
+        suspension.failed("ab"[n % 2], NOW, 0.5)
+    assert suspension.until == NOW + 5 * SECOND
+
+
+def test_a_probe_that_is_never_heard_of_again_does_not_suspend_for_ever() -> None:
+    suspension = suspended()
+    assert suspension.may_probe(NOW + 5 * SECOND)
+    assert not suspension.may_probe(NOW + 94 * SECOND)
+    assert suspension.may_probe(NOW + 95 * SECOND)
+
+
+def test_a_clock_set_back_by_a_day_does_not_suspend_for_a_day() -> None:
+    assert suspended().may_probe(NOW - timedelta(days=1))

@@ -1,0 +1,106 @@
+"""The documents open with other people's readers, and each fax has bytes of its own."""
+
+import io
+from datetime import UTC, datetime
+
+import pikepdf
+import pytest
+from PIL import Image
+
+from poller.simulator import documents
+from poller.simulator.documents import Letter
+from poller.simulator.state import Fax
+
+COMPLETED = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+
+
+def letter(pages: int = 1, fax_id: str = "f-1") -> Letter:
+    return Letter("13235551212", "18005550100", fax_id, COMPLETED, pages)
+
+
+def fax(fax_id: str = "f-1", *, pages: int = 2, distinct: bool = True, user: str = "u") -> Fax:
+    return Fax("a", user, fax_id, COMPLETED, COMPLETED, 1, pages=pages, distinct=distinct)
+
+
+def frames_of(image: Image.Image) -> int:
+    return int(image.n_frames)  # type: ignore[attr-defined]  # only formats with frames have it
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_the_tiff_is_group_4_in_fine_resolution_with_every_page(pages: int) -> None:
+    tiff, _ = documents.documents(letter(pages))
+    with Image.open(io.BytesIO(tiff)) as image:
+        assert frames_of(image) == pages
+        for frame in range(pages):
+            image.seek(frame)
+            image.load()
+            assert (image.mode, image.size) == ("1", (1728, 2200))
+            assert image.info["compression"] == "group4"
+            assert image.info["dpi"] == (204, 196)
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
+    _, pdf = documents.documents(letter(pages))
+    assert pdf.rstrip().endswith(b"%%EOF")
+    with pikepdf.open(io.BytesIO(pdf), attempt_recovery=False) as opened:
+        assert len(opened.pages) == pages
+        assert opened.check_pdf_syntax() == []
+        image = next(iter(opened.pages[0].Resources.XObject.values()))
+        assert image.Filter == "/CCITTFaxDecode"
+        assert image.DecodeParms.K == -1
+        width, height = (float(side) for side in opened.pages[0].mediabox[2:])
+        assert (width, height) == pytest.approx((1728 / 204 * 72, 2200 / 196 * 72), abs=0.1)
+
+
+def test_pages_show_dark_text_on_mostly_white_paper() -> None:
+    for page in documents.render(letter(4)):
+        black = page.histogram()[0] / (1728 * 2200)
+        assert 0.01 < black < 0.15
+
+
+def test_every_page_differs_and_so_does_every_fax() -> None:
+    pages = [page.tobytes() for one in ("f-1", "f-2") for page in documents.render(letter(4, one))]
+    assert len(set(pages)) == 8
+
+
+def test_an_odd_fax_id_can_be_drawn() -> None:
+    assert documents.render(letter(fax_id="\ud800\0é/" + "x" * 300))
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("fmt", ["pdf", "tiff"])
+def test_bytes_of_a_fax_are_its_own_and_always_the_same(
+    fmt: documents.Format, distinct: bool
+) -> None:
+    ours, again, other, other_user = (
+        fax(distinct=distinct).document(fmt),
+        fax(distinct=distinct).document(fmt),
+        fax("f-2", distinct=distinct).document(fmt),
+        fax(user="v", distinct=distinct).document(fmt),
+    )
+    assert ours == again
+    assert len({ours, other, other_user}) == 3
+
+
+@pytest.mark.parametrize("variant", [0, 1])
+def test_a_stamped_template_is_still_whole(variant: int) -> None:
+    one = fax(distinct=False, pages=3)
+    with pikepdf.open(io.BytesIO(one.document("pdf", variant)), attempt_recovery=False) as opened:
+        assert len(opened.pages) == 3
+        assert opened.check_pdf_syntax() == []
+    with Image.open(io.BytesIO(one.document("tiff", variant))) as image:
+        assert frames_of(image) == 3
+        image.seek(2)
+        image.load()
+
+
+def test_a_variant_of_a_pdf_has_other_bytes_of_the_same_length() -> None:
+    one = fax(distinct=False)
+    assert one.document("pdf", 1) != one.document("pdf", 2)
+    assert len(one.document("pdf", 1)) == len(one.document("pdf", 2))
+
+
+def test_a_mark_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 characters"):
+        documents.stamp(b"", "short")
