@@ -91,7 +91,6 @@ class Listing:
     def _read_on(self, ids: Sequence[str], at: int) -> Step:
         if not self._overlap:
             self._unchecked = self.offset > 0
-            self._inserted |= ids[0] in self.seen
         self._inserted |= at > 0
         self._pages_without_news += 1
         if not self.seen.issuperset(ids):

@@ -28,7 +28,7 @@ _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
 _PATIENCE_S = 25.0
 _TROUBLE = (
-    "a fifth of the image requests fails with 500, some are cut in the middle, each tenth list "
+    "a fifth of the image requests fails with 500, a tenth is cut in the middle, and the first list "
     "call is answered with 429"
 )
 
@@ -50,7 +50,7 @@ class _Demo:
                 rules=(
                     Fault.parse("500@image=20%"),
                     Fault.parse("cut-no-length@image=10%"),
-                    Fault.parse("429+1@list=every:10"),
+                    Fault.parse("429+1@list=first:1"),
                 )
             ),
             seed=secrets.randbits(32),
@@ -152,6 +152,8 @@ log: {{format: json}}
                 text = f"{who:<10} {about.get('discovered')} new in the list"
             case "service-ready" | "service-stopped" | "rate-limited" | "service-stopping":
                 text = f"{who:<10} {event['message']}"
+            case _ if event.get("log.level") == "error":
+                text = f"[red]{who:<10} {event['message']}[/] {event.get('error', '')}"
             case _:
                 return
         self._console.print(text, soft_wrap=True)

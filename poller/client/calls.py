@@ -118,18 +118,25 @@ class Client:
         On behalf of a user it counts as a list call does: its failure towards suspension, and in a
         suspension it is a probe. On nobody's behalf it is always allowed.
         """
-        probe = user is not None and self.suspension.until is not None
-        if probe and not self.suspension.may_probe(self._clock.now()):
+        request = efax.health_request()
+
+        async def read(answer: Answer) -> None:
+            efax.parse_health(await answer.body())
+
+        if user is None:
+            async with self._pacer.turn(Kind.OTHER, ""):
+                await self._sent(request, read)
+            return
+        probe = self.suspension.until is not None
+        if not self.suspension.may_probe(self._clock.now()):
             self._refuse_while_suspended()
         try:
-            async with self._pacer.turn(Kind.OTHER, user.name if user else ""):
-                efax.parse_health(await self._sent(efax.health_request(), Answer.body))
-        except Unreachable as error:
-            if user is not None:
+            async with self._pacer.turn(Kind.OTHER, user.name):
+                await self._counted(user.name, request, read, probe=probe)
+        except BadAnswer as error:
+            if probe:
                 self._failed(user.name, error)
             raise
-        if user is not None:
-            self._answered(probe=probe)
 
     async def sign_in(self) -> None:
         """See to it that there is a token that lives."""

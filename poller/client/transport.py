@@ -179,8 +179,8 @@ class _Sends:
             self.ended(None)
             wait_s = self._pacer.repeat()
             when = self.deadline.when()
-            if when is not None:  # waiting for pacing does not count
-                self.deadline.reschedule(when + wait_s)
+            assert when is not None  # it is lifted only when an image's answer has begun
+            self.deadline.reschedule(when + wait_s)  # waiting for pacing does not count
             await self._clock.sleep(wait_s)
         self._began = self._clock.monotonic()
         return await handler(request)

@@ -2,7 +2,8 @@
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -79,6 +80,12 @@ class Fetcher:
         self._shop = shop
         self._client = client
         self._paused_s = paused_s
+        self._drafts: dict[int, Draft] = {}
+
+    def is_arriving(self, fax: int) -> bool:
+        """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
+        draft = self._drafts.get(fax)
+        return draft is not None and draft.begun
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -105,7 +112,7 @@ class Fetcher:
             await self._record(fax, carried_on)
             await shop.storage.finish(fax.path)
             return Outcome.STORED
-        async with shop.storage.draft(fax.path) as draft:
+        async with shop.storage.draft(fax.path) as draft, self._under_way(fax, draft):
             problem = await self._download_with_evidence(fax, user, draft)
             stored = await draft.deliver(
                 lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
@@ -116,6 +123,14 @@ class Fetcher:
         if problem is not None:
             self._report_damaged(fax, stored, problem)
         return Outcome.STORED
+
+    @asynccontextmanager
+    async def _under_way(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
+        self._drafts[fax.id] = draft
+        try:
+            yield
+        finally:
+            del self._drafts[fax.id]
 
     async def _download_with_evidence(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
         try:

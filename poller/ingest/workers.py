@@ -109,9 +109,12 @@ class FetchWorkers:
             await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, timeout_s: float) -> None:
-        """Start nothing more, let what is under way end for `timeout_s`, then cut it off."""
+        """Start nothing more, let images that are coming in end for `timeout_s`, then cut them off."""
         self._stopping = True
         self._wake.set()
+        for fax, task in self._running.items():
+            if not self._fetcher.is_arriving(fax):
+                task.cancel()
         tasks = list(self._running.values())
         if not tasks:
             return

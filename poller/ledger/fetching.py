@@ -198,15 +198,13 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
         damaged=file.damaged,
     )
     _remember(connection, fax, now, "stored", None)
-    _count(connection, [row], State.STORED)
     at = literal(now, Instant)
-    newest = case((users.c.last_stored_at > at, users.c.last_stored_at), else_=at)
-    connection.execute(
-        update(users)
-        .where(users.c.id == row.user)
-        .values(
-            last_stored_at=newest, damaged=users.c.damaged + int(file.damaged) - int(row.damaged)
-        )
+    _count(
+        connection,
+        [row],
+        State.STORED,
+        damaged=users.c.damaged + int(file.damaged) - int(row.damaged),
+        last_stored_at=case((users.c.last_stored_at > at, users.c.last_stored_at), else_=at),
     )
 
 
@@ -308,14 +306,14 @@ def _remember(
     connection.execute(delete(attempts).where(mine, attempts.c.id < last_kept))
 
 
-def _count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
-    """Move `rows` from the counters of their states to that of `to`."""
+def _count(connection: Connection, rows: Iterable[FaxRow], to: State, **values: Any) -> None:
+    """Move `rows` from the counters of their states to that of `to`, and set `values` beside."""
     changes: dict[int, collections.Counter[str]] = {}
     for row in rows:
         change = changes.setdefault(row.user, collections.Counter())
         change[row.state] -= 1
         change[to] += 1
     for user, change in changes.items():
-        moved = {state: users.c[state] + by for state, by in change.items() if by}
+        moved = {str(state): users.c[state] + by for state, by in change.items() if by} | values
         if moved:
             connection.execute(update(users).where(users.c.id == user).values(moved))

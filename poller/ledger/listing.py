@@ -96,12 +96,14 @@ def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
 
 # -- new faxes -------------------------------------------------------------------------------------
 
+_OWNER = select(
+    users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
+)
+
 
 def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) -> None:
-    labels = connection.execute(
-        select(users.c.app_id, users.c.user_id).where(users.c.id == user)
-    ).one_or_none()
-    if labels is None:
+    owner = connection.execute(_OWNER.where(users.c.id == user)).one_or_none()
+    if owner is None:
         raise LookupError(f"the ledger knows no user {user}")
     paths = _Paths(connection, [fax.path for fax in new])
     shared = {
@@ -120,14 +122,14 @@ def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) ->
             {
                 **shared,
                 "fax_id": fax.fax_id,
-                "path": paths.take(fax.path, f"{labels[0]}/{labels[1]}/{fax.fax_id}"),
+                "path": paths.take(fax.path, f"{owner.app_id}/{owner.user_id}/{fax.fax_id}"),
                 "listed": fax.listed,
                 "received_at": fax.received_at,
             }
             for fax in new
         ],
     )
-    _count_new(connection, user, new, page.now)
+    _count_new(connection, owner, new, page.now)
 
 
 class _Paths:
@@ -153,7 +155,7 @@ class _Paths:
         }
 
 
-def _count_new(connection: Connection, user: int, new: list[NewFax], now: datetime) -> None:
+def _count_new(connection: Connection, owner: Any, new: list[NewFax], now: datetime) -> None:
     values: dict[str, Any] = {
         "discovered": users.c.discovered + len(new),
         "pending": users.c.pending + len(new),
@@ -161,14 +163,12 @@ def _count_new(connection: Connection, user: int, new: list[NewFax], now: dateti
     # A time in the future would hide for ever that nothing is received any more.
     received = [min(fax.received_at, now) for fax in new if fax.received_at is not None]
     if received:
-        held = connection.execute(
-            select(users.c.last_received_at, users.c.late_max_s).where(users.c.id == user)
-        ).one()
-        values["last_received_at"] = max(received + [held[0]] * (held[0] is not None))
-        listed = covered(connection, user)
+        held = [] if owner.last_received_at is None else [owner.last_received_at]
+        values["last_received_at"] = max(received + held)
+        listed = covered(connection, owner.id)
         late_s = [(now - at).total_seconds() for at in received if listed.covers(at)]
-        values["late_max_s"] = max([held[1], *late_s])
-    connection.execute(update(users).where(users.c.id == user).values(**values))
+        values["late_max_s"] = max([owner.late_max_s, *late_s])
+    connection.execute(update(users).where(users.c.id == owner.id).values(**values))
 
 
 # -- coverage --------------------------------------------------------------------------------------
@@ -203,7 +203,11 @@ def _cover(connection: Connection, user: int, covers: Interval) -> None:
         min([covers.start, *(interval.start for interval in held)]),
         max([covers.end, *(interval.end for interval in held)]),
     )
-    if held != [merged]:
+    if len(held) == 1 and held != [merged]:
+        connection.execute(
+            update(coverage).where(touching).values(start=merged.start, end=merged.end)
+        )
+    elif held != [merged]:
         connection.execute(delete(coverage).where(touching))
         connection.execute(insert(coverage).values(user=user, start=merged.start, end=merged.end))
     connection.execute(

@@ -184,9 +184,10 @@ def _exception(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
 
 
 def _redact(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
-    clean: dict[str, Any] = _redactor.value(event_dict)
-    clean.setdefault("event", "")
-    return clean
+    # First what must not fall to the limit on how much text is looked at.
+    first = {"event": event_dict.get("event") or "", "error": event_dict.pop("error", {})}
+    clean: dict[str, Any] = _redactor.value({**first, **event_dict})
+    return clean if clean["error"] else {k: v for k, v in clean.items() if k != "error"}
 
 
 def _described(error: BaseException) -> dict[str, str]:

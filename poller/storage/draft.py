@@ -43,6 +43,11 @@ class Draft:
         """Where the bytes are while the draft is open and not delivered."""
         return self._path
 
+    @property
+    def begun(self) -> bool:
+        """Whether an image has begun to arrive."""
+        return self._handover is not None
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -128,9 +128,9 @@ class Storage:
 
         return await self._threads.run(step)
 
-    def close(self) -> None:
-        """Let the threads end when they have nothing more to do."""
-        self._threads.close()
+    def close(self, *, wait: bool = False) -> None:
+        """Let the threads end when they have nothing more to do; with `wait`, wait for them."""
+        self._threads.close(wait=wait)
 
     def _check(self) -> None:
         try:

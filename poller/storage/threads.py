@@ -48,8 +48,8 @@ class Threads:
             return StorageConflict("the fax's files vanished while it was stored")
         return unusable(self._directory, error)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False)
+    def close(self, *, wait: bool) -> None:
+        self._pool.shutdown(wait=wait)
 
 
 def _looked_at(future: "asyncio.Future[T]") -> None:

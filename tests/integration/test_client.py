@@ -223,9 +223,9 @@ class Bench:
 
 @asynccontextmanager
 async def serving(server: Server, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    runner = web.ServerRunner(web.Server(server.handle))
+    runner = web.ServerRunner(web.Server(server.handle), shutdown_timeout=0.01)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context, shutdown_timeout=0.01)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
     port = runner.addresses[0][1]
     yield f"{'https' if context else 'http'}://127.0.0.1:{port}"
@@ -529,7 +529,7 @@ async def test_a_list_that_is_not_answered_in_time_passes_its_deadline(bench: Be
     bench.timeouts = replace(TIMEOUTS, total_s=0.05)
     bench.server.scripts["list"] = [hang]
     async with bench.client() as client:
-        with pytest.raises(errors.DeadlinePassed, match="0.05 seconds"):
+        with pytest.raises(errors.DeadlinePassed, match="not answered within"):
             await client.list_received(bench.ann, BOUNDS, 0)
     assert bench.server.count("list") == 1
     assert bench.watcher.requests[-1] == (Call.LIST, None)
@@ -641,6 +641,11 @@ async def test_a_refused_connection_names_the_host(bench: Bench) -> None:
     assert bench.watcher.requests == [(Call.TOKEN, None)]
 
 
+async def test_another_failure_to_connect_says_why(bench: Bench) -> None:
+    error = await no_connection(bench, base_url="http://255.255.255.255")
+    assert str(error).startswith("No connection to 255.255.255.255 (")
+
+
 async def test_an_unknown_name_is_said_to_be_one(bench: Bench) -> None:
     error = await no_connection(bench, base_url="http://nowhere.invalid")
     assert "nowhere.invalid cannot be resolved" in str(error)
@@ -689,7 +694,7 @@ async def test_a_ca_file_that_cannot_be_used_stops_the_start(
     if content is not None:
         file.write_text(content)
     bench.account = replace(bench.account, ca_file=file)
-    with pytest.raises(errors.CannotStart, match="tls.ca_file of account main"):
+    with pytest.raises(errors.CannotStart, match="of account main cannot be used"):
         await bench.client().__aenter__()
 
 
@@ -843,6 +848,29 @@ async def test_health_says_when_efax_is_not_up(bench: Bench, client: Client) -> 
     for _ in range(2):
         with pytest.raises(errors.Unreachable):
             await client.health()
+    assert client.suspension.failures == 0
+
+
+async def test_health_on_behalf_of_a_user_counts_and_probes(bench: Bench, client: Client) -> None:
+    bench.server.scripts["health"] = [status(500)] * 5 + [status(200, "<html>"), status(404)]
+    for user in (bench.ann, bench.bob, bench.ann, bench.bob, bench.ann):
+        with pytest.raises(errors.Unreachable):
+            await client.health(user)
+    assert client.suspension.until is not None
+    with pytest.raises(errors.AccountSuspended):
+        await client.health(bench.bob)
+    bench.clock.advance(6)
+    with pytest.raises(errors.BadAnswer):
+        await client.health(bench.bob)
+    with pytest.raises(errors.AccountSuspended):
+        await client.health(bench.bob)
+    bench.clock.advance(12)
+    with pytest.raises(errors.Rejected):  # an answer, for all that
+        await client.health(bench.bob)
+    assert client.suspension.until is None
+    bench.server.scripts["health"] = [status(200, "<html>")]
+    with pytest.raises(errors.BadAnswer):
+        await client.health(bench.bob)
     assert client.suspension.failures == 0
 
 

@@ -37,13 +37,15 @@ async def user(ledger: Ledger) -> UserRow:
 
 
 def new_fax(fax_id: str, path: str | None = None, **fields: Any) -> NewFax:
-    fields = {"listed": {"fax_id": fax_id}, "received_at": NOW - HOUR} | fields
-    return NewFax(fax_id, path or f"main/front-desk/{fax_id}", **fields)
+    values: dict[str, Any] = {"listed": {"fax_id": fax_id}, "received_at": NOW - HOUR}
+    values |= fields
+    return NewFax(fax_id, path or f"main/front-desk/{fax_id}", **values)
 
 
 async def record(ledger: Ledger, user: UserRow, *faxes: NewFax, **fields: Any) -> list[FaxRow]:
-    fields = {"window": span(-24, 0), "found_by": "newest", "now": NOW} | fields
-    return await ledger.record_page(user.id, faxes, **fields)
+    values: dict[str, Any] = {"window": span(-24, 0), "found_by": "newest", "now": NOW}
+    values |= fields
+    return await ledger.record_page(user.id, faxes, **values)
 
 
 async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
@@ -52,19 +54,20 @@ async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
 
 
 async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
-    fields = {
+    values: dict[str, Any] = {
         "now": NOW,
         "error": "it did not work",
         "problem": None,
         "next_attempt_at": NOW + MINUTE,
         "paused_s": 0.0,
         "quarantine": False,
-    } | fields
-    return await ledger.attempt_failed(fax.id, **fields)
+    }
+    values |= fields
+    return await ledger.attempt_failed(fax.id, **values)
 
 
 async def store(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
-    fields = {
+    values: dict[str, Any] = {
         "now": NOW,
         "file": f"{fax.path}.pdf",
         "format": "pdf",
@@ -72,8 +75,9 @@ async def store(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
         "sha256": "ab" * 32,
         "pages": 2,
         "damaged": False,
-    } | fields
-    await ledger.stored(fax.id, **fields)
+    }
+    values |= fields
+    await ledger.stored(fax.id, **values)
     return await ledger.fax(fax.id)
 
 
@@ -447,7 +451,7 @@ async def test_what_is_due_longest_comes_first_and_quarantined_last(
 
 async def test_who_has_something_due_and_when(ledger: Ledger) -> None:
     asked = [("app", f"u{number}", "main", f"user-{number}") for number in range(3)]
-    one, two, three = await ledger.sync_users([*asked, ("app2", "u", "second", "x")][:3], NOW)
+    one, _, three = await ledger.sync_users(asked, NOW)
     (first,) = await record(ledger, one, new_fax("one"))
     (second,) = await record(ledger, three, new_fax("two"))
     assert await ledger.users_with_due("app", NOW) == [one.id, three.id]

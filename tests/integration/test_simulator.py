@@ -672,9 +672,9 @@ async def test_every_switch_value_serves_a_fax_whole(start: Start) -> None:
     for name, values in Switches.table().items():
         for value in values:
             bench.sim.switches = replace(Switches(), **{name: value})
-            await bench.caller.sign_in()
             fax = bench.receive()
             bench.clock.move(120)
+            await bench.caller.sign_in()
             assert fax.fax_id in (await bench.caller.list()).ids, (name, value)
             document = document_in(await bench.caller.image(fax))
             assert document == bench.sim.image_bytes(fax), (name, value)
@@ -884,9 +884,9 @@ async def test_a_cut_document_opens_with_no_reader(bench: Bench) -> None:
     pdf, tiff = [document_in(await bench.caller.image(fax, wanted)) for wanted in ("PDF", "TIFF")]
     with pytest.raises(pikepdf.PdfError):
         pikepdf.open(io.BytesIO(pdf), attempt_recovery=False)
-    with pytest.raises(OSError, match=r"truncated|cannot|decoder|seek|file"):
-        with Image.open(io.BytesIO(tiff)) as image:
-            image.load()
+    # Pillow warns of the cut directory before it gives up, and warnings are errors here.
+    with pytest.raises((OSError, UserWarning)), Image.open(io.BytesIO(tiff)) as image:
+        image.load()
 
 
 async def test_a_fax_can_answer_500_for_ever(bench: Bench) -> None:

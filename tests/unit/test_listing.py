@@ -193,6 +193,10 @@ def test_pages_of_one_record_that_never_agree_are_halved() -> None:
     assert read(Server(fax_ids(3), cap=1, before=replace)) is Step.HALVE_SHIFTING
 
 
+def test_insertions_here_and_there_are_no_ignored_offset() -> None:
+    assert steps("AB", "AB", "BC", "BC", "CD") == [MORE] * 5
+
+
 def test_an_insertion_is_noticed_without_an_overlap_too() -> None:
     server = Server(fax_ids(3), cap=1, before=at(2, lambda ids: ids.insert(0, "late")))
     assert read(server) is DONE

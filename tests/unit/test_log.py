@@ -590,7 +590,7 @@ def test_auto_is_columns_on_a_terminal_and_json_elsewhere() -> None:
 
 def test_the_terminal_shows_the_same_redacted_facts() -> None:
     stream = io.StringIO()
-    log.configure("info", "console", KEY, stream)
+    log.configure("info", "console", stream=stream)
     error = ValueError(f"bearer abc {NUMBER}")
     log.event("poll-failed", f"From {NUMBER}\x1b[2J\nnext", account="main", error=error, a=[1])
     text = stream.getvalue()
@@ -603,6 +603,7 @@ def test_the_terminal_shows_the_same_redacted_facts() -> None:
     assert "[warning]" in text
     log.event("fax-stored", "No account.")
     assert "No account." in stream.getvalue()
+    assert log.redact(f"{NUMBER}") == log.number(NUMBER)
 
 
 # -- where lines go --------------------------------------------------------------------------------

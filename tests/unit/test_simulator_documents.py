@@ -47,8 +47,8 @@ def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
         assert len(opened.pages) == pages
         assert opened.check_pdf_syntax() == []
         image = next(iter(opened.pages[0].Resources.XObject.values()))
-        assert image.Filter == "/CCITTFaxDecode"
-        assert image.DecodeParms.K == -1
+        assert image.Filter[0] == "/CCITTFaxDecode"
+        assert image.DecodeParms[0].K == -1
         width, height = (float(side) for side in opened.pages[0].mediabox[2:])
         assert (width, height) == pytest.approx((1728 / 204 * 72, 2200 / 196 * 72), abs=0.1)
 

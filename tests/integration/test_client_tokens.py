@@ -1,0 +1,304 @@
+"""The token of an account: shared, renewed in time, not fought over."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from poller import errors
+from poller.client.tokens import Held, StoredBudget, Tokens
+from poller.efax import Call, Token
+
+LIFE_S = 86400.0
+RENEWED_AT_S = LIFE_S - 300 * 1.5  # with 0.5 for the random share
+
+
+class Desk:
+    """Tokens with a server that numbers what it gives out; clock, store and observer in one."""
+
+    def __init__(self) -> None:
+        self.wall = datetime(2024, 1, 1, tzinfo=UTC)
+        self.seconds = 0.0
+        self.slept: list[float] = []
+        self.budgets: dict[str, tuple[float, datetime]] = {}
+        self.sign_ins: list[tuple[float, str]] = []
+        self.error: Exception | None = None
+        self.life_s = LIFE_S
+        self.gate: asyncio.Event | None = None
+        self.reasons: list[str] = []
+        self.wars: list[int] = []
+        self.tokens = self.restarted()
+
+    def restarted(self) -> Tokens:
+        budget = StoredBudget(self, "app")
+        return Tokens(self._sign_in, budget, clock=self, random=lambda: 0.5, observer=self)
+
+    async def _sign_in(self, user: str) -> Token:
+        self.sign_ins.append((self.seconds, user))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return Token(f"token-{len(self.sign_ins)}", self.life_s)
+
+    def now(self) -> datetime:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
+        self.seconds += seconds
+
+    async def load(self, app_id: str) -> tuple[float, datetime] | None:
+        return self.budgets.get(app_id)
+
+    async def save(self, app_id: str, level: float, at: datetime) -> None:
+        self.budgets[app_id] = (level, at)
+
+    def signed_in(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def token_war(self, count: int) -> None:
+        self.wars.append(count)
+
+    def request(self, call: Call, status: int | None, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def rate_limited(self, pause_s: float, rate: float) -> None: ...
+    def suspended(self, until: datetime, reason: str) -> None: ...
+    def resumed(self, failures: int) -> None: ...
+
+    async def token(self, user: str = "ann") -> Held:
+        await self.tokens.get(user)
+        assert self.tokens.held is not None
+        return self.tokens.held
+
+    async def lose(self) -> None:
+        """Be told that the token has ended, and sign in again."""
+        self.tokens.refused(await self.token(), "ann")
+        await self.tokens.get("ann")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_one_token_serves_everybody_until_shortly_before_its_end(desk: Desk) -> None:
+    first = await desk.token("ann")
+    desk.advance(RENEWED_AT_S - 1)
+    assert await desk.token("bob") is first
+    desk.advance(1)
+    assert (await desk.token("bob")).value == "token-2"
+    assert desk.reasons == ["start", "ending"]
+
+
+async def test_a_short_lived_token_is_renewed_a_share_of_its_life_before_its_end(
+    desk: Desk,
+) -> None:
+    desk.life_s = 100
+    held = await desk.token()
+    assert held.renew_at == pytest.approx(92.5)
+
+
+async def test_callers_share_one_sign_in(desk: Desk) -> None:
+    desk.gate = asyncio.Event()
+    callers = [asyncio.create_task(desk.token(str(user))) for user in range(10)]
+    await asyncio.sleep(0)
+    desk.gate.set()
+    assert {held.value for held in await asyncio.gather(*callers)} == {"token-1"}
+    assert len(desk.sign_ins) == 1
+
+
+async def test_a_caller_that_is_cancelled_does_not_take_the_sign_in_from_the_others(
+    desk: Desk,
+) -> None:
+    desk.gate = asyncio.Event()
+    first = asyncio.create_task(desk.token("ann"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(desk.token("bob"))
+    await asyncio.sleep(0)
+    first.cancel()
+    desk.gate.set()
+    assert (await second).value == "token-1"
+    assert len(desk.sign_ins) == 1
+
+
+async def test_a_sign_in_that_fails_when_all_callers_are_gone_is_quiet(desk: Desk) -> None:
+    desk.gate, desk.error = asyncio.Event(), errors.Unreachable("down")
+    caller = asyncio.create_task(desk.token())
+    await asyncio.sleep(0.001)
+    caller.cancel()
+    desk.gate.set()
+    await asyncio.sleep(0.001)
+    desk.error = None
+    assert (await desk.token()).value == "token-2"
+
+
+async def test_a_failed_sign_in_fails_all_who_waited_and_is_tried_again_next_time(
+    desk: Desk,
+) -> None:
+    desk.error = errors.Unreachable("down")
+    results = await asyncio.gather(desk.token(), desk.token(), return_exceptions=True)
+    assert results == [desk.error, desk.error]
+    assert len(desk.sign_ins) == 1
+    desk.error = None
+    assert (await desk.token()).value == "token-2"
+    assert desk.reasons == ["start"]
+
+
+async def test_closing_ends_a_sign_in_under_way(desk: Desk) -> None:
+    await desk.tokens.close()
+    desk.gate = asyncio.Event()
+    caller = asyncio.create_task(desk.token())
+    await asyncio.sleep(0.001)
+    await desk.tokens.close()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+# -- renewing in time -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [errors.Unreachable("down"), errors.RateLimited("x"), errors.LedgerUnavailable("x")]
+)
+async def test_a_token_that_cannot_be_renewed_yet_is_used_to_its_end(
+    desk: Desk, error: Exception
+) -> None:
+    first = await desk.token()
+    desk.advance(RENEWED_AT_S)
+    desk.error = error
+    assert await desk.token() is first
+    assert await desk.token() is first
+    assert len(desk.sign_ins) == 2  # not again at once
+    desk.advance(60)
+    assert await desk.token() is first
+    assert len(desk.sign_ins) == 3
+    desk.advance(400)
+    with pytest.raises(type(error)):
+        await desk.token()
+
+
+async def test_a_sign_in_refused_is_not_hidden_by_a_token_that_lives(desk: Desk) -> None:
+    await desk.token()
+    desk.advance(RENEWED_AT_S)
+    desk.error = errors.SignInRefused("no")
+    with pytest.raises(errors.SignInRefused):
+        await desk.token()
+
+
+# -- 401 ------------------------------------------------------------------------------------------
+
+
+async def test_a_401_to_an_older_token_does_not_count_against_the_newer(desk: Desk) -> None:
+    old = await desk.token()
+    assert desk.tokens.refused(old, "ann")
+    new = await desk.token()
+    assert desk.tokens.refused(old, "bob")
+    assert desk.tokens.held is new
+    assert desk.wars == []
+
+
+async def test_a_user_who_was_served_again_has_his_say(desk: Desk) -> None:
+    held = await desk.token()
+    desk.tokens.doubt("ann")
+    desk.tokens.accepted(held, "bob")
+    assert not desk.tokens.refused(held, "ann")
+    assert desk.tokens.held is held
+    desk.tokens.accepted(held, "ann")
+    assert desk.tokens.refused(held, "ann")
+    assert desk.tokens.held is None
+
+
+async def test_a_doubtful_user_has_his_say_about_a_token_that_served_nobody(desk: Desk) -> None:
+    held = await desk.token()
+    desk.tokens.doubt("ann")
+    assert desk.tokens.refused(held, "ann")
+    assert desk.tokens.held is None
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+async def test_five_sign_ins_may_go_at_once_then_one_per_thirty_seconds(desk: Desk) -> None:
+    for _ in range(7):
+        desk.tokens = desk.restarted()
+        await desk.tokens.get("ann")
+    assert [round(at) for at, _ in desk.sign_ins] == [0, 0, 0, 0, 0, 30, 60]
+    assert desk.slept == [pytest.approx(30), pytest.approx(30)]
+
+
+async def test_a_failed_sign_in_is_spent_too(desk: Desk) -> None:
+    desk.error = errors.Unreachable("down")
+    with pytest.raises(errors.Unreachable):
+        await desk.tokens.get("ann")
+    assert desk.budgets["app"][0] == 4
+
+
+async def test_a_sign_in_that_is_far_away_is_not_waited_for(desk: Desk) -> None:
+    desk.budgets["app"] = (0.0, desk.wall + timedelta(seconds=20))
+    with pytest.raises(errors.SignInDelayed) as raised:
+        await desk.tokens.get("ann")
+    assert raised.value.wait_s == pytest.approx(50)
+    assert desk.sign_ins == []
+
+
+# -- another program with this App ID -------------------------------------------------------------
+
+
+async def test_a_token_refused_at_its_end_is_no_war(desk: Desk) -> None:
+    for _ in range(4):
+        held = await desk.token()
+        desk.advance(RENEWED_AT_S)
+        desk.tokens.refused(held, "ann")
+    assert desk.wars == []
+
+
+async def test_two_tokens_refused_long_before_their_end_are_a_war_said_once(desk: Desk) -> None:
+    await desk.lose()
+    assert desk.wars == []
+    desk.advance(600)
+    await desk.lose()
+    assert desk.wars == [2]
+    desk.advance(600)
+    await desk.lose()
+    assert desk.wars == [2]
+    assert desk.reasons == ["start", "refused", "refused", "refused"]
+
+
+async def test_sign_ins_keep_a_growing_distance_in_a_war(desk: Desk) -> None:
+    await desk.lose()
+    waits = []
+    for _ in range(8):
+        desk.tokens.refused(await desk.token(), "ann")
+        try:
+            slept = len(desk.slept)
+            await desk.tokens.get("ann")
+            waits.append(sum(desk.slept[slept:]))
+        except errors.SignInDelayed as delayed:
+            waits.append(delayed.wait_s)
+            desk.advance(delayed.wait_s)
+            await desk.tokens.get("ann")
+    assert waits[:6] == pytest.approx([30, 60, 120, 240, 480, 600])
+    assert max(waits) == pytest.approx(600)
+
+
+async def test_an_hour_without_a_loss_is_peace(desk: Desk) -> None:
+    await desk.lose()
+    await desk.lose()
+    desk.advance(3601)
+    await desk.lose()
+    assert desk.wars == [2]
+    assert desk.seconds < 3640  # it did not have to keep away
+    await desk.lose()
+    assert desk.wars == [2, 2]
+
+
+def test_a_token_in_use_does_not_show_itself() -> None:
+    assert "secret" not in repr(Held("secret", 1.0, 2.0))

@@ -1,0 +1,107 @@
+"""`poller simulate`: its help, what it prints, how it ends."""
+
+import argparse
+import asyncio
+import os
+import signal
+
+import pytest
+from ruamel.yaml import YAML
+
+from poller.errors import CannotStart
+from poller.simulator import Simulator, Switches, cli
+from poller.simulator.faults import EFFECTS
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="poller simulate")
+    cli.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_help_lists_every_switch_and_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed("--help")
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    for name in (*Switches.table(), *EFFECTS):
+        assert f"  {name}: " in shown
+    assert "500@image=5%" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--switch", "page_cap=0"], "switch page_cap: 0 is no number from 1 to 100"),
+        (["--fault", "explode=5%"], "there is no fault 'explode'"),
+        (["--users", "0"], "'0' is no whole number from 1 to"),
+        (["--port", "http"], "'http' is no whole number from 0 to 65535"),
+        (["--rate", "-1"], "'-1' is no number from 0"),
+        (["--rate", "nan"], "'nan' is no number from 0"),
+        (["--backlog", "-1"], "'-1' is no whole number from 0"),
+    ],
+)
+def test_wrong_words_are_wrong_usage(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed(*words)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+async def test_it_prints_a_configuration_and_a_line_for_each_arrival(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--apps=2", "--users=3", "--rate=5", "--arrivals-per-minute=60000"]
+    assert await cli.run(parsed(*words, "--burst=12", "--duration=0.05")) == 0
+    out, err = capsys.readouterr()
+    config = YAML(typ="safe").load(out)
+    assert list(config["accounts"]) == ["simulated-app-1", "simulated-app-2"]
+    account = config["accounts"]["simulated-app-1"]
+    assert account["base_url"].startswith("http://127.0.0.1:")
+    assert account["limits"] == {"requests_per_second": 5, "burst": 10}
+    assert len(account["users"]) == 3
+    for one in config["accounts"].values():
+        assert f"#   export {one['api_key']['env']}=" in out
+    assert " fax " in err.splitlines()[0]
+
+
+async def test_without_a_rate_the_configuration_has_no_limits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await cli.run(parsed("--arrivals-per-minute=0", "--duration=0.01")) == 0
+    out, err = capsys.readouterr()
+    assert "limits" not in YAML(typ="safe").load(out)["accounts"]["simulated-app-1"]
+    assert err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_with_0(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = asyncio.create_task(cli.run(parsed("--arrivals-per-minute=0")))
+    while not capsys.readouterr().out:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), number)
+    assert await asyncio.wait_for(running, 5) == 0
+
+
+async def test_a_port_that_is_taken_is_one_sentence_and_exit_73() -> None:
+    async with Simulator() as other:
+        with pytest.raises(CannotStart, match="it is taken") as refused:
+            await cli.run(parsed(f"--port={other.port}"))
+    assert refused.value.exit_code == 73
+
+
+def test_a_backlog_lies_in_the_last_day_and_is_spread_over_users() -> None:
+    simulator = Simulator()
+    keys = cli.populate(simulator, apps=2, users=3, backlog=50)
+    now = simulator.now()
+    faxes = simulator.faxes()
+    assert len(faxes) == 50
+    assert all(0 < (now - fax.completed).total_seconds() < 86_400 for fax in faxes)
+    assert {fax.app_id for fax in faxes} == set(keys)
+    assert len({fax.user_id for fax in faxes}) == 6

@@ -1,0 +1,681 @@
+"""storage: what its callers are promised, on a real file system."""
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from storage_seam import (
+    IDENTITY,
+    NOW,
+    ORIGIN,
+    PATH,
+    describe,
+    opened,
+    recording,
+    store,
+    tiff,
+    tree,
+    visible,
+)
+
+from poller.documents import Document, NotADocument
+from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
+from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
+
+FAX = tiff(b"one fax")
+OTHER = tiff(b"another fax")
+IMAGE, SIDECAR = f"{PATH}.tif", f"{PATH}.json"
+DOT_IMAGE, DOT_SIDECAR = "main/desk/.f1.image.part", "main/desk/.f1.json.part"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "faxes"
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+# Storing
+
+
+async def test_fax_becomes_an_image_and_its_sidecar(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX)
+    assert stored == StoredFile(
+        file=IMAGE,
+        format="tiff",
+        bytes=len(FAX),
+        sha256=hashlib.sha256(FAX).hexdigest(),
+        pages=1,
+        damaged=False,
+    )
+    files = tree(root)
+    assert set(files) == {IMAGE, SIDECAR}
+    assert files[IMAGE] == FAX
+    assert files[SIDECAR].endswith(b"}\n")
+    assert "Grüße".encode() in files[SIDECAR]
+    assert json.loads(files[SIDECAR]) == {
+        "fax_id": "f1",
+        "account": "main",
+        "user": "desk",
+        "app_id": "app",
+        "user_id": "user",
+        "received_at": "2024-05-21T04:27:56.123Z",
+        "first_seen_at": "2024-05-21T04:27:56.123Z",
+        "stored_at": "2024-05-21T04:27:56.123Z",
+        "image": {
+            "file": "f1.tif",
+            "format": "tiff",
+            "bytes": len(FAX),
+            "sha256": hashlib.sha256(FAX).hexdigest(),
+            "pages": 1,
+            "listed_pages": 1,
+            "damaged": False,
+        },
+        "metadata": {"fax_id": "f1", "pages": "1", "note": "Grüße"},
+    }
+
+
+async def test_sidecar_keeps_text_that_is_no_unicode(root: Path) -> None:
+    storage = await opened(root)
+    odd = replace(ORIGIN, received_at=None, metadata={"tsid": "\ud800", "n": 10**30})
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        await draft.write(FAX)
+        await draft.check()
+        await draft.deliver(lambda stored: sidecar(stored, odd, stored_at=NOW), damaged=False)
+        await draft.finish()
+    content = json.loads(tree(root)[SIDECAR])
+    assert content["metadata"] == odd.metadata
+    assert content["received_at"] is None
+
+
+async def test_sidecar_may_be_given_ready_made(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX)
+    async with storage.draft("main/desk/f2") as draft:
+        await draft.reset()
+        await draft.write(FAX)
+        await draft.check()
+        await draft.deliver(describe(stored), damaged=False)
+        await draft.finish()
+    assert tree(root)["main/desk/f2.json"] == tree(root)[SIDECAR]
+
+
+async def test_large_fax_is_written_in_batches(root: Path) -> None:
+    storage = await opened(root)
+    data = tiff(os.urandom(3_500_000))
+    with recording(root) as recorded:
+        async with storage.draft(PATH) as draft:
+            await draft.reset()
+            for start in range(0, len(data), 70_000):
+                await draft.write(data[start : start + 70_000])
+            held = draft.path.stat().st_size
+            await draft.check()
+            await draft.deliver(describe, damaged=False)
+            await draft.finish()
+    assert 3_000_000 < held < len(data)
+    assert recorded.calls.count(f"fsync {DOT_IMAGE}") == 1
+    assert tree(root)[IMAGE] == data
+
+
+async def test_reset_forgets_what_was_written(root: Path) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        await draft.write(OTHER * 200_000)
+        await draft.reset()
+        await draft.write(FAX)
+        assert await draft.check() == Document("tiff", 1)
+        stored = await draft.deliver(describe, damaged=False)
+        await draft.finish()
+    assert stored.sha256 == hashlib.sha256(FAX).hexdigest()
+    assert tree(root)[IMAGE] == FAX
+
+
+async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
+    storage = await opened(root)
+
+    async def fail() -> None:
+        async with storage.draft(PATH) as draft:
+            await draft.reset()
+            await draft.write(FAX)
+            await draft.check()
+            assert draft.path.read_bytes() == FAX
+            raise NotADocument("as if")
+
+    with pytest.raises(NotADocument):
+        await fail()
+    assert tree(root) == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>"])
+async def test_check_refuses_what_is_no_document(root: Path, data: bytes) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        await draft.write(data)
+        with pytest.raises(NotADocument):
+            await draft.check()
+
+
+async def test_damaged_fax_is_stored_as_such(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX[:-1])
+    assert stored.damaged
+    assert json.loads(tree(root)[SIDECAR])["image"]["damaged"] is True
+
+
+async def test_draft_is_used_in_its_order(root: Path) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        with pytest.raises(ValueError, match="reset"):
+            await draft.check()
+        await draft.reset()
+        with pytest.raises(ValueError, match="checked"):
+            await draft.deliver(describe, damaged=False)
+        with pytest.raises(ValueError, match="already"):
+            await storage.draft(PATH).reset()
+        await draft.write(FAX)
+        await draft.check()
+        await draft.deliver(describe, damaged=False)
+        with pytest.raises(ValueError, match="delivered"):
+            await draft.check()
+        await draft.finish()
+    async with storage.draft(PATH) as unused:
+        assert not unused.path.exists()
+
+
+async def test_longest_names_fit(root: Path) -> None:
+    storage = await opened(root)
+    path = "main/" + "x" * 250
+    stored = await store(storage, FAX, path=path)
+    assert set(tree(root)) == {stored.file, f"{path}.json"}
+    longer = "main/" + "x" * 251
+    with pytest.raises(StorageConflict, match="too long"):
+        await store(storage, FAX, path=longer)
+    assert set(tree(root)) == {stored.file, f"{path}.json"}
+
+
+async def test_many_faxes_share_a_new_directory(root: Path) -> None:
+    storage = await opened(root)
+    await asyncio.gather(*[store(storage, FAX, path=f"main/desk/{n}") for n in range(40)])
+    assert len(tree(root)) == 80
+
+
+async def test_directory_that_vanishes_while_it_is_opened_is_made_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    make, made = steps.make_directory, list[str]()
+
+    def vanishing(name: str, at: int, mode: int) -> None:
+        made.append(name)
+        if len(made) > 2:
+            make(name, at, mode)
+
+    monkeypatch.setattr(steps, "make_directory", vanishing)
+    await store(storage, FAX)
+    assert tree(root)[IMAGE] == FAX
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize(("consumers", "directory"), [("read", 0o750), ("move", 0o2770)])
+async def test_modes_do_not_depend_on_the_umask(
+    tmp_path: Path, consumers: str, directory: int
+) -> None:
+    root = tmp_path / "new" / "faxes"
+    storage = await opened(root, consumers=consumers)
+    await store(storage, FAX)
+    assert {_mode(root / name) for name in (IMAGE, SIDECAR, ".poller-storage")} == {0o640}
+    assert {_mode(root / name) for name in ("", "main", "main/desk")} == {directory}
+
+
+async def test_directory_in_use_keeps_its_mode_and_new_ones_their_group(root: Path) -> None:
+    root.mkdir()
+    storage = await opened(root)
+    root.chmod(0o2750)
+    (root / "main").mkdir()
+    (root / "main").chmod(0o2700)
+    (root / "main" / "something").touch()
+    await store(storage, FAX)
+    assert _mode(root / "main") == 0o2700
+    assert _mode(root / "main/desk") == 0o2750
+
+
+# Names that are taken
+
+
+async def test_same_content_under_the_final_names_is_adopted(root: Path) -> None:
+    storage = await opened(root)
+    await store(storage, FAX)
+    before = {name: (root / name).stat().st_ino for name in (IMAGE, SIDECAR)}
+    await store(storage, FAX)
+    assert {name: (root / name).stat().st_ino for name in (IMAGE, SIDECAR)} == before
+    assert set(tree(root)) == {IMAGE, SIDECAR}
+
+
+@pytest.mark.parametrize("taken", [IMAGE, SIDECAR])
+async def test_other_content_under_a_final_name_is_a_conflict(root: Path, taken: str) -> None:
+    storage = await opened(root)
+    (root / taken).parent.mkdir(parents=True)
+    (root / taken).write_bytes(OTHER)
+    with pytest.raises(StorageConflict, match="another file already has the name"):
+        await store(storage, FAX)
+    assert tree(root) == {taken: OTHER}
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), id="symlink"),
+        pytest.param(lambda path: path.mkdir(), id="directory"),
+        pytest.param(os.mkfifo, id="fifo"),
+    ],
+)
+async def test_final_name_that_is_no_file_is_a_conflict(
+    root: Path, plant: Callable[[Path], None]
+) -> None:
+    storage = await opened(root)
+    (root / IMAGE).parent.mkdir(parents=True)
+    plant(root / IMAGE)
+    with pytest.raises(StorageConflict):
+        await store(storage, FAX)
+    assert not (root / SIDECAR).exists()
+
+
+async def test_sidecar_of_another_fax_with_the_same_image_is_a_conflict(root: Path) -> None:
+    storage = await opened(root)
+    await store(storage, FAX)
+    content = json.loads((root / SIDECAR).read_bytes()) | {"fax_id": "f2"}
+    (root / SIDECAR).write_text(json.dumps(content))
+    with pytest.raises(StorageConflict):
+        await store(storage, FAX)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_symlinked_directory_is_not_followed(
+    root: Path, tmp_path: Path, inside: bool
+) -> None:
+    storage = await opened(root)
+    target = root / "real" if inside else tmp_path / "outside"
+    target.mkdir()
+    (root / "main").symlink_to(target)
+    with pytest.raises(StorageConflict, match="main in the storage is not a directory"):
+        await store(storage, FAX)
+    with pytest.raises(StorageConflict):
+        await storage.resume(PATH, IDENTITY)
+    with pytest.raises(StorageConflict):
+        await storage.hash_of(IMAGE)
+    assert list(target.iterdir()) == []
+    assert await storage.check() is None
+
+
+async def test_file_in_place_of_a_directory_is_a_conflict(root: Path) -> None:
+    storage = await opened(root)
+    (root / "main").write_bytes(b"")
+    with pytest.raises(StorageConflict):
+        await store(storage, FAX)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/f1", "../f1", "a/../f1", "a//f1", "a/.f1", ".a/f1", "a/", "", "a/\0"]
+)
+async def test_path_that_leads_outside_is_a_conflict(root: Path, path: str) -> None:
+    storage = await opened(root)
+    with pytest.raises(StorageConflict, match="no path inside the storage"):
+        await store(storage, FAX, path=path)
+    assert tree(root) == {}
+
+
+# Carrying on
+
+
+def _dots(root: Path, image: bytes = FAX, described: bytes = FAX) -> None:
+    stored = StoredFile(
+        IMAGE, "tiff", len(described), hashlib.sha256(described).hexdigest(), 1, damaged=False
+    )
+    (root / PATH).parent.mkdir(parents=True, exist_ok=True)
+    (root / DOT_IMAGE).write_bytes(image)
+    (root / DOT_SIDECAR).write_text(json.dumps(describe(stored)))
+
+
+async def test_complete_dot_files_become_the_fax(root: Path) -> None:
+    storage = await opened(root)
+    _dots(root)
+    assert await storage.tidy(["main/desk"], {PATH}) == 0
+    stored = await storage.resume(PATH, IDENTITY)
+    assert stored is not None
+    assert stored.file == IMAGE
+    await storage.finish(PATH)
+    assert visible(root) == tree(root)
+    assert tree(root)[IMAGE] == FAX
+
+
+async def test_complete_dot_sidecar_is_carried_on_from_with_the_final_image(root: Path) -> None:
+    storage = await opened(root)
+    _dots(root)
+    (root / DOT_IMAGE).rename(root / IMAGE)
+    assert await storage.tidy(["main/desk"], {PATH}) == 0
+    assert await storage.resume(PATH, IDENTITY)
+    await storage.finish(PATH)
+    assert set(tree(root)) == {IMAGE, SIDECAR}
+
+
+@pytest.mark.parametrize(
+    ("image", "change"),
+    [
+        pytest.param(FAX[:-1], {}, id="image-cut"),
+        pytest.param(FAX[:-1] + b"!", {}, id="image-changed"),
+        pytest.param(FAX, {"user_id": "other"}, id="other-identity"),
+        pytest.param(FAX, {"image": {}}, id="sidecar-without-image"),
+        pytest.param(FAX, {"image": []}, id="sidecar-with-an-odd-image"),
+        pytest.param(
+            FAX,
+            {"image": {"format": "tiff", "file": "x.tif", "pages": None}},
+            id="sidecar-of-another-file",
+        ),
+    ],
+)
+async def test_incomplete_dot_files_are_removed(
+    root: Path, image: bytes, change: dict[str, object]
+) -> None:
+    storage = await opened(root)
+    _dots(root, image)
+    content = json.loads((root / DOT_SIDECAR).read_bytes()) | change
+    (root / DOT_SIDECAR).write_text(json.dumps(content))
+    assert await storage.resume(PATH, IDENTITY) is None
+    assert tree(root) == {}
+
+
+async def test_resume_removes_nothing_of_another_fax(root: Path) -> None:
+    storage = await opened(root)
+    (root / "main/desk").mkdir(parents=True)
+    (root / "main/desk/.f2.image.part").write_bytes(FAX)
+    (root / DOT_IMAGE).write_bytes(FAX)
+    assert await storage.resume(PATH, IDENTITY) is None
+    assert set(tree(root)) == {"main/desk/.f2.image.part"}
+
+
+async def test_pair_without_a_row_is_adopted(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX)
+    assert await storage.resume(PATH, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
+    assert await storage.resume(PATH, Identity("app", "user", "f2")) is None
+    (root / IMAGE).write_bytes(OTHER)
+    assert await storage.resume(PATH, IDENTITY) is None
+    assert tree(root)[IMAGE] == OTHER
+    (root / IMAGE).unlink()
+    assert await storage.resume(PATH, IDENTITY) is None
+    assert set(tree(root)) == {SIDECAR}
+
+
+async def test_resume_and_finish_of_what_never_began_do_nothing(root: Path) -> None:
+    storage = await opened(root)
+    assert await storage.resume(PATH, IDENTITY) is None
+    await storage.finish(PATH)
+    assert list(root.iterdir()) == [root / ".poller-storage"]
+
+
+async def test_tidy_removes_only_own_dot_files(root: Path) -> None:
+    storage = await opened(root)
+    await store(storage, FAX)
+    _dots(root)
+    kept = ["main/desk/.damaged-f1.tif", "main/desk/.hidden", "main/desk/x.image.part", ".profile"]
+    gone = ["main/desk/.f7.image.part", "main/desk/.f8.json.part", ".poller-probe.1"]
+    for name in kept + gone:
+        (root / name).write_bytes(b"x")
+    removed = await storage.tidy(["main/desk", "main/desk", "never/made"], ["main/desk/f8"])
+    assert removed == len(gone) + 2
+    assert set(tree(root)) == {IMAGE, SIDECAR, *kept}
+
+
+async def test_tidy_keeps_only_what_can_be_carried_on_from(root: Path) -> None:
+    storage = await opened(root)
+    _dots(root, image=FAX[:-1])
+    assert await storage.tidy(["main/desk"], [PATH]) == 2
+    _dots(root)
+    (root / DOT_IMAGE).unlink()
+    assert await storage.tidy(["main/desk"], [PATH]) == 1
+    _dots(root)
+    (root / DOT_SIDECAR).write_bytes(b"{")
+    assert await storage.tidy(["main/desk"], [PATH]) == 2
+
+
+async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        assert await storage.tidy(["main/desk"], []) == 0
+        assert draft.path.exists()
+
+
+async def test_hash_of_a_stored_file(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX)
+    assert await storage.hash_of(stored.file) == stored.sha256
+    assert await storage.hash_of("main/desk/f2.tif") is None
+    assert await storage.hash_of("main/other/f2.tif") is None
+
+
+# Cancellation
+
+
+class _Gate:
+    """Holds a step until it is opened."""
+
+    def __init__(self, step: Callable[..., object]) -> None:
+        self._step = step
+        self.reached, self._open = threading.Event(), threading.Event()
+
+    def __call__(self, *args: object) -> object:
+        self.reached.set()
+        assert self._open.wait(10)
+        return self._step(*args)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+async def test_cancelled_delivery_is_finished_and_found_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    gate = _Gate(steps.link)
+    monkeypatch.setattr(steps, "link", gate)
+    task = asyncio.create_task(store(storage, FAX))
+    await asyncio.to_thread(gate.reached.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await storage.resume(PATH, IDENTITY)
+    await storage.finish(PATH)
+    assert set(tree(root)) == {IMAGE, SIDECAR}
+
+
+async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    gate = _Gate(steps.sync_file)
+    monkeypatch.setattr(steps, "sync_file", gate)
+    task = asyncio.create_task(store(storage, FAX))
+    await asyncio.to_thread(gate.reached.wait, 10)
+    for _ in range(5):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert task.done()
+    gate.open()
+    await asyncio.to_thread(storage.close, wait=True)
+    restarted = await opened(root)
+    if await restarted.resume(PATH, IDENTITY) is None:
+        await store(restarted, FAX)
+    await restarted.finish(PATH)
+    assert set(tree(root)) == {IMAGE, SIDECAR}
+
+
+# What the system refuses
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, StorageUnusable),
+        (errno.EDQUOT, StorageUnusable),
+        (errno.EROFS, StorageUnusable),
+        (errno.EACCES, StorageUnusable),
+        (errno.EPERM, StorageUnusable),
+        (errno.EIO, StorageUnusable),
+        (errno.EMFILE, StorageUnusable),
+        (errno.EFBIG, FaxTooLarge),
+        (errno.ENOENT, StorageConflict),
+    ],
+)
+@pytest.mark.parametrize("call", ["create", "write", "fsync", "link", "mkdir"])
+async def test_errors_of_the_system_are_sorted_by_reaction(
+    root: Path, number: int, expected: type[Exception], call: str
+) -> None:
+    storage = await opened(root)
+
+    def fail(made: str, _number: int) -> OSError | None:
+        return OSError(number, os.strerror(number)) if made.startswith(call) else None
+
+    with recording(root, fail=fail), pytest.raises((expected, StorageConflict)) as caught:
+        await store(storage, FAX)
+    if (call, number) != ("link", errno.ENOENT):
+        assert type(caught.value) is expected
+    assert tree(root) == {}
+    await store(storage, FAX)
+
+
+async def test_thread_that_cannot_be_started_is_unusable_storage(root: Path) -> None:
+    storage = await opened(root)
+    storage.close()
+    with pytest.raises(StorageUnusable, match="no thread"):
+        await storage.resume(PATH, IDENTITY)
+
+
+async def test_file_size_limit_fails_only_the_fax_that_is_too_large(root: Path) -> None:
+    await opened(root)
+    script = textwrap.dedent(
+        f"""
+        import asyncio, pathlib, resource, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from storage_seam import opened, store, tiff
+        from poller.errors import FaxTooLarge
+
+        async def main():
+            storage = await opened(pathlib.Path({str(root)!r}))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            try:
+                await store(storage, tiff(bytes(200_000)), path="main/large")
+            except FaxTooLarge:
+                await store(storage, tiff(bytes(50_000)), path="main/small")
+                print("sorted")
+
+        asyncio.run(main())
+        """
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("sorted\n", "")
+    assert set(tree(root)) == {"main/small.tif", "main/small.json"}
+
+
+def _mount(directory: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(directory)]
+    return os.geteuid() == 0 and subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if not _mount(directory, "size=1m,nr_inodes=24"):
+        pytest.skip("only root can mount a small disk")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+async def test_full_disk_is_unusable_and_heals(small_disk: Path) -> None:
+    storage = await opened(small_disk)
+    with pytest.raises(StorageUnusable, match="No space left"):
+        await store(storage, tiff(bytes(2_000_000)))
+    assert tree(small_disk) == {}
+    await store(storage, tiff(bytes(900_000)))
+    assert set(tree(small_disk)) == {IMAGE, SIDECAR}
+
+
+async def test_disk_without_inodes_is_unusable_and_heals(small_disk: Path) -> None:
+    storage = await opened(small_disk)
+    fillers = [small_disk / f"filler{n}" for n in range(24)]
+    with suppress(OSError):
+        for filler in fillers:
+            filler.touch()
+    assert "no inode is free" in str(await storage.check())
+    with pytest.raises(StorageUnusable):
+        await store(storage, FAX)
+    for filler in fillers:
+        filler.unlink(missing_ok=True)
+    assert await storage.check() is None
+    await store(storage, FAX)
+
+
+async def test_read_only_disk_is_unusable_and_heals(small_disk: Path) -> None:
+    storage = await opened(small_disk)
+    remount = ["mount", "-o"]
+    subprocess.run([*remount, "remount,ro", str(small_disk)], check=True)
+    assert "Read-only file system" in str(await storage.check())
+    with pytest.raises(StorageUnusable, match="Read-only"):
+        await store(storage, FAX)
+    subprocess.run([*remount, "remount,rw", str(small_disk)], check=True)
+    assert await storage.check() is None
+
+
+async def test_unmounted_disk_gets_no_fax(small_disk: Path) -> None:
+    storage = await opened(small_disk)
+    draft: Draft
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        subprocess.run(["umount", "-l", str(small_disk)], check=True)
+        assert "is its disk mounted?" in str(await storage.check())
+        with pytest.raises(StorageUnusable, match="is its disk mounted"):
+            await store(storage, FAX, path="main/desk/f2")
+    assert list(small_disk.iterdir()) == []
+    assert _mount(small_disk, "size=1m")
+
+
+def test_storage_reaches_the_file_system_only_in_its_steps() -> None:
+    package = Path(str(sys.modules[Storage.__module__].__file__)).parent
+    used = {
+        (file.name, name)
+        for file in package.glob("*.py")
+        if file.name != "steps.py"
+        for name in re.findall(r"\b(?:os|shutil)\.\w+|\bopen\(", file.read_text())
+    }
+    assert used == {("marker.py", "os.strerror"), ("place.py", "os.fsencode")}

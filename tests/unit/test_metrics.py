@@ -1,0 +1,150 @@
+import re
+from datetime import UTC, datetime
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from poller.metrics import MOST_USERS, Metrics
+
+AT = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+
+
+async def samples(metrics: Metrics, *, full: bool = False) -> dict[tuple[str, str], float]:
+    """Read what Prometheus would read: (name, labels as text) to value."""
+    text = (await metrics.render(full=full)).decode()
+    return {
+        (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_what_happened_to_a_user_is_counted() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.poll("main", "desk", "ok")
+    metrics.poll("main", "desk", "ok")
+    metrics.poll("main", "desk", "failed")
+    metrics.fax("main", "desk", "discovered", 7)
+    metrics.fax("main", "desk", "stored")
+    seen = await samples(metrics)
+    assert seen["poller_polls_total", "account=main,outcome=ok,user=desk"] == 2
+    assert seen["poller_polls_total", "account=main,outcome=failed,user=desk"] == 1
+    assert seen["poller_polls_total", "account=main,outcome=skipped,user=desk"] == 0
+    assert seen["poller_faxes_total", "account=main,outcome=discovered,user=desk"] == 7
+    assert seen["poller_faxes_total", "account=main,outcome=stored,user=desk"] == 1
+    assert seen["poller_faxes_total", "account=main,outcome=quarantined,user=desk"] == 0
+    assert seen["poller_users", ""] == 1
+
+
+async def test_how_a_user_stands_is_shown() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.set_pending("main", "desk", 3)
+    metrics.set_quarantined("main", "desk", 1)
+    metrics.set_watermark("main", "desk", AT)
+    metrics.set_last_success("main", "desk", AT)
+    metrics.set_gap("main", "desk", 3600.0)
+    seen = await samples(metrics)
+    labels = "account=main,user=desk"
+    assert seen["poller_fax_pending", labels] == 3
+    assert seen["poller_fax_quarantined", labels] == 1
+    assert seen["poller_watermark_timestamp_seconds", labels] == AT.timestamp()
+    assert seen["poller_last_success_timestamp_seconds", labels] == AT.timestamp()
+    assert seen["poller_coverage_gap_seconds", labels] == 3600
+
+
+async def test_a_time_that_is_not_known_yet_is_not_shown_as_1970() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.poll("main", "desk", "failed")
+    names = {name for name, _ in await samples(metrics)}
+    assert "poller_fax_pending" in names
+    assert "poller_last_success_timestamp_seconds" not in names
+    assert "poller_watermark_timestamp_seconds" not in names
+
+
+async def test_a_user_that_is_removed_is_no_longer_shown() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.poll("main", "desk", "ok")
+    metrics.forget("main", "desk")
+    metrics.forget("main", "never-there")
+    assert not [labels for _, labels in await samples(metrics) if "user=desk" in labels]
+
+
+async def test_requests_and_accounts_are_counted_and_timed() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.request("main", "list", 200, 0.2)
+    metrics.request("main", "list", 200, 0.3)
+    metrics.request("main", "image", None, 70.0)
+    metrics.waited("main", 1.5)
+    metrics.waited("main", -1.0)
+    metrics.sign_in("main", "start")
+    metrics.suspended("main", True)
+    seen = await samples(metrics)
+    assert seen["poller_requests_total", "account=main,call=list,status=200"] == 2
+    assert seen["poller_requests_total", "account=main,call=image,status=error"] == 1
+    assert seen["poller_request_duration_seconds_count", "call=list"] == 2
+    assert seen["poller_request_duration_seconds_bucket", "call=image,le=60.0"] == 0
+    assert seen["poller_request_duration_seconds_bucket", "call=image,le=120.0"] == 1
+    assert seen["poller_rate_limit_wait_seconds_total", "account=main"] == 1.5
+    assert seen["poller_sign_ins_total", "account=main,reason=start"] == 1
+    assert seen["poller_account_suspended", "account=main"] == 1
+    metrics.suspended("main", False)
+    assert (await samples(metrics))["poller_account_suspended", "account=main"] == 0
+    metrics.forget_account("main")
+    metrics.forget_account("main")
+    assert ("poller_account_suspended", "account=main") not in await samples(metrics)
+
+
+async def test_the_service_itself_is_shown() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.storage(1 << 30, usable=True)
+    metrics.visibility_delay(40.0)
+    metrics.ingest_latency(-5.0)
+    seen = await samples(metrics)
+    assert seen["poller_storage_free_bytes", ""] == 1 << 30
+    assert seen["poller_storage_usable", ""] == 1
+    assert seen["poller_visibility_delay_seconds_bucket", "le=30.0"] == 0
+    assert seen["poller_visibility_delay_seconds_bucket", "le=60.0"] == 1
+    assert seen["poller_ingest_latency_seconds_sum", ""] == 0
+    assert next(labels for name, labels in seen if name == "poller_build_info").endswith("=1.2.3")
+    metrics.storage(None, usable=False)
+    seen = await samples(metrics)
+    assert seen["poller_storage_usable", ""] == 0
+    assert seen["poller_storage_free_bytes", ""] != seen["poller_storage_free_bytes", ""], "NaN"
+
+
+async def test_every_name_begins_with_poller_and_no_series_says_when_it_was_made() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.poll("main", "desk", "ok")
+    metrics.request("main", "list", 200, 0.2)
+    names = {name for name, _ in await samples(metrics)}
+    assert all(re.fullmatch(r"poller_[a-z_]+", name) for name in names)
+    assert not [name for name in names if name.endswith("_created")]
+
+
+async def test_above_two_thousand_users_they_are_added_up_unless_asked_for() -> None:
+    metrics = Metrics("1.2.3")
+    later = AT.replace(hour=5)
+    for number in range(MOST_USERS + 1):
+        account = "lab" if number % 2 else "main"
+        metrics.poll(account, f"u{number}", "ok")
+        metrics.fax(account, f"u{number}", "stored", 2)
+        metrics.set_pending(account, f"u{number}", 1)
+    metrics.set_watermark("main", "u0", later)
+    metrics.set_watermark("main", "u2", AT)
+    added = await samples(metrics)
+    assert added["poller_polls_total", "account=lab,outcome=ok,user="] == 1000
+    assert added["poller_faxes_total", "account=main,outcome=stored,user="] == 2002
+    assert added["poller_fax_pending", "account=main,user="] == 1001
+    assert added["poller_watermark_timestamp_seconds", "account=main,user="] == AT.timestamp()
+    assert added["poller_users", ""] == MOST_USERS + 1
+    full = await samples(metrics, full=True)
+    assert full["poller_polls_total", "account=lab,outcome=ok,user=u1"] == 1
+    assert ("poller_polls_total", "account=lab,outcome=ok,user=") not in full
+
+
+async def test_what_is_rendered_is_how_it_was_when_it_was_asked_for() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.poll("main", "desk", "ok")
+    rendering = metrics.render()
+    before = await rendering
+    metrics.poll("main", "desk", "ok")
+    assert b'outcome="ok",user="desk"} 1.0' in before
