@@ -7,9 +7,9 @@ of use but nothing rests on it: it is not synced, and the oldest goes when the s
 import asyncio
 import base64
 import hashlib
-import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ IMAGE_BYTES_MAX = 16 << 20
 KEPT_PER_FAX = 5  # so that one fax that fails for a week does not push out all others
 _CHUNK = 1 << 20
 _SUFFIXES = (".json", ".image")
+_NAME = re.compile(r"\d{8}T\d{12}Z-\d+\.(json|image)")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class EvidenceStore:
         with self._lock:
             try:
                 items = self._known()
-                fax.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for directory in (self._directory, fax):
+                    directory.mkdir(mode=0o700, exist_ok=True)
                 path = _unused(fax, at)
             except OSError:
                 return False
@@ -125,12 +127,8 @@ def _folder(app_id: str, user_id: str, fax_id: str) -> str:
 def _unused(fax: Path, at: datetime) -> Path:
     """Name a failure; two at one instant (of a clock that was set back) are told apart."""
     stamp = f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
-    names = (f"{stamp}-{number:03}" for number in itertools.count(1))
-    return next(path for name in names if not _exists(path := fax / name))
-
-
-def _exists(path: Path) -> bool:
-    return any(path.with_suffix(suffix).exists() for suffix in _SUFFIXES)
+    taken = [int(file.stem.rpartition("-")[2]) for file in _files(fax) if stamp in file.name]
+    return fax / f"{stamp}-{max(taken, default=0) + 1:03}"
 
 
 def _body(body: bytes) -> dict[str, str]:
@@ -189,7 +187,7 @@ def _items(directory: Path) -> Iterable[_Item]:
 
 
 def _files(fax: Path) -> list[Path]:
-    return [file for file in fax.iterdir() if file.suffix in _SUFFIXES] if fax.is_dir() else []
+    return [file for file in fax.iterdir() if _NAME.fullmatch(file.name)] if fax.is_dir() else []
 
 
 def _remove(path: Path) -> None:

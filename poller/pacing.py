@@ -218,7 +218,11 @@ class Pacing:
         wait the longer.
         """
         self._bucket.take(now)
-        return max(self._bucket.owed_until(now), self.paused_until or now, now) - now
+        ready = max(self._bucket.owed_until(now), self.paused_until or now)
+        if ready > now:
+            # Promised for then; if tokens came earlier after all, it would go beside others.
+            self._burst_at = None
+        return ready - now
 
     def rate_limited(
         self, now: float, retry_after_s: float | None, *, sent_at: float | None = None

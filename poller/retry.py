@@ -59,7 +59,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         if moment.tzinfo is None:  # asctime names no zone; it is UTC by definition
             moment = moment.replace(tzinfo=UTC)
         wait_s = (moment - now).total_seconds()
-    except (ValueError, TypeError, IndexError, OverflowError):
+    except (ValueError, OverflowError):
         return None
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
 

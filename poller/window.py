@@ -222,7 +222,7 @@ def alarming_gaps(
     coverage: Coverage, start: datetime, failed: Sequence[FailedSlice]
 ) -> tuple[Interval, ...]:
     """Return the open gaps that could not be listed; others are only waiting for their turn."""
-    refused = Coverage(tuple(one.interval for one in failed if not one.dismissed))
+    refused = Coverage(tuple(one.interval for one in failed))
     gaps = open_gaps(coverage, start, failed)
     parts = (one.within(gap.start, gap.end) for gap in gaps for one in refused.intervals)
     return tuple(part for part in parts if part)

@@ -1,7 +1,7 @@
 """The client of one account: every call, with its turn, its token, its retries."""
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -283,9 +283,10 @@ class Client:
                     refusals += 1
                     if refusals == 2:
                         self._tokens.doubt(user.name)
-                        raise
-                    if not self._tokens.refused(held, user.name):
-                        raise
+                    elif self._tokens.refused(held, user.name):
+                        continue
+                    self._answered(probe=probe)
+                    raise
                 else:
                     self._tokens.accepted(held, user.name)
                     return value
@@ -300,7 +301,7 @@ class Client:
             if request.call is not Call.IMAGE or error.status is None:
                 self._failed(user, error)
             raise
-        except BadAnswer:  # perhaps not even eFax, but something on the way
+        except (BadAnswer, TokenRefused):  # the one may be a proxy's, the other is met first
             raise
         except ApiError:
             self._answered(probe=probe)
@@ -349,13 +350,15 @@ class Client:
     # -- suspension ---------------------------------------------------------------------------
 
     def _refuse_while_suspended(self) -> None:
-        until = self.suspension.until
-        if until is not None:
-            raise AccountSuspended(
-                f"Account {self.account.name} is suspended until {until:%H:%M:%S} UTC:"
-                f" {self.suspension.reason}",
-                until=until,
-            )
+        if self.suspension.until is not None:
+            raise self._suspended(self.suspension.until)
+
+    def _suspended(self, until: datetime) -> AccountSuspended:
+        return AccountSuspended(
+            f"Account {self.account.name} is suspended until {until:%H:%M:%S} UTC:"
+            f" {self.suspension.reason}",
+            until=until,
+        )
 
     def _failed(self, user: str, error: ApiError) -> None:
         if self.suspension.failed(user, self._clock.now(), self._random(), str(error)):
@@ -373,6 +376,8 @@ class Client:
         until = self.suspension.until
         assert until is not None
         self._observer.suspended(until, self.suspension.reason)
+        # Those who wait would only find out at their turn, and hold up the probe till then.
+        self._pacer.dismiss((Kind.LIST, Kind.IMAGE), lambda: self._suspended(until))
 
 
 def _worth_repeating(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """The asyncio side of pacing: wait for one's turn, hold its slot."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from poller.clock import Clock
@@ -50,6 +50,12 @@ class Pacer:
         wait_s = self._pacing.repeat(self._clock.monotonic())
         self._waited(wait_s)
         return wait_s
+
+    def dismiss(self, kinds: Collection[Kind], error: Callable[[], Exception]) -> None:
+        """Send away all who wait with a request of these kinds; each gets an error of its own."""
+        for ticket, granted in self._waiting.items():
+            if ticket.kind in kinds and not granted.done():
+                granted.set_exception(error())
 
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from poller.config import values
+from poller.config import addresses, values
 from poller.config.document import Node
 from poller.config.model import (
     Account,
@@ -70,13 +70,13 @@ def build(root: Node, report: Report, *, disk: Disk, files: tuple[Path, ...] = (
 
 def _state(top: Section) -> str:
     with top.sub("state") as section:
-        return section.get("url", values.state_url, STATE_URL)
+        return section.get("url", addresses.state_url, STATE_URL)
 
 
 def _storage(top: Section) -> StorageConfig:
     with top.sub("storage") as section:
         return StorageConfig(
-            directory=section.get("directory", values.path, STORAGE_DIRECTORY),
+            directory=section.get("directory", addresses.path, STORAGE_DIRECTORY),
             path=section.get("path", values.path_template, StorageConfig.path),
             min_free=section.get("min_free", size, StorageConfig.min_free),
             consumers=section.get("consumers", choice(CONSUMERS), StorageConfig.consumers),
@@ -110,7 +110,7 @@ def _evidence(top: Section) -> int:
 def _heartbeat(top: Section) -> Heartbeat:
     with top.sub("heartbeat") as section:
         return Heartbeat(
-            url=section.get("url", nullable(values.heartbeat_url), None),
+            url=section.get("url", nullable(addresses.heartbeat_url), None),
             every=section.get("every", duration("1s"), Heartbeat.every),
         )
 
@@ -126,12 +126,12 @@ def _log(top: Section) -> LogConfig:
 def _http(top: Section) -> HttpConfig:
     with top.sub("http") as section:
         default: tuple[str, int] | None = ("127.0.0.1", HttpConfig.port)
-        listen = section.get("listen", nullable(values.listen), default)
-        token = section.get("token", nullable(values.secret), None)
+        listen = section.get("listen", nullable(addresses.listen), default)
+        token = section.get("token", nullable(addresses.secret), None)
         if listen is None:
             return HttpConfig(host=None, token=token)
         host, port = listen
-        if section.sound and token is None and not values.is_loopback(host):
+        if section.sound and token is None and not addresses.is_loopback(host):
             section.wrong(
                 section.place("listen"),
                 "others can reach this address; set http.token, or listen on 127.0.0.1",
@@ -273,13 +273,13 @@ def _accounts(top: Section, disk: Disk) -> tuple[Account, ...]:
 def _account(name: str, node: Node, below: _Layers, report: Report, disk: Disk) -> Account | None:
     with Section(node, report) as section:
         app_id = section.require("app_id", values.app_id, '"12345"')
-        api_key = section.require("api_key", values.secret, "{credential: efax-api-key}")
+        api_key = section.require("api_key", addresses.secret, "{credential: efax-api-key}")
         account = partial(
             Account,
             name=name,
-            base_url=section.get("base_url", values.base_url, Account.base_url),
+            base_url=section.get("base_url", addresses.base_url, Account.base_url),
             limits=_limits(section),
-            proxy=section.get("proxy", nullable(values.proxy_url), None),
+            proxy=section.get("proxy", nullable(addresses.proxy_url), None),
             ca_file=_ca_file(section, disk),
         )
         layers = _layers(section, below)
@@ -304,7 +304,7 @@ def _limits(account: Section) -> Limits:
 
 def _ca_file(account: Section, disk: Disk) -> Path | None:
     def parser(node: Node) -> Path:
-        file = values.path(node)
+        file = addresses.path(node)
         problem = disk.ca_problem(file)
         if problem is not None:
             raise WrongValueError(problem)

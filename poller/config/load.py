@@ -68,8 +68,12 @@ def _in_directory(directory: Path, report: Report) -> list[Path]:
 def _without_twins(files: Iterable[Path], report: Report) -> list[Path]:
     seen: dict[str, Path] = {}
     for file in files:
-        if seen.setdefault(os.path.realpath(file), file) is not file:
-            report.add_at(source(file), 0, "", "is given twice; name each file once")
+        real = os.path.realpath(file)
+        if real in seen:
+            same = source(seen[real]).name
+            report.add_at(source(file), 0, "", f"is the same as {same}; name each file once")
+        else:
+            seen[real] = file
     return list(seen.values())
 
 

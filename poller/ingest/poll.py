@@ -46,6 +46,7 @@ _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
 _SWEEP_AGAIN = timedelta(minutes=5)
 _HOLD_IMAGES_S = 120.0
 _PASSES = 5
+_WIDENED = timedelta(seconds=2)
 _NOT_THIS_USERS_FAULT = (
     AccountSuspended,
     SignInDelayed,
@@ -182,10 +183,10 @@ class Poller:
 
     def _newest_rules(self, state: UserState) -> WindowRules:
         """The newest slice is halved, down to an hour, each time that it failed twice."""
-        poll = state.user.poll
+        rules = _rules(state)
         halvings = min(state.newest_failures // 2, 16)
-        longest = max(poll.max_window / 2**halvings, min(HOUR, poll.max_window))
-        return WindowRules(overlap=poll.overlap, max_window=longest)
+        longest = max(rules.max_window / 2**halvings, min(HOUR, rules.max_window))
+        return WindowRules(overlap=rules.overlap, max_window=longest)
 
     async def _list_halving(self, state: UserState, whole: Slice, run: _Run) -> None:
         """List `whole`; what the server will not list in one piece is listed in halves, newest first."""
@@ -226,7 +227,7 @@ class Poller:
                 run.outcome.late_s.append((run.now - fax.received_at).total_seconds())
 
     async def _gaps(self, state: UserState, start: datetime, run: _Run) -> None:
-        rules = WindowRules(state.user.poll.overlap, state.user.poll.max_window)
+        rules = _rules(state)
         while pieces := gap_slices(state.coverage, start, run.now, rules, state.failed_slices):
             for piece in pieces:
                 if run.until is not None and self._clock.monotonic() >= run.until:
@@ -279,8 +280,7 @@ class Poller:
         if not self._sweep_is_due(state, last_end, rule.every, run.now):
             return
         before = len(run.outcome.discovered)
-        poll = state.user.poll
-        rules = WindowRules(poll.overlap, poll.max_window)
+        rules = _rules(state)
         try:
             for piece in sweep_slices(kind, last_end, rule.back, start, run.now, rules):
                 if run.listed.gaps(piece.interval.start, piece.interval.end):
@@ -399,6 +399,12 @@ class Poller:
                 count=len(late),
                 latest_s=round(max(late)),
             )
+
+
+def _rules(state: UserState) -> WindowRules:
+    """What is asked for is a second longer at both ends than the slice, and still no longer than allowed."""
+    poll = state.user.poll
+    return WindowRules(overlap=poll.overlap, max_window=max(poll.max_window - _WIDENED, _WIDENED))
 
 
 def _failures(state: UserState, interval: Interval) -> int:

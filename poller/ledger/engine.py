@@ -258,7 +258,7 @@ def _settings(path: Path, begin: str, timeout_s: float) -> Callable[[Any, Any], 
             with closing(connection.cursor()) as cursor:
                 _apply(cursor, wanted, path)
         except BaseException:
-            connection.close()  # the pool does not know it yet, and its thread would stay
+            connection.close()  # SQLAlchemy 2.0 would leave it open, with its thread
             raise
 
     return apply

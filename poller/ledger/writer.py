@@ -58,10 +58,9 @@ class Writer:
         if self._closing or self._task.done():
             raise LedgerUnavailable(f"the ledger {self._path} is closed")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(_look_at)
         self._waiting.append(_Job(work, answer, self._monotonic()))
         self._wake.set()
-        return await asyncio.shield(answer)
+        return await answer
 
     async def close(self) -> None:
         """Finish the writes that were given, then let the connection go."""
@@ -142,15 +141,9 @@ def _run_one(connection: Connection, work: Callable[[Connection], Any]) -> Any:
 
 
 def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
-    if answer.done():
+    if answer.done():  # its caller was cancelled and does not wait any more
         return
     if isinstance(outcome, _Raised):
         answer.set_exception(outcome.error)
     else:
         answer.set_result(outcome)
-
-
-def _look_at(answer: "asyncio.Future[Any]") -> None:
-    """A caller that went away leaves an error that nobody asks for; asyncio would complain."""
-    if not answer.cancelled():
-        answer.exception()

@@ -1,10 +1,10 @@
 """Sending an answer, whole or broken on the way as a fault says."""
 
+import asyncio
 import gzip
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
+from http.client import responses
 
 from aiohttp import web
 
@@ -26,26 +26,18 @@ _BEFORE_RESET_S = 0.02
 # A header of this value keeps aiohttp from adding its own, and is taken away before it is sent.
 _UNWANTED = ""
 
-Pause = Callable[[float | None], Awaitable[None]]
-
 
 async def deliver(
-    request: web.Request,
-    answer: Answer,
-    effect: str | None,
-    settings: tuple[Switches, Faults],
-    pause: Pause,
+    request: web.Request, answer: Answer, effect: str | None, switches: Switches, faults: Faults
 ) -> web.StreamResponse:
-    """Send an answer; `pause(seconds)` waits, `pause(None)` until the simulator ends."""
-    switches, faults = settings
+    """Send an answer; what stalls does so until the client or the simulator goes away."""
     _pack(request, answer, switches)
     if effect == "reset":
         _reset(request)
     elif effect == "stall":
-        await pause(None)
-        _reset(request)
+        await _for_ever()
     elif effect in _FRAMES:
-        await _send_broken(request, answer, effect, faults, pause)
+        await _send_broken(request, answer, effect, faults)
     elif switches.framing == "close" and answer.body:
         _write(request, _head(answer, "close") + answer.body)
         _close(request)
@@ -85,29 +77,31 @@ async def _send_whole(
     return web.Response(status=answer.status, body=answer.body or None, headers=headers)
 
 
-async def _send_broken(
-    request: web.Request, answer: Answer, effect: str, faults: Faults, pause: Pause
-) -> None:
+async def _send_broken(request: web.Request, answer: Answer, effect: str, faults: Faults) -> None:
     frame = _FRAMES[effect]
     _write(request, _head(answer, frame))
     half = answer.body[: len(answer.body) // 2]
     if effect == "drip":
         for at in range(0, len(answer.body), faults.drip_bytes):
             _write(request, answer.body[at : at + faults.drip_bytes])
-            await pause(faults.drip_interval_s)
+            await asyncio.sleep(faults.drip_interval_s)
     else:
         _write(request, b"%x\r\n%b\r\n" % (len(half), half) if frame == "chunked" else half)
     if effect == "stall-mid-body":
-        await pause(None)
+        await _for_ever()
     if effect == "reset-mid-body":
-        await pause(_BEFORE_RESET_S)
+        await asyncio.sleep(_BEFORE_RESET_S)
         _reset(request)
     else:
         _close(request)
 
 
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
 def _head(answer: Answer, frame: str) -> bytes:
-    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, '')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items() if value is not None]
     if frame == "length":
         lines.append(f"Content-Length: {len(answer.body)}")

@@ -1,7 +1,7 @@
 """The simulated eFax on loopback: the network side of it, and the handles that tests hold it by."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -72,7 +72,6 @@ class Simulator(Service):
         self.port = port
         self.in_flight = self.most_in_flight = 0
         self._gates: list[Gate] = []
-        self._stopping = asyncio.Event()
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._transports: WeakSet[asyncio.Transport] = WeakSet()
@@ -92,7 +91,8 @@ class Simulator(Service):
         app = web.Application(client_max_size=_LARGEST_BODY)
         app.router.add_route("*", "/{path:.*}", self._handle)
         app.on_response_prepare.append(drop_unwanted_headers)
-        # Handlers are cancelled when the client goes away, so that no stalled one stays behind.
+        # Handlers are cancelled when the client or the simulator goes away, so that none that
+        # stalls or is held back stays behind.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
         )
@@ -104,8 +104,7 @@ class Simulator(Service):
             raise
 
     async def stop(self) -> None:
-        """End it; answers that were held back or stalled end with a reset. May be called twice."""
-        self._stopping.set()
+        """End it, and with it answers that are held back or stall. May be called twice."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -182,7 +181,7 @@ class Simulator(Service):
 
     async def _pass_gates(self, seen: Seen) -> None:
         for gate in [gate for gate in self._gates if gate.concerns(seen)]:
-            await self._or_stopping(gate.hold())
+            await gate.hold()
 
     async def _deliver(
         self, request: web.Request, seen: Seen, answer: Answer, fault: Fault | None
@@ -190,19 +189,4 @@ class Simulator(Service):
         effect = fault.effect if fault and fault.stage is Stage.DELIVERY else None
         if effect not in ("reset", "stall"):
             seen.status = answer.status
-        return await deliver(request, answer, effect, (self.switches, self.faults), self._pause)
-
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait, but no longer than the simulator lives."""
-        await self._or_stopping(asyncio.sleep(seconds) if seconds is not None else None)
-
-    async def _or_stopping(self, waiting: Coroutine[Any, Any, None] | None) -> None:
-        """Wait for the first of the two; None is for ever."""
-        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._stopping.wait())]
-        if waiting is not None:
-            tasks.append(asyncio.create_task(waiting))
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await deliver(request, answer, effect, self.switches, self.faults)

@@ -104,7 +104,7 @@ def test_systemd_understands_the_unit_and_its_drop_in(tmp_path: Path) -> None:
 
 @needs_systemd
 def test_the_sandbox_is_tight() -> None:
-    analysed = run("systemd-analyze", "security", "--offline=true", "--threshold=15", UNIT)
+    analysed = run("systemd-analyze", "security", "--offline=true", "--threshold=13", UNIT)
     assert analysed.returncode == 0, analysed.stdout[-300:]
 
 

@@ -635,6 +635,11 @@ async def no_connection(bench: Bench, **changes: Any) -> errors.Unreachable:
     return raised.value
 
 
+async def test_a_request_that_never_left_is_not_counted(bench: Bench) -> None:
+    await no_connection(bench, base_url="ftp://127.0.0.1")
+    assert bench.watcher.requests == []
+
+
 async def test_a_refused_connection_names_the_host(bench: Bench) -> None:
     error = await no_connection(bench, base_url="http://127.0.0.1:9")
     assert str(error) == "127.0.0.1 refused the connection: check base_url and the firewall."
@@ -780,6 +785,38 @@ async def test_a_suspension_ends_the_retries_of_others(bench: Bench, client: Cli
     assert bench.server.count("list") < 25
 
 
+async def test_a_suspension_sends_away_those_who_wait_at_once(bench: Bench, client: Client) -> None:
+    await client.sign_in()
+    client.set_limits(Limits(requests_per_second=1000, burst=1000, in_flight=1))
+
+    async def step(_: web.Request) -> web.StreamResponse:
+        for user in ("ann", "bob", "ann", "bob"):
+            client.suspension.failed(user, bench.clock.now(), 0.5)
+        return web.Response(status=500)
+
+    bench.server.scripts["list"] = [step]
+    turns = len(bench.watcher.waits)
+    results = await asyncio.gather(
+        *(client.list_received(bench.ann, BOUNDS, 0) for _ in range(9)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {errors.AccountSuspended}
+    assert len(bench.watcher.waits) == turns + 1
+    assert bench.server.count("list") == 1
+
+
+async def test_a_dead_token_and_a_refused_sign_in_keep_the_account_suspended(
+    bench: Bench, client: Client
+) -> None:
+    await client.sign_in()
+    client.suspension.sign_in_refused(bench.clock.now(), 0.5, "refused")
+    bench.server.token = "somebody else's"
+    bench.server.scripts["token"] = [status(400)]
+    bench.clock.advance(6)
+    with pytest.raises(errors.SignInRefused):
+        await client.list_received(bench.ann, BOUNDS, 0)
+    assert bench.watcher.said("resumed") == []
+
+
 async def test_a_refused_user_shows_that_the_account_is_well(bench: Bench, client: Client) -> None:
     bench.server.scripts["list"] = [status(500)] * 4 + [status(403), status(500), status(500)]
     await fail(client, bench.ann)
@@ -856,7 +893,7 @@ async def test_health_on_behalf_of_a_user_counts_and_probes(bench: Bench, client
     for user in (bench.ann, bench.bob, bench.ann, bench.bob, bench.ann):
         with pytest.raises(errors.Unreachable):
             await client.health(user)
-    assert client.suspension.until is not None
+    assert len(bench.watcher.said("suspended")) == 1
     with pytest.raises(errors.AccountSuspended):
         await client.health(bench.bob)
     bench.clock.advance(6)
@@ -867,7 +904,7 @@ async def test_health_on_behalf_of_a_user_counts_and_probes(bench: Bench, client
     bench.clock.advance(12)
     with pytest.raises(errors.Rejected):  # an answer, for all that
         await client.health(bench.bob)
-    assert client.suspension.until is None
+    assert len(bench.watcher.said("resumed")) == 1
     bench.server.scripts["health"] = [status(200, "<html>")]
     with pytest.raises(errors.BadAnswer):
         await client.health(bench.bob)

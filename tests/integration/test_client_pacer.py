@@ -157,12 +157,40 @@ async def test_a_caller_cancelled_just_as_its_turn_comes_lets_the_next_one_go(
     assert one.pacing.under_way == 1
 
 
+async def test_a_caller_chosen_after_its_cancellation_lets_the_next_one_go(
+    desks: list[Desk],
+) -> None:
+    one = desk(desks, rate=100, burst=100, in_flight=1)
+    await one.come("a")
+    waiting = await one.come("b")
+    await one.come("c")
+    waiting.cancel()
+    one.pacing.set_limits(100, 100, 2, 0.0)
+    one.pacer.pump()  # b's task has not run yet
+    await settle()
+    assert one.inside == ["a", "c"]
+
+
 async def test_a_caller_cancelled_inside_its_turn_gives_its_slot_back(desks: list[Desk]) -> None:
     one = desk(desks, in_flight=1)
     (await one.come("a")).cancel()
     await settle()
     await one.come("b")
     assert one.inside == ["b"]
+
+
+async def test_those_who_wait_can_be_sent_away(desks: list[Desk]) -> None:
+    one = desk(desks, rate=100, burst=100, in_flight=1)
+    await one.come("a")
+    dismissed = [await one.come(name) for name in "bc"]
+    dismissed[1].cancel()
+    await one.come("d", Kind.IMAGE)
+    one.pacer.dismiss((Kind.LIST,), lambda: ValueError("go home"))
+    await settle()
+    assert isinstance(dismissed[0].exception(), ValueError)
+    assert dismissed[1].cancelled()
+    await one.go("a")
+    assert one.inside == ["d"]
 
 
 async def test_there_is_one_timer_however_many_wait(desks: list[Desk]) -> None:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -107,6 +108,8 @@ async def test_a_setting_that_does_not_hold_refuses_the_start(
     monkeypatch.setitem(engine._PRAGMAS, "journal_mode", "nonsense")
     with pytest.raises(CannotStart, match="journal_mode is delete, not nonsense"):
         await Ledger.open(url(path))
+    assert_no_thread_is_left()
+    gc.collect()  # a connection that was not closed would warn
 
 
 async def test_readers_cannot_write(path: Path) -> None:
@@ -218,19 +221,21 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.fixture
-def walkable(tmp_path: Path) -> None:
-    for directory in [tmp_path, *tmp_path.parents][:-2]:
-        with contextlib.suppress(PermissionError):
-            directory.chmod(directory.stat().st_mode | 0o111)
-
-
-@pytest.mark.usefixtures("walkable")
-def test_a_ledger_that_may_not_be_read_is_refused(made: Path) -> None:
-    made.parent.chmod(0o755)
-    made.chmod(0)
-    with unprivileged(), pytest.raises(CannotStart, match="permission denied"):
-        engine.look(made, timeout_s=0.1, thorough=True)
+def test_a_ledger_that_may_not_be_read_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "poller.db"
+        asyncio.run(make(path))
+        path.chmod(0)
+        path.parent.chmod(0o755)
+        with unprivileged(), pytest.raises(CannotStart, match="cannot be read: permission denied"):
+            engine.look(path, timeout_s=0.1, thorough=True)
+        path.parent.chmod(0o600)
+        with (
+            unprivileged(),
+            pytest.raises(CannotStart, match="cannot be opened: Permission denied"),
+        ):
+            engine.look(path, timeout_s=0.1, thorough=True)
+        path.parent.chmod(0o700)
 
 
 async def test_a_missing_ledger_is_not_made_unless_asked(path: Path) -> None:

@@ -42,10 +42,9 @@ def new_fax(fax_id: str) -> NewFax:
     return NewFax(fax_id, f"main/front-desk/{fax_id}", {"fax_id": fax_id}, NOW)
 
 
-async def record(ledger: Ledger, user: UserRow, *fax_ids: str) -> list[str]:
-    found = await ledger.record_page(
-        user.id, [new_fax(fax_id) for fax_id in fax_ids], window=HOUR, found_by="newest", now=NOW
-    )
+async def record(ledger: Ledger, user: UserRow, *fax_ids: str, now: datetime = NOW) -> list[str]:
+    faxes = [new_fax(fax_id) for fax_id in fax_ids]
+    found = await ledger.record_page(user.id, faxes, window=HOUR, found_by="newest", now=now)
     return [fax.fax_id for fax in found]
 
 
@@ -118,7 +117,11 @@ async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
     }
     assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
     assert (await ledger.user(user.id)).discovered == 0
-    assert await record(ledger, user, "one", "two") == ["one", "two"]  # a fresh connection
+    assert await record(ledger, user, "one", "two") == ["one", "two"]
+    with_defaults = await ledger._write(
+        lambda connection: connection.exec_driver_sql("PRAGMA cache_size").scalar()
+    )
+    assert with_defaults != 1  # a fresh connection
 
 
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
@@ -170,7 +173,16 @@ async def test_an_error_bears_no_statement_and_no_value(
     with locked(path), pytest.raises(LedgerUnavailable) as refused:
         await record(ledger, user, "a-patient's-fax")
     assert str(refused.value) == f"the ledger {path} is locked by another program"
-    assert "patient" not in str(refused.value.__cause__)
+
+
+async def test_an_error_of_our_own_bears_no_value_either(ledger: Ledger) -> None:
+    def twice(connection: Connection) -> None:
+        for _ in range(2):
+            connection.execute(text("INSERT INTO meta VALUES (:a, '')"), {"a": "patient"})
+
+    with pytest.raises(IntegrityError) as broken:
+        await ledger._write(twice)
+    assert "patient" not in str(broken.value)
 
 
 async def test_a_caller_that_is_cancelled_does_not_cancel_the_write(
@@ -224,7 +236,8 @@ async def test_progress_can_be_watched(path: Path) -> None:
         await asyncio.sleep(0)
         assert ledger.waiting_since == opened + 1
         await task
-        assert (ledger.last_write_at, ledger.waiting_since) == (opened + 2, None)
+        answered: tuple[float | None, ...] = (ledger.last_write_at, ledger.waiting_since)
+        assert answered == (opened + 2, None)
 
 
 async def test_a_writer_that_dies_fails_all_that_wait(
@@ -252,7 +265,7 @@ async def test_a_page_that_brings_nothing_new_writes_no_byte(
 ) -> None:
     await record(ledger, user, "one", "two")
     before = path.read_bytes()  # with SQLite's change counter
-    assert await record(ledger, user, "one", "two") == []
+    assert await record(ledger, user, "one", "two", now=NOW + timedelta(seconds=30)) == []
     assert path.read_bytes() == before
 
 

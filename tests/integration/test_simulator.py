@@ -729,6 +729,11 @@ async def test_a_status_can_be_switched_on(bench: Bench, status: str) -> None:
     assert (await bench.caller.image(fax)).status == 200
 
 
+async def test_a_status_without_a_name_can_be_closed_by_hand(start: Start) -> None:
+    bench = await start(switches=Switches(framing="close"), faults=Faults.of("599@list=always"))
+    assert (await bench.caller.list()).status == 599
+
+
 async def test_a_status_can_have_any_retry_after(bench: Bench) -> None:
     bench.sim.faults = Faults((Fault("503", first=1, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),))
     got = await bench.caller.list()

