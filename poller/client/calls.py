@@ -317,7 +317,7 @@ class Client:
         except RateLimited as error:
             self._slow_down(error, sent_at)
             raise
-        self.pacing.succeeded(self._clock.monotonic())
+        self.pacing.succeeded(self._clock.monotonic(), sent_at=sent_at)
         return value
 
     def _slow_down(self, error: RateLimited, sent_at: float) -> None:

@@ -1,5 +1,7 @@
 """What an answer means: the values in a good one, the one error for each bad one."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -58,10 +60,14 @@ class ListedFax:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a list; `unusable` counts records without a fax id that could be asked for."""
+    """One page of a list; `unusable` counts records without a fax id that could be asked for.
+
+    `marks` tell all its records apart, in their order: the fax id, or what stands in for it.
+    """
 
     faxes: tuple[ListedFax, ...]
     unusable: int = 0
+    marks: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 def succeeded(call: Call, status: int) -> bool:
@@ -117,8 +123,16 @@ def parse_page(body: bytes) -> Page:
         return Page(())
     if not isinstance(records, list):
         raise BadAnswer("The list answer holds no list of faxes.")
-    faxes = [fax for fax in map(_listed, records) if fax is not None]
-    return Page(tuple(faxes), len(records) - len(faxes))
+    listed = [(_listed(record), record) for record in records]
+    faxes = tuple(fax for fax, _ in listed if fax is not None)
+    marks = tuple(fax.fax_id if fax else _stand_in(record) for fax, record in listed)
+    return Page(faxes, len(records) - len(faxes), marks)
+
+
+def _stand_in(record: object) -> str:
+    """Begins as no fax id can that is asked for."""
+    text = json.dumps(record, sort_keys=True, default=str)
+    return "\0" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check_empty(fields: dict[str, Any]) -> None:
@@ -158,6 +172,11 @@ def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < 10**9 else None
+
+
+def listed_pages(raw: Mapping[str, Any]) -> int | None:
+    """Read the page count of a record as it was listed; None where it says none."""
+    return _count(raw.get("pages")) or None
 
 
 def evidence(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> Evidence:

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from poller import log, retry
 from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
+from poller.efax import listed_pages
 from poller.errors import (
     AccountSuspended,
     ApiError,
@@ -303,12 +303,3 @@ def _origin(fax: FaxRow) -> Origin:
         listed_pages=listed_pages(fax.listed),
         metadata=fax.listed,
     )
-
-
-def listed_pages(listed: dict[str, Any]) -> int | None:
-    """The page count of the list; numbers may come as strings, or not at all."""
-    try:
-        pages = int(listed.get("pages") or 0)
-    except (TypeError, ValueError):
-        return None
-    return pages if pages > 0 else None

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from poller import log, retry
 from poller.client import Client
 from poller.clock import Clock
-from poller.config.model import User
+from poller.config.model import Sweep, User
 from poller.errors import (
     AccountSuspended,
     ApiError,
@@ -24,7 +24,7 @@ from poller.errors import (
     WindowRefused,
 )
 from poller.ingest.reading import ListReader, Read
-from poller.ingest.user import UserState
+from poller.ingest.user import SweepUnderWay, UserState
 from poller.ledger import FaxRow, Ledger
 from poller.window import (
     Coverage,
@@ -43,7 +43,7 @@ from poller.window import (
 HOUR = timedelta(hours=1)
 _REFUSAL_FIRST, _REFUSAL_CAP = timedelta(minutes=1), timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
-_SWEEP_AGAIN = timedelta(minutes=5)
+_SWEEP_AGAIN_S = 300.0
 _HOLD_IMAGES_S = 120.0
 _PASSES = 5
 _WIDENED = timedelta(seconds=2)
@@ -100,7 +100,6 @@ class Poller:
         self._reader = reader
         self._clock = clock
         self._random = random
-        self._sweep_not_before: dict[int, float] = {}
 
     async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
         """List what is due of `state`'s user and record it; old gaps only until monotonic `until`.
@@ -127,9 +126,7 @@ class Poller:
         await self._newest(state, start, run)
         state.newest_failures = 0
         await self._gaps(state, start, run)
-        await self._sweep(state, start, run, SliceKind.SWEEP)
-        await self._sweep(state, start, run, SliceKind.DEEP_SWEEP)
-        state.sweep_now = False
+        await self._sweeps(state, start, run)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -230,7 +227,7 @@ class Poller:
         rules = _rules(state)
         while pieces := gap_slices(state.coverage, start, run.now, rules, state.failed_slices):
             for piece in pieces:
-                if run.until is not None and self._clock.monotonic() >= run.until:
+                if self._is_over(run):
                     return
                 await self._gap(state, piece, run)
 
@@ -272,46 +269,57 @@ class Poller:
 
     # -- the two nets -------------------------------------------------------------------------
 
-    async def _sweep(self, state: UserState, start: datetime, run: _Run, kind: SliceKind) -> None:
-        """List again what a window may have missed; a completed sweep says where the next begins."""
-        deep = kind is SliceKind.DEEP_SWEEP
-        rule = state.user.poll.deep_sweep if deep else state.user.poll.sweep
-        last_end = state.deep_sweep_end if deep else state.sweep_end
-        if not self._sweep_is_due(state, last_end, rule.every, run.now):
+    async def _sweeps(self, state: UserState, start: datetime, run: _Run) -> None:
+        """List again what a window may have missed, as far as this poll's time reaches."""
+        if self._clock.monotonic() < state.sweep_not_before:
             return
-        before = len(run.outcome.discovered)
-        rules = _rules(state)
-        try:
-            for piece in sweep_slices(kind, last_end, rule.back, start, run.now, rules):
-                if run.listed.gaps(piece.interval.start, piece.interval.end):
-                    await self._list_halving(state, piece, run)
-            if deep:
-                run.outcome.discovered += await self._not_downloaded(state, start, run.now)
-        except _NOT_THIS_USERS_FAULT:
-            raise
-        except ApiError as error:
-            run.outcome.trouble.append(error)
-            self._sweep_not_before[state.id] = (
-                self._clock.monotonic() + _SWEEP_AGAIN.total_seconds()
-            )
-            return
-        missed = [
-            fax
-            for fax in run.outcome.discovered[before:]
-            if fax.received_at is None or run.covered_before.covers(fax.received_at)
-        ]
-        await self._ledger.sweep_done(state.id, kind, run.now, len(missed))
-        if deep:
-            state.deep_sweep_end = run.now
-        else:
-            state.sweep_end = run.now
+        for kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
+            if kind not in state.sweeps and self._sweep_is_due(state, kind, run.now):
+                state.sweeps[kind] = SweepUnderWay(run.now)
+        state.sweep_now = False
+        for kind in list(state.sweeps):
+            try:
+                await self._sweep(state, start, run, kind)
+            except _NOT_THIS_USERS_FAULT:
+                raise
+            except ApiError as error:
+                run.outcome.trouble.append(error)
+                state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
 
-    def _sweep_is_due(
-        self, state: UserState, last_end: datetime | None, every: timedelta, now: datetime
-    ) -> bool:
-        if self._clock.monotonic() < self._sweep_not_before.get(state.id, 0.0):
-            return False
-        return state.sweep_now or last_end is None or now >= last_end + every
+    @staticmethod
+    def _sweep_is_due(state: UserState, kind: SliceKind, now: datetime) -> bool:
+        last_end = state.sweep_ends[kind]
+        return (
+            state.sweep_now or last_end is None or now >= last_end + _sweep_rule(state, kind).every
+        )
+
+    async def _sweep(self, state: UserState, start: datetime, run: _Run, kind: SliceKind) -> None:
+        """Go on with a sweep; once completed, its end says where the next one begins."""
+        sweep = state.sweeps[kind]
+        last_end, back = state.sweep_ends[kind], _sweep_rule(state, kind).back
+        before = len(run.outcome.discovered)
+        try:
+            for piece in sweep_slices(kind, last_end, back, start, sweep.end, _rules(state)):
+                listed = Coverage(run.listed.intervals + sweep.listed.intervals)
+                if not listed.gaps(piece.interval.start, piece.interval.end):
+                    continue
+                if self._is_over(run):
+                    return
+                await self._list_halving(state, piece, run)
+                sweep.listed = sweep.listed.add(piece.interval)
+            if kind is SliceKind.DEEP_SWEEP:
+                run.outcome.discovered += await self._not_downloaded(state, start, run.now)
+        finally:
+            sweep.missed += sum(
+                fax.received_at is None or run.covered_before.covers(fax.received_at)
+                for fax in run.outcome.discovered[before:]
+            )
+        await self._ledger.sweep_done(state.id, kind, sweep.end, sweep.missed)
+        state.sweep_ends[kind] = sweep.end
+        del state.sweeps[kind]
+
+    def _is_over(self, run: _Run) -> bool:
+        return run.until is not None and self._clock.monotonic() >= run.until
 
     async def _not_downloaded(
         self, state: UserState, start: datetime, now: datetime
@@ -405,6 +413,11 @@ def _rules(state: UserState) -> WindowRules:
     """What is asked for is a second longer at both ends than the slice, and still no longer than allowed."""
     poll = state.user.poll
     return WindowRules(overlap=poll.overlap, max_window=max(poll.max_window - _WIDENED, _WIDENED))
+
+
+def _sweep_rule(state: UserState, kind: SliceKind) -> Sweep:
+    poll = state.user.poll
+    return poll.deep_sweep if kind is SliceKind.DEEP_SWEEP else poll.sweep
 
 
 def _failures(state: UserState, interval: Interval) -> int:

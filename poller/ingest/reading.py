@@ -72,7 +72,7 @@ class ListReader:
                 listing.offset,
                 image_downloaded=False if covers is None else None,
             )
-            step = listing.page([fax.fax_id for fax in page.faxes])
+            step = listing.page(page.marks)
             self._largest_page = max(self._largest_page, listing.largest_page)
             unusable += page.unusable
             done = step is Step.DONE and not unusable

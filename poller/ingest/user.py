@@ -6,7 +6,7 @@ from datetime import datetime
 
 from poller.config.model import User
 from poller.ledger import Ledger, UserRow
-from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
+from poller.window import Coverage, FailedSlice, Interval, SliceKind, alarming_gaps, open_gaps
 
 
 class ImageHold:
@@ -46,6 +46,15 @@ class ImageHold:
 
 
 @dataclass
+class SweepUnderWay:
+    """A sweep may take several polls: to `end`, of which `listed` is done and `missed` was found."""
+
+    end: datetime
+    listed: Coverage = field(default_factory=Coverage)
+    missed: int = 0
+
+
+@dataclass
 class UserState:
     """Only this process writes the ledger's rows of its users, so what was read once stays true."""
 
@@ -56,14 +65,15 @@ class UserState:
     configured_start: str | None
     coverage: Coverage
     failed_slices: list[FailedSlice]
-    sweep_end: datetime | None
-    deep_sweep_end: datetime | None
+    sweep_ends: dict[SliceKind, datetime | None]
     failed_polls: int
     refusals: int
     refused_until: datetime | None
     last_received_at: datetime | None
     last_success_at: datetime | None
     sweep_now: bool = True
+    sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
+    sweep_not_before: float = 0.0
     newest_failures: int = 0
     gap_alarm: bool = False
     poll_alarm: bool = False
@@ -104,8 +114,10 @@ async def load_user(ledger: Ledger, user: User, row: UserRow) -> UserState:
         configured_start=row.configured_start,
         coverage=await ledger.coverage(row.id),
         failed_slices=await ledger.failed_slices(row.id),
-        sweep_end=row.sweep_end,
-        deep_sweep_end=row.deep_sweep_end,
+        sweep_ends={
+            SliceKind.SWEEP: row.sweep_end,
+            SliceKind.DEEP_SWEEP: row.deep_sweep_end,
+        },
         failed_polls=row.failed_polls,
         refusals=row.refusals,
         refused_until=row.refused_until,

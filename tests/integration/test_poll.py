@@ -1,15 +1,19 @@
 """Poll one user of a simulated eFax: windows, gaps, the two nets, refusals."""
 
-import asyncio
 from datetime import timedelta
+from typing import Any
 
+import pytest
+
+from poller.config.model import Poll
 from poller.errors import UserRefused
 from poller.ingest.account import AccountAtWork
 from poller.ingest.poll import PollOutcome
+from poller.ingest.reading import ListReader
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.simulator import Fault, Faults, Simulator, Switches
-from tests.conftest import APP, Event, QuickClock
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 
 
 def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
@@ -76,7 +80,8 @@ async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
     site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
-    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    old.image_downloaded = True  # or the not-downloaded list would have it
     today = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
 
     outcome = await poll(site)
@@ -93,6 +98,7 @@ async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
     old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    old.image_downloaded = True
     await poll(site)
     before = len(simulator.requests)
     clock.advance(timedelta(seconds=5))
@@ -168,20 +174,21 @@ async def test_fax_that_somebody_else_downloaded_is_new_all_the_same(
 
 
 async def test_not_downloaded_list_is_read_while_no_image_of_the_user_is_fetched(
-    site: Site, simulator: Simulator, clock: QuickClock
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account, state = parts(site)
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
-    with simulator.hold("list", user="user-a") as gate:
-        polling = asyncio.create_task(account.poll(state))
-        while not state.images.held:
-            await gate.reached()
-            gate.open()
-            await asyncio.sleep(0.005)
-        assert not await account.workers._start_one(look=True)
-        gate.open()
-        await polling
-    assert not state.images.held
+    started: list[bool] = []
+    read = ListReader.read_not_downloaded
+
+    async def reading(self: ListReader, *arguments: Any) -> Any:
+        started.append(await account.workers._start_one(look=True))
+        return await read(self, *arguments)
+
+    monkeypatch.setattr(ListReader, "read_not_downloaded", reading)
+    await account.poll(state)
+
+    assert started == [False]
     await account.workers.run_until_idle()
     assert sum(simulator.downloads.values()) == 1
 
@@ -323,3 +330,86 @@ async def test_failure_is_said_once_and_the_recovery_with_its_count(
     said = [event for event in events if event.action in ("poll-failed", "poll-recovered")]
     assert [event.action for event in said] == ["poll-failed", "poll-recovered"]
     assert said[1].fields["failures"] == 3
+
+
+async def test_entry_without_an_id_leaves_its_slice_a_gap_and_everything_else_is_listed(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=3, hours=2))
+    bad = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=3))
+    bad.fields["fax_id"] = None
+
+    found = []
+    for _ in range(14):
+        outcome = await poll(site)
+        found += [row.fax_id for row in outcome.discovered]
+        clock.advance(timedelta(hours=1))
+
+    _, state = parts(site)
+    gaps = state.failed_gaps()
+    assert found == [good.fax_id]
+    assert len(gaps) == 1
+    assert gaps[0].length <= timedelta(hours=1)
+    assert gaps[0].start < bad.completed < gaps[0].end
+
+
+async def test_start_that_is_changed_to_an_earlier_time_adds_a_gap_that_is_listed(
+    simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=20))
+    old.image_downloaded = True
+    async with opened_site(make_config(simulator.base_url), clock) as first:
+        assert (await poll(first)).discovered == []
+    clock.advance(timedelta(hours=1))
+    longer = Poll(start=timedelta(days=30))
+    async with opened_site(make_config(simulator.base_url, poll=longer), clock) as second:
+        outcome = await poll(second)
+
+    assert [row.fax_id for row in outcome.discovered] == [old.fax_id]
+
+
+async def test_long_downtime_is_caught_up_from_where_the_last_run_ended(
+    simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    async with opened_site(make_config(simulator.base_url), clock) as first:
+        await poll(first)
+    expected = set()
+    for day in range(30):
+        fax = simulator.receive(APP, "user-a", completed=clock.now() + timedelta(days=day, hours=1))
+        fax.image_downloaded = True
+        expected.add(fax.fax_id)
+    clock.advance(timedelta(days=31))
+    async with opened_site(make_config(simulator.base_url), clock) as second:
+        outcome = await poll(second)
+        _, state = parts(second)
+
+    assert {row.fax_id for row in outcome.discovered} == expected
+    assert state.gaps() == ()
+
+
+async def test_fax_from_the_future_is_stored_and_moves_no_watermark(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await poll(site)
+    simulator.receive(APP, "user-a", completed=clock.now() + timedelta(minutes=2))
+    outcome = await poll(site)
+    clock.advance(timedelta(minutes=3))
+    outcome_later = await poll(site)
+
+    _, state = parts(site)
+    assert len(outcome.discovered) + len(outcome_later.discovered) == 1
+    assert state.watermark is not None
+    assert state.watermark <= clock.now()
+
+
+async def test_gaps_are_left_to_the_next_poll_when_this_ones_time_is_over(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, state = parts(site)
+
+    await account.poll(state, until=clock.monotonic())
+    assert state.gaps()
+    assert len([one for one in simulator.requests if one.call == "list"]) == 1
+    clock.advance(timedelta(seconds=30))
+    await account.poll(state, until=clock.monotonic() + 30)
+    assert state.gaps() == ()
