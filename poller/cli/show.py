@@ -17,6 +17,9 @@ from poller.status import status
 from poller.web.problems import problems
 
 
+_PIPED_WIDTH = 160
+
+
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as a table, problems first, or as JSON."""
     settings = setup.load(paths)
@@ -42,14 +45,17 @@ async def _status(settings: Config) -> dict[str, Any]:
 
 def _print(shown: dict[str, Any]) -> None:
     console = Console()
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
     reasons = [] if shown["running"] else ["poller is not running"]
     if not shown["storage"]["usable"]:
         reasons.append(f"nothing is fetched: {shown['storage']['reason']}")
     for problem in problems(shown, reasons):
-        console.print(problem, style="bold red", markup=False, highlight=False)
-    table = Table(
-        "user", "watermark", "lag", "last poll", "stored", "pending", "quarantined", "gaps"
-    )
+        console.print(problem, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("user", "lag", "last poll", "stored", "pending", "quarantined", "gaps"):
+        is_text = name in ("user", "last poll")
+        table.add_column(name, no_wrap=True, justify="left" if is_text else "right")
     for row in sorted(shown["users"], key=_trouble_first):
         table.add_row(*_cells(row), style=_style(row))
     console.print(table)
@@ -60,7 +66,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     lag = "" if row["lag_s"] is None else str(timedelta(seconds=round(row["lag_s"])))
     return [
         name,
-        _short(row["watermark"]),
         lag,
         _short(row["last_poll_at"]),
         str(row["stored"]),

@@ -1,6 +1,7 @@
 """The token of an account: shared, renewed in time, not fought over."""
 
 import asyncio
+import gc
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -130,6 +131,8 @@ async def test_a_caller_that_is_cancelled_does_not_take_the_sign_in_from_the_oth
 
 
 async def test_a_sign_in_that_fails_when_all_callers_are_gone_is_quiet(desk: Desk) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
     desk.gate, desk.error = asyncio.Event(), errors.Unreachable("down")
     caller = asyncio.create_task(desk.token())
     await asyncio.sleep(0.001)
@@ -138,6 +141,8 @@ async def test_a_sign_in_that_fails_when_all_callers_are_gone_is_quiet(desk: Des
     await asyncio.sleep(0.001)
     desk.error = None
     assert (await desk.token()).value == "token-2"
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_failed_sign_in_fails_all_who_waited_and_is_tried_again_next_time(
@@ -253,9 +258,10 @@ async def test_a_sign_in_that_is_far_away_is_not_waited_for(desk: Desk) -> None:
 
 
 async def test_a_token_refused_at_its_end_is_no_war(desk: Desk) -> None:
+    desk.life_s = 600
     for _ in range(4):
         held = await desk.token()
-        desk.advance(RENEWED_AT_S)
+        desk.advance(560)
         desk.tokens.refused(held, "ann")
     assert desk.wars == []
 

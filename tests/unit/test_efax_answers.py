@@ -58,6 +58,20 @@ def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "pages"),
+    [
+        ({"pages": 3}, 3),
+        ({"pages": "3"}, 3),
+        ({"pages": 0}, None),
+        ({}, None),
+        ({"pages": []}, None),
+    ],
+)
+def test_a_record_lists_a_page_count_or_none(raw: dict[str, Any], pages: int | None) -> None:
+    assert efax.listed_pages(raw) == pages
+
+
+@pytest.mark.parametrize(
     "body",
     [
         pytest.param(b"{}", id="bare object"),

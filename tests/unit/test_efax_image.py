@@ -222,6 +222,7 @@ def test_no_bytes_raise_anything_but_bad_answer(body: bytes, cuts: list[int]) ->
         pytest.param(b'{"image": "QU!D"}', id="not in the alphabet"),
         pytest.param(b'{"image": "QU-_"}', id="the URL alphabet"),
         pytest.param(b'{"image": "QUJD\\\\/QUJ"}', id="escaped backslash"),
+        pytest.param(b'{"image": "QUJD\\\\nr"}', id="escaped backslash before letters"),
         pytest.param(b'{"image": "QUJ\\"QUJD"}', id="escaped quote"),
         pytest.param(b'{"image": "QUJ\\x"}', id="no JSON escape"),
         pytest.param(b'{"image": "QUJ\\u0"}', id="short escape"),

@@ -1,0 +1,357 @@
+"""An installation of poller in a directory: its configuration, its commands as processes, its disk.
+
+What checks the disk uses nothing of poller but what the simulator served.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import stat
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from poller.simulator import Simulator
+from poller.simulator.answers import listed_fax
+from poller.simulator.state import Fax
+
+APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
+KEY_VARIABLE = "POLLER_TEST_KEY"
+USERS = {"front-desk": "user-a", "billing": "user-b"}
+PATIENCE_S = 30.0
+MARKER = ".poller-storage"
+
+
+def populated(simulator: Simulator) -> Simulator:
+    """Give it the App ID and the users that `Installation` configures."""
+    simulator.add_app(APP, KEY)
+    for user_id in USERS.values():
+        simulator.add_user(APP, user_id)
+    return simulator
+
+
+def overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Lay one map over another, to any depth."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = overlaid(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def said_in_one_sentence(self) -> bool:
+        """Nothing but one line on stderr, and no traceback."""
+        return self.err.count("\n") == 1 and "Traceback" not in self.err
+
+
+@dataclass
+class Daemon:
+    """`poller run` at work; every line of its log is in `lines`, those that are JSON in `events`."""
+
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _closed: bool = False
+
+    async def read(self) -> None:
+        assert self.process.stdout is not None
+        async for raw in self.process.stdout:
+            line = raw.decode().rstrip("\n")
+            async with self._news:
+                self.lines.append(line)
+                with contextlib.suppress(ValueError):
+                    self.events.append(json.loads(line))
+                self._news.notify_all()
+        async with self._news:
+            self._closed = True
+            self._news.notify_all()
+
+    def said(self, action: str, **about: Any) -> list[dict[str, Any]]:
+        """The events of this name so far, with these poller fields."""
+        return [one for one in self.events if _is(one, action, about)]
+
+    async def event(self, action: str, *, count: int = 1, **about: Any) -> dict[str, Any]:
+        """Wait until the event was said that many times; gives the latest."""
+        await self.until(lambda: len(self.said(action, **about)) >= count, f"{count} × {action}")
+        return self.said(action, **about)[count - 1]
+
+    async def until(self, happened: Callable[[], bool], what: str) -> None:
+        """Wait until something is true, looking at it with each line of the log."""
+        try:
+            async with asyncio.timeout(PATIENCE_S), self._news:
+                await self._news.wait_for(lambda: happened() or self._closed)
+        except TimeoutError:
+            pass
+        assert happened(), f"waited in vain for {what}; the log was\n" + "\n".join(self.lines)
+
+    def kill(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.kill(signal.SIGTERM)
+        return await self.ended()
+
+
+def _is(event: dict[str, Any], action: str, about: dict[str, Any]) -> bool:
+    if action_of(event) != action:
+        return False
+    fields = event.get("poller", {})
+    return all(fields.get(name) == value for name, value in about.items())
+
+
+def action_of(event: dict[str, Any]) -> str | None:
+    action = event.get("event", {}).get("action")
+    return action if isinstance(action, str) else None
+
+
+class Installation:
+    """A configuration file, a storage and a state directory below `root`.
+
+    `changes` are laid over a configuration of one account with two users that polls each second.
+    """
+
+    def __init__(self, root: Path, base_url: str, changes: dict[str, Any] | None = None) -> None:
+        self.root = root
+        self.config = root / "poller.yaml"
+        self.storage = root / "faxes"
+        self.ledger = root / "state" / "poller.db"
+        self.environ = {**os.environ, KEY_VARIABLE: KEY, "PYTHONWARNINGS": "default"}
+        self.environ.pop("NOTIFY_SOCKET", None)
+        self.settings: dict[str, Any] = {
+            "accounts": {"main": account(base_url)},
+            "poll": {"every": "1s"},
+            "storage": {"directory": "faxes", "min_free": "1MiB"},
+            "state": {"url": "sqlite:///state/poller.db"},
+            "retry": {"max_delay": "200ms"},
+            "http": {"listen": None},
+            "log": {"format": "json", "level": "debug"},
+        }
+        self.write(changes or {})
+
+    def write(self, changes: dict[str, Any]) -> None:
+        """Change the configuration; JSON is YAML 1.2."""
+        self.settings = overlaid(self.settings, changes)
+        self.config.write_text(json.dumps(self.settings, indent=1))
+
+    async def poller(self, *words: str, config: bool = True, **environ: str) -> Done:
+        """Run a command to its end."""
+        process = await self._start(*words, config=config, **environ)
+        try:
+            async with asyncio.timeout(PATIENCE_S * 3):
+                out, err = await process.communicate()
+        finally:
+            await _end(process)
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+    async def once(self, *words: str) -> dict[str, int]:
+        """Run `once`, which must succeed; its summary."""
+        done = await self.poller("once", "--json", *words)
+        assert done.code == 0, done
+        summary: dict[str, int] = json.loads(done.out.splitlines()[-1])
+        return summary
+
+    async def status(self) -> dict[str, Any]:
+        done = await self.poller("status", "--json")
+        assert done.code == 0, done
+        shown: dict[str, Any] = done.json
+        return shown
+
+    @asynccontextmanager
+    async def daemon(self, *, ready: bool = True, **environ: str) -> AsyncIterator[Daemon]:
+        """Run the daemon; it is killed at the end if it still runs."""
+        process = await self._start("run", config=True, **environ)
+        daemon = Daemon(process)
+        reading = asyncio.create_task(daemon.read())
+        try:
+            if ready:
+                await daemon.event("service-ready")
+            yield daemon
+        finally:
+            await _end(process)
+            await reading
+            assert process.stderr is not None
+            errors = (await process.stderr.read()).decode()
+            assert "Traceback" not in errors, errors
+
+    async def _start(
+        self, *words: str, config: bool, **environ: str
+    ) -> asyncio.subprocess.Process:
+        where = ("-c", str(self.config)) if config else ()
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "poller", *words, *where),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=self.root,
+            env={**self.environ, **environ},
+            limit=1 << 20,
+        )
+
+    def sidecars(self) -> dict[str, Path]:
+        """What a consumer sees, by fax id."""
+        return {
+            json.loads(path.read_text())["fax_id"]: path
+            for path in sorted(self.storage.rglob("*.json"))
+        }
+
+    def image_of(self, fax: Fax) -> Path:
+        sidecar = self.sidecars()[fax.fax_id]
+        return sidecar.with_name(json.loads(sidecar.read_text())["image"]["file"])
+
+
+def account(base_url: str) -> dict[str, Any]:
+    return {
+        "base_url": base_url,
+        "app_id": APP,
+        "api_key": {"env": KEY_VARIABLE},
+        "limits": {"requests_per_second": 1000, "burst": 1000, "in_flight": 8},
+        "users": {name: {"user_id": user_id} for name, user_id in USERS.items()},
+    }
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+# What must be on the disk
+
+_KEYS = {
+    *("fax_id", "account", "user", "app_id", "user_id", "received_at", "first_seen_at"),
+    *("stored_at", "image", "metadata"),
+}
+_IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "damaged"}
+_MAGIC = {b"%PDF": ("pdf", ".pdf"), b"II*\0": ("tiff", ".tif"), b"MM\0*": ("tiff", ".tif")}
+
+
+def assert_stored(
+    installation: Installation,
+    simulator: Simulator,
+    *,
+    faxes: Iterable[Fax] | None = None,
+    names: dict[str, str] | None = None,
+) -> None:
+    """Each fax is on the disk exactly once, byte for byte as served, as the contract says.
+
+    `faxes` are all of the simulator's unless given; `names` map user ids to `account/user`. No
+    poller may be at work.
+    """
+    wanted = simulator.faxes() if faxes is None else list(faxes)
+    names = names or {user_id: f"main/{name}" for name, user_id in USERS.items()}
+    problems = list(_tree_problems(installation.storage))
+    found = Counter[tuple[str, str, str]]()
+    by_identity = {(fax.app_id, fax.user_id, fax.fax_id): fax for fax in wanted}
+    images: set[Path] = set()
+    for path in sorted(installation.storage.rglob("*.json")):
+        content = json.loads(path.read_text())
+        identity = (content["app_id"], content["user_id"], content["fax_id"])
+        found[identity] += 1
+        image = path.with_name(content["image"]["file"])
+        images.add(image)
+        fax = by_identity.get(identity)
+        if fax is None:
+            problems.append(f"{path.name} is of a fax that was not expected")
+        else:
+            problems += _pair_problems(path, content, image, fax, simulator, names[fax.user_id])
+    problems += [f"{fax} is not there" for key, fax in by_identity.items() if not found[key]]
+    problems += [f"{key} is there {count} times" for key, count in found.items() if count > 1]
+    visible = {path for path in installation.storage.rglob("*") if path.is_file()}
+    alone = {path for path in visible - images if path.suffix != ".json" and path.name != MARKER}
+    problems += [f"{path.name} has no sidecar" for path in sorted(alone)]
+    assert not problems, "\n".join(problems[:20])
+
+
+def _tree_problems(storage: Path) -> Iterable[str]:
+    for path in [storage, *storage.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if path.name.startswith(".") and path.name != MARKER:
+            yield f"{path} is left over"
+        elif path.is_dir() and mode != 0o750:
+            yield f"{path} has mode {mode:o}"
+        elif path.is_file() and path.name != MARKER and mode != 0o640:
+            yield f"{path} has mode {mode:o}"
+
+
+def _pair_problems(
+    path: Path,
+    content: dict[str, Any],
+    image: Path,
+    fax: Fax,
+    simulator: Simulator,
+    name: str,
+) -> Iterable[str]:
+    about = content["image"]
+    if not content.keys() >= _KEYS or not about.keys() >= _IMAGE_KEYS:
+        yield f"{path.name} lacks {(_KEYS - content.keys()) | (_IMAGE_KEYS - about.keys())}"
+        return
+    if not image.is_file():
+        yield f"{path.name} has no image"
+        return
+    data = image.read_bytes()
+    listed = listed_fax(simulator.switches, fax)
+    if "image_downloaded" in listed:
+        listed["image_downloaded"] = False  # as it was when the fax was discovered
+    kind, extension = _MAGIC.get(data[:4], ("?", "?"))
+    hashed = hashlib.sha256(data).hexdigest()
+    received = _received(simulator, fax, listed)
+    checks = {
+        "bytes as served": (hashed in simulator.served.get(fax, ()), True),
+        "sha256": (about["sha256"], hashed),
+        "bytes": (about["bytes"], len(data)),
+        "format": ((about["format"], image.suffix), (kind, extension)),
+        "pages": (about["pages"], fax.pages),
+        "listed_pages": (about["listed_pages"], fax.pages if "pages" in listed else None),
+        "damaged": (about["damaged"], False),
+        "metadata": (content["metadata"], listed),
+        "name": (f"{content['account']}/{content['user']}", name),
+        "received_at": (content["received_at"], None if received is None else _spelled(received)),
+        "stem": ((path.stem, image.stem), (fax.fax_id, fax.fax_id)),
+        "order": (content["first_seen_at"] <= content["stored_at"], True),
+    }
+    day = received or datetime.fromisoformat(content["first_seen_at"])
+    folder = f"{name}/{day:%Y/%m/%d}"
+    checks["folder"] = (str(path.parent)[-len(folder) :], folder)
+    for what, (is_, should) in checks.items():
+        if is_ != should:
+            yield f"{path.name}: {what} is {is_!r}, should be {should!r}"
+
+
+def _received(simulator: Simulator, fax: Fax, listed: dict[str, Any]) -> datetime | None:
+    if "completed_timestamp" not in listed:
+        return None
+    whole = simulator.switches.timestamp == "no-fraction"
+    return fax.completed.replace(microsecond=0) if whole else fax.completed
+
+
+def _spelled(instant: datetime) -> str:
+    text = instant.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
