@@ -1,7 +1,7 @@
 """What tests share: a clock that they move, a ledger, a simulated eFax, configurations."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -129,7 +129,7 @@ class Event:
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Event]]:
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """What was said, by event name; redaction has its own tests."""
     said: list[Event] = []
 
@@ -137,7 +137,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Event]]:
         said.append(Event(action, message, fields))
 
     monkeypatch.setattr("poller.log.event", event)
-    yield said
+    return said
 
 
 def stored_files(directory: Path) -> list[Path]:

@@ -89,8 +89,8 @@ class _Demo:
     async def _wait_until_stored(self) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
-                while len(self._stored()) < len(self._simulator.faxes()):
-                    await asyncio.sleep(0.2)  # noqa: ASYNC110 - files of another process
+                while len(self._stored()) < len(self._simulator.faxes()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
         return self._missing() == []
 
     @asynccontextmanager

@@ -16,7 +16,6 @@ from poller.config.model import Config
 from poller.status import status
 from poller.web.problems import problems
 
-
 _PIPED_WIDTH = 160
 
 

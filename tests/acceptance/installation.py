@@ -295,9 +295,7 @@ def _tree_problems(storage: Path) -> Iterable[str]:
         mode = stat.S_IMODE(path.stat().st_mode)
         if path.name.startswith(".") and path.name != MARKER:
             yield f"{path} is left over"
-        elif path.is_dir() and mode != 0o750:
-            yield f"{path} has mode {mode:o}"
-        elif path.is_file() and path.name != MARKER and mode != 0o640:
+        elif (path.is_dir() and mode != 0o750) or (path.is_file() and path.name != MARKER and mode != 0o640):
             yield f"{path} has mode {mode:o}"
 
 

@@ -197,7 +197,7 @@ async def test_refused_user_is_asked_again_after_a_minute_then_two_and_said_once
     site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.faults = faults("403@list=always")
-    account, state = parts(site)
+    _, state = parts(site)
     assert (await poll(site)).failed
     before = len(simulator.requests)
     assert (await poll(site)).skipped is not None
@@ -262,7 +262,7 @@ async def test_list_that_shrinks_between_two_pages_is_read_again(
 
     await poll(site)
     simulator.faults = Faults()
-    account, state = parts(site)
+    _, state = parts(site)
     remaining = {fax.fax_id for fax in simulator.faxes()}
     rows = await site.shop.ledger.due(state.id, clock.now(), 100)
     assert remaining <= {row.fax_id for row in rows}
