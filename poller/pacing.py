@@ -14,7 +14,6 @@ _SLOWEST = 1 / 20  # of the configured rate
 _RECOVERY_S = 300.0  # of success, from a standstill to the configured rate
 _RECOVERY_STEP_S = 60.0  # a success vouches for no more than the minute before it
 _LONGEST_PAUSE_S = 60.0
-_IDLE_S = 0.25
 _UNANSWERED_S = 1.0
 
 
@@ -69,38 +68,46 @@ class Turns:
 
 
 class Bucket:
-    """Tokens: `rate` a second, at most `capacity`; time is monotonic seconds."""
+    """Tokens: `rate` a second, at most `capacity`; time is monotonic seconds.
+
+    Requests that are `unanswered` keep their tokens' places. The server has perhaps not counted them
+    yet, and if they are held up on the way they must not arrive together with those that the time
+    this took has paid for. Only when nothing was answered for a second, one token at a time comes
+    all the same: slow answers are no reason to send nothing.
+    """
 
     def __init__(self, rate: float, capacity: float, now: float) -> None:
         self.rate = rate
         self.capacity = capacity
+        self._unanswered = 0
+        self._heard_at = now
         self._tokens = capacity
         self._at = now  # refilled up to here; in the future while it stands still
-        self._full_since: float | None = -math.inf
 
     def refill(self, now: float) -> None:
         if now <= self._at:
             return
-        missing_s = (self.capacity - self._tokens) / self.rate
-        if missing_s <= now - self._at:
-            if self._full_since is None:
-                self._full_since = self._at + missing_s
-            self._tokens = self.capacity
-        else:
-            self._tokens += (now - self._at) * self.rate
+        most = self.capacity - self._unanswered
+        if now >= self._heard_at + _UNANSWERED_S:
+            most = max(most, 1.0)
+        self._tokens = max(self._tokens, min(self._tokens + (now - self._at) * self.rate, most))
         self._at = now
+
+    def expect(self, unanswered: int, now: float) -> None:
+        """Say how many requests are unanswered from now on: one was sent, or an answer came."""
+        self.refill(now)
+        if unanswered <= self._unanswered or not self._unanswered:
+            self._heard_at = now
+        self._unanswered = unanswered
 
     def has_token(self, now: float) -> bool:
         self.refill(now)
         return self._tokens >= _A_TOKEN
 
-    def take(self, now: float) -> bool:
-        """Take a token, even one still to come; True when this begins a burst after idling."""
+    def take(self, now: float) -> None:
+        """Take a token, even one still to come."""
         self.refill(now)
-        idle = self._full_since is not None and now - self._full_since > _IDLE_S
         self._tokens -= 1
-        self._full_since = None
-        return idle
 
     def owed_until(self, now: float) -> float:
         """Say when all tokens taken will have come; now, if none is owed."""
@@ -108,14 +115,16 @@ class Bucket:
 
     def next_token_at(self, now: float) -> float:
         self.refill(now)
-        return now if self._tokens >= _A_TOKEN else self._at + (1 - self._tokens) / self.rate
+        if self._tokens >= _A_TOKEN:
+            return now
+        refilled_at = self._at + (1 - self._tokens) / self.rate
+        if self.capacity - self._unanswered < 1:
+            return max(refilled_at, self._heard_at + _UNANSWERED_S)
+        return refilled_at
 
     def stand_still(self, until: float) -> None:
         """Let no token come before `until`."""
         self._at = max(self._at, until)
-
-    def resume(self, now: float) -> None:
-        self._at = min(self._at, now)
 
     def keep_at_most(self, tokens: float) -> None:
         self._tokens = min(self._tokens, tokens)
@@ -131,8 +140,9 @@ class Pacing:
     """Rate, slots and turns of one account; the shell tells the time and does the waiting.
 
     A token bucket of `burst - 1` (at least 1), so that in no window of t seconds more than
-    `rate * t + burst - 1` requests begin, and a server that counts the same way has some to spare
-    for what the network bunches together. Requests of kind OTHER go first, lists before images, but
+    `rate * t + burst - 1` requests begin; and because unanswered ones hold their places, a server
+    that counts the same way never refuses what the network bunches together, as long as no more
+    than `burst - 1` are unanswered. Requests of kind OTHER go first, lists before images, but
     images get every fourth token while one waits and could go. Images leave a quarter of the
     slots free. Within a kind users take turns.
     """
@@ -144,10 +154,10 @@ class Pacing:
         self.waited_s = 0.0  # of all tickets together, for a token or a slot
         self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
         self._queues = {kind: Turns() for kind in Kind}
-        self._under_way: dict[Ticket, float] = {}  # and when each was granted
+        self._under_way: set[Ticket] = set()
+        self._unanswered: set[Ticket] = set()
         self._images_under_way = 0
         self._since_image = 0
-        self._burst_at: float | None = None
         self._pause_began = -math.inf
         self._rate_limited_in_a_row = 0
         self._recovering_from = now
@@ -184,6 +194,7 @@ class Pacing:
         The token of a granted one is not given back: the request may have been sent.
         """
         self._queues[ticket.kind].remove(ticket)
+        self._unanswered.discard(ticket)
         self._end(ticket)
 
     def grant(self, now: float) -> list[Ticket]:
@@ -203,13 +214,14 @@ class Pacing:
 
     def release(self, ticket: Ticket, now: float) -> None:
         """Give back the slot of a request that has ended, well or not; twice does no harm."""
-        granted_at = self._end(ticket)
-        if granted_at is None or self._burst_at is None or granted_at < self._burst_at:
-            return
-        # An answer: the server has counted requests of this burst, so its bucket refills by now.
-        self._burst_at = None
-        if not self._paused(now):
-            self._bucket.resume(now)
+        self.answered(ticket, now)
+        self._end(ticket)
+
+    def answered(self, ticket: Ticket, now: float) -> None:
+        """Note that an answer has begun, so that the server has counted this request."""
+        if ticket in self._unanswered:
+            self._unanswered.remove(ticket)
+            self._bucket.expect(len(self._unanswered), now)
 
     def repeat(self, now: float) -> float:
         """Take a token for a request that the HTTP client sends again by itself.
@@ -218,28 +230,25 @@ class Pacing:
         wait the longer.
         """
         self._bucket.take(now)
-        ready = max(self._bucket.owed_until(now), self.paused_until or now)
-        if ready > now:
-            # Promised for then; if tokens came earlier after all, it would go beside others.
-            self._burst_at = None
-        return ready - now
+        return max(self._bucket.owed_until(now), self.paused_until or now) - now
 
     def rate_limited(
         self, now: float, retry_after_s: float | None, *, sent_at: float | None = None
-    ) -> None:
+    ) -> bool:
         """Pause after a 429 and halve the rate; 429s to requests sent before the pause count once.
 
-        Without Retry-After (or with 0, which says nothing) the pause grows from 1 s to 60 s
+        True when this one began the pause. Without Retry-After (or with 0, which says nothing) the pause grows from 1 s to 60 s
         over 429s in a row. `sent_at` also recognises an answer that took longer than the pause.
         """
-        if not self._from_before_pause(now, sent_at):
+        begins = not self._from_before_pause(now, sent_at)
+        if begins:
             self._rate_limited_in_a_row += 1
             self._pause_began = now
             self._set_rate(max(self.rate / 2, self.limit * _SLOWEST), now)
             self._bucket.keep_at_most(1)
-        elif not retry_after_s:
-            return
-        self._pause_until(now + (retry_after_s or self._growing_pause_s()))
+        if begins or retry_after_s:
+            self._pause_until(now + (retry_after_s or self._growing_pause_s()))
+        return begins
 
     def succeeded(self, now: float, *, sent_at: float | None = None) -> None:
         """Let the rate recover, additively, to the limit in five minutes of success."""
@@ -290,14 +299,11 @@ class Pacing:
 
     def _start(self, kind: Kind, now: float) -> Ticket:
         self._count_turn(kind)
-        if self._bucket.take(now):
-            # The server's bucket is full and refills only from the first request that reaches it.
-            # Ours waits for an answer, or requests held up on the way (connecting, a busy
-            # loop) would arrive together with those that the time they took has paid for.
-            self._burst_at = now
-            self._bucket.stand_still(now + _UNANSWERED_S)
+        self._bucket.take(now)
         ticket = self._queues[kind].take()
-        self._under_way[ticket] = now
+        self._under_way.add(ticket)
+        self._unanswered.add(ticket)
+        self._bucket.expect(len(self._unanswered), now)
         self._images_under_way += kind is Kind.IMAGE
         return ticket
 
@@ -307,11 +313,10 @@ class Pacing:
         elif self._image_may_go():
             self._since_image += 1
 
-    def _end(self, ticket: Ticket) -> float | None:
-        granted_at = self._under_way.pop(ticket, None)
-        if granted_at is not None:
+    def _end(self, ticket: Ticket) -> None:
+        if ticket in self._under_way:
+            self._under_way.remove(ticket)
             self._images_under_way -= ticket.kind is Kind.IMAGE
-        return granted_at
 
     def _count_waiting(self, now: float) -> None:
         self.waited_s += self._left_waiting * max(now - self._counted_at, 0.0)

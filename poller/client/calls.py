@@ -27,7 +27,7 @@ from poller.errors import (
     TokenRefused,
     Unreachable,
 )
-from poller.pacing import Kind, Pacing, Suspension
+from poller.pacing import Kind, Pacing, Suspension, Ticket
 from poller.retry import backoff
 from poller.window import Interval
 
@@ -124,15 +124,15 @@ class Client:
             efax.parse_health(await answer.body())
 
         if user is None:
-            async with self._pacer.turn(Kind.OTHER, ""):
-                await self._sent(request, read)
+            async with self._pacer.turn(Kind.OTHER, "") as ticket:
+                await self._sent(ticket, request, read)
             return
         probe = self.suspension.until is not None
         if not self.suspension.may_probe(self._clock.now()):
             self._refuse_while_suspended()
         try:
-            async with self._pacer.turn(Kind.OTHER, user.name):
-                await self._counted(user.name, request, read, probe=probe)
+            async with self._pacer.turn(Kind.OTHER, user.name) as ticket:
+                await self._counted(ticket, request, read, probe=probe)
         except BadAnswer as error:
             if probe:
                 self._failed(user.name, error)
@@ -271,14 +271,14 @@ class Client:
             if not probe:
                 self._refuse_while_suspended()
             await self._tokens.get(user.name)
-            async with self._pacer.turn(kind, user.name):
+            async with self._pacer.turn(kind, user.name) as ticket:
                 if not probe:  # it may have come about while this call waited
                     self._refuse_while_suspended()
                 held = self._tokens.held
                 if held is None:
                     continue  # it was refused while this call waited for its turn
                 try:
-                    value = await self._counted(user.name, build(held.value), read, probe=probe)
+                    value = await self._counted(ticket, build(held.value), read, probe=probe)
                 except TokenRefused:
                     refusals += 1
                     if refusals == 2:
@@ -291,15 +291,17 @@ class Client:
                     self._tokens.accepted(held, user.name)
                     return value
 
-    async def _counted(self, user: str, request: Request, read: Reader[T], *, probe: bool) -> T:
+    async def _counted(
+        self, ticket: Ticket, request: Request, read: Reader[T], *, probe: bool
+    ) -> T:
         """Send, and let the account's suspension know how it ended."""
         try:
-            value = await self._sent(request, read)
+            value = await self._sent(ticket, request, read)
         except Unreachable as error:
             # One fax that eFax cannot render says little about the account: `fetch_image` counts
             # it once, however often it was tried.
             if request.call is not Call.IMAGE or error.status is None:
-                self._failed(user, error)
+                self._failed(ticket.user, error)
             raise
         except (BadAnswer, TokenRefused):  # the one may be a proxy's, the other is met first
             raise
@@ -309,11 +311,13 @@ class Client:
         self._answered(probe=probe)
         return value
 
-    async def _sent(self, request: Request, read: Reader[T]) -> T:
+    async def _sent(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
         """Send, and let pacing know how it ended."""
         sent_at = self._clock.monotonic()
         try:
-            value = await self._transport.send(request, read)
+            value = await self._transport.send(
+                request, read, answered=lambda: self._pacer.answered(ticket)
+            )
         except RateLimited as error:
             self._slow_down(error, sent_at)
             raise
@@ -322,29 +326,27 @@ class Client:
 
     def _slow_down(self, error: RateLimited, sent_at: float) -> None:
         now = self._clock.monotonic()
-        before = self.pacing.paused_until
-        self.pacing.rate_limited(now, error.retry_after_s, sent_at=sent_at)
-        until = self.pacing.paused_until
-        if until is not None and until != before:
+        if self.pacing.rate_limited(now, error.retry_after_s, sent_at=sent_at):
+            until = self.pacing.paused_until or now
             self._observer.rate_limited(until - now, self.pacing.rate)
 
     async def _sign_in(self, user: str) -> Token:
         """Sign in on behalf of a user; a refusal suspends the account."""
-        async with self._pacer.turn(Kind.OTHER, user):
+        async with self._pacer.turn(Kind.OTHER, user) as ticket:
             request = efax.token_request(self.account.app_id, self._api_key())
 
             async def read(answer: Answer) -> Token:
                 return efax.parse_token(await answer.body())
 
             try:
-                return await self._sent(request, read)
+                return await self._sent(ticket, request, read)
             except SignInRefused as error:
                 now = self._clock.now()
                 if self.suspension.sign_in_refused(now, self._random(), str(error)):
                     self._say_suspended()
                 raise
             except Unreachable as error:
-                self._failed(user, error)
+                self._failed(None, error)  # nobody's in particular: it would fail for all
                 raise
 
     # -- suspension ---------------------------------------------------------------------------
@@ -360,7 +362,7 @@ class Client:
             until=until,
         )
 
-    def _failed(self, user: str, error: ApiError) -> None:
+    def _failed(self, user: str | None, error: ApiError) -> None:
         if self.suspension.failed(user, self._clock.now(), self._random(), str(error)):
             self._say_suspended()
 

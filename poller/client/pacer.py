@@ -57,6 +57,11 @@ class Pacer:
             if ticket.kind in kinds and not granted.done():
                 granted.set_exception(error())
 
+    def answered(self, ticket: Ticket) -> None:
+        """An answer has begun: the server has counted this request."""
+        self._pacing.answered(ticket, self._clock.monotonic())
+        self.pump()
+
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""
         now = self._clock.monotonic()

@@ -74,17 +74,18 @@ class Transport:
         our_now = self._clock.now()
         return self._server_clock.now(our_now) or our_now
 
-    async def send(self, request: Request, read: Reader[T]) -> T:
+    async def send(self, request: Request, read: Reader[T], *, answered: Callable[[], None]) -> T:
         """Send a request and read its answer; raises the one `ApiError` for what went wrong.
 
-        `read` gets the answer of a good status; what it raises besides aiohttp's errors passes
-        through.
+        `answered` is called when an answer begins. `read` gets the answer of a good status; what it
+        raises besides aiohttp's errors passes through.
         """
         sends = _Sends(request.call, self._pacer, self._clock, self._observer)
         try:
             async with asyncio.timeout(self.timeouts.total_s) as deadline:
                 sends.deadline = deadline
                 async with self._request(request, sends) as response:
+                    answered()
                     return await self._read(request, sends, response, read)
         except aiohttp.ClientError as error:
             sends.ended(None)

@@ -136,7 +136,9 @@ class FetchWorkers:
         fax = await self._next(look=look)
         if fax is None or not await self._gate.check() or self._stopping:
             return False
-        state = self._users[fax.user]
+        state = self._users.get(fax.user)
+        if state is None:  # removed while the gate was looked at; others may have something
+            return True
         task = asyncio.create_task(self._fetch(fax, state), name=f"fetch {state.key}")
         self._running[fax.id] = task
         task.add_done_callback(lambda _: self._ended(fax.id))
@@ -162,9 +164,10 @@ class FetchWorkers:
             return None
 
     async def _look(self, *, force: bool) -> None:
+        """Find users with something due, also while others have: a retry must not wait for a backlog."""
         now = self._clock.monotonic()
         recently = self._looked_at is not None and now - self._looked_at < _LOOK_AGAIN_S
-        if self._turns.next() is not None or (recently and not force):
+        if recently and (self._turns.next() is not None or not force):
             return
         self._looked_at = now
         for user in await self._ledger.users_with_due(self._app_id, self._clock.now()):

@@ -146,6 +146,7 @@ async def test_reset_forgets_what_was_written(root: Path) -> None:
     async with storage.draft(PATH) as draft:
         await draft.reset()
         await draft.write(OTHER * 200_000)
+        await draft.write(OTHER)  # too little to be written yet
         await draft.reset()
         await draft.write(FAX)
         assert await draft.check() == Document("tiff", 1)
@@ -253,6 +254,7 @@ async def test_modes_do_not_depend_on_the_umask(
     assert {_mode(root / name) for name in ("", "main", "main/desk")} == {directory}
 
 
+@pytest.mark.usefixtures("umask")
 async def test_directory_in_use_keeps_its_mode_and_new_ones_their_group(root: Path) -> None:
     root.mkdir()
     storage = await opened(root)
@@ -552,6 +554,24 @@ async def test_cancelled_delivery_is_finished_and_found_again(
     assert await storage.resume(PATH, IDENTITY)
     await storage.finish(PATH)
     assert set(tree(root)) == {IMAGE, SIDECAR}
+
+
+async def test_cancelled_resume_does_not_run_on_behind_its_caller(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    _dots(root)
+    gate = _Gate(steps.link)
+    monkeypatch.setattr(steps, "link", gate)
+    task = asyncio.create_task(storage.resume(PATH, IDENTITY))
+    await asyncio.to_thread(gate.reached.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert set(visible(root)) == {IMAGE, SIDECAR}
 
 
 async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(

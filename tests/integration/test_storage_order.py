@@ -74,11 +74,16 @@ async def test_directories_are_synced_once_by_each_process(tmp_path: Path) -> No
     assert {"fsync .", "fsync main"} <= set(first.calls)
 
 
-async def test_directory_that_was_removed_and_made_again_is_synced_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_others", [False, True])
+async def test_directory_that_was_removed_and_made_again_is_synced_again(
+    tmp_path: Path, by_others: bool
+) -> None:
     root = tmp_path / "faxes"
     storage = await opened(root)
     await store(storage, FIRST)
     (root / "main").rename(tmp_path / "taken")
+    if by_others:
+        (root / "main/desk").mkdir(parents=True)
     with recording(root) as recorded:
         await store(storage, FIRST)
     assert {"fsync .", "fsync main"} <= set(recorded.calls)

@@ -1,0 +1,132 @@
+"""What the tests of an installation at work share: its parts, and what happened to one fax."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from poller.ingest.account import AccountAtWork
+from poller.ingest.fetch import Fetcher, Outcome
+from poller.ingest.poll import PollOutcome
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow
+from poller.simulator import Fault, Faults, Simulator
+from poller.simulator.state import Fax
+from poller.storage.marker import MARKER
+from tests.conftest import APP, Event, QuickClock
+
+WITHIN_S = 10.0  # real time that a test waits for what must happen soon
+
+
+def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
+    account = site.accounts[APP]
+    return account, next(s for s in account.states.values() if s.user.name == user)
+
+
+async def poll(site: Site, user: str = "user-a") -> PollOutcome:
+    account, state = parts(site, user)
+    return await account.poll(state)
+
+
+async def listed(
+    site: Site, simulator: Simulator, user: str = "user-a", **fields: Any
+) -> tuple[Fax, FaxRow]:
+    """A fax that came in a minute ago, or as `fields` say, and its row once it was discovered."""
+    completed = fields.pop("completed", simulator.now() - timedelta(minutes=1))
+    fax = simulator.receive(APP, user, completed=completed, **fields)
+    await poll(site, user)
+    return fax, await row(site, fax)
+
+
+async def row(site: Site, fax: Fax) -> FaxRow:
+    (found,) = await site.shop.ledger.find(fax.fax_id)
+    return found
+
+
+async def fetch(site: Site, fax: Fax) -> Outcome:
+    """One attempt at a fax, as a worker makes it."""
+    account, state = parts(site, fax.user_id)
+    fetcher = Fetcher(site.shop, account.client, paused_s=account.paused_s)
+    return await fetcher.fetch(await row(site, fax), state.user)
+
+
+def faults(*rules: str, script: tuple[str | None, ...] = ()) -> Faults:
+    """Rules, and a script of what meets one image request after the other."""
+    return Faults(
+        rules=tuple(Fault.parse(rule) for rule in rules),
+        script=script,
+        script_calls=frozenset({"image"}),
+    )
+
+
+def calls(simulator: Simulator, call: str, user: str | None = None) -> int:
+    return sum(one.call == call and user in (None, one.user) for one in simulator.requests)
+
+
+def said(events: list[Event], *actions: str) -> list[str]:
+    """The events of these names, in their order."""
+    return [event.action for event in events if event.action in actions]
+
+
+def unmount(site: Site) -> None:
+    """The storage directory is an empty mount point now."""
+    marker = site.config.storage.directory / MARKER
+    marker.rename(marker.with_suffix(".elsewhere"))
+
+
+def mount(site: Site) -> None:
+    marker = site.config.storage.directory / MARKER
+    marker.with_suffix(".elsewhere").rename(marker)
+
+
+async def suspend(site: Site, simulator: Simulator) -> None:
+    """Let an outage begin and suspend the account."""
+    account = site.accounts[APP]
+    simulator.outage(True)
+    while not account.is_suspended:
+        for state in list(account.states.values()):
+            await account.poll(state)
+    await settled(account)
+
+
+async def end_outage(site: Site, simulator: Simulator, clock: QuickClock) -> None:
+    """Let the outage end, and a poll find that out."""
+    account = site.accounts[APP]
+    simulator.outage(False)
+    clock.advance(timedelta(minutes=6))
+    for state in list(account.states.values()):
+        await account.poll(state)
+    assert not account.is_suspended
+    await settled(account)
+
+
+async def settled(account: AccountAtWork) -> None:
+    """What the account notes in the ledger in the background is there."""
+    await until(lambda: not account._notes)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def in_background(*works: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Run coroutines beside the test; one that died fails it."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+
+def files(directory: Path, pattern: str) -> list[Path]:
+    return sorted(directory.rglob(pattern))

@@ -1,0 +1,312 @@
+"""One account at work: what is said once, what is counted, and what a suspension leads to."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.config.model import Limits
+from poller.errors import LedgerUnavailable
+from poller.ingest.account import AccountAtWork
+from poller.ingest.site import Site
+from poller.ledger import AccountRow
+from poller.simulator import Faults, Simulator, Switches
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import (
+    end_outage,
+    faults,
+    fetch,
+    in_background,
+    listed,
+    parts,
+    poll,
+    said,
+    settled,
+    suspend,
+    unmount,
+    until,
+)
+
+SECOND = timedelta(seconds=1)
+
+
+async def account_row(site: Site) -> AccountRow:
+    (found,) = await site.shop.ledger.accounts()
+    return found
+
+
+def samples(site: Site) -> dict[str, float]:
+    lines = site.shop.metrics.render().decode().splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+# -- polls -----------------------------------------------------------------------------------------
+
+
+async def test_poll_that_found_something_is_info_and_a_quiet_one_is_debug(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    await listed(site, simulator)
+    await poll(site)
+
+    completed = [event.fields for event in events if event.action == "poll-completed"]
+    assert [fields["level"] for fields in completed] == ["info", "debug"]
+    assert [fields["discovered"] for fields in completed] == [1, 0]
+    assert said(events, "fax-discovered") == ["fax-discovered"]
+
+
+async def test_polls_and_faxes_are_tallied_and_counted(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    await poll(site)
+    clock.advance(30 * SECOND)
+    fax, _ = await listed(site, simulator)
+    await account.workers.run_until_idle()
+    simulator.faults = faults("html-200@list=always")
+    await poll(site)
+
+    assert account.tally["polls"] == 2
+    assert account.tally["failed_polls"] == 1
+    assert account.tally["discovered"] == account.tally["stored"] == 1
+    user = '{account="main",user="user-a"'
+    counted = samples(site)
+    assert counted[f'poller_polls_total{user},outcome="ok"}}'] == 2
+    assert counted[f'poller_polls_total{user},outcome="failed"}}'] == 1
+    assert counted[f'poller_faxes_total{user},outcome="discovered"}}'] == 1
+    assert counted[f'poller_faxes_total{user},outcome="stored"}}'] == 1
+    assert counted["poller_visibility_delay_seconds_count"] == 1
+    assert counted[f"poller_watermark_timestamp_seconds{user}}}"] > 0
+
+
+async def test_skipped_poll_is_counted_and_not_said(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    await suspend(site, simulator)
+    before = len(events)
+
+    outcome = await poll(site)
+
+    assert outcome.skipped
+    assert len(events) == before
+    assert samples(site)['poller_polls_total{account="main",user="user-a",outcome="skipped"}'] == 1
+
+
+async def test_429_is_said_with_its_pause_and_counted(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    simulator.faults = faults("429+7@list=first:1")
+
+    assert not (await poll(site)).failed
+
+    (limited,) = [event.fields for event in events if event.action == "rate-limited"]
+    assert limited["pause_s"] == 7
+    assert limited["requests_per_second"] == 500
+    assert site.accounts[APP].tally["rate_limited"] == 1
+
+
+async def test_another_program_with_our_app_id_is_said_once(
+    site: Site, simulator: Simulator, events: list[Event], clock: QuickClock
+) -> None:
+    simulator.faults = faults("end-token@list=always")
+    for _ in range(12):
+        await poll(site)
+        clock.advance(40 * SECOND)
+
+    assert said(events, "token-war") == ["token-war"]
+
+
+async def test_gap_is_not_said_again_while_it_stays(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    for _ in range(3):
+        await poll(site)
+        clock.advance(timedelta(hours=1))
+
+    assert said(events, "gap-opened", "gap-closed") == ["gap-opened"]
+
+
+# -- suspension --------------------------------------------------------------------------------------
+
+
+async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    account, _ = parts(site)
+    changes: list[bool] = []
+    account.on_suspension_change = lambda one: changes.append(one.is_suspended)
+    await suspend(site, simulator)
+    for _ in range(3):  # probes
+        clock.advance(timedelta(minutes=6))
+        await poll(site)
+    await settled(account)
+
+    suspended = await account_row(site)
+    assert suspended.suspended_until is not None
+    assert suspended.suspended_until > clock.now()
+    assert "503" in str(suspended.reason)
+    assert suspended.paused_since is not None
+    assert samples(site)['poller_account_suspended{account="main"}'] == 1
+    assert said(events, "account-suspended", "poll-failed") == ["account-suspended"]
+
+    await end_outage(site, simulator, clock)
+
+    resumed = await account_row(site)
+    assert (resumed.suspended_until, resumed.reason, resumed.paused_since) == (None, None, None)
+    assert resumed.paused_s > 1000
+    assert samples(site)['poller_account_suspended{account="main"}'] == 0
+    assert said(events, "account-suspended", "account-resumed") == [
+        "account-suspended",
+        "account-resumed",
+    ]
+    assert changes[0] is True
+    assert changes[-1] is False
+
+
+async def test_end_of_a_suspension_sweeps_every_user_and_wakes_the_workers(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for user in ("user-a", "user-b"):
+        await poll(site, user)
+    account, state = parts(site)
+    _, other = parts(site, "user-b")
+    fax, _ = await listed(site, simulator)
+    await suspend(site, simulator)
+    async with in_background(account.workers.run()):
+        await asyncio.sleep(0.01)
+        assert not simulator.downloads
+        simulator.outage(False)
+        clock.advance(timedelta(minutes=6))
+        await account.poll(state)
+        assert other.sweep_now
+        await until(lambda: simulator.downloads[fax])
+    await settled(account)
+
+
+async def test_refused_sign_in_suspends_at_once_and_never_says_the_key(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.apps[APP].api_key = "another key"
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        await poll(site)
+        account, _ = parts(site)
+        await settled(account)
+        assert account.is_suspended
+        assert (await account_row(site)).suspended_until is not None
+
+        account.take(account.account, "another key")
+        clock.advance(timedelta(minutes=6))
+        assert not (await poll(site)).failed
+        assert not account.is_suspended
+        await settled(account)
+    assert said(events, "account-suspended", "account-resumed") == [
+        "account-suspended",
+        "account-resumed",
+    ]
+    assert "key-of-app-1" not in repr(events)
+    assert "key-of-app-1" not in repr(account)
+
+
+async def test_suspension_that_a_stopped_process_left_in_the_ledger_is_not_shown_after_the_restart(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await suspend(site, simulator)
+        assert (await account_row(site)).suspended_until is not None
+    simulator.outage(False)
+
+    async with opened_site(settings, clock) as site:
+        assert not (await poll(site)).failed
+        await settled(site.accounts[APP])
+        assert (await account_row(site)).suspended_until is None
+
+
+async def test_ledger_that_takes_no_note_closes_the_gate(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any, **__: Any) -> None:
+        raise LedgerUnavailable("the ledger is locked")
+
+    monkeypatch.setattr(site.shop.ledger, "set_suspended", refuses)
+    await suspend(site, simulator)
+
+    assert site.shop.gate.reason == "the ledger is locked"
+
+
+async def test_give_up_clock_stands_still_while_the_storage_is_unusable(
+    site: Site, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    assert await account.paused_s() == 0
+    unmount(site)
+    clock.advance(SECOND)
+    assert not await site.shop.gate.check()
+    account.note_pause()
+    await settled(account)
+    clock.advance(timedelta(hours=1))
+
+    assert await account.paused_s() == pytest.approx(3600, abs=5)
+
+
+# -- changed settings --------------------------------------------------------------------------------
+
+
+async def test_changed_limits_hold_from_the_next_request_on(
+    site: Site, simulator: Simulator
+) -> None:
+    account, _ = parts(site)
+    from dataclasses import replace
+
+    account.take(replace(account.account, limits=Limits(3.0, 4, 2)), "key-of-app-1")
+
+    assert account.client.pacing.limit == 3.0
+    assert account.client.pacing.in_flight == 2
+    assert account.workers.at_once == 2
+
+
+async def test_tally_names_what_became_of_each_attempt(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    heard: list[str] = []
+    account.on_fetched = lambda fax, outcome: heard.append(outcome.name)
+    await listed(site, simulator)
+    simulator.faults = faults("404@image=first:1")
+    await account.workers.run_until_idle()
+    clock.advance(timedelta(minutes=1))
+    await account.workers.run_until_idle()
+
+    assert heard == ["NOT_YET", "STORED"]
+    assert (account.tally["not_yet"], account.tally["stored"]) == (1, 1)
+
+
+async def test_sign_ins_are_counted_in_the_ledger_over_restarts(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    levels = []
+    for _ in range(3):
+        async with opened_site(settings, clock) as site:
+            await poll(site)
+            levels.append((await account_row(site)).sign_in_level)
+    assert levels == pytest.approx([4, 3, 2], abs=0.2)
+
+
+async def test_closing_waits_for_what_is_being_noted(
+    site: Site, simulator: Simulator
+) -> None:
+    account: AccountAtWork = site.accounts[APP]
+    fax, _ = await listed(site, simulator)
+    simulator.faults = Faults()
+    await fetch(site, fax)
+    for _ in range(5):
+        account.note_pause()
+    await site.close_account(APP)
+    assert not account._notes
+    assert site.accounts == {}

@@ -1,0 +1,592 @@
+"""Fetch one fax of a simulated eFax: stored, tried again, quarantined, and never lost on the way."""
+
+import asyncio
+import json
+import os
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poller.errors import LedgerUnavailable
+from poller.ingest.fetch import Outcome, listed_pages
+from poller.ingest.site import Site
+from poller.ledger import FaxRow, State
+from poller.simulator import Faults, Simulator, Switches
+from poller.simulator.state import Fax
+from poller.storage import steps
+from poller.storage.place import Names
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
+from tests.integration.at_work import (
+    calls,
+    end_outage,
+    fetch,
+    files,
+    listed,
+    mount,
+    parts,
+    poll,
+    row,
+    said,
+    settled,
+    suspend,
+    unmount,
+    until,
+)
+from tests.integration.at_work import faults as scripted
+
+DAY = timedelta(days=1)
+FETCHED = ("fax-stored", "fax-retry", "fax-quarantined", "fax-damaged")
+
+
+def faults(*image_requests: str | None) -> Faults:
+    return scripted(script=image_requests)
+
+
+def always(effect: str) -> Faults:
+    return scripted(f"{effect}@image=always")
+
+
+# -- stored ------------------------------------------------------------------------------------
+
+
+async def test_fetched_fax_is_a_file_a_sidecar_and_a_stored_row(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator, pages=2)
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+    stored = await row(site, fax)
+    assert stored.state is State.STORED
+    assert stored.next_attempt_at is None
+    image, sidecar = sorted(stored_files(site.config.storage.directory), reverse=True)
+    assert image.read_bytes() == simulator.image_bytes(fax)
+    content = json.loads(sidecar.read_text())
+    assert content["fax_id"] == fax.fax_id
+    assert content["image"]["sha256"] == stored.sha256
+    assert content["image"]["pages"] == content["image"]["listed_pages"] == 2
+    assert content["image"]["damaged"] is False
+    assert said(events, *FETCHED) == ["fax-stored"]
+    assert not files(site.config.storage.directory, ".fax*")
+
+
+async def test_latency_is_not_measured_for_a_fax_without_a_time(
+    site: Site, simulator: Simulator
+) -> None:
+    fax, found = await listed(site, simulator, fields={"completed_timestamp": None})
+    assert found.received_at is None
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+
+@pytest.mark.parametrize(
+    ("pages", "count"),
+    [(2, 2), ("3", 3), (None, None), ("two", None), ("", None), (0, None), (-1, None), ([], None)],
+)
+def test_listed_page_count_may_be_missing_or_a_text(pages: Any, count: int | None) -> None:
+    assert listed_pages({"pages": pages}) == count
+
+
+# -- tried again inside an attempt ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "effect", ["bad-base64", "wrong-fax-id", "bad-json", "html-200", "null-image", "no-image", "cut"]
+)
+async def test_bad_answer_is_repeated_inside_the_attempt_and_heals(
+    site: Site, simulator: Simulator, effect: str
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = faults(effect, effect)
+
+    assert await fetch(site, fax) is Outcome.STORED
+    assert calls(simulator, "image") == 3
+
+
+@pytest.mark.parametrize(
+    ("effect", "requests"),
+    [("bad-base64", 3), ("html-200", 3), ("500", 3), ("reset-mid-body", 3), ("400", 1)],
+)
+async def test_answer_that_stays_bad_fails_the_attempt_and_is_kept_as_evidence(
+    site: Site, simulator: Simulator, clock: QuickClock, effect: str, requests: int
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always(effect)
+
+    assert await fetch(site, fax) is Outcome.FAILED
+
+    failed = await row(site, fax)
+    assert calls(simulator, "image") == requests
+    assert failed.state is State.PENDING
+    assert failed.failures == 1
+    assert failed.first_failed_at is not None
+    assert failed.next_attempt_at is not None
+    assert failed.next_attempt_at - clock.now() <= timedelta(seconds=30)
+    assert await site.shop.evidence.find(APP, "user-a", fax.fax_id)
+    assert stored_files(site.config.storage.directory) == []
+
+
+async def test_bytes_that_are_no_document_fail_and_are_kept_as_evidence(
+    site: Site, simulator: Simulator
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("no-document")
+
+    assert await fetch(site, fax) is Outcome.FAILED
+
+    kept = await site.shop.evidence.find(APP, "user-a", fax.fax_id)
+    assert any(path.suffix == ".image" for path in kept)
+    assert stored_files(site.config.storage.directory) == []
+
+
+async def test_repeated_failure_is_a_warning_once_until_its_kind_changes(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    for effect in ("400", "400", "413"):
+        simulator.faults = always(effect)
+        await fetch(site, fax)
+
+    levels = [event.fields["level"] for event in events if event.action == "fax-retry"]
+    assert levels == ["warning", "debug", "warning"]
+
+
+# -- broken documents ------------------------------------------------------------------------------
+
+
+async def test_document_that_is_cut_once_is_fetched_again_and_stored_whole(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = faults("cut-document")
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+    assert not (await row(site, fax)).damaged
+    assert await site.shop.evidence.find(APP, "user-a", fax.fax_id)
+    assert "fax-damaged" not in said(events, *FETCHED)
+
+
+async def test_document_that_is_cut_the_same_way_twice_is_stored_damaged_and_said(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("cut-document")
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+    stored = await row(site, fax)
+    (sidecar,) = files(site.config.storage.directory, "*.json")
+    assert stored.damaged
+    assert json.loads(sidecar.read_text())["image"]["damaged"] is True
+    assert said(events, *FETCHED) == ["fax-stored", "fax-damaged"]
+    assert calls(simulator, "image") == 2
+
+
+async def test_page_count_other_than_listed_is_stored_and_flagged(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator, pages=1, fields={"pages": "3"})
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+    (sidecar,) = files(site.config.storage.directory, "*.json")
+    image = json.loads(sidecar.read_text())["image"]
+    assert (image["pages"], image["listed_pages"], image["damaged"]) == (1, 3, True)
+    assert [e.fields["problem"] for e in events if e.action == "fax-damaged"] == [
+        "pages-differ: it has 1 pages, the list says 3"
+    ]
+
+
+async def test_document_broken_in_two_ways_fails_and_the_second_way_again_stores_it(
+    site: Site, simulator: Simulator
+) -> None:
+    fax, _ = await listed(site, simulator, pages=1, fields={"pages": 3})
+    simulator.faults = faults("cut-document", None)
+
+    assert await fetch(site, fax) is Outcome.FAILED
+    assert (await row(site, fax)).last_problem == "pages-differ: it has 1 pages, the list says 3"
+    assert stored_files(site.config.storage.directory) == []
+
+    before = calls(simulator, "image")
+    assert await fetch(site, fax) is Outcome.STORED
+    assert calls(simulator, "image") == before + 1
+    assert (await row(site, fax)).damaged
+
+
+# -- not yet, and giving up -----------------------------------------------------------------------
+
+
+async def test_image_that_is_not_there_yet_is_asked_for_at_growing_intervals(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("404")
+    waits = []
+    for _ in range(4):
+        assert await fetch(site, fax) is Outcome.NOT_YET
+        due = (await row(site, fax)).next_attempt_at
+        assert due is not None
+        waits.append((due - clock.now()).total_seconds())
+
+    assert waits == pytest.approx([30, 60, 120, 240])
+    assert calls(simulator, "image") == 4
+
+    simulator.faults = Faults()
+    assert await fetch(site, fax) is Outcome.STORED
+
+
+async def test_fax_is_quarantined_only_by_a_failed_attempt_of_its_own_after_the_time(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("404")
+    assert await fetch(site, fax) is Outcome.NOT_YET
+    clock.advance(timedelta(days=6, hours=23))
+    assert await fetch(site, fax) is Outcome.NOT_YET
+
+    clock.advance(timedelta(hours=2))
+    await poll(site)
+    assert (await row(site, fax)).state is State.PENDING
+    assert await fetch(site, fax) is Outcome.QUARANTINED
+
+    assert (await row(site, fax)).state is State.QUARANTINED
+    assert said(events, *FETCHED)[-1] == "fax-quarantined"
+    _, state = parts(site)
+    assert (await site.shop.ledger.user(state.id)).quarantined == 1
+
+
+async def quarantined(site: Site, simulator: Simulator, clock: QuickClock) -> Fax:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("404")
+    await fetch(site, fax)
+    clock.advance(8 * DAY)
+    assert await fetch(site, fax) is Outcome.QUARANTINED
+    return fax
+
+
+async def test_quarantined_fax_is_tried_once_a_day_and_leaves_when_it_can_be_had(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    fax = await quarantined(site, simulator, clock)
+    account, state = parts(site)
+    requests = []
+    for _ in range(3):
+        before = calls(simulator, "image")
+        for _ in range(24):
+            clock.advance(timedelta(hours=1))
+            await account.workers.run_until_idle()
+        requests.append(calls(simulator, "image") - before)
+    assert requests == [1, 1, 1]
+    assert said(events, "fax-quarantined") == ["fax-quarantined"]
+
+    simulator.faults = Faults()
+    clock.advance(DAY)
+    await account.workers.run_until_idle()
+
+    assert (await row(site, fax)).state is State.STORED
+    user = await site.shop.ledger.user(state.id)
+    assert (user.quarantined, user.pending, user.stored) == (0, 0, 1)
+
+
+async def test_outage_of_ten_days_quarantines_nothing(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("500")
+    assert await fetch(site, fax) is Outcome.FAILED
+    await suspend(site, simulator)
+    clock.advance(10 * DAY)
+    assert await fetch(site, fax) is Outcome.POSTPONED
+    await end_outage(site, simulator, clock)
+
+    assert await fetch(site, fax) is Outcome.FAILED
+    assert (await row(site, fax)).state is State.PENDING
+
+    clock.advance(7 * DAY)  # of eFax at work, that is long enough
+    assert await fetch(site, fax) is Outcome.QUARANTINED
+
+
+async def test_disk_that_is_full_for_ten_days_quarantines_nothing(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, _ = parts(site)
+    site.shop.gate.on_change = account.note_pause
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("404")
+    assert await fetch(site, fax) is Outcome.NOT_YET
+    with monkeypatch.context() as full:
+        full.setattr(steps, "space", no_space)
+        clock.advance(timedelta(seconds=5))
+        assert not await site.shop.gate.check()
+        await settled(account)
+        before = calls(simulator, "image")
+        for _ in range(10):
+            clock.advance(DAY)
+            await account.workers.run_until_idle()
+        assert calls(simulator, "image") == before
+    clock.advance(timedelta(seconds=5))
+    assert await site.shop.gate.check()
+    await settled(account)
+
+    assert await fetch(site, fax) is Outcome.NOT_YET
+    assert (await row(site, fax)).state is State.PENDING
+
+
+def no_space(root: int) -> Any:
+    real = os.fstatvfs(root)
+    return SimpleNamespace(
+        f_bavail=0, f_frsize=real.f_frsize, f_files=real.f_files, f_favail=real.f_favail
+    )
+
+
+# -- the account's fault -----------------------------------------------------------------------------
+
+
+async def test_fax_of_a_suspended_account_is_postponed_and_nothing_is_held_against_it(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, _ = await listed(site, simulator)
+    await suspend(site, simulator)
+    before = len(simulator.requests)
+
+    assert await fetch(site, fax) is Outcome.POSTPONED
+
+    postponed = await row(site, fax)
+    assert len(simulator.requests) == before
+    assert (postponed.failures, postponed.attempts, postponed.first_failed_at) == (0, 0, None)
+    assert postponed.next_attempt_at == clock.now() + timedelta(seconds=30)
+
+
+async def test_fax_that_met_only_429_is_postponed(site: Site, simulator: Simulator) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("429")
+
+    assert await fetch(site, fax) is Outcome.POSTPONED
+    assert (await row(site, fax)).failures == 0
+
+
+# -- storage and ledger -------------------------------------------------------------------------------
+
+
+async def test_nothing_is_asked_for_while_the_storage_is_unusable_and_the_fax_stays_due(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    account, state = parts(site)
+    fax, _ = await listed(site, simulator)
+    unmount(site)
+
+    assert await fetch(site, fax) is Outcome.POSTPONED
+    assert not site.shop.gate.usable
+    await account.workers.run_until_idle()
+
+    assert not simulator.downloads
+    assert calls(simulator, "image") == 0
+    due = await site.shop.ledger.due(state.id, clock.now(), 10)
+    assert [one.fax_id for one in due] == [fax.fax_id]
+    assert due[0].failures == 0
+
+    mount(site)
+    clock.advance(timedelta(seconds=2))
+    await account.workers.run_until_idle()
+    assert (await row(site, fax)).state is State.STORED
+    assert said(events, "storage-unusable", "storage-usable") == [
+        "storage-unusable",
+        "storage-usable",
+    ]
+
+
+async def test_foreign_file_of_the_same_name_fails_that_fax_alone_and_stays_as_it_is(
+    site: Site, simulator: Simulator
+) -> None:
+    account, _ = parts(site)
+    fax, found = await listed(site, simulator)
+    other, _ = await listed(site, simulator)
+    foreign = site.config.storage.directory / f"{found.path}.pdf"
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_bytes(b"somebody else's")
+
+    await account.workers.run_until_idle()
+
+    failed = await row(site, fax)
+    assert (failed.state, failed.failures) == (State.PENDING, 1)
+    assert foreign.name in str(failed.last_error)
+    assert foreign.read_bytes() == b"somebody else's"
+    assert (await row(site, other)).state is State.STORED
+    assert site.shop.gate.usable
+
+
+async def test_fax_larger_than_the_file_system_takes_fails_alone(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, _ = parts(site)
+    large, _ = await listed(site, simulator)
+    small, _ = await listed(site, simulator)
+    real = steps.write
+    size = len(simulator.image_bytes(large))
+
+    def write(fd: int, data: Any) -> None:
+        if len(data) == size and bytes(data) == simulator.image_bytes(large):
+            raise OSError(27, "File too large")
+        real(fd, data)
+
+    monkeypatch.setattr(steps, "write", write)
+    await account.workers.run_until_idle()
+
+    assert (await row(site, large)).failures == 1
+    assert (await row(site, small)).state is State.STORED
+
+
+async def test_bug_met_by_one_fax_does_not_stop_the_others(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    account, _ = parts(site)
+    unlucky, found = await listed(site, simulator)
+    others = [(await listed(site, simulator))[0] for _ in range(3)]
+    real = site.shop.storage.resume
+
+    async def resume(path: str, identity: Any) -> Any:
+        if path == found.path:
+            raise ZeroDivisionError("a bug")
+        return await real(path, identity)
+
+    monkeypatch.setattr(site.shop.storage, "resume", resume)
+    await account.workers.run_until_idle()
+
+    failed = await row(site, unlucky)
+    assert (failed.state, failed.failures, failed.last_error) == (State.PENDING, 1, "a bug")
+    assert [(await row(site, fax)).state for fax in others] == [State.STORED] * 3
+    assert said(events, *FETCHED).count("fax-retry") == 1
+
+
+async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    recording, go_on = asyncio.Event(), asyncio.Event()
+    real = site.shop.ledger.stored
+
+    async def stored(fax: int, **values: Any) -> None:
+        recording.set()
+        await go_on.wait()
+        await real(fax, **values)
+
+    monkeypatch.setattr(site.shop.ledger, "stored", stored)
+    attempt = asyncio.create_task(fetch(site, fax))
+    await recording.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    go_on.set()
+
+    rows: list[FaxRow] = []
+    while not rows or rows[-1].state is not State.STORED:
+        rows.append(await row(site, fax))
+    assert sum(simulator.downloads.values()) == 1
+
+
+async def test_failure_is_recorded_although_the_attempt_is_cancelled_meanwhile(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    simulator.faults = always("404")
+    recording, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    real = site.shop.ledger.attempt_failed
+
+    async def attempt_failed(fax: int, **values: Any) -> Any:
+        recording.set()
+        await go_on.wait()
+        await real(fax, **values)
+        done.set()
+
+    monkeypatch.setattr(site.shop.ledger, "attempt_failed", attempt_failed)
+    attempt = asyncio.create_task(fetch(site, fax))
+    await recording.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    go_on.set()
+    await done.wait()
+
+    assert (await row(site, fax)).failures == 1
+
+
+async def test_ledger_that_does_not_take_the_record_closes_the_gate_and_costs_no_second_download(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+
+    async def refuses(*_: Any, **__: Any) -> None:
+        raise LedgerUnavailable("the ledger is locked")
+
+    with monkeypatch.context() as locked:
+        locked.setattr(site.shop.ledger, "stored", refuses)
+        assert await fetch(site, fax) is Outcome.POSTPONED
+    assert site.shop.gate.reason == "the ledger is locked"
+    assert (await row(site, fax)).state is State.PENDING
+
+    assert await fetch(site, fax) is Outcome.STORED
+    assert sum(simulator.downloads.values()) == 1
+    assert not files(site.config.storage.directory, f".*{fax.fax_id}*")
+
+
+async def test_crash_between_link_and_record_costs_no_second_download_after_the_restart(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        fax, _ = await listed(site, simulator)
+
+        async def crash(*_: Any, **__: Any) -> None:
+            raise asyncio.CancelledError
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(asyncio.CancelledError):
+            patch.setattr(site.shop.ledger, "stored", crash)
+            await fetch(site, fax)
+        assert (await row(site, fax)).state is State.PENDING
+    assert len(stored_files(settings.storage.directory)) == 2
+
+    async with opened_site(settings, clock) as site:
+        await site.accounts[APP].workers.run_until_idle()
+        assert (await row(site, fax)).state is State.STORED
+
+    assert sum(simulator.downloads.values()) == 1
+    assert len(stored_files(settings.storage.directory)) == 2
+    assert not files(settings.storage.directory, f".*{fax.fax_id}*")
+
+
+async def test_crash_in_mid_download_leaves_nothing_behind_after_the_restart(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        fax, found = await listed(site, simulator)
+    directory = (settings.storage.directory / found.path).parent
+    directory.mkdir(parents=True)
+    half = directory / Names(fax.fax_id).dot_image
+    half.write_bytes(b"%PDF-1.4 half of")
+
+    async with opened_site(settings, clock) as site:
+        assert not half.exists()
+        assert await fetch(site, fax) is Outcome.STORED
+
+    assert {path.suffix for path in stored_files(settings.storage.directory)} == {".pdf", ".json"}
+
+
+async def test_image_that_can_be_had_only_later_is_not_asked_for_in_between(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(image_not_yet_s=45.0)
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator, completed=clock.now())
+    for _ in range(20):
+        await account.workers.run_until_idle()
+    assert calls(simulator, "image") == 1
+
+    clock.advance(timedelta(seconds=60))
+    await account.workers.run_until_idle()
+    assert calls(simulator, "image") == 2
+    assert (await row(site, fax)).state is State.STORED
+    await until(lambda: account.workers.in_flight == 0)

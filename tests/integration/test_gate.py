@@ -1,0 +1,97 @@
+"""The gate before every image: open only while storage and ledger can take a fax."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.errors import LedgerUnavailable
+from poller.ingest.site import Site
+from tests.conftest import Event, QuickClock
+from tests.integration.at_work import mount, said, unmount
+
+STORAGE = ("storage-unusable", "storage-usable")
+SECOND = timedelta(seconds=1)
+
+
+async def look(site: Site, clock: QuickClock) -> bool:
+    clock.advance(SECOND)
+    return await site.shop.gate.check()
+
+
+async def test_missing_disk_shuts_the_gate_and_its_return_opens_it_each_said_once(
+    site: Site, clock: QuickClock, events: list[Event]
+) -> None:
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    site.shop.gate.on_change = changed
+    assert await look(site, clock)
+    unmount(site)
+    for _ in range(3):
+        assert not await look(site, clock)
+    assert "is its disk mounted" in str(site.shop.gate.reason)
+    mount(site)
+    for _ in range(3):
+        assert await look(site, clock)
+
+    assert said(events, *STORAGE) == list(STORAGE)
+    assert changes == 2
+    assert site.shop.gate.free_bytes
+
+
+async def test_answer_is_trusted_for_a_second(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    real = site.shop.storage.check
+
+    async def check(storage_id: str | None = None) -> str | None:
+        nonlocal looks
+        looks += 1
+        return await real(storage_id)
+
+    monkeypatch.setattr(site.shop.storage, "check", check)
+    for _ in range(5):
+        clock.advance(SECOND / 2)
+        assert await site.shop.gate.check()
+    assert looks == 2
+
+
+async def test_ledger_that_takes_no_writes_shuts_the_gate(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    async def refuses() -> None:
+        raise LedgerUnavailable("the ledger's disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(site.shop.ledger, "check_writable", refuses)
+        assert not await look(site, clock)
+        assert site.shop.gate.reason == "the ledger's disk is full"
+    assert await look(site, clock)
+    assert said(events, *STORAGE) == list(STORAGE)
+
+
+async def test_gate_that_an_attempt_has_shut_stays_so_until_a_look_a_second_later(
+    site: Site, clock: QuickClock, events: list[Event]
+) -> None:
+    assert await look(site, clock)
+    site.shop.gate.close("the share is gone")
+    site.shop.gate.close("the share is still gone")
+    assert not await site.shop.gate.check()
+    assert await look(site, clock)
+    assert said(events, *STORAGE) == list(STORAGE)
+
+
+async def test_storage_that_fails_in_every_way_shuts_the_gate_and_raises_nothing(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("poller.storage.steps.space", fails)
+    assert not await look(site, clock)
+    assert site.shop.gate.reason

@@ -1,0 +1,387 @@
+"""Fetch what is due: users take turns, nobody is fetched twice, one end by `drain`."""
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.config.model import Limits, User
+from poller.errors import LedgerUnavailable
+from poller.ingest.account import AccountAtWork, images_at_once
+from poller.ingest.fetch import Fetcher, Outcome
+from poller.ingest.site import Site
+from poller.ingest.workers import FetchWorkers
+from poller.ledger import FaxRow, State
+from poller.simulator import Faults, Simulator
+from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import (
+    WITHIN_S,
+    calls,
+    faults,
+    fetch,
+    in_background,
+    listed,
+    mount,
+    parts,
+    poll,
+    row,
+    suspend,
+    unmount,
+    until,
+)
+
+SECOND = timedelta(seconds=1)
+
+
+def receive(simulator: Simulator, user: str, count: int) -> None:
+    for _ in range(count):
+        simulator.receive(APP, user, completed=simulator.now() - SECOND, distinct=False)
+
+
+async def stored(site: Site, user: str) -> int:
+    return (await site.shop.ledger.user(parts(site, user)[1].id)).stored
+
+
+async def quiet(turns: int = 15) -> None:
+    """Give whatever would go on the chance to do so."""
+    for _ in range(turns):
+        await asyncio.sleep(0.002)
+
+
+# -- turns -------------------------------------------------------------------------------------
+
+
+async def test_backlog_of_hundreds_delays_anothers_new_fax_by_a_few_requests(
+    site: Site, simulator: Simulator
+) -> None:
+    account, _ = parts(site)
+    receive(simulator, "user-a", 200)
+    await poll(site, "user-a")
+    async with in_background(account.workers.run()):
+        await until(lambda: calls(simulator, "image") > 20)
+        fax = simulator.receive(APP, "user-b", completed=simulator.now() - SECOND)
+        await poll(site, "user-b")
+        before = calls(simulator, "image", "user-a")
+        await until(lambda: calls(simulator, "image", "user-b"))
+        between = calls(simulator, "image", "user-a") - before
+        await until(lambda: simulator.downloads[fax])
+    assert between <= account.workers.at_once + 2
+    assert calls(simulator, "image", "user-a") < 200
+
+
+async def test_retry_that_falls_due_does_not_wait_for_anothers_backlog(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator, "user-b")
+    simulator.faults = faults("404@image=always")
+    assert await fetch(site, fax) is Outcome.NOT_YET
+    simulator.faults = Faults()
+    receive(simulator, "user-a", 200)
+    await poll(site, "user-a")
+    async with in_background(account.workers.run()):
+        await until(lambda: calls(simulator, "image", "user-a") > 20)
+        clock.advance(timedelta(minutes=1))
+        before = calls(simulator, "image", "user-a")
+        await until(lambda: simulator.downloads[fax])
+        between = calls(simulator, "image", "user-a") - before
+    assert between <= account.workers.at_once + 10
+
+
+async def test_no_more_are_fetched_at_once_than_wanted_and_all_of_them_are(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url, limits=Limits(1000, 1000, 4))
+    async with opened_site(settings, clock) as site:
+        account, _ = parts(site)
+        receive(simulator, "user-a", 30)
+        await poll(site, "user-a")
+        most = 0
+
+        def look(_fax: FaxRow, _outcome: Outcome) -> None:
+            nonlocal most
+            most = max(most, account.workers.in_flight)
+
+        account.on_fetched = look
+        await account.workers.run_until_idle()
+
+        assert most == account.workers.at_once == images_at_once(4) == 6
+        assert await stored(site, "user-a") == 30
+        assert simulator.most_in_flight <= 3  # a quarter of the slots stays free for lists
+        assert set(simulator.downloads.values()) == {1}
+
+
+@pytest.mark.parametrize(("in_flight", "images"), [(1, 2), (2, 2), (4, 6), (8, 12), (10, 14)])
+def test_images_leave_a_quarter_of_the_slots_free(in_flight: int, images: int) -> None:
+    assert images_at_once(in_flight) == images
+
+
+async def test_held_user_is_passed_over_until_let_go(site: Site, simulator: Simulator) -> None:
+    account, held = parts(site, "user-a")
+    for user in ("user-a", "user-b"):
+        receive(simulator, user, 3)
+        await poll(site, user)
+    assert await held.images.hold(1.0)
+    async with in_background(account.workers.run()):
+        await until(lambda: calls(simulator, "image", "user-b") == 3)
+        await quiet()
+        assert calls(simulator, "image", "user-a") == 0
+
+        held.images.let_go()
+        account.workers.wake()
+        await until(lambda: calls(simulator, "image", "user-a") == 3)
+
+
+async def test_hold_gives_up_when_an_image_takes_too_long(site: Site) -> None:
+    _, state = parts(site)
+    with state.images:
+        assert not await state.images.hold(0.01)
+    assert not state.images.held
+
+
+async def test_suspended_account_starts_nothing(site: Site, simulator: Simulator) -> None:
+    account, _ = parts(site)
+    receive(simulator, "user-a", 3)
+    await poll(site, "user-a")
+    await suspend(site, simulator)
+    async with in_background(account.workers.run()):
+        account.workers.wake()
+        await quiet()
+    await account.workers.run_until_idle()
+    assert calls(simulator, "image") == 0
+
+
+async def test_closed_gate_starts_nothing_and_an_open_one_goes_on(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    receive(simulator, "user-a", 3)
+    await poll(site, "user-a")
+    unmount(site)
+    clock.advance(2 * SECOND)
+    async with in_background(account.workers.run()):
+        await until(lambda: not site.shop.gate.usable)
+        await quiet()
+        assert not simulator.downloads
+        mount(site)
+        clock.advance(5 * SECOND)
+        account.workers.wake()
+        await until(lambda: len(simulator.downloads) == 3)
+
+
+async def test_ledger_that_cannot_be_read_closes_the_gate(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, _ = parts(site)
+    await listed(site, simulator)
+
+    async def refuses(*_: Any, **__: Any) -> list[int]:
+        raise LedgerUnavailable("the ledger is locked")
+
+    monkeypatch.setattr(site.shop.ledger, "due", refuses)
+    await account.workers.run_until_idle()
+
+    assert site.shop.gate.reason == "the ledger is locked"
+    assert not simulator.downloads
+
+
+async def test_fax_that_another_process_made_due_is_found_without_being_woken(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ingest.workers._LOOK_AGAIN_S", 0.02)
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator)
+    simulator.faults = faults("404@image=always")
+    await fetch(site, fax)
+    simulator.faults = Faults()
+    async with in_background(account.workers.run()):
+        await quiet()
+        assert not simulator.downloads
+        await site.shop.ledger.make_due([(await row(site, fax)).id], clock.now())
+        clock.advance(SECOND)
+        await until(lambda: simulator.downloads[fax])
+
+
+async def test_user_who_is_removed_while_faxes_wait_is_no_longer_fetched(
+    site: Site, simulator: Simulator
+) -> None:
+    account, state = parts(site)
+    receive(simulator, "user-a", 3)
+    await poll(site)
+    del account.states[state.id]
+
+    await account.workers.run_until_idle()
+
+    assert not simulator.downloads
+
+
+async def test_user_who_is_removed_between_turn_and_start_stops_nothing(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, state = parts(site)
+    for user in ("user-a", "user-b"):
+        receive(simulator, user, 2)
+        await poll(site, user)
+    real = site.shop.gate.check
+
+    async def check() -> bool:
+        account.states.pop(state.id, None)
+        return await real()
+
+    monkeypatch.setattr(site.shop.gate, "check", check)
+    await account.workers.run_until_idle()
+
+    assert calls(simulator, "image", "user-a") == 0
+    assert calls(simulator, "image", "user-b") == 2
+
+
+# -- drain -----------------------------------------------------------------------------------------
+
+
+async def test_drain_lets_arriving_images_end_and_cuts_off_what_only_waits(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url, limits=Limits(1000, 1000, 4))
+    async with opened_site(settings, clock) as site:
+        account, state = parts(site)
+        receive(simulator, "user-a", 6)
+        await poll(site)
+        simulator.faults = faults("drip@image=always")
+        simulator.faults = Faults(
+            rules=simulator.faults.rules, drip_bytes=1024, drip_interval_s=0.003
+        )
+        async with in_background(account.workers.run()) as (work,):
+            await until(lambda: len(arriving(account)) == 3)
+            assert account.workers.in_flight == 6  # three of them have no slot yet
+
+            await account.workers.drain(WITHIN_S)
+
+            assert account.workers.in_flight == 0
+            await asyncio.wait_for(work, WITHIN_S)
+        user = await site.shop.ledger.user(state.id)
+        assert (user.stored, user.pending) == (3, 3)
+        assert calls(simulator, "image") == 3
+
+
+async def test_drain_cuts_off_an_image_that_takes_longer_than_allowed(
+    site: Site, simulator: Simulator
+) -> None:
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator)
+    simulator.faults = faults("stall-mid-body@image=always")
+    async with in_background(account.workers.run()) as (work,):
+        await until(lambda: arriving(account))
+
+        await account.workers.drain(0.03)
+
+        await asyncio.wait_for(work, WITHIN_S)
+    still = await row(site, fax)
+    assert (still.state, still.failures) == (State.PENDING, 0)
+    assert account.workers.in_flight == 0
+    assert list(site.config.storage.directory.rglob(f".{fax.fax_id}*")) == []
+
+
+async def test_drain_of_idle_workers_ends_at_once_and_twice_does_no_harm(site: Site) -> None:
+    account, _ = parts(site)
+    async with in_background(account.workers.run()) as (work,):
+        await account.workers.drain(WITHIN_S)
+        await account.workers.drain(WITHIN_S)
+        await asyncio.wait_for(work, WITHIN_S)
+
+
+def arriving(account: AccountAtWork) -> list[int]:
+    workers = account.workers
+    return [fax for fax in list(workers._running) if workers._fetcher.is_arriving(fax)]
+
+
+# -- never twice at once -----------------------------------------------------------------------------
+
+
+@dataclass
+class Restless(Fetcher):
+    """Ends each attempt some other way, and notes which are under way."""
+
+    site: Site
+    random: random.Random
+    under_way: Counter[int] = field(default_factory=Counter)
+    attempts: Counter[int] = field(default_factory=Counter)
+    most: int = 0
+
+    def is_arriving(self, fax: int) -> bool:
+        return bool(self.under_way[fax])
+
+    async def fetch(self, fax: FaxRow, user: User) -> Outcome:
+        ledger, now = self.site.shop.ledger, self.site.shop.clock.now()
+        self.under_way[fax.id] += 1
+        self.attempts[fax.id] += 1
+        self.most = max(self.most, *self.under_way.values())
+        try:
+            for _ in range(self.random.randrange(4)):
+                await asyncio.sleep(0)
+            if self.random.random() < 0.5:
+                await ledger.postpone(fax.id, now)
+                return Outcome.POSTPONED
+            await ledger.stored(
+                fax.id,
+                now=now,
+                file=f"{fax.fax_id}.pdf",
+                format="pdf",
+                bytes=1,
+                sha256="0" * 64,
+                pages=1,
+                damaged=False,
+            )
+            return Outcome.STORED
+        finally:
+            self.under_way[fax.id] -= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_fax_is_fetched_twice_at_once_however_often_the_workers_are_woken(
+    site: Site, simulator: Simulator, seed: int
+) -> None:
+    account, state = parts(site)
+    for user in ("user-a", "user-b"):
+        receive(simulator, user, 20)
+        await poll(site, user)
+    chance = random.Random(seed)
+    restless = Restless(site, chance)
+    workers = FetchWorkers(
+        APP,
+        site.shop.ledger,
+        restless,
+        site.shop.gate,
+        site.shop.clock,
+        users=account.states,
+        may_ask=lambda: chance.random() < 0.9,
+        at_once=5,
+    )
+    async with in_background(workers.run()), asyncio.timeout(WITHIN_S):
+        while await stored(site, "user-a") + await stored(site, "user-b") < 40:
+            workers.wake(chance.choice([None, *account.states]))
+            if chance.random() < 0.1:
+                await state.images.hold(0.005)
+                state.images.let_go()
+    assert restless.most == 1
+    assert len(restless.attempts) == 40
+
+
+async def test_postponed_fax_does_not_make_the_workers_spin(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator)
+    simulator.faults = faults("429+1@image=always")
+    async with in_background(account.workers.run()):
+        await until(lambda: account.tally["postponed"])
+        requests, commits = calls(simulator, "image"), site.shop.ledger.commits
+        for _ in range(10):
+            account.workers.wake()
+            await quiet(2)
+        assert calls(simulator, "image") == requests
+        assert site.shop.ledger.commits - commits < 5
+    assert (await row(site, fax)).failures == 0
