@@ -13,7 +13,7 @@ from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
-from poller.ingest.user import UserState, load_user
+from poller.ingest.user import UserState, load_users
 from poller.ledger import Ledger
 from poller.metrics import Metrics
 from poller.storage import Storage
@@ -60,16 +60,18 @@ class Site:
             [(user.app_id, user.user_id, user.account, user.name) for user in users],
             self.shop.clock.now(),
         )
-        wanted: dict[str, set[int]] = {app_id: set() for app_id in self.accounts}
+        new = []
         for user, row in zip(users, rows, strict=True):
-            states = self.accounts[user.app_id].states
-            wanted[user.app_id].add(row.id)
-            if row.id in states:
-                states[row.id].user = user
+            state = self.accounts[user.app_id].states.get(row.id)
+            if state is None:
+                new.append((user, row))
             else:
-                states[row.id] = await load_user(self.shop.ledger, user, row)
-        for app_id, ids in wanted.items():
-            self._forget(self.accounts[app_id], ids)
+                state.user = user
+        for state in await load_users(self.shop.ledger, new):
+            self.accounts[state.user.app_id].states[state.id] = state
+        configured = {row.id for row in rows}
+        for account in self.accounts.values():
+            self._forget(account, configured)
 
     def _forget(self, account: AccountAtWork, keep: set[int]) -> None:
         for gone in set(account.states) - keep:

@@ -1,6 +1,7 @@
 """What is remembered of one user between polls; the ledger has all that must outlive the process."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -105,15 +106,29 @@ class UserState:
         return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
 
 
-async def load_user(ledger: Ledger, user: User, row: UserRow) -> UserState:
+async def load_users(ledger: Ledger, pairs: Sequence[tuple[User, UserRow]]) -> list[UserState]:
+    """Read what the ledger knows of these users; thousands of them cost a few queries."""
+    if not pairs:
+        return []
+    coverages = await ledger.coverages()
+    failed_slices = await ledger.all_failed_slices()
+    return [
+        _state(user, row, coverages.get(row.id, Coverage()), failed_slices.get(row.id, []))
+        for user, row in pairs
+    ]
+
+
+def _state(
+    user: User, row: UserRow, coverage: Coverage, failed_slices: list[FailedSlice]
+) -> UserState:
     return UserState(
         user=user,
         id=row.id,
         our_first_seen=row.our_first_seen,
         pinned_start=row.pinned_start,
         configured_start=row.configured_start,
-        coverage=await ledger.coverage(row.id),
-        failed_slices=await ledger.failed_slices(row.id),
+        coverage=coverage,
+        failed_slices=failed_slices,
         sweep_ends={
             SliceKind.SWEEP: row.sweep_end,
             SliceKind.DEEP_SWEEP: row.deep_sweep_end,

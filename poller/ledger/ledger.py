@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,6 +36,7 @@ class Ledger:
         self._path = path
         self._readers = readers
         self._writer = writer
+        self._reads: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(
@@ -77,11 +78,13 @@ class Ledger:
         return cls(path, readers, writer, created=created)
 
     async def close(self) -> None:
-        """Finish the writes that were asked for and close; a second time does nothing."""
+        """Finish the reads and writes that were asked for; a second time does nothing."""
         try:
             if self._writer is not None:
                 await self._writer.close()
         finally:
+            if self._reads:
+                await asyncio.wait(self._reads)
             await self._readers.dispose()
 
     async def __aenter__(self) -> Self:
@@ -101,6 +104,14 @@ class Ledger:
         return await self._writer.run(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
+        # A read that is cut off in the middle strands its connection and thread (SQLAlchemy 2.0);
+        # it is short, so it is left to finish when its caller is cancelled.
+        task = asyncio.create_task(self._read_now(work), name="ledger read")
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+        return await asyncio.shield(task)
+
+    async def _read_now(self, work: Callable[[Connection], T]) -> T:
         with engine.unavailable(self._path):
             async with self._readers.connect() as connection, connection.begin():
                 return await connection.run_sync(work)

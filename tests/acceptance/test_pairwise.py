@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installation import APP, USERS, Installation, assert_stored, populated
+from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax

@@ -1,6 +1,7 @@
 """One account at work: what is said once, what is counted, and what a suspension leads to."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -36,8 +37,8 @@ async def account_row(site: Site) -> AccountRow:
     return found
 
 
-def samples(site: Site) -> dict[str, float]:
-    lines = site.shop.metrics.render().decode().splitlines()
+async def samples(site: Site) -> dict[str, float]:
+    lines = (await site.shop.metrics.render()).decode().splitlines()
     return {
         name: float(value)
         for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
@@ -74,7 +75,7 @@ async def test_polls_and_faxes_are_tallied_and_counted(
     assert account.tally["failed_polls"] == 1
     assert account.tally["discovered"] == account.tally["stored"] == 1
     user = '{account="main",user="user-a"'
-    counted = samples(site)
+    counted = await samples(site)
     assert counted[f'poller_polls_total{user},outcome="ok"}}'] == 2
     assert counted[f'poller_polls_total{user},outcome="failed"}}'] == 1
     assert counted[f'poller_faxes_total{user},outcome="discovered"}}'] == 1
@@ -93,7 +94,7 @@ async def test_skipped_poll_is_counted_and_not_said(
 
     assert outcome.skipped
     assert len(events) == before
-    assert samples(site)['poller_polls_total{account="main",user="user-a",outcome="skipped"}'] == 1
+    assert (await samples(site))['poller_polls_total{account="main",user="user-a",outcome="skipped"}'] == 1
 
 
 async def test_429_is_said_with_its_pause_and_counted(
@@ -151,7 +152,7 @@ async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
     assert suspended.suspended_until > clock.now()
     assert "503" in str(suspended.reason)
     assert suspended.paused_since is not None
-    assert samples(site)['poller_account_suspended{account="main"}'] == 1
+    assert (await samples(site))['poller_account_suspended{account="main"}'] == 1
     assert said(events, "account-suspended", "poll-failed") == ["account-suspended"]
 
     await end_outage(site, simulator, clock)
@@ -159,7 +160,7 @@ async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
     resumed = await account_row(site)
     assert (resumed.suspended_until, resumed.reason, resumed.paused_since) == (None, None, None)
     assert resumed.paused_s > 1000
-    assert samples(site)['poller_account_suspended{account="main"}'] == 0
+    assert (await samples(site))['poller_account_suspended{account="main"}'] == 0
     assert said(events, "account-suspended", "account-resumed") == [
         "account-suspended",
         "account-resumed",
@@ -261,8 +262,6 @@ async def test_changed_limits_hold_from_the_next_request_on(
     site: Site, simulator: Simulator
 ) -> None:
     account, _ = parts(site)
-    from dataclasses import replace
-
     account.take(replace(account.account, limits=Limits(3.0, 4, 2)), "key-of-app-1")
 
     assert account.client.pacing.limit == 3.0

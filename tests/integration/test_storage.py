@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from storage_seam import (
+from tests.integration.storage_seam import (
     IDENTITY,
     NOW,
     ORIGIN,
@@ -642,7 +642,7 @@ async def test_file_size_limit_fails_only_the_fax_that_is_too_large(root: Path) 
         f"""
         import asyncio, pathlib, resource, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from storage_seam import opened, store, tiff
+        from tests.integration.storage_seam import opened, store, tiff
         from poller.errors import FaxTooLarge
 
         async def main():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage_seam import config, opened, recording, store, tiff, tree
+from tests.integration.storage_seam import config, opened, recording, store, tiff, tree
 
 from poller.errors import CannotStart, StorageUnusable
 from poller.storage import Storage, marker, steps

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from storage_seam import (
+from tests.integration.storage_seam import (
     IDENTITY,
     PATH,
     opened,
