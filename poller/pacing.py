@@ -238,7 +238,8 @@ class Pacing:
         """Pause after a 429 and halve the rate; 429s to requests sent before the pause count once.
 
         True when this one began the pause. Without Retry-After (or with 0, which says nothing) the
-        pause grows from 1 s to 60 s over 429s in a row. `sent_at` also recognises an answer that took longer than the pause.
+        pause grows from 1 s to 60 s over 429s in a row. `sent_at` also recognises an answer that
+        took longer than the pause.
         """
         begins = not self._from_before_pause(now, sent_at)
         if begins:

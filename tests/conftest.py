@@ -44,7 +44,8 @@ class QuickClock:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.advance(timedelta(seconds=max(0.0, seconds)))
+        self.wall += timedelta(seconds=max(0.0, seconds))
+        self.mono += max(0.0, seconds)  # to the last bit: who sleeps until then has to be there
         await asyncio.sleep(0.001)
 
     def advance(self, by: timedelta) -> None:

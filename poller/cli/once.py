@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,8 +60,8 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     if user is not None:
         _require_known(settings, user)
     with StateLock(settings.state_directory):
-        # stdout is for the summary; what happens on the way is for whoever runs it by cron.
-        setup.start_log(_quiet(settings))
+        # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
+        setup.start_log(_quiet(settings), sys.stderr if as_json else None)
         summary = asyncio.run(_once(settings, user))
     _show(summary, as_json=as_json)
     return summary.exit_code

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from poller import config, lock, log
 from poller.cli.owner import become_owner
@@ -24,12 +24,13 @@ def load(paths: Sequence[Path]) -> Config:
     return settings
 
 
-def start_log(settings: Config) -> None:
-    """Log to stdout as configured; the state lock must be held, the key is made when there is none."""
+def start_log(settings: Config, stream: TextIO | None = None) -> None:
+    """Log to `stream` (stdout) as configured; the state lock must be held, a missing key is made."""
     log.configure(
         settings.log.level,
         settings.log.format,
         log.load_or_create_key(settings.state_directory),
+        stream,
     )
     log.install_hooks()
 

@@ -33,7 +33,6 @@ class Monitor:
         self._site = site
         self._planner = planner
         self._clock = site.shop.clock
-        self._ledger_at = self._clock.monotonic()
         self._disk_low = False
         self._silent: set[int] = set()
         self._heartbeat = log.Episode()
@@ -70,8 +69,9 @@ class Monitor:
 
     def alive(self) -> bool:
         """Whether loop, ledger writer and scheduler have all made progress within two minutes."""
-        oldest = min(self._planner.tick_at, self._ledger_at)
-        return self._clock.monotonic() - oldest < _NO_PROGRESS_S
+        waiting_since = self._site.shop.ledger.waiting_since
+        ticks = [self._planner.tick_at] + ([] if waiting_since is None else [waiting_since])
+        return self._clock.monotonic() - min(ticks) < _NO_PROGRESS_S
 
     async def _feed_watchdog(self) -> None:
         if self.alive():
@@ -86,7 +86,8 @@ class Monitor:
         gate = self._site.shop.gate
         while True:
             usable = await gate.check()
-            self._ledger_at = self._clock.monotonic()  # it answered, with a refusal perhaps
+            if self._site.shop.ledger.ended:
+                raise RuntimeError("the ledger's writer ended; only a new start helps")
             self._watch_disk()
             await self._clock.sleep(_GATE_S if usable else _GATE_SHUT_S)
 

@@ -1,5 +1,6 @@
 """May an image be asked for? Asking marks it downloaded at eFax, so the storage must be able to take it."""
 
+import asyncio
 from collections.abc import Callable
 
 from poller import log
@@ -10,6 +11,7 @@ from poller.metrics import Metrics
 from poller.storage import Storage
 
 _TRUSTED_FOR_S = 1.0
+_PATIENCE_S = 30.0
 
 
 class Gate:
@@ -33,6 +35,7 @@ class Gate:
         self.on_change = on_change
         self.reason: str | None = None
         self.free_bytes: int | None = None
+        self._looking: asyncio.Task[tuple[str | None, int | None]] | None = None
         self._checked_at: float | None = None
 
     @property
@@ -44,13 +47,12 @@ class Gate:
         now = self._clock.monotonic()
         if self._checked_at is not None and now - self._checked_at < _TRUSTED_FOR_S:
             return self.usable
-        self.free_bytes = await self._storage.free_bytes()
         self._settle(await self._look())
         self._checked_at = self._clock.monotonic()
         return self.usable
 
     async def _look(self) -> str | None:
-        reason = await self._storage.check(self._storage_id)
+        reason = await self._look_at_storage()
         if reason is not None:
             return reason
         try:
@@ -58,6 +60,21 @@ class Gate:
         except LedgerUnavailable as error:
             return str(error)
         return None
+
+    async def _look_at_storage(self) -> str | None:
+        """A share that hangs must not hang its watcher, nor be asked again before it answers."""
+        looking = self._looking or asyncio.create_task(self._ask_storage(), name="storage check")
+        self._looking = looking
+        await asyncio.wait({looking}, timeout=_PATIENCE_S)
+        if not looking.done():
+            return f"the storage directory has not answered for {_PATIENCE_S:.0f} seconds"
+        self._looking = None
+        reason, self.free_bytes = looking.result()
+        return reason
+
+    async def _ask_storage(self) -> tuple[str | None, int | None]:
+        reason = await self._storage.check(self._storage_id)
+        return reason, await self._storage.free_bytes()
 
     def close(self, reason: str) -> None:
         """An attempt met an unusable storage or ledger: no further image until a check passes."""

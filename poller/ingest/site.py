@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from poller import config, log
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
+from poller.errors import StorageConflict, StorageUnusable
 from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Workshop
@@ -44,6 +45,8 @@ class Site:
             secret=secret,
         )
         await at_work.open()
+        # What a process that was ended meanwhile had left there holds no longer.
+        await self.shop.ledger.set_suspended(account.app_id, account.name, None, None)
         self.accounts[account.app_id] = at_work
         return at_work
 
@@ -141,7 +144,10 @@ async def _workshop(
         give_up_after=settings.retry.give_up_after,
     )
     if await gate.check():
-        await tidy(shop)
+        try:
+            await tidy(shop)
+        except (StorageUnusable, StorageConflict) as error:  # it went away just now
+            gate.close(str(error))
     return shop
 
 

@@ -129,6 +129,11 @@ class Ledger:
         return self._writer.waiting_since if self._writer else None
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing can be written any more: it was closed, or a bug ended its writer."""
+        return self._writer is None or self._writer.ended
+
+    @property
     def commits(self) -> int:
         """How many transactions were committed; one may hold many writes."""
         return self._writer.commits if self._writer else 0

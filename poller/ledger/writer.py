@@ -53,6 +53,10 @@ class Writer:
         oldest = self._running or self._waiting
         return oldest[0].asked_at if oldest else None
 
+    @property
+    def ended(self) -> bool:
+        return self._task.done()
+
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction; a caller that is cancelled does not cancel the write."""
         if self._closing or self._task.done():

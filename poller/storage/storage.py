@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 from poller.config.model import StorageConfig
-from poller.errors import StorageUnusable
+from poller.errors import StorageConflict, StorageUnusable
 from poller.storage import handover, marker, place, recovery, steps
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
@@ -53,7 +53,7 @@ class Storage:
         """Measure the space that is free for us; None while the directory cannot be looked at."""
         try:
             return await self._threads.run(self._free_bytes)
-        except StorageUnusable:
+        except (StorageUnusable, StorageConflict):  # a stale handle is no fax's fault here
             return None
 
     async def tidy(self, directories: Iterable[str], keep: Collection[str]) -> int:

@@ -175,7 +175,7 @@ class Installation:
         """Run `once`, which must succeed; its summary."""
         done = await self.poller("once", "--json", *words)
         assert done.code == 0, done
-        summary: dict[str, int] = json.loads(done.out.splitlines()[-1])
+        summary: dict[str, int] = done.json
         return summary
 
     async def status(self) -> dict[str, Any]:

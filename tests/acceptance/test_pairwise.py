@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
+from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 
 # As long as `table()` has them nobody wants to wait; what matters is that they are not over at once.
 _SHORT = {"late_visible_s": (0.0, 1.0), "image_not_yet_s": (0.0, 2.0)}

@@ -16,6 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from poller.documents import Document, NotADocument, inspect
+from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
+from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
+from poller.storage.place import Durable
 from tests.integration.storage_seam import (
     IDENTITY,
     NOW,
@@ -29,11 +34,6 @@ from tests.integration.storage_seam import (
     tree,
     visible,
 )
-
-from poller.documents import Document, NotADocument, inspect
-from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
-from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
-from poller.storage.place import Durable
 
 FAX = tiff(b"one fax")
 OTHER = tiff(b"another fax")

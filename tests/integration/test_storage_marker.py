@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.integration.storage_seam import config, opened, recording, store, tiff, tree
 
 from poller.errors import CannotStart, StorageUnusable
 from poller.storage import Storage, marker, steps
+from tests.integration.storage_seam import config, opened, recording, store, tiff, tree
 
 MARKER = ".poller-storage"
 

@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
+from poller.errors import PollerError, StorageUnusable
+from poller.storage import Storage, StoredFile, steps
 from tests.integration.storage_seam import (
     IDENTITY,
     PATH,
@@ -20,9 +23,6 @@ from tests.integration.storage_seam import (
     tree,
     visible,
 )
-
-from poller.errors import PollerError, StorageUnusable
-from poller.storage import Storage, StoredFile, steps
 
 FIRST, SECOND = tiff(b"first download"), tiff(b"second download")
 

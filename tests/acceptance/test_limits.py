@@ -1,0 +1,52 @@
+"""The limits are kept: a server that enforces the configured rate never has to say 429."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from installation import KEY_VARIABLE, Installation, account, assert_stored
+
+from poller.simulator import Simulator
+
+ACCOUNTS, USERS_EACH, FAXES = 3, 200, 2000
+RATE, BURST = 60, 20
+
+
+@pytest.mark.timeout(240)
+async def test_2000_faxes_of_600_users_drain_without_a_single_429(tmp_path: Path) -> None:
+    async with Simulator(rate=RATE, burst=BURST + 2, seed=3) as simulator:
+        accounts, names = {}, {}
+        for number in range(ACCOUNTS):
+            app_id = f"app-{number}"
+            simulator.add_app(app_id, "key")
+            users = {f"user-{user}": {"user_id": f"{app_id}-{user}"} for user in range(USERS_EACH)}
+            for name, user in users.items():
+                simulator.add_user(app_id, user["user_id"])
+                names[user["user_id"]] = f"account-{number}/{name}"
+            accounts[f"account-{number}"] = {
+                **account(simulator.base_url),
+                "app_id": app_id,
+                "limits": {"requests_per_second": RATE, "burst": BURST, "in_flight": 8},
+                "users": users,
+            }
+        for _ in range(FAXES):
+            age = timedelta(seconds=simulator.random.uniform(60, 80_000))
+            simulator.receive_somewhere(completed=simulator.now() - age, distinct=False)
+        installation = Installation(tmp_path, simulator.base_url, {"poll": {"start": "1d"}})
+        installation.settings["accounts"] = accounts
+        installation.write({})
+        installation.environ[KEY_VARIABLE] = "key"
+        summary = await installation.once()
+        assert (summary["polled"], summary["stored"]) == (ACCOUNTS * USERS_EACH, FAXES)
+        assert summary["pending"] == summary["failed_polls"] == 0
+        assert simulator.refused_429 == 0
+        assert {seen.status for seen in simulator.requests} == {200}
+        print(duration_report(simulator))
+        assert simulator.downloads.total() == FAXES
+        assert_stored(installation, simulator, names=names)
+
+
+def duration_report(simulator: Simulator) -> str:
+    seen = simulator.requests
+    calls = {call: sum(one.call == call for one in seen) for call in {one.call for one in seen}}
+    return f"{seen[-1].at_s - seen[0].at_s:.1f} s for {calls}"

@@ -1,0 +1,72 @@
+"""One poller per state directory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poller.errors import CannotStart, LockHeld
+from poller.lock import StateLock, is_held
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from poller.lock import StateLock
+with StateLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_second_poller_on_one_state_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with StateLock(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(LockHeld, match="another poller holds") as refused, StateLock(tmp_path):
+            pass
+        assert refused.value.exit_code == 75
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with StateLock(tmp_path):
+        assert is_held(tmp_path)
+
+
+def test_asking_whether_it_is_held_does_not_stop_who_wants_it(tmp_path: Path) -> None:
+    with StateLock(tmp_path):
+        pass
+    for _ in range(3):
+        assert not is_held(tmp_path)
+        with StateLock(tmp_path):
+            assert is_held(tmp_path)
+
+
+def test_lock_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert is_held(tmp_path)
+        with pytest.raises(LockHeld), StateLock(tmp_path):
+            pass
+        holder.kill()
+    assert not is_held(tmp_path)
+
+
+def test_state_directory_and_lock_file_are_for_their_owner_alone(tmp_path: Path) -> None:
+    state = tmp_path / "made" / "state"
+    with StateLock(state):
+        assert state.stat().st_mode & 0o777 == 0o700
+        assert (state / "poller.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_state_directory_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotStart, match="give this user the state directory") as refused:
+        StateLock(tmp_path / "file" / "state").__enter__()
+    assert refused.value.exit_code == 73
+
+
+def test_lock_that_was_never_taken_is_let_go_without_harm(tmp_path: Path) -> None:
+    StateLock(tmp_path).__exit__(None, None, None)
+    assert not is_held(tmp_path / "nowhere")

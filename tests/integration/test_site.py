@@ -1,0 +1,133 @@
+"""Open and close an installation: users in line with the configuration, and what cannot start."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from poller.config.model import SecretRef, StorageConfig, User
+from poller.errors import CannotStart, ConfigError, StorageUnusable
+from poller.ingest.site import Site
+from poller.simulator import Simulator
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import fetch, listed, parts, poll, row, said
+
+
+async def test_user_who_is_no_longer_configured_stays_in_the_ledger_and_is_not_fetched(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await listed(site, simulator, "user-b")
+
+    fewer = make_config(simulator.base_url, users=("user-a",))
+    async with opened_site(fewer, clock) as site:
+        await site.accounts[APP].workers.run_until_idle()
+        rows = {one.user: one for one in await site.shop.ledger.users()}
+        assert [state.key for state in site.states] == ["main/user-a"]
+        assert site.accounts[APP].client.suspension.user_count == 1
+    assert rows["user-b"].removed
+    assert rows["user-b"].pending == 1
+    assert not simulator.downloads
+
+    async with opened_site(settings, clock) as site:
+        await site.accounts[APP].workers.run_until_idle()
+    assert sum(simulator.downloads.values()) == 1
+
+
+async def test_renamed_account_and_user_fetch_nothing_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        fax, _ = await listed(site, simulator)
+        await fetch(site, fax)
+    (account,) = settings.accounts
+    users = tuple(User("office", f"new-{u.name}", APP, u.user_id) for u in account.users)
+    renamed = replace(settings, accounts=(replace(account, name="office", users=users),))
+
+    async with opened_site(renamed, clock) as site:
+        for state in site.states:
+            assert (await site.accounts[APP].poll(state)).discovered == []
+        assert (await row(site, fax)).account == "office"
+    assert sum(simulator.downloads.values()) == 1
+
+
+async def test_state_survives_a_restart_and_the_first_poll_sweeps_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await listed(site, simulator)
+        _, before = parts(site)
+
+    async with opened_site(settings, clock) as site:
+        _, after = parts(site)
+        assert after.coverage == before.coverage
+        assert after.pinned_start == before.pinned_start
+        assert after.last_received_at == before.last_received_at
+        assert after.sweep_now
+        assert after.watermark == before.watermark
+
+
+async def test_user_before_the_first_poll_has_no_watermark_and_no_gap(site: Site) -> None:
+    _, state = parts(site)
+    assert state.watermark is None
+    assert state.gaps() == ()
+    assert state.failed_gaps() == ()
+
+
+async def test_missing_secret_keeps_it_from_opening(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    (account,) = settings.accounts
+    nameless = replace(account, api_key=SecretRef("env", "NOT_SET"))
+    with pytest.raises(ConfigError, match="NOT_SET"):
+        async with opened_site(replace(settings, accounts=(nameless,)), clock):
+            pass
+
+
+async def test_directory_with_foreign_files_is_refused_at_the_first_start(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, tmp_path: Any
+) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "letter.txt").write_text("somebody's")
+    settings = make_config(simulator.base_url, storage=StorageConfig(used, min_free=1))
+    with pytest.raises(CannotStart, match="not empty"):
+        async with opened_site(settings, clock):
+            pass
+
+
+async def test_unmounted_storage_is_no_reason_not_to_start(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock):
+        pass
+    (settings.storage.directory / ".poller-storage").unlink()
+
+    async with opened_site(settings, clock) as site:
+        assert not site.shop.gate.usable
+        await poll(site)
+    assert said(events, "storage-unusable") == ["storage-unusable"]
+
+
+async def test_storage_that_goes_away_while_it_is_tidied_is_no_reason_not_to_start(
+    simulator: Simulator,
+    make_config: MakeConfig,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def gone(*_: Any, **__: Any) -> int:
+        raise StorageUnusable("the share is gone")
+
+    monkeypatch.setattr("poller.storage.Storage.tidy", gone)
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        assert site.shop.gate.reason == "the share is gone"
+
+
+async def test_drain_of_the_site_ends_the_workers_of_every_account(site: Site) -> None:
+    await site.drain(1.0)
+    assert all(account.workers.in_flight == 0 for account in site.accounts.values())
