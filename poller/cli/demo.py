@@ -50,7 +50,7 @@ class _Demo:
                 rules=(
                     Fault.parse("500@image=20%"),
                     Fault.parse("cut-no-length@image=10%"),
-                    Fault.parse("429+1@list=first:1"),
+                    Fault.parse("429@list+1=first:1"),
                 )
             ),
             seed=secrets.randbits(32),

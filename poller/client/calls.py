@@ -341,12 +341,9 @@ class Client:
             try:
                 return await self._sent(ticket, request, read)
             except SignInRefused as error:
-                before = self.suspension.until
                 now = self._clock.now()
                 if self.suspension.sign_in_refused(now, self._random(), str(error)):
                     self._say_suspended()
-                else:
-                    self._say_still_suspended(before)
                 raise
             except Unreachable as error:
                 self._failed(None, error)  # nobody's in particular: it would fail for all
@@ -366,11 +363,8 @@ class Client:
         )
 
     def _failed(self, user: str | None, error: ApiError) -> None:
-        before = self.suspension.until
         if self.suspension.failed(user, self._clock.now(), self._random(), str(error)):
             self._say_suspended()
-        else:
-            self._say_still_suspended(before)
 
     def _answered(self, *, probe: bool) -> None:
         """Count an answer; in a suspension only the probe's says that it is over."""
@@ -379,12 +373,6 @@ class Client:
         failures = self.suspension.failures
         if self.suspension.succeeded():
             self._observer.resumed(failures)
-
-    def _say_still_suspended(self, before: datetime | None) -> None:
-        """A probe failed: the next one goes later."""
-        until = self.suspension.until
-        if until is not None and until != before:
-            self._observer.suspended(until, self.suspension.reason)
 
     def _say_suspended(self) -> None:
         until = self.suspension.until

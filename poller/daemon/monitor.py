@@ -36,7 +36,7 @@ class Monitor:
         self._disk_low = False
         self._silent: set[int] = set()
         self._heartbeat = log.Episode()
-        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -57,7 +57,7 @@ class Monitor:
         return loops
 
     def stop(self) -> None:
-        for probe in self._probes.values():
+        for _, probe in self._probes.values():
             probe.cancel()
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -139,16 +139,22 @@ class Monitor:
 
     def probe(self, account: AccountAtWork) -> None:
         """See to it that a suspended account is probed when it is time, whatever its schedule."""
-        running = self._probes.get(account.account.app_id)
-        if running is None or running.done():
-            self._probes[account.account.app_id] = asyncio.create_task(
+        app_id = account.account.app_id
+        probed, running = self._probes.get(app_id, (None, None))
+        if running is None or running.done() or probed is not account:
+            if running is not None:
+                running.cancel()  # of an account that a reload has replaced
+            probe = asyncio.create_task(
                 self._probe(account), name=f"probe {account.account.name}"
             )
+            self._probes[app_id] = (account, probe)
 
     async def _probe(self, account: AccountAtWork) -> None:
         """A poll of any user is the probe; users take turns, one of them may be refused."""
         turn = 0
         while (until := account.client.suspension.until) is not None:
+            if self._site.accounts.get(account.account.app_id) is not account:
+                return  # a reload has removed it
             states = list(account.states.values())
             if self._clock.now() >= until and states:
                 state = states[turn % len(states)]
@@ -196,7 +202,10 @@ class Monitor:
         return max(0.0, (self._clock.now() - state.watermark).total_seconds())
 
     async def _summarise(self) -> None:
-        rows = await self._site.shop.ledger.users(include_removed=False)
+        try:
+            rows = await self._site.shop.ledger.users(include_removed=False)
+        except LedgerUnavailable:
+            return  # the gate says so; what was counted is told the next time
         for account in self._site.accounts.values():
             tally = account.tally
             account.tally = type(tally)()

@@ -35,6 +35,8 @@ class Planner:
 
     def start(self) -> None:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        # `_poll` tells of its errors itself; what is left is a job that `stop` has cancelled.
+        logging.getLogger("apscheduler.executors").setLevel(logging.CRITICAL)
         self._scheduler.add_listener(self._skipped, EVENT_JOB_MAX_INSTANCES)
         self._scheduler.start()
         self.plan()
@@ -65,13 +67,13 @@ class Planner:
         self._bring_forward(state, timedelta(0))
 
     def end_stuck_polls(self) -> None:
-        """End polls that made no progress for two minutes, and name them."""
+        """End polls that made no progress for two minutes and a pause between tries; name them."""
         for account in self._site.accounts.values():
             for state in account.states.values():
                 if self._is_stuck(account, state):
                     log.event(
                         "stalled",
-                        "A poll made no progress for two minutes and was ended.",
+                        "A poll made no progress for more than two minutes and was ended.",
                         account=state.user.account,
                         user=state.user.name,
                     )
@@ -133,6 +135,8 @@ class Planner:
 
     async def _poll(self, account: AccountAtWork, state: UserState, trigger: PollTrigger) -> None:
         """Run one poll; what it raises stays here, so that the job goes on."""
+        if self._site.accounts.get(account.account.app_id) is not account:
+            return  # a reload is closing it; it plans anew when it is done
         now = self._clock.now()
         pause = trigger.get_next_fire_time(None, now) - now
         task = asyncio.current_task()
@@ -160,8 +164,9 @@ class Planner:
         """Waiting for pacing does not count."""
         if state.poll_began_at is None or account.client.pacing.waiting:
             return False
-        quiet_since = max(state.poll_began_at, account.progress_at)
-        return self._clock.monotonic() - quiet_since > _POLL_STUCK_S
+        quiet_since = max(state.poll_began_at, state.progress_at, account.progress_at)
+        pause_s = self._site.config.retry.max_delay.total_seconds()
+        return self._clock.monotonic() - quiet_since > _POLL_STUCK_S + pause_s
 
     def _skipped(self, event: JobSubmissionEvent) -> None:
         job = self._scheduler.get_job(event.job_id)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from poller import config, log
+from poller.client import tls_context
 from poller.config.model import Account, Config
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
@@ -16,10 +17,13 @@ async def apply(
 ) -> list[str]:
     """Make `settings` the site's; returns the names of what only a restart can change.
 
-    Raises ConfigError, with nothing changed, when a secret of the new configuration cannot be had.
+    Raises with nothing changed: ConfigError when a secret, CannotStart when a CA file of the new
+    configuration cannot be had, LedgerUnavailable when its users could not be recorded.
     """
     for account in settings.accounts:
         config.read_secret(account.api_key, site.environ)
+        tls_context(account)
+    await site.shop.ledger.check_writable()
     kept = {name: getattr(site.config, name) for name in _ONLY_AT_START}
     restart_for = [name for name in _ONLY_AT_START if getattr(settings, name) != kept[name]]
     site.config = replace(settings, **kept)

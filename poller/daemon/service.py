@@ -12,7 +12,7 @@ from poller.config.model import Config
 from poller.daemon import reload
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.errors import ConfigError
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site, open_site
 from poller.metrics import Metrics
@@ -54,6 +54,7 @@ class Service:
         self._monitor = monitor
         self._load = load
         self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -96,6 +97,7 @@ class Service:
 
     def _start_account(self, account: AccountAtWork) -> None:
         account.on_suspension_change = self._suspension_changed
+        account.note_pause()  # the storage may be unusable from the start
         self._spawn(account.workers.run(), f"workers {account.account.name}")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -141,7 +143,13 @@ class Service:
         systemd.status(self._monitor.status_line())
 
     def _reload_soon(self) -> None:
-        self._spawn(self._reload(), "reload")
+        if not self._stop.is_set():
+            self._spawn(self._reload_in_turn(), "reload")
+
+    async def _reload_in_turn(self) -> None:
+        """One reload at a time, however often it is asked for."""
+        async with self._reloading:
+            await self._reload()
 
     async def _reload(self) -> None:
         """Take the new configuration, or say what is wrong with it and keep the old one."""
@@ -149,8 +157,8 @@ class Service:
         try:
             settings = await asyncio.to_thread(self._load)
             restart_for = await reload.apply(self._site, settings, self._start_account)
-        except ConfigError as error:
-            for problem in error.problems:
+        except (ConfigError, CannotStart, LedgerUnavailable) as error:
+            for problem in error.problems if isinstance(error, ConfigError) else [error]:
                 log.event(
                     "config-rejected",
                     f"The configuration was not taken, the old one stays: {problem}",

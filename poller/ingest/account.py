@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow
 
 _FRESH = timedelta(minutes=10)
+_POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
 
 
 class Witness:
@@ -34,7 +36,12 @@ class Witness:
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         self._metrics.request(self._name, call.value, status, seconds)
-        self._owner.progress_at = self._owner.shop.clock.monotonic()
+        now = self._owner.shop.clock.monotonic()
+        state = _POLLED.get()
+        if state is not None:
+            state.progress_at = now
+        if call is Call.TOKEN:  # whoever signs in, all were waiting for it
+            self._owner.progress_at = now
 
     def waited(self, seconds: float) -> None:
         self._metrics.waited(self._name, seconds)
@@ -100,6 +107,7 @@ class AccountAtWork:
     states: dict[int, UserState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
+    _noted_until: datetime | None = None
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -142,7 +150,12 @@ class AccountAtWork:
 
     async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
         """Poll one user, and say and count what came of it."""
-        outcome = await self._poller.poll(state, until=until)
+        _POLLED.set(state)
+        try:
+            outcome = await self._poller.poll(state, until=until)
+        finally:
+            _POLLED.set(None)
+        self._note_probe()
         self._count(state, outcome)
         self._report(state, outcome)
         return outcome
@@ -175,13 +188,23 @@ class AccountAtWork:
         )
 
     def on_suspended(self, until: datetime, reason: str) -> None:
+        self._note_suspended(until, reason)
+        self.note_pause()
+        self.on_suspension_change(self)
+
+    def _note_probe(self) -> None:
+        """A probe that failed has put off the next one; the client tells only of the first."""
+        until = self.client.suspension.until
+        if until is not None and until != self._noted_until:
+            self._note_suspended(until, self.client.suspension.reason)
+
+    def _note_suspended(self, until: datetime, reason: str) -> None:
+        self._noted_until = until
         self._note(
             self.shop.ledger.set_suspended(
                 self.account.app_id, self.account.name, until, log.redact(reason)
             )
         )
-        self.note_pause()
-        self.on_suspension_change(self)
 
     def on_resumed(self) -> None:
         self._note(

@@ -80,6 +80,7 @@ class UserState:
     poll_alarm: bool = False
     failures_in_a_row: int = 0
     poll_began_at: float | None = None
+    progress_at: float = 0.0  # when a request of its polls last ended (monotonic)
     images: ImageHold = field(default_factory=ImageHold)
 
     @property

@@ -104,7 +104,7 @@ class Daemon:
                 await self._news.wait_for(lambda: happened() or self._closed)
         except TimeoutError:
             pass
-        assert happened(), f"waited in vain for {what}; the log was\n" + "\n".join(self.lines)
+        assert happened(), f"waited in vain for {what}; the log was\n" + "\n".join(self.lines[-40:])
 
     def kill(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

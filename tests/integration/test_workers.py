@@ -375,7 +375,7 @@ async def test_postponed_fax_does_not_make_the_workers_spin(
 ) -> None:
     account, _ = parts(site)
     fax, _ = await listed(site, simulator)
-    simulator.faults = faults("429+1@image=always")
+    simulator.faults = faults("429@image+1=always")
     async with in_background(account.workers.run()):
         await until(lambda: account.tally["postponed"])
         requests, commits = calls(simulator, "image"), site.shop.ledger.commits

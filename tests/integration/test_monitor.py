@@ -1,0 +1,468 @@
+"""What keeps the daemon honest; its loops run in the time of the test's clock."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from aiohttp import web
+
+from poller.config.model import During, Expect, Heartbeat, Poll
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
+from poller.errors import LedgerUnavailable
+from poller.ingest.site import Site
+from poller.simulator import Simulator
+from poller.storage import steps
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import (
+    calls,
+    faults,
+    fetch,
+    in_background,
+    listed,
+    mount,
+    parts,
+    poll,
+    said,
+    settled,
+    suspend,
+    unmount,
+    until,
+)
+
+CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
+NAMES = {"gate", "clock", "stuck polls", "gauges", "summary", "silence"}
+
+
+@pytest.fixture
+def clock() -> QuickClock:
+    return QuickClock(wall=datetime.now(UTC))
+
+
+@pytest.fixture
+async def planner(site: Site) -> AsyncIterator[Planner]:
+    planner = Planner(site)
+    yield planner
+    await planner.stop()
+
+
+@pytest.fixture
+async def monitor(site: Site, planner: Planner) -> AsyncIterator[Monitor]:
+    monitor = Monitor(site, planner)
+    yield monitor
+    monitor.stop()
+
+
+@asynccontextmanager
+async def running(monitor: Monitor, *names: str) -> AsyncIterator[None]:
+    """Let only these loops run."""
+    loops = monitor.loops()
+    for name in set(loops) - set(names):
+        loops[name].close()
+    async with in_background(*(loops[name] for name in names)):
+        yield
+
+
+def count(events: list[Event], action: str) -> int:
+    return len(said(events, action))
+
+
+# -- storage -----------------------------------------------------------------------------------------
+
+
+async def test_gate_is_looked_at_again_and_again_and_opens_by_itself(
+    site: Site, monitor: Monitor, events: list[Event]
+) -> None:
+    async with running(monitor, "gate"):
+        unmount(site)
+        await until(lambda: not site.shop.gate.usable)
+        assert monitor.troubles()[0].startswith("Nothing is fetched")
+        assert "degraded" in monitor.status_line()
+        mount(site)
+        await until(lambda: site.shop.gate.usable)
+    assert said(events, "storage-unusable", "storage-usable") == [
+        "storage-unusable",
+        "storage-usable",
+    ]
+
+
+async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
+    site: Site, monitor: Monitor, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.config = replace(site.config, storage=replace(site.config.storage, min_free=1000))
+    free = 5000
+
+    def space(root: int) -> Any:
+        real = os.fstatvfs(root)
+        return SimpleNamespace(
+            f_bavail=free, f_frsize=1, f_files=real.f_files, f_favail=real.f_favail
+        )
+
+    monkeypatch.setattr(steps, "space", space)
+    async with running(monitor, "gate"):
+        for step, low in [(1999, True), (2100, True), (2201, False), (2050, False), (1500, True)]:
+            free = step
+            await until(lambda: site.shop.gate.free_bytes == free)  # noqa: B023
+            await asyncio.sleep(0.01)
+            assert monitor._disk_low is low
+    assert said(events, "disk-low", "disk-ok") == ["disk-low", "disk-ok", "disk-low"]
+
+
+# -- clock ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [timedelta(days=2), timedelta(days=-1)])
+async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
+    site: Site, planner: Planner, monitor: Monitor, clock: QuickClock, events: list[Event],
+    step: timedelta,
+) -> None:  # fmt: skip
+    account, state = parts(site)
+    await poll(site)
+    server = account.client.server_clock.now(clock.now())
+    assert server is not None
+    state.refused_until = clock.now() + timedelta(hours=1)
+    state.user = replace(state.user, poll=CRON)
+    async with running(monitor, "clock"):
+        await asyncio.sleep(0.01)
+        assert not count(events, "clock-stepped")
+        clock.wall += step
+        await until(lambda: count(events, "clock-stepped"))
+        await asyncio.sleep(0.01)
+
+    (stepped,) = [event.fields for event in events if event.action == "clock-stepped"]
+    assert stepped["seconds"] == pytest.approx(step.total_seconds(), abs=1)
+    assert state.refused_until is None
+    assert planner._scheduler.get_job(str(state.id)) is not None
+    now = account.client.server_clock.now(clock.now())
+    assert now is not None
+    assert abs(now - server) < timedelta(hours=1)  # eFax's clock was not set
+
+
+# -- silence ----------------------------------------------------------------------------------------
+
+
+async def test_silence_is_said_once_until_a_fax_comes(
+    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
+) -> None:
+    _, state = parts(site)
+    state.user = replace(state.user, expect=Expect(timedelta(days=2)))
+    await listed(site, simulator)
+    for days in (1, 0.9, 0.2, 1, 1):
+        clock.advance(timedelta(days=days))
+        await monitor._look_for_silence()
+    assert count(events, "silence") == 1
+
+    clock.advance(timedelta(hours=1))
+    await listed(site, simulator)
+    await monitor._look_for_silence()
+    clock.advance(timedelta(days=3))
+    await monitor._look_for_silence()
+    assert count(events, "silence") == 2
+
+
+async def test_user_who_never_received_anything_is_silent_too(
+    site: Site, monitor: Monitor, clock: QuickClock, events: list[Event]
+) -> None:
+    _, state = parts(site)
+    state.user = replace(state.user, expect=Expect(timedelta(hours=1)))
+    async with running(monitor, "silence"):
+        await until(lambda: count(events, "silence"))
+        await asyncio.sleep(0.01)
+    assert count(events, "silence") == 1
+
+
+async def test_silence_counts_only_during_office_hours(
+    site: Site, monitor: Monitor, clock: QuickClock, events: list[Event]
+) -> None:
+    _, state = parts(site)
+    during = During(frozenset(range(5)), 8 * 60, 18 * 60)
+    state.user = replace(state.user, expect=Expect(timedelta(hours=12), during))
+    state.last_received_at = datetime(2026, 3, 6, 17, tzinfo=UTC)  # a Friday
+    clock.wall = datetime(2026, 3, 9, 18, tzinfo=UTC)  # eleven office hours later
+    await monitor._look_for_silence()
+    assert not count(events, "silence")
+    clock.wall = datetime(2026, 3, 10, 9, 30, tzinfo=UTC)
+    await monitor._look_for_silence()
+    assert count(events, "silence") == 1
+
+
+# -- what is said regularly ---------------------------------------------------------------------------
+
+
+async def test_account_summary_tells_what_happened_since_the_last_one(
+    site: Site, simulator: Simulator, monitor: Monitor, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    await site.accounts[APP].workers.run_until_idle()
+    await listed(site, simulator)
+    await monitor._summarise()
+    await monitor._summarise()
+
+    first, second = [event.fields for event in events if event.action == "account-summary"]
+    assert first | {"lag_s": 0} == {
+        "account": "main", "users": 2, "polls": 2, "failed_polls": 0, "discovered": 2,
+        "stored": 1, "failed_fetches": 0, "rate_limited": 0, "pending": 1, "quarantined": 0,
+        "lag_s": 0, "suspended": False,
+    }  # fmt: skip
+    assert (second["polls"], second["stored"], second["pending"]) == (0, 0, 1)
+
+
+async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
+    site: Site, monitor: Monitor, monkeypatch: pytest.MonkeyPatch, clock: QuickClock
+) -> None:
+    asked = 0
+
+    async def refuses(**_: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise LedgerUnavailable("the ledger is locked")
+
+    monkeypatch.setattr(site.shop.ledger, "users", refuses)
+    async with running(monitor, "summary", "gauges"):
+        await until(lambda: asked > 40)
+
+
+async def test_gauges_and_status_line_follow_the_ledger(
+    site: Site, simulator: Simulator, monitor: Monitor
+) -> None:
+    await listed(site, simulator)
+    async with running(monitor, "gauges"):
+        await until(lambda: "1 pending" in monitor.status_line())
+    assert monitor.status_line().startswith("2 users, 1 pending, 0 quarantined, largest lag ")
+    rendered = (await site.shop.metrics.render()).decode()
+    assert 'poller_fax_pending{account="main",user="user-a"} 1.0' in rendered
+
+    await suspend(site, simulator)
+    assert "suspended: main" in monitor.status_line()
+
+
+# -- alive --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        yield told
+
+
+def heard(told: socket.socket) -> list[bytes]:
+    messages = []
+    while True:
+        try:
+            messages.append(told.recv(4096))
+        except BlockingIOError:
+            return messages
+
+
+async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
+    planner: Planner, monitor: Monitor, clock: QuickClock, systemd: socket.socket
+) -> None:
+    async with running(monitor, "watchdog"):
+        await asyncio.sleep(0.008)
+        assert b"WATCHDOG=1" in heard(systemd)
+        for stands_still in (planner, monitor):
+            planner.tick_at = monitor._ledger_at = clock.monotonic() + 1e6
+            if stands_still is planner:
+                planner.tick_at = clock.monotonic() - 121
+            else:
+                monitor._ledger_at = clock.monotonic() - 121
+            await asyncio.sleep(0.008)
+            heard(systemd)
+            await asyncio.sleep(0.008)
+            assert heard(systemd) == []
+            assert not monitor.alive()
+            assert "no progress" in monitor.troubles()[-1]
+        planner.tick_at = monitor._ledger_at = clock.monotonic() + 1e6
+        await until(lambda: b"WATCHDOG=1" in heard(systemd))
+
+
+async def test_loops_are_those_that_are_asked_for(
+    site: Site, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    for url, more in [(None, set()), ("http://127.0.0.1:1/", {"heartbeat"})]:
+        site.config = replace(site.config, heartbeat=Heartbeat(url))
+        loops = monitor.loops()
+        for loop in loops.values():
+            loop.close()
+        assert set(loops) == NAMES | more
+
+
+async def test_stuck_polls_are_looked_for(
+    site: Site, monitor: Monitor, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = asyncio.Event()
+    monkeypatch.setattr(planner, "end_stuck_polls", looks.set)
+    async with running(monitor, "stuck polls"), asyncio.timeout(5):
+        await looks.wait()
+
+
+# -- heartbeat ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def dead_man() -> AsyncIterator[Any]:
+    """A heartbeat service: its address, its pings, and what it answers."""
+    service = SimpleNamespace(pings=0, status=200, url="")
+
+    async def ping(_: web.Request) -> web.Response:
+        service.pings += 1
+        return web.Response(status=service.status)
+
+    app = web.Application()
+    app.router.add_get("/ping", ping)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    service.url = f"http://127.0.0.1:{runner.addresses[0][1]}/ping"
+    try:
+        yield service
+    finally:
+        await runner.cleanup()
+
+
+async def all_polled(site: Site, planner: Planner) -> None:
+    for state in site.states:
+        await poll(site, state.user.name)
+        state.sweep_now = False
+        state.user = replace(state.user, poll=CRON)
+    planner.plan()
+
+
+async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+) -> None:
+    async with dead_man() as service:
+        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        await poll(site, "user-a")
+        planner.plan()
+        await monitor._ping()
+        assert service.pings == 0
+        assert monitor.troubles() == [
+            "1 of 2 users were not polled in time, main/user-b among them."
+        ]
+
+        await all_polled(site, planner)
+        await monitor._ping()
+        assert service.pings == 1
+        assert monitor.troubles() == []
+
+        site.shop.gate.close("the disk is gone")
+        await monitor._ping()
+        assert service.pings == 1
+
+
+async def test_heartbeat_stops_while_the_account_is_suspended(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+) -> None:
+    await all_polled(site, planner)
+    await suspend(site, simulator)
+    async with dead_man() as service:
+        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        await monitor._ping()
+        assert service.pings == 0
+    assert monitor.troubles()[0].startswith("Account main is suspended: ")
+
+
+async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_the_count(
+    site: Site, planner: Planner, monitor: Monitor, events: list[Event]
+) -> None:
+    await all_polled(site, planner)
+    async with dead_man() as service:
+        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        service.status = 500
+        for _ in range(3):
+            await monitor._ping()
+        service.status = 200
+        async with running(monitor, "heartbeat"):
+            await until(lambda: count(events, "heartbeat-recovered"))
+    told = [event for event in events if event.action.startswith("heartbeat-")]
+    assert [event.action for event in told] == ["heartbeat-failed", "heartbeat-recovered"]
+    assert told[1].fields["failures"] == 3
+
+
+# -- probes -------------------------------------------------------------------------------------------
+
+
+async def test_suspended_account_is_probed_although_its_schedule_is_a_cron_time_far_away(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    async with opened_site(make_config(simulator.base_url, poll=CRON), clock) as site:
+        planner = Planner(site)
+        monitor = Monitor(site, planner)
+        account = site.accounts[APP]
+        for state in site.states:
+            state.sweep_now = False
+        planner.start()
+        await suspend(site, simulator)
+        before = len(simulator.requests)
+        monitor.probe(account)
+        monitor.probe(account)
+        assert len(monitor._probes) == 1
+        await until(lambda: len(simulator.requests) > before)
+        assert account.is_suspended
+        simulator.outage(False)
+        await until(lambda: not account.is_suspended)
+        await until(lambda: monitor._probes[APP][1].done())
+        await planner.stop()
+        await settled(account)
+
+
+async def test_probe_ends_with_the_account_and_starts_anew_for_the_one_that_replaces_it(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+) -> None:
+    old = site.accounts[APP]
+    await suspend(site, simulator)
+    monitor.probe(old)
+    (_, probe), configured = monitor._probes[APP], old.account
+    await site.close_account(APP)
+    new = await site.add_account(configured)
+    monitor.probe(new)
+    assert monitor._probes[APP][0] is new
+    await until(probe.done)
+
+    await site.close_account(APP)
+    new.client.suspension.until = datetime.now(UTC)
+    monitor.probe(new)
+    await until(lambda: monitor._probes[APP][1].done())
+
+
+async def test_probing_goes_on_with_another_user_when_one_is_refused(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+) -> None:
+    for state in site.states:
+        state.sweep_now = False
+        state.user = replace(state.user, poll=CRON)
+    planner.start()
+    await suspend(site, simulator)
+    before = {user: calls(simulator, "list", user) for user in ("user-a", "user-b")}
+    simulator.faults = replace(faults("503@list=always"), outage=False)
+    monitor.probe(site.accounts[APP])
+    await until(
+        lambda: all(calls(simulator, "list", user) > before[user] for user in before)
+    )
+    monitor.stop()
+
+
+async def test_fetch_of_a_healthy_site_is_no_trouble(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+) -> None:
+    fax, _ = await listed(site, simulator)
+    await fetch(site, fax)
+    await all_polled(site, planner)
+    assert monitor.troubles() == []

@@ -1,0 +1,252 @@
+"""Which user is polled when, on the real scheduler and a simulated eFax."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from poller.config.model import Limits, Poll
+from poller.daemon.planner import Planner
+from poller.daemon.trigger import PollTrigger
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+from poller.simulator import Simulator
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import calls, faults, parts, poll, said, until
+
+OFTEN = Poll(every=timedelta(milliseconds=100))
+SELDOM = Poll(every=timedelta(hours=1))
+
+
+@pytest.fixture
+def clock() -> QuickClock:
+    """Begins with the time by which APScheduler goes."""
+    return QuickClock(wall=datetime.now(UTC))
+
+
+@pytest.fixture
+async def planner(site: Site) -> AsyncIterator[Planner]:
+    planner = Planner(site)
+    yield planner
+    await planner.stop()
+
+
+def change(site: Site, poll: Poll) -> None:
+    for state in site.states:
+        state.user = replace(state.user, poll=poll)
+
+
+def job(planner: Planner, state: UserState) -> object:
+    return planner._scheduler.get_job(str(state.id))
+
+
+def next_run(planner: Planner, state: UserState) -> datetime:
+    at: datetime = planner._scheduler.get_job(str(state.id)).next_run_time
+    return at
+
+
+async def test_each_user_has_one_job_that_drops_no_late_run(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    change(site, SELDOM)
+    planner.start()
+
+    jobs = {job.name: job for job in planner._scheduler.get_jobs() if job.id != "tick"}
+    assert set(jobs) == {"main/user-a", "main/user-b"}
+    for one in jobs.values():
+        assert isinstance(one.trigger, PollTrigger)
+        assert (one.coalesce, one.max_instances, one.misfire_grace_time) == (True, 1, None)
+    for state in site.states:
+        assert next_run(planner, state) - clock.now() < timedelta(seconds=1)
+
+
+async def test_every_user_is_polled_soon_after_the_start_and_then_on_schedule(
+    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock
+) -> None:
+    change(site, SELDOM)
+    planner.start()
+    await until(lambda: all(state.last_success_at for state in site.states))
+    await until(lambda: all(state.poll_began_at is None for state in site.states))
+
+    assert all(next_run(planner, state) > datetime.now(UTC) for state in site.states)
+    assert calls(simulator, "list") > 2
+
+
+async def test_user_who_needs_no_sweep_waits_for_the_schedule(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    change(site, SELDOM)
+    for state in site.states:
+        state.sweep_now = False
+    planner.start()
+    for state in site.states:
+        trigger = PollTrigger(SELDOM, f"{APP}/{state.user.user_id}")
+        assert next_run(planner, state) == trigger.get_next_fire_time(None, clock.now())
+
+
+async def test_schedule_that_asks_for_more_than_the_limit_is_stretched_evenly_and_said(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    settings = make_config(
+        simulator.base_url, poll=Poll(every=timedelta(seconds=1)), limits=Limits(1.0, 3, 2)
+    )
+    async with opened_site(settings, clock) as site:
+        planner = Planner(site)
+        planner.start()
+        factors = [planner._scheduler.get_job(str(s.id)).trigger.factor for s in site.states]
+        await planner.stop()
+    assert factors == pytest.approx([2 / 0.75] * 2)
+    (stretched,) = [event.fields for event in events if event.action == "schedule-stretched"]
+    assert stretched["factor"] == 2.67
+
+
+async def test_hung_poll_does_not_stop_those_of_others_and_its_later_ones_are_counted_as_skipped(
+    site: Site, planner: Planner, simulator: Simulator
+) -> None:
+    change(site, OFTEN)
+    with simulator.hold("list", user="user-a"):
+        planner.start()
+        await until(lambda: calls(simulator, "list", "user-b") > 2)
+        _, hung = parts(site)
+        assert hung.poll_began_at is not None
+        assert calls(simulator, "list", "user-a") == 1
+        while b'outcome="skipped",user="user-a"} 1' not in await site.shop.metrics.render():
+            await asyncio.sleep(0.02)
+    await until(lambda: hung.last_success_at)
+    await until(lambda: calls(simulator, "list", "user-a") > 2)
+
+
+async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
+    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    change(site, OFTEN)
+    _, stuck = parts(site)
+    with simulator.hold("list", user="user-a"):
+        planner.start()
+        await until(lambda: calls(simulator, "list", "user-a"))
+        planner.end_stuck_polls()
+        clock.advance(timedelta(seconds=140))
+        before = calls(simulator, "list", "user-b")
+        await until(lambda: calls(simulator, "list", "user-b") > before)
+        planner.end_stuck_polls()
+        await until(lambda: stuck.poll_began_at is None)
+    assert [e.fields["user"] for e in events if e.action == "stalled"] == ["user-a"]
+    await until(lambda: stuck.last_success_at)
+
+
+async def test_stop_ends_polls_under_way(
+    site: Site, planner: Planner, simulator: Simulator
+) -> None:
+    change(site, SELDOM)
+    with simulator.hold("list"):
+        planner.start()
+        await until(lambda: calls(simulator, "list") == 2)
+        await planner.stop()
+    assert all(state.poll_began_at is None for state in site.states)
+    assert all(state.last_success_at is None for state in site.states)
+
+
+async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
+    site: Site, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    change(site, OFTEN)
+    account, unlucky = parts(site)
+    real, bugs = account.poll, 0
+
+    async def poll(state: UserState, *, until: float | None = None) -> object:
+        nonlocal bugs
+        if state is unlucky and bugs < 2:
+            bugs += 1
+            raise ZeroDivisionError("a bug")
+        return await real(state, until=until)
+
+    monkeypatch.setattr(account, "poll", poll)
+    planner.start()
+    await until(lambda: all(state.last_success_at for state in site.states))
+
+    assert bugs == 2
+    assert said(events, "poll-failed") == ["poll-failed"] * 2
+
+
+async def test_plan_gives_every_job_a_new_time_and_leaves_polls_under_way_alone(
+    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock
+) -> None:
+    change(site, SELDOM)
+    _, state = parts(site)
+    with simulator.hold("list", user="user-a"):
+        planner.start()
+        await until(lambda: calls(simulator, "list", "user-a"))
+        clock.wall += timedelta(days=3)
+        state.sweep_now = False
+        planner.plan()
+        assert next_run(planner, state) > clock.now()
+        assert state.poll_began_at is not None
+    await until(lambda: state.last_success_at)
+
+
+async def test_next_poll_can_be_brought_forward_but_not_put_off(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    change(site, Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC")))
+    for state in site.states:
+        state.sweep_now = False
+    account, state = parts(site)
+    planner.start()
+    assert next_run(planner, state) > clock.now() + timedelta(days=1)
+
+    planner.poll_within(account, timedelta(minutes=10))
+    soon = next_run(planner, state)
+    assert clock.now() <= soon <= clock.now() + timedelta(minutes=10)
+    planner.poll_within(account, timedelta(days=9))
+    assert next_run(planner, state) <= soon
+
+    planner.poll_soon(state)
+    await until(lambda: state.last_success_at)
+    assert next_run(planner, state) > datetime.now(UTC) + timedelta(days=1)
+
+
+async def test_user_is_overdue_when_the_poll_after_the_last_good_one_is_long_past(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    _, state = parts(site)
+    change(site, SELDOM)
+    assert planner.is_overdue(state)  # never polled
+    await poll(site)
+    planner.plan()
+    assert not planner.is_overdue(state)
+    clock.wall += timedelta(hours=1, minutes=55)
+    assert not planner.is_overdue(state)
+    clock.wall += timedelta(hours=1, minutes=10)
+    assert planner.is_overdue(state)
+
+
+async def test_removed_user_can_neither_be_brought_forward_nor_be_in_time(
+    site: Site, planner: Planner
+) -> None:
+    _, state = parts(site)
+    planner.poll_soon(state)
+    assert job(planner, state) is None
+    assert planner.is_overdue(state)
+
+
+async def test_tick_tells_that_the_scheduler_works(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    change(site, SELDOM)
+    planner.start()
+    tick = planner._scheduler.get_job("tick")
+    clock.advance(timedelta(seconds=30))
+    await tick.func()
+    assert planner.tick_at == clock.monotonic()
+
+
+async def test_failing_poll_is_no_reason_to_stop_polling(
+    site: Site, planner: Planner, simulator: Simulator
+) -> None:
+    change(site, OFTEN)
+    simulator.faults = faults("html-200@list=first:4")
+    planner.start()
+    await until(lambda: all(state.last_success_at for state in site.states))

@@ -1,0 +1,273 @@
+"""The daemon as a whole, in the test's own process: start, work, reload, stop."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.config.model import Config, Poll
+from poller.daemon import service
+from poller.daemon.monitor import Monitor
+from poller.errors import CannotStart, ConfigError, Problem
+from poller.ingest.site import Site
+from poller.metrics import Metrics
+from poller.simulator import Simulator
+from tests.conftest import APP, KEY, Event, MakeConfig, stored_files
+from tests.integration.at_work import calls, faults, in_background, said, unmount, until
+
+OFTEN = Poll(every=timedelta(milliseconds=100))
+Load = Callable[[], Config]
+
+
+@pytest.fixture
+async def efax() -> AsyncIterator[Simulator]:
+    """A simulated eFax in real time: the service goes by the system's clock."""
+    async with Simulator(seed=1) as running:
+        running.add_app(APP, KEY)
+        for user in ("user-a", "user-b"):
+            running.add_user(APP, user)
+        yield running
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What systemd is told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        ear.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def heard() -> list[str]:
+            messages = []
+            while True:
+                try:
+                    messages.append(ear.recv(4096).decode())
+                except BlockingIOError:
+                    return messages
+
+        yield heard
+
+
+class Running:
+    """A service at work: its site, its monitor, and the task that it runs in."""
+
+    site: Site
+    monitor: Monitor
+    task: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def started(settings: Config, load: Load | None = None) -> AsyncIterator[Running]:
+    loop = asyncio.get_running_loop()
+    now, ready = Running(), asyncio.Event()
+
+    @asynccontextmanager
+    async def serve(site: Site, monitor: Monitor) -> AsyncIterator[None]:
+        now.site, now.monitor = site, monitor
+        ready.set()
+        yield
+
+    work = service.run(
+        settings,
+        {"KEY": KEY},
+        load=load or (lambda: settings),
+        metrics=Metrics("test"),
+        serve=serve,
+    )
+    try:
+        async with in_background(work) as (now.task,):
+            await asyncio.wait(
+                [now.task, asyncio.ensure_future(ready.wait())], return_when="FIRST_COMPLETED"
+            )
+            yield now
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+        loop.set_exception_handler(None)
+
+
+async def stopped(running: Running) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running.task, 10)
+
+
+async def test_service_tells_ready_fetches_what_comes_and_drains_on_sigterm(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], told: Callable[[], list[str]]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    async with started(settings) as running:
+        await until(lambda: calls(efax, "list", "user-b"))
+        efax.receive(APP, "user-b", completed=datetime.now(UTC) - timedelta(seconds=1))
+        await until(lambda: "fax-stored" in said(events, "fax-stored"))
+        await stopped(running)
+
+    assert len(stored_files(settings.storage.directory)) == 2
+    assert said(
+        events, "service-started", "service-ready", "service-stopping", "service-stopped"
+    ) == ["service-started", "service-ready", "service-stopping", "service-stopped"]
+    heard = told()
+    assert heard[0].startswith("READY=1\nSTATUS=2 users")
+    assert heard[-1].startswith("STOPPING=1")
+
+
+async def test_second_signal_does_no_harm(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    async with started(make_config(efax.base_url, poll=OFTEN)) as running:
+        await until(lambda: said(events, "service-ready"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        await stopped(running)
+    assert said(events, "service-stopping") == ["service-stopping"]
+
+
+async def test_background_work_that_dies_ends_the_service_with_its_error(
+    efax: Simulator,
+    make_config: MakeConfig,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def dies(_: Monitor) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Monitor, "_watch_gate", dies)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        async with started(make_config(efax.base_url, poll=OFTEN)) as running:
+            await asyncio.wait([running.task], timeout=10)
+    assert said(events, "internal-error", "service-stopped") == ["internal-error"]
+
+
+async def test_unusable_storage_is_ready_but_degraded(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], told: Callable[[], list[str]]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    efax.receive(APP, "user-a", completed=datetime.now(UTC) - timedelta(seconds=1))
+    with efax.hold("image"):
+        async with started(settings) as running:
+            await until(lambda: said(events, "fax-discovered"))
+            await stopped(running)
+        unmount(running.site)
+    async with started(settings) as running:
+        await until(lambda: said(events, "service-ready") == ["service-ready"] * 2)
+        rows = await running.site.shop.ledger.accounts()
+        while rows[0].paused_since is None:  # the give-up clock stands still from the start
+            rows = await running.site.shop.ledger.accounts()
+        await stopped(running)
+    assert "degraded: the storage directory" in "".join(told())
+
+
+async def test_gate_that_shuts_and_opens_again_is_told_and_fetching_goes_on(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], told: Callable[[], list[str]]
+) -> None:
+    async with started(make_config(efax.base_url, poll=OFTEN)) as running:
+        await until(lambda: said(events, "service-ready"))
+        running.site.shop.gate.close("the share is gone")
+        assert "degraded: the share is gone" in "".join(told())
+        efax.receive(APP, "user-a", completed=datetime.now(UTC) - timedelta(seconds=1))
+        await until(lambda: said(events, "fax-stored"))
+        await stopped(running)
+
+
+async def test_outage_is_probed_and_everybody_is_polled_when_it_ends(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    efax.faults = faults("403@token=first:1")
+    async with started(make_config(efax.base_url, poll=Poll(every=timedelta(days=1)))) as running:
+        account = running.site.accounts[APP]
+        await until(lambda: account.is_suspended)
+        account.client.suspension.until = datetime.now(UTC)  # five seconds are long
+        await until(lambda: said(events, "account-resumed"))
+        await until(lambda: all(state.last_success_at for state in running.site.states))
+        await stopped(running)
+
+
+# -- reload -------------------------------------------------------------------------------------------
+
+
+async def test_sighup_takes_a_changed_configuration(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], told: Callable[[], list[str]]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    efax.add_user(APP, "user-c")
+    changed = make_config(
+        efax.base_url, poll=OFTEN, users=("user-a", "user-c"), evidence_max=1
+    )
+    async with started(settings, lambda: changed) as running:
+        await until(lambda: calls(efax, "list", "user-b"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: calls(efax, "list", "user-c"))
+        await until(lambda: said(events, "service-reloaded"))
+        await stopped(running)
+    (reloaded,) = [event for event in events if event.action == "service-reloaded"]
+    assert "evidence_max need a restart" in reloaded.message
+    heard = "".join(told())
+    assert heard.index("RELOADING=1") < heard.rindex("READY=1")
+
+
+async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_stays(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    def broken() -> Config:
+        raise ConfigError([Problem("a.yaml", 1, "poll", "x"), Problem("a.yaml", 2, "poll", "y")])
+
+    async with started(make_config(efax.base_url, poll=OFTEN), broken) as running:
+        await until(lambda: calls(efax, "list"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "config-rejected") == ["config-rejected"] * 2)
+        before = calls(efax, "list")
+        await until(lambda: calls(efax, "list") > before)
+        await stopped(running)
+
+
+async def test_ca_file_that_is_missing_after_a_reload_does_not_end_the_service(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], tmp_path: Path
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    account = replace(settings.accounts[0], ca_file=tmp_path / "none.pem")
+    async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
+        await until(lambda: calls(efax, "list"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "config-rejected"))
+        assert not running.task.done()
+        await stopped(running)
+
+
+async def test_reloads_that_come_close_together_are_done_one_after_the_other(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    names = iter(("one", "two", "three"))
+
+    def load() -> Config:
+        account = replace(settings.accounts[0], name=next(names))
+        return replace(settings, accounts=(account,))
+
+    async with started(settings, load) as running:
+        await until(lambda: calls(efax, "list"))
+        for times in (1, 2, 3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: times)  # noqa: B023
+            await asyncio.sleep(0)
+        await until(lambda: len(said(events, "service-reloaded")) == 3)
+        assert running.site.accounts[APP].account.name == "three"
+        await stopped(running)
+    assert said(events, "poll-failed", "internal-error") == []
+
+
+async def test_service_that_cannot_start_says_why(
+    efax: Simulator, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    settings = make_config(efax.base_url)
+    settings.storage.directory.mkdir()
+    (settings.storage.directory / "letter").write_text("somebody's")
+    with pytest.raises(CannotStart, match="not empty"):
+        async with started(settings) as running:
+            await asyncio.wait([running.task], timeout=10)
