@@ -89,9 +89,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
             api_key=SecretRef("env", "KEY"),
             base_url=base_url,
             limits=limits or Limits(1000, 1000, 8),
-            users=tuple(
-                User("main", name, APP, name, poll=poll or Poll()) for name in users
-            ),
+            users=tuple(User("main", name, APP, name, poll=poll or Poll()) for name in users),
         )
         config = Config(
             accounts=(account,),

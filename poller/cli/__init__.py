@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,19 @@ from poller.errors import PollerError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Every error that poller expects is one sentence on stderr."""
+    try:
+        try:
+            return _answered(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # the interpreter would do it at its end, and complain
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left of it must not be flushed again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _answered(argv: Sequence[str] | None) -> int:
     arguments = build().parse_args(argv)
     try:
         return _run(arguments)
@@ -21,9 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
-        return 141
 
 
 def _run(arguments: argparse.Namespace) -> int:

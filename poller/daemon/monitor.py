@@ -144,9 +144,7 @@ class Monitor:
         if running is None or running.done() or probed is not account:
             if running is not None:
                 running.cancel()  # of an account that a reload has replaced
-            probe = asyncio.create_task(
-                self._probe(account), name=f"probe {account.account.name}"
-            )
+            probe = asyncio.create_task(self._probe(account), name=f"probe {account.account.name}")
             self._probes[app_id] = (account, probe)
 
     async def _probe(self, account: AccountAtWork) -> None:

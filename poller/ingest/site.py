@@ -103,7 +103,7 @@ async def open_site(
     The state lock must be held. Unusable storage is no error: the gate stays shut until it is back.
     """
     clock = clock or SystemClock()
-    ledger = await Ledger.open(settings.state_url)
+    ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
     try:
         shop = await _workshop(settings, ledger, metrics, clock, random)
         site = Site(settings, shop, environ)

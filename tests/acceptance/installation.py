@@ -12,7 +12,7 @@ import signal
 import stat
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ KEY_VARIABLE = "POLLER_TEST_KEY"
 USERS = {"front-desk": "user-a", "billing": "user-b"}
 PATIENCE_S = 30.0
 MARKER = ".poller-storage"
+NOTHING: Mapping[str, str] = {}
 
 
 def populated(simulator: Simulator) -> Simulator:
@@ -143,7 +144,8 @@ class Installation:
         self.storage = root / "faxes"
         self.ledger = root / "state" / "poller.db"
         self.environ = {**os.environ, KEY_VARIABLE: KEY, "PYTHONWARNINGS": "default"}
-        self.environ.pop("NOTIFY_SOCKET", None)
+        for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED"):
+            self.environ.pop(name, None)
         self.settings: dict[str, Any] = {
             "accounts": {"main": account(base_url)},
             "poll": {"every": "1s"},
@@ -160,9 +162,11 @@ class Installation:
         self.settings = overlaid(self.settings, changes)
         self.config.write_text(json.dumps(self.settings, indent=1))
 
-    async def poller(self, *words: str, config: bool = True, **environ: str) -> Done:
-        """Run a command to its end."""
-        process = await self._start(*words, config=config, **environ)
+    async def poller(
+        self, *words: str, config: bool = True, environ: Mapping[str, str] = NOTHING
+    ) -> Done:
+        """Run a command to its end; `environ` is laid over the usual one."""
+        process = await self._start(*words, config=config, environ=environ)
         try:
             async with asyncio.timeout(PATIENCE_S * 3):
                 out, err = await process.communicate()
@@ -185,9 +189,11 @@ class Installation:
         return shown
 
     @asynccontextmanager
-    async def daemon(self, *, ready: bool = True, **environ: str) -> AsyncIterator[Daemon]:
+    async def daemon(
+        self, *, ready: bool = True, environ: Mapping[str, str] = NOTHING
+    ) -> AsyncIterator[Daemon]:
         """Run the daemon; it is killed at the end if it still runs."""
-        process = await self._start("run", config=True, **environ)
+        process = await self._start("run", config=True, environ=environ)
         daemon = Daemon(process)
         reading = asyncio.create_task(daemon.read())
         try:
@@ -202,7 +208,7 @@ class Installation:
             assert "Traceback" not in errors, errors
 
     async def _start(
-        self, *words: str, config: bool, **environ: str
+        self, *words: str, config: bool, environ: Mapping[str, str]
     ) -> asyncio.subprocess.Process:
         where = ("-c", str(self.config)) if config else ()
         return await asyncio.create_subprocess_exec(
@@ -295,7 +301,9 @@ def _tree_problems(storage: Path) -> Iterable[str]:
         mode = stat.S_IMODE(path.stat().st_mode)
         if path.name.startswith(".") and path.name != MARKER:
             yield f"{path} is left over"
-        elif (path.is_dir() and mode != 0o750) or (path.is_file() and path.name != MARKER and mode != 0o640):
+        elif (path.is_dir() and mode != 0o750) or (
+            path.is_file() and path.name != MARKER and mode != 0o640
+        ):
             yield f"{path} has mode {mode:o}"
 
 

@@ -12,10 +12,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from installation import APP, KEY, MARKER, USERS, Installation, action_of, assert_stored, populated
 
 from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
+from tests.acceptance.installation import (
+    APP,
+    KEY,
+    MARKER,
+    USERS,
+    Installation,
+    action_of,
+    assert_stored,
+    populated,
+)
 
 
 @pytest.fixture
@@ -285,11 +294,13 @@ async def test_systemd_hears_ready_reloading_and_stopping(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
         manager.setblocking(False)
-        async with installation.daemon(ready=False, NOTIFY_SOCKET=address) as daemon:
+        async with installation.daemon(ready=False, environ={"NOTIFY_SOCKET": address}) as daemon:
             assert "READY=1" in await _heard(manager, "READY=1")
             assert daemon.process.returncode is None
             daemon.kill(signal.SIGHUP)
-            assert any(line.startswith("MONOTONIC_USEC=") for line in await _heard(manager, "RELOADING=1"))
+            assert any(
+                line.startswith("MONOTONIC_USEC=") for line in await _heard(manager, "RELOADING=1")
+            )
             await _heard(manager, "READY=1")
             daemon.kill(signal.SIGTERM)
             await _heard(manager, "STOPPING=1")

@@ -4,9 +4,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from installation import KEY_VARIABLE, Installation, account, assert_stored
 
 from poller.simulator import Simulator
+from tests.acceptance.installation import KEY_VARIABLE, Installation, account, assert_stored
 
 ACCOUNTS, USERS_EACH, FAXES = 3, 200, 2000
 RATE, BURST = 60, 20

@@ -49,9 +49,7 @@ def pairwise(parameters: dict[str, tuple[Any, ...]]) -> Iterator[Row]:
         yield {name: parameters[name][index] for name, index in chosen.items()}
 
 
-def _best(
-    name: str, count: int, chosen: dict[str, int], missing: set[frozenset[_Choice]]
-) -> int:
+def _best(name: str, count: int, chosen: dict[str, int], missing: set[frozenset[_Choice]]) -> int:
     def gain(index: int) -> int:
         return sum(frozenset(((name, index), other)) in missing for other in chosen.items())
 
@@ -70,9 +68,7 @@ def test_the_rows_hold_every_pair_of_values() -> None:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"{n:02}") for n, row in enumerate(ROWS)])
-async def test_each_fax_is_stored_once_however_the_server_behaves(
-    row: Row, tmp_path: Path
-) -> None:
+async def test_each_fax_is_stored_once_however_the_server_behaves(row: Row, tmp_path: Path) -> None:
     print(row)
     simulator = populated(Simulator(switches=switches(row), seed=len(str(row))))
     if row["trouble"] is not None:
@@ -113,9 +109,7 @@ def receive(simulator: Simulator, row: Row) -> None:
                 APP, user_id, completed=now - age, distinct=False, pages=1 + number % 2
             )
         visible = simulator.now() + timedelta(seconds=row["late_visible_s"])
-        simulator.receive(
-            APP, user_id, completed=now - _RECENT, visible_at=visible, distinct=False
-        )
+        simulator.receive(APP, user_id, completed=now - _RECENT, visible_at=visible, distinct=False)
 
 
 async def fetch_all(installation: Installation, simulator: Simulator) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from poller.efax.answers import listed_pages
 from poller.errors import LedgerUnavailable
-from poller.ingest.fetch import Outcome, listed_pages
+from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator, Switches
@@ -93,7 +94,8 @@ def test_listed_page_count_may_be_missing_or_a_text(pages: Any, count: int | Non
 
 
 @pytest.mark.parametrize(
-    "effect", ["bad-base64", "wrong-fax-id", "bad-json", "html-200", "null-image", "no-image", "cut"]
+    "effect",
+    ["bad-base64", "wrong-fax-id", "bad-json", "html-200", "null-image", "no-image", "cut"],
 )
 async def test_bad_answer_is_repeated_inside_the_attempt_and_heals(
     site: Site, simulator: Simulator, effect: str
@@ -542,9 +544,10 @@ async def test_crash_between_link_and_record_costs_no_second_download_after_the_
         async def crash(*_: Any, **__: Any) -> None:
             raise asyncio.CancelledError
 
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(asyncio.CancelledError):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(site.shop.ledger, "stored", crash)
-            await fetch(site, fax)
+            with pytest.raises(asyncio.CancelledError):
+                await fetch(site, fax)
         assert (await row(site, fax)).state is State.PENDING
     assert len(stored_files(settings.storage.directory)) == 2
 

@@ -197,9 +197,7 @@ async def test_sighup_takes_a_changed_configuration(
 ) -> None:
     settings = make_config(efax.base_url, poll=OFTEN)
     efax.add_user(APP, "user-c")
-    changed = make_config(
-        efax.base_url, poll=OFTEN, users=("user-a", "user-c"), evidence_max=1
-    )
+    changed = make_config(efax.base_url, poll=OFTEN, users=("user-a", "user-c"), evidence_max=1)
     async with started(settings, lambda: changed) as running:
         await until(lambda: calls(efax, "list", "user-b"))
         os.kill(os.getpid(), signal.SIGHUP)

@@ -32,8 +32,10 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
     answer = await shown(site, clock)
 
     assert set(answer) == {"running", "version", "storage", "accounts", "users"}
-    assert CONTRACT <= set(user(answer))
-    assert user(answer)["watermark"] is user(answer)["lag_s"] is user(answer)["last_poll_at"] is None
+    assert set(user(answer)) >= CONTRACT
+    assert (
+        user(answer)["watermark"] is user(answer)["lag_s"] is user(answer)["last_poll_at"] is None
+    )
     assert user(answer)["gaps"] == []
     assert answer["accounts"][0] | {"paused_s": 0} == {
         "account": "main",
@@ -76,7 +78,7 @@ async def test_refused_user_and_last_error_are_shown_until_the_refusal_has_passe
 async def test_gap_is_shown_with_its_bounds(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
-    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    simulator.switches = Switches(oldest_window_s=6.8 * 86_400.0)
     await poll(site)
 
     ((start, end),) = user(await shown(site, clock))["gaps"]

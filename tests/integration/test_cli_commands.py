@@ -1,0 +1,371 @@
+"""Commands in the test's own process, beside a simulated eFax in a thread; acceptance has the rest."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller import log
+from poller.cli import main, setup
+from poller.cli.owner import become_owner
+from poller.errors import CannotStart
+from poller.lock import StateLock
+from poller.simulator import Simulator
+from poller.simulator.state import Fax
+from tests.conftest import APP, KEY, Event, stored_files
+from tests.integration.at_work import faults
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def efax() -> Iterator[Simulator]:
+    """A simulated eFax in a thread of its own: commands have their own event loop."""
+    simulator = Simulator(seed=1)
+    simulator.add_app(APP, KEY)
+    for user in ("user-a", "user-b"):
+        simulator.add_user(APP, user)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result(10)
+    yield simulator
+    asyncio.run_coroutine_threadsafe(simulator.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def directory(
+    tmp_path: Path, efax: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> Path:
+    """Where the configuration is; its storage is `faxes`, its state `state`."""
+    (tmp_path / "poller.yaml").write_text(f"""\
+accounts:
+  main:
+    base_url: {efax.base_url}
+    app_id: "{APP}"
+    api_key: {{env: POLLER_TEST_KEY}}
+    limits: {{requests_per_second: 500, burst: 500}}
+    users:
+      a: {{user_id: "user-a"}}
+      b: {{user_id: "user-b"}}
+storage: {{directory: faxes, min_free: 1MiB}}
+state: {{url: "sqlite:///state/poller.db"}}
+retry: {{attempts: 1}}
+""")
+    monkeypatch.setenv("POLLER_TEST_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(log, "install_hooks", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+    return tmp_path
+
+
+@pytest.fixture
+def run(directory: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["-c", str(directory / "poller.yaml"), *words])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def receive(efax: Simulator, user: str = "user-a", **fields: Any) -> Fax:
+    return efax.receive(APP, user, completed=datetime.now(UTC) - timedelta(minutes=1), **fields)
+
+
+# -- once -------------------------------------------------------------------------------------------
+
+
+def test_once_fetches_all_that_is_there_and_a_second_one_nothing(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    for user in ("user-a", "user-b"):
+        receive(efax, user)
+    code, out, _ = run("once", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "polled": 2, "failed_polls": 0, "discovered": 2, "stored": 2, "pending": 0,
+        "quarantined": 0,
+    }  # fmt: skip
+    assert len(stored_files(directory / "faxes")) == 4
+
+    code, out, _ = run("once")
+    assert code == 0
+    assert "discovered 0" in " ".join(out.split())
+    assert set(efax.downloads.values()) == {1}
+
+
+def test_once_for_one_user_leaves_the_others_alone(run: Run, efax: Simulator) -> None:
+    for user in ("user-a", "user-b"):
+        receive(efax, user)
+    code, out, _ = run("once", "--user", "main/b", "--json")
+    assert (code, json.loads(out)["polled"], json.loads(out)["stored"]) == (0, 1, 1)
+    assert {one.user for one in efax.requests if one.call == "list"} == {"user-b"}
+
+    code, _, err = run("once", "--user", "main/nobody")
+    assert (code, err) == (
+        2,
+        "poller: --user main/nobody: the configuration has no such ACCOUNT/USER\n",
+    )
+
+
+def test_once_says_what_failed_by_its_exit_code(run: Run, efax: Simulator) -> None:
+    receive(efax)
+    efax.faults = faults("400@image=always")
+    code, out, _ = run("once", "--json")
+    assert (code, json.loads(out)["pending"]) == (1, 1)
+    efax.faults = faults("403@list=always")
+    code, out, _ = run("once", "--json")
+    assert (code, json.loads(out)["failed_polls"]) == (1, 2)
+
+
+def test_image_that_is_not_there_yet_is_no_failure_of_once(run: Run, efax: Simulator) -> None:
+    receive(efax)
+    efax.faults = faults("404@image=always")
+    code, out, _ = run("once", "--json")
+    assert (code, json.loads(out)["pending"]) == (0, 1)
+
+
+def test_once_refuses_an_unusable_storage_and_a_held_lock(run: Run, directory: Path) -> None:
+    assert run("once")[0] == 0
+    (directory / "faxes" / ".poller-storage").unlink()
+    code, _, err = run("once")
+    assert code == 73
+    assert "the storage is unusable" in err
+    with StateLock(directory / "state"):
+        assert run("once")[0] == 75
+
+
+# -- check ------------------------------------------------------------------------------------------
+
+
+def test_check_reads_the_configuration_and_asks_nobody(run: Run, efax: Simulator) -> None:
+    code, out, _ = run("check")
+    assert code == 0
+    assert "1 accounts, 2 users" in out
+    assert efax.requests == []
+
+
+def test_check_of_a_broken_configuration_prints_every_problem(run: Run, directory: Path) -> None:
+    (directory / "poller.yaml").write_text("accounts: {}\npol: 1\n")
+    code, _, err = run("check")
+    assert code == 78
+    assert "pol" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("with_ledger", [False, True])
+def test_check_online_signs_in_and_lists_each_user(
+    run: Run, efax: Simulator, with_ledger: bool
+) -> None:
+    if with_ledger:
+        assert run("once")[0] == 0
+    code, out, _ = run("check", "--online")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "main: /health: ok", "main: sign-in: ok", "main/a: list: ok", "main/b: list: ok"
+    ]  # fmt: skip
+    assert efax.sign_ins[APP] == 1 + with_ledger
+
+
+def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:
+    efax.faults = faults("403@list=first:1")
+    code, out, _ = run("check", "--online")
+    assert code == 1
+    assert out.count(": ok") == 3
+    efax.faults = faults("403@token=always")
+    code, out, _ = run("check", "--online")
+    assert code == 1
+    assert out.splitlines()[-1].startswith("main: sign-in: ")
+    assert KEY not in out
+
+
+def test_check_online_beside_a_daemon_shows_what_that_found_and_signs_in_no_second_time(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    before = len(efax.requests)
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+        assert (code, out.splitlines()[-2:]) == (0, ["main/a: ok", "main/b: ok"])
+
+    efax.faults = faults("403@list=always")
+    assert run("once")[0] == 1
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "403" in out
+    assert sum(one.call == "token" for one in efax.requests) == 2
+    assert len(efax.requests) > before
+
+
+def test_check_online_beside_a_daemon_shows_a_suspended_account(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    efax.faults = faults("403@token=always")
+    assert run("once")[0] == 1
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "main: suspended: " in out
+
+
+# -- status and retry ---------------------------------------------------------------------------------
+
+
+def test_status_is_shown_as_json_and_as_a_table(run: Run, efax: Simulator, directory: Path) -> None:
+    receive(efax)
+    assert run("once")[0] == 0
+    code, out, _ = run("status", "--json")
+    shown = json.loads(out)
+    assert (code, shown["running"], shown["storage"]["usable"]) == (0, False, True)
+    assert [user["stored"] for user in shown["users"]] == [1, 0]
+
+    with StateLock(directory / "state"):
+        assert json.loads(run("status", "--json")[1])["running"]
+    code, out, _ = run("status")
+    assert code == 0
+    assert "poller is not running" in out.lower()
+    assert "main/a" in out
+
+
+def test_status_shows_trouble_first_and_why_nothing_is_fetched(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    efax.faults = faults("403@list=always")
+    assert run("once", "--user", "main/b")[0] == 1
+    (directory / "faxes" / ".poller-storage").unlink()
+    out = run("status")[1]
+    assert "nothing is fetched" in " ".join(out.lower().split())
+    assert out.index("main/b") < out.rindex("main/a")
+
+    text = (directory / "poller.yaml").read_text()
+    (directory / "poller.yaml").write_text(text.replace('      b: {user_id: "user-b"}\n', ""))
+    (directory / "faxes" / ".poller-storage").write_text("another\n")
+    code, out, _ = run("status", "--json")
+    assert code == 0
+    assert "another storage" in json.loads(out)["storage"]["reason"]
+
+
+def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
+    for command in ("status", "retry"):
+        code, _, err = run(command)
+        assert code == 73
+        assert "there is no ledger" in err
+
+
+def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: Path) -> None:
+    fax = receive(efax)
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    assert run("retry", "--json") == (0, '{"made_due": 0}\n', "")
+    for name in (fax.fax_id, f"main/a/{fax.fax_id}"):
+        code, out, _ = run("retry", name)
+        assert (code, out) == (0, "1 faxes are due now. The next run fetches them.\n")
+    with StateLock(directory / "state"):
+        assert "The running daemon fetches" in run("retry", fax.fax_id)[1]
+
+    efax.faults = faults()
+    assert json.loads(run("once", "--json")[1])["stored"] == 1
+
+
+def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulator) -> None:
+    for user in ("user-a", "user-b"):
+        receive(efax, user, fax_id="same/id")
+    assert run("once")[0] == 0
+    code, _, err = run("retry", "nobody's")
+    assert code == 1
+    assert "knows no fax" in err
+    code, _, err = run("retry", "same/id")
+    assert code == 2
+    assert "main/a/same/id, main/b/same/id" in err
+    assert run("retry", "main/b/same/id")[0] == 0
+
+
+# -- what all commands begin with ---------------------------------------------------------------------
+
+
+def test_missing_secret_is_found_before_anything_starts(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    settings = setup.load([directory / "poller.yaml"])
+    setup.read_all_secrets(settings)
+    monkeypatch.delenv("POLLER_TEST_KEY")
+    code, _, err = run("once")
+    assert code == 78
+    assert "POLLER_TEST_KEY" in err
+
+
+def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("poller.cli.check.check", interrupted)
+    assert run("check")[0] == 130
+
+
+# -- whose command it is ------------------------------------------------------------------------------
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+_BECOMES = """
+import os, sys
+from pathlib import Path
+from poller.cli.owner import become_owner
+become_owner(Path(sys.argv[1]))
+print(os.getuid(), os.geteuid(), os.getgid(), 0 in os.getgroups())
+"""
+
+
+@ROOT
+def test_root_becomes_the_owner_of_the_state_for_good(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    command = [sys.executable, "-c", _BECOMES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "65534 65534 65534 False\n"
+
+
+@ROOT
+def test_root_that_cannot_become_the_owner_is_told_the_sudo_line(tmp_path: Path) -> None:
+    os.chown(tmp_path, 54321, 54321)
+    with pytest.raises(CannotStart, match="sudo -u '#54321' ") as refused:
+        become_owner(tmp_path)
+    assert refused.value.exit_code == 73
+
+
+@ROOT
+def test_root_stays_root_on_its_own_state_and_where_there_is_none(tmp_path: Path) -> None:
+    become_owner(tmp_path)
+    become_owner(tmp_path / "nowhere")
+    assert os.geteuid() == 0
+
+
+def test_other_users_stay_who_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "setuid", None)
+    become_owner(tmp_path)
+
+
+def test_groups_change_before_the_user_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("initgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda *_, name=name: order.append(name))
+    other = os.stat_result((0o40700, 0, 0, 1, 65534, 65534, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "stat", lambda _: other)
+    become_owner(tmp_path)
+    assert order == ["initgroups", "setgid", "setuid"]
