@@ -174,6 +174,7 @@ class Fetcher:
                 damaged=file.damaged,
             )
         )
+        self._shop.gate.passed()
         self._shop.metrics.fax(fax.account, fax.user_name, "stored")
         if fax.received_at is not None:
             self._shop.metrics.ingest_latency((now - fax.received_at).total_seconds())

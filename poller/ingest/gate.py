@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 
-from poller import log
+from poller import log, retry
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger
@@ -12,6 +13,7 @@ from poller.storage import Storage
 
 _TRUSTED_FOR_S = 1.0
 _PATIENCE_S = 30.0
+_SHUT_FIRST, _SHUT_CAP = timedelta(seconds=2), timedelta(minutes=1)
 
 
 class Gate:
@@ -37,6 +39,8 @@ class Gate:
         self.free_bytes: int | None = None
         self._looking: asyncio.Task[tuple[str | None, int | None]] | None = None
         self._checked_at: float | None = None
+        self._shut_until = 0.0
+        self._closed_in_a_row = 0
 
     @property
     def usable(self) -> bool:
@@ -45,6 +49,8 @@ class Gate:
     async def check(self) -> bool:
         """Look at storage and ledger, at most once a second; True when an image may be asked for."""
         now = self._clock.monotonic()
+        if now < self._shut_until:
+            return False
         if self._checked_at is not None and now - self._checked_at < _TRUSTED_FOR_S:
             return self.usable
         self._settle(await self._look())
@@ -77,9 +83,21 @@ class Gate:
         return reason, await self._storage.free_bytes()
 
     def close(self, reason: str) -> None:
-        """An attempt met an unusable storage or ledger: no further image until a check passes."""
+        """An attempt met an unusable storage or ledger: no further image until a check passes.
+
+        What a check cannot see (a quota, a limit) would open it at once, so it stays shut for a
+        while, longer each time until an attempt gets through.
+        """
         self._settle(reason)
-        self._checked_at = self._clock.monotonic()
+        if self._clock.monotonic() < self._shut_until:
+            return  # another attempt of the same time
+        self._closed_in_a_row += 1
+        pause = retry.growing(self._closed_in_a_row, first=_SHUT_FIRST, cap=_SHUT_CAP, u=0.5)
+        self._shut_until = self._clock.monotonic() + pause.total_seconds()
+
+    def passed(self) -> None:
+        """An attempt got through."""
+        self._closed_in_a_row = 0
 
     def _settle(self, reason: str | None) -> None:
         was = self.reason

@@ -28,6 +28,7 @@ from poller.ingest.user import SweepUnderWay, UserState
 from poller.ledger import FaxRow, Ledger
 from poller.window import (
     Coverage,
+    FailedSlice,
     Interval,
     Slice,
     SliceKind,
@@ -256,16 +257,16 @@ class Poller:
     async def _leave_gap(self, state: UserState, piece: Slice, reason: str, run: _Run) -> None:
         if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
             return  # listed before, or a gap of its own
-        pause = retry.growing(
-            _failures(state, piece.interval) + 1,
-            first=_GAP_FIRST,
-            cap=_GAP_CAP,
-            u=self._random(),
-        )
+        failures = _failures(state, piece.interval) + 1
+        pause = retry.growing(failures, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
+        failed = FailedSlice(piece.interval, failures, run.now + pause, reason)
         await self._ledger.slice_failed(
-            state.id, piece.interval, next_attempt_at=run.now + pause, reason=reason
+            state.id, failed.interval, next_attempt_at=failed.next_attempt_at, reason=reason
         )
-        state.failed_slices = await self._ledger.failed_slices(state.id)
+        state.failed_slices = [
+            *(one for one in state.failed_slices if one.interval != failed.interval),
+            failed,
+        ]
 
     # -- the two nets -------------------------------------------------------------------------
 

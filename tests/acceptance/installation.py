@@ -163,12 +163,16 @@ class Installation:
         self.config.write_text(json.dumps(self.settings, indent=1))
 
     async def poller(
-        self, *words: str, config: bool = True, environ: Mapping[str, str] = NOTHING
+        self,
+        *words: str,
+        config: bool = True,
+        environ: Mapping[str, str] = NOTHING,
+        patience_s: float = PATIENCE_S * 3,
     ) -> Done:
         """Run a command to its end; `environ` is laid over the usual one."""
         process = await self._start(*words, config=config, environ=environ)
         try:
-            async with asyncio.timeout(PATIENCE_S * 3):
+            async with asyncio.timeout(patience_s):
                 out, err = await process.communicate()
         finally:
             await _end(process)

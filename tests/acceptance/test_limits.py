@@ -9,10 +9,10 @@ from poller.simulator import Simulator
 from tests.acceptance.installation import KEY_VARIABLE, Installation, account, assert_stored
 
 ACCOUNTS, USERS_EACH, FAXES = 3, 200, 2000
-RATE, BURST = 60, 20
+RATE, BURST = 35, 20  # low enough that pacing is what holds it up, not this machine
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_2000_faxes_of_600_users_drain_without_a_single_429(tmp_path: Path) -> None:
     async with Simulator(rate=RATE, burst=BURST + 2, seed=3) as simulator:
         accounts, names = {}, {}
@@ -36,7 +36,9 @@ async def test_2000_faxes_of_600_users_drain_without_a_single_429(tmp_path: Path
         installation.settings["accounts"] = accounts
         installation.write({})
         installation.environ[KEY_VARIABLE] = "key"
-        summary = await installation.once()
+        done = await installation.poller("once", "--json", patience_s=270)
+        assert done.code == 0, done
+        summary = done.json
         assert (summary["polled"], summary["stored"]) == (ACCOUNTS * USERS_EACH, FAXES)
         assert summary["pending"] == summary["failed_polls"] == 0
         assert simulator.refused_429 == 0

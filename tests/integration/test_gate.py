@@ -75,15 +75,23 @@ async def test_ledger_that_takes_no_writes_shuts_the_gate(
     assert said(events, *STORAGE) == list(STORAGE)
 
 
-async def test_gate_that_an_attempt_has_shut_stays_so_until_a_look_a_second_later(
+async def test_gate_that_attempts_have_shut_stays_so_the_longer_the_more_often_it_was_in_vain(
     site: Site, clock: QuickClock, events: list[Event]
 ) -> None:
-    assert await look(site, clock)
-    site.shop.gate.close("the share is gone")
-    site.shop.gate.close("the share is still gone")
-    assert not await site.shop.gate.check()
-    assert await look(site, clock)
-    assert said(events, *STORAGE) == list(STORAGE)
+    """A check cannot see a quota; without the pause the same image is fetched again and again."""
+    gate = site.shop.gate
+    for pause_s in (2, 4, 8, 16, 32, 60, 60):
+        assert await look(site, clock)
+        gate.close("no space is left of the quota")
+        gate.close("no space is left of the quota")  # another attempt of the same time
+        clock.advance(timedelta(seconds=pause_s - 0.5))
+        assert not await gate.check()
+        clock.advance(timedelta(seconds=0.5))
+        assert await gate.check()
+    gate.passed()
+    gate.close("once more")
+    clock.advance(timedelta(seconds=2))
+    assert await gate.check()
 
 
 async def test_storage_that_fails_in_every_way_shuts_the_gate_and_raises_nothing(

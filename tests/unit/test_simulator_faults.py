@@ -41,6 +41,7 @@ def test_a_fault_is_read_as_on_the_command_line(text: str, fault: Fault) -> None
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        pytest.param("429+1@list=always", "calls come before", id="call after Retry-After"),
         pytest.param("explode=5%", "there is no fault 'explode'", id="no such effect"),
         pytest.param("200=5%", "there is no fault '200'", id="no error status"),
         pytest.param("reset", "say when", id="no when"),
