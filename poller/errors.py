@@ -8,7 +8,7 @@ PollerError
 ├── StorageUnusable       fetching pauses until the storage is back
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
-├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record
+├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
 └── ApiError              a call to eFax that gave no usable answer
     ├── AccountSuspended  not sent: the account is suspended
     ├── SignInRefused     App ID or API key refused: suspends the account
@@ -82,6 +82,8 @@ class FaxTooLarge(PollerError):
 
 class LedgerUnavailable(PollerError):
     """The ledger did not take a transaction; nothing was recorded."""
+
+    exit_code = 73
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class Turns:
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, user: str) -> bool:
+        return user in self._users
+
     def add(self, ticket: Ticket) -> None:
         self._users.setdefault(ticket.user, OrderedDict())[ticket] = None
         self._count += 1
@@ -172,6 +175,10 @@ class Pacing:
     @property
     def waiting(self) -> int:
         return sum(map(len, self._queues.values()))
+
+    def has_waiting(self, user: str) -> bool:
+        """Whether a request of this user waits for its turn."""
+        return any(user in queue for queue in self._queues.values())
 
     @property
     def under_way(self) -> int:

@@ -37,6 +37,7 @@ class Summary:
     pending: int = 0
     quarantined: int = 0
     failed_fetches: int = 0
+    unusable: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -64,6 +65,8 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
         setup.start_log(_quiet(settings), sys.stderr if as_json else None)
         summary = asyncio.run(_once(settings, user))
     _show(summary, as_json=as_json)
+    if summary.unusable is not None:
+        raise CannotStart(f"the storage became unusable on the way: {summary.unusable}")
     return summary.exit_code
 
 
@@ -97,6 +100,13 @@ async def _once(settings: Config, only: str | None) -> Summary:
         rows = [row for row in await site.shop.ledger.users() if row.id in mine]
         remains = setup.totals(rows)
         summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
+        summary.unusable = site.shop.gate.reason
+        for account in site.accounts.values():
+            now = site.shop.clock.now()
+            if account.is_suspended and await site.shop.ledger.users_with_due(
+                account.account.app_id, now
+            ):
+                summary.failed_fetches += 1
     return summary
 
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from poller.clock import Clock
 from poller.pacing import Kind, Pacing, Ticket
 
+_CLOSED = "the account's client was closed"
+
 
 class Pacer:
     """Gives every request of one account its turn.
@@ -21,10 +23,16 @@ class Pacer:
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.Task[None] | None = None
         self._timer_at = 0.0
+        self._closed = False
 
     @asynccontextmanager
     async def turn(self, kind: Kind, user: str) -> AsyncIterator[Ticket]:
-        """Wait until a request of this kind may go, and hold its slot until the block ends."""
+        """Wait until a request of this kind may go, and hold its slot until the block ends.
+
+        Once the pacer is closed nobody has a turn any more: whoever waits or comes is cancelled.
+        """
+        if self._closed:
+            raise asyncio.CancelledError(_CLOSED)
         began = self._clock.monotonic()
         ticket = Ticket(kind, user)
         granted = asyncio.get_running_loop().create_future()
@@ -87,7 +95,12 @@ class Pacer:
         self.pump()
 
     async def close(self) -> None:
-        """Stop the timer; nobody may be waiting any more."""
+        """Stop the timer and cancel whoever still waits: nobody would ever let them go."""
+        self._closed = True
+        waiting, self._waiting = self._waiting, {}
+        for ticket, granted in waiting.items():
+            self._pacing.cancel(ticket)
+            granted.cancel(_CLOSED)
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

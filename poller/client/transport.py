@@ -18,7 +18,14 @@ from poller.client.ports import Observer
 from poller.clock import Clock, ServerClock
 from poller.config.model import Account
 from poller.efax import EVIDENCE_LIMIT, Call, Request, evidence, failure, succeeded
-from poller.errors import ApiError, BadAnswer, CannotStart, DeadlinePassed, Unreachable
+from poller.errors import (
+    ApiError,
+    BadAnswer,
+    CannotStart,
+    DeadlinePassed,
+    Evidence,
+    Unreachable,
+)
 
 T = TypeVar("T")
 Reader = Callable[[Answer], Awaitable[T]]
@@ -89,7 +96,9 @@ class Transport:
                     return await self._read(request, sends, response, read)
         except aiohttp.ClientError as error:
             sends.ended(None)
-            raise _mapped(error, request.call, self._account) from None
+            mapped = _mapped(error, request.call, self._account)
+            mapped.evidence = Evidence(sends.status)  # None: not even a status line came
+            raise mapped from None
         except TimeoutError:
             sends.ended(None)
             if not deadline.expired():

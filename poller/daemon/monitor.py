@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -53,6 +54,7 @@ class Monitor:
             loops["watchdog"] = self._every(interval / 3, self._feed_watchdog)
         heartbeat = self._site.config.heartbeat
         if heartbeat.url is not None:
+            log.register_secret(heartbeat.url)
             loops["heartbeat"] = self._every(heartbeat.every.total_seconds(), self._ping)
         return loops
 
@@ -107,7 +109,7 @@ class Monitor:
             if low
             else "There is enough free space in the storage directory again.",
             free_bytes=free,
-            min_free=floor,
+            min_free_bytes=floor,
         )
 
     # -- clock ----------------------------------------------------------------------------------
@@ -121,9 +123,9 @@ class Monitor:
             step = schedule.clock_step(before, after)
             before = after
             if step is not None:
-                self._stepped(step)
+                await self._stepped(step)
 
-    def _stepped(self, step: timedelta) -> None:
+    async def _stepped(self, step: timedelta) -> None:
         log.event(
             "clock-stepped",
             "This machine's clock was set; all polls are planned anew.",
@@ -131,8 +133,10 @@ class Monitor:
         )
         for account in self._site.accounts.values():
             account.client.server_clock.stepped(step)
-            for state in account.states.values():
-                state.refused_until = None
+        with suppress(LedgerUnavailable):  # the gate says so; the next start does it
+            await self._site.forget_far_future()
+        for state in self._site.states:
+            state.stepped(step)
         self._planner.plan()
 
     # -- suspended accounts ---------------------------------------------------------------------
@@ -269,6 +273,12 @@ class Monitor:
                 f"{len(overdue)} of {len(site.states)} users were not polled in time, "
                 f"{overdue[0]} among them."
             )
+        blind = [state.key for state in site.states if state.fails_to_sweep]
+        if blind:
+            troubles.append(
+                f"The sweeps of {len(blind)} users fail, {blind[0]} among them: see sweep-failed "
+                "in the log."
+            )
         if not self.alive():
             troubles.append("The scheduler or the ledger has made no progress for two minutes.")
         return troubles
@@ -283,9 +293,13 @@ class Monitor:
             async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as got:
                 got.raise_for_status()
         except (aiohttp.ClientError, TimeoutError) as error:
+            # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.
             if self._heartbeat.failed():
                 log.event(
-                    "heartbeat-failed", "The heartbeat URL did not take the ping.", error=error
+                    "heartbeat-failed",
+                    "The heartbeat URL did not take the ping.",
+                    reason=type(error).__name__,
+                    status=getattr(error, "status", None),
                 )
             return
         if failures := self._heartbeat.recovered():

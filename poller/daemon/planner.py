@@ -9,6 +9,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from poller import log, schedule
+from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
@@ -17,6 +18,7 @@ from poller.ingest.user import UserState
 _POLL_STUCK_S = 120.0
 _LISTS_SHARE = 0.75
 _LATE_AT_LEAST = timedelta(minutes=5)
+_TICK = Poll(every=timedelta(seconds=10))
 
 
 class Planner:
@@ -54,7 +56,7 @@ class Planner:
     def plan(self) -> None:
         """Give every user a job at its own time; polls already under way are not disturbed."""
         self._scheduler.remove_all_jobs()
-        self._scheduler.add_job(self._tick, "interval", seconds=10, id="tick")
+        self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._site.accounts.values():
             self._plan_account(account)
 
@@ -162,7 +164,7 @@ class Planner:
 
     def _is_stuck(self, account: AccountAtWork, state: UserState) -> bool:
         """Waiting for pacing does not count."""
-        if state.poll_began_at is None or account.client.pacing.waiting:
+        if state.poll_began_at is None or account.client.pacing.has_waiting(state.user.name):
             return False
         quiet_since = max(state.poll_began_at, state.progress_at, account.progress_at)
         pause_s = self._site.config.retry.max_delay.total_seconds()

@@ -130,6 +130,7 @@ class Service:
 
     def _suspension_changed(self, account: AccountAtWork) -> None:
         """While suspended one user's poll is the probe; afterwards everybody catches up."""
+        systemd.status(self._monitor.status_line())
         if account.is_suspended:
             self._monitor.probe(account)
             return

@@ -237,10 +237,15 @@ class AccountAtWork:
 
     # -- what is counted and said ---------------------------------------------------------------
 
+    def _is_configured(self, state: UserState) -> bool:
+        """A reload may remove a user while its poll runs; its series must not come back then."""
+        return self.states.get(state.id) is state
+
     def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
         now = self.shop.clock.now()
         steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
-        self.shop.metrics.fax(state.user.account, state.user.name, "discovered", len(faxes))
+        if self._is_configured(state):
+            self.shop.metrics.fax(state.user.account, state.user.name, "discovered", len(faxes))
         self.tally["discovered"] += len(faxes)
         for fax in faxes:
             if fax.received_at is not None:
@@ -265,6 +270,8 @@ class AccountAtWork:
         self.on_fetched(fax, outcome)
 
     def _count(self, state: UserState, outcome: PollOutcome) -> None:
+        if not self._is_configured(state):
+            return
         account, user = state.user.account, state.user.name
         metrics = self.shop.metrics
         if outcome.skipped is not None:

@@ -91,15 +91,19 @@ class Fetcher:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
         try:
             return await self._attempt(fax, user)
-        except (StorageUnusable, LedgerUnavailable) as error:
+        except LedgerUnavailable as error:
             self._shop.gate.close(str(error))
             return Outcome.POSTPONED
 
     async def _attempt(self, fax: FaxRow, user: User) -> Outcome:
         try:
             return await self._fetch(fax, user)
-        except (StorageUnusable, LedgerUnavailable):
+        except LedgerUnavailable:
             raise
+        except StorageUnusable as error:
+            if await self._shop.gate.look_again():
+                return await self._failed(fax, error)  # the trouble is in this fax's own directory
+            return Outcome.POSTPONED  # the gate is shut; it stays due
         except _ACCOUNTS_FAULT as error:
             return await self._postpone(fax, error)
         except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
@@ -192,7 +196,7 @@ class Fetcher:
     # -- what did not work --------------------------------------------------------------------
 
     async def _postpone(self, fax: FaxRow, error: ApiError) -> Outcome:
-        """The account's fault says nothing about the fax: it stays due, a moment later."""
+        """The account's fault says nothing about the fax: it is due again soon."""
         await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
         log.event(
             "fax-retry",

@@ -57,6 +57,12 @@ class Gate:
         self._checked_at = self._clock.monotonic()
         return self.usable
 
+    async def look_again(self) -> bool:
+        """Look now, whatever was found before: an attempt met trouble."""
+        self._checked_at = None
+        self._shut_until = 0.0
+        return await self.check()
+
     async def _look(self) -> str | None:
         reason = await self._look_at_storage()
         if reason is not None:

@@ -1,5 +1,6 @@
 """Poll one user: the newest slice first, then old gaps, then the two nets."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -45,7 +46,8 @@ HOUR = timedelta(hours=1)
 _REFUSAL_FIRST, _REFUSAL_CAP = timedelta(minutes=1), timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
 _SWEEP_AGAIN_S = 300.0
-_HOLD_IMAGES_S = 120.0
+_LATE_AGAIN_S = 3600.0  # this often at most it is said again
+_HOLD_IMAGES_S = 10.0
 _PASSES = 5
 _WIDENED = timedelta(seconds=2)
 _NOT_THIS_USERS_FAULT = (
@@ -101,6 +103,7 @@ class Poller:
         self._reader = reader
         self._clock = clock
         self._random = random
+        self._agreeing = asyncio.Lock()
 
     async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
         """List what is due of `state`'s user and record it; old gaps only until monotonic `until`.
@@ -132,12 +135,13 @@ class Poller:
     # -- time ---------------------------------------------------------------------------------
 
     async def _server_now(self, user: User) -> datetime:
-        """Ask /health until the server's time is known (three answers at most)."""
-        for _ in range(3):
-            now = self._client.server_clock.now(self._clock.now())
-            if now is not None:
-                return now
-            await self._ask_health(user)
+        """Ask /health until the server's time is known (three answers at most), for all at once."""
+        async with self._agreeing:
+            for _ in range(3):
+                now = self._client.server_clock.now(self._clock.now())
+                if now is not None:
+                    return now
+                await self._ask_health(user)
         now = self._client.server_clock.now(self._clock.now())
         if now is None:
             raise Unreachable(
@@ -156,11 +160,12 @@ class Poller:
 
     async def _pin(self, state: UserState, now: datetime) -> datetime:
         configured = str(state.user.poll.start)
-        if state.pinned_start is not None and state.configured_start == configured:
-            return state.pinned_start
+        pinned = state.pinned_start
+        if pinned is not None and pinned <= now and state.configured_start == configured:
+            return pinned
         seen = first_seen_at_server(state.our_first_seen, self._clock.now(), now)
         wanted = pinned_start(state.user.poll.start, seen)
-        start = wanted if state.pinned_start is None else min(wanted, state.pinned_start)
+        start = wanted if pinned is None else min(wanted, pinned)
         await self._ledger.pin_start(state.id, start, configured)
         state.pinned_start, state.configured_start = start, configured
         return start
@@ -186,11 +191,16 @@ class Poller:
         longest = max(rules.max_window / 2**halvings, min(HOUR, rules.max_window))
         return WindowRules(overlap=rules.overlap, max_window=longest)
 
-    async def _list_halving(self, state: UserState, whole: Slice, run: _Run) -> None:
-        """List `whole`; what the server will not list in one piece is listed in halves, newest first."""
+    async def _list_halving(self, state: UserState, whole: Slice, run: _Run) -> bool:
+        """List `whole`; what the server will not list in one piece is listed in halves, newest first.
+
+        False when this poll's time ended before it was through; what was not listed stays a gap.
+        """
         pieces = [whole]
         while pieces:
             piece = pieces.pop()
+            if piece is not whole and self._is_over(run):
+                return False
             refusal: ApiError | None = None
             try:
                 read = await self._read(state, piece, run)
@@ -200,13 +210,34 @@ class Poller:
             if reason is None:
                 continue
             halves = piece.halves()
-            if halves is not None:
+            is_newest = piece.kind is SliceKind.NEWEST and piece.interval.end == run.now
+            if halves is None and is_newest:
+                raise _newest_unlisted(refusal, reason)
+            if halves is None or await self._is_refused_throughout(state, piece, refusal, run):
+                await self._leave_gap(state, piece, reason, run)
+            else:
                 newer, older = halves
                 pieces += [older, newer]
-            elif piece.kind is SliceKind.NEWEST and piece.interval.end == run.now:
-                raise _newest_unlisted(refusal, reason)
-            else:
-                await self._leave_gap(state, piece, reason, run)
+        return True
+
+    async def _is_refused_throughout(
+        self, state: UserState, piece: Slice, refusal: ApiError | None, run: _Run
+    ) -> bool:
+        """Whether the first and the last hour of a refused slice are refused as well.
+
+        Then it is not too long but too old, and halving it would only repeat that, some sixty times
+        a day of it and again at every attempt.
+        """
+        if not isinstance(refusal, WindowRefused) or piece.interval.end == run.now:
+            return False
+        start, end = piece.interval.start, piece.interval.end
+        for hour in (Interval(end - HOUR, end), Interval(start, start + HOUR)):
+            try:
+                await self._read(state, Slice(piece.kind, hour), run)
+            except WindowRefused:
+                continue
+            return False
+        return True
 
     async def _read(self, state: UserState, piece: Slice, run: _Run) -> Read:
         read = await self._reader.read(state, piece, run.now)
@@ -286,6 +317,7 @@ class Poller:
             except ApiError as error:
                 run.outcome.trouble.append(error)
                 state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
+                self._report_sweep_failed(state, kind, error)
 
     @staticmethod
     def _sweep_is_due(state: UserState, kind: SliceKind, now: datetime) -> bool:
@@ -301,15 +333,22 @@ class Poller:
         before = len(run.outcome.discovered)
         try:
             for piece in sweep_slices(kind, last_end, back, start, sweep.end, _rules(state)):
-                listed = Coverage(run.listed.intervals + sweep.listed.intervals)
-                if not listed.gaps(piece.interval.start, piece.interval.end):
+                # A gap that could not be listed has a time of its own when it is tried again.
+                refused = tuple(failed.interval for failed in state.failed_slices)
+                done = Coverage(run.listed.intervals + sweep.listed.intervals + refused)
+                if not done.gaps(piece.interval.start, piece.interval.end):
                     continue
                 if self._is_over(run):
                     return
-                await self._list_halving(state, piece, run)
+                if not await self._list_halving(state, piece, run):
+                    return
                 sweep.listed = sweep.listed.add(piece.interval)
-            if kind is SliceKind.DEEP_SWEEP:
-                run.outcome.discovered += await self._not_downloaded(state, start, run.now)
+            if kind is SliceKind.DEEP_SWEEP and start < run.now:
+                found = await self._not_downloaded(state, start, run.now)
+                if found is None:
+                    state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
+                    return
+                run.outcome.discovered += found
         finally:
             sweep.missed += sum(
                 fax.received_at is None or run.covered_before.covers(fax.received_at)
@@ -318,16 +357,28 @@ class Poller:
         await self._ledger.sweep_done(state.id, kind, sweep.end, sweep.missed)
         state.sweep_ends[kind] = sweep.end
         del state.sweeps[kind]
+        if failures := state.sweep_alarms[kind].recovered():
+            log.event(
+                "sweep-recovered",
+                "The sweep is complete again.",
+                account=state.user.account,
+                user=state.user.name,
+                sweep=kind,
+                failures=failures,
+            )
 
     def _is_over(self, run: _Run) -> bool:
         return run.until is not None and self._clock.monotonic() >= run.until
 
     async def _not_downloaded(
         self, state: UserState, start: datetime, now: datetime
-    ) -> list[FaxRow]:
-        """Read the not-downloaded list until a whole pass shows nothing unknown."""
+    ) -> list[FaxRow] | None:
+        """Read the not-downloaded list until a whole pass shows nothing unknown.
+
+        None when a slow image stands in the way: it must hold up neither polls nor other images.
+        """
         if not await state.images.hold(_HOLD_IMAGES_S):
-            raise DeadlinePassed("an image was being fetched for too long to read the list")
+            return None
         found: list[FaxRow] = []
         try:
             for _ in range(_PASSES):
@@ -397,9 +448,24 @@ class Poller:
             )
         state.refusals, state.refused_until = 0, None
 
+    @staticmethod
+    def _report_sweep_failed(state: UserState, kind: SliceKind, error: ApiError) -> None:
+        if state.sweep_alarms[kind].failed():
+            log.event(
+                "sweep-failed",
+                "A sweep, which finds what the polls may have missed, could not be completed; it is "
+                "tried again every five minutes.",
+                account=state.user.account,
+                user=state.user.name,
+                sweep=kind,
+                error=error,
+            )
+
     def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
         late = [s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)]
-        if late:
+        now = self._clock.monotonic()
+        if late and now >= state.late_again_at:
+            state.late_again_at = now + _LATE_AGAIN_S
             log.event(
                 "late-arrivals",
                 "Faxes became visible later than half the overlap allows for; raise poll.overlap.",

@@ -2,7 +2,7 @@
 
 import asyncio
 import random as random_module
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.user import UserState, load_users
-from poller.ledger import Ledger
+from poller.ledger import Ledger, UserRow
 from poller.metrics import Metrics
 from poller.storage import Storage
 
@@ -34,8 +34,14 @@ class Site:
         return [state for account in self.accounts.values() for state in account.states.values()]
 
     async def add_account(self, account: Account) -> AccountAtWork:
-        """Open an account; raises ConfigError when its secret, CannotStart when its CA file cannot be had."""
+        """Open an account and put it to work; raises ConfigError when its secret cannot be had, and as `open_account`."""
         secret = config.read_secret(account.api_key, self.environ)
+        at_work = await self.open_account(account, secret)
+        self.accounts[account.app_id] = at_work
+        return at_work
+
+    async def open_account(self, account: Account, secret: str) -> AccountAtWork:
+        """Open an account that is not at work yet; raises CannotStart when its CA file cannot be had."""
         log.register_secret(secret)
         at_work = AccountAtWork(
             account,
@@ -45,24 +51,40 @@ class Site:
             secret=secret,
         )
         await at_work.open()
-        # What a process that was ended meanwhile had left there holds no longer.
-        await self.shop.ledger.set_suspended(account.app_id, account.name, None, None)
-        self.accounts[account.app_id] = at_work
         return at_work
 
-    async def close_account(self, app_id: str) -> None:
-        """End an account's work as the end of the service would."""
-        account = self.accounts.pop(app_id)
-        await account.workers.drain(self.config.drain.total_seconds())
-        await account.close()
+    async def close_account(self, account: AccountAtWork) -> None:
+        """End an account's work as the end of the service would; its polls must have ended."""
+        if self.accounts.get(account.account.app_id) is account:
+            del self.accounts[account.account.app_id]
+        try:
+            await account.workers.drain(self.config.drain.total_seconds())
+        except asyncio.CancelledError:  # the service ends and waits no longer
+            await account.workers.drain(0)
+            raise
+        finally:
+            await account.close()
 
-    async def sync_users(self) -> None:
-        """Bring the ledger's users and the states in line with the configuration."""
-        users = [user for account in self.config.accounts for user in account.users]
-        rows = await self.shop.ledger.sync_users(
-            [(user.app_id, user.user_id, user.account, user.name) for user in users],
+    async def end_suspensions(self, but: Collection[str] = ()) -> None:
+        """Note that no account is suspended but those App IDs; the others begin anew or are gone."""
+        for row in await self.shop.ledger.accounts():
+            if row.suspended_until is not None and row.app_id not in but:
+                await self.shop.ledger.set_suspended(row.app_id, row.account, None, None)
+
+    async def record_users(self, settings: Config) -> list[UserRow]:
+        """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
+        return await self.shop.ledger.sync_users(
+            [
+                (user.app_id, user.user_id, user.account, user.name)
+                for account in settings.accounts
+                for user in account.users
+            ],
             self.shop.clock.now(),
         )
+
+    async def take_users(self, rows: Sequence[UserRow]) -> None:
+        """Bring the states in line with the configuration, whose users have these rows."""
+        users = [user for account in self.config.accounts for user in account.users]
         new = []
         for user, row in zip(users, rows, strict=True):
             state = self.accounts[user.app_id].states.get(row.id)
@@ -70,7 +92,10 @@ class Site:
                 new.append((user, row))
             else:
                 state.user = user
+        now = self.shop.clock.now()
         for state in await load_users(self.shop.ledger, new):
+            if state.last_success_at is not None:  # a clock that was ahead vouches for nothing
+                state.last_success_at = min(state.last_success_at, now)
             self.accounts[state.user.app_id].states[state.id] = state
         configured = {row.id for row in rows}
         for account in self.accounts.values():
@@ -78,9 +103,16 @@ class Site:
 
     def _forget(self, account: AccountAtWork, keep: set[int]) -> None:
         for gone in set(account.states) - keep:
-            user = account.states.pop(gone).user
-            self.shop.metrics.forget(user.account, user.name)
+            del account.states[gone]
         account.client.suspension.user_count = len(account.states)
+
+    async def forget_far_future(self) -> None:
+        """Make due what a clock that was ahead had put off; LedgerUnavailable."""
+        ledger = self.shop.ledger
+        await ledger.forget_far_future(self.shop.clock.now())
+        failed_slices = await ledger.all_failed_slices()
+        for state in self.states:
+            state.failed_slices = failed_slices.get(state.id, [])
 
     async def drain(self, timeout_s: float) -> None:
         """Let the downloads under way end for `timeout_s`, then cut them off."""
@@ -105,12 +137,15 @@ async def open_site(
     clock = clock or SystemClock()
     ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
     try:
+        await ledger.forget_far_future(clock.now())
         shop = await _workshop(settings, ledger, metrics, clock, random)
         site = Site(settings, shop, environ)
         try:
             for account in settings.accounts:
                 await site.add_account(account)
-            await site.sync_users()
+            # What a process that was ended meanwhile had left there holds no longer.
+            await site.end_suspensions()
+            await site.take_users(await site.record_users(settings))
             yield site
         finally:
             for account_at_work in site.accounts.values():

@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from poller import log
 from poller.config.model import User
 from poller.ledger import Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, SliceKind, alarming_gaps, open_gaps
+
+_SWEEP_FAILURES = 3
 
 
 class ImageHold:
@@ -75,6 +78,10 @@ class UserState:
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
     sweep_not_before: float = 0.0
+    sweep_alarms: dict[SliceKind, log.Episode] = field(
+        default_factory=lambda: {kind: log.Episode() for kind in SliceKind}
+    )
+    late_again_at: float = 0.0
     newest_failures: int = 0
     gap_alarm: bool = False
     poll_alarm: bool = False
@@ -93,6 +100,17 @@ class UserState:
         if self.pinned_start is None:
             return None
         return self.coverage.watermark(self.pinned_start)
+
+    @property
+    def fails_to_sweep(self) -> bool:
+        """Whether a sweep has failed so often that it is no passing trouble."""
+        return any(alarm.failures >= _SWEEP_FAILURES for alarm in self.sweep_alarms.values())
+
+    def stepped(self, by: timedelta) -> None:
+        """Our wall clock was set: what was read from it is where it would have been."""
+        self.refused_until = None
+        if self.last_success_at is not None:
+            self.last_success_at += by
 
     def gaps(self) -> tuple[Interval, ...]:
         """What lies between the pinned start and the newest covered instant and is not listed."""

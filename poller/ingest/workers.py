@@ -4,6 +4,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
+from poller import log
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Fetcher, Outcome
@@ -12,6 +13,8 @@ from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 
 _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
+_CUT_OFF_S = 5.0
+_AFTER_BUG_S = 30.0
 _AHEAD = 16  # rows read at once per user
 
 
@@ -121,7 +124,12 @@ class FetchWorkers:
         _, late = await asyncio.wait(tasks, timeout=timeout_s)
         for task in late:
             task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        # A step in a hung share lets itself be cancelled only the second time.
+        for patience_s in (_CUT_OFF_S, 1.0):
+            if late:
+                _, late = await asyncio.wait(late, timeout=patience_s)
+            for task in late:
+                task.cancel()
 
     async def _wait(self) -> None:
         try:
@@ -150,8 +158,20 @@ class FetchWorkers:
         self._wake.set()
 
     async def _fetch(self, fax: FaxRow, state: UserState) -> None:
-        with state.images:
-            outcome = await self._fetcher.fetch(fax, state.user)
+        try:
+            with state.images:
+                outcome = await self._fetcher.fetch(fax, state.user)
+        except Exception as error:  # noqa: BLE001 - not even its failure could be recorded
+            log.event(
+                "internal-error",
+                "An attempt to fetch a fax ended by an error that nobody expected.",
+                account=fax.account,
+                user=fax.user_name,
+                fax_id=fax.fax_id,
+                error=error,
+            )
+            await self._clock.sleep(_AFTER_BUG_S)  # it is still due: not at once again
+            return
         self._on_outcome(fax, outcome)
 
     async def _next(self, *, look: bool) -> FaxRow | None:

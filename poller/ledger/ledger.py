@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, fetching, listing, schema, users
+from poller.ledger import engine, fetching, listing, schema, times, users
 from poller.ledger.rows import AccountRow, Attempt, FaxRow, NewFax, UserRow
 from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
@@ -353,6 +353,10 @@ class Ledger:
         Returns how many were made due.
         """
         return await self._write(lambda connection: fetching.make_due(connection, faxes, now))
+
+    async def forget_far_future(self, now: datetime) -> None:
+        """Make due what is put off for longer than anything ever is: our clock had been ahead."""
+        await self._write(lambda connection: times.forget_far_future(connection, now))
 
     async def fax(self, fax: int) -> FaxRow:
         """Return one fax."""

@@ -40,6 +40,8 @@ Action = Literal[
     "stalled",
     "silence",
     # beyond the contract's list:
+    "sweep-failed",
+    "sweep-recovered",
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "heartbeat-failed",
     "heartbeat-recovered",
@@ -63,6 +65,7 @@ _OTHER_THAN_INFO: Final[dict[str, Level]] = {
     "user-refused": "warning",
     "gap-opened": "warning",
     "late-arrivals": "warning",
+    "sweep-failed": "warning",
     "storage-unusable": "error",
     "disk-low": "warning",
     "clock-stepped": "warning",

@@ -110,6 +110,20 @@ async def test_429_is_said_with_its_pause_and_counted(
     assert site.accounts[APP].tally["rate_limited"] == 1
 
 
+async def test_every_token_is_registered_as_a_secret_of_its_account(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        "poller.log.register_secret", lambda secret, slot=None: registered.append((secret, slot))
+    )
+    await poll(site)
+    simulator.end_token(APP)
+    await poll(site)
+    assert registered == [(token, "token:main") for token in simulator._owners]
+    assert len(registered) == 2
+
+
 async def test_another_program_with_our_app_id_is_said_once(
     site: Site, simulator: Simulator, events: list[Event], clock: QuickClock
 ) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 
 from poller import log
-from poller.cli import main, setup
+from poller.cli import demo as demo_module
+from poller.cli import main
 from poller.cli.owner import become_owner
 from poller.errors import CannotStart
 from poller.lock import StateLock
@@ -24,6 +27,14 @@ from tests.conftest import APP, KEY, Event, stored_files
 from tests.integration.at_work import faults
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Put back what `run` does with SIGHUP."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -191,6 +202,16 @@ def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:
     assert KEY not in out
 
 
+def test_check_online_never_shows_the_key_or_a_token(
+    run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[str] = []
+    monkeypatch.setattr(log, "register_secret", lambda secret, **_: registered.append(secret))
+    assert run("check", "--online")[0] == 0
+    assert registered[0] == KEY
+    assert [*efax._owners] == registered[1:]
+
+
 def test_check_online_beside_a_daemon_shows_what_that_found_and_signs_in_no_second_time(
     run: Run, efax: Simulator, directory: Path
 ) -> None:
@@ -219,6 +240,28 @@ def test_check_online_beside_a_daemon_shows_a_suspended_account(
         code, out, _ = run("check", "--online")
     assert code == 1
     assert "main: suspended: " in out
+
+
+def test_removed_account_that_was_suspended_is_shown_no_more(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    efax.faults = faults("403@token=always")
+    assert run("once")[0] == 1
+    assert [one["account"] for one in json.loads(run("status", "--json")[1])["accounts"]] == ["main"]
+
+    efax.faults = faults()
+    efax.add_app("app-2", KEY)
+    efax.add_user("app-2", "user-c")
+    text = (directory / "poller.yaml").read_text().replace("  main:", "  other:")
+    text = text.replace(f'"{APP}"', '"app-2"').replace('      b: {user_id: "user-b"}\n', "")
+    (directory / "poller.yaml").write_text(text.replace("user-a", "user-c"))
+    assert run("once")[0] == 0
+    shown = json.loads(run("status", "--json")[1])
+    assert [one["account"] for one in shown["accounts"]] == ["other"]
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert (code, out.splitlines()[-1]) == (0, "other/a: ok")
+    assert "suspended" not in out
 
 
 # -- status and retry ---------------------------------------------------------------------------------
@@ -296,15 +339,82 @@ def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulat
 # -- what all commands begin with ---------------------------------------------------------------------
 
 
-def test_missing_secret_is_found_before_anything_starts(
+@pytest.mark.parametrize("command", ["run", "once", "check --online"])
+def test_missing_secrets_are_named_all_at_once_before_anything_is_touched(
+    command: str,
+    directory: Path,
+    efax: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    default_signals: None,
+    run: Run,
+) -> None:
+    file = directory / "poller.yaml"
+    second = """\
+  second:
+    app_id: "app-2"
+    api_key: {file: none.key}
+    users: {c: {user_id: "user-c"}}
+storage:"""
+    text = file.read_text().replace("storage:", second)
+    file.write_text(text + 'http: {listen: "127.0.0.1:0", token: {env: POLLER_TEST_TOKEN}}\n')
+    monkeypatch.delenv("POLLER_TEST_KEY")
+    code, _, err = run(*command.split())
+    assert code == 78
+    hint = "is not set; set it where poller is started"
+    assert err.splitlines() == [
+        f"{file}:5: accounts.main.api_key: environment variable POLLER_TEST_KEY {hint}",
+        f"{file}:12: accounts.second.api_key: file {directory}/none.key cannot be read: "
+        "No such file or directory",
+        f"{file}:17: http.token: environment variable POLLER_TEST_TOKEN {hint}",
+    ]
+    assert not (directory / "faxes").exists()
+    assert not (directory / "state").exists()
+    assert efax.requests == []
+
+
+def test_check_online_beside_a_daemon_needs_no_secrets(
     directory: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    settings = setup.load([directory / "poller.yaml"])
-    setup.read_all_secrets(settings)
+    assert run("once")[0] == 0
     monkeypatch.delenv("POLLER_TEST_KEY")
-    code, _, err = run("once")
-    assert code == 78
-    assert "POLLER_TEST_KEY" in err
+    with StateLock(directory / "state"):
+        assert run("check", "--online")[0] == 0
+
+
+def test_start_in_the_future_is_refused(directory: Path, run: Run) -> None:
+    file = directory / "poller.yaml"
+    file.write_text(file.read_text() + 'poll: {start: "2999-01-01T00:00:00Z"}\n')
+    code, _, err = run("check")
+    assert (code, err.count("\n")) == (78, 1)
+    assert "poll.start: lies in the future" in err
+
+
+def test_hangup_while_the_daemon_starts_does_not_end_it(directory: Path) -> None:
+    """The configuration is a pipe: the daemon is at its beginning until something is written."""
+    text = (directory / "poller.yaml").read_text() + "http: {listen: null}\n"
+    pipe = directory / "pipe.yaml"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "poller", "run", "-c", str(pipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+
+        def wait_for(action: str) -> None:
+            assert daemon.stdout is not None
+            assert any(json.loads(line)["event"]["action"] == action for line in daemon.stdout)
+
+        try:
+            with pipe.open("w") as configuration:  # waits until the daemon reads
+                daemon.send_signal(signal.SIGHUP)
+                configuration.write(text)
+            wait_for("service-ready")
+            daemon.send_signal(signal.SIGHUP)
+            pipe.write_text(text)
+            wait_for("service-reloaded")
+            daemon.send_signal(signal.SIGTERM)
+            wait_for("service-stopped")
+            assert daemon.wait() == 0
+        finally:
+            daemon.kill()
 
 
 def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
@@ -315,6 +425,58 @@ def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
 
     monkeypatch.setattr("poller.cli.check.check", interrupted)
     assert run("check")[0] == 130
+
+
+# -- demo -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let `demo` start a shell script instead of the daemon, and keep its files in `tmp_path`."""
+
+    def make(script: str) -> None:
+        executable = tmp_path / "daemon"
+        executable.write_text(f"#!/bin/sh\n{script}\n")
+        executable.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(executable))
+
+    monkeypatch.setattr(demo_module.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    return make
+
+
+@pytest.mark.parametrize("code", [73, 0])
+def test_demo_whose_daemon_dies_says_so_in_a_sentence(
+    fake_daemon: Callable[[str], None], capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    fake_daemon(f"echo 'poller: the port is taken' >&2; exit {code}")
+    began = time.monotonic()
+    assert main(["demo"]) == 1
+    assert time.monotonic() - began < 10
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"the daemon ended with {code}; its last error: poller: the port is taken" in out
+
+
+def test_demo_shows_the_last_error_of_the_daemons_log(
+    fake_daemon: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"event": {"action": "internal-error"}, "log.level": "error", "message": "A bug [x]."}
+    line |= {"error": {"type": "KeyError", "message": "'file'"}}
+    fake_daemon(f"cat <<'EOF'\n{json.dumps(line)}\nnull\nEOF\nexit 1")
+    assert main(["demo"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the daemon ended with 1; its last error: A bug [x]. KeyError: 'file'" in out
+
+
+def test_demo_does_not_wait_for_ever_for_a_daemon_that_does_not_stop(
+    fake_daemon: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_ARRIVES_EVERY_S", "_PATIENCE_S", "_STOPS_WITHIN_S"):
+        monkeypatch.setattr(demo_module, name, 0.2)
+    fake_daemon("trap '' TERM; while :; do sleep 0.1; done")
+    assert main(["demo"]) == 1
+    assert "the daemon ended with -9" in " ".join(capsys.readouterr().out.split())
 
 
 # -- whose command it is ------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Watcher:
     def rate_limited(self, pause_s: float, rate: float) -> None:
         self.events.append(("rate_limited", pause_s, rate))
 
-    def signed_in(self, reason: str) -> None:
+    def signed_in(self, reason: str, token: str) -> None:
         self.events.append(("signed_in", reason))
 
     def token_war(self, count: int) -> None:

@@ -7,14 +7,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from poller import errors
+from poller.client.ports import Unobserved
 from poller.client.tokens import Held, StoredBudget, Tokens
-from poller.efax import Call, Token
+from poller.efax import Token
 
 LIFE_S = 86400.0
 RENEWED_AT_S = LIFE_S - 300 * 1.5  # with 0.5 for the random share
 
 
-class Desk:
+class Desk(Unobserved):
     """Tokens with a server that numbers what it gives out; clock, store and observer in one."""
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Desk:
         self.life_s = LIFE_S
         self.gate: asyncio.Event | None = None
         self.reasons: list[str] = []
+        self.told: list[str] = []
         self.wars: list[int] = []
         self.tokens = self.restarted()
 
@@ -62,17 +64,12 @@ class Desk:
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         self.budgets[app_id] = (level, at)
 
-    def signed_in(self, reason: str) -> None:
+    def signed_in(self, reason: str, token: str) -> None:
         self.reasons.append(reason)
+        self.told.append(token)
 
     def token_war(self, count: int) -> None:
         self.wars.append(count)
-
-    def request(self, call: Call, status: int | None, seconds: float) -> None: ...
-    def waited(self, seconds: float) -> None: ...
-    def rate_limited(self, pause_s: float, rate: float) -> None: ...
-    def suspended(self, until: datetime, reason: str) -> None: ...
-    def resumed(self, failures: int) -> None: ...
 
     async def token(self, user: str = "ann") -> Held:
         await self.tokens.get(user)
@@ -97,6 +94,7 @@ async def test_one_token_serves_everybody_until_shortly_before_its_end(desk: Des
     desk.advance(1)
     assert (await desk.token("bob")).value == "token-2"
     assert desk.reasons == ["start", "ending"]
+    assert desk.told == ["token-1", "token-2"]
 
 
 async def test_a_short_lived_token_is_renewed_a_share_of_its_life_before_its_end(

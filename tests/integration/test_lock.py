@@ -1,5 +1,6 @@
 """One poller per state directory."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,31 @@ def test_asking_whether_it_is_held_does_not_stop_who_wants_it(tmp_path: Path) ->
         assert not is_held(tmp_path)
         with StateLock(tmp_path):
             assert is_held(tmp_path)
+
+
+def test_lock_waits_for_whoever_only_asks_whether_it_is_held(tmp_path: Path) -> None:
+    with StateLock(tmp_path):
+        pass
+    slept: list[float] = []
+    with (tmp_path / "poller.lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            fcntl.flock(asking, fcntl.LOCK_UN)
+
+        with StateLock(tmp_path, sleep=sleep):
+            assert is_held(tmp_path)
+    assert len(slept) == 1
+
+
+def test_lock_that_is_free_is_taken_and_one_that_stays_held_refused_soon(tmp_path: Path) -> None:
+    slept: list[float] = []
+    with StateLock(tmp_path, sleep=slept.append):
+        assert slept == []
+        with pytest.raises(LockHeld), StateLock(tmp_path, sleep=slept.append):
+            pass
+    assert 0.25 <= sum(slept) <= 0.35
 
 
 def test_lock_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:

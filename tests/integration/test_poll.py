@@ -1,19 +1,23 @@
 """Poll one user of a simulated eFax: windows, gaps, the two nets, refusals."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from poller.config.model import Poll
-from poller.errors import UserRefused
+from poller.errors import BadAnswer, UserRefused
 from poller.ingest.account import AccountAtWork
 from poller.ingest.poll import PollOutcome
 from poller.ingest.reading import ListReader
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.simulator import Fault, Faults, Simulator, Switches
+from poller.window import SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+
+DEEP = SliceKind.DEEP_SWEEP
 
 
 def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
@@ -413,3 +417,115 @@ async def test_gaps_are_left_to_the_next_poll_when_this_ones_time_is_over(
     clock.advance(timedelta(seconds=30))
     await account.poll(state, until=clock.monotonic() + 30)
     assert state.gaps() == ()
+
+
+async def test_refused_old_windows_cost_three_requests_a_day_of_them_and_one_failed_slice(
+    simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    settings = make_config(simulator.base_url, poll=Poll(start=timedelta(days=30)))
+    async with opened_site(settings, clock) as site:
+        await poll(site)
+        _, state = parts(site)
+
+    assert len(state.failed_slices) < 40
+    assert len([one for one in simulator.requests if one.call == "list"]) < 28 * 3 + 40
+
+
+async def test_old_windows_that_are_refused_take_no_longer_than_the_poll_has_time(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    account, state = parts(site)
+    await account.poll(state, until=clock.monotonic())
+    requests = len(simulator.requests)
+    for _ in range(30):
+        clock.advance(timedelta(seconds=30))
+        await account.poll(state, until=clock.monotonic())
+        assert len(simulator.requests) - requests <= 3
+        requests = len(simulator.requests)
+
+
+async def test_sweep_that_fails_is_said_once_and_when_it_is_complete_again(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    account, state = parts(site)
+    await account.poll(state)
+    for trouble in (True, True, True, True, False):
+        clock.advance(timedelta(hours=25))
+        with pytest.MonkeyPatch.context() as patch:
+            if trouble:
+                patch.setattr(ListReader, "read_not_downloaded", _fails)
+            outcome = await account.poll(state)
+        assert outcome.error is None
+        assert state.fails_to_sweep == (trouble and state.sweep_alarms[DEEP].failures >= 3)
+
+    said = [event.action for event in events if event.action.startswith("sweep")]
+    assert said == ["sweep-failed", "sweep-recovered"]
+
+
+async def _fails(*_: Any) -> Any:
+    raise BadAnswer("the not-downloaded list is out of order")
+
+
+async def test_slow_image_holds_up_neither_the_polls_nor_the_next_sweep(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ingest.poll._HOLD_IMAGES_S", 0.01)
+    account, state = parts(site)
+    with state.images:
+        outcome = await account.poll(state)
+        assert not outcome.failed
+        assert state.sweep_ends[DEEP] is None
+        assert not state.images.held
+    clock.advance(timedelta(minutes=6))
+    await account.poll(state)
+    assert state.sweep_ends[DEEP] is not None
+
+
+async def test_late_arrivals_are_said_once_an_hour(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    await poll(site)
+    for _ in range(5):
+        clock.advance(timedelta(minutes=10))
+        await poll(site)
+        simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=9))
+        await poll(site)
+
+    assert [event.action for event in events].count("late-arrivals") == 1
+
+
+async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
+    simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    settings = make_config(simulator.base_url)
+    simulator.faults = faults("404@image=always")
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
+    right = clock.wall
+    clock.wall += timedelta(days=30)
+    simulator.switches = Switches(date_skew_s=-30 * 86_400.0)
+    async with opened_site(settings, clock) as first:
+        account, state = parts(first)
+        await account.poll(state)
+        await account.workers.run_until_idle()
+        state.refused_until = clock.now() + timedelta(minutes=1)
+        await first.shop.ledger.poll_done(
+            state.id, clock.now(), error="refused", refused_until=state.refused_until
+        )
+    clock.wall = right + timedelta(minutes=5)
+    simulator.switches, simulator.faults = Switches(), Faults()
+    async with opened_site(settings, clock) as second:
+        account, state = parts(second)
+        assert not (await account.poll(state)).failed
+        await account.workers.run_until_idle()
+        row = await second.shop.ledger.user(state.id)
+        assert (row.stored, row.pending) == (1, 0)
+
+
+async def test_time_of_the_server_is_asked_for_once_however_many_polls_begin_together(
+    site: Site, simulator: Simulator
+) -> None:
+    account = site.accounts[APP]
+    await asyncio.gather(*(account.poll(state) for state in account.states.values()))
+    assert [one.call for one in simulator.requests].count("health") == 1

@@ -1,6 +1,7 @@
 """What is refused, and in which words: tests/data/configs/bad, each beside the messages it must give."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,24 @@ def test_state_directory_that_is_a_link_into_the_storage_is_refused(tmp_path: Pa
     )
     (message,) = messages(file)
     assert message.startswith(f"{file}:7: state.url: the ledger must not lie in storage.directory")
+
+
+def test_start_is_measured_by_the_clock_and_the_time_at_which_the_file_was_written(
+    tmp_path: Path,
+) -> None:
+    """A machine without a battery may start in 1970; what was in the past stays there."""
+    file = tmp_path / "poller.yaml"
+    file.write_text(MINIMAL + "poll: {start: '2026-03-02T12:00:00Z'}\n")
+    noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    os.utime(file, (0, 0))
+    load([file], now=noon)
+    with pytest.raises(ConfigError, match="lies in the future"):
+        load([file], now=noon - timedelta(seconds=1))
+    os.utime(file, (noon.timestamp(), noon.timestamp()))
+    load([file], now=datetime(1970, 1, 1, tzinfo=UTC))
+    (tmp_path / "second.yaml").write_text("drain: 1s\n")
+    os.utime(tmp_path / "second.yaml", (1e12, 1e12))  # beyond what a datetime can be
+    load([tmp_path], now=noon)
 
 
 def test_problem_that_users_inherit_is_said_once(tmp_path: Path) -> None:

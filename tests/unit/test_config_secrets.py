@@ -65,31 +65,39 @@ def test_file_without_one_secret_is_refused_and_not_shown(
 ) -> None:
     ref = in_file(tmp_path, content)
     message = refusal(ref, {})
-    assert message.startswith(f"file {ref.name}: {why}")
+    assert message.startswith(f"file {ref.name} {why}")
     assert "s3cr3t" not in message
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     ref = SecretRef("file", str(tmp_path / "none"))
-    assert refusal(ref, {}) == f"file {tmp_path}/none: cannot be read: No such file or directory"
+    assert refusal(ref, {}) == f"file {tmp_path}/none cannot be read: No such file or directory"
 
 
 def test_missing_credential_says_what_to_add_to_the_unit(tmp_path: Path) -> None:
     ref = SecretRef("credential", "efax-api-key")
     assert refusal(ref, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == (
-        "credential efax-api-key: cannot be read: No such file or directory; "
+        "credential efax-api-key cannot be read: No such file or directory; "
         "add LoadCredential=efax-api-key:/path/of/the/secret to the unit"
     )
 
 
 def test_credential_outside_systemd_says_so() -> None:
     message = refusal(SecretRef("credential", "efax-api-key"), {})
-    assert message.startswith("credential efax-api-key: cannot be read: $CREDENTIALS_DIRECTORY")
+    assert message.startswith("credential efax-api-key cannot be read: $CREDENTIALS_DIRECTORY")
 
 
 def test_variable_that_is_not_set_is_named() -> None:
     ref = SecretRef("env", "EFAX_KEY")
     assert refusal(ref, {}) == (
-        "environment variable EFAX_KEY: is not set; set it where poller is started"
+        "environment variable EFAX_KEY is not set; set it where poller is started"
     )
     assert refusal(ref, {"EFAX_KEY": ""}).endswith("is empty; put the secret there")
+
+
+def test_problem_bears_the_place_where_the_reference_is_written() -> None:
+    ref = SecretRef("env", "EFAX_KEY", "poller.yaml", 4, "accounts.main.api_key")
+    assert refusal(ref, {}).startswith(
+        "poller.yaml:4: accounts.main.api_key: environment variable EFAX_KEY is not set"
+    )
+    assert ref == SecretRef("env", "EFAX_KEY")  # a line that moved is no change

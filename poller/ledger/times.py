@@ -1,0 +1,30 @@
+"""Take back what was put off by a clock that was ahead and has been set right since."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, update
+
+from poller.ledger.tables import failed_slices, faxes, users
+
+# A little more than the longest that each of them is ever put off for.
+LONGEST_ATTEMPT = timedelta(hours=30)
+LONGEST_REFUSAL = timedelta(hours=2)
+LONGEST_SLICE = timedelta(hours=12)
+
+
+def forget_far_future(connection: Connection, now: datetime) -> None:
+    connection.execute(
+        update(faxes)
+        .where(faxes.c.next_attempt_at > now + LONGEST_ATTEMPT)
+        .values(next_attempt_at=now)
+    )
+    connection.execute(
+        update(users)
+        .where(users.c.refused_until > now + LONGEST_REFUSAL)
+        .values(refused_until=None)
+    )
+    connection.execute(
+        update(failed_slices)
+        .where(failed_slices.c.next_attempt_at > now + LONGEST_SLICE)
+        .values(next_attempt_at=now)
+    )
