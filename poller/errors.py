@@ -48,7 +48,7 @@ class LockHeld(PollerError):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong in the configuration; `line` counts from 1, `key` is dotted, both may be unknown."""
+    """One thing wrong in the configuration; `line` counts from 1, `key` is dotted; all may be unknown."""
 
     file: str
     line: int
@@ -57,7 +57,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+        return ": ".join(part for part in (where, self.key, self.message) if part)
 
 
 class ConfigError(PollerError):

@@ -2,19 +2,25 @@
 
 import fcntl
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from poller.errors import CannotStart, LockHeld
 
 _NAME = "poller.lock"
+_TRY_AGAIN_S = (0.05,) * 6  # whoever asks `is_held` has it for a moment
 
 
 class StateLock:
     """Held from `__enter__` to `__exit__`; raises LockHeld (exit 75) when another process has it."""
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(
+        self, state_directory: Path, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._path = state_directory / _NAME
+        self._sleep = sleep
         self._fd: int | None = None
 
     def __enter__(self) -> "StateLock":
@@ -25,16 +31,25 @@ class StateLock:
             raise CannotStart(
                 f"{self._path} cannot be opened: {error.strerror}; give this user the state directory"
             ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._taken(fd):
             os.close(fd)
             raise LockHeld(
                 f"another poller holds {self._path.parent}; stop it first, "
                 "or use a command that works beside it"
-            ) from None
+            )
         self._fd = fd
         return self
+
+    def _taken(self, fd: int) -> bool:
+        for pause_s in (*_TRY_AGAIN_S, None):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if pause_s is not None:
+                    self._sleep(pause_s)
+            else:
+                return True
+        return False
 
     def __exit__(
         self,

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from poller.ledger import AccountRow, Ledger, UserRow
-from poller.window import Coverage, FailedSlice, open_gaps
+from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
+
+_QUARANTINED_SHOWN = 20
 
 
 async def status(
@@ -19,10 +21,20 @@ async def status(
         "running": running,
         "version": version,
         "storage": storage,
-        "accounts": [_account(row, now) for row in await ledger.accounts()],
+        "accounts": [_account(row, now) for row in await ledger.accounts(include_removed=False)],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
             for row in rows
+        ],
+        "quarantined_faxes": [
+            {
+                "account": fax.account,
+                "user": fax.user_name,
+                "fax_id": fax.fax_id,
+                "since": instant(fax.quarantined_at),
+                "error": fax.last_error,
+            }
+            for fax in await ledger.quarantined(_QUARANTINED_SHOWN)
         ],
     }
 
@@ -32,6 +44,10 @@ def instant(at: datetime | None) -> str | None:
     if at is None:
         return None
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:
+    return [[instant(one.start), instant(one.end)] for one in intervals]
 
 
 def _account(row: AccountRow, now: datetime) -> dict[str, Any]:
@@ -51,13 +67,15 @@ def _user(
     start = row.pinned_start
     watermark = None if start is None else coverage.watermark(start)
     gaps = () if start is None else open_gaps(coverage, start, failed)
+    failed_gaps = () if start is None else alarming_gaps(coverage, start, failed)
     return {
         "account": row.account,
         "user": row.user,
         "user_id": row.user_id,
         "watermark": instant(watermark),
         "lag_s": None if watermark is None else max(0.0, (now - watermark).total_seconds()),
-        "gaps": [[instant(gap.start), instant(gap.end)] for gap in gaps],
+        "gaps": _spans(gaps),
+        "failed_gaps": _spans(failed_gaps),
         "last_poll_at": instant(row.last_poll_at),
         "last_success_at": instant(row.last_success_at),
         "last_error": row.last_error,

@@ -1,7 +1,8 @@
 """What tests share: a clock that they move, a ledger, a simulated eFax, configurations."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,16 @@ class QuickClock:
     def advance(self, by: timedelta) -> None:
         self.wall += by
         self.mono += by.total_seconds()
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """The planner silences APScheduler's loggers, which are the whole process's."""
+    loggers = [logging.getLogger(name) for name in ("apscheduler", "apscheduler.executors")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

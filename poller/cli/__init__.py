@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def _run(arguments: argparse.Namespace) -> int:
     paths: list[Path] = [*arguments.config_before, *arguments.config_after]
     match arguments.command:
         case "run":
+            # It would end the process until the loop handles it, and the import takes a while.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             from poller.cli.run import run
 
             return run(paths)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from poller import config, log
 from poller.cli import setup
-from poller.client import Client, SignInStore
+from poller.client import Client, SignInStore, Unobserved
 from poller.clock import SystemClock
 from poller.config.model import Account, Config, User
-from poller.efax import Call
 from poller.errors import ApiError, CannotStart
+from poller.ingest.account import SignIns
 from poller.ledger import Ledger
 from poller.window import Interval
 
@@ -32,6 +32,7 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         return 0
     if setup.is_running(settings):
         return asyncio.run(_ask_the_daemons_ledger(settings))
+    setup.read_all_secrets(settings)
     return asyncio.run(_ask_efax(settings))
 
 
@@ -40,7 +41,7 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
     print("poller runs on this state, so it is not signed in a second time; this is what it found:")
     now = setup.now()
     async with setup.ledger_beside(settings, readonly=True) as ledger:
-        accounts = await ledger.accounts()
+        accounts = await ledger.accounts(include_removed=False)
         users = await ledger.users(include_removed=False)
     bad = 0
     for account in accounts:
@@ -71,7 +72,7 @@ async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore
         clock=clock,
         sign_ins=sign_ins,
         random=random.random,
-        observer=_Nobody(),
+        observer=_Discreet(),
     )
     async with client:
         well = await _try(f"{account.name}: /health", client.health())
@@ -114,12 +115,6 @@ class _Memory:
         self._kept[app_id] = (level, at)
 
 
-class _InLedger:
-    def __init__(self, ledger: Ledger) -> None:
-        self.load = ledger.load_sign_in
-        self.save = ledger.save_sign_in
-
-
 @asynccontextmanager
 async def _sign_ins(settings: Config) -> AsyncIterator[SignInStore]:
     """The sign-in budget holds over restarts and over checks, once there is a ledger."""
@@ -129,29 +124,11 @@ async def _sign_ins(settings: Config) -> AsyncIterator[SignInStore]:
         yield _Memory()
         return
     async with ledger:
-        yield _InLedger(ledger)
+        yield SignIns(ledger)
 
 
-class _Nobody:
-    """An Observer that does not look."""
+class _Discreet(Unobserved):
+    """Sees to it that nothing shows a token."""
 
-    def request(self, call: Call, status: int | None, seconds: float) -> None:
-        pass
-
-    def waited(self, seconds: float) -> None:
-        pass
-
-    def rate_limited(self, pause_s: float, rate: float) -> None:
-        pass
-
-    def signed_in(self, reason: str) -> None:
-        pass
-
-    def token_war(self, count: int) -> None:
-        pass
-
-    def suspended(self, until: datetime, reason: str) -> None:
-        pass
-
-    def resumed(self, failures: int) -> None:
-        pass
+    def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - the protocol's
+        log.register_secret(token)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from poller.simulator import Fault, Faults, Simulator, Switches
 from poller.simulator.state import Fax
@@ -27,6 +27,7 @@ _BACKLOG = 5
 _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
 _PATIENCE_S = 25.0
+_STOPS_WITHIN_S = 40.0  # its drain, and some
 _TROUBLE = (
     "a fifth of the image requests fails with 500, a tenth is cut in the middle, and the first list "
     "call is answered with 429"
@@ -56,6 +57,7 @@ class _Demo:
             seed=secrets.randbits(32),
         )
         self._key = secrets.token_urlsafe(18)
+        self._last_error = ""
 
     async def run(self) -> int:
         say = self._console.print
@@ -64,12 +66,12 @@ class _Demo:
         self._populate()
         async with self._simulator, self._daemon() as daemon:
             watching = asyncio.create_task(self._watch(daemon))
-            await self._arrivals()
-            complete = await self._wait_until_stored()
-            daemon.send_signal(signal.SIGTERM)
-            exit_code = await daemon.wait()
+            await self._arrivals(daemon)
+            await self._wait_until_stored(daemon)
+            died = daemon.returncode is not None
+            exit_code = await _stopped(daemon)
             await watching
-        return self._sum_up(complete=complete, exit_code=exit_code)
+        return self._sum_up(died=died, exit_code=exit_code)
 
     def _populate(self) -> None:
         self._simulator.add_app(_APP_ID, self._key)
@@ -80,18 +82,19 @@ class _Demo:
             age = timedelta(hours=5 * number + 1)
             self._simulator.receive_somewhere(completed=now - age)
 
-    async def _arrivals(self) -> None:
+    async def _arrivals(self, daemon: asyncio.subprocess.Process) -> None:
         for _ in range(_ARRIVALS):
-            await asyncio.sleep(_ARRIVES_EVERY_S)
+            if await _ends_within(daemon, _ARRIVES_EVERY_S):
+                return
             fax = self._simulator.receive_somewhere()
             self._console.print(f"[dim]eFax       received {_pages(fax.pages)}[/]")
 
-    async def _wait_until_stored(self) -> bool:
+    async def _wait_until_stored(self, daemon: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
-                while len(self._stored()) < len(self._simulator.faxes()):  # noqa: ASYNC110
-                    await asyncio.sleep(0.2)
-        return self._missing() == []
+                while len(self._stored()) < len(self._simulator.faxes()):
+                    if await _ends_within(daemon, 0.2):
+                        return
 
     @asynccontextmanager
     async def _daemon(self) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -100,14 +103,15 @@ class _Demo:
         daemon = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "poller", "run", "-c", str(config)),
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, _KEY_VARIABLE: self._key},
         )
         try:
             yield daemon
         finally:
-            if daemon.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
                 daemon.kill()
-                await daemon.wait()
+            await daemon.wait()
 
     def _configuration(self) -> str:
         users = "\n".join(
@@ -133,12 +137,16 @@ log: {{format: json}}
         """Show what the daemon's log says, in short."""
         assert daemon.stdout is not None
         async for line in daemon.stdout:
+            text = line.decode(errors="replace").rstrip()
             try:
-                event = json.loads(line)
+                event = json.loads(text)
             except ValueError:
-                self._console.print(line.decode(errors="replace").rstrip(), markup=False)
-                continue
-            self._show(event)
+                event = None
+            if isinstance(event, dict):
+                self._show(event)
+            elif text:
+                self._last_error = text
+                self._console.print(text, markup=False)
 
     def _show(self, event: dict[str, Any]) -> None:
         about = event.get("poller", {})
@@ -152,8 +160,11 @@ log: {{format: json}}
                 text = f"{who:<10} {about.get('discovered')} new in the list"
             case "service-ready" | "service-stopped" | "rate-limited" | "service-stopping":
                 text = f"{who:<10} {event['message']}"
-            case _ if event.get("log.level") == "error":
-                text = f"[red]{who:<10} {event['message']}[/] {event.get('error', '')}"
+            case _ if event.get("log.level") in ("error", "critical"):
+                error = event.get("error", {})
+                why = f" {error['type']}: {error['message']}" if error else ""
+                self._last_error = event["message"] + why
+                text = f"[red]{who:<10} {escape(self._last_error)}[/]"
             case _:
                 return
         self._console.print(text, soft_wrap=True)
@@ -178,14 +189,16 @@ log: {{format: json}}
         served = self._simulator.image_bytes(fax)
         return content == served and bool(hashlib.sha256(content).hexdigest() == image["sha256"])
 
-    def _sum_up(self, *, complete: bool, exit_code: int) -> int:
-        total = len(self._simulator.faxes())
+    def _sum_up(self, *, died: bool, exit_code: int) -> int:
+        total, missing = len(self._simulator.faxes()), len(self._missing())
         say = self._console.print
         say()
-        if not complete or exit_code != 0:
+        if died or missing or exit_code != 0:
+            why = f"; its last error: {escape(self._last_error)}" if self._last_error else ""
             say(
-                f"[bold red]{len(self._missing())} of {total} faxes did not arrive; the daemon "
-                f"ended with {exit_code}.[/] Look into {self._directory}."
+                f"[bold red]{missing} of {total} faxes did not arrive; the daemon ended with "
+                f"{exit_code}{why}[/]\nLook into {self._directory}.",
+                soft_wrap=True,
             )
             return 1
         say(
@@ -196,6 +209,21 @@ log: {{format: json}}
             soft_wrap=True,
         )
         return 0
+
+
+async def _ends_within(daemon: asyncio.subprocess.Process, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(daemon.wait(), seconds)
+    return daemon.returncode is not None
+
+
+async def _stopped(daemon: asyncio.subprocess.Process) -> int:
+    """Stop the daemon, if need be the hard way; its exit code."""
+    with contextlib.suppress(ProcessLookupError):
+        daemon.terminate()
+        if not await _ends_within(daemon, _STOPS_WITHIN_S):
+            daemon.kill()
+    return await daemon.wait()
 
 
 def _pages(count: int | None) -> str:

@@ -22,6 +22,7 @@ from poller.web import StatusServer
 def run(paths: Sequence[Path]) -> int:
     """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
     settings = setup.load(paths)
+    setup.read_all_secrets(settings)
     with StateLock(settings.state_directory):
         setup.start_log(settings)
         asyncio.run(_run(settings, paths))

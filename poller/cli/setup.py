@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from poller import config, lock, log
 from poller.cli.owner import become_owner
 from poller.config.model import Config
-from poller.errors import LedgerUnavailable
+from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.ledger import Ledger, UserRow
 from poller.storage import Storage
 
@@ -36,9 +36,20 @@ def start_log(settings: Config, stream: TextIO | None = None) -> None:
 
 
 def read_all_secrets(settings: Config) -> None:
-    """Find out before anything starts whether every secret can be had; raises ConfigError."""
-    for account in settings.accounts:
-        config.read_secret(account.api_key, os.environ)
+    """Find out before anything is touched whether all secrets can be had.
+
+    Raises ConfigError with every one that cannot.
+    """
+    references = [account.api_key for account in settings.accounts]
+    references += [settings.http.token] if settings.http.token is not None else []
+    problems: list[Problem] = []
+    for reference in references:
+        try:
+            config.read_secret(reference, os.environ)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 @asynccontextmanager

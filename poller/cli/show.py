@@ -58,6 +58,14 @@ def _print(shown: dict[str, Any]) -> None:
     for row in sorted(shown["users"], key=_trouble_first):
         table.add_row(*_cells(row), style=_style(row))
     console.print(table)
+    for fax in shown["quarantined_faxes"]:
+        name = f"{fax['account']}/{fax['user']}/{fax['fax_id']}"
+        console.print(
+            f"quarantined {_short(fax['since'])}  {name}  {fax['error']}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -83,7 +91,7 @@ def _trouble_first(row: dict[str, Any]) -> tuple[bool, str, str]:
 
 
 def _in_trouble(row: dict[str, Any]) -> bool:
-    return bool(row["refused"] or row["last_error"] or row["quarantined"] or row["gaps"])
+    return bool(row["refused"] or row["last_error"] or row["quarantined"] or row["failed_gaps"])
 
 
 def _style(row: dict[str, Any]) -> str:

@@ -3,7 +3,16 @@
 from poller.client.answer import Timeouts
 from poller.client.calls import Client
 from poller.client.pacer import Pacer
-from poller.client.ports import ImageSink, Observer, SignInStore
+from poller.client.ports import ImageSink, Observer, SignInStore, Unobserved
 from poller.client.transport import tls_context
 
-__all__ = ["Client", "ImageSink", "Observer", "Pacer", "SignInStore", "Timeouts", "tls_context"]
+__all__ = [
+    "Client",
+    "ImageSink",
+    "Observer",
+    "Pacer",
+    "SignInStore",
+    "Timeouts",
+    "Unobserved",
+    "tls_context",
+]

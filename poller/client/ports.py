@@ -25,8 +25,8 @@ class Observer(Protocol):
     def rate_limited(self, pause_s: float, rate: float) -> None:
         """The server said 429; the account pauses and goes on at `rate` requests per second."""
 
-    def signed_in(self, reason: str) -> None:
-        """A new token is here; reason is `start`, `ending` or `refused`."""
+    def signed_in(self, reason: str, token: str) -> None:
+        """A new token is here, never to be shown; reason is `start`, `ending` or `refused`."""
 
     def token_war(self, count: int) -> None:
         """Tokens were refused long before their end `count` times: somebody else signs in."""
@@ -36,6 +36,18 @@ class Observer(Protocol):
 
     def resumed(self, failures: int) -> None:
         """The account is well again after so many failures."""
+
+
+class Unobserved:
+    """An Observer that does nothing, for callers who look at some of it only, or at nothing."""
+
+    def request(self, call: Call, status: int | None, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def rate_limited(self, pause_s: float, rate: float) -> None: ...
+    def signed_in(self, reason: str, token: str) -> None: ...
+    def token_war(self, count: int) -> None: ...
+    def suspended(self, until: datetime, reason: str) -> None: ...
+    def resumed(self, failures: int) -> None: ...
 
 
 class ImageSink(Protocol):

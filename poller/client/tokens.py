@@ -119,7 +119,7 @@ class Tokens:
         ends_at = asked_at + token.expires_in_s
         self.held = Held(token.value, ends_at - early_s, ends_at)
         self._war.signed_in(self._clock.monotonic())
-        self._observer.signed_in(reason)
+        self._observer.signed_in(reason, token.value)
 
     async def _wait_for_leave(self) -> None:
         while True:

@@ -28,14 +28,15 @@ def secret(node: Node) -> SecretRef:
     if len(node.value) != 1 or next(iter(node.value)) not in _REFERENCE_KINDS:
         raise WrongValueError(f"must have exactly one of credential, file, env: {_REFERENCE_FORM}")
     ((found, child),) = node.value.items()
+    written = (node.source.name, node.line, node.key)
     if found == "credential":
-        return SecretRef(
-            "credential", _matching(child, r"(?!\.)[A-Za-z0-9._-]{1,255}", "a credential")
-        )
+        credential = _matching(child, r"(?!\.)[A-Za-z0-9._-]{1,255}", "a credential")
+        return SecretRef("credential", credential, *written)
     if found == "env":
-        return SecretRef("env", _matching(child, r"[A-Za-z_][A-Za-z0-9_]*", "a variable"))
+        variable = _matching(child, r"[A-Za-z_][A-Za-z0-9_]*", "a variable")
+        return SecretRef("env", variable, *written)
     try:
-        return SecretRef("file", str(path(child)))
+        return SecretRef("file", str(path(child)), *written)
     except WrongValueError as wrong:
         raise WrongValueError(str(wrong), child) from wrong
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -42,18 +43,19 @@ LEVELLED = ("poll", "image", "expect")
 
 
 @dataclass(frozen=True)
-class Disk:
-    """What is looked up on the disk: why a CA file is unusable, and where a path really is."""
+class Outside:
+    """What no text says: why a CA file is unusable, where a path really is, what time it is."""
 
     ca_problem: Callable[[Path], str | None]
     real: Callable[[Path], Path]
+    now: datetime
 
 
-def build(root: Node, report: Report, *, disk: Disk, files: tuple[Path, ...] = ()) -> Config:
+def build(root: Node, report: Report, *, outside: Outside, files: tuple[Path, ...] = ()) -> Config:
     """Give the configuration; it is usable only when `report` has no problems."""
     with Section(root, report) as top:
         config = Config(
-            accounts=_accounts(top, disk),
+            accounts=_accounts(top, outside),
             storage=_storage(top),
             state_url=_state(top),
             retry=_retry(top),
@@ -64,7 +66,7 @@ def build(root: Node, report: Report, *, disk: Disk, files: tuple[Path, ...] = (
             drain=top.get("drain", duration(), Config.drain),
             files=files,
         )
-        _check_apart(top, config, disk)
+        _check_apart(top, config, outside)
         return config
 
 
@@ -83,9 +85,9 @@ def _storage(top: Section) -> StorageConfig:
         )
 
 
-def _check_apart(top: Section, config: Config, disk: Disk) -> None:
+def _check_apart(top: Section, config: Config, outside: Outside) -> None:
     """The storage is other programs' to read; the ledger must not lie where they look."""
-    state, faxes = disk.real(config.state_directory), disk.real(config.storage.directory)
+    state, faxes = outside.real(config.state_directory), outside.real(config.storage.directory)
     if faxes == state or faxes in state.parents:
         top.wrong(
             top.place("state.url", "storage.directory"),
@@ -181,17 +183,17 @@ def _without_replaced(lower: Node | None, upper: Node) -> Node | None:
     return Node(lower.source, lower.line, lower.key, entries)
 
 
-def _levelled(layers: _Layers, report: Report, *, final: bool) -> _Levelled:
+def _levelled(layers: _Layers, report: Report, outside: Outside, *, final: bool) -> _Levelled:
     """Read the three; only `final` ones, which a user has, must be complete and agree."""
     poll, image, expect = (layers[key] for key in LEVELLED)
     return _Levelled(
-        poll=Poll() if poll is None else _poll(poll, report, final=final),
+        poll=Poll() if poll is None else _poll(poll, report, outside, final=final),
         image_format="pdf" if image is None else _image(image, report),
         expect=None if expect is None else _expect(expect, report, final=final),
     )
 
 
-def _poll(node: Node, report: Report, *, final: bool) -> Poll:
+def _poll(node: Node, report: Report, outside: Outside, *, final: bool) -> Poll:
     with Section(node, report) as section:
         every = section.get("every", duration("1s"), Poll.every)
         cron = section.get("cron", values.cron, None)
@@ -199,7 +201,7 @@ def _poll(node: Node, report: Report, *, final: bool) -> Poll:
             every=None if cron else every,
             cron=cron,
             timezone=section.get("timezone", values.zone, Poll.timezone),
-            start=section.get("start", values.start, Poll.start),
+            start=section.get("start", values.start(outside.now), Poll.start),
             overlap=section.get("overlap", duration("1s"), Poll.overlap),
             max_window=section.get("max_window", duration("1m"), Poll.max_window),
             sweep=_sweep(section, "sweep", Poll.sweep),
@@ -261,16 +263,18 @@ def _named(section: Section, key: str, singular: str, example: str) -> dict[str,
     return node.value
 
 
-def _accounts(top: Section, disk: Disk) -> tuple[Account, ...]:
+def _accounts(top: Section, outside: Outside) -> tuple[Account, ...]:
     layers = _layers(top, dict.fromkeys(LEVELLED))
-    _levelled(layers, top.report, final=False)
+    _levelled(layers, top.report, outside, final=False)
     entries = _named(top, "accounts", "account", 'main: {app_id: "…", api_key: {…}, users: {…}}')
     _refuse_twins(entries, "app_id", "put the users of both into one account", top)
-    read = (_account(name, node, layers, top.report, disk) for name, node in entries.items())
+    read = (_account(name, node, layers, top.report, outside) for name, node in entries.items())
     return tuple(account for account in read if account)
 
 
-def _account(name: str, node: Node, below: _Layers, report: Report, disk: Disk) -> Account | None:
+def _account(
+    name: str, node: Node, below: _Layers, report: Report, outside: Outside
+) -> Account | None:
     with Section(node, report) as section:
         app_id = section.require("app_id", values.app_id, '"12345"')
         api_key = section.require("api_key", addresses.secret, "{credential: efax-api-key}")
@@ -280,11 +284,11 @@ def _account(name: str, node: Node, below: _Layers, report: Report, disk: Disk) 
             base_url=section.get("base_url", addresses.base_url, Account.base_url),
             limits=_limits(section),
             proxy=section.get("proxy", nullable(addresses.proxy_url), None),
-            ca_file=_ca_file(section, disk),
+            ca_file=_ca_file(section, outside),
         )
         layers = _layers(section, below)
-        _levelled(layers, report, final=False)
-        users = _users(section, name, app_id or "", layers)
+        _levelled(layers, report, outside, final=False)
+        users = _users(section, name, app_id or "", layers, outside)
         if app_id is None or api_key is None:
             return None
         return account(app_id=app_id, api_key=api_key, users=users)
@@ -302,10 +306,10 @@ def _limits(account: Section) -> Limits:
         )
 
 
-def _ca_file(account: Section, disk: Disk) -> Path | None:
+def _ca_file(account: Section, outside: Outside) -> Path | None:
     def parser(node: Node) -> Path:
         file = addresses.path(node)
-        problem = disk.ca_problem(file)
+        problem = outside.ca_problem(file)
         if problem is not None:
             raise WrongValueError(problem)
         return file
@@ -314,7 +318,9 @@ def _ca_file(account: Section, disk: Disk) -> Path | None:
         return section.get("ca_file", nullable(parser), None)
 
 
-def _users(account: Section, name: str, app_id: str, below: _Layers) -> tuple[User, ...]:
+def _users(
+    account: Section, name: str, app_id: str, below: _Layers, outside: Outside
+) -> tuple[User, ...]:
     entries = _named(account, "users", "user", 'front-desk: {user_id: "…"}')
     _refuse_twins(entries, "user_id", "a User ID is one user: remove one of them", account)
     inherited: _Levelled | None = None
@@ -326,9 +332,9 @@ def _users(account: Section, name: str, app_id: str, below: _Layers) -> tuple[Us
             if (
                 layers is below
             ):  # read once for the thousands of users that set nothing of their own
-                inherited = own = inherited or _levelled(below, account.report, final=True)
+                inherited = own = inherited or _levelled(below, account.report, outside, final=True)
             else:
-                own = _levelled(layers, account.report, final=True)
+                own = _levelled(layers, account.report, outside, final=True)
             users.append(
                 User(name, user, app_id, user_id or "", own.poll, own.image_format, own.expect)
             )

@@ -1,12 +1,15 @@
 """Read the configuration files of `-c`; what touches the disk is here and in `secrets`."""
 
+import contextlib
 import os
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 
-from poller.config.build import Disk, build
+from poller.clock import SystemClock
+from poller.config.build import Outside, build
 from poller.config.document import Node, parse
 from poller.config.model import Config
 from poller.config.report import Report, Source
@@ -17,21 +20,33 @@ MAX_FILE = 16 << 20
 MAX_CA_FILE = 4 << 20
 
 
-def load(paths: Sequence[Path]) -> Config:
+def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
     """Load and merge files and directories, in the order given.
 
-    Raises ConfigError with every problem of all of them. Secrets are not read.
+    Raises ConfigError with every problem of all of them. Secrets are not read. `now` is what the
+    system's clock says, unless given.
     """
     report = Report()
     files = _without_twins(_expanded(paths, report), report)
     documents = [node for file in files if (node := _document(file, report)) is not None]
     nowhere = Node(source(files[0] if files else Path()), 1, "", {})
     root = reduce(lambda a, b: merged(a, b, report), documents) if documents else nowhere
-    disk = Disk(ca_problem=ca_problem, real=lambda path: Path(os.path.realpath(path)))
-    config = build(root, report, disk=disk, files=tuple(files))
+    outside = Outside(
+        ca_problem=ca_problem,
+        real=lambda path: Path(os.path.realpath(path)),
+        now=max([now or SystemClock().now(), *_written_at(files)]),
+    )
+    config = build(root, report, outside=outside, files=tuple(files))
     if report.problems:
         raise ConfigError(list(report.problems))
     return config
+
+
+def _written_at(files: Iterable[Path]) -> Iterator[datetime]:
+    """When the files were written: a clock that says less is wrong, as after a start without NTP."""
+    for file in files:
+        with contextlib.suppress(OSError, OverflowError, ValueError):
+            yield datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
 def source(file: Path) -> Source:

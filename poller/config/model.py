@@ -12,10 +12,16 @@ ImageFormat = Literal["pdf", "tiff"]
 
 @dataclass(frozen=True)
 class SecretRef:
-    """Where a secret is to be had; it is read only when a command needs it."""
+    """Where a secret is to be had; it is read only when a command needs it.
+
+    `source`, `line` and `key` say where the reference is written, for messages.
+    """
 
     kind: Literal["credential", "file", "env"]
     name: str
+    source: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+    key: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ MAX_SECRET = 64 << 10
 def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
     """Give the secret without the newline that editors leave at its end.
 
-    Raises ConfigError, which names the reference and never shows what was found.
+    Raises ConfigError, which names the reference and its place and never shows what was found.
     """
     found = _from_environment(ref, environ) if ref.kind == "env" else _from_file(ref, environ)
     secret = found.removesuffix("\n").removesuffix("\r")
@@ -67,4 +67,5 @@ _NAMES = {"credential": "credential", "file": "file", "env": "environment variab
 
 
 def _problem(ref: SecretRef, message: str) -> ConfigError:
-    return ConfigError([Problem(f"{_NAMES[ref.kind]} {ref.name}", 0, "", message)])
+    sentence = f"{_NAMES[ref.kind]} {ref.name} {message}"
+    return ConfigError([Problem(ref.source, ref.line, ref.key, sentence)])

@@ -236,8 +236,21 @@ def path_template(node: Node) -> str:
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 
 
-def start(node: Node) -> timedelta | datetime:
-    """A look-back, or an instant (ISO 8601 with offset), which is given in UTC."""
+def start(now: datetime) -> Parser[timedelta | datetime]:
+    """A look-back, or an instant (ISO 8601 with offset) not after `now`, which is given in UTC."""
+
+    def parser(node: Node) -> timedelta | datetime:
+        found = _start(node)
+        if isinstance(found, datetime) and found > now:
+            raise WrongValueError(
+                "lies in the future; write a time in the past, or a duration such as 7d"
+            )
+        return found
+
+    return parser
+
+
+def _start(node: Node) -> timedelta | datetime:
     value = node.value
     if not isinstance(value, str) or not re.match(r"[0-9]{4}-?[0-9]{2}", value):
         return duration("1s")(node)

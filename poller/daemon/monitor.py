@@ -151,6 +151,14 @@ class Monitor:
             probe = asyncio.create_task(self._probe(account), name=f"probe {account.account.name}")
             self._probes[app_id] = (account, probe)
 
+    def forget(self, account: AccountAtWork) -> None:
+        """End the probe of an account that a reload has closed."""
+        app_id = account.account.app_id
+        probed, running = self._probes.get(app_id, (None, None))
+        if running is not None and probed is account:
+            running.cancel()
+            del self._probes[app_id]
+
     async def _probe(self, account: AccountAtWork) -> None:
         """A poll of any user is the probe; users take turns, one of them may be refused."""
         turn = 0
@@ -267,6 +275,13 @@ class Monitor:
             if account.is_suspended:
                 reason = account.client.suspension.reason
                 troubles.append(f"Account {account.account.name} is suspended: {reason}")
+        configured = {(u.app_id, u.user_id) for a in site.config.accounts for u in a.users}
+        at_work = {(state.user.app_id, state.user.user_id) for state in site.states}
+        if at_work != configured:
+            troubles.append(
+                f"{len(at_work)} users are at work and {len(configured)} are configured: a reload "
+                "is under way or has failed."
+            )
         overdue = [state.key for state in site.states if self._planner.is_overdue(state)]
         if overdue:
             troubles.append(

@@ -1,7 +1,6 @@
 """Which user is polled when: one APScheduler job per user."""
 
 import asyncio
-import contextlib
 import logging
 from datetime import UTC, timedelta
 
@@ -27,7 +26,7 @@ class Planner:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._clock = site.shop.clock
-        self._polls: dict[int, asyncio.Task[object]] = {}
+        self._polls: dict[asyncio.Task[object], tuple[AccountAtWork, UserState]] = {}
         self.tick_at = self._clock.monotonic()
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
         self._scheduler = AsyncIOScheduler(
@@ -47,7 +46,17 @@ class Planner:
         """Start no more polls and end those under way; what they listed is recorded."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
-        polls = list(self._polls.values())
+        await self._end(list(self._polls))
+
+    async def end_polls(self, account: AccountAtWork) -> None:
+        """End the polls of an account that is not the site's any more; what they listed is recorded.
+
+        They must end before the account is closed: nobody gives them their turn afterwards.
+        """
+        await self._end([poll for poll, (of, _) in self._polls.items() if of is account])
+
+    @staticmethod
+    async def _end(polls: list[asyncio.Task[object]]) -> None:
         for poll in polls:
             poll.cancel()
         if polls:
@@ -70,16 +79,15 @@ class Planner:
 
     def end_stuck_polls(self) -> None:
         """End polls that made no progress for two minutes and a pause between tries; name them."""
-        for account in self._site.accounts.values():
-            for state in account.states.values():
-                if self._is_stuck(account, state):
-                    log.event(
-                        "stalled",
-                        "A poll made no progress for more than two minutes and was ended.",
-                        account=state.user.account,
-                        user=state.user.name,
-                    )
-                    self._polls[state.id].cancel()
+        for poll, (account, state) in self._polls.items():
+            if self._is_stuck(account, state):
+                log.event(
+                    "stalled",
+                    "A poll made no progress for more than two minutes and was ended.",
+                    account=state.user.account,
+                    user=state.user.name,
+                )
+                poll.cancel()
 
     def is_overdue(self, state: UserState) -> bool:
         """Not successfully polled although the poll after the last good one is long past."""
@@ -143,12 +151,12 @@ class Planner:
         pause = trigger.get_next_fire_time(None, now) - now
         task = asyncio.current_task()
         assert task is not None
-        self._polls[state.id] = task
+        self._polls[task] = (account, state)
         state.poll_began_at = self._clock.monotonic()
         try:
             await account.poll(state, until=state.poll_began_at + pause.total_seconds())
         except asyncio.CancelledError:
-            pass  # ended by `end_stuck_polls` or `stop`; nobody else cancels a job
+            pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nobody else cancels a job
         except Exception as error:  # noqa: BLE001 - a bug met by one user must not stop the others
             log.event(
                 "poll-failed",
@@ -159,8 +167,7 @@ class Planner:
             )
         finally:
             state.poll_began_at = None
-            with contextlib.suppress(KeyError):
-                del self._polls[state.id]
+            del self._polls[task]
 
     def _is_stuck(self, account: AccountAtWork, state: UserState) -> bool:
         """Waiting for pacing does not count."""

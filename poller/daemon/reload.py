@@ -1,52 +1,135 @@
-"""Take a changed configuration without disturbing what is under way."""
+"""Take a changed configuration without disturbing what is under way.
 
-from collections.abc import Callable
-from dataclasses import replace
+First everything that may fail, with nothing changed (`prepare`); then what cannot be taken back
+(`carry_out`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from poller import config, log
 from poller.client import tls_context
 from poller.config.model import Account, Config
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
+from poller.ledger import UserRow
 
 _ONLY_AT_START = ("storage", "state_url", "retry", "evidence_max", "heartbeat", "http")
 
 
-async def apply(
-    site: Site, settings: Config, start_account: Callable[[AccountAtWork], None]
-) -> list[str]:
-    """Make `settings` the site's; returns the names of what only a restart can change.
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of each account, and what is new in `settings`.
+
+    One that stays goes on with its connection, with changed limits, users or secret; `gone` are App
+    IDs, `forgotten` the labels (account, user) that nobody has any more. What only a restart can
+    change (`restart_for`) is in `settings` as it was.
+    """
+
+    settings: Config
+    restart_for: tuple[str, ...]
+    stay: tuple[Account, ...]
+    replaced: tuple[Account, ...]
+    new: tuple[Account, ...]
+    gone: tuple[str, ...]
+    forgotten: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with all that it takes: secrets by App ID, accounts opened, users in the ledger."""
+
+    plan: Plan
+    secrets: Mapping[str, str] = field(repr=False)
+    opened: Sequence[AccountAtWork]
+    rows: Sequence[UserRow]
+
+
+def plan(old: Config, new: Config) -> Plan:
+    """Work out what leads from one configuration to the other."""
+    kept = {name: getattr(old, name) for name in _ONLY_AT_START}
+    before = {account.app_id: account for account in old.accounts}
+    common = [account for account in new.accounts if account.app_id in before]
+    stay = tuple(one for one in common if _same_connection(before[one.app_id], one))
+    return Plan(
+        settings=replace(new, **kept),
+        restart_for=tuple(name for name in _ONLY_AT_START if getattr(new, name) != kept[name]),
+        stay=stay,
+        replaced=tuple(account for account in common if account not in stay),
+        new=tuple(account for account in new.accounts if account.app_id not in before),
+        gone=tuple(before.keys() - {account.app_id for account in new.accounts}),
+        forgotten=_labels(old) - _labels(new),
+    )
+
+
+async def prepare(site: Site, settings: Config) -> Prepared:
+    """Do all that may fail; `carry_out` must follow at once.
 
     Raises with nothing changed: ConfigError when a secret, CannotStart when a CA file of the new
     configuration cannot be had, LedgerUnavailable when its users could not be recorded.
     """
+    planned = plan(site.config, settings)
+    secrets = {}
     for account in settings.accounts:
-        config.read_secret(account.api_key, site.environ)
+        secrets[account.app_id] = config.read_secret(account.api_key, site.environ)
         tls_context(account)
     await site.shop.ledger.check_writable()
-    kept = {name: getattr(site.config, name) for name in _ONLY_AT_START}
-    restart_for = [name for name in _ONLY_AT_START if getattr(settings, name) != kept[name]]
-    site.config = replace(settings, **kept)
-    log.set_level(settings.log.level)
-    wanted = {account.app_id for account in settings.accounts}
-    for app_id in set(site.accounts) - wanted:
-        await site.close_account(app_id)
-    for account in settings.accounts:
-        await _take(site, account, start_account)
-    await site.sync_users()
-    return restart_for
+    opened: list[AccountAtWork] = []
+    try:
+        for account in (*planned.replaced, *planned.new):
+            one = await site.open_account(account, secrets[account.app_id])
+            opened.append(one)
+        rows = await site.record_users(planned.settings)
+    except BaseException:
+        for one in opened:
+            await one.close()
+        raise
+    return Prepared(planned, secrets, opened, rows)
 
 
-async def _take(
-    site: Site, account: Account, start_account: Callable[[AccountAtWork], None]
+async def carry_out(
+    site: Site,
+    prepared: Prepared,
+    *,
+    close: Callable[[AccountAtWork], Awaitable[None]],
+    start: Callable[[AccountAtWork], None],
 ) -> None:
-    running = site.accounts.get(account.app_id)
-    if running is not None and _same_connection(running.account, account):
-        running.take(account, config.read_secret(account.api_key, site.environ))
-        return
-    if running is not None:
-        await site.close_account(account.app_id)
-    start_account(await site.add_account(account))
+    """Make the new configuration the site's.
+
+    What this raises leaves the site with half of it: the process has to start anew.
+    """
+    planned = prepared.plan
+    # Two accounts with one App ID would end each other's tokens: the old one is closed first.
+    old = _swap(site, prepared)
+    await asyncio.gather(*(close(account) for account in old))
+    for account in planned.stay:
+        site.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
+    await site.end_suspensions(but={account.app_id for account in planned.stay})
+    await site.take_users(prepared.rows)
+    for one in old:
+        site.shop.metrics.forget_account(one.account.name)
+    for label in planned.forgotten:
+        site.shop.metrics.forget(*label)
+    for one in prepared.opened:
+        start(one)
+
+
+def _swap(site: Site, prepared: Prepared) -> list[AccountAtWork]:
+    """Put the new accounts in the place of the old ones, which are returned: none is polled now."""
+    planned = prepared.plan
+    site.config = planned.settings
+    log.set_level(planned.settings.log.level)
+    replaced = [account.app_id for account in planned.replaced]
+    old = [site.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
+    site.accounts |= {one.account.app_id: one for one in prepared.opened}
+    return old
+
+
+def _labels(settings: Config) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (user.account, user.name) for account in settings.accounts for user in account.users
+    )
 
 
 def _same_connection(old: Account, new: Account) -> bool:

@@ -100,6 +100,12 @@ class Service:
         account.note_pause()  # the storage may be unusable from the start
         self._spawn(account.workers.run(), f"workers {account.account.name}")
 
+    async def _close_account(self, account: AccountAtWork) -> None:
+        """End the work of an account that a reload has taken out of the site."""
+        await self._planner.end_polls(account)
+        await self._site.close_account(account)
+        self._monitor.forget(account)
+
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run `work` in the background; if it dies, the service ends."""
         task = asyncio.create_task(work, name=name)
@@ -150,14 +156,18 @@ class Service:
     async def _reload_in_turn(self) -> None:
         """One reload at a time, however often it is asked for."""
         async with self._reloading:
-            await self._reload()
+            if not self._stop.is_set():
+                await self._reload()
 
     async def _reload(self) -> None:
-        """Take the new configuration, or say what is wrong with it and keep the old one."""
+        """Take the new configuration, or say what is wrong with it and keep the old one.
+
+        What fails in `carry_out` ends the service, as any background work does.
+        """
         systemd.reloading()
         try:
             settings = await asyncio.to_thread(self._load)
-            restart_for = await reload.apply(self._site, settings, self._start_account)
+            prepared = await reload.prepare(self._site, settings)
         except (ConfigError, CannotStart, LedgerUnavailable) as error:
             for problem in error.problems if isinstance(error, ConfigError) else [error]:
                 log.event(
@@ -165,7 +175,11 @@ class Service:
                     f"The configuration was not taken, the old one stays: {problem}",
                 )
         else:
+            await reload.carry_out(
+                self._site, prepared, close=self._close_account, start=self._start_account
+            )
             self._planner.plan()
+            restart_for = prepared.plan.restart_for
             log.event(
                 "service-reloaded",
                 f"The configuration was reloaded; {', '.join(restart_for)} need a restart."

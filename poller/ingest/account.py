@@ -18,7 +18,7 @@ from poller.ingest.poll import Poller, PollOutcome
 from poller.ingest.reading import ListReader
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
-from poller.ledger import FaxRow
+from poller.ledger import FaxRow, Ledger
 
 _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
@@ -56,7 +56,8 @@ class Witness:
             requests_per_second=round(rate, 2),
         )
 
-    def signed_in(self, reason: str) -> None:
+    def signed_in(self, reason: str, token: str) -> None:
+        log.register_secret(token, slot=f"token:{self._name}")
         self._metrics.sign_in(self._name, reason)
         log.event("token-refreshed", "Signed in.", account=self._name, reason=reason)
 
@@ -118,7 +119,7 @@ class AccountAtWork:
             api_key=lambda: self.secret,
             retry=self.retry,
             clock=shop.clock,
-            sign_ins=SignIns(shop),
+            sign_ins=SignIns(shop.ledger),
             random=shop.random,
             observer=Witness(self),
         )
@@ -354,8 +355,8 @@ class AccountAtWork:
 class SignIns:
     """The client's SignInStore, kept in the ledger."""
 
-    def __init__(self, shop: Workshop) -> None:
-        self._ledger = shop.ledger
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     async def load(self, app_id: str) -> tuple[float, datetime] | None:
         return await self._ledger.load_sign_in(app_id)

@@ -34,7 +34,7 @@ class Site:
         return [state for account in self.accounts.values() for state in account.states.values()]
 
     async def add_account(self, account: Account) -> AccountAtWork:
-        """Open an account and put it to work; raises ConfigError when its secret cannot be had, and as `open_account`."""
+        """Open an account and put it to work; raises as `open_account`, and ConfigError for its secret."""
         secret = config.read_secret(account.api_key, self.environ)
         at_work = await self.open_account(account, secret)
         self.accounts[account.app_id] = at_work

@@ -101,21 +101,6 @@ def due(
     return found[:limit]
 
 
-def next_due_at(connection: Connection, app_id: str) -> datetime | None:
-    earliest = [
-        select(
-            select(func.min(faxes.c.next_attempt_at))
-            .where(_in_state(state))
-            .scalar_subquery()
-            .label("at")
-        ).where(_has_waiting(app_id))
-        for state in DUE_STATES
-    ]
-    per_user = union_all(*earliest).subquery()
-    at: datetime | None = connection.scalar(select(func.min(per_user.c.at)))
-    return at
-
-
 # -- looking up ------------------------------------------------------------------------------------
 
 
@@ -137,11 +122,6 @@ def find(
     return [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id)).mappings()]
 
 
-def by_path(connection: Connection, path: str) -> FaxRow | None:
-    row = connection.execute(FAX.where(faxes.c.path == path)).mappings().one_or_none()
-    return None if row is None else fax_row(row)
-
-
 def recent_directories(connection: Connection, limit: int) -> list[str]:
     """The directory of a path is what is left when all but slashes is stripped from its end."""
     directory = func.rtrim(
@@ -157,6 +137,12 @@ def recent_directories(connection: Connection, limit: int) -> list[str]:
     waiting = select(directory).where(_WAITING)
     both = union_all(waiting, select(last.c.directory)).subquery()
     return sorted(connection.scalars(select(both.c.directory).distinct()))
+
+
+def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
+    wanted = FAX.where(faxes.c.state == State.QUARANTINED, _WAITING)
+    rows = connection.execute(wanted.order_by(faxes.c.next_attempt_at).limit(limit))
+    return [fax_row(row) for row in rows.mappings()]
 
 
 def pending_paths(connection: Connection) -> list[str]:

@@ -119,11 +119,6 @@ class Ledger:
     # -- is it well ----------------------------------------------------------------------------
 
     @property
-    def last_write_at(self) -> float | None:
-        """When the last transaction was committed (monotonic seconds)."""
-        return self._writer.last_commit_at if self._writer else None
-
-    @property
     def waiting_since(self) -> float | None:
         """When the oldest write without an answer was asked for (monotonic seconds)."""
         return self._writer.waiting_since if self._writer else None
@@ -176,9 +171,14 @@ class Ledger:
         """Fix where the user's look-back begins; once set it only moves to earlier times."""
         await self._write(lambda connection: users.pin_start(connection, user, start, configured))
 
-    async def accounts(self) -> list[AccountRow]:
-        """Return all accounts that the ledger has seen, in the order of their App IDs."""
-        return await self._read(users.all_accounts)
+    async def accounts(self, *, include_removed: bool = True) -> list[AccountRow]:
+        """Return the accounts that the ledger has seen, in the order of their App IDs.
+
+        One is removed when none of its users is configured any more.
+        """
+        return await self._read(
+            lambda connection: users.all_accounts(connection, include_removed=include_removed)
+        )
 
     async def set_suspended(
         self, app_id: str, account: str, until: datetime | None, reason: str | None
@@ -295,10 +295,6 @@ class Ledger:
             lambda connection: fetching.due(connection, user, now, limit, exclude)
         )
 
-    async def next_due_at(self, app_id: str) -> datetime | None:
-        """Return when the account's next fax is due, None when none is waiting."""
-        return await self._read(lambda connection: fetching.next_due_at(connection, app_id))
-
     async def stored(
         self,
         fax: int,
@@ -368,10 +364,6 @@ class Ledger:
         """Return the faxes of this id; two users may have one each."""
         return await self._read(lambda connection: fetching.find(connection, fax_id, account, user))
 
-    async def by_path(self, path: str) -> FaxRow | None:
-        """Return the fax to which a path (relative, without extension) was given."""
-        return await self._read(lambda connection: fetching.by_path(connection, path))
-
     async def history(self, fax: int) -> list[Attempt]:
         """Return the last fifty things that happened to a fax, oldest first."""
         return await self._read(lambda connection: fetching.history(connection, fax))
@@ -382,6 +374,10 @@ class Ledger:
         They are those of all faxes that wait and of the last `limit` stored ones.
         """
         return await self._read(lambda connection: fetching.recent_directories(connection, limit))
+
+    async def quarantined(self, limit: int) -> list[FaxRow]:
+        """Return some of the faxes that are quarantined, those that are tried next first."""
+        return await self._read(lambda connection: fetching.quarantined(connection, limit))
 
     async def pending_paths(self) -> list[str]:
         """Return the paths (relative, without extension) of all faxes that are still to be fetched."""

@@ -134,9 +134,14 @@ def sweep_done(
 # -- accounts ------------------------------------------------------------------------------------
 
 
-def all_accounts(connection: Connection) -> list[AccountRow]:
-    rows = connection.execute(select(accounts).order_by(accounts.c.app_id)).mappings()
-    return [AccountRow(**row) for row in rows]
+def all_accounts(connection: Connection, *, include_removed: bool) -> list[AccountRow]:
+    wanted = select(accounts).order_by(accounts.c.app_id)
+    if not include_removed:
+        theirs = select(users.c.id).where(
+            users.c.app_id == accounts.c.app_id, users.c.removed.is_(False)
+        )
+        wanted = wanted.where(theirs.exists())
+    return [AccountRow(**row) for row in connection.execute(wanted).mappings()]
 
 
 def one_account(connection: Connection, app_id: str) -> AccountRow | None:

@@ -44,7 +44,6 @@ class Writer:
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
-        self.last_commit_at: float | None = None
         self.commits = 0
 
     @property
@@ -99,7 +98,6 @@ class Writer:
             await self._engine.dispose()
             outcomes = [_Raised(self._unavailable(error)) for _ in range(count)]
         else:
-            self.last_commit_at = self._monotonic()
             self.commits += 1
         jobs, self._running = self._running, []
         for job, outcome in zip(jobs, outcomes, strict=True):

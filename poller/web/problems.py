@@ -29,8 +29,8 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     )
     found += _quarantined([row for row in status.get("users", []) if row.get("quarantined")])
     found += _about(
-        [row for row in users if row.get("gaps")],
-        lambda who, _: f"Times that could not be listed yet, so faxes may be missing, for {who}.",
+        [row for row in users if row.get("failed_gaps")],
+        lambda who, _: f"Some time could not be listed, so faxes may be missing, for {who}.",
     )
     return found
 

@@ -440,7 +440,7 @@ def fake_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         executable.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(executable))
 
-    monkeypatch.setattr(demo_module.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
     return make
 
 
@@ -461,7 +461,7 @@ def test_demo_shows_the_last_error_of_the_daemons_log(
 ) -> None:
     line = {"event": {"action": "internal-error"}, "log.level": "error", "message": "A bug [x]."}
     line |= {"error": {"type": "KeyError", "message": "'file'"}}
-    fake_daemon(f"cat <<'EOF'\n{json.dumps(line)}\nnull\nEOF\nexit 1")
+    fake_daemon(f"cat <<'EOF'\nnull\n{json.dumps(line)}\nEOF\nexit 1")
     assert main(["demo"]) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "the daemon ended with 1; its last error: A bug [x]. KeyError: 'file'" in out

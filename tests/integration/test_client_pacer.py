@@ -244,6 +244,22 @@ async def test_a_repeat_takes_a_token_from_those_who_wait(desks: list[Desk]) -> 
     assert "c" in one.inside
 
 
+async def test_closing_sends_away_those_who_wait_and_those_who_come_later(
+    desks: list[Desk],
+) -> None:
+    one = desk(desks, in_flight=1)
+    await one.come("a")
+    waiting = [await one.come(name) for name in "bc"]
+    await one.pacer.close()
+    waiting.append(await one.come("d"))
+    await settle()
+    assert all(task.cancelled() for task in waiting)
+    assert one.pacing.waiting == 0
+    await one.go("a")
+    assert one.pacing.under_way == 0
+    assert one.clock.sleepers == 0
+
+
 async def test_closing_stops_the_timer(desks: list[Desk]) -> None:
     one = desk(desks)
     for name in "abc":

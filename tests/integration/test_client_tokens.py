@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from poller import errors
-from poller.client.ports import Unobserved
+from poller.client import Unobserved
 from poller.client.tokens import Held, StoredBudget, Tokens
 from poller.efax import Token
 

@@ -268,7 +268,7 @@ async def test_a_reader_sees_what_a_writer_commits_and_changes_nothing(path: Pat
             assert (await reader.user(user.id)).last_poll_at == NOW
             with pytest.raises(LedgerUnavailable, match="for reading only"):
                 await reader.check_writable()
-            assert (reader.last_write_at, reader.waiting_since, reader.commits) == (None, None, 0)
+            assert (reader.waiting_since, reader.commits) == (None, 0)
             assert not reader.created
 
 

@@ -437,16 +437,45 @@ async def test_probe_ends_with_the_account_and_starts_anew_for_the_one_that_repl
     await suspend(site, simulator)
     monitor.probe(old)
     (_, probe), configured = monitor._probes[APP], old.account
-    await site.close_account(APP)
+    await site.close_account(old)
     new = await site.add_account(configured)
     monitor.probe(new)
     assert monitor._probes[APP][0] is new
     await until(probe.done)
 
-    await site.close_account(APP)
+    await site.close_account(new)
     new.client.suspension.until = datetime.now(UTC)
     monitor.probe(new)
     await until(monitor._probes[APP][1].done)
+
+
+async def test_probe_of_an_account_that_is_forgotten_is_cancelled(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+) -> None:
+    account = site.accounts[APP]
+    await suspend(site, simulator)
+    account.client.suspension.until = datetime.now(UTC) + timedelta(hours=1)
+    monitor.probe(account)
+    (_, probe) = monitor._probes[APP]
+    monitor.forget(account)
+    monitor.forget(account)
+    await until(probe.done)
+    assert probe.cancelled()
+    assert monitor._probes == {}
+
+
+async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
+    site: Site, planner: Planner, monitor: Monitor
+) -> None:
+    for state in site.states:
+        state.sweep_now = False
+    planner.start()
+    for state in site.states:
+        await site.accounts[APP].poll(state)
+    assert monitor.troubles() == []
+    site.accounts[APP].states.popitem()
+    (trouble,) = monitor.troubles()
+    assert trouble.startswith("1 users are at work and 2 are configured")
 
 
 async def test_probing_goes_on_with_another_user_when_one_is_refused(

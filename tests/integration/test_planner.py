@@ -14,7 +14,7 @@ from poller.daemon.trigger import PollTrigger
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.simulator import Simulator
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import calls, faults, parts, poll, said, until
 
 OFTEN = Poll(every=timedelta(milliseconds=100))
@@ -147,6 +147,26 @@ async def test_stop_ends_polls_under_way(
         await planner.stop()
     assert all(state.poll_began_at is None for state in site.states)
     assert all(state.last_success_at is None for state in site.states)
+
+
+async def test_polls_of_one_account_can_be_ended_while_those_of_others_go_on(
+    site: Site, planner: Planner, simulator: Simulator
+) -> None:
+    change(site, SELDOM)
+    other = replace(site.accounts[APP].account, name="other", app_id="app-2", users=())
+    ended = await site.open_account(other, KEY)
+    account, moved = parts(site, "user-b")
+    del account.states[moved.id]
+    ended.states[moved.id] = moved
+    site.accounts["app-2"] = ended
+    simulator.add_app("app-2", KEY)
+    with simulator.hold("health"):
+        planner.start()
+        await until(lambda: len(planner._polls) == 2)
+        await planner.end_polls(ended)
+        (going_on,) = planner._polls.values()
+    assert going_on[0] is account
+    assert moved.poll_began_at is None
 
 
 async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(

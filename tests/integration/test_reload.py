@@ -1,5 +1,6 @@
 """A changed configuration is taken whole or not at all, and disturbs nothing that goes on."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,16 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.simulator import Simulator
 from tests.conftest import APP, KEY, MakeConfig
-from tests.integration.at_work import fetch, listed, parts, poll
+from tests.integration.at_work import (
+    calls,
+    fetch,
+    listed,
+    parts,
+    poll,
+    settled,
+    suspend,
+    until,
+)
 
 OTHER = "app-2"
 
@@ -22,8 +32,11 @@ OTHER = "app-2"
 async def apply(site: Site, settings: Config) -> tuple[list[str], list[str]]:
     """What needs a restart, and the accounts that were started."""
     started: list[str] = []
-    restart_for = await reload.apply(site, settings, lambda one: started.append(one.account.name))
-    return restart_for, started
+    prepared = await reload.prepare(site, settings)
+    await reload.carry_out(
+        site, prepared, close=site.close_account, start=lambda one: started.append(one.account.name)
+    )
+    return list(prepared.plan.restart_for), started
 
 
 def with_account(settings: Config, **changes: Any) -> Config:
@@ -180,5 +193,115 @@ async def test_start_is_told_the_account_itself(
     site: Site, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     started: list[AccountAtWork] = []
-    await reload.apply(site, second(make_config(simulator.base_url), simulator), started.append)
+    prepared = await reload.prepare(site, second(make_config(simulator.base_url), simulator))
+    await reload.carry_out(site, prepared, close=site.close_account, start=started.append)
     assert started == [site.accounts[OTHER]]
+
+
+async def test_ledger_that_does_not_take_the_users_rejects_everything_and_changes_nothing(
+    site: Site, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise LedgerUnavailable("the ledger is full")
+
+    opened: list[AccountAtWork] = []
+    open_account = site.open_account
+
+    async def watched(account: Account, secret: str) -> AccountAtWork:
+        opened.append(await open_account(account, secret))
+        return opened[-1]
+
+    monkeypatch.setattr(site, "open_account", watched)
+    monkeypatch.setattr(site.shop.ledger, "sync_users", refuses)
+    before, config, states = dict(site.accounts), site.config, site.states
+    settings = with_account(second(make_config(simulator.base_url), simulator), name="renamed")
+    with pytest.raises(LedgerUnavailable, match="full"):
+        await apply(site, settings)
+
+    assert (site.accounts, site.config, site.states) == (before, config, states)
+    assert not (await poll(site)).failed
+    assert [one.account.name for one in opened] == ["renamed"]
+    assert not any(one.client._transport._sessions for one in opened)
+
+
+async def test_what_is_known_of_accounts_that_are_gone_or_renamed_is_forgotten(
+    site: Site, simulator: Simulator, make_config: MakeConfig
+) -> None:
+    alone = make_config(simulator.base_url)
+    await apply(site, second(alone, simulator))
+    await poll(site)
+    (state,) = site.accounts[OTHER].states.values()
+    await site.accounts[OTHER].poll(state)
+    await suspend(site, simulator)
+    site.accounts[OTHER].on_suspended(site.shop.clock.now(), "no answer")
+    site.shop.metrics.suspended("second", is_suspended=True)
+    await settled(site.accounts[OTHER])
+    assert all(row.suspended_until for row in await site.shop.ledger.accounts())
+
+    users = tuple(replace(user, account="renamed") for user in alone.accounts[0].users)
+    await apply(site, with_account(alone, name="renamed", users=users))
+
+    rows = {row.app_id: row for row in await site.shop.ledger.accounts()}
+    assert set(rows) == {APP, OTHER}
+    assert not any(row.suspended_until or row.reason for row in rows.values())
+    shown = (await site.shop.metrics.render()).decode().splitlines()
+    of_users = [line for line in shown if ',user="' in line or "account_suspended{" in line]
+    assert not [line for line in of_users if "second" in line or "main" in line]
+
+
+async def test_suspension_of_an_account_that_stays_is_not_forgotten(
+    site: Site, simulator: Simulator, make_config: MakeConfig
+) -> None:
+    await suspend(site, simulator)
+    await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+
+    (row,) = await site.shop.ledger.accounts()
+    assert row.suspended_until is not None
+    shown = (await site.shop.metrics.render()).decode()
+    assert 'poller_account_suspended{account="main"} 1.0' in shown
+
+
+async def test_user_who_is_removed_while_its_poll_runs_is_not_counted_at_its_end(
+    site: Site, simulator: Simulator, make_config: MakeConfig
+) -> None:
+    account, state = parts(site, "user-b")
+    simulator.receive(APP, "user-b", completed=simulator.now() - timedelta(minutes=1))
+    with simulator.hold("list"):
+        polling = asyncio.create_task(account.poll(state))
+        await until(lambda: calls(simulator, "list", "user-b"))
+        await apply(site, make_config(simulator.base_url, users=("user-a",)))
+    assert len((await polling).discovered) == 1
+    assert 'user="user-b"' not in (await site.shop.metrics.render()).decode()
+
+
+async def test_user_who_is_renamed_leaves_no_series_behind(
+    site: Site, make_config: MakeConfig, simulator: Simulator
+) -> None:
+    await poll(site)
+    settings = make_config(simulator.base_url)
+    first, *others = settings.accounts[0].users
+    await apply(site, with_account(settings, users=(replace(first, name="reception"), *others)))
+    await poll(site, "reception")
+    shown = (await site.shop.metrics.render()).decode()
+    assert 'user="reception"' in shown
+    assert 'user="user-a"' not in shown
+
+
+def test_plan_says_what_becomes_of_each_account(make_config: MakeConfig) -> None:
+    (main,) = make_config("http://one").accounts
+    stays, moves, goes, comes = (
+        replace(main, name=name, app_id=f"app-{name}", users=())
+        for name in ("stays", "moves", "goes", "comes")
+    )
+    old = make_config("http://one", accounts=(main, stays, moves, goes))
+    other = replace(moves, base_url="http://two")
+    limited = replace(stays, limits=Limits(1.0, 1, 1), api_key=SecretRef("env", "KEY_2"))
+    fewer = replace(main, users=main.users[1:])
+    planned = reload.plan(
+        old, make_config("http://one", accounts=(comes, other, limited, fewer), evidence_max=1)
+    )
+    assert planned.stay == (limited, fewer)
+    assert (planned.replaced, planned.new, planned.gone) == ((other,), (comes,), (goes.app_id,))
+    assert planned.forgotten == {("main", "user-a")}
+    assert planned.restart_for == ("evidence_max",)
+    assert planned.settings.evidence_max == old.evidence_max

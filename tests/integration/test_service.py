@@ -16,7 +16,7 @@ import pytest
 from poller.config.model import Config, Poll
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
-from poller.errors import CannotStart, ConfigError, Problem
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.site import Site
 from poller.metrics import Metrics
 from poller.simulator import Simulator
@@ -236,6 +236,93 @@ async def test_ca_file_that_is_missing_after_a_reload_does_not_end_the_service(
         await until(lambda: said(events, "config-rejected"))
         assert not running.task.done()
         await stopped(running)
+
+
+async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_replaced(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    account = replace(settings.accounts[0], name="renamed")
+    async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
+        await until(lambda: all(state.last_success_at for state in running.site.states))
+        old = running.site.accounts[APP]
+        old.client.pacing.rate_limited(running.site.shop.clock.monotonic(), 600)
+        await until(lambda: old.client.pacing.waiting == 2 and not old.client.pacing.under_way)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "service-reloaded"))
+        before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
+        await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
+        assert running.site.accounts[APP] is not old
+        assert running.monitor.troubles() == []
+        await stopped(running)
+
+
+async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_it_was(
+    efax: Simulator,
+    make_config: MakeConfig,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise LedgerUnavailable("the ledger is full")
+
+    settings = make_config(efax.base_url, poll=OFTEN)
+    account = replace(settings.accounts[0], name="renamed")
+    async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
+        await until(lambda: all(state.last_success_at for state in running.site.states))
+        monkeypatch.setattr(running.site.shop.ledger, "sync_users", refuses)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "config-rejected"))
+        before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
+        await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
+        assert {state.key for state in running.site.states} == {"main/user-a", "main/user-b"}
+        assert running.monitor.troubles() == []
+        await stopped(running)
+
+
+async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
+    efax: Simulator,
+    make_config: MakeConfig,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise LedgerUnavailable("the ledger is locked")
+
+    settings = make_config(efax.base_url, poll=OFTEN)
+    account = replace(settings.accounts[0], name="renamed")
+    with pytest.raises(LedgerUnavailable, match="locked"):  # noqa: PT012
+        async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
+            await until(lambda: all(state.last_success_at for state in running.site.states))
+            monkeypatch.setattr("poller.ingest.site.load_users", refuses)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.wait([running.task], timeout=10)
+            assert "0 users are at work and 2 are configured" in running.monitor.troubles()[0]
+    assert said(events, "internal-error", "config-rejected", "service-stopped") == [
+        "internal-error"
+    ]
+
+
+async def test_service_that_is_stopped_while_a_reload_drains_an_account_ends(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN, drain=timedelta(seconds=0.2))
+    account = replace(settings.accounts[0], name="renamed")
+    efax.receive(APP, "user-a", completed=datetime.now(UTC) - timedelta(seconds=1))
+    changed = replace(settings, accounts=(account,), drain=timedelta(minutes=1))
+    efax.faults = faults("stall-mid-body@image=always")
+    async with started(settings, lambda: changed) as running:
+        old = running.site.accounts[APP]
+        await until(lambda: calls(efax, "image"))
+        await until(lambda: old.workers._running)
+        fax = next(iter(old.workers._running))
+        await until(lambda: old.workers._fetcher.is_arriving(fax))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: running.site.accounts[APP] is not old)
+        await stopped(running)
+        assert not old.workers._running
+        assert not old.client._transport._sessions
+    assert said(events, "internal-error", "service-reloaded") == []
 
 
 async def test_reloads_that_come_close_together_are_done_one_after_the_other(

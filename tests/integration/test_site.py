@@ -131,3 +131,14 @@ async def test_storage_that_goes_away_while_it_is_tidied_is_no_reason_not_to_sta
 async def test_drain_of_the_site_ends_the_workers_of_every_account(site: Site) -> None:
     await site.drain(1.0)
     assert all(account.workers.in_flight == 0 for account in site.accounts.values())
+
+
+async def test_account_that_is_no_longer_configured_is_not_shown_as_suspended_for_ever(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await site.shop.ledger.set_suspended("app-2", "gone", clock.now(), "no answer")
+    async with opened_site(settings, clock) as site:
+        rows = {row.app_id: row for row in await site.shop.ledger.accounts()}
+    assert rows["app-2"].suspended_until is None

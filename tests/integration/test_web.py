@@ -35,6 +35,7 @@ def user(name: str, **changes: Any) -> dict[str, Any]:
         "watermark": "2024-05-21T04:27:00.000Z",
         "lag_s": 56.0,
         "gaps": [],
+        "failed_gaps": [],
         "last_poll_at": "2024-05-21T04:27:30.000Z",
         "last_error": None,
         "refused": False,
@@ -450,13 +451,13 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             id="quarantined-of-a-removed-user-too",
         ),
         pytest.param(
-            a_status(user("a", gaps=[["2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"]])),
+            a_status(user("a", failed_gaps=[["2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"]])),
             [],
             ["Times that could not be listed yet, so faxes may be missing, for main/a."],
             id="gap",
         ),
         pytest.param(
-            a_status(user("a", removed=True, refused=True, last_error="x", gaps=[["a", "b"]])),
+            a_status(user("a", removed=True, refused=True, last_error="x", failed_gaps=[["a", "b"]])),
             [],
             [],
             id="a-removed-user-is-no-problem",
