@@ -82,7 +82,6 @@ class FetchWorkers:
         self._wake = asyncio.Event()
         self._stopping = False
         self._looked_at: float | None = None
-        self.progress_at = clock.monotonic()
 
     @property
     def in_flight(self) -> int:
@@ -154,7 +153,6 @@ class FetchWorkers:
 
     def _ended(self, fax: int) -> None:
         del self._running[fax]
-        self.progress_at = self._clock.monotonic()
         self._wake.set()
 
     async def _fetch(self, fax: FaxRow, state: UserState) -> None:

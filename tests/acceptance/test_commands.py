@@ -569,7 +569,7 @@ async def test_once_ends_well_although_much_goes_wrong(
     simulator.faults = Faults.of(
         "500@image=every:3",
         "cut-no-length@image=every:4",
-        "429+1@list=first:1",
+        "429@list+1=first:1",
         "html-502@list=first:1",
     )
     assert (await installation.once())["stored"] == 6
