@@ -133,11 +133,11 @@ class Monitor:
         )
         for account in self._site.accounts.values():
             account.client.server_clock.stepped(step)
-        with suppress(LedgerUnavailable):  # the gate says so; the next start does it
-            await self._site.forget_far_future()
         for state in self._site.states:
             state.stepped(step)
         self._planner.plan()
+        with suppress(LedgerUnavailable):  # the gate says so; the next start does it
+            await self._site.forget_far_future()
 
     # -- suspended accounts ---------------------------------------------------------------------
 

@@ -114,7 +114,9 @@ class Fault:
         effect, at, calls = head.partition("@")
         stage_of(effect)
         if "@" in retry_after:
-            raise ValueError(f"fault {effect}: the calls come before the Retry-After: EFFECT@CALL+S")
+            raise ValueError(
+                f"fault {effect}: the calls come before the Retry-After: EFFECT@CALL+S"
+            )
         if not equals:
             raise ValueError(f"fault {effect}: say when, e.g. {effect}=5%")
         plain = cls(

@@ -12,7 +12,7 @@ ACCOUNTS, USERS_EACH, FAXES = 3, 200, 2000
 RATE, BURST = 35, 20  # low enough that pacing is what holds it up, not this machine
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_2000_faxes_of_600_users_drain_without_a_single_429(tmp_path: Path) -> None:
     async with Simulator(rate=RATE, burst=BURST + 2, seed=3) as simulator:
         accounts, names = {}, {}

@@ -247,7 +247,9 @@ def test_removed_account_that_was_suspended_is_shown_no_more(
 ) -> None:
     efax.faults = faults("403@token=always")
     assert run("once")[0] == 1
-    assert [one["account"] for one in json.loads(run("status", "--json")[1])["accounts"]] == ["main"]
+    assert [one["account"] for one in json.loads(run("status", "--json")[1])["accounts"]] == [
+        "main"
+    ]
 
     efax.faults = faults()
     efax.add_app("app-2", KEY)

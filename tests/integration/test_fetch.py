@@ -593,3 +593,39 @@ async def test_image_that_can_be_had_only_later_is_not_asked_for_in_between(
     assert calls(simulator, "image") == 2
     assert (await row(site, fax)).state is State.STORED
     await until(lambda: account.workers.in_flight == 0)
+
+
+async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
+    events: list[Event],
+) -> None:  # fmt: skip
+    bad, _ = await listed(site, simulator, "user-a")
+    good, _ = await listed(site, simulator, "user-b")
+    make = steps.make_directory
+
+    def refused(name: str, at: int, mode: int) -> None:
+        if name == "user-a":
+            raise PermissionError(13, "Permission denied")
+        make(name, at, mode)
+
+    monkeypatch.setattr(steps, "make_directory", refused)
+
+    assert await fetch(site, bad) is Outcome.FAILED
+    assert site.shop.gate.usable
+    assert await fetch(site, good) is Outcome.STORED
+    failed = await row(site, bad)
+    assert failed.failures == 1
+    assert failed.next_attempt_at is not None
+    assert failed.next_attempt_at > clock.now()
+    assert "storage-unusable" not in [event.action for event in events]
+
+
+async def test_image_that_is_always_cut_off_does_not_suspend_the_only_users_account(
+    simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    async with opened_site(make_config(simulator.base_url, users=("user-a",)), clock) as site:
+        simulator.faults = always("cut")
+        for _ in range(3):
+            fax, _ = await listed(site, simulator)
+            assert await fetch(site, fax) is Outcome.FAILED
+        assert not site.accounts[APP].is_suspended

@@ -270,3 +270,24 @@ async def test_failing_poll_is_no_reason_to_stop_polling(
     simulator.faults = faults("html-200@list=first:4")
     planner.start()
     await until(lambda: all(state.last_success_at for state in site.states))
+
+
+async def test_every_job_finds_its_next_time_at_once_after_a_clock_set_forward_by_decades(
+    site: Site, planner: Planner
+) -> None:
+    planner.start()
+    for job in planner._scheduler.get_jobs():
+        assert isinstance(job.trigger, PollTrigger), "others walk through every run they missed"
+
+
+async def test_user_is_overdue_also_when_the_last_good_poll_bears_the_time_of_a_clock_that_was_ahead(
+    site: Site, planner: Planner, clock: QuickClock
+) -> None:
+    planner.start()
+    await poll(site)
+    _, state = parts(site)
+    clock.wall -= timedelta(days=30)
+    state.stepped(timedelta(days=-30))
+    clock.wall += timedelta(days=2)
+
+    assert planner.is_overdue(state)

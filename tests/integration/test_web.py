@@ -453,11 +453,13 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
         pytest.param(
             a_status(user("a", failed_gaps=[["2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"]])),
             [],
-            ["Times that could not be listed yet, so faxes may be missing, for main/a."],
+            ["Some time could not be listed, so faxes may be missing, for main/a."],
             id="gap",
         ),
         pytest.param(
-            a_status(user("a", removed=True, refused=True, last_error="x", failed_gaps=[["a", "b"]])),
+            a_status(
+                user("a", removed=True, refused=True, last_error="x", failed_gaps=[["a", "b"]])
+            ),
             [],
             [],
             id="a-removed-user-is-no-problem",

@@ -17,7 +17,7 @@ from poller.ingest.site import Site
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     WITHIN_S,
     calls,
@@ -385,3 +385,22 @@ async def test_postponed_fax_does_not_make_the_workers_spin(
         assert calls(simulator, "image") == requests
         assert site.shop.ledger.commits - commits < 5
     assert (await row(site, fax)).failures == 0
+
+
+async def test_attempt_that_cannot_even_be_recorded_is_said_and_not_repeated_at_once(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
+    events: list[Event],
+) -> None:  # fmt: skip
+    await listed(site, simulator)
+    account, _ = parts(site)
+
+    async def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(account.workers._fetcher, "fetch", bug)
+    before = clock.monotonic()
+    assert await account.workers._start_one(look=True)
+    await asyncio.wait(account.workers._running.values())
+
+    assert clock.monotonic() - before >= 30
+    assert [event.action for event in events].count("internal-error") == 1

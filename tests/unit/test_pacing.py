@@ -586,3 +586,13 @@ def test_a_probe_that_is_never_heard_of_again_does_not_suspend_for_ever() -> Non
 
 def test_a_clock_set_back_by_a_day_does_not_suspend_for_a_day() -> None:
     assert suspended().may_probe(NOW - timedelta(days=1))
+
+
+def test_it_is_known_whose_requests_wait() -> None:
+    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
+    waiting(pacing, [Ticket(Kind.LIST, "a"), Ticket(Kind.IMAGE, "b")])
+    assert pacing.has_waiting("a")
+    pacing.grant(0.0)
+    assert not pacing.has_waiting("a")
+    assert pacing.has_waiting("b")
+    assert not pacing.has_waiting("c")
