@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import errno
 import gzip
 import json
+import socket
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 
 from poller import errors
@@ -23,7 +26,6 @@ from poller.efax import BODY_LIMIT, Call, ImageAnswer
 from poller.window import Interval
 
 KEY = "the-api-key"
-TLS = Path(__file__).parents[1] / "data" / "tls"
 START = datetime(2024, 5, 21, 4, 0, tzinfo=UTC)
 BOUNDS = Interval(START, START + timedelta(hours=1))
 IMAGE = bytes(range(256)) * 2000
@@ -672,12 +674,24 @@ async def test_a_refused_connection_names_the_host(bench: Bench) -> None:
     assert bench.watcher.requests == [(Call.TOKEN, None)]
 
 
-async def test_another_failure_to_connect_says_why(bench: Bench) -> None:
-    error = await no_connection(bench, base_url="http://255.255.255.255")
-    assert str(error).startswith("No connection to 255.255.255.255 (")
+async def test_another_failure_to_connect_says_why(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", unreachable)
+    error = await no_connection(bench)
+    assert str(error).startswith("No connection to 127.0.0.1 (")
 
 
-async def test_an_unknown_name_is_said_to_be_one(bench: Bench) -> None:
+async def test_an_unknown_name_is_said_to_be_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
     error = await no_connection(bench, base_url="http://nowhere.invalid")
     assert "nowhere.invalid cannot be resolved" in str(error)
 
@@ -700,14 +714,16 @@ async def test_a_proxy_that_refuses_is_said_to(bench: Bench) -> None:
     )
 
 
-async def test_an_untrusted_certificate_points_to_ca_file(bench: Bench) -> None:
+async def test_an_untrusted_certificate_points_to_ca_file(bench: Bench, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(TLS / "loopback.crt", TLS / "loopback.key")
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     async with serving(bench.server, context) as url:
         error = await no_connection(bench, base_url=url)
-        assert "not trusted (self-signed certificate)" in str(error)
+        assert "not trusted (unable to get local issuer certificate)" in str(error)
         assert "tls.ca_file" in str(error)
-        bench.account = replace(bench.account, ca_file=TLS / "loopback.crt")
+        bench.account = replace(bench.account, ca_file=tmp_path / "ca.crt")
         async with bench.client() as client:
             await client.health()
 
