@@ -6,6 +6,7 @@ PollerError
 ├── LockHeld              another poller holds this state          exit 75
 ├── ConfigError           every problem of the configuration       exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
+│   └── StorageFull       no space or quota is left: so for every fax, whatever a look says
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
@@ -70,6 +71,10 @@ class ConfigError(PollerError):
 
 class StorageUnusable(PollerError):
     """The storage directory cannot take a fax now; `str()` says why."""
+
+
+class StorageFull(StorageUnusable):
+    """Space or a quota has run out, also where the free space that is reported says otherwise."""
 
 
 class StorageConflict(PollerError):

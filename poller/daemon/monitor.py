@@ -282,7 +282,11 @@ class Monitor:
                 f"{len(at_work)} users are at work and {len(configured)} are configured: a reload "
                 "is under way or has failed."
             )
-        overdue = [state.key for state in site.states if self._planner.is_overdue(state)]
+        overdue = [
+            state.key
+            for state in site.states
+            if not state.refusals and self._planner.is_overdue(state)
+        ]
         if overdue:
             troubles.append(
                 f"{len(overdue)} of {len(site.states)} users were not polled in time, "
@@ -298,10 +302,16 @@ class Monitor:
             troubles.append("The scheduler or the ledger has made no progress for two minutes.")
         return troubles
 
+    def _all_polled(self) -> bool:
+        """A refused user is that user's trouble, not the service's, but not really polled either."""
+        return all(
+            state.last_success_at is not None and not state.refusals for state in self._site.states
+        )
+
     async def _ping(self) -> None:
         """Ping the dead-man URL only while every user was really polled."""
         url = self._site.config.heartbeat.url
-        if url is None or self.troubles():
+        if url is None or self.troubles() or not self._all_polled():
             return
         try:
             timeout = aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S)

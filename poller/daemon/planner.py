@@ -92,8 +92,11 @@ class Planner:
     def is_overdue(self, state: UserState) -> bool:
         """Not successfully polled although the poll after the last good one is long past."""
         job = self._scheduler.get_job(str(state.id))
-        if state.last_success_at is None or job is None:
+        if job is None:
             return True
+        if state.last_success_at is None:
+            waited_s = self._clock.monotonic() - state.planned_at
+            return waited_s > _LATE_AT_LEAST.total_seconds()
         due = job.trigger.get_next_fire_time(None, state.last_success_at)
         every = state.user.poll.every or timedelta(0)
         slack = max(_LATE_AT_LEAST, 2 * every * job.trigger.factor)
@@ -124,6 +127,7 @@ class Planner:
     ) -> None:
         """The first poll comes at once, spread over the time that the limit needs for all users."""
         now = self._clock.now()
+        state.planned_at = min(state.planned_at, self._clock.monotonic())
         trigger = PollTrigger(state.user.poll, f"{state.user.app_id}/{state.user.user_id}", factor)
         first = trigger.get_next_fire_time(None, now)
         if state.sweep_now:

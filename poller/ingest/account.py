@@ -109,6 +109,7 @@ class AccountAtWork:
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
     _noted_until: datetime | None = None
+    _noted_reason: str = ""
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -197,10 +198,18 @@ class AccountAtWork:
         """A probe that failed has put off the next one; the client tells only of the first."""
         until = self.client.suspension.until
         if until is not None and until != self._noted_until:
-            self._note_suspended(until, self.client.suspension.reason)
+            reason = self.client.suspension.reason
+            if reason != self._noted_reason:
+                log.event(
+                    "account-suspended",
+                    f"The account is still suspended, for another reason: {reason}",
+                    account=self.account.name,
+                    reason=reason,
+                )
+            self._note_suspended(until, reason)
 
     def _note_suspended(self, until: datetime, reason: str) -> None:
-        self._noted_until = until
+        self._noted_until, self._noted_reason = until, reason
         self._note(
             self.shop.ledger.set_suspended(
                 self.account.app_id, self.account.name, until, log.redact(reason)

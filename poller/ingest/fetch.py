@@ -24,6 +24,7 @@ from poller.errors import (
     Rejected,
     SignInDelayed,
     SignInRefused,
+    StorageFull,
     StorageUnusable,
     TokenRefused,
     Unreachable,
@@ -100,6 +101,9 @@ class Fetcher:
             return await self._fetch(fax, user)
         except LedgerUnavailable:
             raise
+        except StorageFull as error:
+            self._shop.gate.close(str(error))
+            return await self._postpone(fax, error)
         except StorageUnusable as error:
             if await self._shop.gate.look_again():
                 return await self._failed(fax, error)  # the trouble is in this fax's own directory
@@ -195,12 +199,12 @@ class Fetcher:
 
     # -- what did not work --------------------------------------------------------------------
 
-    async def _postpone(self, fax: FaxRow, error: ApiError) -> Outcome:
-        """The account's fault says nothing about the fax: it is due again soon."""
+    async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
+        """The account's or the disk's fault says nothing about the fax: it is due again soon."""
         await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
         log.event(
             "fax-retry",
-            "A fax was postponed: its account could not be asked.",
+            "A fax was postponed: its account could not be asked, or the disk is full.",
             level="debug",
             account=fax.account,
             user=fax.user_name,

@@ -13,6 +13,7 @@ from poller.storage import Storage
 
 _TRUSTED_FOR_S = 1.0
 _PATIENCE_S = 30.0
+_DOUBTED_FOR_S = 120.0  # without an attempt meanwhile a look is believed again
 _SHUT_FIRST, _SHUT_CAP = timedelta(seconds=2), timedelta(minutes=1)
 
 
@@ -40,6 +41,7 @@ class Gate:
         self._looking: asyncio.Task[tuple[str | None, int | None]] | None = None
         self._checked_at: float | None = None
         self._shut_until = 0.0
+        self._doubted_until = 0.0
         self._closed_in_a_row = 0
 
     @property
@@ -53,8 +55,11 @@ class Gate:
             return False
         if self._checked_at is not None and now - self._checked_at < _TRUSTED_FOR_S:
             return self.usable
-        self._settle(await self._look())
+        reason = await self._look()
         self._checked_at = self._clock.monotonic()
+        if reason is None and self._checked_at < self._doubted_until:
+            return True  # an attempt may try; only its success takes back what an attempt has found
+        self._settle(reason)
         return self.usable
 
     async def look_again(self) -> bool:
@@ -100,10 +105,14 @@ class Gate:
         self._closed_in_a_row += 1
         pause = retry.growing(self._closed_in_a_row, first=_SHUT_FIRST, cap=_SHUT_CAP, u=0.5)
         self._shut_until = self._clock.monotonic() + pause.total_seconds()
+        self._doubted_until = self._shut_until + _DOUBTED_FOR_S
 
     def passed(self) -> None:
         """An attempt got through."""
-        self._closed_in_a_row = 0
+        if self._closed_in_a_row:
+            self._closed_in_a_row = 0
+            self._doubted_until = 0.0
+            self._settle(None)
 
     def _settle(self, reason: str | None) -> None:
         was = self.reason

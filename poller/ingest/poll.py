@@ -309,9 +309,9 @@ class Poller:
             if kind not in state.sweeps and self._sweep_is_due(state, kind, run.now):
                 state.sweeps[kind] = SweepUnderWay(run.now)
         state.sweep_now = False
-        for kind in list(state.sweeps):
+        for kind, sweep in list(state.sweeps.items()):
             try:
-                await self._sweep(state, start, run, kind)
+                await self._sweep(state, start, run, kind, sweep)
             except _NOT_THIS_USERS_FAULT:
                 raise
             except ApiError as error:
@@ -326,9 +326,10 @@ class Poller:
             state.sweep_now or last_end is None or now >= last_end + _sweep_rule(state, kind).every
         )
 
-    async def _sweep(self, state: UserState, start: datetime, run: _Run, kind: SliceKind) -> None:
+    async def _sweep(
+        self, state: UserState, start: datetime, run: _Run, kind: SliceKind, sweep: SweepUnderWay
+    ) -> None:
         """Go on with a sweep; once completed, its end says where the next one begins."""
-        sweep = state.sweeps[kind]
         last_end, back = state.sweep_ends[kind], _sweep_rule(state, kind).back
         before = len(run.outcome.discovered)
         try:
@@ -356,7 +357,7 @@ class Poller:
             )
         await self._ledger.sweep_done(state.id, kind, sweep.end, sweep.missed)
         state.sweep_ends[kind] = sweep.end
-        del state.sweeps[kind]
+        state.sweeps.pop(kind, None)
         if failures := state.sweep_alarms[kind].recovered():
             log.event(
                 "sweep-recovered",

@@ -1,6 +1,7 @@
 """What is remembered of one user between polls; the ledger has all that must outlive the process."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -87,6 +88,7 @@ class UserState:
     poll_alarm: bool = False
     failures_in_a_row: int = 0
     poll_began_at: float | None = None
+    planned_at: float = math.inf  # when it was first planned (monotonic)
     progress_at: float = 0.0  # when a request of its polls last ended (monotonic)
     images: ImageHold = field(default_factory=ImageHold)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poller.config.model import StorageConfig
-from poller.errors import CannotStart, StorageUnusable
+from poller.errors import CannotStart, StorageFull, StorageUnusable
 from poller.storage import place, steps
 
 MARKER = ".poller-storage"
@@ -53,7 +53,8 @@ def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
 
 def unusable(directory: Path, error: OSError) -> StorageUnusable:
     why = os.strerror(error.errno) if error.errno else str(error)
-    return StorageUnusable(f"the storage directory {directory} cannot be used: {why}")
+    kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageUnusable
+    return kind(f"the storage directory {directory} cannot be used: {why}")
 
 
 def read(root: int) -> str | None:

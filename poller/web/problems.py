@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 _NAMED: Final = 3
@@ -17,22 +18,35 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     accounts = status.get("accounts", [])
     suspended = {row["account"] for row in accounts if row.get("suspended_until")}
     asked = [row for row in users if row["account"] not in suspended]
-    found = list(dict.fromkeys(_sentence(reason) for reason in reasons))
+    told_below = tuple(f"Account {account} is suspended" for account in suspended)
+    found = list(
+        dict.fromkeys(
+            _sentence(reason)
+            for reason in reasons
+            if not (told_below and reason.startswith(told_below))
+        )
+    )
     found += [_suspended(row) for row in accounts if row.get("suspended_until")]
     found += _about(
         [row for row in asked if row.get("refused")],
         lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}.",
     )
-    found += _about(
-        [row for row in asked if row.get("last_error") and not row.get("refused")],
-        lambda who, _: f"The last poll of {who} failed.",
-    )
+    failed = [row for row in asked if row.get("last_error") and not row.get("refused")]
+    for reason in dict.fromkeys(str(row["last_error"]) for row in failed):
+        found += _about(
+            [row for row in failed if str(row["last_error"]) == reason],
+            partial(_failed_for, reason),
+        )
     found += _quarantined([row for row in status.get("users", []) if row.get("quarantined")])
     found += _about(
         [row for row in users if row.get("failed_gaps")],
         lambda who, _: f"Some time could not be listed, so faxes may be missing, for {who}.",
     )
     return found
+
+
+def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
+    return _sentence(f"The last poll of {who} failed: {reason}")
 
 
 def _suspended(row: _Row) -> str:
@@ -61,5 +75,5 @@ def _names(rows: list[_Row]) -> str:
 
 
 def _sentence(reason: str) -> str:
-    text = reason.strip()
-    return (text[:1].upper() + text[1:]).rstrip(".") + "."
+    text = reason.strip().rstrip(".")
+    return text[:1].upper() + text[1:] + ("" if text.endswith(("?", "!")) else ".")

@@ -629,3 +629,35 @@ async def test_image_that_is_always_cut_off_does_not_suspend_the_only_users_acco
             fax, _ = await listed(site, simulator)
             assert await fetch(site, fax) is Outcome.FAILED
         assert not site.accounts[APP].is_suspended
+
+
+async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
+    events: list[Event],
+) -> None:  # fmt: skip
+    """A quota: a small file still fits, and the free space that is reported is plenty."""
+    fax, _ = await listed(site, simulator)
+    write = steps.write
+
+    def full(fd: int, data: bytes | bytearray) -> None:
+        if len(data) > 100:
+            raise OSError(122, "Disk quota exceeded")
+        write(fd, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "write", full)
+        for _ in range(5):
+            clock.advance(timedelta(minutes=1))
+            assert await site.shop.gate.check()  # a look finds nothing, so an attempt may try
+            assert await fetch(site, fax) is Outcome.POSTPONED
+            assert not site.shop.gate.usable
+    assert (await row(site, fax)).failures == 0
+
+    clock.advance(timedelta(minutes=1))
+    assert await site.shop.gate.check()
+    assert await fetch(site, fax) is Outcome.STORED
+    assert site.shop.gate.usable
+    assert said(events, "storage-unusable", "storage-usable") == [
+        "storage-unusable",
+        "storage-usable",
+    ]

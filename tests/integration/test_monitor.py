@@ -359,6 +359,10 @@ async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
         planner.plan()
         await monitor._ping()
         assert service.pings == 0
+        assert monitor.troubles() == []  # not yet
+        clock.advance(timedelta(minutes=6))
+        planner.tick_at = clock.monotonic()
+        await poll(site, "user-a")
         assert monitor.troubles() == [
             "1 of 2 users were not polled in time, main/user-b among them."
         ]

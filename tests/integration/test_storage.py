@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from poller.documents import Document, NotADocument, inspect
-from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
+from poller.errors import FaxTooLarge, StorageConflict, StorageFull, StorageUnusable
 from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
 from poller.storage.place import Durable
 from tests.integration.storage_seam import (
@@ -601,8 +601,8 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (errno.ENOSPC, StorageUnusable),
-        (errno.EDQUOT, StorageUnusable),
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
         (errno.EROFS, StorageUnusable),
         (errno.EACCES, StorageUnusable),
         (errno.EPERM, StorageUnusable),

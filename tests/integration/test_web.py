@@ -431,9 +431,11 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             id="many-refused-users-in-one-sentence",
         ),
         pytest.param(
-            a_status(user("a", last_error="x"), user("b", last_error="y")),
+            a_status(
+                user("a", last_error="x"), user("b", last_error="y"), user("c", last_error="x")
+            ),
             [],
-            ["The last poll of main/a and main/b failed."],
+            ["The last poll of main/a and main/c failed: x.", "The last poll of main/b failed: y."],
             id="failing",
         ),
         pytest.param(
