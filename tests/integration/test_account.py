@@ -320,3 +320,19 @@ async def test_closing_waits_for_what_is_being_noted(site: Site, simulator: Simu
     await site.close_account(account)
     assert not account._notes
     assert site.accounts == {}
+
+
+async def test_suspension_that_has_another_reason_now_is_said_again(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    await suspend(site, simulator)
+    simulator.outage(False)
+    simulator.apps[APP].api_key = "another key"
+    simulator.end_token(APP)
+    for _ in range(3):
+        clock.advance(timedelta(minutes=6))
+        await poll(site)
+
+    reasons = [e.fields["reason"] for e in events if e.action == "account-suspended"]
+    assert len(reasons) == 2
+    assert "401" in reasons[1]

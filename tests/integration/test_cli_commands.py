@@ -20,6 +20,7 @@ from poller.cli import demo as demo_module
 from poller.cli import main
 from poller.cli.owner import become_owner
 from poller.errors import CannotStart
+from poller.ingest.account import AccountAtWork
 from poller.lock import StateLock
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
@@ -533,3 +534,22 @@ def test_groups_change_before_the_user_does(
     monkeypatch.setattr(Path, "stat", lambda _: other)
     become_owner(tmp_path)
     assert order == ["initgroups", "setgid", "setuid"]
+
+
+def test_once_whose_storage_goes_away_on_the_way_sums_up_and_ends_with_73(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(efax)
+    poll = AccountAtWork.poll
+
+    async def unmounting(self: AccountAtWork, *args: Any, **kwargs: Any) -> Any:
+        outcome = await poll(self, *args, **kwargs)
+        (directory / "faxes" / ".poller-storage").unlink(missing_ok=True)
+        return outcome
+
+    monkeypatch.setattr(AccountAtWork, "poll", unmounting)
+    code, out, err = run("once", "--json")
+    summary = json.loads(out)
+    assert code == 73
+    assert (summary["stored"], summary["pending"]) == (0, 1)
+    assert "became unusable on the way" in err
