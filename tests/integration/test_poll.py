@@ -529,3 +529,18 @@ async def test_time_of_the_server_is_asked_for_once_however_many_polls_begin_tog
     account = site.accounts[APP]
     await asyncio.gather(*(account.poll(state) for state in account.states.values()))
     assert [one.call for one in simulator.requests].count("health") == 1
+
+
+async def test_start_that_a_clock_far_ahead_had_pinned_is_pinned_anew(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    _, state = parts(site)
+    state.our_first_seen = clock.now() + timedelta(days=30)
+    state.pinned_start = clock.now() + timedelta(days=23)
+    state.configured_start = str(state.user.poll.start)
+
+    outcome = await poll(site)
+
+    assert not outcome.failed
+    assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
