@@ -123,6 +123,7 @@ class AccountAtWork:
             sign_ins=SignIns(shop.ledger),
             random=shop.random,
             observer=Witness(self),
+            timeouts=shop.timeouts,
         )
         reader = ListReader(
             self.client,

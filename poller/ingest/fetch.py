@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from poller import log, retry
-from poller.client import Client
+from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
 from poller.efax import listed_pages
@@ -62,6 +62,7 @@ class Workshop:
     clock: Clock
     random: Callable[[], float]
     give_up_after: timedelta
+    timeouts: Timeouts = Timeouts()
 
 
 class Broken(PollerError):

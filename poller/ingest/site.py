@@ -4,9 +4,10 @@ import asyncio
 import random as random_module
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poller import config, log
+from poller.client import Timeouts
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
 from poller.errors import StorageConflict, StorageUnusable
@@ -129,6 +130,7 @@ async def open_site(
     metrics: Metrics,
     clock: Clock | None = None,
     random: Callable[[], float] = random_module.random,
+    timeouts: Timeouts | None = None,
 ) -> AsyncIterator[Site]:
     """Open ledger, storage and accounts; raises CannotStart (73) or ConfigError (78).
 
@@ -139,6 +141,7 @@ async def open_site(
     try:
         await ledger.forget_far_future(clock.now())
         shop = await _workshop(settings, ledger, metrics, clock, random)
+        shop = replace(shop, timeouts=timeouts or shop.timeouts)
         site = Site(settings, shop, environ)
         try:
             for account in settings.accounts:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from poller.simulator import Simulator
 from poller.simulator.answers import listed_fax
@@ -263,8 +263,13 @@ _IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "da
 _MAGIC = {b"%PDF": ("pdf", ".pdf"), b"II*\0": ("tiff", ".tif"), b"MM\0*": ("tiff", ".tif")}
 
 
+class HasStorage(Protocol):
+    @property
+    def storage(self) -> Path: ...
+
+
 def assert_stored(
-    installation: Installation,
+    installation: HasStorage,
     simulator: Simulator,
     *,
     faxes: Iterable[Fax] | None = None,

@@ -1,0 +1,184 @@
+"""An installation whose way to eFax leads through a harmful proxy, and what it must end with.
+
+Account `main` (user-a, user-b) is behind the proxy; account `other` (user-c) reaches eFax directly,
+so that it shows whether one account's trouble stays its own.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from poller.client import Timeouts
+from poller.config.model import (
+    Account,
+    Config,
+    HttpConfig,
+    Limits,
+    RetryConfig,
+    SecretRef,
+    StorageConfig,
+    User,
+)
+from poller.ingest.account import AccountAtWork
+from poller.ingest.poll import PollOutcome
+from poller.ingest.site import Site, open_site
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow
+from poller.metrics import Metrics
+from poller.simulator import Faults, Simulator
+from poller.simulator.state import Fax
+from tests.acceptance.installation import assert_stored
+from tests.conftest import APP, KEY, QuickClock, stored_files
+from tests.faults.proxy import Proxy, proxied
+
+OTHER_APP, OTHER_KEY = "app-2", "key-of-app-2"
+NAMES = {"user-a": "main/user-a", "user-b": "main/user-b", "user-c": "other/user-c"}
+IMPATIENT = Timeouts(
+    total_s=0.5, connect_s=0.3, silence_s=0.3, drip_s=0.3, drip_bytes=64 << 10, error_body_s=0.1
+)
+ATTEMPTS = 2  # requests that one call may take, without those that aiohttp repeats by itself
+
+
+@dataclass
+class SteppingClock(QuickClock):
+    """Its sleeps cost no time, but real time passes on it as well: slowness can be measured."""
+
+    began: float = field(default_factory=time.monotonic)
+
+    def monotonic(self) -> float:
+        return self.mono + time.monotonic() - self.began
+
+
+@dataclass
+class Bench:
+    simulator: Simulator
+    proxy: Proxy
+    clock: QuickClock
+    site: Site
+    storage: Path
+
+    def account(self, app: str = APP) -> AccountAtWork:
+        return self.site.accounts[app]
+
+    def state(self, user: str) -> UserState:
+        return next(state for state in self.site.states if state.user.user_id == user)
+
+    async def poll(self, user: str = "user-a") -> PollOutcome:
+        state = self.state(user)
+        return await self.account(state.user.app_id).poll(state)
+
+    async def fetch(self) -> None:
+        """Fetch all that is due, of every account at once."""
+        await asyncio.gather(
+            *(account.workers.run_until_idle() for account in self.site.accounts.values())
+        )
+
+    async def cycle(self) -> dict[str, PollOutcome]:
+        """Poll everybody once, then fetch what is due: what `poller once` does."""
+        outcomes = {user: await self.poll(user) for user in NAMES}
+        await self.fetch()
+        return outcomes
+
+    def receive(self, user: str = "user-a", **fields: Any) -> Fax:
+        app = OTHER_APP if user == "user-c" else APP
+        completed = self.simulator.now() - timedelta(minutes=1)
+        return self.simulator.receive(app, user, **{"completed": completed} | fields)
+
+    def one_each(self) -> tuple[Fax, Fax, Fax]:
+        """A new fax for each user."""
+        return self.receive("user-a"), self.receive("user-b"), self.receive("user-c")
+
+    async def row(self, fax: Fax) -> FaxRow:
+        (found,) = await self.site.shop.ledger.find(fax.fax_id)
+        return found
+
+    async def last_error(self, user: str) -> str | None:
+        return (await self.site.shop.ledger.user(self.state(user).id)).last_error
+
+    def visible(self, user: str) -> list[Path]:
+        """What of this user's faxes a consumer can see."""
+        return [path for path in stored_files(self.storage) if f"/{user}/" in str(path)]
+
+    def dot_files(self) -> list[Path]:
+        found = (path for path in self.storage.rglob(".*") if path.is_file())
+        return [path for path in found if path.name != ".poller-storage"]
+
+    async def counted(self, account: str = "main", call: str | None = None) -> int:
+        """How many requests the program says that it has sent."""
+        text = (await self.site.shop.metrics.render()).decode()
+        lines = [line for line in text.splitlines() if line.startswith("poller_requests_total{")]
+        wanted = [f'account="{account}"', f'call="{call}"' if call else ""]
+        return round(
+            sum(float(line.split()[-1]) for line in lines if all(w in line for w in wanted))
+        )
+
+    async def heal(self, *, within: int = 40) -> None:
+        """Take every harm away: all is stored soon, in so many requests, and a last look finds nothing."""
+        self.proxy.harms.clear()
+        self.proxy.arrival = None
+        self.simulator.faults = Faults()
+        before = len(self.simulator.requests)
+        for _ in range(3):
+            self.clock.advance(timedelta(minutes=6))
+            await self.cycle()
+        assert len(self.simulator.requests) - before <= within
+        self.clock.advance(timedelta(minutes=1))
+        outcomes = await self.cycle()
+        assert not any(outcome.failed or outcome.skipped for outcome in outcomes.values())
+        assert not any(outcome.discovered for outcome in outcomes.values())
+        assert not any(state.gaps() for state in self.site.states)
+        assert_stored(self, self.simulator, names=NAMES)
+
+
+@asynccontextmanager
+async def bench(
+    directory: Path,
+    *,
+    clock: QuickClock | None = None,
+    limits: Limits | None = None,
+    timeouts: Timeouts = IMPATIENT,
+    base_url: str | None = None,
+    **account: Any,
+) -> AsyncIterator[Bench]:
+    """Run all of it; `base_url` and `account` change what is configured of account `main`."""
+    clock = clock or QuickClock()
+    async with Simulator(now=clock.now, seed=1) as simulator, proxied(simulator.port) as proxy:
+        simulator.add_app(APP, KEY)
+        simulator.add_app(OTHER_APP, OTHER_KEY)
+        for app, user in ((APP, "user-a"), (APP, "user-b"), (OTHER_APP, "user-c")):
+            simulator.add_user(app, user)
+        main = _account("main", APP, base_url or proxy.url, ("user-a", "user-b"))
+        main = replace(main, limits=limits or main.limits, **account)
+        settings = Config(
+            accounts=(main, _account("other", OTHER_APP, simulator.base_url, ("user-c",))),
+            storage=StorageConfig(directory / "faxes", min_free=1),
+            state_url=f"sqlite:///{directory}/state/poller.db",
+            retry=RetryConfig(attempts=ATTEMPTS, max_delay=timedelta(seconds=10)),
+            http=HttpConfig(host=None),
+        )
+        secrets = {APP: KEY, OTHER_APP: OTHER_KEY}
+        async with open_site(
+            settings,
+            secrets,
+            metrics=Metrics("test"),
+            clock=clock,
+            random=lambda: 0.5,
+            timeouts=timeouts,
+        ) as site:
+            yield Bench(simulator, proxy, clock, site, settings.storage.directory)
+
+
+def _account(name: str, app: str, base_url: str, users: tuple[str, ...]) -> Account:
+    return Account(
+        name=name,
+        app_id=app,
+        api_key=SecretRef("env", app),
+        base_url=base_url,
+        limits=Limits(1000, 1000, 8),
+        users=tuple(User(name, user, app, user) for user in users),
+    )
