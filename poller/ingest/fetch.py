@@ -4,7 +4,7 @@ import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from poller import log, retry
@@ -62,7 +62,7 @@ class Workshop:
     clock: Clock
     random: Callable[[], float]
     give_up_after: timedelta
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 class Broken(PollerError):

@@ -339,9 +339,9 @@ async def speaking_tls(context: ssl.SSLContext) -> AsyncIterator[str]:
         yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def sentence_of(directory: Path, base_url: str, **account: object) -> str:
+async def sentence_of(directory: Path, base_url: str, ca_file: Path | None = None) -> str:
     """What is said when eFax is configured to be there; the other account must not mind."""
-    async with bench(directory, base_url=base_url, **account) as work:
+    async with bench(directory, base_url=base_url, ca_file=ca_file) as work:
         work.one_each()
         outcomes = await work.cycle()
         sentence = await work.last_error(A)
@@ -393,7 +393,7 @@ async def test_row_51_certificates_that_are_expired_foreign_or_of_another_host_d
     said_of = {}
     for name, (context, ca_file) in contexts.items():
         async with speaking_tls(context) as url:
-            said_of[name] = await sentence_of(tmp_path / name, url, ca_file=ca_file)
+            said_of[name] = await sentence_of(tmp_path / name, url, ca_file)
 
     assert "certificate has expired" in said_of["expired"]
     assert "unable to get local issuer certificate" in said_of["foreign"]
