@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from poller.ledger import AccountRow, Ledger, UserRow
+from poller.ledger import AccountRow, Health, Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
 
 _QUARANTINED_SHOWN = 20
@@ -21,6 +21,7 @@ async def status(
         "running": running,
         "version": version,
         "storage": storage,
+        "ledger": _ledger(await ledger.health()),
         "accounts": [_account(row, now) for row in await ledger.accounts(include_removed=False)],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
@@ -44,6 +45,24 @@ def instant(at: datetime | None) -> str | None:
     if at is None:
         return None
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def damaged(problem: str) -> str:
+    """Say that the ledger is damaged, and what to do."""
+    return (
+        f"The ledger is damaged ({problem}): stop the service and run `poller rebuild`; what it "
+        "could record meanwhile is kept"
+    )
+
+
+def _ledger(health: Health) -> dict[str, Any]:
+    """`ok` is null until it was checked through for the first time."""
+    return {
+        "checked_at": instant(health.checked_at),
+        "ok": None if health.checked_at is None else health.problem is None,
+        "problem": health.problem,
+        "snapshot_at": instant(health.snapshot_at),
+    }
 
 
 def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:

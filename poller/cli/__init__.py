@@ -64,6 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from poller.cli.retry import retry
 
             return retry(paths, arguments.fax_id, as_json=arguments.json)
+        case "backup":
+            from poller.cli.backup import backup
+
+            return backup(paths, arguments.path)
         case "simulate":
             from poller.simulator import cli as simulator
 

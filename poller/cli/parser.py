@@ -55,6 +55,10 @@ def build() -> argparse.ArgumentParser:
         help="or ACCOUNT/USER/FAX_ID; without any, all that are quarantined",
     )
     _add_json(retry)
+    backup = _command(commands, "backup", "copy the ledger, beside a running daemon too")
+    backup.add_argument(
+        "path", type=Path, metavar="PATH", help="the new file; one that is there is left alone"
+    )
     add_simulator_arguments(_command(commands, "simulate", "the eFax API on loopback, to try with"))
     _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")
     return parser

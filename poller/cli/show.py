@@ -13,7 +13,7 @@ from rich.table import Table
 from poller import VERSION
 from poller.cli import setup
 from poller.config.model import Config
-from poller.status import status
+from poller.status import damaged, status
 from poller.web.problems import problems
 
 _PIPED_WIDTH = 160
@@ -49,6 +49,8 @@ def _print(shown: dict[str, Any]) -> None:
     reasons = [] if shown["running"] else ["poller is not running"]
     if not shown["storage"]["usable"]:
         reasons.append(f"nothing is fetched: {shown['storage']['reason']}")
+    if shown["ledger"]["problem"] is not None:
+        reasons.append(damaged(shown["ledger"]["problem"]))
     for problem in problems(shown, reasons):
         console.print(problem, style="bold red", markup=False, highlight=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

@@ -11,6 +11,7 @@ import aiohttp
 from poller import log, schedule, systemd
 from poller.config.model import Expect
 from poller.daemon.planner import Planner
+from poller.daemon.upkeep import Upkeep
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
@@ -39,6 +40,7 @@ class Monitor:
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
+        self._upkeep = Upkeep(site.shop.ledger, self._clock)
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The background work by name; each runs until it is cancelled."""
@@ -49,6 +51,7 @@ class Monitor:
             "gauges": self._every(_GAUGES_S, self._gauges),
             "summary": self._every(_SUMMARY_S, self._summarise),
             "silence": self._every(_SILENCE_S, self._look_for_silence),
+            "ledger upkeep": self._upkeep.run(),
         }
         if (interval := systemd.watchdog_interval()) is not None:
             loops["watchdog"] = self._every(interval / 3, self._feed_watchdog)
@@ -271,6 +274,8 @@ class Monitor:
         troubles = []
         if site.shop.gate.reason is not None:
             troubles.append(f"Nothing is fetched: {site.shop.gate.reason}")
+        if self._upkeep.trouble is not None:
+            troubles.append(self._upkeep.trouble)
         for account in site.accounts.values():
             if account.is_suspended:
                 reason = account.client.suspension.reason

@@ -206,6 +206,14 @@ def _make_private(path: Path) -> None:
         raise CannotStart(f"the ledger {path} cannot be made private: {error.strerror}") from error
 
 
+def reader_connection(path: Path, *, timeout_s: float) -> sqlite3.Connection:
+    """Connect for reading, beside a writer too; a journal that a crash left is replayed."""
+    address = f"file:{quote(str(path))}?mode=rw"
+    connection = sqlite3.connect(address, uri=True, timeout=timeout_s)
+    connection.execute("PRAGMA query_only=1")
+    return connection
+
+
 # -- engines -------------------------------------------------------------------------------------
 
 

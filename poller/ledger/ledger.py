@@ -5,9 +5,11 @@ gave out, LookupError. Times are aware UTC.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,8 +18,8 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, fetching, listing, schema, times, users
-from poller.ledger.rows import AccountRow, Attempt, FaxRow, NewFax, UserRow
+from poller.ledger import engine, fetching, listing, schema, snapshots, times, users
+from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, UserRow
 from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
@@ -37,6 +39,7 @@ class Ledger:
         self._readers = readers
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
+        self._stop_copying = threading.Event()
 
     @classmethod
     async def open(
@@ -79,6 +82,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Finish the reads and writes that were asked for; a second time does nothing."""
+        self._stop_copying.set()
         try:
             if self._writer is not None:
                 await self._writer.close()
@@ -146,6 +150,42 @@ class Ledger:
         await self._write(
             lambda connection: _set_meta(connection, "storage_id", lambda _: storage_id)
         )
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    async def snapshot_is_due(self, now: datetime) -> bool:
+        """Whether the newest snapshot is older than a day, or there is none."""
+        return await asyncio.to_thread(snapshots.is_due, self._path, now)
+
+    async def look_after(self, now: datetime) -> Health:
+        """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
+
+        The caller holds the lock of the state. Raises LedgerUnavailable when it cannot be copied.
+        Once cancelled it is over within a moment.
+        """
+        task = asyncio.create_task(asyncio.to_thread(self._look_after, now), name="ledger copy")
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+        try:
+            problem = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._stop_copying.set()
+            await asyncio.wait([task])
+            raise
+        with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
+            await self._write(lambda connection: _set_checked(connection, now, problem))
+        return Health(now, problem, await asyncio.to_thread(snapshots.newest_at, self._path))
+
+    def _look_after(self, now: datetime) -> str | None:
+        return snapshots.look_after(
+            self._path, now, timeout_s=BUSY_TIMEOUT_S, stop=self._stop_copying.is_set
+        )
+
+    async def health(self) -> Health:
+        """Return what the last check found, and when the newest snapshot was made."""
+        checked_at, problem = await self._read(_checked)
+        snapshot_at = await asyncio.to_thread(snapshots.newest_at, self._path)
+        return Health(checked_at, problem, snapshot_at)
 
     # -- users and accounts ---------------------------------------------------------------------
 
@@ -382,6 +422,27 @@ class Ledger:
     async def pending_paths(self) -> list[str]:
         """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
         return await self._read(fetching.pending_paths)
+
+
+async def backup(url: str, target: Path) -> int:
+    """Copy the ledger at `url` to a new file, beside a daemon too; its size in bytes.
+
+    Raises CannotStart or LedgerUnavailable, both in a sentence.
+    """
+    path = engine.database_path(url)
+    return await asyncio.to_thread(snapshots.backup, path, target, timeout_s=BUSY_TIMEOUT_S)
+
+
+def _checked(connection: Connection) -> tuple[datetime | None, str | None]:
+    at = _meta(connection, "checked_at")
+    return (None if at is None else datetime.fromisoformat(at)), _meta(
+        connection, "problem"
+    ) or None
+
+
+def _set_checked(connection: Connection, now: datetime, problem: str | None) -> None:
+    _set_meta(connection, "checked_at", lambda _: now.astimezone(UTC).isoformat())
+    _set_meta(connection, "problem", lambda _: problem or "")
 
 
 def _next_count(held: str | None) -> str:

@@ -114,6 +114,15 @@ class AccountRow:
 
 
 @dataclass(frozen=True)
+class Health:
+    """When the ledger was last checked through, what was wrong, when its newest snapshot was made."""
+
+    checked_at: datetime | None
+    problem: str | None
+    snapshot_at: datetime | None
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What happened to a fax: `outcome` is `stored`, `failed`, a problem, or an operator's act."""
 

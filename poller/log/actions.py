@@ -42,6 +42,10 @@ Action = Literal[
     # beyond the contract's list:
     "sweep-failed",
     "sweep-recovered",
+    "snapshot-made",
+    "snapshot-failed",
+    "ledger-damaged",
+    "ledger-restored",  # the file was gone; the newest snapshot took its place
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "heartbeat-failed",
     "heartbeat-recovered",
@@ -66,6 +70,9 @@ _OTHER_THAN_INFO: Final[dict[str, Level]] = {
     "gap-opened": "warning",
     "late-arrivals": "warning",
     "sweep-failed": "warning",
+    "snapshot-failed": "warning",
+    "ledger-damaged": "error",
+    "ledger-restored": "warning",
     "storage-unusable": "error",
     "disk-low": "warning",
     "clock-stepped": "warning",

@@ -553,3 +553,26 @@ def test_once_whose_storage_goes_away_on_the_way_sums_up_and_ends_with_73(
     assert code == 73
     assert (summary["stored"], summary["pending"]) == (0, 1)
     assert "became unusable on the way" in err
+
+
+# -- backup -----------------------------------------------------------------------------------------
+
+
+def test_backup_says_what_it_wrote_and_refuses_in_a_sentence(run: Run, directory: Path) -> None:
+    target = directory / "copy.db"
+    code, _, err = run("backup", str(target))
+    assert (code, err.count("\n")) == (73, 1)
+    assert "there is no ledger" in err
+    run("once")
+    code, out, err = run("backup", "copy.db")
+    assert (code, err) == (0, "")
+    assert out == f"Wrote {target}: {target.stat().st_size} bytes, checked through.\n"
+    code, _, err = run("backup", str(target))
+    assert (code, err.count("\n")) == (73, 1)
+    assert "is there already" in err
+
+
+def test_backup_works_beside_whoever_holds_the_state(run: Run, directory: Path) -> None:
+    run("once")
+    with StateLock(directory / "state"):
+        assert run("backup", "copy.db")[0] == 0

@@ -40,7 +40,7 @@ from tests.integration.at_work import (
 )
 
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
-NAMES = {"gate", "clock", "stuck polls", "gauges", "summary", "silence"}
+NAMES = {"gate", "clock", "stuck polls", "gauges", "summary", "silence", "ledger upkeep"}
 
 
 @pytest.fixture

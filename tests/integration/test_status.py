@@ -32,7 +32,7 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
     answer = await shown(site, clock)
 
     assert set(answer) == {
-        "running", "version", "storage", "accounts", "users", "quarantined_faxes",
+        "running", "version", "storage", "ledger", "accounts", "users", "quarantined_faxes",
     }  # fmt: skip
     assert set(user(answer)) >= CONTRACT
     assert (

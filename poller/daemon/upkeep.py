@@ -1,0 +1,67 @@
+"""The ledger's own upkeep: it is checked through at every start and every day, and a copy is kept."""
+
+from poller import log
+from poller.clock import Clock
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger
+from poller.ledger.snapshots import Stopped
+from poller.status import damaged
+
+_LOOK_S = 3600.0
+
+
+class Upkeep:
+    """`trouble` says in a sentence what the last check found; None while the ledger is well."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._checked = False
+        self._failures = log.Episode()
+        self.trouble: str | None = None
+
+    async def run(self) -> None:
+        """Look at once, then every hour whether it is time again."""
+        while True:
+            await self.look()
+            await self._clock.sleep(_LOOK_S)
+
+    async def look(self) -> None:
+        """Check the ledger and keep a snapshot, if that is due."""
+        now = self._clock.now()
+        due = await self._ledger.snapshot_is_due(now)
+        if self._checked and not due:
+            return
+        try:
+            health = await self._ledger.look_after(now)
+        except Stopped:
+            return
+        except LedgerUnavailable as error:
+            if self._failures.failed():
+                log.event(
+                    "snapshot-failed",
+                    "The ledger could not be copied and checked; it is tried again every hour. "
+                    "The work goes on.",
+                    error=error,
+                )
+            return
+        self._checked = True
+        failures = self._failures.recovered()
+        if health.problem is not None:
+            self._found(health.problem)
+            return
+        self.trouble = None
+        if due:
+            log.event(
+                "snapshot-made", "The day's snapshot of the ledger was made.", failures=failures
+            )
+
+    def _found(self, problem: str) -> None:
+        if self.trouble is None:
+            log.event(
+                "ledger-damaged",
+                "The ledger is damaged. The service works on as far as it can. Stop it and run "
+                "`poller rebuild`; the snapshots stay as they are.",
+                problem=problem,
+            )
+        self.trouble = damaged(problem)

@@ -1,0 +1,249 @@
+"""Copies of the ledger, made beside its writer, checked through and durable; all of it blocks.
+
+A copy is what is checked, not the ledger itself: a check of a large file takes long, and a reader
+that takes long holds up every commit.
+"""
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from poller.errors import CannotStart, LedgerUnavailable
+from poller.ledger import engine
+
+KEPT = 2
+SNAPSHOT_AFTER = timedelta(days=1)
+_PAGES_AT_ONCE = 1024
+_RESTARTS = 3
+_LET_OTHERS_S = 0.001
+_INSTRUCTIONS_AT_ONCE = 100_000
+_ROOM = 16 << 20  # is left to the ledger itself
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+
+Stop = Callable[[], bool]
+
+
+class Stopped(LedgerUnavailable):
+    """The copy was not finished because its caller does not want it any more."""
+
+
+def never() -> bool:
+    return False
+
+
+# -- the snapshots that are kept -------------------------------------------------------------------
+
+
+def names(path: Path) -> list[Path]:
+    """The snapshots of the ledger at `path`, newest first, whether they are there or not.
+
+    Their order is in their names: the clock may have been set since.
+    """
+    return [path.with_name(f"{path.name}.snapshot-{number}") for number in range(1, KEPT + 1)]
+
+
+def newest_at(path: Path) -> datetime | None:
+    """When the newest snapshot was made; None when there is none."""
+    for name in names(path):
+        with suppress(OSError):
+            return datetime.fromtimestamp(name.stat().st_mtime, UTC)
+    return None
+
+
+def is_due(path: Path, now: datetime) -> bool:
+    """Whether the newest is older than a day, or of a time that has not come yet."""
+    newest = newest_at(path)
+    return newest is None or not timedelta(0) <= now - newest < SNAPSHOT_AFTER
+
+
+def look_after(path: Path, now: datetime, *, timeout_s: float, stop: Stop) -> str | None:
+    """Copy the ledger, check the copy, keep it as the newest snapshot if that is due.
+
+    Returns what is wrong with the ledger; snapshots that are there stay then. Raises
+    LedgerUnavailable when no copy can be made.
+    """
+    part = path.with_name(f"{path.name}.snapshot-part")
+    with _mapped(part):
+        part.unlink(missing_ok=True)  # of a run that was killed; the lock of the state is held
+    with _copied(path, part, timeout_s=timeout_s, stop=stop):
+        problem = problem_of(part, stop)
+        if problem is None and is_due(path, now):
+            with _mapped(part):
+                _keep(path, part, now)
+    return problem
+
+
+def _keep(path: Path, part: Path, now: datetime) -> None:
+    os.utime(part, (now.timestamp(), now.timestamp()))
+    _sync(part)
+    newest, *_ = kept = names(path)
+    for older, newer in zip(reversed(kept), list(reversed(kept))[1:], strict=False):
+        with suppress(FileNotFoundError):
+            newer.rename(older)
+    part.rename(newest)
+    _sync(path.parent)
+
+
+# -- one copy --------------------------------------------------------------------------------------
+
+
+def backup(path: Path, target: Path, *, timeout_s: float) -> int:
+    """Copy the ledger to a new file (0600), which appears when it is whole and durable; its size.
+
+    Raises CannotStart when there is something at `target`, no ledger at `path`, or a bad one.
+    """
+    if os.path.lexists(target):
+        raise CannotStart(f"{target} is there already; it is not overwritten")
+    if not engine.look(path, timeout_s=timeout_s, thorough=False).tables:
+        raise CannotStart(f"there is no ledger at {path}")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with _copied(path, part, timeout_s=timeout_s, stop=never):
+        problem = problem_of(part, never)
+        if problem is not None:
+            raise CannotStart(f"the ledger {path} is damaged ({problem}), so it was not copied")
+        with _mapped(target):
+            _sync(part)
+            _name_it(part, target)
+            _sync(target.parent)
+            return target.stat().st_size
+
+
+def _name_it(part: Path, target: Path) -> None:
+    """Give it its name without overwriting: a link cannot, but not every network share has them."""
+    try:
+        os.link(part, target)
+    except FileExistsError as error:
+        raise CannotStart(f"{target} is there already; it is not overwritten") from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        part.rename(target)
+
+
+def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
+    """Copy a database to a file that is not there yet, durable but for its name."""
+    done = False
+    try:
+        _copy_new(path, target, timeout_s=timeout_s, stop=never)
+        _sync(target)
+        done = True
+    finally:
+        if not done:
+            target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _copied(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> Iterator[None]:
+    """Hold a copy of the ledger under the name `part`, which is gone afterwards."""
+    try:
+        with _mapped(part):
+            _require_room(path, part)
+            _copy_new(path, part, timeout_s=timeout_s, stop=stop)
+        yield
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _require_room(path: Path, part: Path) -> None:
+    """A copy must not take the last space: the ledger itself may lie on the same disk."""
+    space = os.statvfs(part.parent)
+    if space.f_bavail * space.f_frsize < path.stat().st_size + _ROOM:
+        raise LedgerUnavailable(
+            f"the ledger {path} cannot be copied: there is too little space in {part.parent}"
+        )
+
+
+def _copy_new(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> None:
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    try:
+        _copy(path, part, timeout_s, stop)
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", None) or ""
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE")):
+            raise LedgerUnavailable(f"{part} cannot be written: the disk is full") from error
+        raise LedgerUnavailable(engine.sentence(path, error)) from error
+
+
+def _copy(path: Path, part: Path, timeout_s: float, stop: Stop) -> None:
+    with (
+        closing(engine.reader_connection(path, timeout_s=timeout_s)) as source,
+        closing(sqlite3.connect(part)) as made,
+    ):
+        for setting in ("journal_mode=OFF", "synchronous=OFF"):  # it is synced when it is whole
+            made.execute(f"PRAGMA {setting}")
+        try:
+            source.backup(made, pages=_PAGES_AT_ONCE, progress=_Steps(path, stop))
+        except _RestartedTooOften:
+            source.backup(made, pages=-1, progress=_Steps(path, stop))
+
+
+class _RestartedTooOften(Exception):
+    pass
+
+
+class _Steps:
+    """Watches a copy that lets the writer in between its steps.
+
+    Whenever the writer came in between, SQLite begins anew. Under steady writing that would never
+    end, so after some times the whole is copied in one step, for which the writer waits.
+    """
+
+    def __init__(self, path: Path, stop: Stop) -> None:
+        self._path = path
+        self._stop = stop
+        self._remaining: int | None = None
+        self._restarts = 0
+
+    def __call__(self, status: int, remaining: int, _total: int) -> None:
+        if self._stop():
+            raise Stopped("the copy of the ledger was stopped")
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # after the whole timeout
+            raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
+        if self._remaining is not None and remaining >= self._remaining:
+            self._restarts += 1
+        self._remaining = remaining
+        if self._restarts > _RESTARTS:
+            raise _RestartedTooOften
+        time.sleep(_LET_OTHERS_S)
+
+
+def problem_of(path: Path, stop: Stop = never) -> str | None:
+    """Check a file that nobody writes to, through and through: None, or what is wrong with it."""
+
+    def let_others() -> int:
+        time.sleep(_LET_OTHERS_S)
+        return int(stop())
+
+    address = f"file:{quote(str(path))}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            connection.set_progress_handler(let_others, _INSTRUCTIONS_AT_ONCE)
+            ((verdict,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    except sqlite3.Error as error:
+        if stop():
+            raise Stopped("the check of the ledger was stopped") from error
+        return str(error)
+    return None if verdict == "ok" else str(verdict).strip().rpartition("\n")[2]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LedgerUnavailable(f"{path} cannot be written: {error.strerror}") from error

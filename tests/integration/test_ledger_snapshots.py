@@ -1,0 +1,341 @@
+"""Copies of the ledger: beside its writer, checked, durable, and never at its cost."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poller.daemon.upkeep import Upkeep
+from poller.errors import CannotStart, LedgerUnavailable
+from poller.ledger import Ledger, NewFax, backup, snapshots
+from tests.conftest import Event, QuickClock
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+ONE_USER = [("app", "u1", "main", "front-desk")]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "poller.db"
+
+
+@pytest.fixture
+async def ledger(path: Path) -> AsyncIterator[Ledger]:
+    async with await Ledger.open(f"sqlite:///{path}") as opened:
+        await opened.sync_users(ONE_USER, NOW)
+        yield opened
+
+
+async def grow(ledger: Ledger, count: int, begin: int = 0) -> None:
+    (user,) = await ledger.users()
+    faxes = [
+        NewFax(f"fax-{number}", f"main/{number}", {"pages": 1, "filler": "x" * 500}, NOW)
+        for number in range(begin, begin + count)
+    ]
+    await ledger.record_page(user.id, faxes, window=None, found_by="newest", now=NOW)
+
+
+def faxes_in(copy: Path) -> int:
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        (count,) = connection.execute("SELECT count(*) FROM faxes").fetchone()
+    return int(count)
+
+
+def others(path: Path) -> set[str]:
+    """What lies beside the ledger and its journal."""
+    return {one.name for one in path.parent.iterdir()} - {path.name, f"{path.name}-journal"}
+
+
+def break_index(path: Path) -> None:
+    """A row that an index does not have: a quick check does not see that."""
+    index = "name = 'ix_attempts_fax'"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA writable_schema=ON")
+        row = other.execute(f"SELECT * FROM sqlite_master WHERE {index}").fetchone()
+        other.execute(f"DELETE FROM sqlite_master WHERE {index}")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("INSERT INTO attempts (fax, at, outcome) VALUES (1, 1, 'failed')")
+        other.execute("PRAGMA writable_schema=ON")
+        other.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+
+
+# -- the daily snapshot ----------------------------------------------------------------------------
+
+
+async def test_a_snapshot_is_private_whole_and_two_are_kept(ledger: Ledger, path: Path) -> None:
+    for day in range(4):
+        await grow(ledger, 1, begin=day)
+        health = await ledger.look_after(NOW + timedelta(days=day))
+        assert health.problem is None
+        assert health.snapshot_at == NOW + timedelta(days=day)
+    newest, older = snapshots.names(path)
+    assert others(path) == {newest.name, older.name}
+    assert (faxes_in(newest), faxes_in(older)) == (4, 3)
+    assert newest.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_look_within_the_day_checks_and_keeps_the_snapshot(
+    ledger: Ledger, path: Path
+) -> None:
+    await ledger.look_after(NOW)
+    await grow(ledger, 1)
+    later = NOW + timedelta(hours=23)
+    health = await ledger.look_after(later)
+    assert (health.checked_at, health.snapshot_at) == (later, NOW)
+    assert others(path) == {snapshots.names(path)[0].name}
+    assert faxes_in(snapshots.names(path)[0]) == 0
+
+
+async def test_a_snapshot_from_the_future_does_not_keep_the_next_from_being_made(
+    ledger: Ledger, path: Path
+) -> None:
+    await ledger.look_after(NOW + timedelta(days=3650))
+    assert await ledger.snapshot_is_due(NOW)
+    health = await ledger.look_after(NOW)
+    assert health.snapshot_at == NOW
+
+
+async def test_a_copy_that_a_killed_run_left_is_no_snapshot_and_goes(
+    ledger: Ledger, path: Path
+) -> None:
+    path.with_name("poller.db.snapshot-part").write_bytes(b"half")
+    assert snapshots.newest_at(path) is None
+    await ledger.look_after(NOW)
+    assert others(path) == {"poller.db.snapshot-1"}
+
+
+async def test_the_order_on_disk_is_sync_rename_sync(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = snapshots._sync, Path.rename
+
+    def synced(what: Path) -> None:
+        steps.append(f"sync {what.name}")
+        sync(what)
+
+    def renamed(self: Path, target: Path) -> Any:
+        steps.append(f"{self.name} -> {target.name}")
+        return rename(self, target)
+
+    await ledger.look_after(NOW)
+    monkeypatch.setattr(snapshots, "_sync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    await ledger.look_after(NOW + timedelta(days=1))
+    assert steps == [
+        "sync poller.db.snapshot-part",
+        "poller.db.snapshot-1 -> poller.db.snapshot-2",
+        "poller.db.snapshot-part -> poller.db.snapshot-1",
+        "sync state",
+    ]
+
+
+async def test_a_damaged_ledger_is_found_and_does_not_push_a_good_snapshot_out(
+    ledger: Ledger, path: Path
+) -> None:
+    await grow(ledger, 3)
+    await ledger.look_after(NOW)
+    break_index(path)
+    health = await ledger.look_after(NOW + timedelta(days=1))
+    assert health.problem is not None
+    assert "index" in health.problem
+    assert (await ledger.health()).problem == health.problem
+    assert others(path) == {"poller.db.snapshot-1"}
+    assert faxes_in(path.with_name("poller.db.snapshot-1")) == 3
+
+
+async def test_a_copy_ends_under_steady_writing_and_holds_no_commit_up_for_long(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step of the copy meets a commit, so that SQLite begins anew each time."""
+    monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 20)
+    monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.02)
+    for begin in range(0, 1500, 500):
+        await grow(ledger, 500, begin)
+    copying = asyncio.create_task(ledger.look_after(NOW))
+    longest, writes = 0.0, 0
+    while not copying.done():
+        begun = time.monotonic()
+        await ledger.check_writable()
+        longest, writes = max(longest, time.monotonic() - begun), writes + 1
+    health = await copying
+    assert health.problem is None
+    assert faxes_in(snapshots.names(path)[0]) == 1500
+    assert writes > 3
+    assert longest < 1.0
+
+
+async def test_a_copy_of_a_ledger_that_another_program_locks_is_given_up(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ledger.ledger.BUSY_TIMEOUT_S", 0.05)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnavailable, match="locked"):
+            await ledger.look_after(NOW)
+        other.execute("ROLLBACK")
+    assert others(path) == set()
+    await ledger.look_after(NOW)
+
+
+async def test_a_full_disk_gets_no_copy_and_the_ledger_goes_on(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any) -> Any:
+        return SimpleNamespace(f_bavail=1000, f_frsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", full)
+    with pytest.raises(LedgerUnavailable, match="too little space"):
+        await ledger.look_after(NOW)
+    assert others(path) == set()
+    await ledger.check_writable()
+
+
+async def test_the_end_of_the_service_does_not_wait_for_a_copy(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.01)
+    for begin in range(0, 3000, 500):  # some 600 pages: six seconds
+        await grow(ledger, 500, begin)
+    copying = asyncio.create_task(ledger.look_after(NOW))
+    while "poller.db.snapshot-part" not in others(path):
+        await asyncio.sleep(0.001)
+    begun = time.monotonic()
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert time.monotonic() - begun < 2
+    assert others(path) == set()
+    assert not [one for one in threading.enumerate() if "copy" in one.name]
+
+
+# -- what the daemon makes of it ---------------------------------------------------------------------
+
+
+async def test_upkeep_makes_one_snapshot_a_day_and_the_first_at_once(
+    ledger: Ledger, clock: QuickClock, events: list[Event]
+) -> None:
+    upkeep = Upkeep(ledger, clock)
+    made_at = []
+    for hour in range(50):
+        before = len(events)
+        await upkeep.look()
+        made_at += [hour] * (len(events) - before)
+        clock.advance(timedelta(hours=1))
+    assert made_at == [0, 24, 48]
+    assert {event.action for event in events} == {"snapshot-made"}
+
+
+async def test_upkeep_checks_at_every_start_even_when_there_is_a_snapshot_of_today(
+    ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
+) -> None:
+    await Upkeep(ledger, clock).look()
+    clock.advance(timedelta(hours=1))
+    await Upkeep(ledger, clock).look()
+    assert (await ledger.health()).checked_at == clock.now()
+    assert [event.action for event in events] == ["snapshot-made"]
+
+
+async def test_upkeep_says_a_failure_once_and_tries_again_every_hour(
+    ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
+) -> None:
+    blocked = path.with_name("poller.db.snapshot-part")
+    blocked.mkdir()
+    upkeep = Upkeep(ledger, clock)
+    for _ in range(3):
+        await upkeep.look()
+        clock.advance(timedelta(hours=1))
+    assert [event.action for event in events] == ["snapshot-failed"]
+    blocked.rmdir()
+    await upkeep.look()
+    assert [event.action for event in events] == ["snapshot-failed", "snapshot-made"]
+    assert events[-1].fields["failures"] == 3
+
+
+async def test_upkeep_says_that_the_ledger_is_damaged_once_and_until_it_is_well(
+    ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
+) -> None:
+    whole = path.read_bytes()
+    break_index(path)
+    upkeep = Upkeep(ledger, clock)
+    for _ in range(2):
+        await upkeep.look()
+        clock.advance(timedelta(days=1))
+    assert [event.action for event in events] == ["ledger-damaged"]
+    assert upkeep.trouble is not None
+    assert "poller rebuild" in upkeep.trouble
+    path.write_bytes(whole)
+    await upkeep.look()
+    assert upkeep.trouble is None
+
+
+# -- backup ------------------------------------------------------------------------------------------
+
+
+async def test_a_backup_is_made_beside_the_writer(
+    ledger: Ledger, path: Path, tmp_path: Path
+) -> None:
+    await grow(ledger, 5)
+    target = tmp_path / "copy.db"
+    assert await backup(f"sqlite:///{path}", target) == target.stat().st_size
+    assert faxes_in(target) == 5
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
+
+
+async def test_a_backup_overwrites_nothing(ledger: Ledger, path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy.db"
+    target.write_text("mine")
+    with pytest.raises(CannotStart, match="is there already"):
+        await backup(f"sqlite:///{path}", target)
+    (tmp_path / "dangling.db").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CannotStart, match="is there already"):
+        await backup(f"sqlite:///{path}", tmp_path / "dangling.db")
+    assert target.read_text() == "mine"
+
+
+async def test_a_backup_overwrites_nothing_that_appears_while_it_is_made(
+    ledger: Ledger, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "copy.db"
+    monkeypatch.setattr(snapshots, "_sync", lambda _: target.write_text("mine"))
+    with pytest.raises(CannotStart, match="is there already"):
+        await backup(f"sqlite:///{path}", target)
+    assert target.read_text() == "mine"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
+
+
+async def test_a_backup_goes_to_a_file_system_without_links(
+    ledger: Ledger, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    await backup(f"sqlite:///{path}", tmp_path / "copy.db")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
+
+
+async def test_a_backup_of_nothing_or_of_a_damaged_ledger_is_refused(
+    ledger: Ledger, path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy.db"
+    with pytest.raises(CannotStart, match="there is no ledger"):
+        await backup(f"sqlite:///{tmp_path}/none.db", target)
+    with pytest.raises(LedgerUnavailable, match="No such file or directory"):
+        await backup(f"sqlite:///{path}", tmp_path / "none" / "copy.db")
+    break_index(path)
+    with pytest.raises(CannotStart, match="is damaged"):
+        await backup(f"sqlite:///{path}", target)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["state"]
