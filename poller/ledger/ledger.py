@@ -170,7 +170,7 @@ class Ledger:
             problem = await asyncio.shield(task)
         except asyncio.CancelledError:
             self._stop_copying.set()
-            await asyncio.wait([task])
+            await asyncio.gather(task, return_exceptions=True)
             raise
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
             await self._write(lambda connection: _set_checked(connection, now, problem))
