@@ -30,6 +30,8 @@ from poller.retry import parse_retry_after
 BODY_LIMIT = 32 << 20
 EVIDENCE_LIMIT = 64 << 10
 FAX_ID_LIMIT = 1024
+DEEPEST_FIELD = 64
+TOKEN_LIMIT = 16 << 10  # it goes into a header of every request, and servers take no more
 
 _SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "set-cookie2"}
@@ -71,15 +73,20 @@ class Page:
 
 
 def succeeded(call: Call, status: int) -> bool:
-    """Say whether a status is what the call is for; deleting what is gone counts."""
-    return 200 <= status < 300 or (call is Call.DELETE and status in {404, 410})
+    """Say whether a status is what the call is for; deleting what is gone counts.
+
+    Not 206: nobody asked for a part, and an empty part of a list would pass for an empty list.
+    """
+    if call is Call.DELETE and status in {404, 410}:
+        return True
+    return 200 <= status < 300 and status != 206
 
 
 def parse_token(body: bytes) -> Token:
     """Read the answer to a sign-in."""
     fields = strict_object(body, "sign-in")
     value = fields.get("access_token")
-    if not isinstance(value, str) or _TOKEN.fullmatch(value) is None:
+    if not isinstance(value, str) or _TOKEN.fullmatch(value) is None or len(value) > TOKEN_LIMIT:
         raise BadAnswer("The sign-in answer holds no token.")
     return Token(value, _life(fields.get("expires_in")))
 
@@ -123,10 +130,30 @@ def parse_page(body: bytes) -> Page:
         return Page(())
     if not isinstance(records, list):
         raise BadAnswer("The list answer holds no list of faxes.")
+    records = [_no_deeper(record, DEEPEST_FIELD) for record in records]
     listed = [(_listed(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
     marks = tuple(fax.fax_id if fax else _stand_in(record) for fax, record in listed)
     return Page(faxes, len(records) - len(faxes), marks)
+
+
+def _no_deeper(value: Any, levels: int) -> Any:
+    """Keep what is nested deeper as its JSON text.
+
+    What could just be read could perhaps not be written again: from a deeper stack, or by the
+    encoder that indents, which is Python's own and has a limit of its own since 3.12. Then this one
+    fax could never be stored.
+    """
+    if not isinstance(value, dict | list):
+        return value
+    if levels == 0:
+        try:
+            return json.dumps(value)
+        except RecursionError:
+            return "[nested too deeply]"
+    if isinstance(value, list):
+        return [_no_deeper(one, levels - 1) for one in value]
+    return {name: _no_deeper(one, levels - 1) for name, one in value.items()}
 
 
 def _stand_in(record: object) -> str:

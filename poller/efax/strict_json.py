@@ -1,6 +1,7 @@
 """JSON as the API may send it: UTF-8, an object, no key twice, no NaN."""
 
 import json
+import math
 from typing import Any
 
 from poller.errors import BadAnswer
@@ -11,7 +12,10 @@ def strict_object(body: bytes, answer: str) -> dict[str, Any]:
     try:
         # Decoded here, for json.loads would guess UTF-16 and UTF-32 from bytes.
         value = json.loads(
-            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+            body.decode(),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of 5,000 digits, `[[[[…`
         raise BadAnswer(f"The {answer} answer is not JSON.") from None
@@ -25,6 +29,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a key comes twice")
     return value
+
+
+def _finite(text: str) -> float | str:
+    """Read a number; one beyond all floats stays text, for as infinity it could not be written again."""
+    value = float(text)
+    return value if math.isfinite(value) else text
 
 
 def _refuse_constant(name: str) -> None:

@@ -89,7 +89,7 @@ class Simulator(Service):
 
     async def start(self) -> None:
         app = web.Application(client_max_size=_LARGEST_BODY)
-        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._handle)  # an id may hold a line break
         app.on_response_prepare.append(drop_unwanted_headers)
         # Handlers are cancelled when the client or the simulator goes away, so that none that
         # stalls or is held back stays behind.

@@ -26,9 +26,9 @@ class Harm:
     """What happens to the answers of the requests that hold `needle`, `times` of them (None: all).
 
     `answer`: these bytes are sent instead of asking the server; the connection is closed after them.
-    `cut_after`: so many bytes of the answer pass, then its `end`. `flip_at`: the lowest bit of that
-    byte of the answer is flipped. `latency_s` goes before the answer, `drip` (bytes, seconds) and
-    `bytes_per_s` slow it down.
+    `cut_after`: so many bytes of the answer pass, then its `end`. `flip_in`: the lowest bit of the
+    last of these bytes is flipped where they come in the answer. `latency_s` goes before the answer,
+    `drip` (bytes, seconds) and `bytes_per_s` slow it down.
     """
 
     needle: bytes = b""
@@ -36,7 +36,7 @@ class Harm:
     answer: bytes | None = None
     cut_after: int | None = None
     end: End = "fin"
-    flip_at: int | None = None
+    flip_in: bytes | None = None
     latency_s: float = 0.0
     drip: tuple[int, float] | None = None
     bytes_per_s: float | None = None
@@ -172,8 +172,8 @@ class _Connection:
             return True
         if not self._passed:
             await asyncio.sleep(harm.latency_s)
-        if harm.flip_at is not None and 0 <= harm.flip_at - self._passed < len(block):
-            at = harm.flip_at - self._passed
+        if harm.flip_in is not None and (found := block.find(harm.flip_in)) >= 0:
+            at = found + len(harm.flip_in) - 1
             block = block[:at] + bytes((block[at] ^ 1,)) + block[at + 1 :]
         cut = harm.cut_after is not None and self._passed + len(block) > harm.cut_after
         if cut and harm.cut_after is not None:

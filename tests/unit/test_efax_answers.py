@@ -1,5 +1,6 @@
 """What comes back: good answers as values, each bad one as one error."""
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -69,6 +70,30 @@ def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
 )
 def test_a_record_lists_a_page_count_or_none(raw: dict[str, Any], pages: int | None) -> None:
     assert efax.listed_pages(raw) == pages
+
+
+def test_a_number_beyond_all_floats_can_be_written_again() -> None:
+    (fax,) = efax.parse_page(b'{"faxes": [{"fax_id": "a", "size": -1e400, "x": 1.5}]}').faxes
+    assert fax.raw == {"fax_id": "a", "size": "-1e400", "x": 1.5}
+    assert json.loads(json.dumps(fax.raw, allow_nan=False)) == fax.raw
+
+
+@pytest.mark.parametrize("depth", [70, 500, 900])
+@pytest.mark.parametrize("usable", [True, False])
+def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
+    depth: int, usable: bool
+) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    record = '{"fax_id": "a", "x": %s}' if usable else '{"x": %s}'
+    page = efax.parse_page((f'{{"faxes": [{record % nested}, {{"fax_id": "b"}}]}}').encode())
+    assert page.faxes[-1].fax_id == "b"
+    assert page.unusable == (not usable)
+    assert len(page.marks) == 2
+    value = page.faxes[0].raw.get("x")
+    for _ in range(efax.answers.DEEPEST_FIELD - 1 if usable else 0):
+        assert value is not None
+        value = value["a"]
+    assert isinstance(value, str) is usable
 
 
 @pytest.mark.parametrize(
@@ -160,6 +185,7 @@ def test_a_strange_life_of_a_token_becomes_a_sane_one(expires_in: str, seconds: 
         b'{"access_token": "a b"}',
         b'{"access_token": "a\\r\\nX-Evil: 1"}',
         b'{"access_token": "\\u00e9"}',
+        b'{"access_token": "' + b"x" * (16 * 1024 + 1) + b'"}',
         b"UP",
     ],
 )
@@ -198,6 +224,7 @@ def test_metadata_is_an_object_that_is_no_error() -> None:
         *((call, 429, errors.RateLimited) for call in Call),
         *((call, status, errors.Unreachable) for call in Call for status in (500, 503, 599)),
         *((call, 302, errors.Rejected) for call in Call),
+        *((call, 206, errors.BadAnswer) for call in Call),
         (Call.LIST, 101, errors.BadAnswer),
     ],
 )
