@@ -47,6 +47,7 @@ class _User:
     faxes: Tally[FaxOutcome] = field(default_factory=Tally)
     pending: int = 0
     quarantined: int = 0
+    damaged: int = 0
     gap_s: float = 0.0
     watermark: float | None = None
     last_success: float | None = None
@@ -61,6 +62,7 @@ class _User:
             faxes=self.faxes + other.faxes,
             pending=self.pending + other.pending,
             quarantined=self.quarantined + other.quarantined,
+            damaged=self.damaged + other.damaged,
             gap_s=self.gap_s + other.gap_s,
             watermark=_oldest(self.watermark, other.watermark),
             last_success=_oldest(self.last_success, other.last_success),
@@ -94,6 +96,9 @@ class Metrics:
 
     def set_quarantined(self, account: str, user: str, count: int) -> None:
         self._user(account, user).quarantined = count
+
+    def set_damaged(self, account: str, user: str, count: int) -> None:
+        self._user(account, user).damaged = count
 
     def set_watermark(self, account: str, user: str, watermark: datetime) -> None:
         self._user(account, user).watermark = watermark.timestamp()
@@ -233,6 +238,11 @@ class _UserCollector(Collector):
             "poller_fax_quarantined",
             "Faxes given up, but for one try a day.",
             lambda user: user.quarantined,
+        )
+        yield self._gauge(
+            "poller_fax_damaged",
+            "Stored faxes whose files are not what was stored.",
+            lambda user: user.damaged,
         )
         yield self._gauge(
             "poller_watermark_timestamp_seconds",

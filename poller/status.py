@@ -4,19 +4,27 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from poller.ledger import AccountRow, Health, Ledger, UserRow
+from poller.evidence import EvidenceStore
+from poller.ledger import AccountRow, FaxRow, Health, Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
 
-_QUARANTINED_SHOWN = 20
+_FAXES_SHOWN = 20
 
 
 async def status(
-    ledger: Ledger, *, now: datetime, running: bool, version: str, storage: dict[str, Any]
+    ledger: Ledger,
+    *,
+    now: datetime,
+    running: bool,
+    version: str,
+    storage: dict[str, Any],
+    evidence: EvidenceStore | None = None,
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
     rows = await ledger.users()
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
+    harmed = await ledger.harmed_counts()
     return {
         "running": running,
         "version": version,
@@ -25,6 +33,7 @@ async def status(
         "accounts": [_account(row, now) for row in await ledger.accounts(include_removed=False)],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
+            | {"damaged_files": harmed.get(row.id, 0)}
             for row in rows
         ],
         "quarantined_faxes": [
@@ -34,8 +43,19 @@ async def status(
                 "fax_id": fax.fax_id,
                 "since": instant(fax.quarantined_at),
                 "error": fax.last_error,
+                "evidence": await _evidence(evidence, fax),
             }
-            for fax in await ledger.quarantined(_QUARANTINED_SHOWN)
+            for fax in await ledger.quarantined(_FAXES_SHOWN)
+        ],
+        "damaged_faxes": [
+            {
+                "account": fax.account,
+                "user": fax.user_name,
+                "fax_id": fax.fax_id,
+                "path": fax.file,
+                "why": fax.harm,
+            }
+            for fax in await ledger.harmed(_FAXES_SHOWN)
         ],
     }
 
@@ -63,6 +83,14 @@ def _ledger(health: Health) -> dict[str, Any]:
         "problem": health.problem,
         "snapshot_at": instant(health.snapshot_at),
     }
+
+
+async def _evidence(store: EvidenceStore | None, fax: FaxRow) -> str | None:
+    """Name the folder of what eFax answered, if something is kept."""
+    if store is None:
+        return None
+    kept = await store.find(fax.app_id, fax.user_id, fax.fax_id)
+    return str(kept[-1].parent) if kept else None
 
 
 def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:
@@ -95,6 +123,15 @@ def _user(
         "lag_s": None if watermark is None else max(0.0, (now - watermark).total_seconds()),
         "gaps": _spans(gaps),
         "failed_gaps": _spans(failed_gaps),
+        "dismissed_gaps": [
+            {
+                "from": instant(one.interval.start),
+                "to": instant(one.interval.end),
+                "reason": one.dismiss_reason,
+            }
+            for one in failed
+            if one.dismissed
+        ],
         "last_poll_at": instant(row.last_poll_at),
         "last_success_at": instant(row.last_success_at),
         "last_error": row.last_error,

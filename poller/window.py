@@ -142,6 +142,7 @@ class FailedSlice:
     next_attempt_at: datetime
     reason: str
     dismissed: bool = False
+    dismiss_reason: str | None = None
 
     def is_due(self, now: datetime) -> bool:
         return not self.dismissed and self.next_attempt_at <= now

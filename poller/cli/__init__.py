@@ -63,7 +63,17 @@ def _run(arguments: argparse.Namespace) -> int:
         case "retry":
             from poller.cli.retry import retry
 
-            return retry(paths, arguments.fax_id, as_json=arguments.json)
+            return retry(paths, arguments.fax_id, gap=arguments.gap, as_json=arguments.json)
+        case "dismiss":
+            from poller.cli.dismiss import dismiss
+
+            asked = (arguments.fax_id, arguments.gap, arguments.reason)
+            return dismiss(paths, *asked, as_json=arguments.json)
+        case "verify":
+            from poller.cli.verify import verify
+
+            asked_for = (arguments.repair, arguments.taken)
+            return verify(paths, *asked_for, as_json=arguments.json)
         case "backup":
             from poller.cli.backup import backup
 

@@ -54,11 +54,27 @@ def build() -> argparse.ArgumentParser:
         metavar="FAX_ID",
         help="or ACCOUNT/USER/FAX_ID; without any, all that are quarantined",
     )
+    _add_gap(retry, "list this stretch of time again, also when it was dismissed")
     _add_json(retry)
     backup = _command(commands, "backup", "copy the ledger, beside a running daemon too")
     backup.add_argument(
         "path", type=Path, metavar="PATH", help="the new file; one that is there is left alone"
     )
+    dismiss = _command(commands, "dismiss", "stop the alarm for a fax or gap that cannot be had")
+    dismiss.add_argument("fax_id", nargs="?", metavar="FAX_ID", help="or ACCOUNT/USER/FAX_ID")
+    _add_gap(dismiss, "times in ISO 8601 with offset, as `status --json` shows them")
+    dismiss.add_argument("--reason", metavar="TEXT", help="why; needed for a fax")
+    _add_json(dismiss)
+    verify = _command(commands, "verify", "hash what is on the disk against the ledger")
+    verify.add_argument("--repair", action="store_true", help="fetch damaged faxes again")
+    verify.add_argument(
+        "--taken",
+        nargs="+",
+        default=[],
+        metavar="FAX_ID",
+        help="fetch these again, which consumers have taken away",
+    )
+    _add_json(verify)
     add_simulator_arguments(_command(commands, "simulate", "the eFax API on loopback, to try with"))
     _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")
     return parser
@@ -83,6 +99,10 @@ def _add_config(parser: argparse.ArgumentParser, destination: str) -> None:
         metavar="PATH",
         help="a YAML file, or a directory of *.yaml; may be given several times (/etc/poller)",
     )
+
+
+def _add_gap(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--gap", nargs=3, metavar=("ACCOUNT/USER", "FROM", "TO"), help=text)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

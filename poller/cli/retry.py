@@ -1,4 +1,4 @@
-"""`poller retry`: make quarantined or named faxes due now; a running daemon fetches them."""
+"""`poller retry`: make quarantined or named faxes, or a gap, due now; a running daemon does the work."""
 
 import asyncio
 import json
@@ -6,25 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poller.cli import setup
+from poller.cli.naming import UnknownGap, find_one, find_user, stretch
 from poller.config.model import Config
-from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger
+from poller.errors import UsageError
 
 
-class UnknownFax(PollerError):
-    """No such fax in the ledger; exit 1."""
+def retry(
+    paths: Sequence[Path], fax_ids: Sequence[str], *, gap: Sequence[str] | None, as_json: bool
+) -> int:
+    """Make faxes or a gap due; raises UnknownFax and UnknownGap (1), UsageError (2).
 
-
-def retry(paths: Sequence[Path], fax_ids: Sequence[str], *, as_json: bool) -> int:
-    """Make faxes due; raises UnknownFax (1), and UsageError (2) for an id that two users have."""
+    It undoes `dismiss`; a damaged fax is fetched again.
+    """
+    if gap is not None and fax_ids:
+        raise UsageError("retry takes either faxes or --gap")
     settings = setup.load(paths)
-    count = asyncio.run(_retry(settings, fax_ids))
+    count = asyncio.run(_retry(settings, fax_ids) if gap is None else _retry_gap(settings, gap))
     if as_json:
         print(json.dumps({"made_due": count}))
     else:
         running = setup.is_running(settings)
-        who = "The running daemon fetches" if running else "The next run fetches"
-        print(f"{count} faxes are due now. {who} them.")
+        who = "The running daemon" if running else "The next run"
+        what, does = ("faxes", "fetches") if gap is None else ("stretches of time", "lists")
+        print(f"{count} {what} are due now. {who} {does} them.")
     return 0
 
 
@@ -36,16 +40,14 @@ async def _retry(settings: Config, fax_ids: Sequence[str]) -> int:
         return await ledger.make_due([row.id for row in rows], setup.now())
 
 
-async def find_one(ledger: Ledger, name: str) -> FaxRow:
-    """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
-    found = await ledger.find(name)
-    account, _, rest = name.partition("/")
-    user, _, fax_id = rest.partition("/")
-    if fax_id:
-        found += await ledger.find(fax_id, account, user)
-    if not found:
-        raise UnknownFax(f"the ledger knows no fax {name}; `poller status` shows its users")
-    if len(found) > 1:
-        names = ", ".join(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found)
-        raise UsageError(f"{name} is ambiguous; name one of {names}")
-    return found[0]
+async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:
+    bounds = stretch(gap[1:])
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        row = await find_user(ledger, gap[0])
+        count = await ledger.make_gap_due(row.id, bounds)
+    if not count:
+        raise UnknownGap(
+            f"nothing of {gap[0]} failed or was dismissed from {gap[1]} to {gap[2]}; "
+            "`poller status --json` shows the gaps"
+        )
+    return count

@@ -67,6 +67,7 @@ async def _status(site: Site) -> dict[str, Any]:
         running=True,
         version=VERSION,
         storage=storage,
+        evidence=site.shop.evidence,
     )
     by_name = {account.account.name: account for account in site.accounts.values()}
     for row in shown["accounts"]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 from poller import VERSION
 from poller.cli import setup
 from poller.config.model import Config
+from poller.evidence import EvidenceStore
 from poller.status import damaged, status
 from poller.web.problems import problems
 
@@ -39,6 +40,7 @@ async def _status(settings: Config) -> dict[str, Any]:
             running=setup.is_running(settings),
             version=VERSION,
             storage=await setup.storage_now(settings, ledger),
+            evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
         )
 
 
@@ -60,14 +62,26 @@ def _print(shown: dict[str, Any]) -> None:
     for row in sorted(shown["users"], key=_trouble_first):
         table.add_row(*_cells(row), style=_style(row))
     console.print(table)
+    for line in _lines(shown):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(shown: dict[str, Any]) -> Iterator[str]:
+    """What has to be named: faxes in trouble, and gaps that nobody tries any more."""
     for fax in shown["quarantined_faxes"]:
-        name = f"{fax['account']}/{fax['user']}/{fax['fax_id']}"
-        console.print(
-            f"quarantined {_short(fax['since'])}  {name}  {fax['error']}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
+        yield f"quarantined {_short(fax['since'])}  {_name(fax)}  {fax['error']}{kept}"
+    for fax in shown["damaged_faxes"]:
+        yield f"damaged  {_name(fax)}  {fax['path']}: {fax['why']}"
+    for row in shown["users"]:
+        for gap in row["dismissed_gaps"]:
+            why = f"  {gap['reason']}" if gap["reason"] else ""
+            who = f"{row['account']}/{row['user']}"
+            yield f"dismissed gap  {who}  {gap['from']} to {gap['to']}{why}"
+
+
+def _name(fax: dict[str, Any]) -> str:
+    return f"{fax['account']}/{fax['user']}/{fax['fax_id']}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -93,7 +107,8 @@ def _trouble_first(row: dict[str, Any]) -> tuple[bool, str, str]:
 
 
 def _in_trouble(row: dict[str, Any]) -> bool:
-    return bool(row["refused"] or row["last_error"] or row["quarantined"] or row["failed_gaps"])
+    troubles = ("refused", "last_error", "quarantined", "damaged_files", "failed_gaps")
+    return any(row[name] for name in troubles)
 
 
 def _style(row: dict[str, Any]) -> str:

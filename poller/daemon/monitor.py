@@ -181,12 +181,14 @@ class Monitor:
     async def _gauges(self) -> None:
         try:
             rows = await self._site.shop.ledger.users(include_removed=False)
+            harmed = await self._site.shop.ledger.harmed_counts()
         except LedgerUnavailable:
             return  # the gate says so
         metrics = self._site.shop.metrics
         for row in rows:
             metrics.set_pending(row.account, row.user, row.pending)
             metrics.set_quarantined(row.account, row.user, row.quarantined)
+            metrics.set_damaged(row.account, row.user, harmed.get(row.id, 0))
         self._pending = sum(row.pending for row in rows)
         self._quarantined = sum(row.quarantined for row in rows)
         systemd.status(self.status_line())

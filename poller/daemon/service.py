@@ -12,6 +12,7 @@ from poller.config.model import Config
 from poller.daemon import reload
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
+from poller.daemon.rounds import Rounds
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site, open_site
@@ -84,7 +85,8 @@ class Service:
         for account in self._site.accounts.values():
             self._start_account(account)
         self._planner.start()
-        for name, work in self._monitor.loops().items():
+        loops = {**self._monitor.loops(), **Rounds(self._site).loops()}
+        for name, work in loops.items():
             self._spawn(work, name)
         systemd.ready(self._monitor.status_line())
         log.event(

@@ -356,7 +356,7 @@ class AccountAtWork:
         else:
             log.event(
                 "gap-closed",
-                "Every stretch of time is listed again.",
+                "Every stretch of time is listed again, or was dismissed.",
                 account=state.user.account,
                 user=state.user.name,
             )

@@ -11,6 +11,7 @@ from poller import log, retry
 from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
+from poller.documents import DocumentFormat
 from poller.efax import listed_pages
 from poller.errors import (
     AccountSuspended,
@@ -31,7 +32,7 @@ from poller.errors import (
 )
 from poller.evidence import EvidenceStore
 from poller.ingest.gate import Gate
-from poller.ledger import FaxRow, Ledger, State
+from poller.ledger import FaxRow, Ledger, OnDisk, State
 from poller.metrics import Metrics
 from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
@@ -116,12 +117,13 @@ class Fetcher:
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
         shop = self._shop
-        carried_on = await shop.storage.resume(fax.path, _identity(fax))
+        carried_on = await self._resume(fax)
         if carried_on is not None:
             await self._record(fax, carried_on)
             await shop.storage.finish(fax.path)
             return Outcome.STORED
-        async with shop.storage.draft(fax.path) as draft, self._under_way(fax, draft):
+        draft_of = shop.storage.draft(fax.path, replacing=fax.force)
+        async with draft_of as draft, self._under_way(fax, draft):
             problem = await self._download_with_evidence(fax, user, draft)
             stored = await draft.deliver(
                 lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
@@ -132,6 +134,16 @@ class Fetcher:
         if problem is not None:
             self._report_damaged(fax, stored, problem)
         return Outcome.STORED
+
+    async def _resume(self, fax: FaxRow) -> StoredFile | None:
+        if not fax.force:
+            return await self._shop.storage.resume(fax.path, _identity(fax))
+        held = stored_file(fax)
+        stored_at = fax.stored_at or self._shop.clock.now()
+        content = None if held is None else sidecar(held, _origin(fax), stored_at=stored_at)
+        return await self._shop.storage.resume_again(
+            fax.path, _identity(fax), held=held, content=content
+        )
 
     @asynccontextmanager
     async def _under_way(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
@@ -185,11 +197,11 @@ class Fetcher:
         )
         self._shop.gate.passed()
         self._shop.metrics.fax(fax.account, fax.user_name, "stored")
-        if fax.received_at is not None:
+        if fax.received_at is not None and not fax.force:
             self._shop.metrics.ingest_latency((now - fax.received_at).total_seconds())
         log.event(
             "fax-stored",
-            "Stored a fax.",
+            "Stored a fax again." if fax.force else "Stored a fax.",
             account=fax.account,
             user=fax.user_name,
             fax_id=fax.fax_id,
@@ -297,6 +309,14 @@ class Fetcher:
             file=file.file,
             problem=problem,
         )
+
+
+def stored_file(row: FaxRow | OnDisk) -> StoredFile | None:
+    """Give what the ledger says of the file of a fax that was stored."""
+    if row.file is None or row.bytes is None or row.sha256 is None:
+        return None
+    form: DocumentFormat = "tiff" if row.format == "tiff" else "pdf"
+    return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, row.damaged)
 
 
 def _identity(fax: FaxRow) -> Identity:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from poller import log, retry
@@ -290,7 +290,10 @@ class Poller:
             return  # listed before, or a gap of its own
         failures = _failures(state, piece.interval) + 1
         pause = retry.growing(failures, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
+        held = next((f for f in state.failed_slices if f.interval == piece.interval), None)
         failed = FailedSlice(piece.interval, failures, run.now + pause, reason)
+        if held is not None:  # it may have been dismissed while it was asked for
+            failed = replace(failed, dismissed=held.dismissed, dismiss_reason=held.dismiss_reason)
         await self._ledger.slice_failed(
             state.id, failed.interval, next_attempt_at=failed.next_attempt_at, reason=reason
         )

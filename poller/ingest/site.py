@@ -109,9 +109,12 @@ class Site:
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""
-        ledger = self.shop.ledger
-        await ledger.forget_far_future(self.shop.clock.now())
-        failed_slices = await ledger.all_failed_slices()
+        await self.shop.ledger.forget_far_future(self.shop.clock.now())
+        await self.read_failed_slices()
+
+    async def read_failed_slices(self) -> None:
+        """Take what the ledger knows of slices that failed, which an operator may have edited."""
+        failed_slices = await self.shop.ledger.all_failed_slices()
         for state in self.states:
             state.failed_slices = failed_slices.get(state.id, [])
 

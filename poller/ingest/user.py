@@ -61,7 +61,10 @@ class SweepUnderWay:
 
 @dataclass
 class UserState:
-    """Only this process writes the ledger's rows of its users, so what was read once stays true."""
+    """Only this process writes the ledger's rows of its users, so what was read once stays true.
+
+    But for `failed_slices`: an operator may dismiss a gap, and `Rounds` reads them again then.
+    """
 
     user: User
     id: int

@@ -1,7 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
 from poller.ledger.ledger import Ledger, backup
-from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, UserRow
+from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
 from poller.ledger.tables import State
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Health",
     "Ledger",
     "NewFax",
+    "OnDisk",
     "State",
     "UserRow",
     "backup",

@@ -1,7 +1,7 @@
 """From a pending fax to a stored one: what is due, and what became of each attempt."""
 
 import collections
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from poller.ledger.listing import FAX, chunks
-from poller.ledger.rows import Attempt, FaxRow, fax_row
+from poller.ledger.rows import Attempt, FaxRow, OnDisk, fax_row
 from poller.ledger.tables import Instant, State, attempts, faxes, users
 
 KEPT_ATTEMPTS = 50
@@ -176,6 +176,9 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
         first_failed_at=None,
         last_error=None,
         force=False,
+        harm=None,
+        dismissed_at=None,
+        dismiss_reason=None,
         file=file.file,
         format=file.format,
         bytes=file.bytes,
@@ -228,12 +231,14 @@ def postpone(connection: Connection, fax: int, next_attempt_at: datetime) -> Non
 
 def dismiss(connection: Connection, fax: int, now: datetime, reason: str) -> FaxRow:
     row = one_fax(connection, fax)
-    if row.state in DUE_STATES:
+    if row.state in DUE_STATES or row.harm is not None:
         _set_fax(
             connection,
             fax,
             state=State.DISMISSED,
             next_attempt_at=None,
+            force=row.force or row.harm is not None,  # when it is undone, the bad file is no fax
+            harm=None,
             dismissed_at=now,
             dismiss_reason=reason,
         )
@@ -243,22 +248,99 @@ def dismiss(connection: Connection, fax: int, now: datetime, reason: str) -> Fax
 
 
 def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
-    rows = [row for row in _rows(connection, wanted) if row.state is not State.STORED]
+    rows = [row for row in _rows(connection, wanted) if _can_be_due(row)]
     for row in rows:
-        _set_fax(
-            connection,
-            row.id,
-            state=State.PENDING,
-            next_attempt_at=now,
-            failures=0,
-            first_failed_at=None,
-            quarantined_at=None,
-            dismissed_at=None,
-            dismiss_reason=None,
-        )
+        _set_due(connection, row.id, now, force=row.force or row.harm is not None)
         _remember(connection, row.id, now, "made due", None)
     _count(connection, rows, State.PENDING)
     return len(rows)
+
+
+def _can_be_due(row: FaxRow) -> bool:
+    return row.state is not State.STORED or row.harm is not None
+
+
+def _set_due(connection: Connection, fax: int, now: datetime, *, force: bool) -> None:
+    _set_fax(
+        connection,
+        fax,
+        state=State.PENDING,
+        next_attempt_at=now,
+        failures=0,
+        first_failed_at=None,
+        quarantined_at=None,
+        dismissed_at=None,
+        dismiss_reason=None,
+        force=force,
+    )
+
+
+# -- what is on the disk -----------------------------------------------------------------------
+
+_ON_DISK = select(
+    *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
+    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "force", "harm")),
+    *(users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")),
+    users.c.removed,
+).join_from(faxes, users)
+
+
+def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDisk]:
+    waits = and_(faxes.c.force, faxes.c.state != State.DISMISSED)
+    wanted = _ON_DISK.where(faxes.c.file.is_not(None), (faxes.c.state == State.STORED) | waits)
+    if below is not None:
+        wanted = wanted.where(faxes.c.id < below)
+    rows = connection.execute(wanted.order_by(faxes.c.id.desc()).limit(limit))
+    return [OnDisk(**{str(k): v for k, v in row.items()}) for row in rows.mappings()]
+
+
+def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
+    wanted = select(faxes.c.path, faxes.c.file)
+    return {
+        path: file
+        for chunk in chunks(paths)
+        for path, file in connection.execute(wanted.where(faxes.c.path.in_(chunk)))
+    }
+
+
+def note_harm(
+    connection: Connection, found: Mapping[int, tuple[str, str | None]], now: datetime
+) -> list[int]:
+    changed = []
+    for fax, (sha256, harm) in found.items():
+        row = one_fax(connection, fax)
+        # It may have been fetched again, or asked for, since it was looked at.
+        if row.state is not State.STORED or row.sha256 != sha256 or row.harm == harm:
+            continue
+        _set_fax(connection, fax, harm=harm)
+        _remember(connection, fax, now, "damaged" if harm else "not damaged", harm)
+        changed.append(fax)
+    return changed
+
+
+def harmed(connection: Connection, limit: int) -> list[FaxRow]:
+    rows = connection.execute(FAX.where(faxes.c.harm.is_not(None)).limit(limit))
+    return [fax_row(row) for row in rows.mappings()]
+
+
+def harmed_counts(connection: Connection) -> dict[int, int]:
+    wanted = select(faxes.c.user, func.count()).where(faxes.c.harm.is_not(None))
+    rows = connection.execute(wanted.group_by(faxes.c.user))
+    return {row[0]: row[1] for row in rows}
+
+
+def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
+    removed = set(connection.scalars(select(users.c.id).where(users.c.removed)))
+    rows = [
+        row
+        for row in _rows(connection, wanted)
+        if row.file is not None and row.user not in removed and row.state is not State.DISMISSED
+    ]
+    for row in rows:
+        _set_due(connection, row.id, now, force=True)
+        _remember(connection, row.id, now, "to be fetched again", row.harm)
+    _count(connection, rows, State.PENDING)
+    return [row.id for row in rows]
 
 
 def _rows(connection: Connection, wanted: Sequence[int] | None) -> list[FaxRow]:

@@ -7,7 +7,7 @@ gave out, LookupError. Times are aware UTC.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,15 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, fetching, listing, schema, snapshots, times, users
-from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, UserRow
+from poller.ledger import engine, fetching, gaps, listing, schema, snapshots, times, users
+from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
 from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
+_GAP_EDITS = "gap_edits"
 
 
 class Ledger:
@@ -321,6 +322,24 @@ class Ledger:
         """Put `halves`, which are due at once, in the place of the failed slice `whole`."""
         await self._write(lambda connection: listing.slice_split(connection, user, whole, halves))
 
+    # -- what operators decide about gaps --------------------------------------------------------
+
+    async def dismiss_gap(self, user: int, bounds: Interval, reason: str | None) -> int:
+        """Stop the alarm for the open gaps inside `bounds`; how many it concerns, dismissed before too."""
+        return await self._write(
+            lambda connection: _edited(connection, gaps.dismiss(connection, user, bounds, reason))
+        )
+
+    async def make_gap_due(self, user: int, bounds: Interval) -> int:
+        """List the failed and dismissed slices that touch `bounds` again, at once; how many."""
+        return await self._write(
+            lambda connection: _edited(connection, gaps.make_due(connection, user, bounds))
+        )
+
+    async def gap_edits(self) -> str | None:
+        """Return a value that changes with every edit of gaps by an operator."""
+        return await self._read(lambda connection: _meta(connection, _GAP_EDITS))
+
     # -- fetching -------------------------------------------------------------------------------
 
     async def users_with_due(self, app_id: str, now: datetime) -> list[int]:
@@ -379,13 +398,14 @@ class Ledger:
         await self._write(lambda connection: fetching.postpone(connection, fax, next_attempt_at))
 
     async def dismiss(self, fax: int, *, now: datetime, reason: str) -> FaxRow:
-        """Stop fetching a fax that cannot be had; a stored one stays stored."""
+        """Stop fetching a fax that cannot be had; a stored one stays so, unless it is damaged."""
         return await self._write(lambda connection: fetching.dismiss(connection, fax, now, reason))
 
     async def make_due(self, faxes: Sequence[int] | None, now: datetime) -> int:
         """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
 
-        None means all quarantined faxes of users who are configured. Stored ones are left alone.
+        None means all quarantined faxes of users who are configured. Stored ones are left alone,
+        unless they are damaged on the disk.
         Returns how many were made due.
         """
         return await self._write(lambda connection: fetching.make_due(connection, faxes, now))
@@ -419,6 +439,43 @@ class Ledger:
         """Return some of the faxes that are quarantined, those that are tried next first."""
         return await self._read(lambda connection: fetching.quarantined(connection, limit))
 
+    # -- what is on the disk ----------------------------------------------------------------------
+
+    async def on_disk(self, below: int | None, limit: int) -> list[OnDisk]:
+        """Return faxes whose files should be there, newest first; `below` is the last id had before.
+
+        Stored ones, and those that are being fetched again.
+        """
+        return await self._read(lambda connection: fetching.on_disk(connection, below, limit))
+
+    async def files_of(self, paths: Sequence[str]) -> dict[str, str | None]:
+        """Return those of `paths` (without extension) that belong to a fax, with its stored file."""
+        return await self._read(lambda connection: fetching.files_of(connection, paths))
+
+    async def note_harm(
+        self, found: Mapping[int, tuple[str, str | None]], now: datetime
+    ) -> list[int]:
+        """Record why the files of stored faxes are not what was stored, or None: they are well.
+
+        By fax: the hash that was looked for, and the reason. Returns whose reason has changed.
+        """
+        return await self._write(lambda connection: fetching.note_harm(connection, found, now))
+
+    async def harmed(self, limit: int) -> list[FaxRow]:
+        """Return some of the faxes that are damaged on the disk."""
+        return await self._read(lambda connection: fetching.harmed(connection, limit))
+
+    async def harmed_counts(self) -> dict[int, int]:
+        """Return how many faxes are damaged on the disk, for each user that has some."""
+        return await self._read(fetching.harmed_counts)
+
+    async def fetch_again(self, faxes: Sequence[int], now: datetime) -> list[int]:
+        """Fetch stored faxes once more; whose request was taken.
+
+        Not those of removed users, and not what was dismissed.
+        """
+        return await self._write(lambda connection: fetching.fetch_again(connection, faxes, now))
+
     async def pending_paths(self) -> list[str]:
         """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
         return await self._read(fetching.pending_paths)
@@ -443,6 +500,12 @@ def _checked(connection: Connection) -> tuple[datetime | None, str | None]:
 def _set_checked(connection: Connection, now: datetime, problem: str | None) -> None:
     _set_meta(connection, "checked_at", lambda _: now.astimezone(UTC).isoformat())
     _set_meta(connection, "problem", lambda _: problem or "")
+
+
+def _edited(connection: Connection, count: int) -> int:
+    if count:
+        _set_meta(connection, _GAP_EDITS, _next_count)
+    return count
 
 
 def _next_count(held: str | None) -> str:

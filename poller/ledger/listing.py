@@ -239,6 +239,7 @@ def all_failed(connection: Connection, *where: Any) -> dict[int, list[FailedSlic
                 next_attempt_at=row.next_attempt_at,
                 reason=row.reason,
                 dismissed=row.dismissed,
+                dismiss_reason=row.dismiss_reason,
             )
         )
     return found

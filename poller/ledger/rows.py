@@ -51,7 +51,10 @@ class UserRow:
 
 @dataclass(frozen=True)
 class FaxRow:
-    """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage."""
+    """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage.
+
+    `force`: what is on the disk is not to be taken for the fax. `harm`: why it is not what was stored.
+    """
 
     id: int
     user: int
@@ -87,6 +90,30 @@ class FaxRow:
     dismissed_at: datetime | None
     dismiss_reason: str | None
     force: bool
+    harm: str | None
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What should be on the disk of a fax that is stored, or that is to be fetched again."""
+
+    id: int
+    app_id: str
+    user_id: str
+    account: str
+    user_name: str
+    removed: bool
+    fax_id: str
+    state: State
+    path: str
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    pages: int | None
+    damaged: bool
+    force: bool
+    harm: str | None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0001"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0002"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -236,6 +236,8 @@ faxes = Table(
     Column("dismissed_at", Instant),
     Column("dismiss_reason", Text),
     _flag("force"),
+    # Why what is on the disk is not what was stored, while somebody has to know it.
+    Column("harm", Text),
     # This order serves both the look-up by user and the operator's look-up by fax id alone.
     UniqueConstraint("fax_id", "user"),
     UniqueConstraint("path"),
@@ -258,6 +260,13 @@ Index(
     faxes.c.stored_at,
     sqlite_where=faxes.c.stored_at.is_not(None),
     postgresql_where=faxes.c.stored_at.is_not(None),
+)
+
+Index(
+    "ix_faxes_harm",
+    faxes.c.user,
+    sqlite_where=faxes.c.harm.is_not(None),
+    postgresql_where=faxes.c.harm.is_not(None),
 )
 
 attempts = Table(

@@ -1,7 +1,17 @@
 """The durable order: a fax becomes a file with its sidecar, whole or not at all."""
 
 from poller.storage.draft import Draft
+from poller.storage.inspection import Condition, Finding
 from poller.storage.sidecars import Identity, Origin, StoredFile, sidecar
 from poller.storage.storage import Storage
 
-__all__ = ["Draft", "Identity", "Origin", "Storage", "StoredFile", "sidecar"]
+__all__ = [
+    "Condition",
+    "Draft",
+    "Finding",
+    "Identity",
+    "Origin",
+    "Storage",
+    "StoredFile",
+    "sidecar",
+]

@@ -35,8 +35,10 @@ MakeSidecar = Callable[[StoredFile], dict[str, Any]]
 class Handover:
     """One fax on its way into its place; blocks, and is used by one thread at a time."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, replacing: bool = False) -> None:
+        """With `replacing`, other files that have the fax's names are damaged and are put aside."""
         self.place = place
+        self._replacing = replacing
         self.delivered = False
         self._fd: int | None = None
         self._hash = hashlib.sha256()
@@ -70,8 +72,11 @@ class Handover:
         self._fd = None
         steps.close_written(fd)
         content = make_sidecar(stored)
-        _write_sidecar(self.place, sidecars.encode(content))
-        publish(self.place, stored, sidecars.identity_in(content))
+        write_sidecar(self.place, sidecars.encode(content))
+        identity = sidecars.identity_in(content)
+        if self._replacing:
+            put_aside(self.place, stored, identity)
+        publish(self.place, stored, identity)
         self.delivered = True
         return stored
 
@@ -116,7 +121,7 @@ class Handover:
         )
 
 
-def _write_sidecar(place: Place, data: bytes) -> None:
+def write_sidecar(place: Place, data: bytes) -> None:
     fd = steps.create(place.names.dot_sidecar, place.fd)
     try:
         steps.write(fd, data)
@@ -156,6 +161,71 @@ def publish(place: Place, stored: StoredFile, identity: Identity) -> None:
 
 
 IsSame = Callable[[int], bool]
+_NUMBERS = range(1, 1000)
+
+
+def put_aside(place: Place, stored: StoredFile, identity: Identity) -> None:
+    """Move what stands in the way of a fax that was fetched again to `.damaged-<name>`.
+
+    The dot-files are durable by then, so that the next start carries on from wherever this ends.
+    The sidecar goes first: consumers act on it. A file that is the fax stays.
+    """
+    steps.sync_directory(place.fd)
+    names = place.names
+    _put_aside(place, names.sidecar, _describes(place, stored, identity))
+    _put_aside(place, names.image(stored.format), holds(stored))
+    for form in sidecars.EXTENSIONS:
+        if form != stored.format:  # it came in the other format the last time
+            _put_aside(place, names.image(form), lambda _: False)
+
+
+def put_foreign_aside(place: Place) -> None:
+    """Move what has the fax's names and is no file that could be read to `.damaged-<name>`."""
+    images = [place.names.image(form) for form in sidecars.EXTENSIONS]
+    for name in [place.names.sidecar, *images]:
+        _put_aside(place, name, lambda _: True)
+
+
+def _put_aside(place: Place, name: str, is_same: IsSame) -> None:
+    try:
+        fd = steps.open_file(name, place.fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in _FOREIGN:
+            raise
+    else:
+        try:
+            if _is(is_same, fd):
+                return
+        finally:
+            steps.close(fd)
+    _link_aside(place, name)
+    steps.sync_directory(place.fd)  # under one name at least it is there, whatever happens now
+    steps.unlink(name, place.fd)
+
+
+def _is(is_same: IsSame, fd: int) -> bool:
+    try:
+        return is_same(fd)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False  # a bad sector
+
+
+def _link_aside(place: Place, name: str) -> None:
+    for number in _NUMBERS:
+        kept = place.names.damaged(name, number)
+        try:
+            steps.link(name, kept, place.fd)
+        except FileExistsError:
+            if not steps.is_same_file(name, kept, place.fd):
+                continue  # that one was kept earlier
+        except PermissionError as error:
+            raise StorageConflict(f"{name} is there and is no file of ours") from error
+        return
+    raise StorageConflict(f"{name} was put aside too often")
 
 
 def _link(place: Place, dot_file: str, name: str, is_same: IsSame) -> bool:

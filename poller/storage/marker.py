@@ -15,7 +15,7 @@ MARKER = ".poller-storage"
 _MARKER_PART = ".poller-storage.part"
 _PROBE = ".poller-probe."
 _ID_BYTES_MAX = 200
-_NOT_OURS = frozenset({"lost+found"})
+NOT_OURS = frozenset({"lost+found"})
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _marked(directory: Path, root: int) -> str:
     if found:
         steps.sync_directory(root)
         return found
-    strangers = sorted(set(steps.names(root)) - _NOT_OURS - {_MARKER_PART})
+    strangers = sorted(set(steps.names(root)) - NOT_OURS - {_MARKER_PART})
     if strangers:
         raise CannotStart(
             f"the storage directory {directory} is not empty ({strangers[0]!r} is there) "

@@ -18,6 +18,7 @@ Consumers = Literal["read", "move"]
 DIRECTORY_MODES: dict[Consumers, int] = {"read": 0o750, "move": 0o2770}
 IMAGE_PART = ".image.part"
 SIDECAR_PART = ".json.part"
+DAMAGED = ".damaged-"
 _NAME_MAX = 255
 
 
@@ -41,6 +42,14 @@ class Names:
 
     def image(self, form: DocumentFormat) -> str:
         return self.base + EXTENSIONS[form]
+
+    def damaged(self, name: str, number: int) -> str:
+        """Name what is kept of a damaged file: `.damaged-<name>`, or one that is still free."""
+        kept = f"{DAMAGED}{name}" if number == 1 else f"{DAMAGED}{number}-{name}"
+        if len(os.fsencode(kept)) <= _NAME_MAX:
+            return kept
+        hashed = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        return f"{DAMAGED}{number}-{name[:40]}~{hashed}{name[-5:]}"
 
 
 def _dot_name(base: str, suffix: str) -> str:

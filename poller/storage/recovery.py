@@ -1,6 +1,8 @@
 """What an earlier run left: carry on from it, or clear it away."""
 
+import errno
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from poller.storage import handover, marker, place, sidecars, steps
 from poller.storage.place import Names, Place
@@ -19,6 +21,50 @@ def resume(at: Place, identity: Identity) -> StoredFile | None:
     return stored
 
 
+def resume_again(
+    at: Place, identity: Identity, held: StoredFile | None, content: dict[str, Any] | None
+) -> StoredFile | None:
+    """Bring a fax that is fetched again to its end without a download, where that can be.
+
+    What is visible counts only when it is what was stored (`held`): it is well after all. Else a
+    complete pair of dot-files is carried on from, and when only the sidecar is missing or wrong
+    beside the image that was stored, it is written anew from `content`.
+    """
+    handover.put_foreign_aside(at)
+    intact = held is not None and _is_intact(at, held)
+    stored = None
+    if held is not None and intact:
+        described = _described(at, at.names.sidecar, identity)
+        if described is not None and described.sha256 == held.sha256:
+            stored = _adopted(at, identity)
+    stored = stored or _replaced(at, identity)
+    if stored is None:
+        handover.unlink_dot_files(at)
+        if intact and content is not None:
+            handover.write_sidecar(at, sidecars.encode(content))
+            stored = _replaced(at, identity)
+    return stored
+
+
+def _is_intact(at: Place, held: StoredFile) -> bool:
+    """Tell whether the image is what was stored; one on a bad sector is not."""
+    try:
+        return _holds(at, at.names.image(held.format), held)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+
+
+def _replaced(at: Place, identity: Identity) -> StoredFile | None:
+    stored = _described(at, at.names.dot_sidecar, identity)
+    if stored is None or not _dot_or_final_image(at, stored):
+        return None
+    _sync(at, at.names.dot_sidecar)
+    handover.put_aside(at, stored, identity)
+    return _carried_on(at, identity)
+
+
 def _adopted(at: Place, identity: Identity) -> StoredFile | None:
     stored = _described(at, at.names.sidecar, identity)
     if stored is None or not _holds(at, at.names.image(stored.format), stored):
@@ -34,14 +80,7 @@ def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
     stored = _described(at, at.names.dot_sidecar, identity)
     if stored is None:
         return None
-    image = next(
-        (
-            name
-            for name in (at.names.dot_image, at.names.image(stored.format))
-            if _holds(at, name, stored)
-        ),
-        None,
-    )
+    image = _dot_or_final_image(at, stored)
     if image is None:
         return None
     try:
@@ -52,6 +91,11 @@ def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
         handover.unlink_dot_files(at)
         raise
     return stored
+
+
+def _dot_or_final_image(at: Place, stored: StoredFile) -> str | None:
+    names = (at.names.dot_image, at.names.image(stored.format))
+    return next((name for name in names if _holds(at, name, stored)), None)
 
 
 def _described(at: Place, name: str, identity: Identity) -> StoredFile | None:

@@ -129,6 +129,18 @@ def names(fd: int) -> list[str]:
     return os.listdir(fd)
 
 
+def is_directory(name: str, at: int) -> bool:
+    """Tell a directory from all else; a symbolic link is none, a name that has gone neither."""
+    try:
+        return stat.S_ISDIR(status_of(name, at).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def is_same_file(name: str, other: str, at: int) -> bool:
+    return os.path.samestat(status_of(name, at), status_of(other, at))
+
+
 def status(fd: int) -> os.stat_result:
     return os.fstat(fd)
 

@@ -1,13 +1,15 @@
 """The storage as its callers see it: no file system, no blocking."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageConflict, StorageUnusable
-from poller.storage import handover, marker, place, recovery, steps
+from poller.storage import handover, inspection, marker, place, recovery, steps
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
+from poller.storage.inspection import Finding
 from poller.storage.place import Durable, Place
 from poller.storage.sidecars import Identity, StoredFile
 from poller.storage.threads import Threads
@@ -87,14 +89,74 @@ class Storage:
 
         return await self._threads.run(step)
 
-    def draft(self, path: str) -> Draft:
-        """Begin a fax that is to be stored under `path`, without extension."""
+    async def resume_again(
+        self,
+        path: str,
+        identity: Identity,
+        *,
+        held: StoredFile | None,
+        content: dict[str, Any] | None,
+    ) -> StoredFile | None:
+        """Bring a fax that is to be fetched again to its end without a download, where that can be.
+
+        `held` is what was stored and `content` its sidecar; see `recovery.resume_again`. Call
+        `finish` when the row is stored. None: it has to be fetched, with a draft that replaces.
+        """
+
+        def step() -> StoredFile | None:
+            try:
+                at = self._open(path, make=False)
+            except FileNotFoundError:
+                return None
+            try:
+                return recovery.resume_again(at, Identity(*identity), held, content)
+            finally:
+                at.close()
+
+        return await self._threads.run(step)
+
+    async def look(
+        self, wanted: Sequence[tuple[StoredFile, Identity]], *, thorough: bool
+    ) -> list[Finding]:
+        """Compare the files of these faxes with what was stored, in one thread; changes nothing.
+
+        Raises StorageUnusable when the storage cannot be proved to be the ledger's: what is not
+        mounted was not taken away.
+        """
+
+        def step() -> list[Finding]:
+            with marker.proved(self._config.directory, self._id) as root:
+                return [
+                    inspection.look(root, stored, identity, thorough=thorough)
+                    for stored, identity in wanted
+                ]
+
+        return await self._threads.run(step)
+
+    async def visible_files(self, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
+        """List one directory (relative, "" the topmost): its visible files, and those below it.
+
+        Each file comes with the path of the fax that it can belong to.
+        """
+
+        def step() -> tuple[list[tuple[str, str]], list[str]]:
+            with marker.proved(self._config.directory, self._id) as root:
+                files, below = inspection.visible_files(root, directory)
+            return list(inspection.paths_of(directory, files)), below
+
+        return await self._threads.run(step)
+
+    def draft(self, path: str, *, replacing: bool = False) -> Draft:
+        """Begin a fax that is to be stored under `path`, without extension.
+
+        With `replacing`, other files that have its names are damaged, and are put aside.
+        """
         directory, _, base = path.rpartition("/")
         dot_file = self._config.directory / directory / place.Names(base).dot_image
         return Draft(
             self._threads,
             dot_file,
-            begin=lambda: self._begin(path),
+            begin=lambda: self._begin(path, replacing=replacing),
             end=lambda: self._active.discard(path),
         )
 
@@ -144,10 +206,10 @@ class Storage:
             space = steps.space(root)
             return space.f_bavail * space.f_frsize
 
-    def _begin(self, path: str) -> Handover:
+    def _begin(self, path: str, *, replacing: bool) -> Handover:
         if path in self._active:
             raise ValueError(f"{path} is being stored already")
-        handover = Handover(self._made(path))
+        handover = Handover(self._made(path), replacing=replacing)
         self._active.add(path)
         return handover
 

@@ -38,6 +38,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
             partial(_failed_for, reason),
         )
     found += _quarantined([row for row in status.get("users", []) if row.get("quarantined")])
+    found += _damaged([row for row in status.get("users", []) if row.get("damaged_files")])
     found += _about(
         [row for row in users if row.get("failed_gaps")],
         lambda who, _: f"Some time could not be listed, so faxes may be missing, for {who}.",
@@ -61,6 +62,14 @@ def _quarantined(rows: list[_Row]) -> list[str]:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
     return [f"{faxes} quarantined ({_names(rows)}): see “poller status” and “poller retry”."]
+
+
+def _damaged(rows: list[_Row]) -> list[str]:
+    total = sum(row["damaged_files"] for row in rows)
+    if not total:
+        return []
+    faxes = "1 fax is" if total == 1 else f"{total} faxes are"
+    return [f"{faxes} damaged on the disk ({_names(rows)}): see “poller verify --repair”."]
 
 
 def _about(rows: list[_Row], say: Callable[[str, bool], str]) -> list[str]:

@@ -1,0 +1,67 @@
+"""`poller dismiss`: stop the alarm for a fax or gap that cannot be had; `poller retry` undoes it."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from poller.cli import setup
+from poller.cli.naming import UnknownGap, find_one, find_user, stretch
+from poller.config.model import Config
+from poller.errors import PollerError, UsageError
+from poller.ledger import State
+
+
+class NothingToDismiss(PollerError):
+    """The fax is on the disk, and well; exit 1."""
+
+
+def dismiss(
+    paths: Sequence[Path],
+    fax_id: str | None,
+    gap: Sequence[str] | None,
+    reason: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Dismiss one fax or gap; raises UnknownFax, UnknownGap and NothingToDismiss (1), UsageError (2)."""
+    if (fax_id is None) == (gap is None):
+        raise UsageError("dismiss takes either a FAX_ID or --gap ACCOUNT/USER FROM TO")
+    if reason is not None and not reason.strip():
+        raise UsageError("--reason is empty")
+    settings = setup.load(paths)
+    if gap is not None:
+        count = asyncio.run(_dismiss_gap(settings, gap, reason))
+        what = f"{count} {'stretch' if count == 1 else 'stretches'} of time of {gap[0]}"
+        undone = f"retry --gap {' '.join(gap)}"
+    elif fax_id is not None and reason is not None:
+        count = asyncio.run(_dismiss_fax(settings, fax_id, reason))
+        what, undone = f"Fax {fax_id}", f"retry {fax_id}"
+    else:
+        raise UsageError("dismiss FAX_ID needs --reason TEXT: it is kept with the fax")
+    if as_json:
+        print(json.dumps({"dismissed": count}))
+    else:
+        print(f"{what} dismissed. `poller {undone}` undoes it.")
+    return 0
+
+
+async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        row = await find_one(ledger, fax_id)
+        after = await ledger.dismiss(row.id, now=setup.now(), reason=reason)
+    if after.state is State.STORED:
+        raise NothingToDismiss(f"fax {fax_id} is stored, so there is nothing to dismiss")
+    return 1
+
+
+async def _dismiss_gap(settings: Config, gap: Sequence[str], reason: str | None) -> int:
+    bounds = stretch(gap[1:])
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        row = await find_user(ledger, gap[0])
+        count = await ledger.dismiss_gap(row.id, bounds, reason)
+    if not count:
+        raise UnknownGap(
+            f"{gap[0]} has no gap from {gap[1]} to {gap[2]}; `poller status --json` shows the gaps"
+        )
+    return count

@@ -1,0 +1,59 @@
+"""How operators name faxes, users and stretches of time."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from poller.errors import PollerError, UsageError
+from poller.ledger import FaxRow, Ledger, UserRow
+from poller.window import Interval
+
+_SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
+
+
+class UnknownFax(PollerError):
+    """No such fax in the ledger; exit 1."""
+
+
+class UnknownGap(PollerError):
+    """No such user, or nothing that is not listed there; exit 1."""
+
+
+async def find_one(ledger: Ledger, name: str) -> FaxRow:
+    """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
+    found = await ledger.find(name)
+    account, _, rest = name.partition("/")
+    user, _, fax_id = rest.partition("/")
+    if fax_id:
+        found += await ledger.find(fax_id, account, user)
+    if not found:
+        raise UnknownFax(f"the ledger knows no fax {name}; `poller status` shows its users")
+    if len(found) > 1:
+        names = ", ".join(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found)
+        raise UsageError(f"{name} is ambiguous; name one of {names}")
+    return found[0]
+
+
+async def find_user(ledger: Ledger, key: str) -> UserRow:
+    """Find the user `ACCOUNT/USER`, a configured one before a removed one of that name."""
+    rows = [row for row in await ledger.users() if f"{row.account}/{row.user}" == key]
+    if not rows:
+        raise UnknownGap(f"the ledger knows no user {key}; `poller status` shows its users")
+    return min(rows, key=lambda row: row.removed)
+
+
+def stretch(words: Sequence[str]) -> Interval:
+    """Read FROM and TO, each an ISO time with offset; raises UsageError."""
+    start, end = (_time(word) for word in words)
+    if start >= end:
+        raise UsageError(f"--gap: {words[0]} is not before {words[1]}")
+    return Interval(start, end + _SHOWN_TO)
+
+
+def _time(word: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(word)
+    except ValueError as error:
+        raise UsageError(f"--gap: {word} is no ISO 8601 time") from error
+    if at.tzinfo is None:
+        raise UsageError(f"--gap: {word} has no offset; write {word}Z for UTC")
+    return at.astimezone(UTC)

@@ -1,0 +1,256 @@
+"""`poller verify`: is on the disk what the ledger says; `--repair` and `--taken` fetch again."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from poller import VERSION
+from poller.cli import setup
+from poller.cli.naming import find_one
+from poller.clock import SystemClock
+from poller.config.model import Config
+from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
+from poller.ingest.audit import Auditor, Checked
+from poller.ingest.site import open_site
+from poller.ledger import FaxRow, Ledger, State, UserRow
+from poller.lock import StateLock
+from poller.metrics import Metrics
+from poller.status import instant
+from poller.storage import Condition, Storage
+
+_STRANGERS_SHOWN = 1000
+
+
+@dataclass
+class Report:
+    """The JSON of `verify --json`, and what decides its exit code."""
+
+    checked: int = 0
+    ok: int = 0
+    taken: int = 0
+    damaged: list[Checked] = field(default_factory=list)
+    unknown: int = 0
+    unknown_files: list[str] = field(default_factory=list)
+    sweeps: dict[str, Any] = field(default_factory=dict)
+    requested: list[int] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    repaired: list[FaxRow] = field(default_factory=list)
+    failed: list[FaxRow] = field(default_factory=list)
+    by_daemon: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Damage is an error until this command has mended it; what the daemon will mend is not yet."""
+        repaired = {row.id for row in self.repaired}
+        left = [one for one in self.damaged if one.row.id not in repaired]
+        return 1 if left or self.failed or self.refused else 0
+
+    def add(self, one: Checked) -> None:
+        self.checked += 1
+        self.ok += one.finding.condition is Condition.OK
+        self.taken += one.finding.condition is Condition.TAKEN
+        if one.is_damaged:
+            self.damaged.append(one)
+
+    def add_stranger(self, file: str) -> None:
+        self.unknown += 1
+        if len(self.unknown_files) < _STRANGERS_SHOWN:
+            self.unknown_files.append(file)
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "checked": self.checked,
+            "ok": self.ok,
+            "taken": self.taken,
+            "damaged": [_damaged(one) for one in self.damaged],
+            "unknown": self.unknown,
+            "unknown_files": self.unknown_files,
+            "sweeps": self.sweeps,
+            "requested": len(self.requested),
+            "by_daemon": self.by_daemon,
+            "repaired": [_name(row) for row in self.repaired],
+            "failed": [{"fax": _name(row), "error": row.last_error} for row in self.failed],
+            "refused": self.refused,
+        }
+
+
+def _damaged(one: Checked) -> dict[str, Any]:
+    row = one.row
+    return {
+        "fax_id": row.fax_id,
+        "path": row.file,
+        "why": one.finding.why,
+        "account": row.account,
+        "user": row.user_name,
+    }
+
+
+def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json: bool) -> int:  # noqa: FBT001
+    """Compare ledger and disk; raises CannotStart for a storage that cannot be looked at."""
+    settings = setup.load(paths)
+    fetches = repair or bool(taken)
+    if fetches and not setup.is_running(settings):
+        setup.read_all_secrets(settings)  # found out before an hour of hashing, not after
+    report = asyncio.run(_verify(settings, taken, repair=repair))
+    if report.requested:
+        try:
+            with StateLock(settings.state_directory):
+                setup.start_log(_quiet(settings), sys.stderr)
+                asyncio.run(_fetch(settings, report))
+        except LockHeld:
+            report.by_daemon = True
+    if as_json:
+        print(json.dumps(report.shown()))
+    else:
+        _print(report)
+    return report.exit_code
+
+
+def _quiet(settings: Config) -> Config:
+    return replace(settings, log=replace(settings.log, level="warning"))
+
+
+async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Report:
+    report = Report()
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        wanted = [(await find_one(ledger, name)).id for name in taken]
+        await _audit(settings, ledger, report)
+        if repair:
+            wanted += [one.row.id for one in report.damaged]
+        if wanted:
+            await _request(ledger, wanted, report)
+    return report
+
+
+async def _audit(settings: Config, ledger: Ledger, report: Report) -> None:
+    storage_id = await ledger.storage_id()
+    if storage_id is None:
+        raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
+    users = await ledger.users()
+    report.sweeps = _sweeps([row for row in users if not row.removed])
+    storage = Storage(settings.storage)
+    auditor = Auditor(ledger, storage, SystemClock())
+    try:
+        await storage.prepare(storage_id)
+        with _progress(sum(row.stored for row in users)) as advance:
+            async for page in auditor.pages(thorough=True):
+                for one in page:
+                    report.add(one)
+                advance(len(page))
+        async for file in auditor.strangers():
+            report.add_stranger(file)
+    except (StorageUnusable, StorageConflict) as error:
+        raise CannotStart(f"nothing can be said of the files: {error}") from error
+    finally:
+        storage.close()
+
+
+def _sweeps(users: Sequence[UserRow]) -> dict[str, Any]:
+    """What eFax lists against the ledger: what the windows had missed and a net has found."""
+    ends = [row.deep_sweep_end for row in users if row.deep_sweep_end is not None]
+    return {
+        "found_by_sweep": sum(row.found_by_sweep for row in users),
+        "found_by_deep_sweep": sum(row.found_by_deep_sweep for row in users),
+        "oldest_deep_sweep": instant(min(ends, default=None)),
+        "never_deep_swept": len(users) - len(ends),
+    }
+
+
+async def _request(ledger: Ledger, wanted: Sequence[int], report: Report) -> None:
+    report.requested = await ledger.fetch_again(wanted, setup.now())
+    refused = [await ledger.fax(fax) for fax in set(wanted) - set(report.requested)]
+    report.refused = sorted(f"{_name(row)}: {_why_not(row)}" for row in refused)
+
+
+def _why_not(row: FaxRow) -> str:
+    if row.state is State.DISMISSED:
+        return "it is dismissed; `poller retry` undoes that"
+    return "it was never stored" if row.file is None else "its user is not configured any more"
+
+
+async def _fetch(settings: Config, report: Report) -> None:
+    """Without a daemon: fetch what was asked for, and all else that is due, within the limits."""
+    async with open_site(settings, os.environ, metrics=Metrics(VERSION)) as site:
+        if not await site.shop.gate.check():
+            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
+        await asyncio.gather(
+            *(account.workers.run_until_idle() for account in site.accounts.values())
+        )
+        rows = [await site.shop.ledger.fax(fax) for fax in report.requested]
+    report.repaired = [row for row in rows if row.state is State.STORED]
+    report.failed = [row for row in rows if row.state is not State.STORED]
+
+
+def _name(row: FaxRow) -> str:
+    return f"{row.account}/{row.user_name}/{row.fax_id}"
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal, else nothing."""
+    console = Console(stderr=True)
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("verifying", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _print(report: Report) -> None:
+    """Problems first; nothing of it is wrapped, so that paths can be copied."""
+    console = Console()
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for one in report.damaged:
+        row = one.row
+        name = f"{row.account}/{row.user_name}/{row.fax_id}"
+        say(f"damaged  {name}  {row.file}: {one.finding.why}", "bold red")
+    for fax in report.failed:
+        error = fax.last_error or "its account or the storage could not be used"
+        say(f"not fetched  {_name(fax)}: {error}", "bold red")
+    for sentence in report.refused:
+        say(f"not asked for  {sentence}", "bold red")
+    for file in report.unknown_files:
+        say(f"unknown  {file} belongs to no fax; it is left alone", "yellow")
+    table = Table(show_header=False, box=None)
+    for name, value in _counts(report).items():
+        table.add_row(name, str(value))
+    console.print(table)
+    for sentence in _what_next(report):
+        say(sentence)
+
+
+def _counts(report: Report) -> dict[str, Any]:
+    return {
+        "checked": report.checked,
+        "ok": report.ok,
+        "taken": report.taken,
+        "damaged": len(report.damaged),
+        "unknown files": report.unknown,
+        "found by sweep": report.sweeps["found_by_sweep"],
+        "found by deep sweep": report.sweeps["found_by_deep_sweep"],
+        "oldest deep sweep": report.sweeps["oldest_deep_sweep"] or "none yet",
+    }
+
+
+def _what_next(report: Report) -> Iterator[str]:
+    count = len(report.requested)
+    if report.by_daemon:
+        yield f"{count} faxes are to be fetched again; the running daemon does it."
+    elif count:
+        yield f"{len(report.repaired)} of {count} faxes were fetched again or are well."
+    elif report.damaged:
+        yield "`poller verify --repair` fetches damaged faxes again."

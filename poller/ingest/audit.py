@@ -1,0 +1,123 @@
+"""Compare what the ledger says of stored faxes with what is on the disk."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from poller.clock import Clock
+from poller.ingest.fetch import stored_file
+from poller.ledger import Ledger, OnDisk, State
+from poller.storage import Condition, Finding, Identity, Storage, StoredFile
+
+_LOOK_AGAIN_S = 1.0
+_AT_ONCE = 500  # paths asked for in one query
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One fax, and what was found where its files should be."""
+
+    row: OnDisk
+    finding: Finding
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.finding.condition is Condition.DAMAGED
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """Reads page by page, so that neither memory nor any transaction grows with the ledger.
+
+    What it raises (StorageUnusable, StorageConflict, LedgerUnavailable) ends the audit: of a
+    storage that is not there nothing can be said.
+    """
+
+    ledger: Ledger
+    storage: Storage
+    clock: Clock
+    page: int = 256
+    threads: int = 4
+
+    async def pages(
+        self, *, thorough: bool, limit: int | None = None
+    ) -> AsyncIterator[list[Checked]]:
+        """Go through the faxes that should be there, newest first, at most `limit`.
+
+        What is damaged is noted in the ledger, and what is well again as well.
+        """
+        below, left = None, limit
+        while left is None or left > 0:
+            count = self.page if left is None else min(self.page, left)
+            rows = await self.ledger.on_disk(below, count)
+            if not rows:
+                return
+            checked = await self._checked(rows, thorough=thorough)
+            await self._note(checked, thorough=thorough)
+            yield checked
+            below = rows[-1].id
+            left = None if left is None else left - len(rows)
+
+    async def _checked(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
+        found = await self._look(rows, thorough=thorough)
+        again = [one.row for one in found if one.finding.in_transit]
+        if again:  # a consumer takes the image first and the sidecar last, perhaps just now
+            await self.clock.sleep(_LOOK_AGAIN_S)
+            later = {one.row.id: one for one in await self._look(again, thorough=thorough)}
+            found = [later.get(one.row.id, one) for one in found]
+        return found
+
+    async def _look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
+        shares = [rows[n :: self.threads] for n in range(self.threads)]
+        looks = [
+            self.storage.look([_wanted(row) for row in share], thorough=thorough)
+            for share in shares
+            if share
+        ]
+        findings = await asyncio.gather(*looks)
+        by_id = {
+            row.id: finding
+            for share, answers in zip((s for s in shares if s), findings, strict=True)
+            for row, finding in zip(share, answers, strict=True)
+        }
+        return [Checked(row, by_id[row.id]) for row in rows]
+
+    async def _note(self, checked: Sequence[Checked], *, thorough: bool) -> None:
+        """A quick look does not take back what a thorough one has found."""
+        found = {
+            one.row.id: (one.row.sha256, one.finding.why)
+            for one in checked
+            if one.row.state is State.STORED
+            and one.row.harm != one.finding.why
+            and (thorough or one.finding.condition is not Condition.OK)
+        }
+        if found:
+            await self.ledger.note_harm(found, self.clock.now())
+
+    async def strangers(self) -> AsyncIterator[str]:
+        """Give the visible files that belong to no fax; directory by directory."""
+        waiting = [""]
+        while waiting:
+            directory = waiting.pop()
+            files, below = await self.storage.visible_files(directory)
+            waiting += [f"{directory}/{name}" if directory else name for name in reversed(below)]
+            for begin in range(0, len(files), _AT_ONCE):
+                some = files[begin : begin + _AT_ONCE]
+                known = await self.ledger.files_of([path for _, path in some])
+                for file, path in some:
+                    if not _belongs(file, path, known):
+                        yield file
+
+
+def _belongs(file: str, path: str, known: dict[str, str | None]) -> bool:
+    if path not in known:
+        return False
+    stored = known[path]
+    return stored is None or file in (stored, f"{path}.json")
+
+
+def _wanted(row: OnDisk) -> tuple[StoredFile, Identity]:
+    stored = stored_file(row)
+    if stored is None:
+        raise ValueError(f"fax {row.id} has no stored file")
+    return stored, Identity(row.app_id, row.user_id, row.fax_id)
