@@ -6,8 +6,8 @@ so that it shows whether one account's trouble stays its own.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from poller.config.model import (
     Config,
     HttpConfig,
     Limits,
+    Poll,
     RetryConfig,
     SecretRef,
     StorageConfig,
@@ -87,7 +88,8 @@ class Bench:
     def receive(self, user: str = "user-a", **fields: Any) -> Fax:
         app = OTHER_APP if user == "user-c" else APP
         completed = self.simulator.now() - timedelta(minutes=1)
-        return self.simulator.receive(app, user, **{"completed": completed} | fields)
+        usual: dict[str, Any] = {"completed": completed, "distinct": False}
+        return self.simulator.receive(app, user, **usual | fields)
 
     def one_each(self) -> tuple[Fax, Fax, Fax]:
         """A new fax for each user."""
@@ -135,6 +137,16 @@ class Bench:
         assert_stored(self, self.simulator, names=NAMES)
 
 
+@contextmanager
+def trying(name: str) -> Iterator[None]:
+    """Name the case that failed: a table is tried in one installation, case after case."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the case {name!r}")
+        raise
+
+
 @asynccontextmanager
 async def bench(
     directory: Path,
@@ -180,5 +192,7 @@ def _account(name: str, app: str, base_url: str, users: tuple[str, ...]) -> Acco
         api_key=SecretRef("env", app),
         base_url=base_url,
         limits=Limits(1000, 1000, 8),
-        users=tuple(User(name, user, app, user) for user in users),
+        users=tuple(
+            User(name, user, app, user, poll=Poll(start=timedelta(days=2))) for user in users
+        ),
     )

@@ -28,7 +28,7 @@ from poller.ingest.poll import PollOutcome
 from poller.ledger import State
 from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
-from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench
+from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench, trying
 from tests.faults.proxy import Harm
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
@@ -80,7 +80,7 @@ NOT_JSON = "The list answer is not JSON."
 NO_LIST = "The list answer holds no list of faxes."
 NO_HTTP = "What 127.0.0.1 answered to the list call is not valid HTTP."
 BROKEN_OFF = "127.0.0.1 broke off its answer to the list call."
-BOMB_SIZE = (1024 if EXHAUSTIVE else 64) * MEBIBYTE
+BOMB_SIZE = (1024 if EXHAUSTIVE else 36) * MEBIBYTE
 ONE = {"fax_id": FAX, **PATIENT}
 GOOD_LIST = json.dumps({"first_record": 1, "last_record": 1, "faxes": [ONE]}).encode()
 
@@ -459,16 +459,6 @@ def assert_nothing_private_and_no_bug(out: io.StringIO, *more: str | None) -> No
 
 
 @contextmanager
-def trying(name: str) -> Iterator[None]:
-    """Name the case that failed: a table is tried in one installation, case after case."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"in the case {name!r}")
-        raise
-
-
-@contextmanager
 def memory_bounded(*, look: bool) -> Iterator[None]:
     if not look:
         yield
@@ -482,7 +472,7 @@ def memory_bounded(*, look: bool) -> Iterator[None]:
 
 
 def receive(work: Bench, user: str, **fields: Any) -> Fax:
-    return work.receive(user, originating=NUMBER, tsid=SENDER, distinct=False, **fields)
+    return work.receive(user, originating=NUMBER, tsid=SENDER, **fields)
 
 
 async def assert_stored_rows(work: Bench, *faxes: Fax) -> None:
@@ -608,7 +598,7 @@ def assert_strict_json(path: Path) -> None:
 async def test_a_page_of_a_hundred_thousand_records_is_listed_and_one_that_is_repeated_too(
     work: Bench, out: io.StringIO
 ) -> None:
-    count = 100_000 if EXHAUSTIVE else 3_000
+    count = 100_000 if EXHAUSTIVE else 2_000
     records = [{"fax_id": f"f{n}", "completed_timestamp": None} for n in range(count)]
     whole, last = list_of(*records), list_of(*records[-3:])
     theirs = [receive(work, user) for user in (B, C)]
@@ -628,17 +618,19 @@ async def test_what_is_no_image_is_said_kept_pending_and_stops_nobody_else(
     work: Bench, out: io.StringIO
 ) -> None:
     fax = receive(work, A, fax_id=FAX)
-    for count, case in enumerate(IMAGES, 1):
+    for case in IMAGES:
         with trying(case.name):
             await round_with(work, Harm(IMAGE_OF_A, answer=case.answer), is_big=case.is_big)
 
             row = await work.row(fax)
-            assert (row.state, row.failures) == (State.PENDING, count)
+            assert row.state is State.PENDING
+            assert row.failures
             assert row.last_error is not None
             assert case.says in row.last_error, row.last_error
             assert not work.visible(A)
             assert_nothing_private_and_no_bug(out, row.last_error)
-            work.clock.advance(2 * HOUR)
+            work.clock.advance(MINUTE)
+            await work.site.shop.ledger.make_due([row.id], work.clock.now())
     await work.heal()
 
 
@@ -669,7 +661,8 @@ async def test_a_sign_in_that_gives_no_token_is_said_and_stays_the_accounts_own_
 ) -> None:
     for case in SIGN_INS:
         with trying(case.name):
-            work.clock.advance(25 * HOUR)  # the token has ended
+            work.clock.advance(HOUR + MINUTE)  # the last time is forgotten: no token war
+            work.simulator.end_token(APP)
             mine, other = receive(work, A), receive(work, C)
             sign_ins = work.simulator.sign_ins[APP]
             work.proxy.harms = [Harm(b"POST /tokens", answer=case.answer)]
