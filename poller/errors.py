@@ -3,6 +3,7 @@
 PollerError
 ├── UsageError            wrong words on the command line          exit 2
 ├── CannotStart           ledger, directory or port unusable       exit 73
+│   └── LedgerDamaged     `poller rebuild` makes a new one
 ├── LockHeld              another poller holds this state          exit 75
 ├── ConfigError           every problem of the configuration       exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
@@ -41,6 +42,10 @@ class UsageError(PollerError):
 
 class CannotStart(PollerError):
     exit_code = 73
+
+
+class LedgerDamaged(CannotStart):
+    """The file is no ledger that this program can read, and `poller rebuild` helps."""
 
 
 class LockHeld(PollerError):

@@ -12,7 +12,17 @@ ROOT = Path(poller.__file__).parent
 
 CORE = ["errors", "clock", "window", "listing", "naming"]
 CORE += ["schedule", "retry", "pacing", "efax", "config"]
-SHELL = ["documents", "evidence", "storage", "ledger", "status", "lock", "log", "metrics"]
+SHELL = [
+    "documents",
+    "evidence",
+    "storage",
+    "ledger",
+    "rebuild",
+    "status",
+    "lock",
+    "log",
+    "metrics",
+]
 SHELL += ["systemd", "client", "ingest", "daemon", "web", "simulator", "cli", "__main__"]
 ORDER = [*CORE, *SHELL]
 

@@ -78,6 +78,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from poller.cli.backup import backup
 
             return backup(paths, arguments.path)
+        case "rebuild":
+            from poller.cli.rebuild import rebuild
+
+            return rebuild(paths, since=arguments.since, as_json=arguments.json)
         case "simulate":
             from poller.simulator import cli as simulator
 

@@ -1,6 +1,7 @@
 """The words of the command line."""
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 from poller import VERSION
@@ -75,6 +76,16 @@ def build() -> argparse.ArgumentParser:
         help="fetch these again, which consumers have taken away",
     )
     _add_json(verify)
+    rebuild = _command(
+        commands, "rebuild", "a new ledger from the newest snapshot and the files in the storage"
+    )
+    rebuild.add_argument(
+        "--since",
+        type=_instant,
+        metavar="TIME",
+        help="list again from this time at the latest, such as 2026-03-01T00:00:00Z",
+    )
+    _add_json(rebuild)
     add_simulator_arguments(_command(commands, "simulate", "the eFax API on loopback, to try with"))
     _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")
     return parser
@@ -103,6 +114,16 @@ def _add_config(parser: argparse.ArgumentParser, destination: str) -> None:
 
 def _add_gap(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--gap", nargs=3, metavar=("ACCOUNT/USER", "FROM", "TO"), help=text)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from error
+    if at.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} lacks its offset: Z, or +01:00")
+    return at.astimezone(UTC)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
-from poller.ledger.ledger import Ledger, backup
+from poller.ledger.ledger import Ledger, Making, backup
+from poller.ledger.rebuild import Kept
 from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
 from poller.ledger.tables import State
 
@@ -9,7 +10,9 @@ __all__ = [
     "Attempt",
     "FaxRow",
     "Health",
+    "Kept",
     "Ledger",
+    "Making",
     "NewFax",
     "OnDisk",
     "State",

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from poller.errors import CannotStart, LedgerUnavailable
+from poller.errors import CannotStart, LedgerDamaged, LedgerUnavailable
 
 _PREFIX = "sqlite:///"
 _QUICK_CHECK_BELOW = 64 << 20
@@ -109,7 +109,7 @@ class Found:
 
 
 def look(path: Path, *, timeout_s: float, thorough: bool) -> Found:
-    """Look at the file without changing a byte of it; blocking.
+    """Look at the file without changing a byte of it, but for a replay; blocking.
 
     Raises CannotStart for what is no ledger or is damaged. With `thorough` a small file is checked
     through. It is opened by SQLite alone: closing another descriptor of it would drop the locks
@@ -121,11 +121,18 @@ def look(path: Path, *, timeout_s: float, thorough: bool) -> Found:
         return _look("ro", path, timeout_s, thorough=thorough)
     except sqlite3.Error as error:
         if not _needs_replay(path, error):
-            raise CannotStart(sentence(path, error)) from error
+            raise _refusal(path, error) from error
     try:
         return _look("rw", path, timeout_s, thorough=thorough)
     except sqlite3.Error as error:
-        raise CannotStart(sentence(path, error)) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> CannotStart:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")):
+        return LedgerDamaged(f"the ledger {path} {_SENTENCES['SQLITE_CORRUPT']}")
+    return CannotStart(sentence(path, error))
 
 
 def _is_file_with_content(path: Path) -> bool:
@@ -142,6 +149,17 @@ def _is_file_with_content(path: Path) -> bool:
     return status.st_size > 0
 
 
+def needs_replay(path: Path, *, timeout_s: float) -> bool:
+    """Whether a crash left a journal that has to be replayed before the file can be read."""
+    try:
+        _look("ro", path, timeout_s, thorough=False)
+    except sqlite3.Error as error:
+        return _needs_replay(path, error)
+    except CannotStart:
+        return False
+    return False
+
+
 def _needs_replay(path: Path, error: sqlite3.Error) -> bool:
     """A journal that a crash left behind must be replayed by SQLite, which a reader may not do."""
     name = getattr(error, "sqlite_errorname", None) or ""
@@ -155,9 +173,11 @@ def _look(mode: str, path: Path, timeout_s: float, *, thorough: bool) -> Found:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if not names:
             if 0 < path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty one
-                raise CannotStart(f"the ledger {path} {_SENTENCES['SQLITE_NOTADB']}")
+                raise LedgerDamaged(f"the ledger {path} {_SENTENCES['SQLITE_NOTADB']}")
             return Found(tables=False)
         if "alembic_version" not in names:
+            if names & {"faxes", "users", "coverage"}:
+                raise LedgerDamaged(f"the ledger {path} {_SENTENCES['SQLITE_CORRUPT']}")
             raise CannotStart(f"{path} is a database of another program, not a ledger")
         if thorough and path.stat().st_size < _QUICK_CHECK_BELOW:
             _quick_check(connection, path)
@@ -168,7 +188,7 @@ def _look(mode: str, path: Path, timeout_s: float, *, thorough: bool) -> Found:
 def _quick_check(connection: sqlite3.Connection, path: Path) -> None:
     ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
-        raise CannotStart(f"the ledger {path} {_SENTENCES['SQLITE_CORRUPT']}")
+        raise LedgerDamaged(f"the ledger {path} {_SENTENCES['SQLITE_CORRUPT']}")
 
 
 def prepare(path: Path) -> None:
@@ -177,7 +197,7 @@ def prepare(path: Path) -> None:
     SQLite gives its journal the mode of the file. A file that others may read is made private.
     """
     try:
-        _make_directory(path.parent)
+        make_directory(path.parent)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         _make_private(path)
@@ -187,7 +207,8 @@ def prepare(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Make the directory (0700), durably, where it is missing."""
     if directory.is_dir():
         return
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
         pages=file.pages,
         damaged=file.damaged,
     )
-    _remember(connection, fax, now, "stored", None)
+    remember(connection, fax, now, "stored", None)
     at = literal(now, Instant)
     _count(
         connection,
@@ -199,7 +199,7 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
 
 def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
     row = one_fax(connection, fax)
-    _remember(connection, fax, now, failure.problem or "failed", failure.error)
+    remember(connection, fax, now, failure.problem or "failed", failure.error)
     values: dict[str, Any] = {"attempts": row.attempts + 1}
     if row.state in DUE_STATES:  # else it was stored or dismissed meanwhile, and that holds
         values |= _consequences(row, now, failure)
@@ -242,7 +242,7 @@ def dismiss(connection: Connection, fax: int, now: datetime, reason: str) -> Fax
             dismissed_at=now,
             dismiss_reason=reason,
         )
-        _remember(connection, fax, now, "dismissed", reason)
+        remember(connection, fax, now, "dismissed", reason)
         _count(connection, [row], State.DISMISSED)
     return one_fax(connection, fax)
 
@@ -251,7 +251,7 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
     rows = [row for row in _rows(connection, wanted) if _can_be_due(row)]
     for row in rows:
         _set_due(connection, row.id, now, force=row.force or row.harm is not None)
-        _remember(connection, row.id, now, "made due", None)
+        remember(connection, row.id, now, "made due", None)
     _count(connection, rows, State.PENDING)
     return len(rows)
 
@@ -313,7 +313,7 @@ def note_harm(
         if row.state is not State.STORED or row.sha256 != sha256 or row.harm == harm:
             continue
         _set_fax(connection, fax, harm=harm)
-        _remember(connection, fax, now, "damaged" if harm else "not damaged", harm)
+        remember(connection, fax, now, "damaged" if harm else "not damaged", harm)
         changed.append(fax)
     return changed
 
@@ -338,7 +338,7 @@ def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) ->
     ]
     for row in rows:
         _set_due(connection, row.id, now, force=True)
-        _remember(connection, row.id, now, "to be fetched again", row.harm)
+        remember(connection, row.id, now, "to be fetched again", row.harm)
     _count(connection, rows, State.PENDING)
     return [row.id for row in rows]
 
@@ -358,7 +358,7 @@ def _set_fax(connection: Connection, fax: int, **values: Any) -> None:
     connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
 
 
-def _remember(
+def remember(
     connection: Connection, fax: int, at: datetime, outcome: str, error: str | None
 ) -> None:
     connection.execute(insert(attempts).values(fax=fax, at=at, outcome=outcome, error=error))

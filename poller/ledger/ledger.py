@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,17 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, fetching, gaps, listing, schema, snapshots, times, users
+from poller.ledger import (
+    engine,
+    fetching,
+    gaps,
+    listing,
+    rebuild,
+    schema,
+    snapshots,
+    times,
+    users,
+)
 from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
 from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
@@ -187,6 +198,24 @@ class Ledger:
         checked_at, problem = await self._read(_checked)
         snapshot_at = await asyncio.to_thread(snapshots.newest_at, self._path)
         return Health(checked_at, problem, snapshot_at)
+
+    # -- being made anew --------------------------------------------------------------------------
+
+    async def unknown(self, kept: Sequence[rebuild.Kept]) -> list[int]:
+        """Say which of these are not held as stored with the same hash: their places in `kept`."""
+        return await self._read(lambda connection: rebuild.unknown(connection, kept))
+
+    async def adopt(self, kept: Sequence[rebuild.Kept], now: datetime) -> rebuild.Adopted:
+        """Take what sidecars say; the counters are right again after `list_again`."""
+        return await self._write(lambda connection: rebuild.adopt(connection, kept, now))
+
+    async def list_again(
+        self, oldest: dict[rebuild.Key, datetime], since: datetime | None, now: datetime
+    ) -> datetime | None:
+        """Let everything be listed again and count anew; from when, None where nothing tells."""
+        return await self._write(
+            lambda connection: rebuild.list_again(connection, oldest, since, now)
+        )
 
     # -- users and accounts ---------------------------------------------------------------------
 
@@ -479,6 +508,45 @@ class Ledger:
     async def pending_paths(self) -> list[str]:
         """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
         return await self._read(fetching.pending_paths)
+
+
+@dataclass(frozen=True)
+class Making:
+    """A new ledger that is being made beside the one at `path`, of which it keeps what it can."""
+
+    path: Path
+    base: rebuild.Base
+
+    @classmethod
+    def begin(cls, url: str) -> Self:
+        """Choose what it begins with and copy that; blocking. Raises as `Ledger.open`."""
+        path = engine.database_path(url)
+        with snapshots.mapped(path):
+            engine.make_directory(path.parent)
+            try:
+                base = rebuild.choose(path)
+                rebuild.begin(path, base)
+            except BaseException:
+                rebuild.abandon(path)
+                raise
+        return cls(path, base)
+
+    async def open(self) -> Ledger:
+        """Open the new ledger, to be filled."""
+        return await Ledger.open(f"sqlite:///{rebuild.being_made(self.path)}")
+
+    def abandon(self) -> None:
+        """Remove it, closed by now, where it was not finished; blocking."""
+        with suppress(OSError):
+            rebuild.abandon(self.path)
+
+    def install(self, now: datetime) -> Path | None:
+        """Give the new ledger, closed by now, the name of the old; blocking.
+
+        Returns where the old one is kept.
+        """
+        with snapshots.mapped(self.path):
+            return rebuild.install(self.path, now)
 
 
 async def backup(url: str, target: Path) -> int:

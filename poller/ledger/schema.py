@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from poller.errors import CannotStart
+from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger.tables import REVISION
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def require_known(path: Path, revision: str | None, *, may_migrate: bool) -> Non
     if revision == REVISION:
         return
     if not _knows(revision):
-        raise CannotStart(
+        raise LedgerDamaged(
             f"the ledger {path} was written by a newer poller (revision {revision}); "
             "install that version, or make a new ledger with `poller rebuild`"
         )

@@ -52,8 +52,13 @@ def newest_at(path: Path) -> datetime | None:
     """When the newest snapshot was made; None when there is none."""
     for name in names(path):
         with suppress(OSError):
-            return datetime.fromtimestamp(name.stat().st_mtime, UTC)
+            return made_at(name)
     return None
+
+
+def made_at(snapshot: Path) -> datetime:
+    """When a snapshot was made; OSError when it is not there."""
+    return datetime.fromtimestamp(snapshot.stat().st_mtime, UTC)
 
 
 def is_due(path: Path, now: datetime) -> bool:
@@ -69,25 +74,25 @@ def look_after(path: Path, now: datetime, *, timeout_s: float, stop: Stop) -> st
     LedgerUnavailable when no copy can be made.
     """
     part = path.with_name(f"{path.name}.snapshot-part")
-    with _mapped(part):
+    with mapped(part):
         part.unlink(missing_ok=True)  # of a run that was killed; the lock of the state is held
     with _copied(path, part, timeout_s=timeout_s, stop=stop):
         problem = problem_of(part, stop)
         if problem is None and is_due(path, now):
-            with _mapped(part):
+            with mapped(part):
                 _keep(path, part, now)
     return problem
 
 
 def _keep(path: Path, part: Path, now: datetime) -> None:
     os.utime(part, (now.timestamp(), now.timestamp()))
-    _sync(part)
+    sync(part)
     newest, *_ = kept = names(path)
     for older, newer in zip(reversed(kept), list(reversed(kept))[1:], strict=False):
         with suppress(FileNotFoundError):
             newer.rename(older)
     part.rename(newest)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 # -- one copy --------------------------------------------------------------------------------------
@@ -107,10 +112,10 @@ def backup(path: Path, target: Path, *, timeout_s: float) -> int:
         problem = problem_of(part, never)
         if problem is not None:
             raise CannotStart(f"the ledger {path} is damaged ({problem}), so it was not copied")
-        with _mapped(target):
-            _sync(part)
+        with mapped(target):
+            sync(part)
             _name_it(part, target)
-            _sync(target.parent)
+            sync(target.parent)
             return target.stat().st_size
 
 
@@ -131,7 +136,7 @@ def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
     done = False
     try:
         _copy_new(path, target, timeout_s=timeout_s, stop=never)
-        _sync(target)
+        sync(target)
         done = True
     finally:
         if not done:
@@ -142,7 +147,7 @@ def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
 def _copied(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> Iterator[None]:
     """Hold a copy of the ledger under the name `part`, which is gone afterwards."""
     try:
-        with _mapped(part):
+        with mapped(part):
             _require_room(path, part)
             _copy_new(path, part, timeout_s=timeout_s, stop=stop)
         yield
@@ -229,11 +234,14 @@ def problem_of(path: Path, stop: Stop = never) -> str | None:
     except sqlite3.Error as error:
         if stop():
             raise Stopped("the check of the ledger was stopped") from error
+        if (error.sqlite_errorname or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise LedgerUnavailable(engine.sentence(path, error)) from error
         return str(error)
     return None if verdict == "ok" else str(verdict).strip().rpartition("\n")[2]
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -242,7 +250,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def mapped(path: Path) -> Iterator[None]:
+    """Turn what the system says into LedgerUnavailable."""
     try:
         yield
     except OSError as error:

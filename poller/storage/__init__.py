@@ -4,14 +4,17 @@ from poller.storage.draft import Draft
 from poller.storage.inspection import Condition, Finding
 from poller.storage.sidecars import Identity, Origin, StoredFile, sidecar
 from poller.storage.storage import Storage
+from poller.storage.survey import Found, Unreadable
 
 __all__ = [
     "Condition",
     "Draft",
     "Finding",
+    "Found",
     "Identity",
     "Origin",
     "Storage",
     "StoredFile",
+    "Unreadable",
     "sidecar",
 ]

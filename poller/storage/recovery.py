@@ -49,7 +49,7 @@ def resume_again(
 def _is_intact(at: Place, held: StoredFile) -> bool:
     """Tell whether the image is what was stored; one on a bad sector is not."""
     try:
-        return _holds(at, at.names.image(held.format), held)
+        return holds(at, at.names.image(held.format), held)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -67,7 +67,7 @@ def _replaced(at: Place, identity: Identity) -> StoredFile | None:
 
 def _adopted(at: Place, identity: Identity) -> StoredFile | None:
     stored = _described(at, at.names.sidecar, identity)
-    if stored is None or not _holds(at, at.names.image(stored.format), stored):
+    if stored is None or not holds(at, at.names.image(stored.format), stored):
         return None
     _sync(at, at.names.image(stored.format))
     _sync(at, at.names.sidecar)
@@ -95,7 +95,7 @@ def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
 
 def _dot_or_final_image(at: Place, stored: StoredFile) -> str | None:
     names = (at.names.dot_image, at.names.image(stored.format))
-    return next((name for name in names if _holds(at, name, stored)), None)
+    return next((name for name in names if holds(at, name, stored)), None)
 
 
 def _described(at: Place, name: str, identity: Identity) -> StoredFile | None:
@@ -116,7 +116,8 @@ def _content(at: Place, name: str) -> bytes | None:
         steps.close(fd)
 
 
-def _holds(at: Place, name: str, stored: StoredFile) -> bool:
+def holds(at: Place, name: str, stored: StoredFile) -> bool:
+    """Tell whether the file of this name is the image, by size and hash."""
     try:
         fd = steps.open_file(name, at.fd)
     except FileNotFoundError:

@@ -87,6 +87,47 @@ def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
         return None
 
 
+def describe(data: bytes, path: str) -> tuple[Origin, StoredFile, datetime]:
+    """Read all that a sidecar says: where the fax came from, its file, when that was stored.
+
+    Raises ValueError, which says what is wrong without a word of what is in it.
+    """
+    try:
+        content = json.loads(data)
+        image = content["image"]
+        stored = _stored(image, path)
+        return _origin(content, image), stored, _time(content["stored_at"])
+    except KeyError as error:
+        raise ValueError("it is no sidecar of poller: something is missing") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no sidecar of poller, or of a file of another name") from error
+
+
+def _origin(content: dict[str, Any], image: dict[str, Any]) -> Origin:
+    texts = [content[name] for name in ("app_id", "user_id", "fax_id", "account", "user")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(
+        content["metadata"], dict
+    ):
+        raise TypeError("a text or a map is of another type")
+    received_at = content["received_at"]
+    return Origin(
+        identity=identity_in(content),
+        account=content["account"],
+        user=content["user"],
+        received_at=None if received_at is None else _time(received_at),
+        first_seen_at=_time(content["first_seen_at"]),
+        listed_pages=image.get("listed_pages"),
+        metadata=content["metadata"],
+    )
+
+
+def _time(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return at.astimezone(UTC)
+
+
 def identity_in(content: dict[str, Any]) -> Identity:
     return Identity(content["app_id"], content["user_id"], content["fax_id"])
 

@@ -1,21 +1,24 @@
 """The storage as its callers see it: no file system, no blocking."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageConflict, StorageUnusable
-from poller.storage import handover, inspection, marker, place, recovery, steps
+from poller.storage import handover, inspection, marker, place, recovery, steps, survey
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
 from poller.storage.inspection import Finding
 from poller.storage.place import Durable, Place
 from poller.storage.sidecars import Identity, StoredFile
+from poller.storage.survey import Found, Unreadable
 from poller.storage.threads import Threads
 
 _THREADS = 8
 _OPEN_TRIES = 3
+_SURVEYED_AT_ONCE = 500
 
 
 class Storage:
@@ -189,6 +192,31 @@ class Storage:
                 at.close()
 
         return await self._threads.run(step)
+
+    async def marked(self) -> str | None:
+        """Read the id in the marker; None when there is none. Raises StorageUnusable."""
+
+        def step() -> str | None:
+            with marker.opened(self._config.directory) as root:
+                return marker.read(root)
+
+        return await self._threads.run(step)
+
+    async def sidecars(self) -> AsyncGenerator[list[Found | Unreadable], None]:
+        """Give all sidecars, some at a time, however many there are; images are not looked at."""
+        walk = survey.walk(self._config.directory, self._id)
+        try:
+            while batch := await self._threads.run(lambda: list(islice(walk, _SURVEYED_AT_ONCE))):
+                yield batch
+        finally:
+            walk.close()
+
+    async def troubles(self, found: Sequence[Found]) -> list[str | None]:
+        """Hash the images of these sidecars; None for each that is whole, else what is wrong."""
+        wanted = list(found)
+        return await self._threads.run(
+            lambda: survey.troubles(self._config.directory, self._id, wanted)
+        )
 
     def close(self, *, wait: bool = False) -> None:
         """Let the threads end when they have nothing more to do; with `wait`, wait for them."""

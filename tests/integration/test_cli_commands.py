@@ -576,3 +576,69 @@ def test_backup_works_beside_whoever_holds_the_state(run: Run, directory: Path) 
     run("once")
     with StateLock(directory / "state"):
         assert run("backup", "copy.db")[0] == 0
+
+
+# -- rebuild ----------------------------------------------------------------------------------------
+
+
+def test_rebuild_says_what_it_found_and_what_it_cannot_know(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    fax = receive(efax)
+    run("once")
+    (directory / "faxes" / "main" / "strange.json").write_text("{}")
+    ledger = directory / "state" / "poller.db"
+    ledger.write_bytes(b"no ledger" * 1000)
+    assert run("once")[0] == 73
+
+    code, out, err = run("rebuild")
+
+    assert (code, err) == (0, "")
+    for said in (
+        "is damaged", "No snapshot could be read", "1 faxes became known as stored",
+        "main/strange.json: no sidecar that can be read", "It cannot know", "is kept as",
+        "is listed again from",
+    ):  # fmt: skip
+        assert said in out
+    assert run("once")[0] == 0
+    assert set(efax.downloads.values()) == {1}
+    assert next(ledger.parent.glob("poller.db.broken-*")).read_bytes() == b"no ledger" * 1000
+    assert fax.fax_id
+
+
+def test_rebuild_json_is_for_programs(run: Run, efax: Simulator, directory: Path) -> None:
+    receive(efax)
+    run("once")
+    (directory / "state" / "poller.db").unlink()
+    code, out, _ = run("rebuild", "--json", "--since", "2024-05-21T04:27:56+02:00")
+    shown = json.loads(out)
+    assert code == 0
+    assert (shown["sidecars"], shown["added"], shown["kept_aside"]) == (1, 1, None)
+    assert shown["damaged"] == {"count": 0, "files": []}
+    assert shown["listed_from"] == "2024-05-21T02:27:56.000Z"
+    assert "fetched again" in shown["unknown"]
+
+
+@pytest.mark.parametrize("since", ["yesterday", "2024-05-21T00:00:00", "2999-01-01T00:00:00Z"])
+def test_rebuild_takes_no_time_that_it_does_not_understand(
+    run: Run, directory: Path, since: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = run("rebuild", "--since", since)[0]
+    except SystemExit as ended:  # argparse's own
+        code = int(ended.code or 0)
+    assert code == 2
+    assert not (directory / "state").exists()
+
+
+def test_rebuild_is_refused_beside_a_running_poller_and_without_its_storage(
+    run: Run, directory: Path
+) -> None:
+    run("once")
+    with StateLock(directory / "state"):
+        assert run("rebuild")[0] == 75
+    (directory / "faxes").rename(directory / "elsewhere")
+    before = (directory / "state" / "poller.db").read_bytes()
+    code, _, err = run("rebuild")
+    assert (code, err.count("\n")) == (73, 1)
+    assert (directory / "state" / "poller.db").read_bytes() == before

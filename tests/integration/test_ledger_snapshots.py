@@ -118,7 +118,7 @@ async def test_the_order_on_disk_is_sync_rename_sync(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    sync, rename = snapshots._sync, Path.rename
+    sync, rename = snapshots.sync, Path.rename
 
     def synced(what: Path) -> None:
         steps.append(f"sync {what.name}")
@@ -129,7 +129,7 @@ async def test_the_order_on_disk_is_sync_rename_sync(
         return rename(self, target)
 
     await ledger.look_after(NOW)
-    monkeypatch.setattr(snapshots, "_sync", synced)
+    monkeypatch.setattr(snapshots, "sync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     await ledger.look_after(NOW + timedelta(days=1))
     assert steps == [
@@ -313,7 +313,7 @@ async def test_a_backup_overwrites_nothing_that_appears_while_it_is_made(
     ledger: Ledger, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "copy.db"
-    monkeypatch.setattr(snapshots, "_sync", lambda _: target.write_text("mine"))
+    monkeypatch.setattr(snapshots, "sync", lambda _: target.write_text("mine"))
     with pytest.raises(CannotStart, match="is there already"):
         await backup(f"sqlite:///{path}", target)
     assert target.read_text() == "mine"

@@ -1,0 +1,207 @@
+"""Make a new ledger from the newest readable snapshot and the sidecars in the storage."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from poller.clock import POSSIBLE_YEARS
+from poller.config.model import Config
+from poller.errors import CannotStart, StorageUnusable
+from poller.ledger import Kept, Ledger, Making
+from poller.storage import Found, Storage, Unreadable
+
+_NAMED = 100  # of each kind of trouble; all are counted
+
+
+@dataclass
+class Trouble:
+    """Paths in the storage with what is wrong there; the first hundred by name, all counted."""
+
+    count: int = 0
+    named: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, path: str, why: str) -> None:
+        self.count += 1
+        if len(self.named) < _NAMED:
+            self.named.append((path, why))
+
+
+@dataclass
+class Rebuilt:
+    """What came of it.
+
+    `base` is the copy that it began with, of `base_at`; None: none could be read, or the ledger
+    itself was whole after all. `listed_from` None: from each user's configured look-back.
+    """
+
+    ledger: Path
+    base: Path | None = None
+    base_at: datetime | None = None
+    passed_over: tuple[str, ...] = ()
+    kept_aside: Path | None = None
+    sidecars: int = 0
+    added: int = 0
+    carried_on: int = 0
+    listed_from: datetime | None = None
+    damaged: Trouble = field(default_factory=Trouble)
+    unreadable: Trouble = field(default_factory=Trouble)
+    doubles: Trouble = field(default_factory=Trouble)
+
+    @property
+    def was_whole(self) -> bool:
+        return self.base == self.ledger
+
+
+async def rebuild(
+    settings: Config,
+    *,
+    since: datetime | None,
+    now: Callable[[], datetime],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Rebuilt:
+    """Make the new ledger and put it in the old one's place; the state lock must be held.
+
+    `progress` is told how many sidecars have been read. Raises CannotStart, LedgerUnavailable and
+    StorageUnusable with everything as it was.
+    """
+    storage = Storage(settings.storage)
+    try:
+        marker = await _marker(settings, storage)
+        making = await asyncio.to_thread(Making.begin, settings.state_url)
+        try:
+            done = await _fill(making, settings, storage, marker, since, now, progress)
+        except BaseException:
+            making.abandon()
+            raise
+        done.kept_aside = await asyncio.to_thread(making.install, now())
+        return done
+    finally:
+        storage.close()
+
+
+async def _fill(
+    making: Making,
+    settings: Config,
+    storage: Storage,
+    marker: str,
+    since: datetime | None,
+    now: Callable[[], datetime],
+    progress: Callable[[int], None],
+) -> Rebuilt:
+    done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
+    async with await making.open() as ledger:
+        await _require_same(ledger, marker, settings)
+        await ledger.set_storage_id(marker)
+        await storage.prepare(marker)
+        await ledger.sync_users(_identities(settings), now())
+        oldest = await _read_sidecars(ledger, storage, now(), done, progress)
+        done.listed_from = await ledger.list_again(oldest, since, now())
+    return done
+
+
+async def _marker(settings: Config, storage: Storage) -> str:
+    """Without its disk the files that are there would be fetched again."""
+    try:
+        marker = await storage.marked()
+    except StorageUnusable as error:
+        raise CannotStart(f"{error}; the new ledger is made from what is there") from error
+    if not marker:
+        raise CannotStart(
+            f"the storage directory {settings.storage.directory} has no marker .poller-storage: "
+            "is its disk mounted? The new ledger is made from what is there"
+        )
+    return marker
+
+
+async def _require_same(ledger: Ledger, marker: str, settings: Config) -> None:
+    known = await ledger.storage_id()
+    if known is not None and known != marker:
+        raise CannotStart(
+            f"the marker in {settings.storage.directory} is of another storage than the ledger's: "
+            "mount the right disk, or move the ledger and its snapshots away"
+        )
+
+
+def _identities(settings: Config) -> list[tuple[str, str, str, str]]:
+    return [(user.app_id, user.user_id, user.account, user.name) for user in settings.users]
+
+
+async def _read_sidecars(
+    ledger: Ledger,
+    storage: Storage,
+    now: datetime,
+    done: Rebuilt,
+    progress: Callable[[int], None],
+) -> dict[tuple[str, str], datetime]:
+    """Take in all sidecars; when the oldest fax of each user was received."""
+    oldest: dict[tuple[str, str], datetime] = {}
+    async for batch in storage.sidecars():
+        for one in batch:
+            if isinstance(one, Unreadable):
+                done.unreadable.add(one.file, one.why)
+        found = [one for one in batch if isinstance(one, Found)]
+        kept = [_kept(one) for one in found]
+        for fax in kept:
+            oldest[fax.key] = min(_time_of(fax), oldest.get(fax.key, _time_of(fax)))
+        wanted = await _believed(ledger, storage, found, kept, done)
+        adopted = await ledger.adopt(wanted, now)
+        done.added += adopted.added + adopted.now_stored
+        done.carried_on += adopted.carried_on
+        for path in adopted.doubles:
+            done.doubles.add(path, "another file of this fax, or another fax's name, is known")
+        done.sidecars += sum(one.visible for one in found)
+        progress(len(batch))
+    return oldest
+
+
+async def _believed(
+    ledger: Ledger, storage: Storage, found: list[Found], kept: list[Kept], done: Rebuilt
+) -> list[Kept]:
+    """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
+
+    A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
+    which is for an operator to mend.
+    """
+    unknown = await ledger.unknown(kept)
+    troubles = await storage.troubles([found[place] for place in unknown])
+    trouble = dict(zip(unknown, troubles, strict=True))
+    for place, why in trouble.items():
+        if why is not None and found[place].visible:
+            done.damaged.add(found[place].stored.file, why)
+    return [
+        replace(one, harm=trouble.get(place))
+        for place, one in enumerate(kept)
+        if found[place].visible or trouble.get(place, "known") is None
+    ]
+
+
+def _kept(found: Found) -> Kept:
+    origin, stored = found.origin, found.stored
+    return Kept(
+        key=(origin.identity.app_id, origin.identity.user_id),
+        account=origin.account,
+        user=origin.user,
+        fax_id=origin.identity.fax_id,
+        path=found.path,
+        listed=origin.metadata,
+        received_at=origin.received_at,
+        first_seen_at=origin.first_seen_at,
+        stored_at=found.stored_at,
+        file=stored.file,
+        format=stored.format,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        pages=stored.pages,
+        damaged=stored.damaged,
+        stored=found.visible,
+    )
+
+
+def _time_of(kept: Kept) -> datetime:
+    """When it was received; a date that cannot be would let decades be listed."""
+    received = kept.received_at
+    if received is None or received.year not in POSSIBLE_YEARS:
+        return kept.first_seen_at
+    return received

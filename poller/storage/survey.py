@@ -1,0 +1,135 @@
+"""What lies in the storage by its sidecars, for a ledger that has to be made anew; blocks."""
+
+import errno
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+
+from poller.storage import marker, place, recovery, sidecars, steps
+from poller.storage.place import SIDECAR_PART, Durable, Place
+from poller.storage.sidecars import Origin, StoredFile
+
+_SIDECAR = ".json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sidecar; `path` is the fax's, without extension.
+
+    Not `visible`: a hand-over that was interrupted, which `Storage.resume` may carry on.
+    """
+
+    path: str
+    origin: Origin
+    stored: StoredFile
+    stored_at: datetime
+    visible: bool
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that has a sidecar's name and is none that can be read."""
+
+    file: str
+    why: str
+
+
+def walk(directory: Path, storage_id: str | None) -> Generator[Found | Unreadable, None, None]:
+    """Give every sidecar in the storage, in no order; symbolic links are not followed."""
+    with marker.proved(directory, storage_id) as root:
+        waiting = [""]
+        while waiting:
+            here = waiting.pop()
+            fd = place.open_directory(root, here)
+            try:
+                for name in steps.names(fd):
+                    path = f"{here}/{name}" if here else name
+                    if name.endswith((_SIDECAR, SIDECAR_PART)):
+                        yield from _sidecar(fd, here, name)
+                    elif not name.startswith(".") and _is_directory(fd, name):
+                        waiting.append(path)
+            finally:
+                steps.close(fd)
+
+
+def _is_directory(fd: int, name: str) -> bool:
+    with suppress(FileNotFoundError):  # a consumer took it away just now
+        return S_ISDIR(steps.status_of(name, fd).st_mode)
+    return False
+
+
+def _sidecar(fd: int, here: str, name: str) -> Iterator[Found | Unreadable]:
+    visible = not name.startswith(".")
+    base = name.removesuffix(_SIDECAR) if visible else name[1:].removesuffix(SIDECAR_PART)
+    path = f"{here}/{base}" if here else base
+    try:
+        if not S_ISREG(steps.status_of(name, fd).st_mode):
+            return
+        data = _content(fd, name)
+        found = sidecars.describe(data, path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if visible:
+            yield Unreadable(f"{path}{_SIDECAR}", error.strerror or "it cannot be read")
+        return
+    except ValueError as error:
+        if visible:  # what a killed poller left half is removed at the next start
+            yield Unreadable(f"{path}{_SIDECAR}", str(error))
+        return
+    yield Found(path, *found, visible=visible)
+
+
+def _content(fd: int, name: str) -> bytes:
+    file = steps.open_file(name, fd)
+    try:
+        return steps.read_all(file)
+    finally:
+        steps.close(file)
+
+
+def trouble(at: Place, found: Found) -> str | None:
+    """Say what is wrong with the image that the sidecar is about; None when it has its hash."""
+    names = [at.names.image(found.stored.format)]
+    if not found.visible:
+        names.append(at.names.dot_image)
+    problem = "the image is not there"
+    for name in names:
+        try:
+            if recovery.holds(at, name, found.stored):
+                return None
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ELOOP, errno.EACCES, errno.EIO):
+                raise
+            problem = "the image cannot be read"
+        else:
+            if _is_there(at, name):
+                problem = "the image has another hash"
+    return problem
+
+
+def _is_there(at: Place, name: str) -> bool:
+    with suppress(FileNotFoundError):
+        steps.status_of(name, at.fd)
+        return True
+    return False
+
+
+def troubles(directory: Path, storage_id: str | None, wanted: list[Found]) -> list[str | None]:
+    """Hash the images of these sidecars: None for each that is whole."""
+    with marker.proved(directory, storage_id) as root:
+        return [_trouble(root, found) for found in wanted]
+
+
+def _trouble(root: int, found: Found) -> str | None:
+    try:
+        at = place.open_place(root, found.path, durable=Durable(), make=None)
+    except FileNotFoundError:
+        return "the image is not there"
+    try:
+        return trouble(at, found)
+    finally:
+        at.close()

@@ -1,0 +1,478 @@
+"""A ledger made anew knows what snapshot and sidecars tell, and says what nothing tells."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.config.model import Account, Config
+from poller.errors import CannotStart
+from poller.ingest.site import Site
+from poller.ledger import Ledger, State
+from poller.ledger import rebuild as making
+from poller.rebuild import Rebuilt, rebuild
+from poller.simulator import Simulator
+from poller.simulator.state import Fax
+from poller.storage.marker import MARKER
+from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
+from tests.integration.at_work import fetch, listed, poll
+
+DAY = timedelta(days=1)
+
+
+class Installation:
+    """One installation that is opened for a while, broken, rebuilt and opened again."""
+
+    def __init__(self, settings: Config, simulator: Simulator, clock: QuickClock) -> None:
+        self.settings = settings
+        self.simulator = simulator
+        self.clock = clock
+        self.ledger = Path(settings.state_url.removeprefix("sqlite:///"))
+        self.faxes = settings.storage.directory
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Site]:
+        async with opened_site(self.settings, self.clock) as site:
+            yield site
+
+    async def store(self, count: int = 1, user: str = "user-a") -> list[Fax]:
+        """Let faxes come in and be stored, and close again."""
+        async with self.open() as site:
+            made = []
+            for _ in range(count):
+                self.clock.advance(timedelta(minutes=2))
+                fax, _ = await listed(site, self.simulator, user)
+                await fetch(site, fax)
+                made.append(fax)
+        return made
+
+    async def snapshot(self) -> datetime:
+        async with await Ledger.open(self.settings.state_url) as ledger:
+            health = await ledger.look_after(self.clock.now())
+        assert health.snapshot_at is not None
+        return health.snapshot_at
+
+    async def rebuild(self, since: datetime | None = None) -> Rebuilt:
+        return await rebuild(self.settings, since=since, now=self.clock.now)
+
+    async def catch_up(self) -> None:
+        """List and fetch all that the new ledger wants, until nothing is due."""
+        async with self.open() as site:
+            for _ in range(3):
+                for user in ("user-a", "user-b"):
+                    outcome = await poll(site, user)
+                    assert outcome.error is None
+                await site.accounts[APP].workers.run_until_idle()
+                self.clock.advance(timedelta(minutes=5))
+
+    def downloads(self) -> dict[str, int]:
+        return {fax.fax_id: self.simulator.downloads.get(fax, 0) for fax in self.simulator.faxes()}
+
+    def sidecar(self, fax: Fax) -> Path:
+        (found,) = self.faxes.rglob(f"{fax.fax_id}.json")
+        return found
+
+    def take(self, fax: Fax) -> None:
+        sidecar = self.sidecar(fax)
+        sidecar.with_suffix(".pdf").unlink()
+        sidecar.unlink()
+
+    def state_files(self) -> list[str]:
+        return sorted(
+            one.name for one in self.ledger.parent.iterdir() if not one.name.endswith("-journal")
+        )
+
+
+@pytest.fixture
+def place(simulator: Simulator, make_config: MakeConfig, clock: QuickClock) -> Installation:
+    return Installation(make_config(simulator.base_url), simulator, clock)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flipped(path: Path) -> None:
+    """A page in the middle is turned over."""
+    data = bytearray(path.read_bytes())
+    data[5 * 4096 : 5 * 4096 + 64] = bytes(byte ^ 0xFF for byte in data[5 * 4096 : 5 * 4096 + 64])
+    path.write_bytes(data)
+
+
+DAMAGES = [gone, zeroed, truncated, empty, flipped]
+SNAPSHOTS = ["good", "newest-bad", "both-bad", "none"]
+EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "snapshots"),
+    [
+        (spoil, snapshots)
+        for spoil in DAMAGES
+        for snapshots in SNAPSHOTS
+        if EXHAUSTIVE
+        or spoil is truncated
+        or (spoil, snapshots) in [(gone, "none"), (flipped, "good")]
+    ],
+)
+async def test_nothing_is_fetched_again_that_snapshot_or_sidecar_tell_of(
+    place: Installation, spoil: Callable[[Path], None], snapshots: str
+) -> None:
+    stored = await place.store(2)
+    if snapshots != "none":
+        await place.snapshot()
+        place.clock.advance(DAY)
+        await place.snapshot()
+    stored += await place.store(1) + await place.store(1, "user-b")
+    newest, older = (place.ledger.with_name(f"poller.db.snapshot-{n}") for n in (1, 2))
+    if snapshots in ("newest-bad", "both-bad"):
+        truncated(newest)
+    if snapshots == "both-bad":
+        zeroed(older)
+    marker = (place.faxes / MARKER).read_text()
+    spoil(place.ledger)
+    before = None if spoil is gone else place.ledger.read_bytes()
+    files = {path: path.read_bytes() for path in stored_files(place.faxes)}
+
+    done = await place.rebuild()
+
+    assert done.base == {"good": newest, "newest-bad": older}.get(snapshots)
+    assert (done.sidecars, done.damaged.count, done.unreadable.count) == (4, 0, 0)
+    assert done.added == (2 if done.base else 4)
+    if before is None:
+        assert done.kept_aside is None
+    else:
+        assert done.kept_aside is not None
+        assert done.kept_aside.read_bytes() == before
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        assert await ledger.storage_id() == marker.strip()
+        rows = {row.user: row for row in await ledger.users()}
+        assert [rows[u].stored for u in ("user-a", "user-b")] == [3, 1]
+        assert sum(row.discovered for row in rows.values()) == 4
+    await place.catch_up()
+    assert place.downloads() == {fax.fax_id: 1 for fax in stored}
+    assert {path: path.read_bytes() for path in stored_files(place.faxes)} == files
+
+
+async def test_a_taken_fax_is_known_by_the_snapshot_and_only_by_that(place: Installation) -> None:
+    (known,) = await place.store()
+    at = await place.snapshot()
+    (forgotten,) = await place.store()
+    place.take(known)
+    place.take(forgotten)
+    truncated(place.ledger)
+
+    done = await place.rebuild()
+
+    assert done.base_at == at
+    await place.catch_up()
+    assert place.downloads() == {known.fax_id: 1, forgotten.fax_id: 2}
+    assert len(stored_files(place.faxes)) == 2
+
+
+async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again(
+    place: Installation,
+) -> None:
+    async with place.open() as site:
+        pending, _ = await listed(site, place.simulator)
+        dismissed, row = await listed(site, place.simulator)
+        await site.shop.ledger.dismiss(row.id, now=place.clock.now(), reason="spam")
+        (user, _) = await site.shop.ledger.users()
+    await place.snapshot()
+    pinned = user.pinned_start
+    place.clock.advance(30 * DAY)
+    place.simulator.receive(APP, "user-a", completed=place.simulator.now() - 20 * DAY)
+    truncated(place.ledger)
+
+    done = await place.rebuild()
+
+    assert done.listed_from == pinned
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        states = {fax: (await ledger.find(fax.fax_id))[0].state for fax in (pending, dismissed)}
+        assert states == {pending: State.PENDING, dismissed: State.DISMISSED}
+        assert (await ledger.coverage(user.id)).intervals == ()
+    await place.catch_up()
+    assert sorted(place.downloads().values()) == [0, 1, 1]
+
+
+async def test_listing_reaches_back_to_the_oldest_sidecar_or_since(place: Installation) -> None:
+    (fax,) = await place.store()
+    await place.store(1, "user-b")
+    gone(place.ledger)
+    place.clock.advance(100 * DAY)  # far beyond the configured look-back of a new user
+
+    assert (await place.rebuild()).listed_from == fax.completed
+    since = fax.completed - 3 * DAY
+    assert (await place.rebuild(since)).listed_from == since
+    # later than what is known it changes nothing, for something could be lost by that
+    assert (await place.rebuild(place.clock.now() - DAY)).listed_from == since
+
+
+async def test_a_fax_of_an_impossible_time_does_not_let_decades_be_listed(
+    place: Installation,
+) -> None:
+    (fax,) = await place.store()
+    sidecar = place.sidecar(fax)
+    content = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(content | {"received_at": "1970-01-01T00:00:00.000Z"}))
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert done.listed_from == datetime.fromisoformat(content["first_seen_at"])
+
+
+async def test_a_sidecar_whose_image_is_gone_or_changed_is_damaged_and_not_fetched(
+    place: Installation,
+) -> None:
+    lost, changed = await place.store(2)
+    place.sidecar(lost).with_suffix(".pdf").unlink()
+    place.sidecar(changed).with_suffix(".pdf").write_bytes(b"other")
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert {why for _, why in done.damaged.named} == {
+        "the image is not there",
+        "the image has another hash",
+    }
+    await place.catch_up()
+    assert set(place.downloads().values()) == {1}
+    assert place.sidecar(changed).with_suffix(".pdf").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "null", '"text"', "{}", '{"fax_id": 1}', "\xff", "[" * 100_000,
+        '{"image": {"format": "exe"}}', '{"image": []}', "1" * 5000,
+    ],
+)  # fmt: skip
+async def test_a_file_that_only_looks_like_a_sidecar_is_named_and_left(
+    place: Installation, content: str
+) -> None:
+    await place.store()
+    strange = place.faxes / "main" / "strange.json"
+    strange.write_text(content, encoding="latin-1")
+    (place.faxes / "main" / "link.json").symlink_to(strange)
+    (place.faxes / "main" / "directory.json").mkdir()
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert [path for path, _ in done.unreadable.named] == ["main/strange.json"]
+    assert done.added == 1
+    assert strange.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fax_id", 7), ("user_id", None), ("account", []), ("metadata", "x"),
+        ("stored_at", "yesterday"), ("first_seen_at", "2026-03-02T12:00:00"), ("received_at", 1),
+    ],
+)  # fmt: skip
+async def test_a_sidecar_with_a_wrong_value_is_named(
+    place: Installation, key: str, value: Any
+) -> None:
+    (fax,) = await place.store()
+    sidecar = place.sidecar(fax)
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {key: value}))
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.unreadable.count, done.added) == (1, 0)
+
+
+async def test_a_copy_of_a_file_under_another_name_is_left_out_and_named(
+    place: Installation,
+) -> None:
+    await place.store()
+    shutil.copytree(place.faxes / "main", place.faxes / "copy")
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.sidecars, done.added, done.doubles.count) == (2, 1, 1)
+
+
+async def test_users_who_are_not_configured_any_more_become_removed_ones(
+    place: Installation,
+) -> None:
+    await place.store(1, "user-b")
+    gone(place.ledger)
+    (account,) = place.settings.accounts
+    fewer: Account = replace(account, users=account.users[:1])
+    place.settings = replace(place.settings, accounts=(fewer,))
+    done = await place.rebuild()
+    assert done.listed_from is None
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        rows = {row.user: (row.removed, row.stored) for row in await ledger.users()}
+    assert rows == {"user-a": (False, 0), "user-b": (True, 1)}
+
+
+async def test_an_interrupted_hand_over_that_no_snapshot_knows_is_carried_on(
+    place: Installation,
+) -> None:
+    (fax,) = await place.store()
+    sidecar = place.sidecar(fax)
+    base = sidecar.stem
+    sidecar.rename(sidecar.with_name(f".{base}.json.part"))
+    sidecar.with_suffix(".pdf").rename(sidecar.with_name(f".{base}.image.part"))
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.sidecars, done.added, done.carried_on) == (0, 0, 1)
+    await place.catch_up()
+    assert place.downloads() == {fax.fax_id: 1}
+    assert place.sidecar(fax).with_suffix(".pdf").exists()
+
+
+async def test_a_broken_hand_over_is_not_believed(place: Installation) -> None:
+    (fax,) = await place.store()
+    sidecar = place.sidecar(fax)
+    sidecar.rename(sidecar.with_name(f".{sidecar.stem}.json.part"))
+    sidecar.with_suffix(".pdf").unlink()
+    gone(place.ledger)
+    assert (await place.rebuild()).carried_on == 0
+    await place.catch_up()
+    assert place.downloads() == {fax.fax_id: 2}
+
+
+async def test_a_ledger_that_is_whole_is_taken_over_whole(place: Installation) -> None:
+    (fax,) = await place.store()
+    place.take(fax)
+    done = await place.rebuild()
+    assert done.was_whole
+    assert done.kept_aside is not None
+    await place.catch_up()
+    assert place.downloads() == {fax.fax_id: 1}
+
+
+async def test_a_ledger_of_a_newer_poller_gives_way_to_its_snapshot(place: Installation) -> None:
+    (fax,) = await place.store()
+    await place.snapshot()
+    with contextlib.closing(sqlite3.connect(place.ledger)) as other, other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+    done = await place.rebuild()
+    assert "newer poller" in done.passed_over[0]
+    assert done.base == place.ledger.with_name("poller.db.snapshot-1")
+    await place.catch_up()
+    assert place.downloads() == {fax.fax_id: 1}
+
+
+@pytest.mark.parametrize("trouble", ["unmounted", "gone", "other marker", "foreign", "locked"])
+async def test_a_rebuilding_that_cannot_be_right_is_refused_and_changes_nothing(
+    place: Installation, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.store()
+    await place.snapshot()
+    monkeypatch.setattr(making, "_TIMEOUT_S", 0.05)
+    lock = contextlib.closing(sqlite3.connect(place.ledger, isolation_level=None))
+    if trouble == "unmounted":
+        (place.faxes / MARKER).unlink()
+    elif trouble == "gone":
+        shutil.rmtree(place.faxes)
+    elif trouble == "other marker":
+        (place.faxes / MARKER).write_text("another\n")
+    elif trouble == "foreign":
+        gone(place.ledger)
+        with contextlib.closing(sqlite3.connect(place.ledger)) as other:
+            other.execute("CREATE TABLE songs (name TEXT)")
+    before, content = place.state_files(), place.ledger.read_bytes()
+    with lock as connection:
+        if trouble == "locked":
+            connection.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CannotStart):
+            await place.rebuild()
+    assert place.state_files() == before
+    assert place.ledger.read_bytes() == content
+
+
+# -- ended in the middle ---------------------------------------------------------------------------
+
+KILLED = """
+import asyncio, os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from poller.config.model import *
+from poller.rebuild import rebuild
+
+left = int(sys.argv[2])
+
+def maybe_die(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def audit(event, args):
+    if event in ("os.rename", "os.link", "os.remove") or (
+        event == "open" and args[2] and args[2] & os.O_CREAT
+    ):
+        maybe_die()
+
+root = Path(sys.argv[1])
+user = User("main", "user-a", "app-1", "user-a")
+settings = Config(
+    accounts=(Account("main", "app-1", SecretRef("env", "KEY"), (user,)),),
+    storage=StorageConfig(root / "faxes", min_free=1),
+    state_url=f"sqlite:///{root}/state/poller.db",
+)
+sys.addaudithook(audit)
+asyncio.run(rebuild(settings, since=None, now=lambda: datetime.now(UTC)))
+"""
+
+
+@pytest.mark.parametrize("journal", [False, True] if EXHAUSTIVE else [True])
+async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_nothing(
+    place: Installation, tmp_path: Path, journal: bool
+) -> None:
+    """At each call that makes, links, renames or removes a file."""
+    (kept,) = await place.store()
+    await place.snapshot()
+    (taken,) = await place.store()
+    del taken
+    truncated(place.ledger)
+    if journal:
+        place.ledger.with_name("poller.db-journal").write_bytes(b"a journal of the old ledger")
+    broken = place.ledger.read_bytes()
+    original = tmp_path / "original"
+    shutil.copytree(tmp_path / "state", original)
+    points = 0
+    while True:
+        points += 1
+        shutil.rmtree(tmp_path / "state")
+        shutil.copytree(original, tmp_path / "state", copy_function=shutil.copy2)
+        child = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path), str(points)],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+        assert place.ledger.exists()
+        await place.rebuild()
+        asides = [one for one in place.state_files() if ".broken-" in one]
+        contents = [place.ledger.with_name(name).read_bytes() for name in asides]
+        assert contents[:1] == [broken]
+        assert (place.ledger.with_name(f"{asides[0]}-journal").exists()) is journal
+        assert "poller.db.rebuilding" not in place.state_files()
+        async with await Ledger.open(place.settings.state_url) as ledger:
+            assert sum(row.stored for row in await ledger.users()) == 2
+            (row,) = await ledger.find(kept.fax_id)
+            assert row.state is State.STORED
+    assert points > (7 if journal else 6)
