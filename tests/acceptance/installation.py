@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import signal
-import stat
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 from poller.simulator import Simulator
 from poller.simulator.answers import listed_fax
 from poller.simulator.state import Fax
+from tests.crash.checker import tree_problems
 
 APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
 KEY_VARIABLE = "POLLER_TEST_KEY"
@@ -282,7 +282,7 @@ def assert_stored(
     """
     wanted = simulator.faxes() if faxes is None else list(faxes)
     names = names or {user_id: f"main/{name}" for name, user_id in USERS.items()}
-    problems = list(_tree_problems(installation.storage))
+    problems = list(tree_problems(installation.storage, at_rest=True))
     found = Counter[tuple[str, str, str]]()
     by_identity = {(fax.app_id, fax.user_id, fax.fax_id): fax for fax in wanted}
     images: set[Path] = set()
@@ -303,17 +303,6 @@ def assert_stored(
     alone = {path for path in visible - images if path.suffix != ".json" and path.name != MARKER}
     problems += [f"{path.name} has no sidecar" for path in sorted(alone)]
     assert not problems, "\n".join(problems[:20])
-
-
-def _tree_problems(storage: Path) -> Iterable[str]:
-    for path in [storage, *storage.rglob("*")]:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if path.name.startswith(".") and path.name != MARKER:
-            yield f"{path} is left over"
-        elif (path.is_dir() and mode != 0o750) or (
-            path.is_file() and path.name != MARKER and mode != 0o640
-        ):
-            yield f"{path} has mode {mode:o}"
 
 
 def _pair_problems(

@@ -1,0 +1,21 @@
+"""What the simulator served, as the plain values that the checker takes."""
+
+from poller.simulator import Simulator
+from tests.crash.checker import Key, ServedFax
+
+
+def served_by(simulator: Simulator) -> list[ServedFax]:
+    return [
+        ServedFax(
+            key=(fax.app_id, fax.user_id, fax.fax_id),
+            completed=fax.completed,
+            images=frozenset(simulator.served.get(fax, ())),
+        )
+        for fax in simulator.faxes()
+    ]
+
+
+def downloads_of(simulator: Simulator) -> dict[Key, int]:
+    return {
+        (fax.app_id, fax.user_id, fax.fax_id): count for fax, count in simulator.downloads.items()
+    }
