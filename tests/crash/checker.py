@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 MARKER = ".poller-storage"
 STATES = ("pending", "stored", "quarantined", "dismissed")
