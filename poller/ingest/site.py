@@ -142,6 +142,7 @@ async def open_site(
     clock = clock or SystemClock()
     ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
     try:
+        _report_restored(ledger)
         await ledger.forget_far_future(clock.now())
         shop = await _workshop(settings, ledger, metrics, clock, random)
         shop = replace(shop, timeouts=timeouts or shop.timeouts)
@@ -159,6 +160,16 @@ async def open_site(
             shop.storage.close()
     finally:
         await ledger.close()
+
+
+def _report_restored(ledger: Ledger) -> None:
+    if ledger.restored_from is not None:
+        log.event(
+            "ledger-restored",
+            "The ledger was gone; its newest snapshot took its place. Faxes that were stored after "
+            "that and have been taken away since are fetched again.",
+            snapshot_at=ledger.restored_from,
+        )
 
 
 async def _workshop(

@@ -41,12 +41,16 @@ _GAP_EDITS = "gap_edits"
 
 
 class Ledger:
-    """An open ledger; `created` says that this open made its tables."""
+    """An open ledger; `created` says that this open made its tables.
+
+    `restored_from`: the file was gone, and this open put its snapshot of that time in its place.
+    """
 
     def __init__(
         self, path: Path, readers: AsyncEngine, writer: Writer | None, *, created: bool
     ) -> None:
         self.created = created
+        self.restored_from: datetime | None = None
         self._path = path
         self._readers = readers
         self._writer = writer
@@ -76,6 +80,7 @@ class Ledger:
             schema.require_known(path, found.revision, may_migrate=not readonly)
         elif readonly or not create:
             raise CannotStart(f"there is no ledger at {path}; the service makes it when it starts")
+        restored_from = None if found.tables else await asyncio.to_thread(_restored, path)
         readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
         if readonly:
             return cls(path, readers, None, created=False)
@@ -90,7 +95,9 @@ class Ledger:
             if isinstance(error, LedgerUnavailable):
                 raise CannotStart(str(error)) from error
             raise
-        return cls(path, readers, writer, created=created)
+        opened = cls(path, readers, writer, created=created)
+        opened.restored_from = restored_from
+        return opened
 
     async def close(self) -> None:
         """Finish the reads and writes that were asked for; a second time does nothing."""
@@ -556,6 +563,14 @@ async def backup(url: str, target: Path) -> int:
     """
     path = engine.database_path(url)
     return await asyncio.to_thread(snapshots.backup, path, target, timeout_s=BUSY_TIMEOUT_S)
+
+
+def _restored(path: Path) -> datetime | None:
+    try:
+        with snapshots.mapped(path):
+            return rebuild.restore(path)
+    except LedgerUnavailable as error:
+        raise CannotStart(str(error)) from error
 
 
 def _checked(connection: Connection) -> tuple[datetime | None, str | None]:

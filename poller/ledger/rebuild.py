@@ -91,6 +91,31 @@ def _is_of_the_disk(cause: BaseException | None) -> bool:
     return (getattr(cause, "sqlite_errorname", None) or "").startswith("SQLITE_IOERR")
 
 
+def restore(path: Path) -> datetime | None:
+    """Put the newest readable snapshot where the ledger is gone; of when it is, None without one.
+
+    An empty ledger in its place would fetch again what consumers have taken away, and forget what
+    waits. Raises LedgerDamaged when there are snapshots and none can be read.
+    """
+    kept = [name for name in snapshots.names(path) if os.path.lexists(name)]
+    source = next((name for name in kept if _unusable(name) is None), None)
+    if source is None:
+        if kept:
+            raise LedgerDamaged(
+                f"the ledger {path} is gone and its snapshots are damaged; `poller rebuild` makes "
+                "a new one from the files in the storage"
+            )
+        return None
+    part = path.with_name(f"{path.name}.restoring")
+    part.unlink(missing_ok=True)
+    snapshots.copy_to(source, part, timeout_s=_TIMEOUT_S)
+    with suppress(FileNotFoundError):  # the lost ledger's, which would be replayed into this one
+        _journal(path).rename(path.with_name(f"{path.name}.lost-journal"))
+    part.rename(path)
+    snapshots.sync(path.parent)
+    return snapshots.made_at(source)
+
+
 def being_made(path: Path) -> Path:
     return path.with_name(f"{path.name}.rebuilding")
 

@@ -1,0 +1,330 @@
+"""The ledger in trouble: what is seen of it, and how it heals."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from poller.config.model import Config
+from poller.errors import LedgerDamaged
+from poller.ingest.site import Site
+from poller.ledger import Ledger, State
+from poller.rebuild import rebuild
+from poller.simulator import Simulator
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
+from tests.integration.at_work import fetch, listed, poll, row, said
+
+DAY = timedelta(days=1)
+PAGE = 4096
+
+
+@pytest.fixture
+def settings(simulator: Simulator, make_config: MakeConfig) -> Config:
+    return make_config(simulator.base_url)
+
+
+@pytest.fixture
+def path(settings: Config) -> Path:
+    return Path(settings.state_url.removeprefix("sqlite:///"))
+
+
+async def catch_up(site: Site) -> None:
+    for user in ("user-a", "user-b"):
+        assert (await poll(site, user)).error is None
+    await site.accounts[APP].workers.run_until_idle()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program holds the ledger, so that nothing can be read or written."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+# -- locked, read-only -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def impatient(
+    settings: Config, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Site]:
+    """A site whose ledger waits for a lock no longer than a moment."""
+    opened = Ledger.open.__func__  # type: ignore[attr-defined]
+
+    async def soon(cls: type[Ledger], url: str, /, **how: object) -> Ledger:
+        ledger: Ledger = await opened(cls, url, **{**how, "busy_timeout_s": 0.05})
+        return ledger
+
+    monkeypatch.setattr(Ledger, "open", classmethod(soon))
+    async with opened_site(settings, clock) as site:
+        yield site
+
+
+async def test_locked_ledger_postpones_polls_and_fetches_and_drops_nothing(
+    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
+) -> None:
+    site = impatient
+    waiting, _ = await listed(site, simulator)
+    with locked(path):
+        unseen = simulator.receive(APP, "user-a", completed=simulator.now())
+        clock.advance(timedelta(minutes=1))
+        outcome = await poll(site)
+        assert "locked by another program" in str(outcome.error)
+        assert not await site.shop.gate.look_again()
+        assert "locked by another program" in (site.shop.gate.reason or "")
+        await site.accounts[APP].workers.run_until_idle()
+        assert not simulator.downloads
+    clock.advance(timedelta(minutes=2))
+    await catch_up(site)
+    assert {(await row(site, fax)).state for fax in (waiting, unseen)} == {State.STORED}
+    assert set(simulator.downloads.values()) == {1}
+    assert said(events, "storage-unusable", "storage-usable") == [
+        "storage-unusable", "storage-usable",
+    ]  # fmt: skip
+
+
+async def test_fax_that_was_delivered_while_the_ledger_was_locked_is_not_downloaded_again(
+    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path
+) -> None:
+    site = impatient
+    fax, _ = await listed(site, simulator)
+    lock = contextlib.ExitStack()
+    deliver = site.shop.ledger.stored
+
+    async def locked_out(*about: object, **how: object) -> None:
+        lock.enter_context(locked(path))
+        await deliver(*about, **how)  # type: ignore[arg-type]
+
+    site.shop.ledger.stored = locked_out  # type: ignore[method-assign]
+    with lock:
+        await fetch(site, fax)
+        site.shop.ledger.stored = deliver  # type: ignore[method-assign]
+        assert not site.shop.gate.usable
+    assert (await row(site, fax)).state is State.PENDING
+    clock.advance(timedelta(minutes=5))
+    assert await site.shop.gate.check()
+    await site.accounts[APP].workers.run_until_idle()
+    assert (await row(site, fax)).state is State.STORED
+    assert set(simulator.downloads.values()) == {1}
+
+
+@contextlib.contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    done = subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("needs chattr +i, so root and a file system that knows it")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+@pytest.mark.parametrize("what", ["file", "journal"])
+async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
+    site: Site, simulator: Simulator, clock: QuickClock, path: Path, what: str
+) -> None:
+    fax, _ = await listed(site, simulator)
+    await site.shop.ledger.check_writable()
+    # Connections that are open could go on writing; a commit that fails makes new ones.
+    await site.shop.ledger._writer._engine.dispose()  # type: ignore[union-attr]
+    with immutable(path if what == "file" else path.with_name("poller.db-journal")):
+        assert not await site.shop.gate.look_again()
+        assert "the ledger" in (site.shop.gate.reason or "")
+        assert (await site.shop.ledger.users())[0].pending == 1  # status can still be read
+        await site.accounts[APP].workers.run_until_idle()
+        assert not simulator.downloads
+    clock.advance(timedelta(minutes=2))
+    assert await site.shop.gate.check()
+    await site.accounts[APP].workers.run_until_idle()
+    assert (await row(site, fax)).state is State.STORED
+
+
+# -- damaged -----------------------------------------------------------------------------------------
+
+
+def flips(size: int) -> list[tuple[int, int]]:
+    """Where to turn bytes over, and how many: the header, every page's own header, and its middle.
+
+    Bytes inside a value are no damage that SQLite can see; `verify` finds those.
+    """
+    pages = [(number * PAGE, 8) for number in range(1, size // PAGE)]
+    return [(0, 16), (16, 2), (100, 8), *pages]
+
+
+async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_each(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+) -> None:
+    async with opened_site(settings, clock) as site:
+        for number in range(25):
+            await listed(site, simulator, "user-a" if number % 2 else "user-b")
+            clock.advance(timedelta(minutes=1))
+        await site.accounts[APP].workers.run_until_idle()
+    whole, files = path.read_bytes(), stored_files(settings.storage.directory)
+    positions = flips(len(whole))
+    assert len(positions) >= 30
+    for number, (offset, length) in enumerate(positions):
+        spoilt = bytearray(whole)
+        for at in range(offset, offset + length):
+            spoilt[at] ^= 0xFF
+        path.write_bytes(spoilt)
+        with pytest.raises(LedgerDamaged, match="poller rebuild"):
+            await Ledger.open(settings.state_url)
+        assert path.read_bytes() == spoilt, f"changed at {offset}"
+        if number % 10 and not os.environ.get("POLLER_EXHAUSTIVE"):
+            continue
+        done = await rebuild(settings, since=None, now=clock.now)
+        assert done.added == 25
+        assert done.kept_aside is not None
+        assert done.kept_aside.read_bytes() == spoilt
+        async with opened_site(settings, clock) as site:
+            await catch_up(site)
+    assert set(simulator.downloads.values()) == {1}
+    assert stored_files(settings.storage.directory) == files
+
+
+# -- lost, or an old one -----------------------------------------------------------------------------
+
+
+async def store(site: Site, simulator: Simulator, clock: QuickClock) -> Path:
+    clock.advance(timedelta(minutes=2))
+    fax, _ = await listed(site, simulator)
+    await fetch(site, fax)
+    (image,) = site.config.storage.directory.rglob(f"{fax.fax_id}.pdf")
+    return image
+
+
+def take(image: Path) -> None:
+    image.unlink()
+    image.with_suffix(".json").unlink()
+
+
+async def test_deleted_ledger_without_a_snapshot_is_made_anew_and_adopts_the_files(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+) -> None:
+    async with opened_site(settings, clock) as site:
+        await store(site, simulator, clock)
+    path.unlink()
+    before = stored_files(settings.storage.directory)
+    async with opened_site(settings, clock) as site:
+        await catch_up(site)
+        assert (await site.shop.ledger.users())[0].stored == 1
+    assert set(simulator.downloads.values()) == {1}
+    assert stored_files(settings.storage.directory) == before
+
+
+async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path, events: list[Event]
+) -> None:
+    async with opened_site(settings, clock) as site:
+        known = await store(site, simulator, clock)
+        await site.shop.ledger.look_after(clock.now())
+        late = await store(site, simulator, clock)
+        forgotten = await store(site, simulator, clock)
+    for image in (known, forgotten):
+        take(image)
+    path.unlink()
+    path.with_name("poller.db-journal").write_bytes(b"\xd9\xd5\x05\xf9 of the ledger that is gone")
+    async with opened_site(settings, clock) as site:
+        await catch_up(site)
+    assert said(events, "ledger-restored") == ["ledger-restored"]
+    again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
+    # What was stored and taken after the snapshot is the documented exception.
+    assert (again[known.stem], again[late.stem], again[forgotten.stem]) == (1, 1, 2)
+    assert path.with_name("poller.db.lost-journal").exists()
+    async with opened_site(settings, clock):
+        pass
+    assert said(events, "ledger-restored") == ["ledger-restored"]
+
+
+async def test_deleted_ledger_whose_snapshots_are_damaged_is_for_rebuild(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+) -> None:
+    async with opened_site(settings, clock) as site:
+        await store(site, simulator, clock)
+        await site.shop.ledger.look_after(clock.now())
+    path.unlink()
+    path.with_name("poller.db.snapshot-1").write_bytes(b"nothing " * 1000)
+    with pytest.raises(LedgerDamaged, match="poller rebuild"):
+        await Ledger.open(settings.state_url)
+    assert not path.exists()
+    assert (await rebuild(settings, since=None, now=clock.now)).added == 1
+
+
+async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothing(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+) -> None:
+    async with opened_site(settings, clock) as site:
+        first = await store(site, simulator, clock)
+    old = path.read_bytes()
+    async with opened_site(settings, clock) as site:
+        second, third = [await store(site, simulator, clock) for _ in range(2)]
+        clock.advance(3 * DAY)
+        await catch_up(site)
+    take(third)
+    path.write_bytes(old)
+    async with opened_site(settings, clock) as site:
+        for _ in range(3):
+            await catch_up(site)
+            clock.advance(timedelta(minutes=5))
+        assert (await site.shop.ledger.users())[0].stored == 3
+    again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
+    assert (again[first.stem], again[second.stem], again[third.stem]) == (1, 1, 2)
+    assert len(stored_files(settings.storage.directory)) == 6
+
+
+# -- readers -----------------------------------------------------------------------------------------
+
+
+async def test_reader_that_keeps_a_transaction_open_does_not_stop_the_service_for_good(
+    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path
+) -> None:
+    """Somebody's sqlite3 shell: commits wait for it, are postponed, and nothing is lost."""
+    site = impatient
+    fax, _ = await listed(site, simulator)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM faxes").fetchone()
+        assert not await site.shop.gate.look_again()
+        assert "locked" in (site.shop.gate.reason or "")
+    clock.advance(timedelta(minutes=2))
+    assert await site.shop.gate.check()
+    await site.accounts[APP].workers.run_until_idle()
+    assert (await row(site, fax)).state is State.STORED
+
+
+async def test_status_whose_output_nobody_reads_holds_up_no_commit(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path, tmp_path: Path
+) -> None:
+    """`poller status | less`, with more users than a pipe can hold."""
+    async with await Ledger.open(settings.state_url) as ledger:
+        identities = [("app", f"user-{n}", "main", f"user-{n}") for n in range(2000)]
+        await ledger.sync_users(identities, clock.now())
+        config = tmp_path / "poller.yaml"
+        config.write_text(
+            f'accounts: {{main: {{app_id: "app", api_key: {{env: KEY}}, '
+            f'users: {{a: {{user_id: "user-0"}}}}}}}}\n'
+            f"storage: {{directory: faxes}}\nstate: {{url: '{settings.state_url}'}}\n"
+        )
+        status = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "poller", "status", "--json", "-c", str(config)),
+            stdout=asyncio.subprocess.PIPE, cwd=tmp_path, limit=1024,
+        )  # fmt: skip
+        try:
+            assert status.stdout is not None
+            await asyncio.wait_for(status.stdout.readexactly(100), 30)  # it prints, and is stuck
+            with contextlib.closing(sqlite3.connect(path, timeout=0)) as other, other:
+                other.execute("BEGIN EXCLUSIVE")  # nobody else has any lock
+            await ledger.check_writable()
+            assert status.returncode is None
+        finally:
+            status.kill()
+            await status.communicate()
