@@ -18,7 +18,11 @@ def dismiss(connection: Connection, user: int, bounds: Interval, reason: str | N
     gaps = open_gaps(listing.covered(connection, user), row.pinned_start, held)
     parts = [part for gap in gaps if (part := gap.within(bounds.start, bounds.end))]
     for part in parts:
-        _replace(connection, user, part, reason)
+        _dismiss(connection, user, part, reason)
+    if parts:  # slices overlap: what failed there is listed or dismissed now, whole
+        connection.execute(
+            delete(failed_slices).where(_inside(user, bounds), failed_slices.c.dismissed.is_(False))
+        )
     already = [one for one in held if one.dismissed and _meet(one.interval, bounds)]
     return len(parts) + len(already)
 
@@ -27,9 +31,16 @@ def _meet(one: Interval, other: Interval) -> bool:
     return one.within(other.start, other.end) is not None
 
 
-def _replace(connection: Connection, user: int, part: Interval, reason: str | None) -> None:
-    inside = and_(failed_slices.c.start >= part.start, failed_slices.c.end <= part.end)
-    mine = and_(failed_slices.c.user == user, inside)
+def _inside(user: int, bounds: Interval) -> Any:
+    return and_(
+        failed_slices.c.user == user,
+        failed_slices.c.start >= bounds.start,
+        failed_slices.c.end <= bounds.end,
+    )
+
+
+def _dismiss(connection: Connection, user: int, part: Interval, reason: str | None) -> None:
+    mine = _inside(user, part)
     said = connection.scalar(select(failed_slices.c.reason).where(mine).limit(1))
     connection.execute(delete(failed_slices).where(mine))
     connection.execute(

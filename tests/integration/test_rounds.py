@@ -1,0 +1,371 @@
+"""The files of stored faxes are looked at, damage is said and shown, and repaired only when asked."""
+
+import asyncio
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
+from poller.daemon.rounds import Rounds
+from poller.errors import StorageUnusable
+from poller.ingest.audit import Auditor, Checked
+from poller.ingest.fetch import Outcome
+from poller.ingest.reading import Read
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+from poller.ledger import State
+from poller.simulator import Simulator, Switches
+from poller.simulator.state import Fax
+from poller.status import status
+from poller.storage import Condition
+from poller.web.problems import problems
+from poller.window import Slice, SliceKind
+from tests.conftest import Event, QuickClock
+from tests.integration.at_work import (
+    calls,
+    fetch,
+    in_background,
+    listed,
+    mount,
+    parts,
+    poll,
+    row,
+    said,
+    unmount,
+    until,
+)
+
+
+async def stored(site: Site, simulator: Simulator, user: str = "user-a") -> tuple[Fax, Path]:
+    """A fax that is on the disk, and its image there."""
+    fax, _ = await listed(site, simulator, user)
+    assert await fetch(site, fax) is Outcome.STORED
+    file = (await row(site, fax)).file
+    assert file is not None
+    return fax, site.config.storage.directory / file
+
+
+def spoil(image: Path) -> None:
+    data = image.read_bytes()
+    image.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+
+
+def cut(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:50])
+
+
+def auditor(site: Site, **how: int) -> Auditor:
+    return Auditor(site.shop.ledger, site.shop.storage, site.shop.clock, **how)
+
+
+async def audited(site: Site, *, thorough: bool = True, **how: int) -> list[Checked]:
+    return [one async for page in auditor(site, **how).pages(thorough=thorough) for one in page]
+
+
+async def shown(site: Site) -> dict[str, Any]:
+    return await status(
+        site.shop.ledger,
+        now=site.shop.clock.now(),
+        running=True,
+        version="1",
+        storage={"usable": True},
+        evidence=site.shop.evidence,
+    )
+
+
+# -- the audit -----------------------------------------------------------------------------------
+
+
+async def test_audit_goes_through_all_faxes_page_by_page_newest_first(
+    site: Site, simulator: Simulator
+) -> None:
+    faxes = [await stored(site, simulator, user) for user in ("user-a", "user-b") * 4]
+    faxes[3][1].unlink()
+    faxes[3][1].with_suffix(".json").unlink()
+    spoil(faxes[5][1])
+
+    pages = [page async for page in auditor(site, page=3, threads=2).pages(thorough=True)]
+
+    assert [len(page) for page in pages] == [3, 3, 2]
+    found = {one.row.fax_id: one.finding.condition for page in pages for one in page}
+    assert list(found) == [fax.fax_id for fax, _ in reversed(faxes)]
+    assert found.pop(faxes[3][0].fax_id) is Condition.TAKEN
+    assert found.pop(faxes[5][0].fax_id) is Condition.DAMAGED
+    assert set(found.values()) == {Condition.OK}
+    assert [fax.fax_id for fax in await site.shop.ledger.harmed(10)] == [faxes[5][0].fax_id]
+
+
+async def test_a_fax_that_is_being_taken_away_just_now_is_not_called_damaged(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, image = await stored(site, simulator)
+    image.unlink()
+    real = site.shop.clock.sleep
+
+    async def meanwhile(seconds: float) -> None:
+        image.with_suffix(".json").unlink()  # the consumer takes the sidecar last
+        await real(seconds)
+
+    monkeypatch.setattr(site.shop.clock, "sleep", meanwhile)
+    (one,) = await audited(site)
+    assert one.finding.condition is Condition.TAKEN
+    assert await site.shop.ledger.harmed(1) == []
+
+
+async def test_damage_that_was_mended_by_hand_is_taken_back_by_a_thorough_look_alone(
+    site: Site, simulator: Simulator
+) -> None:
+    _, image = await stored(site, simulator)
+    good = image.read_bytes()
+    spoil(image)
+    assert [one.is_damaged for one in await audited(site, thorough=False)] == [False]
+    assert [one.is_damaged for one in await audited(site)] == [True]
+    image.write_bytes(good)
+    await audited(site, thorough=False)
+    assert len(await site.shop.ledger.harmed(1)) == 1
+    await audited(site)
+    assert await site.shop.ledger.harmed(1) == []
+
+
+async def test_nothing_is_called_taken_when_the_disk_goes_away_in_the_middle(
+    site: Site, simulator: Simulator
+) -> None:
+    for _ in range(4):
+        await stored(site, simulator)
+    pages = auditor(site, page=2).pages(thorough=True)
+    assert {one.finding.condition for one in await anext(pages)} == {Condition.OK}
+    unmount(site)
+    with pytest.raises(StorageUnusable, match="is its disk mounted"):
+        await anext(pages)
+    mount(site)
+
+
+async def test_only_files_that_belong_to_no_fax_are_strangers(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ingest.audit._AT_ONCE", 2)
+    _, image = await stored(site, simulator)
+    await listed(site, simulator)  # pending: nothing of it is there
+    root = site.config.storage.directory
+    strangers = [root / "notes.txt", root / "other/deep/x.pdf", image.with_suffix(".tif")]
+    strangers += [image.with_name(f"{number}.json") for number in range(5)]
+    for path in [*strangers, root / ".hidden", image.with_name(".damaged-x.pdf")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (root / "loop").symlink_to(root)
+
+    found = [file async for file in auditor(site).strangers()]
+
+    expected = [str(path.relative_to(root)) for path in strangers]
+    assert sorted(found) == sorted([*expected, "loop"])
+    assert all(path.exists() for path in strangers)
+
+
+# -- repair --------------------------------------------------------------------------------------
+
+
+async def test_repair_takes_what_efax_sends_now_and_renames_nothing(
+    site: Site, simulator: Simulator
+) -> None:
+    simulator.switches = Switches(pdf_bytes="differ")
+    fax, image = await stored(site, simulator)
+    before = (await row(site, fax)).sha256
+    spoil(image)
+    await audited(site)
+    await site.shop.ledger.fetch_again([(await row(site, fax)).id], site.shop.clock.now())
+    await poll(site)  # lists it again: known
+
+    account, _ = parts(site)
+    await account.workers.run_until_idle()
+
+    after = await row(site, fax)
+    assert (after.state, after.harm, after.force) == (State.STORED, None, False)
+    assert after.sha256 != before
+    assert str(image).endswith(str(after.file))
+    assert [one.finding.condition for one in await audited(site)] == [Condition.OK]
+    assert len(list(image.parent.glob(".damaged-*"))) == 2  # the sidecar described the old image
+    assert calls(simulator, "image") == 2
+
+
+async def test_a_missing_sidecar_is_written_anew_without_asking_efax(
+    site: Site, simulator: Simulator
+) -> None:
+    fax, image = await stored(site, simulator)
+    sidecar = image.with_suffix(".json")
+    content = sidecar.read_text()
+    sidecar.unlink()
+    await audited(site)
+    await site.shop.ledger.fetch_again([(await row(site, fax)).id], site.shop.clock.now())
+    account, _ = parts(site)
+    await account.workers.run_until_idle()
+
+    assert calls(simulator, "image") == 1
+    assert [one.finding.condition for one in await audited(site)] == [Condition.OK]
+    assert sidecar.read_text() == content
+
+
+# -- the rounds of the running service -----------------------------------------------------------
+
+
+@pytest.fixture
+async def damaged(site: Site, simulator: Simulator) -> dict[str, str]:
+    """Three faxes: one is well, one was cut, in one a byte has changed."""
+    (well, _), (short, cut_image), (changed, changed_image) = [
+        await stored(site, simulator) for _ in range(3)
+    ]
+    cut(cut_image)
+    spoil(changed_image)
+    return {"well": well.fax_id, "cut": short.fax_id, "changed": changed.fax_id}
+
+
+def told(events: list[Event]) -> list[str]:
+    return [event.fields["fax_id"] for event in events if event.action == "fax-damaged"]
+
+
+async def rounds_done(site: Site) -> None:
+    async with asyncio.timeout(10):
+        await Rounds(site)._check_files()
+
+
+async def test_damage_is_said_once_a_start_and_nothing_is_fetched(
+    site: Site, simulator: Simulator, events: list[Event], damaged: dict[str, str]
+) -> None:
+    asked = calls(simulator, "image")
+    await rounds_done(site)
+    assert told(events) == [damaged["cut"], damaged["changed"]]
+    assert calls(simulator, "image") == asked
+    events.clear()
+    await rounds_done(site)  # what is known is said once more: the newest at least
+    assert told(events) == [damaged["cut"]]
+
+
+async def test_the_check_of_the_files_waits_for_the_storage(
+    site: Site, events: list[Event], damaged: dict[str, str]
+) -> None:
+    unmount(site)
+    async with in_background(Rounds(site)._check_files()) as (task,):
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        assert told(events) == []
+        mount(site)
+        await until(task.done)
+    assert told(events) == [damaged["cut"], damaged["changed"]]
+
+
+async def test_the_thorough_check_rests_so_that_the_disk_is_free_most_of_the_time(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for _ in range(3):
+        await stored(site, simulator)
+    rounds = Rounds(site)
+    object.__setattr__(rounds._auditor, "page", 1)
+    clock.slept.clear()
+    async with asyncio.timeout(10):
+        await rounds._check_files()
+    assert len([pause for pause in clock.slept if pause >= 1.0]) == 3
+
+
+async def test_damage_is_in_the_status_the_problems_and_the_metrics(
+    site: Site, damaged: dict[str, str]
+) -> None:
+    await rounds_done(site)
+    found = await shown(site)
+    assert {one["fax_id"] for one in found["damaged_faxes"]} == {damaged["cut"], damaged["changed"]}
+    (first, _) = found["damaged_faxes"]
+    assert (first["account"], first["user"]) == ("main", "user-a")
+    assert first["path"].endswith(".pdf")
+    assert [one["damaged_files"] for one in found["users"]] == [2, 0]
+    assert problems(found, []) == [
+        "2 faxes are damaged on the disk (main/user-a): see “poller verify --repair”."
+    ]
+    await Monitor(site, Planner(site))._gauges()
+    text = (await site.shop.metrics.render()).decode()
+    assert 'poller_fax_damaged{account="main",user="user-a"} 2.0' in text
+    assert 'poller_fax_damaged{account="main",user="user-b"} 0.0' in text
+
+
+async def test_an_edit_of_gaps_reaches_the_running_service(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    _, state = parts(site)
+    await poll(site)
+    assert said(events, "gap-opened") == ["gap-opened"]
+    failed = list(state.failed_slices)
+    asked = calls(simulator, "list", "user-a")
+    async with in_background(Rounds(site)._watch_gap_edits()):
+        for one in failed:
+            await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
+        await until(lambda: all(one.dismissed for one in state.failed_slices))
+        await poll(site)
+        assert said(events, "gap-closed") == ["gap-closed"]
+        assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
+        simulator.switches = Switches()
+        await site.shop.ledger.make_gap_due(state.id, failed[0].interval)
+        await until(lambda: not all(one.dismissed for one in state.failed_slices))
+        await poll(site)
+        assert state.gaps() == ()
+
+
+async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    account, state = parts(site)
+    await poll(site)
+    clock.advance(timedelta(hours=7))
+    real = account._poller._reader.read
+
+    async def dismissed_meanwhile(asked: UserState, piece: Slice, now: datetime) -> Read:
+        if piece.kind is SliceKind.GAP:
+            for one in list(state.failed_slices):
+                await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
+            await site.read_failed_slices()
+        return await real(asked, piece, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account._poller._reader, "read", dismissed_meanwhile)
+        await poll(site)
+    assert state.failed_gaps() == ()
+    assert sum(one.dismissed for one in state.failed_slices) > 0
+    clock.advance(timedelta(hours=7))
+    asked = calls(simulator, "list", "user-a")
+    await poll(site)
+    assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
+    await site.read_failed_slices()
+    assert state.failed_gaps() == ()
+
+
+# -- quarantine and its evidence ---------------------------------------------------------------------
+
+
+@pytest.fixture
+async def quarantined(site: Site, simulator: Simulator, clock: QuickClock) -> Fax:
+    fax, _ = await listed(site, simulator)
+    fax.trouble = "null-image"
+    assert await fetch(site, fax) is Outcome.FAILED
+    clock.advance(timedelta(days=8))
+    assert await fetch(site, fax) is Outcome.QUARANTINED
+    return fax
+
+
+async def test_status_says_where_the_evidence_of_a_quarantined_fax_lies(
+    site: Site, quarantined: Fax
+) -> None:
+    (one,) = (await shown(site))["quarantined_faxes"]
+    folder = Path(one["evidence"])
+    assert one["fax_id"] == quarantined.fax_id
+    assert folder.is_relative_to(site.config.state_directory / "evidence")
+    assert any(quarantined.fax_id in file.read_text() for file in folder.glob("*.json"))
+
+
+async def test_status_names_no_evidence_where_none_is_kept(site: Site, quarantined: Fax) -> None:
+    (one,) = (await shown(site))["quarantined_faxes"]
+    folder = Path(one["evidence"])
+    for file in folder.iterdir():
+        file.unlink()
+    (one,) = (await shown(site))["quarantined_faxes"]
+    assert one["evidence"] is None
