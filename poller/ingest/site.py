@@ -20,6 +20,10 @@ from poller.ledger import Ledger, UserRow
 from poller.metrics import Metrics
 from poller.storage import Storage
 
+# Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
+# one counts, or `poller once`, run a few times a day, would never give anything up.
+_LONG_DOWN = 0.25
+
 
 @dataclass
 class Site:
@@ -144,6 +148,7 @@ async def open_site(
     try:
         _report_restored(ledger)
         await ledger.forget_far_future(clock.now())
+        await ledger.note_downtime(clock.now(), settings.retry.give_up_after * _LONG_DOWN)
         shop = await _workshop(settings, ledger, metrics, clock, random)
         shop = replace(shop, timeouts=timeouts or shop.timeouts)
         site = Site(settings, shop, environ)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -38,6 +38,7 @@ from poller.window import Coverage, FailedSlice, Interval, SliceKind
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 _GAP_EDITS = "gap_edits"
+_STARTED = "started_at"
 
 
 class Ledger:
@@ -446,6 +447,13 @@ class Ledger:
         """
         return await self._write(lambda connection: fetching.make_due(connection, faxes, now))
 
+    async def note_downtime(self, now: datetime, longer_than: timedelta) -> None:
+        """Stop the give-up clocks for the time in which nobody polled, if it was longer than that.
+
+        Called at each start: while no poller ran, nobody could have had the faxes.
+        """
+        await self._write(lambda connection: _note_downtime(connection, now, longer_than))
+
     async def forget_far_future(self, now: datetime) -> None:
         """Make due what is put off for longer than anything ever is: our clock had been ahead."""
         await self._write(lambda connection: times.forget_far_future(connection, now))
@@ -583,6 +591,13 @@ def _checked(connection: Connection) -> tuple[datetime | None, str | None]:
 def _set_checked(connection: Connection, now: datetime, problem: str | None) -> None:
     _set_meta(connection, "checked_at", lambda _: now.astimezone(UTC).isoformat())
     _set_meta(connection, "problem", lambda _: problem or "")
+
+
+def _note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
+    noted = _meta(connection, _STARTED)
+    since = None if noted is None else datetime.fromisoformat(noted)
+    users.note_downtime(connection, since, now, longer_than)
+    _set_meta(connection, _STARTED, lambda _: now.astimezone(UTC).isoformat())
 
 
 def _edited(connection: Connection, count: int) -> int:

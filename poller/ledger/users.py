@@ -1,10 +1,10 @@
 """Users and accounts: who is configured, what their polls came to, how long they stood still."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
 from poller.ledger.rows import AccountRow, UserRow
 from poller.ledger.tables import accounts, users
@@ -184,6 +184,22 @@ def pause_clock(
     elif not paused and since is not None:
         _set_account(connection, app_id, paused_since=None, paused_s=total_s)
     return total_s
+
+
+def note_downtime(
+    connection: Connection, since: datetime | None, now: datetime, longer_than: timedelta
+) -> None:
+    """`since` is when this was noted last: the same time must not count twice."""
+    polled = func.max(users.c.last_poll_at).label("polled")
+    wanted = select(users.c.app_id, polled).group_by(users.c.app_id)
+    for app_id, last_poll in connection.execute(wanted):
+        if last_poll is None:
+            continue
+        down = now - (last_poll if since is None else max(last_poll, since))
+        if down > longer_than:
+            mine = and_(accounts.c.app_id == app_id, accounts.c.paused_since.is_(None))
+            longer = accounts.c.paused_s + down.total_seconds()
+            connection.execute(update(accounts).where(mine).values(paused_s=longer))
 
 
 def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime) -> None:

@@ -1,0 +1,243 @@
+"""Ten days of trouble that is not the fax's own quarantine nothing; a fax's own trouble does, beside it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.config.model import Account, Config, User
+from poller.ingest.account import AccountAtWork
+from poller.ingest.fetch import Outcome
+from poller.ingest.site import Site
+from poller.ledger import FaxRow, State
+from poller.simulator import Fault, Faults, Simulator
+from poller.simulator.state import Fax
+from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import (
+    end_outage,
+    fetch,
+    listed,
+    mount,
+    parts,
+    poll,
+    row,
+    settled,
+    suspend,
+    unmount,
+)
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+OTHER_APP = "app-2"
+
+
+@pytest.fixture
+def settings(simulator: Simulator, make_config: MakeConfig) -> Config:
+    """Two accounts: `main` with two users, `second` with one."""
+    simulator.add_app(OTHER_APP, KEY)
+    simulator.add_user(OTHER_APP, "user-c")
+    made = make_config(simulator.base_url)
+    (main,) = made.accounts
+    user = User("second", "user-c", OTHER_APP, "user-c", poll=main.users[0].poll)
+    second: Account = replace(main, name="second", app_id=OTHER_APP, users=(user,))
+    return replace(made, accounts=(main, second))
+
+
+@asynccontextmanager
+async def started(settings: Config, clock: QuickClock) -> AsyncIterator[Site]:
+    """An installation at work, as the service starts it."""
+    async with opened_site(settings, clock) as site:
+        for account in site.accounts.values():
+            account.note_pause()
+            await settled(account)
+        site.shop.gate.on_change = lambda: [a.note_pause() for a in site.accounts.values()] and None
+        yield site
+
+
+async def work(site: Site, clock: QuickClock, days: int) -> None:
+    """Let the days pass as the service does: polls, due faxes, a look at the storage, twice a day."""
+    for _ in range(days * 2):
+        clock.advance(12 * HOUR)
+        await site.shop.gate.check()
+        for account in site.accounts.values():
+            await settled(account)
+            for state in list(account.states.values()):
+                await account.poll(state)
+            await account.workers.run_until_idle()
+            await settled(account)
+
+
+async def failed_once(site: Site, simulator: Simulator, effect: str = "500") -> Fax:
+    """A fax of `main` whose first attempt failed, for a reason that will pass."""
+    fax, _ = await listed(site, simulator)
+    simulator.faults = Faults.of(f"{effect}@image=always")
+    assert await fetch(site, fax) is not Outcome.STORED
+    simulator.faults = Faults()
+    assert (await row(site, fax)).first_failed_at is not None
+    return fax
+
+
+async def poison(site: Site, simulator: Simulator) -> Fax:
+    """A fax of `second` that cannot be had, whatever happens."""
+    account = site.accounts[OTHER_APP]
+    (state,) = account.states.values()
+    fax = simulator.receive(
+        OTHER_APP, "user-c", completed=simulator.now() - timedelta(minutes=1), trouble="null-image"
+    )
+    await account.poll(state)
+    await account.workers.run_until_idle()
+    assert (await row(site, fax)).failures == 1
+    return fax
+
+
+def main_is_out(simulator: Simulator) -> None:
+    """An outage of eFax for the users of `main` alone."""
+    rules = tuple(Fault("503", probability=1.0, user_id=user) for user in ("user-a", "user-b"))
+    simulator.faults = Faults(rules=rules)
+
+
+def said_quarantined(events: list[Event]) -> list[str]:
+    return [event.fields["fax_id"] for event in events if event.action == "fax-quarantined"]
+
+
+async def test_suspended_account_of_ten_days_with_a_restart_quarantines_only_the_poison_of_another(
+    settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    async with started(settings, clock) as site:
+        fax = await failed_once(site, simulator)
+        bad = await poison(site, simulator)
+        main_is_out(simulator)
+        await work(site, clock, 5)
+        assert site.accounts[APP].is_suspended
+        assert not site.accounts[OTHER_APP].is_suspended
+    async with started(settings, clock) as site:
+        await work(site, clock, 5)
+        assert site.accounts[APP].is_suspended
+        assert (await row(site, fax)).state is State.PENDING
+        assert (await row(site, bad)).state is State.QUARANTINED
+        assert said_quarantined(events) == [bad.fax_id]
+
+        # It comes back for lists, but the image still fails: that is not yet long enough.
+        simulator.faults = Faults.of("500@image=always")
+        await work(site, clock, 1)
+        assert not site.accounts[APP].is_suspended
+        assert (await row(site, fax)).state is State.PENDING
+        assert (await row(site, fax)).failures > 1
+
+        simulator.faults = Faults()
+        await work(site, clock, 1)
+        assert (await row(site, fax)).state is State.STORED
+        assert (await row(site, bad)).state is State.QUARANTINED
+        assert said_quarantined(events) == [bad.fax_id]
+
+        bad.trouble = None  # it heals: the daily attempt brings it
+        await work(site, clock, 2)
+        assert (await row(site, bad)).state is State.STORED
+
+
+async def test_unusable_storage_of_ten_days_with_a_restart_quarantines_nothing(
+    settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    async with started(settings, clock) as site:
+        fax = await failed_once(site, simulator, "404")
+        bad = await poison(site, simulator)
+        await work(site, clock, 5)
+        assert (await row(site, fax)).state is State.STORED
+        late = await failed_once(site, simulator, "404")
+        unmount(site)
+        await work(site, clock, 5)
+        assert not site.shop.gate.usable
+    asked = len([seen for seen in simulator.requests if seen.call == "image"])
+    async with started(settings, clock) as site:
+        await work(site, clock, 5)
+        assert len([seen for seen in simulator.requests if seen.call == "image"]) == asked
+        mount(site)
+        await work(site, clock, 1)
+        # What had failed for five days before is six days old now, not sixteen.
+        assert (await row(site, bad)).state is State.PENDING
+        assert (await row(site, late)).state is State.STORED
+        assert said_quarantined(events) == []
+        await work(site, clock, 3)
+        assert said_quarantined(events) == [bad.fax_id]
+
+
+async def _down_while_suspended(site: Site, simulator: Simulator) -> None:
+    await suspend(site, simulator)
+
+
+async def _down_while_unusable(site: Site, _: Simulator) -> None:
+    unmount(site)
+    assert not await site.shop.gate.look_again()
+    await settled(site.accounts[APP])
+
+
+async def _down_before_anything_was_noticed(site: Site, simulator: Simulator) -> None:
+    await poll(site)
+    simulator.outage(True)
+
+
+Begin = Callable[[Site, Simulator], Any]
+
+
+@pytest.mark.parametrize(
+    "begin", [_down_while_suspended, _down_while_unusable, _down_before_anything_was_noticed]
+)
+async def test_ten_days_in_which_the_process_itself_was_down_quarantine_nothing(
+    settings: Config,
+    simulator: Simulator,
+    clock: QuickClock,
+    events: list[Event],
+    begin: Begin,
+) -> None:
+    async with started(settings, clock) as site:
+        fax = await failed_once(site, simulator)
+        await begin(site, simulator)
+    clock.advance(10 * DAY)
+    async with started(settings, clock) as site:
+        # The first attempt after that fails as well, for the trouble lasts.
+        assert await fetch(site, fax) in (Outcome.FAILED, Outcome.POSTPONED)
+        await work(site, clock, 1)
+        assert await _state(site, fax) == (State.PENDING, [])
+        if begin is _down_while_unusable:
+            mount(site)
+        else:
+            await end_outage(site, simulator, clock)
+        simulator.faults = Faults.of("500@image=always")
+        await work(site, clock, 1)
+        assert await _state(site, fax) == (State.PENDING, said_quarantined(events))
+        await work(site, clock, 8)
+        assert said_quarantined(events) == [fax.fax_id]
+
+
+async def _state(site: Site, fax: Fax) -> tuple[State, list[str]]:
+    found: FaxRow = await row(site, fax)
+    return found.state, []
+
+
+async def test_many_short_runs_give_up_all_the_same(
+    settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    """`poller once` every twelve hours: the time between two runs counts."""
+    async with started(settings, clock) as site:
+        bad = await poison(site, simulator)
+    for _ in range(16):
+        clock.advance(12 * HOUR)
+        async with started(settings, clock) as site:
+            account: AccountAtWork = site.accounts[OTHER_APP]
+            await account.poll(next(iter(account.states.values())))
+            await account.workers.run_until_idle()
+    assert said_quarantined(events) == [bad.fax_id]
+
+
+async def test_one_long_downtime_is_counted_once(
+    settings: Config, clock: QuickClock, simulator: Simulator
+) -> None:
+    async with started(settings, clock) as site:
+        await poll(site)
+    clock.advance(10 * DAY)
+    for _ in range(3):
+        async with started(settings, clock) as site:
+            account, _ = parts(site)
+            assert await account.paused_s() == pytest.approx(10 * DAY.total_seconds(), abs=60)
