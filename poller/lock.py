@@ -1,4 +1,8 @@
-"""One poller per state: an flock, which ends with its process however that ends."""
+"""One poller per state: two flocks, which end with their process however that ends.
+
+One is on a file. The other is on the directory itself, for whoever removes a lock file by hand
+would let a second poller in beside the first.
+"""
 
 import fcntl
 import os
@@ -21,23 +25,24 @@ class StateLock:
     ) -> None:
         self._path = state_directory / _NAME
         self._sleep = sleep
-        self._fd: int | None = None
+        self._fds: list[int] = []
 
     def __enter__(self) -> "StateLock":
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fds.append(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._fds.append(_open_directory(self._path.parent))
         except OSError as error:
+            self._let_go()
             raise CannotStart(
                 f"{self._path} cannot be opened: {error.strerror}; give this user the state directory"
             ) from error
-        if not self._taken(fd):
-            os.close(fd)
+        if not all(self._taken(fd) for fd in self._fds):
+            self._let_go()
             raise LockHeld(
                 f"another poller holds {self._path.parent}; stop it first, "
                 "or use a command that works beside it"
             )
-        self._fd = fd
         return self
 
     def _taken(self, fd: int) -> bool:
@@ -57,15 +62,21 @@ class StateLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _open_directory(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def is_held(state_directory: Path) -> bool:
     """Whether a poller runs on this state now."""
     try:
-        fd = os.open(state_directory / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open_directory(state_directory)
     except OSError:
         return False
     try:

@@ -328,3 +328,79 @@ async def test_status_whose_output_nobody_reads_holds_up_no_commit(
         finally:
             status.kill()
             await status.communicate()
+
+
+# -- a full disk -------------------------------------------------------------------------------------
+
+ON_A_SMALL_DISK = """
+import asyncio, os, sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger, NewFax
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+disk = Path(sys.argv[1])
+
+def page(name, count):
+    return [NewFax(f"{name}-{n}", f"{name}/{n}", {"x": "y" * 2000}, NOW) for n in range(count)]
+
+async def main():
+    async with await Ledger.open(f"sqlite:///{disk}/state/poller.db") as ledger:
+        (user,) = await ledger.sync_users([("app", "u", "main", "u")], NOW)
+        record = lambda name, count: ledger.record_page(
+            user.id, page(name, count), window=None, found_by="newest", now=NOW)
+        await record("first", 10)
+        await ledger.look_after(NOW)
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+        try:
+            await record("second", 500)
+        except LedgerUnavailable as error:
+            print("commit:", "disk is full" in str(error))
+        try:
+            await ledger.look_after(NOW + timedelta(days=1))
+        except LedgerUnavailable as error:
+            print("copy:", "too little space" in str(error))
+        print("left:", sorted(one.name for one in (disk / "state").iterdir()))
+        print("rows:", (await ledger.users())[0].discovered)
+        filler.unlink()
+        print("again:", len(await record("second", 500)))
+        health = await ledger.look_after(NOW + timedelta(days=1))
+        print("well:", health.problem is None and health.snapshot_at > NOW)
+
+asyncio.run(main())
+"""
+
+
+def test_full_disk_takes_no_commit_and_no_copy_breaks_nothing_and_heals(tmp_path: Path) -> None:
+    """On a tmpfs of 40 MiB, in a mount namespace of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mounted, str(disk), sys.executable, "-c"]
+    try:
+        able = subprocess.run(
+            [*command, "", str(disk)], capture_output=True, check=False
+        ).returncode == 0  # fmt: skip
+    except FileNotFoundError:
+        able = False
+    if not able:
+        pytest.skip("needs unshare and mount, so root")
+    done = subprocess.run(
+        [*command, ON_A_SMALL_DISK, str(disk)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "commit: True",
+        "copy: True",
+        "left: ['poller.db', 'poller.db-journal', 'poller.db.snapshot-1']",
+        "rows: 10",
+        "again: 500",
+        "well: True",
+    ]

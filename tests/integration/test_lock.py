@@ -79,6 +79,17 @@ def test_lock_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
     assert not is_held(tmp_path)
 
 
+def test_lock_file_that_was_removed_by_hand_lets_no_second_poller_in(tmp_path: Path) -> None:
+    with StateLock(tmp_path):
+        (tmp_path / "poller.lock").unlink()
+        assert is_held(tmp_path)
+        with pytest.raises(LockHeld), StateLock(tmp_path):
+            pass
+    assert not is_held(tmp_path)
+    with StateLock(tmp_path):
+        assert (tmp_path / "poller.lock").exists()
+
+
 def test_state_directory_and_lock_file_are_for_their_owner_alone(tmp_path: Path) -> None:
     state = tmp_path / "made" / "state"
     with StateLock(state):
