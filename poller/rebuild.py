@@ -1,6 +1,7 @@
 """Make a new ledger from the newest readable snapshot and the sidecars in the storage."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -63,15 +64,19 @@ async def rebuild(
 ) -> Rebuilt:
     """Make the new ledger and put it in the old one's place; the state lock must be held.
 
-    `progress` is told how many sidecars have been read. Raises CannotStart, LedgerUnavailable and
-    StorageUnusable with everything as it was.
+    `progress` is told how many more sidecars have been read. Raises CannotStart, LedgerUnavailable
+    and StorageUnusable with everything as it was.
     """
     storage = Storage(settings.storage)
     try:
         marker = await _marker(settings, storage)
         making = await asyncio.to_thread(Making.begin, settings.state_url)
+        done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:
-            done = await _fill(making, settings, storage, marker, since, now, progress)
+            async with await making.open() as ledger:
+                await _take_over(ledger, storage, marker, settings, now())
+                oldest = await _Reading(ledger, storage, done, now(), progress).run()
+                done.listed_from = await ledger.list_again(oldest, since, now())
         except BaseException:
             making.abandon()
             raise
@@ -79,26 +84,6 @@ async def rebuild(
         return done
     finally:
         storage.close()
-
-
-async def _fill(
-    making: Making,
-    settings: Config,
-    storage: Storage,
-    marker: str,
-    since: datetime | None,
-    now: Callable[[], datetime],
-    progress: Callable[[int], None],
-) -> Rebuilt:
-    done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
-    async with await making.open() as ledger:
-        await _require_same(ledger, marker, settings)
-        await ledger.set_storage_id(marker)
-        await storage.prepare(marker)
-        await ledger.sync_users(_identities(settings), now())
-        oldest = await _read_sidecars(ledger, storage, now(), done, progress)
-        done.listed_from = await ledger.list_again(oldest, since, now())
-    return done
 
 
 async def _marker(settings: Config, storage: Storage) -> str:
@@ -115,66 +100,73 @@ async def _marker(settings: Config, storage: Storage) -> str:
     return marker
 
 
-async def _require_same(ledger: Ledger, marker: str, settings: Config) -> None:
+async def _take_over(
+    ledger: Ledger, storage: Storage, marker: str, settings: Config, now: datetime
+) -> None:
+    """Let the new ledger know the storage and the configured users."""
     known = await ledger.storage_id()
     if known is not None and known != marker:
         raise CannotStart(
             f"the marker in {settings.storage.directory} is of another storage than the ledger's: "
             "mount the right disk, or move the ledger and its snapshots away"
         )
+    await ledger.set_storage_id(marker)
+    await storage.prepare(marker)
+    identities = [(one.app_id, one.user_id, one.account, one.name) for one in settings.users]
+    await ledger.sync_users(identities, now)
 
 
-def _identities(settings: Config) -> list[tuple[str, str, str, str]]:
-    return [(user.app_id, user.user_id, user.account, user.name) for user in settings.users]
+@dataclass
+class _Reading:
+    """Takes in all sidecars, some at a time."""
 
+    ledger: Ledger
+    storage: Storage
+    done: Rebuilt
+    now: datetime
+    progress: Callable[[int], None]
+    oldest: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
-async def _read_sidecars(
-    ledger: Ledger,
-    storage: Storage,
-    now: datetime,
-    done: Rebuilt,
-    progress: Callable[[int], None],
-) -> dict[tuple[str, str], datetime]:
-    """Take in all sidecars; when the oldest fax of each user was received."""
-    oldest: dict[tuple[str, str], datetime] = {}
-    async for batch in storage.sidecars():
-        for one in batch:
-            if isinstance(one, Unreadable):
-                done.unreadable.add(one.file, one.why)
-        found = [one for one in batch if isinstance(one, Found)]
+    async def run(self) -> dict[tuple[str, str], datetime]:
+        """Read them; when the oldest fax of each user was received."""
+        async with contextlib.aclosing(self.storage.sidecars()) as batches:
+            async for batch in batches:
+                for one in batch:
+                    if isinstance(one, Unreadable):
+                        self.done.unreadable.add(one.file, one.why)
+                await self._take([one for one in batch if isinstance(one, Found)])
+                self.progress(len(batch))
+        return self.oldest
+
+    async def _take(self, found: list[Found]) -> None:
         kept = [_kept(one) for one in found]
         for fax in kept:
-            oldest[fax.key] = min(_time_of(fax), oldest.get(fax.key, _time_of(fax)))
-        wanted = await _believed(ledger, storage, found, kept, done)
-        adopted = await ledger.adopt(wanted, now)
-        done.added += adopted.added + adopted.now_stored
-        done.carried_on += adopted.carried_on
+            received = _time_of(fax)
+            self.oldest[fax.key] = min(received, self.oldest.get(fax.key, received))
+        adopted = await self.ledger.adopt(await self._believed(found, kept), self.now)
+        self.done.added += adopted.added + adopted.now_stored
+        self.done.carried_on += adopted.carried_on
         for path in adopted.doubles:
-            done.doubles.add(path, "another file of this fax, or another fax's name, is known")
-        done.sidecars += sum(one.visible for one in found)
-        progress(len(batch))
-    return oldest
+            self.done.doubles.add(path, "another file of this fax, or another fax's name, is known")
+        self.done.sidecars += sum(one.visible for one in found)
 
+    async def _believed(self, found: list[Found], kept: list[Kept]) -> list[Kept]:
+        """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
 
-async def _believed(
-    ledger: Ledger, storage: Storage, found: list[Found], kept: list[Kept], done: Rebuilt
-) -> list[Kept]:
-    """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
-
-    A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
-    which is for an operator to mend.
-    """
-    unknown = await ledger.unknown(kept)
-    troubles = await storage.troubles([found[place] for place in unknown])
-    trouble = dict(zip(unknown, troubles, strict=True))
-    for place, why in trouble.items():
-        if why is not None and found[place].visible:
-            done.damaged.add(found[place].stored.file, why)
-    return [
-        replace(one, harm=trouble.get(place))
-        for place, one in enumerate(kept)
-        if found[place].visible or trouble.get(place, "known") is None
-    ]
+        A visible sidecar whose image is gone or changed is of a fax that was stored: it is
+        *damaged*, which is for an operator to mend.
+        """
+        unknown = await self.ledger.unknown(kept)
+        troubles = await self.storage.troubles([found[place] for place in unknown])
+        trouble = dict(zip(unknown, troubles, strict=True))
+        for place, why in trouble.items():
+            if why is not None and found[place].visible:
+                self.done.damaged.add(found[place].stored.file, why)
+        return [
+            replace(one, harm=trouble.get(place))
+            for place, one in enumerate(kept)
+            if found[place].visible or trouble.get(place, "known") is None
+        ]
 
 
 def _kept(found: Found) -> Kept:

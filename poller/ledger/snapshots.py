@@ -177,16 +177,19 @@ def _copy_new(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> None:
 
 
 def _copy(path: Path, part: Path, timeout_s: float, stop: Stop) -> None:
-    with (
-        closing(engine.reader_connection(path, timeout_s=timeout_s)) as source,
-        closing(sqlite3.connect(part)) as made,
-    ):
+    with closing(engine.reader_connection(path, timeout_s=timeout_s)) as source:
+        try:
+            _copy_pages(source, part, _PAGES_AT_ONCE, _Steps(path, stop))
+        except _RestartedTooOften:
+            os.truncate(part, 0)  # half a copy is no database that could be written over
+            _copy_pages(source, part, -1, _Steps(path, stop))
+
+
+def _copy_pages(source: sqlite3.Connection, part: Path, at_once: int, steps: "_Steps") -> None:
+    with closing(sqlite3.connect(part)) as made:
         for setting in ("journal_mode=OFF", "synchronous=OFF"):  # it is synced when it is whole
             made.execute(f"PRAGMA {setting}")
-        try:
-            source.backup(made, pages=_PAGES_AT_ONCE, progress=_Steps(path, stop))
-        except _RestartedTooOften:
-            source.backup(made, pages=-1, progress=_Steps(path, stop))
+        source.backup(made, pages=at_once, progress=steps)
 
 
 class _RestartedTooOften(Exception):

@@ -1,9 +1,11 @@
 """Commands in the test's own process, beside a simulated eFax in a thread; acceptance has the rest."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -576,6 +578,17 @@ def test_backup_works_beside_whoever_holds_the_state(run: Run, directory: Path) 
     run("once")
     with StateLock(directory / "state"):
         assert run("backup", "copy.db")[0] == 0
+
+
+def test_status_tells_of_a_damaged_ledger_before_all_users(run: Run, directory: Path) -> None:
+    run("once")
+    with contextlib.closing(sqlite3.connect(directory / "state" / "poller.db")) as ledger, ledger:
+        found = [("checked_at", "2026-03-02T12:00:00+00:00"), ("problem", "row 1 is missing")]
+        ledger.executemany("INSERT INTO meta VALUES (?, ?)", found)
+    out = run("status")[1]
+    assert "The ledger is damaged (row 1 is missing)" in out
+    assert out.index("damaged") < out.index("main/a")
+    assert json.loads(run("status", "--json")[1])["ledger"]["ok"] is False
 
 
 # -- rebuild ----------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
         yield opened
 
 
-async def grow(ledger: Ledger, count: int, begin: int = 0) -> None:
+async def grow(ledger: Ledger, count: int, begin: int = 0, size: int = 500) -> None:
     (user,) = await ledger.users()
     faxes = [
-        NewFax(f"fax-{number}", f"main/{number}", {"pages": 1, "filler": "x" * 500}, NOW)
+        NewFax(f"fax-{number}", f"main/{number}", {"pages": 1, "filler": "x" * size}, NOW)
         for number in range(begin, begin + count)
     ]
     await ledger.record_page(user.id, faxes, window=None, found_by="newest", now=NOW)
@@ -157,11 +157,14 @@ async def test_a_damaged_ledger_is_found_and_does_not_push_a_good_snapshot_out(
 async def test_a_copy_ends_under_steady_writing_and_holds_no_commit_up_for_long(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step of the copy meets a commit, so that SQLite begins anew each time."""
-    monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 20)
+    """Every step of the copy meets a commit, so that SQLite begins anew each time.
+
+    The copy is larger than SQLite's cache, so that what is given up is half on the disk.
+    """
+    monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 3000)
     monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.02)
     for begin in range(0, 1500, 500):
-        await grow(ledger, 500, begin)
+        await grow(ledger, 500, begin, size=12_000)
     copying = asyncio.create_task(ledger.look_after(NOW))
     longest, writes = 0.0, 0
     while not copying.done():

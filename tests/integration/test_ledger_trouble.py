@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 
 from poller.config.model import Config
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
 from poller.errors import LedgerDamaged
+from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import Ledger, State
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
+from poller.status import instant, status
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import fetch, listed, poll, row, said
+from tests.integration.test_ledger_snapshots import break_index
 
 DAY = timedelta(days=1)
 PAGE = 4096
@@ -189,6 +194,25 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
             await catch_up(site)
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == files
+
+
+async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goes_on(
+    site: Site, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    await site.shop.ledger.check_writable()
+    break_index(path)
+    monitor = Monitor(site, Planner(site))
+    await monitor._upkeep.look()
+    assert said(events, "ledger-damaged") == ["ledger-damaged"]
+    assert "poller rebuild" in monitor.troubles()[0]
+    shown = await status(
+        site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
+    )
+    assert shown["ledger"]["ok"] is False
+    assert "ix_attempts_fax" in shown["ledger"]["problem"]
+    assert shown["ledger"]["checked_at"] == instant(clock.now())
+    assert await fetch(site, fax) is Outcome.STORED
 
 
 # -- lost, or an old one -----------------------------------------------------------------------------
