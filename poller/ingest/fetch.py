@@ -107,9 +107,7 @@ class Fetcher:
             self._shop.gate.close(str(error))
             return await self._postpone(fax, error)
         except StorageUnusable as error:
-            if await self._shop.gate.look_again():
-                return await self._failed(fax, error)  # the trouble is in this fax's own directory
-            return Outcome.POSTPONED  # the gate is shut; it stays due
+            return await self._storage_failed(fax, error)
         except _ACCOUNTS_FAULT as error:
             return await self._postpone(fax, error)
         except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
@@ -211,6 +209,15 @@ class Fetcher:
         )
 
     # -- what did not work --------------------------------------------------------------------
+
+    async def _storage_failed(self, fax: FaxRow, error: StorageUnusable) -> Outcome:
+        gate = self._shop.gate
+        if not await gate.look_again():
+            return Outcome.POSTPONED  # the gate is shut; it stays due
+        if gate.in_doubt:  # nobody knows whose fault it is; another fax shall try next
+            gate.close(str(error))
+            return await self._postpone(fax, error)
+        return await self._failed(fax, error)  # the trouble is in this fax's own directory
 
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's or the disk's fault says nothing about the fax: it is due again soon."""

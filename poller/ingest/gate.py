@@ -48,6 +48,11 @@ class Gate:
     def usable(self) -> bool:
         return self.reason is None
 
+    @property
+    def in_doubt(self) -> bool:
+        """An attempt met trouble that a look does not see: one more may find out, not many at once."""
+        return self.reason is not None
+
     async def check(self) -> bool:
         """Look at storage and ledger, at most once a second; True when an image may be asked for."""
         now = self._clock.monotonic()
@@ -63,9 +68,8 @@ class Gate:
         return self.usable
 
     async def look_again(self) -> bool:
-        """Look now, whatever was found before: an attempt met trouble."""
+        """Look now: an attempt met trouble. What another attempt has found stays found."""
         self._checked_at = None
-        self._shut_until = 0.0
         return await self.check()
 
     async def _look(self) -> str | None:

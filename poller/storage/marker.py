@@ -97,6 +97,7 @@ def _try_a_file(root: int) -> None:
     fd = steps.create(name, root)
     try:
         steps.write(fd, b"x")
+        steps.sync_file(fd)  # a dying disk takes every write and fails here, under each image
     finally:
         steps.close(fd)
         steps.unlink(name, root)

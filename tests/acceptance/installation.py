@@ -146,6 +146,9 @@ class Installation:
         self.environ = {**os.environ, KEY_VARIABLE: KEY, "PYTHONWARNINGS": "default"}
         for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED"):
             self.environ.pop(name, None)
+        self.before_it: tuple[
+            str, ...
+        ] = ()  # a command that starts poller under its own conditions
         self.settings: dict[str, Any] = {
             "accounts": {"main": account(base_url)},
             "poll": {"every": "1s"},
@@ -216,7 +219,7 @@ class Installation:
     ) -> asyncio.subprocess.Process:
         where = ("-c", str(self.config)) if config else ()
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "poller", *words, *where),
+            *(*self.before_it, sys.executable, "-m", "poller", *words, *where),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

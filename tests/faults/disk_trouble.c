@@ -1,0 +1,87 @@
+/* What a disk can do that no file system here does on request, switched while the process runs.
+
+   The file named by DISK_TROUBLE says what befalls the files below DISK_TROUBLE_BELOW:
+   "eio" every fsync fails, "slow SECONDS" every fsync takes so long, "nolink" and "exdev" refuse
+   hard links. Empty or missing: nothing. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static void read_trouble(char *into, size_t size)
+{
+	const char *name = getenv("DISK_TROUBLE");
+	ssize_t length = -1;
+	int fd = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0) {
+		length = read(fd, into, size - 1);
+		close(fd);
+	}
+	into[length > 0 ? length : 0] = 0;
+}
+
+static int is_below(int fd)
+{
+	const char *below = getenv("DISK_TROUBLE_BELOW");
+	char link[64], path[4096];
+	ssize_t length;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	length = readlink(link, path, sizeof path - 1);
+	if (!below || length <= 0)
+		return 0;
+	path[length] = 0;
+	return strncmp(path, below, strlen(below)) == 0;
+}
+
+static void wait_for(double seconds)
+{
+	struct timespec left = { (time_t)seconds, (long)((seconds - (time_t)seconds) * 1e9) };
+
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+}
+
+static int sync_with_trouble(int fd, const char *name)
+{
+	int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+	char trouble[64];
+	double seconds;
+
+	if (is_below(fd)) {
+		read_trouble(trouble, sizeof trouble);
+		if (strncmp(trouble, "eio", 3) == 0) {
+			errno = EIO;
+			return -1;
+		}
+		if (sscanf(trouble, "slow %lf", &seconds) == 1)
+			wait_for(seconds);
+	}
+	return real(fd);
+}
+
+int fsync(int fd) { return sync_with_trouble(fd, "fsync"); }
+
+int fdatasync(int fd) { return sync_with_trouble(fd, "fdatasync"); }
+
+int linkat(int from, const char *old, int to, const char *new, int flags)
+{
+	int (*real)(int, const char *, int, const char *, int) =
+		(int (*)(int, const char *, int, const char *, int))dlsym(RTLD_NEXT, "linkat");
+	char trouble[64];
+
+	if (is_below(to)) {
+		read_trouble(trouble, sizeof trouble);
+		if (strncmp(trouble, "nolink", 6) == 0 || strncmp(trouble, "exdev", 5) == 0) {
+			errno = trouble[0] == 'n' ? EPERM : EXDEV;
+			return -1;
+		}
+	}
+	return real(from, old, to, new, flags);
+}

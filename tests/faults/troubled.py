@@ -1,0 +1,237 @@
+"""An installation whose disk and limits are in the test's hand, and what must hold meanwhile.
+
+Mounts are made in a mount namespace of this test process alone, which its children share.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from poller.simulator import Simulator
+from poller.simulator.state import Fax
+from tests.acceptance.installation import APP, Daemon, Installation, assert_stored
+
+TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
+_PATIENCE_S = 20.0
+_CLONE_NEWNS = 0x00020000
+_SOURCE = Path(__file__).with_name("disk_trouble.c")
+
+
+def call(*words: str | Path) -> None:
+    """Run a system command, which must succeed."""
+    done = subprocess.run(
+        [str(word) for word in words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (words, done.stderr)
+
+
+def needs(*commands: str) -> None:
+    """Skip the test where a command is missing."""
+    for command in commands:
+        if shutil.which(command) is None:
+            pytest.skip(f"needs {command}")
+
+
+@cache
+def _own_mounts() -> str | None:
+    """Give this process mounts of its own; the reason why that cannot be."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return "needs root and mount"
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
+        return f"no mount namespace: {os.strerror(ctypes.get_errno())}"
+    done = subprocess.run(
+        ["mount", "--make-rprivate", "/"], check=False, capture_output=True, text=True
+    )
+    return None if done.returncode == 0 else f"no private mounts: {done.stderr.strip()}"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A small file system of its own at `at`."""
+
+    at: Path
+    options: str = "size=2m"
+
+    def mount(self) -> None:
+        if (reason := _own_mounts()) is not None:
+            pytest.skip(reason)
+        self.at.mkdir(exist_ok=True)
+        call("mount", "-t", "tmpfs", "-o", f"mode=0750,{self.options}", "tmpfs", self.at)
+
+    def remount(self, options: str) -> None:
+        call("mount", "-o", f"remount,{options}", self.at)
+
+    def unmount(self) -> None:
+        call("umount", self.at)
+
+    def fill(self, *, but: int) -> Path:
+        """Leave only `but` bytes; the file that takes the rest has a name that no fax has."""
+        filler = self.at / "lost+found"
+        filler.write_bytes(bytes(max(0, _free(self.at) - but)))
+        return filler
+
+
+def _free(path: Path) -> int:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
+@cache
+def _library() -> Path:
+    if shutil.which("gcc") is None and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    directory = Path(os.environ.get("TMPDIR", "/tmp")) / f"poller-disk-trouble-{os.getpid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    library = directory / "disk_trouble.so"
+    compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
+    call(compiler, "-shared", "-fPIC", "-O1", "-o", library, _SOURCE, "-ldl")
+    return library
+
+
+class Disk:
+    """The trouble of disk_trouble.c below a directory; `set` switches it."""
+
+    def __init__(self, installation: Installation, below: Path) -> None:
+        self._switch = installation.root / "disk-trouble"
+        installation.environ |= {
+            "LD_PRELOAD": str(_library()),
+            "DISK_TROUBLE": str(self._switch),
+            "DISK_TROUBLE_BELOW": str(below),
+        }
+
+    def set(self, trouble: str) -> None:
+        """Say what befalls the disk from now on, in one step."""
+        new = self._switch.with_suffix(".new")
+        new.write_text(trouble)
+        new.rename(self._switch)
+
+
+def arrived(simulator: Simulator, count: int, **fields: Any) -> list[Fax]:
+    """Faxes of the last hours, which the next poll finds."""
+    now = simulator.now()
+    return [
+        simulator.receive(
+            APP,
+            fields.pop("user_id", "user-a"),
+            completed=now - timedelta(minutes=2 + len(simulator.faxes())),
+            distinct=False,
+            **fields,
+        )
+        for _ in range(count)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@dataclass
+class Scene:
+    """A daemon at work, with its page on `port`, and the faxes of its eFax."""
+
+    installation: Installation
+    simulator: Simulator
+    port: int = field(default_factory=_free_port)
+
+    def __post_init__(self) -> None:
+        self.installation.write({"http": {"listen": f"127.0.0.1:{self.port}"}})
+
+    async def get(self, path: str) -> tuple[int, str]:
+        timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}") as answer,
+        ):
+            return answer.status, await answer.text()
+
+    def failures(self) -> int:
+        """How many failed attempts the ledger counts against faxes."""
+        with closing(sqlite3.connect(f"file:{self.installation.ledger}?mode=ro", uri=True)) as db:
+            ((failures,),) = db.execute("SELECT coalesce(sum(failures), 0) FROM faxes")
+        return int(failures)
+
+    async def asks_for_nothing_but_polls_on(self, daemon: Daemon, *, at_most: int = 0) -> None:
+        """New faxes become pending rows while no image is asked for."""
+        asked = self.simulator.downloads.total()
+        for fax in arrived(self.simulator, 2):
+            await daemon.event("fax-discovered", fax_id=fax.fax_id)
+        polls = len(daemon.said("poll-completed"))
+        await daemon.event("poll-completed", count=polls + 2)
+        assert self.simulator.downloads.total() - asked <= at_most
+
+    async def is_loud(self, daemon: Daemon, reason: str, *, seen_from_outside: bool = True) -> None:
+        """Log, readiness, metrics and `status` say that nothing is fetched, and why.
+
+        The command looks for itself, and sees what can be seen from outside the daemon.
+        """
+        (said,) = daemon.said("storage-unusable")
+        assert reason in said["poller"]["reason"]
+        assert not daemon.said("storage-usable")
+        code, text = await self.get("/readyz")
+        assert (code, reason in text) == (503, True), text
+        assert "\npoller_storage_usable 0.0\n" in (await self.get("/metrics"))[1]
+        assert (await self.get("/healthz"))[0] == 200
+        statuses = [json.loads((await self.get("/status.json"))[1])]
+        if seen_from_outside:
+            statuses.append(await self.installation.status())
+        for shown in statuses:
+            assert shown["storage"]["usable"] is False
+            assert reason in shown["storage"]["reason"]
+            assert sum(user["pending"] for user in shown["users"]) >= 2
+        assert self.failures() == 0
+
+    async def ends_well(self, daemon: Daemon, *, more: int = 1) -> None:
+        """By itself everything is stored, once, asked for at most `more` times in vain."""
+        await daemon.event("storage-usable")
+        for fax in self.simulator.faxes():
+            await daemon.event("fax-stored", fax_id=fax.fax_id)
+        assert (await self.get("/readyz"))[0] == 200
+        assert "\npoller_storage_usable 1.0\n" in (await self.get("/metrics"))[1]
+        assert len(daemon.said("storage-unusable")) == len(daemon.said("storage-usable")) == 1
+        assert not daemon.said("fax-quarantined")
+        assert self.failures() == 0
+        assert await daemon.stop() == 0
+        self.is_whole()
+        assert self.simulator.downloads.total() <= len(self.simulator.faxes()) + more
+
+    def is_whole(self) -> None:
+        assert_stored(self.installation, self.simulator)
+
+
+async def through(
+    scene: Scene, *, begin: Callable[[], object], end: Callable[[], object], reason: str
+) -> None:
+    """Bring trouble over a daemon that works, see it degraded, end the trouble, see it well."""
+    async with scene.installation.daemon() as daemon:
+        await stored(scene, daemon, arrived(scene.simulator, 2))
+        begin()
+        await asyncio.sleep(TRUSTED_FOR_S)
+        await scene.asks_for_nothing_but_polls_on(daemon)
+        await daemon.event("storage-unusable")
+        await scene.is_loud(daemon, reason)
+        await scene.asks_for_nothing_but_polls_on(daemon)
+        end()
+        await scene.ends_well(daemon, more=0)
+
+
+async def stored(scene: Scene, daemon: Daemon, faxes: list[Fax]) -> None:
+    for fax in faxes:
+        await daemon.event("fax-stored", fax_id=fax.fax_id)
