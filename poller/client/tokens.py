@@ -21,7 +21,8 @@ _EARLY_S = 300.0  # a token is renewed so long before its end,
 _EARLY_SHARE = 0.05  # or this share of its life, whichever is shorter
 _RENEW_AGAIN_S = 60.0  # after a renewal that failed while the token still lives
 _PATIENCE_S = 31.0  # a sign-in that may go within this time is waited for
-_WAR_MEMORY_S = 3600.0
+_WAR_PAUSES_FOR_S = 3600.0
+_WAR_ENDS_AFTER_S = 86_400.0
 _WAR_PAUSE_S = 30.0
 _WAR_LONGEST_PAUSE_S = 600.0
 
@@ -82,6 +83,7 @@ class Tokens:
         """Note that a request with this token was answered."""
         held.accepted = True
         self._doubtful.discard(user)
+        self._war.spared(self._clock.monotonic())
 
     def refused(self, held: Held, user: str) -> bool:
         """Note a 401 to a request with this token; False when another token would not help.
@@ -167,36 +169,49 @@ class TokenWar:
 
     Each sign-in ends the other's token, so two that insist would sign in without end. From the
     second token within an hour that was refused long before its end, sign-ins keep a distance of
-    30 s, doubling to 10 min; an hour without a loss is peace.
+    30 s, doubling to 10 min. It is a war then, or at the third such token within a day (a job that
+    runs every few hours), until a day has passed without one.
     """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._losses: list[float] = []
         self._signed_in_at: float | None = None
-        self._said = False
+        self._at_war = False
+        self._lost_in_war = 0
 
     def lost(self, now: float) -> None:
-        self._forget(now)
-        self._losses.append(now)
-        if len(self._losses) >= 2 and not self._said:
-            self._said = True
-            self._observer.token_war(len(self._losses))
+        """Note that a token was refused long before its end."""
+        self._losses = [*self._since(now - _WAR_ENDS_AFTER_S), now]
+        self._lost_in_war += 1
+        if self._at_war or (len(self._losses) < 3 and len(self._lately(now)) < 2):
+            return
+        self._at_war = True
+        self._lost_in_war = len(self._losses)
+        self._observer.token_war(self._lost_in_war)
+
+    def spared(self, now: float) -> None:
+        """Note that a token was good."""
+        if self._at_war and not self._since(now - _WAR_ENDS_AFTER_S):
+            self._at_war = False
+            self._observer.token_war_over(self._lost_in_war)
 
     def signed_in(self, now: float) -> None:
         self._signed_in_at = now
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until the next sign-in may go; not above 0 means now."""
-        self._forget(now)
-        if len(self._losses) < 2 or self._signed_in_at is None:
+        losses = len(self._lately(now))
+        if losses < 2 or self._signed_in_at is None:
             return 0.0
-        pause_s = min(_WAR_PAUSE_S * 2.0 ** (len(self._losses) - 2), _WAR_LONGEST_PAUSE_S)
+        pause_s = min(_WAR_PAUSE_S * 2.0 ** (losses - 2), _WAR_LONGEST_PAUSE_S)
         return self._signed_in_at + pause_s - now
 
-    def _forget(self, now: float) -> None:
-        self._losses = [at for at in self._losses if now - at < _WAR_MEMORY_S]
-        self._said = self._said and bool(self._losses)
+    def _lately(self, now: float) -> list[float]:
+        return self._since(now - _WAR_PAUSES_FOR_S)
+
+    def _since(self, instant: float) -> list[float]:
+        return [at for at in self._losses if at > instant]
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -70,6 +70,14 @@ class Witness:
             count=count,
         )
 
+    def token_war_over(self, count: int) -> None:
+        log.event(
+            "token-war-over",
+            "No other program has ended our token for a day; sign-ins are few again.",
+            account=self._name,
+            count=count,
+        )
+
     def suspended(self, until: datetime, reason: str) -> None:
         if not self._suspended:
             self._suspended = True

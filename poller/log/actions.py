@@ -49,6 +49,7 @@ Action = Literal[
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "heartbeat-failed",
     "heartbeat-recovered",
+    "token-war-over",  # nobody has ended our token for a day
     "internal-error",  # a bug: an exception that nobody expected
     "library-message",  # a warning of a library, from the standard library's logging
 ]

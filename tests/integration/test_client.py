@@ -99,6 +99,9 @@ class Watcher:
     def token_war(self, count: int) -> None:
         self.events.append(("token_war", count))
 
+    def token_war_over(self, count: int) -> None:
+        self.events.append(("token_war_over", count))
+
     def suspended(self, until: datetime, reason: str) -> None:
         self.events.append(("suspended", reason))
 

@@ -30,6 +30,7 @@ class Desk(Unobserved):
         self.reasons: list[str] = []
         self.told: list[str] = []
         self.wars: list[int] = []
+        self.peaces: list[int] = []
         self.tokens = self.restarted()
 
     def restarted(self) -> Tokens:
@@ -70,6 +71,9 @@ class Desk(Unobserved):
 
     def token_war(self, count: int) -> None:
         self.wars.append(count)
+
+    def token_war_over(self, count: int) -> None:
+        self.peaces.append(count)
 
     async def token(self, user: str = "ann") -> Held:
         await self.tokens.get(user)
@@ -293,14 +297,52 @@ async def test_sign_ins_keep_a_growing_distance_in_a_war(desk: Desk) -> None:
     assert max(waits) == pytest.approx(600)
 
 
-async def test_an_hour_without_a_loss_is_peace(desk: Desk) -> None:
+async def test_an_hour_without_a_loss_ends_the_pauses_but_not_the_war(desk: Desk) -> None:
     await desk.lose()
     await desk.lose()
     desk.advance(3601)
     await desk.lose()
-    assert desk.wars == [2]
     assert desk.seconds < 3640  # it did not have to keep away
     await desk.lose()
+    assert desk.wars == [2]
+
+
+async def test_a_job_that_signs_in_every_few_hours_is_noticed_too_and_never_delays(
+    desk: Desk,
+) -> None:
+    for _ in range(12):
+        desk.tokens.accepted(await desk.token(), "ann")
+        await desk.lose()
+        desk.advance(7 * 3600)
+    assert desk.wars == [3]
+    assert desk.peaces == []
+    assert desk.slept == []
+
+
+async def test_two_tokens_lost_hours_apart_are_no_war(desk: Desk) -> None:
+    for hours in (2, 23, 2):
+        await desk.lose()
+        desk.advance(hours * 3600)
+    assert desk.wars == []
+
+
+async def test_a_day_without_a_loss_is_peace_said_once_and_the_next_war_is_said_again(
+    desk: Desk,
+) -> None:
+    desk.life_s = 7 * LIFE_S
+    for _ in range(3):
+        await desk.lose()
+        desk.advance(600)
+    desk.tokens.accepted(await desk.token(), "ann")
+    desk.advance(LIFE_S - 601)
+    desk.tokens.accepted(await desk.token(), "ann")
+    assert desk.peaces == []
+    for _ in range(2):
+        desk.advance(1)
+        desk.tokens.accepted(await desk.token(), "ann")
+    assert desk.peaces == [3]
+    for _ in range(2):
+        await desk.lose()
     assert desk.wars == [2, 2]
 
 
