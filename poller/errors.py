@@ -7,7 +7,8 @@ PollerError
 ├── LockHeld              another poller holds this state          exit 75
 ├── ConfigError           every problem of the configuration       exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
-│   └── StorageFull       no space or quota is left: so for every fax, whatever a look says
+│   ├── StorageFull       no space or quota is left: so for every fax, whatever a look says
+│   └── StorageHung       a step there does not end: its fax fails, its thread is left alone
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
@@ -80,6 +81,10 @@ class StorageUnusable(PollerError):
 
 class StorageFull(StorageUnusable):
     """Space or a quota has run out, also where the free space that is reported says otherwise."""
+
+
+class StorageHung(StorageUnusable):
+    """A step in the storage has not ended: its thread is left alone, and whoever waited goes on."""
 
 
 class StorageConflict(PollerError):

@@ -1,19 +1,23 @@
-"""One poller per state: two flocks, which end with their process however that ends.
+"""One poller per state and per storage: locks that end with their process however that ends.
 
-One is on a file. The other is on the directory itself, for whoever removes a lock file by hand
-would let a second poller in beside the first.
+For the state there are two flocks. One is on a file, the other on the directory itself, for whoever
+removes a lock file by hand would let a second poller in beside the first.
 """
 
+import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from poller.errors import CannotStart, LockHeld
 
 _NAME = "poller.lock"
+_ADDRESS_MAX = 80  # of the 107 bytes that an address may have
 _TRY_AGAIN_S = (0.05,) * 6  # whoever asks `is_held` has it for a moment
 
 
@@ -71,6 +75,45 @@ class StateLock:
 
 def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+class StorageLock:
+    """One poller per storage directory on this machine, whatever ledgers they have.
+
+    An address in Linux's abstract namespace: it ends with its process however that ends, and keeps
+    no file of a disk open that somebody may want to unmount.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def take(self, storage_id: str) -> None:
+        """Hold the storage with this id until `__exit__`; LockHeld when another process does."""
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            held.bind(b"\0poller-storage-" + storage_id.encode()[:_ADDRESS_MAX])
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE:
+                raise CannotStart(f"the storage cannot be locked: {error.strerror}") from error
+            raise LockHeld(
+                "another poller, with another state directory, stores faxes in this storage "
+                "directory; stop it first, or give each a directory of its own"
+            ) from error
+        self._socket = held
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def is_held(state_directory: Path) -> bool:

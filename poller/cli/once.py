@@ -15,6 +15,7 @@ from rich.table import Table
 
 from poller import VERSION
 from poller.cli import setup
+from poller.cli.leaving import leave
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
 from poller.ingest.account import AccountAtWork
@@ -22,7 +23,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow
-from poller.lock import StateLock
+from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 
 
@@ -61,14 +62,14 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     if user is not None:
         _require_known(settings, user)
     setup.read_all_secrets(settings)
-    with StateLock(settings.state_directory):
+    with StateLock(settings.state_directory), StorageLock() as storage_lock:
         # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
         setup.start_log(_quiet(settings), sys.stderr if as_json else None)
-        summary = asyncio.run(_once(settings, user))
+        summary = asyncio.run(_once(settings, user, storage_lock))
     _show(summary, as_json=as_json)
     if summary.unusable is not None:
         raise CannotStart(f"the storage became unusable on the way: {summary.unusable}")
-    return summary.exit_code
+    return leave(summary.exit_code)
 
 
 def _quiet(settings: Config) -> Config:
@@ -82,8 +83,10 @@ def _require_known(settings: Config, user: str) -> None:
         raise UsageError(f"--user {user}: the configuration has no such ACCOUNT/USER")
 
 
-async def _once(settings: Config, only: str | None) -> Summary:
-    async with open_site(settings, os.environ, metrics=Metrics(VERSION)) as site:
+async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -> Summary:
+    async with open_site(
+        settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
+    ) as site:
         if not await site.shop.gate.check():
             raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
         if only is not None:

@@ -9,27 +9,33 @@ from typing import Any
 
 from poller import VERSION, config
 from poller.cli import setup
+from poller.cli.leaving import StopDeadline, leave
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.ingest.site import Site
-from poller.lock import StateLock
+from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import status
 from poller.web import StatusServer
+
+_CLOSING_S = 20.0  # for all that comes after the drain
 
 
 def run(paths: Sequence[Path]) -> int:
     """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
     settings = setup.load(paths)
     setup.read_all_secrets(settings)
-    with StateLock(settings.state_directory):
+    with StateLock(settings.state_directory), StorageLock() as storage_lock:
         setup.start_log(settings)
-        asyncio.run(_run(settings, paths))
-    return 0
+        with StopDeadline(settings.drain.total_seconds() + _CLOSING_S) as deadline:
+            asyncio.run(_run(settings, paths, storage_lock, deadline))
+        return leave(0)
 
 
-async def _run(settings: Config, paths: Sequence[Path]) -> None:
+async def _run(
+    settings: Config, paths: Sequence[Path], storage_lock: StorageLock, deadline: StopDeadline
+) -> None:
     metrics = Metrics(VERSION)
     token = settings.http.token
     secret = config.read_secret(token, os.environ) if token is not None else None
@@ -54,7 +60,13 @@ async def _run(settings: Config, paths: Sequence[Path]) -> None:
             await server.stop()
 
     await service.run(
-        settings, os.environ, load=lambda: setup.load(paths), metrics=metrics, serve=serve
+        settings,
+        os.environ,
+        load=lambda: setup.load(paths),
+        metrics=metrics,
+        serve=serve,
+        storage_lock=storage_lock,
+        on_stop=deadline.start,
     )
 
 

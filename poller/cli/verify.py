@@ -23,7 +23,7 @@ from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusabl
 from poller.ingest.audit import Auditor, Checked
 from poller.ingest.site import open_site
 from poller.ledger import FaxRow, Ledger, State, UserRow
-from poller.lock import StateLock
+from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import instant
 from poller.storage import Condition, Storage
@@ -104,9 +104,9 @@ def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json
     report = asyncio.run(_verify(settings, taken, repair=repair))
     if report.requested:
         try:
-            with StateLock(settings.state_directory):
+            with StateLock(settings.state_directory), StorageLock() as storage_lock:
                 setup.start_log(_quiet(settings), sys.stderr)
-                asyncio.run(_fetch(settings, report))
+                asyncio.run(_fetch(settings, report, storage_lock))
         except LockHeld:
             report.by_daemon = True
     if as_json:
@@ -178,9 +178,11 @@ def _why_not(row: FaxRow) -> str:
     return "it was never stored" if row.file is None else "its user is not configured any more"
 
 
-async def _fetch(settings: Config, report: Report) -> None:
+async def _fetch(settings: Config, report: Report, storage_lock: StorageLock) -> None:
     """Without a daemon: fetch what was asked for, and all else that is due, within the limits."""
-    async with open_site(settings, os.environ, metrics=Metrics(VERSION)) as site:
+    async with open_site(
+        settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
+    ) as site:
         if not await site.shop.gate.check():
             raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
         await asyncio.gather(

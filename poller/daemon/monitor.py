@@ -37,6 +37,7 @@ class Monitor:
         self._clock = site.shop.clock
         self._disk_low = False
         self._silent: set[int] = set()
+        self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
@@ -47,36 +48,53 @@ class Monitor:
         loops = {
             "gate": self._watch_gate(),
             "clock": self._watch_clock(),
-            "stuck polls": self._every(_STUCK_S, self._end_stuck),
-            "gauges": self._every(_GAUGES_S, self._gauges),
-            "summary": self._every(_SUMMARY_S, self._summarise),
-            "silence": self._every(_SILENCE_S, self._look_for_silence),
+            "stuck polls": self._every("stuck polls", _STUCK_S, self._end_stuck),
+            "gauges": self._every("gauges", _GAUGES_S, self._gauges),
+            "summary": self._every("summary", _SUMMARY_S, self._summarise),
+            "silence": self._every("silence", _SILENCE_S, self._look_for_silence),
             "ledger upkeep": self._upkeep.run(),
         }
         if (interval := systemd.watchdog_interval()) is not None:
-            loops["watchdog"] = self._every(interval / 3, self._feed_watchdog)
+            loops["watchdog"] = self._every("watchdog", interval / 3, self._feed_watchdog)
         heartbeat = self._site.config.heartbeat
         if heartbeat.url is not None:
             log.register_secret(heartbeat.url)
-            loops["heartbeat"] = self._every(heartbeat.every.total_seconds(), self._ping)
+            every_s = heartbeat.every.total_seconds()
+            loops["heartbeat"] = self._every("heartbeat", every_s, self._ping)
         return loops
 
     def stop(self) -> None:
         for _, probe in self._probes.values():
             probe.cancel()
 
-    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` again and again; once that hangs is named and cut off, and the next one comes."""
         while True:
             await self._clock.sleep(seconds)
-            await work()
+            try:
+                async with asyncio.timeout(_NO_PROGRESS_S):
+                    await work()
+            except TimeoutError:
+                log.event(
+                    "stalled",
+                    "A part of the monitoring made no progress for two minutes and was cut off.",
+                    what=name,
+                )
 
     # -- alive ----------------------------------------------------------------------------------
 
     def alive(self) -> bool:
         """Whether loop, ledger writer and scheduler have all made progress within two minutes."""
+        return not self._stalled()
+
+    def _stalled(self) -> list[str]:
+        """Name what has made no progress; the loop itself is seen by whoever waits for an answer."""
         waiting_since = self._site.shop.ledger.waiting_since
-        ticks = [self._planner.tick_at] + ([] if waiting_since is None else [waiting_since])
-        return self._clock.monotonic() - min(ticks) < _NO_PROGRESS_S
+        since = {"scheduler": self._planner.tick_at}
+        if waiting_since is not None:
+            since["ledger"] = waiting_since
+        now = self._clock.monotonic()
+        return [name for name, at in since.items() if now - at >= _NO_PROGRESS_S]
 
     async def _feed_watchdog(self) -> None:
         if self.alive():
@@ -84,6 +102,16 @@ class Monitor:
 
     async def _end_stuck(self) -> None:
         self._planner.end_stuck_polls()
+        stalled = self._stalled()
+        for name in stalled:
+            if name not in self._said_stalled:
+                log.event(
+                    "stalled",
+                    f"The {name} has made no progress for two minutes. The watchdog is withheld, so "
+                    "that systemd starts poller anew.",
+                    what=name,
+                )
+        self._said_stalled = set(stalled)
 
     # -- storage --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from poller.daemon.rounds import Rounds
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site, open_site
+from poller.lock import StorageLock
 from poller.metrics import Metrics
 
 Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
@@ -28,19 +29,22 @@ async def run(
     load: Callable[[], Config],
     metrics: Metrics,
     serve: Serve,
+    storage_lock: StorageLock | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Work until SIGTERM or SIGINT; `load` reads the configuration again on SIGHUP.
 
-    `serve` is open while the service works: the status server. Raises what keeps it from
+    `serve` is open while the service works: the status server. `on_stop` is called when it begins
+    to stop. Raises what keeps it from
     starting (CannotStart, ConfigError), and the bug that ended it.
     """
     asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
     log.event("service-started", "poller starts.", users=_user_count(settings))
-    async with open_site(settings, environ, metrics=metrics) as site:
+    async with open_site(settings, environ, metrics=metrics, storage_lock=storage_lock) as site:
         planner = Planner(site)
         monitor = Monitor(site, planner)
         async with serve(site, monitor):
-            await Service(site, planner, monitor, load).work()
+            await Service(site, planner, monitor, load, on_stop=on_stop).work()
     log.event("service-stopped", "poller stopped.")
 
 
@@ -48,12 +52,19 @@ class Service:
     """One way to stop: an event that everything waits for."""
 
     def __init__(
-        self, site: Site, planner: Planner, monitor: Monitor, load: Callable[[], Config]
+        self,
+        site: Site,
+        planner: Planner,
+        monitor: Monitor,
+        load: Callable[[], Config],
+        *,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._site = site
         self._planner = planner
         self._monitor = monitor
         self._load = load
+        self._on_stop = on_stop
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
@@ -78,6 +89,7 @@ class Service:
         if not self._stop.is_set():
             log.event("service-stopping", "poller finishes what is under way and stops.")
             systemd.stopping()
+            self._on_stop()
             self._stop.set()
 
     def _start(self) -> None:

@@ -26,6 +26,7 @@ from poller.errors import (
     SignInDelayed,
     SignInRefused,
     StorageFull,
+    StorageHung,
     StorageUnusable,
     TokenRefused,
     Unreachable,
@@ -107,6 +108,8 @@ class Fetcher:
             self._shop.gate.close(str(error))
             return await self._postpone(fax, error)
         except StorageUnusable as error:
+            if isinstance(error, StorageHung):
+                self._report_stalled(fax)
             return await self._storage_failed(fax, error)
         except _ACCOUNTS_FAULT as error:
             return await self._postpone(fax, error)
@@ -291,6 +294,18 @@ class Fetcher:
             error=error,
             failures=fax.failures + 1,
             next_attempt_s=round(pause.total_seconds()),
+        )
+
+    @staticmethod
+    def _report_stalled(fax: FaxRow) -> None:
+        log.event(
+            "stalled",
+            "Checking or storing a fax has not ended within two minutes. It is left to itself, "
+            "and the fax is tried again.",
+            what="storage",
+            account=fax.account,
+            user=fax.user_name,
+            fax_id=fax.fax_id,
         )
 
     def _report_quarantined(self, fax: FaxRow, error: Exception) -> None:

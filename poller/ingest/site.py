@@ -17,6 +17,7 @@ from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.user import UserState, load_users
 from poller.ledger import Ledger, UserRow
+from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.storage import Storage
 
@@ -138,10 +139,12 @@ async def open_site(
     clock: Clock | None = None,
     random: Callable[[], float] = random_module.random,
     timeouts: Timeouts | None = None,
+    storage_lock: StorageLock | None = None,
 ) -> AsyncIterator[Site]:
-    """Open ledger, storage and accounts; raises CannotStart (73) or ConfigError (78).
+    """Open ledger, storage and accounts; raises CannotStart (73), LockHeld (75), ConfigError (78).
 
-    The state lock must be held. Unusable storage is no error: the gate stays shut until it is back.
+    The state lock must be held; `storage_lock` is taken here, where it is known which storage it
+    is, and let go by the caller. Unusable storage is no error: the gate stays shut until it is back.
     """
     clock = clock or SystemClock()
     ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
@@ -149,7 +152,7 @@ async def open_site(
         _report_restored(ledger)
         await ledger.forget_far_future(clock.now())
         await ledger.note_downtime(clock.now(), settings.retry.give_up_after * _LONG_DOWN)
-        shop = await _workshop(settings, ledger, metrics, clock, random)
+        shop = await _workshop(settings, ledger, metrics, clock, random, storage_lock)
         shop = replace(shop, timeouts=timeouts or shop.timeouts)
         site = Site(settings, shop, environ)
         try:
@@ -183,10 +186,13 @@ async def _workshop(
     metrics: Metrics,
     clock: Clock,
     random: Callable[[], float],
+    storage_lock: StorageLock | None,
 ) -> Workshop:
     storage = Storage(settings.storage)
     known = await ledger.storage_id()
     storage_id = await storage.prepare(known)
+    if storage_lock is not None:
+        storage_lock.take(storage_id)
     if known is None:
         await ledger.set_storage_id(storage_id)
     gate = Gate(storage, ledger, metrics, clock, storage_id=storage_id)

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from poller.documents import Document
+from poller.errors import StorageHung
 from poller.storage.handover import Handover
 from poller.storage.sidecars import StoredFile
 from poller.storage.threads import Threads
 
+T = TypeVar("T")
 _BATCH = 1 << 20
 
 
@@ -37,6 +39,7 @@ class Draft:
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
         self._lock = Lock()
+        self._left = False  # by everybody but a thread that hangs: it closes when it ends
 
     @property
     def path(self) -> Path:
@@ -58,12 +61,15 @@ class Draft:
         traceback: TracebackType | None,
     ) -> None:
         self._batch.clear()
+        self._left = True
+        if isinstance(error, StorageHung) and self._lock.locked():
+            return  # the step that hangs closes when it ends
         await self._threads.run(self._close)
 
     async def reset(self) -> None:
         """Begin (again) with no bytes."""
         self._batch.clear()
-        await self._threads.run(self._restart)
+        await self._run(self._restart)
 
     async def write(self, data: bytes) -> None:
         """Append; what is written is batched, so an error may come with a later call."""
@@ -74,7 +80,7 @@ class Draft:
     async def check(self) -> Document:
         """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
         await self._flush()
-        return await self._threads.run(self._inspect)
+        return await self._run(lambda: self._begun().inspect())
 
     async def deliver(
         self,
@@ -84,39 +90,32 @@ class Draft:
     ) -> StoredFile:
         """Make the checked fax visible, with its sidecar, durably."""
         make = sidecar if callable(sidecar) else lambda _: sidecar
-
-        def step() -> StoredFile:
-            with self._lock:
-                return self._begun().deliver(make, damaged=damaged)
-
-        return await self._threads.run(step)
+        return await self._run(lambda: self._begun().deliver(make, damaged=damaged))
 
     async def finish(self) -> None:
         """Unlink the dot-files; only after the row is stored."""
-        await self._threads.run(self._finish)
+        await self._run(lambda: self._begun().finish())
 
     async def _flush(self) -> None:
         if self._batch:
             batch, self._batch = self._batch, bytearray()
-            await self._threads.run(lambda: self._write(batch))
+            await self._run(lambda: self._begun().write(batch))
+
+    async def _run(self, step: Callable[[], T]) -> T:
+        return await self._threads.run(lambda: self._in_turn(step))
+
+    def _in_turn(self, step: Callable[[], T]) -> T:
+        try:
+            with self._lock:
+                return step()
+        finally:
+            if self._left:
+                self._close()
 
     def _restart(self) -> None:
-        with self._lock:
-            if self._handover is None:
-                self._handover = self._begin()
-            self._handover.restart()
-
-    def _write(self, batch: bytearray) -> None:
-        with self._lock:
-            self._begun().write(batch)
-
-    def _inspect(self) -> Document:
-        with self._lock:
-            return self._begun().inspect()
-
-    def _finish(self) -> None:
-        with self._lock:
-            self._begun().finish()
+        if self._handover is None:
+            self._handover = self._begin()
+        self._handover.restart()
 
     def _close(self) -> None:
         with self._lock:

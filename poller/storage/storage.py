@@ -79,6 +79,7 @@ class Storage:
 
         Call `finish` when the row is stored. None: it has to be fetched, and nothing is in the way.
         """
+        self._require_idle(path)
 
         def step() -> StoredFile | None:
             try:
@@ -105,6 +106,7 @@ class Storage:
         `held` is what was stored and `content` its sidecar; see `recovery.resume_again`. Call
         `finish` when the row is stored. None: it has to be fetched, with a draft that replaces.
         """
+        self._require_idle(path)
 
         def step() -> StoredFile | None:
             try:
@@ -152,8 +154,10 @@ class Storage:
     def draft(self, path: str, *, replacing: bool = False) -> Draft:
         """Begin a fax that is to be stored under `path`, without extension.
 
-        With `replacing`, other files that have its names are damaged, and are put aside.
+        With `replacing`, other files that have its names are damaged, and are put aside. Raises
+        StorageConflict while a step of an earlier attempt hangs.
         """
+        self._require_idle(path)
         directory, _, base = path.rpartition("/")
         dot_file = self._config.directory / directory / place.Names(base).dot_image
         return Draft(
@@ -233,6 +237,11 @@ class Storage:
         with marker.opened(self._config.directory) as root:
             space = steps.space(root)
             return space.f_bavail * space.f_frsize
+
+    def _require_idle(self, path: str) -> None:
+        """A step that hung may go on any time: nobody else touches its files until it has ended."""
+        if path in self._active:
+            raise StorageConflict(f"an earlier attempt at {path} still hangs in the storage")
 
     def _begin(self, path: str, *, replacing: bool) -> Handover:
         if path in self._active:

@@ -7,37 +7,48 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from poller.errors import FaxTooLarge, StorageConflict, StorageUnusable
+from poller.errors import FaxTooLarge, StorageConflict, StorageHung, StorageUnusable
 from poller.storage.marker import unusable
 
 T = TypeVar("T")
+HUNG_S = 120.0  # a slow disk may take half a minute for an fsync
 
 
 class Threads:
     """Threads of the storage's own: when a share hangs, nothing but the storage waits for it."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(self, directory: Path, count: int, *, hung_s: float = HUNG_S) -> None:
         self._directory = directory
+        self._hung_s = hung_s
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="storage")
 
     async def run(self, step: Callable[[], T]) -> T:
         """Run one step to its end; OSError becomes StorageUnusable, FaxTooLarge or StorageConflict.
 
         A thread cannot be stopped, so a cancelled caller waits for it (once): no one may unlink
-        what is being linked. Cancelled again, it leaves the thread alone.
+        what is being linked. Cancelled again, it leaves the thread alone. After two minutes
+        nobody waits any longer (StorageHung).
         """
+        future = self.start(step)
         try:
-            future = asyncio.wrap_future(self._pool.submit(step))
-        except RuntimeError as error:
-            raise StorageUnusable("no thread can be started for the storage") from error
-        future.add_done_callback(_looked_at)
-        try:
-            return await asyncio.shield(future)
+            done, _ = await asyncio.wait([future], timeout=self._hung_s)
+            if not done:
+                raise StorageHung("a step in the storage has not ended within two minutes")
+            return future.result()
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
         except OSError as error:
             raise self._mapped(error) from error
+
+    def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
+        """Begin a step that nobody need wait for; StorageUnusable when no thread can be had."""
+        try:
+            future = asyncio.wrap_future(self._pool.submit(step))
+        except RuntimeError as error:
+            raise StorageUnusable("no thread can be started for the storage") from error
+        future.add_done_callback(_looked_at)
+        return future
 
     def _mapped(self, error: OSError) -> Exception:
         if error.errno == errno.EFBIG:

@@ -1,4 +1,4 @@
-"""One poller per state directory."""
+"""One poller per state directory, and per storage directory."""
 
 import fcntl
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import CannotStart, LockHeld
-from poller.lock import StateLock, is_held
+from poller.lock import StateLock, StorageLock, is_held
 
 _HOLDER = """
 import sys, time
@@ -107,3 +107,37 @@ def test_state_directory_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
 def test_lock_that_was_never_taken_is_let_go_without_harm(tmp_path: Path) -> None:
     StateLock(tmp_path).__exit__(None, None, None)
     assert not is_held(tmp_path / "nowhere")
+
+
+_STORAGE_HOLDER = """
+import sys, time
+from poller.lock import StorageLock
+with StorageLock() as lock:
+    lock.take(sys.argv[1])
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_storage_is_held_by_one_process_and_let_go_however_that_ends(tmp_path: Path) -> None:
+    storage_id = f"id-of-{tmp_path}"
+    held = subprocess.Popen(
+        [sys.executable, "-c", _STORAGE_HOLDER, storage_id], stdout=subprocess.PIPE
+    )
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"held\n"
+        with StorageLock() as other:
+            other.take("another storage")
+        with (
+            pytest.raises(LockHeld, match="directory of its own") as refused,
+            StorageLock() as lock,
+        ):
+            lock.take(storage_id)
+        assert refused.value.exit_code == 75
+    finally:
+        held.kill()
+        held.communicate()
+    for _ in range(2):
+        with StorageLock() as lock:
+            lock.take(storage_id)

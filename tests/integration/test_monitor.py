@@ -296,6 +296,38 @@ async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
         await until(lambda: b"WATCHDOG=1" in heard(systemd))
 
 
+async def test_standstill_of_scheduler_or_ledger_is_said_once_by_name(
+    monitor: Monitor, planner: Planner, clock: QuickClock, events: list[Event]
+) -> None:
+    planner.tick_at = clock.monotonic() - 121
+    async with running(monitor, "stuck polls"):
+        slept = len(clock.slept)
+        await until(lambda: len(clock.slept) > slept + 5)
+        assert [e.fields["what"] for e in events if e.action == "stalled"] == ["scheduler"]
+        planner.tick_at = clock.monotonic() + 1e6
+        slept = len(clock.slept)
+        await until(lambda: len(clock.slept) > slept + 2)
+        planner.tick_at = clock.monotonic() - 121
+        await until(lambda: count(events, "stalled") == 2)
+
+
+async def test_part_of_the_monitoring_that_hangs_is_named_and_the_next_one_comes(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    began = 0
+
+    async def hang() -> None:
+        nonlocal began
+        began += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("poller.daemon.monitor._NO_PROGRESS_S", 0.02)
+    monkeypatch.setattr(monitor, "_gauges", hang)
+    async with running(monitor, "gauges"):
+        await until(lambda: began >= 3)
+    assert {e.fields["what"] for e in events if e.action == "stalled"} == {"gauges"}
+
+
 async def test_loops_are_those_that_are_asked_for(
     site: Site, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,8 +197,8 @@ async def test_draft_is_used_in_its_order(root: Path) -> None:
         await draft.reset()
         with pytest.raises(ValueError, match="checked"):
             await draft.deliver(describe, damaged=False)
-        with pytest.raises(ValueError, match="already"):
-            await storage.draft(PATH).reset()
+        with pytest.raises(StorageConflict, match="an earlier attempt"):
+            storage.draft(PATH)
         await draft.write(FAX)
         await draft.check()
         await draft.deliver(describe, damaged=False)

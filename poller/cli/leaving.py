@@ -1,0 +1,65 @@
+"""The way out when something hangs: a thread in a dead disk cannot be ended, only left behind."""
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from poller import log
+
+_PATIENCE_S = 1.0
+
+
+def leave(code: int) -> int:
+    """Return `code` unless threads hang; then end the process with it, for Python would wait.
+
+    Call it when all that can be closed is closed.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    for thread in _others():
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if left := _others():
+        _end(code, "poller stopped, but for threads that hang and are left behind.", left)
+    return code
+
+
+class StopDeadline:
+    """Ends the process when stopping takes longer than `seconds` from `start` to the exit."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, _too_late)
+        self._timer.daemon = True
+
+    def start(self) -> None:
+        if not self._timer.is_alive():
+            self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+
+
+def _too_late() -> None:
+    _end(1, "Stopping takes too long, so poller ends at once; nothing is lost by it.", _others())
+
+
+def _others() -> list[threading.Thread]:
+    """The threads that the interpreter would wait for at its end."""
+    mine = (threading.main_thread(), threading.current_thread())
+    return [one for one in threading.enumerate() if one not in mine and not one.daemon]
+
+
+def _end(code: int, sentence: str, left: list[threading.Thread]) -> None:
+    log.event("stalled", sentence, what="stop", threads=sorted({one.name for one in left}))
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    os._exit(code)
