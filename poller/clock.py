@@ -29,6 +29,21 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+Reading = tuple[datetime, float]  # wall clock, monotonic seconds, read together
+
+
+def clock_step(
+    previous: Reading, current: Reading, threshold: timedelta = timedelta(seconds=2)
+) -> timedelta | None:
+    """Return by how much the wall clock was set between two readings, None if it was not.
+
+    A suspended machine counts too: its monotonic clock stood still. Slewing stays below
+    `threshold` when the readings are not hours apart.
+    """
+    step = (current[0] - previous[0]) - timedelta(seconds=current[1] - previous[1])
+    return step if abs(step) > threshold else None
+
+
 AGREEMENT = timedelta(minutes=1)
 SAMPLES = 5
 WITNESSES = 3
@@ -49,6 +64,19 @@ class ServerClock:
         self._believed: deque[timedelta] = deque(maxlen=SAMPLES)
         self._doubted: deque[timedelta] = deque(maxlen=WITNESSES)
         self._without_date = 0
+        self._last: Reading | None = None
+
+    def our_now(self, wall: datetime, monotonic_s: float) -> datetime:
+        """Take a reading of our clocks before any other use of `wall`, which is returned.
+
+        A step since the last reading is thereby seen before it can carry anything into the future.
+        """
+        reading = (wall, monotonic_s)
+        step = None if self._last is None else clock_step(self._last, reading)
+        self._last = reading
+        if step is not None:
+            self.stepped(step)
+        return wall
 
     @property
     def agreed(self) -> bool:

@@ -1,4 +1,4 @@
-"""When to poll: phases on a grid, standard cron, office hours, steps of the clock."""
+"""When to poll: phases on a grid, standard cron, office hours."""
 
 import hashlib
 import math
@@ -16,8 +16,6 @@ WEEK = timedelta(days=7)
 _A_MONDAY = EPOCH + timedelta(days=4)
 _CRON_LENGTH = 200
 _CRON_TRIAL = datetime(2024, 1, 1, tzinfo=UTC)
-
-Reading = tuple[datetime, float]  # wall clock, monotonic seconds, read together
 
 
 class Timing(Protocol):
@@ -144,18 +142,6 @@ def silent_for(last: datetime, now: datetime, during: Hours | None, zone: tzinfo
     for start, end, ahead in _stretches(last, now, zone):
         silence += _office_time(during, end + ahead) - _office_time(during, start + ahead)
     return silence
-
-
-def clock_step(
-    previous: Reading, current: Reading, threshold: timedelta = timedelta(seconds=2)
-) -> timedelta | None:
-    """Return by how much the wall clock was set between two readings, None if it was not.
-
-    A suspended machine counts too: its monotonic clock stood still. Slewing stays below
-    `threshold` when the readings are not hours apart.
-    """
-    step = (current[0] - previous[0]) - timedelta(seconds=current[1] - previous[1])
-    return step if abs(step) > threshold else None
 
 
 def _end_minute(during: Hours) -> int:

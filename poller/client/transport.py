@@ -78,8 +78,11 @@ class Transport:
 
     def server_now(self) -> datetime:
         """Return eFax's time as far as it is known, else ours."""
-        our_now = self._clock.now()
+        our_now = self._our_now()
         return self._server_clock.now(our_now) or our_now
+
+    def _our_now(self) -> datetime:
+        return self._server_clock.our_now(self._clock.now(), self._clock.monotonic())
 
     async def send(self, request: Request, read: Reader[T], *, answered: Callable[[], None]) -> T:
         """Send a request and read its answer; raises the one `ApiError` for what went wrong.
@@ -112,7 +115,7 @@ class Transport:
         self, request: Request, sends: "_Sends", response: aiohttp.ClientResponse, read: Reader[T]
     ) -> T:
         sends.status = response.status
-        self._server_clock.observed(_date(response), self._clock.now())
+        self._server_clock.observed(_date(response), self._our_now())
         if not succeeded(request.call, response.status):
             body = await self._error_body(response)
             raise failure(request.call, response.status, response.headers, body, self.server_now())

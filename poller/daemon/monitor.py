@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from poller import log, schedule, systemd
+from poller.clock import clock_step
 from poller.config.model import Expect
 from poller.daemon.planner import Planner
 from poller.daemon.upkeep import Upkeep
@@ -151,7 +152,7 @@ class Monitor:
         while True:
             await self._clock.sleep(_CLOCK_S)
             after = (self._clock.now(), self._clock.monotonic())
-            step = schedule.clock_step(before, after)
+            step = clock_step(before, after)
             before = after
             if step is not None:
                 await self._stepped(step)
@@ -163,7 +164,7 @@ class Monitor:
             seconds=round(step.total_seconds(), 1),
         )
         for account in self._site.accounts.values():
-            account.client.server_clock.stepped(step)
+            account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
         for state in self._site.states:
             state.stepped(step)
         self._planner.plan()

@@ -138,17 +138,21 @@ class Poller:
         """Ask /health until the server's time is known (three answers at most), for all at once."""
         async with self._agreeing:
             for _ in range(3):
-                now = self._client.server_clock.now(self._clock.now())
+                now = self._efax_now()
                 if now is not None:
                     return now
                 await self._ask_health(user)
-        now = self._client.server_clock.now(self._clock.now())
+        now = self._efax_now()
         if now is None:
             raise Unreachable(
                 "eFax's clock and ours differ by more than a minute and its answers do not agree "
                 "with each other; set this machine's clock"
             )
         return now
+
+    def _efax_now(self) -> datetime | None:
+        clock = self._client.server_clock
+        return clock.now(clock.our_now(self._clock.now(), self._clock.monotonic()))
 
     async def _ask_health(self, user: User) -> None:
         try:

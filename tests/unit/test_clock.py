@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.clock import ServerClock, SystemClock
+from poller.clock import ServerClock, SystemClock, clock_step
 
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (timedelta(**{u: 1}) for u in ("seconds", "minutes", "hours", "days"))
@@ -110,6 +110,39 @@ def test_a_step_of_our_clock_does_not_move_the_servers(by: timedelta) -> None:
     assert clock.now(NOON + by) == NOON
     clock.observed(NOON + HOUR, NOON + by)
     assert clock.now(NOON + by) == NOON + HOUR
+
+
+@pytest.mark.parametrize("by", [2 * DAY, HOUR, -DAY])
+def test_a_step_of_our_clock_is_seen_by_the_next_reading_before_it_moves_the_servers(
+    by: timedelta,
+) -> None:
+    clock = ServerClock()
+    clock.observed(NOON + MINUTE, clock.our_now(NOON, 1000.0))
+    stepped = clock.our_now(NOON + by + 5 * SECOND, 1005.0)
+    assert clock.now(stepped) == NOON + MINUTE + 5 * SECOND
+    assert clock.now(clock.our_now(stepped + SECOND, 1006.0)) == NOON + MINUTE + 6 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "monotonic_s", "step_s"),
+    [
+        pytest.param(60, 60, None, id="both run alike"),
+        pytest.param(61.5, 60, None, id="slewed a little"),
+        pytest.param(3660, 60, 3600, id="set forward, or the machine slept"),
+        pytest.param(-3540, 60, -3600, id="set back"),
+    ],
+)
+def test_a_step_of_the_wall_clock_is_seen_against_the_monotonic_one(
+    wall_s: float, monotonic_s: float, step_s: float | None
+) -> None:
+    step = clock_step((NOON, 1000.0), (NOON + timedelta(seconds=wall_s), 1000.0 + monotonic_s))
+    assert step == (None if step_s is None else timedelta(seconds=step_s))
+
+
+def test_the_smallest_step_can_be_chosen() -> None:
+    later = NOON + timedelta(seconds=61.5)
+    step = clock_step((NOON, 0.0), (later, 60.0), threshold=timedelta(seconds=1))
+    assert step == timedelta(seconds=1.5)
 
 
 @settings(max_examples=60, deadline=None)

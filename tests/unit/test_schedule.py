@@ -1,4 +1,4 @@
-"""schedule: phases and the grid, cron with Debian's meaning, office hours, steps of the clock."""
+"""schedule: phases and the grid, cron with Debian's meaning, office hours."""
 
 import time
 from collections import Counter
@@ -13,7 +13,6 @@ from poller.config.model import During, Poll
 from poller.schedule import (
     EPOCH,
     GRID,
-    clock_step,
     cron_problem,
     in_hours,
     next_cron,
@@ -416,25 +415,3 @@ def test_silence_since_1970_is_cheap() -> None:
     silence = silent_for(EPOCH, NOW, ALWAYS, NEW_YORK)
     assert time.process_time() - before < 0.5  # seconds; minute by minute would take a minute
     assert silence == NOW - EPOCH
-
-
-@pytest.mark.parametrize(
-    ("wall_s", "monotonic_s", "step_s"),
-    [
-        pytest.param(60, 60, None, id="both run alike"),
-        pytest.param(61.5, 60, None, id="slewed a little"),
-        pytest.param(3660, 60, 3600, id="set forward, or the machine slept"),
-        pytest.param(-3540, 60, -3600, id="set back"),
-    ],
-)
-def test_a_step_of_the_wall_clock_is_seen_against_the_monotonic_one(
-    wall_s: float, monotonic_s: float, step_s: float | None
-) -> None:
-    step = clock_step((NOW, 1000.0), (NOW + timedelta(seconds=wall_s), 1000.0 + monotonic_s))
-    assert step == (None if step_s is None else timedelta(seconds=step_s))
-
-
-def test_the_smallest_step_can_be_chosen() -> None:
-    later = NOW + timedelta(seconds=61.5)
-    step = clock_step((NOW, 0.0), (later, 60.0), threshold=timedelta(seconds=1))
-    assert step == timedelta(seconds=1.5)
