@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from poller.client import Timeouts
 from poller.config.model import Limits
 from poller.ledger import State
 from poller.simulator import Simulator, Switches
@@ -29,6 +30,13 @@ BROKE_OFF = "127.0.0.1 broke off its answer to the"
 @pytest.fixture
 async def at_work(tmp_path: Path, events: list[Event]) -> AsyncIterator[Bench]:
     async with bench(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def impatient(tmp_path: Path, events: list[Event]) -> AsyncIterator[Bench]:
+    """The same with short deadlines, for what never comes."""
+    async with bench(tmp_path, timeouts=IMPATIENT) as opened:
         yield opened
 
 
@@ -120,37 +128,37 @@ async def test_row_32_refused_connections_suspend_the_account_and_are_met_with_g
 
 
 async def test_row_33_a_server_that_takes_connections_and_never_answers_is_given_up_in_time(
-    at_work: Bench,
+    impatient: Bench,
 ) -> None:
-    at_work.one_each()
-    at_work.proxy.arrival = "black-hole"
+    impatient.one_each()
+    impatient.proxy.arrival = "black-hole"
 
-    outcomes = await at_work.cycle()
+    outcomes = await impatient.cycle()
 
-    assert str(outcomes[A].error) == "The health call was not answered within 0.5 seconds."
-    assert at_work.visible(C)
-    assert await at_work.counted() == at_work.proxy.connections
-    await at_work.proxy.drop()
-    await at_work.heal()
+    assert str(outcomes[A].error) == "The health call was not answered within 1.5 seconds."
+    assert impatient.visible(C)
+    assert await impatient.counted() == impatient.proxy.connections
+    await impatient.proxy.drop()
+    await impatient.heal()
 
 
 async def test_row_33_a_list_that_is_swallowed_is_given_up_and_others_are_polled(
-    at_work: Bench,
+    impatient: Bench,
 ) -> None:
-    await at_work.cycle()
-    at_work.one_each()
-    at_work.proxy.harms = [Harm(REQUEST_OF_A, cut_after=0, end="stall")]
-    at_work.clock.advance(timedelta(minutes=1))
-    watermark = at_work.state(A).watermark
+    await impatient.cycle()
+    impatient.one_each()
+    impatient.proxy.harms = [Harm(REQUEST_OF_A, cut_after=0, end="stall")]
+    impatient.clock.advance(timedelta(minutes=1))
+    watermark = impatient.state(A).watermark
 
-    outcomes = await at_work.cycle()
+    outcomes = await impatient.cycle()
 
-    said_of_a = "The list call was not answered within 0.5 seconds."
-    assert str(outcomes[A].error) == await at_work.last_error(A) == said_of_a
-    assert at_work.state(A).watermark == watermark
-    assert at_work.visible(B)
-    assert at_work.visible(C)
-    await at_work.heal()
+    said_of_a = "The list call was not answered within 1.5 seconds."
+    assert str(outcomes[A].error) == await impatient.last_error(A) == said_of_a
+    assert impatient.state(A).watermark == watermark
+    assert impatient.visible(B)
+    assert impatient.visible(C)
+    await impatient.heal()
 
 
 async def test_row_33_a_connection_that_is_never_taken_has_a_sentence_of_its_own(
@@ -164,7 +172,9 @@ async def test_row_33_a_connection_that_is_never_taken_has_a_sentence_of_its_own
             waiting.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 waiting.connect(("127.0.0.1", port))
-        async with bench(tmp_path, base_url=f"http://127.0.0.1:{port}") as work:
+        async with bench(
+            tmp_path, base_url=f"http://127.0.0.1:{port}", timeouts=Timeouts(connect_s=0.3)
+        ) as work:
             work.receive(C)
             outcomes = await work.cycle()
             assert str(outcomes[A].error) == (
@@ -233,31 +243,33 @@ async def test_row_34_to_36_a_list_that_breaks_off_is_no_list_and_covers_nothing
     await at_work.heal()
 
 
-async def test_row_37_an_image_that_falls_silent_in_its_middle_is_given_up(at_work: Bench) -> None:
+async def test_row_37_an_image_that_falls_silent_in_its_middle_is_given_up(
+    impatient: Bench,
+) -> None:
     await assert_only_this_image_suffers(
-        at_work,
+        impatient,
         Harm(cut_after=3000, end="stall"),
         "127.0.0.1 fell silent during the image call.",
     )
 
 
-async def test_row_37_a_list_that_stalls_in_its_middle_is_given_up(at_work: Bench) -> None:
-    await at_work.cycle()
-    at_work.one_each()
-    at_work.clock.advance(timedelta(minutes=1))
-    at_work.proxy.harms = [Harm(REQUEST_OF_A, cut_after=200, end="stall")]
+async def test_row_37_a_list_that_stalls_in_its_middle_is_given_up(impatient: Bench) -> None:
+    await impatient.cycle()
+    impatient.one_each()
+    impatient.clock.advance(timedelta(minutes=1))
+    impatient.proxy.harms = [Harm(REQUEST_OF_A, cut_after=200, end="stall")]
 
-    outcomes = await at_work.cycle()
+    outcomes = await impatient.cycle()
 
-    assert str(outcomes[A].error) == "The list call was not answered within 0.5 seconds."
-    assert at_work.visible(B)
-    await at_work.heal()
+    assert str(outcomes[A].error) == "The list call was not answered within 1.5 seconds."
+    assert impatient.visible(B)
+    await impatient.heal()
 
 
 async def test_row_38_an_image_that_only_drips_is_given_up_and_holds_up_nobody(
     tmp_path: Path, events: list[Event]
 ) -> None:
-    async with bench(tmp_path, clock=SteppingClock()) as work:
+    async with bench(tmp_path, clock=SteppingClock(), timeouts=IMPATIENT) as work:
         await work.cycle()
         dripping, theirs, others = work.one_each()
         work.proxy.harms = [Harm(image_of(dripping.fax_id), drip=(200, 0.05))]
@@ -433,7 +445,7 @@ async def test_row_52_a_configured_proxy_is_used_for_everything(
     tmp_path: Path, events: list[Event]
 ) -> None:
     clock = QuickClock()
-    async with bench(tmp_path, clock=clock, timeouts=IMPATIENT) as plain:
+    async with bench(tmp_path, clock=clock) as plain:
         proxy = plain.proxy.url
         target = plain.simulator.base_url.replace("127.0.0.1", "localhost")
         async with bench(tmp_path / "second", base_url=target, proxy=proxy) as work:
