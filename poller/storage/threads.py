@@ -3,7 +3,7 @@
 import asyncio
 import errno
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,11 @@ class Threads:
     def __init__(self, directory: Path, count: int, *, hung_s: float = HUNG_S) -> None:
         self._directory = directory
         self._hung_s = hung_s
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="storage")
+        self._pool = ThreadPoolExecutor(
+            count, thread_name_prefix="storage", initializer=self._note_start
+        )
+        self._closed = False
+        self._have_thread = False
 
     async def run(self, step: Callable[[], T]) -> T:
         """Run one step to its end; OSError becomes StorageUnusable, FaxTooLarge or StorageConflict.
@@ -43,12 +47,27 @@ class Threads:
 
     def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
         """Begin a step that nobody need wait for; StorageUnusable when no thread can be had."""
-        try:
-            future = asyncio.wrap_future(self._pool.submit(step))
-        except RuntimeError as error:
-            raise StorageUnusable("no thread can be started for the storage") from error
+        future = asyncio.wrap_future(self._submitted(step))
         future.add_done_callback(_looked_at)
         return future
+
+    def _submitted(self, step: Callable[[], T]) -> "Future[T]":
+        """Queue a step; where no further thread can be started, one that is there will take it.
+
+        The pool queues first and then fails to start a thread: a step that its caller took for
+        refused would be run all the same, whenever it suits.
+        """
+        future: Future[T] = Future()
+        try:
+            self._pool.submit(_carry_out, future, step)
+        except RuntimeError as error:
+            if self._closed or not self._have_thread:
+                future.cancel()
+                raise StorageUnusable("no thread can be started for the storage") from error
+        return future
+
+    def _note_start(self) -> None:
+        self._have_thread = True
 
     def _mapped(self, error: OSError) -> Exception:
         if error.errno == errno.EFBIG:
@@ -60,7 +79,19 @@ class Threads:
         return unusable(self._directory, error)
 
     def close(self, *, wait: bool) -> None:
+        self._closed = True
         self._pool.shutdown(wait=wait)
+
+
+def _carry_out(future: "Future[T]", step: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        outcome = step()
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the step
+        future.set_exception(error)
+    else:
+        future.set_result(outcome)
 
 
 def _looked_at(future: "asyncio.Future[T]") -> None:

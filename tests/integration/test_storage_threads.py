@@ -1,0 +1,49 @@
+"""The storage's threads when the system gives no more of them."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poller.errors import StorageUnusable
+from poller.storage.threads import Threads
+
+
+@pytest.fixture
+def threads(tmp_path: Path) -> Iterator[Threads]:
+    running = Threads(tmp_path, 2)
+    yield running
+    running.close(wait=True)
+
+
+def refused(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_step_for_which_no_thread_can_be_started_is_done_by_one_that_is_there(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, done = threading.Event(), list[str]()
+    busy = asyncio.create_task(threads.run(lambda: release.wait(20)))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    step = asyncio.create_task(threads.run(lambda: done.append("done")))
+    await asyncio.sleep(0)
+    assert not step.done()
+    release.set()
+    await asyncio.gather(busy, step)
+    assert done == ["done"]
+
+
+async def test_step_that_was_refused_for_want_of_any_thread_is_not_done_later(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    with monkeypatch.context() as no_threads:
+        no_threads.setattr(threading.Thread, "start", refused)
+        with pytest.raises(StorageUnusable, match="no thread can be started"):
+            await threads.run(lambda: done.append("refused"))
+    await threads.run(lambda: done.append("wanted"))
+    assert done == ["wanted"]
