@@ -102,18 +102,25 @@ def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json
     if fetches and not setup.is_running(settings):
         setup.read_all_secrets(settings)  # found out before an hour of hashing, not after
     report = asyncio.run(_verify(settings, taken, repair=repair))
-    if report.requested:
-        try:
-            with StateLock(settings.state_directory), StorageLock() as storage_lock:
-                setup.start_log(_quiet(settings), sys.stderr)
-                asyncio.run(_fetch(settings, report, storage_lock))
-        except LockHeld:
-            report.by_daemon = True
-    if as_json:
-        print(json.dumps(report.shown()))
-    else:
-        _print(report)
+    try:
+        if report.requested:
+            _fetch_or_leave(settings, report)
+    finally:  # what was found is said also when nothing can be fetched now
+        if as_json:
+            print(json.dumps(report.shown()))
+        else:
+            _print(report)
     return report.exit_code
+
+
+def _fetch_or_leave(settings: Config, report: Report) -> None:
+    """The requests are in the ledger: whoever holds the lock does them."""
+    try:
+        with StateLock(settings.state_directory), StorageLock() as storage_lock:
+            setup.start_log(_quiet(settings), sys.stderr)
+            asyncio.run(_fetch(settings, report, storage_lock))
+    except LockHeld:
+        report.by_daemon = True
 
 
 def _quiet(settings: Config) -> Config:

@@ -23,7 +23,9 @@ class Rounds:
         self._site = site
         self._ledger = site.shop.ledger
         self._clock = site.shop.clock
-        self._auditor = Auditor(site.shop.ledger, site.shop.storage, site.shop.clock, page=64)
+        self._auditor = Auditor(
+            site.shop.ledger, site.shop.storage, site.shop.clock, page=64, threads=1
+        )
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The background work by name; each runs until it is cancelled or done."""

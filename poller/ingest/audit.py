@@ -10,6 +10,7 @@ from poller.ledger import Ledger, OnDisk, State
 from poller.storage import Condition, Finding, Identity, Storage, StoredFile
 
 _LOOK_AGAIN_S = 1.0
+_STEP = 8  # faxes looked at in one go
 _AT_ONCE = 500  # paths asked for in one query
 
 
@@ -68,19 +69,17 @@ class Auditor:
         return found
 
     async def _look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        shares = [rows[n :: self.threads] for n in range(self.threads)]
-        looks = [
-            self.storage.look([_wanted(row) for row in share], thorough=thorough)
-            for share in shares
-            if share
-        ]
-        findings = await asyncio.gather(*looks)
-        by_id = {
-            row.id: finding
-            for share, answers in zip((s for s in shares if s), findings, strict=True)
-            for row, finding in zip(share, answers, strict=True)
-        }
-        return [Checked(row, by_id[row.id]) for row in rows]
+        """In small steps: a thread cannot be stopped, and whoever stops the service waits for it."""
+        turns = asyncio.Semaphore(self.threads)
+
+        async def look(some: Sequence[OnDisk]) -> list[Checked]:
+            async with turns:
+                found = await self.storage.look([_wanted(row) for row in some], thorough=thorough)
+            return [Checked(row, finding) for row, finding in zip(some, found, strict=True)]
+
+        steps = [rows[begin : begin + _STEP] for begin in range(0, len(rows), _STEP)]
+        answers = await asyncio.gather(*(look(some) for some in steps))
+        return [one for answer in answers for one in answer]
 
     async def _note(self, checked: Sequence[Checked], *, thorough: bool) -> None:
         """A quick look does not take back what a thorough one has found."""

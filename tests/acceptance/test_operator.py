@@ -165,6 +165,21 @@ async def test_repair_without_a_daemon_fetches_damaged_faxes_and_keeps_the_bad_f
     assert images_asked(simulator) == asked + 2
 
 
+async def test_verify_looks_at_a_full_disk_too_and_the_repair_waits_until_there_is_room(
+    installation: Installation, simulator: Simulator
+) -> None:
+    await installation.once()
+    spoil(installation.image_of(simulator.faxes()[0]))
+    installation.write({"storage": {"min_free": "1000TiB"}})
+    done = await verified(installation, "--repair")
+    assert done.code == 73
+    assert "min_free" in done.err
+    assert (len(done.json["damaged"]), done.json["ok"]) == (1, 3)  # what was found is said
+    installation.write({"storage": {"min_free": "1MiB"}})
+    assert (await installation.once())["stored"] == 1
+    assert (await verified(installation)).code == 0
+
+
 async def test_repair_of_a_fax_that_efax_does_not_have_any_more_fails_and_keeps_what_is_there(
     installation: Installation, simulator: Simulator
 ) -> None:
