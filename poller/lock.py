@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from poller import state_directory
 from poller.errors import CannotStart, LockHeld
 
 _NAME = "poller.lock"
@@ -33,7 +34,7 @@ class StateLock:
 
     def __enter__(self) -> "StateLock":
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            state_directory.make(self._path.parent)
             self._fds.append(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._fds.append(_open_directory(self._path.parent))
         except OSError as error:

@@ -14,6 +14,7 @@ CORE = ["errors", "clock", "window", "listing", "naming"]
 CORE += ["schedule", "retry", "pacing", "efax", "config"]
 SHELL = [
     "documents",
+    "state_directory",
     "evidence",
     "storage",
     "ledger",

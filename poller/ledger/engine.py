@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from poller import state_directory
 from poller.errors import CannotStart, LedgerDamaged, LedgerUnavailable
 
 _PREFIX = "sqlite:///"
@@ -197,25 +198,13 @@ def prepare(path: Path) -> None:
     SQLite gives its journal the mode of the file. A file that others may read is made private.
     """
     try:
-        make_directory(path.parent)
+        state_directory.make(path.parent)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         _make_private(path)
     except OSError as error:
         raise CannotStart(f"the ledger {path} cannot be made: {error.strerror}") from error
     else:
-        os.close(descriptor)
-
-
-def make_directory(directory: Path) -> None:
-    """Make the directory (0700), durably, where it is missing."""
-    if directory.is_dir():
-        return
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)  # the new name must outlive a power failure; SQLite syncs its own
-    finally:
         os.close(descriptor)
 
 

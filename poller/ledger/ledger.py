@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from poller import state_directory
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import (
     engine,
@@ -537,7 +538,7 @@ class Making:
         """Choose what it begins with and copy that; blocking. Raises as `Ledger.open`."""
         path = engine.database_path(url)
         with snapshots.mapped(path):
-            engine.make_directory(path.parent)
+            state_directory.make(path.parent)
             try:
                 base = rebuild.choose(path)
                 rebuild.begin(path, base)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from poller.errors import CannotStart
+from poller.state_directory import make
 
 KEY_FILE: Final = "redaction.key"
 _KEY_BYTES: Final = 32
@@ -20,9 +21,10 @@ def load_or_create_key(state_directory: Path) -> bytes:
     """
     path = state_directory / KEY_FILE
     try:
-        state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make(state_directory)
         if not path.exists():
             _create(path)
+        _sync(state_directory)
         key = path.read_bytes()
     except OSError as error:
         raise CannotStart(f"cannot read or create {path}: {error.strerror or error}") from error
@@ -48,8 +50,12 @@ def _create(path: Path) -> None:
             os.link(draft, path)
     finally:
         draft.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _sync(directory: Path) -> None:
+    # Also when the key was there: the run that made it may have been killed just before this.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

@@ -130,6 +130,7 @@ def _make_root(config: StorageConfig) -> None:
     while not directory.exists():
         missing.append(directory.name)
         directory = directory.parent
+    _sync_name(directory)
     at = steps.open_root(str(directory))
     try:
         for name in reversed(missing):
@@ -139,6 +140,19 @@ def _make_root(config: StorageConfig) -> None:
             at = child
     finally:
         steps.close(at)
+
+
+def _sync_name(directory: Path) -> None:
+    """An earlier start that was killed may have made it, just before it would have synced it.
+
+    Whoever may not open the directory above it has not made it.
+    """
+    with suppress(PermissionError):
+        parent = steps.open_root(str(directory.parent))
+        try:
+            steps.sync_directory(parent)
+        finally:
+            steps.close(parent)
 
 
 def _marked(directory: Path, root: int) -> str:
@@ -222,5 +236,6 @@ def _refused(step: Callable[[], None]) -> bool:
 
 
 def clear_probes(root: int) -> int:
-    """Remove what probes of processes that were killed have left."""
-    return sum(steps.unlink(name, root) for name in steps.names(root) if name.startswith(_PROBE))
+    """Remove what probes, and the making of the marker, have left when they were interrupted."""
+    left = [n for n in steps.names(root) if n.startswith(_PROBE) or n == _MARKER_PART]
+    return sum(steps.unlink(name, root) for name in left)

@@ -1,0 +1,30 @@
+"""The directory of the ledger, the lock and the key: made so that a power failure cannot take it."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def make(directory: Path) -> None:
+    """Make it (0700) and its parents where they are missing, every name durable; blocking.
+
+    The name of what is there is synced as well: a run that was killed may have made it just now.
+    Whoever may not open the directory above it has not made it.
+    """
+    at, missing = directory.absolute(), list[Path]()
+    while not at.is_dir():
+        missing.append(at)
+        at = at.parent
+    with suppress(PermissionError):
+        _sync_name(at)
+    for path in reversed(missing):
+        path.mkdir(mode=0o700 if path == missing[0] else 0o777, exist_ok=True)
+        _sync_name(path)
+
+
+def _sync_name(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Run the real program recorded, with a planted bug, or many times from one process that is warm.
+
+Reads a directory and the name of a bug (or none) a line, forks, runs `poller once` in the directory
+and answers with the exit code. With record.c preloaded the run is recorded, and each of the
+program's own fsyncs tells the recorder which place in the code asked for it.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import poller.cli.once  # noqa: F401 (so that it is loaded once)
+from poller.cli import main
+from poller.ledger import engine
+from poller.storage import handover
+
+ONCE = ["once", "--json", "-c", "poller.yaml"]
+_PRODUCT = f"{os.sep}poller{os.sep}"
+
+
+def _record() -> None:
+    library = ctypes.CDLL(None)
+    here = Path.cwd()
+    library.record_begin(str(here / "record").encode(), str(here / "disk-and-state").encode())
+    tell, sync = library.record_site, os.fsync
+
+    def fsync(fd: int) -> None:
+        tell(_place(sys._getframe(1)).encode())
+        sync(fd)
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
+def _place(frame: FrameType | None) -> str:
+    """Name the line that wants this fsync, and who called its function."""
+    named: list[str] = []
+    while frame is not None and len(named) < 2:
+        file = frame.f_code.co_filename
+        if _PRODUCT in file and not file.endswith(f"storage{os.sep}steps.py"):
+            name = file.rpartition(_PRODUCT)[2]
+            named.append(f"{name}:{frame.f_code.co_name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " from ".join([named[0], *(one.rpartition(":")[0] for one in named[1:])])
+
+
+def _pragmas(**changes: str | int) -> Callable[[], None]:
+    def plant() -> None:
+        engine._PRAGMAS.update(changes)
+
+    return plant
+
+
+def _record_before_publishing() -> None:
+    """The row is stored before the links: as if the ledger came first."""
+    # What would be linked and synced before the row is linked when the dot-files are removed.
+    publish, unlink_dot_files = handover.publish, handover.unlink_dot_files
+    late: dict[str, Callable[[], None]] = {}
+
+    def publish_later(place, stored, identity):  # type: ignore[no-untyped-def]
+        late[place.path] = lambda: publish(place, stored, identity)
+
+    def unlink_then(place):  # type: ignore[no-untyped-def]
+        late.pop(place.path, lambda: None)()
+        unlink_dot_files(place)
+
+    handover.publish = publish_later
+    handover.unlink_dot_files = unlink_then
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "synchronous off": _pragmas(synchronous=0),
+    "synchronous normal": _pragmas(synchronous=1),
+    "journal deleted, synchronous full": _pragmas(journal_mode="delete", synchronous=2),
+    "journal in memory": _pragmas(journal_mode="memory"),
+    "write-ahead log, synchronous normal": _pragmas(journal_mode="wal", synchronous=1),
+    "ledger before link": _record_before_publishing,
+}
+
+
+def serve() -> int:
+    for line in sys.stdin:
+        directory, bug = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if not child:
+            os._exit(_run_in(Path(directory), bug))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return 0
+
+
+def _run_in(directory: Path, bug: str) -> int:
+    os.chdir(directory)
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
+    try:
+        if "LD_PRELOAD" in os.environ:
+            _record()
+        if bug:
+            BUGS[bug]()
+        code = main(ONCE)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 99
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(serve())

@@ -1,0 +1,172 @@
+"""Record the real program against a simulated eFax, and run it again on what a crash left."""
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from poller.simulator import Simulator, Switches
+from tests.acceptance.installation import APP, KEY, KEY_VARIABLE, USERS, account, populated
+from tests.crash.power_model import Call, Found, read_record
+from tests.crash.power_rules import LEDGER, STORAGE, Ledgers, Served
+
+_SOURCE = Path(__file__).with_name("record.c")
+_PATIENCE_S = 60.0
+NOTHING = Found({}, {})
+
+
+def build_recorder(directory: Path) -> Path | None:
+    """Compile record.c; None where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    library = directory / "record.so"
+    subprocess.run(
+        [compiler, "-O1", "-shared", "-fPIC", "-o", str(library), str(_SOURCE), "-ldl"],
+        check=True,
+    )
+    return library
+
+
+@asynccontextmanager
+async def efax() -> AsyncIterator[Simulator]:
+    """Give an eFax with five faxes of two users on four days, which makes each PDF anew."""
+    switches = Switches(pdf_bytes="differ", pdf_answer="pdf")
+    async with populated(Simulator(seed=7, switches=switches)) as running:
+        for user_id, hours in zip(USERS.values(), ((1, 2, 30), (3, 60)), strict=True):
+            for ago in hours:
+                completed = running.now() - timedelta(hours=ago)
+                running.receive(APP, user_id, completed=completed, distinct=False)
+        yield running
+
+
+def served(simulator: Simulator) -> list[Served]:
+    return [
+        Served(
+            fax.fax_id,
+            fax.user_id,
+            int(fax.completed.timestamp() * 1_000_000),
+            frozenset(simulator.served.get(fax, ())),
+        )
+        for fax in simulator.faxes()
+    ]
+
+
+def configuration(base_url: str) -> str:
+    """Give the configuration of `power_rules`' places; JSON is YAML."""
+    settings: dict[str, Any] = {
+        "accounts": {"main": account(base_url)},
+        "poll": {"start": "7d"},
+        "storage": {"directory": STORAGE, "min_free": "1MiB"},
+        "state": {"url": f"sqlite:///{LEDGER}"},
+        "retry": {"max_delay": "200ms"},
+        "http": {"listen": None},
+    }
+    return json.dumps(settings)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run: where, what was there before and after it, and every call in between."""
+
+    root: Path
+    before: Found
+    after: Found
+    calls: list[Call]
+    code: int
+    said: str
+
+    def sites(self) -> set[str]:
+        """Every place in the program that asked for an fsync; `sqlite` has none."""
+        return {call.site for call in self.calls if call.op == "sync" and call.site}
+
+
+class Program:
+    """The real program, loaded once, run in any directory at little cost, and recorded."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, simulator: Simulator, scratch: Path
+    ) -> None:
+        self.simulator = simulator
+        self._process = process
+        self.scratch = scratch
+        self._numbers = itertools.count()
+
+    async def once(self, found: Found = NOTHING, *, bug: str = "") -> Run:
+        """Run `poller once` on what was found on a disk."""
+        root = self.scratch / f"run{next(self._numbers)}"
+        disk = root / "disk-and-state"
+        disk.mkdir(parents=True)
+        found.materialise(disk)
+        (root / "poller.yaml").write_text(_below(disk, configuration(self.simulator.base_url)))
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{root}\t{bug}\n".encode())
+        async with asyncio.timeout(_PATIENCE_S):
+            code = int(await self._process.stdout.readline())
+        said = (root / "err").read_text() + (root / "out").read_text()
+        run = Run(disk, found, look(disk), read_record(root / "record"), code, said)
+        shutil.rmtree(root)
+        return run
+
+
+def _below(disk: Path, text: str) -> str:
+    """Place storage and state below `disk`, so that only what is theirs is recorded."""
+    return text.replace(f'"{STORAGE}"', json.dumps(str(disk / STORAGE))).replace(
+        f"sqlite:///{LEDGER}", f"sqlite:///{disk / LEDGER}"
+    )
+
+
+@asynccontextmanager
+async def program(simulator: Simulator, recorder: Path, scratch: Path) -> AsyncIterator[Program]:
+    environment = {
+        **os.environ,
+        KEY_VARIABLE: KEY,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "LD_PRELOAD": str(recorder),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.crash.power_driver"),
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Program(process, simulator, scratch)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+def look(disk: Path) -> Found:
+    """Read a whole tree."""
+    return Found(dict(_directories(disk)), dict(_files(disk)))
+
+
+def _directories(disk: Path) -> Iterator[tuple[str, int]]:
+    for path in disk.rglob("*"):
+        if path.is_dir():
+            yield str(path.relative_to(disk)), stat.S_IMODE(path.stat().st_mode)
+
+
+def _files(disk: Path) -> Iterator[tuple[str, tuple[int, bytes]]]:
+    for path in disk.rglob("*"):
+        if path.is_file():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            yield str(path.relative_to(disk)), (mode, path.read_bytes())
+
+
+def ledgers(scratch: Path) -> Ledgers:
+    scratch.mkdir()
+    return Ledgers(scratch)

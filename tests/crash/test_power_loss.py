@@ -1,0 +1,155 @@
+"""Power failures at any call of a real run: what was not synced may be lost, torn, out of order.
+
+`POLLER_EXHAUSTIVE=1` explores all; the figures are printed with `-s`.
+"""
+
+import os
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash.power_driver import BUGS
+from tests.crash.power_model import Crash, Disk, Found, crashes
+from tests.crash.power_record import (
+    NOTHING,
+    Program,
+    Run,
+    build_recorder,
+    efax,
+    ledgers,
+    program,
+    served,
+)
+from tests.crash.power_rules import LEDGER, Judge, Promises
+
+EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
+SAMPLES = 40 if EXHAUSTIVE else 2
+SAMPLES_FOR_A_BUG = 12
+RESTARTS = 1000 if EXHAUSTIVE else 25
+SEED = 1
+
+# They find out whether this file system can do it at all; nothing that is kept rests on them.
+ONLY_PROBES = {
+    "storage/marker.py:probe from storage/marker.py:found_storage",
+    "storage/marker.py:_probe_directory_sync from storage/marker.py:probe",
+}
+
+pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = build_recorder(tmp_path_factory.mktemp("recorder"))
+    if library is None:
+        pytest.skip("no C compiler (cc) to build the recorder of system calls")
+    return library
+
+
+@dataclass
+class Lab:
+    program: Program
+    judge: Judge
+
+    def violations(
+        self, run: Run, *, samples: int = SAMPLES, forgotten: Collection[str] = ()
+    ) -> Iterator[tuple[Crash, list[str]]]:
+        """Give every crash state of a run, and what is wrong with it."""
+        promises, disk = Promises(), Disk(str(run.root), run.before)
+        for crash in crashes(
+            run.calls, disk, seed=SEED, samples=samples, forgotten=forgotten, see=promises.see
+        ):
+            yield crash, self.judge.problems(crash.found, promises)
+
+    def finds(self, run: Run, forgotten: Collection[str] = ()) -> bool:
+        states = self.violations(run, samples=SAMPLES_FOR_A_BUG, forgotten=forgotten)
+        return any(problems for _, problems in states)
+
+    async def assert_heals(self, found: Found, why: str) -> None:
+        """Start the program on it: everything is stored then, once, and nothing that was is changed."""
+        before = self.judge.ledgers.rows(found).faxes
+        run = await self.program.once(found)
+        assert run.code == 0, f"{why}: {run.said}"
+        assert self.judge.end_problems(run.after) == [], why
+        after = self.judge.ledgers.rows(run.after).faxes
+        for fax_id, row in before.items():
+            assert row["state"] != "stored" or after[fax_id]["sha256"] == row["sha256"], why
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, recorder: Path) -> AsyncIterator[Lab]:
+    async with efax() as simulator, program(simulator, recorder, tmp_path / "runs") as poller:
+        yield Lab(poller, Judge(ledgers(tmp_path / "ledger"), lambda: served(simulator)))
+
+
+def _sampled(values: list[Any], count: int) -> list[Any]:
+    return random.Random(SEED).sample(values, min(count, len(values)))
+
+
+async def _run(lab: Lab, found: Found = NOTHING, bug: str = "") -> Run:
+    run = await lab.program.once(found, bug=bug)
+    assert run.code == 0, run.said
+    return run
+
+
+async def _assert_survives_everywhere(lab: Lab, run: Run) -> None:
+    states: list[Crash] = []
+    for crash, problems in lab.violations(run):
+        assert problems == [], f"after {crash.after} calls, {crash.fate}: {problems}"
+        states.append(crash)
+    chosen = _sampled(states, RESTARTS)
+    for crash in chosen:
+        await lab.assert_heals(crash.found, f"after {crash.after} calls, {crash.fate}")
+    print(f"\n{len(run.calls)} calls, {len(states)} states, {len(chosen)} of them started again")
+
+
+async def test_power_loss_anywhere_in_a_first_run_loses_nothing(lab: Lab) -> None:
+    run = await _run(lab)
+    assert lab.judge.end_problems(run.after) == []
+    await _assert_survives_everywhere(lab, run)
+
+
+async def test_power_loss_anywhere_in_a_migration_loses_nothing(lab: Lab) -> None:
+    first = await _run(lab)
+    older = _as_the_first_release_left_it(first.after, lab.program)
+    assert lab.judge.ledgers.rows(older).revision == "0001"
+    run = await _run(lab, older)
+    assert lab.judge.ledgers.rows(run.after).revision == "0002"
+    await _assert_survives_everywhere(lab, run)
+
+
+def _as_the_first_release_left_it(found: Found, poller: Program) -> Found:
+    """Take back the migrations, with two faxes that are still to be fetched."""
+    file = poller.scratch / "older.db"
+    file.write_bytes(found.files[LEDGER][1])
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(
+            "DROP INDEX ix_faxes_harm; ALTER TABLE faxes DROP COLUMN harm;"
+            "UPDATE alembic_version SET version_num='0001';"
+        )
+    files = {path: found.files[path] for path in found.files if not path.startswith(LEDGER)}
+    return Found(found.directories, {**files, LEDGER: (0o600, file.read_bytes())})
+
+
+async def test_forgetting_any_one_fsync_is_found(lab: Lab) -> None:
+    run = await _run(lab)
+    sites = run.sites()
+    assert {_without_line(site) for site in sites} >= ONLY_PROBES
+    needed = {site for site in sites if _without_line(site) not in ONLY_PROBES}
+    assert len(needed) >= 11
+    assert [site for site in sorted(needed) if not lab.finds(run, {site})] == []
+
+
+def _without_line(site: str) -> str:
+    where, _, caller = site.partition(" from ")
+    return f"{where.rpartition(':')[0]} from {caller}"
+
+
+@pytest.mark.parametrize("bug", BUGS)
+async def test_weaker_order_is_found(lab: Lab, bug: str) -> None:
+    assert lab.finds(await _run(lab, bug=bug))
