@@ -1,0 +1,115 @@
+"""The state machine, the same short run every time, and what it finds when poller has a bug.
+
+`python -m tests.integration.state_machine` is the long run.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from poller.clock import ServerClock
+from poller.ingest import poll
+from poller.ingest.poll import Poller
+from poller.ingest.reading import ListReader, Read
+from poller.ingest.user import UserState
+from poller.listing import Listing, Step
+from poller.storage import handover
+from poller.window import Coverage, Slice, WindowRules, newest_slice
+from tests.integration.state_machine import PollerMachine, fixed
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_doubled_or_half_shown_whatever_happens() -> None:
+    run_state_machine_as_test(PollerMachine, settings=fixed(examples=12, steps=30))
+
+
+# -- planted bugs ------------------------------------------------------------------------------
+
+
+def coverage_before_the_last_page(patch: Patch) -> None:
+    real = ListReader.read
+
+    async def read(self: ListReader, state: UserState, piece: Slice, now: datetime) -> Read:
+        await self._ledger.record_page(
+            state.id, [], window=None, found_by="", now=now, covers=piece.interval
+        )
+        return await real(self, state, piece, now)
+
+    patch.setattr(ListReader, "read", read)
+
+
+def overlap_ignored(patch: Patch) -> None:
+    def sharp(coverage: Coverage, start: Any, now: Any, rules: WindowRules) -> Slice | None:
+        return newest_slice(coverage, start, now, replace(rules, overlap=rules.overlap * 0))
+
+    patch.setattr(poll, "newest_slice", sharp)
+
+
+def new_decided_by_image_downloaded(patch: Patch) -> None:
+    real = ListReader._record
+
+    async def record(self: ListReader, state: Any, page: Any, *rest: Any) -> Any:
+        unread = tuple(fax for fax in page.faxes if not fax.raw.get("image_downloaded"))
+        return await real(self, state, replace(page, faxes=unread), *rest)
+
+    patch.setattr(ListReader, "_record", record)
+
+
+def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
+    real = Poller._list_halving
+
+    async def list_halving(self: Poller, state: UserState, whole: Slice, run: Any) -> bool:
+        try:
+            return await real(self, state, whole, run)
+        except Exception:
+            await self._ledger.record_page(
+                state.id, [], window=None, found_by="", now=run.now, covers=whole.interval
+            )
+            raise
+
+    patch.setattr(Poller, "_list_halving", list_halving)
+
+
+def stored_without_the_file(patch: Patch) -> None:
+    patch.setattr(handover, "publish", lambda *_: None)
+
+
+def no_sweeps(patch: Patch) -> None:
+    async def none(*_: Any) -> None:
+        return
+
+    patch.setattr(Poller, "_sweeps", none)
+
+
+def our_own_clock_believed(patch: Patch) -> None:
+    patch.setattr(ServerClock, "now", lambda _self, our_now: our_now)
+
+
+def shifted_list_taken_for_whole(patch: Patch) -> None:
+    patch.setattr(Listing, "_again", lambda _self: Step.DONE)
+
+
+BUGS: tuple[Callable[[Patch], None], ...] = (
+    coverage_before_the_last_page,
+    overlap_ignored,
+    new_decided_by_image_downloaded,
+    watermark_advanced_by_a_failed_listing,
+    stored_without_the_file,
+    no_sweeps,
+    our_own_clock_believed,
+    shifted_list_taken_for_whole,
+)
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    plant(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(PollerMachine, settings=fixed(examples=100, steps=30))
