@@ -1,0 +1,263 @@
+"""Rows 53, 56, 57, 58 and 60: a process that is stopped, ended or hung at a bad time; a clock that steps."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from poller.simulator import Faults, Simulator
+from poller.simulator.state import Fax
+from tests.acceptance.installation import (
+    APP,
+    Daemon,
+    Installation,
+    assert_stored,
+    populated,
+)
+from tests.crash.checker import Expected, problems
+from tests.crash.served import served_by
+
+SOURCE = Path(__file__).with_name("clock_shim.c")
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with populated(Simulator(seed=5)) as running:
+        yield running
+
+
+@pytest.fixture
+def installation(simulator: Simulator, tmp_path: Path) -> Installation:
+    return Installation(tmp_path, simulator.base_url)
+
+
+def arrived(simulator: Simulator, count: int) -> list[Fax]:
+    now = simulator.now()
+    return [
+        simulator.receive(
+            APP, "user-a", completed=now - timedelta(minutes=2 + number), distinct=False
+        )
+        for number in range(count)
+    ]
+
+
+def assert_sound(
+    installation: Installation, simulator: Simulator, *, at_rest: bool = False
+) -> None:
+    """What the independent checker says, of a process that is dead."""
+    expected = Expected(
+        storage=installation.storage,
+        ledger=installation.ledger,
+        faxes=served_by(simulator),
+        now=datetime.now(UTC) + timedelta(seconds=1),
+        at_rest=at_rest,
+    )
+    assert problems(expected) == []
+
+
+async def assert_heals(installation: Installation, simulator: Simulator) -> None:
+    """The next start ends with everything stored, and with at most one more download of each fax."""
+    simulator.faults = Faults()
+    async with installation.daemon() as daemon:
+        await daemon.until(
+            lambda: len(installation.sidecars()) == len(simulator.faxes()), "every fax on the disk"
+        )
+        assert await daemon.stop() == 0
+    assert_stored(installation, simulator)
+    assert_sound(installation, simulator, at_rest=True)
+    assert max(simulator.downloads.values()) <= 2
+
+
+async def until_arriving(installation: Installation) -> None:
+    async with asyncio.timeout(20):
+        while not any((installation.storage / "main").rglob(".*")):
+            await asyncio.sleep(0.005)
+
+
+# -- 56: stopped and continued ------------------------------------------------------------------------
+
+
+async def test_row_56_a_process_that_was_stopped_for_a_while_is_late_and_does_nothing_twice(
+    installation: Installation, simulator: Simulator
+) -> None:
+    faxes = arrived(simulator, 25)
+    async with installation.daemon() as daemon:
+        for stored in (1, 10):
+            await daemon.event("fax-stored", count=stored)
+            daemon.kill(signal.SIGSTOP)
+            at_work = len(daemon.said("fax-stored"))
+            await asyncio.sleep(1.2)  # real: a poll of each user is missed
+            assert len(daemon.said("fax-stored")) - at_work < len(faxes)
+            daemon.kill(signal.SIGCONT)
+        await daemon.event("fax-stored", count=len(faxes))
+        polls = len(daemon.said("poll-completed"))
+        await daemon.event("poll-completed", count=polls + 2)
+        assert await daemon.stop() == 0
+        assert not daemon.said("internal-error")
+    assert_stored(installation, simulator)
+    assert_sound(installation, simulator, at_rest=True)
+    assert max(simulator.downloads.values()) <= 2  # the server may have given up one meanwhile
+
+
+# -- 57 and 58: ended at a bad time -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [1, 4, 9])
+async def test_row_57_sigterm_while_faxes_are_committed_ends_well_and_loses_nothing(
+    installation: Installation, simulator: Simulator, stored: int
+) -> None:
+    arrived(simulator, 12)
+    async with installation.daemon() as daemon:
+        await daemon.event("fax-stored", count=stored)
+        assert await daemon.stop() == 0
+        said = {one["poller"]["fax_id"] for one in daemon.said("fax-stored")}
+    assert_sound(installation, simulator)
+    assert said == set(installation.sidecars())  # no hand-over was left half-way
+    await assert_heals(installation, simulator)
+    assert max(simulator.downloads.values()) <= 2
+
+
+async def test_row_58_sigkill_in_the_middle_of_a_drain_is_like_any_other(
+    installation: Installation, simulator: Simulator
+) -> None:
+    installation.write({"drain": "30s"})
+    simulator.faults = Faults.of("stall-mid-body@image=always")
+    arrived(simulator, 6)
+    async with installation.daemon() as daemon:
+        await until_arriving(installation)
+        daemon.kill(signal.SIGTERM)
+        await daemon.event("service-stopping")
+        daemon.kill(signal.SIGKILL)  # TimeoutStopSec is over
+        assert await daemon.ended() == -signal.SIGKILL
+        assert not daemon.said("service-stopped")
+    assert_sound(installation, simulator)
+    await assert_heals(installation, simulator)
+
+
+# -- 60: the event loop hangs -------------------------------------------------------------------------
+
+# A Python signal handler runs in the main thread and blocks the loop: a callback that never returns.
+HANGS_ON_SIGUSR1 = (
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))\n"
+    "from poller.cli import main\n"
+    "sys.exit(main())\n"
+)
+
+
+async def test_row_60_the_watchdog_is_withheld_when_the_loop_hangs_and_the_next_start_is_well(
+    installation: Installation, simulator: Simulator
+) -> None:
+    arrived(simulator, 8)
+    address = installation.root / "notify"
+    environ = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "600000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.setblocking(False)
+        async with running_as(installation, HANGS_ON_SIGUSR1, environ) as daemon:
+            await daemon.event("fax-stored", count=2)
+            for _ in range(3):
+                assert await heard(manager, within_s=20)
+            daemon.kill(signal.SIGUSR1)
+            while await heard(manager, within_s=0.6):
+                pass  # what was sent before the signal came
+            assert not await heard(manager, within_s=1.2)
+            assert daemon.process.returncode is None
+            daemon.kill(signal.SIGABRT)  # as systemd does then
+            assert await daemon.ended() == -signal.SIGABRT
+    assert_sound(installation, simulator)
+    await assert_heals(installation, simulator)
+
+
+async def heard(manager: socket.socket, *, within_s: float) -> bool:
+    """Whether the watchdog is fed within that time."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                if "WATCHDOG=1" in (await loop.sock_recv(manager, 65536)).decode().split("\n"):
+                    return True
+    return False
+
+
+@asynccontextmanager
+async def running_as(
+    installation: Installation, program: str, environ: dict[str, str]
+) -> AsyncIterator[Daemon]:
+    """The daemon, started by a few lines of Python; it is killed at the end if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, "run", "-c", str(installation.config)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=installation.root,
+        env={**installation.environ, **environ},
+        limit=1 << 20,
+    )
+    daemon = Daemon(process)
+    reading = asyncio.create_task(daemon.read())
+    try:
+        await daemon.event("service-ready")
+        yield daemon
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await reading
+
+
+# -- 53: the clock of a living process ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def clock_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("moving the clock of a living process needs a C compiler")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("moving the clock of a living process needs Linux's LD_PRELOAD")
+    library = tmp_path_factory.mktemp("shim") / "clock.so"
+    words = ["-O2", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
+    subprocess.run([compiler, *words], check=True)
+    return library
+
+
+@pytest.mark.parametrize("seconds", [3600, 2 * 86_400, -86_400])
+async def test_row_53_the_clock_of_a_living_daemon_steps_and_it_goes_on(
+    installation: Installation, simulator: Simulator, clock_shim: Path, seconds: int
+) -> None:
+    ahead = installation.root / "ahead"
+    ahead.write_text("0")
+    environ = {"LD_PRELOAD": str(clock_shim), "CLOCK_SHIM_FILE": str(ahead)}
+    arrived(simulator, 2)
+    async with installation.daemon(environ=environ) as daemon:
+        await daemon.event("fax-stored", count=2)
+        for count, now_ahead in enumerate((seconds, 0), start=1):
+            asked = len(simulator.requests)
+            _replace(ahead, str(now_ahead))
+            stepped = await daemon.event("clock-stepped", count=count)
+            assert abs(abs(stepped["poller"]["seconds"]) - abs(seconds)) < 5
+            (fax,) = arrived(simulator, 1)
+            await daemon.event("fax-stored", fax_id=fax.fax_id)
+            # Two users, polled once a second for some seconds: no run of a missed day is made up.
+            assert len(simulator.requests) - asked < 200
+        assert await daemon.stop() == 0
+        assert not daemon.said("internal-error")
+    assert_stored(installation, simulator)
+    assert_sound(installation, simulator, at_rest=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """The process must never read half of it."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
