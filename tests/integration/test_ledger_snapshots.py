@@ -218,8 +218,9 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
     told: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     copying.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError):  # whose traceback would keep the task alive
         await copying
+    assert copying.cancelled()
     assert time.monotonic() - begun < 2
     assert others(path) == set()
     del copying
