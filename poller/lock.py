@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,7 +72,9 @@ class StateLock:
 
     def _let_go(self) -> None:
         while self._fds:
-            os.close(self._fds.pop())
+            fd = self._fds.pop()
+            with suppress(OSError):  # the descriptor is gone all the same; nothing was written
+                os.close(fd)
 
 
 def _open_directory(path: Path) -> int:

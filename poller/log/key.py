@@ -24,6 +24,7 @@ def load_or_create_key(state_directory: Path) -> bytes:
         make(state_directory)
         if not path.exists():
             _create(path)
+        _clear_drafts(path)
         _sync(state_directory)
         key = path.read_bytes()
     except OSError as error:
@@ -46,10 +47,18 @@ def _create(path: Path) -> None:
             file.write(secrets.token_bytes(_KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
+        # Not found: another process has made the key, and cleared this draft away.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.link(draft, path)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+
+
+def _clear_drafts(path: Path) -> None:
+    """Remove what a process that was killed while it made the key has left."""
+    for draft in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def _sync(directory: Path) -> None:

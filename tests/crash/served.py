@@ -4,12 +4,14 @@ from poller.simulator import Simulator
 from tests.crash.checker import Key, ServedFax
 
 
-def served_by(simulator: Simulator) -> list[ServedFax]:
+def served_by(simulator: Simulator, late: frozenset[str] = frozenset()) -> list[ServedFax]:
+    """All its faxes; `late` ones became visible after their time had been listed."""
     return [
         ServedFax(
             key=(fax.app_id, fax.user_id, fax.fax_id),
             completed=fax.completed,
             images=frozenset(simulator.served.get(fax, ())),
+            late=fax.fax_id in late,
         )
         for fax in simulator.faxes()
     ]

@@ -1,6 +1,7 @@
 """One poller per state directory, and per storage directory."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,8 @@ def test_storage_is_held_by_one_process_and_let_go_however_that_ends(tmp_path: P
     for _ in range(2):
         with StorageLock() as lock:
             lock.take(storage_id)
+
+
+def test_a_disk_that_fails_at_the_very_end_does_not_spoil_the_run(tmp_path: Path) -> None:
+    with StateLock(tmp_path) as lock:
+        os.close(lock._fds[-1])  # closing it again fails

@@ -33,6 +33,13 @@ async def test_first_start_makes_and_marks_the_directory(root: Path) -> None:
     assert await Storage(config(root)).check(storage_id) is None
 
 
+async def test_start_killed_just_after_it_marked_leaves_nothing(root: Path) -> None:
+    storage_id = await _found(root)
+    os.link(root / MARKER, root / f"{MARKER}.part")
+    assert await _found(root) == storage_id
+    assert os.listdir(root) == [MARKER]
+
+
 async def test_empty_directory_may_hold_lost_and_found(root: Path) -> None:
     (root / "lost+found").mkdir(parents=True)
     await _found(root)

@@ -711,6 +711,16 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> 
     assert os.listdir(state) == ["redaction.key"]
 
 
+def test_what_a_process_left_that_was_killed_while_it_made_the_key_is_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".redaction.key.0a1b2c3d").write_bytes(b"half")
+
+    log.load_or_create_key(tmp_path)
+
+    assert os.listdir(tmp_path) == ["redaction.key"]
+
+
 def test_of_two_processes_that_make_the_key_both_use_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,395 @@
+"""Break a run at each of its disk-changing calls, and see that nothing is lost, doubled or half.
+
+`python -m tests.crash.explore` explores everything and prints how many points that were.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from poller.simulator import Simulator
+from tests.acceptance.installation import KEY, KEY_VARIABLE, Installation
+from tests.crash.checker import (
+    Expected,
+    Key,
+    Progress,
+    download_problems,
+    problems,
+    progress,
+    secret_problems,
+)
+from tests.crash.runs import ForkServer, Order, built_shim, fork_server
+from tests.crash.scenario import FIRST, SECOND, UNOBTAINABLE, Moment, efax, install
+from tests.crash.served import downloads_of, served_by
+
+KILLED = -9
+# A run asks for a token, lists some slices of two users by three nets, and downloads a dozen faxes.
+MOST_REQUESTS = 150
+SECOND_RUN_EVERY = 4  # of the points: a run that only looks costs as much as one that works
+# Faults that let the process live, and the calls that each can strike.
+WRITES = {"write", "pwrite"}
+SYNCS = {"fsync", "fdatasync"}
+GROWS = {"create", "open-truncate", "mkdir", "link", "rename", *WRITES}
+FAULTS: dict[str, set[str] | None] = {
+    "eio": None,
+    "enospc": GROWS,
+    "emfile": {"create", "open-truncate"},
+    "short": WRITES,
+    "lie": SYNCS,
+    "stick-eio": None,
+    "stick-enospc": GROWS,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run to be broken: `act` at the call `at`; then, when `again` is given, recovery is killed."""
+
+    moment: Moment
+    at: int
+    act: str = "kill"
+    again: int = 0
+    planted: str = ""
+
+    def __str__(self) -> str:
+        again = f", then kill at {self.again}" if self.again else ""
+        return f"{self.moment.name} run, {self.act} at call {self.at}{again}"
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complained(self) -> bool:
+        """Whether an operator can see that something went wrong."""
+        loud = ('"log.level":"warning"', '"log.level":"error"', '"log.level":"critical"')
+        return self.code != 0 or any(level in self.err for level in loud)
+
+
+@dataclass
+class Site:
+    """One installation on disk and the eFax that serves it, at one moment."""
+
+    installation: Installation
+    simulator: Simulator
+    server: ForkServer
+    moment: Moment
+    logs: list[str] = field(default_factory=list)
+
+    async def once(
+        self,
+        *,
+        at: int = 0,
+        act: str = "",
+        planted: str = "",
+        names: str = "",
+        later: timedelta = timedelta(0),
+    ) -> Ran:
+        root = self.installation.root
+        out, err = root.parent / "out", root.parent / "err"
+        code = await self.server.run(
+            Order(
+                words=["once", "--json", "-c", str(self.installation.config)],
+                directory=str(root),
+                prefix=str(root),
+                out=str(out),
+                err=str(err),
+                environ={KEY_VARIABLE: KEY},
+                at=at,
+                act=act,
+                planted=planted,
+                names=names,
+                later_s=(self.moment.later + later).total_seconds(),
+            )
+        )
+        ran = Ran(code, out.read_text(), err.read_text())
+        self.logs.append(ran.out + ran.err)
+        return ran
+
+    def expected(self, *, at_rest: bool, later: timedelta = timedelta(0)) -> Expected:
+        return Expected(
+            storage=self.installation.storage,
+            ledger=self.installation.ledger,
+            faxes=served_by(self.simulator, late=frozenset({"f-late"})),
+            now=self.simulator.now() + later + timedelta(seconds=1),
+            at_rest=at_rest,
+            unobtainable={UNOBTAINABLE},
+        )
+
+    def secure(self) -> set[Key]:
+        """What nobody may download again: stored by its row, or visible with its sidecar."""
+        keys = set(progress(self.installation.ledger).stored)
+        for sidecar in self.installation.storage.rglob("*.json"):
+            if not sidecar.name.startswith("."):
+                about = json.loads(sidecar.read_text())
+                keys.add((about["app_id"], about["user_id"], about["fax_id"]))
+        return keys
+
+    def everything(self) -> dict[str, str]:
+        """The storage as it is, to see that a second run changes nothing."""
+        return {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            + str(path.stat().st_ino * bool(path.stat().st_mtime_ns))
+            for path in sorted(self.installation.storage.rglob("*"))
+            if path.is_file()
+        }
+
+
+@dataclass
+class Explorer:
+    """Explores in `work`; `began` fixes when the faxes came."""
+
+    server: ForkServer
+    work: Path
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @asynccontextmanager
+    async def site(self, moment: Moment) -> AsyncIterator[Site]:
+        """A fresh installation, or one that the first run has been through."""
+        root = self.work / "now" / "root"
+        shutil.rmtree(root.parent, ignore_errors=True)
+        root.parent.mkdir()
+        if moment is SECOND:
+            shutil.copytree(self._base, root)
+        else:
+            root.mkdir()
+        async with efax(moment, self.began) as simulator:
+            if moment is SECOND:
+                _already_served(simulator, progress(self._base / "state" / "poller.db").stored)
+            yield Site(install(root, simulator.base_url), simulator, self.server, moment)
+
+    @property
+    def _base(self) -> Path:
+        return self.work / "base"
+
+    async def calls_of(self, moment: Moment) -> list[str]:
+        """Run without a fault and give the calls that it made, in order: `N CALL PATH`."""
+        async with self.site(moment) as site:
+            names = self.work / "names"
+            ran = await site.once(names=str(names))
+            assert ran.code == 1, ran  # one fax cannot be had
+            found = problems(site.expected(at_rest=True))
+            assert not found, found
+            if moment is FIRST:
+                shutil.rmtree(self._base, ignore_errors=True)
+                shutil.copytree(site.installation.root, self._base)
+            return names.read_text().splitlines()
+
+    async def broken(self, point: Point) -> tuple[bool, list[str]]:
+        """Break one run there and let it recover; whether the point was reached, and what is wrong."""
+        async with self.site(point.moment) as site:
+            before = progress(site.installation.ledger)
+            ran = await site.once(at=point.at, act=point.act, planted=point.planted)
+            reached = ran.code == KILLED or point.act != "kill"
+            found = [f"crashed: {one}" for one in _after(site, before, ran, point)]
+            if found:
+                return reached, found
+            if point.again:
+                await site.once(at=point.again, act="kill", planted=point.planted)
+                found = problems(site.expected(at_rest=False), before)
+                if found:
+                    return reached, [f"crashed again: {one}" for one in found]
+            return reached, await _recovered(site, point)
+
+
+def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
+    """What the first run has downloaded was served by the eFax of that time."""
+    for fax in simulator.faxes():
+        if (fax.app_id, fax.user_id, fax.fax_id) not in stored:
+            continue
+        formats = fax.documents or {"pdf": b"", "tiff": b""}
+        simulator.served[fax] = [hashlib.sha256(fax.document(fmt)).hexdigest() for fmt in formats]
+
+
+def _after(site: Site, before: Progress, ran: Ran, point: Point) -> Iterator[str]:
+    """What may not be so after the break, before anybody starts again."""
+    yield from problems(site.expected(at_rest=False), before)
+    if point.act == "kill":
+        return
+    if ran.code < 0:
+        yield f"died: the process ended by signal {-ran.code}"
+    if "Traceback" in ran.err:
+        yield "bug: a traceback was printed: " + ran.err[-1500:]
+    if not ran.complained or ran.code == 0:
+        # Then the fault had no consequence but perhaps a dot-file for the next start to remove.
+        silent = problems(site.expected(at_rest=True), before)
+        yield from (f"silent: {one}" for one in silent if not one.startswith("left over"))
+
+
+async def _recovered(site: Site, point: Point) -> list[str]:
+    """Start again without faults, twice; what is wrong then."""
+    # After a failed attempt a fax is due again only after a while.
+    later = timedelta(0) if point.act == "kill" else timedelta(minutes=30)
+    site.simulator.now = _shifted(site.simulator, later)
+    had, secure = downloads_of(site.simulator), site.secure()
+    asked, before = len(site.simulator.requests), progress(site.installation.ledger)
+    ran = await site.once(later=later, planted=point.planted)
+    found = problems(site.expected(at_rest=True), before)
+    found += _run_problems(ran)
+    allowed = {UNOBTAINABLE}
+    has = {key: n for key, n in downloads_of(site.simulator).items() if key not in allowed}
+    damaged = {key for key in has if key[2] in ("f-damaged", "f-02", "f-11")}
+    single = {key: n for key, n in has.items() if key not in damaged}
+    found += download_problems(had, single, stored=secure, open_=1)
+    found += download_problems(had, {k: has[k] for k in damaged}, stored=secure, open_=2)
+    if len(site.simulator.requests) - asked > MOST_REQUESTS:
+        found.append(f"storm: {len(site.simulator.requests) - asked} requests")
+    found += secret_problems("".join(site.logs), [KEY, *_numbers(site.simulator)])
+    if found:
+        return [f"recovered: {one}" for one in found] + [ran.err[-1500:]]
+    if point.at % SECOND_RUN_EVERY:
+        return []
+    was, downloads = site.everything(), sum(has.values())
+    await site.once(later=later)
+    found = problems(site.expected(at_rest=True))
+    if site.everything() != was:
+        found.append("restless: a second run changed the storage")
+    again = downloads_of(site.simulator)
+    if sum(n for key, n in again.items() if key not in allowed) != downloads:
+        found.append("again: a second run downloaded something")
+    return [f"second run: {one}" for one in found]
+
+
+def _run_problems(ran: Ran) -> Iterator[str]:
+    if ran.code not in (0, 1):
+        yield f"start: it ended with {ran.code}: {ran.err[-1500:]}"
+    elif json.loads(ran.out)["failed_polls"]:
+        yield "start: a poll failed"
+
+
+def _shifted(simulator: Simulator, later: timedelta) -> Callable[[], datetime]:
+    now = simulator.now
+    return lambda: now() + later
+
+
+def _numbers(simulator: Simulator) -> set[str]:
+    return {fax.originating for fax in simulator.faxes()}
+
+
+def in_memory() -> str | None:
+    """Where an fsync costs nothing: a killed process loses nothing that was not synced anyway."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+# All the points
+
+
+def kills(moment: Moment, calls: Sequence[str]) -> list[Point]:
+    """Every call; a few beyond the last one, since threads do not run the same way twice."""
+    return [Point(moment, at) for at in range(1, len(calls) + 1)]
+
+
+def double_kills(moment: Moment, calls: Sequence[str], every: int) -> list[Point]:
+    """The recovery is killed early, in its middle, and late."""
+    firsts = range(every, len(calls) + 1, every)
+    return [Point(moment, at, again=again) for at in firsts for again in (3, 20, 60, 120)]
+
+
+def faults(moment: Moment, calls: Sequence[str], every_sticky: int) -> list[Point]:
+    """Each fault at each call that it can strike."""
+    found = []
+    for act, kinds in FAULTS.items():
+        hit = [int(n) for n, kind, _ in map(_split, calls) if kinds is None or kind in kinds]
+        chosen = hit[::every_sticky] if act.startswith("stick-") else hit
+        found += [Point(moment, at, act) for at in chosen]
+    return found
+
+
+def around_visible(moment: Moment, calls: Sequence[str], count: int) -> list[Point]:
+    """Before and after the links, and the commit (the journal is cut) that follows a sidecar's."""
+    points: list[int] = []
+    for n, kind, path in map(_split, calls):
+        if kind == "link" and path.endswith((".json", ".pdf", ".tif")):
+            points += [int(n), int(n) + 1]
+            points += [
+                int(m) + step
+                for m, other, name in map(_split, calls[int(n) :])
+                if other == "ftruncate" and name.endswith("-journal")
+                for step in (0, 1)
+            ][:2]
+    return [Point(moment, at) for at in points[:count]]
+
+
+def _split(call: str) -> tuple[str, str, str]:
+    number, kind, path = call.split(" ", 2)
+    return number, kind, path
+
+
+async def explored(explorer: Explorer, points: Iterable[Point]) -> tuple[int, dict[str, list[str]]]:
+    """How many of them were reached, and what is wrong with which."""
+    reached, wrong = 0, dict[str, list[str]]()
+    for point in points:
+        was_reached, found = await explorer.broken(point)
+        reached += was_reached
+        if found:
+            wrong[str(point)] = found
+            print(point, *(one[-3000:] for one in found), sep="\n    ", flush=True)
+    return reached, wrong
+
+
+# The whole, from the command line
+
+
+def _whole(calls: dict[Moment, list[str]], kind: str, stride: int) -> list[Point]:
+    every = {
+        "kill": lambda m: kills(m, calls[m]),
+        "twice": lambda m: double_kills(m, calls[m], every=20),
+        "fault": lambda m: faults(m, calls[m], every_sticky=10),
+    }
+    kinds = list(every) if kind == "all" else [kind]
+    return [point for one in kinds for moment in calls for point in every[one](moment)][::stride]
+
+
+async def _shard(kind: str, number: int, count: int, stride: int) -> int:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=in_memory()) as name:
+        work = Path(name)
+        async with fork_server(built_shim(work)) as server:
+            explorer = Explorer(server, work)
+            calls = {moment: await explorer.calls_of(moment) for moment in (FIRST, SECOND)}
+            points = _whole(calls, kind, stride)[number::count]
+            reached, wrong = await explored(explorer, points)
+    made = {moment.name: len(found) for moment, found in calls.items()}
+    print(
+        f"part {number + 1} of {count}: {len(points)} points, {reached} reached, "
+        f"{len(wrong)} wrong, of runs with {made} calls, in {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    """Share the points out over processes; 0 when nothing was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.explore", description=__doc__)
+    parser.add_argument("--kind", choices=("all", "kill", "twice", "fault"), default="all")
+    parser.add_argument("--stride", type=int, default=1, help="explore only every n-th point")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.part is not None:
+        return asyncio.run(_shard(asked.kind, asked.part, asked.jobs, asked.stride))
+    words = ["--kind", asked.kind, "--jobs", str(asked.jobs), "--stride", str(asked.stride)]
+    parts = [
+        subprocess.Popen([sys.executable, "-m", "tests.crash.explore", *words, "--part", str(part)])
+        for part in range(asked.jobs)
+    ]
+    return max(part.wait() for part in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Bugs that the explorer must find, each put into the run under test by the name of its function.
+
+They show that the checker can fail: one is planted, a call is broken, and something must be said.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from poller.ledger import listing
+from poller.ledger.rows import FaxRow
+from poller.storage import handover, recovery, steps
+from poller.storage.place import Names, Place
+from poller.storage.sidecars import Identity, StoredFile
+
+
+def row_before_link() -> None:
+    """The row says *stored* before the files have their names."""
+    publish, finish = handover.publish, handover.Handover.finish
+    late: dict[str, Callable[[], None]] = {}
+
+    def later(place: Place, stored: StoredFile, identity: Identity) -> None:
+        late[place.path] = lambda: publish(place, stored, identity)
+
+    def finish_late(self: handover.Handover) -> None:
+        late.pop(self.place.path)()
+        finish(self)
+
+    handover.publish = later
+    handover.Handover.finish = finish_late  # type: ignore[method-assign]
+
+
+def visible_while_written() -> None:
+    """The image has its final name from its first byte on."""
+    Names.dot_image = property(lambda self: self.base + ".pdf")  # type: ignore[assignment, method-assign]
+
+
+def page_forgotten() -> None:
+    """The rows of a page are not kept, and what it covered is."""
+    record = listing.record_page
+
+    def forget(connection: Connection, user: int, page: Any) -> list[FaxRow]:
+        first = page.faxes[0].fax_id if page.faxes else None
+        kept = replace(page, faxes=[fax for fax in page.faxes if fax.fax_id != first])
+        return record(connection, user, kept)
+
+    listing.record_page = forget
+
+
+def never_resumed() -> None:
+    """What a killed run had made visible is downloaded again."""
+
+    def resume(at: Place, identity: Identity) -> StoredFile | None:
+        handover.unlink_dot_files(at)
+        return None
+
+    recovery.resume = resume
+
+
+def short_write_ignored() -> None:
+    """A short write is not carried on."""
+
+    def write(fd: int, data: bytes | bytearray) -> None:
+        os.write(fd, data)
+
+    steps.write = write

@@ -1,0 +1,126 @@
+"""A sample of the crash points in every run; `python -m tests.crash.explore` visits them all."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash.explore import (
+    Explorer,
+    Point,
+    around_visible,
+    double_kills,
+    explored,
+    faults,
+    in_memory,
+    kills,
+)
+from tests.crash.runs import built_shim, fork_server
+from tests.crash.scenario import FIRST, SECOND, Moment
+
+pytestmark = pytest.mark.timeout(600)
+MOMENTS = (FIRST, SECOND)
+Calls = dict[Moment, list[str]]
+
+
+def _explore(shim: Path, work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]]) -> None:
+    async def all_of_it() -> None:
+        with tempfile.TemporaryDirectory(dir=in_memory()) as name:
+            async with fork_server(shim) as server:
+                explorer = Explorer(server, Path(name))
+                calls = {moment: await explorer.calls_of(moment) for moment in MOMENTS}
+                await work(explorer, calls)
+
+    asyncio.run(all_of_it())
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_shim(tmp_path_factory.mktemp("shim"))
+
+
+def test_the_runs_make_every_kind_of_call_in_their_hundreds(shim: Path) -> None:
+    async def look(_: Explorer, calls: Calls) -> None:
+        assert sum(map(len, calls.values())) > 796
+        kinds = {call.split(" ")[1] for call in calls[FIRST]}
+        assert kinds >= {"create", "write", "pwrite", "fsync", "fdatasync", "link", "unlink"}
+        assert kinds >= {"mkdir", "ftruncate", "fchmod", "close"}
+        # The quarantined fax keeps evidence, the damaged one its file, TIFF its name.
+        paths = "\n".join([*calls[FIRST], *calls[SECOND]])
+        assert all(part in paths for part in ("evidence/", "f-damaged.tif", "f-00.pdf", "f-late"))
+
+    _explore(shim, look)
+
+
+def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path) -> None:
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        points = [point for moment in MOMENTS for point in kills(moment, calls[moment])[7::97]]
+        for moment in MOMENTS:
+            points += around_visible(moment, calls[moment], 6)
+        reached, wrong = await explored(explorer, points)
+        assert not wrong
+        assert reached > len(points) * 0.8
+
+    _explore(shim, look)
+
+
+def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(shim: Path) -> None:
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=251)[1::3]]
+        _, wrong = await explored(explorer, points)
+        assert not wrong
+
+    _explore(shim, look)
+
+
+def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(shim: Path) -> None:
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        points = [p for m in MOMENTS for p in faults(m, calls[m], every_sticky=20)[5::331]]
+        _, wrong = await explored(explorer, points)
+        assert not wrong
+
+    _explore(shim, look)
+
+
+# A bug that is planted, where to break the run, and what the checker then says.
+PLANTED = {
+    "row_before_link": (("lost:",), "links"),
+    "visible_while_written": (("bytes:",), "writes"),
+    "page_forgotten": (("coverage:",), "end"),
+    "never_resumed": (("again:",), "links"),
+    "short_write_ignored": (("partial:", "bytes:"), "short"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(shim: Path, name: str) -> None:
+    said, where = PLANTED[name]
+
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        for point in _points(where, calls[FIRST], f"tests.crash.planted:{name}"):
+            _, found = await explorer.broken(point)
+            if any(word in one for one in found for word in said):
+                return
+        pytest.fail(f"{name} was not found")
+
+    _explore(shim, look)
+
+
+def _points(where: str, calls: list[str], planted: str) -> list[Point]:
+    split = [call.split(" ", 2) for call in calls]
+    links = [int(n) for n, kind, path in split if kind == "link" and path.endswith(".json")]
+    writes = [
+        int(n) for n, kind, path in split if kind in ("write", "close") and "/faxes/main" in path
+    ]
+    sidecars = [int(n) for n, kind, path in split if kind == "write" and ".json" in path]
+    found = {
+        # By the second link a row has been written; threads may move it by a few calls.
+        "links": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in links],
+        "writes": [Point(FIRST, at, planted=planted) for at in writes],
+        "end": [Point(FIRST, len(calls) - 2, planted=planted)],
+        "short": [Point(FIRST, at, "short", planted=planted) for at in sidecars],
+    }
+    return found[where]
