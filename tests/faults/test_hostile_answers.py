@@ -42,7 +42,7 @@ PATIENT = {"originating_fax_number": NUMBER, "originating_fax_tsid": SENDER}
 FIRST_LIST_OF_A = b"user-id: user-a\r\npagination-offset: 0\r\n"
 LIST_OF_A = b"user-id: user-a\r\npagination-offset"
 IMAGE_OF_A = b"GET /faxes/fax-of-a/image"
-# A page of 100,000 records may take this much while it is read; a bomb of a gigabyte must not.
+# A page of 20,000 records may take this much while it is read; a bomb of a gigabyte must not.
 MOST_MEMORY = 256 * MEBIBYTE
 
 
@@ -603,10 +603,10 @@ def assert_strict_json(path: Path) -> None:
     json.loads(path.read_bytes(), parse_constant=refuse)
 
 
-async def test_a_page_of_a_hundred_thousand_records_is_listed_and_one_that_is_repeated_too(
+async def test_a_page_of_thousands_of_records_is_listed_beside_the_other_users(
     work: Bench, out: io.StringIO
 ) -> None:
-    count = 100_000 if EXHAUSTIVE else 2_000
+    count = 20_000 if EXHAUSTIVE else 2_000
     records = [{"fax_id": f"f{n}", "completed_timestamp": None} for n in range(count)]
     whole, last = list_of(*records), list_of(*records[-3:])
     theirs = [receive(work, user) for user in (B, C)]
