@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import sqlite3
 import time
@@ -215,17 +214,11 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
     while "poller.db.snapshot-part" not in others(path):
         await asyncio.sleep(0.001)
     begun = time.monotonic()
-    told: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     copying.cancel()
-    with contextlib.suppress(asyncio.CancelledError):  # whose traceback would keep the task alive
+    with pytest.raises(asyncio.CancelledError):
         await copying
-    assert copying.cancelled()
     assert time.monotonic() - begun < 2
     assert others(path) == set()
-    del copying
-    gc.collect()
-    assert told == []  # an outcome that nobody looked at would be said to be a bug
 
 
 # -- what the daemon makes of it ---------------------------------------------------------------------
