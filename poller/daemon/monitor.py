@@ -15,6 +15,7 @@ from poller.daemon.planner import Planner
 from poller.daemon.upkeep import Upkeep
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountAtWork
+from poller.ingest.patience import NO_PROGRESS_S, cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 
@@ -25,7 +26,6 @@ _SILENCE_S = 60.0
 _GAUGES_S = 15.0
 _STUCK_S = 10.0
 _PROBE_LOOK_S = 1.0
-_NO_PROGRESS_S = 120.0
 _HEARTBEAT_TIMEOUT_S = 10.0
 
 
@@ -72,15 +72,8 @@ class Monitor:
         """Do `work` again and again; once that hangs is named and cut off, and the next one comes."""
         while True:
             await self._clock.sleep(seconds)
-            try:
-                async with asyncio.timeout(_NO_PROGRESS_S):
-                    await work()
-            except TimeoutError:
-                log.event(
-                    "stalled",
-                    "A part of the monitoring made no progress for two minutes and was cut off.",
-                    what=name,
-                )
+            async with cut_off_if_hung(name):
+                await work()
 
     # -- alive ----------------------------------------------------------------------------------
 
@@ -95,7 +88,7 @@ class Monitor:
         if waiting_since is not None:
             since["ledger"] = waiting_since
         now = self._clock.monotonic()
-        return [name for name, at in since.items() if now - at >= _NO_PROGRESS_S]
+        return [name for name, at in since.items() if now - at >= NO_PROGRESS_S]
 
     async def _feed_watchdog(self) -> None:
         if self.alive():
@@ -119,7 +112,9 @@ class Monitor:
     async def _watch_gate(self) -> None:
         gate = self._site.shop.gate
         while True:
-            usable = await gate.check()
+            usable = False
+            async with cut_off_if_hung("gate"):
+                usable = await gate.check()
             if self._site.shop.ledger.ended:
                 raise RuntimeError("the ledger's writer ended; only a new start helps")
             self._watch_disk()
@@ -155,7 +150,8 @@ class Monitor:
             step = clock_step(before, after)
             before = after
             if step is not None:
-                await self._stepped(step)
+                async with cut_off_if_hung("clock"):
+                    await self._stepped(step)
 
     async def _stepped(self, step: timedelta) -> None:
         log.event(

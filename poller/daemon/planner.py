@@ -84,6 +84,7 @@ class Planner:
                 log.event(
                     "stalled",
                     "A poll made no progress for more than two minutes and was ended.",
+                    what="poll",
                     account=state.user.account,
                     user=state.user.name,
                 )

@@ -1,11 +1,13 @@
 """What is looked after beside polling: gaps that operators edit, and the files of stored faxes."""
 
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from poller import log
 from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
+from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ledger import State
 
@@ -35,13 +37,13 @@ class Rounds:
         """Take over gaps that were dismissed or made due; a counter says that there is something."""
         seen: str | None = None
         while True:
-            try:
-                edits = await self._ledger.gap_edits()
-                if edits != seen:
-                    await self._site.read_failed_slices()
-                    seen = edits
-            except LedgerUnavailable:
-                pass  # the gate says so; it is looked at again
+            # LedgerUnavailable: the gate says so; it is looked at again.
+            async with cut_off_if_hung("gap edits"):
+                with suppress(LedgerUnavailable):
+                    edits = await self._ledger.gap_edits()
+                    if edits != seen:
+                        await self._site.read_failed_slices()
+                        seen = edits
             await self._clock.sleep(_LOOK_S)
 
     async def _check_files(self) -> None:

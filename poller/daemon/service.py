@@ -15,6 +15,7 @@ from poller.daemon.planner import Planner
 from poller.daemon.rounds import Rounds
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable
 from poller.ingest.account import AccountAtWork
+from poller.ingest.patience import NO_PROGRESS_S
 from poller.ingest.site import Site, open_site
 from poller.lock import StorageLock
 from poller.metrics import Metrics
@@ -180,8 +181,16 @@ class Service:
         """
         systemd.reloading()
         try:
-            settings = await asyncio.to_thread(self._load)
-            prepared = await reload.prepare(self._site, settings)
+            # A configuration on a hung share, or a ledger that does not answer, ends this reload only.
+            async with asyncio.timeout(NO_PROGRESS_S):
+                settings = await asyncio.to_thread(self._load)
+                prepared = await reload.prepare(self._site, settings)
+        except TimeoutError:
+            log.event(
+                "stalled",
+                "The configuration could not be read within two minutes; the old one stays.",
+                what="reload",
+            )
         except (ConfigError, CannotStart, LedgerUnavailable) as error:
             for problem in error.problems if isinstance(error, ConfigError) else [error]:
                 log.event(

@@ -149,6 +149,7 @@ class AccountAtWork:
             Fetcher(shop, self.client, paused_s=self.paused_s),
             shop.gate,
             shop.clock,
+            account=self.account.name,
             users=self.states,
             may_ask=lambda: not self.is_suspended,
             at_once=images_at_once(self.account.limits.in_flight),

@@ -9,6 +9,7 @@ from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.gate import Gate
+from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 
@@ -63,6 +64,7 @@ class FetchWorkers:
         gate: Gate,
         clock: Clock,
         *,
+        account: str,
         users: dict[int, UserState],
         may_ask: Callable[[], bool],
         at_once: int,
@@ -70,6 +72,7 @@ class FetchWorkers:
     ) -> None:
         self.at_once = at_once
         self._app_id = app_id
+        self._account = account
         self._ledger = ledger
         self._fetcher = fetcher
         self._gate = gate
@@ -97,7 +100,10 @@ class FetchWorkers:
         """Fetch until `drain` is called."""
         while not self._stopping:
             self._wake.clear()
-            if not await self._start_one():
+            started = False
+            async with cut_off_if_hung("fetching", account=self._account):
+                started = await self._start_one()
+            if not started:
                 await self._wait()
 
     async def run_until_idle(self) -> None:

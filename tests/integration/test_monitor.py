@@ -321,7 +321,7 @@ async def test_part_of_the_monitoring_that_hangs_is_named_and_the_next_one_comes
         began += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("poller.daemon.monitor._NO_PROGRESS_S", 0.02)
+    monkeypatch.setattr("poller.ingest.patience.NO_PROGRESS_S", 0.02)
     monkeypatch.setattr(monitor, "_gauges", hang)
     async with running(monitor, "gauges"):
         await until(lambda: began >= 3)

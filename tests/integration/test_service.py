@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -223,6 +224,37 @@ async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_s
         before = calls(efax, "list")
         await until(lambda: calls(efax, "list") > before)
         await stopped(running)
+
+
+async def test_configuration_on_a_hung_share_ends_its_reload_and_the_next_one_is_taken(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    let_go, loads = threading.Event(), 0
+
+    def load() -> Config:
+        nonlocal loads
+        loads += 1
+        if loads == 1:
+            let_go.wait(20)
+        return settings
+
+    try:
+        async with started(settings, load) as running:
+            await until(lambda: calls(efax, "list"))
+            with monkeypatch.context() as impatient:
+                impatient.setattr("poller.daemon.service.NO_PROGRESS_S", 0.1)
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: said(events, "stalled"))
+            before = calls(efax, "list")
+            await until(lambda: calls(efax, "list") > before)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: said(events, "service-reloaded"))
+            let_go.set()
+            await stopped(running)
+    finally:
+        let_go.set()
+    assert [e.fields["what"] for e in events if e.action == "stalled"] == ["reload"]
 
 
 async def test_ca_file_that_is_missing_after_a_reload_does_not_end_the_service(

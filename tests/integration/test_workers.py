@@ -356,6 +356,7 @@ async def test_no_fax_is_fetched_twice_at_once_however_often_the_workers_are_wok
         restless,
         site.shop.gate,
         site.shop.clock,
+        account="main",
         users=account.states,
         may_ask=lambda: chance.random() < 0.9,
         at_once=5,

@@ -1,0 +1,27 @@
+"""An end to what would else never end, with its name in the log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from poller import log
+
+NO_PROGRESS_S = 120.0
+
+
+@asynccontextmanager
+async def cut_off_if_hung(what: str, **about: str) -> AsyncIterator[None]:
+    """Cut the block off after two minutes and say so; whoever repeats it goes on with the next one."""
+    deadline = asyncio.timeout(NO_PROGRESS_S)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise  # its own, not ours
+        log.event(
+            "stalled",
+            "A part of the work made no progress for two minutes and was cut off; it is done again.",
+            what=what,
+            **about,
+        )

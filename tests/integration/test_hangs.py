@@ -1,0 +1,177 @@
+"""One thing hangs: it is named, cut off, done again; everybody else goes on, and the watchdog is fed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.client import Timeouts
+from poller.config.model import Poll, User
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
+from poller.daemon.rounds import Rounds
+from poller.ingest.site import Site
+from poller.simulator import Simulator
+from tests.conftest import APP, Event, QuickClock
+from tests.faults.network import bench
+from tests.integration.at_work import in_background, listed, row, said, until
+
+OFTEN = Poll(every=timedelta(milliseconds=200))
+
+
+@pytest.fixture
+def clock() -> QuickClock:
+    """Begins with the time by which APScheduler goes."""
+    return QuickClock(wall=datetime.now(UTC))
+
+
+@pytest.fixture
+async def planner(site: Site) -> AsyncIterator[Planner]:
+    planner = Planner(site)
+    yield planner
+    await planner.stop()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minutes are less than one second, which a busy machine may take all the same."""
+    monkeypatch.setattr("poller.ingest.patience.NO_PROGRESS_S", 0.7)
+
+
+def hanging_once(real: Callable[..., Any]) -> Callable[..., Any]:
+    """`real`, but the first call never ends."""
+    hung = False
+
+    async def call(*args: Any, **named: Any) -> Any:
+        nonlocal hung
+        if not hung:
+            hung = True
+            await asyncio.Event().wait()
+        return await real(*args, **named)
+
+    return call
+
+
+def stalled(events: list[Event]) -> list[str]:
+    return [event.fields["what"] for event in events if event.action == "stalled"]
+
+
+@pytest.mark.parametrize("call", ["health", "token"])
+async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_goes_on(
+    call: str, tmp_path: Path, clock: QuickClock, events: list[Event]
+) -> None:
+    """One asks for the time, or signs in, for all; the others wait behind a lock for that."""
+    async with bench(tmp_path, clock=clock, timeouts=Timeouts()) as work:
+        for state in work.site.states:
+            state.user = _polled(state.user, OFTEN)
+        assert not (await work.poll("user-c")).failed
+        planner = Planner(work.site)
+        monitor = Monitor(work.site, planner)
+        with work.simulator.hold(call) as gate:
+            planner.start()
+            await gate.reached()
+            await until(lambda: all(work.state(u).poll_began_at for u in ("user-a", "user-b")))
+            clock.advance(timedelta(seconds=140))
+            planner.tick_at = clock.monotonic()
+            fax = work.receive("user-c")
+            await until(lambda: said(events, "fax-discovered"))
+            await monitor._end_stuck()
+            assert monitor.alive()
+        ended = [event.fields for event in events if event.action == "stalled"]
+        assert {(one["what"], one["user"]) for one in ended} == {
+            ("poll", "user-a"), ("poll", "user-b"),
+        }  # fmt: skip
+        assert (await work.row(fax)).user_name == "user-c"
+        await until(lambda: all(state.last_success_at for state in work.site.states))
+        await planner.stop()
+
+
+def _polled(user: User, poll: Poll) -> User:
+    return replace(user, poll=replace(poll, start=user.poll.start))
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("step", ["users_with_due", "due"])
+async def test_search_for_what_is_due_hangs_and_is_done_again(
+    site: Site,
+    simulator: Simulator,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    fax, _ = await listed(site, simulator)
+    monkeypatch.setattr(site.shop.ledger, step, hanging_once(getattr(site.shop.ledger, step)))
+    async with in_background(site.accounts[APP].workers.run()):
+        await until(lambda: said(events, "fax-stored"))
+    assert set(stalled(events)) == {"fetching"}
+    event = next(event for event in events if event.action == "stalled")
+    assert event.fields["account"] == "main"
+    assert (await row(site, fax)).stored_at is not None
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_gate_that_hangs_is_looked_at_again(
+    site: Site, planner: Planner, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = site.shop.gate
+    looks = 0
+    real = gate.check
+
+    async def counted() -> bool:
+        nonlocal looks
+        looks += 1
+        return await real()
+
+    monkeypatch.setattr(gate, "check", hanging_once(counted))
+    await loop_until(Monitor(site, planner).loops(), "gate", lambda: looks >= 2)
+    assert set(stalled(events)) == {"gate"}
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_step_of_the_clock_that_the_ledger_holds_up_is_said_and_the_next_one_is_seen(
+    site: Site,
+    planner: Planner,
+    clock: QuickClock,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "forget_far_future", hanging_once(site.forget_far_future))
+
+    def stepped() -> bool:
+        if not stalled(events):
+            clock.wall += timedelta(minutes=1)  # again and again: the loop needs a reading before
+            return False
+        clock.wall += timedelta(minutes=1)
+        return len(said(events, "clock-stepped")) >= 2
+
+    await loop_until(Monitor(site, planner).loops(), "clock", stepped)
+    assert set(stalled(events)) == {"clock"}
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_look_for_edited_gaps_hangs_and_is_done_again(
+    site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    real = site.shop.ledger.gap_edits
+
+    async def counted() -> str | None:
+        nonlocal looks
+        looks += 1
+        return await real()
+
+    monkeypatch.setattr(site.shop.ledger, "gap_edits", hanging_once(counted))
+    await loop_until(Rounds(site).loops(), "gap edits", lambda: looks >= 2)
+    assert set(stalled(events)) == {"gap edits"}
+
+
+async def loop_until(loops: dict[str, Any], name: str, happened: Callable[[], Any]) -> None:
+    """Let one background loop run until something is true."""
+    for other in set(loops) - {name}:
+        loops[other].close()
+    async with in_background(loops[name]):
+        await until(happened)
