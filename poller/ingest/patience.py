@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from poller import log
 
@@ -10,7 +11,7 @@ NO_PROGRESS_S = 120.0
 
 
 @asynccontextmanager
-async def cut_off_if_hung(what: str, **about: str) -> AsyncIterator[None]:
+async def cut_off_if_hung(what: str, **about: Any) -> AsyncIterator[None]:
     """Cut the block off after two minutes and say so; whoever repeats it goes on with the next one."""
     deadline = asyncio.timeout(NO_PROGRESS_S)
     try:
