@@ -38,6 +38,7 @@ from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
+READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 _GAP_EDITS = "gap_edits"
 _STARTED = "started_at"
 
@@ -134,7 +135,16 @@ class Ledger:
         task = asyncio.create_task(self._read_now(work), name="ledger read")
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
-        return await asyncio.shield(task)
+        deadline = asyncio.timeout(READ_WITHIN_S)
+        try:
+            async with deadline:
+                return await asyncio.shield(task)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise LedgerUnavailable(
+                f"the ledger {self._path} has not answered for {READ_WITHIN_S:.0f} seconds"
+            ) from None
 
     async def _read_now(self, work: Callable[[Connection], T]) -> T:
         with engine.unavailable(self._path):

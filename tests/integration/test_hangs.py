@@ -14,6 +14,7 @@ from poller.config.model import Poll, User
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.daemon.rounds import Rounds
+from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.simulator import Simulator
 from tests.conftest import APP, Event, QuickClock
@@ -167,6 +168,27 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
     monkeypatch.setattr(site.shop.ledger, "gap_edits", hanging_once(counted))
     await loop_until(Rounds(site).loops(), "gap edits", lambda: looks >= 2)
     assert set(stalled(events)) == {"gap edits"}
+
+
+async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers(
+    site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a share that hangs: nobody who asks may wait for ever."""
+    fax, _ = await listed(site, simulator)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.05)
+        impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
+        with pytest.raises(LedgerUnavailable, match="has not answered for"):
+            await site.shop.ledger.users(include_removed=False)
+        impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
+        await site.accounts[APP].workers.run_until_idle()
+    (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]
+    assert "has not answered" in unusable["reason"]
+    for task in list(site.shop.ledger._reads):
+        task.cancel()  # what hangs here has no thread that would end it
+    site.shop.clock.advance(timedelta(minutes=1))  # type: ignore[attr-defined]
+    await site.accounts[APP].workers.run_until_idle()
+    assert (await row(site, fax)).stored_at is not None
 
 
 async def loop_until(loops: dict[str, Any], name: str, happened: Callable[[], Any]) -> None:
