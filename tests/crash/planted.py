@@ -3,7 +3,6 @@
 They show that the checker can fail: one is planted, a call is broken, and something must be said.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from sqlalchemy import Connection
 
 from poller.ledger import listing
 from poller.ledger.rows import FaxRow
-from poller.storage import handover, recovery, steps
+from poller.storage import handover, recovery
 from poller.storage.place import Names, Place
 from poller.storage.sidecars import Identity, StoredFile
 
@@ -58,12 +57,3 @@ def never_resumed() -> None:
         return None
 
     recovery.resume = resume
-
-
-def short_write_ignored() -> None:
-    """A short write is not carried on."""
-
-    def write(fd: int, data: bytes | bytearray) -> None:
-        os.write(fd, data)
-
-    steps.write = write

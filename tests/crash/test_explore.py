@@ -91,7 +91,6 @@ PLANTED = {
     "visible_while_written": (("bytes:",), "writes"),
     "page_forgotten": (("coverage:",), "end"),
     "never_resumed": (("again:",), "links"),
-    "short_write_ignored": (("partial:", "bytes:"), "short"),
 }
 
 
@@ -115,12 +114,10 @@ def _points(where: str, calls: list[str], planted: str) -> list[Point]:
     writes = [
         int(n) for n, kind, path in split if kind in ("write", "close") and "/faxes/main" in path
     ]
-    sidecars = [int(n) for n, kind, path in split if kind == "write" and ".json" in path]
     found = {
         # By the second link a row has been written; threads may move it by a few calls.
         "links": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in links],
         "writes": [Point(FIRST, at, planted=planted) for at in writes],
         "end": [Point(FIRST, len(calls) - 2, planted=planted)],
-        "short": [Point(FIRST, at, "short", planted=planted) for at in sidecars],
     }
     return found[where]
