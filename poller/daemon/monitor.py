@@ -154,9 +154,12 @@ class Monitor:
                     await self._stepped(step)
 
     async def _stepped(self, step: timedelta) -> None:
+        # In words too: `seconds` of more than six digits are redacted like any long number.
+        way = "back" if step < timedelta(0) else "forward"
+        by = timedelta(seconds=round(abs(step).total_seconds()))
         log.event(
             "clock-stepped",
-            "This machine's clock was set; all polls are planned anew.",
+            f"This machine's clock was set {way} by {by}; all polls are planned anew.",
             seconds=round(step.total_seconds(), 1),
         )
         for account in self._site.accounts.values():
