@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +22,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.compiled import library
 from tests.crash.checker import Expected, problems
 from tests.crash.served import served_by
 
@@ -222,15 +221,9 @@ async def running_as(
 
 @pytest.fixture(scope="session")
 def clock_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("moving the clock of a living process needs a C compiler")
     if not sys.platform.startswith("linux"):
         pytest.skip("moving the clock of a living process needs Linux's LD_PRELOAD")
-    library = tmp_path_factory.mktemp("shim") / "clock.so"
-    words = ["-O2", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run([compiler, *words], check=True)
-    return library
+    return library(SOURCE, tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("seconds", STEPS_S)

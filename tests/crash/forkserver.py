@@ -48,9 +48,6 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
             getattr(importlib.import_module(module), name)()
         if order["names"]:
             shim.shim_names(order["names"].encode())
-        if order["record"]:
-            shim.shim_record(order["record"].encode())
-            _mark_what_is_said(shim)
         shim.shim_arm(order["prefix"].encode(), order["at"], order["act"].encode())
         code = main(order["words"])
     except SystemExit as exit_:
@@ -61,18 +58,6 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _mark_what_is_said(shim: Any) -> None:
-    """What is said to be stored or known must be so in every state that a crash leaves later on."""
-    real = log.event
-
-    def event(action: Any, message: str, **fields: Any) -> None:
-        if action in ("fax-stored", "fax-discovered"):
-            shim.shim_mark(f"{action} {fields['fax_id']}".encode())
-        real(action, message, **fields)
-
-    log.event = event
 
 
 def _move_the_clock(later: timedelta) -> None:

@@ -3,15 +3,13 @@
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pytest
+from tests.compiled import library
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60
@@ -34,7 +32,6 @@ class Order:
     act: str = ""
     planted: str = ""
     names: str = ""
-    record: str = ""
     later_s: float = 0
     patience_s: int = PATIENCE_S
 
@@ -58,18 +55,7 @@ class ForkServer:
 
 def built_shim(directory: Path) -> Path:
     """Compile the shim; skips the test visibly where there is no C compiler."""
-    library = directory / "shim.so"
-    compiler = next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if compiler is None:
-        probe = subprocess.run(
-            [sys.executable, "-m", "ziglang", "version"], capture_output=True, check=False
-        )
-        compiler = [sys.executable, "-m", "ziglang", "cc"] if probe.returncode == 0 else None
-    if compiler is None:
-        pytest.skip("there is no C compiler (cc, gcc, clang, or the package ziglang)")
-    words = ["-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "shim.c"), "-ldl"]
-    subprocess.run([*compiler, *words, "-lpthread"], check=True)
-    return library
+    return library(HERE / "shim.c", directory)
 
 
 @asynccontextmanager

@@ -1,11 +1,9 @@
 // Preloaded library that sees every call that changes the disk below SHIM_PREFIX, in all threads of
 // the process, those of SQLite included. It counts them, and at the chosen one it kills the process
-// or makes the call fail; or it records them all, with their data, for the power-loss model.
+// or makes the call fail.
 //
 //   shim_arm(prefix, at, act)   act: "", kill, eio, enospc, emfile, short, lie, stick-…
 //                               stick-ACT: from that call on
-//   shim_record(path)           write each successful call to this file
-//   shim_mark(text)             and this text, in its place among the calls
 //   shim_names(path)            write the name of each call to this file
 //   shim_count()                how many calls there were since shim_arm
 //
@@ -15,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,8 +26,7 @@ static char prefix[PATH_MAX];
 static size_t prefix_length;
 static int count, at, armed, sticks;
 static char act[32];
-static int record_fd = -1, names_fd = -1;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int names_fd = -1;
 
 #define REAL(name) ((__typeof__(&name))real(#name))
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
@@ -45,9 +41,6 @@ void shim_arm(const char *below, int number, const char *what) {
     armed = 1;
 }
 int shim_count(void) { return count; }
-void shim_record(const char *path) {
-    record_fd = REAL(open)(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-}
 void shim_names(const char *path) {
     names_fd = REAL(open)(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 }
@@ -109,52 +102,17 @@ static int struck(const char *call, const char *path) {
     return GO;
 }
 
-// One line a call: name, inode, offset, length of the data, path, second path; then the data.
-static void put(const char *call, ino_t inode, off_t offset, size_t length, const char *one,
-                const char *two, const void *data) {
-    if (record_fd < 0) return;
-    char head[2 * PATH_MAX + 128];
-    int size = snprintf(head, sizeof head, "%s\t%lu\t%ld\t%zu\t%s\t%s\n", call, (unsigned long)inode,
-                        (long)offset, length, one, two);
-    REAL(write)(record_fd, head, size);
-    for (size_t done = 0; done < length;) {
-        ssize_t more = REAL(write)(record_fd, (const char *)data + done, length - done);
-        if (more <= 0) abort();
-        done += more;
-    }
-}
-static ino_t inode_of(int fd) {
+static int is_there(const char *path) {
     struct stat status;
-    return fstat(fd, &status) ? 0 : status.st_ino;
+    return !lstat(path, &status);
 }
-static ino_t inode_at(const char *path) {
-    struct stat status;
-    return lstat(path, &status) ? 0 : status.st_ino;
-}
-void shim_mark(const char *text) {
-    pthread_mutex_lock(&lock);
-    put("mark", 0, 0, 0, text, "", NULL);
-    pthread_mutex_unlock(&lock);
-}
-#define RECORDED(call, ...)                        \
-    do {                                           \
-        if (record_fd >= 0) pthread_mutex_lock(&lock); \
-        result = call;                             \
-        int saved = errno;                         \
-        if (result >= 0) put(__VA_ARGS__);         \
-        if (record_fd >= 0) pthread_mutex_unlock(&lock); \
-        errno = saved;                             \
-    } while (0)
-
 static int opened(const char *path, int flags, int (*call)(int, const char *, int, mode_t), int where,
                   const char *name, mode_t mode) {
     struct stat before;
-    int was = !stat(path, &before), result;
+    int was = !stat(path, &before);
     if (!(flags & O_TRUNC) && !((flags & O_CREAT) && !was)) return call(where, name, flags, mode);
     if (struck(was ? "open-truncate" : "create", path) == FAIL) return -1;
-    RECORDED(call(where, name, flags, mode), was ? "truncate" : "create", inode_of(result), 0, 0, path,
-             "", NULL);
-    return result;
+    return call(where, name, flags, mode);
 }
 static int real_open(int where, const char *name, int flags, mode_t mode) {
     (void)where;
@@ -189,24 +147,17 @@ static size_t part(int verdict, size_t size) { return verdict == SHORT && size >
 
 ssize_t write(int fd, const void *data, size_t size) {
     char path[PATH_MAX];
-    ssize_t result;
     if (!path_of(fd, path)) return REAL(write)(fd, data, size);
     int verdict = struck("write", path);
     if (verdict == FAIL) return -1;
-    off_t offset = lseek(fd, 0, SEEK_CUR);
-    RECORDED(REAL(write)(fd, data, part(verdict, size)), "data", inode_of(fd), offset, result, path, "",
-             data);
-    return result;
+    return REAL(write)(fd, data, part(verdict, size));
 }
 static ssize_t written_at(int fd, const void *data, size_t size, off_t offset) {
     char path[PATH_MAX];
-    ssize_t result;
     if (!path_of(fd, path)) return REAL(pwrite64)(fd, data, size, offset);
     int verdict = struck("pwrite", path);
     if (verdict == FAIL) return -1;
-    RECORDED(REAL(pwrite64)(fd, data, part(verdict, size), offset), "data", inode_of(fd), offset, result,
-             path, "", data);
-    return result;
+    return REAL(pwrite64)(fd, data, part(verdict, size), offset);
 }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset) {
     return written_at(fd, data, size, offset);
@@ -229,35 +180,29 @@ ssize_t writev(int fd, const struct iovec *parts, int number) {
 #define SYNC(name)                                                                      \
     int name(int fd) {                                                                  \
         char path[PATH_MAX];                                                            \
-        int result;                                                                     \
         if (!path_of(fd, path)) return REAL(name)(fd);                                  \
         int verdict = struck(#name, path);                                              \
         if (verdict == FAIL) return -1;                                                 \
         if (verdict == LIE) return 0;                                                   \
-        RECORDED(REAL(name)(fd), "sync", inode_of(fd), 0, 0, path, "", NULL);           \
-        return result;                                                                  \
+        return REAL(name)(fd);                                                          \
     }
 SYNC(fsync) SYNC(fdatasync)
 
 #define TRUNCATE(name, type)                                                            \
     int name(int fd, type size) {                                                       \
         char path[PATH_MAX];                                                            \
-        int result;                                                                     \
         if (!path_of(fd, path)) return REAL(name)(fd, size);                            \
         if (struck("ftruncate", path) == FAIL) return -1;                               \
-        RECORDED(REAL(name)(fd, size), "truncate", inode_of(fd), size, 0, path, "", NULL); \
-        return result;                                                                  \
+        return REAL(name)(fd, size);                                                    \
     }
 TRUNCATE(ftruncate, off_t) TRUNCATE(ftruncate64, off64_t)
 
 static int linked(int from, const char *old, int to, const char *new, int flags) {
     char one[PATH_MAX], two[PATH_MAX];
-    int result;
     if (!resolve(to, new, two) || !resolve(from, old, one))
         return REAL(linkat)(from, old, to, new, flags);
     if (struck("link", two) == FAIL) return -1;
-    RECORDED(REAL(linkat)(from, old, to, new, flags), "link", inode_at(one), 0, 0, one, two, NULL);
-    return result;
+    return REAL(linkat)(from, old, to, new, flags);
 }
 int link(const char *old, const char *new) { return linked(AT_FDCWD, old, AT_FDCWD, new, 0); }
 int linkat(int from, const char *old, int to, const char *new, int flags) {
@@ -265,24 +210,18 @@ int linkat(int from, const char *old, int to, const char *new, int flags) {
 }
 static int renamed(int from, const char *old, int to, const char *new) {
     char one[PATH_MAX], two[PATH_MAX];
-    int result;
     if (!resolve(to, new, two) || !resolve(from, old, one)) return REAL(renameat)(from, old, to, new);
     if (struck("rename", two) == FAIL) return -1;
-    ino_t inode = inode_at(one);
-    RECORDED(REAL(renameat)(from, old, to, new), "rename", inode, 0, 0, one, two, NULL);
-    return result;
+    return REAL(renameat)(from, old, to, new);
 }
 int rename(const char *old, const char *new) { return renamed(AT_FDCWD, old, AT_FDCWD, new); }
 int renameat(int from, const char *old, int to, const char *new) { return renamed(from, old, to, new); }
 
 static int unlinked(int where, const char *name, int flags) {
     char path[PATH_MAX];
-    int result;
-    if (!resolve(where, name, path) || !inode_at(path)) return REAL(unlinkat)(where, name, flags);
+    if (!resolve(where, name, path) || !is_there(path)) return REAL(unlinkat)(where, name, flags);
     if (struck(flags & AT_REMOVEDIR ? "rmdir" : "unlink", path) == FAIL) return -1;
-    ino_t inode = inode_at(path);
-    RECORDED(REAL(unlinkat)(where, name, flags), "unlink", inode, 0, 0, path, "", NULL);
-    return result;
+    return REAL(unlinkat)(where, name, flags);
 }
 int unlink(const char *name) { return unlinked(AT_FDCWD, name, 0); }
 int rmdir(const char *name) { return unlinked(AT_FDCWD, name, AT_REMOVEDIR); }
@@ -290,11 +229,9 @@ int unlinkat(int where, const char *name, int flags) { return unlinked(where, na
 
 static int made(int where, const char *name, mode_t mode) {
     char path[PATH_MAX];
-    int result;
-    if (!resolve(where, name, path) || inode_at(path)) return REAL(mkdirat)(where, name, mode);
+    if (!resolve(where, name, path) || is_there(path)) return REAL(mkdirat)(where, name, mode);
     if (struck("mkdir", path) == FAIL) return -1;
-    RECORDED(REAL(mkdirat)(where, name, mode), "mkdir", inode_at(path), 0, 0, path, "", NULL);
-    return result;
+    return REAL(mkdirat)(where, name, mode);
 }
 int mkdir(const char *name, mode_t mode) { return made(AT_FDCWD, name, mode); }
 int mkdirat(int where, const char *name, mode_t mode) { return made(where, name, mode); }

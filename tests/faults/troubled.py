@@ -26,6 +26,7 @@ import pytest
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from tests.acceptance.installation import APP, Daemon, Installation, assert_stored
+from tests.compiled import library
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
 _PATIENCE_S = 20.0
@@ -94,14 +95,9 @@ def _free(path: Path) -> int:
 
 @cache
 def _library() -> Path:
-    if shutil.which("gcc") is None and shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
     directory = Path(os.environ.get("TMPDIR", "/tmp")) / f"poller-disk-trouble-{os.getpid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    library = directory / "disk_trouble.so"
-    compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
-    call(compiler, "-shared", "-fPIC", "-O1", "-o", library, _SOURCE, "-ldl")
-    return library
+    return library(_SOURCE, directory)
 
 
 class Disk:
