@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -26,15 +27,19 @@ def leave(code: int) -> int:
 
 
 class StopDeadline:
-    """Ends the process when stopping takes longer than `seconds` from `start` to the exit."""
+    """Ends the process when stopping takes longer than it may from `start` to the exit."""
 
-    def __init__(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, _too_late)
-        self._timer.daemon = True
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
 
-    def start(self) -> None:
-        if not self._timer.is_alive():
-            self._timer.start()
+    def start(self, seconds: float) -> None:
+        if self._timer is not None:
+            return
+        timer = threading.Timer(seconds, _too_late)
+        timer.daemon = True
+        with suppress(RuntimeError):  # no thread can be started: stop without a deadline
+            timer.start()
+            self._timer = timer
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +50,8 @@ class StopDeadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _too_late() -> None:

@@ -28,7 +28,7 @@ def run(paths: Sequence[Path]) -> int:
     setup.read_all_secrets(settings)
     with StateLock(settings.state_directory), StorageLock() as storage_lock:
         setup.start_log(settings)
-        with StopDeadline(settings.drain.total_seconds() + _CLOSING_S) as deadline:
+        with StopDeadline() as deadline:
             asyncio.run(_run(settings, paths, storage_lock, deadline))
         return leave(0)
 
@@ -66,7 +66,7 @@ async def _run(
         metrics=metrics,
         serve=serve,
         storage_lock=storage_lock,
-        on_stop=deadline.start,
+        on_stop=lambda drain: deadline.start(drain.total_seconds() + _CLOSING_S),
     )
 
 

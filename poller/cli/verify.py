@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,15 @@ def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json
 
 def _fetch_or_leave(settings: Config, report: Report) -> None:
     """The requests are in the ledger: whoever holds the lock does them."""
-    try:
-        with StateLock(settings.state_directory), StorageLock() as storage_lock:
-            setup.start_log(_quiet(settings), sys.stderr)
-            asyncio.run(_fetch(settings, report, storage_lock))
-    except LockHeld:
-        report.by_daemon = True
+    with ExitStack() as held:
+        try:
+            held.enter_context(StateLock(settings.state_directory))
+        except LockHeld:
+            report.by_daemon = True
+            return
+        storage_lock = held.enter_context(StorageLock())  # held by another: that one has no request
+        setup.start_log(_quiet(settings), sys.stderr)
+        asyncio.run(_fetch(settings, report, storage_lock))
 
 
 def _quiet(settings: Config) -> Config:

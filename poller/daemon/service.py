@@ -31,7 +31,7 @@ async def run(
     metrics: Metrics,
     serve: Serve,
     storage_lock: StorageLock | None = None,
-    on_stop: Callable[[], None] = lambda: None,
+    on_stop: Callable[[timedelta], None] = lambda _: None,
 ) -> None:
     """Work until SIGTERM or SIGINT; `load` reads the configuration again on SIGHUP.
 
@@ -59,7 +59,7 @@ class Service:
         monitor: Monitor,
         load: Callable[[], Config],
         *,
-        on_stop: Callable[[], None] = lambda: None,
+        on_stop: Callable[[timedelta], None] = lambda _: None,
     ) -> None:
         self._site = site
         self._planner = planner
@@ -90,8 +90,8 @@ class Service:
         if not self._stop.is_set():
             log.event("service-stopping", "poller finishes what is under way and stops.")
             systemd.stopping()
-            self._on_stop()
             self._stop.set()
+            self._on_stop(self._site.config.drain)  # which a reload may have changed
 
     def _start(self) -> None:
         self._site.shop.gate.on_change = self._gate_changed

@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -118,7 +118,8 @@ class Fetcher:
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
         shop = self._shop
-        carried_on = await self._resume(fax)
+        async with self._recorded_if_cancelled(fax):
+            carried_on = await self._resume(fax)
         if carried_on is not None:
             await self._record(fax, carried_on)
             await shop.storage.finish(fax.path)
@@ -126,10 +127,11 @@ class Fetcher:
         draft_of = shop.storage.draft(fax.path, replacing=fax.force)
         async with draft_of as draft, self._under_way(fax, draft):
             problem = await self._download_with_evidence(fax, user, draft)
-            stored = await draft.deliver(
-                lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
-                damaged=problem is not None,
-            )
+            async with self._recorded_if_cancelled(fax):
+                stored = await draft.deliver(
+                    lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
+                    damaged=problem is not None,
+                )
             await self._record(fax, stored)
             await draft.finish()
         if problem is not None:
@@ -180,6 +182,18 @@ class Fetcher:
         if document.problem is None and listed is not None and document.pages != listed:
             return f"pages-differ: it has {document.pages} pages, the list says {listed}"
         return document.problem
+
+    @asynccontextmanager
+    async def _recorded_if_cancelled(self, fax: FaxRow) -> AsyncIterator[None]:
+        """A stop between the links and the row would let the next start deliver what was taken."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            stored = self._shop.storage.delivered(fax.path)
+            if stored is not None:
+                with suppress(LedgerUnavailable):
+                    await self._record(fax, stored)
+            raise
 
     async def _record(self, fax: FaxRow, file: StoredFile) -> None:
         """The write of an outcome outlives a cancellation."""

@@ -30,11 +30,13 @@ class Draft:
         *,
         begin: Callable[[], Handover],
         end: Callable[[], None],
+        note: Callable[[StoredFile | None], None] = lambda _: None,
     ) -> None:
         self._threads = threads
         self._path = path
         self._begin = begin
         self._end = end
+        self._note = note  # what is visible from now on; None: its row is stored
         self._handover: Handover | None = None
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
@@ -90,10 +92,17 @@ class Draft:
     ) -> StoredFile:
         """Make the checked fax visible, with its sidecar, durably."""
         make = sidecar if callable(sidecar) else lambda _: sidecar
-        return await self._run(lambda: self._begun().deliver(make, damaged=damaged))
+
+        def step() -> StoredFile:
+            stored = self._begun().deliver(make, damaged=damaged)
+            self._note(stored)
+            return stored
+
+        return await self._run(step)
 
     async def finish(self) -> None:
         """Unlink the dot-files; only after the row is stored."""
+        self._note(None)
         await self._run(lambda: self._begun().finish())
 
     async def _flush(self) -> None:

@@ -48,6 +48,8 @@ def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -
         return TAKEN
     except StorageConflict as error:
         return Finding(Condition.DAMAGED, str(error))
+    except OSError as error:  # one bad directory says nothing about the others
+        return Finding(Condition.DAMAGED, _unreadable("directory", error))
     try:
         return _finding(at, stored, identity, thorough=thorough)
     finally:
@@ -122,6 +124,10 @@ def visible_files(root: int, directory: str) -> tuple[list[str], list[str]]:
         fd = place.open_directory(root, directory)
     except FileNotFoundError:  # it was removed just now
         return [], []
+    except OSError as error:
+        if directory == "" or error.errno in _WHOLE_STORAGES_FAULT:
+            raise
+        return [], []  # what the ledger knows of it is called damaged
     try:
         found = [name for name in steps.names(fd) if _is_visible(name, directory)]
         below = {name for name in found if steps.is_directory(name, fd)}

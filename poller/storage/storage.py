@@ -1,8 +1,9 @@
 """The storage as its callers see it: no file system, no blocking."""
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from poller.config.model import StorageConfig
@@ -33,6 +34,8 @@ class Storage:
         self._threads = Threads(config.directory, _THREADS)
         self._durable = Durable()
         self._active: set[str] = set()
+        self._turns = Lock()  # two threads must not both find a path idle
+        self._delivered: dict[str, StoredFile] = {}
 
     async def prepare(self, storage_id: str | None) -> str:
         """Tell which storage to use, as the ledger knows it; its id, to be kept in the ledger.
@@ -79,19 +82,7 @@ class Storage:
 
         Call `finish` when the row is stored. None: it has to be fetched, and nothing is in the way.
         """
-        self._require_idle(path)
-
-        def step() -> StoredFile | None:
-            try:
-                at = self._open(path, make=False)
-            except FileNotFoundError:
-                return None
-            try:
-                return recovery.resume(at, Identity(*identity))
-            finally:
-                at.close()
-
-        return await self._threads.run(step)
+        return await self._resumed(path, lambda at: recovery.resume(at, Identity(*identity)))
 
     async def resume_again(
         self,
@@ -106,19 +97,37 @@ class Storage:
         `held` is what was stored and `content` its sidecar; see `recovery.resume_again`. Call
         `finish` when the row is stored. None: it has to be fetched, with a draft that replaces.
         """
+        return await self._resumed(
+            path, lambda at: recovery.resume_again(at, Identity(*identity), held, content)
+        )
+
+    async def _resumed(
+        self, path: str, resume: Callable[[Place], StoredFile | None]
+    ) -> StoredFile | None:
+        """What this process made visible counts, although a consumer may have taken it meanwhile."""
         self._require_idle(path)
+        if (known := self._delivered.get(path)) is not None:
+            return known
 
         def step() -> StoredFile | None:
-            try:
-                at = self._open(path, make=False)
-            except FileNotFoundError:
-                return None
-            try:
-                return recovery.resume_again(at, Identity(*identity), held, content)
-            finally:
-                at.close()
+            with self._alone(path):
+                try:
+                    at = self._open(path, make=False)
+                except FileNotFoundError:
+                    return None
+                try:
+                    stored = resume(at)
+                finally:
+                    at.close()
+                if stored is not None:
+                    self._delivered[path] = stored
+                return stored
 
         return await self._threads.run(step)
+
+    def delivered(self, path: str) -> StoredFile | None:
+        """Say what this process has made visible under `path` and nobody has finished yet."""
+        return self._delivered.get(path)
 
     async def look(
         self, wanted: Sequence[tuple[StoredFile, Identity]], *, thorough: bool
@@ -165,10 +174,12 @@ class Storage:
             dot_file,
             begin=lambda: self._begin(path, replacing=replacing),
             end=lambda: self._active.discard(path),
+            note=lambda stored: self._note(path, stored),
         )
 
     async def finish(self, path: str) -> None:
         """Unlink the dot-files of a fax whose row is stored; for one that was resumed."""
+        self._note(path, None)
 
         def step() -> None:
             try:
@@ -243,12 +254,33 @@ class Storage:
         if path in self._active:
             raise StorageConflict(f"an earlier attempt at {path} still hangs in the storage")
 
+    def _take(self, path: str) -> None:
+        with self._turns:
+            self._require_idle(path)
+            self._active.add(path)
+
+    @contextmanager
+    def _alone(self, path: str) -> Iterator[None]:
+        """Have the files of a fax for oneself, also when the caller has given up on a step that hangs."""
+        self._take(path)
+        try:
+            yield
+        finally:
+            self._active.discard(path)
+
+    def _note(self, path: str, stored: StoredFile | None) -> None:
+        if stored is None:
+            self._delivered.pop(path, None)
+        else:
+            self._delivered[path] = stored
+
     def _begin(self, path: str, *, replacing: bool) -> Handover:
-        if path in self._active:
-            raise ValueError(f"{path} is being stored already")
-        handover = Handover(self._made(path), replacing=replacing)
-        self._active.add(path)
-        return handover
+        self._take(path)
+        try:
+            return Handover(self._made(path), replacing=replacing)
+        except BaseException:
+            self._active.discard(path)
+            raise
 
     def _made(self, path: str) -> Place:
         for _ in range(_OPEN_TRIES - 1):

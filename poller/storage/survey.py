@@ -43,7 +43,10 @@ def walk(directory: Path, storage_id: str | None) -> Generator[Found | Unreadabl
         waiting = [""]
         while waiting:
             here = waiting.pop()
-            fd = place.open_directory(root, here)
+            try:
+                fd = place.open_directory(root, here)
+            except FileNotFoundError:  # a consumer removed it just now, empty
+                continue
             try:
                 for name in steps.names(fd):
                     path = f"{here}/{name}" if here else name

@@ -31,7 +31,7 @@ class Threads:
 
         A thread cannot be stopped, so a cancelled caller waits for it (once): no one may unlink
         what is being linked. Cancelled again, it leaves the thread alone. After two minutes
-        nobody waits any longer (StorageHung).
+        nobody waits any longer (StorageHung), cancelled or not.
         """
         future = self.start(step)
         try:
@@ -40,7 +40,7 @@ class Threads:
                 raise StorageHung("a step in the storage has not ended within two minutes")
             return future.result()
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            await asyncio.wait([future], timeout=self._hung_s)
             raise
         except OSError as error:
             raise self._mapped(error) from error

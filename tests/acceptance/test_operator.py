@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from poller.lock import StorageLock
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
@@ -369,3 +370,16 @@ async def test_a_gap_that_cannot_be_meant_is_refused_with_a_sentence(
         done = await installation.poller("dismiss", "--gap", *words)
         assert (done.code, done.said_in_one_sentence()) == (code, True), done
         assert said in done.err
+
+
+async def test_repair_says_75_when_a_poller_with_another_ledger_has_the_storage(
+    installation: Installation, simulator: Simulator
+) -> None:
+    await installation.once()
+    spoil(installation.image_of(simulator.faxes()[0]))
+    with StorageLock() as held:
+        held.take((installation.storage / MARKER).read_text().strip())
+        done = await verified(installation, "--repair")
+    assert done.code == 75
+    assert done.said_in_one_sentence()
+    assert (len(done.json["damaged"]), done.json["by_daemon"]) == (1, False)

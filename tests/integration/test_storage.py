@@ -432,8 +432,10 @@ async def test_resume_removes_nothing_of_another_fax(root: Path) -> None:
 async def test_pair_without_a_row_is_adopted(root: Path) -> None:
     storage = await opened(root)
     stored = await store(storage, FAX)
-    assert await storage.resume(PATH, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
+    storage = await opened(root)  # what another process has left
     assert await storage.resume(PATH, Identity("app", "user", "f2")) is None
+    assert await storage.resume(PATH, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
+    storage = await opened(root)
     (root / IMAGE).write_bytes(OTHER)
     assert await storage.resume(PATH, IDENTITY) is None
     assert tree(root)[IMAGE] == OTHER

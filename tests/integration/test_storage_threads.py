@@ -47,3 +47,18 @@ async def test_step_that_was_refused_for_want_of_any_thread_is_not_done_later(
             await threads.run(lambda: done.append("refused"))
     await threads.run(lambda: done.append("wanted"))
     assert done == ["wanted"]
+
+
+async def test_cancelled_caller_waits_for_a_step_that_hangs_no_longer_than_others(
+    tmp_path: Path,
+) -> None:
+    threads, release = Threads(tmp_path, 1, hung_s=0.1), threading.Event()
+    step = asyncio.create_task(threads.run(lambda: release.wait(20)))
+    await asyncio.sleep(0.02)
+    step.cancel()
+    try:
+        _, late = await asyncio.wait({step}, timeout=3)
+        assert not late
+    finally:
+        release.set()
+        threads.close(wait=True)

@@ -1,0 +1,155 @@
+"""A fax that became visible is recorded, or known, before a consumer can be given it again."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.errors import LedgerUnavailable
+from poller.ingest.audit import Auditor
+from poller.ingest.fetch import Outcome
+from poller.ingest.site import Site
+from poller.ledger import State
+from poller.simulator import Simulator
+from poller.storage import handover, steps, survey
+from tests.conftest import stored_files
+from tests.integration.at_work import fetch, listed, row, until
+
+
+class Held:
+    """The first call that `when` picks waits until it is let go."""
+
+    def __init__(
+        self, real: Callable[..., Any], when: Callable[..., bool] = lambda *_: True
+    ) -> None:
+        self._real, self._when = real, when
+        self.reached, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        if not self.reached.is_set() and self._when(*args):
+            self.reached.set()
+            assert self.let_go.wait(20)
+        return self._real(*args)
+
+
+def is_image(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part")
+
+
+def take_all(site: Site) -> int:
+    taken = stored_files(site.config.storage.directory)
+    for file in taken:
+        (site.config.storage.directory / file).unlink()
+    return len(taken)
+
+
+async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+
+    async def refuses(*_: Any, **__: Any) -> None:
+        raise LedgerUnavailable("the ledger is locked")
+
+    with monkeypatch.context() as locked:
+        locked.setattr(site.shop.ledger, "stored", refuses)
+        assert await fetch(site, fax) is Outcome.POSTPONED
+    assert take_all(site) == 2
+    assert await fetch(site, fax) is Outcome.STORED
+    assert stored_files(site.config.storage.directory) == []
+    assert site.shop.storage._delivered == {}
+
+
+async def test_stop_while_a_fax_is_made_visible_records_it(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    link = Held(steps.link)
+    monkeypatch.setattr(steps, "link", link)
+    attempt = asyncio.create_task(fetch(site, fax))
+    await asyncio.to_thread(link.reached.wait, 10)
+    attempt.cancel()
+    await asyncio.sleep(0.02)
+    link.let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    assert (await row(site, fax)).state is State.STORED
+
+
+async def test_fax_taken_after_its_hung_delivery_ended_is_not_delivered_again(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    monkeypatch.setattr(site.shop.storage._threads, "_hung_s", 0.3)
+    sync = Held(steps.sync_file, is_image)
+    monkeypatch.setattr(steps, "sync_file", sync)
+    assert await fetch(site, fax) is Outcome.FAILED
+    sync.let_go.set()
+    await until(lambda: not site.shop.storage._active)
+    assert take_all(site) == 2
+    assert await fetch(site, fax) is Outcome.STORED
+    assert stored_files(site.config.storage.directory) == []
+
+
+async def test_resume_that_hangs_keeps_the_fax_to_itself(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, listed_row = await listed(site, simulator)
+    (site.config.storage.directory / listed_row.path).parent.mkdir(parents=True)
+    unlink = Held(handover.unlink_dot_files)
+    with monkeypatch.context() as hung:
+        hung.setattr(site.shop.storage._threads, "_hung_s", 0.3)
+        hung.setattr(handover, "unlink_dot_files", unlink)
+        assert await fetch(site, fax) is Outcome.FAILED
+        assert await fetch(site, fax) is Outcome.FAILED
+    assert "still hangs" in str((await row(site, fax)).last_error)
+    assert simulator.downloads[fax] == 0
+    unlink.let_go.set()
+    await until(lambda: not site.shop.storage._active)
+    assert await fetch(site, fax) is Outcome.STORED
+
+
+async def test_directory_that_cannot_be_read_hides_no_other_fax_from_the_audit(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("user-a", "user-b"):
+        fax, _ = await listed(site, simulator, user)
+        assert await fetch(site, fax) is Outcome.STORED
+    real = steps.open_directory
+
+    def bad_sector(name: str, at: int) -> int:
+        if name == "user-a":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(name, at)
+
+    monkeypatch.setattr(steps, "open_directory", bad_sector)
+    auditor = Auditor(site.shop.ledger, site.shop.storage, site.shop.clock)
+    pages = [page async for page in auditor.pages(thorough=True)]
+    found = {one.row.user_name: one.finding.condition.value for page in pages for one in page}
+    assert found == {"user-a": "damaged", "user-b": "ok"}
+    assert [file async for file in auditor.strangers()] == []
+
+
+async def test_directory_that_vanishes_during_a_survey_does_not_end_it(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    assert await fetch(site, fax) is Outcome.STORED
+    empty = site.config.storage.directory / "empty"
+    empty.mkdir()
+    real = survey._is_directory
+
+    def then_gone(fd: int, name: str) -> bool:
+        found = real(fd, name)
+        if name == "empty":
+            Path(empty).rmdir()
+        return found
+
+    monkeypatch.setattr(survey, "_is_directory", then_gone)
+    found = [one async for batch in site.shop.storage.sidecars() for one in batch]
+    assert len(found) == 1
