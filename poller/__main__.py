@@ -1,3 +1,3 @@
-from poller.cli import main
+from poller.cli import entry
 
-raise SystemExit(main())
+raise SystemExit(entry())

@@ -15,6 +15,8 @@ from poller.storage import Found, Storage, Unreadable
 
 _NAMED = 100  # of each kind of trouble; all are counted
 
+_READS_SIDECARS = "rebuild reads the sidecars there, so mount it first"
+
 
 @dataclass
 class Trouble:
@@ -91,11 +93,11 @@ async def _marker(settings: Config, storage: Storage) -> str:
     try:
         marker = await storage.marked()
     except StorageUnusable as error:
-        raise CannotStart(f"{error}; the new ledger is made from what is there") from error
+        raise CannotStart(f"{error}; nothing was changed, {_READS_SIDECARS}") from error
     if not marker:
         raise CannotStart(
             f"the storage directory {settings.storage.directory} has no marker .poller-storage: "
-            "is its disk mounted? The new ledger is made from what is there"
+            f"is its disk mounted? Nothing was changed; {_READS_SIDECARS}"
         )
     return marker
 

@@ -13,6 +13,16 @@ from poller.cli.parser import build
 from poller.errors import PollerError
 
 
+def entry() -> int:
+    """Run the command `poller`; it ends also when a thread hangs in a dead disk."""
+    from poller.cli.leaving import leave
+
+    try:
+        return leave(main())
+    except SystemExit as usage:  # of argparse
+        return leave(int(usage.code or 0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Every error that poller expects is one sentence on stderr."""
     try:
@@ -92,4 +102,4 @@ def _run(arguments: argparse.Namespace) -> int:
             return demo()
 
 
-__all__ = ["VERSION", "main"]
+__all__ = ["VERSION", "entry", "main"]

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from poller import VERSION
 from poller.cli import setup
-from poller.cli.leaving import leave
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
 from poller.ingest.account import AccountAtWork
@@ -69,7 +68,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     _show(summary, as_json=as_json)
     if summary.unusable is not None:
         raise CannotStart(f"the storage became unusable on the way: {summary.unusable}")
-    return leave(summary.exit_code)
+    return summary.exit_code
 
 
 def _quiet(settings: Config) -> Config:

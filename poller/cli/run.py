@@ -9,7 +9,7 @@ from typing import Any
 
 from poller import VERSION, config
 from poller.cli import setup
-from poller.cli.leaving import StopDeadline, leave
+from poller.cli.leaving import StopDeadline
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
@@ -30,7 +30,7 @@ def run(paths: Sequence[Path]) -> int:
         setup.start_log(settings)
         with StopDeadline() as deadline:
             asyncio.run(_run(settings, paths, storage_lock, deadline))
-        return leave(0)
+    return 0
 
 
 async def _run(

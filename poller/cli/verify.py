@@ -39,6 +39,8 @@ class Report:
     ok: int = 0
     taken: int = 0
     damaged: list[Checked] = field(default_factory=list)
+    named: frozenset[int] = frozenset()  # with --taken
+    whole: set[int] = field(default_factory=set)  # of these
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class Report:
         self.taken += one.finding.condition is Condition.TAKEN
         if one.is_damaged:
             self.damaged.append(one)
+        elif one.row.id in self.named and one.finding.condition is Condition.OK:
+            self.whole.add(one.row.id)
 
     def add_stranger(self, file: str) -> None:
         self.unknown += 1
@@ -133,12 +137,15 @@ def _quiet(settings: Config) -> Config:
 async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Report:
     report = Report()
     async with setup.ledger_beside(settings, readonly=False) as ledger:
-        wanted = [(await find_one(ledger, name)).id for name in taken]
+        report.named = frozenset([(await find_one(ledger, name)).id for name in taken])
         await _audit(settings, ledger, report)
+        wanted = sorted(report.named - report.whole)
         if repair:
             wanted += [one.row.id for one in report.damaged]
         if wanted:
             await _request(ledger, wanted, report)
+        for fax in sorted(report.whole):
+            report.refused.append(f"{_name(await ledger.fax(fax))}: it is there and whole")
     return report
 
 

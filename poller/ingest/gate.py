@@ -89,7 +89,8 @@ class Gate:
         await asyncio.wait({looking}, timeout=_PATIENCE_S)
         if not looking.done():
             return f"the storage directory has not answered for {_PATIENCE_S:.0f} seconds"
-        self._looking = None
+        if self._looking is looking:  # another waiter may have begun the next one
+            self._looking = None
         reason, self.free_bytes = looking.result()
         return reason
 

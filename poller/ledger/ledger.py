@@ -82,7 +82,10 @@ class Ledger:
         if found.tables:
             schema.require_known(path, found.revision, may_migrate=not readonly)
         elif readonly or not create:
-            raise CannotStart(f"there is no ledger at {path}; the service makes it when it starts")
+            raise CannotStart(
+                f"there is no ledger at {path}; the service, when it starts, brings the newest "
+                "snapshot back or makes a new one"
+            )
         restored_from = None if found.tables else await asyncio.to_thread(_restored, path)
         readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
         if readonly:

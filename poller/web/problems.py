@@ -61,7 +61,7 @@ def _quarantined(rows: list[_Row]) -> list[str]:
     if not total:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
-    return [f"{faxes} quarantined ({_names(rows)}): see “poller status” and “poller retry”."]
+    return [f"{faxes} quarantined ({_names(rows)}): see “poller retry” and “poller dismiss”."]
 
 
 def _damaged(rows: list[_Row]) -> list[str]:

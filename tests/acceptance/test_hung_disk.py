@@ -16,7 +16,7 @@ from tests.acceptance.installation import APP, Daemon, Installation, assert_stor
 HANGS = """
 import os, sys, threading
 from poller.storage import steps
-from poller.cli import main
+from poller.cli import entry
 real = steps.sync_file
 def sync_file(fd):
     if os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part"):
@@ -24,7 +24,7 @@ def sync_file(fd):
         threading.Event().wait()
     real(fd)
 steps.sync_file = sync_file
-sys.exit(main(sys.argv[1:]))
+sys.exit(entry())
 """
 
 

@@ -441,14 +441,14 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
         pytest.param(
             a_status(user("a", quarantined=1)),
             [],
-            ["1 fax is quarantined (main/a): see “poller status” and “poller retry”."],
+            ["1 fax is quarantined (main/a): see “poller retry” and “poller dismiss”."],
             id="one-quarantined",
         ),
         pytest.param(
             a_status(user("a", quarantined=2, removed=True), user("b", quarantined=1)),
             [],
             [
-                "3 faxes are quarantined (main/a and main/b): see “poller status” and “poller retry”."
+                "3 faxes are quarantined (main/a and main/b): see “poller retry” and “poller dismiss”."
             ],
             id="quarantined-of-a-removed-user-too",
         ),
