@@ -48,7 +48,7 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.metrics import Metrics
-from poller.simulator import Faults, Switches
+from poller.simulator import Fault, Faults, Switches
 from poller.simulator.state import Fax
 from poller.storage.marker import MARKER
 from tests.integration import checks
@@ -340,6 +340,22 @@ class PollerMachine(RuleBasedStateMachine):
     )
     def calls_will_fail(self, script: list[str | None], calls: tuple[str, ...], then: bool) -> None:
         self.world.efax.faults = Faults(script=tuple(script), script_calls=frozenset(calls))
+        self._then(then)
+
+    @rule(
+        user=users,
+        count=st.integers(3, 8),
+        effect=st.sampled_from(["shift-insert", "shift-delete"]),
+        every=st.integers(1, 3),
+        then=works,
+    )
+    def lists_will_shift(self, user: int, count: int, effect: str, every: int, then: bool) -> None:
+        """Faxes come or vanish between two pages of a list that has several."""
+        app_id, user_id = self.world.efax.users()[user]
+        for number in range(count):
+            completed = self.world.clocks.true - timedelta(seconds=number)
+            self.world.efax.receive(app_id, user_id, completed=completed)
+        self.world.efax.faults = Faults(rules=(Fault(effect, every=every),))
         self._then(then)
 
     @rule(
