@@ -48,7 +48,7 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.metrics import Metrics
-from poller.simulator import Fault, Faults, Switches
+from poller.simulator import Faults, Switches
 from poller.simulator.state import Fax
 from poller.storage.marker import MARKER
 from tests.integration import checks
@@ -355,7 +355,8 @@ class PollerMachine(RuleBasedStateMachine):
         for number in range(count):
             completed = self.world.clocks.true - timedelta(seconds=number)
             self.world.efax.receive(app_id, user_id, completed=completed)
-        self.world.efax.faults = Faults(rules=(Fault(effect, every=every),))
+        script = tuple(effect if number % every == 0 else None for number in range(12))
+        self.world.efax.faults = Faults(script=script, script_calls=frozenset({"list"}))
         self._then(then)
 
     @rule(
