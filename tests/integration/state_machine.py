@@ -530,7 +530,12 @@ class PollerMachine(RuleBasedStateMachine):
         self.crashed_with |= self.book.faxes.keys() - book.faxes.keys()
         self.book = book
         self.dismissed &= {key for key, fact in book.faxes.items() if fact.state == "dismissed"}
-        self.first_failures.clear()
+        # What fails since then may have begun to at any time before.
+        self.first_failures = {
+            key: (self.began, timedelta(0))
+            for key, fact in book.faxes.items()
+            if fact.first_failed_at is not None
+        }
 
     # -- how it is done ----------------------------------------------------------------------------
 
