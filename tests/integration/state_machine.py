@@ -343,6 +343,23 @@ class PollerMachine(RuleBasedStateMachine):
         self._then(then)
 
     @rule(
+        user=users,
+        count=st.integers(3, 8),
+        effect=st.sampled_from(["shift-insert", "shift-delete"]),
+        every=st.integers(1, 3),
+        then=works,
+    )
+    def lists_will_shift(self, user: int, count: int, effect: str, every: int, then: bool) -> None:
+        """Faxes come or vanish between two pages of a list that has several."""
+        app_id, user_id = self.world.efax.users()[user]
+        for number in range(count):
+            completed = self.world.clocks.true - timedelta(seconds=number)
+            self.world.efax.receive(app_id, user_id, completed=completed)
+        script = tuple(effect if number % every == 0 else None for number in range(12))
+        self.world.efax.faults = Faults(script=script, script_calls=frozenset({"list"}))
+        self._then(then)
+
+    @rule(
         effect=st.sampled_from(["503", "429", "reset", "stall", "html-200", "401", "403"]),
         then=works,
     )
@@ -513,7 +530,12 @@ class PollerMachine(RuleBasedStateMachine):
         self.crashed_with |= self.book.faxes.keys() - book.faxes.keys()
         self.book = book
         self.dismissed &= {key for key, fact in book.faxes.items() if fact.state == "dismissed"}
-        self.first_failures.clear()
+        # What fails since then may have begun to at any time before.
+        self.first_failures = {
+            key: (self.began, timedelta(0))
+            for key, fact in book.faxes.items()
+            if fact.first_failed_at is not None
+        }
 
     # -- how it is done ----------------------------------------------------------------------------
 

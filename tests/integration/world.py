@@ -72,7 +72,8 @@ class Clocks:
         return self.mono
 
     async def sleep(self, seconds: float) -> None:
-        self.pass_time(timedelta(seconds=max(0.0, seconds)))
+        self.true += timedelta(seconds=max(0.0, seconds))
+        self.mono += max(0.0, seconds)  # to the last bit: who sleeps until then has to be there
         await asyncio.sleep(0)
 
     def pass_time(self, by: timedelta) -> None:
