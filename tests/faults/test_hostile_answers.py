@@ -30,6 +30,7 @@ from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
 from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench, trying
 from tests.faults.proxy import Harm
+from tests.unsteady import UNSTEADY
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 A, B, C = NAMES
@@ -538,6 +539,7 @@ async def test_a_record_without_an_id_leaves_the_window_open_and_takes_no_other_
             assert not (await work.poll(A)).failed
 
 
+@UNSTEADY
 async def test_hostile_ids_and_fields_are_stored_once_each_under_names_that_are_safe(
     tmp_path: Path, work: Bench, out: io.StringIO
 ) -> None:

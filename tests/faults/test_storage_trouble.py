@@ -24,6 +24,7 @@ from tests.faults.troubled import (
     stored,
     through,
 )
+from tests.unsteady import UNSTEADY
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ async def test_full_disk_stops_fetching_until_there_is_space(scene: Scene, disk:
     await through(scene, begin=lambda: disk.fill(but=4096), end=filler.unlink, reason="min_free")
 
 
+@UNSTEADY
 async def test_disk_without_inodes_stops_fetching_until_there_are_some(
     scene: Scene, disk: Mount
 ) -> None:
@@ -82,6 +84,7 @@ def _used_inodes(path: Path) -> int:
     return space.f_files - space.f_ffree
 
 
+@UNSTEADY
 async def test_disk_remounted_read_only_stops_fetching_until_it_takes_writes(
     scene: Scene, disk: Mount
 ) -> None:
@@ -260,6 +263,7 @@ async def test_file_of_the_same_content_is_adopted_and_another_one_never_overwri
 # -- row 25: a slow disk ------------------------------------------------------------------------------
 
 
+@UNSTEADY
 @pytest.mark.parametrize("whose", ["storage", "ledger"])
 async def test_slow_disk_delays_faxes_but_neither_loop_nor_watchdog_nor_drain(
     scene: Scene, installation: Installation, whose: str
