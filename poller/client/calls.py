@@ -246,8 +246,12 @@ class Client:
             stop=stop_after_attempt(self._retry.attempts),
             wait=self._pause_s,
             retry=retry_if_exception(_worth_repeating),
+            before_sleep=self._say_pausing,
             reraise=True,
         )
+
+    def _say_pausing(self, state: RetryCallState) -> None:
+        self._observer.pausing(state.upcoming_sleep)
 
     def _pause_s(self, state: RetryCallState) -> float:
         error = state.outcome and state.outcome.exception()

@@ -4,7 +4,7 @@ from poller import log
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger
-from poller.ledger.snapshots import Stopped
+from poller.ledger.snapshots import Hung, Stopped
 from poller.status import damaged
 
 _LOOK_S = 3600.0
@@ -35,6 +35,15 @@ class Upkeep:
         try:
             health = await self._ledger.look_after(now)
         except Stopped:
+            return
+        except Hung as error:
+            log.event(
+                "stalled",
+                "The copy and check of the ledger made no progress for two minutes; it is tried "
+                "again every hour. The work goes on.",
+                what="ledger copy",
+                reason=str(error),
+            )
             return
         except LedgerUnavailable as error:
             if self._failures.failed():

@@ -46,6 +46,12 @@ class Witness:
     def waited(self, seconds: float) -> None:
         self._metrics.waited(self._name, seconds)
 
+    def pausing(self, seconds: float) -> None:
+        """A pause that was chosen is no standing still."""
+        state = _POLLED.get()
+        if state is not None:
+            state.progress_at = self._owner.shop.clock.monotonic() + seconds
+
     def rate_limited(self, pause_s: float, rate: float) -> None:
         self._owner.tally["rate_limited"] += 1
         log.event(

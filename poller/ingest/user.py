@@ -92,7 +92,8 @@ class UserState:
     failures_in_a_row: int = 0
     poll_began_at: float | None = None
     planned_at: float = math.inf  # when it was first planned (monotonic)
-    progress_at: float = 0.0  # when a request of its polls last ended (monotonic)
+    # When a request of its polls last ended, or the pause after it does (monotonic).
+    progress_at: float = 0.0
     images: ImageHold = field(default_factory=ImageHold)
 
     @property

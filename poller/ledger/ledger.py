@@ -39,6 +39,7 @@ from poller.window import Coverage, FailedSlice, Interval, SliceKind
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
+_LOOK_S = 10.0
 _GAP_EDITS = "gap_edits"
 _STARTED = "started_at"
 
@@ -59,6 +60,8 @@ class Ledger:
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
         self._stop_copying = threading.Event()
+        self._copying: asyncio.Task[str | None] | None = None
+        self._copied_at = 0.0  # when the copy last came on (monotonic)
 
     @classmethod
     async def open(
@@ -194,14 +197,19 @@ class Ledger:
     async def look_after(self, now: datetime) -> Health:
         """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
 
-        The caller holds the lock of the state. Raises LedgerUnavailable when it cannot be copied.
-        Once cancelled it is over within a moment.
+        The caller holds the lock of the state. Raises LedgerUnavailable when it cannot be copied,
+        and snapshots.Hung when that did not come on for two minutes. Once cancelled it is over
+        within a moment.
         """
+        if self._copying is not None and not self._copying.done():
+            raise snapshots.Hung(f"an earlier copy of the ledger {self._path} still hangs")
+        self._copied_at = time.monotonic()
         task = asyncio.create_task(asyncio.to_thread(self._look_after, now), name="ledger copy")
+        self._copying = task
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
         try:
-            problem = await asyncio.shield(task)
+            problem = await self._unless_hung(task)
         except asyncio.CancelledError:
             self._stop_copying.set()
             await asyncio.gather(task, return_exceptions=True)
@@ -210,10 +218,21 @@ class Ledger:
             await self._write(lambda connection: _set_checked(connection, now, problem))
         return Health(now, problem, await asyncio.to_thread(snapshots.newest_at, self._path))
 
+    async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
+        """Wait for the copy as long as it comes on; no thread can be ended, so it is left behind."""
+        while not copying.done():
+            await asyncio.wait({copying}, timeout=_LOOK_S)
+            if not copying.done() and time.monotonic() - self._copied_at > READ_WITHIN_S:
+                copying.add_done_callback(asyncio.Task.exception)  # nobody waits for it any more
+                raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
+        return copying.result()
+
     def _look_after(self, now: datetime) -> str | None:
-        return snapshots.look_after(
-            self._path, now, timeout_s=BUSY_TIMEOUT_S, stop=self._stop_copying.is_set
-        )
+        def stop() -> bool:
+            self._copied_at = time.monotonic()  # it is asked at every step
+            return self._stop_copying.is_set()
+
+        return snapshots.look_after(self._path, now, timeout_s=BUSY_TIMEOUT_S, stop=stop)
 
     async def health(self) -> Health:
         """Return what the last check found, and when the newest snapshot was made."""

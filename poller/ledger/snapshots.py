@@ -33,6 +33,10 @@ class Stopped(LedgerUnavailable):
     """The copy was not finished because its caller does not want it any more."""
 
 
+class Hung(LedgerUnavailable):
+    """The copy did not come on: a disk hangs."""
+
+
 def never() -> bool:
     return False
 

@@ -30,7 +30,6 @@ from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
 from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench, trying
 from tests.faults.proxy import Harm
-from tests.unsteady import UNSTEADY
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 A, B, C = NAMES
@@ -246,7 +245,8 @@ ODD_FIELDS: dict[str, dict[str, Any]] = {
     "timestamp-number": {"completed_timestamp": 1716265676},
     "timestamp-array": {"completed_timestamp": ["2024-05-21T04:27:56.000+0000"]},
     "nested-500-deep": {"routing_data": json.loads("[" * 500 + "]" * 500)},
-    "nested-900-deep": {"routing_data": json.loads('{"a":' * 900 + "1" + "}" * 900)},
+    # The parser shares its limit of a thousand with the calls that led to it, the test runner's too.
+    "nested-700-deep": {"routing_data": json.loads('{"a":' * 700 + "1" + "}" * 700)},
     "names-of-a-megabyte": {"x" * MEBIBYTE: "y" * MEBIBYTE},
     "lone-surrogates": {"\ud800": "\udfff"},
     "prototype": {"__class__": "x", "__proto__": {"fax_id": "y"}},
@@ -539,7 +539,6 @@ async def test_a_record_without_an_id_leaves_the_window_open_and_takes_no_other_
             assert not (await work.poll(A)).failed
 
 
-@UNSTEADY
 async def test_hostile_ids_and_fields_are_stored_once_each_under_names_that_are_safe(
     tmp_path: Path, work: Bench, out: io.StringIO
 ) -> None:

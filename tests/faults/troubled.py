@@ -240,5 +240,9 @@ async def _patiently(step: Callable[[], object]) -> None:
 
 
 async def stored(scene: Scene, daemon: Daemon, faxes: list[Fax]) -> None:
+    """Wait until these are stored, and until nothing of their hand-over is left."""
     for fax in faxes:
         await daemon.event("fax-stored", fax_id=fax.fax_id)
+    async with asyncio.timeout(_PATIENCE_S):
+        while any(scene.installation.storage.rglob("*.part")):
+            await asyncio.sleep(0.05)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -262,6 +263,29 @@ async def test_upkeep_says_a_failure_once_and_tries_again_every_hour(
     await upkeep.look()
     assert [event.action for event in events] == ["snapshot-failed", "snapshot-made"]
     assert events[-1].fields["failures"] == 3
+
+
+async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
+    ledger: Ledger, clock: QuickClock, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 0.02)
+    monkeypatch.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.1)
+    upkeep = Upkeep(ledger, clock)
+    disk = threading.Event()
+    with monkeypatch.context() as hanging:
+        hanging.setattr("poller.ledger.snapshots.sync", lambda _: disk.wait(30))
+        await upkeep.look()
+        await upkeep.look()  # nobody begins another one beside it
+        disk.set()
+    stalled = [event.fields for event in events]
+    assert [event.action for event in events] == ["stalled", "stalled"]
+    assert [one["what"] for one in stalled] == ["ledger copy", "ledger copy"]
+    assert "does not come on" in stalled[0]["reason"]
+    assert "still hangs" in stalled[1]["reason"]
+    async with asyncio.timeout(10):
+        while "snapshot-made" not in {event.action for event in events}:
+            clock.advance(timedelta(days=1))
+            await upkeep.look()
 
 
 async def test_upkeep_says_that_the_ledger_is_damaged_once_and_until_it_is_well(

@@ -11,6 +11,7 @@ import pytest
 from poller.config.model import Limits, Poll
 from poller.daemon.planner import Planner
 from poller.daemon.trigger import PollTrigger
+from poller.ingest import account as account_module
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.simulator import Simulator
@@ -127,14 +128,31 @@ async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
     with simulator.hold("list", user="user-a"):
         planner.start()
         await until(lambda: calls(simulator, "list", "user-a"))
+        clock.advance(timedelta(seconds=105))
         planner.end_stuck_polls()
-        clock.advance(timedelta(seconds=140))
+        assert not [e for e in events if e.action == "stalled"]
+        clock.advance(timedelta(seconds=5))  # it is looked for every ten seconds
         before = calls(simulator, "list", "user-b")
         await until(lambda: calls(simulator, "list", "user-b") > before)
         planner.end_stuck_polls()
         await until(lambda: stuck.poll_began_at is None)
     assert [e.fields["user"] for e in events if e.action == "stalled"] == ["user-a"]
     await until(lambda: stuck.last_success_at)
+
+
+async def test_poll_that_pauses_between_two_tries_is_not_stuck(
+    site: Site, planner: Planner, clock: QuickClock, events: list[Event]
+) -> None:
+    account, state = parts(site)
+    state.poll_began_at = clock.monotonic()
+    polled = account_module._POLLED.set(state)
+    account_module.Witness(account).pausing(60)
+    account_module._POLLED.reset(polled)
+    clock.advance(timedelta(seconds=165))
+    assert not planner._is_stuck(account, state)
+    clock.advance(timedelta(seconds=5))
+    assert planner._is_stuck(account, state)
+    state.poll_began_at = None
 
 
 async def test_stop_ends_polls_under_way(

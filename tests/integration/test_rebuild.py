@@ -27,7 +27,6 @@ from poller.simulator.state import Fax
 from poller.storage.marker import MARKER
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import fetch, listed, poll
-from tests.unsteady import UNSTEADY
 
 DAY = timedelta(days=1)
 
@@ -435,10 +434,10 @@ settings = Config(
 )
 sys.addaudithook(audit)
 asyncio.run(rebuild(settings, since=None, now=lambda: datetime.now(UTC)))
+left = 0  # what is written at the exit, by whoever measures this, is not of the rebuilding
 """
 
 
-@UNSTEADY
 @pytest.mark.parametrize("journal", [False, True] if EXHAUSTIVE else [True])
 async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_nothing(
     place: Installation, tmp_path: Path, journal: bool
