@@ -11,6 +11,7 @@ from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
 from poller.ledger import Kept, Ledger, Making
+from poller.lock import StorageLock
 from poller.storage import Found, Storage, Unreadable
 
 _NAMED = 100  # of each kind of trouble; all are counted
@@ -63,15 +64,19 @@ async def rebuild(
     since: datetime | None,
     now: Callable[[], datetime],
     progress: Callable[[int], None] = lambda _: None,
+    storage_lock: StorageLock | None = None,
 ) -> Rebuilt:
     """Make the new ledger and put it in the old one's place; the state lock must be held.
 
-    `progress` is told how many more sidecars have been read. Raises CannotStart, LedgerUnavailable
+    `progress` is told how many more sidecars have been read; `storage_lock` is taken here, where
+    it is known which storage it is. Raises LockHeld, CannotStart, LedgerUnavailable
     and StorageUnusable with everything as it was.
     """
     storage = Storage(settings.storage)
     try:
         marker = await _marker(settings, storage)
+        if storage_lock is not None:
+            storage_lock.take(marker)
         making = await asyncio.to_thread(Making.begin, settings.state_url)
         done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:

@@ -15,12 +15,12 @@ CORE += ["schedule", "retry", "pacing", "efax", "config"]
 SHELL = [
     "documents",
     "state_directory",
+    "lock",
     "evidence",
     "storage",
     "ledger",
     "rebuild",
     "status",
-    "lock",
     "log",
     "metrics",
 ]

@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from poller.cli import setup
 from poller.errors import UsageError
-from poller.lock import StateLock
+from poller.lock import StateLock, StorageLock
 from poller.rebuild import Rebuilt, Trouble
 from poller.rebuild import rebuild as make_anew
 from poller.status import instant
@@ -27,8 +27,16 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
     if since is not None and since > setup.now():
         raise UsageError("--since must not be in the future")
     settings = setup.load(paths)
-    with StateLock(settings.state_directory), _progress() as progress:
-        done = asyncio.run(make_anew(settings, since=since, now=setup.now, progress=progress))
+    with (
+        StateLock(settings.state_directory),
+        StorageLock() as storage_lock,
+        _progress() as progress,
+    ):
+        done = asyncio.run(
+            make_anew(
+                settings, since=since, now=setup.now, progress=progress, storage_lock=storage_lock
+            )
+        )
     if as_json:
         print(json.dumps(_shown(done), indent=2))
     else:

@@ -2,8 +2,10 @@
 
 import errno
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
+from poller.errors import StorageConflict
 from poller.storage import handover, marker, place, sidecars, steps
 from poller.storage.place import Names, Place
 from poller.storage.sidecars import Identity, StoredFile
@@ -143,12 +145,14 @@ def tidy(
 ) -> int:
     """Remove the dot-files of ours in these directories; how many.
 
-    Those of `active` paths stay, and those of `pending` ones that `resume` can carry on from.
+    Those of `active` paths stay, and those of `pending` ones that `resume` can carry on from. A
+    directory that cannot be entered is left alone: whatever fax goes there says so.
     """
     removed = marker.clear_probes(root)
     kept = _by_directory([*pending, *active])
     for directory in sorted({"", *directories}):
-        removed += _tidy(root, directory, kept.get(directory, {}), frozenset(active))
+        with suppress(PermissionError, StorageConflict):
+            removed += _tidy(root, directory, kept.get(directory, {}), frozenset(active))
     return removed
 
 

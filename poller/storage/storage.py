@@ -224,7 +224,8 @@ class Storage:
             while batch := await self._threads.run(lambda: list(islice(walk, _SURVEYED_AT_ONCE))):
                 yield batch
         finally:
-            walk.close()
+            with suppress(ValueError):  # a step of it hangs still, and ends with its thread
+                walk.close()
 
     async def troubles(self, found: Sequence[Found]) -> list[str | None]:
         """Hash the images of these sidecars; None for each that is whole, else what is wrong."""

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from poller.config.model import Account, Config
-from poller.errors import CannotStart
+from poller.errors import CannotStart, LockHeld
 from poller.ingest.site import Site
 from poller.ledger import Ledger, State
 from poller.ledger import rebuild as making
+from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
@@ -398,6 +399,18 @@ async def test_a_rebuilding_that_cannot_be_right_is_refused_and_changes_nothing(
             connection.execute("BEGIN EXCLUSIVE")
         with pytest.raises(CannotStart):
             await place.rebuild()
+    assert place.state_files() == before
+    assert place.ledger.read_bytes() == content
+
+
+async def test_a_storage_that_another_poller_holds_is_not_read(place: Installation) -> None:
+    await place.store()
+    truncated(place.ledger)
+    before, content = place.state_files(), place.ledger.read_bytes()
+    with StorageLock() as theirs, StorageLock() as ours:
+        theirs.take((place.faxes / MARKER).read_text().strip())
+        with pytest.raises(LockHeld):
+            await rebuild(place.settings, since=None, now=place.clock.now, storage_lock=ours)
     assert place.state_files() == before
     assert place.ledger.read_bytes() == content
 

@@ -18,7 +18,13 @@ from pathlib import Path
 import pytest
 
 from poller.documents import Document, NotADocument, inspect
-from poller.errors import FaxTooLarge, StorageConflict, StorageFull, StorageUnusable
+from poller.errors import (
+    FaxTooLarge,
+    StorageConflict,
+    StorageFull,
+    StorageHung,
+    StorageUnusable,
+)
 from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
 from poller.storage.place import Durable
 from tests.integration.storage_seam import (
@@ -474,6 +480,30 @@ async def test_tidy_keeps_only_what_can_be_carried_on_from(root: Path) -> None:
     _dots(root)
     (root / DOT_SIDECAR).write_bytes(b"{")
     assert await storage.tidy(["main/desk"], [PATH]) == 2
+
+
+async def test_tidy_passes_over_what_is_no_directory(root: Path) -> None:
+    storage = await opened(root)
+    _dots(root)
+    (root / "main/another").write_bytes(b"x")
+    assert await storage.tidy(["main/another", "main/desk"], []) == 2
+
+
+async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    disk = threading.Event()
+
+    def hanging(*_: object) -> Iterator[object]:
+        disk.wait(30)
+        yield from ()
+
+    monkeypatch.setattr("poller.storage.survey.walk", hanging)
+    monkeypatch.setattr(storage._threads, "_hung_s", 0.1)
+    with pytest.raises(StorageHung):
+        await anext(storage.sidecars())
+    disk.set()
 
 
 async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
