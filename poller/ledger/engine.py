@@ -22,6 +22,7 @@ _PREFIX = "sqlite:///"
 _QUICK_CHECK_BELOW = 64 << 20
 _SMALLEST = 512  # bytes of a page
 _READERS = 3
+_ROOM = 256 << 10
 
 # SQLite's defaults can lose a commit that was acknowledged when the power fails: its journal is
 # deleted, and that deletion may not have reached the disk. EXTRA syncs the directory too.
@@ -206,6 +207,16 @@ def prepare(path: Path) -> None:
         raise CannotStart(f"the ledger {path} cannot be made: {error.strerror}") from error
     else:
         os.close(descriptor)
+
+
+def require_room(path: Path) -> None:
+    """Raise LedgerUnavailable where the disk has no room for the ledger to grow; blocking."""
+    try:
+        space = os.statvfs(path.parent)
+    except OSError as error:
+        raise LedgerUnavailable(f"the ledger {path} cannot be reached: {error.strerror}") from error
+    if space.f_bavail * space.f_frsize < _ROOM:
+        raise LedgerUnavailable(f"the ledger {path} {_SENTENCES['SQLITE_FULL']}")
 
 
 def _make_private(path: Path) -> None:

@@ -175,7 +175,11 @@ class Ledger:
         return self._writer.commits if self._writer else 0
 
     async def check_writable(self) -> None:
-        """Write a little and wait until it is durable; raises LedgerUnavailable."""
+        """Write a little and wait until it is durable; raises LedgerUnavailable.
+
+        A little may still go where a page of new faxes does not, so room is looked for too.
+        """
+        await asyncio.to_thread(engine.require_room, self._path)
         await self._write(lambda connection: _set_meta(connection, "write_check", _next_count))
 
     async def storage_id(self) -> str | None:

@@ -240,6 +240,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.checked_faxes: list[Fax] = []
         self.is_well = True
         self.owed_by_overlap: set[Key] = set()
+        self.listed_without_times = False
 
     @initialize(
         two_accounts=st.booleans(),
@@ -385,6 +386,7 @@ class PollerMachine(RuleBasedStateMachine):
         if "paging_headers" in switches and self.natural.page_cap == 1:
             return  # a list of one page of one record is taken for whole (see poller.listing)
         self.world.efax.switches = replace(self.world.efax.switches, **switches)
+        self.listed_without_times |= self.world.efax.switches.list_fields != "all"
         self._then(then)
 
     @rule(dates=st.lists(st.sampled_from(_WRONG_DATES), min_size=1, max_size=4), then=works)
@@ -521,8 +523,8 @@ class PollerMachine(RuleBasedStateMachine):
             return
         kept, book, taken = self.kept_ledger
         self._stop()
-        if any(self._has_no_time(key) for key in self.book.faxes.keys() - book.faxes.keys()):
-            return  # its path is of the day when it was first seen, so it gets another one
+        if self._lacks_a_time() and self.book.faxes.keys() - book.faxes.keys():
+            return  # a path is of the day when the fax was first seen, so it gets another one
         shutil.copyfile(kept, self._ledger_path())
         forgotten = {key for key in self.taken - taken if not _is_stored(book.faxes.get(key))}
         self.stored -= forgotten
@@ -701,9 +703,11 @@ class PollerMachine(RuleBasedStateMachine):
     def _ledger_path(self) -> Path:
         return self.directory / "state/poller.db"
 
-    def _has_no_time(self, key: Key) -> bool:
-        switched_off = self.world.efax.switches.list_fields != "all"
-        return switched_off or any("completed_timestamp" in fax.fields for fax in self._ever())
+    def _lacks_a_time(self) -> bool:
+        """Whether any fax may have been listed without the time when it was received."""
+        return self.listed_without_times or any(
+            "completed_timestamp" in fax.fields for fax in self._ever()
+        )
 
     def _mount(self) -> None:
         marker = self.config.storage.directory / MARKER

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,6 +168,18 @@ async def test_a_ledger_that_was_moved_away_takes_no_writes_until_it_is_back(
     await ledger.check_writable()
 
 
+async def test_a_disk_with_too_little_room_to_grow_is_not_called_writable(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A little write would fit, and the next page of new faxes would not."""
+    with monkeypatch.context() as nearly_full:
+        space = SimpleNamespace(f_bavail=63, f_frsize=4096)
+        nearly_full.setattr("poller.ledger.engine.os.statvfs", lambda _: space)
+        with pytest.raises(LedgerUnavailable, match="cannot grow: the disk is full"):
+            await ledger.check_writable()
+    await ledger.check_writable()
+
+
 async def test_an_error_bears_no_statement_and_no_value(
     ledger: Ledger, user: UserRow, path: Path
 ) -> None:
@@ -232,7 +245,7 @@ async def test_progress_can_be_watched(path: Path) -> None:
     async with await Ledger.open(url, monotonic=lambda: float(next(times))) as ledger:
         opened = next(times)
         assert ledger.waiting_since is None
-        task = asyncio.create_task(ledger.check_writable())
+        task = asyncio.create_task(ledger.set_storage_id("one"))
         await asyncio.sleep(0)
         waiting: float | None = ledger.waiting_since
         assert waiting == opened + 1
