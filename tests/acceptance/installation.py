@@ -170,7 +170,7 @@ class Installation:
         *words: str,
         config: bool = True,
         environ: Mapping[str, str] = NOTHING,
-        patience_s: float = PATIENCE_S * 3,
+        patience_s: float = PATIENCE_S * 2,
     ) -> Done:
         """Run a command to its end; `environ` is laid over the usual one."""
         process = await self._start(*words, config=config, environ=environ)

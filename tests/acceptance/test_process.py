@@ -80,7 +80,7 @@ async def assert_heals(installation: Installation, simulator: Simulator) -> None
 
 
 async def until_arriving(installation: Installation) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while not any((installation.storage / "main").rglob(".*")):
             await asyncio.sleep(0.005)
 

@@ -21,7 +21,7 @@ from tests.crash.power_model import Call, Found, read_record
 from tests.crash.power_rules import LEDGER, STORAGE, Ledgers, Served
 
 _SOURCE = Path(__file__).with_name("record.c")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
 NOTHING = Found({}, {})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.compiled import library
 
 HERE = Path(__file__).parent
-PATIENCE_S = 60
+PATIENCE_S = 300
 
 
 @dataclass(frozen=True)

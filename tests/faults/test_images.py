@@ -103,7 +103,7 @@ def fate(body: bytes, pages: int) -> str:
     return "undetected"
 
 
-@pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
+@pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
 @pytest.mark.parametrize(("kind", "pages"), [("pdf", 2), ("tiff", 2)])
 def test_row_40_of_flipped_bits_those_that_break_base64_or_structure_are_found(
     kind: Format, pages: int

@@ -199,7 +199,7 @@ async def test_log_that_nobody_takes_costs_no_fax(
             env=installation.environ,
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while len(installation.sidecars()) < len(faxes):
                     await asyncio.sleep(0.02)
             assert (await scene.get("/healthz"))[0] == 200

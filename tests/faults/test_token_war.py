@@ -75,7 +75,7 @@ async def hour(site: Site, clock: QuickClock, rival: Rival, hours: Hours) -> Non
         clock.advance(max(timedelta(0), due - clock.now()))
 
 
-@pytest.mark.timeout(900 if EXHAUSTIVE else 120)
+@pytest.mark.timeout(900 if EXHAUSTIVE else 300)
 @pytest.mark.parametrize("every_s", [1, 300, 3000])
 async def test_a_war_of_a_day_is_said_once_costs_few_sign_ins_and_delays_no_fax_for_an_hour(
     at_work: Site, simulator: Simulator, clock: QuickClock, events: list[Event], every_s: int

@@ -29,7 +29,7 @@ from tests.acceptance.installation import APP, Daemon, Installation, assert_stor
 from tests.compiled import library
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
-_PATIENCE_S = 20.0
+_PATIENCE_S = 90.0
 _CLONE_NEWNS = 0x00020000
 _SOURCE = Path(__file__).with_name("disk_trouble.c")
 

@@ -344,7 +344,7 @@ async def test_status_whose_output_nobody_reads_holds_up_no_commit(
         )  # fmt: skip
         try:
             assert status.stdout is not None
-            await asyncio.wait_for(status.stdout.readexactly(100), 30)  # it prints, and is stuck
+            await asyncio.wait_for(status.stdout.readexactly(100), 90)  # it prints, and is stuck
             with contextlib.closing(sqlite3.connect(path, timeout=0)) as other, other:
                 other.execute("BEGIN EXCLUSIVE")  # nobody else has any lock
             await ledger.check_writable()

@@ -345,7 +345,7 @@ async def test_stuck_polls_are_looked_for(
 ) -> None:
     looks = asyncio.Event()
     monkeypatch.setattr(planner, "end_stuck_polls", looks.set)
-    async with running(monitor, "stuck polls"), asyncio.timeout(5):
+    async with running(monitor, "stuck polls"), asyncio.timeout(90):
         await looks.wait()
 
 

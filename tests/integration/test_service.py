@@ -97,7 +97,7 @@ async def started(settings: Config, load: Load | None = None) -> AsyncIterator[R
 
 async def stopped(running: Running) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running.task, 10)
+    await asyncio.wait_for(running.task, 90)
 
 
 async def test_service_tells_ready_fetches_what_comes_and_drains_on_sigterm(

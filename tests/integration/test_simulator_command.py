@@ -86,7 +86,7 @@ async def test_a_signal_ends_it_with_0(
         await asyncio.sleep(0.001)
     await asyncio.sleep(0)
     os.kill(os.getpid(), number)
-    assert await asyncio.wait_for(running, 5) == 0
+    assert await asyncio.wait_for(running, 90) == 0
 
 
 async def test_a_port_that_is_taken_is_one_sentence_and_exit_73() -> None:

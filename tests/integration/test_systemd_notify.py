@@ -83,7 +83,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up(manager: Manager) -> None
     started = time.monotonic()
     for _ in range(2000):
         systemd.status("x" * 1000)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # it would be for ever
 
 
 @pytest.mark.parametrize(
