@@ -40,6 +40,7 @@ Action = Literal[
     "stalled",
     "silence",
     # beyond the contract's list:
+    "start-refused",
     "sweep-failed",
     "sweep-recovered",
     "snapshot-made",
@@ -57,6 +58,7 @@ Action = Literal[
 ACTIONS: Final[frozenset[str]] = frozenset(get_args(Action))
 
 _OTHER_THAN_INFO: Final[dict[str, Level]] = {
+    "start-refused": "error",
     "config-rejected": "error",
     "poll-failed": "warning",
     "fax-discovered": "debug",

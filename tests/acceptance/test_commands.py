@@ -511,6 +511,10 @@ async def test_a_port_that_is_taken_is_exit_73(installation: Installation) -> No
         installation.write({"http": {"listen": f"127.0.0.1:{port}"}})
         done = await installation.poller("run")
     assert done.code == 73
+    said = [json.loads(line) for line in done.out.splitlines()][-1]  # for the aggregators
+    assert said["event"]["action"] == "start-refused"
+    assert (said["log.level"], said["error"]["type"]) == ("error", "CannotStart")
+    assert str(port) in said["message"]
     assert str(port) in done.err
     assert "Traceback" not in done.err + done.out
     assert done.err.count("\n") == 1
