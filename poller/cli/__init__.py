@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answered(argv: Sequence[str] | None) -> int:
-    arguments = build().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build(words).parse_args(words)
     try:
         return _run(arguments)
     except PollerError as error:

@@ -1,11 +1,11 @@
 """The words of the command line."""
 
 import argparse
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from poller import VERSION
-from poller.simulator.cli import add_arguments as add_simulator_arguments
 
 _DESCRIPTION = """\
 Gets every fax received through the eFax Enterprise API onto the disk: none lost, none twice, none half.
@@ -25,8 +25,8 @@ first steps:
 """
 
 
-def build() -> argparse.ArgumentParser:
-    """Build the parser; `-c` may stand before or after the command."""
+def build(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser for these words; `-c` may stand before or after the command."""
     parser = argparse.ArgumentParser(
         prog="poller",
         description=_DESCRIPTION,
@@ -86,7 +86,11 @@ def build() -> argparse.ArgumentParser:
         help="list again from this time at the latest, such as 2026-03-01T00:00:00Z",
     )
     _add_json(rebuild)
-    add_simulator_arguments(_command(commands, "simulate", "the eFax API on loopback, to try with"))
+    simulate = _command(commands, "simulate", "the eFax API on loopback, to try with")
+    if "simulate" in words:  # whose options take longer to load than the other commands to run
+        from poller.simulator.cli import add_arguments
+
+        add_arguments(simulate)
     _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")
     return parser
 
