@@ -6,7 +6,7 @@ from typing import Any
 
 from poller.evidence import EvidenceStore
 from poller.ledger import AccountRow, FaxRow, Health, Ledger, UserRow
-from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps
+from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
 _FAXES_SHOWN = 20
 
@@ -113,6 +113,7 @@ def _user(
 ) -> dict[str, Any]:
     start = row.pinned_start
     watermark = None if start is None else coverage.watermark(start)
+    settled = None if start is None else settled_until(coverage, start, failed)
     gaps = () if start is None else open_gaps(coverage, start, failed)
     failed_gaps = () if start is None else alarming_gaps(coverage, start, failed)
     return {
@@ -120,7 +121,7 @@ def _user(
         "user": row.user,
         "user_id": row.user_id,
         "watermark": instant(watermark),
-        "lag_s": None if watermark is None else max(0.0, (now - watermark).total_seconds()),
+        "lag_s": None if settled is None else max(0.0, (now - settled).total_seconds()),
         "gaps": _spans(gaps),
         "failed_gaps": _spans(failed_gaps),
         "dismissed_gaps": [

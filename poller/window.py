@@ -214,9 +214,22 @@ def open_gaps(
     coverage: Coverage, start: datetime, failed: Sequence[FailedSlice] = ()
 ) -> tuple[Interval, ...]:
     """Return what is neither listed nor dismissed between `start` and the newest covered end."""
-    dismissed = Coverage(tuple(one.interval for one in failed if one.dismissed))
-    known = Coverage(coverage.intervals + dismissed.intervals)
-    return known.gaps(start, coverage.newest_end or start)
+    return _settled(coverage, failed).gaps(start, coverage.newest_end or start)
+
+
+def settled_until(
+    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice] = ()
+) -> datetime:
+    """Return up to when all is listed or dismissed: the watermark, were it not for dismissed gaps.
+
+    Lag counts from here, so that a gap that cannot be had does not alarm for ever.
+    """
+    return _settled(coverage, failed).watermark(start)
+
+
+def _settled(coverage: Coverage, failed: Sequence[FailedSlice]) -> Coverage:
+    dismissed = tuple(one.interval for one in failed if one.dismissed)
+    return Coverage(coverage.intervals + dismissed) if dismissed else coverage
 
 
 def alarming_gaps(

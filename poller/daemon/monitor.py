@@ -240,9 +240,8 @@ class Monitor:
         return ", ".join(parts)
 
     def _lag_s(self, state: UserState) -> float | None:
-        if state.watermark is None:
-            return None
-        return max(0.0, (self._clock.now() - state.watermark).total_seconds())
+        settled = state.settled_until
+        return None if settled is None else max(0.0, (self._clock.now() - settled).total_seconds())
 
     async def _summarise(self) -> None:
         try:

@@ -306,8 +306,8 @@ class AccountAtWork:
         failed = outcome.error is not None
         self.tally["failed_polls" if failed else "polls"] += 1
         metrics.poll(account, user, "failed" if failed else "ok")
-        if state.watermark is not None:
-            metrics.set_watermark(account, user, state.watermark)
+        if (settled := state.settled_until) is not None:
+            metrics.set_watermark(account, user, settled)
         if state.last_success_at is not None:
             metrics.set_last_success(account, user, state.last_success_at)
         gap_s = sum((gap.length.total_seconds() for gap in state.gaps()), 0.0)

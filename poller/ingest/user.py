@@ -9,7 +9,15 @@ from datetime import datetime, timedelta
 from poller import log
 from poller.config.model import User
 from poller.ledger import Ledger, UserRow
-from poller.window import Coverage, FailedSlice, Interval, SliceKind, alarming_gaps, open_gaps
+from poller.window import (
+    Coverage,
+    FailedSlice,
+    Interval,
+    SliceKind,
+    alarming_gaps,
+    open_gaps,
+    settled_until,
+)
 
 _SWEEP_FAILURES = 3
 
@@ -106,6 +114,13 @@ class UserState:
         if self.pinned_start is None:
             return None
         return self.coverage.watermark(self.pinned_start)
+
+    @property
+    def settled_until(self) -> datetime | None:
+        """Up to when all is listed or dismissed; what lag counts from."""
+        if self.pinned_start is None:
+            return None
+        return settled_until(self.coverage, self.pinned_start, self.failed_slices)
 
     @property
     def fails_to_sweep(self) -> bool:

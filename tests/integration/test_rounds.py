@@ -302,6 +302,15 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
         await until(lambda: all(one.dismissed for one in state.failed_slices))
         await poll(site)
         assert said(events, "gap-closed") == ["gap-closed"]
+        settled = state.settled_until
+        assert state.watermark is not None
+        assert settled is not None
+        assert state.watermark < failed[-1].interval.end < settled
+        assert settled == state.coverage.newest_end
+        shown = (await site.shop.metrics.render()).decode()
+        name = 'poller_watermark_timestamp_seconds{account="main",user="user-a"} '
+        (value,) = (line for line in shown.splitlines() if line.startswith(name))
+        assert float(value.removeprefix(name)) == settled.timestamp()
         assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
         simulator.switches = Switches()
         await site.shop.ledger.make_gap_due(state.id, failed[0].interval)

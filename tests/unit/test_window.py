@@ -24,6 +24,7 @@ from poller.window import (
     newest_slice,
     open_gaps,
     pinned_start,
+    settled_until,
     sweep_slices,
 )
 
@@ -495,6 +496,14 @@ def test_gaps_shown_are_those_not_dismissed_and_gaps_that_alarm_those_that_faile
     assert open_gaps(coverage, start, marks) == (hours(-12, -10), hours(-8, -7), hours(-6, -1))
     assert alarming_gaps(coverage, start, marks) == (hours(-8, -7), hours(-5, -4))
     assert open_gaps(Coverage(), start, marks) == ()
+
+
+def test_a_dismissed_gap_holds_up_the_watermark_and_not_what_lag_counts_from() -> None:
+    coverage, start = covering((-12, -8), (-6, -3), (-1, 0)), NOON - 12 * HOUR
+    marks = [failed(hours(-8.25, -6), dismissed=True), failed(hours(-3, -1))]
+    assert coverage.watermark(start) == NOON - 8 * HOUR
+    assert settled_until(coverage, start, marks[1:]) == NOON - 8 * HOUR
+    assert settled_until(coverage, start, marks) == NOON - 3 * HOUR
 
 
 @settings(max_examples=80, deadline=None)
