@@ -11,6 +11,7 @@ from cronsim import CronSim, CronSimError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GRID = timedelta(milliseconds=100)  # users due together share one wake-up of the event loop
+LISTS_SHARE = 0.75  # of the limit; the rest stays for images, sign-ins and repeats
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
 _A_MONDAY = EPOCH + timedelta(days=4)
@@ -71,19 +72,29 @@ def next_poll(poll: Timing, identity: str, now: datetime, factor: float = 1.0) -
     if poll.cron is not None:
         return next_cron(poll.cron, poll.timezone, now)
     assert poll.every is not None
-    every = poll.every if factor <= 1 else -(-(poll.every * factor) // GRID) * GRID
+    every = real_interval(poll.every, factor)
     return next_on_grid(now, every, phase(identity, every))
 
 
+def real_interval(every: timedelta, factor: float) -> timedelta:
+    """Return the interval as it is when the limit stretches it by `factor`."""
+    return every if factor <= 1 else -(-(every * factor) // GRID) * GRID
+
+
 def stretched(
-    intervals_s: Sequence[float], requests_per_second: float, share: float = 0.75
+    intervals_s: Sequence[float],
+    requests_per_second: float,
+    share: float = LISTS_SHARE,
+    fixed_per_s: float = 0.0,
 ) -> float:
     """Return the factor (>= 1) by which all intervals grow to fit the lists into the limit.
 
-    `share` of the limit is for lists; the rest stays for images, sign-ins and repeats.
+    `share` of the limit is for lists; the rest stays for images, sign-ins and repeats. What
+    `fixed_per_s` takes of it does not stretch; a tenth is left for polls whatever that takes.
     """
     demand = math.fsum(1 / interval for interval in intervals_s)
-    return max(1.0, demand / (requests_per_second * share))
+    for_lists = requests_per_second * share
+    return max(1.0, demand / max(for_lists - fixed_per_s, for_lists / 10))
 
 
 def cron_problem(text: str) -> str | None:
@@ -103,17 +114,26 @@ def next_cron(text: str, zone: ZoneInfo, now: datetime) -> datetime:
     and one that it repeats comes once, while `*` in minute or hour follows real time.
     ValueError says what is wrong.
     """
+    instant = next(cron_times(text, zone, now), None)
+    if instant is None:
+        raise ValueError("cron: no such day ever comes")
+    return instant
+
+
+def cron_times(text: str, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
+    """Give all times of a cron expression after `now`, one after the other; as `next_cron`."""
     if len(text) > _CRON_LENGTH or len(text.split()) != 5:
         raise ValueError("a cron expression has five fields: minute hour day month weekday")
+    last = now
     try:
         for moment in CronSim(text, now.astimezone(zone)):
             instant = moment.astimezone(UTC)
             # In the second pass of a repeated hour CronSim offers fixed times of the first one.
-            if instant > now:
-                return instant
+            if instant > last:
+                last = instant
+                yield instant
     except CronSimError as error:
         raise ValueError(f"cron: {str(error)[:1].lower()}{str(error)[1:]}") from None
-    raise ValueError("cron: no such day ever comes")
 
 
 def in_hours(during: Hours, zone: tzinfo, instant: datetime) -> bool:

@@ -162,6 +162,12 @@ class WindowRules:
         if self.overlap < timedelta(0) or self.max_window <= timedelta(0):
             raise ValueError("overlap must not be negative, and max_window must be positive")
 
+    @classmethod
+    def configured(cls, overlap: timedelta, max_window: timedelta) -> "WindowRules":
+        """Leave room for the widening: what is asked for is still no longer than `max_window`."""
+        widening = 2 * WIDENED_BY
+        return cls(overlap=overlap, max_window=max(max_window - widening, widening))
+
     @property
     def step_back(self) -> timedelta:
         """The overlap of slices cut from one stretch: at most half a window, so that it ends."""
@@ -299,6 +305,12 @@ def _cut(stretch: Interval, rules: WindowRules) -> Iterator[Interval]:
     yield Interval(begin, stretch.end)
 
 
+def slices_in(length: timedelta, rules: WindowRules) -> int:
+    """Say into how many slices a stretch of this length is cut."""
+    step = rules.max_window - rules.step_back
+    return 1 + max(0, -((rules.max_window - length) // step))
+
+
 def sweep_slices(
     kind: SliceKind,
     last_end: datetime | None,
@@ -316,11 +328,20 @@ def sweep_slices(
     return _newest_first(kind, _between(begin, now), rules)
 
 
-def backfill_slices(interval: Interval, now: datetime, rules: WindowRules) -> list[Slice]:
-    """Plan an old window that an operator asked for, newest first and never beyond `now`."""
-    return _newest_first(
-        SliceKind.BACKFILL, _between(interval.start, min(interval.end, now)), rules
-    )
+def backfill_slice(
+    rest: Interval, now: datetime, rules: WindowRules
+) -> tuple[Slice, Interval | None] | None:
+    """Plan the newest slice of what is left of an old window, and say what is left after it.
+
+    Never beyond `now`; None when nothing of it is past. Slices overlap as those of a gap do.
+    """
+    stretch = _between(rest.start, min(rest.end, now))
+    if stretch is None:
+        return None
+    before = slices_in(stretch.length, rules) - 1
+    begin = stretch.start + before * (rules.max_window - rules.step_back)
+    left = Interval(stretch.start, begin + rules.step_back) if before else None
+    return Slice(SliceKind.BACKFILL, Interval(begin, stretch.end)), left
 
 
 def _newest_first(kind: SliceKind, stretch: Interval | None, rules: WindowRules) -> list[Slice]:

@@ -85,6 +85,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
             asked_for = (arguments.repair, arguments.taken)
             return verify(paths, *asked_for, as_json=arguments.json)
+        case "explain":
+            from poller.cli.explain import explain
+
+            return explain(paths, arguments.fax_id, as_json=arguments.json)
+        case "plan":
+            from poller.cli.plan import show_plan
+
+            return show_plan(paths, as_json=arguments.json)
         case "backup":
             from poller.cli.backup import backup
 

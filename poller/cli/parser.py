@@ -76,6 +76,15 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
         help="fetch these again, which consumers have taken away",
     )
     _add_json(verify)
+    explain = _command(
+        commands, "explain", "one fax as a timeline: windows, attempts, file, evidence"
+    )
+    explain.add_argument("fax_id", metavar="FAX_ID", help="or ACCOUNT/USER/FAX_ID")
+    _add_json(explain)
+    plan = _command(
+        commands, "plan", "next polls, requests per hour against each limit, and warnings"
+    )
+    _add_json(plan)
     rebuild = _command(
         commands, "rebuild", "a new ledger from the newest snapshot and the files in the storage"
     )

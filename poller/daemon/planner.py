@@ -7,7 +7,7 @@ from datetime import UTC, timedelta
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from poller import log, schedule
+from poller import log, plan, schedule
 from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountAtWork
@@ -15,7 +15,6 @@ from poller.ingest.site import Site
 from poller.ingest.user import UserState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
-_LISTS_SHARE = 0.75
 _LATE_AT_LEAST = timedelta(minutes=5)
 _TICK = Poll(every=timedelta(seconds=10))
 
@@ -104,13 +103,9 @@ class Planner:
         return bool(self._clock.now() > due + slack)
 
     def _plan_account(self, account: AccountAtWork) -> None:
-        intervals = [
-            state.user.poll.every.total_seconds()
-            for state in account.states.values()
-            if state.user.poll.every is not None
-        ]
         limit = account.account.limits.requests_per_second
-        factor = schedule.stretched(intervals, limit, _LISTS_SHARE)
+        polls = [state.user.poll for state in account.states.values()]
+        factor = plan.demand(polls, limit, self._clock.now()).factor
         if factor > 1:
             log.event(
                 "schedule-stretched",
@@ -119,7 +114,7 @@ class Planner:
                 factor=round(factor, 2),
                 requests_per_second=limit,
             )
-        spread = timedelta(seconds=len(account.states) / (limit * _LISTS_SHARE))
+        spread = timedelta(seconds=len(account.states) / (limit * schedule.LISTS_SHARE))
         for state in account.states.values():
             self._plan_user(account, state, factor, spread)
 

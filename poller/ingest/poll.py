@@ -49,7 +49,6 @@ _SWEEP_AGAIN_S = 300.0
 _LATE_AGAIN_S = 3600.0  # this often at most it is said again
 _HOLD_IMAGES_S = 10.0
 _PASSES = 5
-_WIDENED = timedelta(seconds=2)
 _NOT_THIS_USERS_FAULT = (
     AccountSuspended,
     SignInDelayed,
@@ -485,9 +484,7 @@ class Poller:
 
 
 def _rules(state: UserState) -> WindowRules:
-    """What is asked for is a second longer at both ends than the slice, and still no longer than allowed."""
-    poll = state.user.poll
-    return WindowRules(overlap=poll.overlap, max_window=max(poll.max_window - _WIDENED, _WIDENED))
+    return WindowRules.configured(state.user.poll.overlap, state.user.poll.max_window)
 
 
 def _sweep_rule(state: UserState, kind: SliceKind) -> Sweep:

@@ -17,7 +17,7 @@ from poller.window import (
     SliceKind,
     WindowRules,
     alarming_gaps,
-    backfill_slices,
+    backfill_slice,
     first_seen_at_server,
     gap_slices,
     is_late,
@@ -25,6 +25,7 @@ from poller.window import (
     open_gaps,
     pinned_start,
     settled_until,
+    slices_in,
     sweep_slices,
 )
 
@@ -573,11 +574,38 @@ def test_nothing_is_swept_before_the_start_has_come() -> None:
     assert sweep_slices(SliceKind.SWEEP, None, DAY, NOON, NOON, RULES) == []
 
 
+def backfilled(rest: Interval, now: datetime, rules: WindowRules) -> list[Slice]:
+    """All slices of a backfill, as they are planned one after the other."""
+    slices = []
+    left: Interval | None = rest
+    while left is not None and (planned := backfill_slice(left, now, rules)) is not None:
+        piece, left = planned
+        slices.append(piece)
+    return slices
+
+
 def test_a_backfill_is_cut_newest_first_and_never_reaches_beyond_now() -> None:
-    slices = backfill_slices(hours(-30, 5), NOON, RULES)
+    slices = backfilled(hours(-30, 5), NOON, RULES)
     assert spans(slices) == [hours(-6.25, 0), hours(-30, -6)]
     assert {one.kind for one in slices} == {SliceKind.BACKFILL}
-    assert backfill_slices(hours(1, 2), NOON, RULES) == []
+    assert backfill_slice(hours(1, 2), NOON, RULES) is None
+
+
+@given(
+    length=st.timedeltas(min_value=SECOND, max_value=60 * DAY),
+    overlap=st.timedeltas(min_value=timedelta(0), max_value=2 * DAY),
+    longest=st.timedeltas(min_value=2 * HOUR, max_value=3 * DAY),
+)
+def test_a_backfill_lists_all_of_the_window_in_as_many_slices_as_it_is_said_to(
+    length: timedelta, overlap: timedelta, longest: timedelta
+) -> None:
+    rules = WindowRules(overlap=overlap, max_window=longest)
+    whole = Interval(NOON - length, NOON)
+    slices = backfilled(whole, NOON, rules)
+    assert len(slices) == slices_in(length, rules)
+    assert Coverage(tuple(spans(slices))).intervals == (whole,)
+    assert all(one.interval.length <= longest for one in slices)
+    assert spans(slices) == sorted(spans(slices), reverse=True)
 
 
 @pytest.mark.parametrize(
