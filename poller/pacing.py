@@ -15,6 +15,7 @@ _RECOVERY_S = 300.0  # of success, from a standstill to the configured rate
 _RECOVERY_STEP_S = 60.0  # a success vouches for no more than the minute before it
 _LONGEST_PAUSE_S = 60.0
 _UNANSWERED_S = 1.0
+_MINUTE_S = 60
 
 
 class Kind(Enum):
@@ -156,6 +157,7 @@ class Pacing:
         self.paused_until: float | None = None
         self.waited_s = 0.0  # of all tickets together, for a token or a slot
         self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
+        self._sent: dict[int, int] = {}  # by second, of the last minute
         self._queues = {kind: Turns() for kind in Kind}
         self._under_way: set[Ticket] = set()
         self._unanswered: set[Ticket] = set()
@@ -171,6 +173,10 @@ class Pacing:
     def rate(self) -> float:
         """Requests per second at present; below the limit after a 429."""
         return self._bucket.rate
+
+    def used(self, now: float) -> float:
+        """Requests per second, on average over the last minute."""
+        return sum(n for second, n in self._sent.items() if second > now - _MINUTE_S) / _MINUTE_S
 
     @property
     def waiting(self) -> int:
@@ -236,7 +242,7 @@ class Pacing:
         Returns the seconds to wait before sending; the token is reserved at once, so all others
         wait the longer.
         """
-        self._bucket.take(now)
+        self._take(now)
         return max(self._bucket.owed_until(now), self.paused_until or now) - now
 
     def rate_limited(
@@ -307,13 +313,21 @@ class Pacing:
 
     def _start(self, kind: Kind, now: float) -> Ticket:
         self._count_turn(kind)
-        self._bucket.take(now)
+        self._take(now)
         ticket = self._queues[kind].take()
         self._under_way.add(ticket)
         self._unanswered.add(ticket)
         self._bucket.expect(len(self._unanswered), now)
         self._images_under_way += kind is Kind.IMAGE
         return ticket
+
+    def _take(self, now: float) -> None:
+        self._bucket.take(now)
+        second = int(now)
+        if second not in self._sent:
+            self._sent = {at: n for at, n in self._sent.items() if at > second - _MINUTE_S}
+            self._sent[second] = 0
+        self._sent[second] += 1
 
     def _count_turn(self, kind: Kind) -> None:
         if kind is Kind.IMAGE:

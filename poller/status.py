@@ -1,7 +1,10 @@
 """How poller is doing, as `poller status --json` and `/status.json` show it (contract in the README)."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from poller.evidence import EvidenceStore
@@ -9,6 +12,42 @@ from poller.ledger import AccountRow, FaxRow, Health, Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
 _FAXES_SHOWN = 20
+_HOUR = timedelta(hours=1)
+_HOURS = 24
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Requests per second of an account: configured, allowed after a 429, used in the last minute.
+
+    The last two only the running service knows.
+    """
+
+    limit: float
+    rate: float | None = None
+    used: float | None = None
+
+
+@dataclass
+class StoredLately:
+    """How many faxes were stored in each of the last 24 hours, for each user.
+
+    Hours that are over stay what they are, so whoever asks often reads two of them and not a day.
+    """
+
+    _over: dict[datetime, dict[int, int]] = field(default_factory=dict)
+
+    async def read(self, ledger: Ledger, now: datetime) -> dict[datetime, dict[int, int]]:
+        """Return the hours by their beginnings, oldest first, the present one last."""
+        hours = [_this_hour(now) - _HOUR * ago for ago in reversed(range(_HOURS))]
+        over = [hour for hour in hours[:-2] if hour in self._over]
+        since = next(hour for hour in hours if hour not in over)
+        found: dict[datetime, dict[int, int]] = defaultdict(dict)
+        for user, hour, count in await ledger.stored_per_hour(since):
+            found[since + _HOUR * hour][user] = count
+        read = {hour: self._over[hour] if hour in over else found[hour] for hour in hours}
+        self._over = {hour: read[hour] for hour in hours[:-2]}
+        return read
 
 
 async def status(
@@ -19,21 +58,29 @@ async def status(
     version: str,
     storage: dict[str, Any],
     evidence: EvidenceStore | None = None,
+    paces: Mapping[str, Pace] = MappingProxyType({}),
+    lately: StoredLately | None = None,
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
     rows = await ledger.users()
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
     harmed = await ledger.harmed_counts()
+    stored = await (lately or StoredLately()).read(ledger, now)
     return {
+        "at": instant(now),
         "running": running,
         "version": version,
         "storage": storage,
         "ledger": _ledger(await ledger.health()),
-        "accounts": [_account(row, now) for row in await ledger.accounts(include_removed=False)],
+        "accounts": [
+            _account(row, now, paces.get(row.account))
+            for row in await ledger.accounts(include_removed=False)
+        ],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
             | {"damaged_files": harmed.get(row.id, 0)}
+            | _stored_lately(stored, row.id, now)
             for row in rows
         ],
         "quarantined_faxes": [
@@ -97,7 +144,7 @@ def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:
     return [[instant(one.start), instant(one.end)] for one in intervals]
 
 
-def _account(row: AccountRow, now: datetime) -> dict[str, Any]:
+def _account(row: AccountRow, now: datetime, pace: Pace | None) -> dict[str, Any]:
     suspended = row.suspended_until is not None
     return {
         "account": row.account,
@@ -105,6 +152,25 @@ def _account(row: AccountRow, now: datetime) -> dict[str, Any]:
         "reason": row.reason if suspended else None,
         "paused_s": row.paused_s
         + ((now - row.paused_since).total_seconds() if row.paused_since else 0.0),
+        "limit": pace and pace.limit,
+        "rate": pace and pace.rate,
+        "used": pace and pace.used,
+    }
+
+
+def _this_hour(now: datetime) -> datetime:
+    """The beginning of this hour where this machine is: not all time zones are whole hours."""
+    return now.astimezone().replace(minute=0, second=0, microsecond=0).astimezone(UTC)
+
+
+def _stored_lately(
+    stored: Mapping[datetime, Mapping[int, int]], user: int, now: datetime
+) -> dict[str, Any]:
+    midnight = datetime.combine(now.astimezone().date(), time()).astimezone()
+    by_hour = {hour: counts.get(user, 0) for hour, counts in stored.items()}
+    return {
+        "stored_today": sum(count for hour, count in by_hour.items() if hour >= midnight),
+        "stored_by_hour": list(by_hour.values()),
     }
 
 

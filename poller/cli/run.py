@@ -17,7 +17,7 @@ from poller.errors import PollerError
 from poller.ingest.site import Site
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
-from poller.status import status
+from poller.status import Pace, StoredLately, status
 from poller.web import StatusServer
 
 _CLOSING_S = 20.0  # for all that comes after the drain
@@ -43,12 +43,13 @@ async def _run(
 ) -> None:
     metrics = Metrics(VERSION)
     token = settings.http.token
+    lately = StoredLately()
     secret = config.read_secret(token, os.environ) if token is not None else None
 
     @asynccontextmanager
     async def serve(site: Site, monitor: Monitor) -> AsyncIterator[None]:
         async def current() -> dict[str, Any]:
-            return await _status(site)
+            return await _status(site, lately)
 
         server = StatusServer(
             settings.http,
@@ -75,20 +76,23 @@ async def _run(
     )
 
 
-async def _status(site: Site) -> dict[str, Any]:
+async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
     gate = site.shop.gate
-    storage = {"usable": gate.usable, "reason": gate.reason, "free_bytes": gate.free_bytes}
-    shown = await status(
+    storage = {
+        "directory": str(site.config.storage.directory),
+        "usable": gate.usable,
+        "reason": gate.reason,
+        "free_bytes": gate.free_bytes,
+    }
+    now_s = site.shop.clock.monotonic()
+    pacings = {one.account.name: one.client.pacing for one in site.accounts.values()}
+    return await status(
         site.shop.ledger,
         now=site.shop.clock.now(),
         running=True,
         version=VERSION,
         storage=storage,
         evidence=site.shop.evidence,
+        paces={name: Pace(one.limit, one.rate, one.used(now_s)) for name, one in pacings.items()},
+        lately=lately,
     )
-    by_name = {account.account.name: account for account in site.accounts.values()}
-    for row in shown["accounts"]:
-        if (account := by_name.get(row["account"])) is not None:
-            row["limit"] = account.account.limits.requests_per_second
-            row["rate"] = account.client.pacing.rate
-    return shown

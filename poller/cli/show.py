@@ -2,28 +2,32 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from poller import VERSION
 from poller.cli import setup
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
-from poller.status import damaged, status
+from poller.status import Pace, damaged, status
 from poller.web.problems import problems
 
 _PIPED_WIDTH = 160
+_NARROW = 100
+_BESIDES = 14  # lines of a terminal that are not for users
 
 
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
-    """Print the status as a table, problems first, or as JSON."""
+    """Print the status as tables, problems first, or as JSON."""
     settings = setup.load(paths)
     shown = asyncio.run(_status(settings))
+    shown["problems"] = problems(shown, list(_reasons(shown)))
     if as_json:
         print(json.dumps(shown, indent=2))
     else:
@@ -41,29 +45,155 @@ async def _status(settings: Config) -> dict[str, Any]:
             version=VERSION,
             storage=await setup.storage_now(settings, ledger),
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
+            paces={one.name: Pace(one.limits.requests_per_second) for one in settings.accounts},
         )
+
+
+def _reasons(shown: dict[str, Any]) -> Iterator[str]:
+    if not shown["running"]:
+        yield "poller is not running"
+    if not shown["storage"]["usable"]:
+        yield f"nothing is fetched: {shown['storage']['reason']}"
+    if shown["ledger"]["problem"] is not None:
+        yield damaged(shown["ledger"]["problem"])
+
+
+# -- for people ---------------------------------------------------------------------------------
 
 
 def _print(shown: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
-    reasons = [] if shown["running"] else ["poller is not running"]
-    if not shown["storage"]["usable"]:
-        reasons.append(f"nothing is fetched: {shown['storage']['reason']}")
-    if shown["ledger"]["problem"] is not None:
-        reasons.append(damaged(shown["ledger"]["problem"]))
-    for problem in problems(shown, reasons):
-        console.print(problem, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("user", "lag", "last poll", "stored", "pending", "quarantined", "gaps"):
-        is_text = name in ("user", "last poll")
-        table.add_column(name, no_wrap=True, justify="left" if is_text else "right")
-    for row in sorted(shown["users"], key=_trouble_first):
-        table.add_row(*_cells(row), style=_style(row))
-    console.print(table)
-    for line in _lines(shown):
+    for problem in shown["problems"]:
+        console.print(
+            problem,
+            style="bold red",
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
+    if not shown["problems"]:
+        console.print("All is well.", style="bold green")
+    console.print(_headline(shown), style="dim", markup=False, highlight=False)
+    suspended = {one["account"] for one in shown["accounts"] if one["suspended_until"]}
+    states = [(_state(row, suspended), row) for row in shown["users"]]
+    states.sort(key=lambda pair: (_RANKS[pair[0]], pair[1]["account"], pair[1]["user"]))
+    # More would push the problems out of sight.
+    room = max(10, console.height - _BESIDES - len(shown["problems"]))
+    some = states[:room] if console.is_terminal else states
+    for table in (_accounts(shown), _users(some, shown["at"])):
+        table.padding = (0, 1 if console.width < _NARROW else 2, 0, 0)
+        console.print()
+        console.print(table)
+    if len(some) < len(states):
+        more = f"and {len(states) - len(some)} more users, {_summed(states[len(some) :])}"
+        console.print(f"{more}; all of them: poller status | less", style="dim", highlight=False)
+    lines = list(_lines(shown))
+    if lines:
+        console.print()
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _headline(shown: dict[str, Any]) -> str:
+    free = shown["storage"]["free_bytes"]
+    space = "" if free is None else f", {free / (1 << 30):,.1f} GiB free for faxes"
+    return f"poller {shown['version']}, {'running' if shown['running'] else 'stopped'}{space}"
+
+
+_STYLES = {
+    "refused": "bold red",
+    "suspended": "bold red",
+    "damaged": "bold red",
+    "quarantined": "bold red",
+    "failing": "yellow",
+    "gap": "yellow",
+    "new": "dim",
+    "ok": "green",
+    "removed": "dim",
+}
+_RANKS = {state: rank for rank, state in enumerate(_STYLES)}
+
+
+def _state(row: Mapping[str, Any], suspended: set[str]) -> str:
+    """The worst that can be said of a user, in a word."""
+    if row["removed"]:
+        return "quarantined" if row["quarantined"] else "removed"
+    found = {
+        "refused": row["refused"],
+        "suspended": row["account"] in suspended,
+        "damaged": row["damaged_files"],
+        "quarantined": row["quarantined"],
+        "failing": row["last_error"],
+        "gap": row["failed_gaps"],
+        "new": row["last_poll_at"] is None,
+    }
+    return next((state for state, holds in found.items() if holds), "ok")
+
+
+def _summed(states: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    words = [state for state, _ in states]
+    return ", ".join(f"{words.count(state)} {state}" for state in _STYLES if state in words)
+
+
+def _accounts(shown: dict[str, Any]) -> Table:
+    table = _table("account", "state", limit="limit", users="users", today="today", pending="pend")
+    for one in shown["accounts"]:
+        rows = [row for row in shown["users"] if row["account"] == one["account"]]
+        state = "suspended" if one["suspended_until"] else "ok"
+        limit = "" if one["limit"] is None else f"{one['limit']:g}/s"
+        table.add_row(
+            Text(one["account"]),
+            Text(state, _STYLES[state]),
+            limit,
+            f"{sum(not row['removed'] for row in rows):,}",
+            f"{sum(row['stored_today'] for row in rows):,}",
+            f"{sum(row['pending'] for row in rows):,}",
+        )
+    return table
+
+
+def _users(states: Sequence[tuple[str, Mapping[str, Any]]], at: str) -> Table:
+    table = _table(
+        "user", "state", polled="polled", lag="lag", today="today", stored="stored",
+        pending="pend", quarantined="quar", gaps="gaps",
+    )  # fmt: skip
+    for state, row in states:
+        table.add_row(
+            Text(f"{row['account']}/{row['user']}"),
+            Text(state, _STYLES[state]),
+            _ago(row["last_poll_at"], at),
+            "" if row["lag_s"] is None else _brief(row["lag_s"]),
+            f"{row['stored_today']:,}",
+            f"{row['stored']:,}",
+            f"{row['pending']:,}",
+            Text(f"{row['quarantined']:,}", "bold red" if row["quarantined"] else ""),
+            Text(str(len(row["gaps"])), "yellow" if row["failed_gaps"] else ""),
+        )
+    return table
+
+
+def _table(*texts: str, **numbers: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers.values():
+        table.add_column(name, no_wrap=True, justify="right")
+    return table
+
+
+def _ago(instant: str | None, at: str) -> str:
+    if instant is None:
+        return "never"
+    return _brief((datetime.fromisoformat(at) - datetime.fromisoformat(instant)).total_seconds())
+
+
+def _brief(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
@@ -84,34 +214,5 @@ def _name(fax: dict[str, Any]) -> str:
     return f"{fax['account']}/{fax['user']}/{fax['fax_id']}"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    name = f"{row['account']}/{row['user']}" + (" (removed)" if row["removed"] else "")
-    lag = "" if row["lag_s"] is None else str(timedelta(seconds=round(row["lag_s"])))
-    return [
-        name,
-        lag,
-        _short(row["last_poll_at"]),
-        str(row["stored"]),
-        str(row["pending"]),
-        str(row["quarantined"]),
-        str(len(row["gaps"])),
-    ]
-
-
 def _short(instant: str | None) -> str:
     return "never" if instant is None else f"{instant[:10]} {instant[11:19]}"
-
-
-def _trouble_first(row: dict[str, Any]) -> tuple[bool, str, str]:
-    return not _in_trouble(row), row["account"], row["user"]
-
-
-def _in_trouble(row: dict[str, Any]) -> bool:
-    troubles = ("refused", "last_error", "quarantined", "damaged_files", "failed_gaps")
-    return any(row[name] for name in troubles)
-
-
-def _style(row: dict[str, Any]) -> str:
-    if row["removed"]:
-        return "dim"
-    return "red" if _in_trouble(row) else ""

@@ -3,10 +3,11 @@
 import collections
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     and_,
     case,
@@ -15,15 +16,17 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    type_coerce,
     union_all,
     update,
 )
 
 from poller.ledger.listing import FAX, chunks
 from poller.ledger.rows import Attempt, FaxRow, OnDisk, fax_row
-from poller.ledger.tables import Instant, State, attempts, faxes, users
+from poller.ledger.tables import EPOCH, MICROSECOND, Instant, State, attempts, faxes, users
 
 KEPT_ATTEMPTS = 50
+_HOUR = timedelta(hours=1) // MICROSECOND
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
 
 # Said in every query of what is due, so that SQLite may use the index of nothing else.
@@ -327,6 +330,13 @@ def harmed_counts(connection: Connection) -> dict[int, int]:
     wanted = select(faxes.c.user, func.count()).where(faxes.c.harm.is_not(None))
     rows = connection.execute(wanted.group_by(faxes.c.user))
     return {row[0]: row[1] for row in rows}
+
+
+def stored_per_hour(connection: Connection, since: datetime) -> list[tuple[int, int, int]]:
+    hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
+    wanted = select(faxes.c.user, hour.label("hour"), func.count())
+    rows = connection.execute(wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.user, hour))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:

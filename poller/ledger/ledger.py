@@ -550,6 +550,10 @@ class Ledger:
         """Return how many faxes are damaged on the disk, for each user that has some."""
         return await self._read(fetching.harmed_counts)
 
+    async def stored_per_hour(self, since: datetime) -> list[tuple[int, int, int]]:
+        """Return user, hour (0 begins at `since`) and how many faxes were stored in it, where any."""
+        return await self._read(lambda connection: fetching.stored_per_hour(connection, since))
+
     async def fetch_again(self, faxes: Sequence[int], now: datetime) -> list[int]:
         """Fetch stored faxes once more; whose request was taken.
 

@@ -178,7 +178,9 @@ class StatusServer:
             if self._clock.monotonic() >= self._status_until:
                 self._status_body = await self._fresh_status()
                 self._status_until = self._clock.monotonic() + _STATUS_GOOD_FOR_S
-        return web.Response(body=self._status_body, content_type="application/json")
+        response = web.Response(body=self._status_body, content_type="application/json")
+        response.enable_compression()  # of a thousand users it is nearly a megabyte
+        return response
 
     async def _fresh_status(self) -> bytes:
         status = dict(await self._status())

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.faults.troubled import Scene
 
 ONCE_KEYS = {"polled", "failed_polls", "discovered", "stored", "pending", "quarantined"}
 STATUS_KEYS = {"running", "version", "storage", "accounts", "users"}
@@ -211,6 +213,39 @@ async def test_status_beside_a_running_poller(installation: Installation) -> Non
     assert {one["user"]: one["stored"] for one in shown["users"]} == dict.fromkeys(USERS, 3)
     assert table.code == 0
     assert "main/billing" in table.out
+
+
+async def test_status_json_of_the_command_and_of_the_service_agree(
+    installation: Installation, simulator: Simulator
+) -> None:
+    simulator.receive(
+        APP, USERS["billing"], trouble="null-image", completed=simulator.now(), distinct=False
+    )
+    scene = Scene(installation, simulator)
+    installation.write({"retry": {"attempts": 1, "max_delay": "50ms", "give_up_after": "1s"}})
+    async with installation.daemon() as daemon:
+        await daemon.event("fax-stored", count=6)
+        await daemon.event("fax-quarantined")
+        served = json.loads((await scene.get("/status.json"))[1])
+        told = await installation.status()
+        await daemon.stop()
+    assert _shape(told) == _shape(served)
+    assert told["problems"] == served["problems"]
+    moving = {"watermark", "lag_s", "gaps", "failed_gaps", "last_poll_at", "last_success_at"}
+    for one, other in zip(told["users"], served["users"], strict=True):
+        assert {**one, **dict.fromkeys(moving)} == {**other, **dict.fromkeys(moving)}
+    (account,) = served["accounts"]
+    assert account["limit"] == account["rate"] == 1000
+    assert account["used"] > 0
+
+
+def _shape(value: Any) -> Any:
+    """The keys, at every level; lists by the shapes that their items have."""
+    if isinstance(value, dict):
+        return {name: _shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return sorted({json.dumps(_shape(item)) for item in value if isinstance(item, dict)})
+    return None
 
 
 async def test_a_user_who_is_no_longer_configured_is_shown_as_removed(

@@ -1,11 +1,14 @@
 """The status as `poller status --json` and `/status.json` show it."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import pytest
+
 from poller.ingest.site import Site
 from poller.simulator import Simulator, Switches
-from poller.status import instant, status
+from poller.status import StoredLately, instant, status
 from tests.conftest import QuickClock
 from tests.integration.at_work import end_outage, faults, fetch, listed, poll, suspend
 
@@ -32,8 +35,8 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
     answer = await shown(site, clock)
 
     assert set(answer) == {
-        "running", "version", "storage", "ledger", "accounts", "users", "quarantined_faxes",
-        "damaged_faxes",
+        "at", "running", "version", "storage", "ledger", "accounts", "users",
+        "quarantined_faxes", "damaged_faxes",
     }  # fmt: skip
     assert set(user(answer)) >= CONTRACT
     assert (
@@ -45,6 +48,9 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "suspended_until": None,
         "reason": None,
         "paused_s": 0,
+        "limit": None,
+        "rate": None,
+        "used": None,
     }
 
 
@@ -102,6 +108,78 @@ async def test_suspension_is_shown_with_its_reason_and_the_running_pause(
     (account,) = (await shown(site, clock))["accounts"]
     assert account["suspended_until"] is account["reason"] is None
     assert account["paused_s"] >= 600
+
+
+# -- stored lately ---------------------------------------------------------------------------------
+
+
+async def store(site: Site, simulator: Simulator, clock: QuickClock, at: datetime) -> None:
+    clock.advance(at - clock.now())
+    fax, _ = await listed(site, simulator)
+    await fetch(site, fax)
+
+
+async def lately(
+    site: Site, clock: QuickClock, reader: StoredLately | None = None
+) -> tuple[int, list[int]]:
+    answer = await status(
+        site.shop.ledger, now=clock.now(), running=True, version="1", storage={}, lately=reader
+    )
+    return user(answer)["stored_today"], user(answer)["stored_by_hour"]
+
+
+async def test_faxes_stored_today_and_in_each_of_the_last_24_hours_are_counted(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    # The same after a restart, when nothing is remembered, as for whoever looks all the time.
+    reader = StoredLately()
+    assert await lately(site, clock, reader) == (0, [0] * 24)
+    evening = datetime(2026, 3, 2, 22, 10, tzinfo=UTC)
+    for minutes in (0, 1, 60, 130, 135):  # 22:10, 22:11, 23:10, and 0:20, 0:25 the next day
+        await store(site, simulator, clock, evening + timedelta(minutes=minutes))
+        assert await lately(site, clock, reader) == await lately(site, clock)
+    assert await lately(site, clock, reader) == (2, [0] * 21 + [2, 1, 2])
+    for hours, by_hour in ((20, [0, 2, 1, 2]), (2, [1, 2, 0, 0]), (3, [0, 0, 0, 0])):
+        clock.advance(timedelta(hours=hours))
+        assert (await lately(site, clock, reader))[1] == by_hour + [0] * 20
+        assert (await lately(site, clock))[1] == by_hour + [0] * 20
+
+
+async def test_an_hour_that_was_looked_at_before_it_ended_is_read_again(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    reader = StoredLately()
+    hour = datetime(2026, 3, 2, 14, tzinfo=UTC)
+    for minutes in (10, 50):
+        await store(site, simulator, clock, hour + timedelta(minutes=minutes))
+        if minutes == 10:
+            assert (await lately(site, clock, reader))[1][-1] == 1
+    clock.advance(timedelta(hours=5))
+    assert (await lately(site, clock, reader))[1] == [0] * 18 + [2] + [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("zone", "today"), [("UTC", 1), ("America/Los_Angeles", 2), ("Asia/Kathmandu", 0)]
+)
+async def test_today_begins_at_midnight_where_the_machine_is(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+    zone: str,
+    today: int,
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for at in ((2, 23, 50), (3, 0, 10)):  # Kathmandu's midnight is 18:15 UTC
+            await store(site, simulator, clock, datetime(2026, 3, *at, tzinfo=UTC))
+        clock.advance(datetime(2026, 3, 3, 1 if today else 18, 20, tzinfo=UTC) - clock.now())
+        assert (await lately(site, clock))[0] == today
+        assert sum((await lately(site, clock))[1]) == 2
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_instants_are_utc_with_milliseconds_and_a_z() -> None:

@@ -182,6 +182,20 @@ def test_the_poller_uses_one_less_than_the_burst(burst: int, at_once: int) -> No
     assert len(pacing.grant(1000.0)) == at_once
 
 
+def test_what_was_used_is_the_average_of_the_last_minute_repetitions_included() -> None:
+    pacing = Pacing(10, 100, 50, 0)
+    waiting(pacing, tickets(Kind.LIST, "a", 30))
+    assert len(pacing.grant(0.5)) == 30
+    pacing.repeat(20.2)
+    assert pacing.used(20.2) == pytest.approx(31 / 60)
+    pacing.repeat(20.9)
+    assert pacing.used(59.0) == pytest.approx(32 / 60)
+    assert pacing.used(61.0) == pytest.approx(2 / 60)
+    pacing.repeat(70.0)
+    assert len(pacing._sent) == 2  # no more than a minute is kept
+    assert pacing.used(200.0) == 0
+
+
 def test_lists_go_before_images_and_sign_ins_before_both() -> None:
     pacing = Pacing(5, burst=4, in_flight=8, now=0.0)
     waiting(pacing, tickets(Kind.IMAGE, "a", 1000))

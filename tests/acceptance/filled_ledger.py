@@ -1,0 +1,79 @@
+"""A ledger as it is after a day at work, for as many users as wanted: what status and page show."""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime, timedelta
+
+from poller.ledger import Ledger, NewFax, UserRow
+from poller.window import Interval
+
+APP = "app-1"
+_HOUR = timedelta(hours=1)
+
+
+def names(count: int) -> list[str]:
+    return [f"clinic-{number:04}" for number in range(count)]
+
+
+async def fill(url: str, count: int, now: datetime, *, well: bool) -> None:
+    """Make a ledger of users with a day of faxes; unless all is `well`, six have a trouble each."""
+    wanted = [(APP, f"id-of-{name}", "main", name) for name in names(count)]
+    async with await Ledger.open(url) as ledger:
+        users = await ledger.sync_users(wanted, now - timedelta(days=30))
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+        _worked(connection, users, now)  # by way of the ledger it takes minutes
+    if not well:
+        async with await Ledger.open(url) as ledger:
+            await _trouble(ledger, users, now)
+
+
+def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datetime) -> None:
+    at, hour = int(now.timestamp() * 1e6), 3_600_000_000
+    week_ago = at - 7 * 24 * hour
+    each = [(user.id, 2 + number % 4, number) for number, user in enumerate(users)]
+    connection.executemany(
+        "UPDATE users SET pinned_start = ?, last_poll_at = ?, last_success_at = ?, discovered = ?, "
+        "stored = ? WHERE id = ?",
+        [
+            (week_ago, at - number % 30 * 1_000_000, at, faxes, faxes, user)
+            for user, faxes, number in each
+        ],
+    )
+    connection.executemany(
+        'INSERT INTO coverage ("user", "start", "end") VALUES (?, ?, ?)',
+        [(user, week_ago, at - 20_000_000) for user, _, _ in each],
+    )
+    connection.executemany(
+        'INSERT INTO faxes ("user", fax_id, state, path, listed, first_seen_at, last_listed_at, '
+        "found_by, stored_at, file, sha256) VALUES (?, ?, 'stored', ?, '{}', ?, ?, 'newest', ?, ?, ?)",
+        [
+            (user, f"f-{user}-{one}", f"{user}/{one}", at, at, when, f"{user}/{one}.pdf", "0" * 64)
+            for user, faxes, number in each
+            for one in range(faxes)
+            for when in [at - hour * ((one * one * 3 + number) % 26)]
+        ],
+    )
+
+
+async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> None:
+    refused, failing, late, poisoned, damaged, gap = users[:6]
+    error = "eFax answered the list call with HTTP 403 (not allowed)."
+    await ledger.poll_done(refused.id, now, error=error, refused_until=now + _HOUR)
+    await ledger.poll_done(failing.id, now, error="The list answer is not JSON.")
+    for user, quarantine in ((late, False), (poisoned, True)):
+        fax = NewFax(f"bad-{user.user}", f"main/{user.user}/bad", {}, now - _HOUR)
+        (row,) = await ledger.record_page(
+            user.id, [fax], window=None, found_by="newest", now=now - _HOUR
+        )
+        await ledger.attempt_failed(
+            row.id, now=now, error="The image is not strict base64.", problem="bad-base64",
+            next_attempt_at=now + 24 * _HOUR, paused_s=0.0, quarantine=quarantine,
+        )  # fmt: skip
+    on_disk = next(
+        one for one in await ledger.on_disk(None, 10_000) if one.user_name == damaged.user
+    )
+    await ledger.note_harm({on_disk.id: (on_disk.sha256, "the image has changed")}, now)
+    missing = Interval(now - 20 * _HOUR * 24, now - 19 * _HOUR * 24)
+    await ledger.pin_start(gap.id, missing.start, "20d")
+    await ledger.slice_failed(gap.id, missing, now + _HOUR, "HTTP 400")

@@ -1,0 +1,205 @@
+"""The status page in a real browser: what is rendered, on a phone too, and that it follows."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from poller.config.model import HttpConfig
+from poller.ledger import Ledger
+from poller.metrics import Metrics
+from poller.simulator import Simulator
+from poller.status import Pace, StoredLately, status
+from poller.web import StatusServer
+from tests.acceptance.filled_ledger import fill
+from tests.acceptance.installation import APP, Installation, account, populated
+from tests.faults.troubled import Scene
+
+playwright = pytest.importorskip("playwright.async_api", reason="needs playwright")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+PATIENCE_MS = 60_000
+NUMBER, SENDER = "13235551212", "Dr. Jane Roe"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
+
+
+@dataclass
+class Seen:
+    """What a browser did and said while it showed the page."""
+
+    page: Any
+    hosts: set[str] = field(default_factory=set)
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.page.on("request", lambda one: self.hosts.add(urlsplit(one.url).netloc))
+        self.page.on("console", lambda one: self.complaints.append(one.text))
+        self.page.on("pageerror", lambda one: self.complaints.append(str(one)))
+
+    async def rows(self, selector: str = "#users tr") -> int:
+        return int(await self.page.locator(selector).count())
+
+    async def texts(self, selector: str) -> list[str]:
+        found: list[str] = await self.page.locator(selector).all_inner_texts()
+        return found
+
+    async def spills(self) -> bool:
+        """Whether one has to scroll sideways."""
+        return bool(
+            await self.page.evaluate(
+                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            )
+        )
+
+
+@asynccontextmanager
+async def opened(url: str, **how: Any) -> AsyncIterator[Seen]:
+    # A container has no user namespaces for the sandbox; the page is ours.
+    async with playwright.async_playwright() as tool:
+        browser = await tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            seen = Seen(await browser.new_page(**how))
+            await seen.page.goto(url)
+            await seen.page.locator("#users tr").first.wait_for()
+            yield seen
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[str]:
+    """The page of a service that has so many users, at this address."""
+    url = f"sqlite:///{directory}/state/poller.db"
+    await fill(url, users, datetime.now(UTC), well=well)
+    lately = StoredLately()
+    async with await Ledger.open(url, readonly=True) as ledger:
+
+        async def shown() -> dict[str, Any]:
+            return await status(
+                ledger,
+                now=datetime.now(UTC),
+                running=True,
+                version="1.2.3",
+                storage={"usable": True, "reason": None, "free_bytes": 1 << 36},
+                paces={"main": Pace(5.0, 2.5, 1.25)},
+                lately=lately,
+            )
+
+        server = StatusServer(
+            HttpConfig(port=0), None, metrics=Metrics("1.2.3"), status=shown, ready=list,
+            alive=lambda: True,
+        )  # fmt: skip
+        await server.start()
+        try:
+            yield f"http://127.0.0.1:{server.port}/"
+        finally:
+            await server.stop()
+
+
+PROBLEMS = [
+    "eFax refuses main/clinic-0000: check the User ID.",
+    "The last poll of main/clinic-0001 failed: The list answer is not JSON.",
+    "1 fax is quarantined (main/clinic-0003): see “poller retry” and “poller dismiss”.",
+    "1 fax is damaged on the disk (main/clinic-0004): see “poller verify --repair”.",
+    "Some time could not be listed, so faxes may be missing, for main/clinic-0005.",
+]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "size"), [("phone", PHONE), ("desktop", DESKTOP)])
+async def test_the_page_of_five_users_fits_and_has_all_that_matters(
+    tmp_path: Path, name: str, size: dict[str, int], scheme: str
+) -> None:
+    async with (
+        served(tmp_path, 5, well=True) as url,
+        opened(url, viewport=size, color_scheme=scheme) as seen,
+    ):
+        await seen.page.screenshot(path=tmp_path / f"{name}-{scheme}.png", full_page=True)
+        assert (tmp_path / f"{name}-{scheme}.png").stat().st_size > 10_000
+        assert await seen.texts("#state") == ["all is well"]
+        assert await seen.texts("#problems li") == []
+        assert await seen.rows() == 5
+        assert await seen.texts("#accounts td.number") == [
+            "2.5 of 5 /s", "1.25 /s (50 %)", "5", (await seen.texts(".tile b"))[1], "0",
+        ]  # fmt: skip
+        first = seen.page.locator("#users tr").first
+        assert await first.locator("td.name").inner_text() == "main/clinic-0000"
+        for label, shown in (("Stored in all", "2"), ("Pending", "0"), ("Quarantined", "0")):
+            assert await first.locator(f'td[data-label="{label}"]').inner_text() == shown
+        assert "ago" in await first.locator('td[data-label="Last poll"]').inner_text()
+        drawn = await first.locator(".bar").get_attribute("d")
+        assert drawn.count("M") == 2  # two faxes, in different hours
+        assert await first.locator(".bars").bounding_box()
+        assert not await seen.spills()
+        assert "id-of-" not in await seen.page.content()
+        assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
+
+
+async def test_the_page_of_a_thousand_users_has_their_troubles_on_top_and_all_on_request(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, 1000, well=False) as url:
+        async with opened(url, viewport=PHONE) as seen:
+            await seen.page.screenshot(path=tmp_path / "phone.png")
+            assert await seen.texts("#state") == ["5 problems"]
+            assert await seen.texts("#problems li") == PROBLEMS
+            assert await seen.rows() == 50
+            assert (await seen.texts("#users .badge"))[:7] == [
+                "refused", "quarantined", "damaged", "failing", "gap", "ok", "ok",
+            ]  # fmt: skip
+            assert not await seen.spills()
+            assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
+        async with opened(url, viewport=DESKTOP, color_scheme="dark") as seen:
+            await seen.page.screenshot(path=tmp_path / "desktop.png")
+            assert await seen.rows() == 200
+            assert (await seen.texts(".tile b"))[0] == "1,000"
+            await seen.page.get_by_role("button", name="Show all 1,000 users").click()
+            assert await seen.rows() == 1000
+            await seen.page.get_by_role("searchbox").fill("CLINIC-099")
+            assert await seen.rows() == 10
+            assert not await seen.spills()
+            assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
+
+
+USERS = ("front-desk", "billing", "ward-1", "ward-2", "ward-3")
+
+
+async def test_an_open_page_follows_the_service_and_says_when_it_is_gone(tmp_path: Path) -> None:
+    async with Simulator() as simulator:
+        populated(simulator)
+        users = account("")["users"] | {name: {"user_id": name} for name in USERS[2:]}
+        for name in USERS[2:]:
+            simulator.add_user(APP, name)
+        installation = Installation(
+            tmp_path, simulator.base_url, {"accounts": {"main": {"users": users}}}
+        )
+        scene = Scene(installation, simulator)
+        url = f"http://127.0.0.1:{scene.port}/"
+        async with installation.daemon() as daemon, opened(url, viewport=PHONE) as seen:
+            stored = seen.page.locator("#users tr", has_text="ward-2").locator(
+                'td[data-label="Stored in all"]'
+            )
+            assert (await seen.rows(), await stored.inner_text()) == (5, "0")
+            simulator.receive(
+                APP, "ward-2", completed=simulator.now() - timedelta(minutes=1),
+                originating=NUMBER, tsid=SENDER, distinct=False,
+            )  # fmt: skip
+            await playwright.expect(stored).to_have_text("1", timeout=PATIENCE_MS)
+            assert "/s (" in (await seen.texts('td[data-label="Used"]'))[0]
+            for private in (NUMBER, SENDER, simulator.apps[APP].token or "-"):
+                assert private not in await seen.page.content()
+            assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
+            assert await daemon.stop() == 0
+            await playwright.expect(seen.page.locator("#state")).to_have_text(
+                "no answer", timeout=PATIENCE_MS
+            )
+            assert "What is shown below is old." in (await seen.texts("#problems li"))[0]
