@@ -30,13 +30,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 PollOutcome = Literal["ok", "failed", "skipped"]
-FaxOutcome = Literal["discovered", "stored", "quarantined"]
+# `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
+FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
 
 _POLL_OUTCOMES: Final[tuple[PollOutcome, ...]] = ("ok", "failed", "skipped")
-_FAX_OUTCOMES: Final[tuple[FaxOutcome, ...]] = ("discovered", "stored", "quarantined")
+_FAX_OUTCOMES: Final[tuple[FaxOutcome, ...]] = (
+    *("discovered", "late", "stored", "damaged", "quarantined"),
+)
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 
@@ -48,6 +51,8 @@ class _User:
     pending: int = 0
     quarantined: int = 0
     damaged: int = 0
+    overdue: int = 0
+    silent: int = 0
     gap_s: float = 0.0
     watermark: float | None = None
     last_success: float | None = None
@@ -63,6 +68,8 @@ class _User:
             pending=self.pending + other.pending,
             quarantined=self.quarantined + other.quarantined,
             damaged=self.damaged + other.damaged,
+            overdue=self.overdue + other.overdue,
+            silent=self.silent + other.silent,
             gap_s=self.gap_s + other.gap_s,
             watermark=_oldest(self.watermark, other.watermark),
             last_success=_oldest(self.last_success, other.last_success),
@@ -100,6 +107,14 @@ class Metrics:
     def set_damaged(self, account: str, user: str, count: int) -> None:
         self._user(account, user).damaged = count
 
+    def set_overdue(self, account: str, user: str, *, is_overdue: bool) -> None:
+        """Set whether the user was not polled successfully although it was time, for any reason."""
+        self._user(account, user).overdue = int(is_overdue)
+
+    def set_silent(self, account: str, user: str, *, is_silent: bool) -> None:
+        """Set whether nothing was received for longer than `expect` says."""
+        self._user(account, user).silent = int(is_silent)
+
     def set_watermark(self, account: str, user: str, watermark: datetime) -> None:
         self._user(account, user).watermark = watermark.timestamp()
 
@@ -126,18 +141,34 @@ class Metrics:
     def suspended(self, account: str, is_suspended: bool) -> None:  # noqa: FBT001 - the one thing it says
         self._suspended.labels(account).set(is_suspended)
 
+    def token_war(self, account: str, *, is_on: bool) -> None:
+        self._token_war.labels(account).set(is_on)
+
+    def stretched(self, account: str, factor: float) -> None:
+        """Set by how much polls are less frequent than the schedule asks for; 1 is not at all."""
+        self._stretch.labels(account).set(factor)
+
     def sign_in(self, account: str, reason: str) -> None:
         self._sign_ins(account, reason).inc()
 
     def forget_account(self, account: str) -> None:
         """Drop the state of an account that is no longer configured; its counters stay."""
-        with contextlib.suppress(KeyError):
-            self._suspended.remove(account)
+        for gauge in (self._suspended, self._token_war, self._stretch):
+            with contextlib.suppress(KeyError):
+                gauge.remove(account)
 
     def storage(self, free_bytes: int | None, *, usable: bool) -> None:
         """Set free bytes, None when nobody can tell, and whether faxes can be stored."""
         self._free.set(float("nan") if free_bytes is None else free_bytes)
         self._usable.set(usable)
+
+    def min_free(self, bytes_: int) -> None:
+        """Set the free space below which nothing is fetched."""
+        self._min_free.set(bytes_)
+
+    def ready(self, is_ready: bool) -> None:  # noqa: FBT001 - the one thing it says
+        """Set what `/readyz` says."""
+        self._ready.set(is_ready)
 
     def visibility_delay(self, seconds: float) -> None:
         """Record how long after its completion a fax was first listed."""
@@ -196,6 +227,18 @@ class Metrics:
             ["account"],
             registry=registry,
         )
+        self._token_war = Gauge(
+            "poller_token_war",
+            "1 while another program signs in with the account's App ID.",
+            ["account"],
+            registry=registry,
+        )
+        self._stretch = Gauge(
+            "poller_schedule_stretch_ratio",
+            "How many times longer the pause between polls is than the schedule asks for.",
+            ["account"],
+            registry=registry,
+        )
         sign_ins = Counter(
             "poller_sign_ins_total", "Sign-ins, by why.", ["account", "reason"], registry=registry
         )
@@ -203,6 +246,12 @@ class Metrics:
         self._usable = Gauge(
             "poller_storage_usable", "1 while faxes can be stored.", registry=registry
         )
+        self._min_free = Gauge(
+            "poller_storage_min_free_bytes",
+            "Free space below which nothing is fetched.",
+            registry=registry,
+        )
+        self._ready = Gauge("poller_ready", "1 while /readyz says 200.", registry=registry)
         self._visibility = Histogram(
             "poller_visibility_delay_seconds",
             "From a fax's completion at eFax to its first listing.",
@@ -243,6 +292,16 @@ class _UserCollector(Collector):
             "poller_fax_damaged",
             "Stored faxes whose files are not what was stored.",
             lambda user: user.damaged,
+        )
+        yield self._gauge(
+            "poller_user_overdue",
+            "1 while the user was not polled successfully in time.",
+            lambda user: user.overdue,
+        )
+        yield self._gauge(
+            "poller_user_silent",
+            "1 while nothing was received for longer than expected.",
+            lambda user: user.silent,
         )
         yield self._gauge(
             "poller_watermark_timestamp_seconds",

@@ -124,6 +124,7 @@ class Monitor:
         """Warn well before `min_free` stops the fetching."""
         site = self._site
         free, floor = site.shop.gate.free_bytes, site.config.storage.min_free
+        site.shop.metrics.min_free(floor)
         if free is None:
             return
         low = free < floor * (2 if not self._disk_low else 2.2)
@@ -207,12 +208,16 @@ class Monitor:
     # -- what is said regularly -------------------------------------------------------------------
 
     async def _gauges(self) -> None:
+        metrics = self._site.shop.metrics
+        metrics.ready(not self.troubles())
+        for state in self._site.states:
+            overdue = self._planner.is_overdue(state)
+            metrics.set_overdue(state.user.account, state.user.name, is_overdue=overdue)
         try:
             rows = await self._site.shop.ledger.users(include_removed=False)
             harmed = await self._site.shop.ledger.harmed_counts()
         except LedgerUnavailable:
             return  # the gate says so
-        metrics = self._site.shop.metrics
         for row in rows:
             metrics.set_pending(row.account, row.user, row.pending)
             metrics.set_quarantined(row.account, row.user, row.quarantined)
@@ -277,6 +282,9 @@ class Monitor:
         for state in self._site.states:
             expect = state.user.expect
             silent = expect is not None and self._is_silent(state, expect, now)
+            self._site.shop.metrics.set_silent(
+                state.user.account, state.user.name, is_silent=silent
+            )
             if silent and state.id not in self._silent:
                 self._silent.add(state.id)
                 log.event(

@@ -106,6 +106,7 @@ class Planner:
         limit = account.account.limits.requests_per_second
         polls = [state.user.poll for state in account.states.values()]
         factor = plan.demand(polls, limit, self._clock.now()).factor
+        self._site.shop.metrics.stretched(account.account.name, factor)
         if factor > 1:
             log.event(
                 "schedule-stretched",

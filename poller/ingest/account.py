@@ -19,6 +19,7 @@ from poller.ingest.reading import ListReader
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger
+from poller.window import is_late
 
 _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
@@ -68,6 +69,7 @@ class Witness:
         log.event("token-refreshed", "Signed in.", account=self._name, reason=reason)
 
     def token_war(self, count: int) -> None:
+        self._metrics.token_war(self._name, is_on=True)
         log.event(
             "token-war",
             "Another program signs in with this App ID and ends our tokens: give each its own App ID. "
@@ -77,6 +79,7 @@ class Witness:
         )
 
     def token_war_over(self, count: int) -> None:
+        self._metrics.token_war(self._name, is_on=False)
         log.event(
             "token-war-over",
             "No other program has ended our token for a day; sign-ins are few again.",
@@ -270,6 +273,7 @@ class AccountAtWork:
     def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
         now = self.shop.clock.now()
         steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
+        gaps = state.gaps()  # what was in one was not looked for: that says nothing of eFax
         if self._is_configured(state):
             self.shop.metrics.fax(state.user.account, state.user.name, "discovered", len(faxes))
         self.tally["discovered"] += len(faxes)
@@ -278,7 +282,7 @@ class AccountAtWork:
                 state.last_received_at = max(
                     fax.received_at, state.last_received_at or fax.received_at
                 )
-                if steady:
+                if steady and not any(gap.start <= fax.received_at < gap.end for gap in gaps):
                     self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())
             log.event(
                 "fax-discovered",
@@ -306,6 +310,9 @@ class AccountAtWork:
         failed = outcome.error is not None
         self.tally["failed_polls" if failed else "polls"] += 1
         metrics.poll(account, user, "failed" if failed else "ok")
+        overlap = state.user.poll.overlap
+        late = sum(is_late(timedelta(seconds=late_s), overlap) for late_s in outcome.late_s)
+        metrics.fax(account, user, "late", late)
         if (settled := state.settled_until) is not None:
             metrics.set_watermark(account, user, settled)
         if state.last_success_at is not None:

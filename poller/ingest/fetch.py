@@ -336,6 +336,7 @@ class Fetcher:
         )
 
     def _report_damaged(self, fax: FaxRow, file: StoredFile, problem: str) -> None:
+        self._shop.metrics.fax(fax.account, fax.user_name, "damaged")
         log.event(
             "fax-damaged",
             "A fax came broken the same way twice; it is stored as it came, marked damaged.",

@@ -83,6 +83,35 @@ async def test_polls_and_faxes_are_tallied_and_counted(
     assert counted['poller_watermark_timestamp_seconds{account="main",user="user-a"}'] > 0
 
 
+async def test_fax_that_used_up_half_the_overlap_is_counted_as_late(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await poll(site)
+    clock.advance(10 * 60 * SECOND)
+    await listed(site, simulator)
+    await listed(site, simulator, completed=clock.now() - timedelta(minutes=9))
+    counted = await samples(site)
+    assert counted['poller_faxes_total{account="main",outcome="discovered",user="user-a"}'] == 2
+    assert counted['poller_faxes_total{account="main",outcome="late",user="user-a"}'] == 1
+
+
+async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(oldest_window_s=5.5 * 86_400.0)
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
+    await poll(site)
+    _, state = parts(site)
+    assert state.gaps()
+    simulator.switches = Switches()
+    while state.gaps():  # each success a moment ago, as when the service catches up
+        clock.advance(5 * 60 * SECOND)
+        await poll(site)
+    counted = await samples(site)
+    assert counted['poller_faxes_total{account="main",outcome="discovered",user="user-a"}'] == 1
+    assert counted["poller_visibility_delay_seconds_count"] == 0
+
+
 async def test_skipped_poll_is_counted_and_not_said(
     site: Site, simulator: Simulator, events: list[Event]
 ) -> None:
@@ -133,6 +162,7 @@ async def test_another_program_with_our_app_id_is_said_once(
         clock.advance(40 * SECOND)
 
     assert said(events, "token-war") == ["token-war"]
+    assert (await samples(site))['poller_token_war{account="main"}'] == 1
 
 
 async def test_gap_is_not_said_again_while_it_stays(

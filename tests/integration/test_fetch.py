@@ -184,6 +184,7 @@ async def test_document_that_is_cut_the_same_way_twice_is_stored_damaged_and_sai
     assert stored.damaged
     assert json.loads(sidecar.read_text())["image"]["damaged"] is True
     assert said(events, *FETCHED) == ["fax-stored", "fax-damaged"]
+    assert 'outcome="damaged",user="user-a"} 1.0' in (await site.shop.metrics.render()).decode()
     assert calls(simulator, "image") == 2
 
 

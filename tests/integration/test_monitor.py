@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,6 +120,8 @@ async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
             await until(lambda: len(clock.slept) > rounds)  # noqa: B023
             assert monitor._disk_low is low
     assert said(events, "disk-low", "disk-ok") == ["disk-low", "disk-ok", "disk-low"]
+    shown = (await site.shop.metrics.render()).decode()
+    assert "\npoller_storage_min_free_bytes 1000.0\n" in shown
 
 
 # -- clock ------------------------------------------------------------------------------------------
@@ -164,10 +167,13 @@ async def test_silence_is_said_once_until_a_fax_comes(
         clock.advance(timedelta(days=days))
         await monitor._look_for_silence()
     assert count(events, "silence") == 1
+    silent = 'poller_user_silent{account="main",user="user-a"} '
+    assert silent + "1.0" in (await site.shop.metrics.render()).decode()
 
     clock.advance(timedelta(hours=1))
     await listed(site, simulator)
     await monitor._look_for_silence()
+    assert silent + "0.0" in (await site.shop.metrics.render()).decode()
     clock.advance(timedelta(days=3))
     await monitor._look_for_silence()
     assert count(events, "silence") == 2
@@ -382,6 +388,14 @@ async def all_polled(site: Site, planner: Planner) -> None:
     planner.plan()
 
 
+async def overdue(site: Site, monitor: Monitor) -> dict[str, str]:
+    """What the metrics say of each user, and of the whole."""
+    await monitor._gauges()
+    shown = (await site.shop.metrics.render()).decode()
+    of_users = re.findall(r'^poller_user_overdue\{.*user="(.*)"\} (.*)$', shown, re.MULTILINE)
+    return {**dict(of_users), "ready": re.findall("^poller_ready (.*)$", shown, re.MULTILINE)[0]}
+
+
 async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
     site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
@@ -398,11 +412,13 @@ async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
         assert monitor.troubles() == [
             "1 of 2 users were not polled in time, main/user-b among them."
         ]
+        assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "1.0", "ready": "0.0"}
 
         await all_polled(site, planner)
         await monitor._ping()
         assert service.pings == 1
         assert monitor.troubles() == []
+        assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "0.0", "ready": "1.0"}
 
         site.shop.gate.close("the disk is gone")
         await monitor._ping()

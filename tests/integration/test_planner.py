@@ -98,12 +98,14 @@ async def test_schedule_that_asks_for_more_than_the_limit_is_stretched_evenly_an
         planner = Planner(site)
         planner.start()
         factors = [planner._scheduler.get_job(str(s.id)).trigger.factor for s in site.states]
+        shown = (await site.shop.metrics.render()).decode()
         await planner.stop()
     # Each user's sweep is two lists an hour and its deep one ten a day, which do not stretch.
     sweeps_per_s = 2 * (2 / 3600 + 10 / 86_400)
     assert factors == pytest.approx([2 / (0.75 - sweeps_per_s)] * 2)
     (stretched,) = [event.fields for event in events if event.action == "schedule-stretched"]
     assert stretched["factor"] == 2.67
+    assert 'poller_schedule_stretch_ratio{account="main"} 2.66' in shown
 
 
 async def test_hung_poll_does_not_stop_those_of_others_and_its_later_ones_are_counted_as_skipped(

@@ -42,6 +42,8 @@ async def test_how_a_user_stands_is_shown() -> None:
     metrics.set_watermark("main", "desk", AT)
     metrics.set_last_success("main", "desk", AT)
     metrics.set_gap("main", "desk", 3600.0)
+    metrics.set_overdue("main", "desk", is_overdue=True)
+    metrics.set_silent("main", "desk", is_silent=True)
     seen = await samples(metrics)
     labels = "account=main,user=desk"
     assert seen["poller_fax_pending", labels] == 3
@@ -49,6 +51,8 @@ async def test_how_a_user_stands_is_shown() -> None:
     assert seen["poller_watermark_timestamp_seconds", labels] == AT.timestamp()
     assert seen["poller_last_success_timestamp_seconds", labels] == AT.timestamp()
     assert seen["poller_coverage_gap_seconds", labels] == 3600
+    assert seen["poller_user_overdue", labels] == 1
+    assert seen["poller_user_silent", labels] == 1
 
 
 async def test_a_time_that_is_not_known_yet_is_not_shown_as_1970() -> None:
@@ -77,6 +81,8 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     metrics.waited("main", -1.0)
     metrics.sign_in("main", "start")
     metrics.suspended("main", True)
+    metrics.token_war("main", is_on=True)
+    metrics.stretched("main", 2.5)
     seen = await samples(metrics)
     assert seen["poller_requests_total", "account=main,call=list,status=200"] == 2
     assert seen["poller_requests_total", "account=main,call=image,status=error"] == 1
@@ -86,21 +92,28 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     assert seen["poller_rate_limit_wait_seconds_total", "account=main"] == 1.5
     assert seen["poller_sign_ins_total", "account=main,reason=start"] == 1
     assert seen["poller_account_suspended", "account=main"] == 1
+    assert seen["poller_token_war", "account=main"] == 1
+    assert seen["poller_schedule_stretch_ratio", "account=main"] == 2.5
     metrics.suspended("main", False)
     assert (await samples(metrics))["poller_account_suspended", "account=main"] == 0
     metrics.forget_account("main")
     metrics.forget_account("main")
-    assert ("poller_account_suspended", "account=main") not in await samples(metrics)
+    left = {name for name, labels in await samples(metrics) if labels == "account=main"}
+    assert left == {"poller_rate_limit_wait_seconds_total"}, "counters alone"
 
 
 async def test_the_service_itself_is_shown() -> None:
     metrics = Metrics("1.2.3")
     metrics.storage(1 << 30, usable=True)
+    metrics.min_free(1 << 20)
+    metrics.ready(True)
     metrics.visibility_delay(40.0)
     metrics.ingest_latency(-5.0)
     seen = await samples(metrics)
     assert seen["poller_storage_free_bytes", ""] == 1 << 30
     assert seen["poller_storage_usable", ""] == 1
+    assert seen["poller_storage_min_free_bytes", ""] == 1 << 20
+    assert seen["poller_ready", ""] == 1
     assert seen["poller_visibility_delay_seconds_bucket", "le=30.0"] == 0
     assert seen["poller_visibility_delay_seconds_bucket", "le=60.0"] == 1
     assert seen["poller_ingest_latency_seconds_sum", ""] == 0
@@ -128,12 +141,16 @@ async def test_above_two_thousand_users_they_are_added_up_unless_asked_for() -> 
         metrics.poll(account, f"u{number}", "ok")
         metrics.fax(account, f"u{number}", "stored", 2)
         metrics.set_pending(account, f"u{number}", 1)
+        metrics.set_overdue(account, f"u{number}", is_overdue=number < 10)
+        metrics.set_silent(account, f"u{number}", is_silent=number < 4)
     metrics.set_watermark("main", "u0", later)
     metrics.set_watermark("main", "u2", AT)
     added = await samples(metrics)
     assert added["poller_polls_total", "account=lab,outcome=ok,user="] == 1000
     assert added["poller_faxes_total", "account=main,outcome=stored,user="] == 2002
     assert added["poller_fax_pending", "account=main,user="] == 1001
+    assert added["poller_user_overdue", "account=main,user="] == 5
+    assert added["poller_user_silent", "account=main,user="] == 2
     assert added["poller_watermark_timestamp_seconds", "account=main,user="] == AT.timestamp()
     assert added["poller_users", ""] == MOST_USERS + 1
     full = await samples(metrics, full=True)
