@@ -99,10 +99,10 @@ async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(oldest_window_s=5.5 * 86_400.0)
-    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     await poll(site)
     _, state = parts(site)
     assert state.gaps()
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     simulator.switches = Switches()
     while state.gaps():  # each success a moment ago, as when the service catches up
         clock.advance(5 * 60 * SECOND)
