@@ -1,0 +1,155 @@
+"""What operators plug in elsewhere: rules of Prometheus and the board of Grafana."""
+
+import asyncio
+import re
+import shutil
+import socket
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ruamel.yaml import YAML
+
+from poller.simulator import Faults, Simulator
+from tests.acceptance.installation import APP, Installation, populated
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "config/prometheus/poller.rules.yml"
+TESTS = ROOT / "config/prometheus/poller.rules.test.yml"
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool (Debian's package prometheus) is missing"
+)
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = YAML(typ="safe").load(RULES)["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+# -- what is asked for is exported --------------------------------------------------------------------
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with populated(Simulator(seed=11)) as running:
+        yield running
+
+
+async def exported(installation: Installation, simulator: Simulator) -> str:
+    """What `/metrics` of a service at work says, that has stored a fax and met a 429."""
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        port = some.getsockname()[1]
+    installation.write({"http": {"listen": f"127.0.0.1:{port}"}})
+    simulator.faults = Faults.of("429@list=first:1")
+    async with installation.daemon() as daemon:
+        await daemon.event("poll-completed", count=2)
+        completed = simulator.now() - timedelta(minutes=1)
+        simulator.receive(APP, "user-a", completed=completed, distinct=False)
+        await daemon.event("fax-stored")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+        ):
+            text = await answer.text()
+        assert await daemon.stop() == 0
+    return text
+
+
+def series(text: str) -> dict[str, dict[str, set[str]]]:
+    """The names of all series, also of those that have no sample yet, with their labels' values."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        found |= {name + suffix: defaultdict(set) for suffix in suffixes}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                found[sample.name][label].add(value)
+    return found
+
+
+def missing(expressions: list[str], known: dict[str, dict[str, set[str]]]) -> Iterator[str]:
+    """What expressions ask of poller that it does not export: names, and values of labels."""
+    for expression in expressions:
+        for name, selector in re.findall(r"\b(poller_\w+)(?:\{(.*?)\})?", expression):
+            if name not in known:
+                yield name
+            for label, value in re.findall(r'(\w+)="([^"$]*)"', selector):
+                if value not in known.get(name, {}).get(label, ()):
+                    yield f'{name}{{{label}="{value}"}}'
+
+
+async def test_what_the_rules_and_the_board_ask_for_is_exported_by_a_service_at_work(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    known = series(await exported(Installation(tmp_path, simulator.base_url), simulator))
+    expressions = [alert["expr"] for alert in alerts()]
+    assert len(expressions) > 15
+    assert list(missing(expressions, known)) == []
+    assert set(missing(['poller_up{a="b"}', 'poller_faxes_total{outcome="lost"}'], known)) == {
+        "poller_up",
+        'poller_up{a="b"}',
+        'poller_faxes_total{outcome="lost"}',
+    }
+
+
+# -- alarms ------------------------------------------------------------------------------------------
+
+
+async def promtool(*words: str | Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "promtool",
+        *map(str, words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=RULES.parent,
+    )
+    said = (await process.communicate())[0].decode()
+    assert process.returncode == 0, said
+    return said
+
+
+@needs_promtool
+async def test_the_rules_are_understood_by_prometheus() -> None:
+    assert f"{len(alerts())} rules found" in await promtool("check", "rules", RULES)
+
+
+@needs_promtool
+@pytest.mark.timeout(600)  # half a minute of computing
+async def test_every_alarm_is_raised_when_it_should_be_and_no_other_with_it() -> None:
+    assert "SUCCESS" in await promtool("test", "rules", TESTS)
+
+
+def test_every_alarm_has_a_test_in_which_it_is_raised() -> None:
+    raised = {
+        name
+        for test in YAML(typ="safe").load(TESTS)["tests"]
+        for check in test.get("promql_expr_test", ())
+        for sample in check["exp_samples"]
+        for name in re.findall(r'alertname="(\w+)"', sample["labels"])
+    }
+    assert raised == {alert["alert"] for alert in alerts()}
+
+
+def test_every_alarm_has_a_severity_and_says_what_to_do_and_where_the_readme_says_more() -> None:
+    readme = (ROOT / "README.md").read_text()
+    headings = set(re.findall(r"^##+ (.*)$", readme, re.MULTILINE))
+    for alert in alerts():
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"]["summary"]
+        named = re.findall(r'"(\w.*?)"', alert["annotations"]["description"])
+        assert named, alert["alert"]
+        assert set(named) <= headings, alert["alert"]
+
+
+def test_every_alarm_has_a_row_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(Poller\w+)`", readme, re.MULTILINE)
+    assert rows == [alert["alert"] for alert in alerts()]
