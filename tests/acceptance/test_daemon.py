@@ -98,7 +98,7 @@ async def test_a_drain_is_cut_off_at_its_deadline(
         await _until_arriving(installation)
         began = asyncio.get_running_loop().time()
         assert await daemon.stop() == 0
-        assert asyncio.get_running_loop().time() - began < 10
+        assert asyncio.get_running_loop().time() - began < 25  # the default would be 30
     simulator.faults = Faults()
     await installation.once()
     assert set(installation.sidecars()) == {fax.fax_id}
