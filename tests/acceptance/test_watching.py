@@ -1,6 +1,7 @@
 """What operators plug in elsewhere: rules of Prometheus and the board of Grafana."""
 
 import asyncio
+import json
 import re
 import shutil
 import socket
@@ -20,6 +21,7 @@ from tests.acceptance.installation import APP, Installation, populated
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config/prometheus/poller.rules.yml"
+BOARD = ROOT / "config/grafana/poller.json"
 TESTS = ROOT / "config/prometheus/poller.rules.test.yml"
 
 needs_promtool = pytest.mark.skipif(
@@ -30,6 +32,17 @@ needs_promtool = pytest.mark.skipif(
 def alerts() -> list[dict[str, Any]]:
     groups = YAML(typ="safe").load(RULES)["groups"]
     return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = json.loads(BOARD.read_text())["panels"]
+    return shown
+
+
+def drawn() -> list[str]:
+    """Every expression of the board, its variables filled in."""
+    targets = [target["expr"] for panel in panels() for target in panel["targets"]]
+    return [expression.replace("$account", "main") for expression in targets]
 
 
 # -- what is asked for is exported --------------------------------------------------------------------
@@ -91,8 +104,7 @@ async def test_what_the_rules_and_the_board_ask_for_is_exported_by_a_service_at_
 ) -> None:
     known = series(await exported(Installation(tmp_path, simulator.base_url), simulator))
     expressions = [alert["expr"] for alert in alerts()]
-    assert len(expressions) > 15
-    assert list(missing(expressions, known)) == []
+    assert list(missing(expressions + drawn(), known)) == []
     assert set(missing(['poller_up{a="b"}', 'poller_faxes_total{outcome="lost"}'], known)) == {
         "poller_up",
         'poller_up{a="b"}',
@@ -153,3 +165,42 @@ def test_every_alarm_has_a_row_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| `(Poller\w+)`", readme, re.MULTILINE)
     assert rows == [alert["alert"] for alert in alerts()]
+
+
+# -- the board ---------------------------------------------------------------------------------------
+
+
+def test_every_panel_of_the_board_has_an_id_of_its_own_a_title_a_unit_and_a_place() -> None:
+    shown = panels()
+    assert len({panel["id"] for panel in shown}) == len(shown) > 15
+    taken: set[tuple[int, int]] = set()
+    for panel in shown:
+        assert panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not taken & cells, panel["title"]
+        taken |= cells
+
+
+def test_the_board_asks_for_its_source_and_its_account_by_variables() -> None:
+    variables = {one["name"]: one for one in json.loads(BOARD.read_text())["templating"]["list"]}
+    assert {name: one["type"] for name, one in variables.items()} == {
+        "datasource": "datasource",
+        "account": "query",
+    }
+    assert {panel["datasource"]["uid"] for panel in panels()} == {"${datasource}"}
+    for panel in panels():
+        for target in panel["targets"]:
+            labels = target["expr"].partition("by (")[2].partition(")")[0]
+            assert "account" not in labels or '{account=~"$account"' in target["expr"]
+
+
+@needs_promtool
+async def test_every_expression_of_the_board_is_understood_by_prometheus(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(drawn())]
+    written = tmp_path / "board.yml"
+    written.write_text(json.dumps({"groups": [{"name": "board", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in await promtool("check", "rules", written)
