@@ -60,7 +60,7 @@ def _path(ref: SecretRef, environ: Mapping[str, str]) -> Path:
 def _hint(ref: SecretRef) -> str:
     if ref.kind == "file":
         return ""
-    return f"; add LoadCredential={ref.name}:/path/of/the/secret to the unit"
+    return f"; add LoadCredential={ref.name}:/path/of/the/secret to the unit and restart it"
 
 
 _NAMES = {"credential": "credential", "file": "file", "env": "environment variable"}

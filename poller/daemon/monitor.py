@@ -50,7 +50,7 @@ class Monitor:
             "gate": self._watch_gate(),
             "clock": self._watch_clock(),
             "stuck polls": self._every("stuck polls", _STUCK_S, self._end_stuck),
-            "gauges": self._every("gauges", _GAUGES_S, self._gauges),
+            "gauges": self._keep_gauges(),
             "summary": self._every("summary", _SUMMARY_S, self._summarise),
             "silence": self._every("silence", _SILENCE_S, self._look_for_silence),
             "ledger upkeep": self._upkeep.run(),
@@ -206,6 +206,12 @@ class Monitor:
             await self._clock.sleep(_PROBE_LOOK_S)
 
     # -- what is said regularly -------------------------------------------------------------------
+
+    async def _keep_gauges(self) -> None:
+        """From the start: nobody is told for a while that nothing is pending."""
+        async with cut_off_if_hung("gauges"):
+            await self._gauges()
+        await self._every("gauges", _GAUGES_S, self._gauges)
 
     async def _gauges(self) -> None:
         metrics = self._site.shop.metrics

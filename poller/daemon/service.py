@@ -205,12 +205,21 @@ class Service:
             restart_for = prepared.plan.restart_for
             log.event(
                 "service-reloaded",
-                f"The configuration was reloaded; {', '.join(restart_for)} need a restart."
-                if restart_for
-                else "The configuration was reloaded.",
+                _reloaded(settings, restart_for),
                 users=_user_count(settings),
             )
         systemd.ready(self._monitor.status_line())
+
+
+def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
+    """Say what the reload could not change; a credential is systemd's copy of the start."""
+    references = [settings.http.token, *(account.api_key for account in settings.accounts)]
+    sentence = "The configuration was reloaded"
+    if restart_for:
+        sentence += f"; {', '.join(restart_for)} need a restart"
+    if any(one is not None and one.kind == "credential" for one in references):
+        sentence += "; a credential that has changed needs `systemctl restart poller`"
+    return f"{sentence}."
 
 
 def _user_count(settings: Config) -> int:

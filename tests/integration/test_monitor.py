@@ -241,6 +241,18 @@ async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
         await until(lambda: asked > 40)
 
 
+async def test_the_status_line_knows_what_is_pending_from_the_start(
+    site: Site, simulator: Simulator, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: float) -> None:
+        await asyncio.Event().wait()
+
+    await listed(site, simulator)
+    monkeypatch.setattr(site.shop.clock, "sleep", never)
+    async with running(monitor, "gauges"):
+        await until(lambda: "1 pending" in monitor.status_line())
+
+
 async def test_gauges_and_status_line_follow_the_ledger(
     site: Site, simulator: Simulator, monitor: Monitor
 ) -> None:

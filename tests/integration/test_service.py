@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poller.config.model import Config, Poll
+from poller.config.model import Config, HttpConfig, Poll, SecretRef
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
@@ -209,6 +209,23 @@ async def test_sighup_takes_a_changed_configuration(
     assert "evidence_max need a restart" in reloaded.message
     heard = "".join(told())
     assert heard.index("RELOADING=1") < heard.rindex("READY=1")
+
+
+async def test_reload_says_that_a_changed_credential_needs_a_restart(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    token = HttpConfig(host=None, token=SecretRef("credential", "status-token"))
+    settings = make_config(efax.base_url, poll=OFTEN, http=token)
+    async with started(settings) as running:
+        await until(lambda: calls(efax, "list", "user-b"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "service-reloaded"))
+        await stopped(running)
+    (reloaded,) = [event for event in events if event.action == "service-reloaded"]
+    assert reloaded.message == (
+        "The configuration was reloaded; a credential that has changed needs "
+        "`systemctl restart poller`."
+    )
 
 
 async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_stays(

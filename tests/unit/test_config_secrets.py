@@ -78,7 +78,7 @@ def test_missing_credential_says_what_to_add_to_the_unit(tmp_path: Path) -> None
     ref = SecretRef("credential", "efax-api-key")
     assert refusal(ref, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == (
         "credential efax-api-key cannot be read: No such file or directory; "
-        "add LoadCredential=efax-api-key:/path/of/the/secret to the unit"
+        "add LoadCredential=efax-api-key:/path/of/the/secret to the unit and restart it"
     )
 
 
