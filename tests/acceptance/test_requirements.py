@@ -1,0 +1,33 @@
+"""config/requirements.txt, for those who install nothing but what is proved by its hash."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).parents[2]
+TEXT = (REPOSITORY / "config/requirements.txt").read_text()
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+_PIN = re.compile(
+    r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+) \\\n((?: +--hash=\S+(?: \\)?\n)+)", re.M
+)
+
+PINNED = {canonicalize_name(name): version for name, version, _ in _PIN.findall(TEXT)}
+
+
+@pytest.mark.parametrize("dependency", PROJECT["dependencies"])
+def test_each_dependency_is_pinned_within_its_bounds(dependency: str) -> None:
+    wanted = Requirement(dependency)
+    assert wanted.specifier.contains(PINNED[canonicalize_name(wanted.name)])
+
+
+def test_every_line_is_a_pin_with_hashes_or_a_comment() -> None:
+    rest = [line for line in _PIN.sub("", TEXT).splitlines() if not re.match(r"\s*#", line)]
+    assert rest == []
+
+
+def test_it_names_no_registry_and_no_path() -> None:
+    assert re.findall(r"https?:|file:|--(?:extra-)?index|--find-links|/\w+/", TEXT) == []
