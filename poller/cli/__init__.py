@@ -85,6 +85,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
             asked_for = (arguments.repair, arguments.taken)
             return verify(paths, *asked_for, as_json=arguments.json)
+        case "backfill":
+            from poller.cli.backfill import backfill
+
+            window = (arguments.from_, arguments.to)
+            return backfill(paths, arguments.user, *window, as_json=arguments.json)
         case "explain":
             from poller.cli.explain import explain
 

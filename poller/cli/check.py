@@ -15,7 +15,7 @@ from poller.clock import SystemClock
 from poller.config.model import Account, Config, User
 from poller.errors import ApiError, CannotStart
 from poller.ingest.account import SignIns
-from poller.ledger import Ledger
+from poller.ledger import Ledger, UserRow
 from poller.window import Interval
 
 _LOOK_BACK = timedelta(hours=1)
@@ -43,16 +43,25 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         accounts = await ledger.accounts(include_removed=False)
         users = await ledger.users(include_removed=False)
-    bad = 0
-    for account in accounts:
-        if account.suspended_until is not None:
-            bad += 1
-            print(f"{account.account}: suspended: {account.reason}")
+    suspended = [account for account in accounts if account.suspended_until is not None]
+    for account in suspended:
+        print(f"{account.account}: suspended: {account.reason}")
     for user in users:
-        refused = user.refused_until is not None and user.refused_until > now
-        bad += refused or user.last_error is not None
-        print(f"{user.account}/{user.user}: {user.last_error or 'ok'}")
-    return 1 if bad else 0
+        print(f"{user.account}/{user.user}: {_found(user)}")
+    well = sum(_is_well(user, now) for user in users)
+    print(f"{well} of {len(users)} users are polled without trouble.")
+    return 1 if suspended or well < len(users) else 0
+
+
+def _is_well(user: UserRow, now: datetime) -> bool:
+    refused = user.refused_until is not None and user.refused_until > now
+    return user.last_success_at is not None and user.last_error is None and not refused
+
+
+def _found(user: UserRow) -> str:
+    if user.last_error is not None:
+        return user.last_error
+    return "not polled yet" if user.last_success_at is None else "ok"
 
 
 async def _ask_efax(settings: Config) -> int:

@@ -76,6 +76,20 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
         help="fetch these again, which consumers have taken away",
     )
     _add_json(verify)
+    backfill = _command(
+        commands, "backfill", "list an old window of a user once more, and fetch what is new in it"
+    )
+    backfill.add_argument("user", metavar="ACCOUNT/USER")
+    for name, where in (("--from", "from_"), ("--to", "to")):
+        backfill.add_argument(
+            name,
+            dest=where,
+            type=_instant,
+            required=True,
+            metavar="TIME",
+            help="with offset, such as 2026-03-01T00:00:00Z",
+        )
+    _add_json(backfill)
     explain = _command(
         commands, "explain", "one fax as a timeline: windows, attempts, file, evidence"
     )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from poller import VERSION
 from poller.cli import setup
+from poller.cli.beside import wait_for_faxes
 from poller.cli.naming import find_one
 from poller.clock import SystemClock
 from poller.config.model import Config
@@ -29,6 +30,7 @@ from poller.status import instant
 from poller.storage import Condition, Storage
 
 _STRANGERS_SHOWN = 1000
+_PATIENCE_S = 120.0  # while the running daemon comes on with nothing
 
 
 @dataclass
@@ -44,17 +46,19 @@ class Report:
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
+    asked: list[FaxRow] = field(default_factory=list)  # as they were before
     requested: list[int] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     repaired: list[FaxRow] = field(default_factory=list)
     failed: list[FaxRow] = field(default_factory=list)
     by_daemon: bool = False
+    stopped: str | None = None  # why it is waited for the daemon no longer
 
     @property
     def exit_code(self) -> int:
-        """Damage is an error until this command has mended it; what the daemon will mend is not yet."""
+        """Damage is an error until it is mended; what the daemon has not come to yet is not."""
         repaired = {row.id for row in self.repaired}
-        left = [one for one in self.damaged if one.row.id not in repaired]
+        left = {one.row.id for one in self.damaged}.union(self.requested) - repaired
         return 1 if left or self.failed or self.refused else 0
 
     def add(self, one: Checked) -> None:
@@ -85,6 +89,7 @@ class Report:
             "repaired": [_name(row) for row in self.repaired],
             "failed": [{"fax": _name(row), "error": row.last_error} for row in self.failed],
             "refused": self.refused,
+            "stopped": self.stopped,
         }
 
 
@@ -124,6 +129,7 @@ def _fetch_or_leave(settings: Config, report: Report) -> None:
             held.enter_context(StateLock(settings.state_directory))
         except LockHeld:
             report.by_daemon = True
+            asyncio.run(_follow(settings, report))
             return
         storage_lock = held.enter_context(StorageLock())  # held by another: that one has no request
         setup.start_log(_quiet(settings), sys.stderr)
@@ -184,6 +190,7 @@ def _sweeps(users: Sequence[UserRow]) -> dict[str, Any]:
 
 
 async def _request(ledger: Ledger, wanted: Sequence[int], report: Report) -> None:
+    report.asked = await ledger.faxes(wanted)
     report.requested = await ledger.fetch_again(wanted, setup.now())
     refused = [await ledger.fax(fax) for fax in set(wanted) - set(report.requested)]
     report.refused = sorted(f"{_name(row)}: {_why_not(row)}" for row in refused)
@@ -193,6 +200,22 @@ def _why_not(row: FaxRow) -> str:
     if row.state is State.DISMISSED:
         return "it is dismissed; `poller retry` undoes that"
     return "it was never stored" if row.file is None else "its user is not configured any more"
+
+
+async def _follow(settings: Config, report: Report) -> None:
+    """Beside a daemon: wait until it has tried them all."""
+    before = {row.id: row for row in report.asked if row.id in report.requested}
+    async with setup.ledger_beside(settings, readonly=True) as ledger:
+        report.stopped = await wait_for_faxes(
+            settings, ledger, list(before.values()), patience_s=_PATIENCE_S
+        )
+        rows = await ledger.faxes(report.requested)
+    report.repaired = [row for row in rows if row.state is State.STORED]
+    report.failed = [
+        row
+        for row in rows
+        if row.state is not State.STORED and row.attempts > before[row.id].attempts
+    ]
 
 
 async def _fetch(settings: Config, report: Report, storage_lock: StorageLock) -> None:
@@ -267,9 +290,9 @@ def _counts(report: Report) -> dict[str, Any]:
 
 def _what_next(report: Report) -> Iterator[str]:
     count = len(report.requested)
-    if report.by_daemon:
-        yield f"{count} faxes are to be fetched again; the running daemon does it."
-    elif count:
+    if report.stopped is not None:
+        yield f"Not all are fetched again yet: {report.stopped}."
+    if count:
         yield f"{len(report.repaired)} of {count} faxes were fetched again or are well."
     elif report.damaged:
         yield "`poller verify --repair` fetches damaged faxes again."

@@ -16,6 +16,7 @@ from poller.ingest.user import UserState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
 _LATE_AT_LEAST = timedelta(minutes=5)
+_BETWEEN_POLLS = timedelta(seconds=1)
 _TICK = Poll(every=timedelta(seconds=10))
 
 
@@ -127,7 +128,7 @@ class Planner:
         state.planned_at = min(state.planned_at, self._clock.monotonic())
         trigger = PollTrigger(state.user.poll, f"{state.user.app_id}/{state.user.user_id}", factor)
         first = trigger.get_next_fire_time(None, now)
-        if state.sweep_now:
+        if state.sweep_now or state.backfill:
             first = min(first, now + schedule.phase(state.key, spread))
         self._scheduler.add_job(
             self._poll,
@@ -169,6 +170,13 @@ class Planner:
         finally:
             state.poll_began_at = None
             del self._polls[task]
+            if state.backfill:  # goes on, also where the schedule has no poll for hours
+                self._bring_forward(state, self._backfill_pause(state))
+
+    def _backfill_pause(self, state: UserState) -> timedelta:
+        """Long enough that this poll is over before the next one begins."""
+        pause_s = state.backfill_not_before - self._clock.monotonic()
+        return max(_BETWEEN_POLLS, timedelta(seconds=pause_s))
 
     def _is_stuck(self, account: AccountAtWork, state: UserState) -> bool:
         """Waiting for pacing does not count."""

@@ -1,6 +1,6 @@
-"""What is looked after beside polling: gaps that operators edit, and the files of stored faxes."""
+"""What is looked after beside polling: what operators ask for, and the files of stored faxes."""
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +9,7 @@ from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
+from poller.ingest.user import UserState
 from poller.ledger import State
 
 _LOOK_S = 2.0
@@ -21,8 +22,9 @@ _REST_FACTOR = 4  # at least as many times as long as it took: a fifth of one di
 class Rounds:
     """Looks after one site; `loops` are its background tasks."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, poll_soon: Callable[[UserState], None] = lambda _: None) -> None:
         self._site = site
+        self._poll_soon = poll_soon
         self._ledger = site.shop.ledger
         self._clock = site.shop.clock
         self._auditor = Auditor(
@@ -31,20 +33,27 @@ class Rounds:
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The background work by name; each runs until it is cancelled or done."""
-        return {"gap edits": self._watch_gap_edits(), "files": self._check_files()}
+        return {"edits": self._watch_edits(), "files": self._check_files()}
 
-    async def _watch_gap_edits(self) -> None:
-        """Take over gaps that were dismissed or made due; a counter says that there is something."""
+    async def _watch_edits(self) -> None:
+        """Take over what operators ask for in the ledger; a counter says that there is something."""
         seen: str | None = None
         while True:
             # LedgerUnavailable: the gate says so; it is looked at again.
-            async with cut_off_if_hung("gap edits"):
+            async with cut_off_if_hung("edits"):
                 with suppress(LedgerUnavailable):
-                    edits = await self._ledger.gap_edits()
+                    edits = await self._ledger.edits()
                     if edits != seen:
-                        await self._site.read_failed_slices()
+                        await self._site.read_edits()
+                        self._begin_backfills()
                         seen = edits
             await self._clock.sleep(_LOOK_S)
+
+    def _begin_backfills(self) -> None:
+        """A poll that is under way looks for them itself, and another comes after it if need be."""
+        for state in self._site.states:
+            if state.backfill and state.poll_began_at is None:
+                self._poll_soon(state)
 
     async def _check_files(self) -> None:
         """Once per start: the newest files by their size at once, then all of them by their hash.

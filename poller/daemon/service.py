@@ -98,7 +98,7 @@ class Service:
         for account in self._site.accounts.values():
             self._start_account(account)
         self._planner.start()
-        loops = {**self._monitor.loops(), **Rounds(self._site).loops()}
+        loops = {**self._monitor.loops(), **Rounds(self._site, self._planner.poll_soon).loops()}
         for name, work in loops.items():
             self._spawn(work, name)
         systemd.ready(self._monitor.status_line())

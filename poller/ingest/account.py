@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -171,14 +172,18 @@ class AccountAtWork:
 
     async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
         """Poll one user, and say and count what came of it."""
-        _POLLED.set(state)
-        try:
+        with _progress_of(state):
             outcome = await self._poller.poll(state, until=until)
-        finally:
-            _POLLED.set(None)
         self._note_probe()
         self._count(state, outcome)
         self._report(state, outcome)
+        return outcome
+
+    async def backfill(self, state: UserState) -> PollOutcome:
+        """List the old windows that an operator asked for, and nothing else."""
+        with _progress_of(state):
+            outcome = await self._poller.backfill(state)
+        self._note_probe()
         return outcome
 
     async def open(self) -> None:
@@ -382,6 +387,16 @@ class AccountAtWork:
                 account=state.user.account,
                 user=state.user.name,
             )
+
+
+@contextmanager
+def _progress_of(state: UserState) -> Iterator[None]:
+    """Requests in here are progress of this user's poll."""
+    _POLLED.set(state)
+    try:
+        yield
+    finally:
+        _POLLED.set(None)
 
 
 class SignIns:

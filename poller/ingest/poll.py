@@ -26,7 +26,7 @@ from poller.errors import (
 )
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.user import SweepUnderWay, UserState
-from poller.ledger import FaxRow, Ledger
+from poller.ledger import Backfill, FaxRow, Ledger
 from poller.window import (
     Coverage,
     FailedSlice,
@@ -34,6 +34,7 @@ from poller.window import (
     Slice,
     SliceKind,
     WindowRules,
+    backfill_slice,
     first_seen_at_server,
     gap_slices,
     is_late,
@@ -46,6 +47,7 @@ HOUR = timedelta(hours=1)
 _REFUSAL_FIRST, _REFUSAL_CAP = timedelta(minutes=1), timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
 _SWEEP_AGAIN_S = 300.0
+_BACKFILL_FIRST, _BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 _LATE_AGAIN_S = 3600.0  # this often at most it is said again
 _HOLD_IMAGES_S = 10.0
 _PASSES = 5
@@ -83,6 +85,7 @@ class _Run:
     outcome: PollOutcome
     covered_before: Coverage
     listed: Coverage = field(default_factory=Coverage)
+    not_listed: list[tuple[Interval, str]] = field(default_factory=list)  # of a backfill
 
 
 class Poller:
@@ -130,6 +133,18 @@ class Poller:
         state.newest_failures = 0
         await self._gaps(state, start, run)
         await self._sweeps(state, start, run)
+        await self._backfills(state, run)
+
+    async def backfill(self, state: UserState) -> PollOutcome:
+        """List old windows that an operator asked for, and nothing else; raises as `poll` does."""
+        outcome = PollOutcome()
+        try:
+            now = await self._server_now(state.user)
+            run = _Run(now=now, until=None, outcome=outcome, covered_before=state.coverage)
+            await self._backfills(state, run)
+        except (ApiError, LedgerUnavailable) as error:
+            outcome.error = error
+        return outcome
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -189,10 +204,7 @@ class Poller:
 
     def _newest_rules(self, state: UserState) -> WindowRules:
         """The newest slice is halved, down to an hour, each time that it failed twice."""
-        rules = _rules(state)
-        halvings = min(state.newest_failures // 2, 16)
-        longest = max(rules.max_window / 2**halvings, min(HOUR, rules.max_window))
-        return WindowRules(overlap=rules.overlap, max_window=longest)
+        return _halved(_rules(state), state.newest_failures // 2)
 
     async def _list_halving(self, state: UserState, whole: Slice, run: _Run) -> bool:
         """List `whole`; what the server will not list in one piece is listed in halves, newest first.
@@ -289,7 +301,9 @@ class Poller:
             await self._leave_gap(state, piece, reason, run)
 
     async def _leave_gap(self, state: UserState, piece: Slice, reason: str, run: _Run) -> None:
-        if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
+        if piece.kind is SliceKind.BACKFILL:
+            run.not_listed.append((piece.interval, reason))
+        if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP, SliceKind.BACKFILL):
             return  # listed before, or a gap of its own
         failures = _failures(state, piece.interval) + 1
         pause = retry.growing(failures, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
@@ -376,6 +390,85 @@ class Poller:
 
     def _is_over(self, run: _Run) -> bool:
         return run.until is not None and self._clock.monotonic() >= run.until
+
+    # -- old windows that operators ask for ----------------------------------------------------
+
+    async def _backfills(self, state: UserState, run: _Run) -> None:
+        """Go on with what was asked for, as far as this poll's time reaches."""
+        if not state.backfill or self._clock.monotonic() < state.backfill_not_before:
+            return
+        state.backfill = False  # one that is asked for from here on sets it again
+        through = False
+        try:
+            through = await self._all_backfilled(state, run)
+        finally:
+            state.backfill = state.backfill or not through
+
+    async def _all_backfilled(self, state: UserState, run: _Run) -> bool:
+        for asked in await self._ledger.backfills(state.id):
+            rest = asked.rest
+            while planned := rest and backfill_slice(rest, run.now, self._backfill_rules(state)):
+                piece, left = planned
+                if self._is_over(run) or not await self._backfilled(state, asked, piece, run):
+                    return False
+                await self._ledger.backfill_listed(
+                    asked.id, left, run.not_listed, self._clock.now()
+                )
+                rest, run.not_listed = left, []
+            if rest is not None:  # it lies in the future
+                await self._ledger.backfill_listed(asked.id, None, [], self._clock.now())
+            self._report_backfilled(state, await self._ledger.backfill(asked.id))
+        return True
+
+    async def _backfilled(self, state: UserState, asked: Backfill, piece: Slice, run: _Run) -> bool:
+        """List one slice; what cannot be listed of it is noted. False: it is to be asked for again."""
+        try:
+            through = await self._list_halving(state, piece, run)
+        except _NOT_THIS_USERS_FAULT as error:
+            await self._ledger.backfill_failed(asked.id, str(error))
+            raise
+        except ApiError as error:
+            if state.backfill_failures == 0 or piece.halves() is not None:
+                await self._backfill_failed(state, asked, error, run)
+                return False
+            run.not_listed = [(piece.interval, str(error))]
+            through = True
+        # What took too long for one poll is asked for in shorter slices from here on.
+        state.backfill_failures = 0 if through else state.backfill_failures + 1
+        run.not_listed = run.not_listed if through else []
+        return through
+
+    async def _backfill_failed(
+        self, state: UserState, asked: Backfill, error: ApiError, run: _Run
+    ) -> None:
+        state.backfill_failures += 1
+        pause = retry.growing(
+            state.backfill_failures, first=_BACKFILL_FIRST, cap=_BACKFILL_CAP, u=self._random()
+        )
+        state.backfill_not_before = self._clock.monotonic() + pause.total_seconds()
+        run.outcome.trouble.append(error)
+        run.not_listed = []
+        await self._ledger.backfill_failed(asked.id, str(error))
+
+    @staticmethod
+    def _backfill_rules(state: UserState) -> WindowRules:
+        """The slices of a backfill are halved, down to an hour, each time that one failed."""
+        return _halved(_rules(state), state.backfill_failures)
+
+    @staticmethod
+    def _report_backfilled(state: UserState, done: Backfill) -> None:
+        log.event(
+            "backfill-completed",
+            "An old window that was asked for is listed, but for parts that eFax did not list."
+            if done.not_listed
+            else "An old window that was asked for is listed.",
+            level="warning" if done.not_listed else "info",
+            account=state.user.account,
+            user=state.user.name,
+            window_from=done.window.start,
+            window_to=done.window.end,
+            not_listed=len(done.not_listed),
+        )
 
     async def _not_downloaded(
         self, state: UserState, start: datetime, now: datetime
@@ -485,6 +578,11 @@ class Poller:
 
 def _rules(state: UserState) -> WindowRules:
     return WindowRules.configured(state.user.poll.overlap, state.user.poll.max_window)
+
+
+def _halved(rules: WindowRules, times: int) -> WindowRules:
+    longest = max(rules.max_window / 2 ** min(times, 16), min(HOUR, rules.max_window))
+    return WindowRules(overlap=rules.overlap, max_window=longest)
 
 
 def _sweep_rule(state: UserState, kind: SliceKind) -> Sweep:

@@ -115,13 +115,15 @@ class Site:
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""
         await self.shop.ledger.forget_far_future(self.shop.clock.now())
-        await self.read_failed_slices()
+        await self.read_edits()
 
-    async def read_failed_slices(self) -> None:
-        """Take what the ledger knows of slices that failed, which an operator may have edited."""
+    async def read_edits(self) -> None:
+        """Take what operators edit: slices that failed, and old windows that they ask for."""
         failed_slices = await self.shop.ledger.all_failed_slices()
+        to_backfill = await self.shop.ledger.users_to_backfill()
         for state in self.states:
             state.failed_slices = failed_slices.get(state.id, [])
+            state.backfill = state.backfill or state.id in to_backfill
 
     async def drain(self, timeout_s: float) -> None:
         """Let the downloads under way end for `timeout_s`, then cut them off."""

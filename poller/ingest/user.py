@@ -93,6 +93,9 @@ class UserState:
     sweep_alarms: dict[SliceKind, log.Episode] = field(
         default_factory=lambda: {kind: log.Episode() for kind in SliceKind}
     )
+    backfill: bool = False  # whether an operator asked for an old window that is not listed yet
+    backfill_failures: int = 0
+    backfill_not_before: float = 0.0
     late_again_at: float = 0.0
     newest_failures: int = 0
     gap_alarm: bool = False
@@ -152,10 +155,14 @@ async def load_users(ledger: Ledger, pairs: Sequence[tuple[User, UserRow]]) -> l
         return []
     coverages = await ledger.coverages()
     failed_slices = await ledger.all_failed_slices()
-    return [
+    to_backfill = await ledger.users_to_backfill()
+    states = [
         _state(user, row, coverages.get(row.id, Coverage()), failed_slices.get(row.id, []))
         for user, row in pairs
     ]
+    for state in states:
+        state.backfill = state.id in to_backfill
+    return states
 
 
 def _state(

@@ -2,13 +2,25 @@
 
 from poller.ledger.ledger import Ledger, Making, backup
 from poller.ledger.rebuild import Kept
-from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
+from poller.ledger.rows import (
+    AccountRow,
+    Attempt,
+    Backfill,
+    FaxRow,
+    Found,
+    Health,
+    NewFax,
+    OnDisk,
+    UserRow,
+)
 from poller.ledger.tables import State
 
 __all__ = [
     "AccountRow",
     "Attempt",
+    "Backfill",
     "FaxRow",
+    "Found",
     "Health",
     "Kept",
     "Ledger",

@@ -114,6 +114,10 @@ def one_fax(connection: Connection, fax: int) -> FaxRow:
     return fax_row(row)
 
 
+def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
+    return _rows(connection, wanted)
+
+
 def find(
     connection: Connection, fax_id: str, account: str | None, user: str | None
 ) -> list[FaxRow]:

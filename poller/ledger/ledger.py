@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from poller import state_directory
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import (
+    backfills,
     engine,
     fetching,
     gaps,
@@ -31,7 +32,17 @@ from poller.ledger import (
     times,
     users,
 )
-from poller.ledger.rows import AccountRow, Attempt, FaxRow, Health, NewFax, OnDisk, UserRow
+from poller.ledger.rows import (
+    AccountRow,
+    Attempt,
+    Backfill,
+    FaxRow,
+    Found,
+    Health,
+    NewFax,
+    OnDisk,
+    UserRow,
+)
 from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
@@ -40,7 +51,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 _LOOK_S = 10.0
-_GAP_EDITS = "gap_edits"
+_EDITS = "gap_edits"
 _STARTED = "started_at"
 
 
@@ -410,9 +421,52 @@ class Ledger:
             lambda connection: _edited(connection, gaps.make_due(connection, user, bounds))
         )
 
-    async def gap_edits(self) -> str | None:
-        """Return a value that changes with every edit of gaps by an operator."""
-        return await self._read(lambda connection: _meta(connection, _GAP_EDITS))
+    async def edits(self) -> str | None:
+        """Return a value that changes with every edit of gaps, and every backfill asked for."""
+        return await self._read(lambda connection: _meta(connection, _EDITS))
+
+    # -- old windows that operators ask for -------------------------------------------------------
+
+    async def ask_backfill(self, user: int, window: Interval, now: datetime) -> Backfill:
+        """Ask for an old window to be listed; one that was asked for and is not through goes on."""
+
+        def ask(connection: Connection) -> Backfill:
+            _edited(connection, 1)
+            return backfills.ask(connection, user, window, now)
+
+        return await self._write(ask)
+
+    async def backfill(self, backfill: int) -> Backfill:
+        """Return one backfill as it is now."""
+        return await self._read(lambda connection: backfills.one(connection, backfill))
+
+    async def backfills(self, user: int) -> list[Backfill]:
+        """Return what this user still has to be backfilled, in the order asked for."""
+        return await self._read(lambda connection: backfills.waiting(connection, user))
+
+    async def users_to_backfill(self) -> set[int]:
+        """Return the users who still have something to be backfilled."""
+        return await self._read(backfills.users_waiting)
+
+    async def backfill_listed(
+        self,
+        backfill: int,
+        rest: Interval | None,
+        not_listed: Sequence[tuple[Interval, str]],
+        now: datetime,
+    ) -> None:
+        """Record how far a backfill has come; without a rest it is through."""
+        await self._write(
+            lambda connection: backfills.listed(connection, backfill, rest, not_listed, now)
+        )
+
+    async def backfill_failed(self, backfill: int, error: str) -> None:
+        """Record why a backfill does not come on; its rest stays to be listed."""
+        await self._write(lambda connection: backfills.failed(connection, backfill, error))
+
+    async def found(self, backfill: int) -> Found:
+        """Count what a backfill discovered and what became of it."""
+        return await self._read(lambda connection: backfills.found(connection, backfill))
 
     # -- fetching -------------------------------------------------------------------------------
 
@@ -498,6 +552,10 @@ class Ledger:
     async def fax(self, fax: int) -> FaxRow:
         """Return one fax."""
         return await self._read(lambda connection: fetching.one_fax(connection, fax))
+
+    async def faxes(self, faxes: Sequence[int]) -> list[FaxRow]:
+        """Return those of these faxes that there are."""
+        return await self._read(lambda connection: fetching.some(connection, faxes))
 
     async def find(
         self, fax_id: str, account: str | None = None, user: str | None = None
@@ -643,7 +701,7 @@ def _note_downtime(connection: Connection, now: datetime, longer_than: timedelta
 
 def _edited(connection: Connection, count: int) -> int:
     if count:
-        _set_meta(connection, _GAP_EDITS, _next_count)
+        _set_meta(connection, _EDITS, _next_count)
     return count
 
 

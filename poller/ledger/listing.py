@@ -129,7 +129,7 @@ def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) ->
             for fax in new
         ],
     )
-    _count_new(connection, owner, new, page.now)
+    _count_new(connection, owner, new, page)
 
 
 class _Paths:
@@ -155,18 +155,20 @@ class _Paths:
         }
 
 
-def _count_new(connection: Connection, owner: Any, new: list[NewFax], now: datetime) -> None:
+def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: Page) -> None:
     values: dict[str, Any] = {
         "discovered": users.c.discovered + len(new),
         "pending": users.c.pending + len(new),
     }
     # A time in the future would hide for ever that nothing is received any more.
-    received = [min(fax.received_at, now) for fax in new if fax.received_at is not None]
+    received = [min(fax.received_at, page.now) for fax in new if fax.received_at is not None]
     if received:
         held = [] if owner.last_received_at is None else [owner.last_received_at]
         values["last_received_at"] = max(received + held)
         listed = covered(connection, owner.id)
-        late_s = [(now - at).total_seconds() for at in received if listed.covers(at)]
+        # A backfill comes long after a fax became visible and says nothing of when that was.
+        by_window = [] if page.found_by == "backfill" else received
+        late_s = [(page.now - at).total_seconds() for at in by_window if listed.covers(at)]
         values["late_max_s"] = max([owner.late_max_s, *late_s])
     connection.execute(update(users).where(users.c.id == owner.id).values(**values))
 

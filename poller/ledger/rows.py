@@ -158,6 +158,34 @@ class Attempt:
     error: str | None
 
 
+@dataclass(frozen=True)
+class Backfill:
+    """An old window that an operator asked for; `rest` is still to be listed, None when through.
+
+    `not_listed` are the parts that eFax did not list, each with the reason; `last_error` is why it
+    does not come on.
+    """
+
+    id: int
+    user: int
+    window: Interval
+    rest: Interval | None
+    asked_at: datetime
+    done_at: datetime | None
+    last_error: str | None
+    not_listed: tuple[tuple[Interval, str], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a backfill discovered; `pending` was not tried yet, `failed` was, in vain until now."""
+
+    discovered: int
+    stored: int
+    pending: int
+    failed: int
+
+
 def fax_row(values: RowMapping) -> FaxRow:
     """Make a row of the columns of `faxes` and the user's labels."""
     fields: dict[str, Any] = {str(name): value for name, value in values.items()}

@@ -22,10 +22,11 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    literal_column,
 )
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0002"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0003"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -201,6 +202,33 @@ failed_slices = Table(
     CheckConstraint('"start" < "end"', name="order"),
 )
 
+# Old windows that an operator asked for; what is older than `rest_end` is still to be listed.
+backfills = Table(
+    "backfills",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user", ForeignKey("users.id"), nullable=False),
+    Column("start", Instant, nullable=False),
+    Column("end", Instant, nullable=False),
+    Column("rest_end", Instant, nullable=False),
+    Column("asked_at", Instant, nullable=False),
+    Column("done_at", Instant),
+    Column("last_error", Text),
+    Column("after_fax", Integer, nullable=False),  # the newest one when it was asked for
+    CheckConstraint('"start" < "end"', name="order"),
+)
+
+# The parts of a backfill that could not be listed.
+backfill_failures = Table(
+    "backfill_failures",
+    metadata,
+    Column("backfill", ForeignKey("backfills.id"), primary_key=True),
+    Column("start", Instant, primary_key=True),
+    Column("end", Instant, primary_key=True),
+    Column("reason", Text, nullable=False),
+    CheckConstraint('"start" < "end"', name="order"),
+)
+
 faxes = Table(
     "faxes",
     metadata,
@@ -267,6 +295,15 @@ Index(
     faxes.c.user,
     sqlite_where=faxes.c.harm.is_not(None),
     postgresql_where=faxes.c.harm.is_not(None),
+)
+
+# With a value in it that SQLite sees, so that it may use the index.
+FOUND_BY_BACKFILL = faxes.c.found_by == literal_column("'backfill'")
+Index(
+    "ix_faxes_backfill",
+    faxes.c.user,
+    sqlite_where=FOUND_BY_BACKFILL,
+    postgresql_where=FOUND_BY_BACKFILL,
 )
 
 attempts = Table(

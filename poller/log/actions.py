@@ -48,6 +48,7 @@ Action = Literal[
     "ledger-damaged",
     "ledger-restored",  # the file was gone; the newest snapshot took its place
     "schedule-stretched",  # the schedule asks for more than the limit allows
+    "backfill-completed",  # an old window that an operator asked for is listed
     "heartbeat-failed",
     "heartbeat-recovered",
     "token-war-over",  # nobody has ended our token for a day

@@ -220,8 +220,10 @@ async def test_repair_beside_a_daemon_is_done_by_it(
 
         done = await verified(installation, "--repair", "--taken", taken.fax_id)
 
-        assert done.code == 1  # it is damaged until the daemon has mended it
+        assert (done.code, done.json["stopped"]) == (0, None), done
         assert (done.json["requested"], done.json["by_daemon"]) == (2, True)
+        assert len(done.json["repaired"]) == 2
+        assert simulator.sign_ins.total() == 1
         await daemon.event("fax-stored", count=6)
         assert image.read_bytes() == good
         assert carried_off.is_file()

@@ -16,7 +16,7 @@ STORAGE, STATE = "disk/faxes", "var/state"
 LEDGER = f"{STATE}/poller.db"
 KEY_FILE = f"{STATE}/redaction.key"
 MARKER = f"{STORAGE}/.poller-storage"
-REVISIONS = {"0001", "0002"}
+REVISIONS = {"0001", "0002", "0003"}
 _EXTENSIONS = (".pdf", ".tif")
 
 
@@ -83,7 +83,7 @@ def _read(db: sqlite3.Connection) -> Rows:
     if len(revisions) != 1 or revisions[0] not in REVISIONS or "faxes" not in tables:
         return Rows(problem=f"the ledger is half made: {revisions}, {sorted(tables)}")
     columns = {row[1] for row in db.execute("PRAGMA table_info(faxes)")}
-    if ("harm" in columns) != (revisions[0] == "0002"):
+    if ("harm" in columns) != (revisions[0] != "0001"):
         return Rows(problem=f"the ledger is half migrated: {revisions}, {sorted(columns)}")
     users = {row["id"]: row["user_id"] for row in db.execute("SELECT * FROM users")}
     faxes = [dict(row) for row in db.execute("SELECT * FROM faxes")]

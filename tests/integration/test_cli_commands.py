@@ -215,6 +215,9 @@ def test_check_online_never_shows_the_key_or_a_token(
     assert [*efax._owners] == registered[1:]
 
 
+_POLLED_WELL = ["main/a: ok", "main/b: ok", "2 of 2 users are polled without trouble."]
+
+
 def test_check_online_beside_a_daemon_shows_what_that_found_and_signs_in_no_second_time(
     run: Run, efax: Simulator, directory: Path
 ) -> None:
@@ -222,7 +225,7 @@ def test_check_online_beside_a_daemon_shows_what_that_found_and_signs_in_no_seco
     before = len(efax.requests)
     with StateLock(directory / "state"):
         code, out, _ = run("check", "--online")
-        assert (code, out.splitlines()[-2:]) == (0, ["main/a: ok", "main/b: ok"])
+        assert (code, out.splitlines()[-3:]) == (0, _POLLED_WELL)
 
     efax.faults = faults("403@list=always")
     assert run("once")[0] == 1

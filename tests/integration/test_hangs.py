@@ -158,16 +158,16 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
     site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    real = site.shop.ledger.gap_edits
+    real = site.shop.ledger.edits
 
     async def counted() -> str | None:
         nonlocal looks
         looks += 1
         return await real()
 
-    monkeypatch.setattr(site.shop.ledger, "gap_edits", hanging_once(counted))
-    await loop_until(Rounds(site).loops(), "gap edits", lambda: looks >= 2)
-    assert set(stalled(events)) == {"gap edits"}
+    monkeypatch.setattr(site.shop.ledger, "edits", hanging_once(counted))
+    await loop_until(Rounds(site).loops(), "edits", lambda: looks >= 2)
+    assert set(stalled(events)) == {"edits"}
 
 
 async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers(

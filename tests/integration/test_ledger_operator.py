@@ -235,9 +235,9 @@ async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
     ledger: Ledger, with_a_gap: UserRow
 ) -> None:
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -48)])
-    before = await ledger.gap_edits()
+    before = await ledger.edits()
     assert await ledger.dismiss_gap(with_a_gap.id, span(-72, -48), "in the portal") == 1
-    assert await ledger.gap_edits() != before
+    assert await ledger.edits() != before
     assert await gaps(ledger, with_a_gap) == ([span(-48, -24)], [])
     (held,) = await ledger.failed_slices(with_a_gap.id)
     assert (held.dismissed, held.dismiss_reason, held.reason) == (True, "in the portal", "refused")
@@ -257,11 +257,11 @@ async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: U
 async def test_nothing_is_dismissed_where_there_is_no_gap(
     ledger: Ledger, user: UserRow, with_a_gap: UserRow
 ) -> None:
-    before = await ledger.gap_edits()
+    before = await ledger.edits()
     assert await ledger.dismiss_gap(user.id, span(-12, -6), None) == 0
     assert await ledger.dismiss_gap(user.id, span(1, 5), None) == 0
     assert await ledger.make_gap_due(user.id, span(-12, -6)) == 0
-    assert await ledger.gap_edits() == before
+    assert await ledger.edits() == before
 
 
 async def test_a_user_who_was_never_polled_has_no_gap_to_dismiss(

@@ -296,7 +296,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
     assert said(events, "gap-opened") == ["gap-opened"]
     failed = list(state.failed_slices)
     asked = calls(simulator, "list", "user-a")
-    async with in_background(Rounds(site)._watch_gap_edits()):
+    async with in_background(Rounds(site)._watch_edits()):
         for one in failed:
             await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
         await until(lambda: all(one.dismissed for one in state.failed_slices))
@@ -332,7 +332,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
         if piece.kind is SliceKind.GAP:
             for one in list(state.failed_slices):
                 await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
-            await site.read_failed_slices()
+            await site.read_edits()
         return await real(asked, piece, now)
 
     with monkeypatch.context() as patch:
@@ -344,7 +344,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     asked = calls(simulator, "list", "user-a")
     await poll(site)
     assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
-    await site.read_failed_slices()
+    await site.read_edits()
     assert state.failed_gaps() == ()
 
 

@@ -1,0 +1,246 @@
+"""`poller backfill`: list an old window once more, and fetch what was not known."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from poller import VERSION
+from poller.cli import setup
+from poller.cli.beside import Shown, progress, wait
+from poller.config.model import Config, User
+from poller.errors import CannotStart, LockHeld, PollerError, UsageError
+from poller.ingest.account import AccountAtWork
+from poller.ingest.poll import PollOutcome
+from poller.ingest.site import Site, open_site
+from poller.ingest.user import UserState
+from poller.ledger import Backfill, Found, Ledger
+from poller.lock import StateLock, StorageLock
+from poller.metrics import Metrics
+from poller.status import instant
+from poller.window import EARLIEST, Coverage, Interval
+
+_PATIENCE_S = 300.0
+
+
+class NotAtWork(PollerError):
+    """The running daemon does not know the user yet; exit 1."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The JSON of `backfill --json`, and what decides its exit code; `stopped`: why it is not through."""
+
+    key: str
+    asked: Backfill
+    found: Found
+    by_daemon: bool
+    stopped: str | None
+
+    @property
+    def exit_code(self) -> int:
+        left = self.asked.rest is not None or self.found.pending
+        return 1 if left or self.found.failed or self.asked.not_listed else 0
+
+    def shown(self) -> dict[str, Any]:
+        account, _, user = self.key.partition("/")
+        return {
+            "account": account,
+            "user": user,
+            "from": instant(self.asked.window.start),
+            "to": instant(self.asked.window.end),
+            "by_daemon": self.by_daemon,
+            "discovered": self.found.discovered,
+            "stored": self.found.stored,
+            "pending": self.found.pending,
+            "failed": self.found.failed,
+            "left": _span(self.asked.rest),
+            "not_listed": [
+                {"from": instant(interval.start), "to": instant(interval.end), "why": reason}
+                for interval, reason in self.asked.not_listed
+            ],
+            "stopped": self.stopped,
+        }
+
+
+def _span(interval: Interval | None) -> list[str | None] | None:
+    return None if interval is None else [instant(interval.start), instant(interval.end)]
+
+
+def backfill(
+    paths: Sequence[Path], key: str, start: datetime, end: datetime, *, as_json: bool
+) -> int:
+    """List and fetch an old window; beside a daemon that does it. Raises UsageError (2), NotAtWork."""
+    settings = setup.load(paths)
+    user = _configured(settings, key)
+    window = _window(start, end)
+    report = _alone_or_beside(settings, user, window, as_json=as_json)
+    if as_json:
+        print(json.dumps(report.shown()))
+    else:
+        _print(report)
+    return report.exit_code
+
+
+def _configured(settings: Config, key: str) -> User:
+    for user in settings.users:
+        if f"{user.account}/{user.name}" == key:
+            return user
+    raise UsageError(f"{key}: the configuration has no such ACCOUNT/USER")
+
+
+def _window(start: datetime, end: datetime) -> Interval:
+    if start >= end:
+        raise UsageError("--from is not before --to")
+    if start < EARLIEST or start >= setup.now():
+        raise UsageError("--from is before 1970 or still to come")
+    return Interval(start, end)
+
+
+def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json: bool) -> Report:
+    with ExitStack() as held:
+        try:
+            held.enter_context(StateLock(settings.state_directory))
+        except LockHeld:
+            return asyncio.run(_beside(settings, user, window))
+        setup.read_all_secrets(settings)
+        storage_lock = held.enter_context(StorageLock())
+        quiet = replace(settings, log=replace(settings.log, level="warning"))
+        setup.start_log(quiet, sys.stderr if as_json else None)
+        return asyncio.run(_alone(settings, user, window, storage_lock))
+
+
+# -- beside a daemon -------------------------------------------------------------------------------
+
+
+async def _beside(settings: Config, user: User, window: Interval) -> Report:
+    key = f"{user.account}/{user.name}"
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        rows = await ledger.users(include_removed=False)
+        known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
+        if not known:
+            raise NotAtWork(f"the running service does not know {key} yet: reload it first")
+        asked = await ledger.ask_backfill(known[0], window, setup.now())
+        print(
+            "The running service does it, also when this command is interrupted.", file=sys.stderr
+        )
+
+        async def look() -> tuple[float, float, str]:
+            return _progress(await ledger.backfill(asked.id), await ledger.found(asked.id))
+
+        stopped = await wait(settings, f"backfilling {key}", look, patience_s=_PATIENCE_S)
+        return await _report(ledger, key, asked, by_daemon=True, stopped=stopped)
+
+
+def _progress(asked: Backfill, found: Found) -> tuple[float, float, str]:
+    """Listing is counted by time, with a second for each fax that is to be tried yet."""
+    left_s = 0.0 if asked.rest is None else asked.rest.length.total_seconds()
+    total_s = asked.window.length.total_seconds()
+    more = f"{found.discovered} discovered, {found.stored} stored"
+    trouble = f", {asked.last_error}" if asked.last_error else ""
+    return total_s - left_s, total_s + found.pending, more + trouble
+
+
+async def _report(
+    ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
+) -> Report:
+    now = await ledger.backfill(asked.id)
+    return Report(key, now, await ledger.found(asked.id), by_daemon, stopped)
+
+
+# -- without one -----------------------------------------------------------------------------------
+
+
+async def _alone(
+    settings: Config, user: User, window: Interval, storage_lock: StorageLock
+) -> Report:
+    key = f"{user.account}/{user.name}"
+    async with open_site(
+        settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
+    ) as site:
+        if not await site.shop.gate.check():
+            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
+        account, state = _only(site, key)
+        ledger, clock = site.shop.ledger, site.shop.clock
+        asked = await ledger.ask_backfill(state.id, window, clock.now())
+        state.backfill = True
+        with progress(f"backfilling {key}") as show:
+            showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
+            try:
+                stopped = await _list(account, state)
+                await account.workers.run_until_idle()
+            finally:
+                showing.cancel()
+        return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
+
+
+def _only(site: Site, key: str) -> tuple[AccountAtWork, UserState]:
+    """Leave all other users to the daemon."""
+    found: list[tuple[AccountAtWork, UserState]] = []
+    for account in site.accounts.values():
+        for state in list(account.states.values()):
+            if state.key == key:
+                found.append((account, state))
+            else:
+                del account.states[state.id]
+        account.client.suspension.user_count = len(account.states)
+    return found[0]
+
+
+async def _list(account: AccountAtWork, state: UserState) -> str | None:
+    """List until it is through; the reason when eFax does not serve us now: the request stays."""
+    while state.backfill:
+        outcome = await account.backfill(state)
+        if outcome.error is not None or not state.backfill:
+            return _why(outcome)
+        clock = account.shop.clock
+        await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))
+    return None
+
+
+def _why(outcome: PollOutcome) -> str | None:
+    if outcome.error is None:
+        return None
+    return f"{outcome.error} The next run, or the same command again, goes on from here"
+
+
+async def _show(ledger: Ledger, asked: Backfill, show: Shown) -> None:
+    while True:
+        show(*_progress(await ledger.backfill(asked.id), await ledger.found(asked.id)))
+        await asyncio.sleep(1.0)
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def _print(report: Report) -> None:
+    console = Console()
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    whys: dict[str, Coverage] = {}
+    for interval, reason in report.asked.not_listed:
+        whys[reason] = whys.get(reason, Coverage()).add(interval)
+    for reason, coverage in whys.items():
+        for one in coverage.intervals:
+            span = f"{instant(one.start)} to {instant(one.end)}"
+            say(f"not listed  {span}: {reason}", "bold red")
+    if report.asked.rest is not None:
+        span = f"{instant(report.asked.rest.start)} to {instant(report.asked.rest.end)}"
+        say(f"still to be listed  {span}", "bold red")
+    if report.stopped is not None:
+        say(report.stopped, "bold red")
+    table = Table(show_header=False, box=None)
+    for name in ("discovered", "stored", "pending", "failed"):
+        table.add_row(name, str(getattr(report.found, name)))
+    console.print(table)

@@ -1,0 +1,118 @@
+"""Old windows that an operator asks for: kept until they are listed, also across a kill."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, and_, func, insert, select, update
+
+from poller.ledger.rows import Backfill, Found
+from poller.ledger.tables import (
+    FOUND_BY_BACKFILL,
+    State,
+    backfill_failures,
+    backfills,
+    faxes,
+)
+from poller.window import WIDENED_BY, Interval
+
+
+def ask(connection: Connection, user: int, window: Interval, now: datetime) -> Backfill:
+    same = and_(
+        backfills.c.user == user,
+        backfills.c.start == window.start,
+        backfills.c.end == window.end,
+        backfills.c.done_at.is_(None),
+    )
+    held = connection.scalar(select(backfills.c.id).where(same))
+    if held is None:
+        newest = connection.scalar(select(func.max(faxes.c.id))) or 0
+        held = connection.execute(
+            insert(backfills)
+            .values(user=user, start=window.start, end=window.end, rest_end=window.end)
+            .values(asked_at=now, after_fax=newest)
+            .returning(backfills.c.id)
+        ).scalar_one()
+    return one(connection, held)
+
+
+def one(connection: Connection, backfill: int) -> Backfill:
+    row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one_or_none()
+    if row is None:
+        raise LookupError(f"the ledger knows no backfill {backfill}")
+    mine = backfill_failures.c.backfill == backfill
+    failures = connection.execute(
+        select(backfill_failures.c.start, backfill_failures.c.end, backfill_failures.c.reason)
+        .where(mine)
+        .order_by(backfill_failures.c.start)
+    )
+    return Backfill(
+        id=row.id,
+        user=row.user,
+        window=Interval(row.start, row.end),
+        rest=Interval(row.start, row.rest_end) if row.rest_end > row.start else None,
+        asked_at=row.asked_at,
+        done_at=row.done_at,
+        last_error=row.last_error,
+        not_listed=tuple((Interval(start, end), reason) for start, end, reason in failures),
+    )
+
+
+def waiting(connection: Connection, user: int) -> list[Backfill]:
+    wanted = select(backfills.c.id).where(backfills.c.user == user, backfills.c.done_at.is_(None))
+    return [one(connection, id_) for id_ in connection.scalars(wanted.order_by(backfills.c.id))]
+
+
+def users_waiting(connection: Connection) -> set[int]:
+    wanted = select(backfills.c.user).where(backfills.c.done_at.is_(None))
+    return set(connection.scalars(wanted))
+
+
+def listed(
+    connection: Connection,
+    backfill: int,
+    rest: Interval | None,
+    not_listed: Sequence[tuple[Interval, str]],
+    now: datetime,
+) -> None:
+    held = one(connection, backfill)
+    for interval, reason in not_listed:
+        connection.execute(
+            insert(backfill_failures).values(
+                backfill=backfill, start=interval.start, end=interval.end, reason=reason
+            )
+        )
+    rest_end = held.window.start if rest is None else rest.end
+    done_at = now if rest is None else None
+    _set(connection, backfill, rest_end=rest_end, done_at=done_at, last_error=None)
+
+
+def failed(connection: Connection, backfill: int, error: str) -> None:
+    _set(connection, backfill, last_error=error)
+
+
+def _set(connection: Connection, backfill: int, **values: object) -> None:
+    connection.execute(update(backfills).where(backfills.c.id == backfill).values(**values))
+
+
+def found(connection: Connection, backfill: int) -> Found:
+    """Count what it discovered; two at once over one time of one user share what they find."""
+    row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one()
+    mine = and_(
+        faxes.c.user == row.user,
+        FOUND_BY_BACKFILL,
+        faxes.c.id > row.after_fax,
+        faxes.c.first_window_start >= row.start - WIDENED_BY,
+        faxes.c.first_window_end <= row.end + WIDENED_BY,
+    )
+    tried = faxes.c.attempts > 0
+    wanted = select(faxes.c.state, tried, func.count()).where(mine).group_by(faxes.c.state, tried)
+    counts: dict[tuple[State, bool], int] = {
+        (state, bool(was_tried)): count for state, was_tried, count in connection.execute(wanted)
+    }
+    return Found(
+        discovered=sum(counts.values()),
+        stored=sum(counts.get((State.STORED, tried), 0) for tried in (True, False)),
+        pending=counts.get((State.PENDING, False), 0),
+        failed=counts.get((State.PENDING, True), 0)
+        + sum(counts.get((State.QUARANTINED, tried), 0) for tried in (True, False)),
+    )
