@@ -434,7 +434,7 @@ class Poller:
             run.not_listed = [(piece.interval, str(error))]
             through = True
         # What took too long for one poll is asked for in shorter slices from here on.
-        state.backfill_failures = 0 if through else state.backfill_failures + 1
+        state.backfill_failures = max(0, state.backfill_failures + (-1 if through else 1))
         run.not_listed = run.not_listed if through else []
         return through
 

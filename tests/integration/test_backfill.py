@@ -1,0 +1,343 @@
+"""An old window that an operator asks for: listed beside the live watermark, once, to its end."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from poller.config.model import Poll
+from poller.daemon.planner import Planner
+from poller.daemon.rounds import Rounds
+from poller.efax.timestamps import parse_timestamp
+from poller.errors import BadAnswer
+from poller.ingest.site import Site
+from poller.ingest.user import UserState
+from poller.ledger import Backfill, Found
+from poller.simulator import Simulator, Switches
+from poller.simulator.state import Fax
+from poller.window import Coverage, Interval
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import (
+    end_outage,
+    faults,
+    fetch,
+    parts,
+    poll,
+    said,
+    suspend,
+    until,
+)
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+async def polled(site: Site, simulator: Simulator) -> UserState:
+    """A user whose week is listed; requests from here on are the test's."""
+    await poll(site)
+    simulator.requests.clear()
+    _, state = parts(site)
+    return state
+
+
+def old_fax(simulator: Simulator, days: float) -> Fax:
+    """A fax that came in so long ago, and that somebody has opened in the portal since."""
+    fax = simulator.receive(APP, "user-a", completed=simulator.now() - days * DAY)
+    fax.image_downloaded = True
+    return fax
+
+
+def days_ago(clock: QuickClock, start: float, end: float) -> Interval:
+    return Interval(clock.now() - start * DAY, clock.now() - end * DAY)
+
+
+async def ask(site: Site, window: Interval) -> Backfill:
+    """What `poller backfill` writes, and what the daemon makes of it."""
+    _, state = parts(site)
+    asked = await site.shop.ledger.ask_backfill(state.id, window, site.shop.clock.now())
+    await site.read_edits()
+    return asked
+
+
+async def now_of(site: Site, asked: Backfill) -> Backfill:
+    return await site.shop.ledger.backfill(asked.id)
+
+
+def windows(simulator: Simulator, before: datetime) -> list[Interval]:
+    """The windows of all list requests that end before a time, as they were asked for."""
+    found = []
+    for seen in simulator.requests:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(seen.target).query).items()}
+        if seen.call == "list" and "min_completed_timestamp" in query:
+            start, end = (
+                parse_timestamp(query[f"{which}_completed_timestamp"]) for which in ("min", "max")
+            )
+            assert start is not None
+            assert end is not None
+            if end < before:
+                found.append(Interval(start, end))
+    return found
+
+
+async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_watermark(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+) -> None:
+    fax = old_fax(simulator, 20)
+    watermark, gaps = polled.watermark, polled.gaps()
+    window = days_ago(clock, 25, 15)
+    asked = await ask(site, window)
+
+    outcome = await poll(site)
+
+    assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
+    assert outcome.discovered[0].found_by == "backfill"
+    assert polled.watermark is not None
+    assert watermark is not None
+    assert polled.watermark >= watermark
+    assert polled.gaps() == gaps == ()
+    ledger = site.shop.ledger
+    assert window in (await ledger.coverage(polled.id)).intervals
+    done = await now_of(site, asked)
+    assert (done.rest, done.not_listed, done.done_at is not None) == (None, (), True)
+    assert said(events, "backfill-completed") == ["backfill-completed"]
+    assert await ledger.found(asked.id) == Found(discovered=1, stored=0, pending=1, failed=0)
+    await fetch(site, fax)
+    assert await ledger.found(asked.id) == Found(discovered=1, stored=1, pending=0, failed=0)
+
+
+async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_already(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    window = days_ago(clock, 6, 2)
+    await ask(site, window)
+    await poll(site)
+    await poll(site)
+    asked_for = windows(simulator, before=window.end + timedelta(minutes=1))
+    assert len(asked_for) == 5
+    assert asked_for == sorted(asked_for, reverse=True)
+    assert Coverage(tuple(asked_for)).gaps(window.start, window.end) == ()
+
+
+async def test_live_polls_come_first_and_a_backfill_goes_on_where_time_was_up(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: UserState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ticking() -> float:
+        clock.mono += 0.01
+        return clock.mono
+
+    monkeypatch.setattr(clock, "monotonic", ticking)
+    account, _ = parts(site)
+    window = days_ago(clock, 30, 20)
+    asked = await ask(site, window)
+    rests = {window}
+    while (rest := (await now_of(site, asked)).rest) is not None:
+        rests.add(rest)
+        seen = len(simulator.requests)
+        await account.poll(polled, until=clock.mono + 0.5)
+        assert windows_of(simulator, seen)[0].end > clock.now() - timedelta(minutes=1)
+    assert len(rests) > 2
+    asked_for = windows(simulator, before=window.end + timedelta(minutes=1))
+    assert len(asked_for) == len(set(asked_for)) == 11
+
+
+def windows_of(simulator: Simulator, since: int) -> list[Interval]:
+    later = simulator.requests[since:]
+    kept, simulator.requests[:] = simulator.requests[:], later
+    try:
+        return windows(simulator, before=datetime.max.replace(tzinfo=later[0].at.tzinfo))
+    finally:
+        simulator.requests[:] = kept
+
+
+async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+) -> None:
+    simulator.switches = Switches(oldest_window_s=20.5 * 86_400)
+    fax = old_fax(simulator, 18)
+    window = days_ago(clock, 25, 15)
+    asked = await ask(site, window)
+
+    outcome = await poll(site)
+
+    assert not outcome.failed
+    assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
+    done = await now_of(site, asked)
+    assert done.rest is None
+    assert all("400" in reason for _, reason in done.not_listed)
+    unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
+    covered = await site.shop.ledger.coverage(polled.id)
+    assert unlisted.intervals[0].start == window.start
+    assert not any(covered.covers(one.start) for one in unlisted.intervals)
+    both = Coverage(unlisted.intervals + covered.intervals)
+    assert both.gaps(window.start, window.end) == ()
+    (event,) = [event for event in events if event.action == "backfill-completed"]
+    assert event.fields["level"] == "warning"
+    assert polled.failed_gaps() == ()
+
+
+async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_goes_on(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    window = days_ago(clock, 15.9, 15.1)
+    asked = await ask(site, window)
+    simulator.faults = faults("bad-json@list=always")
+    account, _ = parts(site)
+    outcome = await account.backfill(polled)
+    assert [type(error) for error in outcome.trouble] == [BadAnswer]
+    held = await now_of(site, asked)
+    assert held.rest == window
+    assert held.last_error
+    before = len(simulator.requests)
+    assert not (await account.backfill(polled)).trouble  # it is not due yet
+    assert len(simulator.requests) == before
+
+    simulator.faults = faults()
+    clock.advance(timedelta(minutes=6))
+    outcome = await poll(site)
+    assert not outcome.failed
+    done = await now_of(site, asked)
+    assert (done.rest, done.not_listed, done.last_error) == (None, (), None)
+    asked_for = windows_of(simulator, before)
+    old = [one.length for one in asked_for if one.end < window.end + timedelta(minutes=1)]
+    assert timedelta(hours=7) < max(old) < timedelta(hours=13)
+
+
+async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    window = days_ago(clock, 15.1, 15)
+    asked = await ask(site, window)
+    simulator.faults = faults("bad-json@list=always")
+    account, _ = parts(site)
+    for _ in range(30):
+        await account.backfill(polled)
+        clock.advance(timedelta(minutes=6))
+    done = await now_of(site, asked)
+    assert done.rest is None
+    assert Coverage(tuple(one for one, _ in done.not_listed)).intervals == (window,)
+    assert not (await site.shop.ledger.coverage(polled.id)).covers(window.start)
+
+
+async def test_a_suspended_account_leaves_the_backfill_asked_for_and_it_is_done_afterwards(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    asked = await ask(site, days_ago(clock, 16, 15))
+    await suspend(site, simulator)
+    account, _ = parts(site)
+    assert (await account.backfill(polled)).error is not None
+    held = await now_of(site, asked)
+    assert held.rest is not None
+    assert held.last_error
+    await end_outage(site, simulator, clock)
+    await poll(site)
+    assert (await now_of(site, asked)).done_at is not None
+
+
+async def test_a_backfill_outlives_the_process(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await poll(site)
+        asked = await ask(site, days_ago(clock, 16, 15))
+    fax = old_fax(simulator, 15.5)
+    async with opened_site(settings, clock) as site:
+        _, state = parts(site)
+        assert state.backfill is True
+        assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
+        assert (await now_of(site, asked)).done_at is not None
+        assert not (await site.shop.ledger.users_to_backfill())
+    async with opened_site(settings, clock) as site:
+        assert not parts(site)[1].backfill
+
+
+async def test_what_is_still_to_come_is_not_waited_for(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    asked = await ask(site, Interval(clock.now() - DAY, clock.now() + DAY))
+    await poll(site)
+    assert (await now_of(site, asked)).done_at is not None
+    newest = (await site.shop.ledger.coverage(polled.id)).newest_end
+    assert newest is not None
+    assert newest <= simulator.now()
+
+
+async def test_a_user_who_was_never_polled_is_listed_from_its_start_all_the_same(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, state = parts(site)
+    old, recent = old_fax(simulator, 15.5), old_fax(simulator, 3)
+    await ask(site, days_ago(clock, 16, 15))
+    first = await account.backfill(state)
+    assert [row.fax_id for row in first.discovered] == [old.fax_id]
+    assert [row.fax_id for row in (await poll(site)).discovered] == [recent.fax_id]
+    assert state.gaps() == ()
+
+
+async def test_the_same_window_asked_for_again_goes_on_and_a_new_one_begins_when_it_is_through(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    window = days_ago(clock, 16, 15)
+    first = await ask(site, window)
+    assert (await ask(site, window)).id == first.id
+    await poll(site)
+    again = await ask(site, window)
+    assert again.id != first.id
+    assert again.rest == window
+
+
+async def test_a_find_of_a_backfill_does_not_count_as_late(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    old_fax(simulator, 2)  # the window had missed it
+    await ask(site, days_ago(clock, 3, 1))
+    account, _ = parts(site)
+    assert len((await account.backfill(polled)).discovered) == 1
+    assert (await site.shop.ledger.user(polled.id)).late_max_s == 0
+
+
+async def test_daemon_takes_a_backfill_up_and_carries_it_through_between_two_rare_polls(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    clock.wall = datetime.now(clock.wall.tzinfo)  # by which APScheduler goes
+    for state in site.states:
+        state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
+        await poll(site, state.user.name)
+    _, state = parts(site)
+    simulator.requests.clear()
+    planner = Planner(site)
+    planner.start()
+    try:
+        asked = await ask(site, days_ago(clock, 16, 15))
+        Rounds(site, planner.poll_soon)._begin_backfills()
+        await until(lambda: said(events, "backfill-completed"))
+    finally:
+        await planner.stop()
+    assert (await now_of(site, asked)).done_at is not None
+    assert {seen.user for seen in simulator.requests} == {"user-a"}
+
+
+async def test_poll_follows_at_once_where_a_backfill_is_not_through(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.wall = datetime.now(clock.wall.tzinfo)
+    account, state = parts(site)
+    state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
+    await poll(site)
+    planner = Planner(site)
+    planner.start()
+    try:
+        state.backfill = True
+        state.backfill_not_before = clock.monotonic() + 90
+        job = planner._scheduler.get_job(str(state.id))
+        job.modify(next_run_time=clock.now() + timedelta(hours=12))
+        await planner._poll(account, state, job.trigger)
+        job = planner._scheduler.get_job(str(state.id))
+        assert job.next_run_time - clock.now() <= timedelta(seconds=90)
+    finally:
+        await planner.stop()
