@@ -216,6 +216,8 @@ class Monitor:
     async def _gauges(self) -> None:
         metrics = self._site.shop.metrics
         metrics.ready(not self.troubles())
+        for account in self._site.accounts.values():  # 0 is a series, too
+            metrics.suspended(account.account.name, is_suspended=account.is_suspended)
         for state in self._site.states:
             overdue = self._planner.is_overdue(state)
             metrics.set_overdue(state.user.account, state.user.name, is_overdue=overdue)

@@ -262,6 +262,7 @@ async def test_gauges_and_status_line_follow_the_ledger(
     assert monitor.status_line().startswith("2 users, 1 pending, 0 quarantined, largest lag ")
     rendered = (await site.shop.metrics.render()).decode()
     assert 'poller_fax_pending{account="main",user="user-a"} 1.0' in rendered
+    assert 'poller_account_suspended{account="main"} 0.0' in rendered
 
     await suspend(site, simulator)
     assert "suspended: main" in monitor.status_line()
