@@ -1,6 +1,7 @@
 """What keeps the daemon honest: gate, watchdog, clock, silence, summaries, probes."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -38,6 +39,9 @@ class Monitor:
         self._clock = site.shop.clock
         self._disk_low = False
         self._silent: set[int] = set()
+        self._looked_at = self._clock.monotonic()
+        self._deaf_s: defaultdict[str, float] = defaultdict(float)  # by App ID: suspended so long
+        self._heard: dict[int, tuple[datetime, float]] = {}  # the last fax, and `_deaf_s` then
         self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
@@ -287,6 +291,10 @@ class Monitor:
 
     async def _look_for_silence(self) -> None:
         now = self._clock.now()
+        looked_at, self._looked_at = self._looked_at, self._clock.monotonic()
+        for account in self._site.accounts.values():
+            if account.is_suspended:
+                self._deaf_s[account.account.app_id] += self._looked_at - looked_at
         for state in self._site.states:
             expect = state.user.expect
             silent = expect is not None and self._is_silent(state, expect, now)
@@ -306,10 +314,17 @@ class Monitor:
             elif not silent:
                 self._silent.discard(state.id)
 
-    @staticmethod
-    def _is_silent(state: UserState, expect: Expect, now: datetime) -> bool:
+    def _is_silent(self, state: UserState, expect: Expect, now: datetime) -> bool:
         last = state.last_received_at or state.our_first_seen
-        return schedule.silent_for(last, now, expect.during, expect.timezone) > expect.within
+        silent = schedule.silent_for(last, now, expect.during, expect.timezone)
+        return silent - self._deaf_since(state, last) > expect.within
+
+    def _deaf_since(self, state: UserState, last: datetime) -> timedelta:
+        """How long the account was suspended since then: an outage is no silence of its users."""
+        deaf_s = self._deaf_s[state.user.app_id]
+        known, before_s = self._heard.get(state.id, (last, deaf_s))
+        self._heard[state.id] = (last, before_s if known == last else deaf_s)
+        return timedelta(seconds=deaf_s - self._heard[state.id][1])
 
     # -- can it do its job ------------------------------------------------------------------------
 

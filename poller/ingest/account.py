@@ -56,6 +56,8 @@ class Witness:
 
     def rate_limited(self, pause_s: float, rate: float) -> None:
         self._owner.tally["rate_limited"] += 1
+        if rate < self._owner.account.limits.requests_per_second / 2:
+            return  # it was slowed already: said when that began, counted in each summary
         log.event(
             "rate-limited",
             "eFax said 429: the account pauses and goes on more slowly.",
@@ -127,7 +129,7 @@ class AccountAtWork:
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
     _noted_until: datetime | None = None
-    _noted_reason: str = ""
+    _said_reasons: set[str] = field(default_factory=set)  # of this suspension
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -214,6 +216,7 @@ class AccountAtWork:
         )
 
     def on_suspended(self, until: datetime, reason: str) -> None:
+        self._said_reasons = {reason}
         self._note_suspended(until, reason)
         self.note_pause()
         self.on_suspension_change(self)
@@ -223,7 +226,9 @@ class AccountAtWork:
         until = self.client.suspension.until
         if until is not None and until != self._noted_until:
             reason = self.client.suspension.reason
-            if reason != self._noted_reason:
+            # An outage that fails now this way, now that way, is not said with each probe.
+            if reason not in self._said_reasons:
+                self._said_reasons.add(reason)
                 log.event(
                     "account-suspended",
                     f"The account is still suspended, for another reason: {reason}",
@@ -233,7 +238,7 @@ class AccountAtWork:
             self._note_suspended(until, reason)
 
     def _note_suspended(self, until: datetime, reason: str) -> None:
-        self._noted_until, self._noted_reason = until, reason
+        self._noted_until = until
         self._note(
             self.shop.ledger.set_suspended(
                 self.account.app_id, self.account.name, until, log.redact(reason)

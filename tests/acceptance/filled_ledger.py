@@ -33,10 +33,10 @@ def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datet
     week_ago = at - 7 * 24 * hour
     each = [(user.id, 2 + number % 4, number) for number, user in enumerate(users)]
     connection.executemany(
-        "UPDATE users SET pinned_start = ?, last_poll_at = ?, last_success_at = ?, discovered = ?, "
-        "stored = ? WHERE id = ?",
+        "UPDATE users SET pinned_start = ?, configured_start = '7 days, 0:00:00', last_poll_at = ?, "
+        "last_success_at = ?, discovered = ?, stored = ?, last_received_at = ? WHERE id = ?",
         [
-            (week_ago, at - number % 30 * 1_000_000, at, faxes, faxes, user)
+            (week_ago, at - number % 30 * 1_000_000, at, faxes, faxes, at - hour, user)
             for user, faxes, number in each
         ],
     )

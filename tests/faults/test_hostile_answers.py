@@ -44,6 +44,7 @@ LIST_OF_A = b"user-id: user-a\r\npagination-offset"
 IMAGE_OF_A = b"GET /faxes/fax-of-a/image"
 # A page of 20,000 records may take this much while it is read; a bomb of a gigabyte must not.
 MOST_MEMORY = 256 * MEBIBYTE
+LONGEST_LINE = 40 * 1024  # journald cuts at 48 KiB
 
 
 def http(body: bytes, *headers: str, status: str = "200 OK", length: bool = True) -> bytes:
@@ -440,6 +441,7 @@ def assert_nothing_private_and_no_bug(out: io.StringIO, *more: str | None) -> No
     out.seek(0)
     out.truncate()
     for line in text.splitlines():
+        assert len(line.encode()) < LONGEST_LINE
         event = json.loads(line)
         assert "stack_trace" not in event.get("error", {}), event
         assert event["event"]["action"] != "internal-error", event

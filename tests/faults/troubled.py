@@ -12,7 +12,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -151,11 +151,11 @@ class Scene:
     def __post_init__(self) -> None:
         self.installation.write({"http": {"listen": f"127.0.0.1:{self.port}"}})
 
-    async def get(self, path: str) -> tuple[int, str]:
+    async def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://127.0.0.1:{self.port}{path}") as answer,
+            session.get(f"http://127.0.0.1:{self.port}{path}", headers=headers) as answer,
         ):
             return answer.status, await answer.text()
 

@@ -26,6 +26,7 @@ from poller.storage import steps
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     calls,
+    end_outage,
     faults,
     fetch,
     in_background,
@@ -188,6 +189,27 @@ async def test_user_who_never_received_anything_is_silent_too(
         await until(lambda: count(events, "silence"))
         await asyncio.sleep(0.01)
     assert count(events, "silence") == 1
+
+
+async def test_an_outage_is_no_silence_of_its_users(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    settings = make_config(simulator.base_url)
+    (account,) = settings.accounts
+    users = tuple(replace(user, expect=Expect(timedelta(hours=2))) for user in account.users)
+    settings = replace(settings, accounts=(replace(account, users=users),))
+    async with opened_site(settings, clock) as site:
+        monitor = Monitor(site, Planner(site))
+        await suspend(site, simulator)
+        for _ in range(6):
+            await monitor._look_for_silence()
+            clock.advance(timedelta(hours=1))
+        await end_outage(site, simulator, clock)
+        await monitor._look_for_silence()
+        assert not said(events, "silence")
+        clock.advance(timedelta(hours=2, minutes=1))
+        await monitor._look_for_silence()
+        assert said(events, "silence") == ["silence", "silence"]
 
 
 async def test_silence_counts_only_during_office_hours(
