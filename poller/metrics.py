@@ -55,6 +55,7 @@ class _User:
     silent: int = 0
     gap_s: float = 0.0
     watermark: float | None = None
+    settled: float | None = None
     last_success: float | None = None
 
     def copied(self) -> "_User":
@@ -72,6 +73,7 @@ class _User:
             silent=self.silent + other.silent,
             gap_s=self.gap_s + other.gap_s,
             watermark=_oldest(self.watermark, other.watermark),
+            settled=_oldest(self.settled, other.settled),
             last_success=_oldest(self.last_success, other.last_success),
         )
 
@@ -117,6 +119,10 @@ class Metrics:
 
     def set_watermark(self, account: str, user: str, watermark: datetime) -> None:
         self._user(account, user).watermark = watermark.timestamp()
+
+    def set_settled(self, account: str, user: str, at: datetime) -> None:
+        """Set the watermark as it would be without the gaps that an operator has dismissed."""
+        self._user(account, user).settled = at.timestamp()
 
     def set_last_success(self, account: str, user: str, at: datetime) -> None:
         self._user(account, user).last_success = at.timestamp()
@@ -307,6 +313,11 @@ class _UserCollector(Collector):
             "poller_watermark_timestamp_seconds",
             "Everything received before is listed.",
             lambda user: user.watermark,
+        )
+        yield self._gauge(
+            "poller_settled_timestamp_seconds",
+            "Everything received before is listed, or was dismissed by an operator.",
+            lambda user: user.settled,
         )
         yield self._gauge(
             "poller_last_success_timestamp_seconds",

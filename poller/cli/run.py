@@ -7,13 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from poller import VERSION, config, log
+from poller import VERSION, config
 from poller.cli import setup
 from poller.cli.leaving import StopDeadline
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
-from poller.errors import PollerError
 from poller.ingest.site import Site
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
@@ -29,12 +28,8 @@ def run(paths: Sequence[Path]) -> int:
     setup.read_all_secrets(settings)
     with StateLock(settings.state_directory), StorageLock() as storage_lock:
         setup.start_log(settings)
-        try:
-            with StopDeadline() as deadline:
-                asyncio.run(_run(settings, paths, storage_lock, deadline))
-        except PollerError as error:  # the sentence on stderr reaches no aggregator
-            log.event("start-refused", f"poller does not start: {error}", error=error)
-            raise
+        with StopDeadline() as deadline:
+            asyncio.run(_run(settings, paths, storage_lock, deadline))
     return 0
 
 

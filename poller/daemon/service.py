@@ -13,7 +13,7 @@ from poller.daemon import reload
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.daemon.rounds import Rounds
-from poller.errors import CannotStart, ConfigError, LedgerUnavailable
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, PollerError
 from poller.ingest.account import AccountAtWork
 from poller.ingest.patience import NO_PROGRESS_S
 from poller.ingest.site import Site, open_site
@@ -41,11 +41,18 @@ async def run(
     """
     asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
     log.event("service-started", "poller starts.", users=_user_count(settings))
-    async with open_site(settings, environ, metrics=metrics, storage_lock=storage_lock) as site:
-        planner = Planner(site)
-        monitor = Monitor(site, planner)
-        async with serve(site, monitor):
-            await Service(site, planner, monitor, load, on_stop=on_stop).work()
+    is_up = False
+    try:
+        async with open_site(settings, environ, metrics=metrics, storage_lock=storage_lock) as site:
+            planner = Planner(site)
+            monitor = Monitor(site, planner)
+            async with serve(site, monitor):
+                is_up = True
+                await Service(site, planner, monitor, load, on_stop=on_stop).work()
+    except PollerError as error:
+        if not is_up:  # the sentence on stderr reaches no aggregator
+            log.event("start-refused", f"poller does not start: {error}", error=error)
+        raise
     log.event("service-stopped", "poller stopped.")
 
 

@@ -292,7 +292,8 @@ class AccountAtWork:
                 state.last_received_at = max(
                     fax.received_at, state.last_received_at or fax.received_at
                 )
-                if steady and not any(gap.start <= fax.received_at < gap.end for gap in gaps):
+                in_gap = any(gap.start <= fax.received_at < gap.end for gap in gaps)
+                if steady and not in_gap and fax.found_by != "backfill":
                     self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())
             log.event(
                 "fax-discovered",
@@ -323,8 +324,10 @@ class AccountAtWork:
         overlap = state.user.poll.overlap
         late = sum(is_late(timedelta(seconds=late_s), overlap) for late_s in outcome.late_s)
         metrics.fax(account, user, "late", late)
+        if state.watermark is not None:
+            metrics.set_watermark(account, user, state.watermark)
         if (settled := state.settled_until) is not None:
-            metrics.set_watermark(account, user, settled)
+            metrics.set_settled(account, user, settled)
         if state.last_success_at is not None:
             metrics.set_last_success(account, user, state.last_success_at)
         gap_s = sum((gap.length.total_seconds() for gap in state.gaps()), 0.0)

@@ -73,6 +73,7 @@ class Ledger:
         self._stop_copying = threading.Event()
         self._copying: asyncio.Task[str | None] | None = None
         self._copied_at = 0.0  # when the copy last came on (monotonic)
+        self._looking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -190,8 +191,21 @@ class Ledger:
 
         A little may still go where a page of new faxes does not, so room is looked for too.
         """
-        await asyncio.to_thread(engine.require_room, self._path)
+        await self._require_room()
         await self._write(lambda connection: _set_meta(connection, "write_check", _next_count))
+
+    async def _require_room(self) -> None:
+        """A disk that hangs holds one thread of those that others need too, not all of them."""
+        if self._looking is None or self._looking.done():
+            look = asyncio.to_thread(engine.require_room, self._path)
+            self._looking = asyncio.create_task(look, name="ledger room")
+        looking = self._looking
+        await asyncio.wait({looking}, timeout=_LOOK_S)
+        if not looking.done():
+            raise LedgerUnavailable(
+                f"the disk of the ledger {self._path} has not answered for {_LOOK_S:.0f} seconds"
+            )
+        looking.result()
 
     async def storage_id(self) -> str | None:
         """Return the id that the storage's marker file must bear, None before there is one."""

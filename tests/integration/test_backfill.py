@@ -299,6 +299,9 @@ async def test_a_find_of_a_backfill_does_not_count_as_late(
     account, _ = parts(site)
     assert len((await account.backfill(polled)).discovered) == 1
     assert (await site.shop.ledger.user(polled.id)).late_max_s == 0
+    assert (
+        "poller_visibility_delay_seconds_count 0.0" in (await site.shop.metrics.render()).decode()
+    )
 
 
 async def test_daemon_takes_a_backfill_up_and_carries_it_through_between_two_rare_polls(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -177,6 +178,27 @@ async def test_a_disk_with_too_little_room_to_grow_is_not_called_writable(
         nearly_full.setattr("poller.ledger.engine.os.statvfs", lambda _: space)
         with pytest.raises(LedgerUnavailable, match="cannot grow: the disk is full"):
             await ledger.check_writable()
+    await ledger.check_writable()
+
+
+async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_for(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, looks = threading.Event(), []
+
+    def hang(_: Path) -> None:
+        looks.append(threading.current_thread())
+        disk.wait(60)
+
+    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 0.05)
+    monkeypatch.setattr("poller.ledger.engine.require_room", hang)
+    for _ in range(3):
+        with pytest.raises(LedgerUnavailable, match="has not answered for"):
+            await ledger.check_writable()
+    assert len(looks) == 1
+    assert looks[0] is not threading.main_thread()
+    disk.set()
+    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 10.0)
     await ledger.check_writable()
 
 

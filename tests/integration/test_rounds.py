@@ -308,7 +308,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
         assert state.watermark < failed[-1].interval.end < settled
         assert settled == state.coverage.newest_end
         shown = (await site.shop.metrics.render()).decode()
-        name = 'poller_watermark_timestamp_seconds{account="main",user="user-a"} '
+        name = 'poller_settled_timestamp_seconds{account="main",user="user-a"} '
         (value,) = (line for line in shown.splitlines() if line.startswith(name))
         assert float(value.removeprefix(name)) == settled.timestamp()
         assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from poller.config.model import Config, HttpConfig, Poll, SecretRef
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
+from poller.ingest.gate import Gate
 from poller.ingest.site import Site
 from poller.metrics import Metrics
 from poller.simulator import Simulator
@@ -397,7 +398,7 @@ async def test_reloads_that_come_close_together_are_done_one_after_the_other(
 
 
 async def test_service_that_cannot_start_says_why(
-    efax: Simulator, make_config: MakeConfig, tmp_path: Path
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
 ) -> None:
     settings = make_config(efax.base_url)
     settings.storage.directory.mkdir()
@@ -405,3 +406,17 @@ async def test_service_that_cannot_start_says_why(
     with pytest.raises(CannotStart, match="not empty"):
         async with started(settings) as running:
             await asyncio.wait([running.task], timeout=10)
+    assert said(events, "start-refused", "service-ready") == ["start-refused"]
+
+
+async def test_service_that_was_up_and_ended_is_not_said_to_be_refused(
+    efax: Simulator, make_config: MakeConfig, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(_: Gate) -> bool:
+        raise LedgerUnavailable("gone")
+
+    with suppress(LedgerUnavailable):
+        async with started(make_config(efax.base_url)) as running:
+            monkeypatch.setattr(Gate, "check", gone)
+            await asyncio.wait([running.task], timeout=60)
+    assert said(events, "start-refused", "internal-error") == ["internal-error"]

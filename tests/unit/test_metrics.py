@@ -1,5 +1,5 @@
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -40,6 +40,7 @@ async def test_how_a_user_stands_is_shown() -> None:
     metrics.set_pending("main", "desk", 3)
     metrics.set_quarantined("main", "desk", 1)
     metrics.set_watermark("main", "desk", AT)
+    metrics.set_settled("main", "desk", AT + timedelta(hours=1))
     metrics.set_last_success("main", "desk", AT)
     metrics.set_gap("main", "desk", 3600.0)
     metrics.set_overdue("main", "desk", is_overdue=True)
@@ -49,6 +50,7 @@ async def test_how_a_user_stands_is_shown() -> None:
     assert seen["poller_fax_pending", labels] == 3
     assert seen["poller_fax_quarantined", labels] == 1
     assert seen["poller_watermark_timestamp_seconds", labels] == AT.timestamp()
+    assert seen["poller_settled_timestamp_seconds", labels] == AT.timestamp() + 3600
     assert seen["poller_last_success_timestamp_seconds", labels] == AT.timestamp()
     assert seen["poller_coverage_gap_seconds", labels] == 3600
     assert seen["poller_user_overdue", labels] == 1
