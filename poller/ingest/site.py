@@ -192,11 +192,19 @@ async def _workshop(
 ) -> Workshop:
     storage = Storage(settings.storage)
     known = await ledger.storage_id()
+    is_lost = known is None and await storage.holds_faxes_of_a_ledger()
     storage_id = await storage.prepare(known)
     if storage_lock is not None:
         storage_lock.take(storage_id)
     if known is None:
         await ledger.set_storage_id(storage_id)
+    if is_lost:
+        log.event(
+            "ledger-lost",
+            "The ledger is new, and the storage directory holds faxes of an earlier one. Stop the "
+            "service and run `poller rebuild`, else faxes that were taken away are fetched again.",
+            directory=str(settings.storage.directory),
+        )
     gate = Gate(storage, ledger, metrics, clock, storage_id=storage_id)
     shop = Workshop(
         ledger=ledger,

@@ -46,6 +46,7 @@ Action = Literal[
     "snapshot-made",
     "snapshot-failed",
     "ledger-damaged",
+    "ledger-lost",  # there was none, nor a snapshot, beside a storage that has been in use
     "ledger-restored",  # the file was gone; the newest snapshot took its place
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "backfill-completed",  # an old window that an operator asked for is listed
@@ -76,6 +77,7 @@ _OTHER_THAN_INFO: Final[dict[str, Level]] = {
     "sweep-failed": "warning",
     "snapshot-failed": "warning",
     "ledger-damaged": "error",
+    "ledger-lost": "error",
     "ledger-restored": "warning",
     "storage-unusable": "error",
     "disk-low": "warning",

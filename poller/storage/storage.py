@@ -217,6 +217,19 @@ class Storage:
 
         return await self._threads.run(step)
 
+    async def holds_faxes_of_a_ledger(self) -> bool:
+        """Tell whether there is a marker and something visible beside it."""
+
+        def step() -> bool:
+            with marker.opened(self._config.directory) as root:
+                visible = (name for name in steps.names(root) if not name.startswith("."))
+                return marker.read(root) is not None and any(True for _ in visible)
+
+        try:
+            return await self._threads.run(step)
+        except (StorageUnusable, StorageConflict):  # whoever goes on to use it says so
+            return False
+
     async def sidecars(self) -> AsyncGenerator[list[Found | Unreadable], None]:
         """Give all sidecars, some at a time, however many there are; images are not looked at."""
         walk = survey.walk(self._config.directory, self._id)

@@ -231,11 +231,12 @@ def take(image: Path) -> None:
     image.with_suffix(".json").unlink()
 
 
-async def test_deleted_ledger_without_a_snapshot_is_made_anew_and_adopts_the_files(
-    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_the_files(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path, events: list[Event]
 ) -> None:
     async with opened_site(settings, clock) as site:
         await store(site, simulator, clock)
+    assert said(events, "ledger-lost") == []
     path.unlink()
     before = stored_files(settings.storage.directory)
     async with opened_site(settings, clock) as site:
@@ -243,6 +244,8 @@ async def test_deleted_ledger_without_a_snapshot_is_made_anew_and_adopts_the_fil
         assert (await site.shop.ledger.users())[0].stored == 1
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == before
+    async with opened_site(settings, clock):
+        assert said(events, "ledger-lost") == ["ledger-lost"]
 
 
 async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
