@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from poller import VERSION
 from poller.cli import setup
 from poller.cli.beside import Shown, progress, wait
 from poller.config.model import Config, User
-from poller.errors import CannotStart, LockHeld, PollerError, UsageError
+from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountAtWork
 from poller.ingest.poll import PollOutcome
 from poller.ingest.site import Site, open_site
@@ -215,7 +215,8 @@ def _why(outcome: PollOutcome) -> str | None:
 
 async def _show(ledger: Ledger, asked: Backfill, show: Shown) -> None:
     while True:
-        show(*_progress(await ledger.backfill(asked.id), await ledger.found(asked.id)))
+        with suppress(LedgerUnavailable):  # whoever writes to it says so
+            show(*_progress(await ledger.backfill(asked.id), await ledger.found(asked.id)))
         await asyncio.sleep(1.0)
 
 

@@ -38,7 +38,18 @@ USER_KEYS = {
     *("account", "user", "user_id", "watermark", "lag_s", "gaps", "last_poll_at", "last_error"),
     *("refused", "removed", "stored", "pending", "quarantined"),
 }
-COMMANDS = ("run", "once", "check", "status", "retry", "simulate", "demo")
+COMMANDS = (
+    "run",
+    "once",
+    "check",
+    "status",
+    "retry",
+    "backfill",
+    "plan",
+    "explain",
+    "simulate",
+    "demo",
+)
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def _as_the_first_release_left_it(found: Found, poller: Program) -> Found:
     file.write_bytes(found.files[LEDGER][1])
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(
+            "DROP TABLE backfill_failures; DROP TABLE backfills; DROP INDEX ix_faxes_backfill;"
             "DROP INDEX ix_faxes_harm; ALTER TABLE faxes DROP COLUMN harm;"
             "UPDATE alembic_version SET version_num='0001';"
         )

@@ -316,7 +316,9 @@ def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
         assert "there is no ledger" in err
 
 
-def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: Path) -> None:
+def test_retry_makes_named_faxes_due_now_and_does_not_wait_for_ever(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fax = receive(efax)
     efax.faults = faults("404@image=always")
     assert run("once")[0] == 0
@@ -325,7 +327,10 @@ def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: P
         code, out, _ = run("retry", name)
         assert (code, out) == (0, "1 faxes are due now. The next run fetches them.\n")
     with StateLock(directory / "state"):
-        assert "The running daemon fetches" in run("retry", fax.fax_id)[1]
+        monkeypatch.setattr("poller.cli.retry._PATIENCE_S", 0.0)
+        code, out, _ = run("retry", fax.fax_id)
+        assert (code, "0 of 1 are stored" in out) == (0, True)
+        assert "nothing has come on for 0 seconds; the service goes on" in out
 
     efax.faults = faults()
     assert json.loads(run("once", "--json")[1])["stored"] == 1
