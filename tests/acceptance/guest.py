@@ -85,7 +85,8 @@ def until(happened: Callable[[], bool], what: str, report: Callable[[], str] = s
 @contextlib.contextmanager
 def booted(lab: Path) -> Iterator[Guest]:
     """Boot a guest on the empty directory `lab`; CannotBoot where that is impossible."""
-    group = _cgroup() / f"poller-guest-{os.getpid()}"
+    _require_tools()
+    group = _cgroups() / f"poller-guest-{os.getpid()}"
     with contextlib.ExitStack() as stack:
         _make(group)
         stack.callback(_remove, group)
@@ -117,17 +118,20 @@ exec unshare --mount --pid --fork --kill-child --uts --ipc --net --cgroup --prop
 """
 
 
-def _cgroup() -> Path:
-    """Where cgroups are made here; CannotBoot with all that is missing."""
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+def _require_tools() -> None:
     if os.geteuid() != 0:
         raise CannotBoot("only root can boot a guest")
-    if missing or not Path("/lib/systemd/systemd").exists():
-        raise CannotBoot(f"a guest needs systemd and {', '.join(missing) or 'nothing else'}")
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise CannotBoot(f"a guest needs {', '.join(missing)}")
+
+
+def _cgroups() -> Path:
+    """Where cgroups are made here."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split()[0] == "cgroup2":
-            return Path(before.split()[4])
+        place, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            return Path(place.split()[4])
     raise CannotBoot("there is no cgroup2 here")
 
 

@@ -163,14 +163,15 @@ class Service:
     def exited_with(self) -> int:
         return int(self.show("ExecMainStatus"))
 
-    def journal(self) -> str:
-        """All that the unit and systemd about it have said in this test."""
-        return self.guest.run("journalctl", "-u", "poller", self._since)
+    def journal(self, *which: str) -> str:
+        """All that the unit, and systemd about it, have said in this test."""
+        self.guest.run("journalctl", "--sync")
+        return self.guest.run("journalctl", self._since, *(which or ("-u", "poller")))
 
     def log(self) -> list[dict[str, Any]]:
         """What the service said, of which each line has to be JSON."""
-        ours = ("_SYSTEMD_UNIT=poller.service", "-o", "cat", self._since)
-        return [json.loads(line) for line in self.guest.run("journalctl", *ours).splitlines()]
+        lines = self.journal("_SYSTEMD_UNIT=poller.service", "-o", "cat").splitlines()
+        return [json.loads(line) for line in lines]
 
     def said(self, action: str) -> list[dict[str, Any]]:
         return [one for one in self.log() if one.get("event", {}).get("action") == action]
@@ -210,6 +211,7 @@ install -d /etc/poller
 install -m 644 {SOURCE}/systemd/poller.service /etc/systemd/system/poller.service
 systemctl daemon-reload
 systemctl reset-failed
+journalctl --sync
 """
 
 
@@ -314,7 +316,7 @@ def test_its_exposure_is_small(service: Service) -> None:
 
 def test_a_loop_that_hangs_is_restarted_by_the_watchdog(service: Service) -> None:
     efax = service.simulate("--users=2", "--backlog=3", "--arrivals-per-minute=60")
-    service.drop_in("[Service]\nWatchdogSec=10\n")
+    service.drop_in("[Service]\nWatchdogSec=10\nRestartSec=1\n")
     service.start()
     service.stores(3)
     service.systemctl("kill", "-s", "STOP", "--kill-who=main", "poller")
@@ -326,7 +328,7 @@ def test_a_loop_that_hangs_is_restarted_by_the_watchdog(service: Service) -> Non
 
 
 def test_after_kill_9_it_is_started_again_and_nothing_is_lost_or_doubled(service: Service) -> None:
-    efax = service.simulate("--users=2", "--backlog=60", "--arrivals-per-minute=0")
+    efax = service.simulate("--users=2", "--backlog=40", "--arrivals-per-minute=0")
     slow = account(efax) | {"limits": {"requests_per_second": 5, "burst": 1}}
     service.configure(slow)
     service.start()
@@ -334,14 +336,14 @@ def test_after_kill_9_it_is_started_again_and_nothing_is_lost_or_doubled(service
     service.systemctl("kill", "-s", "KILL", "--kill-who=main", "poller")
     until(lambda: service.show("ActiveState") != "active", "its end")
     before = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
-    assert len(before) < 60
+    assert len(before) < 40
     service.configure(account(efax))
-    service.stores(60)
+    service.stores(40)
     assert int(service.show("NRestarts")) == 1
     after = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
     assert before.items() <= after.items()
     verified = service.verified()
-    assert (verified["checked"], verified["ok"], verified["damaged"]) == (60, 60, [])
+    assert (verified["checked"], verified["ok"], verified["damaged"]) == (40, 40, [])
 
 
 def test_sigterm_ends_it_within_the_drain_though_a_download_hangs(service: Service) -> None:
