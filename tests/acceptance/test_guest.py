@@ -510,12 +510,21 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
     assert service.verified()["damaged"] == []
 
 
+@pytest.fixture
+def kept(installed: Guest) -> Iterator[None]:
+    """What is uninstalled in the test is put back after it, for the others."""
+    installed.sh(f"cp -a /opt/poller /opt/kept; cp -a {SOURCE} /usr/local/src/kept")
+    yield
+    installed.sh(f"rm -rf /opt/poller {SOURCE}; mv /opt/kept /opt/poller")
+    installed.sh(f"mv /usr/local/src/kept {SOURCE}; " + readme("systemd-sysusers"))
+
+
+@pytest.mark.usefixtures("kept")
 def test_nothing_is_left_of_it_when_it_is_uninstalled(service: Service) -> None:
     guest = service.guest
     service.simulate("--users=2", "--backlog=2")
     service.start()
     service.stores(2)
-    guest.sh(f"cp -a /opt/poller /opt/kept; cp -a {SOURCE} /usr/local/src/kept")
 
     guest.sh(readme("systemctl disable --now poller"))
     assert guest.result("systemctl", "cat", "poller").returncode != 0
@@ -524,6 +533,3 @@ def test_nothing_is_left_of_it_when_it_is_uninstalled(service: Service) -> None:
     places = ("etc/**/poller*", "opt/poller*", "usr/local/src/poller*", "var/lib/poller*")
     assert [path for place in places for path in guest.path("/").glob(place)] == []
     assert "poller" not in guest.sh("cat /etc/passwd /etc/group")
-
-    guest.sh(f"mv /opt/kept /opt/poller; mv /usr/local/src/kept {SOURCE}")
-    guest.sh(readme("systemd-sysusers"))

@@ -47,6 +47,7 @@ def seconds(text: str) -> float:
         pytest.param("Service", "StateDirectory", "poller", id="its-directory"),
         pytest.param("Service", "StateDirectoryMode", "0750", id="the-group-gets-to-the-faxes"),
         pytest.param("Service", "LimitCORE", "0", id="no-faxes-in-core-dumps"),
+        pytest.param("Service", "ReadOnlyPaths", "/run", id="writes-nothing-in-run"),
         pytest.param("Install", "WantedBy", "multi-user.target", id="starts-at-boot"),
     ],
 )
