@@ -123,6 +123,7 @@ class Service:
 
     def simulate(self, *words: str) -> EFax:
         """Start the simulated eFax, and write the configuration and the key for it."""
+        self.guest.write("/run/efax.yaml", "")  # the unit is started before it has opened it
         output = ("StandardOutput=file:/run/efax.yaml", "StandardError=file:/run/efax.log")
         properties = [word for one in output for word in ("-p", one)]
         command = ("/opt/poller/bin/poller", "simulate", *words)
