@@ -20,7 +20,7 @@ from poller.cli.beside import Shown, progress, wait
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountAtWork
-from poller.ingest.poll import PollOutcome
+from poller.ingest.poll import BACKFILL_CAP, PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import Backfill, Found, Ledger
@@ -29,7 +29,7 @@ from poller.metrics import Metrics
 from poller.status import instant
 from poller.window import EARLIEST, Coverage, Interval
 
-_PATIENCE_S = 300.0
+_PATIENCE_S = 2 * BACKFILL_CAP.total_seconds()  # so long it may do nothing between two attempts
 
 
 class NotAtWork(PollerError):
@@ -103,6 +103,8 @@ def _window(start: datetime, end: datetime) -> Interval:
         raise UsageError("--from is not before --to")
     if start < EARLIEST or start >= setup.now():
         raise UsageError("--from is before 1970 or still to come")
+    if end > setup.now():
+        raise UsageError("--to is still to come: what comes in from now on, the polls list")
     return Interval(start, end)
 
 

@@ -155,8 +155,10 @@ class Planner:
         assert task is not None
         self._polls[task] = (account, state)
         state.poll_began_at = self._clock.monotonic()
+        goes_on = False
         try:
-            await account.poll(state, until=state.poll_began_at + pause.total_seconds())
+            outcome = await account.poll(state, until=state.poll_began_at + pause.total_seconds())
+            goes_on = state.backfill and outcome.error is None and outcome.skipped is None
         except asyncio.CancelledError:
             pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nobody else cancels a job
         except Exception as error:  # noqa: BLE001 - a bug met by one user must not stop the others
@@ -170,7 +172,7 @@ class Planner:
         finally:
             state.poll_began_at = None
             del self._polls[task]
-            if state.backfill:  # goes on, also where the schedule has no poll for hours
+            if goes_on:  # with a backfill, also where the schedule has no poll for hours
                 self._bring_forward(state, self._backfill_pause(state))
 
     def _backfill_pause(self, state: UserState) -> timedelta:

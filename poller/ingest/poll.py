@@ -47,7 +47,7 @@ HOUR = timedelta(hours=1)
 _REFUSAL_FIRST, _REFUSAL_CAP = timedelta(minutes=1), timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
 _SWEEP_AGAIN_S = 300.0
-_BACKFILL_FIRST, _BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
+_BACKFILL_FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 _LATE_AGAIN_S = 3600.0  # this often at most it is said again
 _HOLD_IMAGES_S = 10.0
 _PASSES = 5
@@ -255,7 +255,12 @@ class Poller:
         return True
 
     async def _read(self, state: UserState, piece: Slice, run: _Run) -> Read:
-        read = await self._reader.read(state, piece, run.now)
+        try:
+            read = await self._reader.read(state, piece, run.now)
+        except UserRefused as error:
+            if not _is_of_the_window(state, piece, run):
+                raise
+            raise WindowRefused(str(error)) from error
         if read.halve is None:
             run.listed = run.listed.add(piece.interval)
         self._count(read, piece, run)
@@ -332,9 +337,9 @@ class Poller:
         for kind, sweep in list(state.sweeps.items()):
             try:
                 await self._sweep(state, start, run, kind, sweep)
-            except _NOT_THIS_USERS_FAULT:
-                raise
             except ApiError as error:
+                if not _is_of_the_slice(error, run):
+                    raise
                 run.outcome.trouble.append(error)
                 state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
                 self._report_sweep_failed(state, kind, error)
@@ -424,10 +429,10 @@ class Poller:
         """List one slice; what cannot be listed of it is noted. False: it is to be asked for again."""
         try:
             through = await self._list_halving(state, piece, run)
-        except _NOT_THIS_USERS_FAULT as error:
-            await self._ledger.backfill_failed(asked.id, str(error))
-            raise
         except ApiError as error:
+            if not _is_of_the_slice(error, run):
+                await self._ledger.backfill_failed(asked.id, str(error))
+                raise
             if state.backfill_failures == 0 or piece.halves() is not None:
                 await self._backfill_failed(state, asked, error, run)
                 return False
@@ -443,7 +448,7 @@ class Poller:
     ) -> None:
         state.backfill_failures += 1
         pause = retry.growing(
-            state.backfill_failures, first=_BACKFILL_FIRST, cap=_BACKFILL_CAP, u=self._random()
+            state.backfill_failures, first=_BACKFILL_FIRST, cap=BACKFILL_CAP, u=self._random()
         )
         state.backfill_not_before = self._clock.monotonic() + pause.total_seconds()
         run.outcome.trouble.append(error)
@@ -588,6 +593,25 @@ def _halved(rules: WindowRules, times: int) -> WindowRules:
 def _sweep_rule(state: UserState, kind: SliceKind) -> Sweep:
     poll = state.user.poll
     return poll.deep_sweep if kind is SliceKind.DEEP_SWEEP else poll.sweep
+
+
+def _is_of_the_window(state: UserState, piece: Slice, run: _Run) -> bool:
+    """Whether a 403 or 404 is meant for the window: the user had a slice listed in this poll.
+
+    A sweep must not pass over it as listed before, and a backfill not at the first time: the user
+    may be refused since.
+    """
+    if piece.kind is SliceKind.BACKFILL and not state.backfill_failures:
+        return False
+    is_sweep = piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP)
+    return bool(run.listed.intervals) and not is_sweep
+
+
+def _is_of_the_slice(error: ApiError, run: _Run) -> bool:
+    """Whether a slice is to be tried again later by itself, and not its user or account."""
+    if isinstance(error, UserRefused):
+        return bool(run.listed.intervals)
+    return not isinstance(error, _NOT_THIS_USERS_FAULT)
 
 
 def _failures(state: UserState, interval: Interval) -> int:

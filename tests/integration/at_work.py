@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Fetcher, Outcome
@@ -13,7 +15,8 @@ from poller.ingest.poll import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow
-from poller.simulator import Fault, Faults, Simulator
+from poller.simulator import Fault, Faults, Simulator, Switches, listing, service
+from poller.simulator.query import Window
 from poller.simulator.state import Fax
 from poller.storage.marker import MARKER
 from tests.conftest import APP, Event, QuickClock
@@ -60,6 +63,16 @@ def faults(*rules: str, script: tuple[str | None, ...] = ()) -> Faults:
         script=script,
         script_calls=frozenset({"image"}),
     )
+
+
+def refuse_windows(monkeypatch: pytest.MonkeyPatch, status: int, older_than: timedelta) -> None:
+    """Let eFax answer windows that begin longer ago with `status`, and all others as ever."""
+
+    def check(_: Switches, window: Window, now: datetime) -> None:
+        if window.start is not None and now - window.start > older_than:
+            raise service.RefusedError(status, "no such resource")
+
+    monkeypatch.setattr(listing, "check_window", check)
 
 
 def calls(simulator: Simulator, call: str, user: str | None = None) -> int:

@@ -24,6 +24,7 @@ from tests.integration.at_work import (
     fetch,
     parts,
     poll,
+    refuse_windows,
     said,
     suspend,
     until,
@@ -223,6 +224,47 @@ async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
     assert not (await site.shop.ledger.coverage(polled.id)).covers(window.start)
 
 
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refuses_no_user(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: UserState,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    refuse_windows(monkeypatch, status, older_than=20.5 * DAY)
+    window = days_ago(clock, 25, 19)
+    asked = await ask(site, window)
+    for _ in range(20):
+        outcome = await poll(site)
+        assert (outcome.skipped, outcome.error) == (None, None)
+        clock.advance(timedelta(minutes=6))
+    done = await now_of(site, asked)
+    assert (done.rest, done.done_at is not None) == (None, True)
+    unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
+    assert unlisted.intervals[0].start == window.start
+    assert all(str(status) in reason for _, reason in done.not_listed)
+    covered = await site.shop.ledger.coverage(polled.id)
+    assert Coverage(unlisted.intervals + covered.intervals).gaps(window.start, window.end) == ()
+    assert said(events, "user-refused", "backfill-completed") == ["backfill-completed"]
+
+
+async def test_a_user_who_is_refused_in_the_middle_of_a_backfill_is_refused_and_it_stays_asked_for(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+) -> None:
+    asked = await ask(site, days_ago(clock, 16, 15))
+    simulator.faults = faults("403@list=always")
+    for _ in range(3):
+        await poll(site)
+        clock.advance(timedelta(minutes=6))
+    assert polled.refusals
+    held = await now_of(site, asked)
+    assert (held.rest, held.not_listed) == (asked.window, ())
+    assert said(events, "user-refused") == ["user-refused"]
+
+
 async def test_a_suspended_account_leaves_the_backfill_asked_for_and_it_is_done_afterwards(
     site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
 ) -> None:
@@ -342,5 +384,31 @@ async def test_poll_follows_at_once_where_a_backfill_is_not_through(
         await planner._poll(account, state, job.trigger)
         job = planner._scheduler.get_job(str(state.id))
         assert job.next_run_time - clock.now() <= timedelta(seconds=90)
+    finally:
+        await planner.stop()
+
+
+@pytest.mark.parametrize("trouble", ["500@list=always", "403@list=always", "refused"])
+async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_waits(
+    site: Site, simulator: Simulator, clock: QuickClock, trouble: str
+) -> None:
+    clock.wall = datetime.now(clock.wall.tzinfo)
+    account, state = parts(site)
+    state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
+    await poll(site)
+    await ask(site, days_ago(clock, 16, 15))
+    if trouble == "refused":
+        state.refused_until = clock.now() + timedelta(hours=1)
+    else:
+        simulator.faults = faults(trouble)
+    planner = Planner(site)
+    planner.start()
+    try:
+        later = clock.now() + timedelta(hours=6)
+        job = planner._scheduler.get_job(str(state.id))
+        job.modify(next_run_time=later)
+        await planner._poll(account, state, job.trigger)
+        assert state.backfill
+        assert planner._scheduler.get_job(str(state.id)).next_run_time == later
     finally:
         await planner.stop()

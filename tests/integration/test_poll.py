@@ -16,6 +16,7 @@ from poller.ingest.user import UserState
 from poller.simulator import Fault, Faults, Simulator, Switches
 from poller.window import SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import refuse_windows
 
 DEEP = SliceKind.DEEP_SWEEP
 
@@ -95,6 +96,47 @@ async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
     assert not outcome.failed
     assert state.failed_gaps()
     assert [event.action for event in events].count("gap-opened") == 1
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_old_slice_answered_with_403_or_404_leaves_a_gap_and_refuses_no_user(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    refuse_windows(monkeypatch, status, older_than=timedelta(days=2.5))
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
+    discovered = []
+    for _ in range(5):
+        outcome = await poll(site)
+        assert (outcome.skipped, outcome.error) == (None, None)
+        discovered += outcome.discovered
+        clock.advance(timedelta(minutes=6))
+    _, state = parts(site)
+    assert len(discovered) == 1
+    assert state.failed_gaps()
+    assert len(state.failed_slices) <= 12  # not each hour of it
+    assert "user-refused" not in [event.action for event in events]
+
+
+async def test_sweep_that_is_answered_with_403_is_tried_again_and_refuses_no_user(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await poll(site)
+    _, state = parts(site)
+    ends = dict(state.sweep_ends)
+    refuse_windows(monkeypatch, 403, older_than=timedelta(days=2.5))
+    clock.advance(timedelta(days=1, minutes=1))
+    outcome = await poll(site)
+    assert (outcome.error, len(outcome.trouble)) == (None, 1)
+    assert state.sweep_ends[DEEP] == ends[DEEP]
+    monkeypatch.undo()
+    clock.advance(timedelta(minutes=6))
+    assert not (await poll(site)).failed
+    assert state.sweep_ends[DEEP] != ends[DEEP]
 
 
 async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
