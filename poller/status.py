@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from poller.evidence import EvidenceStore
-from poller.ledger import AccountRow, FaxRow, Health, Ledger, UserRow
+from poller.ledger import AccountRow, Backfill, FaxRow, Health, Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
 _FAXES_SHOWN = 20
@@ -65,6 +65,7 @@ async def status(
     rows = await ledger.users()
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
+    asked = await ledger.all_backfills()
     harmed = await ledger.harmed_counts()
     stored = await (lately or StoredLately()).read(ledger, now)
     return {
@@ -80,6 +81,7 @@ async def status(
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
             | {"damaged_files": harmed.get(row.id, 0)}
+            | _backfills(asked.get(row.id, ()))
             | _stored_lately(stored, row.id, now)
             for row in rows
         ],
@@ -140,8 +142,22 @@ async def _evidence(store: EvidenceStore | None, fax: FaxRow) -> str | None:
     return str(kept[-1].parent) if kept else None
 
 
+def span(interval: Interval) -> list[str | None]:
+    """From and to, as they are shown."""
+    return [instant(interval.start), instant(interval.end)]
+
+
 def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:
-    return [[instant(one.start), instant(one.end)] for one in intervals]
+    return [span(one) for one in intervals]
+
+
+def _backfills(asked: Sequence[Backfill]) -> dict[str, Any]:
+    """Old windows that wait to be listed, and why they do not come on."""
+    errors = [one.last_error for one in asked if one.last_error]
+    return {
+        "backfills": _spans([one.window for one in asked]),
+        "backfill_error": errors[0] if errors else None,
+    }
 
 
 def _account(row: AccountRow, now: datetime, pace: Pace | None) -> dict[str, Any]:

@@ -86,10 +86,12 @@ def _run(arguments: argparse.Namespace) -> int:
             asked_for = (arguments.repair, arguments.taken)
             return verify(paths, *asked_for, as_json=arguments.json)
         case "backfill":
-            from poller.cli.backfill import backfill
+            from poller.cli.backfill import backfill, cancel
 
-            window = (arguments.from_, arguments.to)
-            return backfill(paths, arguments.user, *window, as_json=arguments.json)
+            user, window = arguments.user, (arguments.from_, arguments.to)
+            if arguments.cancel:
+                return cancel(paths, user, window, as_json=arguments.json)
+            return backfill(paths, user, *window, as_json=arguments.json)
         case "explain":
             from poller.cli.explain import explain
 

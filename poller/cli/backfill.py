@@ -17,6 +17,7 @@ from rich.table import Table
 from poller import VERSION
 from poller.cli import setup
 from poller.cli.beside import Shown, progress, wait
+from poller.cli.naming import find_user
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountAtWork
@@ -26,7 +27,7 @@ from poller.ingest.user import UserState
 from poller.ledger import Backfill, Found, Ledger
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
-from poller.status import instant
+from poller.status import instant, span
 from poller.window import EARLIEST, Coverage, Interval
 
 _PATIENCE_S = 2 * BACKFILL_CAP.total_seconds()  # so long it may do nothing between two attempts
@@ -34,6 +35,10 @@ _PATIENCE_S = 2 * BACKFILL_CAP.total_seconds()  # so long it may do nothing betw
 
 class NotAtWork(PollerError):
     """The running daemon does not know the user yet; exit 1."""
+
+
+class NothingToCancel(PollerError):
+    """No backfill of the user waits; exit 1."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Report:
             "stored": self.found.stored,
             "pending": self.found.pending,
             "failed": self.found.failed,
-            "left": _span(self.asked.rest),
+            "left": None if self.asked.rest is None else span(self.asked.rest),
             "not_listed": [
                 {"from": instant(interval.start), "to": instant(interval.end), "why": reason}
                 for interval, reason in self.asked.not_listed
@@ -72,14 +77,12 @@ class Report:
         }
 
 
-def _span(interval: Interval | None) -> list[str | None] | None:
-    return None if interval is None else [instant(interval.start), instant(interval.end)]
-
-
 def backfill(
-    paths: Sequence[Path], key: str, start: datetime, end: datetime, *, as_json: bool
+    paths: Sequence[Path], key: str, start: datetime | None, end: datetime | None, *, as_json: bool
 ) -> int:
     """List and fetch an old window; beside a daemon that does it. Raises UsageError (2), NotAtWork."""
+    if start is None or end is None:
+        raise UsageError("backfill takes --from TIME and --to TIME, or --cancel")
     settings = setup.load(paths)
     user = _configured(settings, key)
     window = _window(start, end)
@@ -89,6 +92,27 @@ def backfill(
     else:
         _print(report)
     return report.exit_code
+
+
+def cancel(paths: Sequence[Path], key: str, window: tuple[object, object], *, as_json: bool) -> int:
+    """End all backfills of a user that wait, beside a daemon too. Raises NothingToCancel (1)."""
+    if window != (None, None):
+        raise UsageError("--cancel ends all backfills of the user; it takes no --from or --to")
+    ended = asyncio.run(_cancel(setup.load(paths), key))
+    if not ended:
+        raise NothingToCancel(f"{key} has no backfill that waits; `poller status` shows them")
+    if as_json:
+        print(json.dumps({"cancelled": [span(one.window) for one in ended]}))
+    else:
+        for one in ended:
+            print(f"cancelled  {_from_to(one.window)}")
+    return 0
+
+
+async def _cancel(settings: Config, key: str) -> list[Backfill]:
+    async with setup.ledger_beside(settings, readonly=False) as ledger:
+        row = await find_user(ledger, key)
+        return await ledger.withdraw_backfills(row.id, setup.now())
 
 
 def _configured(settings: Config, key: str) -> User:
@@ -137,15 +161,23 @@ async def _beside(settings: Config, user: User, window: Interval) -> Report:
         )
 
         async def look() -> tuple[float, float, str]:
+            if (await ledger.user(known[0])).removed:
+                raise NotAtWork(
+                    f"the service was reloaded without {key}; what is left waits until the user is "
+                    "configured again"
+                )
             return _progress(await ledger.backfill(asked.id), await ledger.found(asked.id))
 
-        stopped = await wait(settings, f"backfilling {key}", look, patience_s=_PATIENCE_S)
+        try:
+            stopped = await wait(settings, f"backfilling {key}", look, patience_s=_PATIENCE_S)
+        except NotAtWork as gone:
+            stopped = str(gone)
         return await _report(ledger, key, asked, by_daemon=True, stopped=stopped)
 
 
 def _progress(asked: Backfill, found: Found) -> tuple[float, float, str]:
     """Listing is counted by time, with a second for each fax that is to be tried yet."""
-    left_s = 0.0 if asked.rest is None else asked.rest.length.total_seconds()
+    left_s = 0.0 if asked.rest is None or asked.withdrawn else asked.rest.length.total_seconds()
     total_s = asked.window.length.total_seconds()
     more = f"{found.discovered} discovered, {found.stored} stored"
     trouble = f", {asked.last_error}" if asked.last_error else ""
@@ -156,6 +188,8 @@ async def _report(
     ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
 ) -> Report:
     now = await ledger.backfill(asked.id)
+    if now.withdrawn:
+        stopped = "it was cancelled"
     return Report(key, now, await ledger.found(asked.id), by_daemon, stopped)
 
 
@@ -225,6 +259,10 @@ async def _show(ledger: Ledger, asked: Backfill, show: Shown) -> None:
 # -- what is said ----------------------------------------------------------------------------------
 
 
+def _from_to(interval: Interval) -> str:
+    return f"{instant(interval.start)} to {instant(interval.end)}"
+
+
 def _print(report: Report) -> None:
     console = Console()
 
@@ -236,11 +274,10 @@ def _print(report: Report) -> None:
         whys[reason] = whys.get(reason, Coverage()).add(interval)
     for reason, coverage in whys.items():
         for one in coverage.intervals:
-            span = f"{instant(one.start)} to {instant(one.end)}"
-            say(f"not listed  {span}: {reason}", "bold red")
+            say(f"not listed  {_from_to(one)}: {reason}", "bold red")
     if report.asked.rest is not None:
-        span = f"{instant(report.asked.rest.start)} to {instant(report.asked.rest.end)}"
-        say(f"still to be listed  {span}", "bold red")
+        left = "not listed any more" if report.asked.withdrawn else "still to be listed"
+        say(f"{left}  {_from_to(report.asked.rest)}", "bold red")
     if report.stopped is not None:
         say(report.stopped, "bold red")
     table = Table(show_header=False, box=None)

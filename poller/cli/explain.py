@@ -14,7 +14,7 @@ from poller.cli.naming import find_one
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
 from poller.ledger import Attempt, FaxRow
-from poller.status import instant
+from poller.status import instant, span
 from poller.window import Interval
 
 _FOUND_BY = {
@@ -63,9 +63,9 @@ def _facts(fax: FaxRow, file: str | None) -> dict[str, Any]:
         "received_at": instant(fax.received_at),
         "found_by": fax.found_by,
         "first_listed_at": instant(fax.first_seen_at),
-        "first_window": _span(fax.first_window),
+        "first_window": fax.first_window and span(fax.first_window),
         "last_listed_at": instant(fax.last_listed_at),
-        "last_window": _span(fax.last_window),
+        "last_window": fax.last_window and span(fax.last_window),
         "attempts": fax.attempts,
         "failures": fax.failures,
         "last_error": fax.last_error,
@@ -82,10 +82,6 @@ def _facts(fax: FaxRow, file: str | None) -> dict[str, Any]:
         "damaged": fax.damaged,
         "harm": fax.harm,
     }
-
-
-def _span(window: Interval | None) -> list[str | None] | None:
-    return None if window is None else [instant(window.start), instant(window.end)]
 
 
 def _timeline(fax: FaxRow, history: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
@@ -107,11 +103,10 @@ def _timeline(fax: FaxRow, history: Sequence[Attempt]) -> Iterator[dict[str, Any
 
 
 def _moment(at: str | None, what: str, window: Interval | None = None) -> dict[str, Any]:
-    span = _span(window)
     return {
         "at": at,
         "what": what,
-        "why": None if span is None else f"window {span[0]} to {span[1]}",
+        "why": window and "window {} to {}".format(*span(window)),
     }
 
 

@@ -85,10 +85,12 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
             name,
             dest=where,
             type=_instant,
-            required=True,
             metavar="TIME",
             help="with offset, such as 2026-03-01T00:00:00Z",
         )
+    backfill.add_argument(
+        "--cancel", action="store_true", help="end what this user still has to be backfilled"
+    )
     _add_json(backfill)
     explain = _command(
         commands, "explain", "one fax as a timeline: windows, attempts, file, evidence"

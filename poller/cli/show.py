@@ -197,13 +197,16 @@ def _brief(seconds: float) -> str:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
-    """What has to be named: faxes in trouble, and gaps that nobody tries any more."""
+    """What has to be named: faxes in trouble, backfills that wait, gaps that nobody tries any more."""
     for fax in shown["quarantined_faxes"]:
         kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
         yield f"quarantined {_short(fax['since'])}  {_name(fax)}  {fax['error']}{kept}"
     for fax in shown["damaged_faxes"]:
         yield f"damaged  {_name(fax)}  {fax['path']}: {fax['why']}"
     for row in shown["users"]:
+        for start, end in row["backfills"]:
+            why = f"  {row['backfill_error']}" if row["backfill_error"] else ""
+            yield f"waiting backfill  {row['account']}/{row['user']}  {start} to {end}{why}"
         for gap in row["dismissed_gaps"]:
             why = f"  {gap['reason']}" if gap["reason"] else ""
             who = f"{row['account']}/{row['user']}"

@@ -411,18 +411,19 @@ class Poller:
 
     async def _all_backfilled(self, state: UserState, run: _Run) -> bool:
         for asked in await self._ledger.backfills(state.id):
-            rest = asked.rest
-            while planned := rest and backfill_slice(rest, run.now, self._backfill_rules(state)):
-                piece, left = planned
-                if self._is_over(run) or not await self._backfilled(state, asked, piece, run):
-                    return False
-                await self._ledger.backfill_listed(
+            now = asked
+            while (rest := now.rest) is not None and now.done_at is None:
+                left = None  # of what lies in the future
+                if planned := backfill_slice(rest, run.now, self._backfill_rules(state)):
+                    piece, left = planned
+                    if self._is_over(run) or not await self._backfilled(state, asked, piece, run):
+                        return False
+                now = await self._ledger.backfill_listed(
                     asked.id, left, run.not_listed, self._clock.now()
                 )
-                rest, run.not_listed = left, []
-            if rest is not None:  # it lies in the future
-                await self._ledger.backfill_listed(asked.id, None, [], self._clock.now())
-            self._report_backfilled(state, await self._ledger.backfill(asked.id))
+                run.not_listed = []
+            if not now.withdrawn:
+                self._report_backfilled(state, now)
         return True
 
     async def _backfilled(self, state: UserState, asked: Backfill, piece: Slice, run: _Run) -> bool:

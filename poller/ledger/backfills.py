@@ -62,9 +62,21 @@ def waiting(connection: Connection, user: int) -> list[Backfill]:
     return [one(connection, id_) for id_ in connection.scalars(wanted.order_by(backfills.c.id))]
 
 
+def all_waiting(connection: Connection) -> dict[int, list[Backfill]]:
+    return {user: waiting(connection, user) for user in users_waiting(connection)}
+
+
 def users_waiting(connection: Connection) -> set[int]:
     wanted = select(backfills.c.user).where(backfills.c.done_at.is_(None))
     return set(connection.scalars(wanted))
+
+
+def withdraw(connection: Connection, user: int, now: datetime) -> list[Backfill]:
+    """End what waits; a rest that was never listed tells it from what is through."""
+    held = waiting(connection, user)
+    for asked in held:
+        _set(connection, asked.id, done_at=now)
+    return held
 
 
 def listed(
@@ -73,8 +85,10 @@ def listed(
     rest: Interval | None,
     not_listed: Sequence[tuple[Interval, str]],
     now: datetime,
-) -> None:
+) -> Backfill:
     held = one(connection, backfill)
+    if held.done_at is not None:  # withdrawn while this part was listed
+        return held
     for interval, reason in not_listed:
         connection.execute(
             insert(backfill_failures).values(
@@ -84,6 +98,7 @@ def listed(
     rest_end = held.window.start if rest is None else rest.end
     done_at = now if rest is None else None
     _set(connection, backfill, rest_end=rest_end, done_at=done_at, last_error=None)
+    return one(connection, backfill)
 
 
 def failed(connection: Connection, backfill: int, error: str) -> None:

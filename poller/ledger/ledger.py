@@ -458,6 +458,14 @@ class Ledger:
         """Return what this user still has to be backfilled, in the order asked for."""
         return await self._read(lambda connection: backfills.waiting(connection, user))
 
+    async def all_backfills(self) -> dict[int, list[Backfill]]:
+        """Return what still has to be backfilled of all users that have some."""
+        return await self._read(backfills.all_waiting)
+
+    async def withdraw_backfills(self, user: int, now: datetime) -> list[Backfill]:
+        """End what this user still has to be backfilled, and return it."""
+        return await self._write(lambda connection: backfills.withdraw(connection, user, now))
+
     async def users_to_backfill(self) -> set[int]:
         """Return the users who still have something to be backfilled."""
         return await self._read(backfills.users_waiting)
@@ -468,9 +476,9 @@ class Ledger:
         rest: Interval | None,
         not_listed: Sequence[tuple[Interval, str]],
         now: datetime,
-    ) -> None:
-        """Record how far a backfill has come; without a rest it is through."""
-        await self._write(
+    ) -> Backfill:
+        """Record how far a backfill has come; without a rest it is through. Return it as it is now."""
+        return await self._write(
             lambda connection: backfills.listed(connection, backfill, rest, not_listed, now)
         )
 

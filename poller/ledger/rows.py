@@ -175,6 +175,10 @@ class Backfill:
     last_error: str | None
     not_listed: tuple[tuple[Interval, str], ...]
 
+    @property
+    def withdrawn(self) -> bool:
+        return self.done_at is not None and self.rest is not None
+
 
 @dataclass(frozen=True)
 class Found:

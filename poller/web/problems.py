@@ -43,6 +43,10 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         [row for row in users if row.get("failed_gaps")],
         lambda who, _: f"Some time could not be listed, so faxes may be missing, for {who}.",
     )
+    found += _about(
+        [row for row in asked if row.get("backfill_error")],
+        lambda who, _: f"A backfill does not come on, and is tried again, for {who}.",
+    )
     return found
 
 

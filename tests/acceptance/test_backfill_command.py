@@ -232,6 +232,56 @@ async def test_without_efax_it_is_exit_1_and_the_request_stays_for_the_daemon(
     assert_stored(installation, simulator)
 
 
+async def test_one_that_waits_is_shown_by_status_and_ended_by_cancel(
+    installation: Installation, simulator: Simulator
+) -> None:
+    await installation.once()
+    simulator.outage(True)
+    done = await backfilled(installation, days_ago(simulator, 45, 15))
+    waiting = [[done.json["from"], done.json["to"]]]
+    assert (await installation.status())["users"][0]["backfills"] == waiting
+    shown = await installation.poller("status")
+    assert f"waiting backfill  main/front-desk  {' to '.join(waiting[0])}" in shown.out
+    cancel = ["backfill", "main/front-desk", "--cancel"]
+    ended = await installation.poller(*cancel, "--json")
+    assert (ended.code, ended.json) == (0, {"cancelled": waiting})
+    assert (await installation.status())["users"][0]["backfills"] == []
+    again = await installation.poller(*cancel)
+    assert (again.code, again.said_in_one_sentence()) == (1, True), again
+
+
+async def test_cancel_beside_a_daemon_ends_the_command_that_waits(
+    installation: Installation, simulator: Simulator
+) -> None:
+    installation.write({"accounts": {"main": SLOWLY}})
+    async with installation.daemon() as daemon:
+        words = days_ago(simulator, 400, 15)
+        waits = asyncio.create_task(backfilled(installation, words))
+        await in_the_middle(simulator)
+        ended = await installation.poller("backfill", "main/front-desk", "--cancel")
+        assert (ended.code, ended.err) == (0, ""), ended
+        done = await waits
+        assert (done.code, done.json["stopped"]) == (1, "it was cancelled"), done
+        assert daemon.said("backfill-completed") == []
+        assert await daemon.stop() == 0
+
+
+async def test_reload_without_the_user_ends_the_command_and_it_says_so(
+    installation: Installation, simulator: Simulator
+) -> None:
+    installation.write({"accounts": {"main": SLOWLY}})
+    async with installation.daemon() as daemon:
+        waits = asyncio.create_task(backfilled(installation, days_ago(simulator, 400, 15)))
+        await in_the_middle(simulator)
+        del installation.settings["accounts"]["main"]["users"]["front-desk"]
+        installation.write({})
+        daemon.kill(signal.SIGHUP)
+        done = await waits
+        assert done.code == 1, done
+        assert "reloaded without main/front-desk" in done.json["stopped"]
+        assert await daemon.stop() == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -242,6 +292,7 @@ async def test_without_efax_it_is_exit_1_and_the_request_stays_for_the_daemon(
         pytest.param("main/billing --from 1909-01-01T00:00Z --to 1910-02-01T00:00Z", id="too-old"),
         pytest.param("main/billing --from 2026-01-01 --to 2026-02-01", id="no-offset"),
         pytest.param("main/billing --from 2026-01-01T00:00Z", id="no-end"),
+        pytest.param("main/billing --cancel --from 2026-01-01T00:00Z", id="cancel-a-window"),
     ],
 )
 async def test_what_cannot_be_meant_is_wrong_usage(installation: Installation, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,6 +17,8 @@ from poller.ingest.user import UserState
 from poller.ledger import Backfill, Found
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
+from poller.status import span, status
+from poller.web.problems import problems
 from poller.window import Coverage, Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
@@ -412,3 +415,56 @@ async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_wait
         assert planner._scheduler.get_job(str(state.id)).next_run_time == later
     finally:
         await planner.stop()
+
+
+async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays_ended(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: UserState,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    window = days_ago(clock, 30, 20)
+    asked = await ask(site, window)
+    ledger = site.shop.ledger
+    account, _ = parts(site)
+    real = account._poller._reader.read
+
+    async def withdraw_at_once(*arguments: Any) -> Any:
+        await ledger.withdraw_backfills(polled.id, clock.now())
+        return await real(*arguments)
+
+    monkeypatch.setattr(account._poller._reader, "read", withdraw_at_once)
+    await account.backfill(polled)
+    held = await now_of(site, asked)
+    assert held.withdrawn
+    assert held.rest == window
+    assert len(windows(simulator, before=window.end + timedelta(minutes=1))) == 1
+    assert not polled.backfill
+    assert said(events, "backfill-completed") == []
+    assert (await ask(site, window)).id != asked.id
+
+
+async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
+    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+) -> None:
+    async def shown() -> tuple[dict[str, Any], list[str]]:
+        answer = await status(
+            site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
+        )
+        return next(row for row in answer["users"] if row["user"] == "user-a"), problems(answer, [])
+
+    asked = await ask(site, days_ago(clock, 16, 15))
+    row, sentences = await shown()
+    assert (row["backfills"], row["backfill_error"]) == ([span(asked.window)], None)
+    assert sentences == []
+    simulator.faults = faults("bad-json@list=always")
+    account, _ = parts(site)
+    await account.backfill(polled)
+    row, sentences = await shown()
+    assert row["backfill_error"]
+    assert sentences == ["A backfill does not come on, and is tried again, for main/user-a."]
+    await site.shop.ledger.withdraw_backfills(polled.id, clock.now())
+    row, sentences = await shown()
+    assert (row["backfills"], row["backfill_error"], sentences) == ([], None, [])
