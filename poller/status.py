@@ -20,12 +20,13 @@ _HOURS = 24
 class Pace:
     """Requests per second of an account: configured, allowed after a 429, used in the last minute.
 
-    The last two only the running service knows.
+    All but the first only the running service knows, and whether there is a token war.
     """
 
     limit: float
     rate: float | None = None
     used: float | None = None
+    token_war: bool | None = None
 
 
 @dataclass
@@ -37,17 +38,23 @@ class StoredLately:
 
     _over: dict[datetime, dict[int, int]] = field(default_factory=dict)
 
-    async def read(self, ledger: Ledger, now: datetime) -> dict[datetime, dict[int, int]]:
-        """Return the hours by their beginnings, oldest first, the present one last."""
+    async def read(
+        self, ledger: Ledger, now: datetime
+    ) -> tuple[list[UserRow], dict[datetime, dict[int, int]]]:
+        """Return the users, and the hours by their beginnings, oldest first, the present one last.
+
+        Both are of one moment, so that what was stored today is among what was stored in all.
+        """
         hours = [_this_hour(now) - _HOUR * ago for ago in reversed(range(_HOURS))]
         over = [hour for hour in hours[:-2] if hour in self._over]
         since = next(hour for hour in hours if hour not in over)
         found: dict[datetime, dict[int, int]] = defaultdict(dict)
-        for user, hour, count in await ledger.stored_per_hour(since):
+        rows, counts = await ledger.users_with_stored_per_hour(since)
+        for user, hour, count in counts:
             found[since + _HOUR * hour][user] = count
         read = {hour: self._over[hour] if hour in over else found[hour] for hour in hours}
         self._over = {hour: read[hour] for hour in hours[:-2]}
-        return read
+        return rows, read
 
 
 async def status(
@@ -62,12 +69,11 @@ async def status(
     lately: StoredLately | None = None,
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
-    rows = await ledger.users()
+    rows, stored = await (lately or StoredLately()).read(ledger, now)
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
     asked = await ledger.all_backfills()
     harmed = await ledger.harmed_counts()
-    stored = await (lately or StoredLately()).read(ledger, now)
     return {
         "at": instant(now),
         "running": running,
@@ -171,6 +177,7 @@ def _account(row: AccountRow, now: datetime, pace: Pace | None) -> dict[str, Any
         "limit": pace and pace.limit,
         "rate": pace and pace.rate,
         "used": pace and pace.used,
+        "token_war": pace and pace.token_war,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from poller import config, log
 from poller.cli import setup
+from poller.cli.naming import counted
 from poller.client import Client, SignInStore, Unobserved
 from poller.clock import SystemClock
 from poller.config.model import Account, Config, User
@@ -24,9 +25,10 @@ _LOOK_BACK = timedelta(hours=1)
 def check(paths: Sequence[Path], *, online: bool) -> int:
     """Print what was found; 0 when all is well, 1 when eFax refuses something."""
     settings = setup.load(paths)
+    files = ", ".join(str(path) for path in settings.files)
     print(
-        f"The configuration is valid: {len(settings.accounts)} accounts, "
-        f"{len(settings.users)} users, from {', '.join(str(path) for path in settings.files)}."
+        f"The configuration is valid: {counted(len(settings.accounts), 'account', 'accounts')}, "
+        f"{counted(len(settings.users), 'user', 'users')}, from {files}."
     )
     if not online:
         return 0
@@ -49,7 +51,7 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
     for user in users:
         print(f"{user.account}/{user.user}: {_found(user)}")
     well = sum(_is_well(user, now) for user in users)
-    print(f"{well} of {len(users)} users are polled without trouble.")
+    print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
     return 1 if suspended or well < len(users) else 0
 
 
@@ -86,6 +88,7 @@ async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore
     async with client:
         well = await _try(f"{account.name}: /health", client.health())
         if not await _try(f"{account.name}: sign-in", client.sign_in()):
+            print(f"{account.name}: without a sign-in no user was asked")
             return False
         now = client.server_clock.now(clock.now()) or clock.now()
         answers = await asyncio.gather(

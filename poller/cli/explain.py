@@ -142,6 +142,8 @@ def _problems(shown: dict[str, Any]) -> Iterator[str]:
     if shown["dismissed_at"] is not None:
         yield f"dismissed: {shown['dismiss_reason']}"
     if shown["damaged"]:
-        yield "it came broken from eFax, twice in the same way, and is kept as it came"
+        how = [one["why"] for one in shown["timeline"] if one["what"] == "stored" and one["why"]]
+        why = f": {how[-1]}" if how else ""
+        yield f"it came broken from eFax, twice in the same way, and is kept as it came{why}"
     if shown["harm"] is not None:
         yield f"its files are not what was stored: {shown['harm']}; see `poller verify --repair`"

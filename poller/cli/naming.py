@@ -18,6 +18,11 @@ class UnknownGap(PollerError):
     """No such user, or nothing that is not listed there; exit 1."""
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """Say how many: `1 fax`, `2 faxes`."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 async def find_one(ledger: Ledger, name: str) -> FaxRow:
     """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
     found = await ledger.find(name)
@@ -26,7 +31,9 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
     if fax_id:
         found += await ledger.find(fax_id, account, user)
     if not found:
-        raise UnknownFax(f"the ledger knows no fax {name}; `poller status` shows its users")
+        raise UnknownFax(
+            f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
+        )
     if len(found) > 1:
         names = ", ".join(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found)
         raise UsageError(f"{name} is ambiguous; name one of {names}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from poller.cli import setup
+from poller.cli.naming import counted
 from poller.errors import UsageError
 from poller.lock import StateLock, StorageLock
 from poller.rebuild import Rebuilt, Trouble
@@ -88,7 +89,8 @@ def _lines(done: Rebuilt) -> Iterator[str]:
         yield f"Not used: {reason}."
     yield _begun_with(done)
     yield (
-        f"{done.sidecars} sidecars were read: {done.added} faxes became known as stored, "
+        f"{counted(done.sidecars, 'sidecar was', 'sidecars were')} read: "
+        f"{counted(done.added, 'fax', 'faxes')} became known as stored, "
         f"{done.carried_on} interrupted ones are carried on."
     )
     yield from _troubles(done.damaged, "damaged: the sidecar is there, but")

@@ -2,28 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from poller.cli import setup
 from poller.cli.beside import wait_for_faxes
-from poller.cli.naming import UnknownGap, find_one, find_user, stretch
+from poller.cli.naming import UnknownGap, counted, find_one, find_user, stretch
 from poller.config.model import Config
 from poller.errors import UsageError
-from poller.ledger import FaxRow, State
+from poller.ledger import FaxRow, Ledger, State
 
 _PATIENCE_S = 60.0  # while the running daemon comes on with nothing
 _FOLLOWED = 1000
-
-
-@dataclass(frozen=True)
-class _Retried:
-    """How many faxes were made due; where it was waited for the daemon, what became of them."""
-
-    count: int
-    tried: Sequence[FaxRow] | None = None
-    stopped: str | None = None
+_STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`."
 
 
 def retry(
@@ -32,27 +23,24 @@ def retry(
     """Make faxes or a gap due; raises UnknownFax and UnknownGap (1), UsageError (2).
 
     It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running daemon
-    has tried the faxes.
+    has tried the faxes, where that can fetch now.
     """
     if gap is not None and fax_ids:
         raise UsageError("retry takes either faxes or --gap")
     settings = setup.load(paths)
-    if gap is not None:
-        done = _Retried(asyncio.run(_retry_gap(settings, gap)))
-    else:
-        done = asyncio.run(_retry(settings, fax_ids, follow=not as_json))
+    if gap is None:
+        asyncio.run(_retry(settings, fax_ids, as_json=as_json))
+        return 0
+    count = asyncio.run(_retry_gap(settings, gap))
     if as_json:
-        print(json.dumps({"made_due": done.count}))
-    elif done.tried is None:
-        who = "The running daemon" if setup.is_running(settings) else "The next run"
-        what, does = ("faxes", "fetches") if gap is None else ("stretches of time", "lists")
-        print(f"{done.count} {what} are due now. {who} {does} them.")
+        print(json.dumps({"made_due": count}))
     else:
-        _print(done, done.tried)
+        print(f"{counted(count, 'stretch', 'stretches')} of time made due.")
+        print("The service lists them." if setup.is_running(settings) else _STOPPED)
     return 0
 
 
-async def _retry(settings: Config, fax_ids: Sequence[str], *, follow: bool) -> _Retried:
+async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> None:
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         if fax_ids:
             rows = [await find_one(ledger, fax_id) for fax_id in fax_ids]
@@ -60,22 +48,62 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, follow: bool) -> _
         else:
             rows = await ledger.quarantined(_FOLLOWED)
             count = await ledger.make_due(None, setup.now())
-        configured = {(user.app_id, user.user_id) for user in settings.users}
-        rows = [row for row in rows if (row.app_id, row.user_id) in configured]
-        if not (follow and count and rows and setup.is_running(settings)):
-            return _Retried(count)
+        if as_json:
+            print(json.dumps({"made_due": count}))
+        elif not count:
+            print("Nothing to do: stored, and well." if fax_ids else "No fax is quarantined.")
+        else:  # at once: what follows may take a minute
+            print(f"{counted(count, 'fax was', 'faxes were')} made due.", flush=True)
+            await _follow(settings, ledger, rows)
+
+
+async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
+    """Say what becomes of the faxes; what cannot come now is not waited for."""
+    if not setup.is_running(settings):
+        print(_STOPPED)
+        return
+    storage = await setup.storage_now(settings, ledger)
+    if not storage["usable"]:
+        print(f"The service fetches nothing now: {_clause(storage['reason'])}.")
+        print("It fetches them when that is over.")
+        return
+    suspended = {
+        one.app_id: f"account {one.account} is suspended: {_clause(one.reason)}"
+        for one in await ledger.accounts(include_removed=False)
+        if one.suspended_until is not None
+    }
+    _print_suspended(rows, suspended)
+    configured = {(user.app_id, user.user_id) for user in settings.users}
+    rows = [
+        row
+        for row in rows
+        if (row.app_id, row.user_id) in configured and row.app_id not in suspended
+    ]
+    if rows:
         stopped = await wait_for_faxes(settings, ledger, rows, patience_s=_PATIENCE_S)
-        return _Retried(count, await ledger.faxes([row.id for row in rows]), stopped)
+        _print_tried(await ledger.faxes([row.id for row in rows]), stopped)
 
 
-def _print(done: _Retried, tried: Sequence[FaxRow]) -> None:
+def _clause(reason: str | None) -> str:
+    return (reason or "eFax cannot be reached").rstrip(".")
+
+
+def _print_suspended(rows: Sequence[FaxRow], suspended: Mapping[str, str]) -> None:
+    for app_id, why in suspended.items():
+        count = sum(row.app_id == app_id for row in rows)
+        if count:
+            print(f"{counted(count, 'fax', 'faxes')} must wait: {why}.")
+            print("The service fetches them when that is over.")
+
+
+def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
     left = [row for row in tried if row.state is not State.STORED]
-    print(f"{done.count} faxes were made due; {len(tried) - len(left)} of {len(tried)} are stored.")
+    print(f"{len(tried) - len(left)} of {counted(len(tried), 'fax is', 'faxes are')} stored.")
     for row in left:
         name = f"{row.account}/{row.user_name}/{row.fax_id}"
         print(f"{row.state.value}  {name}: {row.last_error or 'not tried yet'}")
-    if done.stopped is not None:
-        print(f"It is not waited for the rest: {done.stopped}.")
+    if stopped is not None:
+        print(f"It is not waited for the rest: {stopped}.")
 
 
 async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from poller import VERSION, config
 from poller.cli import setup
 from poller.cli.leaving import StopDeadline
+from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
@@ -80,7 +81,6 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         "free_bytes": gate.free_bytes,
     }
     now_s = site.shop.clock.monotonic()
-    pacings = {one.account.name: one.client.pacing for one in site.accounts.values()}
     return await status(
         site.shop.ledger,
         now=site.shop.clock.now(),
@@ -88,6 +88,11 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         version=VERSION,
         storage=storage,
         evidence=site.shop.evidence,
-        paces={name: Pace(one.limit, one.rate, one.used(now_s)) for name, one in pacings.items()},
+        paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
         lately=lately,
     )
+
+
+def _pace(client: Client, now_s: float) -> Pace:
+    pacing = client.pacing
+    return Pace(pacing.limit, pacing.rate, pacing.used(now_s), client.is_at_war)

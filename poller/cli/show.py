@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,19 +14,30 @@ from rich.text import Text
 
 from poller import VERSION
 from poller.cli import setup
-from poller.config.model import Config
+from poller.cli.naming import counted
+from poller.config.model import Config, HttpConfig
+from poller.errors import ConfigError
 from poller.evidence import EvidenceStore
 from poller.status import Pace, damaged, status
+from poller.storage.marker import size
 from poller.web.problems import problems
 
 _PIPED_WIDTH = 160
 _NARROW = 100
+_STILL_RUNS = (
+    "The service may still run with the configuration that it has: see its page "
+    f"(`http.listen`, http://127.0.0.1:{HttpConfig.port}/ if not set) or `journalctl -u poller`."
+)
 _BESIDES = 14  # lines of a terminal that are not for users
 
 
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
-    settings = setup.load(paths)
+    try:
+        settings = setup.load(paths)
+    except ConfigError as error:
+        error.args = (f"{error}\n{_STILL_RUNS}",)
+        raise
     shown = asyncio.run(_status(settings))
     shown["problems"] = problems(shown, list(_reasons(shown)))
     if as_json:
@@ -51,7 +63,10 @@ async def _status(settings: Config) -> dict[str, Any]:
 
 def _reasons(shown: dict[str, Any]) -> Iterator[str]:
     if not shown["running"]:
-        yield "poller is not running"
+        yield (
+            "poller is not running: `systemctl start poller` starts it, "
+            "`systemctl status poller` says why it ended"
+        )
     if not shown["storage"]["usable"]:
         yield f"nothing is fetched: {shown['storage']['reason']}"
     if shown["ledger"]["problem"] is not None:
@@ -98,7 +113,7 @@ def _print(shown: dict[str, Any]) -> None:
 
 def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
-    space = "" if free is None else f", {free / (1 << 30):,.1f} GiB free for faxes"
+    space = "" if free is None else f", {size(free)} free for faxes"
     return f"poller {shown['version']}, {'running' if shown['running'] else 'stopped'}{space}"
 
 
@@ -190,9 +205,9 @@ def _ago(instant: str | None, at: str) -> str:
 
 
 def _brief(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
     return f"{max(0.0, seconds):.0f}s"
 
 
@@ -203,6 +218,7 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
         yield f"quarantined {_short(fax['since'])}  {_name(fax)}  {fax['error']}{kept}"
     for fax in shown["damaged_faxes"]:
         yield f"damaged  {_name(fax)}  {fax['path']}: {fax['why']}"
+    yield from _came_damaged(shown)
     for row in shown["users"]:
         for start, end in row["backfills"]:
             why = f"  {row['backfill_error']}" if row["backfill_error"] else ""
@@ -211,6 +227,19 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
             why = f"  {gap['reason']}" if gap["reason"] else ""
             who = f"{row['account']}/{row['user']}"
             yield f"dismissed gap  {who}  {gap['from']} to {gap['to']}{why}"
+
+
+def _came_damaged(shown: dict[str, Any]) -> Iterator[str]:
+    """It is no trouble that can be mended, and never over: so it is no problem of the service."""
+    counts = {f"{row['account']}/{row['user']}": row["damaged"] for row in shown["users"]}
+    who = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    if who:
+        total = sum(counts.values())
+        kept = "is kept as it came" if total == 1 else "are kept as they came"
+        directory = shlex.quote(shown["storage"]["directory"])
+        yield f"{counted(total, 'fax', 'faxes')} came damaged from eFax and {kept}: {who}. To find them:"
+        yield f"  grep -rl --include='*.json' '\"damaged\": true' {directory}"
+        yield "  `poller explain FAX_ID` says what is wrong; so does `fax-damaged` in the log."
 
 
 def _name(fax: dict[str, Any]) -> str:

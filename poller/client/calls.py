@@ -110,6 +110,11 @@ class Client:
         )
         self._pacer.pump()
 
+    @property
+    def is_at_war(self) -> bool:
+        """Whether another program signs in with this App ID and ends our tokens."""
+        return self._tokens.is_at_war
+
     # -- calls --------------------------------------------------------------------------------
 
     async def health(self, user: User | None = None) -> None:

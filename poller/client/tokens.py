@@ -60,6 +60,11 @@ class Tokens:
         self._reason = "start"
         self._doubtful: set[str] = set()
 
+    @property
+    def is_at_war(self) -> bool:
+        """Whether another program signs in with this App ID."""
+        return self._war.is_on
+
     async def get(self, user: str) -> None:
         """See to it that `held` is a token that lives, signing in if need be.
 
@@ -177,23 +182,23 @@ class TokenWar:
         self._observer = observer
         self._losses: list[float] = []
         self._signed_in_at: float | None = None
-        self._at_war = False
+        self.is_on = False
         self._lost_in_war = 0
 
     def lost(self, now: float) -> None:
         """Note that a token was refused long before its end."""
         self._losses = [*self._since(now - _WAR_ENDS_AFTER_S), now]
         self._lost_in_war += 1
-        if self._at_war or (len(self._losses) < 3 and len(self._lately(now)) < 2):
+        if self.is_on or (len(self._losses) < 3 and len(self._lately(now)) < 2):
             return
-        self._at_war = True
+        self.is_on = True
         self._lost_in_war = len(self._losses)
         self._observer.token_war(self._lost_in_war)
 
     def spared(self, now: float) -> None:
         """Note that a token was good."""
-        if self._at_war and not self._since(now - _WAR_ENDS_AFTER_S):
-            self._at_war = False
+        if self.is_on and not self._since(now - _WAR_ENDS_AFTER_S):
+            self.is_on = False
             self._observer.token_war_over(self._lost_in_war)
 
     def signed_in(self, now: float) -> None:

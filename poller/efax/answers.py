@@ -249,7 +249,10 @@ def _sentence(call: Call, status: int, body: bytes) -> str:
     """Say what came; the server's own words stay out, for they may name numbers and patients."""
     found = _ERROR_CODE.search(body[:EVIDENCE_LIMIT])
     code = f", {found[1].decode()}" if found else ""
-    return f"eFax answered the {call} call with HTTP {status}{code}."
+    said = f"eFax answered the {call} call with HTTP {status}{code}"
+    if _refusals(call).get(status) is SignInRefused:
+        return f"{said}: check app_id and the key."
+    return f"{said}."
 
 
 def _retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -132,7 +132,7 @@ class Fetcher:
                     lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
                     damaged=problem is not None,
                 )
-            await self._record(fax, stored)
+            await self._record(fax, stored, problem)
             await draft.finish()
         if problem is not None:
             self._report_damaged(fax, stored, problem)
@@ -195,7 +195,7 @@ class Fetcher:
                     await self._record(fax, stored)
             raise
 
-    async def _record(self, fax: FaxRow, file: StoredFile) -> None:
+    async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None = None) -> None:
         """The write of an outcome outlives a cancellation."""
         now = self._shop.clock.now()
         await asyncio.shield(
@@ -208,6 +208,7 @@ class Fetcher:
                 sha256=file.sha256,
                 pages=file.pages,
                 damaged=file.damaged,
+                problem=problem,
             )
         )
         self._shop.gate.passed()

@@ -165,7 +165,9 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 # -- what became of it -----------------------------------------------------------------------------
 
 
-def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
+def stored(
+    connection: Connection, fax: int, now: datetime, file: File, problem: str | None
+) -> None:
     row = one_fax(connection, fax)
     held = File(
         row.file or "", row.format or "", row.bytes or 0, row.sha256 or "", row.pages, row.damaged
@@ -193,7 +195,7 @@ def stored(connection: Connection, fax: int, now: datetime, file: File) -> None:
         pages=file.pages,
         damaged=file.damaged,
     )
-    remember(connection, fax, now, "stored", None)
+    remember(connection, fax, now, "stored", problem)
     at = literal(now, Instant)
     _count(
         connection,

@@ -515,10 +515,14 @@ class Ledger:
         sha256: str,
         pages: int | None,
         damaged: bool,
+        problem: str | None = None,
     ) -> None:
-        """Record that the fax is on the disk; the same again changes nothing."""
+        """Record that the fax is on the disk; the same again changes nothing.
+
+        `problem` names how it came damaged, for its history.
+        """
         made = fetching.File(file, format, bytes, sha256, pages, damaged)
-        await self._write(lambda connection: fetching.stored(connection, fax, now, made))
+        await self._write(lambda connection: fetching.stored(connection, fax, now, made, problem))
 
     async def attempt_failed(
         self,
@@ -630,9 +634,19 @@ class Ledger:
         """Return how many faxes are damaged on the disk, for each user that has some."""
         return await self._read(fetching.harmed_counts)
 
-    async def stored_per_hour(self, since: datetime) -> list[tuple[int, int, int]]:
-        """Return user, hour (0 begins at `since`) and how many faxes were stored in it, where any."""
-        return await self._read(lambda connection: fetching.stored_per_hour(connection, since))
+    async def users_with_stored_per_hour(
+        self, since: datetime
+    ) -> tuple[list[UserRow], list[tuple[int, int, int]]]:
+        """Return all users, and how many faxes were stored in each hour, both of one moment.
+
+        The hours are user, hour (0 begins at `since`) and count, where there are any.
+        """
+        return await self._read(
+            lambda connection: (
+                users.all_users(connection, include_removed=True),
+                fetching.stored_per_hour(connection, since),
+            )
+        )
 
     async def fetch_again(self, faxes: Sequence[int], now: datetime) -> list[int]:
         """Fetch stored faxes once more; whose request was taken.

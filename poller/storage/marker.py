@@ -76,15 +76,16 @@ def check(config: StorageConfig, root: int) -> None:
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
         raise StorageUnusable(
-            f"{_size(free)} are free in {config.directory}, "
-            f"less than the {_size(config.min_free)} of min_free"
+            f"{size(free)} are free in {config.directory}, "
+            f"less than the {size(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:
         raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
     _try_a_file(root)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Spell a number of bytes for people."""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 1 << shift:
             return f"{count / (1 << shift):.1f} {unit}"

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 _NAMED: Final = 3
+_SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
 _Row = dict[str, Any]
 
 
@@ -27,6 +28,8 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         )
     )
     found += [_suspended(row) for row in accounts if row.get("suspended_until")]
+    found += [_at_war(row) for row in accounts if row.get("token_war")]
+    found += [_slowed(row) for row in accounts if _is_slowed(row)]
     found += _about(
         [row for row in asked if row.get("refused")],
         lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}.",
@@ -60,12 +63,31 @@ def _suspended(row: _Row) -> str:
     return f"Account {row['account']} is suspended: {reason}. It is asked again at {until}."
 
 
+def _at_war(row: _Row) -> str:
+    return (
+        f"Another program signs in with the App ID of account {row['account']}, so faxes come later:"
+        ' see "Another program has the same App ID" in the README.'
+    )
+
+
+def _is_slowed(row: _Row) -> bool:
+    rate, limit = row.get("rate"), row.get("limit")
+    return rate is not None and limit is not None and rate < _SLOWED * limit
+
+
+def _slowed(row: _Row) -> str:
+    return (
+        f"eFax limits account {row['account']}: {row['rate']:.2g} of {row['limit']:g} requests per "
+        'second are allowed now; see "eFax limits an account" in the README.'
+    )
+
+
 def _quarantined(rows: list[_Row]) -> list[str]:
     total = sum(row["quarantined"] for row in rows)
     if not total:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
-    return [f"{faxes} quarantined ({_names(rows)}): see “poller retry” and “poller dismiss”."]
+    return [f"{faxes} quarantined ({_names(rows)}): see `poller retry` and `poller dismiss`."]
 
 
 def _damaged(rows: list[_Row]) -> list[str]:
@@ -73,7 +95,7 @@ def _damaged(rows: list[_Row]) -> list[str]:
     if not total:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
-    return [f"{faxes} damaged on the disk ({_names(rows)}): see “poller verify --repair”."]
+    return [f"{faxes} damaged on the disk ({_names(rows)}): see `poller verify --repair`."]
 
 
 def _about(rows: list[_Row], say: Callable[[str, bool], str]) -> list[str]:

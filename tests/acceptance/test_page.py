@@ -90,7 +90,7 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
                 running=True,
                 version="1.2.3",
                 storage={"usable": True, "reason": None, "free_bytes": 1 << 36},
-                paces={"main": Pace(5.0, 2.5, 1.25)},
+                paces={"main": Pace(5.0, 4.5, 2.25)},
                 lately=lately,
             )
 
@@ -108,8 +108,8 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
 PROBLEMS = [
     "eFax refuses main/clinic-0000: check the User ID.",
     "The last poll of main/clinic-0001 failed: The list answer is not JSON.",
-    "1 fax is quarantined (main/clinic-0003): see “poller retry” and “poller dismiss”.",
-    "1 fax is damaged on the disk (main/clinic-0004): see “poller verify --repair”.",
+    "1 fax is quarantined (main/clinic-0003): see `poller retry` and `poller dismiss`.",
+    "1 fax is damaged on the disk (main/clinic-0004): see `poller verify --repair`.",
     "Some time could not be listed, so faxes may be missing, for main/clinic-0005.",
 ]
 
@@ -129,7 +129,7 @@ async def test_the_page_of_five_users_fits_and_has_all_that_matters(
         assert await seen.texts("#problems li") == []
         assert await seen.rows() == 5
         assert await seen.texts("#accounts td.number") == [
-            "2.5 of 5 /s", "1.25 /s (50 %)", "5", (await seen.texts(".tile b"))[1], "0",
+            "4.5 of 5 /s", "2.25 /s (50 %)", "5", (await seen.texts(".tile b"))[1], "0",
         ]  # fmt: skip
         first = seen.page.locator("#users tr").first
         assert await first.locator("td.name").inner_text() == "main/clinic-0000"

@@ -102,11 +102,13 @@ async def test_peace_is_said_when_the_other_program_has_stopped_for_a_day(
     await hour(at_work, clock, rival, hours)
     fought = simulator.sign_ins[APP]
     at_war = 'poller_token_war{account="main"} '
+    assert at_work.accounts[APP].client.is_at_war
     assert at_war + "1.0" in (await at_work.shop.metrics.render()).decode()
     for _ in range(26):
         await poll(at_work)
         clock.advance(timedelta(hours=1))
     assert said(events, "token-war", "token-war-over") == ["token-war", "token-war-over"]
+    assert not at_work.accounts[APP].client.is_at_war
     assert at_war + "0.0" in (await at_work.shop.metrics.render()).decode()
     assert simulator.sign_ins[APP] - fought <= 3  # the last lost one, and a day's end
 

@@ -21,6 +21,7 @@ from poller import log
 from poller.cli import demo as demo_module
 from poller.cli import main
 from poller.cli.owner import become_owner
+from poller.cli.show import _headline
 from poller.errors import CannotStart
 from poller.ingest.account import AccountAtWork
 from poller.lock import StateLock
@@ -167,7 +168,7 @@ def test_once_refuses_an_unusable_storage_and_a_held_lock(run: Run, directory: P
 def test_check_reads_the_configuration_and_asks_nobody(run: Run, efax: Simulator) -> None:
     code, out, _ = run("check")
     assert code == 0
-    assert "1 accounts, 2 users" in out
+    assert "1 account, 2 users" in out
     assert efax.requests == []
 
 
@@ -201,7 +202,10 @@ def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:
     efax.faults = faults("403@token=always")
     code, out, _ = run("check", "--online")
     assert code == 1
-    assert out.splitlines()[-1].startswith("main: sign-in: ")
+    signing_in, then = out.splitlines()[-2:]
+    assert signing_in.startswith("main: sign-in: ")
+    assert signing_in.endswith(": check app_id and the key.")
+    assert then == "main: without a sign-in no user was asked"
     assert KEY not in out
 
 
@@ -309,6 +313,31 @@ def test_status_shows_trouble_first_and_why_nothing_is_fetched(
     assert "another storage" in json.loads(out)["storage"]["reason"]
 
 
+def test_fax_that_came_damaged_is_in_the_status_and_explain_says_what_was_wrong(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    fax = receive(efax, trouble="cut-document")
+    assert run("once")[0] == 0
+    _, out, _ = run("status")
+    assert "1 fax came damaged from eFax and is kept as it came: main/a 1." in out
+    (search,) = [line for line in out.splitlines() if "grep -rl" in line]
+    found = subprocess.run(search, shell=True, capture_output=True, text=True, check=True)
+    assert [Path(line).suffix for line in found.stdout.splitlines()] == [".json"]
+    assert "came damaged" not in "".join(json.loads(run("status", "--json")[1])["problems"])
+
+    out = run("explain", fax.fax_id)[1]
+    assert "is kept as it came: pdf-no-eof" in out
+    timeline = json.loads(run("explain", fax.fax_id, "--json")[1])["timeline"]
+    assert [one["why"] for one in timeline if one["what"] == "stored"] == [
+        "pdf-no-eof: the PDF does not end with %%EOF"
+    ]
+
+
+def test_status_says_free_space_in_the_unit_that_suits_it() -> None:
+    shown = {"version": "1", "running": True, "storage": {"free_bytes": 24 << 10}}
+    assert _headline(shown) == "poller 1, running, 24.0 KiB free for faxes"
+
+
 def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
     for command in ("status", "retry"):
         code, _, err = run(command)
@@ -316,24 +345,53 @@ def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
         assert "there is no ledger" in err
 
 
-def test_retry_makes_named_faxes_due_now_and_does_not_wait_for_ever(
-    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`.\n"
+
+
+def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: Path) -> None:
     fax = receive(efax)
     efax.faults = faults("404@image=always")
     assert run("once")[0] == 0
     assert run("retry", "--json") == (0, '{"made_due": 0}\n', "")
+    assert run("retry") == (0, "No fax is quarantined.\n", "")
     for name in (fax.fax_id, f"main/a/{fax.fax_id}"):
-        code, out, _ = run("retry", name)
-        assert (code, out) == (0, "1 faxes are due now. The next run fetches them.\n")
-    with StateLock(directory / "state"):
-        monkeypatch.setattr("poller.cli.retry._PATIENCE_S", 0.0)
-        code, out, _ = run("retry", fax.fax_id)
-        assert (code, "0 of 1 are stored" in out) == (0, True)
-        assert "nothing has come on for 0 seconds; the service goes on" in out
+        assert run("retry", name) == (0, f"1 fax was made due.\n{STOPPED}", "")
 
     efax.faults = faults()
     assert json.loads(run("once", "--json")[1])["stored"] == 1
+    assert run("retry", fax.fax_id)[1] == "Nothing to do: stored, and well.\n"
+
+
+def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def waiting(*_: Any, **__: Any) -> str:
+        return "it was waited for"
+
+    monkeypatch.setattr("poller.cli.retry.wait_for_faxes", waiting)
+    fax = receive(efax)
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    with StateLock(directory / "state"):
+        out = run("retry", fax.fax_id)[1]
+        assert out.startswith("1 fax was made due.\n0 of 1 fax is stored.\n")
+        assert "it was waited for" in out
+
+    efax.faults = faults("403@token=always")
+    assert run("once")[0] == 1
+    with StateLock(directory / "state"):
+        code, out, _ = run("retry", fax.fax_id)
+    assert (code, out.splitlines()[0]) == (0, "1 fax was made due.")
+    assert "1 fax must wait: account main is suspended: " in out
+    assert out.endswith("The service fetches them when that is over.\n")
+    assert "waited for" not in out
+
+    (directory / "faxes" / ".poller-storage").unlink()
+    with StateLock(directory / "state"):
+        code, out, _ = run("retry", fax.fax_id)
+    assert (code, out.splitlines()[0]) == (0, "1 fax was made due.")
+    assert "The service fetches nothing now: " in out
+    assert out.endswith("It fetches them when that is over.\n")
 
 
 def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulator) -> None:
@@ -616,7 +674,7 @@ def test_rebuild_says_what_it_found_and_what_it_cannot_know(
 
     assert (code, err) == (0, "")
     for said in (
-        "is damaged", "No snapshot could be read", "1 faxes became known as stored",
+        "is damaged", "No snapshot could be read", "1 fax became known as stored",
         "main/strange.json: no sidecar that can be read", "It cannot know", "is kept as",
         "is listed again from",
     ):  # fmt: skip

@@ -279,7 +279,7 @@ async def test_damage_is_in_the_status_the_problems_and_the_metrics(
     assert first["path"].endswith(".pdf")
     assert [one["damaged_files"] for one in found["users"]] == [2, 0]
     assert problems(found, []) == [
-        "2 faxes are damaged on the disk (main/user-a): see “poller verify --repair”."
+        "2 faxes are damaged on the disk (main/user-a): see `poller verify --repair`."
     ]
     await Monitor(site, Planner(site))._gauges()
     text = (await site.shop.metrics.render()).decode()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from poller.ingest.site import Site
+from poller.ledger import Ledger
 from poller.simulator import Simulator, Switches
 from poller.status import StoredLately, instant, status
 from tests.conftest import QuickClock
@@ -51,6 +52,7 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "limit": None,
         "rate": None,
         "used": None,
+        "token_war": None,
     }
 
 
@@ -108,6 +110,21 @@ async def test_suspension_is_shown_with_its_reason_and_the_running_pause(
     (account,) = (await shown(site, clock))["accounts"]
     assert account["suspended_until"] is account["reason"] is None
     assert account["paused_s"] >= 600
+
+
+async def test_fax_stored_while_the_status_is_read_is_in_both_counts_or_in_none(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    coverages = Ledger.coverages
+
+    async def storing_meanwhile(ledger: Ledger) -> Any:
+        await fetch(site, fax)
+        return await coverages(ledger)
+
+    monkeypatch.setattr(Ledger, "coverages", storing_meanwhile)
+    one = user(await shown(site, clock))
+    assert (one["stored"], sum(one["stored_by_hour"])) == (0, 0)
 
 
 # -- stored lately ---------------------------------------------------------------------------------

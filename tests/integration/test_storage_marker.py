@@ -143,7 +143,7 @@ async def test_too_little_space_is_said_with_both_numbers(root: Path) -> None:
     ("count", "text"), [(5, "5 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 30, "1.0 GiB")]
 )
 def test_sizes_are_readable(count: int, text: str) -> None:
-    assert marker._size(count) == text
+    assert marker.size(count) == text
 
 
 async def test_free_space_is_unknown_while_there_is_no_directory(root: Path) -> None:

@@ -416,6 +416,26 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             id="a-suspended-account-explains-its-users",
         ),
         pytest.param(
+            a_status(token_war=True),
+            [],
+            [
+                "Another program signs in with the App ID of account main, so faxes come later: "
+                'see "Another program has the same App ID" in the README.'
+            ],
+            id="token-war",
+        ),
+        pytest.param(
+            a_status(limit=5.0, rate=1.25),
+            [],
+            [
+                "eFax limits account main: 1.2 of 5 requests per second are allowed now; "
+                'see "eFax limits an account" in the README.'
+            ],
+            id="slowed-by-429",
+        ),
+        pytest.param(a_status(limit=5.0, rate=4.0), [], [], id="hardly-slowed"),
+        pytest.param(a_status(limit=5.0, rate=None), [], [], id="rate-not-known"),
+        pytest.param(
             a_status(suspended_until="2024-05-21T04:30:00Z"),
             [],
             [
@@ -441,14 +461,14 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
         pytest.param(
             a_status(user("a", quarantined=1)),
             [],
-            ["1 fax is quarantined (main/a): see “poller retry” and “poller dismiss”."],
+            ["1 fax is quarantined (main/a): see `poller retry` and `poller dismiss`."],
             id="one-quarantined",
         ),
         pytest.param(
             a_status(user("a", quarantined=2, removed=True), user("b", quarantined=1)),
             [],
             [
-                "3 faxes are quarantined (main/a and main/b): see “poller retry” and “poller dismiss”."
+                "3 faxes are quarantined (main/a and main/b): see `poller retry` and `poller dismiss`."
             ],
             id="quarantined-of-a-removed-user-too",
         ),
