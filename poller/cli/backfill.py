@@ -17,6 +17,7 @@ from rich.table import Table
 from poller import VERSION
 from poller.cli import setup
 from poller.cli.beside import Shown, progress, wait
+from poller.cli.console import say
 from poller.cli.naming import find_user
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
@@ -265,21 +266,17 @@ def _from_to(interval: Interval) -> str:
 
 def _print(report: Report) -> None:
     console = Console()
-
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     whys: dict[str, Coverage] = {}
     for interval, reason in report.asked.not_listed:
         whys[reason] = whys.get(reason, Coverage()).add(interval)
     for reason, coverage in whys.items():
         for one in coverage.intervals:
-            say(f"not listed  {_from_to(one)}: {reason}", "bold red")
+            say(console, f"not listed  {_from_to(one)}: {reason}", "bold red")
     if report.asked.rest is not None:
         left = "not listed any more" if report.asked.withdrawn else "still to be listed"
-        say(f"{left}  {_from_to(report.asked.rest)}", "bold red")
+        say(console, f"{left}  {_from_to(report.asked.rest)}", "bold red")
     if report.stopped is not None:
-        say(report.stopped, "bold red")
+        say(console, report.stopped, "bold red")
     table = Table(show_header=False, box=None)
     for name in ("discovered", "stored", "pending", "failed"):
         table.add_row(name, str(getattr(report.found, name)))

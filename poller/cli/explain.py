@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from poller.cli import setup
+from poller.cli.console import say
 from poller.cli.naming import find_one
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
@@ -113,22 +114,18 @@ def _moment(at: str | None, what: str, window: Interval | None = None) -> dict[s
 def _print(shown: dict[str, Any]) -> None:
     """Trouble first; nothing of it is wrapped, so that paths can be copied."""
     console = Console()
-
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     name = f"{shown['account']}/{shown['user']}/{shown['fax_id']}"
-    say(f"{name}: {shown['state']}", None if shown["state"] == "stored" else "bold")
+    say(console, f"{name}: {shown['state']}", None if shown["state"] == "stored" else "bold")
     for problem in _problems(shown):
-        say(problem, "bold red")
+        say(console, problem, "bold red")
     if shown["file"] is not None:
         pages = "" if shown["pages"] is None else f", pages: {shown['pages']}"
-        say(f"file      {shown['file']}")
-        say(f"          {shown['bytes']} bytes{pages}, sha256 {shown['sha256']}")
-    say(f"attempts  {shown['attempts']}")
+        say(console, f"file      {shown['file']}")
+        say(console, f"          {shown['bytes']} bytes{pages}, sha256 {shown['sha256']}")
+    say(console, f"attempts  {shown['attempts']}")
     for path in shown["evidence"]:
-        say(f"evidence  {path}")
-    say("")
+        say(console, f"evidence  {path}")
+    say(console, "")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for one in shown["timeline"]:
         table.add_row(f"{one['at'][:10]} {one['at'][11:]}", one["what"], one["why"] or "")

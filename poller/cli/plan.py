@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from poller import plan, schedule
 from poller.cli import setup
+from poller.cli.console import for_tables, say
 from poller.config.model import Account, Config, User
 from poller.errors import PollerError
 from poller.plan import Demand
@@ -20,7 +20,6 @@ from poller.status import instant
 _HOUR_S = 3600.0
 _NEXT = 3
 _NAMED = 3
-_PIPED_WIDTH = 160
 
 
 def show_plan(paths: Sequence[Path], *, as_json: bool) -> int:
@@ -113,11 +112,9 @@ def _next_polls(user: User, factor: float, now: datetime) -> list[datetime]:
 
 
 def _print(shown: dict[str, Any]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+    console = for_tables()
     for warning in shown["warnings"]:
-        console.print(warning, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        say(console, warning, "bold red")
     table = _table("account", "users", "limit an hour", "for lists", "asked", "planned", "factor")
     for row in shown["accounts"]:
         names = ("limit_per_hour", "lists_limit_per_hour", "asked_per_hour", "planned_per_hour")
@@ -132,7 +129,7 @@ def _print(shown: dict[str, Any]) -> None:
     console.print("Requests are lists, sweeps included; images come beside them, as faxes do.")
     if shown["lateness_unknown"] is not None:
         said = f"How late faxes become visible is not known yet: {shown['lateness_unknown']}."
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        say(console, said)
 
 
 def _table(*names: str, left: int = 1) -> Table:

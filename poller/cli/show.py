@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from poller import VERSION
 from poller.cli import setup
+from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
 from poller.config.model import Config, HttpConfig
 from poller.errors import ConfigError
@@ -22,7 +22,6 @@ from poller.status import Pace, damaged, status
 from poller.storage.marker import size
 from poller.web.problems import problems
 
-_PIPED_WIDTH = 160
 _NARROW = 100
 _STILL_RUNS = (
     "The service may still run with the configuration that it has: see its page "
@@ -77,9 +76,7 @@ def _reasons(shown: dict[str, Any]) -> Iterator[str]:
 
 
 def _print(shown: dict[str, Any]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+    console = for_tables()
     for problem in shown["problems"]:
         console.print(
             problem,
@@ -108,7 +105,7 @@ def _print(shown: dict[str, Any]) -> None:
     if lines:
         console.print()
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _headline(shown: dict[str, Any]) -> str:

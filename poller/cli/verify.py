@@ -17,6 +17,7 @@ from rich.table import Table
 from poller import VERSION
 from poller.cli import setup
 from poller.cli.beside import wait_for_faxes
+from poller.cli.console import say
 from poller.cli.naming import find_one
 from poller.clock import SystemClock
 from poller.config.model import Config
@@ -252,27 +253,23 @@ def _progress(total: int) -> Iterator[Any]:
 def _print(report: Report) -> None:
     """Problems first; nothing of it is wrapped, so that paths can be copied."""
     console = Console()
-
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     for one in report.damaged:
         row = one.row
         name = f"{row.account}/{row.user_name}/{row.fax_id}"
-        say(f"damaged  {name}  {row.file}: {one.finding.why}", "bold red")
+        say(console, f"damaged  {name}  {row.file}: {one.finding.why}", "bold red")
     for fax in report.failed:
         error = fax.last_error or "its account or the storage could not be used"
-        say(f"not fetched  {_name(fax)}: {error}", "bold red")
+        say(console, f"not fetched  {_name(fax)}: {error}", "bold red")
     for sentence in report.refused:
-        say(f"not asked for  {sentence}", "bold red")
+        say(console, f"not asked for  {sentence}", "bold red")
     for file in report.unknown_files:
-        say(f"unknown  {file} belongs to no fax; it is left alone", "yellow")
+        say(console, f"unknown  {file} belongs to no fax; it is left alone", "yellow")
     table = Table(show_header=False, box=None)
     for name, value in _counts(report).items():
         table.add_row(name, str(value))
     console.print(table)
     for sentence in _what_next(report):
-        say(sentence)
+        say(console, sentence)
 
 
 def _counts(report: Report) -> dict[str, Any]:
