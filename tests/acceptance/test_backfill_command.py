@@ -336,6 +336,6 @@ async def test_retry_beside_a_daemon_says_what_became_of_the_faxes(
         good.trouble = None
         done = await installation.poller("retry", good.fax_id, bad.fax_id)
         assert (done.code, done.err) == (0, "")
-        assert done.out.startswith("2 faxes were made due; 1 of 2 are stored.\n")
+        assert done.out.startswith("2 faxes were made due.\n1 of 2 faxes are stored.\n")
         assert f"pending  main/billing/{bad.fax_id}: " in done.out
         assert simulator.sign_ins.total() == 1
