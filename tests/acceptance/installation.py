@@ -144,7 +144,8 @@ class Installation:
         self.storage = root / "faxes"
         self.ledger = root / "state" / "poller.db"
         self.environ = {**os.environ, KEY_VARIABLE: KEY, "PYTHONWARNINGS": "default"}
-        for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED"):
+        # Without bytecode each of many hundred short processes would compile poller anew.
+        for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
             self.environ.pop(name, None)
         self.before_it: tuple[
             str, ...
