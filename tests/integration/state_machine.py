@@ -340,6 +340,7 @@ class PollerMachine(RuleBasedStateMachine):
         then=works,
     )
     def calls_will_fail(self, script: list[str | None], calls: tuple[str, ...], then: bool) -> None:
+        script = [self._told(effect) for effect in script]
         self.world.efax.faults = Faults(script=tuple(script), script_calls=frozenset(calls))
         self._then(then)
 
@@ -356,9 +357,16 @@ class PollerMachine(RuleBasedStateMachine):
         for number in range(count):
             completed = self.world.clocks.true - timedelta(seconds=number)
             self.world.efax.receive(app_id, user_id, completed=completed)
-        script = tuple(effect if number % every == 0 else None for number in range(12))
+        told = self._told(effect)
+        script = tuple(told if number % every == 0 else None for number in range(12))
         self.world.efax.faults = Faults(script=script, script_calls=frozenset({"list"}))
         self._then(then)
+
+    def _told(self, effect: str | None) -> str | None:
+        """Pages of one record cannot overlap, so a deletion between two of them may stay unseen
+        until a sweep (see poller.listing)."""
+        unseen = effect == "shift-delete" and self.natural.page_cap == 1
+        return None if unseen else effect
 
     @rule(
         effect=st.sampled_from(["503", "429", "reset", "stall", "html-200", "401", "403"]),
