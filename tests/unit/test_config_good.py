@@ -323,4 +323,4 @@ def test_hundreds_of_users_with_settings_of_their_own_load_in_a_moment(tmp_path:
     config = load([file])
     assert len(config.accounts[0].users) == 500
     # 0.2 s on a quiet machine (10,000 users: 3 s); the margin is for coverage and busy ones.
-    assert time.process_time() - begun < 8
+    assert time.process_time() - begun < 40
