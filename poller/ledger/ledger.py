@@ -199,6 +199,7 @@ class Ledger:
         if self._looking is None or self._looking.done():
             look = asyncio.to_thread(engine.require_room, self._path)
             self._looking = asyncio.create_task(look, name="ledger room")
+            self._looking.add_done_callback(_looked_at)
         looking = self._looking
         await asyncio.wait({looking}, timeout=_LOOK_S)
         if not looking.done():
@@ -252,7 +253,7 @@ class Ledger:
         while not copying.done():
             await asyncio.wait({copying}, timeout=_LOOK_S)
             if not copying.done() and time.monotonic() - self._copied_at > READ_WITHIN_S:
-                copying.add_done_callback(asyncio.Task.exception)  # nobody waits for it any more
+                copying.add_done_callback(_looked_at)
                 raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
         return copying.result()
 
@@ -714,6 +715,12 @@ def _restored(path: Path) -> datetime | None:
             return rebuild.restore(path)
     except LedgerUnavailable as error:
         raise CannotStart(str(error)) from error
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting a failure that came when nobody waited any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _checked(connection: Connection) -> tuple[datetime | None, str | None]:
