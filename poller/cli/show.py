@@ -15,28 +15,19 @@ from poller import VERSION
 from poller.cli import setup
 from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
-from poller.config.model import Config, HttpConfig
-from poller.errors import ConfigError
+from poller.config.model import Config
 from poller.evidence import EvidenceStore
 from poller.status import Pace, damaged, status
 from poller.storage.marker import size
 from poller.web.problems import problems
 
 _NARROW = 100
-_STILL_RUNS = (
-    "The service may still run with the configuration that it has: see its page "
-    f"(`http.listen`, http://127.0.0.1:{HttpConfig.port}/ if not set) or `journalctl -u poller`."
-)
 _BESIDES = 14  # lines of a terminal that are not for users
 
 
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
-    try:
-        settings = setup.load(paths)
-    except ConfigError as error:
-        error.args = (f"{error}\n{_STILL_RUNS}",)
-        raise
+    settings = setup.load(paths)
     shown = asyncio.run(_status(settings))
     shown["problems"] = problems(shown, list(_reasons(shown)))
     if as_json:
