@@ -14,7 +14,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import prometheus_client
 from prometheus_client import (
@@ -37,9 +37,7 @@ CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
 
 _POLL_OUTCOMES: Final[tuple[PollOutcome, ...]] = ("ok", "failed", "skipped")
-_FAX_OUTCOMES: Final[tuple[FaxOutcome, ...]] = (
-    *("discovered", "late", "stored", "damaged", "quarantined"),
-)
+_FAX_OUTCOMES: Final[tuple[FaxOutcome, ...]] = get_args(FaxOutcome)
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 
