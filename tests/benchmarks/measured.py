@@ -1,0 +1,94 @@
+"""What is measured of a process, the daemon that is measured, and how a result is told."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.installation import Daemon, Installation
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+UNLIMITED = {"requests_per_second": 10_000, "burst": 10_000, "in_flight": 16}
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process and all its threads so far, to a hundredth of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_mib(pid: int) -> float:
+    return _status_kib(pid, "VmRSS") / 1024
+
+
+def peak_mib(pid: int) -> float:
+    """The largest resident size since the start or `forget_peak`."""
+    return _status_kib(pid, "VmHWM") / 1024
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status_kib(pid: int, name: str) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def settings(users: int, base_url: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of one account; `changes` replace whole sections."""
+    return {
+        "accounts": {
+            "main": {
+                "base_url": base_url,
+                "app_id": "app-1",
+                "api_key": {"env": "POLLER_TEST_KEY"},
+                "limits": UNLIMITED,
+                "users": {f"u{n}": {"user_id": f"user-{n}"} for n in range(users)},
+            }
+        },
+        "storage": {"directory": "faxes", "min_free": "1MiB"},
+        "state": {"url": "sqlite:///state/poller.db"},
+        "http": {"listen": None},
+        "log": {"format": "json"},
+        **(changes or {}),
+    }
+
+
+@asynccontextmanager
+async def installed(configuration: dict[str, Any]) -> AsyncIterator[Installation]:
+    """An installation in a temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="poller-benchmark-") as directory:
+        installation = Installation(Path(directory), "")
+        installation.settings = configuration
+        installation.write({})
+        yield installation
+
+
+@asynccontextmanager
+async def running(configuration: dict[str, Any]) -> AsyncIterator[Daemon]:
+    """`poller run` as it is, ready, in a temporary directory."""
+    async with installed(configuration) as installation, installation.daemon() as daemon:
+        yield daemon
+        await daemon.stop()
+
+
+def options(**defaults: int | float) -> argparse.Namespace:
+    """Read `--rounds N` and the sizes of a benchmark, whose defaults these are."""
+    parser = argparse.ArgumentParser()
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+def told(sentence: str, *figures: str, ratio: float | None = None, wanted: str) -> None:
+    """Print what is compared, the figures, and the ratio beside what it must reach."""
+    print(sentence)
+    for figure in figures:
+        print(f"  {figure}")
+    ended = "result" if ratio is None else f"ratio {ratio:.2f}"
+    print(f"  {ended} (wanted: {wanted})", flush=True)

@@ -1,0 +1,18 @@
+"""Every benchmark runs, tiny, to its end; how fast is for who runs it by hand."""
+
+import subprocess
+import sys
+
+import pytest
+
+TINY = {
+    "idle": "--rounds 1 --users 3 --every 1 --seconds 1.5",
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_benchmark_ends_and_says_what_it_found(name: str) -> None:
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *TINY[name].split()]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "wanted:" in done.stdout
