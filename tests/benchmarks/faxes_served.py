@@ -1,0 +1,232 @@
+"""A bare server of users who have faxes, in a process of its own, with prepared images.
+
+`python -m tests.benchmarks.faxes_served '{"encoded": PATH, …}'` prints its port. All faxes share one
+document; each has its id, its time and its place in the lists.
+"""
+
+import asyncio
+import bisect
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+
+_TOKEN = {"access_token": "token", "token_type": "bearer", "expires_in": 86_399, "scope": "fax"}
+_PAGE = 100
+_PIECE = 256 << 10
+_ENDED = b"\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Faxes:
+    """What there is: `each` faxes of every user from the start, and with every `nth` list one more.
+
+    `encoded` is the document as base64, in a file.
+    """
+
+    encoded: str
+    users: int
+    each: int
+    nth: int = 0
+
+    @property
+    def ids(self) -> list[str]:
+        return [fax_id(f"user-{n}", k) for n in range(self.users) for k in range(self.each)]
+
+
+def fax_id(user: str, number: int) -> str:
+    return f"{user}.{number:06}"
+
+
+class _User:
+    def __init__(self, name: str, faxes: Faxes) -> None:
+        self.name = name
+        self.lists = 0
+        self.completed: list[float] = []
+        now = time.time()
+        for k in range(faxes.each):
+            self.add(now - 3600 + k * 0.001)
+
+    def add(self, at: float) -> None:
+        self.completed.append(at)
+
+    def page(self, since: float, until: float, offset: int) -> dict[str, Any]:
+        first = bisect.bisect_left(self.completed, since) + offset
+        last = min(bisect.bisect_right(self.completed, until), first + _PAGE)
+        records = [self._record(number) for number in range(first, last)]
+        return {
+            "first_record": offset + 1 if records else 0,
+            "last_record": offset + len(records) if records else 0,
+            "faxes": records,
+        }
+
+    def _record(self, number: int) -> dict[str, Any]:
+        at = datetime.fromtimestamp(self.completed[number], UTC)
+        return {
+            "fax_id": fax_id(self.name, number),
+            "size": 150_000,
+            "duration": 60,
+            "pages": 1,
+            "image_downloaded": False,
+            "fax_status": "STORED",
+            "completed_timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "originating_fax_number": "13235550000",
+            "destination_fax_number": "18005550000",
+        }
+
+
+class _Answers:
+    def __init__(self, faxes: Faxes) -> None:
+        self._faxes = faxes
+        self._encoded = memoryview(Path(faxes.encoded).read_bytes())
+        self._users = {f"user-{n}": _User(f"user-{n}", faxes) for n in range(faxes.users)}
+        self.counts: dict[str, float] = {"lists": 0, "images": 0, "first_image_at": 0.0}
+
+    def answer(self, target: str, headers: dict[bytes, bytes]) -> list[bytes | memoryview]:
+        """The body, in pieces."""
+        parts = urlsplit(target)
+        if parts.path.endswith("/image"):
+            return self._image(parts.path.split("/")[2])
+        if parts.path == "/faxes/received":
+            return [_body(self._list(parse_qs(parts.query), headers))]
+        if parts.path == "/counts":
+            return [_body(self.counts)]
+        return [_body(_TOKEN if parts.path == "/tokens" else {"status": "UP"})]
+
+    def _image(self, fax: str) -> list[bytes | memoryview]:
+        self.counts["first_image_at"] = self.counts["first_image_at"] or time.time()
+        self.counts["images"] += 1
+        start = f'{{"fax_id":"{fax}","file_name":"{fax}.pdf","image":"'.encode()
+        return [start, self._encoded, b'"}']
+
+    def _list(self, query: dict[str, list[str]], headers: dict[bytes, bytes]) -> dict[str, Any]:
+        self.counts["lists"] += 1
+        user = self._users[headers[b"user-id"].decode()]
+        user.lists += 1
+        if self._faxes.nth and user.lists % self._faxes.nth == 0:
+            user.add(time.time())
+        since = _instant(query.get("min_completed_timestamp"), 0.0)
+        until = _instant(query.get("max_completed_timestamp"), time.time() + 60)
+        return user.page(since, until, int(headers.get(b"pagination-offset", b"0")))
+
+
+def _instant(values: list[str] | None, default: float) -> float:
+    return datetime.fromisoformat(values[0]).timestamp() if values else default
+
+
+def _body(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+class _Connection(asyncio.Protocol):
+    """Parses only as much of HTTP as an honest client needs; sends no faster than is taken."""
+
+    def __init__(self, answers: _Answers) -> None:
+        self._answers = answers
+        self._received = b""
+        self._rest: deque[bytes | memoryview] = deque()
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(_ENDED)) >= 0:
+            first, *lines = self._received[:end].split(b"\r\n")
+            headers = dict(_header(line) for line in lines)
+            length = end + len(_ENDED) + int(headers.get(b"content-length", b"0"))
+            if len(self._received) < length:
+                return
+            self._received = self._received[length:]
+            body = self._answers.answer(first.split()[1].decode(), headers)
+            self._rest.extend(_pieces(body))
+        self._send()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._send()
+
+    def _send(self) -> None:
+        while self._rest and not self._paused:
+            self._transport.write(self._rest.popleft())
+
+
+def _pieces(body: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    length = sum(len(part) for part in body)
+    date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    head = (
+        f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
+    if length <= _PIECE:
+        yield head + b"".join(body)
+        return
+    yield head
+    for part in body:
+        for at in range(0, len(part), _PIECE):
+            yield part[at : at + _PIECE]
+
+
+def _header(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name.lower(), value.strip()
+
+
+async def _serve(faxes: Faxes) -> None:
+    answers = _Answers(faxes)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1000)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server as the benchmark sees it."""
+
+    base_url: str
+
+    async def counts(self) -> dict[str, float]:
+        """Lists and images asked for so far, and when the first image was (wall clock)."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.base_url}/counts") as answer,
+        ):
+            counts: dict[str, float] = await answer.json()
+            return counts
+
+
+@asynccontextmanager
+async def served(faxes: Faxes) -> AsyncIterator[Served]:
+    """Run the server in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.benchmarks.faxes_served", json.dumps(asdict(faxes))),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        port = int(await process.stdout.readline())
+        yield Served(f"http://127.0.0.1:{port}")
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Faxes(**json.loads(sys.argv[1]))))
