@@ -22,7 +22,8 @@ from poller.cli.naming import find_user
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountAtWork
-from poller.ingest.poll import BACKFILL_CAP, PollOutcome
+from poller.ingest.backfill import BACKFILL_CAP
+from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import Backfill, Found, Ledger

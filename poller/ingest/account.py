@@ -15,8 +15,9 @@ from poller.config.model import Account, RetryConfig
 from poller.efax import Call
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
-from poller.ingest.poll import Poller, PollOutcome
+from poller.ingest.poll import Poller
 from poller.ingest.reading import ListReader
+from poller.ingest.run import PollOutcome
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger

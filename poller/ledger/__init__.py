@@ -1,7 +1,8 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
-from poller.ledger.ledger import Ledger, Making, backup
-from poller.ledger.rebuild import Kept
+from poller.ledger.adoption import Kept
+from poller.ledger.ledger import Ledger
+from poller.ledger.making import Making, backup
 from poller.ledger.rows import (
     AccountRow,
     Attempt,

@@ -5,33 +5,33 @@ gave out, LookupError. Times are aware UTC.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from poller import state_directory
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import (
+    adoption,
     backfills,
     engine,
     fetching,
     gaps,
     listing,
+    notes,
     rebuild,
     schema,
     snapshots,
     times,
     users,
 )
+from poller.ledger.disk import Disk
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -43,16 +43,12 @@ from poller.ledger.rows import (
     OnDisk,
     UserRow,
 )
-from poller.ledger.tables import meta
 from poller.ledger.writer import Writer
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
-_LOOK_S = 10.0
-_EDITS = "gap_edits"
-_STARTED = "started_at"
 
 
 class Ledger:
@@ -70,10 +66,7 @@ class Ledger:
         self._readers = readers
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
-        self._stop_copying = threading.Event()
-        self._copying: asyncio.Task[str | None] | None = None
-        self._copied_at = 0.0  # when the copy last came on (monotonic)
-        self._looking: asyncio.Task[None] | None = None
+        self._disk = Disk(path, busy_timeout_s=BUSY_TIMEOUT_S)
 
     @classmethod
     async def open(
@@ -122,13 +115,12 @@ class Ledger:
 
     async def close(self) -> None:
         """Finish the reads and writes that were asked for; a second time does nothing."""
-        self._stop_copying.set()
+        copying = asyncio.create_task(self._disk.close(), name="ledger copy's end")
         try:
             if self._writer is not None:
                 await self._writer.close()
         finally:
-            if self._reads:
-                await asyncio.wait(self._reads)
+            await asyncio.wait({copying, *self._reads})
             await self._readers.dispose()
 
     async def __aenter__(self) -> Self:
@@ -191,31 +183,17 @@ class Ledger:
 
         A little may still go where a page of new faxes does not, so room is looked for too.
         """
-        await self._require_room()
-        await self._write(lambda connection: _set_meta(connection, "write_check", _next_count))
-
-    async def _require_room(self) -> None:
-        """A disk that hangs holds one thread of those that others need too, not all of them."""
-        if self._looking is None or self._looking.done():
-            look = asyncio.to_thread(engine.require_room, self._path)
-            self._looking = asyncio.create_task(look, name="ledger room")
-            self._looking.add_done_callback(_looked_at)
-        looking = self._looking
-        await asyncio.wait({looking}, timeout=_LOOK_S)
-        if not looking.done():
-            raise LedgerUnavailable(
-                f"the disk of the ledger {self._path} has not answered for {_LOOK_S:.0f} seconds"
-            )
-        looking.result()
+        await self._disk.require_room()
+        await self._write(notes.write_check)
 
     async def storage_id(self) -> str | None:
         """Return the id that the storage's marker file must bear, None before there is one."""
-        return await self._read(lambda connection: _meta(connection, "storage_id"))
+        return await self._read(lambda connection: notes.value(connection, notes.STORAGE_ID))
 
     async def set_storage_id(self, storage_id: str) -> None:
         """Remember the id of the storage that belongs to this ledger."""
         await self._write(
-            lambda connection: _set_meta(connection, "storage_id", lambda _: storage_id)
+            lambda connection: notes.keep(connection, notes.STORAGE_ID, lambda _: storage_id)
         )
 
     # -- copies ---------------------------------------------------------------------------------
@@ -231,61 +209,33 @@ class Ledger:
         and snapshots.Hung when that did not come on for two minutes. Once cancelled it is over
         within a moment.
         """
-        if self._copying is not None and not self._copying.done():
-            raise snapshots.Hung(f"an earlier copy of the ledger {self._path} still hangs")
-        self._copied_at = time.monotonic()
-        task = asyncio.create_task(asyncio.to_thread(self._look_after, now), name="ledger copy")
-        self._copying = task
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
-        try:
-            problem = await self._unless_hung(task)
-        except asyncio.CancelledError:
-            self._stop_copying.set()
-            await asyncio.gather(task, return_exceptions=True)
-            raise
+        problem = await self._disk.look_after(now)
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
-            await self._write(lambda connection: _set_checked(connection, now, problem))
+            await self._write(lambda connection: notes.set_checked(connection, now, problem))
         return Health(now, problem, await asyncio.to_thread(snapshots.newest_at, self._path))
-
-    async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
-        """Wait for the copy as long as it comes on; no thread can be ended, so it is left behind."""
-        while not copying.done():
-            await asyncio.wait({copying}, timeout=_LOOK_S)
-            if not copying.done() and time.monotonic() - self._copied_at > READ_WITHIN_S:
-                copying.add_done_callback(_looked_at)
-                raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
-        return copying.result()
-
-    def _look_after(self, now: datetime) -> str | None:
-        def stop() -> bool:
-            self._copied_at = time.monotonic()  # it is asked at every step
-            return self._stop_copying.is_set()
-
-        return snapshots.look_after(self._path, now, timeout_s=BUSY_TIMEOUT_S, stop=stop)
 
     async def health(self) -> Health:
         """Return what the last check found, and when the newest snapshot was made."""
-        checked_at, problem = await self._read(_checked)
+        checked_at, problem = await self._read(notes.checked)
         snapshot_at = await asyncio.to_thread(snapshots.newest_at, self._path)
         return Health(checked_at, problem, snapshot_at)
 
     # -- being made anew --------------------------------------------------------------------------
 
-    async def unknown(self, kept: Sequence[rebuild.Kept]) -> list[int]:
+    async def unknown(self, kept: Sequence[adoption.Kept]) -> list[int]:
         """Say which of these are not held as stored with the same hash: their places in `kept`."""
-        return await self._read(lambda connection: rebuild.unknown(connection, kept))
+        return await self._read(lambda connection: adoption.unknown(connection, kept))
 
-    async def adopt(self, kept: Sequence[rebuild.Kept], now: datetime) -> rebuild.Adopted:
+    async def adopt(self, kept: Sequence[adoption.Kept], now: datetime) -> adoption.Adopted:
         """Take what sidecars say; the counters are right again after `list_again`."""
-        return await self._write(lambda connection: rebuild.adopt(connection, kept, now))
+        return await self._write(lambda connection: adoption.adopt(connection, kept, now))
 
     async def list_again(
-        self, oldest: dict[rebuild.Key, datetime], since: datetime | None, now: datetime
+        self, oldest: dict[adoption.Key, datetime], since: datetime | None, now: datetime
     ) -> datetime | None:
         """Let everything be listed again and count anew; from when, None where nothing tells."""
         return await self._write(
-            lambda connection: rebuild.list_again(connection, oldest, since, now)
+            lambda connection: adoption.list_again(connection, oldest, since, now)
         )
 
     # -- users and accounts ---------------------------------------------------------------------
@@ -427,18 +377,20 @@ class Ledger:
     async def dismiss_gap(self, user: int, bounds: Interval, reason: str | None) -> int:
         """Stop the alarm for the open gaps inside `bounds`; how many it concerns, dismissed before too."""
         return await self._write(
-            lambda connection: _edited(connection, gaps.dismiss(connection, user, bounds, reason))
+            lambda connection: notes.edited(
+                connection, gaps.dismiss(connection, user, bounds, reason)
+            )
         )
 
     async def make_gap_due(self, user: int, bounds: Interval) -> int:
         """List the failed and dismissed slices that touch `bounds` again, at once; how many."""
         return await self._write(
-            lambda connection: _edited(connection, gaps.make_due(connection, user, bounds))
+            lambda connection: notes.edited(connection, gaps.make_due(connection, user, bounds))
         )
 
     async def edits(self) -> str | None:
         """Return a value that changes with every edit of gaps, and every backfill asked for."""
-        return await self._read(lambda connection: _meta(connection, _EDITS))
+        return await self._read(notes.edits)
 
     # -- old windows that operators ask for -------------------------------------------------------
 
@@ -446,7 +398,7 @@ class Ledger:
         """Ask for an old window to be listed; one that was asked for and is not through goes on."""
 
         def ask(connection: Connection) -> Backfill:
-            _edited(connection, 1)
+            notes.edited(connection, 1)
             return backfills.ask(connection, user, window, now)
 
         return await self._write(ask)
@@ -570,7 +522,7 @@ class Ledger:
 
         Called at each start: while no poller ran, nobody could have had the faxes.
         """
-        await self._write(lambda connection: _note_downtime(connection, now, longer_than))
+        await self._write(lambda connection: notes.note_downtime(connection, now, longer_than))
 
     async def forget_far_future(self, now: datetime) -> None:
         """Make due what is put off for longer than anything ever is: our clock had been ahead."""
@@ -661,105 +613,9 @@ class Ledger:
         return await self._read(fetching.pending_paths)
 
 
-@dataclass(frozen=True)
-class Making:
-    """A new ledger that is being made beside the one at `path`, of which it keeps what it can."""
-
-    path: Path
-    base: rebuild.Base
-
-    @classmethod
-    def begin(cls, url: str) -> Self:
-        """Choose what it begins with and copy that; blocking. Raises as `Ledger.open`."""
-        path = engine.database_path(url)
-        with snapshots.mapped(path):
-            state_directory.make(path.parent)
-            try:
-                base = rebuild.choose(path)
-                rebuild.begin(path, base)
-            except BaseException:
-                rebuild.abandon(path)
-                raise
-        return cls(path, base)
-
-    async def open(self) -> Ledger:
-        """Open the new ledger, to be filled."""
-        return await Ledger.open(f"sqlite:///{rebuild.being_made(self.path)}")
-
-    def abandon(self) -> None:
-        """Remove it, closed by now, where it was not finished; blocking."""
-        with suppress(OSError):
-            rebuild.abandon(self.path)
-
-    def install(self, now: datetime) -> Path | None:
-        """Give the new ledger, closed by now, the name of the old; blocking.
-
-        Returns where the old one is kept.
-        """
-        with snapshots.mapped(self.path):
-            return rebuild.install(self.path, now)
-
-
-async def backup(url: str, target: Path) -> int:
-    """Copy the ledger at `url` to a new file, beside a daemon too; its size in bytes.
-
-    Raises CannotStart or LedgerUnavailable, both in a sentence.
-    """
-    path = engine.database_path(url)
-    return await asyncio.to_thread(snapshots.backup, path, target, timeout_s=BUSY_TIMEOUT_S)
-
-
 def _restored(path: Path) -> datetime | None:
     try:
         with snapshots.mapped(path):
             return rebuild.restore(path)
     except LedgerUnavailable as error:
         raise CannotStart(str(error)) from error
-
-
-def _looked_at(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from reporting a failure that came when nobody waited any more."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _checked(connection: Connection) -> tuple[datetime | None, str | None]:
-    at = _meta(connection, "checked_at")
-    return (None if at is None else datetime.fromisoformat(at)), _meta(
-        connection, "problem"
-    ) or None
-
-
-def _set_checked(connection: Connection, now: datetime, problem: str | None) -> None:
-    _set_meta(connection, "checked_at", lambda _: now.astimezone(UTC).isoformat())
-    _set_meta(connection, "problem", lambda _: problem or "")
-
-
-def _note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
-    noted = _meta(connection, _STARTED)
-    since = None if noted is None else datetime.fromisoformat(noted)
-    users.note_downtime(connection, since, now, longer_than)
-    _set_meta(connection, _STARTED, lambda _: now.astimezone(UTC).isoformat())
-
-
-def _edited(connection: Connection, count: int) -> int:
-    if count:
-        _set_meta(connection, _EDITS, _next_count)
-    return count
-
-
-def _next_count(held: str | None) -> str:
-    return str(int(held or 0) + 1)
-
-
-def _meta(connection: Connection, name: str) -> str | None:
-    value: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == name))
-    return value
-
-
-def _set_meta(connection: Connection, name: str, value: Callable[[str | None], str]) -> None:
-    held = _meta(connection, name)
-    if held is None:
-        connection.execute(meta.insert().values(name=name, value=value(None)))
-    else:
-        connection.execute(update(meta).where(meta.c.name == name).values(value=value(held)))

@@ -26,7 +26,7 @@ from poller.config.model import (
     User,
 )
 from poller.ingest.account import AccountAtWork
-from poller.ingest.poll import PollOutcome
+from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow

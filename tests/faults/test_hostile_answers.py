@@ -24,7 +24,7 @@ import pytest
 import structlog
 
 from poller import log
-from poller.ingest.poll import PollOutcome
+from poller.ingest.run import PollOutcome
 from poller.ledger import State
 from poller.simulator.state import Fax
 from tests.conftest import APP, KEY

@@ -11,7 +11,7 @@ import pytest
 
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Fetcher, Outcome
-from poller.ingest.poll import PollOutcome
+from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow

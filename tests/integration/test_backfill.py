@@ -429,13 +429,13 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     asked = await ask(site, window)
     ledger = site.shop.ledger
     account, _ = parts(site)
-    real = account._poller._reader.read
+    real = account._poller._lister._reader.read
 
     async def withdraw_at_once(*arguments: Any) -> Any:
         await ledger.withdraw_backfills(polled.id, clock.now())
         return await real(*arguments)
 
-    monkeypatch.setattr(account._poller._reader, "read", withdraw_at_once)
+    monkeypatch.setattr(account._poller._lister._reader, "read", withdraw_at_once)
     await account.backfill(polled)
     held = await now_of(site, asked)
     assert held.withdrawn

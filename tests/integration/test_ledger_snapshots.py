@@ -266,8 +266,8 @@ async def test_upkeep_says_a_failure_once_and_tries_again_every_hour(
 async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
     ledger: Ledger, clock: QuickClock, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 0.02)
-    monkeypatch.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.1)
+    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.02)
+    monkeypatch.setattr("poller.ledger.disk._COPY_ON_WITHIN_S", 0.1)
     upkeep = Upkeep(ledger, clock)
     disk = threading.Event()
     with monkeypatch.context() as hanging:

@@ -190,7 +190,7 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
         looks.append(threading.current_thread())
         disk.wait(60)
 
-    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 0.05)
+    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.05)
     monkeypatch.setattr("poller.ledger.engine.require_room", hang)
     for _ in range(3):
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
@@ -198,7 +198,7 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
     assert len(looks) == 1
     assert looks[0] is not threading.main_thread()
     disk.set()
-    monkeypatch.setattr("poller.ledger.ledger._LOOK_S", 10.0)
+    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 10.0)
     await ledger.check_writable()
 
 

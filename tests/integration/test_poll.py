@@ -9,8 +9,8 @@ import pytest
 from poller.config.model import Poll
 from poller.errors import BadAnswer, UserRefused
 from poller.ingest.account import AccountAtWork
-from poller.ingest.poll import PollOutcome
 from poller.ingest.reading import ListReader
+from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.simulator import Fault, Faults, Simulator, Switches
@@ -513,7 +513,7 @@ async def _fails(*_: Any) -> Any:
 async def test_slow_image_holds_up_neither_the_polls_nor_the_next_sweep(
     site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.ingest.poll._HOLD_IMAGES_S", 0.01)
+    monkeypatch.setattr("poller.ingest.nets._HOLD_IMAGES_S", 0.01)
     account, state = parts(site)
     with state.images:
         outcome = await account.poll(state)

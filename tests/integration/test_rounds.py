@@ -326,7 +326,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     account, state = parts(site)
     await poll(site)
     clock.advance(timedelta(hours=7))
-    real = account._poller._reader.read
+    real = account._poller._lister._reader.read
 
     async def dismissed_meanwhile(asked: UserState, piece: Slice, now: datetime) -> Read:
         if piece.kind is SliceKind.GAP:
@@ -336,7 +336,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
         return await real(asked, piece, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(account._poller._reader, "read", dismissed_meanwhile)
+        patch.setattr(account._poller._lister._reader, "read", dismissed_meanwhile)
         await poll(site)
     assert state.failed_gaps() == ()
     assert sum(one.dismissed for one in state.failed_slices) > 0

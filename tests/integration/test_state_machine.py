@@ -13,8 +13,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from poller.clock import ServerClock
 from poller.ingest import poll
-from poller.ingest.poll import Poller
+from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader, Read
+from poller.ingest.slices import SliceLister
 from poller.ingest.user import UserState
 from poller.listing import Listing, Step
 from poller.storage import handover
@@ -62,9 +63,9 @@ def new_decided_by_image_downloaded(patch: Patch) -> None:
 
 
 def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
-    real = Poller._list_halving
+    real = SliceLister.list_halving
 
-    async def list_halving(self: Poller, state: UserState, whole: Slice, run: Any) -> bool:
+    async def list_halving(self: SliceLister, state: UserState, whole: Slice, run: Any) -> bool:
         try:
             return await real(self, state, whole, run)
         except Exception:
@@ -73,7 +74,7 @@ def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
             )
             raise
 
-    patch.setattr(Poller, "_list_halving", list_halving)
+    patch.setattr(SliceLister, "list_halving", list_halving)
 
 
 def stored_without_the_file(patch: Patch) -> None:
@@ -84,7 +85,7 @@ def no_sweeps(patch: Patch) -> None:
     async def none(*_: Any) -> None:
         return
 
-    patch.setattr(Poller, "_sweeps", none)
+    patch.setattr(Nets, "sweep", none)
 
 
 def our_own_clock_believed(patch: Patch) -> None:

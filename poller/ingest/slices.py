@@ -1,0 +1,178 @@
+"""List slices for one poll: in halves where need be; what cannot be listed is left as a gap."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+from poller import retry
+from poller.clock import Clock
+from poller.errors import (
+    AccountSuspended,
+    ApiError,
+    BadAnswer,
+    DeadlinePassed,
+    RateLimited,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    UserRefused,
+    WindowRefused,
+)
+from poller.ingest.reading import ListReader, Read
+from poller.ingest.run import Run
+from poller.ingest.user import UserState
+from poller.ledger import Ledger
+from poller.window import FailedSlice, Interval, Slice, SliceKind, WindowRules
+
+HOUR = timedelta(hours=1)
+_GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
+NOT_THIS_USERS_FAULT = (
+    AccountSuspended,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    RateLimited,
+    UserRefused,
+)
+
+
+class SliceLister:
+    """Lists slices of the users of one account. `random` gives values in [0, 1)."""
+
+    def __init__(
+        self, reader: ListReader, ledger: Ledger, *, clock: Clock, random: Callable[[], float]
+    ) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._clock = clock
+        self._random = random
+
+    async def list_halving(self, state: UserState, whole: Slice, run: Run) -> bool:
+        """List `whole`; what the server will not list in one piece is listed in halves, newest first.
+
+        False when this poll's time ended before it was through; what was not listed stays a gap.
+        """
+        pieces = [whole]
+        while pieces:
+            piece = pieces.pop()
+            if piece is not whole and run.is_over(self._clock.monotonic()):
+                return False
+            refusal: ApiError | None = None
+            try:
+                read = await self._read(state, piece, run)
+                reason = read.halve
+            except (WindowRefused, DeadlinePassed) as error:
+                refusal, reason = error, str(error)
+            if reason is None:
+                continue
+            halves = piece.halves()
+            is_newest = piece.kind is SliceKind.NEWEST and piece.interval.end == run.now
+            if halves is None and is_newest:
+                raise _newest_unlisted(refusal, reason)
+            if halves is None or await self._is_refused_throughout(state, piece, refusal, run):
+                await self.leave_gap(state, piece, reason, run)
+            else:
+                newer, older = halves
+                pieces += [older, newer]
+        return True
+
+    async def _is_refused_throughout(
+        self, state: UserState, piece: Slice, refusal: ApiError | None, run: Run
+    ) -> bool:
+        """Whether the first and the last hour of a refused slice are refused as well.
+
+        Then it is not too long but too old, and halving it would only repeat that, some sixty times
+        a day of it and again at every attempt.
+        """
+        if not isinstance(refusal, WindowRefused) or piece.interval.end == run.now:
+            return False
+        start, end = piece.interval.start, piece.interval.end
+        for hour in (Interval(end - HOUR, end), Interval(start, start + HOUR)):
+            try:
+                await self._read(state, Slice(piece.kind, hour), run)
+            except WindowRefused:
+                continue
+            return False
+        return True
+
+    async def _read(self, state: UserState, piece: Slice, run: Run) -> Read:
+        try:
+            read = await self._reader.read(state, piece, run.now)
+        except UserRefused as error:
+            if not _is_of_the_window(state, piece, run):
+                raise
+            raise WindowRefused(str(error)) from error
+        if read.halve is None:
+            run.listed = run.listed.add(piece.interval)
+        self._count(read, piece, run)
+        return read
+
+    @staticmethod
+    def _count(read: Read, piece: Slice, run: Run) -> None:
+        run.outcome.discovered += read.discovered
+        if piece.kind is not SliceKind.NEWEST:
+            return
+        for fax in read.discovered:
+            if fax.received_at is not None and run.covered_before.covers(fax.received_at):
+                run.outcome.late_s.append((run.now - fax.received_at).total_seconds())
+
+    async def leave_gap(self, state: UserState, piece: Slice, reason: str, run: Run) -> None:
+        """Note that a slice could not be listed, and when it is tried again."""
+        if piece.kind is SliceKind.BACKFILL:
+            run.not_listed.append((piece.interval, reason))
+        if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP, SliceKind.BACKFILL):
+            return  # listed before, or a gap of its own
+        count = failures(state, piece.interval) + 1
+        pause = retry.growing(count, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
+        held = next((f for f in state.failed_slices if f.interval == piece.interval), None)
+        failed = FailedSlice(piece.interval, count, run.now + pause, reason)
+        if held is not None:  # it may have been dismissed while it was asked for
+            failed = replace(failed, dismissed=held.dismissed, dismiss_reason=held.dismiss_reason)
+        await self._ledger.slice_failed(
+            state.id, failed.interval, next_attempt_at=failed.next_attempt_at, reason=reason
+        )
+        state.failed_slices = [
+            *(one for one in state.failed_slices if one.interval != failed.interval),
+            failed,
+        ]
+
+
+def rules(state: UserState) -> WindowRules:
+    """Return how this user's windows are cut."""
+    return WindowRules.configured(state.user.poll.overlap, state.user.poll.max_window)
+
+
+def halved(whole: WindowRules, times: int) -> WindowRules:
+    """Shorten the longest window to half of it so many times, but not below an hour."""
+    longest = max(whole.max_window / 2 ** min(times, 16), min(HOUR, whole.max_window))
+    return WindowRules(overlap=whole.overlap, max_window=longest)
+
+
+def _is_of_the_window(state: UserState, piece: Slice, run: Run) -> bool:
+    """Whether a 403 or 404 is meant for the window: the user had a slice listed in this poll.
+
+    A sweep must not pass over it as listed before, and a backfill not at the first time: the user
+    may be refused since.
+    """
+    if piece.kind is SliceKind.BACKFILL and not state.backfill_failures:
+        return False
+    is_sweep = piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP)
+    return bool(run.listed.intervals) and not is_sweep
+
+
+def is_of_the_slice(error: ApiError, run: Run) -> bool:
+    """Whether a slice is to be tried again later by itself, and not its user or account."""
+    if isinstance(error, UserRefused):
+        return bool(run.listed.intervals)
+    return not isinstance(error, NOT_THIS_USERS_FAULT)
+
+
+def failures(state: UserState, interval: Interval) -> int:
+    """Return how often this slice has failed."""
+    return next((f.failures for f in state.failed_slices if f.interval == interval), 0)
+
+
+def _newest_unlisted(refusal: ApiError | None, reason: str) -> ApiError:
+    if isinstance(refusal, WindowRefused):
+        return UserRefused(f"every window is refused, down to an hour: {reason}")
+    return refusal or BadAnswer(f"the newest hour could not be listed: {reason}")

@@ -1,0 +1,276 @@
+"""What the storage adds to a ledger that is made anew: the faxes that its sidecars tell of."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from poller.ledger import fetching
+from poller.ledger.listing import chunks
+from poller.ledger.tables import State, coverage, faxes, users
+
+Key = tuple[str, str]  # app_id, user_id
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fax as its sidecar tells of it; not `stored`: an interrupted hand-over, still pending.
+
+    `harm` says what is wrong with its image on the disk, where it was looked at.
+    """
+
+    key: Key
+    account: str
+    user: str
+    fax_id: str
+    path: str
+    listed: dict[str, Any] = field(repr=False)
+    received_at: datetime | None
+    first_seen_at: datetime
+    stored_at: datetime
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+    pages: int | None
+    damaged: bool
+    stored: bool
+    harm: str | None = None
+
+
+@dataclass
+class Adopted:
+    """How many rows were added, became stored, or are carried on; `doubles`: paths not taken."""
+
+    added: int = 0
+    now_stored: int = 0
+    carried_on: int = 0
+    doubles: list[str] = field(default_factory=list)
+
+
+def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
+    """Say which of these the ledger does not hold as stored with the same hash: their places."""
+    rows = _rows(connection, kept)
+    return [
+        place
+        for place, one in enumerate(kept)
+        if (row := rows.get((one.key, one.fax_id))) is None
+        or row.state is not State.STORED
+        or row.sha256 != one.sha256
+    ]
+
+
+def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Key, str], Any]:
+    wanted = select(
+        *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.force),
+        *(users.c.app_id, users.c.user_id),
+    ).join_from(faxes, users)
+    return {
+        ((row.app_id, row.user_id), row.fax_id): row
+        for chunk in chunks(sorted({one.fax_id for one in kept}))
+        for row in connection.execute(wanted.where(faxes.c.fax_id.in_(chunk)))
+    }
+
+
+def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopted:
+    """Make rows of these, or make their rows what they say; a row that is stored keeps its path."""
+    done = Adopted()
+    owners = _owners(connection, kept, now)
+    rows = _rows(connection, kept)
+    taken = _taken_paths(connection, kept)
+    new: dict[tuple[Key, str], Kept] = {}
+    for one in sorted(kept, key=lambda one: not one.stored):  # a visible one before a hand-over
+        row = rows.get((one.key, one.fax_id))
+        owner = taken.get(one.path)
+        if (one.key, one.fax_id) in new or (owner is not None and (row is None or owner != row.id)):
+            done.doubles += [one.path] if one.stored else []
+        elif row is None:
+            new[one.key, one.fax_id] = one
+            taken[one.path] = -1
+        else:
+            _update(connection, row, one, now, done)
+    if new:
+        connection.execute(
+            insert(faxes), [_new_row(owners[one.key], one, now) for one in new.values()]
+        )
+    done.added = sum(one.stored for one in new.values())
+    done.carried_on += len(new) - done.added
+    return done
+
+
+def _taken_paths(connection: Connection, kept: Sequence[Kept]) -> dict[str, int]:
+    wanted = select(faxes.c.path, faxes.c.id)
+    return {
+        path: fax
+        for chunk in chunks([one.path for one in kept])
+        for path, fax in connection.execute(wanted.where(faxes.c.path.in_(chunk)))
+    }
+
+
+def _owners(connection: Connection, kept: Sequence[Kept], now: datetime) -> dict[Key, int]:
+    """The users of these faxes; one who is in no configuration any more is added as removed."""
+    owners = _known_owners(connection)
+    labels = {one.key: (one.account, one.user) for one in kept if one.key not in owners}
+    if not labels:
+        return owners
+    connection.execute(
+        insert(users),
+        [
+            {
+                "app_id": app_id,
+                "user_id": user_id,
+                "account": account,
+                "name": name,
+                "our_first_seen": now,
+                "removed": True,
+            }
+            for (app_id, user_id), (account, name) in labels.items()
+        ],
+    )
+    return _known_owners(connection)
+
+
+def _known_owners(connection: Connection) -> dict[Key, int]:
+    rows = connection.execute(select(users.c.app_id, users.c.user_id, users.c.id))
+    return {(app_id, user_id): user for app_id, user_id, user in rows}
+
+
+def _file(one: Kept) -> dict[str, Any]:
+    return {
+        "state": State.STORED,
+        "next_attempt_at": None,
+        "stored_at": one.stored_at,
+        "path": one.path,
+        "file": one.file,
+        "format": one.format,
+        "bytes": one.bytes,
+        "sha256": one.sha256,
+        "pages": one.pages,
+        "damaged": one.damaged,
+        "harm": one.harm,
+    }
+
+
+def _new_row(owner: int, one: Kept, now: datetime) -> dict[str, Any]:
+    nothing = dict.fromkeys(_file(one))
+    pending = nothing | {"damaged": False, "state": State.PENDING, "next_attempt_at": now}
+    return (_file(one) if one.stored else pending | {"path": one.path}) | {
+        "user": owner,
+        "fax_id": one.fax_id,
+        "listed": one.listed,
+        "received_at": one.received_at,
+        "first_seen_at": one.first_seen_at,
+        "last_listed_at": one.first_seen_at,
+        "found_by": "rebuild",
+    }
+
+
+def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Adopted) -> None:
+    if row.state is State.STORED:
+        if row.path != one.path:
+            done.doubles += [one.path] if one.stored else []
+        elif row.sha256 != one.sha256 and one.stored:  # fetched again since
+            _set(connection, row.id, _file(one), now)
+            done.now_stored += 1
+    elif one.stored and row.force and one.harm is not None:
+        return  # an operator has asked for it to be fetched again
+    elif one.stored:
+        settled = {"failures": 0, "first_failed_at": None, "last_error": None, "force": False}
+        settled |= {"quarantined_at": None, "dismissed_at": None, "dismiss_reason": None}
+        _set(connection, row.id, _file(one) | settled, now)
+        done.now_stored += 1
+    elif row.path == one.path:
+        done.carried_on += 1
+
+
+def _set(connection: Connection, fax: int, values: dict[str, Any], now: datetime) -> None:
+    connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
+    fetching.remember(connection, fax, now, "stored", "found by `poller rebuild`")
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+def list_again(
+    connection: Connection, oldest: dict[Key, datetime], since: datetime | None, now: datetime
+) -> datetime | None:
+    """Let everything be listed again, and count anew; from when, over all configured users.
+
+    A user's list begins at the oldest of the pinned start, what waits, `oldest` (of the sidecars)
+    and `since`. None when nothing is known of any: the configured look-back decides then.
+    """
+    connection.execute(delete(coverage))
+    waiting = _oldest_waiting(connection)
+    rows = connection.execute(select(users)).mappings().all()
+    starts = {}
+    for row in rows:
+        key = (row["app_id"], row["user_id"])
+        known = [row["pinned_start"], waiting.get(row["id"]), oldest.get(key), since]
+        instants = [one for one in known if one is not None]
+        if instants:
+            starts[row["id"]] = min(instants)
+    if starts:
+        connection.execute(
+            update(users)
+            .where(users.c.id == bindparam("key"))
+            .values(pinned_start=bindparam("start")),
+            [{"key": user, "start": start} for user, start in starts.items()],
+        )
+    _count_anew(connection, now)
+    configured = [starts[row["id"]] for row in rows if not row["removed"] and row["id"] in starts]
+    return min(configured, default=None)
+
+
+def _oldest_waiting(connection: Connection) -> dict[int, datetime]:
+    oldest = func.min(func.coalesce(faxes.c.received_at, faxes.c.first_seen_at)).label("oldest")
+    wanted = select(faxes.c.user, oldest).where(faxes.c.next_attempt_at.is_not(None))
+    return {row.user: row.oldest for row in connection.execute(wanted.group_by(faxes.c.user))}
+
+
+_COUNTED = ("discovered", *(str(state) for state in State), "damaged")
+
+
+def _count_anew(connection: Connection, now: datetime) -> None:
+    wanted = select(
+        faxes.c.user,
+        faxes.c.state,
+        func.count().label("count"),
+        func.sum(faxes.c.damaged).label("damaged"),
+        func.max(faxes.c.received_at).label("received"),
+        func.max(faxes.c.stored_at).label("stored"),
+    ).group_by(faxes.c.user, faxes.c.state)
+    owners = {row["id"]: dict(row) for row in connection.execute(select(users)).mappings()}
+    counted: dict[int, dict[str, Any]] = {
+        user: dict.fromkeys(_COUNTED, 0)
+        | {"received": owner["last_received_at"], "kept": owner["last_stored_at"]}
+        for user, owner in owners.items()
+    }
+    for row in connection.execute(wanted):
+        counts = counted[row.user]
+        counts["discovered"] += row.count
+        counts[str(row.state)] += row.count
+        counts["damaged"] += row.damaged or 0
+        counts["received"] = _later(counts["received"], row.received and min(row.received, now))
+        counts["kept"] = _later(counts["kept"], row.stored)
+    if counted:
+        connection.execute(
+            update(users)
+            .where(users.c.id == bindparam("key"))
+            .values(
+                {name: bindparam(f"new_{name}") for name in _COUNTED}
+                | {
+                    "last_received_at": bindparam("new_received"),
+                    "last_stored_at": bindparam("new_kept"),
+                }
+            ),
+            [
+                {"key": user} | {f"new_{name}": value for name, value in counts.items()}
+                for user, counts in counted.items()
+            ],
+        )
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max((at for at in (one, other) if at is not None), default=None)

@@ -1,0 +1,86 @@
+"""The disk of one ledger, looked at in threads: one that hangs holds one of them, not all."""
+
+import asyncio
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from poller.errors import LedgerUnavailable
+from poller.ledger import engine, snapshots
+
+_LOOK_S = 10.0
+_COPY_ON_WITHIN_S = 100.0
+
+
+class Disk:
+    """Is there room, and a copy when one is due. `close` ends a copy that is under way."""
+
+    def __init__(self, path: Path, *, busy_timeout_s: float) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._looking: asyncio.Task[None] | None = None
+        self._copying: asyncio.Task[str | None] | None = None
+        self._copied_at = 0.0  # when the copy last came on (monotonic)
+        self._stop_copying = threading.Event()
+
+    async def require_room(self) -> None:
+        """Raise LedgerUnavailable where the ledger cannot grow, or its disk does not say."""
+        if self._looking is None or self._looking.done():
+            look = asyncio.to_thread(engine.require_room, self._path)
+            self._looking = asyncio.create_task(look, name="ledger room")
+            self._looking.add_done_callback(_looked_at)
+        looking = self._looking
+        await asyncio.wait({looking}, timeout=_LOOK_S)
+        if not looking.done():
+            raise LedgerUnavailable(
+                f"the disk of the ledger {self._path} has not answered for {_LOOK_S:.0f} seconds"
+            )
+        looking.result()
+
+    async def look_after(self, now: datetime) -> str | None:
+        """Copy and check the ledger where that is due; returns what is wrong with it.
+
+        Raises LedgerUnavailable when it cannot be copied, and snapshots.Hung when that did not come
+        on for two minutes. Once cancelled it is over within a moment.
+        """
+        if self._copying is not None and not self._copying.done():
+            raise snapshots.Hung(f"an earlier copy of the ledger {self._path} still hangs")
+        self._copied_at = time.monotonic()
+        copying = asyncio.create_task(asyncio.to_thread(self._copy, now), name="ledger copy")
+        self._copying = copying
+        try:
+            return await self._unless_hung(copying)
+        except asyncio.CancelledError:
+            self._stop_copying.set()
+            await asyncio.gather(copying, return_exceptions=True)
+            raise
+
+    async def close(self) -> None:
+        """End a copy that is under way."""
+        self._stop_copying.set()
+        if self._copying is not None:
+            await asyncio.wait({self._copying})
+
+    def _copy(self, now: datetime) -> str | None:
+        def stop() -> bool:
+            self._copied_at = time.monotonic()  # it is asked at every step
+            return self._stop_copying.is_set()
+
+        return snapshots.look_after(self._path, now, timeout_s=self._busy_timeout_s, stop=stop)
+
+    async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
+        """Wait for the copy as long as it comes on; no thread can be ended, so it is left behind."""
+        while not copying.done():
+            await asyncio.wait({copying}, timeout=_LOOK_S)
+            if not copying.done() and time.monotonic() - self._copied_at > _COPY_ON_WITHIN_S:
+                copying.add_done_callback(_looked_at)
+                raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
+        return copying.result()
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting a failure that came when nobody waited any more."""
+    if not task.cancelled():
+        task.exception()
