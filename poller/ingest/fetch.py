@@ -85,11 +85,12 @@ class Fetcher:
         self._client = client
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
+        self._carried_on: set[int] = set()  # without a download
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
         draft = self._drafts.get(fax)
-        return draft is not None and draft.begun
+        return fax in self._carried_on or (draft is not None and draft.begun)
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -121,8 +122,7 @@ class Fetcher:
         async with self._recorded_if_cancelled(fax):
             carried_on = await self._resume(fax)
         if carried_on is not None:
-            await self._record(fax, carried_on)
-            await shop.storage.finish(fax.path)
+            await self._settle(fax, carried_on)
             return Outcome.STORED
         draft_of = shop.storage.draft(fax.path, replacing=fax.force)
         async with draft_of as draft, self._under_way(fax, draft):
@@ -147,6 +147,14 @@ class Fetcher:
         return await self._shop.storage.resume_again(
             fax.path, _identity(fax), held=held, content=content
         )
+
+    async def _settle(self, fax: FaxRow, carried_on: StoredFile) -> None:
+        self._carried_on.add(fax.id)
+        try:
+            await self._record(fax, carried_on)
+            await self._shop.storage.finish(fax.path)
+        finally:
+            self._carried_on.discard(fax.id)
 
     @asynccontextmanager
     async def _under_way(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
@@ -191,8 +199,9 @@ class Fetcher:
         except asyncio.CancelledError:
             stored = self._shop.storage.delivered(fax.path)
             if stored is not None:
-                with suppress(LedgerUnavailable):
+                with suppress(LedgerUnavailable, StorageUnusable):
                     await self._record(fax, stored)
+                    await self._shop.storage.finish(fax.path)
             raise
 
     async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from poller.config.model import Config
 from poller.efax.answers import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Outcome
@@ -20,10 +21,12 @@ from poller.storage import steps
 from poller.storage.place import Names
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import (
+    WITHIN_S,
     calls,
     end_outage,
     fetch,
     files,
+    in_background,
     listed,
     mount,
     parts,
@@ -662,3 +665,72 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
         "storage-unusable",
         "storage-usable",
     ]
+
+
+async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simulator) -> FaxRow:
+    """A fax that is visible and has its dot-files still; its row is not stored."""
+
+    async def crash(*_: Any, **__: Any) -> None:
+        raise asyncio.CancelledError
+
+    async with opened_site(settings, clock) as site:
+        fax, found = await listed(site, simulator)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(site.shop.ledger, "stored", crash)
+            with pytest.raises(asyncio.CancelledError):
+                await fetch(site, fax)
+    assert len(files(settings.storage.directory, f".*{fax.fax_id}*")) == 2
+    return found
+
+
+async def test_a_drain_lets_what_a_crash_has_left_be_carried_to_its_end(
+    simulator: Simulator,
+    make_config: MakeConfig,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_config(simulator.base_url)
+    fax = await left_by_a_crash(settings, clock, simulator)
+    recording, go_on = asyncio.Event(), asyncio.Event()
+    async with opened_site(settings, clock) as site:
+        real = site.shop.ledger.stored
+
+        async def stored(fax: int, **values: Any) -> None:
+            recording.set()
+            await go_on.wait()
+            await real(fax, **values)
+
+        monkeypatch.setattr(site.shop.ledger, "stored", stored)
+        workers = site.accounts[APP].workers
+        async with in_background(workers.run()) as (work,):
+            await recording.wait()
+            async with in_background(workers.drain(WITHIN_S)) as (drained,):
+                await asyncio.sleep(0)
+                go_on.set()
+                await drained
+            await work
+        assert (await site.shop.ledger.fax(fax.id)).state is State.STORED
+    assert not files(settings.storage.directory, f".*{fax.fax_id}*")
+
+
+async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_is_cancelled(
+    simulator: Simulator,
+    make_config: MakeConfig,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_config(simulator.base_url)
+    fax = await left_by_a_crash(settings, clock, simulator)
+    async with opened_site(settings, clock) as site:
+        real = site.shop.storage.resume
+
+        async def resume(path: str, identity: Any) -> Any:
+            await real(path, identity)
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(site.shop.storage, "resume", resume)
+        _, state = parts(site)
+        with pytest.raises(asyncio.CancelledError):
+            await site.accounts[APP].workers._fetcher.fetch(fax, state.user)
+        assert (await site.shop.ledger.fax(fax.id)).state is State.STORED
+    assert not files(settings.storage.directory, f".*{fax.fax_id}*")
