@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import QueuePool
 
 from poller import state_directory
 from poller.errors import CannotStart, LedgerDamaged, LedgerUnavailable
+from poller.ledger.database import Database
 
 _PREFIX = "sqlite:///"
 _QUICK_CHECK_BELOW = 64 << 20
@@ -74,8 +73,6 @@ def unavailable(path: Path) -> Iterator[None]:
     """Turn what the database reports into LedgerUnavailable; bugs of ours stay what they are."""
     try:
         yield
-    except PoolTimeout as error:
-        raise LedgerUnavailable(f"the ledger {path} is too busy to be read") from error
     except DBAPIError as error:
         if not concerns_the_database(error):
             raise
@@ -238,7 +235,7 @@ def reader_connection(path: Path, *, timeout_s: float) -> sqlite3.Connection:
 # -- engines -------------------------------------------------------------------------------------
 
 
-def writer_engine(path: Path, *, timeout_s: float) -> AsyncEngine:
+def writer_engine(path: Path, *, timeout_s: float) -> Database:
     """One connection whose transactions hold the write lock from their first statement.
 
     A deferred transaction that turns into a write fails at once, whatever the timeout.
@@ -246,7 +243,7 @@ def writer_engine(path: Path, *, timeout_s: float) -> AsyncEngine:
     return _engine(path, timeout_s=timeout_s, begin="BEGIN IMMEDIATE", connections=1)
 
 
-def reader_engine(path: Path, *, timeout_s: float) -> AsyncEngine:
+def reader_engine(path: Path, *, timeout_s: float) -> Database:
     """A few connections that cannot write; each transaction sees one state of the ledger."""
     return _engine(path, timeout_s=timeout_s, begin="BEGIN", connections=_READERS)
 
@@ -257,24 +254,23 @@ def _engine(
     timeout_s: float,
     begin: Literal["BEGIN", "BEGIN IMMEDIATE"],
     connections: int,
-) -> AsyncEngine:
-    engine = create_async_engine(
+) -> Database:
+    engine = create_engine(
         URL.create(
-            "sqlite+aiosqlite",
+            "sqlite",
             database=f"file:{quote(str(path))}",
             query={"mode": "rw", "uri": "true"},  # never an empty new file where one vanished
         ),
         # The transaction is begun by us (see SQLAlchemy on pysqlite), not guessed by the driver.
-        connect_args={"isolation_level": None, "timeout": timeout_s},
-        poolclass=AsyncAdaptedQueuePool,
+        connect_args={"isolation_level": None, "timeout": timeout_s, "check_same_thread": False},
+        poolclass=QueuePool,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=timeout_s + 5,
         hide_parameters=True,
     )
-    event.listen(engine.sync_engine, "connect", _settings(path, begin, timeout_s))
-    event.listen(engine.sync_engine, "begin", lambda started: started.exec_driver_sql(begin))
-    return engine
+    event.listen(engine, "connect", _settings(path, begin, timeout_s))
+    event.listen(engine, "begin", lambda started: started.exec_driver_sql(begin))
+    return Database(engine, connections=connections)
 
 
 def _settings(path: Path, begin: str, timeout_s: float) -> Callable[[Any, Any], None]:
@@ -287,7 +283,7 @@ def _settings(path: Path, begin: str, timeout_s: float) -> Callable[[Any, Any], 
             with closing(connection.cursor()) as cursor:
                 _apply(cursor, wanted, path)
         except BaseException:
-            connection.close()  # SQLAlchemy 2.0 would leave it open, with its thread
+            connection.close()  # SQLAlchemy 2.0 would leave it open
             raise
 
     return apply

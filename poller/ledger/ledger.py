@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import (
@@ -31,6 +30,7 @@ from poller.ledger import (
     times,
     users,
 )
+from poller.ledger.database import Database
 from poller.ledger.disk import Disk
 from poller.ledger.rows import (
     AccountRow,
@@ -58,7 +58,7 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, readers: AsyncEngine, writer: Writer | None, *, created: bool
+        self, path: Path, readers: Database, writer: Writer | None, *, created: bool
     ) -> None:
         self.created = created
         self.restored_from: datetime | None = None
@@ -121,7 +121,7 @@ class Ledger:
                 await self._writer.close()
         finally:
             await asyncio.wait({copying, *self._reads})
-            await self._readers.dispose()
+            await self._readers.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,8 +140,7 @@ class Ledger:
         return await self._writer.run(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        # A read that is cut off in the middle strands its connection and thread (SQLAlchemy 2.0);
-        # it is short, so it is left to finish when its caller is cancelled.
+        # Its thread goes on when the caller is cancelled, and `close` has to wait for it.
         task = asyncio.create_task(self._read_now(work), name="ledger read")
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
@@ -158,8 +157,7 @@ class Ledger:
 
     async def _read_now(self, work: Callable[[Connection], T]) -> T:
         with engine.unavailable(self._path):
-            async with self._readers.connect() as connection, connection.begin():
-                return await connection.run_sync(work)
+            return await self._readers.run(work)
 
     # -- is it well ----------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poller.errors import LedgerUnavailable
+from poller.ledger.database import Database
 from poller.ledger.engine import concerns_the_database, sentence, unavailable
 
 T = TypeVar("T")
@@ -34,9 +34,9 @@ class Writer:
     """
 
     def __init__(
-        self, engine: AsyncEngine, path: Path, *, monotonic: Callable[[], float] = time.monotonic
+        self, database: Database, path: Path, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._engine = engine
+        self._database = database
         self._path = path
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
@@ -70,7 +70,7 @@ class Writer:
         self._closing = True
         self._wake.set()
         await asyncio.wait([self._task])
-        await self._engine.dispose()
+        await self._database.close()
         if not self._task.cancelled():
             self._task.result()
 
@@ -95,7 +95,7 @@ class Writer:
                 outcomes = await self._transaction([job.work for job in self._running])
         except (LedgerUnavailable, DBAPIError) as error:
             # What the connection holds in memory may be part of what went wrong.
-            await self._engine.dispose()
+            await self._database.let_go()
             outcomes = [_Raised(self._unavailable(error)) for _ in range(count)]
         else:
             self.commits += 1
@@ -108,8 +108,7 @@ class Writer:
         return LedgerUnavailable(str(error) if known else sentence(self._path, error))
 
     async def _transaction(self, works: list[Callable[[Connection], Any]]) -> list[Any]:
-        async with self._engine.connect() as connection, connection.begin():
-            return await connection.run_sync(_run_all, works)
+        return await self._database.run(lambda connection: _run_all(connection, works))
 
     def _answer_the_rest(self) -> None:
         error = LedgerUnavailable(f"the ledger {self._path} is closed")

@@ -51,7 +51,7 @@ def made(path: Path) -> Path:
 
 def assert_no_thread_is_left() -> None:
     for thread in threading.enumerate():
-        if "connection_worker" in thread.name:  # as aiosqlite calls its own
+        if thread.name.startswith("ledger"):
             thread.join(timeout=5)
             assert not thread.is_alive()
 

@@ -140,7 +140,7 @@ async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
     fax, _ = await listed(site, simulator)
     await site.shop.ledger.check_writable()
     # Connections that are open could go on writing; a commit that fails makes new ones.
-    await site.shop.ledger._writer._engine.dispose()  # type: ignore[union-attr]
+    await site.shop.ledger._writer._database.let_go()  # type: ignore[union-attr]
     with immutable(path if what == "file" else path.with_name("poller.db-journal")):
         assert not await site.shop.gate.look_again()
         assert "the ledger" in (site.shop.gate.reason or "")

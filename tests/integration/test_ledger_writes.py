@@ -313,7 +313,7 @@ async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: User
             asked.append((statement, values[0] if isinstance(values, list) else values))
 
     assert ledger._writer is not None
-    engines = [ledger._readers.sync_engine, ledger._writer._engine.sync_engine]
+    engines = [ledger._readers.engine, ledger._writer._database.engine]
     for one in engines:
         event.listen(one, "before_cursor_execute", remember)
     await use_everything(ledger, user)

@@ -1,0 +1,52 @@
+"""A database and the threads that work with it, so that no statement ever runs on the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from poller.errors import LedgerUnavailable
+
+T = TypeVar("T")
+
+
+class Database:
+    """An engine with as many threads of its own as it has connections.
+
+    A whole transaction is one trip to a thread: with SQLAlchemy's asyncio each statement is one,
+    which costs more than the statement.
+    """
+
+    def __init__(self, engine: Engine, *, connections: int) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="ledger")
+        self._closed = False
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction; its thread goes on when the caller is cancelled."""
+        return await self._in_thread(lambda: self._transaction(work))
+
+    async def let_go(self) -> None:
+        """Close the connections; the next transaction makes new ones."""
+        await self._in_thread(self.engine.dispose)
+
+    async def close(self) -> None:
+        """Close the connections and end the threads; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        await self.let_go()
+        self._threads.shutdown(wait=False)
+
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    async def _in_thread(self, step: Callable[[], T]) -> T:
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, step)
+        except RuntimeError as error:
+            raise LedgerUnavailable("no thread can be started for the ledger") from error
+        return await running
