@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from poller.config.model import (
     Account,
@@ -24,6 +25,10 @@ from poller.config.model import (
 from poller.ingest.site import Site, open_site
 from poller.metrics import Metrics
 from poller.simulator import Simulator
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 APP, KEY = "app-1", "key-of-app-1"
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -145,7 +145,7 @@ def test_the_smallest_step_can_be_chosen() -> None:
     assert step == timedelta(seconds=1.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ours=st.timedeltas(-30 * DAY, 30 * DAY),
     delays=st.lists(st.floats(0, 20), min_size=3, max_size=12),

@@ -55,7 +55,7 @@ def scalar(text: str) -> object:
     return root.value["key"].value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join))
 def test_any_text_gives_a_tree_or_problems(text: str) -> None:
     report = Report()
@@ -65,7 +65,7 @@ def test_any_text_gives_a_tree_or_problems(text: str) -> None:
         assert report.incomplete
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=40))
 def test_any_bytes_give_a_tree_or_problems(data: bytes) -> None:
     report = Report()

@@ -272,7 +272,7 @@ def test_long_strip_tables_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("whole", [_plain_pdf(2), _pdf(2), _tiff(2), _tiff(2, big=True)])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_malformed_bytes_raise_nothing_but_not_a_document(
     whole: bytes, data: st.DataObject

@@ -314,7 +314,7 @@ def test_of_what_is_no_full_number_only_the_code_is_shown(text: str) -> None:
 
 
 @given(number=st.from_regex(r"[0-9]{7,15}", fullmatch=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_masked_number_stays_as_it_is_when_it_is_redacted_again(number: str) -> None:
     redactor = Redactor(KEY)
     masked = redactor.number(number)
@@ -327,7 +327,7 @@ def test_a_masked_number_stays_as_it_is_when_it_is_redacted_again(number: str) -
     between=st.sampled_from(["", " ", "-", " - ", "+", "(", ") ", "\t"]),
     before=st.sampled_from(["", "from ", "x", "=", '"', "#", "tel:+"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_seven_digits_never_come_out(groups: list[str], between: str, before: str) -> None:
     digits = "".join(groups)
     shown = Redactor(KEY).text(before + between.join(groups) + " end")

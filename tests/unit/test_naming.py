@@ -54,7 +54,7 @@ def test_a_long_id_is_its_beginning_and_its_hash(fax_id: str, first: str) -> Non
 ODD_TEXT = st.text(st.characters(codec=None, categories=None), max_size=140)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(fax_id=ODD_TEXT)
 def test_any_id_gives_a_name_that_is_safe(fax_id: str) -> None:
     name = safe_id(fax_id)
@@ -63,7 +63,7 @@ def test_any_id_gives_a_name_that_is_safe(fax_id: str) -> None:
     assert safe_id(fax_id) == name
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.text("aA.%/2EéF~", max_size=4), unique=True, max_size=30))
 def test_two_ids_never_have_one_name(ids: list[str]) -> None:
     assert len({safe_id(one) for one in ids}) == len(ids)
@@ -108,7 +108,7 @@ def test_a_part_too_long_for_a_file_system_is_shortened() -> None:
     assert path("x" + template).startswith("x" + "é" * 79 + "~")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     fax_id=ODD_TEXT,
     template=st.sampled_from([DEFAULT, "{fax_id}", "{fax_id}/{fax_id}", "{user}{fax_id}{fax_id}"]),

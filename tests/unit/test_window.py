@@ -166,7 +166,7 @@ def as_set(intervals: tuple[Interval, ...]) -> set[int]:
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     operations=st.lists(st.tuples(st.booleans(), SMALL), max_size=12),
     frame=SMALL,
@@ -192,7 +192,7 @@ def test_coverage_behaves_like_a_set_of_seconds(
     assert coverage.newest_end == newest
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pairs=st.lists(SMALL, max_size=12), start=st.integers(0, 60))
 def test_the_watermark_never_moves_back_when_something_is_added(
     pairs: list[tuple[int, int]], start: int
@@ -240,7 +240,7 @@ def test_a_slice_is_halved_newer_half_first_down_to_an_hour(
         assert got == tuple(Slice(SliceKind.SWEEP, hours(*half)) for half in halves)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(length=st.timedeltas(min_value=timedelta(microseconds=1), max_value=4 * DAY))
 def test_halves_tile_the_slice(length: timedelta) -> None:
     whole = Slice(SliceKind.GAP, Interval(NOON, NOON + length))
@@ -507,7 +507,7 @@ def test_a_dismissed_gap_holds_up_the_watermark_and_not_what_lag_counts_from() -
     assert settled_until(coverage, start, marks) == NOON - 3 * HOUR
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), max_size=6),
     marks=st.lists(st.tuples(st.integers(0, 230), st.integers(1, 30)), max_size=5),

@@ -1,0 +1,13 @@
+"""Errors bear what the reaction to them needs."""
+
+from datetime import UTC, datetime
+
+from poller.errors import AccountSuspended, Evidence, SignInDelayed
+
+
+def test_an_error_of_the_api_bears_its_evidence_and_what_to_wait_for() -> None:
+    until = datetime(2026, 3, 2, tzinfo=UTC)
+    assert AccountSuspended("suspended", until=until).until == until
+    assert SignInDelayed("delayed", wait_s=2.5).wait_s == 2.5
+    assert SignInDelayed("delayed", wait_s=2.5).evidence == Evidence()
+    assert SignInDelayed("delayed", wait_s=2.5).status is None
