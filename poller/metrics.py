@@ -148,6 +148,9 @@ class Metrics:
     def token_war(self, account: str, *, is_on: bool) -> None:
         self._token_war.labels(account).set(is_on)
 
+    def config_rejected(self, *, is_rejected: bool) -> None:
+        self._config_rejected.set(is_rejected)
+
     def stretched(self, account: str, factor: float) -> None:
         """Set by how much polls are less frequent than the schedule asks for; 1 is not at all."""
         self._stretch.labels(account).set(factor)
@@ -235,6 +238,11 @@ class Metrics:
             "poller_token_war",
             "1 while another program signs in with the account's App ID.",
             ["account"],
+            registry=registry,
+        )
+        self._config_rejected = Gauge(
+            "poller_config_rejected",
+            "1 while the configuration before the last reload is at work, which was rejected.",
             registry=registry,
         )
         self._stretch = Gauge(

@@ -67,8 +67,12 @@ async def status(
     evidence: EvidenceStore | None = None,
     paces: Mapping[str, Pace] = MappingProxyType({}),
     lately: StoredLately | None = None,
+    rejected: str | None = None,
 ) -> dict[str, Any]:
-    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
+    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable.
+
+    `rejected` says why the configuration was not taken at the last reload; only the service knows.
+    """
     rows, stored = await (lately or StoredLately()).read(ledger, now)
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
@@ -79,6 +83,7 @@ async def status(
         "running": running,
         "version": version,
         "storage": storage,
+        "config_rejected": rejected,
         "ledger": _ledger(await ledger.health()),
         "accounts": [
             _account(row, now, paces.get(row.account))

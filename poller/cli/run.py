@@ -90,6 +90,7 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         evidence=site.shop.evidence,
         paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
         lately=lately,
+        rejected=site.rejected,
     )
 
 

@@ -254,6 +254,8 @@ class Monitor:
             parts.append(f"suspended: {', '.join(suspended)}")
         if site.shop.gate.reason is not None:
             parts.append(f"degraded: {site.shop.gate.reason}")
+        if site.rejected is not None:
+            parts.append("the last reload was rejected: the configuration before it is at work")
         return ", ".join(parts)
 
     def _lag_s(self, state: UserState) -> float | None:

@@ -198,13 +198,17 @@ class Service:
                 "The configuration could not be read within two minutes; the old one stays.",
                 what="reload",
             )
+            self._note_rejected("It could not be read within two minutes.")
         except (ConfigError, CannotStart, LedgerUnavailable) as error:
-            for problem in error.problems if isinstance(error, ConfigError) else [error]:
+            problems = error.problems if isinstance(error, ConfigError) else [error]
+            for problem in problems:
                 log.event(
                     "config-rejected",
                     f"The configuration was not taken, the old one stays: {problem}",
                 )
+            self._note_rejected(str(problems[0]))
         else:
+            self._note_rejected(None)
             await reload.carry_out(
                 self._site, prepared, close=self._close_account, start=self._start_account
             )
@@ -216,6 +220,10 @@ class Service:
                 users=_user_count(settings),
             )
         systemd.ready(self._monitor.status_line())
+
+    def _note_rejected(self, problem: str | None) -> None:
+        self._site.rejected = problem
+        self._site.shop.metrics.config_rejected(is_rejected=problem is not None)
 
 
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:

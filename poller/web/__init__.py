@@ -39,7 +39,7 @@ _HEADERS: Final = {
     "X-Frame-Options": "DENY",
 }
 _STATUS_GOOD_FOR_S: Final = 1.0
-_FREE_TEXT: Final = frozenset({"last_error", "reason", "problems", "error"})
+_FREE_TEXT: Final = frozenset({"last_error", "reason", "problems", "error", "config_rejected"})
 
 
 class StatusServer:

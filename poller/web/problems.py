@@ -27,6 +27,8 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
             if not (told_below and reason.startswith(told_below))
         )
     )
+    if status.get("config_rejected"):
+        found.append(_rejected(str(status["config_rejected"])))
     found += [_suspended(row) for row in accounts if row.get("suspended_until")]
     found += [_at_war(row) for row in accounts if row.get("token_war")]
     found += [_slowed(row) for row in accounts if _is_slowed(row)]
@@ -55,6 +57,13 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
 
 def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
     return _sentence(f"The last poll of {who} failed: {reason}")
+
+
+def _rejected(problem: str) -> str:
+    return _sentence(
+        "The last reload was rejected, and the configuration before it is still at work; mend this "
+        f"and reload: {problem}"
+    )
 
 
 def _suspended(row: _Row) -> str:

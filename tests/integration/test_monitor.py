@@ -288,6 +288,8 @@ async def test_gauges_and_status_line_follow_the_ledger(
 
     await suspend(site, simulator)
     assert "suspended: main" in monitor.status_line()
+    site.rejected = "a.yaml:1: poll: mistake"
+    assert "the last reload was rejected" in monitor.status_line()
 
 
 # -- alive --------------------------------------------------------------------------------------------

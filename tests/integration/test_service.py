@@ -244,6 +244,33 @@ async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_s
         await stopped(running)
 
 
+async def test_a_rejected_configuration_is_shown_until_one_is_taken(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    settings = make_config(efax.base_url, poll=OFTEN)
+    mended = False
+
+    def load() -> Config:
+        if mended:
+            return settings
+        raise ConfigError([Problem("a.yaml", 1, "poll", "x"), Problem("a.yaml", 2, "poll", "y")])
+
+    async with started(settings, load) as running:
+        site = running.site
+        await until(lambda: calls(efax, "list"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "config-rejected") == ["config-rejected"] * 2)
+        assert site.rejected is not None
+        assert site.rejected.startswith("a.yaml:1: poll: x")
+        assert "poller_config_rejected 1.0" in (await site.shop.metrics.render()).decode()
+        mended = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "service-reloaded"))
+        assert running.site.rejected is None
+        assert "poller_config_rejected 0.0" in (await site.shop.metrics.render()).decode()
+        await stopped(running)
+
+
 async def test_configuration_on_a_hung_share_ends_its_reload_and_the_next_one_is_taken(
     efax: Simulator, make_config: MakeConfig, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:

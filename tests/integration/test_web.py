@@ -425,6 +425,15 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             id="token-war",
         ),
         pytest.param(
+            a_status() | {"config_rejected": "a.yaml:1: poll: mistake."},
+            [],
+            [
+                "The last reload was rejected, and the configuration before it is still at work; "
+                "mend this and reload: a.yaml:1: poll: mistake."
+            ],
+            id="rejected-reload",
+        ),
+        pytest.param(
             a_status(limit=5.0, rate=1.25),
             [],
             [
