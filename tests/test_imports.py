@@ -21,6 +21,7 @@ SHELL = [
     "ledger",
     "rebuild",
     "status",
+    "problems",
     "log",
     "metrics",
 ]

@@ -17,9 +17,9 @@ from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
+from poller.problems import problems
 from poller.status import Pace, damaged, status
 from poller.storage.marker import size
-from poller.web.problems import problems
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users

@@ -23,10 +23,8 @@ from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
-from poller.ingest.site import open_site
 from poller.ledger import FaxRow, Ledger, State, UserRow
 from poller.lock import StateLock, StorageLock
-from poller.metrics import Metrics
 from poller.status import instant
 from poller.storage import Condition, Storage
 
@@ -221,6 +219,9 @@ async def _follow(settings: Config, report: Report) -> None:
 
 async def _fetch(settings: Config, report: Report, storage_lock: StorageLock) -> None:
     """Without a daemon: fetch what was asked for, and all else that is due, within the limits."""
+    from poller.ingest.site import open_site
+    from poller.metrics import Metrics
+
     async with open_site(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
     ) as site:

@@ -11,7 +11,6 @@ from poller import log, retry
 from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
-from poller.documents import DocumentFormat
 from poller.efax import listed_pages
 from poller.errors import (
     AccountSuspended,
@@ -32,8 +31,9 @@ from poller.errors import (
     Unreachable,
 )
 from poller.evidence import EvidenceStore
+from poller.ingest.audit import stored_file
 from poller.ingest.gate import Gate
-from poller.ledger import FaxRow, Ledger, OnDisk, State
+from poller.ledger import FaxRow, Ledger, State
 from poller.metrics import Metrics
 from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
@@ -356,14 +356,6 @@ class Fetcher:
             file=file.file,
             problem=problem,
         )
-
-
-def stored_file(row: FaxRow | OnDisk) -> StoredFile | None:
-    """Give what the ledger says of the file of a fax that was stored."""
-    if row.file is None or row.bytes is None or row.sha256 is None:
-        return None
-    form: DocumentFormat = "tiff" if row.format == "tiff" else "pdf"
-    return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, row.damaged)
 
 
 def _identity(fax: FaxRow) -> Identity:

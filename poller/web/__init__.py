@@ -22,7 +22,7 @@ from poller.clock import Clock, SystemClock
 from poller.config.model import HttpConfig
 from poller.errors import CannotStart, PollerError
 from poller.metrics import CONTENT_TYPE, Metrics
-from poller.web.problems import problems
+from poller.problems import problems
 
 __all__ = ["StatusServer"]
 

@@ -15,10 +15,10 @@ from poller.errors import BadAnswer
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import Backfill, Found
+from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import span, status
-from poller.web.problems import problems
 from poller.window import Coverage, Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (

@@ -17,11 +17,11 @@ from poller.ingest.reading import Read
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import State
+from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import status
 from poller.storage import Condition
-from poller.web.problems import problems
 from poller.window import Slice, SliceKind
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import (

@@ -19,8 +19,8 @@ from poller import log
 from poller.config.model import HttpConfig
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.metrics import Metrics
+from poller.problems import problems
 from poller.web import StatusServer
-from poller.web.problems import problems
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 TOKEN = "a-token-för-the-page"
