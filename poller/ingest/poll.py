@@ -202,12 +202,12 @@ class Poller:
         if error is None:
             state.last_success_at = now
         try:
-            await self._ledger.poll_done(
-                state.id,
-                now,
-                error=str(error) if error is not None else None,
-                refused_until=state.refused_until,
-            )
+            if error is None:
+                await self._ledger.polled(state.id, now)
+            else:
+                await self._ledger.poll_failed(
+                    state.id, now, error=str(error), refused_until=state.refused_until
+                )
         except LedgerUnavailable as unavailable:
             outcome.error = outcome.error or unavailable
 

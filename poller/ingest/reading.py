@@ -95,10 +95,23 @@ class ListReader:
         found_by: str,
         covers: Interval | None,
     ) -> list[FaxRow]:
-        now = self._clock.now()
         wanted = [fax for fax in page.faxes if _is_ours(state, fax, bounds)]
-        if not wanted and covers is None:
-            return []
+        if wanted:
+            return await self._record_faxes(state, wanted, bounds, found_by, covers)
+        if covers is not None:
+            await self._ledger.cover(state.id, covers)
+            _covered(state, covers)
+        return []
+
+    async def _record_faxes(
+        self,
+        state: UserState,
+        wanted: Sequence[ListedFax],
+        bounds: Interval | None,
+        found_by: str,
+        covers: Interval | None,
+    ) -> list[FaxRow]:
+        now = self._clock.now()
         discovered = await self._ledger.record_page(
             state.id,
             [self._new_fax(state, fax, now) for fax in wanted],
@@ -108,12 +121,7 @@ class ListReader:
             covers=covers,
         )
         if covers is not None:
-            state.coverage = state.coverage.add(covers)
-            state.failed_slices = [
-                failed
-                for failed in state.failed_slices
-                if not (covers.start <= failed.interval.start and failed.interval.end <= covers.end)
-            ]
+            _covered(state, covers)
         if discovered:
             self._on_discovered(state, discovered)
         return discovered
@@ -127,6 +135,16 @@ class ListReader:
             received=fax.received_at or now,
         )
         return NewFax(fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at)
+
+
+def _covered(state: UserState, covers: Interval) -> None:
+    """As the ledger does it: what is listed is no failed slice any more."""
+    state.coverage = state.coverage.add(covers)
+    state.failed_slices = [
+        failed
+        for failed in state.failed_slices
+        if not (covers.start <= failed.interval.start and failed.interval.end <= covers.end)
+    ]
 
 
 def _is_ours(state: UserState, fax: ListedFax, bounds: Interval | None) -> bool:

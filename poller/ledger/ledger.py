@@ -32,6 +32,7 @@ from poller.ledger import (
 )
 from poller.ledger.database import Database
 from poller.ledger.disk import Disk
+from poller.ledger.put_off import PutOff
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -67,6 +68,7 @@ class Ledger:
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
         self._disk = Disk(path, busy_timeout_s=BUSY_TIMEOUT_S)
+        self._put_off = PutOff(writer)
 
     @classmethod
     async def open(
@@ -118,6 +120,7 @@ class Ledger:
         copying = asyncio.create_task(self._disk.close(), name="ledger copy's end")
         try:
             if self._writer is not None:
+                self._put_off.write_down()
                 await self._writer.close()
         finally:
             await asyncio.wait({copying, *self._reads})
@@ -137,7 +140,14 @@ class Ledger:
     async def _write(self, work: Callable[[Connection], T]) -> T:
         if self._writer is None:
             raise LedgerUnavailable(f"the ledger {self._path} was opened for reading only")
+        self._put_off.write_down()  # first, so that all is recorded in the order in which it was said
         return await self._writer.run(work)
+
+    async def _read_settled(self, work: Callable[[Connection], T]) -> T:
+        """Read with what was put off written down, if it can be."""
+        if (written := self._put_off.write_down()) is not None:
+            await asyncio.wait([written])
+        return await self._read(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         # Its thread goes on when the caller is cancelled, and `close` has to wait for it.
@@ -248,13 +258,13 @@ class Ledger:
 
     async def users(self, *, include_removed: bool = True) -> list[UserRow]:
         """Return all users in the order in which they were added."""
-        return await self._read(
+        return await self._read_settled(
             lambda connection: users.all_users(connection, include_removed=include_removed)
         )
 
     async def user(self, user: int) -> UserRow:
         """Return one user."""
-        return await self._read(lambda connection: users.one_user(connection, user))
+        return await self._read_settled(lambda connection: users.one_user(connection, user))
 
     async def pin_start(self, user: int, start: datetime, configured: str) -> None:
         """Fix where the user's look-back begins; once set it only moves to earlier times."""
@@ -297,21 +307,20 @@ class Ledger:
         """Keep the sign-in budget, which holds across restarts."""
         await self._write(lambda connection: users.save_sign_in(connection, app_id, level, at))
 
-    async def poll_done(
-        self,
-        user: int,
-        now: datetime,
-        *,
-        error: str | None,
-        refused_until: datetime | None = None,
+    async def poll_failed(
+        self, user: int, now: datetime, *, error: str, refused_until: datetime | None = None
     ) -> None:
-        """Record what a poll came to; `error` None is a success, which ends a refusal.
+        """Record a poll that failed.
 
         A `refused_until` other than the one held is one more refusal in a row; None leaves it.
         """
         await self._write(
-            lambda connection: users.poll_done(connection, user, now, error, refused_until)
+            lambda connection: users.poll_failed(connection, user, now, error, refused_until)
         )
+
+    async def polled(self, user: int, now: datetime) -> None:
+        """Record that a poll went well; put off, see `put_off`. It ends a refusal."""
+        await self._put_off.polled(user, now)
 
     async def sweep_done(self, user: int, kind: SliceKind, end: datetime, found: int) -> None:
         """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found."""
@@ -340,21 +349,25 @@ class Ledger:
         page = listing.Page(faxes, window, found_by, now, covers)
         return await self._write(lambda connection: listing.record_page(connection, user, page))
 
+    async def cover(self, user: int, interval: Interval) -> None:
+        """Record that an empty list covers `interval`, as `record_page` does; put off, see `put_off`."""
+        await self._put_off.cover(user, interval)
+
     async def coverage(self, user: int) -> Coverage:
         """Return what has been listed to its end for this user."""
-        return await self._read(lambda connection: listing.covered(connection, user))
+        return await self._read_settled(lambda connection: listing.covered(connection, user))
 
     async def coverages(self) -> dict[int, Coverage]:
         """Return the coverage of all users that have some."""
-        return await self._read(listing.coverages)
+        return await self._read_settled(listing.coverages)
 
     async def failed_slices(self, user: int) -> list[FailedSlice]:
         """Return the slices that could not be listed, oldest first, dismissed ones included."""
-        return await self._read(lambda connection: listing.failed(connection, user))
+        return await self._read_settled(lambda connection: listing.failed(connection, user))
 
     async def all_failed_slices(self) -> dict[int, list[FailedSlice]]:
         """Return the failed slices of all users that have some."""
-        return await self._read(listing.all_failed)
+        return await self._read_settled(listing.all_failed)
 
     async def slice_failed(
         self, user: int, interval: Interval, next_attempt_at: datetime, reason: str

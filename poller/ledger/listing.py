@@ -42,7 +42,7 @@ def record_page(connection: Connection, user: int, page: Page) -> list[FaxRow]:
         _insert(connection, user, new, page)
     _listed_again(connection, known, page)
     if page.covers is not None:
-        _cover(connection, user, page.covers)
+        cover(connection, user, page.covers)
     return _by_fax_ids(connection, user, [fax.fax_id for fax in new])
 
 
@@ -190,7 +190,7 @@ def coverages(connection: Connection) -> dict[int, Coverage]:
     return {user: Coverage(tuple(intervals)) for user, intervals in found.items()}
 
 
-def _cover(connection: Connection, user: int, covers: Interval) -> None:
+def cover(connection: Connection, user: int, covers: Interval) -> None:
     """Merge `covers` into what is covered; only the intervals that it touches are rewritten."""
     touching = and_(
         coverage.c.user == user, coverage.c.start <= covers.end, coverage.c.end >= covers.start

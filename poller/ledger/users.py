@@ -104,20 +104,16 @@ def pin_start(connection: Connection, user: int, start: datetime, configured: st
         _set_user(connection, user, pinned_start=pinned, configured_start=configured)
 
 
-def poll_done(
-    connection: Connection,
-    user: int,
-    now: datetime,
-    error: str | None,
-    refused_until: datetime | None,
+def poll_failed(
+    connection: Connection, user: int, now: datetime, error: str, refused_until: datetime | None
 ) -> None:
-    values: dict[str, Any] = {"last_poll_at": now, "last_error": error}
-    if error is None:
-        values |= {"last_success_at": now, "failed_polls": 0, "refusals": 0, "refused_until": None}
-    else:
-        values["failed_polls"] = users.c.failed_polls + 1
-        if refused_until is not None and refused_until != one_user(connection, user).refused_until:
-            values |= {"refused_until": refused_until, "refusals": users.c.refusals + 1}
+    values: dict[str, Any] = {
+        "last_poll_at": now,
+        "last_error": error,
+        "failed_polls": users.c.failed_polls + 1,
+    }
+    if refused_until is not None and refused_until != one_user(connection, user).refused_until:
+        values |= {"refused_until": refused_until, "refusals": users.c.refusals + 1}
     _set_user(connection, user, **values)
 
 

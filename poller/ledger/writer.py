@@ -54,16 +54,20 @@ class Writer:
 
     @property
     def ended(self) -> bool:
-        return self._task.done()
+        return self._closing or self._task.done()
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction; a caller that is cancelled does not cancel the write."""
-        if self._closing or self._task.done():
+        return await self.ask(work)
+
+    def ask(self, work: Callable[[Connection], T]) -> "asyncio.Future[T]":
+        """Have `work` run in a transaction, after what was asked for before."""
+        if self.ended:
             raise LedgerUnavailable(f"the ledger {self._path} is closed")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(work, answer, self._monotonic()))
         self._wake.set()
-        return await answer
+        return answer
 
     async def close(self) -> None:
         """Finish the writes that were given, then let the connection go."""

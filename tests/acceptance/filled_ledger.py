@@ -59,8 +59,8 @@ def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datet
 async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> None:
     refused, failing, late, poisoned, damaged, gap = users[:6]
     error = "eFax answered the list call with HTTP 403 (not allowed)."
-    await ledger.poll_done(refused.id, now, error=error, refused_until=now + _HOUR)
-    await ledger.poll_done(failing.id, now, error="The list answer is not JSON.")
+    await ledger.poll_failed(refused.id, now, error=error, refused_until=now + _HOUR)
+    await ledger.poll_failed(failing.id, now, error="The list answer is not JSON.")
     for user, quarantine in ((late, False), (poisoned, True)):
         fax = NewFax(f"bad-{user.user}", f"main/{user.user}/bad", {}, now - _HOUR)
         (row,) = await ledger.record_page(

@@ -264,7 +264,7 @@ async def test_a_reader_sees_what_a_writer_commits_and_changes_nothing(path: Pat
         async with await Ledger.open(url(path), readonly=True) as reader:
             with locked(path, "IMMEDIATE"):
                 (user,) = await reader.users()
-            await writer.poll_done(user.id, NOW, error=None)
+            await writer.poll_failed(user.id, NOW, error="no answer")
             assert (await reader.user(user.id)).last_poll_at == NOW
             with pytest.raises(LedgerUnavailable, match="for reading only"):
                 await reader.check_writable()

@@ -143,15 +143,15 @@ async def test_the_pinned_start_only_moves_to_earlier_times(ledger: Ledger, user
 
 
 async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: UserRow) -> None:
-    await ledger.poll_done(user.id, NOW, error="no answer")
+    await ledger.poll_failed(user.id, NOW, error="no answer")
     until = NOW + MINUTE
-    await ledger.poll_done(user.id, NOW + MINUTE, error="refused", refused_until=until)
-    await ledger.poll_done(user.id, NOW + 2 * MINUTE, error="no answer", refused_until=until)
+    await ledger.poll_failed(user.id, NOW + MINUTE, error="refused", refused_until=until)
+    await ledger.poll_failed(user.id, NOW + 2 * MINUTE, error="no answer", refused_until=until)
     row = await ledger.user(user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (3, 1, until)
     assert (row.last_error, row.last_success_at) == ("no answer", None)
     assert row.last_poll_at == NOW + 2 * MINUTE
-    await ledger.poll_done(user.id, NOW + HOUR, error=None)
+    await ledger.polled(user.id, NOW + HOUR)
     row = await ledger.user(user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (0, 0, None)
     assert (row.last_error, row.last_success_at) == (None, NOW + HOUR)
@@ -392,7 +392,7 @@ async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
     def boom(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("poller.ledger.listing._cover", boom)
+    monkeypatch.setattr("poller.ledger.listing.cover", boom)
     with pytest.raises(ZeroDivisionError):
         await record(ledger, user, new_fax("one"), covers=span(-1, 0))
     assert await ledger.find("one") == []

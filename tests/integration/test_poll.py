@@ -552,7 +552,7 @@ async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
         await account.poll(state)
         await account.workers.run_until_idle()
         state.refused_until = clock.now() + timedelta(minutes=1)
-        await first.shop.ledger.poll_done(
+        await first.shop.ledger.poll_failed(
             state.id, clock.now(), error="refused", refused_until=state.refused_until
         )
     clock.wall = right + timedelta(minutes=5)

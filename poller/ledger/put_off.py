@@ -1,0 +1,157 @@
+"""What polls say that may be lost: kept in memory for a moment, then written together.
+
+That is what an empty list covers, and that a poll went well. Whatever a crash takes of it is only
+listed again: coverage that is missing claims nothing, and no fax hangs on either. Rows, failures and
+the ends of sweeps are never put off.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from poller.errors import LedgerUnavailable
+from poller.ledger import listing
+from poller.ledger.tables import coverage, failed_slices, users
+from poller.ledger.writer import Writer
+from poller.window import Coverage, Interval
+
+_FOR_S = 2.0
+
+
+@dataclass
+class _Said:
+    """By the ids of users."""
+
+    covered: dict[int, Coverage] = field(default_factory=dict)
+    polled: dict[int, datetime] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.covered or self.polled)
+
+    def write(self, connection: Connection) -> None:
+        if self.covered:
+            _cover(connection, self.covered)
+        if self.polled:
+            connection.execute(
+                _POLLED, [{"key": user, "now": now} for user, now in self.polled.items()]
+            )
+
+
+class PutOff:
+    """Gives the writer what was said within two seconds as one job, in few statements.
+
+    Where that fails it is lost, and whatever is said next is written at once, so that polls fail
+    as long as the ledger takes no writes.
+    """
+
+    def __init__(self, writer: Writer | None) -> None:
+        self._writer = writer
+        self._said = _Said()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_failing = False
+
+    async def cover(self, user: int, interval: Interval) -> None:
+        covered = self._said.covered.get(user, Coverage())
+        self._said.covered[user] = covered.add(interval)
+        await self._note()
+
+    async def polled(self, user: int, now: datetime) -> None:
+        self._said.polled[user] = now
+        await self._note()
+
+    def write_down(self) -> "asyncio.Future[None] | None":
+        """Ask for what was said so far to be written, before whatever is asked for next."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._said or self._writer is None or self._writer.ended:
+            return None
+        said, self._said = self._said, _Said()
+        written = self._writer.ask(said.write)
+        written.add_done_callback(self._written)
+        return written
+
+    async def _note(self) -> None:
+        if self._writer is None or self._writer.ended:
+            raise LedgerUnavailable("the ledger takes no writes")
+        if self._is_failing:
+            if (written := self.write_down()) is not None:
+                await written
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FOR_S, self.write_down)
+
+    def _written(self, written: "asyncio.Future[None]") -> None:
+        self._is_failing = written.cancelled() or written.exception() is not None
+
+
+_POLLED = (
+    update(users)
+    .where(users.c.id == bindparam("key"))
+    .values(
+        last_poll_at=bindparam("now"),
+        last_success_at=bindparam("now"),
+        last_error=None,
+        failed_polls=0,
+        refusals=0,
+        refused_until=None,
+    )
+)
+_GROWN = (
+    update(coverage)
+    .where(coverage.c.user == bindparam("key"), coverage.c.start == bindparam("held_start"))
+    .values(start=bindparam("to_start"), end=bindparam("to_end"))
+)
+
+
+def _cover(connection: Connection, covered: dict[int, Coverage]) -> None:
+    """As a rule a user's one interval grows; all else goes the way of a page that is not empty."""
+    held = _held(connection, list(covered))
+    failing = _failing(connection, list(covered))
+    grown = []
+    for user, said in covered.items():
+        changed = None if user in failing else _growth(held.get(user, []), said)
+        if changed is None:
+            for interval in said.intervals:
+                listing.cover(connection, user, interval)
+        elif changed:
+            grown.append({"key": user, **changed})
+    if grown:
+        connection.execute(_GROWN, grown)
+
+
+def _held(connection: Connection, ids: Sequence[int]) -> dict[int, list[Interval]]:
+    held: dict[int, list[Interval]] = {}
+    for chunk in listing.chunks(ids):
+        for user, start, end in connection.execute(
+            select(coverage).where(coverage.c.user.in_(chunk))
+        ):
+            held.setdefault(user, []).append(Interval(start, end))
+    return held
+
+
+def _failing(connection: Connection, ids: Sequence[int]) -> set[int]:
+    wanted = select(failed_slices.c.user).distinct()
+    return {
+        user
+        for chunk in listing.chunks(ids)
+        for user in connection.scalars(wanted.where(failed_slices.c.user.in_(chunk)))
+    }
+
+
+def _growth(held: list[Interval], said: Coverage) -> dict[str, Any] | None:
+    """How the one interval that is touched grows; empty for not at all, None for anything else."""
+    if len(said.intervals) != 1:
+        return None
+    (new,) = said.intervals
+    touched = [one for one in held if one.start <= new.end and one.end >= new.start]
+    if len(touched) != 1:
+        return None
+    (old,) = touched
+    merged = Interval(min(old.start, new.start), max(old.end, new.end))
+    if merged == old:
+        return {}
+    return {"held_start": old.start, "to_start": merged.start, "to_end": merged.end}

@@ -1,0 +1,135 @@
+"""What polls say that may be lost: written together, in order, before anything else."""
+
+import contextlib
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger, UserRow
+from poller.window import Coverage, Interval
+
+NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+USERS = [("app", f"u{number}", "main", f"user-{number}") for number in range(2)]
+
+
+def hours(start: float, end: float) -> Interval:
+    return Interval(NOW + start * HOUR, NOW + end * HOUR)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "poller.db"
+
+
+@pytest.fixture
+async def ledger(path: Path) -> AsyncIterator[Ledger]:
+    opened = await Ledger.open(f"sqlite:///{path}", busy_timeout_s=0.05)
+    async with opened as ledger:
+        yield ledger
+
+
+@pytest.fixture
+async def users(ledger: Ledger) -> list[UserRow]:
+    return await ledger.sync_users(USERS, NOW)
+
+
+def on_disk(path: Path) -> int:
+    """How much of users' time a crash would leave covered."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM coverage").fetchone()
+    return int(count)
+
+
+async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[UserRow]) -> None:
+    before = ledger.commits
+    for user in users:
+        for hour in range(5):
+            await ledger.cover(user.id, hours(hour, hour + 1.5))
+            await ledger.polled(user.id, NOW)
+    assert ledger.commits == before
+    assert set((await ledger.coverages()).values()) == {Coverage((hours(0, 5.5),))}
+    assert ledger.commits == before + 1
+
+
+async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
+    ledger: Ledger, users: list[UserRow], path: Path
+) -> None:
+    await ledger.cover(users[0].id, hours(0, 1))
+    assert on_disk(path) == 0
+    await ledger.check_writable()  # any write takes it along
+    assert on_disk(path) == 1
+
+
+async def test_closing_writes_it(path: Path) -> None:
+    async with await Ledger.open(f"sqlite:///{path}") as ledger:
+        user, _ = await ledger.sync_users(USERS, NOW)
+        await ledger.cover(user.id, hours(0, 1))
+        await ledger.polled(user.id, NOW)
+    assert on_disk(path) == 1
+
+
+async def test_what_is_said_later_counts(ledger: Ledger, users: list[UserRow]) -> None:
+    user = users[0].id
+    await ledger.polled(user, NOW)
+    await ledger.poll_failed(user, NOW + HOUR, error="no answer")
+    row = await ledger.user(user)
+    assert (row.last_success_at, row.last_poll_at, row.failed_polls) == (NOW, NOW + HOUR, 1)
+    await ledger.polled(user, NOW + 2 * HOUR)
+    row = await ledger.user(user)
+    assert (row.last_success_at, row.last_error, row.failed_polls) == (NOW + 2 * HOUR, None, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_empty_lists_cover_what_pages_would(
+    ledger: Ledger, users: list[UserRow], seed: int
+) -> None:
+    rng = random.Random(seed)
+    one, other = (user.id for user in users)
+    for _ in range(30):
+        begin = rng.randrange(40)
+        window = hours(begin, begin + rng.randint(1, 6))
+        if rng.random() < 0.2:
+            for user in (one, other):
+                await ledger.slice_failed(user, window, next_attempt_at=NOW, reason="refused")
+        await ledger.cover(one, window)
+        await ledger.record_page(other, [], window=None, found_by="gap", now=NOW, covers=window)
+        if rng.random() < 0.5:
+            assert await ledger.coverage(one) == await ledger.coverage(other)
+            assert await ledger.failed_slices(one) == await ledger.failed_slices(other)
+    assert await ledger.coverage(one) == await ledger.coverage(other)
+
+
+async def test_polls_fail_while_it_cannot_be_written(
+    ledger: Ledger, users: list[UserRow], path: Path
+) -> None:
+    user = users[0].id
+    await ledger.cover(user, hours(0, 1))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert await ledger.coverage(user) == Coverage()  # tried, and failed
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match="locked by another program"):
+                await ledger.cover(user, hours(1, 2))
+        other.execute("ROLLBACK")
+    await ledger.cover(user, hours(2, 3))  # at once, and found to be well
+    before = ledger.commits
+    await ledger.cover(user, hours(3, 4))
+    assert ledger.commits == before
+    assert await ledger.coverage(user) == Coverage((hours(2, 4),))
+
+
+async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(
+    ledger: Ledger, users: list[UserRow], path: Path
+) -> None:
+    async with await Ledger.open(f"sqlite:///{path}", readonly=True) as reader:
+        with pytest.raises(LedgerUnavailable):
+            await reader.polled(users[0].id, NOW)
+    await ledger.close()
+    with pytest.raises(LedgerUnavailable):
+        await ledger.cover(users[0].id, hours(0, 1))
