@@ -233,7 +233,22 @@ class Client:
 
     async def _call(self, kind: Kind, user: User, build: Builder, read: Reader[T]) -> T:
         self._refuse_while_suspended()
-        return await self._retrying()(self._try, kind, user, build, read)
+        try:
+            return await self._try(kind, user, build, read)
+        except ApiError as error:
+            if not _worth_repeating(error):
+                raise
+            failed: ApiError | None = error
+
+        async def again() -> T:
+            """To tenacity the try that has failed is the first; asking it before would cost all polls."""
+            nonlocal failed
+            if failed is not None:
+                error, failed = failed, None
+                raise error
+            return await self._try(kind, user, build, read)
+
+        return await self._retrying()(again)
 
     async def _probe(self, user: User, build: Builder, read: Reader[T]) -> T:
         """Make the one call that finds out whether a suspended account is well again."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TypeVar
 
 import aiohttp
@@ -219,8 +220,13 @@ def tls_context(account: Account) -> ssl.SSLContext:
 
 
 def _date(response: aiohttp.ClientResponse) -> datetime | None:
+    return _parsed(response.headers.get("Date", ""))
+
+
+@lru_cache(maxsize=4)  # many answers bear the same second
+def _parsed(date_header: str) -> datetime | None:
     try:
-        date = parsedate_to_datetime(response.headers.get("Date", ""))
+        date = parsedate_to_datetime(date_header)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)

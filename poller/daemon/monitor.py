@@ -226,16 +226,18 @@ class Monitor:
             overdue = self._planner.is_overdue(state)
             metrics.set_overdue(state.user.account, state.user.name, is_overdue=overdue)
         try:
-            rows = await self._site.shop.ledger.users(include_removed=False)
+            waiting = await self._site.shop.ledger.waiting_counts()
             harmed = await self._site.shop.ledger.harmed_counts()
         except LedgerUnavailable:
             return  # the gate says so
-        for row in rows:
-            metrics.set_pending(row.account, row.user, row.pending)
-            metrics.set_quarantined(row.account, row.user, row.quarantined)
-            metrics.set_damaged(row.account, row.user, harmed.get(row.id, 0))
-        self._pending = sum(row.pending for row in rows)
-        self._quarantined = sum(row.quarantined for row in rows)
+        for state in self._site.states:
+            pending, quarantined = waiting.get(state.id, (0, 0))
+            labels = (state.user.account, state.user.name)
+            metrics.set_pending(*labels, pending)
+            metrics.set_quarantined(*labels, quarantined)
+            metrics.set_damaged(*labels, harmed.get(state.id, 0))
+        self._pending = sum(pending for pending, _ in waiting.values())
+        self._quarantined = sum(quarantined for _, quarantined in waiting.values())
         systemd.status(self.status_line())
 
     def status_line(self) -> str:

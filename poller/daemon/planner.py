@@ -98,6 +98,8 @@ class Planner:
         if state.last_success_at is None:
             waited_s = self._clock.monotonic() - state.planned_at
             return waited_s > _LATE_AT_LEAST.total_seconds()
+        if self._clock.now() <= state.last_success_at + _LATE_AT_LEAST:
+            return False  # as most are, whatever their schedule
         due = job.trigger.get_next_fire_time(None, state.last_success_at)
         every = state.user.poll.every or timedelta(0)
         slack = max(_LATE_AT_LEAST, 2 * every * job.trigger.factor)

@@ -262,6 +262,10 @@ class Ledger:
             lambda connection: users.all_users(connection, include_removed=include_removed)
         )
 
+    async def waiting_counts(self) -> dict[int, tuple[int, int]]:
+        """Count pending and quarantined faxes of the users that have some, but for removed ones."""
+        return await self._read(users.waiting_counts)
+
     async def user(self, user: int) -> UserRow:
         """Return one user."""
         return await self._read_settled(lambda connection: users.one_user(connection, user))

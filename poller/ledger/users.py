@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from poller.ledger.rows import AccountRow, UserRow
 from poller.ledger.tables import accounts, users
@@ -20,6 +20,13 @@ def all_users(connection: Connection, *, include_removed: bool) -> list[UserRow]
     if not include_removed:
         wanted = wanted.where(users.c.removed.is_(False))
     return [UserRow(**row) for row in connection.execute(wanted).mappings()]
+
+
+def waiting_counts(connection: Connection) -> dict[int, tuple[int, int]]:
+    wanted = select(users.c.id, users.c.pending, users.c.quarantined).where(
+        users.c.removed.is_(False), or_(users.c.pending > 0, users.c.quarantined > 0)
+    )
+    return {row.id: (row.pending, row.quarantined) for row in connection.execute(wanted)}
 
 
 def one_user(connection: Connection, user: int) -> UserRow:

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, TextIO
@@ -82,6 +83,7 @@ def configure(
 
 def set_level(level: Level) -> None:
     """Say events of this level and above from now on."""
+    _least.rank = RANKS[level]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(RANKS[level]))
 
 
@@ -103,6 +105,8 @@ def event(
     the rest of redaction needs nothing from the caller. TypeError for an action that is none.
     """
     severity = level or default_level(action)
+    if RANKS[severity] < _least.rank:  # structlog would find out later, for each empty poll
+        return
     who = {"account": account, "user": user, "fax_id": fax_id}
     about = {name: value for name, value in (who | fields).items() if value is not None}
     extra: dict[str, Any] = {"event.action": action, "poller": about}
@@ -157,6 +161,16 @@ def _bug(message: str, error: BaseException | None) -> None:
 
 def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
     getattr(structlog.get_logger(), severity)(message, **extra)
+
+
+@dataclass
+class _Least:
+    """The rank from which on events are said."""
+
+    rank: int = 0
+
+
+_least = _Least()
 
 
 class _Lines:

@@ -21,7 +21,7 @@ _GETS_S = 3.0
 
 async def main() -> None:
     options = measured.options(rounds=5, users=2_000, every=10, seconds=20.0)
-    poll = {"every": f"{options.every}s"}
+    poll = {"every": f"{options.every}s", "start": "1h"}
     async with served() as server:
         configuration = measured.settings(options.users, server.base_url, {"poll": poll})
         async with measured.running(configuration) as daemon:
