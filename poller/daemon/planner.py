@@ -64,10 +64,12 @@ class Planner:
 
     def plan(self) -> None:
         """Give every user a job at its own time; polls already under way are not disturbed."""
+        self._scheduler.pause()  # or it would look for what is due once for each job
         self._scheduler.remove_all_jobs()
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._site.accounts.values():
             self._plan_account(account)
+        self._scheduler.resume()
 
     def poll_within(self, account: AccountAtWork, spread: timedelta) -> None:
         """Bring the next poll of every user of `account` forward, spread over a time."""

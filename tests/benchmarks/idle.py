@@ -8,6 +8,7 @@ import resource
 import statistics
 import sys
 import time
+from datetime import timedelta
 
 import aiohttp
 
@@ -20,15 +21,15 @@ _GETS_S = 3.0
 
 
 async def main() -> None:
-    options = measured.options(rounds=5, users=2_000, every=10, seconds=20.0)
+    options = measured.options(rounds=5, users=2_000, every=30, seconds=20.0)
     poll = {"every": f"{options.every}s", "start": "1h"}
     async with served() as server:
         configuration = measured.settings(options.users, server.base_url, {"poll": poll})
         async with measured.running(configuration) as daemon:
-            await _all_polled(server, options.users)
+            await all_swept(server, options.users, timedelta(seconds=options.every))
             bare, polled = [], []
             for _ in range(options.rounds):
-                bare.append(await _bare_get_s(server, min(_GETS_S, options.seconds)))
+                bare.append(await bare_get_s(server, min(_GETS_S, options.seconds)))
                 polled.append(await _poll_s(server, daemon, options.seconds))
     get_s, poll_s = statistics.median(bare), statistics.median(polled)
     measured.told(
@@ -40,14 +41,16 @@ async def main() -> None:
     )
 
 
-async def _all_polled(server: Served, users: int) -> None:
-    """Wait until every user had its first poll, with its sweeps."""
+async def all_swept(server: Served, users: int, every: timedelta) -> None:
+    """Wait until every user had its first poll, and as few lists come as there are polls."""
     seen: set[str] = set()
     while len(seen) < users:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
         seen |= {user for user, _ in await server.arrivals()}
-    while await server.arrivals():
-        await asyncio.sleep(0.05)
+    while True:
+        await asyncio.sleep(every.total_seconds())
+        if len(await server.arrivals()) < 1.02 * users + 2:
+            return
 
 
 async def _poll_s(server: Served, daemon: Daemon, seconds: float) -> float:
@@ -59,7 +62,7 @@ async def _poll_s(server: Served, daemon: Daemon, seconds: float) -> float:
     return spent / len(await server.arrivals())
 
 
-async def _bare_get_s(server: Served, seconds: float) -> float:
+async def bare_get_s(server: Served, seconds: float) -> float:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.benchmarks.idle", "bare", server.base_url, str(seconds)),
         stdout=asyncio.subprocess.PIPE,

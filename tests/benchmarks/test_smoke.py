@@ -7,6 +7,7 @@ import pytest
 
 TINY = {
     "idle": "--rounds 1 --users 3 --every 1 --seconds 1.5",
+    "many_users": "--rounds 1 --users 3 --every 1 --seconds 1.5",
     "throughput": "--rounds 1 --faxes 8 --kilobytes 20",
 }
 
