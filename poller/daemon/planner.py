@@ -39,8 +39,9 @@ class Planner:
         # `_poll` tells of its errors itself; what is left is a job that `stop` has cancelled.
         logging.getLogger("apscheduler.executors").setLevel(logging.CRITICAL)
         self._scheduler.add_listener(self._skipped, EVENT_JOB_MAX_INSTANCES)
-        self._scheduler.start()
+        self._scheduler.start(paused=True)  # or it would look for what is due after each job
         self.plan()
+        self._scheduler.resume()
 
     async def stop(self) -> None:
         """Start no more polls and end those under way; what they listed is recorded."""
@@ -64,12 +65,10 @@ class Planner:
 
     def plan(self) -> None:
         """Give every user a job at its own time; polls already under way are not disturbed."""
-        self._scheduler.pause()  # or it would look for what is due once for each job
         self._scheduler.remove_all_jobs()
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._site.accounts.values():
             self._plan_account(account)
-        self._scheduler.resume()
 
     def poll_within(self, account: AccountAtWork, spread: timedelta) -> None:
         """Bring the next poll of every user of `account` forward, spread over a time."""

@@ -222,6 +222,16 @@ async def test_the_sign_in_budget_is_remembered(ledger: Ledger) -> None:
 # -- pages -----------------------------------------------------------------------------------------
 
 
+async def test_only_users_with_waiting_faxes_are_counted(ledger: Ledger, user: UserRow) -> None:
+    assert await ledger.waiting_counts() == {}
+    one, two, _ = await record(ledger, user, new_fax("one"), new_fax("two"), new_fax("three"))
+    await fail(ledger, one, quarantine=True)
+    await store(ledger, two)
+    assert await ledger.waiting_counts() == {user.id: (1, 1)}
+    await ledger.sync_users([], NOW)
+    assert await ledger.waiting_counts() == {}
+
+
 async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: UserRow) -> None:
     first, second = await record(ledger, user, new_fax("one"), new_fax("two", received_at=None))
     assert (first.fax_id, second.fax_id) == ("one", "two")
