@@ -24,19 +24,24 @@ _TOKEN = {"access_token": "token", "token_type": "bearer", "expires_in": 86_399,
 _PAGE = 100
 _PIECE = 256 << 10
 _ENDED = b"\r\n\r\n"
+_REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Faxes:
     """What there is: `each` faxes of every user from the start, and with every `nth` list one more.
 
-    `encoded` is the document as base64, in a file.
+    `encoded` is the document as base64, in a file. The first user has `waiting` faxes beside. With
+    a `rate` requests beyond a token bucket of `burst` get a 429.
     """
 
     encoded: str
     users: int
     each: int
     nth: int = 0
+    waiting: int = 0
+    rate: float = 0.0
+    burst: int = 0
 
     @property
     def ids(self) -> list[str]:
@@ -53,7 +58,7 @@ class _User:
         self.lists = 0
         self.completed: list[float] = []
         now = time.time()
-        for k in range(faxes.each):
+        for k in range(faxes.each + (faxes.waiting if name == "user-0" else 0)):
             self.add(now - 3600 + k * 0.001)
 
     def add(self, at: float) -> None:
@@ -90,6 +95,8 @@ class _Answers:
         self._encoded = memoryview(Path(faxes.encoded).read_bytes())
         self._users = {f"user-{n}": _User(f"user-{n}", faxes) for n in range(faxes.users)}
         self.counts: dict[str, float] = {"lists": 0, "images": 0, "first_image_at": 0.0}
+        self._tokens, self._arrivals = float(faxes.burst), list[float]()
+        self._refused = 0
 
     def answer(self, target: str, headers: dict[bytes, bytes]) -> list[bytes | memoryview]:
         """The body, in pieces."""
@@ -100,7 +107,26 @@ class _Answers:
             return [_body(self._list(parse_qs(parts.query), headers))]
         if parts.path == "/counts":
             return [_body(self.counts)]
+        if parts.path == "/arrivals":
+            return [_body([self._arrivals, self._refused])]
+        if parts.path.startswith("/receive/"):
+            self._users[parts.path.removeprefix("/receive/")].add(time.time())
+            return [_body({})]
         return [_body(_TOKEN if parts.path == "/tokens" else {"status": "UP"})]
+
+    def refuses(self, target: str) -> bool:
+        """Take a token for what a client asks; True when there is none."""
+        if not self._faxes.rate or target.startswith(("/arrivals", "/counts", "/receive/")):
+            return False
+        now = time.time()
+        passed_s = now - self._arrivals[-1] if self._arrivals else 0.0
+        self._arrivals.append(now)
+        self._tokens = min(self._tokens + passed_s * self._faxes.rate, self._faxes.burst) - 1
+        if self._tokens >= 0:
+            return False
+        self._tokens += 1
+        self._refused += 1
+        return True
 
     def _image(self, fax: str) -> list[bytes | memoryview]:
         self.counts["first_image_at"] = self.counts["first_image_at"] or time.time()
@@ -149,8 +175,11 @@ class _Connection(asyncio.Protocol):
             if len(self._received) < length:
                 return
             self._received = self._received[length:]
-            body = self._answers.answer(first.split()[1].decode(), headers)
-            self._rest.extend(_pieces(body))
+            target = first.split()[1].decode()
+            if self._answers.refuses(target):
+                self._rest.append(_REFUSAL)
+            else:
+                self._rest.extend(_pieces(self._answers.answer(target, headers)))
         self._send()
 
     def pause_writing(self) -> None:
@@ -202,12 +231,24 @@ class Served:
 
     async def counts(self) -> dict[str, float]:
         """Lists and images asked for so far, and when the first image was (wall clock)."""
+        counts: dict[str, float] = await self._get("/counts")
+        return counts
+
+    async def arrivals(self) -> tuple[list[float], int]:
+        """When requests of any kind came (wall clock), and how many of them were refused."""
+        arrivals, refused = await self._get("/arrivals")
+        return arrivals, refused
+
+    async def receive(self, user: str) -> None:
+        """Let a fax come for `user` now."""
+        await self._get(f"/receive/{user}")
+
+    async def _get(self, path: str) -> Any:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"{self.base_url}/counts") as answer,
+            session.get(self.base_url + path) as answer,
         ):
-            counts: dict[str, float] = await answer.json()
-            return counts
+            return await answer.json()
 
 
 @asynccontextmanager

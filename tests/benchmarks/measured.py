@@ -77,7 +77,7 @@ async def running(configuration: dict[str, Any]) -> AsyncIterator[Daemon]:
         await daemon.stop()
 
 
-def options(**defaults: int | float) -> argparse.Namespace:
+def options(**defaults: int | float | str) -> argparse.Namespace:
     """Read `--rounds N` and the sizes of a benchmark, whose defaults these are."""
     parser = argparse.ArgumentParser()
     for name, default in defaults.items():
