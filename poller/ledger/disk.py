@@ -1,6 +1,7 @@
 """The disk of one ledger, looked at in threads: one that hangs holds one of them, not all."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from datetime import datetime
@@ -39,16 +40,19 @@ class Disk:
             )
         looking.result()
 
-    async def look_after(self, now: datetime) -> str | None:
+    async def look_after(self, now: datetime, writer: sqlite3.Connection) -> str | None:
         """Copy and check the ledger where that is due; returns what is wrong with it.
 
-        Raises LedgerUnavailable when it cannot be copied, and snapshots.Hung when that did not come
-        on for two minutes. Once cancelled it is over within a moment.
+        It is copied over the connection of its `writer`, which goes on working. Raises
+        LedgerUnavailable when it cannot be copied, and snapshots.Hung when that did not come on for
+        two minutes. Once cancelled it is over within a moment.
         """
         if self._copying is not None and not self._copying.done():
             raise snapshots.Hung(f"an earlier copy of the ledger {self._path} still hangs")
         self._copied_at = time.monotonic()
-        copying = asyncio.create_task(asyncio.to_thread(self._copy, now), name="ledger copy")
+        copying = asyncio.create_task(
+            asyncio.to_thread(self._copy, now, writer), name="ledger copy"
+        )
         self._copying = copying
         try:
             return await self._unless_hung(copying)
@@ -63,12 +67,13 @@ class Disk:
         if self._copying is not None:
             await asyncio.wait({self._copying})
 
-    def _copy(self, now: datetime) -> str | None:
+    def _copy(self, now: datetime, writer: sqlite3.Connection) -> str | None:
         def stop() -> bool:
             self._copied_at = time.monotonic()  # it is asked at every step
             return self._stop_copying.is_set()
 
-        return snapshots.look_after(self._path, now, timeout_s=self._busy_timeout_s, stop=stop)
+        terms = snapshots.Terms(self._busy_timeout_s, stop, writer)
+        return snapshots.look_after(self._path, now, terms)
 
     async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
         """Wait for the copy as long as it comes on; no thread can be ended, so it is left behind."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
@@ -230,6 +230,13 @@ def reader_connection(path: Path, *, timeout_s: float) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=timeout_s)
     connection.execute("PRAGMA query_only=1")
     return connection
+
+
+def driver_connection(connection: Connection) -> sqlite3.Connection:
+    """Give what SQLAlchemy works with; another thread may read over it (see sqlite3.threadsafety)."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
 
 
 # -- engines -------------------------------------------------------------------------------------

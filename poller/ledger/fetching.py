@@ -17,7 +17,6 @@ from sqlalchemy import (
     literal,
     select,
     type_coerce,
-    union_all,
     update,
 )
 
@@ -139,11 +138,8 @@ def recent_directories(connection: Connection, limit: int) -> list[str]:
         .where(faxes.c.stored_at.is_not(None))
         .order_by(faxes.c.stored_at.desc())
         .limit(limit)
-        .subquery()
     )
-    waiting = select(directory).where(_WAITING)
-    both = union_all(waiting, select(last.c.directory)).subquery()
-    return sorted(connection.scalars(select(both.c.directory).distinct()))
+    return sorted(set(connection.scalars(last)))
 
 
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:

@@ -217,7 +217,8 @@ class Ledger:
         and snapshots.Hung when that did not come on for two minutes. Once cancelled it is over
         within a moment.
         """
-        problem = await self._disk.look_after(now)
+        writer = await self._write(engine.driver_connection)
+        problem = await self._disk.look_after(now, writer)
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
             await self._write(lambda connection: notes.set_checked(connection, now, problem))
         return Health(now, problem, await asyncio.to_thread(snapshots.newest_at, self._path))
@@ -562,9 +563,9 @@ class Ledger:
         return await self._read(lambda connection: fetching.history(connection, fax))
 
     async def recent_paths(self, limit: int = 1000) -> list[str]:
-        """Return the directories where a crash can have left something: relative, "" the topmost.
+        """Return the directories of the last `limit` stored faxes: relative, "" the topmost.
 
-        They are those of all faxes that wait and of the last `limit` stored ones.
+        There, and in those of `pending_paths`, a crash can have left something.
         """
         return await self._read(lambda connection: fetching.recent_directories(connection, limit))
 

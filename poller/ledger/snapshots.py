@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -19,9 +20,10 @@ from poller.ledger import engine
 
 KEPT = 2
 SNAPSHOT_AFTER = timedelta(days=1)
-_PAGES_AT_ONCE = 1024
+_PAGES_AT_ONCE = 256
 _RESTARTS = 3
 _LET_OTHERS_S = 0.001
+_BUSY_S = 0.005
 _INSTRUCTIONS_AT_ONCE = 100_000
 _ROOM = 16 << 20  # is left to the ledger itself
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -39,6 +41,19 @@ class Hung(LedgerUnavailable):
 
 def never() -> bool:
     return False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a copy is made: how long it waits for a lock, and when it is not wanted any more.
+
+    Over the connection of its `writer` a ledger can be copied while that goes on writing: what it
+    changes is changed in the copy as well. Any other copy has to begin anew at each write.
+    """
+
+    timeout_s: float
+    stop: Stop = never
+    writer: sqlite3.Connection | None = None
 
 
 # -- the snapshots that are kept -------------------------------------------------------------------
@@ -71,7 +86,7 @@ def is_due(path: Path, now: datetime) -> bool:
     return newest is None or not timedelta(0) <= now - newest < SNAPSHOT_AFTER
 
 
-def look_after(path: Path, now: datetime, *, timeout_s: float, stop: Stop) -> str | None:
+def look_after(path: Path, now: datetime, terms: Terms) -> str | None:
     """Copy the ledger, check the copy, keep it as the newest snapshot if that is due.
 
     Returns what is wrong with the ledger; snapshots that are there stay then. Raises
@@ -80,8 +95,8 @@ def look_after(path: Path, now: datetime, *, timeout_s: float, stop: Stop) -> st
     part = path.with_name(f"{path.name}.snapshot-part")
     with mapped(part):
         part.unlink(missing_ok=True)  # of a run that was killed; the lock of the state is held
-    with _copied(path, part, timeout_s=timeout_s, stop=stop):
-        problem = problem_of(part, stop)
+    with _copied(path, part, terms):
+        problem = problem_of(part, terms.stop)
         if problem is None and is_due(path, now):
             with mapped(part):
                 _keep(path, part, now)
@@ -112,8 +127,8 @@ def backup(path: Path, target: Path, *, timeout_s: float) -> int:
     if not engine.look(path, timeout_s=timeout_s, thorough=False).tables:
         raise CannotStart(f"there is no ledger at {path}")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with _copied(path, part, timeout_s=timeout_s, stop=never):
-        problem = problem_of(part, never)
+    with _copied(path, part, Terms(timeout_s)):
+        problem = problem_of(part)
         if problem is not None:
             raise CannotStart(f"the ledger {path} is damaged ({problem}), so it was not copied")
         with mapped(target):
@@ -139,7 +154,7 @@ def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
     """Copy a database to a file that is not there yet, durable but for its name."""
     done = False
     try:
-        _copy_new(path, target, timeout_s=timeout_s, stop=never)
+        _copy_new(path, target, Terms(timeout_s))
         sync(target)
         done = True
     finally:
@@ -148,12 +163,12 @@ def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
 
 
 @contextmanager
-def _copied(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> Iterator[None]:
+def _copied(path: Path, part: Path, terms: Terms) -> Iterator[None]:
     """Hold a copy of the ledger under the name `part`, which is gone afterwards."""
     try:
         with mapped(part):
             _require_room(path, part)
-            _copy_new(path, part, timeout_s=timeout_s, stop=stop)
+            _copy_new(path, part, terms)
         yield
     finally:
         with suppress(OSError):
@@ -169,10 +184,10 @@ def _require_room(path: Path, part: Path) -> None:
         )
 
 
-def _copy_new(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> None:
+def _copy_new(path: Path, part: Path, terms: Terms) -> None:
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     try:
-        _copy(path, part, timeout_s, stop)
+        _copy(path, part, terms)
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or ""
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE")):
@@ -180,20 +195,20 @@ def _copy_new(path: Path, part: Path, *, timeout_s: float, stop: Stop) -> None:
         raise LedgerUnavailable(engine.sentence(path, error)) from error
 
 
-def _copy(path: Path, part: Path, timeout_s: float, stop: Stop) -> None:
-    with closing(engine.reader_connection(path, timeout_s=timeout_s)) as source:
+def _copy(path: Path, part: Path, terms: Terms) -> None:
+    with closing(engine.reader_connection(path, timeout_s=terms.timeout_s)) as reader:
         try:
-            _copy_pages(source, part, _PAGES_AT_ONCE, _Steps(path, stop))
+            _copy_pages(terms.writer or reader, part, _PAGES_AT_ONCE, _Steps(path, terms))
         except _RestartedTooOften:
             os.truncate(part, 0)  # half a copy is no database that could be written over
-            _copy_pages(source, part, -1, _Steps(path, stop))
+            _copy_pages(reader, part, -1, _Steps(path, terms))
 
 
 def _copy_pages(source: sqlite3.Connection, part: Path, at_once: int, steps: "_Steps") -> None:
     with closing(sqlite3.connect(part)) as made:
         for setting in ("journal_mode=OFF", "synchronous=OFF"):  # it is synced when it is whole
             made.execute(f"PRAGMA {setting}")
-        source.backup(made, pages=at_once, progress=steps)
+        source.backup(made, pages=at_once, progress=steps, sleep=_BUSY_S)
 
 
 class _RestartedTooOften(Exception):
@@ -203,27 +218,35 @@ class _RestartedTooOften(Exception):
 class _Steps:
     """Watches a copy that lets the writer in between its steps.
 
-    Whenever the writer came in between, SQLite begins anew. Under steady writing that would never
-    end, so after some times the whole is copied in one step, for which the writer waits.
+    Whenever another connection wrote in between, SQLite begins anew. Under steady writing that
+    would never end, so after some times the whole is copied in one step, for which writers wait.
     """
 
-    def __init__(self, path: Path, stop: Stop) -> None:
+    def __init__(self, path: Path, terms: Terms) -> None:
         self._path = path
-        self._stop = stop
-        self._remaining: int | None = None
+        self._terms = terms
+        self._came_on_at = time.monotonic()
+        self._copied = 0
         self._restarts = 0
 
-    def __call__(self, status: int, remaining: int, _total: int) -> None:
-        if self._stop():
+    def __call__(self, status: int, remaining: int, total: int) -> None:
+        if self._terms.stop():
             raise Stopped("the copy of the ledger was stopped")
-        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # after the whole timeout
-            raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
-        if self._remaining is not None and remaining >= self._remaining:
-            self._restarts += 1
-        self._remaining = remaining
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            self._is_busy()
+            return
+        self._came_on_at = time.monotonic()
+        copied = total - remaining
+        self._restarts += copied <= self._copied
+        self._copied = copied
         if self._restarts > _RESTARTS:
             raise _RestartedTooOften
         time.sleep(_LET_OTHERS_S)
+
+    def _is_busy(self) -> None:
+        """The writer's own transaction is over in a moment; a lock of others was waited for."""
+        if time.monotonic() - self._came_on_at >= self._terms.timeout_s:
+            raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
 
 
 def problem_of(path: Path, stop: Stop = never) -> str | None:

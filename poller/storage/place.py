@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +20,7 @@ IMAGE_PART = ".image.part"
 SIDECAR_PART = ".json.part"
 DAMAGED = ".damaged-"
 _NAME_MAX = 255
+_NO_DIRECTORY = {errno.ELOOP, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,13 @@ def is_own_dot_file(name: str) -> bool:
 def split(path: str) -> tuple[list[str], str]:
     """Split a path into directories and last part; StorageConflict unless it stays inside."""
     *directories, base = path.split("/")
-    if any(not part or part.startswith(".") or "\0" in part for part in [*directories, base]):
+    if not all(map(_is_inside, [*directories, base])):
         raise StorageConflict(f"{path!r} is no path inside the storage")
     return directories, base
+
+
+def _is_inside(part: str) -> bool:
+    return bool(part) and not part.startswith(".") and "\0" not in part
 
 
 @dataclass
@@ -141,11 +146,69 @@ def open_directory(root: int, path: str) -> int:
         return steps.open_directory(".", p.fd)
 
 
+class _Way:
+    """The directories from the storage's own down to the present one; None for what is not there."""
+
+    def __init__(self, root: int) -> None:
+        self._names: list[str] = []
+        self._fds: list[int | None] = [root]
+
+    def go(self, path: str) -> int | None:
+        """Go to a directory, by way of what is shared with the way to the one before."""
+        names = path.split("/") if path else []
+        self.back(_shared(self._names, names))
+        for name in names[len(self._fds) - 1 :]:
+            at = self._fds[-1]
+            self._fds.append(None if at is None else _enter_if_there(at, name))
+        self._names = names
+        return self._fds[-1]
+
+    def back(self, depth: int = 0) -> None:
+        while len(self._fds) > depth + 1:
+            fd = self._fds.pop()
+            if fd is not None:
+                steps.close(fd)
+
+
+def _shared(names: list[str], others: list[str]) -> int:
+    pairs = enumerate(zip(names, others, strict=False))
+    differ = (depth for depth, (one, other) in pairs if one != other)
+    return next(differ, min(len(names), len(others)))
+
+
+def open_directories(root: int, paths: Iterable[str]) -> Generator[tuple[str, int], None, None]:
+    """Give those of these directories that can be entered, each open until the next one's turn.
+
+    A hundred thousand take a second: the way to them is gone once, and not for each.
+    """
+    way = _Way(root)
+    try:
+        for path in sorted(paths):
+            fd = way.go(path)
+            if fd is not None:
+                yield path, fd
+    finally:
+        way.back()
+
+
+def _enter_if_there(at: int, name: str) -> int | None:
+    if not _is_inside(name):
+        return None
+    try:
+        return steps.open_directory(name, at)
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY:
+            return None
+        raise
+
+
 def _descend(place: Place, name: str, path: str, make: Consumers | None) -> None:
     try:
         child, made = enter(place.fd, name, None if make is None else DIRECTORY_MODES[make])
     except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+        if error.errno in _NO_DIRECTORY:
             raise StorageConflict(f"{path} in the storage is not a directory") from error
         raise
     status = steps.status(child)

@@ -2,10 +2,9 @@
 
 import errno
 from collections.abc import Collection, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
-from poller.errors import StorageConflict
 from poller.storage import handover, marker, place, sidecars, steps
 from poller.storage.place import Names, Place
 from poller.storage.sidecars import Identity, StoredFile
@@ -143,16 +142,17 @@ def _sync(at: Place, name: str) -> None:
 def tidy(
     root: int, directories: Iterable[str], *, pending: Collection[str], active: Collection[str]
 ) -> int:
-    """Remove the dot-files of ours in these directories; how many.
+    """Remove the dot-files of ours in these directories and in those of `pending`; how many.
 
     Those of `active` paths stay, and those of `pending` ones that `resume` can carry on from. A
     directory that cannot be entered is left alone: whatever fax goes there says so.
     """
     removed = marker.clear_probes(root)
     kept = _by_directory([*pending, *active])
-    for directory in sorted({"", *directories}):
-        with suppress(PermissionError, StorageConflict):
-            removed += _tidy(root, directory, kept.get(directory, {}), frozenset(active))
+    with closing(place.open_directories(root, {"", *directories, *kept})) as opened:
+        for directory, fd in opened:
+            with suppress(PermissionError):
+                removed += _tidy(fd, kept.get(directory, {}), frozenset(active))
     return removed
 
 
@@ -165,20 +165,13 @@ def _by_directory(paths: Iterable[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _tidy(root: int, directory: str, paths: dict[str, str], active: frozenset[str]) -> int:
-    try:
-        fd = place.open_directory(root, directory)
-    except FileNotFoundError:
-        return 0
-    try:
-        found = {name for name in steps.names(fd) if place.is_own_dot_file(name)}
-        for base, path in paths.items() if found else ():
-            names = Names(base)
-            if path in active or _is_complete(fd, path, names, found):
-                found -= {names.dot_image, names.dot_sidecar}
-        return sum(steps.unlink(name, fd) for name in found)
-    finally:
-        steps.close(fd)
+def _tidy(fd: int, paths: dict[str, str], active: frozenset[str]) -> int:
+    found = {name for name in steps.names(fd) if place.is_own_dot_file(name)}
+    for base, path in paths.items() if found else ():
+        names = Names(base)
+        if path in active or _is_complete(fd, path, names, found):
+            found -= {names.dot_image, names.dot_sidecar}
+    return sum(steps.unlink(name, fd) for name in found)
 
 
 def _is_complete(fd: int, path: str, names: Names, found: set[str]) -> bool:

@@ -65,9 +65,9 @@ class Storage:
             return None
 
     async def tidy(self, directories: Iterable[str], keep: Collection[str]) -> int:
-        """Remove dot-files that earlier runs left in these directories; how many.
+        """Remove dot-files that earlier runs left in these directories and those of `keep`; how many.
 
-        What `resume` can carry on from is kept, for the pending paths in `keep`.
+        `keep` are the pending paths: what `resume` can carry on from is kept for them.
         """
         wanted = list(directories)
 

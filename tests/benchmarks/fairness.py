@@ -42,7 +42,10 @@ async def _took_s(options: argparse.Namespace, faxes: Faxes) -> list[float]:
     async with served(faxes) as server:
         configuration = measured.settings(2, server.base_url, {"poll": {"every": "1s"}})
         configuration["accounts"]["main"]["limits"] = limits
-        async with measured.installed(configuration) as installation, installation.daemon() as daemon:
+        async with (
+            measured.installed(configuration) as installation,
+            installation.daemon() as daemon,
+        ):
             if faxes.waiting:
                 await daemon.event("fax-stored", fax_id=fax_id(_BUSY, 0))
             took = [await _one_s(server, daemon, number) for number in range(options.rounds)]

@@ -98,7 +98,7 @@ def _fill_users(connection: sqlite3.Connection, now: datetime) -> None:
 
 
 def _faxes(users: Sequence[UserRow], shape: Shape, now: datetime) -> Iterator[tuple[object, ...]]:
-    chance = random.Random(1)  # noqa: S311  (the same ids each time)
+    chance = random.Random(1)  # the same ids each time
     step = AGE // max(1, shape.faxes)
     for number in range(1, shape.faxes + 1):
         user = users[number * 7919 % len(users)]

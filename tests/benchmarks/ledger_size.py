@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,7 +89,7 @@ async def _measure(small: Sized, large: Sized, rounds: int) -> None:
             for one, site in both:
                 await _work(one, site)
         for one, _ in both * rounds:
-            one.took["status"].append(await _timed(one.installation.status))
+            one.took["status"].append(await _timed(one.installation.status()))
         for one, site in both:
             await _poll_beside_snapshot(one, site)
 
@@ -109,9 +109,9 @@ def _account(site: Site) -> AccountAtWork:
     return account
 
 
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
+async def _timed(work: Awaitable[object]) -> float:
     began = time.perf_counter()
-    await work()
+    await work
     return time.perf_counter() - began
 
 
@@ -119,9 +119,9 @@ async def _work(one: Sized, site: Site) -> None:
     """Every user is polled once, which finds one fax more, and one is noted as stored."""
     account, ledger = _account(site), site.shop.ledger
     for state in account.states.values():
-        one.took["poll"].append(await _timed(lambda state=state: account.poll(state)))
-        one.took["fetch"].append(await _timed(lambda state=state: _bookkeeping(ledger, state.id)))
-    one.took["query"].append(await _timed(lambda: _status(ledger, site.config)))
+        one.took["poll"].append(await _timed(account.poll(state)))
+        one.took["fetch"].append(await _timed(_bookkeeping(ledger, state.id)))
+    one.took["query"].append(await _timed(_status(ledger, site.config)))
 
 
 async def _bookkeeping(ledger: Ledger, user: int) -> None:
@@ -152,7 +152,7 @@ async def _poll_beside_snapshot(one: Sized, site: Site) -> None:
     copying = asyncio.create_task(site.shop.ledger.look_after(datetime.now(UTC)))
     while not copying.done():
         for state in account.states.values():
-            one.meanwhile.append(await _timed(lambda state=state: account.poll(state)))
+            one.meanwhile.append(await _timed(account.poll(state)))
             if copying.done():
                 break
             await asyncio.sleep(0.02)
@@ -184,6 +184,4 @@ def _tell(small: Sized, large: Sized, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(
-        main(measured.options(rounds=3, users=200, small=5_000, large=5_000_000, keep=""))
-    )
+    asyncio.run(main(measured.options(rounds=3, users=200, small=5_000, large=5_000_000, keep="")))

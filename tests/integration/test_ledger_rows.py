@@ -613,7 +613,7 @@ async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: UserRow) -
     assert len(await ledger.history(other.id)) == 1
 
 
-async def test_directories_of_waiting_and_lately_stored_faxes(
+async def test_directories_of_lately_stored_faxes_and_paths_of_waiting_ones(
     ledger: Ledger, user: UserRow
 ) -> None:
     paths = ["a/1/x", "a/1/y", "a/2/x", "top", "b/x", "c/old", "c/gone"]
@@ -621,8 +621,10 @@ async def test_directories_of_waiting_and_lately_stored_faxes(
     for age, path in enumerate(["a/2/x", "b/x", "c/old"]):
         await store(ledger, faxes[path], now=NOW - age * DAY)
     await ledger.dismiss(faxes["c/gone"].id, now=NOW, reason="lost")
-    assert await ledger.recent_paths() == ["", "a/1", "a/2", "b", "c"]
-    assert await ledger.recent_paths(limit=2) == ["", "a/1", "a/2", "b"]
+    await store(ledger, faxes["top"], now=NOW - DAY)
+    assert await ledger.recent_paths() == ["", "a/2", "b", "c"]
+    assert await ledger.recent_paths(limit=1) == ["a/2"]
+    assert sorted(await ledger.pending_paths()) == ["a/1/x", "a/1/y"]
 
 
 # -- counters --------------------------------------------------------------------------------------

@@ -489,6 +489,20 @@ async def test_tidy_passes_over_what_is_no_directory(root: Path) -> None:
     assert await storage.tidy(["main/another", "main/desk"], []) == 2
 
 
+async def test_tidy_finds_its_way_to_the_directories_of_all_that_wait(root: Path) -> None:
+    storage = await opened(root)
+    left = ["a/x/1/f", "a/x/f", "a/y/1/f", "a-b/f", "b/1/f", "f"]
+    for path in left:
+        directory, _, base = f"/{path}".rpartition("/")
+        (root / directory.removeprefix("/")).mkdir(parents=True, exist_ok=True)
+        (root / directory.removeprefix("/") / f".{base}.image.part").write_bytes(b"x")
+    (root / "a/w").write_bytes(b"no directory")
+    (root / "a/z").symlink_to(root / "b")
+    nowhere = ["a/w/1/f", "a/x/2/3/f", "a/z/1/f", "c/1/f", "c/2/f", "../f"]
+    assert await storage.tidy(["b/1/", "a//x"], [*left, *nowhere]) == len(left)
+    assert not list(root.rglob("*.part"))
+
+
 async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
