@@ -6,8 +6,12 @@ import sys
 import pytest
 
 TINY = {
+    "fairness": "--rounds 1 --waiting 500 --kilobytes 20",
     "idle": "--rounds 1 --users 3 --every 1 --seconds 1.5",
+    "ledger_size": "--rounds 1 --users 3 --small 10 --large 50",
+    "limit": "--rounds 1 --faxes 24 --kilobytes 20 --users 2",
     "many_users": "--rounds 1 --users 3 --every 1 --seconds 1.5",
+    "restart": "--rounds 1 --users 3 --pending 20",
     "throughput": "--rounds 1 --faxes 8 --kilobytes 20",
 }
 
