@@ -5,7 +5,6 @@ import contextlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
