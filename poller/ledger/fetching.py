@@ -10,11 +10,11 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     and_,
+    bindparam,
     case,
     delete,
     func,
     insert,
-    literal,
     select,
     type_coerce,
     update,
@@ -30,6 +30,37 @@ DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they ar
 
 # Said in every query of what is due, so that SQLite may use the index of nothing else.
 _WAITING = faxes.c.next_attempt_at.is_not(None)
+
+# What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
+# to find it among those that it has compiled than SQLite to carry it out.
+_MINE = faxes.c.id == bindparam("this")
+_ONE_FAX = FAX.where(_MINE)
+_HELD = select(
+    *(faxes.c[name] for name in ("user", "state", "attempts", "file", "format", "bytes", "sha256")),
+    *(faxes.c[name] for name in ("pages", "damaged")),
+).where(_MINE)
+_SET_FAX = update(faxes).where(_MINE)
+_REMEMBER = insert(attempts)
+_FORGET_OLD = delete(attempts).where(
+    attempts.c.fax == bindparam("this"),
+    attempts.c.id
+    < select(attempts.c.id)
+    .where(attempts.c.fax == bindparam("this"))
+    .order_by(attempts.c.id.desc())
+    .limit(1)
+    .offset(KEPT_ATTEMPTS - 1)
+    .scalar_subquery(),
+)
+_COUNT = (
+    update(users)
+    .where(users.c.id == bindparam("this"))
+    .values({str(state): users.c[state] + bindparam(f"{state}_by") for state in State})
+)
+_AT = bindparam("at", type_=Instant)
+_COUNT_STORED = _COUNT.values(
+    damaged=users.c.damaged + bindparam("damaged_by"),
+    last_stored_at=case((users.c.last_stored_at > _AT, users.c.last_stored_at), else_=_AT),
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +138,7 @@ def due(
 
 
 def one_fax(connection: Connection, fax: int) -> FaxRow:
-    row = connection.execute(FAX.where(faxes.c.id == fax)).mappings().one_or_none()
+    row = connection.execute(_ONE_FAX, {"this": fax}).mappings().one_or_none()
     if row is None:
         raise LookupError(f"the ledger knows no fax {fax}")
     return fax_row(row)
@@ -164,10 +195,8 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 def stored(
     connection: Connection, fax: int, now: datetime, file: File, problem: str | None
 ) -> None:
-    row = one_fax(connection, fax)
-    held = File(
-        row.file or "", row.format or "", row.bytes or 0, row.sha256 or "", row.pages, row.damaged
-    )
+    row = connection.execute(_HELD, {"this": fax}).one()
+    held = File(row.file, row.format, row.bytes, row.sha256, row.pages, row.damaged)
     if row.state is State.STORED and held == file:
         return
     _set_fax(
@@ -192,14 +221,8 @@ def stored(
         damaged=file.damaged,
     )
     remember(connection, fax, now, "stored", problem)
-    at = literal(now, Instant)
-    _count(
-        connection,
-        [row],
-        State.STORED,
-        damaged=users.c.damaged + int(file.damaged) - int(row.damaged),
-        last_stored_at=case((users.c.last_stored_at > at, users.c.last_stored_at), else_=at),
-    )
+    by = {"damaged_by": int(file.damaged) - int(row.damaged), "at": now}
+    connection.execute(_COUNT_STORED, _moved(row.user, {row.state: -1}, State.STORED) | by)
 
 
 def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
@@ -367,33 +390,28 @@ def _rows(connection: Connection, wanted: Sequence[int] | None) -> list[FaxRow]:
 
 
 def _set_fax(connection: Connection, fax: int, **values: Any) -> None:
-    connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
+    connection.execute(_SET_FAX, {"this": fax, **values})
 
 
 def remember(
     connection: Connection, fax: int, at: datetime, outcome: str, error: str | None
 ) -> None:
-    connection.execute(insert(attempts).values(fax=fax, at=at, outcome=outcome, error=error))
-    mine = attempts.c.fax == fax
-    last_kept = (
-        select(attempts.c.id)
-        .where(mine)
-        .order_by(attempts.c.id.desc())
-        .limit(1)
-        .offset(KEPT_ATTEMPTS - 1)
-        .scalar_subquery()
-    )
-    connection.execute(delete(attempts).where(mine, attempts.c.id < last_kept))
+    values = {"fax": fax, "at": at, "outcome": outcome, "error": error}
+    connection.execute(_REMEMBER, values)
+    connection.execute(_FORGET_OLD, {"this": fax})
 
 
-def _count(connection: Connection, rows: Iterable[FaxRow], to: State, **values: Any) -> None:
-    """Move `rows` from the counters of their states to that of `to`, and set `values` beside."""
-    changes: dict[int, collections.Counter[str]] = {}
+def _count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
+    """Move `rows` from the counters of their states to that of `to`."""
+    changes: dict[int, collections.Counter[State]] = {}
     for row in rows:
-        change = changes.setdefault(row.user, collections.Counter())
-        change[row.state] -= 1
-        change[to] += 1
+        changes.setdefault(row.user, collections.Counter())[row.state] -= 1
     for user, change in changes.items():
-        moved = {str(state): users.c[state] + by for state, by in change.items() if by} | values
-        if moved:
-            connection.execute(update(users).where(users.c.id == user).values(moved))
+        connection.execute(_COUNT, _moved(user, change, to))
+
+
+def _moved(user: int, out_of: Mapping[State, int], to: State) -> dict[str, Any]:
+    """Say what `_COUNT` adds when so many (less than nothing) go out of their states."""
+    by = {f"{state}_by": out_of.get(state, 0) for state in State}
+    by[f"{to}_by"] -= sum(out_of.values())
+    return {"this": user, **by}

@@ -66,7 +66,8 @@ class Draft:
         self._left = True
         if isinstance(error, StorageHung) and self._lock.locked():
             return  # the step that hangs closes when it ends
-        await self._threads.run(self._close)
+        if self._handover is not None:
+            await self._threads.run(self._close)
 
     async def reset(self) -> None:
         """Begin (again) with no bytes."""
@@ -77,12 +78,18 @@ class Draft:
         """Append; what is written is batched, so an error may come with a later call."""
         self._batch += data
         if len(self._batch) >= _BATCH:
-            await self._flush()
+            batch, self._batch = self._batch, bytearray()
+            await self._run(lambda: self._append(batch))
 
     async def check(self) -> Document:
         """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
-        await self._flush()
-        return await self._run(lambda: self._begun().inspect())
+        batch, self._batch = self._batch, bytearray()
+
+        def step() -> Document:
+            self._append(batch)
+            return self._begun().inspect()
+
+        return await self._run(step)
 
     async def deliver(
         self,
@@ -103,12 +110,8 @@ class Draft:
     async def finish(self) -> None:
         """Unlink the dot-files; only after the row is stored."""
         self._note(None)
+        self._left = True  # so that the step closes, too
         await self._run(lambda: self._begun().finish())
-
-    async def _flush(self) -> None:
-        if self._batch:
-            batch, self._batch = self._batch, bytearray()
-            await self._run(lambda: self._begun().write(batch))
 
     async def _run(self, step: Callable[[], T]) -> T:
         return await self._threads.run(lambda: self._in_turn(step))
@@ -125,6 +128,10 @@ class Draft:
         if self._handover is None:
             self._handover = self._begin()
         self._handover.restart()
+
+    def _append(self, batch: bytearray) -> None:
+        if batch:
+            self._begun().write(batch)
 
     def _close(self) -> None:
         with self._lock:
