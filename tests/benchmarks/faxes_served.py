@@ -94,7 +94,13 @@ class _Answers:
         self._faxes = faxes
         self._encoded = memoryview(Path(faxes.encoded).read_bytes())
         self._users = {f"user-{n}": _User(f"user-{n}", faxes) for n in range(faxes.users)}
-        self.counts: dict[str, float] = {"lists": 0, "images": 0, "first_image_at": 0.0}
+        self.counts: dict[str, float] = {
+            "lists": 0,
+            "images": 0,
+            "first_image_at": 0.0,
+            "at_once": 0,
+        }
+        self.sending: set[object] = set()  # connections that an image is going out on
         self._tokens, self._arrivals = float(faxes.burst), list[float]()
         self._refused = 0
 
@@ -162,6 +168,9 @@ class _Connection(asyncio.Protocol):
         self._rest: deque[bytes | memoryview] = deque()
         self._paused = False
 
+    def connection_lost(self, _: Exception | None) -> None:
+        self._answers.sending.discard(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
@@ -192,6 +201,15 @@ class _Connection(asyncio.Protocol):
     def _send(self) -> None:
         while self._rest and not self._paused:
             self._transport.write(self._rest.popleft())
+        self._note_sending()
+
+    def _note_sending(self) -> None:
+        if not self._rest:
+            self._answers.sending.discard(self)
+            return
+        self._answers.sending.add(self)
+        counts = self._answers.counts
+        counts["at_once"] = max(counts["at_once"], len(self._answers.sending))
 
 
 def _pieces(body: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
@@ -230,7 +248,7 @@ class Served:
     base_url: str
 
     async def counts(self) -> dict[str, float]:
-        """Lists and images asked for so far, and when the first image was (wall clock)."""
+        """Lists and images asked for, when the first image was (wall clock), most large ones at once."""
         counts: dict[str, float] = await self._get("/counts")
         return counts
 

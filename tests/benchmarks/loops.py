@@ -124,6 +124,7 @@ class Ledger:
 
 
 async def _run(name: str, base_url: str, directory: Path, ids: list[str]) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_AT_ONCE))
     began = time.monotonic()
     await {"honest": honest, "bare": bare}[name](base_url, directory, ids)
     print(time.monotonic() - began)

@@ -7,7 +7,9 @@ import pytest
 
 TINY = {
     "fairness": "--rounds 1 --waiting 500 --kilobytes 20",
+    "growth": "--polls 20 --polls-per-fax 2 --users 2 --kilobytes 20",
     "idle": "--rounds 1 --users 3 --every 1 --seconds 1.5",
+    "large": "--rounds 1 --faxes 2 --megabytes 0.5",
     "ledger_size": "--rounds 1 --users 3 --small 10 --large 50",
     "limit": "--rounds 1 --faxes 24 --kilobytes 20 --users 2",
     "many_users": "--rounds 1 --users 3 --every 1 --seconds 1.5",
