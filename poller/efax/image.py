@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+import pybase64
+
 from poller.efax.strict_json import strict_object
 from poller.errors import BadAnswer
 
@@ -23,7 +25,7 @@ SKELETON_LIMIT = 1 << 20
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _STRING_STOP = re.compile(rb'["\\]')
 _UNICODE_ESCAPE = re.compile(rb"\\u00([0-9A-Fa-f]{2})")
-_WHITE_SPACE = b" \t\r\n"
+_WHITE_SPACE = (b" ", b"\t", b"\r", b"\n")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ class _Base64:
         self._padded = False
 
     def feed(self, text: bytes) -> bytes:
-        text = self._rest + text.translate(None, _WHITE_SPACE)
+        if any(space in text for space in _WHITE_SPACE):
+            text = text.translate(None, b"".join(_WHITE_SPACE))
+        text = self._rest + text
         whole = len(text) & ~3
         text, self._rest = text[:whole], text[whole:]
         if not text:
@@ -193,7 +197,7 @@ class _Base64:
         if self._padded:
             raise BadAnswer("The image goes on after its end.")
         try:
-            piece = binascii.a2b_base64(text, strict_mode=True)
+            piece = pybase64.b64decode(text, validate=True)
         except binascii.Error:
             raise BadAnswer("The image is not strict base64.") from None
         self._padded = text.endswith(b"=")

@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
 _DEEPEST: Final = 8
@@ -27,6 +27,9 @@ _KEPT_PER_SLOT: Final = 4
 _END: Final = 12 * 1024
 _MARGIN: Final = 4 * 1024  # more than a token is long
 _MOST_TEXT: Final = 128 * 1024
+# Nearly all that is logged was logged before: keys, sentences, the names of accounts and users.
+_REMEMBERED: Final = 2048
+_SHORT: Final = 256
 
 # Labels and identities that operators and scripts look up. Secrets are taken out of them as well.
 _IDENTITY_KEYS: Final = frozenset(
@@ -94,9 +97,17 @@ class Redactor:
         self._spellings: tuple[str, ...] = ()
         self._slots: dict[str, list[str]] = {}
         self._lock = threading.Lock()
+        self._forget()
 
     def set_key(self, key: bytes) -> None:
         self._key = key
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remember no more what texts became under another key or with fewer secrets."""
+        remembering = functools.lru_cache(_REMEMBERED)
+        self._short_text = remembering(lambda text: self._ends(text, self._without_numbers))
+        self._short_identity = remembering(lambda text: self._ends(text, self._without_secrets))
 
     def register(self, secret: str, slot: str | None = None) -> None:
         """Never let `secret` out again, bare, in base64, or percent-encoded.
@@ -116,6 +127,7 @@ class Redactor:
                 spelling for some in self._slots.values() for s in some for spelling in _spell(s)
             }
             self._spellings = tuple(sorted(known, key=len, reverse=True))
+            self._forget()
 
     def number(self, text: str) -> str:
         """Return the last four digits and a keyed code, `…1212#a1b2c3d4`; of text only the code."""
@@ -127,10 +139,14 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return `text` without secrets, fax numbers and sender's names; of a long one both ends."""
+        if len(text) <= _SHORT:
+            return self._short_text(text)
         return self._ends(text, self._without_numbers)
 
     def identity(self, text: str) -> str:
         """Return an id, name or path, which may well look like a number, without secrets."""
+        if len(text) <= _SHORT:
+            return self._short_identity(text)
         return self._ends(text, self._without_secrets)
 
     def value(self, value: object) -> Any:
@@ -189,7 +205,7 @@ class _Walk:
         result: dict[str, Any] = {}
         for name, item in list(value.items())[:_MOST_ITEMS]:
             key = name if isinstance(name, str) else str(name)
-            if not _NAME_KEYS.search(key):
+            if not _kind(key).is_name:
                 shown = self._redactor.text(key)
                 # ECS nests what has dots; only the names of this package are meant so.
                 result[shown if depth == 1 else shown.replace(".", "_")] = self.value(
@@ -198,9 +214,10 @@ class _Walk:
         return result
 
     def _string(self, text: str, key: str) -> str:
-        if _SECRET_KEYS.search(key):
+        kind = _kind(key)
+        if kind.is_secret:
             return SECRET
-        if _NUMBER_KEYS.search(key):
+        if kind.is_number:
             return text if _MASKED.fullmatch(text) else self._redactor.number(text)
         self._left -= min(len(text), 2 * _END)
         if self._left < 0:
@@ -209,7 +226,8 @@ class _Walk:
         return redact(text)
 
     def _numeric(self, value: float, key: str) -> Any:
-        if isinstance(value, enum.Enum) or _SECRET_KEYS.search(key) or _NUMBER_KEYS.search(key):
+        kind = _kind(key)
+        if isinstance(value, enum.Enum) or kind.is_secret or kind.is_number:
             return self._string(
                 _as_text(value) if isinstance(value, enum.Enum) else str(value), key
             )
@@ -218,6 +236,29 @@ class _Walk:
         if key in _MEASURE_KEYS or key.endswith(_MEASURE_ENDS) or abs(value) < 1_000_000:
             return value
         return self._redactor.number(str(int(value))) if value == int(value) else value
+
+
+class _Kind(NamedTuple):
+    """What a key says of its value."""
+
+    is_name: bool
+    is_secret: bool
+    is_number: bool
+
+
+def _kind(key: str) -> _Kind:
+    return _short_kind(key) if len(key) <= _SHORT else _looked_at(key)
+
+
+def _looked_at(key: str) -> _Kind:
+    return _Kind(
+        is_name=_NAME_KEYS.search(key) is not None,
+        is_secret=_SECRET_KEYS.search(key) is not None,
+        is_number=_NUMBER_KEYS.search(key) is not None,
+    )
+
+
+_short_kind = functools.lru_cache(_REMEMBERED)(_looked_at)
 
 
 def cut(text: str, limit: int) -> str:
