@@ -208,9 +208,11 @@ class _Walk:
             if not _kind(key).is_name:
                 shown = self._redactor.text(key)
                 # ECS nests what has dots; only the names of this package are meant so.
-                result[shown if depth == 1 else shown.replace(".", "_")] = self.value(
-                    item, key, depth
+                # Most are text, and asking what they are costs more than what is done with it.
+                clean = (
+                    self._string(item, key) if type(item) is str else self.value(item, key, depth)
                 )
+                result[shown if depth == 1 else shown.replace(".", "_")] = clean
         return result
 
     def _string(self, text: str, key: str) -> str:

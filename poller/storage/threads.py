@@ -3,9 +3,10 @@
 import asyncio
 import errno
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from poller.errors import FaxTooLarge, StorageConflict, StorageHung, StorageUnusable
 from poller.storage.marker import unusable
@@ -35,31 +36,47 @@ class Threads:
         """
         future = self.start(step)
         try:
-            done, _ = await asyncio.wait([future], timeout=self._hung_s)
-            if not done:
+            await self._ended(future)
+            if not future.done():
                 raise StorageHung("a step in the storage has not ended within two minutes")
             return future.result()
         except asyncio.CancelledError:
-            await asyncio.wait([future], timeout=self._hung_s)
+            await self._ended(future)
             raise
         except OSError as error:
             raise self._mapped(error) from error
 
-    def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
-        """Begin a step that nobody need wait for; StorageUnusable when no thread can be had."""
-        future = asyncio.wrap_future(self._submitted(step))
-        future.add_done_callback(_looked_at)
-        return future
+    async def _ended(self, future: "asyncio.Future[T]") -> None:
+        """Wait for the step, but not too long; as `asyncio.wait`, at a fraction of its cost."""
+        if future.done():
+            return
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
 
-    def _submitted(self, step: Callable[[], T]) -> "Future[T]":
-        """Queue a step; where no further thread can be started, one that is there will take it.
+        def wake(*_: object) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
 
-        The pool queues first and then fails to start a thread: a step that its caller took for
-        refused would be run all the same, whenever it suits.
-        """
-        future: Future[T] = Future()
+        timer = loop.call_later(self._hung_s, wake)
+        future.add_done_callback(wake)
         try:
-            self._pool.submit(_carry_out, future, step)
+            await waiter
+        finally:
+            timer.cancel()
+            future.remove_done_callback(wake)
+
+    def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
+        """Begin a step that nobody need wait for; StorageUnusable when no thread can be had.
+
+        Where no further thread can be started, one that is there will take it. The pool queues
+        first and then fails to start a thread: a step that its caller took for refused would be
+        run all the same, whenever it suits.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        future.add_done_callback(_looked_at)
+        try:
+            self._pool.submit(_carry_out, loop, future, step)
         except RuntimeError as error:
             if self._closed or not self._have_thread:
                 future.cancel()
@@ -83,15 +100,29 @@ class Threads:
         self._pool.shutdown(wait=wait)
 
 
-def _carry_out(future: "Future[T]", step: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
+def _carry_out(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", step: Callable[[], T]
+) -> None:
+    """What a thread does; nothing for a step that was refused."""
+    if future.cancelled():
         return
+    outcome: T | None = None
+    problem: BaseException | None = None
     try:
         outcome = step()
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the step
-        future.set_exception(error)
-    else:
+        problem = error
+    with suppress(RuntimeError):  # the loop has ended, and nobody waits
+        loop.call_soon_threadsafe(_settle, future, outcome, problem)
+
+
+def _settle(future: "asyncio.Future[Any]", outcome: Any, problem: BaseException | None) -> None:
+    if future.done():
+        return
+    if problem is None:
         future.set_result(outcome)
+    else:
+        future.set_exception(problem)
 
 
 def _looked_at(future: "asyncio.Future[T]") -> None:
