@@ -28,6 +28,7 @@ _TIFF_MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
 # No fax comes near it; a chain that is longer was made to keep us busy.
 TIFF_PAGES_MAX = 100_000
 _CHUNK = 1 << 20
+_SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
 
 # Constant sentences: two downloads are broken in the same way when they are equal, so no offsets.
 PROBLEMS = {
@@ -91,6 +92,9 @@ def _broken(code: str, pages: int | None = None) -> Document:
 def _pdf(file: BinaryIO, size: int) -> Document:
     if not _has_pdf_end(file, size):
         return _broken("pdf-no-eof")
+    if size <= _SMALL:
+        file.seek(0)
+        return _read_pdf(io.BytesIO(file.read()))
     reader = _Reader(file)
     document = _read_pdf(reader)
     if reader.failure is not None:
@@ -98,7 +102,7 @@ def _pdf(file: BinaryIO, size: int) -> Document:
     return document
 
 
-def _read_pdf(reader: "_Reader") -> Document:
+def _read_pdf(reader: io.IOBase) -> Document:
     try:
         with _open_pdf(reader) as pdf:
             return _counted(len(pdf.pages), encrypted=pdf.is_encrypted)
@@ -113,7 +117,7 @@ def _has_pdf_end(file: BinaryIO, size: int) -> bool:
     return file.read().rstrip(_PDF_PADDING).endswith(_PDF_END)
 
 
-def _open_pdf(reader: "_Reader") -> pikepdf.Pdf:
+def _open_pdf(reader: io.IOBase) -> pikepdf.Pdf:
     # Not mmap: an I/O error behind a mapping is a SIGBUS, and ends the process.
     return pikepdf.open(
         reader,  # type: ignore[arg-type]  # it needs no more than a reader gives
