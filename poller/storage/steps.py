@@ -12,8 +12,7 @@ from typing import BinaryIO
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
-_READ_CHUNK = 1 << 20
-_SMALL_CHUNK = 16 << 10
+_READ_CHUNK = 64 << 10
 _NOT_THROUGH_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -70,15 +69,15 @@ def write(fd: int, data: bytes | bytearray) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def read(fd: int, at_once: int = _READ_CHUNK) -> Iterator[bytes]:
-    while chunk := os.read(fd, at_once):
+def read(fd: int) -> Iterator[bytes]:
+    while chunk := os.read(fd, _READ_CHUNK):
         yield chunk
 
 
 def read_all(fd: int) -> bytes:
     """Read a small file; of one that is larger than any of ours only the beginning."""
     data = bytearray()
-    for chunk in read(fd, _SMALL_CHUNK):
+    for chunk in read(fd):
         data += chunk
         if len(data) > SMALL_FILE_MAX:
             break
