@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -44,6 +45,7 @@ class Hours(Protocol):
     def end_minute(self) -> int: ...
 
 
+@lru_cache(maxsize=1 << 15)  # asked for twice a poll, and always the same
 def phase(identity: str, every: timedelta) -> timedelta:
     """Spread users evenly over their interval: 0 <= phase < every, the same after each restart.
 
