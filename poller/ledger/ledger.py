@@ -328,7 +328,13 @@ class Ledger:
         await self._put_off.polled(user, now)
 
     async def sweep_done(self, user: int, kind: SliceKind, end: datetime, found: int) -> None:
-        """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found."""
+        """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found.
+
+        One that found none is put off, see `put_off`.
+        """
+        if not found:
+            await self._put_off.swept(user, SliceKind(kind), end)
+            return
         await self._write(
             lambda connection: users.sweep_done(connection, user, SliceKind(kind), end, found)
         )

@@ -1,8 +1,8 @@
 """What polls say that may be lost: kept in memory for a moment, then written together.
 
-That is what an empty list covers, and that a poll went well. Whatever a crash takes of it is only
-listed again: coverage that is missing claims nothing, and no fax hangs on either. Rows, failures and
-the ends of sweeps are never put off.
+That is what an empty list covers, that a poll went well, and where a sweep ended that found nothing.
+Whatever a crash takes of it is only listed again: coverage or a sweep that is missing claims
+nothing, and no fax hangs on it. Rows, counts and failures are never put off.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from poller.errors import LedgerUnavailable
 from poller.ledger import listing
 from poller.ledger.tables import coverage, failed_slices, users
 from poller.ledger.writer import Writer
-from poller.window import Coverage, Interval
+from poller.window import Coverage, Interval, SliceKind
 
 _FOR_S = 2.0
 
@@ -28,9 +28,10 @@ class _Said:
 
     covered: dict[int, Coverage] = field(default_factory=dict)
     polled: dict[int, datetime] = field(default_factory=dict)
+    swept: dict[SliceKind, dict[int, datetime]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.covered or self.polled)
+        return bool(self.covered or self.polled or self.swept)
 
     def write(self, connection: Connection) -> None:
         if self.covered:
@@ -38,6 +39,10 @@ class _Said:
         if self.polled:
             connection.execute(
                 _POLLED, [{"key": user, "now": now} for user, now in self.polled.items()]
+            )
+        for kind, ends in self.swept.items():
+            connection.execute(
+                _SWEPT[kind], [{"key": user, "to_end": end} for user, end in ends.items()]
             )
 
 
@@ -61,6 +66,10 @@ class PutOff:
 
     async def polled(self, user: int, now: datetime) -> None:
         self._said.polled[user] = now
+        await self._note()
+
+    async def swept(self, user: int, kind: SliceKind, end: datetime) -> None:
+        self._said.swept.setdefault(kind, {})[user] = end
         await self._note()
 
     def write_down(self) -> "asyncio.Future[None] | None":
@@ -100,6 +109,13 @@ _POLLED = (
         refused_until=None,
     )
 )
+_SWEPT = {
+    kind: update(users).where(users.c.id == bindparam("key")).values({column: bindparam("to_end")})
+    for kind, column in (
+        (SliceKind.SWEEP, users.c.sweep_end),
+        (SliceKind.DEEP_SWEEP, users.c.deep_sweep_end),
+    )
+}
 _GROWN = (
     update(coverage)
     .where(coverage.c.user == bindparam("key"), coverage.c.start == bindparam("held_start"))

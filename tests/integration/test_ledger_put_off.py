@@ -11,7 +11,7 @@ import pytest
 
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger, UserRow
-from poller.window import Coverage, Interval
+from poller.window import Coverage, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -83,6 +83,19 @@ async def test_what_is_said_later_counts(ledger: Ledger, users: list[UserRow]) -
     await ledger.polled(user, NOW + 2 * HOUR)
     row = await ledger.user(user)
     assert (row.last_success_at, row.last_error, row.failed_polls) == (NOW + 2 * HOUR, None, 0)
+
+
+@pytest.mark.parametrize("found", [0, 2])
+async def test_sweep_that_found_nothing_waits_and_one_that_did_is_written_at_once(
+    ledger: Ledger, users: list[UserRow], found: int
+) -> None:
+    user, before = users[0].id, ledger.commits
+    await ledger.sweep_done(user, SliceKind.SWEEP, NOW, found)
+    await ledger.sweep_done(user, SliceKind.DEEP_SWEEP, NOW + HOUR, found)
+    assert ledger.commits == before + (2 if found else 0)
+    row = await ledger.user(user)
+    assert (row.sweep_end, row.deep_sweep_end) == (NOW, NOW + HOUR)
+    assert (row.found_by_sweep, row.found_by_deep_sweep) == (found, found)
 
 
 @pytest.mark.parametrize("seed", range(5))
