@@ -165,7 +165,7 @@ class Monitor:
         log.event(
             "clock-stepped",
             f"This machine's clock was set {way} by {by}; all polls are planned anew.",
-            seconds=round(step.total_seconds(), 1),
+            step_s=round(step.total_seconds(), 1),
         )
         for account in self._site.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())

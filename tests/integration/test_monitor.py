@@ -147,7 +147,7 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
         await asyncio.sleep(0.01)
 
     (stepped,) = [event.fields for event in events if event.action == "clock-stepped"]
-    assert stepped["seconds"] == pytest.approx(step.total_seconds(), abs=1)
+    assert stepped["step_s"] == pytest.approx(step.total_seconds(), abs=1)
     assert parts(site)[1].refused_until is None
     assert planner._scheduler.get_job(str(state.id)) is not None
     now = account.client.server_clock.now(clock.now())
