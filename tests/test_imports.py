@@ -11,7 +11,7 @@ import poller
 ROOT = Path(poller.__file__).parent
 
 CORE = ["errors", "clock", "window", "listing", "naming"]
-CORE += ["schedule", "retry", "pacing", "efax", "config", "plan"]
+CORE += ["schedule", "retry", "pacing", "efax", "config", "plan", "silence"]
 SHELL = [
     "documents",
     "state_directory",

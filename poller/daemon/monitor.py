@@ -1,17 +1,15 @@
 """What keeps the daemon honest: gate, watchdog, clock, silence, summaries, probes."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 
-from poller import log, schedule, systemd
+from poller import log, systemd
 from poller.clock import clock_step
-from poller.config.model import Expect
 from poller.daemon.planner import Planner
 from poller.daemon.upkeep import Upkeep
 from poller.errors import LedgerUnavailable
@@ -39,9 +37,6 @@ class Monitor:
         self._clock = site.shop.clock
         self._disk_low = False
         self._silent: set[int] = set()
-        self._looked_at = self._clock.monotonic()
-        self._deaf_s: defaultdict[str, float] = defaultdict(float)  # by App ID: suspended so long
-        self._heard: dict[int, tuple[datetime, float]] = {}  # the last fax, and `_deaf_s` then
         self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
@@ -294,14 +289,8 @@ class Monitor:
     # -- silence --------------------------------------------------------------------------------
 
     async def _look_for_silence(self) -> None:
-        now = self._clock.now()
-        looked_at, self._looked_at = self._looked_at, self._clock.monotonic()
-        for account in self._site.accounts.values():
-            if account.is_suspended:
-                self._deaf_s[account.account.app_id] += self._looked_at - looked_at
         for state in self._site.states:
-            expect = state.user.expect
-            silent = expect is not None and self._is_silent(state, expect, now)
+            silent = state.polled and state.silent_since is not None
             self._site.shop.metrics.set_silent(
                 state.user.account, state.user.name, is_silent=silent
             )
@@ -317,18 +306,6 @@ class Monitor:
                 )
             elif not silent:
                 self._silent.discard(state.id)
-
-    def _is_silent(self, state: UserState, expect: Expect, now: datetime) -> bool:
-        last = state.last_received_at or state.our_first_seen
-        silent = schedule.silent_for(last, now, expect.during, expect.timezone)
-        return silent - self._deaf_since(state, last) > expect.within
-
-    def _deaf_since(self, state: UserState, last: datetime) -> timedelta:
-        """How long the account was suspended since then: an outage is no silence of its users."""
-        deaf_s = self._deaf_s[state.user.app_id]
-        known, before_s = self._heard.get(state.id, (last, deaf_s))
-        self._heard[state.id] = (last, before_s if known == last else deaf_s)
-        return timedelta(seconds=deaf_s - self._heard[state.id][1])
 
     # -- can it do its job ------------------------------------------------------------------------
 

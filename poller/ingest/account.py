@@ -290,9 +290,8 @@ class AccountAtWork:
         self.tally["discovered"] += len(faxes)
         for fax in faxes:
             if fax.received_at is not None:
-                state.last_received_at = max(
-                    fax.received_at, state.last_received_at or fax.received_at
-                )
+                received = min(fax.received_at, now)  # a time in the future would hide silence
+                state.last_received_at = max(received, state.last_received_at or received)
                 in_gap = any(gap.start <= fax.received_at < gap.end for gap in gaps)
                 if steady and not in_gap and fax.found_by != "backfill":
                     self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())

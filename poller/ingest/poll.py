@@ -201,6 +201,7 @@ class Poller:
         state.failed_polls = 0 if error is None else state.failed_polls + 1
         if error is None:
             state.last_success_at = now
+            state.polled = True
         try:
             if error is None:
                 await self._ledger.polled(state.id, now)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from poller import log
 from poller.config.model import User
 from poller.ledger import Ledger, UserRow
+from poller.silence import silent_since
 from poller.window import (
     Coverage,
     FailedSlice,
@@ -87,6 +88,7 @@ class UserState:
     refused_until: datetime | None
     last_received_at: datetime | None
     last_success_at: datetime | None
+    polled: bool = False  # whether a poll succeeded since the start of the process
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
     sweep_not_before: float = 0.0
@@ -124,6 +126,12 @@ class UserState:
         if self.pinned_start is None:
             return None
         return settled_until(self.coverage, self.pinned_start, self.failed_slices)
+
+    @property
+    def silent_since(self) -> datetime | None:
+        """Since when nothing was received, if that is longer than expected."""
+        last = self.last_received_at or self.our_first_seen
+        return silent_since(self.user.expect, last, self.coverage)
 
     @property
     def fails_to_sweep(self) -> bool:

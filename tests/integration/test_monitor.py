@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from aiohttp import web
 
-from poller.config.model import During, Expect, Heartbeat, Poll
+from poller.config.model import Config, Expect, Heartbeat, Poll
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
@@ -26,7 +26,6 @@ from poller.storage import steps
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     calls,
-    end_outage,
     faults,
     fetch,
     in_background,
@@ -158,6 +157,18 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
 # -- silence ----------------------------------------------------------------------------------------
 
 
+def expecting(settings: Config, within: timedelta) -> Config:
+    """The same configuration, in which each user is expected to receive something."""
+    (account,) = settings.accounts
+    users = tuple(replace(user, expect=Expect(within)) for user in account.users)
+    return replace(settings, accounts=(replace(account, users=users),))
+
+
+async def poll_both(site: Site) -> None:
+    for user in ("user-a", "user-b"):
+        await poll(site, user)
+
+
 async def test_silence_is_said_once_until_a_fax_comes(
     site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
 ) -> None:
@@ -166,6 +177,7 @@ async def test_silence_is_said_once_until_a_fax_comes(
     await listed(site, simulator)
     for days in (1, 0.9, 0.2, 1, 1):
         clock.advance(timedelta(days=days))
+        await poll(site)
         await monitor._look_for_silence()
     assert count(events, "silence") == 1
     silent = 'poller_user_silent{account="main",user="user-a"} '
@@ -176,6 +188,7 @@ async def test_silence_is_said_once_until_a_fax_comes(
     await monitor._look_for_silence()
     assert silent + "0.0" in (await site.shop.metrics.render()).decode()
     clock.advance(timedelta(days=3))
+    await poll(site)
     await monitor._look_for_silence()
     assert count(events, "silence") == 2
 
@@ -185,46 +198,70 @@ async def test_user_who_never_received_anything_is_silent_too(
 ) -> None:
     _, state = parts(site)
     state.user = replace(state.user, expect=Expect(timedelta(hours=1)))
+    clock.advance(timedelta(hours=1, minutes=1))
+    await poll(site)
     async with running(monitor, "silence"):
         await until(lambda: count(events, "silence"))
         await asyncio.sleep(0.01)
     assert count(events, "silence") == 1
 
 
+async def test_time_of_a_fax_that_lies_in_the_future_does_not_hide_silence(
+    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
+) -> None:
+    account, state = parts(site)
+    state.user = replace(state.user, expect=Expect(timedelta(hours=1)))
+    _, row = await listed(site, simulator)
+    account._on_discovered(state, [replace(row, received_at=clock.now() + timedelta(days=999))])
+    clock.advance(timedelta(hours=2))
+    await poll(site)
+    await monitor._look_for_silence()
+    assert count(events, "silence") == 1
+
+
 async def test_an_outage_is_no_silence_of_its_users(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    settings = make_config(simulator.base_url)
-    (account,) = settings.accounts
-    users = tuple(replace(user, expect=Expect(timedelta(hours=2))) for user in account.users)
-    settings = replace(settings, accounts=(replace(account, users=users),))
+    """Nor after a restart in its midst, which remembers nothing of how long it lasted."""
+    settings = expecting(make_config(simulator.base_url), timedelta(hours=2))
     async with opened_site(settings, clock) as site:
-        monitor = Monitor(site, Planner(site))
+        await poll_both(site)
         await suspend(site, simulator)
+        monitor = Monitor(site, Planner(site))
         for _ in range(6):
             await monitor._look_for_silence()
             clock.advance(timedelta(hours=1))
-        await end_outage(site, simulator, clock)
+    async with opened_site(settings, clock) as site:
+        monitor = Monitor(site, Planner(site))
         await monitor._look_for_silence()
         assert not said(events, "silence")
-        clock.advance(timedelta(hours=2, minutes=1))
+        simulator.outage(False)
+        await poll_both(site)
         await monitor._look_for_silence()
         assert said(events, "silence") == ["silence", "silence"]
 
 
-async def test_silence_counts_only_during_office_hours(
-    site: Site, monitor: Monitor, clock: QuickClock, events: list[Event]
+async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhile(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    _, state = parts(site)
-    during = During(frozenset(range(5)), 8 * 60, 18 * 60)
-    state.user = replace(state.user, expect=Expect(timedelta(hours=12), during))
-    state.last_received_at = datetime(2026, 3, 6, 17, tzinfo=UTC)  # a Friday
-    clock.wall = datetime(2026, 3, 9, 18, tzinfo=UTC)  # eleven office hours later
-    await monitor._look_for_silence()
-    assert not count(events, "silence")
-    clock.wall = datetime(2026, 3, 10, 9, 30, tzinfo=UTC)
-    await monitor._look_for_silence()
-    assert count(events, "silence") == 1
+    """Both were silent before; faxes of one came in while poller was off."""
+    settings = expecting(make_config(simulator.base_url), timedelta(days=2))
+    async with opened_site(settings, clock) as site:
+        clock.advance(timedelta(days=2, hours=1))
+        await poll_both(site)
+        await Monitor(site, Planner(site))._look_for_silence()
+        assert said(events, "silence") == ["silence", "silence"]
+    clock.advance(timedelta(days=3))
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=50))
+    simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=47))
+    events.clear()
+    async with opened_site(settings, clock) as site:
+        monitor = Monitor(site, Planner(site))
+        await monitor._look_for_silence()
+        assert not said(events, "silence")
+        await poll_both(site)
+        await monitor._look_for_silence()
+        assert [e.fields["user"] for e in events if e.action == "silence"] == ["user-b"]
 
 
 # -- what is said regularly ---------------------------------------------------------------------------
