@@ -12,6 +12,7 @@ from rich.table import Table
 from poller.cli import setup
 from poller.cli.console import say
 from poller.cli.naming import find_one
+from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
 from poller.ledger import Attempt, FaxRow
@@ -44,11 +45,13 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         fax = await find_one(ledger, fax_id)
         history = await ledger.history(fax.id)
+        gone = await taken(settings, ledger, [fax])
     store = EvidenceStore(settings.state_directory, settings.evidence_max)
     evidence = await store.find(fax.app_id, fax.user_id, fax.fax_id)
     file = None if fax.file is None else str(settings.storage.directory / fax.file)
     return {
         **_facts(fax, file),
+        "taken": None if gone is None else bool(gone),
         "evidence": [str(path) for path in evidence],
         "timeline": sorted(_timeline(fax, history), key=lambda one: str(one["at"])),
     }
@@ -122,6 +125,9 @@ def _print(shown: dict[str, Any]) -> None:
         pages = "" if shown["pages"] is None else f", pages: {shown['pages']}"
         say(console, f"file      {shown['file']}")
         say(console, f"          {shown['bytes']} bytes{pages}, sha256 {shown['sha256']}")
+    if shown["taken"]:
+        say(console, "          not there any more: its files were taken away, which is normal;")
+        say(console, f"          {how_to_have_it_again(name)}.")
     say(console, f"attempts  {shown['attempts']}")
     for path in shown["evidence"]:
         say(console, f"evidence  {path}")

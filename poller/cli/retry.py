@@ -8,8 +8,9 @@ from pathlib import Path
 from poller.cli import setup
 from poller.cli.beside import wait_for_faxes
 from poller.cli.naming import UnknownGap, counted, find_one, find_user, stretch
+from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
-from poller.errors import UsageError
+from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, State
 
 _PATIENCE_S = 60.0  # while the running daemon comes on with nothing
@@ -17,10 +18,14 @@ _FOLLOWED = 1000
 _STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`."
 
 
+class UserIsRemoved(PollerError):
+    """The fax is of a user who is not configured any more, so nothing fetches it; exit 1."""
+
+
 def retry(
     paths: Sequence[Path], fax_ids: Sequence[str], *, gap: Sequence[str] | None, as_json: bool
 ) -> int:
-    """Make faxes or a gap due; raises UnknownFax and UnknownGap (1), UsageError (2).
+    """Make faxes or a gap due; raises UnknownFax, UnknownGap, UserIsRemoved (1), UsageError (2).
 
     It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running daemon
     has tried the faxes, where that can fetch now.
@@ -44,17 +49,54 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         if fax_ids:
             rows = [await find_one(ledger, fax_id) for fax_id in fax_ids]
+            await _refuse_removed(settings, ledger, rows)
             count = await ledger.make_due([row.id for row in rows], setup.now())
         else:
             rows = await ledger.quarantined(_FOLLOWED)
             count = await ledger.make_due(None, setup.now())
         if as_json:
             print(json.dumps({"made_due": count}))
-        elif not count:
-            print("Nothing to do: stored, and well." if fax_ids else "No fax is quarantined.")
-        else:  # at once: what follows may take a minute
+            return
+        if count:  # at once: what follows may take a minute
             print(f"{counted(count, 'fax was', 'faxes were')} made due.", flush=True)
+        elif not fax_ids:
+            print("No fax is quarantined.")
+        left_alone = [row for row in rows if _is_left_alone(row)]
+        await _print_left_alone(settings, ledger, left_alone, count)
+        if count:
             await _follow(settings, ledger, rows)
+
+
+def _is_left_alone(row: FaxRow) -> bool:
+    return row.state is State.STORED and row.harm is None
+
+
+async def _print_left_alone(
+    settings: Config, ledger: Ledger, rows: Sequence[FaxRow], made_due: int
+) -> None:
+    """Say why nothing is done for faxes that are stored; of well ones only where that is all."""
+    gone = await taken(settings, ledger, rows)
+    for row in gone or ():
+        again = how_to_have_it_again(_name(row))
+        print(f"{_name(row)} is stored, and its files were taken away; {again}.")
+    if made_due or not rows or len(rows) == len(gone or ()):
+        return
+    unseen = "; whether the files are there cannot be seen now"
+    print(f"Nothing to do: stored{unseen if gone is None else ', and well'}.")
+
+
+async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
+    """A running service has a user at work until it is reloaded, whatever the file says."""
+    configured = {(user.app_id, user.user_id) for user in settings.users}
+    for row in rows:
+        if (row.app_id, row.user_id) in configured:
+            continue
+        if (await ledger.user(row.user)).removed or not setup.is_running(settings):
+            raise UserIsRemoved(
+                f"user {row.account}/{row.user_name} is not configured any more, so its fax "
+                f"{row.fax_id} is not fetched: put the user back into the configuration, "
+                "`systemctl reload poller`, and retry the fax then"
+            )
 
 
 async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
@@ -100,10 +142,13 @@ def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
     left = [row for row in tried if row.state is not State.STORED]
     print(f"{len(tried) - len(left)} of {counted(len(tried), 'fax is', 'faxes are')} stored.")
     for row in left:
-        name = f"{row.account}/{row.user_name}/{row.fax_id}"
-        print(f"{row.state.value}  {name}: {row.last_error or 'not tried yet'}")
+        print(f"{row.state.value}  {_name(row)}: {row.last_error or 'not tried yet'}")
     if stopped is not None:
         print(f"It is not waited for the rest: {stopped}.")
+
+
+def _name(row: FaxRow) -> str:
+    return f"{row.account}/{row.user_name}/{row.fax_id}"
 
 
 async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:

@@ -362,6 +362,67 @@ def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: P
     assert run("retry", fax.fax_id)[1] == "Nothing to do: stored, and well.\n"
 
 
+def remove_user_b(directory: Path) -> None:
+    text = (directory / "poller.yaml").read_text()
+    (directory / "poller.yaml").write_text(text.replace('      b: {user_id: "user-b"}\n', ""))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_retry_of_a_removed_users_fax_is_refused_and_changes_nothing(
+    run: Run, efax: Simulator, directory: Path, recorded: bool
+) -> None:
+    fax = receive(efax, "user-b")
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    assert run("dismiss", fax.fax_id, "--reason", "asked the sender")[0] == 0
+    remove_user_b(directory)
+    if recorded:
+        assert run("once")[0] == 0
+
+    for words in ([fax.fax_id], [f"main/b/{fax.fax_id}", "--json"]):
+        code, out, err = run("retry", *words)
+        assert (code, out) == (1, "")
+        assert "user main/b is not configured any more" in err
+        assert "systemctl reload poller" in err
+        assert err.count("\n") == 1
+    shown = {row["user"]: row for row in json.loads(run("status", "--json")[1])["users"]}
+    assert (shown["b"]["dismissed"], shown["b"]["pending"]) == (1, 0)
+
+
+def test_retry_serves_a_user_whom_the_running_service_has_at_work_yet(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax = receive(efax, "user-b")
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    remove_user_b(directory)
+    with StateLock(directory / "state"):
+        assert run("retry", fax.fax_id)[:2] == (0, "1 fax was made due.\n")
+
+
+def test_retry_and_explain_say_that_a_stored_faxs_files_were_taken_away(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    fax = receive(efax)
+    assert run("once")[0] == 0
+    assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is False
+    assert "taken away" not in run("explain", fax.fax_id)[1]
+    for path in stored_files(directory / "faxes"):
+        (directory / "faxes" / path).unlink()
+
+    again = f"`poller verify --repair --taken main/a/{fax.fax_id}` fetches it again."
+    said = f"main/a/{fax.fax_id} is stored, and its files were taken away; {again}\n"
+    assert run("retry", fax.fax_id) == (0, said, "")
+    out = run("explain", fax.fax_id)[1]
+    assert "not there any more: its files were taken away" in out
+    assert again in out
+    assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is True
+
+    (directory / "faxes" / ".poller-storage").unlink()  # as of a disk that is not mounted
+    assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is None
+    assert "cannot be seen now" in run("retry", fax.fax_id)[1]
+
+
 def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing(
     run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,46 @@
+"""Which faxes were stored and then taken away by a consumer, as the disk shows it now."""
+
+import shlex
+from collections.abc import Sequence
+
+from poller.config.model import Config
+from poller.errors import StorageConflict, StorageUnusable
+from poller.ingest.audit import stored_file
+from poller.ledger import FaxRow, Ledger, State
+from poller.storage import Condition, Identity, Storage
+
+
+async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> list[FaxRow] | None:
+    """Give those of `rows` that are stored and whose files are all gone.
+
+    None: the storage cannot be looked at, and what is not mounted was not taken away.
+    """
+    storage_id = await ledger.storage_id()
+    looked_at = [
+        (row, file)
+        for row in rows
+        if row.state is State.STORED and (file := stored_file(row)) is not None
+    ]
+    if storage_id is None or not looked_at:
+        return []
+    storage = Storage(settings.storage)
+    try:
+        await storage.prepare(storage_id)
+        findings = await storage.look(
+            [(file, Identity(row.app_id, row.user_id, row.fax_id)) for row, file in looked_at],
+            thorough=False,
+        )
+    except (StorageUnusable, StorageConflict):
+        return None
+    finally:
+        storage.close()
+    return [
+        row
+        for (row, _), finding in zip(looked_at, findings, strict=True)
+        if finding.condition is Condition.TAKEN
+    ]
+
+
+def how_to_have_it_again(name: str) -> str:
+    """Say what fetches a fax again that was taken; `name` is ACCOUNT/USER/FAX_ID."""
+    return f"`poller verify --repair --taken {shlex.quote(name)}` fetches it again"
