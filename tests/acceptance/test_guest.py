@@ -55,7 +55,21 @@ def _make_wheels(builder: Path, made: Path) -> None:
     if "No matching distribution" in done.stderr:
         pytest.skip("no package index can be reached from here")
     assert done.returncode == 0, done.stderr
+    _make_newer_wheel(builder, part / "newer")
     part.rename(made)
+
+
+def _make_newer_wheel(builder: Path, made: Path) -> None:
+    """The program under the number of a later version."""
+    source = builder / "newer"
+    shutil.copytree(REPOSITORY / "poller", source / "poller")
+    (source / "README.md").write_text(README)
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    (source / "pyproject.toml").write_text(
+        re.sub(r'\nversion = ".*"', f'\nversion = "{NEWER}"', project)
+    )
+    command = (builder / "bin/pip", "wheel", "-q", "--no-deps", "-w", made, source)
+    subprocess.run(command, capture_output=True, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,8 @@ def readme(containing: str) -> str:
     return "\n".join((f"[ ! -d {SOURCE} ] || cd {SOURCE}", *lines))
 
 
-FROM_WHEELS = "install -q --no-index --find-links wheels poller"
+FROM_WHEELS = "install -q --upgrade --no-index --find-links wheels poller"
+NEWER = "9.9"
 
 
 @dataclass
@@ -194,6 +209,9 @@ class Service:
 
     def poller(self, *words: str) -> str:
         return self.guest.run("/opt/poller/bin/poller", *words)
+
+    def version(self) -> str:
+        return str(json.loads(self.poller("status", "--json"))["version"])
 
     def verified(self) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(self.poller("verify", "--json"))
@@ -485,11 +503,20 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
     efax = service.simulate("--users=2", "--backlog=6", "--arrivals-per-minute=30")
     service.start()
     service.stores(6)
+    version = service.version()
     service.systemctl("stop", "poller")
     _make_older(guest)
     before = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
 
-    guest.sh(readme("before-upgrade.db\nrm"))
+    # As a person pastes it: what fails does not end the shell. Twice, as at a second upgrade.
+    upgrade = readme("rm -rf /opt/poller.before")
+    guest.run("bash", "-c", upgrade)
+    service.systemctl("stop", "poller")
+    _make_older(guest)
+    for wheel in guest.path(SOURCE).glob("wheels/newer/*.whl"):
+        wheel.rename(wheel.parents[1] / wheel.name)
+    guest.run("bash", "-c", upgrade)
+    assert service.version() == NEWER != version
     service.stores(6 + len(efax.arrived()))
     revision = "SELECT version_num FROM alembic_version"
     assert "0001" not in guest.run(PYTHON, "-c", ASK, revision)
@@ -506,6 +533,7 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
 
     guest.sh(readme("mv /opt/poller.before /opt/poller"))
     service.stores(6 + len(efax.arrived()))
+    assert service.version() == version
     back = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
     assert after.items() <= back.items()
     assert service.verified()["damaged"] == []
