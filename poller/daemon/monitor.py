@@ -349,9 +349,10 @@ class Monitor:
         return troubles
 
     def _all_polled(self) -> bool:
-        """A refused user is that user's trouble, not the service's, but not really polled either."""
+        """Whether each user's last poll succeeded: one who is refused or fails was not really polled."""
         return all(
-            state.last_success_at is not None and not state.refusals for state in self._site.states
+            state.last_success_at is not None and not state.failed_polls
+            for state in self._site.states
         )
 
     async def _ping(self) -> None:

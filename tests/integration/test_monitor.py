@@ -499,6 +499,25 @@ async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
         assert service.pings == 1
 
 
+@pytest.mark.parametrize("fault", ["html-200@list=always", "403@list=always"])
+async def test_heartbeat_stops_while_the_last_poll_of_a_user_failed(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, fault: str
+) -> None:
+    async with dead_man() as service:
+        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        await all_polled(site, planner)
+        simulator.faults = faults(fault)
+        await poll(site, "user-a")
+        assert monitor.troubles() == []
+        await monitor._ping()
+        assert service.pings == 0
+        simulator.faults = faults()
+        parts(site)[1].refused_until = None
+        await poll(site, "user-a")
+        await monitor._ping()
+        assert service.pings == 1
+
+
 async def test_heartbeat_stops_while_the_account_is_suspended(
     site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
