@@ -12,6 +12,7 @@ PollerError
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
+├── Unforeseen            a bug in a poll: it failed, and the next one comes as planned
 └── ApiError              a call to eFax that gave no usable answer
     ├── AccountSuspended  not sent: the account is suspended
     ├── SignInRefused     App ID or API key refused: suspends the account
@@ -99,6 +100,15 @@ class LedgerUnavailable(PollerError):
     """The ledger did not take a transaction; nothing was recorded."""
 
     exit_code = 73
+
+
+class Unforeseen(PollerError):
+    """A poll ended by an error that is a bug; `str()` names its type only, its text may be private."""
+
+    def __init__(self, bug: Exception) -> None:
+        super().__init__(
+            f"An error that nobody expected ({type(bug).__name__}): see internal-error in the log."
+        )
 
 
 @dataclass(frozen=True)

@@ -164,14 +164,8 @@ class Planner:
             goes_on = state.backfill and outcome.error is None and outcome.skipped is None
         except asyncio.CancelledError:
             pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nobody else cancels a job
-        except Exception as error:  # noqa: BLE001 - a bug met by one user must not stop the others
-            log.event(
-                "poll-failed",
-                "A poll ended by an error that nobody expected.",
-                account=state.user.account,
-                user=state.user.name,
-                error=error,
-            )
+        except Exception as bug:  # noqa: BLE001 - a bug met by one user must not stop the others
+            await account.broke_off(state, bug)
         finally:
             state.poll_began_at = None
             del self._polls[task]

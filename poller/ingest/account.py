@@ -13,7 +13,7 @@ from poller import log
 from poller.client import Client
 from poller.config.model import Account, RetryConfig
 from poller.efax import Call
-from poller.errors import LedgerUnavailable
+from poller.errors import LedgerUnavailable, Unforeseen
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
 from poller.ingest.poll import Poller
 from poller.ingest.reading import ListReader
@@ -182,6 +182,23 @@ class AccountAtWork:
         self._report(state, outcome)
         return outcome
 
+    async def broke_off(self, state: UserState, bug: Exception) -> None:
+        """Take a poll that a bug has ended for one that failed."""
+        if not state.bug_alarm:
+            state.bug_alarm = True
+            log.event(
+                "internal-error",
+                "A poll ended by an error that nobody expected; it is repeated on schedule, and "
+                "this is said again only after one has succeeded.",
+                account=state.user.account,
+                user=state.user.name,
+                error=bug,
+            )
+        outcome = PollOutcome(error=Unforeseen(bug))
+        await self._poller.record(state, outcome)
+        self._count(state, outcome)
+        self._report(state, outcome)
+
     async def backfill(self, state: UserState) -> PollOutcome:
         """List the old windows that an operator asked for, and nothing else."""
         with _progress_of(state):
@@ -347,7 +364,8 @@ class AccountAtWork:
                 user=state.user.name,
                 failures=state.failures_in_a_row,
             )
-        state.poll_alarm, state.failures_in_a_row = False, 0
+        state.poll_alarm = state.bug_alarm = False
+        state.failures_in_a_row = 0
         log.event(
             "poll-completed",
             "Polled a user.",

@@ -73,7 +73,7 @@ class Poller:
             outcome.skipped = str(error)
         except (ApiError, LedgerUnavailable) as error:
             outcome.error = error
-        await self._record_outcome(state, outcome)
+        await self.record(state, outcome)
         return outcome
 
     async def _poll(self, state: UserState, until: float | None, outcome: PollOutcome) -> None:
@@ -188,7 +188,8 @@ class Poller:
 
     # -- what the poll leaves behind ----------------------------------------------------------
 
-    async def _record_outcome(self, state: UserState, outcome: PollOutcome) -> None:
+    async def record(self, state: UserState, outcome: PollOutcome) -> None:
+        """Keep what came of a poll, in the ledger too; where that fails, it is in the outcome."""
         now = self._clock.now()
         if outcome.skipped is not None:
             return

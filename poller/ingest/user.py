@@ -102,6 +102,7 @@ class UserState:
     newest_failures: int = 0
     gap_alarm: bool = False
     poll_alarm: bool = False
+    bug_alarm: bool = False
     failures_in_a_row: int = 0
     poll_began_at: float | None = None
     planned_at: float = math.inf  # when it was first planned (monotonic)

@@ -210,7 +210,38 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
     await until(lambda: all(state.last_success_at for state in site.states))
 
     assert bugs == 2
-    assert said(events, "poll-failed") == ["poll-failed"] * 2
+    own = ("internal-error", "poll-failed", "poll-recovered")
+    await until(lambda: said(events, *own) == list(own))
+
+
+async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_until_one_succeeds(
+    site: Site, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    account, state = parts(site)
+    trigger = PollTrigger(state.user.poll, state.key, 1.0)
+
+    async def meets_a_bug(*_: object, **__: object) -> object:
+        raise KeyError("Dr. Jane Roe")
+
+    for _ in range(2):
+        with monkeypatch.context() as broken:
+            broken.setattr(account._poller, "_server_now", meets_a_bug)
+            await planner._poll(account, state, trigger)
+            await planner._poll(account, state, trigger)
+        (row, _) = await site.shop.ledger.users()
+        assert (row.failed_polls, state.failed_polls) == (2, 2)
+        assert row.last_error == (
+            "An error that nobody expected (KeyError): see internal-error in the log."
+        )
+        await planner._poll(account, state, trigger)
+        assert state.failed_polls == 0
+    assert said(events, "internal-error", "poll-failed", "poll-recovered") == [
+        "internal-error", "poll-failed", "poll-recovered",
+    ] * 2  # fmt: skip
+    traced = [event.fields["error"] for event in events if event.action == "internal-error"]
+    assert [type(error) for error in traced] == [KeyError, KeyError]
+    counted = 'poller_polls_total{account="main",outcome="failed",user="user-a"} 4.0'
+    assert counted in (await site.shop.metrics.render()).decode()
 
 
 async def test_plan_gives_every_job_a_new_time_and_leaves_polls_under_way_alone(

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from poller.errors import AccountSuspended, Evidence, SignInDelayed
+from poller.errors import AccountSuspended, Evidence, SignInDelayed, Unforeseen
 
 
 def test_an_error_of_the_api_bears_its_evidence_and_what_to_wait_for() -> None:
@@ -11,3 +11,9 @@ def test_an_error_of_the_api_bears_its_evidence_and_what_to_wait_for() -> None:
     assert SignInDelayed("delayed", wait_s=2.5).wait_s == 2.5
     assert SignInDelayed("delayed", wait_s=2.5).evidence == Evidence()
     assert SignInDelayed("delayed", wait_s=2.5).status is None
+
+
+def test_an_error_that_is_a_bug_is_told_by_its_type_and_never_by_its_text() -> None:
+    told = str(Unforeseen(KeyError("Dr. Jane Roe")))
+    assert "KeyError" in told
+    assert "Roe" not in told
