@@ -18,18 +18,27 @@ from typing import Self
 from poller import state_directory
 from poller.errors import CannotStart, LockHeld
 
+DAEMON = "run"  # the one command that other commands can leave work to
 _NAME = "poller.lock"
 _ADDRESS_MAX = 80  # of the 107 bytes that an address may have
 _TRY_AGAIN_S = (0.05,) * 6  # whoever asks `is_held` has it for a moment
 
 
 class StateLock:
-    """Held from `__enter__` to `__exit__`; raises LockHeld (exit 75) when another process has it."""
+    """Held from `__enter__` to `__exit__`; raises LockHeld (exit 75) when another process has it.
+
+    `command` is the one that holds it, for whoever asks `holder`.
+    """
 
     def __init__(
-        self, state_directory: Path, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        state_directory: Path,
+        command: str = DAEMON,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._path = state_directory / _NAME
+        self._command = command
         self._sleep = sleep
         self._fds: list[int] = []
 
@@ -43,12 +52,16 @@ class StateLock:
             raise CannotStart(
                 f"{self._path} cannot be opened: {error.strerror}; give this user the state directory"
             ) from error
-        if not all(self._taken(fd) for fd in self._fds):
+        file, directory = self._fds
+        taken = self._taken(file)
+        if taken:
+            _write(file, self._command)  # before it is seen: `holder` looks at the directory
+            taken = self._taken(directory)
+            if not taken:  # somebody removed the file, and ours says nothing of who holds it
+                _write(file, "")
+        if not taken:
             self._let_go()
-            raise LockHeld(
-                f"another poller holds {self._path.parent}; stop it first, "
-                "or use a command that works beside it"
-            )
+            raise refusal(self._path.parent)
         return self
 
     def _taken(self, fd: int) -> bool:
@@ -75,6 +88,12 @@ class StateLock:
             fd = self._fds.pop()
             with suppress(OSError):  # the descriptor is gone all the same; nothing was written
                 os.close(fd)
+
+
+def _write(fd: int, command: str) -> None:
+    with suppress(OSError):  # a full disk stops nobody; it is then taken for the daemon
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, command.encode(), 0)
 
 
 def _open_directory(path: Path) -> int:
@@ -120,8 +139,27 @@ class StorageLock:
             self._socket = None
 
 
+def refusal(state_directory: Path) -> LockHeld:
+    """Say who holds the state."""
+    return LockHeld(
+        f"another poller holds {state_directory} (`poller {holder(state_directory) or DAEMON}`); "
+        "stop it first, or use a command that works beside it"
+    )
+
+
+def holder(state_directory: Path) -> str | None:
+    """Name the command that holds this state now; the daemon's where nothing tells which."""
+    if not is_held(state_directory):
+        return None
+    try:
+        written = (state_directory / _NAME).read_text("utf-8", "replace").strip()
+    except OSError:
+        written = ""
+    return written or DAEMON
+
+
 def is_held(state_directory: Path) -> bool:
-    """Whether a poller runs on this state now."""
+    """Whether any command holds this state now."""
     try:
         fd = _open_directory(state_directory)
     except OSError:

@@ -55,6 +55,26 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     return found
 
 
+def not_in_time(status: dict[str, Any]) -> str | None:
+    """Say from outside that the service polls late, as one that hangs does not say itself.
+
+    Users who are refused, or whose account is suspended, are told of elsewhere.
+    """
+    suspended = {row["account"] for row in status["accounts"] if row["suspended_until"]}
+    late = [
+        row
+        for row in status["users"]
+        if row["overdue"] and not row["refused"] and row["account"] not in suspended
+    ]
+    if not late:
+        return None
+    users = "1 user was" if len(late) == 1 else f"{len(late)} users were"
+    return (
+        f"{users} not polled in time ({_names(late)}): if the service hangs, restart it "
+        "(`systemctl restart poller`)"
+    )
+
+
 def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
     return _sentence(f"The last poll of {who} failed: {reason}")
 

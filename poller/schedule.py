@@ -12,6 +12,7 @@ from cronsim import CronSim, CronSimError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GRID = timedelta(milliseconds=100)  # users due together share one wake-up of the event loop
+LATE_AT_LEAST = timedelta(minutes=5)
 LISTS_SHARE = 0.75  # of the limit; the rest stays for images, sign-ins and repeats
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
@@ -76,6 +77,16 @@ def next_poll(poll: Timing, identity: str, now: datetime, factor: float = 1.0) -
     assert poll.every is not None
     every = real_interval(poll.every, factor)
     return next_on_grid(now, every, phase(identity, every))
+
+
+def is_overdue(
+    poll: Timing, identity: str, last: datetime, now: datetime, factor: float = 1.0
+) -> bool:
+    """Tell whether the poll after the good one at `last` is long past; `factor` as in `next_poll`."""
+    if now <= last + LATE_AT_LEAST:
+        return False  # as most are, whatever their schedule
+    slack = max(LATE_AT_LEAST, 2 * (poll.every or timedelta(0)) * factor)
+    return now > next_poll(poll, identity, last, factor) + slack
 
 
 def real_interval(every: timedelta, factor: float) -> timedelta:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, time, timedelta
 from types import MappingProxyType
 from typing import Any
 
+from poller import plan, schedule
+from poller.config.model import Account
 from poller.evidence import EvidenceStore
 from poller.ledger import AccountRow, Backfill, FaxRow, Health, Ledger, UserRow
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
@@ -68,16 +70,19 @@ async def status(
     paces: Mapping[str, Pace] = MappingProxyType({}),
     lately: StoredLately | None = None,
     rejected: str | None = None,
+    accounts: Sequence[Account] = (),
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable.
 
     `rejected` says why the configuration was not taken at the last reload; only the service knows.
+    By the schedules of `accounts` it is told who is not polled in time.
     """
     rows, stored = await (lately or StoredLately()).read(ledger, now)
     coverages = await ledger.coverages()
     failed = await ledger.all_failed_slices()
     asked = await ledger.all_backfills()
     harmed = await ledger.harmed_counts()
+    overdue = _overdue(accounts, rows, now)
     return {
         "at": instant(now),
         "running": running,
@@ -91,7 +96,7 @@ async def status(
         ],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
-            | {"damaged_files": harmed.get(row.id, 0)}
+            | {"overdue": row.id in overdue, "damaged_files": harmed.get(row.id, 0)}
             | _backfills(asked.get(row.id, ()))
             | _stored_lately(stored, row.id, now)
             for row in rows
@@ -200,6 +205,26 @@ def _stored_lately(
         "stored_today": sum(count for hour, count in by_hour.items() if hour >= midnight),
         "stored_by_hour": list(by_hour.values()),
     }
+
+
+def _overdue(accounts: Sequence[Account], rows: Sequence[UserRow], now: datetime) -> set[int]:
+    """The users who were not polled in time, whoever or whatever is to blame."""
+    last = {row.id: row.last_success_at or row.our_first_seen for row in rows if not row.removed}
+    late = {
+        (row.app_id, row.user_id): row.id
+        for row in rows
+        if row.id in last and now > last[row.id] + schedule.LATE_AT_LEAST
+    }
+    overdue = set()
+    for account in accounts if late else ():
+        polls = [user.poll for user in account.users]
+        factor = plan.demand(polls, account.limits.requests_per_second, now).factor
+        for user in account.users:
+            at = late.get((user.app_id, user.user_id))
+            identity = f"{user.app_id}/{user.user_id}"
+            if at is not None and schedule.is_overdue(user.poll, identity, last[at], now, factor):
+                overdue.add(at)
+    return overdue
 
 
 def _user(

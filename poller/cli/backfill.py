@@ -137,8 +137,10 @@ def _window(start: datetime, end: datetime) -> Interval:
 def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json: bool) -> Report:
     with ExitStack() as held:
         try:
-            held.enter_context(StateLock(settings.state_directory))
+            held.enter_context(StateLock(settings.state_directory, "backfill"))
         except LockHeld:
+            if not setup.is_running(settings):
+                raise  # what holds it does nothing for others
             return asyncio.run(_beside(settings, user, window))
         setup.read_all_secrets(settings)
         storage_lock = held.enter_context(StorageLock())

@@ -1,18 +1,25 @@
 """`poller check`: is the configuration right, and does eFax accept it."""
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from poller import lock
 from poller.cli import setup
 from poller.cli.naming import counted
-from poller.config.model import Config
+from poller.cli.show import look
+from poller.config.model import Config, SecretRef
 from poller.ledger import UserRow
+from poller.problems import not_in_time
 
 
 def check(paths: Sequence[Path], *, online: bool) -> int:
-    """Print what was found; 0 when all is well, 1 when eFax refuses something."""
+    """Print what was found; 0 when all is well, 1 when eFax refuses something.
+
+    Raises LockHeld (75) for `online` beside a command whose token a sign-in would end.
+    """
     settings = setup.load(paths)
     files = ", ".join(str(path) for path in settings.files)
     print(
@@ -23,6 +30,8 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         return 0
     if setup.is_running(settings):
         return asyncio.run(_ask_the_daemons_ledger(settings))
+    if lock.is_held(settings.state_directory):
+        raise lock.refusal(settings.state_directory)
     setup.read_all_secrets(settings)
     from poller.cli import online as efax
 
@@ -36,6 +45,7 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         accounts = await ledger.accounts(include_removed=False)
         users = await ledger.users(include_removed=False)
+    shown = await look(settings)
     suspended = [account for account in accounts if account.suspended_until is not None]
     for account in suspended:
         print(f"{account.account}: suspended: {account.reason}")
@@ -43,7 +53,38 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
         print(f"{user.account}/{user.user}: {_found(user)}")
     well = sum(_is_well(user, now) for user in users)
     print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
-    return 1 if suspended or well < len(users) else 0
+    amiss = [*_not_taken(settings, users), *_unreadable(settings)]
+    if not shown["storage"]["usable"]:
+        amiss.append(f"nothing is fetched: {shown['storage']['reason']}")
+    if (late := not_in_time(shown)) is not None:
+        amiss.append(late)
+    for sentence in amiss:
+        print(sentence)
+    return 1 if suspended or amiss or well < len(users) else 0
+
+
+def _not_taken(settings: Config, users: Sequence[UserRow]) -> Iterator[str]:
+    """Configured since the service last read the configuration."""
+    known = {(user.app_id, user.user_id) for user in users}
+    for user in settings.users:
+        if (user.app_id, user.user_id) not in known:
+            yield (
+                f"{user.account}/{user.name}: the service does not know this user yet; reload it "
+                "(`systemctl reload poller`) or restart it"
+            )
+
+
+def _unreadable(settings: Config) -> list[str]:
+    """The secrets that the next reload or start cannot have, as far as they can be had from here."""
+    ours = [one for one in setup.references(settings) if _is_for_us(one)]
+    return [str(problem) for problem in setup.unreadable(ours)]
+
+
+def _is_for_us(reference: SecretRef) -> bool:
+    """The environment and the credentials of the service are not ours."""
+    return reference.kind == "file" or (
+        reference.kind == "credential" and "CREDENTIALS_DIRECTORY" in os.environ
+    )
 
 
 def _is_well(user: UserRow, now: datetime) -> bool:

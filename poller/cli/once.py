@@ -61,7 +61,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     if user is not None:
         _require_known(settings, user)
     setup.read_all_secrets(settings)
-    with StateLock(settings.state_directory), StorageLock() as storage_lock:
+    with StateLock(settings.state_directory, "once"), StorageLock() as storage_lock:
         # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
         setup.start_log(_quiet(settings), sys.stderr if as_json else None)
         summary = asyncio.run(_once(settings, user, storage_lock))

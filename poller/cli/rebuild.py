@@ -29,7 +29,7 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
         raise UsageError("--since must not be in the future")
     settings = setup.load(paths)
     with (
-        StateLock(settings.state_directory),
+        StateLock(settings.state_directory, "rebuild"),
         StorageLock() as storage_lock,
         _progress() as progress,
     ):

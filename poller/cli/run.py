@@ -96,6 +96,7 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
         lately=lately,
         rejected=site.rejected,
+        accounts=site.config.accounts,
     )
 
 

@@ -1,7 +1,7 @@
 """What most commands begin with: configuration, the right user, the log, the lock."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from poller import config, lock, log
 from poller.cli.owner import become_owner
-from poller.config.model import Config
+from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.ledger import Ledger, UserRow
 from poller.storage import Storage
@@ -40,16 +40,25 @@ def read_all_secrets(settings: Config) -> None:
 
     Raises ConfigError with every one that cannot.
     """
-    references = [account.api_key for account in settings.accounts]
-    references += [settings.http.token] if settings.http.token is not None else []
+    if problems := unreadable(references(settings)):
+        raise ConfigError(problems)
+
+
+def references(settings: Config) -> list[SecretRef]:
+    """Where all the secrets are."""
+    keys = [account.api_key for account in settings.accounts]
+    return keys if settings.http.token is None else [*keys, settings.http.token]
+
+
+def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
+    """Say which of these secrets cannot be had, and why."""
     problems: list[Problem] = []
     for reference in references:
         try:
             config.read_secret(reference, os.environ)
         except ConfigError as error:
             problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 @asynccontextmanager
@@ -78,7 +87,8 @@ async def storage_now(settings: Config, ledger: Ledger) -> dict[str, Any]:
 
 
 def is_running(settings: Config) -> bool:
-    return lock.is_held(settings.state_directory)
+    """Whether the service runs; `once` and others that hold the state do not count."""
+    return lock.holder(settings.state_directory) == lock.DAEMON
 
 
 def totals(rows: Sequence[UserRow]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
-from poller.problems import problems
+from poller.problems import not_in_time, problems
 from poller.status import Pace, damaged, status
 from poller.storage.marker import size
 
@@ -28,7 +28,7 @@ _BESIDES = 14  # lines of a terminal that are not for users
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
     settings = setup.load(paths)
-    shown = asyncio.run(_status(settings))
+    shown = asyncio.run(look(settings))
     shown["problems"] = problems(shown, list(_reasons(shown)))
     if as_json:
         print(json.dumps(shown, indent=2))
@@ -37,8 +37,11 @@ def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     return 0
 
 
-async def _status(settings: Config) -> dict[str, Any]:
-    """Nothing is printed while the ledger is open: a slow reader must not hold up the writer."""
+async def look(settings: Config) -> dict[str, Any]:
+    """Read what `status --json` shows.
+
+    Nothing is printed while the ledger is open: a slow reader must not hold up the writer.
+    """
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         return await status(
             ledger,
@@ -48,6 +51,7 @@ async def _status(settings: Config) -> dict[str, Any]:
             storage=await setup.storage_now(settings, ledger),
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
             paces={one.name: Pace(one.limits.requests_per_second) for one in settings.accounts},
+            accounts=settings.accounts,
         )
 
 
@@ -57,6 +61,8 @@ def _reasons(shown: dict[str, Any]) -> Iterator[str]:
             "poller is not running: `systemctl start poller` starts it, "
             "`systemctl status poller` says why it ended"
         )
+    elif (late := not_in_time(shown)) is not None:
+        yield late
     if not shown["storage"]["usable"]:
         yield f"nothing is fetched: {shown['storage']['reason']}"
     if shown["ledger"]["problem"] is not None:
@@ -110,6 +116,7 @@ _STYLES = {
     "suspended": "bold red",
     "damaged": "bold red",
     "quarantined": "bold red",
+    "overdue": "bold red",
     "failing": "yellow",
     "gap": "yellow",
     "new": "dim",
@@ -128,6 +135,7 @@ def _state(row: Mapping[str, Any], suspended: set[str]) -> str:
         "suspended": row["account"] in suspended,
         "damaged": row["damaged_files"],
         "quarantined": row["quarantined"],
+        "overdue": row["overdue"] and row["last_poll_at"] is not None,
         "failing": row["last_error"],
         "gap": row["failed_gaps"],
         "new": row["last_poll_at"] is None,

@@ -125,8 +125,12 @@ def _fetch_or_leave(settings: Config, report: Report) -> None:
     """The requests are in the ledger: whoever holds the lock does them."""
     with ExitStack() as held:
         try:
-            held.enter_context(StateLock(settings.state_directory))
-        except LockHeld:
+            held.enter_context(StateLock(settings.state_directory, "verify"))
+        except LockHeld as held_by:
+            if not setup.is_running(settings):
+                raise LockHeld(
+                    f"{held_by}. What is to be fetched again is noted for the service or `poller once`"
+                ) from held_by
             report.by_daemon = True
             asyncio.run(_follow(settings, report))
             return

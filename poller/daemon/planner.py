@@ -15,7 +15,6 @@ from poller.ingest.site import Site
 from poller.ingest.user import UserState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
-_LATE_AT_LEAST = timedelta(minutes=5)
 _BETWEEN_POLLS = timedelta(seconds=1)
 _TICK = Poll(every=timedelta(seconds=10))
 
@@ -98,13 +97,15 @@ class Planner:
             return True
         if state.last_success_at is None:
             waited_s = self._clock.monotonic() - state.planned_at
-            return waited_s > _LATE_AT_LEAST.total_seconds()
-        if self._clock.now() <= state.last_success_at + _LATE_AT_LEAST:
-            return False  # as most are, whatever their schedule
-        due = job.trigger.get_next_fire_time(None, state.last_success_at)
-        every = state.user.poll.every or timedelta(0)
-        slack = max(_LATE_AT_LEAST, 2 * every * job.trigger.factor)
-        return bool(self._clock.now() > due + slack)
+            return waited_s > schedule.LATE_AT_LEAST.total_seconds()
+        trigger: PollTrigger = job.trigger
+        return schedule.is_overdue(
+            trigger.poll,
+            trigger.identity,
+            state.last_success_at,
+            self._clock.now(),
+            trigger.factor,
+        )
 
     def _plan_account(self, account: AccountAtWork) -> None:
         limit = account.account.limits.requests_per_second

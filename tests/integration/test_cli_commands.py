@@ -252,6 +252,84 @@ def test_check_online_beside_a_daemon_shows_a_suspended_account(
     assert "main: suspended: " in out
 
 
+def test_check_online_beside_a_daemon_says_what_that_does_not_know_or_cannot_do(
+    run: Run, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    file = directory / "poller.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("users:\n", 'users:\n      c: {user_id: "user-c"}\n'))
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "main/c: the service does not know this user yet; reload it" in out
+
+    file.write_text(text.replace("{env: POLLER_TEST_KEY}", "{file: none.key}"))
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "accounts.main.api_key: file " in out
+    assert "none.key cannot be read" in out
+
+    file.write_text(text)
+    (directory / "faxes" / ".poller-storage").unlink()
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert (code, out.splitlines()[-1][:20]) == (1, "nothing is fetched: ")
+
+
+def test_service_that_hangs_is_not_called_well_by_what_looks_at_it_from_outside(
+    run: Run, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    with sqlite3.connect(directory / "state" / "poller.db") as ledger:
+        ledger.execute("UPDATE users SET last_success_at = last_success_at - 600000000")
+        ledger.execute("UPDATE users SET last_poll_at = last_success_at")
+    late = "2 users were not polled in time (main/a and main/b): if the service hangs, restart it"
+    with StateLock(directory / "state"):
+        shown = json.loads(run("status", "--json")[1])
+        assert [user["overdue"] for user in shown["users"]] == [True, True]
+        assert [one[: len(late)] for one in shown["problems"]] == [late]
+        out = run("status")[1]
+        assert late in " ".join(out.split())
+        assert out.count(" overdue ") == 2
+        code, out, _ = run("check", "--online")
+    assert (code, out.splitlines()[-1][: len(late)]) == (1, late)
+    # Where none runs, that is what is wrong.
+    assert len(json.loads(run("status", "--json")[1])["problems"]) == 1
+
+
+def test_command_that_holds_the_state_for_a_while_is_not_taken_for_the_service(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    window = ("--from", "2026-01-01T00:00:00Z", "--to", "2026-01-02T00:00:00Z")
+    before = len(efax.requests)
+    with StateLock(directory / "state", "once"):
+        assert not json.loads(run("status", "--json")[1])["running"]
+        for words in (("backfill", "main/a", *window), ("check", "--online")):
+            code, _, err = run(*words)
+            assert (code, "(`poller once`)" in err) == (75, True)
+    assert len(efax.requests) == before
+    shown = json.loads(run("status", "--json")[1])
+    assert [user["backfills"] for user in shown["users"]] == [[], []]
+
+
+def test_repair_beside_a_command_that_is_not_the_service_is_noted_and_promises_nothing(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    receive(efax)
+    assert run("once")[0] == 0
+    (image,) = (directory / "faxes").rglob("*.pdf")
+    image.write_bytes(b"changed")
+    with StateLock(directory / "state", "rebuild"):
+        code, out, err = run("verify", "--repair", "--json")
+    assert (code, "(`poller rebuild`)" in err) == (75, True)
+    assert (json.loads(out)["requested"], json.loads(out)["by_daemon"]) == (1, False)
+    assert run("once")[0] == 0
+    assert run("verify")[0] == 0
+
+
 def test_removed_account_that_was_suspended_is_shown_no_more(
     run: Run, efax: Simulator, directory: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import CannotStart, LockHeld
-from poller.lock import StateLock, StorageLock, is_held
+from poller.lock import DAEMON, StateLock, StorageLock, holder, is_held
 
 _HOLDER = """
 import sys, time
@@ -89,6 +89,37 @@ def test_lock_file_that_was_removed_by_hand_lets_no_second_poller_in(tmp_path: P
     assert not is_held(tmp_path)
     with StateLock(tmp_path):
         assert (tmp_path / "poller.lock").exists()
+
+
+def test_who_holds_the_state_is_known_by_its_command(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    for command in ("rebuild", DAEMON, "once"):
+        with StateLock(tmp_path, command):
+            assert holder(tmp_path) == command
+            with pytest.raises(LockHeld, match=f"`poller {command}`"):
+                StateLock(tmp_path, "backfill").__enter__()
+            assert holder(tmp_path) == command
+        assert holder(tmp_path) is None
+
+
+def test_whoever_cannot_be_known_is_taken_for_the_daemon(tmp_path: Path) -> None:
+    with StateLock(tmp_path):
+        (tmp_path / "poller.lock").unlink()
+        assert holder(tmp_path) == DAEMON
+        with pytest.raises(LockHeld):
+            StateLock(tmp_path, "once").__enter__()
+        assert holder(tmp_path) == DAEMON
+
+
+def test_disk_that_takes_no_word_keeps_nobody_from_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with StateLock(tmp_path):
+        assert holder(tmp_path) == DAEMON
 
 
 def test_state_directory_and_lock_file_are_for_their_owner_alone(tmp_path: Path) -> None:

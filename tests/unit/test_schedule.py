@@ -15,6 +15,7 @@ from poller.schedule import (
     GRID,
     cron_problem,
     in_hours,
+    is_overdue,
     next_cron,
     next_on_grid,
     next_poll,
@@ -90,6 +91,26 @@ def test_a_user_with_an_interval_is_polled_on_its_own_grid() -> None:
     first = next_poll(Poll(), "12345/77c1", NOW)
     assert first == next_on_grid(NOW, EVERY, phase("12345/77c1", EVERY))
     assert next_poll(Poll(), "12345/77c1", first) == first + EVERY
+
+
+@pytest.mark.parametrize(
+    ("poll", "hours", "factor", "overdue"),
+    [
+        pytest.param(Poll(every=timedelta(seconds=30)), 0.08, 1.0, False, id="in-five-minutes"),
+        pytest.param(Poll(every=timedelta(seconds=30)), 0.11, 1.0, True, id="often"),
+        pytest.param(Poll(every=timedelta(hours=1)), 1.9, 1.0, False, id="one-missed"),
+        pytest.param(Poll(every=timedelta(hours=1)), 3.1, 1.0, True, id="long-past"),
+        pytest.param(Poll(every=timedelta(hours=1)), 3.1, 2.0, False, id="stretched"),
+        pytest.param(Poll(every=timedelta(hours=1)), 6.1, 2.0, True, id="long-past-and-stretched"),
+        pytest.param(Poll(every=None, cron="0 8 * * *"), 20.0, 1.0, False, id="not-due"),
+        pytest.param(Poll(every=None, cron="0 8 * * *"), 20.1, 1.0, True, id="cron-missed"),
+    ],
+)
+def test_a_user_is_overdue_when_the_poll_after_the_last_good_one_is_long_past(
+    poll: Poll, hours: float, factor: float, overdue: bool
+) -> None:
+    noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
+    assert is_overdue(poll, "a/b", noon, noon + timedelta(hours=hours), factor) is overdue
 
 
 def test_a_stretched_interval_is_longer_and_still_on_the_common_grid() -> None:
