@@ -42,7 +42,8 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
             [row for row in failed if str(row["last_error"]) == reason],
             partial(_failed_for, reason),
         )
-    found += _quarantined([row for row in status.get("users", []) if row.get("quarantined")])
+    found += _quarantined([row for row in users if row.get("quarantined")])
+    found += _left_behind([row for row in status.get("users", []) if row.get("removed")])
     found += _damaged([row for row in status.get("users", []) if row.get("damaged_files")])
     found += _about(
         [row for row in users if row.get("failed_gaps")],
@@ -117,6 +118,18 @@ def _quarantined(rows: list[_Row]) -> list[str]:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
     return [f"{faxes} quarantined ({_names(rows)}): see `poller retry` and `poller dismiss`."]
+
+
+def _left_behind(removed: list[_Row]) -> list[str]:
+    """Faxes of users who are not configured any more: nothing fetches them, and they are not lost."""
+    rows = [row for row in removed if row.get("pending") or row.get("quarantined")]
+    if not rows:
+        return []
+    pending, quarantined = (sum(row[what] for row in rows) for what in ("pending", "quarantined"))
+    return [
+        f"Removed with {quarantined} quarantined and {pending} pending faxes, which are not fetched "
+        f"any more: {_names(rows)}; put back, or see `poller dismiss`."
+    ]
 
 
 def _damaged(rows: list[_Row]) -> list[str]:

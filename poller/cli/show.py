@@ -129,7 +129,7 @@ _RANKS = {state: rank for rank, state in enumerate(_STYLES)}
 def _state(row: Mapping[str, Any], suspended: set[str]) -> str:
     """The worst that can be said of a user, in a word."""
     if row["removed"]:
-        return "quarantined" if row["quarantined"] else "removed"
+        return "removed"
     found = {
         "refused": row["refused"],
         "suspended": row["account"] in suspended,
@@ -152,15 +152,16 @@ def _accounts(shown: dict[str, Any]) -> Table:
     table = _table("account", "state", limit="limit", users="users", today="today", pending="pend")
     for one in shown["accounts"]:
         rows = [row for row in shown["users"] if row["account"] == one["account"]]
+        at_work = [row for row in rows if not row["removed"]]
         state = "suspended" if one["suspended_until"] else "ok"
         limit = "" if one["limit"] is None else f"{one['limit']:g}/s"
         table.add_row(
             Text(one["account"]),
             Text(state, _STYLES[state]),
             limit,
-            f"{sum(not row['removed'] for row in rows):,}",
+            f"{len(at_work):,}",
             f"{sum(row['stored_today'] for row in rows):,}",
-            f"{sum(row['pending'] for row in rows):,}",
+            f"{sum(row['pending'] for row in at_work):,}",
         )
     return table
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from poller import config, log
 from poller.client import tls_context
 from poller.config.model import Account, Config
+from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.ledger import UserRow
@@ -34,16 +35,21 @@ class Plan:
     new: tuple[Account, ...]
     gone: tuple[str, ...]
     forgotten: frozenset[tuple[str, str]]
+    changes: Changes
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with all that it takes: secrets by App ID, accounts opened, users in the ledger."""
+    """A plan with all that it takes: secrets by App ID, accounts opened, users in the ledger.
+
+    `left_behind` are removed users of whom faxes wait, which nobody fetches any more.
+    """
 
     plan: Plan
     secrets: Mapping[str, str] = field(repr=False)
     opened: Sequence[AccountAtWork]
     rows: Sequence[UserRow]
+    left_behind: Sequence[UserRow]
 
 
 def plan(old: Config, new: Config) -> Plan:
@@ -60,6 +66,7 @@ def plan(old: Config, new: Config) -> Plan:
         new=tuple(account for account in new.accounts if account.app_id not in before),
         gone=tuple(before.keys() - {account.app_id for account in new.accounts}),
         forgotten=_labels(old) - _labels(new),
+        changes=changes(old, new),
     )
 
 
@@ -75,6 +82,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
         secrets[account.app_id] = config.read_secret(account.api_key, site.environ)
         tls_context(account)
     await site.shop.ledger.check_writable()
+    left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))
     opened: list[AccountAtWork] = []
     try:
         for account in (*planned.replaced, *planned.new):
@@ -85,7 +93,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
         for one in opened:
             await one.close()
         raise
-    return Prepared(planned, secrets, opened, rows)
+    return Prepared(planned, secrets, opened, rows, left)
 
 
 async def carry_out(

@@ -10,6 +10,7 @@ from typing import Any
 from poller import log, systemd
 from poller.config.model import Config
 from poller.daemon import reload
+from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.daemon.rounds import Rounds
@@ -213,13 +214,25 @@ class Service:
                 self._site, prepared, close=self._close_account, start=self._start_account
             )
             self._planner.plan()
-            restart_for = prepared.plan.restart_for
-            log.event(
-                "service-reloaded",
-                _reloaded(settings, restart_for),
-                users=_user_count(settings),
-            )
+            self._say_reloaded(settings, prepared)
         systemd.ready(self._monitor.status_line())
+
+    def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:
+        changes = prepared.plan.changes
+        said = [changes.sentence(), _reloaded(settings, prepared.plan.restart_for)]
+        said += said_of_left_behind(prepared.left_behind)
+        log.event(
+            "service-reloaded",
+            f"{'; '.join(['The configuration was reloaded', *filter(None, said)])}.",
+            level="warning" if prepared.left_behind else "info",
+            users=_user_count(settings),
+            added=changes.added[:NAMED],
+            added_count=len(changes.added),
+            removed=changes.removed[:NAMED],
+            removed_count=len(changes.removed),
+            renamed=[f"{before} -> {now}" for before, now in changes.renamed[:NAMED]],
+            renamed_count=len(changes.renamed),
+        )
 
     def _note_rejected(self, problem: str | None) -> None:
         self._site.rejected = problem
@@ -229,12 +242,10 @@ class Service:
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
     """Say what the reload could not change; a credential is systemd's copy of the start."""
     references = [settings.http.token, *(account.api_key for account in settings.accounts)]
-    sentence = "The configuration was reloaded"
-    if restart_for:
-        sentence += f"; {', '.join(restart_for)} need a restart"
+    said = [f"{', '.join(restart_for)} need a restart"] if restart_for else []
     if any(one is not None and one.kind == "credential" for one in references):
-        sentence += "; a credential that has changed needs `systemctl restart poller`"
-    return f"{sentence}."
+        said.append("a credential that has changed needs `systemctl restart poller`")
+    return "; ".join(said)
 
 
 def _user_count(settings: Config) -> int:

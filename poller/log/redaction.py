@@ -34,6 +34,7 @@ _SHORT: Final = 256
 # Labels and identities that operators and scripts look up. Secrets are taken out of them as well.
 _IDENTITY_KEYS: Final = frozenset(
     {"fax_id", "path", "file", "files", "account", "user", "directory", "sha256", "version", "host"}
+    | {"added", "removed", "renamed"}
 )
 _MEASURE_KEYS: Final = frozenset(
     {"bytes", "size", "free", "free_bytes", "needed", "count", "total", "limit", "pid"}

@@ -95,6 +95,11 @@ def run(directory: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return command
 
 
+def remove_user_b(directory: Path) -> None:
+    text = (directory / "poller.yaml").read_text()
+    (directory / "poller.yaml").write_text(text.replace('      b: {user_id: "user-b"}\n', ""))
+
+
 def receive(efax: Simulator, user: str = "user-a", **fields: Any) -> Fax:
     return efax.receive(APP, user, completed=datetime.now(UTC) - timedelta(minutes=1), **fields)
 
@@ -411,6 +416,42 @@ def test_fax_that_came_damaged_is_in_the_status_and_explain_says_what_was_wrong(
     ]
 
 
+def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_fetched(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    waiting, given_up = receive(efax), receive(efax, "user-b")
+    receive(efax, "user-b")
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    with sqlite3.connect(directory / "state" / "poller.db") as connection:
+        connection.execute(
+            "UPDATE faxes SET state = 'quarantined' WHERE fax_id = ?", (given_up.fax_id,)
+        )
+        connection.execute("UPDATE users SET pending = 1, quarantined = 1 WHERE name = 'b'")
+    connection.close()
+    remove_user_b(directory)
+    assert run("once")[0] == 0
+
+    out = run("status")[1]
+    rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
+    assert (rows["main"][0], rows["main"][-1]) == ("ok", "1")
+    assert (rows["main/a"][-3], rows["main/b"][0], rows["main/b"][-3:-1]) == (
+        "1",
+        "removed",
+        ["1", "1"],
+    )
+    problems = json.loads(run("status", "--json")[1])["problems"]
+    assert not any("is quarantined" in one for one in problems)
+    assert [one for one in problems if "removed" in one.lower()] == [
+        "Removed with 1 quarantined and 1 pending faxes, which are not fetched any more: main/b; "
+        "put back, or see `poller dismiss`."
+    ]
+    for fax in efax.faxes():
+        if fax is not waiting:
+            assert run("dismiss", fax.fax_id, "--reason", "not needed")[0] == 0
+    assert "Removed with" not in run("status")[1]
+
+
 def test_status_says_free_space_in_the_unit_that_suits_it() -> None:
     shown = {"version": "1", "running": True, "storage": {"free_bytes": 24 << 10}}
     assert _headline(shown) == "poller 1, running, 24.0 KiB free for faxes"
@@ -438,11 +479,6 @@ def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: P
     efax.faults = faults()
     assert json.loads(run("once", "--json")[1])["stored"] == 1
     assert run("retry", fax.fax_id)[1] == "Nothing to do: stored, and well.\n"
-
-
-def remove_user_b(directory: Path) -> None:
-    text = (directory / "poller.yaml").read_text()
-    (directory / "poller.yaml").write_text(text.replace('      b: {user_id: "user-b"}\n', ""))
 
 
 @pytest.mark.parametrize("recorded", [False, True])

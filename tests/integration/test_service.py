@@ -212,6 +212,43 @@ async def test_sighup_takes_a_changed_configuration(
     assert heard.index("RELOADING=1") < heard.rindex("READY=1")
 
 
+async def test_reload_names_the_users_that_changed_and_the_faxes_that_nobody_fetches_any_more(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    users = [f"user-{letter}" for letter in "cdefghijklmn"]
+    for user in users:
+        efax.add_user(APP, user)
+    efax.faults = faults("404@image=always")
+    efax.receive(APP, "user-b", completed=efax.now() - timedelta(minutes=1))
+    settings = make_config(efax.base_url, poll=OFTEN)
+    (kept, *_), account = settings.users, settings.accounts[0]
+    changed = make_config(efax.base_url, poll=OFTEN, users=("user-a", *users))
+    more = changed.accounts[0].users[1:]
+    account = replace(account, users=(replace(kept, name="desk-555-123-4567"), *more))
+    loads = iter([replace(settings, accounts=(account,)), settings])
+    async with started(settings, lambda: next(loads)) as running:
+        await until(lambda: said(events, "fax-discovered"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "service-reloaded"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: len(said(events, "service-reloaded")) == 2)
+        await stopped(running)
+    first, second = [event for event in events if event.action == "service-reloaded"]
+    assert first.message == (
+        "The configuration was reloaded; users: 12 added, 1 removed, 1 renamed; "
+        "user main/user-b was removed with 0 quarantined and 1 pending fax; "
+        "they are not fetched any more."
+    )
+    assert first.fields["level"] == "warning"
+    assert list(first.fields["added"]) == [f"main/{user}" for user in users[:10]]
+    assert list(first.fields["removed"]) == ["main/user-b"]
+    assert list(first.fields["renamed"]) == ["main/user-a -> main/desk-555-123-4567"]
+    counts = [first.fields[f"{what}_count"] for what in ("added", "removed", "renamed")]
+    assert counts == [12, 1, 1]
+    assert (second.fields["level"], second.fields["removed_count"]) == ("info", 12)
+    assert "fetched any more" not in second.message
+
+
 async def test_reload_says_that_a_changed_credential_needs_a_restart(
     efax: Simulator, make_config: MakeConfig, events: list[Event]
 ) -> None:

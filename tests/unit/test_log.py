@@ -363,6 +363,7 @@ def test_identities_paths_and_sizes_stay_readable(out: io.StringIO) -> None:
         "bytes": 123456789,
         "free_bytes": 1 << 40,
         "took_ms": 98765432,
+        "removed": ["main/desk-555-123-4567"],
     }
     log.event("fax-stored", "Stored.", fax_id="13235551212", **fields)
     assert said(out)["poller"] == fields | {"fax_id": "13235551212"}

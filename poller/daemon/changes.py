@@ -1,0 +1,66 @@
+"""Which users a changed configuration adds, removes and renames, and how that is said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from poller.config.model import Config
+from poller.ledger import UserRow
+
+NAMED: Final = 10
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Labels (`account/user`), in their order; of those who are renamed the one before and the new one."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
+
+    def sentence(self) -> str:
+        """Say how many, of what there is; empty when no user changed."""
+        counts = {"added": self.added, "removed": self.removed, "renamed": self.renamed}
+        said = [f"{len(some)} {what}" for what, some in counts.items() if some]
+        return f"users: {', '.join(said)}" if said else ""
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """Compare by App ID and User ID: names are labels."""
+    before, after = _labels(old), _labels(new)
+    return Changes(
+        added=tuple(label for key, label in after.items() if key not in before),
+        removed=tuple(label for key, label in before.items() if key not in after),
+        renamed=tuple(
+            (before[key], label)
+            for key, label in after.items()
+            if key in before and before[key] != label
+        ),
+    )
+
+
+def _labels(settings: Config) -> dict[tuple[str, str], str]:
+    return {(user.app_id, user.user_id): f"{user.account}/{user.name}" for user in settings.users}
+
+
+def left_behind(old: Config, new: Config, rows: Sequence[UserRow]) -> list[UserRow]:
+    """Give those of the ledger's users whom this removes while faxes of theirs wait."""
+    gone = _labels(old).keys() - _labels(new).keys()
+    return [
+        row
+        for row in rows
+        if (row.app_id, row.user_id) in gone and (row.pending or row.quarantined)
+    ]
+
+
+def said_of_left_behind(rows: Sequence[UserRow]) -> list[str]:
+    """Say of each, up to ten, what is not fetched any more."""
+    said = [
+        f"user {row.account}/{row.user} was removed with {row.quarantined} quarantined and "
+        f"{row.pending} pending {'fax' if row.pending == 1 else 'faxes'}; "
+        "they are not fetched any more"
+        for row in rows[:NAMED]
+    ]
+    if len(rows) > NAMED:
+        said.append(f"so it is with {len(rows) - NAMED} more users")
+    return said
