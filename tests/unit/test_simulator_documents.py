@@ -1,8 +1,10 @@
 """The documents open with other people's readers, and each fax has bytes of its own."""
 
 import io
+import re
 from datetime import UTC, datetime
 
+import img2pdf
 import pikepdf
 import pytest
 from PIL import Image
@@ -82,6 +84,17 @@ def test_bytes_of_a_fax_are_its_own_and_always_the_same(
     )
     assert ours == again
     assert len({ours, other, other_user}) == 3
+
+
+def test_the_same_tiff_gives_the_same_pdf_whenever_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiff, pdf = documents.template(1)
+    convert = img2pdf.convert
+    later = re.compile(rb"(?<=<)[0-9a-f]{32}(?=>)")
+    monkeypatch.setattr(img2pdf, "convert", lambda *a, **k: later.sub(b"f" * 32, convert(*a, **k)))
+    assert documents.encode_pdf(tiff) == pdf
+    assert b"f" * 32 not in pdf
 
 
 @pytest.mark.parametrize("variant", [0, 1])
