@@ -108,6 +108,13 @@ class Transport:
             if not deadline.expired():
                 raise
             raise self._too_late(request.call) from None
+        except ValueError:
+            sends.ended(sends.status)
+            if sends.status is not None:
+                raise
+            raise Unreachable(  # UnicodeError, too: a name that has no encoding for the resolver
+                "base_url or proxy names no host that can be asked for: check their spelling."
+            ) from None
         except BaseException:
             sends.ended(sends.status)
             raise

@@ -94,6 +94,8 @@ def _url(node: Node, schemes: set[str], example: str, *, query: bool = False) ->
     try:
         url = urlsplit(value)
         usable = bool(url.scheme and url.hostname) and url.port != 0
+        # As the resolver will: a part of a name that is empty or over 63 characters has no encoding.
+        str(url.hostname).encode("idna")
     except ValueError:
         usable = False
     if not usable or re.search(r"[\s\\]", value):

@@ -364,7 +364,7 @@ class Monitor:
             timeout = aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S)
             async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as got:
                 got.raise_for_status()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - an optional ping never ends the service
             # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.
             if self._heartbeat.failed():
                 log.event(

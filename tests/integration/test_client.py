@@ -703,6 +703,17 @@ async def test_an_unknown_name_is_said_to_be_one(
     assert "nowhere.invalid cannot be resolved" in str(error)
 
 
+@pytest.mark.parametrize("host", ["efax..invalid", "e" * 64 + ".invalid"])
+@pytest.mark.parametrize("which", ["base_url", "proxy"])
+async def test_a_name_that_nobody_can_look_up_is_a_failed_connection(
+    bench: Bench, which: str, host: str
+) -> None:
+    error = await no_connection(bench, **{which: f"http://{host}"})
+    assert str(error) == (
+        "base_url or proxy names no host that can be asked for: check their spelling."
+    )
+
+
 async def test_a_proxy_out_of_reach_is_named_without_its_password(bench: Bench) -> None:
     error = await no_connection(bench, proxy="http://me:secret@127.0.0.1:9")
     assert str(error) == "The proxy 127.0.0.1 cannot be reached: check proxy."

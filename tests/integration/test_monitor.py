@@ -548,6 +548,17 @@ async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_th
     assert told[1].fields["failures"] == 3
 
 
+@pytest.mark.parametrize("host", ["hc..invalid", "h" * 64 + ".invalid", "h\u200dc.invalid"])
+async def test_heartbeat_to_a_name_that_nobody_can_look_up_fails_like_any_other(
+    site: Site, planner: Planner, monitor: Monitor, events: list[Event], host: str
+) -> None:
+    await all_polled(site, planner)
+    site.config = replace(site.config, heartbeat=Heartbeat(f"http://{host}/secret"))
+    await monitor._ping()
+    (failed,) = [event for event in events if event.action == "heartbeat-failed"]
+    assert "secret" not in repr(failed)
+
+
 # -- probes -------------------------------------------------------------------------------------------
 
 
