@@ -367,6 +367,7 @@ class Suspension:
         self._users: set[str | None] = set()
         self._intervals = 0
         self._probing = False
+        self._refused = False
 
     def failed(
         self, user: str | None, now: datetime, u: float, reason: str = "eFax cannot be reached"
@@ -386,7 +387,14 @@ class Suspension:
     def sign_in_refused(self, now: datetime, u: float, reason: str) -> bool:
         """Suspend the account at once; True when it was not suspended before."""
         self.failures += 1
+        self._refused = True
         return self._suspend(now, u, reason)
+
+    def key_changed(self, now: datetime) -> None:
+        """Let a probe go at once where a sign-in was refused: the key is another one now."""
+        if self.until is not None and self._refused:
+            self.until = now
+            self._intervals = 0
 
     def succeeded(self) -> bool:
         """Note that eFax gave an answer (any but a 5xx); True when this ends a suspension."""
@@ -397,6 +405,7 @@ class Suspension:
         self._users.clear()
         self._intervals = 0
         self._probing = False
+        self._refused = False
         return ended
 
     def may_probe(self, now: datetime) -> bool:

@@ -110,6 +110,11 @@ class Client:
         )
         self._pacer.pump()
 
+    def key_changed(self) -> None:
+        """Use the new key with the next call, and let that be now where the old one was refused."""
+        self._tokens.key_changed()
+        self.suspension.key_changed(self._clock.now())
+
     @property
     def is_at_war(self) -> bool:
         """Whether another program signs in with this App ID and ends our tokens."""

@@ -59,6 +59,7 @@ class Tokens:
         self._renewal: asyncio.Task[None] | None = None
         self._reason = "start"
         self._doubtful: set[str] = set()
+        self._key_changes = self._key_changes_met = 0
 
     @property
     def is_at_war(self) -> bool:
@@ -78,11 +79,21 @@ class Tokens:
             await self._renew(user, self._reason if held is None else "ending")
             return
         try:
-            await self._renew(user, "ending")
+            await self._renew(user, "ending" if self._has_newest_key else "new key")
         except (SignInRefused, AccountSuspended):
             raise
         except (ApiError, LedgerUnavailable):  # the old token still lives; a later call tries again
             held.renew_at = min(now + _RENEW_AGAIN_S, held.ends_at)
+
+    def key_changed(self) -> None:
+        """See to it that the next call signs in with the new key.
+
+        Where it cannot at once (the budget is spent, eFax does not answer), the old token is used
+        for as long as it lives.
+        """
+        self._key_changes += 1
+        if self.held is not None:
+            self.held.renew_at = self._clock.monotonic()
 
     def accepted(self, held: Held, user: str) -> None:
         """Note that a request with this token was answered."""
@@ -121,12 +132,20 @@ class Tokens:
     async def _renewed(self, user: str, reason: str) -> None:
         await self._wait_for_leave()
         asked_at = self._clock.monotonic()
+        key = self._key_changes
         token = await self._sign_in(user)
         early_s = min(_EARLY_S, _EARLY_SHARE * token.expires_in_s) * (1 + self._random())
         ends_at = asked_at + token.expires_in_s
-        self.held = Held(token.value, ends_at - early_s, ends_at)
+        self._key_changes_met = key
+        renew_at = ends_at - early_s if self._has_newest_key else asked_at
+        self.held = Held(token.value, renew_at, ends_at)
         self._war.signed_in(self._clock.monotonic())
         self._observer.signed_in(reason, token.value)
+
+    @property
+    def _has_newest_key(self) -> bool:
+        """Whether the last sign-in went with the key of now: one may change while it is under way."""
+        return self._key_changes_met == self._key_changes
 
     async def _wait_for_leave(self) -> None:
         while True:

@@ -211,10 +211,13 @@ class AccountAtWork:
         await self.client.__aenter__()
 
     def take(self, account: Account, secret: str) -> None:
-        """Go on with changed limits or a changed secret; the next sign-in uses it."""
+        """Go on with changed limits or a changed secret, with which the next call signs in."""
+        is_other = secret != self.secret
         self.account = account
         self.secret = secret
         log.register_secret(secret)
+        if is_other:
+            self.client.key_changed()
         self.client.set_limits(account.limits)
         self.workers.at_once = images_at_once(account.limits.in_flight)
 

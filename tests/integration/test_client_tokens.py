@@ -109,6 +109,42 @@ async def test_a_short_lived_token_is_renewed_a_share_of_its_life_before_its_end
     assert held.renew_at == pytest.approx(92.5)
 
 
+async def test_a_new_key_is_used_with_the_next_call(desk: Desk) -> None:
+    first = await desk.token()
+    desk.tokens.key_changed()
+    assert await desk.token() is not first
+    assert await desk.token() is desk.tokens.held
+    assert desk.reasons == ["start", "new key"]
+
+
+async def test_a_new_key_spends_the_budget_as_any_sign_in_and_the_old_token_serves_meanwhile(
+    desk: Desk,
+) -> None:
+    first = await desk.token()
+    desk.budgets["app"] = (-5.0, desk.wall)
+    desk.tokens.key_changed()
+    assert await desk.token() is first
+    assert len(desk.sign_ins) == 1
+    desk.advance(600)
+    assert await desk.token() is not first
+    assert desk.reasons == ["start", "new key"]
+
+
+async def test_a_sign_in_under_way_when_the_key_changes_is_followed_by_one_with_the_new_key(
+    desk: Desk,
+) -> None:
+    desk.gate = asyncio.Event()
+    caller = asyncio.create_task(desk.token())
+    while not desk.sign_ins:
+        await asyncio.sleep(0)
+    desk.tokens.key_changed()
+    desk.gate.set()
+    first = await caller
+    assert await desk.token() is not first
+    assert await desk.token() is desk.tokens.held
+    assert len(desk.sign_ins) == 2
+
+
 async def test_callers_share_one_sign_in(desk: Desk) -> None:
     desk.gate = asyncio.Event()
     callers = [asyncio.create_task(desk.token(str(user))) for user in range(10)]

@@ -10,11 +10,11 @@ import pytest
 
 from poller.config.model import Account, Config, Limits, LogConfig, Poll, SecretRef, User
 from poller.daemon import reload
-from poller.errors import CannotStart, ConfigError, LedgerUnavailable
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.simulator import Simulator
-from tests.conftest import APP, KEY, MakeConfig
+from tests.conftest import APP, KEY, MakeConfig, QuickClock
 from tests.integration.at_work import (
     calls,
     fetch,
@@ -98,6 +98,28 @@ async def test_changed_limits_and_secret_are_taken_without_a_new_connection(
     assert account.client.pacing.limit == 2.0
     assert account.workers.at_once == 6
     assert not (await poll(site)).failed
+
+
+async def test_changed_secret_is_signed_in_with_at_the_next_call_and_an_unchanged_one_is_not(
+    site: Site, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    await poll(site)
+    await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+    await poll(site)
+    assert simulator.sign_ins[APP] == 1
+
+    site.environ = {"KEY": "another-key"}
+    await apply(site, make_config(simulator.base_url))
+    assert isinstance((await poll(site)).error, SignInRefused)
+    clock.advance(timedelta(seconds=1))
+    assert (await poll(site)).skipped is not None  # suspended, and no probe is due
+    asked = calls(simulator, "token")
+
+    site.environ = {"KEY": KEY}
+    await apply(site, make_config(simulator.base_url))
+    assert not (await poll(site)).failed
+    assert site.accounts[APP].client.suspension.until is None
+    assert calls(simulator, "token") == asked + 1
 
 
 async def test_account_that_is_added_is_started_and_one_that_is_removed_is_closed(

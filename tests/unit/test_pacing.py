@@ -591,6 +591,31 @@ def test_a_probe_that_succeeds_ends_the_suspension_and_all_that_it_remembered() 
     assert suspension.until == NOW + 5 * SECOND
 
 
+def test_a_new_key_brings_the_probe_of_a_refused_sign_in_forward_and_no_other() -> None:
+    for refused in (False, True):
+        suspension = Suspension(1)
+        suspension.key_changed(NOW)
+        assert suspension.until is None
+        for _ in range(5):
+            suspension.failed("ann", NOW, 0.5)
+        if refused:
+            suspension.may_probe(NOW + timedelta(minutes=1))
+            suspension.sign_in_refused(NOW, 0.5, "the API key is refused")
+        assert not suspension.may_probe(NOW)
+        suspension.key_changed(NOW)
+        assert suspension.may_probe(NOW) is refused
+
+
+def test_a_refused_sign_in_is_forgotten_when_the_suspension_has_ended() -> None:
+    suspension = Suspension(1)
+    suspension.sign_in_refused(NOW, 0.5, "the API key is refused")
+    suspension.succeeded()
+    for _ in range(5):
+        suspension.failed("ann", NOW, 0.5)
+    suspension.key_changed(NOW)
+    assert not suspension.may_probe(NOW)
+
+
 def test_a_probe_that_is_never_heard_of_again_does_not_suspend_for_ever() -> None:
     suspension = suspended()
     assert suspension.may_probe(NOW + 5 * SECOND)
