@@ -5,13 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poller.cli import setup
+from poller.errors import LedgerUnavailable
 from poller.ledger import backup as copy_ledger
 
 
 def backup(paths: Sequence[Path], target: Path) -> int:
     """Write the copy and say so; CannotStart or LedgerUnavailable (73) when it cannot be made."""
     target = target.absolute()
-    settings = setup.load(paths)
-    size = asyncio.run(copy_ledger(settings.state_url, target))
+    settings, owner = setup.load_as_owner(paths)
+    try:
+        size = asyncio.run(copy_ledger(settings.state_url, target))
+    except LedgerUnavailable as error:
+        if owner is None or not isinstance(error.__cause__, PermissionError):
+            raise
+        raise LedgerUnavailable(
+            f"user {owner}, which this command became because it owns the state, cannot write "
+            f"{target}: name a directory where that user may write"
+        ) from error
     print(f"Wrote {target}: {size} bytes, checked through.")
     return 0

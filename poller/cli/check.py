@@ -9,6 +9,7 @@ from pathlib import Path
 from poller import lock
 from poller.cli import setup
 from poller.cli.naming import counted
+from poller.cli.owner import require_readable
 from poller.cli.show import look
 from poller.config.model import Config, SecretRef
 from poller.ledger import UserRow
@@ -18,9 +19,14 @@ from poller.problems import not_in_time
 def check(paths: Sequence[Path], *, online: bool) -> int:
     """Print what was found; 0 when all is well, 1 when eFax refuses something.
 
-    Raises LockHeld (75) for `online` beside a command whose token a sign-in would end.
+    Raises LockHeld (75) for `online` beside a command whose token a sign-in would end. Root reads
+    every file, the service does not: what its user cannot read raises ConfigError.
     """
-    settings = setup.load(paths)
+    settings, owner = setup.load_as_owner(paths)
+    if owner is not None:
+        asked = paths or [setup.DEFAULT_CONFIG]
+        ca_files = [one.ca_file for one in settings.accounts if one.ca_file is not None]
+        require_readable([*asked, *settings.files, *ca_files], owner)
     files = ", ".join(str(path) for path in settings.files)
     print(
         f"The configuration is valid: {counted(len(settings.accounts), 'account', 'accounts')}, "

@@ -1,28 +1,30 @@
 """A command run as root on another user's state becomes that user, or refuses."""
 
+import grp
 import os
 import pwd
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from poller.errors import CannotStart
+from poller.errors import CannotStart, ConfigError, Problem
 
 
-def become_owner(state_directory: Path) -> None:
-    """Take on the user that owns the state, so that no file of root stops the daemon later.
+def become_owner(state_directory: Path) -> str | None:
+    """Take on the user that owns the state, so that no file of root stops the daemon later; its name.
 
     Does nothing unless run as root on a state directory that belongs to somebody else. Raises
     CannotStart with the `sudo -u` line when that user cannot be become.
     """
     if os.geteuid() != 0:
-        return
+        return None
     try:
         owner = state_directory.stat()
     except OSError:
-        return
+        return None
     if owner.st_uid == 0:
-        return
+        return None
     try:
         name = pwd.getpwuid(owner.st_uid).pw_name
         os.initgroups(name, owner.st_gid)
@@ -33,3 +35,37 @@ def become_owner(state_directory: Path) -> None:
         raise CannotStart(
             f"{state_directory} belongs to user {owner.st_uid}; run it as that user: {command}"
         ) from error
+    return name
+
+
+def require_readable(paths: Iterable[Path], user: str) -> None:
+    """Raise ConfigError where `user`, who this process has become, cannot read what root could."""
+    found = {problem for path in paths if (problem := _unreadable(path, user)) is not None}
+    if found:
+        raise ConfigError(list(found))
+
+
+def _unreadable(path: Path, user: str) -> Problem | None:
+    """The first directory on the way that is closed to the user, or what is at its end."""
+    real = Path(os.path.realpath(path))
+    closed = [above for above in reversed(real.parents) if not os.access(above, os.X_OK)]
+    if not closed and os.access(real, os.R_OK):
+        return None
+    at = (closed or [real])[0]
+    group = _group()
+    name = shlex.quote(str(at))
+    mode = "750" if closed or os.path.isdir(at) else "640"  # noqa: PTH112 - it may be closed
+    return Problem(
+        str(at),
+        0,
+        "",
+        f"user {user}, as which the service runs, cannot read it: "
+        f"`chgrp {group} {name} && chmod {mode} {name}` lets it",
+    )
+
+
+def _group() -> str:
+    try:
+        return grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        return str(os.getegid())

@@ -19,9 +19,13 @@ DEFAULT_CONFIG = Path("/etc/poller")
 
 def load(paths: Sequence[Path]) -> Config:
     """Read the configuration and become the owner of its state; raises ConfigError, CannotStart."""
+    return load_as_owner(paths)[0]
+
+
+def load_as_owner(paths: Sequence[Path]) -> tuple[Config, str | None]:
+    """As `load`, and the name of the user that a command of root became."""
     settings = config.load(list(paths) or [DEFAULT_CONFIG])
-    become_owner(settings.state_directory)
-    return settings
+    return settings, become_owner(settings.state_directory)
 
 
 def start_log(settings: Config, stream: TextIO | None = None) -> None:

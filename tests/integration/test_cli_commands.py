@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import grp
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from poller.cli.owner import become_owner
 from poller.cli.show import _headline
 from poller.errors import CannotStart
 from poller.ingest.account import AccountAtWork
+from poller.ledger import Ledger
 from poller.lock import StateLock
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
@@ -758,6 +761,76 @@ def test_root_stays_root_on_its_own_state_and_where_there_is_none(tmp_path: Path
     become_owner(tmp_path)
     become_owner(tmp_path / "nowhere")
     assert os.geteuid() == 0
+
+
+@pytest.fixture
+def of_nobody(efax: Simulator) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run a command as root where the state belongs to nobody; `root` is the directory of it all."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+        root = Path(name)
+        root.chmod(0o755)
+        for directory in ("etc", "state"):
+            (root / directory).mkdir()
+        os.chown(root / "state", 65534, 65534)
+        (root / "etc" / "poller.yaml").write_text(f"""\
+accounts:
+  main:
+    base_url: {efax.base_url}
+    app_id: "{APP}"
+    api_key: {{env: POLLER_TEST_KEY}}
+    users: {{a: {{user_id: "user-a"}}}}
+storage: {{directory: {root}/faxes, min_free: 1MiB}}
+state: {{url: "sqlite:///{root}/state/poller.db"}}
+""")
+
+        def command(*words: str) -> subprocess.CompletedProcess[str]:
+            whole = [sys.executable, "-m", "poller", *words, "-c", str(root / "etc")]
+            return subprocess.run(whole, capture_output=True, text=True, check=False, cwd=root)
+
+        command.root = root  # type: ignore[attr-defined]
+        yield command
+
+
+@ROOT
+def test_check_of_root_says_what_the_services_user_cannot_read(of_nobody: Any) -> None:
+    assert of_nobody("check").returncode == 0
+    group = grp.getgrgid(65534).gr_name
+    etc = of_nobody.root / "etc"
+    file = etc / "poller.yaml"
+    for closed, mode in ((file, "640"), (etc, "750")):
+        before = closed.stat().st_mode
+        closed.chmod(0o600)
+        done = of_nobody("check")
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr == (
+            f"{closed}: user nobody, as which the service runs, cannot read it: "
+            f"`chgrp {group} {closed} && chmod {mode} {closed}` lets it\n"
+        )
+        closed.chmod(before)
+    etc.chmod(0o711)  # what is in it can be read, but not which files there are
+    assert "750" in of_nobody("check").stderr
+    etc.chmod(0o700)
+    os.chown(etc, 65534, 65534)
+    assert of_nobody("check").returncode == 0
+
+
+@ROOT
+def test_backup_of_root_names_the_user_that_cannot_write_there(of_nobody: Any) -> None:
+    (of_nobody.root / "closed").mkdir(0o700)
+    asyncio.run(_make_ledger(of_nobody.root / "state" / "poller.db"))
+    target = of_nobody.root / "closed" / "x.db"
+    done = of_nobody("backup", str(target))
+    assert (done.returncode, done.stderr.count("\n")) == (73, 1)
+    assert done.stderr.startswith("poller: user nobody, which this command became because")
+    assert f"cannot write {target}" in done.stderr
+    done = of_nobody("backup", str(of_nobody.root / "state" / "x.db"))
+    assert done.returncode == 0
+
+
+async def _make_ledger(path: Path) -> None:
+    async with await Ledger.open(f"sqlite:///{path}"):
+        pass
+    os.chown(path, 65534, 65534)
 
 
 def test_other_users_stay_who_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
