@@ -21,6 +21,7 @@ SHELL = [
     "ledger",
     "rebuild",
     "status",
+    "verdict",
     "problems",
     "log",
     "metrics",

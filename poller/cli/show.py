@@ -15,11 +15,12 @@ from poller import VERSION
 from poller.cli import setup
 from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
-from poller.config.model import Config
+from poller.config.model import Account, Config
 from poller.evidence import EvidenceStore
 from poller.problems import not_in_time, problems
 from poller.status import Pace, damaged, status
 from poller.storage.marker import size
+from poller.verdict import Verdict
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
@@ -29,7 +30,7 @@ def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
     settings = setup.load(paths)
     shown = asyncio.run(look(settings))
-    shown["problems"] = problems(shown, list(_reasons(shown)))
+    shown["problems"] = problems(shown, list(_reasons(shown, settings)))
     if as_json:
         print(json.dumps(shown, indent=2))
     else:
@@ -43,19 +44,48 @@ async def look(settings: Config) -> dict[str, Any]:
     Nothing is printed while the ledger is open: a slow reader must not hold up the writer.
     """
     async with setup.ledger_beside(settings, readonly=True) as ledger:
+        running = setup.is_running(settings)
+        verdict = Verdict.read(await ledger.verdict()) if running else None
         return await status(
             ledger,
             now=setup.now(),
-            running=setup.is_running(settings),
+            running=running,
             version=VERSION,
-            storage=await setup.storage_now(settings, ledger),
+            storage=_storage(await setup.storage_now(settings, ledger), verdict),
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
-            paces={one.name: Pace(one.limits.requests_per_second) for one in settings.accounts},
+            paces={one.name: _pace(one, verdict) for one in settings.accounts},
+            rejected=verdict.rejected if verdict else None,
             accounts=settings.accounts,
         )
 
 
-def _reasons(shown: dict[str, Any]) -> Iterator[str]:
+def _storage(seen: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
+    """What the service says of its storage counts, and not what this command can do there.
+
+    It may run as another user, outside the service's sandbox, with a configuration that was changed.
+    """
+    if verdict is None:
+        return seen
+    says = {"directory": verdict.directory, "usable": not verdict.reason, "reason": verdict.reason}
+    free = seen["free_bytes"] if verdict.directory == seen["directory"] else None
+    return seen | says | {"free_bytes": free}
+
+
+def _pace(account: Account, verdict: Verdict | None) -> Pace:
+    limit = account.limits.requests_per_second
+    if verdict is None:
+        return Pace(limit)
+    name = account.name
+    return Pace(limit, verdict.rates.get(name, limit), token_war=name in verdict.at_war)
+
+
+def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
+    configured, used = str(settings.storage.directory), shown["storage"]["directory"]
+    if configured != used:
+        yield (
+            f"the running service still stores in {used}; `systemctl restart poller` takes the "
+            f"configured {configured}"
+        )
     if not shown["running"]:
         yield (
             "poller is not running: `systemctl start poller` starts it, "

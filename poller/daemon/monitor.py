@@ -17,6 +17,7 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.patience import NO_PROGRESS_S, cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
+from poller.verdict import Verdict
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
 _CLOCK_S = 5.0
@@ -41,6 +42,7 @@ class Monitor:
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
+        self._noted: Verdict | None = None
         self._upkeep = Upkeep(site.shop.ledger, self._clock)
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -223,6 +225,7 @@ class Monitor:
         try:
             waiting = await self._site.shop.ledger.waiting_counts()
             harmed = await self._site.shop.ledger.harmed_counts()
+            await self._note_verdict()
         except LedgerUnavailable:
             return  # the gate says so
         for state in self._site.states:
@@ -234,6 +237,27 @@ class Monitor:
         self._pending = sum(pending for pending, _ in waiting.values())
         self._quarantined = sum(quarantined for _, quarantined in waiting.values())
         systemd.status(self.status_line())
+
+    async def _note_verdict(self) -> None:
+        verdict = self._verdict()
+        if verdict != self._noted:
+            await self._site.shop.ledger.keep_verdict(verdict.text())
+            self._noted = verdict
+
+    def _verdict(self) -> Verdict:
+        site = self._site
+        clients = {one.account.name: one.client for one in site.accounts.values()}
+        return Verdict(
+            directory=str(site.config.storage.directory),
+            reason=site.shop.gate.reason,
+            rejected=site.rejected,
+            rates={
+                name: float(f"{client.pacing.rate:.2g}")
+                for name, client in clients.items()
+                if client.pacing.rate < client.pacing.limit
+            },
+            at_war=tuple(name for name, client in clients.items() if client.is_at_war),
+        )
 
     def status_line(self) -> str:
         """One line for `systemctl status`."""

@@ -204,6 +204,14 @@ class Ledger:
             lambda connection: notes.keep(connection, notes.STORAGE_ID, lambda _: storage_id)
         )
 
+    async def verdict(self) -> str | None:
+        """Return what the service last kept with `keep_verdict`."""
+        return await self._read(lambda connection: notes.value(connection, notes.VERDICT))
+
+    async def keep_verdict(self, text: str) -> None:
+        """Keep what only the service knows, for those who look from outside."""
+        await self._write(lambda connection: notes.keep(connection, notes.VERDICT, lambda _: text))
+
     # -- copies ---------------------------------------------------------------------------------
 
     async def snapshot_is_due(self, now: datetime) -> bool:

@@ -9,6 +9,7 @@ from poller.ledger import users
 from poller.ledger.tables import meta
 
 STORAGE_ID = "storage_id"
+VERDICT = "verdict"
 _EDITS = "gap_edits"
 _STARTED = "started_at"
 

@@ -30,6 +30,7 @@ from poller.ledger import Ledger
 from poller.lock import StateLock
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
+from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, stored_files
 from tests.integration.at_work import faults
 
@@ -379,6 +380,61 @@ def test_status_is_shown_as_json_and_as_a_table(run: Run, efax: Simulator, direc
     assert code == 0
     assert "poller is not running" in out.lower()
     assert "main/a" in out
+
+
+def said_by_the_service(directory: Path, verdict: Verdict) -> None:
+    async def keep() -> None:
+        async with await Ledger.open(f"sqlite:///{directory}/state/poller.db") as ledger:
+            await ledger.keep_verdict(verdict.text())
+
+    asyncio.run(keep())
+
+
+def test_status_shows_what_the_running_service_says_and_not_what_the_command_can_do(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    said_by_the_service(
+        directory,
+        Verdict(
+            directory="/srv/faxes",
+            reason="the storage directory /srv/faxes cannot be used: Read-only file system",
+            rejected="poller.yaml:3: poll.evry: unknown key",
+            rates={"main": 40.0},
+            at_war=("main",),
+        ),
+    )
+    with StateLock(directory / "state"):
+        shown = json.loads(run("status", "--json")[1])
+    assert shown["storage"] | {"reason": ""} == {
+        "directory": "/srv/faxes",
+        "usable": False,
+        "reason": "",
+        "free_bytes": None,
+    }
+    (account,) = shown["accounts"]
+    assert (account["limit"], account["rate"], account["token_war"]) == (500, 40, True)
+    problems = "\n".join(shown["problems"])
+    assert (
+        f"still stores in /srv/faxes; `systemctl restart poller` takes the configured {directory}"
+        in problems
+    )
+    assert "Nothing is fetched: the storage directory /srv/faxes cannot be used" in problems
+    assert "The last reload was rejected" in problems
+    assert "Another program signs in with the App ID" in problems
+    assert "40 of 500 requests per second" in problems
+
+    shown = json.loads(run("status", "--json")[1])  # stopped: what it said is over
+    assert (shown["storage"]["directory"], shown["storage"]["usable"]) == (
+        str(directory / "faxes"),
+        True,
+    )
+    assert len(shown["problems"]) == 1
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"directory": "/x", "at_war": 1}'])
+def test_what_no_service_has_written_is_no_verdict(text: str | None) -> None:
+    assert Verdict.read(text) is None
 
 
 def test_status_shows_trouble_first_and_why_nothing_is_fetched(

@@ -23,6 +23,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.simulator import Simulator
 from poller.storage import steps
+from poller.verdict import Verdict
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     calls,
@@ -327,6 +328,30 @@ async def test_gauges_and_status_line_follow_the_ledger(
     assert "suspended: main" in monitor.status_line()
     site.rejected = "a.yaml:1: poll: mistake"
     assert "the last reload was rejected" in monitor.status_line()
+
+
+async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_changes(
+    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock
+) -> None:
+    ledger, client = site.shop.ledger, site.accounts[APP].client
+    directory = str(site.config.storage.directory)
+    await monitor._gauges()
+    assert Verdict.read(await ledger.verdict()) == Verdict(directory)
+
+    commits = ledger.commits
+    await monitor._gauges()
+    assert ledger.commits == commits
+
+    unmount(site)
+    await site.shop.gate.look_again()
+    site.rejected = "a.yaml:1: poll: mistake"
+    client.pacing.rate_limited(clock.monotonic(), 1.0)
+    await monitor._gauges()
+    said = Verdict.read(await ledger.verdict())
+    assert said is not None
+    assert (said.reason, said.rejected) == (site.shop.gate.reason, site.rejected)
+    assert said.reason is not None
+    assert said.rates == {"main": float(f"{client.pacing.rate:.2g}")}
 
 
 # -- alive --------------------------------------------------------------------------------------------
