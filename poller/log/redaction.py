@@ -55,7 +55,11 @@ _IN_TEXT: Final = re.compile(
         [\w.~+/=:-]+
   | (?P<assigned> \b(?:[\w-]{0,40}
         (?:authorization|api[_-]?key|access[_-]?token|client[_-]?secret|password)
-        ["']? \s* [:=] \s* | token=) ["']? (?:(?:bearer|basic)\s+)? ) (?!\[secret\]) [^\s"',;&}]+
+        ["']? \s* [:=] \s* | token=) ["']? (?:(?:bearer|basic)\s+)? )
+        (?! \[secret\]  # nor what our own sentences begin with behind the path of a key
+          | (?<=key:\ ) (?-i: (?: file | credential | environment\ variable
+                                | a\ secret\ is\ never\ written | must\ (?:have|be) ) \ ) )
+        [^\s"',;&}]+
   | (?P<userinfo> ://) [^\s/@]+ @
   | (?P<named> \b[\w-]{0,40}(?:tsid|csid) ["']? \s* [:=] \s*)
         (?: "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | \\"[^"]*" | [^\s,}"'][^,}\n]* )

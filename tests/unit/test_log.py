@@ -350,6 +350,13 @@ def test_seven_digits_never_come_out(groups: list[str], between: str, before: st
         pytest.param("123456 faxes", id="six-digits"),
         pytest.param("1234 of 5678 in 90 s", id="words-between"),
         pytest.param("the basic authentication and the bearer token", id="prose"),
+        pytest.param("y:4: a.b.api_key: file /x/key cannot be read: No such file", id="key-file"),
+        pytest.param("y:4: a.b.api_key: credential x cannot be read", id="key-credential"),
+        pytest.param("y:4: a.b.api_key: environment variable X is not set", id="key-variable"),
+        pytest.param(
+            "y:4: a.b.api_key: a secret is never written here; say where", id="key-literal"
+        ),
+        pytest.param("y:4: a.b.api_key: must have exactly one of credential", id="key-kinds"),
     ],
 )
 def test_what_is_no_number_and_no_secret_stays(text: str) -> None:
@@ -444,11 +451,31 @@ def test_a_registered_secret_never_comes_out(out: io.StringIO, shown: str) -> No
         pytest.param('{"access_token": "abc"}', '{"access_token": "[secret]"}', id="json"),
         pytest.param("GET /metrics?token=abc&x=1", "GET /metrics?token=[secret]&x=1", id="query"),
         pytest.param("api_key=abc", "api_key=[secret]", id="key"),
+        pytest.param("api_key: file", "api_key: [secret]", id="key-that-is-a-word"),
+        pytest.param("api_key: files abc", "api_key: [secret] abc", id="key-that-begins-so"),
+        pytest.param("api_key: File abc", "api_key: [secret] abc", id="key-in-capitals"),
+        pytest.param("api_key:file abc", "api_key:[secret] abc", id="key-without-a-space"),
+        pytest.param("password: file abc", "password: [secret] abc", id="password"),
+        pytest.param('api_key: "file abc"', 'api_key: "[secret] abc"', id="key-that-is-quoted"),
         pytest.param("http://me:pw@proxy:3128/", "http://[secret]@proxy:3128/", id="proxy"),
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str, expected: str) -> None:
     assert Redactor(KEY).text(text) == expected
+
+
+@given(
+    st.sampled_from(["api_key: ", "accounts.main.api_key: ", "password: ", "token=", "api-key="]),
+    st.text("abcdefilmnrstuv-_0", max_size=12),
+    st.sampled_from(["", "file", "credential", "environment", "must", "a"]),
+)
+def test_what_stands_alone_behind_the_name_of_a_key_never_comes_out(
+    name: str, key: str, word: str
+) -> None:
+    for found in (f"{word}{key}", f"{key}{word}"):
+        if found:
+            assert Redactor(KEY).text(f"{name}{found}") == f"{name}[secret]"
+            assert Redactor(KEY).text(f"{name}{found}\nx") == f"{name}[secret]\nx"
 
 
 def test_fields_called_like_secrets_never_come_out(out: io.StringIO) -> None:
