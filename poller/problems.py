@@ -127,8 +127,8 @@ def _left_behind(removed: list[_Row]) -> list[str]:
         return []
     pending, quarantined = (sum(row[what] for row in rows) for what in ("pending", "quarantined"))
     return [
-        f"Removed with {quarantined} quarantined and {pending} pending faxes, which are not fetched "
-        f"any more: {_names(rows)}; put back, or see `poller dismiss`."
+        f"Faxes of removed users are not fetched any more ({_names(rows)}; quarantined: {quarantined},"
+        f" pending: {pending}): put the users back and reload, or see `poller dismiss`."
     ]
 
 

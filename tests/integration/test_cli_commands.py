@@ -502,13 +502,13 @@ def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_f
     problems = json.loads(run("status", "--json")[1])["problems"]
     assert not any("is quarantined" in one for one in problems)
     assert [one for one in problems if "removed" in one.lower()] == [
-        "Removed with 1 quarantined and 1 pending faxes, which are not fetched any more: main/b; "
-        "put back, or see `poller dismiss`."
+        "Faxes of removed users are not fetched any more (main/b; quarantined: 1, pending: 1): "
+        "put the users back and reload, or see `poller dismiss`."
     ]
     for fax in efax.faxes():
         if fax is not waiting:
             assert run("dismiss", fax.fax_id, "--reason", "not needed")[0] == 0
-    assert "Removed with" not in run("status")[1]
+    assert "removed users" not in run("status")[1]
 
 
 def test_status_says_free_space_in_the_unit_that_suits_it() -> None:
