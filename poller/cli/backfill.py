@@ -135,6 +135,8 @@ def _window(start: datetime, end: datetime) -> Interval:
 
 
 def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json: bool) -> Report:
+    if not setup.is_running(settings):
+        setup.read_all_secrets(settings)  # before anything is touched
     with ExitStack() as held:
         try:
             held.enter_context(StateLock(settings.state_directory, "backfill"))
@@ -142,7 +144,6 @@ def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json:
             if not setup.is_running(settings):
                 raise  # what holds it does nothing for others
             return asyncio.run(_beside(settings, user, window))
-        setup.read_all_secrets(settings)
         storage_lock = held.enter_context(StorageLock())
         quiet = replace(settings, log=replace(settings.log, level="warning"))
         setup.start_log(quiet, sys.stderr if as_json else None)

@@ -14,17 +14,16 @@ from poller.errors import CannotStart, ConfigError, Problem
 def become_owner(state_directory: Path) -> str | None:
     """Take on the user that owns the state, so that no file of root stops the daemon later; its name.
 
-    Does nothing unless run as root on a state directory that belongs to somebody else. Raises
-    CannotStart with the `sudo -u` line when that user cannot be become.
+    Does nothing unless run as root on a state directory that belongs to somebody else; before it is
+    made, that is the owner of the directory in which it will be. Raises CannotStart with the
+    `sudo -u` line when that user cannot be become.
     """
     if os.geteuid() != 0:
         return None
-    try:
-        owner = state_directory.stat()
-    except OSError:
+    found = _nearest(state_directory.absolute())
+    if found is None or found[1].st_uid == 0:
         return None
-    if owner.st_uid == 0:
-        return None
+    directory, owner = found
     try:
         name = pwd.getpwuid(owner.st_uid).pw_name
         os.initgroups(name, owner.st_gid)
@@ -33,9 +32,21 @@ def become_owner(state_directory: Path) -> str | None:
     except (KeyError, OSError) as error:
         command = shlex.join(["sudo", "-u", f"#{owner.st_uid}", *sys.argv])
         raise CannotStart(
-            f"{state_directory} belongs to user {owner.st_uid}; run it as that user: {command}"
+            f"{directory} belongs to user {owner.st_uid}; run it as that user: {command}"
         ) from error
     return name
+
+
+def _nearest(directory: Path) -> tuple[Path, os.stat_result] | None:
+    """Find the directory, or the nearest one above it that exists; none where it cannot be looked at."""
+    for path in (directory, *directory.parents):
+        try:
+            return path, path.stat()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return None
 
 
 def require_readable(paths: Iterable[Path], user: str) -> None:

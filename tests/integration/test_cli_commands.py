@@ -644,7 +644,10 @@ def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulat
 # -- what all commands begin with ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "once", "check --online"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "once", "check --online", "backfill main/a --from 2026-01-01T00Z --to 2026-01-02T00Z"],
+)
 def test_missing_secrets_are_named_all_at_once_before_anything_is_touched(
     command: str,
     directory: Path,
@@ -800,6 +803,16 @@ print(os.getuid(), os.geteuid(), os.getgid(), 0 in os.getgroups())
 def test_root_becomes_the_owner_of_the_state_for_good(tmp_path: Path) -> None:
     os.chown(tmp_path, 65534, 65534)
     command = [sys.executable, "-c", _BECOMES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "65534 65534 65534 False\n"
+
+
+@ROOT
+def test_root_before_the_first_start_becomes_the_owner_of_the_directory_above(
+    tmp_path: Path,
+) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    command = [sys.executable, "-c", _BECOMES, str(tmp_path / "made" / "later")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "65534 65534 65534 False\n"
 
