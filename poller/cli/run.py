@@ -56,6 +56,7 @@ async def _run(
             ready=monitor.troubles,
             alive=monitor.alive,
         )
+        site.on_http_token = server.take_token
         await server.start()
         # What was made for the users stays. Looking through it for garbage would be a tenth of
         # what a poll costs.

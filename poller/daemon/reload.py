@@ -7,16 +7,27 @@ First everything that may fail, with nothing changed (`prepare`); then what cann
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from poller import config, log
 from poller.client import tls_context
-from poller.config.model import Account, Config
+from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.ledger import UserRow
 
-_ONLY_AT_START = ("storage", "state_url", "retry", "evidence_max", "heartbeat", "http")
+# What only a start can change: by the key path that operators write, where it is in `Config`.
+_ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
+    "storage": attrgetter("storage"),
+    "state.url": attrgetter("state_url"),
+    "retry": attrgetter("retry"),
+    "evidence.max": attrgetter("evidence_max"),
+    "heartbeat": attrgetter("heartbeat"),
+    "log.format": attrgetter("log.format"),
+    "http.listen": attrgetter("http.host", "http.port"),
+    "http.token": attrgetter("http.token"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,23 +61,37 @@ class Prepared:
     opened: Sequence[AccountAtWork]
     rows: Sequence[UserRow]
     left_behind: Sequence[UserRow]
+    http_token: str | None = field(default=None, repr=False)  # None: as it was
 
 
 def plan(old: Config, new: Config) -> Plan:
     """Work out what leads from one configuration to the other."""
-    kept = {name: getattr(old, name) for name in _ONLY_AT_START}
     before = {account.app_id: account for account in old.accounts}
     common = [account for account in new.accounts if account.app_id in before]
     stay = tuple(one for one in common if _same_connection(before[one.app_id], one))
     return Plan(
-        settings=replace(new, **kept),
-        restart_for=tuple(name for name in _ONLY_AT_START if getattr(new, name) != kept[name]),
+        settings=_as_it_was(old, new),
+        restart_for=tuple(key for key, of in _ONLY_AT_START.items() if of(new) != of(old)),
         stay=stay,
         replaced=tuple(account for account in common if account not in stay),
         new=tuple(account for account in new.accounts if account.app_id not in before),
         gone=tuple(before.keys() - {account.app_id for account in new.accounts}),
         forgotten=_labels(old) - _labels(new),
         changes=changes(old, new),
+    )
+
+
+def _as_it_was(old: Config, new: Config) -> Config:
+    """Put what only a start can change back into the new configuration."""
+    return replace(
+        new,
+        storage=old.storage,
+        state_url=old.state_url,
+        retry=old.retry,
+        evidence_max=old.evidence_max,
+        heartbeat=old.heartbeat,
+        log=replace(new.log, format=old.log.format),
+        http=old.http,
     )
 
 
@@ -81,6 +106,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     for account in settings.accounts:
         secrets[account.app_id] = config.read_secret(account.api_key, site.environ)
         tls_context(account)
+    http_token = _read_again(planned.settings.http.token, site.environ)
     await site.shop.ledger.check_writable()
     left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))
     opened: list[AccountAtWork] = []
@@ -93,7 +119,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
         for one in opened:
             await one.close()
         raise
-    return Prepared(planned, secrets, opened, rows, left)
+    return Prepared(planned, secrets, opened, rows, left, http_token)
 
 
 async def carry_out(
@@ -128,10 +154,19 @@ def _swap(site: Site, prepared: Prepared) -> list[AccountAtWork]:
     planned = prepared.plan
     site.config = planned.settings
     log.set_level(planned.settings.log.level)
+    if prepared.http_token is not None:
+        site.on_http_token(prepared.http_token)
     replaced = [account.app_id for account in planned.replaced]
     old = [site.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
     site.accounts |= {one.account.app_id: one for one in prepared.opened}
     return old
+
+
+def _read_again(token: SecretRef | None, environ: Mapping[str, str]) -> str | None:
+    """Give the token as it is now; a credential is systemd's copy of the start."""
+    if token is None or token.kind == "credential":
+        return None
+    return config.read_secret(token, environ)
 
 
 def _labels(settings: Config) -> frozenset[tuple[str, str]]:

@@ -34,6 +34,7 @@ class Site:
     shop: Workshop
     environ: Mapping[str, str]
     accounts: dict[str, AccountAtWork] = field(default_factory=dict)
+    on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
     rejected: str | None = None  # why the last configuration was not taken at a reload
 
     @property

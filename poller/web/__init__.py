@@ -62,7 +62,7 @@ class StatusServer:
         clock: Clock | None = None,
     ) -> None:
         self._http = http
-        self._token = token
+        self._token = token if token is None else self._hidden(token)
         self._metrics = metrics
         self._status = status
         self._ready = ready
@@ -73,8 +73,15 @@ class StatusServer:
         self._status_lock = asyncio.Lock()
         self._status_body = b""
         self._status_until = float("-inf")
-        if token:
-            log.register_secret(token)
+
+    def take_token(self, token: str) -> None:
+        """Want this token from now on, and no more the one before."""
+        self._token = self._hidden(token)
+
+    @staticmethod
+    def _hidden(token: str) -> str:
+        log.register_secret(token)
+        return token
 
     @property
     def port(self) -> int:

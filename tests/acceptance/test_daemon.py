@@ -25,6 +25,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.faults.troubled import Scene
 
 
 @pytest.fixture
@@ -118,6 +119,27 @@ async def test_sighup_takes_a_new_user(installation: Installation, simulator: Si
         assert await daemon.stop() == 0
     names = {"user-c": "main/records"}
     assert_stored(installation, simulator, names=names)
+
+
+async def test_sighup_takes_a_changed_token_of_the_page(
+    installation: Installation, simulator: Simulator, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-old-one")
+    scene = Scene(installation, simulator)
+    installation.write({"http": {"token": {"file": "token"}}})
+
+    async def answers() -> list[int]:
+        bearers = [{"Authorization": f"Bearer the-{which}-one"} for which in ("old", "new")]
+        return [(await scene.get("/metrics", headers=one))[0] for one in bearers]
+
+    async with installation.daemon() as daemon:
+        assert await answers() == [200, 401]
+        file.write_text("the-new-one")
+        daemon.kill(signal.SIGHUP)
+        await daemon.event("service-reloaded")
+        assert await answers() == [401, 200]
+        assert await daemon.stop() == 0
 
 
 async def test_sighup_with_an_invalid_configuration_keeps_the_old_one(

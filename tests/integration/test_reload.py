@@ -1,18 +1,31 @@
 """A changed configuration is taken whole or not at all, and disturbs nothing that goes on."""
 
 import asyncio
+import io
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import structlog
 
-from poller.config.model import Account, Config, Limits, LogConfig, Poll, SecretRef, User
+from poller import log
+from poller.config.model import (
+    Account,
+    Config,
+    HttpConfig,
+    Limits,
+    LogConfig,
+    Poll,
+    SecretRef,
+    User,
+)
 from poller.daemon import reload
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
+from poller.ledger import State
 from poller.simulator import Simulator
 from tests.conftest import APP, KEY, MakeConfig, QuickClock
 from tests.integration.at_work import (
@@ -21,6 +34,7 @@ from tests.integration.at_work import (
     listed,
     parts,
     poll,
+    row,
     settled,
     suspend,
     until,
@@ -201,14 +215,75 @@ async def test_what_only_a_restart_can_change_is_named_and_stays(
         simulator.base_url,
         state_url=f"sqlite:///{tmp_path}/elsewhere/poller.db",
         evidence_max=1,
-        log=LogConfig(level="debug"),
+        log=LogConfig(level="debug", format="console"),
+        http=HttpConfig(None, 9411),
         drain=timedelta(seconds=3),
     )
     restart_for, _ = await apply(site, settings)
 
-    assert restart_for == ["state_url", "evidence_max"]
+    assert restart_for == ["state.url", "evidence.max", "log.format", "http.listen"]
+    assert (site.config.log, site.config.http) == (LogConfig(level="debug"), config.http)
     assert site.config.state_url == config.state_url
     assert site.config.drain == timedelta(seconds=3)
+
+
+@pytest.mark.parametrize(("kind", "heard"), [("file", ["the new one"]), ("credential", [])])
+async def test_token_of_the_page_is_read_again_unless_it_is_a_credential(
+    site: Site,
+    simulator: Simulator,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    kind: Literal["file", "credential"],
+    heard: list[str],
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("the new one\n")
+    http = HttpConfig(None, token=SecretRef(kind, str(file)))
+    site.config = replace(site.config, http=http)
+    taken: list[str] = []
+    site.on_http_token = taken.append
+    restart_for, _ = await apply(site, make_config(simulator.base_url, http=http))
+    assert (restart_for, taken) == ([], heard)
+
+
+async def test_token_that_cannot_be_read_any_more_rejects_the_reload(
+    site: Site, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    http = HttpConfig(None, token=SecretRef("file", str(tmp_path / "none")))
+    site.config = replace(site.config, http=http)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        await apply(site, make_config(simulator.base_url, http=http))
+
+
+async def test_level_of_the_log_is_changed_by_a_reload(
+    site: Site, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(log, "_route_standard_logging", lambda: None)
+    log.configure("info", "json", None, lines)
+    try:
+        log.event("token-refreshed", "Said at debug only.")
+        assert lines.getvalue() == ""
+        await apply(site, make_config(simulator.base_url, log=LogConfig(level="debug")))
+        log.event("token-refreshed", "Said at debug only.")
+        assert "token-refreshed" in lines.getvalue()
+    finally:
+        log.set_level("debug")
+        structlog.reset_defaults()
+
+
+async def test_downloads_that_are_coming_in_go_on_over_a_reload(
+    site: Site, simulator: Simulator, make_config: MakeConfig
+) -> None:
+    account, _ = parts(site)
+    fax, _ = await listed(site, simulator)
+    with simulator.hold("image") as gate:
+        fetching = asyncio.create_task(account.workers.run_until_idle())
+        await asyncio.wait_for(gate.reached(), 60)
+        await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+    await fetching
+    assert (await row(site, fax)).state is State.STORED
+    assert calls(simulator, "image") == 1
 
 
 async def test_start_is_told_the_account_itself(
@@ -325,5 +400,5 @@ def test_plan_says_what_becomes_of_each_account(make_config: MakeConfig) -> None
     assert planned.stay == (limited, fewer)
     assert (planned.replaced, planned.new, planned.gone) == ((other,), (comes,), (goes.app_id,))
     assert planned.forgotten == {("main", "user-a")}
-    assert planned.restart_for == ("evidence_max",)
+    assert planned.restart_for == ("evidence.max",)
     assert planned.settings.evidence_max == old.evidence_max

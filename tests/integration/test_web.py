@@ -93,7 +93,7 @@ class Service:
 
     @asynccontextmanager
     async def served(self, token: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
-        server = StatusServer(
+        self.server = server = StatusServer(
             HttpConfig(port=0),
             token,
             metrics=self.metrics,
@@ -301,6 +301,15 @@ async def test_a_token_is_wanted_where_one_is_set(
             expected = 404 if (path, status) == ("/nowhere", 200) else status
             assert (await get(client, path, headers=headers))[0] == expected
         assert (await get(client, "/healthz", headers=headers))[0] == 200
+
+
+async def test_a_token_that_was_changed_is_wanted_and_the_old_one_is_not(service: Service) -> None:
+    async with service.served(TOKEN) as client:
+        service.server.take_token("another-token")
+        for token, status in ((TOKEN, 401), ("another-token", 200)):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert (await get(client, "/status.json", headers=headers))[0] == status
+    assert log.redact("token another-token") == "token [secret]"
 
 
 async def test_a_browser_is_asked_for_the_token(service: Service) -> None:
