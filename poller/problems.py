@@ -53,6 +53,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         [row for row in asked if row.get("backfill_error")],
         lambda who, _: f"A backfill does not come on, and is tried again, for {who}.",
     )
+    found += _about([row for row in asked if row.get("silent_since")], _silent)
     return found
 
 
@@ -78,6 +79,11 @@ def not_in_time(status: dict[str, Any]) -> str | None:
 
 def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
     return _sentence(f"The last poll of {who} failed: {reason}")
+
+
+def _silent(who: str, one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
+    numbers = "is the number still theirs" if one else "are the numbers still theirs"
+    return f"Nothing was received for longer than expected by {who}: {numbers}? Send a test fax."
 
 
 def _rejected(problem: str) -> str:

@@ -11,6 +11,7 @@ from poller import plan, schedule
 from poller.config.model import Account
 from poller.evidence import EvidenceStore
 from poller.ledger import AccountRow, Backfill, FaxRow, Health, Ledger, UserRow
+from poller.silence import silent_since
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
 _FAXES_SHOWN = 20
@@ -75,7 +76,7 @@ async def status(
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable.
 
     `rejected` says why the configuration was not taken at the last reload; only the service knows.
-    By the schedules of `accounts` it is told who is not polled in time.
+    `accounts`, as configured, tell who is not polled in time and who should have received something.
     """
     rows, stored = await (lately or StoredLately()).read(ledger, now)
     coverages = await ledger.coverages()
@@ -83,6 +84,7 @@ async def status(
     asked = await ledger.all_backfills()
     harmed = await ledger.harmed_counts()
     overdue = _overdue(accounts, rows, now)
+    silent = _silent(accounts, rows, coverages)
     return {
         "at": instant(now),
         "running": running,
@@ -96,7 +98,8 @@ async def status(
         ],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
-            | {"overdue": row.id in overdue, "damaged_files": harmed.get(row.id, 0)}
+            | {"overdue": row.id in overdue, "silent_since": instant(silent.get(row.id))}
+            | {"damaged_files": harmed.get(row.id, 0)}
             | _backfills(asked.get(row.id, ()))
             | _stored_lately(stored, row.id, now)
             for row in rows
@@ -225,6 +228,23 @@ def _overdue(accounts: Sequence[Account], rows: Sequence[UserRow], now: datetime
             if at is not None and schedule.is_overdue(user.poll, identity, last[at], now, factor):
                 overdue.add(at)
     return overdue
+
+
+def _silent(
+    accounts: Sequence[Account], rows: Sequence[UserRow], coverages: Mapping[int, Coverage]
+) -> dict[int, datetime | None]:
+    """Since when nothing was received by those of whom more is expected."""
+    users = [user for account in accounts for user in account.users if user.expect is not None]
+    expected = {(user.app_id, user.user_id): user.expect for user in users}
+    return {
+        row.id: silent_since(
+            expected.get((row.app_id, row.user_id)),
+            row.last_received_at or row.our_first_seen,
+            coverages.get(row.id, Coverage()),
+        )
+        for row in rows
+        if expected and not row.removed
+    }
 
 
 def _user(

@@ -149,6 +149,7 @@ _STYLES = {
     "overdue": "bold red",
     "failing": "yellow",
     "gap": "yellow",
+    "silent": "yellow",
     "new": "dim",
     "ok": "green",
     "removed": "dim",
@@ -168,6 +169,7 @@ def _state(row: Mapping[str, Any], suspended: set[str]) -> str:
         "overdue": row["overdue"] and row["last_poll_at"] is not None,
         "failing": row["last_error"],
         "gap": row["failed_gaps"],
+        "silent": row["silent_since"],
         "new": row["last_poll_at"] is None,
     }
     return next((state for state, holds in found.items() if holds), "ok")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from poller.config.model import HttpConfig
+from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
 from poller.ledger import Ledger
 from poller.metrics import Metrics
 from poller.simulator import Simulator
@@ -75,12 +75,18 @@ async def opened(url: str, **how: Any) -> AsyncIterator[Seen]:
             await browser.close()
 
 
+EXPECTING = User(
+    "main", "clinic-0006", APP, "id-of-clinic-0006", expect=Expect(timedelta(minutes=30))
+)
+
+
 @asynccontextmanager
 async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[str]:
     """The page of a service that has so many users, at this address."""
     url = f"sqlite:///{directory}/state/poller.db"
     await fill(url, users, datetime.now(UTC), well=well)
     lately = StoredLately()
+    ward = Account("main", APP, SecretRef("env", "KEY"), users=(EXPECTING,))
     async with await Ledger.open(url, readonly=True) as ledger:
 
         async def shown() -> dict[str, Any]:
@@ -92,6 +98,7 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
                 storage={"usable": True, "reason": None, "free_bytes": 1 << 36},
                 paces={"main": Pace(5.0, 4.5, 2.25)},
                 lately=lately,
+                accounts=() if well else [ward],
             )
 
         server = StatusServer(
@@ -111,6 +118,8 @@ PROBLEMS = [
     "1 fax is quarantined (main/clinic-0003): see `poller retry` and `poller dismiss`.",
     "1 fax is damaged on the disk (main/clinic-0004): see `poller verify --repair`.",
     "Some time could not be listed, so faxes may be missing, for main/clinic-0005.",
+    "Nothing was received for longer than expected by main/clinic-0006: is the number still theirs? "
+    "Send a test fax.",
 ]
 
 
@@ -150,11 +159,11 @@ async def test_the_page_of_a_thousand_users_has_their_troubles_on_top_and_all_on
     async with served(tmp_path, 1000, well=False) as url:
         async with opened(url, viewport=PHONE) as seen:
             await seen.page.screenshot(path=tmp_path / "phone.png")
-            assert await seen.texts("#state") == ["5 problems"]
+            assert await seen.texts("#state") == ["6 problems"]
             assert await seen.texts("#problems li") == PROBLEMS
             assert await seen.rows() == 50
             assert (await seen.texts("#users .badge"))[:7] == [
-                "refused", "quarantined", "damaged", "failing", "gap", "ok", "ok",
+                "refused", "quarantined", "damaged", "failing", "gap", "silent", "ok",
             ]  # fmt: skip
             assert not await seen.spills()
             assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])

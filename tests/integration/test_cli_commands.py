@@ -437,6 +437,23 @@ def test_what_no_service_has_written_is_no_verdict(text: str | None) -> None:
     assert Verdict.read(text) is None
 
 
+def test_status_names_who_received_nothing_for_longer_than_expected(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    file = directory / "poller.yaml"
+    file.write_text(file.read_text() + "expect: {within: 1h}\n")
+    receive(efax)
+    assert run("once")[0] == 0
+    with sqlite3.connect(directory / "state" / "poller.db") as ledger:
+        ledger.execute("UPDATE users SET our_first_seen = our_first_seen - 7200000000")
+    shown = json.loads(run("status", "--json")[1])
+    assert [user["silent_since"] is not None for user in shown["users"]] == [False, True]
+    assert shown["problems"][-1].startswith(
+        "Nothing was received for longer than expected by main/b"
+    )
+    assert run("status")[1].count(" silent ") == 1
+
+
 def test_status_shows_trouble_first_and_why_nothing_is_fetched(
     run: Run, efax: Simulator, directory: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """The status as `poller status --json` and `/status.json` show it."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
+from poller.config.model import Expect
 from poller.ingest.site import Site
 from poller.ledger import Ledger
 from poller.simulator import Simulator, Switches
@@ -54,6 +56,35 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "used": None,
         "token_war": None,
     }
+
+
+async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fax_comes(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    (account,) = site.config.accounts
+    one, other = account.users
+    expecting = replace(account, users=(replace(one, expect=Expect(timedelta(hours=1))), other))
+
+    async def silent() -> list[Any]:
+        answer = await status(
+            site.shop.ledger, now=clock.now(), running=True, version="1", storage={},
+            accounts=[expecting],
+        )  # fmt: skip
+        return [row["silent_since"] for row in answer["users"]]
+
+    first_seen = clock.now()
+    clock.advance(timedelta(hours=2))
+    assert await silent() == [None, None]  # nothing is listed yet: who knows
+    await poll(site, one.name)
+    await poll(site, other.name)
+    assert await silent() == [instant(first_seen), None]
+    await listed(site, simulator)
+    assert await silent() == [None, None]
+    clock.advance(timedelta(hours=2))
+    await poll(site, one.name)
+    assert (await silent())[0] is not None
+    await site.shop.ledger.sync_users([], clock.now())  # a removed user is expected nothing of
+    assert await silent() == [None, None]
 
 
 async def test_stored_and_pending_faxes_lag_and_times_are_shown(

@@ -486,9 +486,24 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(user("a", quarantined=2, removed=True), user("b", quarantined=1)),
             [],
             [
-                "3 faxes are quarantined (main/a and main/b): see `poller retry` and `poller dismiss`."
+                "1 fax is quarantined (main/b): see `poller retry` and `poller dismiss`.",
+                "Faxes of removed users are not fetched any more (main/a; quarantined: 2, pending: 0): "
+                "put the users back and reload, or see `poller dismiss`.",
             ],
-            id="quarantined-of-a-removed-user-too",
+            id="quarantined-of-a-removed-user-apart",
+        ),
+        pytest.param(
+            a_status(
+                user("a", silent_since="2024-05-01T00:00:00Z"),
+                user("b", silent_since=None),
+                user("c", silent_since="2024-05-01T00:00:00Z"),
+            ),
+            [],
+            [
+                "Nothing was received for longer than expected by main/a and main/c: are the "
+                "numbers still theirs? Send a test fax."
+            ],
+            id="silent",
         ),
         pytest.param(
             a_status(user("a", failed_gaps=[["2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"]])),
@@ -498,7 +513,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
         ),
         pytest.param(
             a_status(
-                user("a", removed=True, refused=True, last_error="x", failed_gaps=[["a", "b"]])
+                user("a", removed=True, refused=True, last_error="x", failed_gaps=[["a", "b"]]),
+                user("b", removed=True, silent_since="2024-05-01T00:00:00Z"),
             ),
             [],
             [],
