@@ -5,6 +5,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
+from poller.storage.marker import size
+
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
 _Row = dict[str, Any]
@@ -29,6 +31,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     )
     if status.get("config_rejected"):
         found.append(_rejected(str(status["config_rejected"])))
+    found += _disk_low(status.get("storage", {}))
     found += [_suspended(row) for row in accounts if row.get("suspended_until")]
     found += [_at_war(row) for row in accounts if row.get("token_war")]
     found += [_slowed(row) for row in accounts if _is_slowed(row)]
@@ -91,6 +94,17 @@ def _rejected(problem: str) -> str:
         "The last reload was rejected, and the configuration before it is still at work; mend this "
         f"and reload: {problem}"
     )
+
+
+def _disk_low(storage: _Row) -> list[str]:
+    """As the event `disk-low`; a disk that is too full already is why nothing is fetched."""
+    free, floor = storage.get("free_bytes"), storage.get("min_free_bytes")
+    if not storage.get("usable") or free is None or floor is None or free >= 2 * floor:
+        return []
+    return [
+        f"Only {size(free)} are free for faxes, and below {size(floor)} (storage.min_free) nothing "
+        "is fetched: make room."
+    ]
 
 
 def _suspended(row: _Row) -> str:

@@ -85,6 +85,7 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         "usable": gate.usable,
         "reason": gate.reason,
         "free_bytes": gate.free_bytes,
+        "min_free_bytes": site.config.storage.min_free,
     }
     now_s = site.shop.clock.monotonic()
     return await status(

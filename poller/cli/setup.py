@@ -87,6 +87,7 @@ async def storage_now(settings: Config, ledger: Ledger) -> dict[str, Any]:
         "usable": reason is None,
         "reason": reason,
         "free_bytes": free,
+        "min_free_bytes": settings.storage.min_free,
     }
 
 

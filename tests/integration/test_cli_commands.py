@@ -411,6 +411,7 @@ def test_status_shows_what_the_running_service_says_and_not_what_the_command_can
         "usable": False,
         "reason": "",
         "free_bytes": None,
+        "min_free_bytes": 1 << 20,
     }
     (account,) = shown["accounts"]
     assert (account["limit"], account["rate"], account["token_war"]) == (500, 40, True)

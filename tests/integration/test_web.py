@@ -443,6 +443,23 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             id="rejected-reload",
         ),
         pytest.param(
+            a_status()
+            | {"storage": {"usable": True, "free_bytes": 3 << 29, "min_free_bytes": 1 << 30}},
+            [],
+            [
+                "Only 1.5 GiB are free for faxes, and below 1.0 GiB (storage.min_free) nothing is "
+                "fetched: make room."
+            ],
+            id="disk-low",
+        ),
+        pytest.param(
+            a_status()
+            | {"storage": {"usable": True, "free_bytes": 1 << 31, "min_free_bytes": 1 << 30}},
+            [],
+            [],
+            id="disk-not-low",
+        ),
+        pytest.param(
             a_status(limit=5.0, rate=1.25),
             [],
             [
