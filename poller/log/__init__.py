@@ -177,7 +177,17 @@ class _Lines:
     """What structlog calls with a finished line, by the name of the level."""
 
     def __init__(self, output: LineOutput) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = output.write
+        self._output = output
+        self.debug = self.info = self.warning = self.error = self.critical = self._write
+
+    def _write(self, line: str) -> None:
+        self._output.write(line)
+        if lost := self._output.take_lost():
+            event(
+                "log-lines-lost",
+                "Lines of the log could not be written for a while and are lost; here it goes on.",
+                count=lost,
+            )
 
 
 def _timestamp(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:

@@ -53,6 +53,7 @@ Action = Literal[
     "heartbeat-failed",
     "heartbeat-recovered",
     "token-war-over",  # nobody has ended our token for a day
+    "log-lines-lost",  # nobody read stdout for a while
     "internal-error",  # a bug: an exception that nobody expected
     "library-message",  # a warning of a library, from the standard library's logging
 ]
@@ -86,6 +87,7 @@ _OTHER_THAN_INFO: Final[dict[str, Level]] = {
     "silence": "warning",
     "schedule-stretched": "warning",
     "heartbeat-failed": "warning",
+    "log-lines-lost": "warning",
     "internal-error": "error",
     "library-message": "warning",
 }

@@ -25,6 +25,7 @@ class LineOutput:
         self._lock = threading.Lock()
         self._torn = False
         self._stuck = False
+        self._failing = False
         self.lost = 0
 
     @property
@@ -38,6 +39,14 @@ class LineOutput:
         except (OSError, ValueError):
             return False
 
+    def take_lost(self) -> int:
+        """Return how many lines were dropped, once, when lines come through again; else 0."""
+        with self._lock:
+            if self._failing:
+                return 0
+            lost, self.lost = self.lost, 0
+            return lost
+
     def write(self, line: str) -> None:
         """Write one line and its end; never raises."""
         with self._lock:
@@ -45,8 +54,8 @@ class LineOutput:
                 written = self._write(line.encode("utf-8", "backslashreplace"))
             except (OSError, ValueError):
                 written = False
-            if not written:
-                self.lost += 1
+            self._failing = not written
+            self.lost += not written
 
     def _write(self, line: bytes) -> bool:
         stream = self.stream

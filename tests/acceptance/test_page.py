@@ -153,6 +153,43 @@ async def test_the_page_of_five_users_fits_and_has_all_that_matters(
         assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
 
 
+_COLOURS = """() => {
+  const style = getComputedStyle(document.body);
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map((n) => n / 255)
+      .map((n) => n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  return [light(style.backgroundColor), light(style.color)];
+}"""
+
+
+async def test_the_page_is_dark_where_that_is_wanted_and_can_be_read_in_both(
+    tmp_path: Path,
+) -> None:
+    found = {}
+    async with served(tmp_path, 1, well=True) as url:
+        for scheme in ("light", "dark"):
+            async with opened(url, color_scheme=scheme) as seen:
+                found[scheme] = await seen.page.evaluate(_COLOURS)
+    assert found["light"][0] > 0.7
+    assert found["dark"][0] < 0.1
+    for colours in found.values():
+        assert (max(colours) + 0.05) / (min(colours) + 0.05) > 4.5  # WCAG's AA
+
+
+async def test_token_that_is_not_accepted_is_not_called_a_service_that_is_stopped(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, 1, well=True) as url, opened(url) as seen:
+        answer = {"status": 401, "body": "The token is wanted.", "content_type": "text/plain"}
+        await seen.page.route("**/status.json", lambda one: one.fulfill(**answer))
+        await seen.page.locator("#problems li").first.wait_for()
+        (said,) = await seen.texts("#problems li")
+        assert "The token is not accepted" in said
+        assert await seen.texts("#state") == ["no access"]
+
+
 async def test_the_page_of_a_thousand_users_has_their_troubles_on_top_and_all_on_request(
     tmp_path: Path,
 ) -> None:

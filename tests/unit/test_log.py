@@ -784,3 +784,23 @@ def test_an_episode_is_said_at_its_start_its_change_and_its_end() -> None:
     assert [episode.failed(why) for why in ("a", "a", "b", "b")] == [True, False, True, False]
     assert (episode.is_failing, episode.recovered()) == (True, 4)
     assert (episode.is_failing, episode.failed("b")) == (False, True)
+
+
+def test_lines_that_were_lost_while_nobody_read_are_counted_once_it_goes_on() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb") as pipe:
+        log.configure("info", "json", KEY, stream)
+        for number in range(600):
+            log.event("fax-stored", "x" * 400, fax_id=f"f{number}")
+        os.set_blocking(reader, False)
+        heard = pipe.read() or b""
+        for number in range(2):
+            log.event("fax-stored", "Again.", fax_id=f"g{number}")
+        heard += pipe.read() or b""
+    lines = [json.loads(line) for line in heard.splitlines() if line.endswith(b"}")]
+    told = [one["poller"]["count"] for one in lines if action(one) == "log-lines-lost"]
+    assert told == [602 - sum(action(one) == "fax-stored" for one in lines)]
+
+
+def action(line: dict[str, Any]) -> str:
+    return str(line["event"]["action"])
