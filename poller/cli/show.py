@@ -60,15 +60,16 @@ async def look(settings: Config) -> dict[str, Any]:
 
 
 def _storage(seen: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
-    """What the service says of its storage counts, and not what this command can do there.
+    """Let the service's word count, too: it works as another user, in a sandbox of its own.
 
-    It may run as another user, outside the service's sandbox, with a configuration that was changed.
+    Of another directory than this command's, which a changed configuration names, it counts alone.
     """
     if verdict is None:
         return seen
-    says = {"directory": verdict.directory, "usable": not verdict.reason, "reason": verdict.reason}
-    free = seen["free_bytes"] if verdict.directory == seen["directory"] else None
-    return seen | says | {"free_bytes": free}
+    if verdict.directory != seen["directory"]:
+        seen = seen | {"directory": verdict.directory, "reason": None, "free_bytes": None}
+    reason = verdict.reason or seen["reason"]
+    return seen | {"usable": reason is None, "reason": reason}
 
 
 def _pace(account: Account, verdict: Verdict | None) -> Pace:

@@ -225,9 +225,9 @@ class Monitor:
         try:
             waiting = await self._site.shop.ledger.waiting_counts()
             harmed = await self._site.shop.ledger.harmed_counts()
-            await self._note_verdict()
         except LedgerUnavailable:
             return  # the gate says so
+        await self.note_verdict()
         for state in self._site.states:
             pending, quarantined = waiting.get(state.id, (0, 0))
             labels = (state.user.account, state.user.name)
@@ -237,12 +237,15 @@ class Monitor:
         self._pending = sum(pending for pending, _ in waiting.values())
         self._quarantined = sum(quarantined for _, quarantined in waiting.values())
         systemd.status(self.status_line())
+        await self.note_verdict()
 
-    async def _note_verdict(self) -> None:
+    async def note_verdict(self) -> None:
+        """Keep in the ledger what only this process knows, when that has changed."""
         verdict = self._verdict()
         if verdict != self._noted:
-            await self._site.shop.ledger.keep_verdict(verdict.text())
-            self._noted = verdict
+            with suppress(LedgerUnavailable):  # the next time, then
+                await self._site.shop.ledger.keep_verdict(verdict.text())
+                self._noted = verdict
 
     def _verdict(self) -> Verdict:
         site = self._site

@@ -171,6 +171,7 @@ class Service:
             account.note_pause()
             account.workers.wake()
         systemd.status(self._monitor.status_line())
+        self._spawn(self._monitor.note_verdict(), "verdict")
 
     def _reload_soon(self) -> None:
         if not self._stop.is_set():
@@ -216,6 +217,7 @@ class Service:
             self._planner.plan()
             self._say_reloaded(settings, prepared)
         systemd.ready(self._monitor.status_line())
+        await self._monitor.note_verdict()
 
     def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:
         changes = prepared.plan.changes
