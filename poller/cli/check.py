@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from poller import lock
 from poller.cli import setup
@@ -12,8 +12,9 @@ from poller.cli.naming import counted
 from poller.cli.owner import require_readable
 from poller.cli.show import look
 from poller.config.model import Config, SecretRef
-from poller.ledger import UserRow
 from poller.problems import not_in_time
+
+_WELL = "ok"
 
 
 def check(paths: Sequence[Path], *, online: bool) -> int:
@@ -35,7 +36,7 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
     if not online:
         return 0
     if setup.is_running(settings):
-        return asyncio.run(_ask_the_daemons_ledger(settings))
+        return _ask_the_daemons_ledger(settings)
     if lock.is_held(settings.state_directory):
         raise lock.refusal(settings.state_directory)
     setup.read_all_secrets(settings)
@@ -44,20 +45,17 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
     return asyncio.run(efax.ask(settings))
 
 
-async def _ask_the_daemons_ledger(settings: Config) -> int:
+def _ask_the_daemons_ledger(settings: Config) -> int:
     """A sign-in of ours would end the daemon's token, so its own findings are shown."""
     print("poller runs on this state, so it is not signed in a second time; this is what it found:")
-    now = setup.now()
-    async with setup.ledger_beside(settings, readonly=True) as ledger:
-        accounts = await ledger.accounts(include_removed=False)
-        users = await ledger.users(include_removed=False)
-    shown = await look(settings)
-    suspended = [account for account in accounts if account.suspended_until is not None]
+    shown = asyncio.run(look(settings))
+    users = [user for user in shown["users"] if not user["removed"]]
+    suspended = [account for account in shown["accounts"] if account["suspended_until"]]
     for account in suspended:
-        print(f"{account.account}: suspended: {account.reason}")
+        print(f"{account['account']}: suspended: {account['reason']}")
     for user in users:
-        print(f"{user.account}/{user.user}: {_found(user)}")
-    well = sum(_is_well(user, now) for user in users)
+        print(f"{user['account']}/{user['user']}: {_found(user)}")
+    well = sum(_found(user) == _WELL for user in users)
     print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
     amiss = [*_not_taken(settings, users), *_unreadable(settings)]
     if not shown["storage"]["usable"]:
@@ -69,11 +67,11 @@ async def _ask_the_daemons_ledger(settings: Config) -> int:
     return 1 if suspended or amiss or well < len(users) else 0
 
 
-def _not_taken(settings: Config, users: Sequence[UserRow]) -> Iterator[str]:
-    """Configured since the service last read the configuration."""
-    known = {(user.app_id, user.user_id) for user in users}
+def _not_taken(settings: Config, users: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Configured, or under another account's name, since the service last read the configuration."""
+    known = {(user["account"], user["user_id"]) for user in users}
     for user in settings.users:
-        if (user.app_id, user.user_id) not in known:
+        if (user.account, user.user_id) not in known:
             yield (
                 f"{user.account}/{user.name}: the service does not know this user yet; reload it "
                 "(`systemctl reload poller`) or restart it"
@@ -93,12 +91,9 @@ def _is_for_us(reference: SecretRef) -> bool:
     )
 
 
-def _is_well(user: UserRow, now: datetime) -> bool:
-    refused = user.refused_until is not None and user.refused_until > now
-    return user.last_success_at is not None and user.last_error is None and not refused
-
-
-def _found(user: UserRow) -> str:
-    if user.last_error is not None:
-        return user.last_error
-    return "not polled yet" if user.last_success_at is None else "ok"
+def _found(user: Mapping[str, Any]) -> str:
+    if user["last_error"] is not None:
+        return str(user["last_error"])
+    if user["refused"]:
+        return "refused"
+    return "not polled yet" if user["last_success_at"] is None else _WELL

@@ -156,7 +156,6 @@ class Monitor:
                     await self._stepped(step)
 
     async def _stepped(self, step: timedelta) -> None:
-        # In words too: `seconds` of more than six digits are redacted like any long number.
         way = "back" if step < timedelta(0) else "forward"
         by = timedelta(seconds=round(abs(step).total_seconds()))
         log.event(
@@ -227,7 +226,6 @@ class Monitor:
             harmed = await self._site.shop.ledger.harmed_counts()
         except LedgerUnavailable:
             return  # the gate says so
-        await self.note_verdict()
         for state in self._site.states:
             pending, quarantined = waiting.get(state.id, (0, 0))
             labels = (state.user.account, state.user.name)

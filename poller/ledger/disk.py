@@ -40,10 +40,10 @@ class Disk:
             )
         looking.result()
 
-    async def look_after(self, now: datetime, writer: sqlite3.Connection) -> str | None:
+    async def look_after(self, now: datetime, writer: sqlite3.Connection | None) -> str | None:
         """Copy and check the ledger where that is due; returns what is wrong with it.
 
-        It is copied over the connection of its `writer`, which goes on working. Raises
+        It is copied over the connection of its `writer`, if that is given, which goes on. Raises
         LedgerUnavailable when it cannot be copied, and snapshots.Hung when that did not come on for
         two minutes. Once cancelled it is over within a moment.
         """
@@ -67,7 +67,7 @@ class Disk:
         if self._copying is not None:
             await asyncio.wait({self._copying})
 
-    def _copy(self, now: datetime, writer: sqlite3.Connection) -> str | None:
+    def _copy(self, now: datetime, writer: sqlite3.Connection | None) -> str | None:
         def stop() -> bool:
             self._copied_at = time.monotonic()  # it is asked at every step
             return self._stop_copying.is_set()

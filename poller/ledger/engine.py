@@ -22,6 +22,7 @@ _QUICK_CHECK_BELOW = 64 << 20
 _SMALLEST = 512  # bytes of a page
 _READERS = 3
 _ROOM = 256 << 10
+_SERIALIZED = 3  # DB-API: threads may share the module, connections and cursors
 
 # SQLite's defaults can lose a commit that was acknowledged when the power fails: its journal is
 # deleted, and that deletion may not have reached the disk. EXTRA syncs the directory too.
@@ -232,11 +233,14 @@ def reader_connection(path: Path, *, timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
-def driver_connection(connection: Connection) -> sqlite3.Connection:
-    """Give what SQLAlchemy works with; another thread may read over it (see sqlite3.threadsafety)."""
+def shared_connection(connection: Connection) -> sqlite3.Connection | None:
+    """Give the driver's connection, for another thread to read over it meanwhile.
+
+    None where SQLite was built without what that takes, its serialized mode.
+    """
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    return driver
+    return driver if sqlite3.threadsafety == _SERIALIZED else None
 
 
 # -- engines -------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ class Ledger:
         and snapshots.Hung when that did not come on for two minutes. Once cancelled it is over
         within a moment.
         """
-        writer = await self._write(engine.driver_connection)
+        writer = await self._write(engine.shared_connection)
         problem = await self._disk.look_after(now, writer)
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
             await self._write(lambda connection: notes.set_checked(connection, now, problem))

@@ -20,10 +20,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 
-_TOKEN = {"access_token": "token", "token_type": "bearer", "expires_in": 86_399, "scope": "fax"}
+from tests.benchmarks.served import TOKEN, Connection, head, in_a_process, serve
+
 _PAGE = 100
 _PIECE = 256 << 10
-_ENDED = b"\r\n\r\n"
 _REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -118,7 +118,7 @@ class _Answers:
         if parts.path.startswith("/receive/"):
             self._users[parts.path.removeprefix("/receive/")].add(time.time())
             return [_body({})]
-        return [_body(_TOKEN if parts.path == "/tokens" else {"status": "UP"})]
+        return [_body(TOKEN if parts.path == "/tokens" else {"status": "UP"})]
 
     def refuses(self, target: str) -> bool:
         """Take a token for what a client asks; True when there is none."""
@@ -159,36 +159,23 @@ def _body(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-class _Connection(asyncio.Protocol):
-    """Parses only as much of HTTP as an honest client needs; sends no faster than is taken."""
+class _Connection(Connection):
+    """Sends no faster than is taken."""
 
     def __init__(self, answers: _Answers) -> None:
+        super().__init__()
         self._answers = answers
-        self._received = b""
         self._rest: deque[bytes | memoryview] = deque()
         self._paused = False
 
     def connection_lost(self, _: Exception | None) -> None:
         self._answers.sending.discard(self)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while (end := self._received.find(_ENDED)) >= 0:
-            first, *lines = self._received[:end].split(b"\r\n")
-            headers = dict(_header(line) for line in lines)
-            length = end + len(_ENDED) + int(headers.get(b"content-length", b"0"))
-            if len(self._received) < length:
-                return
-            self._received = self._received[length:]
-            target = first.split()[1].decode()
-            if self._answers.refuses(target):
-                self._rest.append(_REFUSAL)
-            else:
-                self._rest.extend(_pieces(self._answers.answer(target, headers)))
+    def asked(self, target: str, headers: dict[bytes, bytes]) -> None:
+        if self._answers.refuses(target):
+            self._rest.append(_REFUSAL)
+        else:
+            self._rest.extend(_pieces(self._answers.answer(target, headers)))
         self._send()
 
     def pause_writing(self) -> None:
@@ -214,31 +201,13 @@ class _Connection(asyncio.Protocol):
 
 def _pieces(body: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     length = sum(len(part) for part in body)
-    date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
-    head = (
-        f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {length}\r\n\r\n"
-    ).encode()
     if length <= _PIECE:
-        yield head + b"".join(body)
+        yield head(length) + b"".join(body)
         return
-    yield head
+    yield head(length)
     for part in body:
         for at in range(0, len(part), _PIECE):
             yield part[at : at + _PIECE]
-
-
-def _header(line: bytes) -> tuple[bytes, bytes]:
-    name, _, value = line.partition(b":")
-    return name.lower(), value.strip()
-
-
-async def _serve(faxes: Faxes) -> None:
-    answers = _Answers(faxes)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1000)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone
 
 
 @dataclass(frozen=True)
@@ -272,20 +241,11 @@ class Served:
 @asynccontextmanager
 async def served(faxes: Faxes) -> AsyncIterator[Served]:
     """Run the server in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.benchmarks.faxes_served", json.dumps(asdict(faxes))),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        port = int(await process.stdout.readline())
-        yield Served(f"http://127.0.0.1:{port}")
-    finally:
-        process.stdin.close()
-        await process.wait()
+    module = "tests.benchmarks.faxes_served"
+    async with in_a_process(module, json.dumps(asdict(faxes))) as base_url:
+        yield Served(base_url)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Faxes(**json.loads(sys.argv[1]))))
+    answers = _Answers(Faxes(**json.loads(sys.argv[1])))
+    asyncio.run(serve(lambda: _Connection(answers)))

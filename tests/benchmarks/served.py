@@ -8,7 +8,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -41,16 +41,18 @@ class Answers:
         return self._token if path == "/tokens" else self._health
 
 
-class _Connection(asyncio.Protocol):
-    """Parses only as much of HTTP as an honest client needs."""
+class Connection(asyncio.Protocol):
+    """Parses only as much of HTTP as an honest client needs; `asked` answers."""
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+    def __init__(self) -> None:
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def asked(self, target: str, headers: dict[bytes, bytes]) -> None:
+        raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -61,8 +63,17 @@ class _Connection(asyncio.Protocol):
             if len(self._received) < length:
                 return
             self._received = self._received[length:]
-            body = self._answers.answer(first.split()[1].decode(), headers)
-            self._transport.writelines([_head(len(body)), body])
+            self.asked(first.split()[1].decode(), headers)
+
+
+class _Connection(Connection):
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def asked(self, target: str, headers: dict[bytes, bytes]) -> None:
+        body = self._answers.answer(target, headers)
+        self._transport.writelines([head(len(body)), body])
 
 
 def _header(line: bytes) -> tuple[bytes, bytes]:
@@ -70,7 +81,8 @@ def _header(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value.strip()
 
 
-def _head(length: int) -> bytes:
+def head(length: int) -> bytes:
+    """What comes before a body of this length."""
     date = formatdate(usegmt=True)
     return (
         f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/json\r\n"
@@ -82,12 +94,12 @@ def _body(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-async def _serve() -> None:
-    answers = Answers()
+async def serve(connection: Callable[[], Connection]) -> None:
+    """Print the port, and serve until whoever started this is gone."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1000)
+    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=1000)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone
+    await asyncio.to_thread(sys.stdin.read)
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,10 @@ class Served:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Served]:
-    """Run the server in a process of its own."""
+async def in_a_process(*module: str) -> AsyncIterator[str]:
+    """Run a module that ends in `serve` in a process of its own; where it is served."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.benchmarks.served"),
+        *(sys.executable, "-m", *module),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -117,11 +129,19 @@ async def served() -> AsyncIterator[Served]:
     assert process.stdout is not None
     try:
         port = int(await process.stdout.readline())
-        yield Served(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.stdin.close()
         await process.wait()
 
 
+@asynccontextmanager
+async def served() -> AsyncIterator[Served]:
+    """Run the server in a process of its own."""
+    async with in_a_process("tests.benchmarks.served") as base_url:
+        yield Served(base_url)
+
+
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    answers = Answers()
+    asyncio.run(serve(lambda: _Connection(answers)))

@@ -467,10 +467,8 @@ async def test_bug_met_by_one_fax_does_not_stop_the_others(
     assert said(events, *FETCHED).count("fax-retry") == 1
 
 
-async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fax, _ = await listed(site, simulator)
+def held_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold the record of a stored fax: what tells that it has begun, and what lets it go on."""
     recording, go_on = asyncio.Event(), asyncio.Event()
     real = site.shop.ledger.stored
 
@@ -480,6 +478,14 @@ async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
         await real(fax, **values)
 
     monkeypatch.setattr(site.shop.ledger, "stored", stored)
+    return recording, go_on
+
+
+async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    recording, go_on = held_record(site, monkeypatch)
     attempt = asyncio.create_task(fetch(site, fax))
     await recording.wait()
     attempt.cancel()
@@ -691,16 +697,8 @@ async def test_a_drain_lets_what_a_crash_has_left_be_carried_to_its_end(
 ) -> None:
     settings = make_config(simulator.base_url)
     fax = await left_by_a_crash(settings, clock, simulator)
-    recording, go_on = asyncio.Event(), asyncio.Event()
     async with opened_site(settings, clock) as site:
-        real = site.shop.ledger.stored
-
-        async def stored(fax: int, **values: Any) -> None:
-            recording.set()
-            await go_on.wait()
-            await real(fax, **values)
-
-        monkeypatch.setattr(site.shop.ledger, "stored", stored)
+        recording, go_on = held_record(site, monkeypatch)
         workers = site.accounts[APP].workers
         async with in_background(workers.run()) as (work,):
             await recording.wait()

@@ -207,7 +207,7 @@ async def test_sighup_takes_a_changed_configuration(
         await until(lambda: said(events, "service-reloaded"))
         await stopped(running)
     (reloaded,) = [event for event in events if event.action == "service-reloaded"]
-    assert "evidence.max need a restart" in reloaded.message
+    assert "evidence.max needs a restart" in reloaded.message
     heard = "".join(told())
     assert heard.index("RELOADING=1") < heard.rindex("READY=1")
 
