@@ -379,3 +379,22 @@ async def test_a_backup_of_nothing_or_of_a_damaged_ledger_is_refused(
     with pytest.raises(CannotStart, match="is damaged"):
         await backup(f"sqlite:///{path}", target)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["state"]
+
+
+async def test_a_connection_that_threads_may_not_share_is_not_copied_over(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[object] = []
+    real = snapshots.look_after
+
+    def look_after(path: Path, now: datetime, terms: snapshots.Terms) -> str | None:
+        shared.append(terms.writer)
+        return real(path, now, terms)
+
+    monkeypatch.setattr(snapshots, "look_after", look_after)
+    await grow(ledger, 10)
+    for mode in (3, 1):
+        monkeypatch.setattr(sqlite3, "threadsafety", mode)
+        await ledger.look_after(NOW + timedelta(days=mode))
+    assert [one is None for one in shared] == [False, True]
+    assert faxes_in(snapshots.names(path)[0]) == 10

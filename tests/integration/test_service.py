@@ -22,6 +22,7 @@ from poller.ingest.gate import Gate
 from poller.ingest.site import Site
 from poller.metrics import Metrics
 from poller.simulator import Simulator
+from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, MakeConfig, stored_files
 from tests.integration.at_work import calls, faults, in_background, said, unmount, until
 
@@ -278,6 +279,25 @@ async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_s
         await until(lambda: said(events, "config-rejected") == ["config-rejected"] * 2)
         before = calls(efax, "list")
         await until(lambda: calls(efax, "list") > before)
+        await stopped(running)
+
+
+async def test_what_makes_the_storage_unusable_is_kept_for_those_outside_at_once(
+    efax: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.daemon.monitor._GAUGES_S", 1e6)
+    async with started(make_config(efax.base_url, poll=OFTEN)) as running:
+        ledger, gate = running.site.shop.ledger, running.site.shop.gate
+
+        async def reason() -> str | None:
+            verdict = Verdict.read(await ledger.verdict())
+            return verdict.reason if verdict is not None else None
+
+        await until(lambda: calls(efax, "list"))
+        unmount(running.site)
+        await until(lambda: gate.reason)
+        while await reason() != gate.reason:
+            await asyncio.sleep(0)
         await stopped(running)
 
 
