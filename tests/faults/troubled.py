@@ -118,14 +118,16 @@ class Disk:
         new.rename(self._switch)
 
 
-def arrived(simulator: Simulator, count: int, **fields: Any) -> list[Fax]:
-    """Faxes of the last hours, which the next poll finds."""
+def arrived(
+    simulator: Simulator, count: int, *, user_id: str = "user-a", **fields: Any
+) -> list[Fax]:
+    """Faxes of the last minutes, which the next poll finds: later ones its overlap would not reach."""
     now = simulator.now()
     return [
         simulator.receive(
             APP,
-            fields.pop("user_id", "user-a"),
-            completed=now - timedelta(minutes=2 + len(simulator.faxes())),
+            user_id,
+            completed=now - timedelta(minutes=2, seconds=10 * len(simulator.faxes())),
             distinct=False,
             **fields,
         )
