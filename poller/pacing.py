@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import StrEnum
 
 from poller.retry import growing
 
@@ -18,7 +18,7 @@ _UNANSWERED_S = 1.0
 _MINUTE_S = 60
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What a request is for, in order of precedence."""
 
     OTHER = "other"  # token, health, metadata: few, and others wait for them
@@ -155,7 +155,6 @@ class Pacing:
         self.limit = limits_rate
         self.in_flight = in_flight
         self.paused_until: float | None = None
-        self.waited_s = 0.0  # of all tickets together, for a token or a slot
         self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
         self._sent: dict[int, int] = {}  # by second, of the last minute
         self._queues = {kind: Turns() for kind in Kind}
@@ -166,8 +165,6 @@ class Pacing:
         self._pause_began = -math.inf
         self._rate_limited_in_a_row = 0
         self._recovering_from = now
-        self._left_waiting = 0
-        self._counted_at = now
 
     @property
     def rate(self) -> float:
@@ -212,11 +209,9 @@ class Pacing:
 
     def grant(self, now: float) -> list[Ticket]:
         """Return the tickets that may go now; each has taken a token and a slot."""
-        self._count_waiting(now)
         granted = []
-        while self._may_send(now) and (kind := self._next_kind()):
+        while (kind := self._next_kind()) and self._may_send(now):
             granted.append(self._start(kind, now))
-        self._left_waiting = self.waiting
         return granted
 
     def wakes_at(self, now: float) -> float | None:
@@ -300,7 +295,7 @@ class Pacing:
         """Say whose turn it is, tokens aside; None if nobody waits or no slot is free."""
         if len(self._under_way) >= self.in_flight:
             return None
-        if self._image_may_go() and self._since_image >= _LISTS_IN_A_ROW:
+        if self._since_image >= _LISTS_IN_A_ROW and self._image_may_go():
             return Kind.IMAGE
         for kind in (Kind.OTHER, Kind.LIST):
             if self._queues[kind]:
@@ -308,8 +303,9 @@ class Pacing:
         return Kind.IMAGE if self._image_may_go() else None
 
     def _image_may_go(self) -> bool:
-        for_images = max(1, self.in_flight - math.ceil(self.in_flight / 4))
-        return bool(self._queues[Kind.IMAGE]) and self._images_under_way < for_images
+        if not self._queues[Kind.IMAGE]:
+            return False
+        return self._images_under_way < max(1, self.in_flight - math.ceil(self.in_flight / 4))
 
     def _start(self, kind: Kind, now: float) -> Ticket:
         self._count_turn(kind)
@@ -339,10 +335,6 @@ class Pacing:
         if ticket in self._under_way:
             self._under_way.remove(ticket)
             self._images_under_way -= ticket.kind is Kind.IMAGE
-
-    def _count_waiting(self, now: float) -> None:
-        self.waited_s += self._left_waiting * max(now - self._counted_at, 0.0)
-        self._counted_at = now
 
 
 _FAILURES_IN_A_ROW = 5

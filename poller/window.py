@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import islice
+from operator import attrgetter
 
 SMALLEST_SLICE = timedelta(hours=1)
 WIDENED_BY = timedelta(seconds=1)  # the API's bounds may be exclusive
@@ -42,9 +43,12 @@ def _between(start: datetime, end: datetime) -> Interval | None:
     return Interval(start, end) if start < end else None
 
 
+_BY_START = attrgetter("start")
+
+
 def _merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
     merged: list[Interval] = []
-    for interval in sorted(intervals):
+    for interval in sorted(intervals, key=_BY_START):
         if merged and interval.start <= merged[-1].end:
             merged[-1] = Interval(merged[-1].start, max(merged[-1].end, interval.end))
         else:
@@ -242,6 +246,8 @@ def alarming_gaps(
     coverage: Coverage, start: datetime, failed: Sequence[FailedSlice]
 ) -> tuple[Interval, ...]:
     """Return the open gaps that could not be listed; others are only waiting for their turn."""
+    if not failed:  # as a rule
+        return ()
     refused = Coverage(tuple(one.interval for one in failed))
     gaps = open_gaps(coverage, start, failed)
     parts = (one.within(gap.start, gap.end) for gap in gaps for one in refused.intervals)
@@ -264,11 +270,11 @@ def gap_slices(
     planned next time.
     """
     end = min(coverage.newest_end or start, now)
+    gaps = coverage.gaps(start, end)
+    if not gaps:  # as a rule
+        return []
     failed = [one for one in failed if _is_open(one.interval, coverage, start, end)]
-    stretches = [
-        *_due_again(failed, now),
-        *_never_failed(coverage.gaps(start, end), failed, start, rules),
-    ]
+    stretches = [*_due_again(failed, now), *_never_failed(gaps, failed, start, rules)]
     cuts = (cut for stretch in sorted(stretches) for cut in _cut(stretch, rules))
     wanted = (cut for cut in cuts if coverage.gaps(cut.start, cut.end))
     return [Slice(SliceKind.GAP, cut) for cut in islice(wanted, PLANNED_AT_ONCE)]

@@ -51,7 +51,7 @@ class Pacer:
             yield ticket
         finally:
             self._pacing.release(ticket, self._clock.monotonic())
-            self.pump()
+            self._pump_if_anybody_waits()
 
     def repeat(self) -> float:
         """Charge for a request that aiohttp is about to send again; the seconds to wait first."""
@@ -68,7 +68,7 @@ class Pacer:
     def answered(self, ticket: Ticket) -> None:
         """An answer has begun: the server has counted this request."""
         self._pacing.answered(ticket, self._clock.monotonic())
-        self.pump()
+        self._pump_if_anybody_waits()
 
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""
@@ -78,6 +78,10 @@ class Pacer:
             if not granted.done():
                 granted.set_result(None)
         self._set_timer(self._pacing.wakes_at(now) if self._waiting else None)
+
+    def _pump_if_anybody_waits(self) -> None:
+        if self._waiting:
+            self.pump()
 
     def _set_timer(self, at: float | None) -> None:
         if at is None:

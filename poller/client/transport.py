@@ -143,7 +143,6 @@ class Transport:
     def _request(
         self, request: Request, sends: "_Sends"
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        timeouts = self.timeouts
         return self._sessions[-1].request(
             request.method,
             # Encoded already: yarl would leave the colons of a timestamp bare.
@@ -152,11 +151,7 @@ class Transport:
             data=request.body,
             allow_redirects=False,
             middlewares=(sends,),
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                connect=timeouts.connect_s,
-                sock_read=timeouts.silence_s if request.call is Call.IMAGE else None,
-            ),
+            timeout=_timeout(self.timeouts, request.call is Call.IMAGE),
         )
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -224,6 +219,12 @@ def tls_context(account: Account) -> ssl.SSLContext:
                 f" {error.strerror or 'it holds no certificate'}."
             ) from None
     return context
+
+
+@lru_cache(maxsize=8)
+def _timeout(timeouts: Timeouts, is_image: bool) -> aiohttp.ClientTimeout:  # noqa: FBT001
+    silence_s = timeouts.silence_s if is_image else None
+    return aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s, sock_read=silence_s)
 
 
 def _date(response: aiohttp.ClientResponse) -> datetime | None:

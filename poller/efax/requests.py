@@ -7,6 +7,7 @@ the vendor's quick start guide.
 import base64
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from urllib.parse import quote
 
@@ -67,8 +68,8 @@ def list_request(
     """List received faxes from record `offset` (from 0) on; without bounds, of all time."""
     query: dict[str, str] = {}
     if bounds is not None:
-        query["min_completed_timestamp"] = format_timestamp(bounds.start)
-        query["max_completed_timestamp"] = format_timestamp(bounds.end)
+        query["min_completed_timestamp"] = _encoded(bounds.start)
+        query["max_completed_timestamp"] = _encoded(bounds.end)
     if image_downloaded is not None:
         query["image_downloaded"] = "true" if image_downloaded else "false"
     headers = _headers(user_id, token) | {
@@ -76,6 +77,11 @@ def list_request(
         "pagination-limit": str(min(limit, PAGE_LIMIT)),
     }
     return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
+
+
+def _encoded(instant: datetime) -> str:
+    """All that is reserved in a timestamp; `quote` takes ten times as long, and every poll has two."""
+    return format_timestamp(instant).replace(":", "%3A").replace("+", "%2B")
 
 
 def image_request(user_id: str, token: str, fax_id: str, image_format: str) -> Request:
@@ -113,7 +119,8 @@ def _headers(user_id: str, token: str) -> dict[str, str]:
 
 
 def _query(parameters: dict[str, str]) -> str:
-    pairs = [f"{name}={quote(value, safe='')}" for name, value in parameters.items()]
+    """Join what is percent-encoded already."""
+    pairs = [f"{name}={value}" for name, value in parameters.items()]
     return "?" + "&".join(pairs) if pairs else ""
 
 

@@ -11,12 +11,7 @@ def strict_object(body: bytes, answer: str) -> dict[str, Any]:
     """Parse an answer that has to be a JSON object; `answer` names it in the error's sentence."""
     try:
         # Decoded here, for json.loads would guess UTF-16 and UTF-32 from bytes.
-        value = json.loads(
-            body.decode(),
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        value = _DECODER.decode(body.decode())
     except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of 5,000 digits, `[[[[…`
         raise BadAnswer(f"The {answer} answer is not JSON.") from None
     if not isinstance(value, dict):
@@ -39,3 +34,9 @@ def _finite(text: str) -> float | str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# One for all: json.loads would make one for each answer.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+)

@@ -341,11 +341,12 @@ class AccountAtWork:
         failed = outcome.error is not None
         self.tally["failed_polls" if failed else "polls"] += 1
         metrics.poll(account, user, "failed" if failed else "ok")
-        overlap = state.user.poll.overlap
-        late = sum(is_late(timedelta(seconds=late_s), overlap) for late_s in outcome.late_s)
-        metrics.fax(account, user, "late", late)
-        if state.watermark is not None:
-            metrics.set_watermark(account, user, state.watermark)
+        if outcome.late_s:
+            overlap = state.user.poll.overlap
+            late = sum(is_late(timedelta(seconds=late_s), overlap) for late_s in outcome.late_s)
+            metrics.fax(account, user, "late", late)
+        if (watermark := state.watermark) is not None:
+            metrics.set_watermark(account, user, watermark)
         if (settled := state.settled_until) is not None:
             metrics.set_settled(account, user, settled)
         if state.last_success_at is not None:

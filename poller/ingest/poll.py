@@ -101,14 +101,14 @@ class Poller:
 
     async def _server_now(self, user: User) -> datetime:
         """Ask /health until the server's time is known (three answers at most), for all at once."""
+        if (now := self._efax_now()) is not None:
+            return now
         async with self._agreeing:
             for _ in range(3):
-                now = self._efax_now()
-                if now is not None:
+                if (now := self._efax_now()) is not None:
                     return now
                 await self._ask_health(user)
-        now = self._efax_now()
-        if now is None:
+        if (now := self._efax_now()) is None:
             raise Unreachable(
                 "eFax's clock and ours differ by more than a minute and its answers do not agree "
                 "with each other; set this machine's clock"
@@ -240,6 +240,8 @@ class Poller:
         state.refusals, state.refused_until = 0, None
 
     def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
+        if not outcome.late_s:
+            return
         late = [s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)]
         now = self._clock.monotonic()
         if late and now >= state.late_again_at:

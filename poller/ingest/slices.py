@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 
 from poller import retry
 from poller.clock import Clock
@@ -139,11 +140,16 @@ class SliceLister:
 
 def rules(state: UserState) -> WindowRules:
     """Return how this user's windows are cut."""
-    return WindowRules.configured(state.user.poll.overlap, state.user.poll.max_window)
+    return _configured(state.user.poll.overlap, state.user.poll.max_window)
+
+
+_configured = lru_cache(WindowRules.configured)  # few are configured, each for many users
 
 
 def halved(whole: WindowRules, times: int) -> WindowRules:
     """Shorten the longest window to half of it so many times, but not below an hour."""
+    if not times:
+        return whole
     longest = max(whole.max_window / 2 ** min(times, 16), min(HOUR, whole.max_window))
     return WindowRules(overlap=whole.overlap, max_window=longest)
 

@@ -483,17 +483,6 @@ def test_new_limits_hold_at_once_and_a_slowed_account_stays_slowed() -> None:
     assert pacing.wakes_at(200.0) is None
 
 
-def test_the_time_waited_is_counted_for_every_ticket() -> None:
-    pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
-    waiting(pacing, tickets(Kind.LIST, "a", 3))
-    pacing.grant(0.0)
-    pacing.grant(2.0)
-    assert pacing.waited_s == pytest.approx(4)
-    pacing.grant(5.0)
-    pacing.grant(50.0)
-    assert pacing.waited_s == pytest.approx(7)
-
-
 def suspended(users: int = 3) -> Suspension:
     suspension = Suspension(users)
     for n in range(5):
