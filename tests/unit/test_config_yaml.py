@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.config.document import Node, parse
+from poller.config.document import Node, exactly, parse, quickly
 from poller.config.report import Report, Source, masked, quoted
 
 SOURCE = Source("poller.yaml", Path("/etc/poller"))
@@ -139,3 +139,53 @@ def test_what_is_shown_of_a_value_is_short_printable_and_no_fax_number() -> None
     assert quoted("a\nb\ud800") == "'a\\nb\\ud800'"
     assert len(quoted("x" * 500)) < 70
     assert masked("123456 12345") == "123456 12345"
+
+
+FLOW_AND_BLOCK = [
+    *("a", "b: ", "c:", " ", "\n", "\n  ", "- ", "? ", ":", ",", "[", "]", "{", "}", "#", " #c"),
+    *("'y'", '"x"', '"', "&n ", "*n", "!t ", "---\n", "\\\n", "0o7", "null", "<<", "a:b", "é", "-"),
+]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(FLOW_AND_BLOCK + PIECES), max_size=9).map("".join),
+    st.sampled_from(["{}", "key: {}", "{{{}}}", "key:\n  {}\n"]),
+)
+def test_what_is_read_quickly_is_what_is_read_exactly(text: str, around: str) -> None:
+    data = around.format(text).encode()
+    root = quickly(data, SOURCE)
+    if root is not None:
+        report = Report()
+        assert exactly(data, SOURCE, report) == root
+        assert not report.problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key: \t",
+        "key: a\x85b: c",
+        "key: a\u2028b: c",
+        "key: a\n...\n...\n",
+        "key: |\n \n   ",
+        "%YAML 1.1\n---\nkey: a",
+        "key: a\nkey: b",
+        "key: [",
+        "key: *a",
+    ],
+)
+def test_what_libyaml_takes_otherwise_or_is_wrong_is_read_exactly(text: str) -> None:
+    assert quickly(text.encode(), SOURCE) is None
+
+
+def test_a_file_of_the_usual_kind_is_read_quickly() -> None:
+    text = """# users
+accounts:
+  main:
+    app_id: "12345"  # quoted
+    users: {front-desk: {user_id: "0f8a"}, billing: {user_id: '77c1', poll: {every: 30s}}}
+log:
+  level: info
+"""
+    assert quickly(text.encode(), SOURCE) is not None

@@ -496,6 +496,7 @@ def test_gaps_shown_are_those_not_dismissed_and_gaps_that_alarm_those_that_faile
     ]
     assert open_gaps(coverage, start, marks) == (hours(-12, -10), hours(-8, -7), hours(-6, -1))
     assert alarming_gaps(coverage, start, marks) == (hours(-8, -7), hours(-5, -4))
+    assert alarming_gaps(coverage, start, ()) == ()
     assert open_gaps(Coverage(), start, marks) == ()
 
 
