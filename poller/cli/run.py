@@ -10,6 +10,7 @@ from typing import Any
 
 from poller import VERSION, config
 from poller.cli import setup
+from poller.cli.allocator import share_arenas
 from poller.cli.leaving import StopDeadline
 from poller.client import Client
 from poller.config.model import Config
@@ -26,6 +27,7 @@ _CLOSING_S = 20.0  # for all that comes after the drain
 
 def run(paths: Sequence[Path]) -> int:
     """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
+    share_arenas()
     settings = setup.load(paths)
     setup.read_all_secrets(settings)
     with StateLock(settings.state_directory), StorageLock() as storage_lock:

@@ -22,6 +22,7 @@ _QUICK_CHECK_BELOW = 64 << 20
 _SMALLEST = 512  # bytes of a page
 _READERS = 3
 _ROOM = 256 << 10
+_READERS_CACHE_KIB = 512  # of SQLite's 2 MiB; each commit of the writer empties it anyway
 _SERIALIZED = 3  # DB-API: threads may share the module, connections and cursors
 
 # SQLite's defaults can lose a commit that was acknowledged when the power fails: its journal is
@@ -287,6 +288,7 @@ def _engine(
 def _settings(path: Path, begin: str, timeout_s: float) -> Callable[[Any, Any], None]:
     wanted: dict[str, str | int] = {"busy_timeout": round(timeout_s * 1000), **_PRAGMAS}
     if begin == "BEGIN":
+        wanted["cache_size"] = -_READERS_CACHE_KIB
         wanted["query_only"] = 1  # last: the settings before it stay possible
 
     def apply(connection: Any, _record: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import platform
 import signal
 import socket
 import sys
@@ -214,6 +215,31 @@ async def running_as(
             process.kill()
             await process.wait()
         await reading
+
+
+# -- what months of work leave behind ---------------------------------------------------------------
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="it is glibc's allocator")
+async def test_threads_share_two_arenas_of_memory(
+    installation: Installation, simulator: Simulator
+) -> None:
+    arrived(simulator, 6)
+    async with installation.daemon() as daemon:
+        await daemon.event("fax-stored", count=6)
+        threads = len(os.listdir(f"/proc/{daemon.process.pid}/task"))
+        maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+        assert await daemon.stop() == 0
+    assert threads > 3
+    assert len([line for line in maps.splitlines() if is_rest_of_arena(line)]) <= 1
+
+
+def is_rest_of_arena(line: str) -> bool:
+    """Beside the main one an arena reserves 64 MiB, which it uses from the beginning."""
+    addresses, access, *_ = line.split()
+    start, end = (int(address, 16) for address in addresses.split("-"))
+    whole = 64 << 20
+    return access == "---p" and end % whole == 0 and end - start < whole and len(line.split()) == 5
 
 
 # -- 53: the clock of a living process ----------------------------------------------------------------

@@ -102,6 +102,15 @@ async def test_each_connection_is_set_so_that_no_commit_is_lost(path: Path) -> N
         assert await ledger._read(settings) == ["truncate", 3, 1, 5000]
 
 
+async def test_a_reader_keeps_little_of_a_ledger_that_grows_for_years(path: Path) -> None:
+    async with await Ledger.open(url(path)) as ledger:
+
+        def kept_kib(connection):  # type: ignore[no-untyped-def]
+            return -connection.exec_driver_sql("PRAGMA cache_size").scalar()
+
+        assert await ledger._read(kept_kib) == 512
+
+
 async def test_a_setting_that_does_not_hold_refuses_the_start(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
