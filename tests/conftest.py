@@ -30,6 +30,21 @@ from poller.simulator import Simulator
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest comes first.
+
+    Of several processes one gets all of it: it alone boots a guest, and at the end nobody waits.
+    """
+    items.sort(key=_allowed_s, reverse=True)
+
+
+def _allowed_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark else 0.0
+
+
 APP, KEY = "app-1", "key-of-app-1"
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -11,6 +11,7 @@ import pytest
 
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
+from tests.acceptance.forked import ForkedInstallation, Forks
 from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 
 # As long as `table()` has them nobody wants to wait; what matters is that they are not over at once.
@@ -67,8 +68,16 @@ def test_the_rows_hold_every_pair_of_values() -> None:
     assert set(Switches.table()) < set(parameters)
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as running:
+        yield running
+
+
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"{n:02}") for n, row in enumerate(ROWS)])
-async def test_each_fax_is_stored_once_however_the_server_behaves(row: Row, tmp_path: Path) -> None:
+async def test_each_fax_is_stored_once_however_the_server_behaves(
+    row: Row, tmp_path: Path, forks: Forks
+) -> None:
     print(row)
     simulator = populated(Simulator(switches=switches(row), seed=len(str(row))))
     if row["trouble"] is not None:
@@ -76,7 +85,7 @@ async def test_each_fax_is_stored_once_however_the_server_behaves(row: Row, tmp_
     receive(simulator, row)
     changes = {"poll": {"start": _START}, "image": {"format": row["format"]}}
     async with simulator:
-        installation = Installation(tmp_path, simulator.base_url, changes)
+        installation = ForkedInstallation(forks, tmp_path, simulator.base_url, changes)
         await fetch_all(installation, simulator)
         assert_stored(installation, simulator)
         downloads = simulator.downloads.total()

@@ -1,6 +1,7 @@
 """The process under test: it has poller imported, forks for each run, and arms the shim in the child.
 
-Started with the shim preloaded and two pipes; reads one order a line (JSON), answers one line each.
+Started with two pipes, and with the shim preloaded unless no run is to be broken; reads one order a
+line (JSON), answers one line each.
 It forks before any thread or event loop exists, so a child is as good as a process of its own.
 """
 
@@ -42,13 +43,12 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
             os.dup2(fd, number)
         os.environ.update(order["environ"])
         os.chdir(order["directory"])
-        _move_the_clock(timedelta(seconds=order["later_s"]))
         if order["planted"]:  # a function `module:name` that breaks something of poller's
             module, _, name = order["planted"].partition(":")
             getattr(importlib.import_module(module), name)()
-        if order["names"]:
-            shim.shim_names(order["names"].encode())
-        shim.shim_arm(order["prefix"].encode(), order["at"], order["act"].encode())
+        if order["prefix"]:
+            _move_the_clock(timedelta(seconds=order["later_s"]))
+            _arm(shim, order)
         code = main(order["words"])
     except SystemExit as exit_:
         code = int(exit_.code or 0)
@@ -58,6 +58,12 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _arm(shim: Any, order: dict[str, Any]) -> None:
+    if order["names"]:
+        shim.shim_names(order["names"].encode())
+    shim.shim_arm(order["prefix"].encode(), order["at"], order["act"].encode())
 
 
 def _move_the_clock(later: timedelta) -> None:

@@ -19,14 +19,15 @@ PATIENCE_S = 300
 class Order:
     """One run of `words` in `directory`; what the shim does below `prefix` is said in shim.c.
 
-    `planted` is `module:function`, called in the run before it begins. `later_s` moves its clock.
+    Without a `prefix` nothing is done to the run. `planted` is `module:function`, called in the run
+    before it begins. `later_s` moves its clock.
     """
 
     words: Sequence[str]
     directory: str
-    prefix: str
     out: str
     err: str
+    prefix: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     at: int = 0
     act: str = ""
