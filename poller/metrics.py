@@ -42,7 +42,7 @@ _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 
 
-@dataclass
+@dataclass(slots=True)
 class _User:
     polls: Tally[PollOutcome] = field(default_factory=Tally)
     faxes: Tally[FaxOutcome] = field(default_factory=Tally)

@@ -16,6 +16,7 @@ from poller.ingest.user import UserState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
 _BETWEEN_POLLS = timedelta(seconds=1)
+POLLS_PER_S = 200.0  # when all are to come at once: what a core can do; more would wait, in memory
 _TICK = Poll(every=timedelta(seconds=10))
 
 
@@ -92,18 +93,21 @@ class Planner:
 
     def is_overdue(self, state: UserState) -> bool:
         """Not successfully polled although the poll after the last good one is long past."""
+        now, last = self._clock.now(), state.last_success_at
+        if last is not None and now <= last + schedule.LATE_AT_LEAST:
+            return False  # as most are, whatever their schedule
         job = self._scheduler.get_job(str(state.id))
         if job is None:
             return True
-        if state.last_success_at is None:
+        if last is None:
             waited_s = self._clock.monotonic() - state.planned_at
             return waited_s > schedule.LATE_AT_LEAST.total_seconds()
         trigger: PollTrigger = job.trigger
         return schedule.is_overdue(
             trigger.poll,
             trigger.identity,
-            state.last_success_at,
-            self._clock.now(),
+            last,
+            now,
             trigger.factor,
         )
 
@@ -120,7 +124,8 @@ class Planner:
                 factor=round(factor, 2),
                 requests_per_second=limit,
             )
-        spread = timedelta(seconds=len(account.states) / (limit * schedule.LISTS_SHARE))
+        per_second = min(limit * schedule.LISTS_SHARE, POLLS_PER_S)
+        spread = timedelta(seconds=len(account.states) / per_second)
         for state in account.states.values():
             self._plan_user(account, state, factor, spread)
 

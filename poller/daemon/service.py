@@ -12,7 +12,7 @@ from poller.config.model import Config
 from poller.daemon import reload
 from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
-from poller.daemon.planner import Planner
+from poller.daemon.planner import POLLS_PER_S, Planner
 from poller.daemon.rounds import Rounds
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, PollerError
 from poller.ingest.account import AccountAtWork
@@ -163,7 +163,7 @@ class Service:
         if account.is_suspended:
             self._monitor.probe(account)
             return
-        per_second = account.account.limits.requests_per_second
+        per_second = min(account.account.limits.requests_per_second, POLLS_PER_S)
         self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))
 
     def _gate_changed(self) -> None:

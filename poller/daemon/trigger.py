@@ -15,6 +15,8 @@ class PollTrigger(BaseTrigger):  # type: ignore[misc]
     through a clock set back. `factor` stretches the interval when the limits allow no more.
     """
 
+    __slots__ = ("factor", "identity", "poll")
+
     def __init__(self, poll: Poll, identity: str, factor: float = 1.0) -> None:
         self.poll = poll
         self.identity = identity

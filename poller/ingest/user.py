@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,30 +30,35 @@ class ImageHold:
     Fetching marks a fax as downloaded, so that list shrinks under the reader otherwise.
     """
 
+    __slots__ = ("_idle", "fetching", "held")
+
     def __init__(self) -> None:
         self.fetching = 0
         self.held = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # only while somebody waits: every user has a hold
 
     def __enter__(self) -> None:
         self.fetching += 1
-        self._idle.clear()
 
     def __exit__(self, *_: object) -> None:
         self.fetching -= 1
-        if not self.fetching:
+        if not self.fetching and self._idle is not None:
             self._idle.set()
 
     async def hold(self, timeout_s: float) -> bool:
         """Start no more images and wait for those under way; False when they take too long."""
         self.held = True
+        if not self.fetching:
+            return True
+        self._idle = asyncio.Event()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self.held = False
             return False
+        finally:
+            self._idle = None
         return True
 
     def let_go(self) -> None:
@@ -68,7 +74,7 @@ class SweepUnderWay:
     missed: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class UserState:
     """Only this process writes the ledger's rows of its users, so what was read once stays true.
 
@@ -92,8 +98,8 @@ class UserState:
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
     sweep_not_before: float = 0.0
-    sweep_alarms: dict[SliceKind, log.Episode] = field(
-        default_factory=lambda: {kind: log.Episode() for kind in SliceKind}
+    sweep_alarms: defaultdict[SliceKind, log.Episode] = field(
+        default_factory=lambda: defaultdict(log.Episode)
     )
     backfill: bool = False  # whether an operator asked for an old window that is not listed yet
     backfill_failures: int = 0

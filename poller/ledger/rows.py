@@ -10,7 +10,7 @@ from poller.ledger.tables import State
 from poller.window import Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UserRow:
     """(app_id, user_id) is the identity, `account` and `user` are labels; counters are of faxes.
 
