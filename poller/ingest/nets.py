@@ -86,14 +86,15 @@ class Nets:
         await self._ledger.sweep_done(state.id, kind, sweep.end, sweep.missed)
         state.sweep_ends[kind] = sweep.end
         state.sweeps.pop(kind, None)
-        if failures := state.sweep_alarms[kind].recovered():
+        alarm = state.sweep_alarms.pop(kind, None)
+        if alarm is not None:
             log.event(
                 "sweep-recovered",
                 "The sweep is complete again.",
                 account=state.user.account,
                 user=state.user.name,
                 sweep=kind,
-                failures=failures,
+                failures=alarm.failures,
             )
 
     async def _not_downloaded(
