@@ -23,6 +23,7 @@ from poller.status import Pace, StoredLately, status
 from poller.web import StatusServer
 
 _CLOSING_S = 20.0  # for all that comes after the drain
+_GARBAGE = 10_000  # objects in circles may wait to be found: some two MiB
 
 
 def run(paths: Sequence[Path]) -> int:
@@ -61,9 +62,10 @@ async def _run(
         site.on_http_token = server.take_token
         await server.start()
         # What was made for the users stays. Looking through it for garbage would be a tenth of
-        # what a poll costs.
+        # what a poll costs, and looking every 700 objects, which a few polls under way have, another.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_GARBAGE)
         try:
             yield
         finally:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
 from poller.errors import LedgerUnavailable
 from poller.ledger import listing
@@ -97,16 +105,18 @@ class PutOff:
         self._is_failing = written.cancelled() or written.exception() is not None
 
 
+_ZERO: ColumnElement[int] = literal_column("0")
 _POLLED = (
     update(users)
     .where(users.c.id == bindparam("key"))
     .values(
         last_poll_at=bindparam("now"),
         last_success_at=bindparam("now"),
-        last_error=None,
-        failed_polls=0,
-        refusals=0,
-        refused_until=None,
+        # Written out, for parameters cost more than the statement.
+        last_error=null(),
+        failed_polls=_ZERO,
+        refusals=_ZERO,
+        refused_until=null(),
     )
 )
 _SWEPT = {
