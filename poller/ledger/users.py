@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from poller.ledger.rows import AccountRow, UserRow
-from poller.ledger.tables import accounts, users
+from poller.ledger.tables import Instant, accounts, users
 from poller.window import SliceKind
 
 Identity = tuple[str, str, str, str]  # app_id, user_id, account, user
@@ -105,10 +105,20 @@ def _set_user(connection: Connection, user: int, **values: Any) -> None:
 
 
 def pin_start(connection: Connection, user: int, start: datetime, configured: str) -> None:
-    row = one_user(connection, user)
-    pinned = start if row.pinned_start is None else min(start, row.pinned_start)
-    if (pinned, configured) != (row.pinned_start, row.configured_start):
-        _set_user(connection, user, pinned_start=pinned, configured_start=configured)
+    values = {"key": user, "to_start": start, "to_configured": configured}
+    if not connection.execute(_PIN, values).rowcount:
+        raise LookupError(f"the ledger knows no user {user}")
+
+
+_TO_START = bindparam("to_start", type_=Instant)
+_PIN = (
+    update(users)
+    .where(users.c.id == bindparam("key"))
+    .values(
+        pinned_start=func.min(func.coalesce(users.c.pinned_start, _TO_START), _TO_START),
+        configured_start=bindparam("to_configured"),
+    )
+)
 
 
 def poll_failed(
