@@ -17,6 +17,7 @@ _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
 _CUT_OFF_S = 5.0
 _AFTER_BUG_S = 30.0
 _AHEAD = 16  # rows read at once per user
+_AHEAD_OF_ALL = 1_000  # so that a backlog of ten thousand users is not held in memory
 
 
 class Turns:
@@ -40,6 +41,10 @@ class Turns:
 
     def rows(self, user: int) -> collections.deque[FaxRow]:
         return self._rows[user]
+
+    def ahead(self) -> int:
+        """How many rows to read of a user, so that all together hold about a thousand at most."""
+        return max(1, min(_AHEAD, _AHEAD_OF_ALL // len(self._ring)))
 
     def pass_on(self) -> None:
         """The first one had its turn."""
@@ -214,7 +219,10 @@ class FetchWorkers:
             if not rows and state is not None:
                 rows.extend(
                     await self._ledger.due(
-                        user, self._clock.now(), _AHEAD, exclude=list(self._running)
+                        user,
+                        self._clock.now(),
+                        self._turns.ahead(),
+                        exclude=list(self._running),
                     )
                 )
             if state is None or not rows:

@@ -25,8 +25,8 @@ async def main(options: argparse.Namespace) -> None:
         readings, images = await _sizes(faxes, options.polls)
     early, last = readings[0], readings[-1]
     measured.told(
-        f"Resident memory of the daemon over {options.polls} polls and {images} faxes: at the end, "
-        "beside after the first 5 %.",
+        f"Resident memory of the daemon over {options.polls} polls and {images} faxes (of "
+        f"{options.polls // options.polls_per_fax} that came): at the end, beside after the first 5 %.",
         f"after 5 % {early:.1f} MiB, at the end {last:.1f} MiB: {last - early:+.1f} MiB",
         f"on the way: {[round(reading, 1) for reading in readings]}",
         wanted="at most +5 MiB",

@@ -14,7 +14,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountAtWork, images_at_once
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.site import Site
-from poller.ingest.workers import FetchWorkers
+from poller.ingest.workers import FetchWorkers, Turns
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
@@ -90,6 +90,16 @@ async def test_retry_that_falls_due_does_not_wait_for_anothers_backlog(
         await until(lambda: simulator.downloads[fax])
         between = calls(simulator, "image", "user-a") - before
     assert between <= account.workers.at_once + 10
+
+
+@pytest.mark.parametrize(("users", "held"), [(1, 16), (50, 16 * 50), (200, 1000), (9_000, 9_000)])
+def test_rows_read_ahead_of_a_backlog_are_about_a_thousand_however_many_users_have_one(
+    users: int, held: int
+) -> None:
+    turns = Turns()
+    for user in range(users):
+        turns.add(user)
+    assert users * turns.ahead() == held  # one is fetched as soon as it is read
 
 
 async def test_no_more_are_fetched_at_once_than_wanted_and_all_of_them_are(
