@@ -3,14 +3,19 @@
 import ctypes
 from contextlib import suppress
 
-_M_ARENA_MAX = -8  # glibc's malloc.h
+# glibc's malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_LARGE = 128 << 10  # where glibc begins; by itself it goes up to the largest block it has seen
 _ARENAS = 2
 
 
-def share_arenas() -> None:
-    """Let all threads allocate from two arenas, where glibc is told so before it makes more.
+def keep_little() -> None:
+    """Have glibc give back what was needed at the busiest moment; before there are threads.
 
-    It makes up to eight per core, and each keeps what its threads once needed at their busiest.
+    It makes up to eight arenas per core, and each keeps what its threads once needed; and it takes
+    large blocks, such as what was read of an image, out of them, which leaves holes.
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)

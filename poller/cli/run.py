@@ -10,7 +10,7 @@ from typing import Any
 
 from poller import VERSION, config
 from poller.cli import setup
-from poller.cli.allocator import share_arenas
+from poller.cli.allocator import keep_little
 from poller.cli.leaving import StopDeadline
 from poller.client import Client
 from poller.config.model import Config
@@ -28,7 +28,7 @@ _GARBAGE = 10_000  # objects in circles may wait to be found: some two MiB
 
 def run(paths: Sequence[Path]) -> int:
     """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
-    share_arenas()
+    keep_little()
     settings = setup.load(paths)
     setup.read_all_secrets(settings)
     with StateLock(settings.state_directory), StorageLock() as storage_lock:
