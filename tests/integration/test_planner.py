@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from poller.config.model import Limits, Poll
+from poller.daemon import planner as planner_module
 from poller.daemon.planner import Planner
 from poller.daemon.trigger import PollTrigger
 from poller.ingest import account as account_module
@@ -74,6 +75,16 @@ async def test_every_user_is_polled_soon_after_the_start_and_then_on_schedule(
 
     assert all(next_run(planner, state) > datetime.now(UTC) for state in site.states)
     assert calls(simulator, "list") > 2
+
+
+async def test_first_polls_are_no_more_a_second_than_a_core_can_do_whatever_the_limit(
+    site: Site, planner: Planner, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(site, Poll(every=timedelta(days=9)))
+    monkeypatch.setattr(planner_module, "POLLS_PER_S", 2 / 86_400)  # both users within a day
+    planner.start()
+    later = [next_run(planner, state) - clock.now() for state in site.states]
+    assert timedelta(minutes=1) < max(later) <= timedelta(days=1)
 
 
 async def test_user_who_needs_no_sweep_waits_for_the_schedule(
