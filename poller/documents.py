@@ -73,12 +73,21 @@ def inspect(source: str | Path | BinaryIO) -> Document:
 def _inspect(file: BinaryIO) -> Document:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
+    if size <= _SMALL:
+        file = io.BytesIO(_exactly(file, size))
     head = file.read(_PDF_MAGIC_WITHIN)
     if head[:4] in _TIFF_MAGIC:
         return _tiff(file, size, *_TIFF_MAGIC[head[:4]])
     if _PDF_MAGIC in head:
         return _pdf(file, size)
     raise NotADocument("the image is neither a PDF nor a TIFF" if size else "the image is empty")
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) != count:
+        raise OSError(errno.EIO, "the file became shorter while it was read")
+    return data
 
 
 def _broken(code: str, pages: int | None = None) -> Document:
@@ -92,9 +101,8 @@ def _broken(code: str, pages: int | None = None) -> Document:
 def _pdf(file: BinaryIO, size: int) -> Document:
     if not _has_pdf_end(file, size):
         return _broken("pdf-no-eof")
-    if size <= _SMALL:
-        file.seek(0)
-        return _read_pdf(io.BytesIO(file.read()))
+    if isinstance(file, io.BytesIO):
+        return _read_pdf(file)
     reader = _Reader(file)
     document = _read_pdf(reader)
     if reader.failure is not None:
@@ -307,7 +315,4 @@ class _Tiff:
         if not paid:
             self._take(count)
         self._file.seek(offset)
-        data = self._file.read(count)
-        if len(data) != count:
-            raise OSError(errno.EIO, "the file became shorter while it was read")
-        return data
+        return _exactly(self._file, count)

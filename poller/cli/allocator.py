@@ -5,7 +5,7 @@ from contextlib import suppress
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-_LARGE = 128 << 10  # where glibc begins; by itself it goes up to the largest block it has seen
+_LARGE = 1 << 20
 _ARENAS = 2
 
 

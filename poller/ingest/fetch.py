@@ -2,15 +2,17 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from poller import log, retry
 from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
+from poller.documents import Document
 from poller.efax import listed_pages
 from poller.errors import (
     AccountSuspended,
@@ -24,6 +26,7 @@ from poller.errors import (
     Rejected,
     SignInDelayed,
     SignInRefused,
+    StorageConflict,
     StorageFull,
     StorageHung,
     StorageUnusable,
@@ -39,6 +42,7 @@ from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
+_REMEMBERED = 10_000
 _ACCOUNTS_FAULT = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
 
 
@@ -86,11 +90,21 @@ class Fetcher:
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
         self._carried_on: set[int] = set()  # without a download
+        self._untouched: set[int] = set()  # nothing was on the disk of them when it was looked at
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
         draft = self._drafts.get(fax)
         return fax in self._carried_on or (draft is not None and draft.begun)
+
+    async def look_ahead(self, faxes: Sequence[FaxRow]) -> None:
+        """Look at the disk for all of these at once; those of which nothing is there begin at once."""
+        if len(self._untouched) > _REMEMBERED:  # their turn never came
+            self._untouched.clear()
+        by_path = {fax.path: fax.id for fax in faxes if not fax.force}
+        with suppress(StorageUnusable, StorageConflict):  # each says so itself at its turn
+            untouched = await self._shop.storage.untouched(list(by_path))
+            self._untouched.update(by_path[path] for path in untouched)
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -126,12 +140,7 @@ class Fetcher:
             return Outcome.STORED
         draft_of = shop.storage.draft(fax.path, replacing=fax.force)
         async with draft_of as draft, self._under_way(fax, draft):
-            problem = await self._download_with_evidence(fax, user, draft)
-            async with self._recorded_if_cancelled(fax):
-                stored = await draft.deliver(
-                    lambda file: sidecar(file, _origin(fax), stored_at=shop.clock.now()),
-                    damaged=problem is not None,
-                )
+            stored, problem = await self._download_with_evidence(fax, user, draft)
             await self._record(fax, stored, problem)
             await draft.finish()
         if problem is not None:
@@ -139,6 +148,9 @@ class Fetcher:
         return Outcome.STORED
 
     async def _resume(self, fax: FaxRow) -> StoredFile | None:
+        if fax.id in self._untouched:
+            self._untouched.discard(fax.id)
+            return self._shop.storage.delivered(fax.path)
         if not fax.force:
             return await self._shop.storage.resume(fax.path, _identity(fax))
         held = stored_file(fax)
@@ -164,32 +176,48 @@ class Fetcher:
         finally:
             del self._drafts[fax.id]
 
-    async def _download_with_evidence(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
+    async def _download_with_evidence(
+        self, fax: FaxRow, user: User, draft: Draft
+    ) -> tuple[StoredFile, str | None]:
         try:
             return await self._download(fax, user, draft)
         except (BadAnswer, Broken, Unreachable, Rejected) as error:
             await self._keep_evidence(fax, error, draft)
             raise
 
-    async def _download(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
-        """Download into `draft`; returns how the document is broken when it was so twice."""
+    async def _download(
+        self, fax: FaxRow, user: User, draft: Draft
+    ) -> tuple[StoredFile, str | None]:
+        """Download and make visible; also says how the document is broken when it was so twice."""
         first = await self._download_once(fax, user, draft)
-        if first is None or first == fax.last_problem:
-            return first
-        await self._keep_evidence(fax, Broken(first), draft)
-        await self._shop.clock.sleep(_AGAIN_S)
-        second = await self._download_once(fax, user, draft)
-        if second is None or second == first:
-            return second
-        raise Broken(second)
+        if isinstance(first, StoredFile):
+            return first, None
+        if first != fax.last_problem:
+            await self._keep_evidence(fax, Broken(first), draft)
+            await self._shop.clock.sleep(_AGAIN_S)
+            second = await self._download_once(fax, user, draft)
+            if isinstance(second, StoredFile):
+                return second, None
+            if second != first:
+                raise Broken(second)
+        async with self._recorded_if_cancelled(fax):
+            return await draft.deliver(self._sidecar_of(fax), damaged=True), first
 
-    async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
+    async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> StoredFile | str:
+        """Download and, if it is whole, make visible; else say how the document is broken."""
         await self._client.fetch_image(user, fax.fax_id, draft)
-        document = await draft.check()
-        listed = listed_pages(fax.listed)
-        if document.problem is None and listed is not None and document.pages != listed:
-            return f"pages-differ: it has {document.pages} pages, the list says {listed}"
-        return document.problem
+        async with self._recorded_if_cancelled(fax):
+            stored = await draft.deliver_if(
+                lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
+            )
+        if stored is not None:
+            return stored
+        problem = _problem(await draft.check(), fax)
+        assert problem is not None  # or it would have been delivered
+        return problem
+
+    def _sidecar_of(self, fax: FaxRow) -> Callable[[StoredFile], dict[str, Any]]:
+        return lambda file: sidecar(file, _origin(fax), stored_at=self._shop.clock.now())
 
     @asynccontextmanager
     async def _recorded_if_cancelled(self, fax: FaxRow) -> AsyncIterator[None]:
@@ -356,6 +384,14 @@ class Fetcher:
             file=file.file,
             problem=problem,
         )
+
+
+def _problem(document: Document, fax: FaxRow) -> str | None:
+    """Say how the document is not whole, or not what the list says of it."""
+    listed = listed_pages(fax.listed)
+    if document.problem is None and listed is not None and document.pages != listed:
+        return f"pages-differ: it has {document.pages} pages, the list says {listed}"
+    return document.problem
 
 
 def _identity(fax: FaxRow) -> Identity:

@@ -16,7 +16,7 @@ from poller.ledger import FaxRow, Ledger
 _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
 _CUT_OFF_S = 5.0
 _AFTER_BUG_S = 30.0
-_AHEAD = 16  # rows read at once per user
+_AHEAD = 64  # rows read at once per user
 _AHEAD_OF_ALL = 1_000  # so that a backlog of ten thousand users is not held in memory
 
 
@@ -217,14 +217,11 @@ class FetchWorkers:
                 continue
             rows = self._turns.rows(user)
             if not rows and state is not None:
-                rows.extend(
-                    await self._ledger.due(
-                        user,
-                        self._clock.now(),
-                        self._turns.ahead(),
-                        exclude=list(self._running),
-                    )
+                due = await self._ledger.due(
+                    user, self._clock.now(), self._turns.ahead(), exclude=list(self._running)
                 )
+                await self._fetcher.look_ahead(due)
+                rows.extend(due)
             if state is None or not rows:
                 self._turns.leave()
                 continue

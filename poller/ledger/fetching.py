@@ -36,10 +36,34 @@ _WAITING = faxes.c.next_attempt_at.is_not(None)
 _MINE = faxes.c.id == bindparam("this")
 _ONE_FAX = FAX.where(_MINE)
 _HELD = select(
-    *(faxes.c[name] for name in ("user", "state", "attempts", "file", "format", "bytes", "sha256")),
-    *(faxes.c[name] for name in ("pages", "damaged")),
-).where(_MINE)
+    *(faxes.c[name] for name in ("id", "user", "state", "attempts")),
+    *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
+).where(faxes.c.id.in_(bindparam("these", expanding=True)))
 _SET_FAX = update(faxes).where(_MINE)
+_SET_STORED = _SET_FAX.values(
+    state=State.STORED,
+    next_attempt_at=None,
+    failures=0,
+    first_failed_at=None,
+    last_error=None,
+    force=False,
+    harm=None,
+    dismissed_at=None,
+    dismiss_reason=None,
+    **{
+        name: bindparam(f"to_{name}")
+        for name in (
+            "stored_at",
+            "attempts",
+            "file",
+            "format",
+            "bytes",
+            "sha256",
+            "pages",
+            "damaged",
+        )
+    },
+)
 _REMEMBER = insert(attempts)
 _FORGET_OLD = delete(attempts).where(
     attempts.c.fax == bindparam("this"),
@@ -73,6 +97,16 @@ class File:
     sha256: str
     pages: int | None
     damaged: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A fax that is on the disk now; `problem` names how it came damaged."""
+
+    fax: int
+    now: datetime
+    file: File
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -127,7 +161,7 @@ def due(
             .order_by(faxes.c.next_attempt_at, faxes.c.id)
             .limit(limit - len(found) + len(left_out))
         )
-        rows = [fax_row(row) for row in connection.execute(wanted).mappings()]
+        rows = [fax_row(row) for row in connection.execute(wanted)]
         found += [row for row in rows if row.id not in left_out]
         if len(found) >= limit:
             break
@@ -138,7 +172,7 @@ def due(
 
 
 def one_fax(connection: Connection, fax: int) -> FaxRow:
-    row = connection.execute(_ONE_FAX, {"this": fax}).mappings().one_or_none()
+    row = connection.execute(_ONE_FAX, {"this": fax}).one_or_none()
     if row is None:
         raise LookupError(f"the ledger knows no fax {fax}")
     return fax_row(row)
@@ -156,7 +190,7 @@ def find(
         wanted = wanted.where(users.c.account == account)
     if user is not None:
         wanted = wanted.where(users.c.name == user)
-    return [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id)).mappings()]
+    return [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id))]
 
 
 def recent_directories(connection: Connection, limit: int) -> list[str]:
@@ -176,7 +210,7 @@ def recent_directories(connection: Connection, limit: int) -> list[str]:
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
     wanted = FAX.where(faxes.c.state == State.QUARANTINED, _WAITING)
     rows = connection.execute(wanted.order_by(faxes.c.next_attempt_at).limit(limit))
-    return [fax_row(row) for row in rows.mappings()]
+    return [fax_row(row) for row in rows]
 
 
 def pending_paths(connection: Connection) -> list[str]:
@@ -192,37 +226,55 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 # -- what became of it -----------------------------------------------------------------------------
 
 
-def stored(
-    connection: Connection, fax: int, now: datetime, file: File, problem: str | None
-) -> None:
-    row = connection.execute(_HELD, {"this": fax}).one()
+def stored(connection: Connection, items: Sequence[Stored]) -> None:
+    """Record faxes that were stored, in few statements however many they are."""
+    first = {item.fax: item for item in reversed(items)}
+    held = {
+        row.id: row
+        for chunk in chunks(list(first))
+        for row in connection.execute(_HELD, {"these": chunk})
+    }
+    new = [(item, held[item.fax]) for item in first.values() if not _is_held(item, held[item.fax])]
+    if new:
+        connection.execute(_SET_STORED, [_as_stored(item, row.attempts) for item, row in new])
+        connection.execute(
+            _REMEMBER,
+            [
+                {"fax": item.fax, "at": item.now, "outcome": "stored", "error": item.problem}
+                for item, _ in new
+            ],
+        )
+        for item, row in new:
+            if row.attempts:
+                connection.execute(_FORGET_OLD, {"this": item.fax})
+        _count_stored(connection, new)
+    again = [item for item in items if item is not first[item.fax]]
+    if again:
+        stored(connection, again)
+
+
+def _is_held(item: Stored, row: Any) -> bool:
     held = File(row.file, row.format, row.bytes, row.sha256, row.pages, row.damaged)
-    if row.state is State.STORED and held == file:
-        return
-    _set_fax(
-        connection,
-        fax,
-        state=State.STORED,
-        stored_at=now,
-        next_attempt_at=None,
-        attempts=row.attempts + 1,
-        failures=0,
-        first_failed_at=None,
-        last_error=None,
-        force=False,
-        harm=None,
-        dismissed_at=None,
-        dismiss_reason=None,
-        file=file.file,
-        format=file.format,
-        bytes=file.bytes,
-        sha256=file.sha256,
-        pages=file.pages,
-        damaged=file.damaged,
-    )
-    remember(connection, fax, now, "stored", problem)
-    by = {"damaged_by": int(file.damaged) - int(row.damaged), "at": now}
-    connection.execute(_COUNT_STORED, _moved(row.user, {row.state: -1}, State.STORED) | by)
+    return row.state is State.STORED and held == item.file
+
+
+def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
+    values = {"stored_at": item.now, "attempts": attempts_before + 1, **vars(item.file)}
+    return {"this": item.fax, **{f"to_{name}": value for name, value in values.items()}}
+
+
+def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> None:
+    of_users: dict[int, list[tuple[Stored, Any]]] = {}
+    for item, row in new:
+        of_users.setdefault(row.user, []).append((item, row))
+    for user, some in of_users.items():
+        left = collections.Counter(row.state for _, row in some)
+        out_of = {state: -count for state, count in left.items()}
+        by = {
+            "damaged_by": sum(int(item.file.damaged) - int(row.damaged) for item, row in some),
+            "at": max(item.now for item, _ in some),
+        }
+        connection.execute(_COUNT_STORED, _moved(user, out_of, State.STORED) | by)
 
 
 def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
@@ -319,7 +371,7 @@ def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDis
     if below is not None:
         wanted = wanted.where(faxes.c.id < below)
     rows = connection.execute(wanted.order_by(faxes.c.id.desc()).limit(limit))
-    return [OnDisk(**{str(k): v for k, v in row.items()}) for row in rows.mappings()]
+    return [OnDisk(**dict(zip(row._fields, row, strict=True))) for row in rows]
 
 
 def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
@@ -348,7 +400,7 @@ def note_harm(
 
 def harmed(connection: Connection, limit: int) -> list[FaxRow]:
     rows = connection.execute(FAX.where(faxes.c.harm.is_not(None)).limit(limit))
-    return [fax_row(row) for row in rows.mappings()]
+    return [fax_row(row) for row in rows]
 
 
 def harmed_counts(connection: Connection) -> dict[int, int]:
@@ -381,11 +433,11 @@ def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) ->
 def _rows(connection: Connection, wanted: Sequence[int] | None) -> list[FaxRow]:
     if wanted is None:
         quarantined = FAX.where(_in_state(State.QUARANTINED), users.c.removed.is_(False))
-        return [fax_row(row) for row in connection.execute(quarantined).mappings()]
+        return [fax_row(row) for row in connection.execute(quarantined)]
     return [
         fax_row(row)
         for chunk in chunks(sorted(set(wanted)))
-        for row in connection.execute(FAX.where(faxes.c.id.in_(chunk))).mappings()
+        for row in connection.execute(FAX.where(faxes.c.id.in_(chunk)))
     ]
 
 

@@ -138,16 +138,30 @@ class Ledger:
         await self.close()
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
+        return await self._ready_writer().run(work)
+
+    def _ready_writer(self) -> Writer:
         if self._writer is None:
             raise LedgerUnavailable(f"the ledger {self._path} was opened for reading only")
         self._put_off.write_down()  # first, so that all is recorded in the order in which it was said
-        return await self._writer.run(work)
+        return self._writer
 
     async def _read_settled(self, work: Callable[[Connection], T]) -> T:
         """Read with what was put off written down, if it can be."""
         if (written := self._put_off.write_down()) is not None:
             await asyncio.wait([written])
         return await self._read(work)
+
+    async def _read_in_turn(self, work: Callable[[Connection], T]) -> T:
+        """Read between two commits, for who reads often while much is written.
+
+        SQLite lets nobody read while a commit goes to the disk, and whoever finds it so sleeps for
+        up to 100 ms and looks again: beside a busy writer that can be a second.
+        """
+        if self._writer is None:
+            return await self._read(work)
+        async with self._writer.turn:
+            return await self._read(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         # Its thread goes on when the caller is cancelled, and `close` has to wait for it.
@@ -477,13 +491,15 @@ class Ledger:
 
     async def users_with_due(self, app_id: str, now: datetime) -> list[int]:
         """Return the account's users, but for removed ones, who have a fax to be fetched now."""
-        return await self._read(lambda connection: fetching.users_with_due(connection, app_id, now))
+        return await self._read_in_turn(
+            lambda connection: fetching.users_with_due(connection, app_id, now)
+        )
 
     async def due(
         self, user: int, now: datetime, limit: int, exclude: Collection[int] = ()
     ) -> list[FaxRow]:
         """Return what to fetch now: pending faxes, longest due first, then quarantined ones."""
-        return await self._read(
+        return await self._read_in_turn(
             lambda connection: fetching.due(connection, user, now, limit, exclude)
         )
 
@@ -505,7 +521,8 @@ class Ledger:
         `problem` names how it came damaged, for its history.
         """
         made = fetching.File(file, format, bytes, sha256, pages, damaged)
-        await self._write(lambda connection: fetching.stored(connection, fax, now, made, problem))
+        item = fetching.Stored(fax, now, made, problem)
+        await self._ready_writer().ask_together(fetching.stored, item)
 
     async def attempt_failed(
         self,

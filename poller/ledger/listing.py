@@ -68,9 +68,9 @@ def _among(user: int, fax_ids: Sequence[str]) -> Any:
 
 def _by_fax_ids(connection: Connection, user: int, fax_ids: list[str]) -> list[FaxRow]:
     found = {
-        row["fax_id"]: fax_row(row)
+        row.fax_id: fax_row(row)
         for chunk in chunks(fax_ids)
-        for row in connection.execute(FAX.where(_among(user, chunk))).mappings()
+        for row in connection.execute(FAX.where(_among(user, chunk)))
     }
     return [found[fax_id] for fax_id in fax_ids]
 

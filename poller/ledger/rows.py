@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Row
 
 from poller.ledger.tables import State
 from poller.window import Interval
@@ -190,9 +190,9 @@ class Found:
     failed: int
 
 
-def fax_row(values: RowMapping) -> FaxRow:
+def fax_row(row: Row[*tuple[Any, ...]]) -> FaxRow:
     """Make a row of the columns of `faxes` and the user's labels."""
-    fields: dict[str, Any] = {str(name): value for name, value in values.items()}
+    fields: dict[str, Any] = dict(zip(row._fields, row, strict=True))
     for which in ("first_window", "last_window"):
         start, end = fields.pop(f"{which}_start"), fields.pop(f"{which}_end")
         fields[which] = None if start is None else Interval(start, end)

@@ -71,7 +71,9 @@ class Text(TypeDecorator[str]):
         return value and _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> str | None:
-        return value and _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+        if value is None or "\\" not in value:
+            return value
+        return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
 
 
 class Listed(TypeDecorator[dict[str, Any]]):

@@ -16,13 +16,17 @@ from poller.ledger.database import Database
 from poller.ledger.engine import concerns_the_database, sentence, unavailable
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 _AT_ONCE = 200  # a longer queue is cut, so that the first ones do not wait for the last
 
 
 @dataclass(frozen=True)
 class _Job:
-    work: Callable[[Connection], Any]
-    answer: "asyncio.Future[Any]"
+    """Work that is done for all items at once; each has an answer of its own."""
+
+    work: Callable[[Connection, list[Any]], Any]
+    items: list[Any]
+    answers: "list[asyncio.Future[Any]]"
     asked_at: float
 
 
@@ -41,10 +45,12 @@ class Writer:
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
         self._running: list[_Job] = []
+        self._joined: dict[Callable[[Connection, list[Any]], Any], _Job] = {}
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
         self.commits = 0
+        self.turn = asyncio.Lock()  # held during a commit; whoever holds it keeps the next one back
 
     @property
     def waiting_since(self) -> float | None:
@@ -62,11 +68,32 @@ class Writer:
 
     def ask(self, work: Callable[[Connection], T]) -> "asyncio.Future[T]":
         """Have `work` run in a transaction, after what was asked for before."""
+        return self._add(self._new(lambda connection, _: work(connection)), None)
+
+    def ask_together(
+        self, work: Callable[[Connection, list[Item]], None], item: Item
+    ) -> "asyncio.Future[None]":
+        """Have `work` run once for this and all other items that wait for it.
+
+        When it raises, it is run again for each alone, so that an item fails by its own fault only.
+        """
+        job = self._joined.get(work)
+        if job is None or self.ended:
+            self._joined[work] = job = self._new(work)
+        return self._add(job, item)
+
+    def _new(self, work: Callable[[Connection, list[Any]], Any]) -> _Job:
         if self.ended:
             raise LedgerUnavailable(f"the ledger {self._path} is closed")
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(work, answer, self._monotonic()))
+        job = _Job(work, [], [], self._monotonic())
+        self._waiting.append(job)
         self._wake.set()
+        return job
+
+    def _add(self, job: _Job, item: Any) -> "asyncio.Future[Any]":
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        job.items.append(item)
+        job.answers.append(answer)
         return answer
 
     async def close(self) -> None:
@@ -84,7 +111,8 @@ class Writer:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
-                    await self._commit_group()
+                    async with self.turn:
+                        await self._commit_group()
                 if self._closing:
                     return
         finally:
@@ -94,30 +122,36 @@ class Writer:
     async def _commit_group(self) -> None:
         count = min(len(self._waiting), _AT_ONCE)
         self._running = [self._waiting.popleft() for _ in range(count)]
+        self._joined.clear()
         try:
             with unavailable(self._path):
-                outcomes = await self._transaction([job.work for job in self._running])
+                outcomes = await self._transaction(self._running)
         except (LedgerUnavailable, DBAPIError) as error:
             # What the connection holds in memory may be part of what went wrong.
             await self._database.let_go()
-            outcomes = [_Raised(self._unavailable(error)) for _ in range(count)]
+            raised = _Raised(self._unavailable(error))
+            outcomes = [[raised] * len(job.items) for job in self._running]
         else:
             self.commits += 1
         jobs, self._running = self._running, []
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            _settle(job.answer, outcome)
+        for job, each in zip(jobs, outcomes, strict=True):
+            for answer, outcome in zip(job.answers, each, strict=True):
+                _settle(answer, outcome)
 
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
         known = isinstance(error, LedgerUnavailable)
         return LedgerUnavailable(str(error) if known else sentence(self._path, error))
 
-    async def _transaction(self, works: list[Callable[[Connection], Any]]) -> list[Any]:
-        return await self._database.run(lambda connection: _run_all(connection, works))
+    async def _transaction(self, jobs: list[_Job]) -> list[list[Any]]:
+        return await self._database.run(
+            lambda connection: [_run(connection, job.work, job.items) for job in jobs]
+        )
 
     def _answer_the_rest(self) -> None:
         error = LedgerUnavailable(f"the ledger {self._path} is closed")
         for job in [*self._running, *self._waiting]:
-            _settle(job.answer, _Raised(error))
+            for answer in job.answers:
+                _settle(answer, _Raised(error))
         self._running = []
         self._waiting.clear()
 
@@ -127,22 +161,22 @@ class _Raised:
     error: BaseException
 
 
-def _run_all(connection: Connection, works: list[Callable[[Connection], Any]]) -> list[Any]:
-    return [_run_one(connection, work) for work in works]
-
-
-def _run_one(connection: Connection, work: Callable[[Connection], Any]) -> Any:
-    """Run `work` in a savepoint, so that its failure is its own."""
+def _run(
+    connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]
+) -> list[Any]:
+    """Run `work` in a savepoint, so that its failure is its own; what became of each item."""
     connection.exec_driver_sql("SAVEPOINT job")
     try:
-        outcome = work(connection)
+        outcome = work(connection, items)
     except Exception as error:
         if concerns_the_database(error):
             raise
         connection.exec_driver_sql("ROLLBACK TO job")
         outcome = _Raised(error)
     connection.exec_driver_sql("RELEASE job")
-    return outcome
+    if isinstance(outcome, _Raised) and len(items) > 1:
+        return [_run(connection, work, [item])[0] for item in items]
+    return [outcome] * len(items)
 
 
 def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:

@@ -19,8 +19,8 @@ _BATCH = 1 << 20
 class Draft:
     """A fax on its way into the storage; an async context manager that leaves no rests.
 
-    `reset`, `write`… , `check`, `deliver`, and `finish` when the row is stored. Raises
-    StorageUnusable, StorageConflict, FaxTooLarge.
+    `reset`, `write`… , `deliver_if` or `check` and `deliver`, and `finish` when the row is stored.
+    Raises StorageUnusable, StorageConflict, FaxTooLarge.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class Draft:
         self._end = end
         self._note = note  # what is visible from now on; None: its row is stored
         self._handover: Handover | None = None
+        self._document: Document | None = None
+        self._arriving = False
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
         self._lock = Lock()
@@ -51,7 +53,7 @@ class Draft:
     @property
     def begun(self) -> bool:
         """Whether an image has begun to arrive."""
-        return self._handover is not None
+        return self._arriving
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,9 +72,12 @@ class Draft:
             await self._threads.run(self._close)
 
     async def reset(self) -> None:
-        """Begin (again) with no bytes."""
+        """Begin (again) with no bytes; the first time no file is made before there is something for it."""
+        self._arriving = True
+        self._document = None
         self._batch.clear()
-        await self._run(self._restart)
+        if self._handover is not None:
+            await self._run(self._handover.restart)
 
     async def write(self, data: bytes) -> None:
         """Append; what is written is batched, so an error may come with a later call."""
@@ -83,11 +88,20 @@ class Draft:
 
     async def check(self) -> Document:
         """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
+        if self._document is None:
+            batch, self._batch = self._batch, bytearray()
+            self._document = await self._run(lambda: self._inspect(batch))
+        return self._document
+
+    async def deliver_if(
+        self, accept: Callable[[Document], bool], sidecar: Callable[[StoredFile], dict[str, Any]]
+    ) -> StoredFile | None:
+        """Check the fax and, if it is accepted, make it visible: one trip to a thread for both."""
         batch, self._batch = self._batch, bytearray()
 
-        def step() -> Document:
-            self._append(batch)
-            return self._begun().inspect()
+        def step() -> StoredFile | None:
+            self._document = document = self._inspect(batch)
+            return self._deliver(sidecar, damaged=False) if accept(document) else None
 
         return await self._run(step)
 
@@ -99,13 +113,7 @@ class Draft:
     ) -> StoredFile:
         """Make the checked fax visible, with its sidecar, durably."""
         make = sidecar if callable(sidecar) else lambda _: sidecar
-
-        def step() -> StoredFile:
-            stored = self._begun().deliver(make, damaged=damaged)
-            self._note(stored)
-            return stored
-
-        return await self._run(step)
+        return await self._run(lambda: self._deliver(make, damaged=damaged))
 
     async def finish(self) -> None:
         """Unlink the dot-files; only after the row is stored."""
@@ -124,17 +132,26 @@ class Draft:
             if self._left:
                 self._close()
 
-    def _restart(self) -> None:
-        if self._handover is None:
-            self._handover = self._begin()
-        self._handover.restart()
-
     def _append(self, batch: bytearray) -> None:
+        handover = self._begun()
         if batch:
-            self._begun().write(batch)
+            handover.write(batch)
+
+    def _inspect(self, batch: bytearray) -> Document:
+        self._append(batch)
+        return self._begun().inspect()
+
+    def _deliver(
+        self, sidecar: Callable[[StoredFile], dict[str, Any]], *, damaged: bool
+    ) -> StoredFile:
+        stored = self._begun().deliver(sidecar, damaged=damaged)
+        self._note(stored)
+        self._document = None
+        return stored
 
     def _close(self) -> None:
         with self._lock:
+            self._arriving = False
             if self._handover is not None:
                 handover, self._handover = self._handover, None
                 try:
@@ -144,5 +161,8 @@ class Draft:
 
     def _begun(self) -> Handover:
         if self._handover is None:
-            raise ValueError("a draft begins with a reset and ends with its context")
+            if not self._arriving:
+                raise ValueError("a draft begins with a reset and ends with its context")
+            self._handover = self._begin()
+            self._handover.restart()
         return self._handover

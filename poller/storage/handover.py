@@ -46,9 +46,10 @@ class Handover:
         self._document: Document | None = None
 
     def restart(self) -> None:
-        """Begin with an empty dot-file; one that was there is ours, and its writer dead."""
-        self.discard()
-        self._fd = steps.create(self.place.names.dot_image, self.place.fd)
+        """Begin with an empty dot-file."""
+        if self._fd is not None:
+            self.discard()
+        self._fd = _create(self.place.names.dot_image, self.place)
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._document = None
@@ -121,8 +122,18 @@ class Handover:
         )
 
 
+def _create(dot_file: str, place: Place) -> int:
+    """Create a dot-file; one that was there is ours, and its writer dead."""
+    try:
+        return steps.create(dot_file, place.fd)
+    except FileExistsError:
+        steps.unlink(place.names.dot_sidecar, place.fd)
+        steps.unlink(dot_file, place.fd)
+    return steps.create(dot_file, place.fd)
+
+
 def write_sidecar(place: Place, data: bytes) -> None:
-    fd = steps.create(place.names.dot_sidecar, place.fd)
+    fd = _create(place.names.dot_sidecar, place)
     try:
         steps.write(fd, data)
         steps.sync_file(fd)

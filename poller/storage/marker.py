@@ -64,7 +64,7 @@ def read(root: int) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        data = steps.read_all(fd)[:_ID_BYTES_MAX]
+        data = steps.read_beginning(fd, _ID_BYTES_MAX)
     finally:
         steps.close(fd)
     return data.decode(errors="replace").strip()

@@ -128,6 +128,9 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
     a symbolic link or a file. `root` stays open.
     """
     directories, base = split(path)
+    known = _known("/".join(directories), root, durable)
+    if known is not None:
+        return Place(path, Names(base), known, durable)
     place = Place(path, Names(base), steps.open_directory(".", root), durable)
     try:
         for depth, name in enumerate(directories, start=1):
@@ -136,6 +139,20 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
         place.close()
         raise
     return place
+
+
+def _known(path: str, root: int, durable: Durable) -> int | None:
+    """Open a directory at once that was gone into step by step before; None unless it is that one."""
+    if path not in durable.known:
+        return None
+    try:
+        fd = steps.open_directory(path, root)
+    except OSError:  # whoever goes step by step finds out what it is
+        return None
+    if durable.holds(path, steps.status(fd)):
+        return fd
+    steps.close(fd)
+    return None
 
 
 def open_directory(root: int, path: str) -> int:

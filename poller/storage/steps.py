@@ -26,6 +26,7 @@ def open_root(directory: str) -> int:
 
 
 def open_directory(name: str, at: int) -> int:
+    """Open a directory that is no symbolic link itself; those on the way to it are followed."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOT_THROUGH_LINKS, dir_fd=at)
 
 
@@ -72,6 +73,10 @@ def write(fd: int, data: bytes | bytearray) -> None:
 def read(fd: int) -> Iterator[bytes]:
     while chunk := os.read(fd, _READ_CHUNK):
         yield chunk
+
+
+def read_beginning(fd: int, limit: int) -> bytes:
+    return os.read(fd, limit)
 
 
 def read_all(fd: int) -> bytes:
@@ -135,6 +140,14 @@ def is_directory(name: str, at: int) -> bool:
         return stat.S_ISDIR(status_of(name, at).st_mode)
     except FileNotFoundError:
         return False
+
+
+def is_there(name: str, at: int) -> bool:
+    try:
+        status_of(name, at)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def is_same_file(name: str, other: str, at: int) -> bool:

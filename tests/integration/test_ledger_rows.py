@@ -510,6 +510,26 @@ async def test_storing_again_changes_nothing_but_what_differs(
     assert (row.stored, row.damaged, row.last_stored_at) == (1, 0, NOW + HOUR)
 
 
+async def test_faxes_stored_at_the_same_time_are_recorded_together_and_each_answers_for_itself(
+    ledger: Ledger, user: UserRow
+) -> None:
+    one, two, waiting = await record(ledger, user, *(new_fax(f"f{n}") for n in range(3)))
+    before = ledger.commits
+    outcomes = await asyncio.gather(
+        store(ledger, one),
+        store(ledger, one),  # a fax whose fetch was cut off may be recorded by the next one, too
+        store(ledger, dataclasses.replace(two, id=999)),
+        store(ledger, two, damaged=True),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, LookupError) for outcome in outcomes] == [False, False, True, False]
+    assert ledger.commits - before == 1
+    after = await ledger.user(user.id)
+    assert (after.stored, after.damaged, after.pending) == (2, 1, 1)
+    assert len(await ledger.history(one.id)) == 1
+    assert (await ledger.fax(waiting.id)).state is State.PENDING
+
+
 async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: UserRow) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), paused_s=7.5, problem="no-eof")
     assert (fax.attempts, fax.failures, fax.next_attempt_at) == (1, 1, NOW + MINUTE)
