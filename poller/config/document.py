@@ -48,9 +48,10 @@ def parse(data: bytes, source: Source, report: Report) -> Node | None:
     return quickly(data, source) or exactly(data, source, report)
 
 
-# What libyaml takes otherwise than YAML 1.2 has it: tabs, other ends of lines, ends of documents,
-# directives, and block scalars of blank lines.
-_TAKEN_OTHERWISE = re.compile(r"[\t\r\x85\u2028\u2029|>%]|\.\.\.")
+# What libyaml takes otherwise than ruamel's own parser: tabs, other ends of lines, marks of byte
+# order, ends of documents, directives, anchors, block scalars of blank lines, a quoted key whose
+# value follows at once.
+_TAKEN_OTHERWISE = re.compile(r"[\t\r\x85\u2028\u2029\ufeff|>%&]|\.\.\.|[\"']:\S")
 
 
 def quickly(data: bytes, source: Source) -> Node | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +26,6 @@ from poller.errors import (
     Rejected,
     SignInDelayed,
     SignInRefused,
-    StorageConflict,
     StorageFull,
     StorageHung,
     StorageUnusable,
@@ -42,7 +41,6 @@ from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
-_REMEMBERED = 10_000
 _ACCOUNTS_FAULT = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
 
 
@@ -90,21 +88,11 @@ class Fetcher:
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
         self._carried_on: set[int] = set()  # without a download
-        self._untouched: set[int] = set()  # nothing was on the disk of them when it was looked at
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
         draft = self._drafts.get(fax)
         return fax in self._carried_on or (draft is not None and draft.begun)
-
-    async def look_ahead(self, faxes: Sequence[FaxRow]) -> None:
-        """Look at the disk for all of these at once; those of which nothing is there begin at once."""
-        if len(self._untouched) > _REMEMBERED:  # their turn never came
-            self._untouched.clear()
-        by_path = {fax.path: fax.id for fax in faxes if not fax.force}
-        with suppress(StorageUnusable, StorageConflict):  # each says so itself at its turn
-            untouched = await self._shop.storage.untouched(list(by_path))
-            self._untouched.update(by_path[path] for path in untouched)
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -148,9 +136,6 @@ class Fetcher:
         return Outcome.STORED
 
     async def _resume(self, fax: FaxRow) -> StoredFile | None:
-        if fax.id in self._untouched:
-            self._untouched.discard(fax.id)
-            return self._shop.storage.delivered(fax.path)
         if not fax.force:
             return await self._shop.storage.resume(fax.path, _identity(fax))
         held = stored_file(fax)

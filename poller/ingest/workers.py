@@ -43,7 +43,7 @@ class Turns:
         return self._rows[user]
 
     def ahead(self) -> int:
-        """How many rows to read of a user, so that all together hold about a thousand at most."""
+        """How many rows to read of a user, so that all who are in the ring now hold about a thousand."""
         return max(1, min(_AHEAD, _AHEAD_OF_ALL // len(self._ring)))
 
     def pass_on(self) -> None:
@@ -217,11 +217,14 @@ class FetchWorkers:
                 continue
             rows = self._turns.rows(user)
             if not rows and state is not None:
-                due = await self._ledger.due(
-                    user, self._clock.now(), self._turns.ahead(), exclude=list(self._running)
+                rows.extend(
+                    await self._ledger.due(
+                        user,
+                        self._clock.now(),
+                        self._turns.ahead(),
+                        exclude=list(self._running),
+                    )
                 )
-                await self._fetcher.look_ahead(due)
-                rows.extend(due)
             if state is None or not rows:
                 self._turns.leave()
                 continue

@@ -45,7 +45,6 @@ class Writer:
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
         self._running: list[_Job] = []
-        self._joined: dict[Callable[[Connection, list[Any]], Any], _Job] = {}
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
@@ -73,14 +72,12 @@ class Writer:
     def ask_together(
         self, work: Callable[[Connection, list[Item]], None], item: Item
     ) -> "asyncio.Future[None]":
-        """Have `work` run once for this and all other items that wait for it.
+        """Have `work` run once for this and all other items that wait for it, one behind the other.
 
         When it raises, it is run again for each alone, so that an item fails by its own fault only.
         """
-        job = self._joined.get(work)
-        if job is None or self.ended:
-            self._joined[work] = job = self._new(work)
-        return self._add(job, item)
+        last = self._waiting[-1] if self._waiting and not self.ended else None
+        return self._add(last if last and last.work is work else self._new(work), item)
 
     def _new(self, work: Callable[[Connection, list[Any]], Any]) -> _Job:
         if self.ended:
@@ -122,7 +119,6 @@ class Writer:
     async def _commit_group(self) -> None:
         count = min(len(self._waiting), _AT_ONCE)
         self._running = [self._waiting.popleft() for _ in range(count)]
-        self._joined.clear()
         try:
             with unavailable(self._path):
                 outcomes = await self._transaction(self._running)

@@ -39,7 +39,6 @@ class Draft:
         self._note = note  # what is visible from now on; None: its row is stored
         self._handover: Handover | None = None
         self._document: Document | None = None
-        self._arriving = False
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
         self._lock = Lock()
@@ -53,7 +52,7 @@ class Draft:
     @property
     def begun(self) -> bool:
         """Whether an image has begun to arrive."""
-        return self._arriving
+        return self._handover is not None
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,15 +71,14 @@ class Draft:
             await self._threads.run(self._close)
 
     async def reset(self) -> None:
-        """Begin (again) with no bytes; the first time no file is made before there is something for it."""
-        self._arriving = True
+        """Begin (again) with no bytes."""
         self._document = None
         self._batch.clear()
-        if self._handover is not None:
-            await self._run(self._handover.restart)
+        await self._run(self._restart)
 
     async def write(self, data: bytes) -> None:
         """Append; what is written is batched, so an error may come with a later call."""
+        self._document = None
         self._batch += data
         if len(self._batch) >= _BATCH:
             batch, self._batch = self._batch, bytearray()
@@ -132,10 +130,14 @@ class Draft:
             if self._left:
                 self._close()
 
+    def _restart(self) -> None:
+        if self._handover is None:
+            self._handover = self._begin()
+        self._handover.restart()
+
     def _append(self, batch: bytearray) -> None:
-        handover = self._begun()
         if batch:
-            handover.write(batch)
+            self._begun().write(batch)
 
     def _inspect(self, batch: bytearray) -> Document:
         self._append(batch)
@@ -144,6 +146,8 @@ class Draft:
     def _deliver(
         self, sidecar: Callable[[StoredFile], dict[str, Any]], *, damaged: bool
     ) -> StoredFile:
+        if self._left:
+            raise ValueError("nobody waits for this draft any more")
         stored = self._begun().deliver(sidecar, damaged=damaged)
         self._note(stored)
         self._document = None
@@ -151,7 +155,6 @@ class Draft:
 
     def _close(self) -> None:
         with self._lock:
-            self._arriving = False
             if self._handover is not None:
                 handover, self._handover = self._handover, None
                 try:
@@ -161,8 +164,5 @@ class Draft:
 
     def _begun(self) -> Handover:
         if self._handover is None:
-            if not self._arriving:
-                raise ValueError("a draft begins with a reset and ends with its context")
-            self._handover = self._begin()
-            self._handover.restart()
+            raise ValueError("a draft begins with a reset and ends with its context")
         return self._handover

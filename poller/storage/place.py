@@ -128,7 +128,7 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
     a symbolic link or a file. `root` stays open.
     """
     directories, base = split(path)
-    known = _known("/".join(directories), root, durable)
+    known = _known(directories, root, durable)
     if known is not None:
         return Place(path, Names(base), known, durable)
     place = Place(path, Names(base), steps.open_directory(".", root), durable)
@@ -141,15 +141,21 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
     return place
 
 
-def _known(path: str, root: int, durable: Durable) -> int | None:
-    """Open a directory at once that was gone into step by step before; None unless it is that one."""
-    if path not in durable.known:
+def _known(directories: list[str], root: int, durable: Durable) -> int | None:
+    """Open a directory at once that was gone into step by step before.
+
+    None unless it and all on the way to it are the same as then.
+    """
+    paths = ["/".join(directories[:depth]) for depth in range(1, len(directories) + 1)]
+    if not paths or paths[-1] not in durable.known:
         return None
     try:
-        fd = steps.open_directory(path, root)
+        if not all(durable.holds(path, steps.status_of(path, root)) for path in paths):
+            return None
+        fd = steps.open_directory(paths[-1], root)
     except OSError:  # whoever goes step by step finds out what it is
         return None
-    if durable.holds(path, steps.status(fd)):
+    if durable.holds(paths[-1], steps.status(fd)):
         return fd
     steps.close(fd)
     return None

@@ -22,24 +22,6 @@ def resume(at: Place, identity: Identity) -> StoredFile | None:
     return stored
 
 
-def untouched(root: int, paths: Iterable[str]) -> list[str]:
-    """Give those of these paths, in directories that are there, that `resume` would find nothing of."""
-    wanted = _by_directory(paths)
-    found: list[str] = []
-    with closing(place.open_directories(root, wanted)) as opened:
-        for directory, fd in opened:
-            found += [
-                path for base, path in wanted[directory].items() if not _trace(fd, Names(base))
-            ]
-    return found
-
-
-def _trace(fd: int, names: Names) -> bool:
-    return any(
-        steps.is_there(name, fd) for name in (names.sidecar, names.dot_sidecar, names.dot_image)
-    )
-
-
 def resume_again(
     at: Place, identity: Identity, held: StoredFile | None, content: dict[str, Any] | None
 ) -> StoredFile | None:

@@ -142,14 +142,6 @@ def is_directory(name: str, at: int) -> bool:
         return False
 
 
-def is_there(name: str, at: int) -> bool:
-    try:
-        status_of(name, at)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def is_same_file(name: str, other: str, at: int) -> bool:
     return os.path.samestat(status_of(name, at), status_of(other, at))
 

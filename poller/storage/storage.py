@@ -77,15 +77,6 @@ class Storage:
 
         return await self._threads.run(step)
 
-    async def untouched(self, paths: Sequence[str]) -> list[str]:
-        """Tell of which of these nothing is there to resume; a path that is left out may have something."""
-
-        def step() -> list[str]:
-            with marker.proved(self._config.directory, self._id) as root:
-                return recovery.untouched(root, paths)
-
-        return await self._threads.run(step)
-
     async def resume(self, path: str, identity: Identity) -> StoredFile | None:
         """Bring a pending fax to its end without a download, if an earlier run got so far.
 

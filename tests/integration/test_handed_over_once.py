@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poller import documents
 from poller.errors import LedgerUnavailable
 from poller.ingest.audit import Auditor
 from poller.ingest.fetch import Outcome
@@ -79,6 +80,23 @@ async def test_stop_while_a_fax_is_made_visible_records_it(
     with pytest.raises(asyncio.CancelledError):
         await attempt
     assert (await row(site, fax)).state is State.STORED
+
+
+async def test_fax_that_nobody_waits_for_after_a_stop_while_it_is_checked_stays_hidden(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    inspect = Held(documents.inspect)
+    monkeypatch.setattr(handover, "inspect", inspect)
+    attempt = asyncio.create_task(fetch(site, fax))
+    await asyncio.to_thread(inspect.reached.wait, 10)
+    while not attempt.done():  # only the second time does it leave the thread to itself
+        attempt.cancel()
+        await asyncio.sleep(0.02)
+    inspect.let_go.set()
+    await until(lambda: not site.shop.storage._active)
+    assert stored_files(site.config.storage.directory) == []
+    assert await fetch(site, fax) is Outcome.STORED
 
 
 async def test_fax_taken_after_its_hung_delivery_ended_is_not_delivered_again(

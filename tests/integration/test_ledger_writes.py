@@ -76,6 +76,49 @@ async def test_a_long_queue_is_cut(ledger: Ledger) -> None:
     assert ledger.commits - before in (3, 4)
 
 
+async def test_items_of_one_work_are_joined_but_not_past_what_was_asked_between(
+    ledger: Ledger,
+) -> None:
+    assert ledger._writer is not None
+    done: list[list[str]] = []
+
+    def work(_: Connection, items: list[str]) -> None:
+        done.append(list(items))
+
+    await asyncio.gather(
+        ledger._writer.ask_together(work, "a"),
+        ledger._writer.ask_together(work, "b"),
+        ledger._writer.ask(lambda _: done.append(["between"])),
+        ledger._writer.ask_together(work, "c"),
+    )
+    assert done == [["a", "b"], ["between"], ["c"]]
+
+
+async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_busy(
+    ledger: Ledger, user: UserRow
+) -> None:
+    let_go = threading.Event()
+    busy = [asyncio.create_task(ledger._read(lambda _: let_go.wait(20))) for _ in range(3)]
+    due = asyncio.create_task(ledger.due(user.id, NOW, 1))
+    await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(5):
+            await record(ledger, user, "one")
+        assert not due.done()
+    finally:
+        let_go.set()
+    await asyncio.gather(due, *busy)
+
+
+async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
+    ledger: Ledger, user: UserRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.ledger.ledger._TURN_WITHIN_S", 0.01)
+    assert ledger._writer is not None
+    async with ledger._writer.turn:  # as long as a commit hangs
+        assert await ledger.due(user.id, NOW, 1) == []
+
+
 async def test_a_write_that_fails_takes_back_its_own_changes_only(
     ledger: Ledger, user: UserRow
 ) -> None:

@@ -524,8 +524,6 @@ async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
     storage = await opened(root)
     async with storage.draft(PATH) as draft:
         await draft.reset()
-        await draft.write(FAX)
-        await draft.check()
         assert await storage.tidy(["main/desk"], []) == 0
         assert draft.path.exists()
 
@@ -556,17 +554,6 @@ async def test_created_file_whose_mode_cannot_be_set_is_not_used(root: Path) -> 
 
     with recording(root, fail=fail), pytest.raises(StorageUnusable):
         await store(storage, FAX)
-
-
-async def test_fax_is_untouched_when_nothing_is_there_that_resume_could_use(root: Path) -> None:
-    storage = await opened(root)
-    await store(storage, FAX)
-    desk = root / "main/desk"
-    for name in (".f2.image.part", ".f3.json.part", "f4.json", "f5.tif"):
-        (desk / name).touch()
-    paths = [f"main/desk/f{n}" for n in range(1, 7)]
-    assert await storage.untouched(paths) == ["main/desk/f5", "main/desk/f6"]
-    assert await storage.untouched(["main/nobody/f1"]) == []
 
 
 async def test_hash_of_a_stored_file(root: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poller.errors import PollerError, StorageUnusable
+from poller.errors import PollerError, StorageConflict, StorageUnusable
 from poller.storage import Storage, StoredFile, steps
 from tests.integration.storage_seam import (
     IDENTITY,
@@ -87,6 +87,30 @@ async def test_directory_that_was_removed_and_made_again_is_synced_again(
     with recording(root) as recorded:
         await store(storage, FIRST)
     assert {"fsync .", "fsync main"} <= set(recorded.calls)
+
+
+async def test_directory_that_was_moved_below_a_new_one_is_synced_with_it(tmp_path: Path) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    await store(storage, FIRST, path="main/desk/2026/f1")
+    (root / "main/desk").rename(root / "main/old")
+    (root / "main/desk").mkdir()
+    (root / "main/old/2026").rename(root / "main/desk/2026")
+    with recording(root) as recorded:
+        await store(storage, FIRST, path="main/desk/2026/f2")
+    assert "fsync main" in recorded.calls
+
+
+async def test_directory_behind_a_symbolic_link_is_refused_where_it_was_known_without(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    await store(storage, FIRST)
+    (root / "main").rename(tmp_path / "elsewhere")
+    (root / "main").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageConflict):
+        await store(storage, FIRST, path="main/desk/f2")
 
 
 class World:

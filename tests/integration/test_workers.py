@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -324,9 +323,6 @@ class Restless(Fetcher):
 
     def is_arriving(self, fax: int) -> bool:
         return bool(self.under_way[fax])
-
-    async def look_ahead(self, faxes: Sequence[FaxRow]) -> None:
-        """All are tried."""
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         ledger, now = self.site.shop.ledger, self.site.shop.clock.now()
