@@ -16,9 +16,7 @@ from poller.ingest.user import UserState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
 _BETWEEN_POLLS = timedelta(seconds=1)
-POLLS_PER_S = (
-    200.0  # of one account, when all its users are to come at once: more would wait, in memory
-)
+POLLS_PER_S = 200.0  # of one account, all of whose users are due: more would wait, in memory
 _TICK = Poll(every=timedelta(seconds=10))
 
 

@@ -264,12 +264,8 @@ def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
 
 
 def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> None:
-    of_users: dict[int, list[tuple[Stored, Any]]] = {}
-    for item, row in new:
-        of_users.setdefault(row.user, []).append((item, row))
-    for user, some in of_users.items():
-        left = collections.Counter(row.state for _, row in some)
-        out_of = {state: -count for state, count in left.items()}
+    for user, out_of in _out_of(row for _, row in new).items():
+        some = [(item, row) for item, row in new if row.user == user]
         by = {
             "damaged_by": sum(int(item.file.damaged) - int(row.damaged) for item, row in some),
             "at": max(item.now for item, _ in some),
@@ -455,11 +451,16 @@ def remember(
 
 def _count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
     """Move `rows` from the counters of their states to that of `to`."""
+    for user, out_of in _out_of(rows).items():
+        connection.execute(_COUNT, _moved(user, out_of, to))
+
+
+def _out_of(rows: Iterable[Any]) -> dict[int, collections.Counter[State]]:
+    """Say by users how many, less than nothing, these rows are in each state."""
     changes: dict[int, collections.Counter[State]] = {}
     for row in rows:
         changes.setdefault(row.user, collections.Counter())[row.state] -= 1
-    for user, change in changes.items():
-        connection.execute(_COUNT, _moved(user, change, to))
+    return changes
 
 
 def _moved(user: int, out_of: Mapping[State, int], to: State) -> dict[str, Any]:

@@ -49,8 +49,6 @@ from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
-_TURN_WITHIN_S = 1.0
-_COMMIT_KEPT_BACK_S = 0.1  # by a read whose turn it is; it goes on beside it then
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 
 
@@ -162,21 +160,7 @@ class Ledger:
         """
         if self._writer is None:
             return await self._read(work)
-        turn = self._writer.turn
-        try:
-            async with asyncio.timeout(_TURN_WITHIN_S):
-                await turn.acquire()
-        except TimeoutError:  # a commit hangs: reading says so
-            return await self._read(work)
-        reading = asyncio.create_task(self._read(work), name="ledger read in turn")
-        try:
-            await asyncio.wait({reading}, timeout=_COMMIT_KEPT_BACK_S)
-        except asyncio.CancelledError:
-            reading.cancel()
-            raise
-        finally:
-            turn.release()
-        return await reading
+        return await self._writer.between_commits(lambda: self._read(work))
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         # Its thread goes on when the caller is cancelled, and `close` has to wait for it.

@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from poller.ledger.engine import concerns_the_database, sentence, unavailable
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+_TURN_WITHIN_S = 1.0
+_KEPT_BACK_S = 0.1  # a commit, by a read whose turn it is; that goes on beside it then
 _AT_ONCE = 200  # a longer queue is cut, so that the first ones do not wait for the last
 
 
@@ -49,7 +51,9 @@ class Writer:
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
         self.commits = 0
-        self.turn = asyncio.Lock()  # held during a commit; whoever holds it keeps the next one back
+        self._turn = (
+            asyncio.Lock()
+        )  # held during a commit; whoever holds it keeps the next one back
 
     @property
     def waiting_since(self) -> float | None:
@@ -78,6 +82,23 @@ class Writer:
         """
         last = self._waiting[-1] if self._waiting and not self.ended else None
         return self._add(last if last and last.work is work else self._new(work), item)
+
+    async def between_commits(self, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Begin a read when no commit is under way, and keep the next one back for a moment."""
+        try:
+            async with asyncio.timeout(_TURN_WITHIN_S):
+                await self._turn.acquire()
+        except TimeoutError:  # a commit hangs: reading says so
+            return await read()
+        reading = asyncio.create_task(read(), name="ledger read in turn")
+        try:
+            await asyncio.wait({reading}, timeout=_KEPT_BACK_S)
+        except asyncio.CancelledError:
+            reading.cancel()
+            raise
+        finally:
+            self._turn.release()
+        return await reading
 
     def _new(self, work: Callable[[Connection, list[Any]], Any]) -> _Job:
         if self.ended:
@@ -108,7 +129,7 @@ class Writer:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
-                    async with self.turn:
+                    async with self._turn:
                         await self._commit_group()
                 if self._closing:
                     return

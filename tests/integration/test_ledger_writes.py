@@ -113,9 +113,9 @@ async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_bu
 async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
     ledger: Ledger, user: UserRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.ledger.ledger._TURN_WITHIN_S", 0.01)
+    monkeypatch.setattr("poller.ledger.writer._TURN_WITHIN_S", 0.01)
     assert ledger._writer is not None
-    async with ledger._writer.turn:  # as long as a commit hangs
+    async with ledger._writer._turn:  # as long as a commit hangs
         assert await ledger.due(user.id, NOW, 1) == []
 
 

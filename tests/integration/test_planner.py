@@ -77,7 +77,7 @@ async def test_every_user_is_polled_soon_after_the_start_and_then_on_schedule(
     assert calls(simulator, "list") > 2
 
 
-async def test_first_polls_are_no_more_a_second_than_a_core_can_do_whatever_the_limit(
+async def test_first_polls_of_an_account_are_spread_whatever_its_limit(
     site: Site, planner: Planner, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(site, Poll(every=timedelta(days=9)))

@@ -93,7 +93,7 @@ async def test_retry_that_falls_due_does_not_wait_for_anothers_backlog(
 
 
 @pytest.mark.parametrize(("users", "held"), [(1, 64), (10, 640), (50, 1000), (9_000, 9_000)])
-def test_rows_read_ahead_of_a_backlog_are_about_a_thousand_however_many_users_have_one(
+def test_rows_read_ahead_are_about_a_thousand_or_one_of_each_user_who_waits(
     users: int, held: int
 ) -> None:
     turns = Turns()
