@@ -17,9 +17,10 @@ Interrupted anywhere before the first link, nothing is visible, and either both 
 
 import errno
 import hashlib
+import io
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from poller.documents import Document, inspect
 from poller.errors import StorageConflict
@@ -35,14 +36,20 @@ MakeSidecar = Callable[[StoredFile], dict[str, Any]]
 class Handover:
     """One fax on its way into its place; blocks, and is used by one thread at a time."""
 
-    def __init__(self, place: Place, *, replacing: bool = False) -> None:
-        """With `replacing`, other files that have the fax's names are damaged and are put aside."""
+    def __init__(
+        self, place: Place, *, replacing: bool = False, stored: StoredFile | None = None
+    ) -> None:
+        """With `replacing`, other files that have the fax's names are damaged and are put aside.
+
+        `stored` is what an earlier run made visible.
+        """
         self.place = place
         self._replacing = replacing
-        self.delivered = False
+        self.stored = stored
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
+        self._whole: bytes | bytearray | None = None  # all there is, while it is one piece
         self._document: Document | None = None
 
     def restart(self) -> None:
@@ -52,19 +59,26 @@ class Handover:
         self._fd = _create(self.place.names.dot_image, self.place)
         self._hash = hashlib.sha256()
         self._bytes = 0
+        self._whole = None
         self._document = None
 
     def write(self, data: bytes | bytearray) -> None:
+        """Append; the caller changes `data` no more."""
         steps.write(self._open_fd(), data)
         self._hash.update(data)
+        self._whole = None if self._bytes else data
         self._bytes += len(data)
 
     def inspect(self) -> Document:
         """Prove the document; raises NotADocument."""
         self._open_fd()
-        with steps.reader(self.place.names.dot_image, self.place.fd) as file:
+        whole, self._whole = self._whole, None
+        with self._reader() if whole is None else io.BytesIO(whole) as file:
             self._document = inspect(file)
         return self._document
+
+    def _reader(self) -> BinaryIO:
+        return steps.reader(self.place.names.dot_image, self.place.fd)
 
     def deliver(self, make_sidecar: MakeSidecar, *, damaged: bool) -> StoredFile:
         """Make the fax visible, durably; raises with nothing visible otherwise."""
@@ -78,7 +92,7 @@ class Handover:
         if self._replacing:
             put_aside(self.place, stored, identity)
         publish(self.place, stored, identity)
-        self.delivered = True
+        self.stored = stored
         return stored
 
     def finish(self) -> None:
@@ -97,7 +111,7 @@ class Handover:
     def close(self) -> None:
         """Leave nothing behind unless it was delivered."""
         try:
-            if not self.delivered:
+            if self.stored is None:
                 with suppress(OSError):
                     self.discard()
         finally:
