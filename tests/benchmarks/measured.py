@@ -60,19 +60,23 @@ def settings(users: int, base_url: str, changes: dict[str, Any] | None = None) -
 
 
 @asynccontextmanager
-async def installed(configuration: dict[str, Any]) -> AsyncIterator[Installation]:
-    """An installation in a temporary directory."""
-    with tempfile.TemporaryDirectory(prefix="poller-benchmark-") as directory:
-        installation = Installation(Path(directory), "")
+async def installed(
+    configuration: dict[str, Any], directory: Path | None = None
+) -> AsyncIterator[Installation]:
+    """An installation in `directory`, or in a temporary one."""
+    with tempfile.TemporaryDirectory(prefix="poller-benchmark-") as temporary:
+        installation = Installation(directory or Path(temporary), "")
         installation.settings = configuration
         installation.write({})
         yield installation
 
 
 @asynccontextmanager
-async def running(configuration: dict[str, Any]) -> AsyncIterator[Daemon]:
-    """`poller run` as it is, ready, in a temporary directory."""
-    async with installed(configuration) as installation, installation.daemon() as daemon:
+async def running(
+    configuration: dict[str, Any], directory: Path | None = None
+) -> AsyncIterator[Daemon]:
+    """`poller run` as it is, ready, in `directory` or in a temporary one."""
+    async with installed(configuration, directory) as installation, installation.daemon() as daemon:
         yield daemon
         await daemon.stop()
 
