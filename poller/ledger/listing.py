@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from poller import naming
 from poller.ledger.rows import FaxRow, NewFax, fax_row
@@ -20,6 +20,49 @@ _AT_ONCE = 500  # values in one IN (...)
 FAX = select(
     *faxes.c, users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")
 ).join_from(faxes, users)
+
+# What most polls need is composed once: that takes longer than the statement.
+_WHOSE = faxes.c.user == bindparam("whose")
+_THESE = faxes.c.fax_id.in_(bindparam("these", expanding=True))
+_LAST_LISTED = select(faxes.c.fax_id, faxes.c.id, faxes.c.last_listed_at).where(_WHOSE, _THESE)
+_ROWS = FAX.where(_WHOSE, _THESE)
+_TAKEN = select(faxes.c.path).where(faxes.c.path.in_(bindparam("these", expanding=True)))
+_INSERT = insert(faxes)
+_THIS_USER = users.c.id == bindparam("this")
+_OWNER = select(
+    users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
+).where(_THIS_USER)
+_COUNT_NEW = (
+    update(users)
+    .where(_THIS_USER)
+    .values(
+        discovered=users.c.discovered + bindparam("more"),
+        pending=users.c.pending + bindparam("more"),
+        last_received_at=bindparam("received"),
+        late_max_s=bindparam("late_s"),
+    )
+)
+_COVERED = (
+    select(coverage.c.start, coverage.c.end)
+    .where(coverage.c.user == bindparam("whose"))
+    .order_by(coverage.c.start)
+)
+_TOUCHING = and_(
+    coverage.c.user == bindparam("whose"),
+    coverage.c.start <= bindparam("before"),
+    coverage.c.end >= bindparam("after"),
+)
+_HELD = select(coverage.c.start, coverage.c.end).where(_TOUCHING)
+_MERGE = (
+    update(coverage).where(_TOUCHING).values(start=bindparam("to_start"), end=bindparam("to_end"))
+)
+_UNCOVER = delete(coverage).where(_TOUCHING)
+_COVER = insert(coverage)
+_FORGET_FAILED = delete(failed_slices).where(
+    failed_slices.c.user == bindparam("whose"),
+    failed_slices.c.start >= bindparam("after"),
+    failed_slices.c.end <= bindparam("before"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,23 +97,18 @@ def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def _last_listed(
     connection: Connection, user: int, fax_ids: list[str]
 ) -> dict[str, tuple[int, datetime]]:
-    wanted = select(faxes.c.fax_id, faxes.c.id, faxes.c.last_listed_at)
     return {
         fax_id: (fax, at)
         for chunk in chunks(fax_ids)
-        for fax_id, fax, at in connection.execute(wanted.where(_among(user, chunk)))
+        for fax_id, fax, at in connection.execute(_LAST_LISTED, {"whose": user, "these": chunk})
     }
-
-
-def _among(user: int, fax_ids: Sequence[str]) -> Any:
-    return and_(faxes.c.user == user, faxes.c.fax_id.in_(fax_ids))
 
 
 def _by_fax_ids(connection: Connection, user: int, fax_ids: list[str]) -> list[FaxRow]:
     found = {
         row.fax_id: fax_row(row)
         for chunk in chunks(fax_ids)
-        for row in connection.execute(FAX.where(_among(user, chunk)))
+        for row in connection.execute(_ROWS, {"whose": user, "these": chunk})
     }
     return [found[fax_id] for fax_id in fax_ids]
 
@@ -96,13 +134,9 @@ def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
 
 # -- new faxes -------------------------------------------------------------------------------------
 
-_OWNER = select(
-    users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
-)
-
 
 def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) -> None:
-    owner = connection.execute(_OWNER.where(users.c.id == user)).one_or_none()
+    owner = connection.execute(_OWNER, {"this": user}).one_or_none()
     if owner is None:
         raise LookupError(f"the ledger knows no user {user}")
     paths = _Paths(connection, [fax.path for fax in new])
@@ -117,7 +151,7 @@ def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) ->
         **_window("last", page.window),
     }
     connection.execute(
-        insert(faxes),
+        _INSERT,
         [
             {
                 **shared,
@@ -147,38 +181,33 @@ class _Paths:
         return path
 
     def _among(self, paths: list[str]) -> set[str]:
-        wanted = select(faxes.c.path)
         return {
             path
             for chunk in chunks(paths)
-            for path in self._connection.scalars(wanted.where(faxes.c.path.in_(chunk)))
+            for path in self._connection.scalars(_TAKEN, {"these": chunk})
         }
 
 
 def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: Page) -> None:
-    values: dict[str, Any] = {
-        "discovered": users.c.discovered + len(new),
-        "pending": users.c.pending + len(new),
-    }
+    values = {"received": owner.last_received_at, "late_s": owner.late_max_s}
     # A time in the future would hide for ever that nothing is received any more.
     received = [min(fax.received_at, page.now) for fax in new if fax.received_at is not None]
     if received:
         held = [] if owner.last_received_at is None else [owner.last_received_at]
-        values["last_received_at"] = max(received + held)
+        values["received"] = max(received + held)
         listed = covered(connection, owner.id)
         # A backfill comes long after a fax became visible and says nothing of when that was.
         by_window = [] if page.found_by == "backfill" else received
         late_s = [(page.now - at).total_seconds() for at in by_window if listed.covers(at)]
-        values["late_max_s"] = max([owner.late_max_s, *late_s])
-    connection.execute(update(users).where(users.c.id == owner.id).values(**values))
+        values["late_s"] = max([owner.late_max_s, *late_s])
+    connection.execute(_COUNT_NEW, {"this": owner.id, "more": len(new), **values})
 
 
 # -- coverage --------------------------------------------------------------------------------------
 
 
 def covered(connection: Connection, user: int) -> Coverage:
-    wanted = select(coverage.c.start, coverage.c.end).where(coverage.c.user == user)
-    rows = connection.execute(wanted.order_by(coverage.c.start))
+    rows = connection.execute(_COVERED, {"whose": user})
     return Coverage(tuple(Interval(start, end) for start, end in rows))
 
 
@@ -192,33 +221,18 @@ def coverages(connection: Connection) -> dict[int, Coverage]:
 
 def cover(connection: Connection, user: int, covers: Interval) -> None:
     """Merge `covers` into what is covered; only the intervals that it touches are rewritten."""
-    touching = and_(
-        coverage.c.user == user, coverage.c.start <= covers.end, coverage.c.end >= covers.start
-    )
-    held = [
-        Interval(start, end)
-        for start, end in connection.execute(
-            select(coverage.c.start, coverage.c.end).where(touching)
-        )
-    ]
+    here = {"whose": user, "after": covers.start, "before": covers.end}
+    held = [Interval(start, end) for start, end in connection.execute(_HELD, here)]
     merged = Interval(
         min([covers.start, *(interval.start for interval in held)]),
         max([covers.end, *(interval.end for interval in held)]),
     )
     if len(held) == 1 and held != [merged]:
-        connection.execute(
-            update(coverage).where(touching).values(start=merged.start, end=merged.end)
-        )
+        connection.execute(_MERGE, here | {"to_start": merged.start, "to_end": merged.end})
     elif held != [merged]:
-        connection.execute(delete(coverage).where(touching))
-        connection.execute(insert(coverage).values(user=user, start=merged.start, end=merged.end))
-    connection.execute(
-        delete(failed_slices).where(
-            failed_slices.c.user == user,
-            failed_slices.c.start >= covers.start,
-            failed_slices.c.end <= covers.end,
-        )
-    )
+        connection.execute(_UNCOVER, here)
+        connection.execute(_COVER, {"user": user, "start": merged.start, "end": merged.end})
+    connection.execute(_FORGET_FAILED, here)
 
 
 # -- slices that could not be listed -----------------------------------------------------------
