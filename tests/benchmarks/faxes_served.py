@@ -29,7 +29,7 @@ _REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Faxes:
-    """What there is: `each` faxes of every user from the start, and with every `nth` list one more.
+    """What there is: `each` faxes of every user from the start, and with every `nth` window one more.
 
     `encoded` is the document as base64, in a file. The first user has `waiting` faxes beside. With
     a `rate` requests beyond a token bucket of `burst` get a 429.
@@ -55,7 +55,7 @@ def fax_id(user: str, number: int) -> str:
 class _User:
     def __init__(self, name: str, faxes: Faxes) -> None:
         self.name = name
-        self.lists = 0
+        self.windows = 0
         self.completed: list[float] = []
         now = time.time()
         for k in range(faxes.each + (faxes.waiting if name == "user-0" else 0)):
@@ -96,6 +96,7 @@ class _Answers:
         self._users = {f"user-{n}": _User(f"user-{n}", faxes) for n in range(faxes.users)}
         self.counts: dict[str, float] = {
             "lists": 0,
+            "windows": 0,
             "images": 0,
             "first_image_at": 0.0,
             "at_once": 0,
@@ -143,12 +144,15 @@ class _Answers:
     def _list(self, query: dict[str, list[str]], headers: dict[bytes, bytes]) -> dict[str, Any]:
         self.counts["lists"] += 1
         user = self._users[headers[b"user-id"].decode()]
-        user.lists += 1
-        if self._faxes.nth and user.lists % self._faxes.nth == 0:
-            user.add(time.time())
+        offset = int(headers.get(b"pagination-offset", b"0"))
+        if not offset:
+            self.counts["windows"] += 1
+            user.windows += 1
+            if self._faxes.nth and user.windows % self._faxes.nth == 0:
+                user.add(time.time())
         since = _instant(query.get("min_completed_timestamp"), 0.0)
         until = _instant(query.get("max_completed_timestamp"), time.time() + 60)
-        return user.page(since, until, int(headers.get(b"pagination-offset", b"0")))
+        return user.page(since, until, offset)
 
 
 def _instant(values: list[str] | None, default: float) -> float:
@@ -217,7 +221,10 @@ class Served:
     base_url: str
 
     async def counts(self) -> dict[str, float]:
-        """Lists and images asked for, when the first image was (wall clock), most large ones at once."""
+        """Pages of lists, windows (first pages) and images asked for, when the first image was.
+
+        The time is by the wall clock; `at_once` is how many large images went out at once at most.
+        """
         counts: dict[str, float] = await self._get("/counts")
         return counts
 

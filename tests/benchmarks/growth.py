@@ -52,8 +52,8 @@ async def _sizes(faxes: Faxes, polls: int) -> tuple[list[float], int]:
     return readings, images
 
 
-async def _size_after(server: Served, daemon: Daemon, lists: float) -> float:
-    while (await server.counts())["lists"] < lists:
+async def _size_after(server: Served, daemon: Daemon, polls: float) -> float:
+    while (await server.counts())["windows"] < polls:
         assert daemon.process.returncode is None
         await asyncio.sleep(_LOOK_S)
     return measured.resident_mib(daemon.process.pid)
