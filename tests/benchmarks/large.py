@@ -20,8 +20,8 @@ async def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="poller-benchmark-") as directory:
         encoded = Path(directory) / "document"
         documents.write_encoded(encoded, round(options.megabytes * 1e6))
-        faxes = Faxes(str(encoded), options.faxes, 0)
-        rounds = [await _round(faxes) for _ in range(options.rounds)]
+        faxes = Faxes(str(encoded), 1, 0)
+        rounds = [await _round(faxes, options.faxes) for _ in range(options.rounds)]
     idle, peak, at_once = (statistics.median(figure) for figure in zip(*rounds, strict=True))
     growths = [peak - idle for idle, peak, _ in rounds]
     measured.told(
@@ -34,7 +34,7 @@ async def main(options: argparse.Namespace) -> None:
     )
 
 
-async def _round(faxes: Faxes) -> tuple[float, float, float]:
+async def _round(faxes: Faxes, count: int) -> tuple[float, float, float]:
     """Idle and peak size in MiB, and how many were under way at once."""
     async with served(faxes) as server:
         configuration = measured.settings(faxes.users, server.base_url, {"poll": {"every": "1s"}})
@@ -43,12 +43,13 @@ async def _round(faxes: Faxes) -> tuple[float, float, float]:
             await asyncio.sleep(_SETTLED_S)
             idle = measured.resident_mib(pid)
             measured.forget_peak(pid)
-            await _come_in(server, daemon, faxes.users)
+            await _come_in(server, daemon, count)
             return idle, measured.peak_mib(pid), (await server.counts())["at_once"]
 
 
 async def _come_in(server: Served, daemon: Daemon, count: int) -> None:
-    await asyncio.gather(*(server.receive(f"user-{number}") for number in range(count)))
+    """Let all come for one user: one list tells of them, and they are fetched at the same moment."""
+    await asyncio.gather(*(server.receive("user-0") for _ in range(count)))
     await daemon.event("fax-stored", count=count)
 
 
