@@ -87,11 +87,12 @@ class Fetcher:
         self._client = client
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
+        self._carried_on: set[int] = set()  # without a download
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
         draft = self._drafts.get(fax)
-        return draft is not None and draft.arriving
+        return fax in self._carried_on or (draft is not None and draft.begun)
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -119,25 +120,38 @@ class Fetcher:
             return await self._failed(fax, error)
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
-        async with self._draft(fax) as draft, self._under_way(fax, draft):
-            async with self._recorded_if_cancelled(fax, draft):
-                stored, problem = await draft.begin(), None
-            if stored is None:
-                stored, problem = await self._download_with_evidence(fax, user, draft)
+        shop = self._shop
+        async with self._recorded_if_cancelled(fax):
+            carried_on = await self._resume(fax)
+        if carried_on is not None:
+            await self._settle(fax, carried_on)
+            return Outcome.STORED
+        draft_of = shop.storage.draft(fax.path, replacing=fax.force)
+        async with draft_of as draft, self._under_way(fax, draft):
+            stored, problem = await self._download_with_evidence(fax, user, draft)
             await self._record(fax, stored, problem)
             await draft.finish()
         if problem is not None:
             self._report_damaged(fax, stored, problem)
         return Outcome.STORED
 
-    def _draft(self, fax: FaxRow) -> Draft:
-        storage = self._shop.storage
+    async def _resume(self, fax: FaxRow) -> StoredFile | None:
         if not fax.force:
-            return storage.draft(fax.path, _identity(fax))
+            return await self._shop.storage.resume(fax.path, _identity(fax))
         held = stored_file(fax)
         stored_at = fax.stored_at or self._shop.clock.now()
         content = None if held is None else sidecar(held, _origin(fax), stored_at=stored_at)
-        return storage.draft_again(fax.path, _identity(fax), held=held, content=content)
+        return await self._shop.storage.resume_again(
+            fax.path, _identity(fax), held=held, content=content
+        )
+
+    async def _settle(self, fax: FaxRow, carried_on: StoredFile) -> None:
+        self._carried_on.add(fax.id)
+        try:
+            await self._record(fax, carried_on)
+            await self._shop.storage.finish(fax.path)
+        finally:
+            self._carried_on.discard(fax.id)
 
     @asynccontextmanager
     async def _under_way(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
@@ -171,13 +185,13 @@ class Fetcher:
                 return second, None
             if second != first:
                 raise Broken(second)
-        async with self._recorded_if_cancelled(fax, draft):
+        async with self._recorded_if_cancelled(fax):
             return await draft.deliver(self._sidecar_of(fax), damaged=True), first
 
     async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> StoredFile | str:
         """Download and, if it is whole, make visible; else say how the document is broken."""
         await self._client.fetch_image(user, fax.fax_id, draft)
-        async with self._recorded_if_cancelled(fax, draft):
+        async with self._recorded_if_cancelled(fax):
             stored = await draft.deliver_if(
                 lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
             )
@@ -191,7 +205,7 @@ class Fetcher:
         return lambda file: sidecar(file, _origin(fax), stored_at=self._shop.clock.now())
 
     @asynccontextmanager
-    async def _recorded_if_cancelled(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
+    async def _recorded_if_cancelled(self, fax: FaxRow) -> AsyncIterator[None]:
         """A stop between the links and the row would let the next start deliver what was taken."""
         try:
             yield
@@ -200,7 +214,7 @@ class Fetcher:
             if stored is not None:
                 with suppress(LedgerUnavailable, StorageUnusable):
                     await self._record(fax, stored)
-                    await draft.finish()
+                    await self._shop.storage.finish(fax.path)
             raise
 
     async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None = None) -> None:

@@ -19,8 +19,7 @@ _BATCH = 1 << 20
 class Draft:
     """A fax on its way into the storage; an async context manager that leaves no rests.
 
-    `begin`; unless that found it stored `reset`, `write`… , `deliver_if` or `check` and `deliver`;
-    and `finish` when the row is stored.
+    `reset`, `write`… , `deliver_if` or `check` and `deliver`, and `finish` when the row is stored.
     Raises StorageUnusable, StorageConflict, FaxTooLarge.
     """
 
@@ -40,7 +39,6 @@ class Draft:
         self._note = note  # what is visible from now on; None: its row is stored
         self._handover: Handover | None = None
         self._document: Document | None = None
-        self._arriving = False
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
         self._lock = Lock()
@@ -52,9 +50,9 @@ class Draft:
         return self._path
 
     @property
-    def arriving(self) -> bool:
-        """Whether an image has begun to arrive, or need not arrive any more."""
-        return self._arriving
+    def begun(self) -> bool:
+        """Whether an image has begun to arrive."""
+        return self._handover is not None
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,22 +70,11 @@ class Draft:
         if self._handover is not None:
             await self._threads.run(self._close)
 
-    async def begin(self) -> StoredFile | None:
-        """Carry on from what an earlier run left; None: it has to be fetched, and can be written.
-
-        What is returned is visible, and needs a `finish` only.
-        """
-        stored = await self._run(self._carry_on)
-        self._arriving = stored is not None
-        return stored
-
     async def reset(self) -> None:
         """Begin (again) with no bytes."""
         self._document = None
         self._batch.clear()
-        if self._arriving:
-            await self._run(lambda: self._begun().restart())
-        self._arriving = True
+        await self._run(self._restart)
 
     async def write(self, data: bytes) -> None:
         """Append; what is written is batched, so an error may come with a later call."""
@@ -143,13 +130,10 @@ class Draft:
             if self._left:
                 self._close()
 
-    def _carry_on(self) -> StoredFile | None:
-        self._handover = self._begin()
-        if self._handover.stored is None:
-            self._handover.restart()
-        else:
-            self._note(self._handover.stored)
-        return self._handover.stored
+    def _restart(self) -> None:
+        if self._handover is None:
+            self._handover = self._begin()
+        self._handover.restart()
 
     def _append(self, batch: bytearray) -> None:
         if batch:
@@ -180,5 +164,5 @@ class Draft:
 
     def _begun(self) -> Handover:
         if self._handover is None:
-            raise ValueError("a draft begins with `begin` and ends with its context")
+            raise ValueError("a draft begins with a reset and ends with its context")
         return self._handover

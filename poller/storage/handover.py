@@ -1,7 +1,7 @@
 """The durable order.
 
 image to a dot-file, in the directory where it will stay     Handover.restart, write
-proved whole                                                  Handover.inspect
+proved whole (from memory when it was written in one piece)   Handover.inspect
 fsync, close                                                  ┐
 sidecar with the hash to a dot-file, fsync, close             │
 fsync the directory: the dot-files' names are durable now     │ Handover.deliver
@@ -36,16 +36,11 @@ MakeSidecar = Callable[[StoredFile], dict[str, Any]]
 class Handover:
     """One fax on its way into its place; blocks, and is used by one thread at a time."""
 
-    def __init__(
-        self, place: Place, *, replacing: bool = False, stored: StoredFile | None = None
-    ) -> None:
-        """With `replacing`, other files that have the fax's names are damaged and are put aside.
-
-        `stored` is what an earlier run made visible.
-        """
+    def __init__(self, place: Place, *, replacing: bool = False) -> None:
+        """With `replacing`, other files that have the fax's names are damaged and are put aside."""
         self.place = place
         self._replacing = replacing
-        self.stored = stored
+        self.delivered = False
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
@@ -83,6 +78,8 @@ class Handover:
     def deliver(self, make_sidecar: MakeSidecar, *, damaged: bool) -> StoredFile:
         """Make the fax visible, durably; raises with nothing visible otherwise."""
         fd, stored = self._open_fd(), self._stored(damaged=damaged)
+        if steps.status(fd).st_size != stored.bytes:
+            raise StorageConflict("the fax's dot-file is not as long as what was written to it")
         steps.sync_file(fd)
         self._fd = None
         steps.close_written(fd)
@@ -92,7 +89,7 @@ class Handover:
         if self._replacing:
             put_aside(self.place, stored, identity)
         publish(self.place, stored, identity)
-        self.stored = stored
+        self.delivered = True
         return stored
 
     def finish(self) -> None:
@@ -111,7 +108,7 @@ class Handover:
     def close(self) -> None:
         """Leave nothing behind unless it was delivered."""
         try:
-            if self.stored is None:
+            if not self.delivered:
                 with suppress(OSError):
                     self.discard()
         finally:

@@ -1,7 +1,7 @@
 """The storage as its callers see it: no file system, no blocking."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -77,6 +77,54 @@ class Storage:
 
         return await self._threads.run(step)
 
+    async def resume(self, path: str, identity: Identity) -> StoredFile | None:
+        """Bring a pending fax to its end without a download, if an earlier run got so far.
+
+        Call `finish` when the row is stored. None: it has to be fetched, and nothing is in the way.
+        """
+        return await self._resumed(path, lambda at: recovery.resume(at, Identity(*identity)))
+
+    async def resume_again(
+        self,
+        path: str,
+        identity: Identity,
+        *,
+        held: StoredFile | None,
+        content: dict[str, Any] | None,
+    ) -> StoredFile | None:
+        """Bring a fax that is to be fetched again to its end without a download, where that can be.
+
+        `held` is what was stored and `content` its sidecar; see `recovery.resume_again`. Call
+        `finish` when the row is stored. None: it has to be fetched, with a draft that replaces.
+        """
+        return await self._resumed(
+            path, lambda at: recovery.resume_again(at, Identity(*identity), held, content)
+        )
+
+    async def _resumed(
+        self, path: str, resume: Callable[[Place], StoredFile | None]
+    ) -> StoredFile | None:
+        """What this process made visible counts, although a consumer may have taken it meanwhile."""
+        self._require_idle(path)
+        if (known := self._delivered.get(path)) is not None:
+            return known
+
+        def step() -> StoredFile | None:
+            with self._alone(path):
+                try:
+                    at = self._open(path, make=False)
+                except FileNotFoundError:
+                    return None
+                try:
+                    stored = resume(at)
+                finally:
+                    at.close()
+                if stored is not None:
+                    self._delivered[path] = stored
+                return stored
+
+        return await self._threads.run(step)
+
     def delivered(self, path: str) -> StoredFile | None:
         """Say what this process has made visible under `path` and nobody has finished yet."""
         return self._delivered.get(path)
@@ -112,44 +160,38 @@ class Storage:
 
         return await self._threads.run(step)
 
-    def draft(self, path: str, identity: Identity) -> Draft:
+    def draft(self, path: str, *, replacing: bool = False) -> Draft:
         """Begin a fax that is to be stored under `path`, without extension.
 
-        Raises StorageConflict while a step of an earlier attempt hangs.
+        With `replacing`, other files that have its names are damaged, and are put aside. Raises
+        StorageConflict while a step of an earlier attempt hangs.
         """
-        return self._draft(path, lambda at: recovery.resume(at, Identity(*identity)))
-
-    def draft_again(
-        self,
-        path: str,
-        identity: Identity,
-        *,
-        held: StoredFile | None,
-        content: dict[str, Any] | None,
-    ) -> Draft:
-        """Begin a fax that was stored and is to be fetched again; as `draft` does.
-
-        `held` is what was stored and `content` its sidecar; see `recovery.resume_again`. Other files
-        that have the fax's names are damaged, and are put aside.
-        """
-        return self._draft(
-            path,
-            lambda at: recovery.resume_again(at, Identity(*identity), held, content),
-            replacing=True,
-        )
-
-    def _draft(
-        self, path: str, resume: Callable[[Place], StoredFile | None], *, replacing: bool = False
-    ) -> Draft:
         self._require_idle(path)
         directory, _, base = path.rpartition("/")
+        dot_file = self._config.directory / directory / place.Names(base).dot_image
         return Draft(
             self._threads,
-            self._config.directory / directory / place.Names(base).dot_image,
-            begin=lambda: self._begin(path, resume, replacing=replacing),
+            dot_file,
+            begin=lambda: self._begin(path, replacing=replacing),
             end=lambda: self._active.discard(path),
             note=lambda stored: self._note(path, stored),
         )
+
+    async def finish(self, path: str) -> None:
+        """Unlink the dot-files of a fax whose row is stored; for one that was resumed."""
+        self._note(path, None)
+
+        def step() -> None:
+            try:
+                at = self._open(path, make=False)
+            except FileNotFoundError:
+                return
+            try:
+                Handover(at).finish()
+            finally:
+                at.close()
+
+        await self._threads.run(step)
 
     async def hash_of(self, file: str) -> str | None:
         """Hash a stored file (path with its extension): SHA-256 in hexadecimal, None if missing."""
@@ -231,28 +273,25 @@ class Storage:
             self._require_idle(path)
             self._active.add(path)
 
+    @contextmanager
+    def _alone(self, path: str) -> Iterator[None]:
+        """Have the files of a fax for oneself, also when the caller has given up on a step that hangs."""
+        self._take(path)
+        try:
+            yield
+        finally:
+            self._active.discard(path)
+
     def _note(self, path: str, stored: StoredFile | None) -> None:
         if stored is None:
             self._delivered.pop(path, None)
         else:
             self._delivered[path] = stored
 
-    def _begin(
-        self, path: str, resume: Callable[[Place], StoredFile | None], *, replacing: bool
-    ) -> Handover:
-        """Have the files of a fax for oneself, also when the caller gives up on a step that hangs.
-
-        What this process made visible counts, although a consumer may have taken it meanwhile.
-        """
+    def _begin(self, path: str, *, replacing: bool) -> Handover:
         self._take(path)
         try:
-            at = self._made(path)
-            try:
-                stored = self._delivered.get(path) or resume(at)
-            except BaseException:
-                at.close()
-                raise
-            return Handover(at, replacing=replacing, stored=stored)
+            return Handover(self._made(path), replacing=replacing)
         except BaseException:
             self._active.discard(path)
             raise

@@ -3,8 +3,8 @@
 import os
 import shutil
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import StorageConfig
-from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar, steps
+from poller.storage import Identity, Origin, Storage, StoredFile, sidecar, steps
 
 PATH = "main/desk/f1"
 IDENTITY = Identity("app", "user", "f1")
@@ -53,37 +53,16 @@ async def store(
     data: bytes,
     *,
     path: str = PATH,
-    identity: Identity = IDENTITY,
     recorded: Callable[[StoredFile], None] = lambda _: None,
 ) -> StoredFile:
-    """Store a fax as a worker does; `recorded` stands for the row."""
-    async with storage.draft(path, identity) as draft:
-        stored = await draft.begin()
-        if stored is None:
-            await draft.reset()
-            await draft.write(data)
-            document = await draft.check()
-            stored = await draft.deliver(describe, damaged=document.problem is not None)
+    """Store a fax as a download does; `recorded` stands for the row."""
+    async with storage.draft(path) as draft:
+        await draft.reset()
+        await draft.write(data)
+        document = await draft.check()
+        stored = await draft.deliver(describe, damaged=document.problem is not None)
         recorded(stored)
         await draft.finish()
-    return stored
-
-
-@asynccontextmanager
-async def arriving(storage: Storage, path: str = PATH) -> AsyncIterator[Draft]:
-    """A draft of a fax that nothing is there of yet, with no bytes."""
-    async with storage.draft(path, IDENTITY) as draft:
-        assert await draft.begin() is None
-        await draft.reset()
-        yield draft
-
-
-async def carried_on(storage: Storage, identity: Identity = IDENTITY) -> StoredFile | None:
-    """Bring a fax to its end if it needs no download; nothing of it is left else."""
-    async with storage.draft(PATH, identity) as draft:
-        stored = await draft.begin()
-        if stored is not None:
-            await draft.finish()
     return stored
 
 

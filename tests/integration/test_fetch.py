@@ -17,7 +17,7 @@ from poller.ingest.site import Site
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
-from poller.storage import Draft, Identity, steps
+from poller.storage import steps
 from poller.storage.place import Names
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import (
@@ -451,14 +451,14 @@ async def test_bug_met_by_one_fax_does_not_stop_the_others(
     account, _ = parts(site)
     unlucky, found = await listed(site, simulator)
     others = [(await listed(site, simulator))[0] for _ in range(3)]
-    real = site.shop.storage.draft
+    real = site.shop.storage.resume
 
-    def draft(path: str, identity: Identity) -> Draft:
+    async def resume(path: str, identity: Any) -> Any:
         if path == found.path:
             raise ZeroDivisionError("a bug")
-        return real(path, identity)
+        return await real(path, identity)
 
-    monkeypatch.setattr(site.shop.storage, "draft", draft)
+    monkeypatch.setattr(site.shop.storage, "resume", resume)
     await account.workers.run_until_idle()
 
     failed = await row(site, unlucky)
@@ -720,13 +720,13 @@ async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_i
     settings = make_config(simulator.base_url)
     fax = await left_by_a_crash(settings, clock, simulator)
     async with opened_site(settings, clock) as site:
-        real = Draft.begin
+        real = site.shop.storage.resume
 
-        async def begin(draft: Draft) -> Any:
-            await real(draft)
+        async def resume(path: str, identity: Any) -> Any:
+            await real(path, identity)
             raise asyncio.CancelledError
 
-        monkeypatch.setattr(Draft, "begin", begin)
+        monkeypatch.setattr(site.shop.storage, "resume", resume)
         _, state = parts(site)
         with pytest.raises(asyncio.CancelledError):
             await site.accounts[APP].workers._fetcher.fetch(fax, state.user)

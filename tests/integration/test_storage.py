@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,15 +25,13 @@ from poller.errors import (
     StorageHung,
     StorageUnusable,
 )
-from poller.storage import Identity, Storage, StoredFile, sidecar, steps
+from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
 from poller.storage.place import Durable
 from tests.integration.storage_seam import (
     IDENTITY,
     NOW,
     ORIGIN,
     PATH,
-    arriving,
-    carried_on,
     describe,
     opened,
     recording,
@@ -110,7 +107,8 @@ async def test_fax_becomes_an_image_and_its_sidecar(root: Path) -> None:
 async def test_sidecar_keeps_text_that_is_no_unicode(root: Path) -> None:
     storage = await opened(root)
     odd = replace(ORIGIN, received_at=None, metadata={"tsid": "\ud800", "n": 10**30})
-    async with arriving(storage) as draft:
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
         await draft.write(FAX)
         await draft.check()
         await draft.deliver(lambda stored: sidecar(stored, odd, stored_at=NOW), damaged=False)
@@ -123,7 +121,8 @@ async def test_sidecar_keeps_text_that_is_no_unicode(root: Path) -> None:
 async def test_sidecar_may_be_given_ready_made(root: Path) -> None:
     storage = await opened(root)
     stored = await store(storage, FAX)
-    async with arriving(storage, "main/desk/f2") as draft:
+    async with storage.draft("main/desk/f2") as draft:
+        await draft.reset()
         await draft.write(FAX)
         await draft.check()
         await draft.deliver(describe(stored), damaged=False)
@@ -135,7 +134,8 @@ async def test_large_fax_is_written_in_batches(root: Path) -> None:
     storage = await opened(root)
     data = tiff(os.urandom(3_500_000))
     with recording(root) as recorded:
-        async with arriving(storage) as draft:
+        async with storage.draft(PATH) as draft:
+            await draft.reset()
             for start in range(0, len(data), 70_000):
                 await draft.write(data[start : start + 70_000])
             held = draft.path.stat().st_size
@@ -147,9 +147,50 @@ async def test_large_fax_is_written_in_batches(root: Path) -> None:
     assert tree(root)[IMAGE] == data
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_reset_leaves_nothing_that_could_be_taken_for_the_fax(root: Path, count: int) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        for _ in range(count):
+            await draft.write(tiff(bytes(1 << 20)))
+        assert draft.path.stat().st_size > 1 << 20
+        await draft.reset()
+        with pytest.raises(NotADocument, match="empty"):
+            await draft.check()
+    assert tree(root) == {}
+
+
+async def test_fax_that_came_in_pieces_is_proved_as_one_that_came_whole(root: Path) -> None:
+    storage = await opened(root)
+    data = tiff(os.urandom(1_500_000))
+    for fax in (data, data[:-1], data[:40]):
+        found = []
+        for pieces in ([fax], [fax[:1_100_000], fax[1_100_000:]]):
+            async with storage.draft(PATH) as draft:
+                await draft.reset()
+                for piece in pieces:
+                    await draft.write(piece)
+                found.append(await draft.check())
+        assert found[0] == found[1]
+
+
+async def test_dot_file_that_lost_bytes_is_not_delivered(root: Path) -> None:
+    storage = await opened(root)
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
+        await draft.write(FAX)
+        await draft.check()
+        os.truncate(draft.path, len(FAX) - 1)
+        with pytest.raises(StorageConflict, match="not as long"):
+            await draft.deliver(describe, damaged=False)
+    assert tree(root) == {}
+
+
 async def test_reset_forgets_what_was_written(root: Path) -> None:
     storage = await opened(root)
-    async with arriving(storage) as draft:
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
         await draft.write(OTHER * 200_000)
         await draft.write(OTHER)  # too little to be written yet
         await draft.reset()
@@ -165,7 +206,8 @@ async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
     storage = await opened(root)
 
     async def fail() -> None:
-        async with arriving(storage) as draft:
+        async with storage.draft(PATH) as draft:
+            await draft.reset()
             await draft.write(FAX)
             await draft.check()
             assert draft.path.read_bytes() == FAX
@@ -179,7 +221,8 @@ async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"<html>"])
 async def test_check_refuses_what_is_no_document(root: Path, data: bytes) -> None:
     storage = await opened(root)
-    async with arriving(storage) as draft:
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
         await draft.write(data)
         with pytest.raises(NotADocument):
             await draft.check()
@@ -194,22 +237,21 @@ async def test_damaged_fax_is_stored_as_such(root: Path) -> None:
 
 async def test_draft_is_used_in_its_order(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH, IDENTITY) as draft:
-        with pytest.raises(ValueError, match="`begin`"):
+    async with storage.draft(PATH) as draft:
+        with pytest.raises(ValueError, match="reset"):
             await draft.check()
-        await draft.begin()
         await draft.reset()
         with pytest.raises(ValueError, match="checked"):
             await draft.deliver(describe, damaged=False)
         with pytest.raises(StorageConflict, match="an earlier attempt"):
-            storage.draft(PATH, IDENTITY)
+            storage.draft(PATH)
         await draft.write(FAX)
         await draft.check()
         await draft.deliver(describe, damaged=False)
         with pytest.raises(ValueError, match="delivered"):
             await draft.check()
         await draft.finish()
-    async with storage.draft("main/desk/f2", IDENTITY) as unused:
+    async with storage.draft(PATH) as unused:
         assert not unused.path.exists()
 
 
@@ -340,7 +382,7 @@ async def test_symlinked_directory_is_not_followed(
     with pytest.raises(StorageConflict, match="main in the storage is not a directory"):
         await store(storage, FAX)
     with pytest.raises(StorageConflict):
-        await carried_on(storage)
+        await storage.resume(PATH, IDENTITY)
     with pytest.raises(StorageConflict):
         await storage.hash_of(IMAGE)
     assert list(target.iterdir()) == []
@@ -380,9 +422,10 @@ async def test_complete_dot_files_become_the_fax(root: Path) -> None:
     storage = await opened(root)
     _dots(root)
     assert await storage.tidy(["main/desk"], {PATH}) == 0
-    stored = await carried_on(storage)
+    stored = await storage.resume(PATH, IDENTITY)
     assert stored is not None
     assert stored.file == IMAGE
+    await storage.finish(PATH)
     assert visible(root) == tree(root)
     assert tree(root)[IMAGE] == FAX
 
@@ -392,7 +435,8 @@ async def test_complete_dot_sidecar_is_carried_on_from_with_the_final_image(root
     _dots(root)
     (root / DOT_IMAGE).rename(root / IMAGE)
     assert await storage.tidy(["main/desk"], {PATH}) == 0
-    assert await carried_on(storage)
+    assert await storage.resume(PATH, IDENTITY)
+    await storage.finish(PATH)
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
@@ -418,7 +462,7 @@ async def test_incomplete_dot_files_are_removed(
     _dots(root, image)
     content = json.loads((root / DOT_SIDECAR).read_bytes()) | change
     (root / DOT_SIDECAR).write_text(json.dumps(content))
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
     assert tree(root) == {}
 
 
@@ -427,7 +471,7 @@ async def test_resume_removes_nothing_of_another_fax(root: Path) -> None:
     (root / "main/desk").mkdir(parents=True)
     (root / "main/desk/.f2.image.part").write_bytes(FAX)
     (root / DOT_IMAGE).write_bytes(FAX)
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
     assert set(tree(root)) == {"main/desk/.f2.image.part"}
 
 
@@ -435,45 +479,22 @@ async def test_pair_without_a_row_is_adopted(root: Path) -> None:
     storage = await opened(root)
     stored = await store(storage, FAX)
     storage = await opened(root)  # what another process has left
-    assert await carried_on(storage, Identity("app", "user", "f2")) is None
-    assert await carried_on(storage, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
+    assert await storage.resume(PATH, Identity("app", "user", "f2")) is None
+    assert await storage.resume(PATH, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
     storage = await opened(root)
     (root / IMAGE).write_bytes(OTHER)
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
     assert tree(root)[IMAGE] == OTHER
     (root / IMAGE).unlink()
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
     assert set(tree(root)) == {SIDECAR}
 
 
-async def test_fax_that_is_begun_can_be_written_before_anything_of_it_is_asked_for(
-    root: Path,
-) -> None:
+async def test_resume_and_finish_of_what_never_began_do_nothing(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH, IDENTITY) as draft:
-        assert await draft.begin() is None
-        assert tree(root) == {DOT_IMAGE: b""}
-        before = draft.arriving
-        await draft.reset()
-        assert (before, draft.arriving) == (False, True)
-    assert tree(root) == {}
-
-
-async def test_fax_that_was_made_visible_and_not_recorded_counts_though_it_was_taken(
-    root: Path,
-) -> None:
-    storage = await opened(root)
-    async with arriving(storage) as draft:
-        await draft.write(FAX)
-        await draft.check()
-        stored = await draft.deliver(describe, damaged=False)
-    shutil.rmtree(root / "main")
-    async with storage.draft(PATH, IDENTITY) as draft:
-        assert await draft.begin() == stored
-        assert draft.arriving
-        await draft.finish()
-    assert storage.delivered(PATH) is None
-    assert tree(root) == {}
+    assert await storage.resume(PATH, IDENTITY) is None
+    await storage.finish(PATH)
+    assert list(root.iterdir()) == [root / ".poller-storage"]
 
 
 async def test_tidy_removes_only_own_dot_files(root: Path) -> None:
@@ -541,7 +562,8 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
 
 async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
     storage = await opened(root)
-    async with arriving(storage) as draft:
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
         assert await storage.tidy(["main/desk"], []) == 0
         assert draft.path.exists()
 
@@ -561,7 +583,7 @@ async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(
     await store(storage, FAX)
     monkeypatch.setattr(steps, "SMALL_FILE_MAX", 100)
     monkeypatch.setattr(steps, "_READ_CHUNK", 10)
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
 
 
 async def test_created_file_whose_mode_cannot_be_set_is_not_used(root: Path) -> None:
@@ -615,7 +637,8 @@ async def test_cancelled_delivery_is_finished_and_found_again(
     gate.open()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await carried_on(storage)
+    assert await storage.resume(PATH, IDENTITY)
+    await storage.finish(PATH)
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
@@ -626,7 +649,7 @@ async def test_cancelled_resume_does_not_run_on_behind_its_caller(
     _dots(root)
     gate = _Gate(steps.link)
     monkeypatch.setattr(steps, "link", gate)
-    task = asyncio.create_task(carried_on(storage))
+    task = asyncio.create_task(storage.resume(PATH, IDENTITY))
     await asyncio.to_thread(gate.reached.wait, 10)
     task.cancel()
     await asyncio.sleep(0.01)
@@ -652,8 +675,9 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
     gate.open()
     await asyncio.to_thread(storage.close, wait=True)
     restarted = await opened(root)
-    if await carried_on(restarted) is None:
+    if await restarted.resume(PATH, IDENTITY) is None:
         await store(restarted, FAX)
+    await restarted.finish(PATH)
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
@@ -695,7 +719,7 @@ async def test_thread_that_cannot_be_started_is_unusable_storage(root: Path) -> 
     storage = await opened(root)
     storage.close()
     with pytest.raises(StorageUnusable, match="no thread"):
-        await carried_on(storage)
+        await storage.resume(PATH, IDENTITY)
 
 
 async def test_file_size_limit_fails_only_the_fax_that_is_too_large(root: Path) -> None:
@@ -780,7 +804,9 @@ async def test_read_only_disk_is_unusable_and_heals(small_disk: Path) -> None:
 
 async def test_unmounted_disk_gets_no_fax(small_disk: Path) -> None:
     storage = await opened(small_disk)
-    async with arriving(storage):
+    draft: Draft
+    async with storage.draft(PATH) as draft:
+        await draft.reset()
         subprocess.run(["umount", "-l", str(small_disk)], check=True)
         assert "is its disk mounted?" in str(await storage.check())
         with pytest.raises(StorageUnusable, match="is its disk mounted"):

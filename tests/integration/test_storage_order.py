@@ -14,8 +14,8 @@ import pytest
 from poller.errors import PollerError, StorageConflict, StorageUnusable
 from poller.storage import Storage, StoredFile, steps
 from tests.integration.storage_seam import (
+    IDENTITY,
     PATH,
-    carried_on,
     opened,
     recording,
     store,
@@ -147,7 +147,12 @@ class World:
             await storage.tidy(["main/desk"], [] if self.row else [PATH])
             if self.row is not None:
                 return
-            await store(storage, SECOND, recorded=self.record)
+            stored = await storage.resume(PATH, IDENTITY)
+            if stored is None:
+                await store(storage, SECOND, recorded=self.record)
+            else:
+                self.record(stored)
+                await storage.finish(PATH)
 
     def check_visible(self, *, after_power_loss: bool = False) -> None:
         """Nothing partial is visible, and what is recorded is there, whole.
@@ -301,7 +306,7 @@ async def test_failed_fsync_is_never_repeated_and_all_is_thrown_away(
         await store(storage, FIRST)
     assert recorded.calls.count(failing) == number
     assert tree(root) == {}
-    assert await carried_on(storage) is None
+    assert await storage.resume(PATH, IDENTITY) is None
     await store(storage, SECOND)
     assert tree(root)["main/desk/f1.tif"] == SECOND
 
@@ -316,5 +321,5 @@ async def test_failed_fsync_while_resuming_throws_the_dot_files_away(tmp_path: P
 
     restarted = await opened(world.root, world.storage_id)
     with recording(world.root, fail=fail), pytest.raises(StorageUnusable):
-        await carried_on(restarted)
+        await restarted.resume(PATH, IDENTITY)
     assert tree(world.root) == {}

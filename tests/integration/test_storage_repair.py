@@ -124,17 +124,19 @@ class World:
                 storage.close()
 
     async def _repair(self, storage: Storage, data: bytes) -> None:
-        async with storage.draft_again(
+        stored = await storage.resume_again(
             PATH, IDENTITY, held=self.held, content=describe(self.held)
-        ) as draft:
-            stored = await draft.begin()
-            if stored is None:
-                self.downloads += 1
-                await draft.reset()
-                await draft.write(data)
-                await draft.check()
-                stored = await draft.deliver(describe, damaged=False)
+        )
+        if stored is not None:
             self.row = stored
+            await storage.finish(PATH)
+            return
+        self.downloads += 1
+        async with storage.draft(PATH, replacing=True) as draft:
+            await draft.reset()
+            await draft.write(data)
+            await draft.check()
+            self.row = await draft.deliver(describe, damaged=False)
             await draft.finish()
 
     def check_nothing_lost(self) -> None:
