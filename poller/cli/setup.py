@@ -73,13 +73,15 @@ async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Le
 
 
 async def storage_now(settings: Config, ledger: Ledger) -> dict[str, Any]:
-    """Look at the storage: usable, why not, free bytes."""
+    """Look at the storage, and at the ledger's disk: usable, why not, free bytes."""
     storage = Storage(settings.storage)
+    free = None
     try:
         reason = await storage.check(await ledger.storage_id())
         free = await storage.free_bytes()
+        await ledger.require_room()
     except LedgerUnavailable as error:
-        reason, free = str(error), None
+        reason = str(error)
     finally:
         storage.close()
     return {

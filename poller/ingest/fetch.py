@@ -257,7 +257,7 @@ class Fetcher:
         if gate.in_doubt:  # nobody knows whose fault it is; another fax shall try next
             gate.close(str(error))
             return await self._postpone(fax, error)
-        return await self._failed(fax, error)  # the trouble is in this fax's own directory
+        return await self._failed(fax, _in_its_directory(fax, error))
 
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's or the disk's fault says nothing about the fax: it is due again soon."""
@@ -377,6 +377,18 @@ def _problem(document: Document, fax: FaxRow) -> str | None:
     if document.problem is None and listed is not None and document.pages != listed:
         return f"pages-differ: it has {document.pages} pages, the list says {listed}"
     return document.problem
+
+
+def _in_its_directory(fax: FaxRow, error: StorageUnusable) -> StorageUnusable:
+    """Name the fax's directory: the storage as a whole can be used."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError):
+        return error
+    what_to_do = "; check its owner and mode" if isinstance(cause, PermissionError) else ""
+    return StorageUnusable(
+        f"the directory {fax.path.rpartition('/')[0]} in the storage cannot be used, while the "
+        f"storage itself can: {cause.strerror}{what_to_do}"
+    )
 
 
 def _identity(fax: FaxRow) -> Identity:

@@ -152,11 +152,12 @@ async def open_site(
     """
     clock = clock or SystemClock()
     ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
+    storage = Storage(settings.storage)
     try:
         _report_restored(ledger)
         await ledger.forget_far_future(clock.now())
         await ledger.note_downtime(clock.now(), settings.retry.give_up_after * _LONG_DOWN)
-        shop = await _workshop(settings, ledger, metrics, clock, random, storage_lock)
+        shop = await _workshop(settings, ledger, storage, metrics, clock, random, storage_lock)
         shop = replace(shop, timeouts=timeouts or shop.timeouts)
         site = Site(settings, shop, environ)
         try:
@@ -169,8 +170,8 @@ async def open_site(
         finally:
             for account_at_work in site.accounts.values():
                 await account_at_work.close()
-            shop.storage.close()
     finally:
+        storage.close()
         await ledger.close()
 
 
@@ -187,12 +188,12 @@ def _report_restored(ledger: Ledger) -> None:
 async def _workshop(
     settings: Config,
     ledger: Ledger,
+    storage: Storage,
     metrics: Metrics,
     clock: Clock,
     random: Callable[[], float],
     storage_lock: StorageLock | None,
 ) -> Workshop:
-    storage = Storage(settings.storage)
     known = await ledger.storage_id()
     is_lost = known is None and await storage.holds_faxes_of_a_ledger()
     storage_id = await storage.prepare(known)

@@ -204,8 +204,12 @@ class Ledger:
 
         A little may still go where a page of new faxes does not, so room is looked for too.
         """
-        await self._disk.require_room()
+        await self.require_room()
         await self._write(notes.write_check)
+
+    async def require_room(self) -> None:
+        """Look whether its disk has room for it to grow; raises LedgerUnavailable."""
+        await self._disk.require_room()
 
     async def storage_id(self) -> str | None:
         """Return the id that the storage's marker file must bear, None before there is one."""

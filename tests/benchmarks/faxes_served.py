@@ -95,7 +95,6 @@ class _Answers:
         self._encoded = memoryview(Path(faxes.encoded).read_bytes())
         self._users = {f"user-{n}": _User(f"user-{n}", faxes) for n in range(faxes.users)}
         self.counts: dict[str, float] = {
-            "lists": 0,
             "windows": 0,
             "images": 0,
             "first_image_at": 0.0,
@@ -142,7 +141,6 @@ class _Answers:
         return [start, self._encoded, b'"}']
 
     def _list(self, query: dict[str, list[str]], headers: dict[bytes, bytes]) -> dict[str, Any]:
-        self.counts["lists"] += 1
         user = self._users[headers[b"user-id"].decode()]
         offset = int(headers.get(b"pagination-offset", b"0"))
         if not offset:
@@ -221,7 +219,7 @@ class Served:
     base_url: str
 
     async def counts(self) -> dict[str, float]:
-        """Pages of lists, windows (first pages) and images asked for, when the first image was.
+        """Windows (first pages of lists) and images asked for, when the first image was.
 
         The time is by the wall clock; `at_once` is how many large images went out at once at most.
         """

@@ -4,7 +4,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ async def installed(
     configuration: dict[str, Any], directory: Path | None = None
 ) -> AsyncIterator[Installation]:
     """An installation in `directory`, or in a temporary one."""
-    with tempfile.TemporaryDirectory(prefix="poller-benchmark-") as temporary:
-        installation = Installation(directory or Path(temporary), "")
+    temporary = tempfile.TemporaryDirectory(prefix="poller-benchmark-")
+    with temporary if directory is None else nullcontext(directory) as root:
+        installation = Installation(Path(root), "")
         installation.settings = configuration
         installation.write({})
         yield installation

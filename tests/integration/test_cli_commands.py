@@ -473,6 +473,16 @@ def test_status_shows_trouble_first_and_why_nothing_is_fetched(
     assert "another storage" in json.loads(out)["storage"]["reason"]
 
 
+def test_status_sees_that_the_ledgers_disk_is_full_where_the_service_can_record_nothing(
+    run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("once")[0] == 0
+    monkeypatch.setattr("poller.ledger.engine._ROOM", 1 << 62)
+    out = " ".join(run("status")[1].split())
+    assert "Nothing is fetched: the ledger" in out
+    assert "the disk is full" in out
+
+
 def test_fax_that_came_damaged_is_in_the_status_and_explain_says_what_was_wrong(
     run: Run, efax: Simulator, directory: Path
 ) -> None:

@@ -625,6 +625,8 @@ async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
     assert await fetch(site, good) is Outcome.STORED
     failed = await row(site, bad)
     assert failed.failures == 1
+    assert str(failed.last_error).startswith("the directory main/user-a/")
+    assert str(failed.last_error).endswith("Permission denied; check its owner and mode")
     assert failed.next_attempt_at is not None
     assert failed.next_attempt_at > clock.now()
     assert "storage-unusable" not in [event.action for event in events]

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from poller.errors import CannotStart, LockHeld
+from poller.ingest.site import open_site
 from poller.lock import DAEMON, StateLock, StorageLock, holder, is_held
+from poller.metrics import Metrics
+from poller.storage import Storage
+from poller.storage.marker import MARKER
+from tests.conftest import KEY, MakeConfig, QuickClock, opened_site
 
 _HOLDER = """
 import sys, time
@@ -173,6 +178,24 @@ def test_storage_is_held_by_one_process_and_let_go_however_that_ends(tmp_path: P
     for _ in range(2):
         with StorageLock() as lock:
             lock.take(storage_id)
+
+
+async def test_poller_that_is_refused_the_storage_lets_its_threads_go(
+    make_config: MakeConfig, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_config("http://127.0.0.1:9")
+    async with opened_site(settings, clock):
+        pass
+    closed = []
+    monkeypatch.setattr(Storage, "close", lambda _: closed.append("storage"))
+    with StorageLock() as held, StorageLock() as wanted:
+        held.take((settings.storage.directory / MARKER).read_text().strip())
+        with pytest.raises(LockHeld):
+            async with open_site(
+                settings, {"KEY": KEY}, metrics=Metrics("test"), clock=clock, storage_lock=wanted
+            ):
+                pass
+    assert closed == ["storage"]
 
 
 def test_a_disk_that_fails_at_the_very_end_does_not_spoil_the_run(tmp_path: Path) -> None:
