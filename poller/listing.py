@@ -15,7 +15,9 @@ and what it begins with says what happened in between:
   the server has sent this account a longer page in the same state, or when it is a single record: a
   cap of at least two is taken for granted.
 
-Pages of one record cannot overlap: such a list is read until two readings in a row saw the same.
+Pages of one record cannot overlap: such a list is read until two readings in a row saw the same. A
+single record with nothing behind it is the whole list, for the same reason as above: to read the
+list of every user who has one fax again would cost more than a cap of one is likely.
 After three new beginnings it is given up, for it moves too fast; a shorter slice moves less. A list
 that was only inserted into is then taken as read: what came in late is what the overlap of the
 windows is for. Each page must show something new or be the last: after three in a row that do not,
