@@ -207,6 +207,6 @@ async def _poll(
     await planner._poll(account, state, trigger)
 
 
-# APScheduler works out the signature of each job's function, which takes half the time that adding
-# the job does, unless the function bears it.
+# APScheduler works out the signature of each job's function, nearly half of what adding the job
+# takes, unless the function bears it.
 setattr(_poll, "__signature__", inspect.signature(_poll))  # noqa: B010 - mypy knows no such attribute

@@ -381,13 +381,13 @@ def _problem(document: Document, fax: FaxRow) -> str | None:
 
 def _in_its_directory(fax: FaxRow, error: StorageUnusable) -> StorageUnusable:
     """Name the fax's directory: the storage as a whole can be used."""
-    cause = error.__cause__
-    if not isinstance(cause, OSError):
+    cause, directory = error.__cause__, fax.path.rpartition("/")[0]
+    if not isinstance(cause, OSError) or not directory:
         return error
     what_to_do = "; check its owner and mode" if isinstance(cause, PermissionError) else ""
     return StorageUnusable(
-        f"the directory {fax.path.rpartition('/')[0]} in the storage cannot be used, while the "
-        f"storage itself can: {cause.strerror}{what_to_do}"
+        f"the directory {directory} in the storage cannot be used, while the storage itself can: "
+        f"{cause.strerror}{what_to_do}"
     )
 
 

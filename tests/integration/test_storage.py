@@ -164,7 +164,7 @@ async def test_reset_leaves_nothing_that_could_be_taken_for_the_fax(root: Path, 
 async def test_fax_that_came_in_pieces_is_proved_as_one_that_came_whole(root: Path) -> None:
     storage = await opened(root)
     data = tiff(os.urandom(1_500_000))
-    for fax in (data, data[:-1], data[:40]):
+    for fax in (data, data[:-1]):
         found = []
         for pieces in ([fax], [fax[:1_100_000], fax[1_100_000:]]):
             async with storage.draft(PATH) as draft:
