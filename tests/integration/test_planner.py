@@ -146,7 +146,7 @@ async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
         clock.advance(timedelta(seconds=105))
         planner.end_stuck_polls()
         assert not [e for e in events if e.action == "stalled"]
-        clock.advance(timedelta(seconds=5))  # it is looked for every ten seconds
+        clock.advance(timedelta(seconds=6))  # it is looked for every ten seconds
         before = calls(simulator, "list", "user-b")
         await until(lambda: calls(simulator, "list", "user-b") > before)
         planner.end_stuck_polls()
