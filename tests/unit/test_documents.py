@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poller import documents
-from poller.documents import Document, NotADocument, inspect
+from poller.documents import Document, NotADocument, inspect, tiff
 from poller.errors import BadAnswer
 
 
@@ -261,13 +261,13 @@ def test_broken_documents_have_a_stable_problem(data: bytes, code: str, pages: i
 def test_tiff_with_more_pages_than_a_fax_has_is_not_walked_to_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(documents, "TIFF_PAGES_MAX", 3)
+    monkeypatch.setattr(tiff, "PAGES_MAX", 3)
     assert _inspect(_tiff(3)).pages == 3
     assert _code(_inspect(_tiff(4))) == "tiff-too-many-pages"
 
 
 def test_long_strip_tables_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_CHUNK", 16)
+    monkeypatch.setattr(tiff, "_CHUNK", 16)
     assert _inspect(_tiff(strips=33)) == Document("tiff", 1)
 
 
