@@ -30,7 +30,7 @@ from poller.ledger import Backfill, Found, Ledger
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import instant, span
-from poller.window import EARLIEST, Coverage, Interval
+from poller.window import Coverage, Interval
 
 _PATIENCE_S = 2 * BACKFILL_CAP.total_seconds()  # so long it may do nothing between two attempts
 
@@ -127,8 +127,8 @@ def _configured(settings: Config, key: str) -> User:
 def _window(start: datetime, end: datetime) -> Interval:
     if start >= end:
         raise UsageError("--from is not before --to")
-    if start < EARLIEST or start >= setup.now():
-        raise UsageError("--from is before 1970 or still to come")
+    if start >= setup.now():
+        raise UsageError("--from is still to come")
     if end > setup.now():
         raise UsageError("--to is still to come: what comes in from now on, the polls list")
     return Interval(start, end)

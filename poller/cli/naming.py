@@ -1,8 +1,9 @@
 """How operators name faxes, users and stretches of time."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+from poller.cli.times import instant
 from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, UserRow
 from poller.window import Interval
@@ -50,17 +51,10 @@ async def find_user(ledger: Ledger, key: str) -> UserRow:
 
 def stretch(words: Sequence[str]) -> Interval:
     """Read FROM and TO, each an ISO time with offset; raises UsageError."""
-    start, end = (_time(word) for word in words)
+    try:
+        start, end = (instant(word) for word in words)
+    except ValueError as error:
+        raise UsageError(f"--gap: {error}") from None
     if start >= end:
         raise UsageError(f"--gap: {words[0]} is not before {words[1]}")
     return Interval(start, end + _SHOWN_TO)
-
-
-def _time(word: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(word)
-    except ValueError as error:
-        raise UsageError(f"--gap: {word} is no ISO 8601 time") from error
-    if at.tzinfo is None:
-        raise UsageError(f"--gap: {word} has no offset; write {word}Z for UTC")
-    return at.astimezone(UTC)

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from poller import VERSION
+from poller.cli.times import instant
 
 _DESCRIPTION = """\
 Gets every fax received through the eFax Enterprise API onto the disk: none lost, none twice, none half.
@@ -147,12 +148,9 @@ def _add_gap(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _instant(text: str) -> datetime:
     try:
-        at = datetime.fromisoformat(text)
+        return instant(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from error
-    if at.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text!r} lacks its offset: Z, or +01:00")
-    return at.astimezone(UTC)
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -250,9 +250,13 @@ def start(now: datetime) -> Parser[timedelta | datetime]:
     return parser
 
 
+# A year and a month, but not only digits and one word: that is a duration, or meant to be one.
+_INSTANT = re.compile(r"(?![0-9.]+ *[A-Za-z]+$)[0-9]{4}-?[0-9]{2}")
+
+
 def _start(node: Node) -> timedelta | datetime:
     value = node.value
-    if not isinstance(value, str) or not re.match(r"[0-9]{4}-?[0-9]{2}", value):
+    if not isinstance(value, str) or not _INSTANT.match(value):
         return duration("1s")(node)
     form = "write it like 2024-05-21T00:00:00+02:00 or 2024-05-21T00:00:00Z"
     try:

@@ -26,12 +26,14 @@ def test_offsets_are_understood() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("yesterday", TO), "yesterday is no ISO 8601 time"),
-        (("2026-01-01T00:00:00", TO), "has no offset; write 2026-01-01T00:00:00Z for UTC"),
+        (("yesterday", TO), "'yesterday' is no ISO 8601 time"),
+        (("2026-01-01T00:00:00", TO), "'2026-01-01T00:00:00' lacks its offset"),
+        (("0001-01-01T00:00:00+14:00", TO), "is before 1970 or after 2199"),
+        ((FROM, "9999-12-31T23:59:59.9999-14:00"), "is before 1970 or after 2199"),
         ((TO, FROM), "is not before"),
         ((FROM, FROM), "is not before"),
     ],
-    ids=["no time", "no offset", "backwards", "empty"],
+    ids=["no time", "no offset", "before all time", "after all time", "backwards", "empty"],
 )
 def test_what_is_no_stretch_is_wrong_usage(words: tuple[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -1,11 +1,16 @@
 """What a good configuration means: defaults, levels, merging, paths, kinds of values."""
 
+import math
+import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from poller.config import (
     UTC_ZONE,
@@ -25,8 +30,10 @@ from poller.config import (
     User,
     load,
 )
+from poller.config.build import Outside, build
 from poller.config.document import Node, parse
 from poller.config.report import Report, Source
+from poller.config.section import overlaid
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "data" / "configs" / "good"
@@ -137,6 +144,11 @@ def test_office_hours_are_days_and_a_stretch_of_the_day(
     ("written", "start"),
     [
         pytest.param("90d", 90 * DAY, id="duration"),
+        pytest.param("172800s", 2 * DAY, id="duration of six digits"),
+        pytest.param("20240521s", timedelta(seconds=20_240_521), id="duration like a date"),
+        pytest.param("000000000007d", 7 * DAY, id="duration with leading zeros"),
+        pytest.param("20240521T000000Z", datetime(2024, 5, 21, tzinfo=UTC), id="basic form"),
+        pytest.param("2024-05-21 00:00Z", datetime(2024, 5, 21, tzinfo=UTC), id="with a space"),
         pytest.param("2024-05-21T04:27:56Z", datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC), id="Z"),
         pytest.param(
             "2024-05-21T00:00:00-0700", datetime(2024, 5, 21, 7, tzinfo=UTC), id="offset of four"
@@ -164,6 +176,59 @@ def test_duration_is_a_whole_number_and_a_unit(
     tmp_path: Path, written: str, length: timedelta
 ) -> None:
     assert from_text(tmp_path, f"drain: {written}\n").drain == length
+
+
+def example() -> Node:
+    root = parse(EXAMPLE.read_bytes(), Source("example", Path("/")), Report())
+    assert root is not None
+    return root
+
+
+def leaves(node: Node) -> Iterator[Node]:
+    if not isinstance(node.value, dict):
+        yield node
+        return
+    for child in node.value.values():
+        yield from leaves(child)
+
+
+def like(pattern: str) -> list[str]:
+    """The keys of the example whose value is written so."""
+    return [leaf.key for leaf in leaves(example()) if re.fullmatch(pattern, str(leaf.value))]
+
+
+DURATION = "[0-9]+(ms|s|m|h|d)"
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@st.composite
+def durations(draw: st.DrawFn) -> str:
+    """Any of at least a minute, which is enough for every key, and below ten years."""
+    unit = draw(st.sampled_from(sorted(SECONDS)))
+    most = int(3650 * 86400 / SECONDS[unit]) - 1
+    count = draw(st.integers(math.ceil(60 / SECONDS[unit]), most))
+    return f"{count:0{draw(st.integers(1, 12))}}{unit}"
+
+
+@pytest.mark.parametrize("key", [*like(DURATION), "expect.within"])
+@given(written=durations())
+def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written: str) -> None:
+    around = {"poll.overlap": "{max_window: 3650d}", "poll.max_window": "{overlap: 1s}"}
+    text = (GOOD / "minimal.yaml").read_text() + nested(key, written)
+    source, report = Source("poller.yaml", Path("/etc/poller")), Report()
+    upper, lower = parse(text.encode(), source, report), None
+    if key in around:
+        lower = parse(f"poll: {around[key]}".encode(), source, report)
+    root = overlaid(lower, upper)
+    assert root is not None
+    build(root, report, outside=Outside(lambda _: None, lambda path: path, datetime.now(UTC)))
+    assert not report.problems
+
+
+def nested(key: str, written: str) -> str:
+    """`a.b: value` as the YAML of one line."""
+    first, *rest = key.split(".")
+    return f"{first}: " + "".join(f"{{{part}: " for part in rest) + written + "}" * len(rest) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -252,12 +317,6 @@ def test_loopback_needs_no_token(tmp_path: Path, listen: str, host: str) -> None
     assert config.http == HttpConfig(host, 80)
 
 
-def key_paths(node: Node) -> set[str]:
-    if not isinstance(node.value, dict):
-        return {node.key}
-    return set().union(*(key_paths(child) for child in node.value.values()))
-
-
 def test_example_has_every_key_with_its_default() -> None:
     minimal, example = load([GOOD / "minimal.yaml"]), load([EXAMPLE])
     (account,) = example.accounts
@@ -281,15 +340,13 @@ def test_example_has_every_key_with_its_default() -> None:
 
 
 def test_example_names_every_key_of_the_contract() -> None:
-    root = parse(EXAMPLE.read_bytes(), Source("example", Path("/")), Report())
-    assert root is not None
     sweeps = {
         f"poll.{sweep}.{key}" for sweep in ("sweep", "deep_sweep") for key in ("every", "back")
     }
     account = ["app_id", "base_url", "api_key.credential", "proxy", "tls.ca_file"]
     limits = ["requests_per_second", "burst", "in_flight"]
     billing = ("user_id", "poll.cron", "poll.timezone")
-    assert key_paths(root) == {
+    assert {leaf.key for leaf in leaves(example())} == {
         *(f"accounts.main.{key}" for key in account),
         *(f"accounts.main.limits.{key}" for key in limits),
         *(f"accounts.main.users.billing.{key}" for key in billing),
