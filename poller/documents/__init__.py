@@ -1,18 +1,24 @@
-"""Is this PDF or TIFF whole, and how many pages has it."""
+"""PDF and TIFF: what can be said of one, and which of the two it is.
 
-import io
-import os
+Nothing here parses: whether a document is whole is worked out by `proof`, in a process of its own.
+"""
+
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from poller.documents import pdf, tiff
-from poller.documents.broken import Broken, exactly
 from poller.errors import BadAnswer
 
 DocumentFormat = Literal["pdf", "tiff"]
 
-_SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
+PDF_MAGIC = b"%PDF-"
+# Byte order, and whether it is a BigTIFF.
+TIFF_MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
+    b"II+\0": ("<", True),
+    b"MM\0+": (">", True),
+}
+HEAD = (
+    1024  # of the bytes, to know the format: readers allow some before a PDF's magic, and qpdf does
+)
 
 # Constant sentences: two downloads are broken in the same way when they are equal, so no offsets.
 PROBLEMS = {
@@ -42,35 +48,10 @@ class Document:
     problem: str | None = None
 
 
-def inspect(source: str | Path | BinaryIO) -> Document:
-    """Prove a document whole and count its pages, in memory that does not grow with the file.
-
-    Blocks: call it off the event loop. Raises NotADocument for other bytes, and OSError when the
-    file cannot be read; whatever the bytes are, nothing else.
-    """
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            return _inspect(file)
-    return _inspect(source)
-
-
-def _inspect(file: BinaryIO) -> Document:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if size <= _SMALL:
-        file = io.BytesIO(exactly(file, size))
-    head = file.read(pdf.MAGIC_WITHIN)
-    kind = _format(head, size)
-    try:
-        count = pdf.pages(file, size) if kind == "pdf" else tiff.pages(file, size, head)
-    except Broken as broken:
-        return Document(kind, broken.pages, f"{broken.code}: {PROBLEMS[broken.code]}")
-    return Document(kind, count)
-
-
-def _format(head: bytes, size: int) -> DocumentFormat:
-    if head[:4] in tiff.MAGIC:
+def format_of(head: bytes) -> DocumentFormat:
+    """Tell the format from the first `HEAD` bytes; raises NotADocument."""
+    if head[:4] in TIFF_MAGIC:
         return "tiff"
-    if pdf.MAGIC in head:
+    if PDF_MAGIC in head:
         return "pdf"
-    raise NotADocument("the image is neither a PDF nor a TIFF" if size else "the image is empty")
+    raise NotADocument("the image is neither a PDF nor a TIFF" if head else "the image is empty")

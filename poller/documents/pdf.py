@@ -10,8 +10,6 @@ import pikepdf
 
 from poller.documents.broken import Broken
 
-MAGIC = b"%PDF-"
-MAGIC_WITHIN = 1024  # readers allow leading bytes, and qpdf does
 _END = b"%%EOF"
 _PADDING = b"\0\t\n\f\r "
 _PADDING_MAX = 1024

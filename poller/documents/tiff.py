@@ -5,12 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from poller.documents import TIFF_MAGIC
 from poller.documents.broken import Broken, exactly
 
-MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
-    b"II+\0": ("<", True),
-    b"MM\0+": (">", True),
-}
 # No fax comes near it; a chain that is longer was made to keep us busy.
 PAGES_MAX = 100_000
 _CHUNK = 1 << 20
@@ -35,7 +32,7 @@ class _Array:
 
 def pages(file: BinaryIO, size: int, head: bytes) -> int:
     """Count the pages of a whole TIFF; raises Broken."""
-    order, big = MAGIC[head[:4]]
+    order, big = TIFF_MAGIC[head[:4]]
     return _Tiff(file, size, order, big=big).pages()
 
 

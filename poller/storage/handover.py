@@ -22,7 +22,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from poller.documents import Document, inspect
+from poller.documents import Document
+from poller.documents.proof import inspect
 from poller.errors import StorageConflict
 from poller.storage import sidecars, steps
 from poller.storage.place import Place

@@ -17,7 +17,7 @@ import traceback
 from datetime import datetime, timedelta
 from typing import Any
 
-from poller import clock, documents, log  # noqa: F401  (what a run would import, once for all)
+from poller import clock, log  # noqa: F401  (what a run would import, once for all)
 from poller.cli import main, once, run, setup  # noqa: F401
 from poller.ledger import schema  # noqa: F401
 

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poller import efax, errors
-from poller.documents import NotADocument, inspect
+from poller.documents import NotADocument
+from poller.documents.proof import inspect
 from poller.efax import Call, ImageDecoder, Page, format_timestamp, parse_timestamp
 from poller.efax.strict_json import strict_object
 from poller.errors import ApiError, BadAnswer

@@ -14,7 +14,7 @@ from pathlib import Path
 import pikepdf
 import pytest
 
-from poller.documents import inspect
+from poller.documents.proof import inspect
 from poller.efax import ImageDecoder
 from poller.errors import BadAnswer
 from poller.ledger import State

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poller import documents
+from poller.documents import proof
 from poller.errors import LedgerUnavailable
 from poller.ingest.audit import Auditor
 from poller.ingest.fetch import Outcome
@@ -86,7 +86,7 @@ async def test_fax_that_nobody_waits_for_after_a_stop_while_it_is_checked_stays_
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    inspect = Held(documents.inspect)
+    inspect = Held(proof.inspect)
     monkeypatch.setattr(handover, "inspect", inspect)
     attempt = asyncio.create_task(fetch(site, fax))
     await asyncio.to_thread(inspect.reached.wait, 10)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from poller.documents import Document, NotADocument, inspect
+from poller.documents import Document, NotADocument
+from poller.documents.proof import inspect
 from poller.errors import (
     FaxTooLarge,
     StorageConflict,

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller import documents
-from poller.documents import Document, NotADocument, inspect, tiff
+from poller.documents import Document, NotADocument, proof, tiff
+from poller.documents.proof import inspect
 from poller.errors import BadAnswer
 
 
@@ -285,12 +285,12 @@ def test_malformed_bytes_raise_nothing_but_not_a_document(
         _inspect(bytes(mutated))
 
 
-@pytest.mark.parametrize("small", [documents._SMALL, 0], ids=["at-once", "in-parts"])
+@pytest.mark.parametrize("small", [proof._SMALL, 0], ids=["at-once", "in-parts"])
 @pytest.mark.parametrize("whole", [_plain_pdf(2), _tiff(2), _tiff(2, ">", big=True)])
 def test_no_document_that_was_cut_anywhere_is_whole(
     whole: bytes, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "_SMALL", small)
+    monkeypatch.setattr(proof, "_SMALL", small)
     for length in range(len(whole.rstrip())):
         try:
             assert _inspect(whole[:length]).problem
@@ -313,12 +313,12 @@ class _FailingFile(io.BytesIO):
         return data
 
 
-@pytest.mark.parametrize("small", [documents._SMALL, 0], ids=["at-once", "in-parts"])
+@pytest.mark.parametrize("small", [proof._SMALL, 0], ids=["at-once", "in-parts"])
 @pytest.mark.parametrize("whole", [_pdf(2), _tiff(2)])
 def test_failing_disk_is_not_taken_for_a_broken_document(
     whole: bytes, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "_SMALL", small)
+    monkeypatch.setattr(proof, "_SMALL", small)
     read = _FailingFile(whole, 1 << 30)
     inspect(read)
     for fails_after in range(0, (1 << 30) - read.left, 97):

@@ -1,0 +1,37 @@
+"""Is this PDF or TIFF whole, and how many pages has it."""
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from poller.documents import HEAD, PROBLEMS, Document, format_of, pdf, tiff
+from poller.documents.broken import Broken, exactly
+
+_SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
+
+
+def inspect(source: str | Path | BinaryIO) -> Document:
+    """Prove a document whole and count its pages, in memory that does not grow with the file.
+
+    Raises NotADocument for other bytes, and OSError when the file cannot be read; whatever the
+    bytes are, nothing else. Foreign bytes can end the process in which this runs.
+    """
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:
+            return _inspect(file)
+    return _inspect(source)
+
+
+def _inspect(file: BinaryIO) -> Document:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size <= _SMALL:
+        file = io.BytesIO(exactly(file, size))
+    head = file.read(HEAD)
+    kind = format_of(head)
+    try:
+        count = pdf.pages(file, size) if kind == "pdf" else tiff.pages(file, size, head)
+    except Broken as broken:
+        return Document(kind, broken.pages, f"{broken.code}: {PROBLEMS[broken.code]}")
+    return Document(kind, count)
