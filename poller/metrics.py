@@ -49,6 +49,7 @@ class _User:
     pending: int = 0
     quarantined: int = 0
     damaged: int = 0
+    failing_s: float = 0.0
     overdue: int = 0
     silent: int = 0
     gap_s: float = 0.0
@@ -67,6 +68,7 @@ class _User:
             pending=self.pending + other.pending,
             quarantined=self.quarantined + other.quarantined,
             damaged=self.damaged + other.damaged,
+            failing_s=max(self.failing_s, other.failing_s),
             overdue=self.overdue + other.overdue,
             silent=self.silent + other.silent,
             gap_s=self.gap_s + other.gap_s,
@@ -106,6 +108,10 @@ class Metrics:
 
     def set_damaged(self, account: str, user: str, count: int) -> None:
         self._user(account, user).damaged = count
+
+    def set_failing(self, account: str, user: str, seconds: float) -> None:
+        """Set for how long the user's oldest fax that cannot be fetched has failed; 0 for none."""
+        self._user(account, user).failing_s = seconds
 
     def set_overdue(self, account: str, user: str, *, is_overdue: bool) -> None:
         """Set whether the user was not polled successfully although it was time, for any reason."""
@@ -304,6 +310,11 @@ class _UserCollector(Collector):
             "poller_fax_damaged",
             "Stored faxes whose files are not what was stored.",
             lambda user: user.damaged,
+        )
+        yield self._gauge(
+            "poller_oldest_failing_seconds",
+            "For how long the user's oldest fax that cannot be fetched has failed.",
+            lambda user: user.failing_s,
         )
         yield self._gauge(
             "poller_user_overdue",

@@ -45,6 +45,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
             [row for row in failed if str(row["last_error"]) == reason],
             partial(_failed_for, reason),
         )
+    found += _failing([row for row in users if row.get("failing")], status.get("failing_faxes", []))
     found += _quarantined([row for row in users if row.get("quarantined")])
     found += _left_behind([row for row in status.get("users", []) if row.get("removed")])
     found += _damaged([row for row in status.get("users", []) if row.get("damaged_files")])
@@ -138,6 +139,21 @@ def _quarantined(rows: list[_Row]) -> list[str]:
         return []
     faxes = "1 fax is" if total == 1 else f"{total} faxes are"
     return [f"{faxes} quarantined ({_names(rows)}): see `poller retry` and `poller dismiss`."]
+
+
+def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
+    """Faxes that have failed for longer than `retry.alarm_after`; the oldest one says why."""
+    total = sum(row["failing"] for row in rows)
+    if not total or not oldest:
+        return []
+    first = oldest[0]
+    faxes = "1 fax" if total == 1 else f"{total} faxes"
+    since = f"{first['since'][:16].replace('T', ' ')} UTC"
+    return [
+        f"{faxes} could not be fetched for longer than retry.alarm_after ({_names(rows)}). The "
+        f"oldest has failed since {since}: {str(first['error']).rstrip('.')}. "
+        f"See `poller explain {first['fax_id']}`."
+    ]
 
 
 def _left_behind(removed: list[_Row]) -> list[str]:

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from poller import plan, schedule
-from poller.config.model import Account
+from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
-from poller.ledger import AccountRow, Backfill, FaxRow, Health, Ledger, UserRow
+from poller.ledger import AccountRow, Backfill, FailingCount, FaxRow, Health, Ledger, UserRow
 from poller.silence import silent_since
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
@@ -71,6 +71,7 @@ async def status(
     paces: Mapping[str, Pace] = MappingProxyType({}),
     lately: StoredLately | None = None,
     rejected: str | None = None,
+    alarm_after: timedelta = RetryConfig.alarm_after,
     accounts: Sequence[Account] = (),
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable.
@@ -83,6 +84,7 @@ async def status(
     failed = await ledger.all_failed_slices()
     asked = await ledger.all_backfills()
     harmed = await ledger.harmed_counts()
+    failing = await ledger.failing_counts(now, alarm_after)
     overdue = _overdue(accounts, rows, now)
     silent = _silent(accounts, rows, coverages)
     return {
@@ -100,20 +102,18 @@ async def status(
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
             | {"overdue": row.id in overdue, "silent_since": instant(silent.get(row.id))}
             | {"damaged_files": harmed.get(row.id, 0)}
+            | _failing(failing.get(row.id, FailingCount()))
             | _backfills(asked.get(row.id, ()))
             | _stored_lately(stored, row.id, now)
             for row in rows
         ],
         "quarantined_faxes": [
-            {
-                "account": fax.account,
-                "user": fax.user_name,
-                "fax_id": fax.fax_id,
-                "since": instant(fax.quarantined_at),
-                "error": fax.last_error,
-                "evidence": await _evidence(evidence, fax),
-            }
+            await _not_fetched(fax, fax.quarantined_at, evidence)
             for fax in await ledger.quarantined(_FAXES_SHOWN)
+        ],
+        "failing_faxes": [
+            await _not_fetched(fax, fax.first_failed_at, evidence)
+            for fax in await ledger.failing(now, alarm_after, _FAXES_SHOWN)
         ],
         "damaged_faxes": [
             {
@@ -150,6 +150,23 @@ def _ledger(health: Health) -> dict[str, Any]:
         "ok": None if health.checked_at is None else health.problem is None,
         "problem": health.problem,
         "snapshot_at": instant(health.snapshot_at),
+    }
+
+
+def _failing(count: FailingCount) -> dict[str, Any]:
+    return {"failing": count.late, "oldest_failing_s": count.oldest_s}
+
+
+async def _not_fetched(
+    fax: FaxRow, since: datetime | None, evidence: EvidenceStore | None
+) -> dict[str, Any]:
+    return {
+        "account": fax.account,
+        "user": fax.user_name,
+        "fax_id": fax.fax_id,
+        "since": instant(since),
+        "error": fax.last_error,
+        "evidence": await _evidence(evidence, fax),
     }
 
 

@@ -102,6 +102,7 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
         lately=lately,
         rejected=site.rejected,
+        alarm_after=site.config.retry.alarm_after,
         accounts=site.config.accounts,
     )
 

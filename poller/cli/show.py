@@ -55,6 +55,7 @@ async def look(settings: Config) -> dict[str, Any]:
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
             paces={one.name: _pace(one, verdict) for one in settings.accounts},
             rejected=verdict.rejected if verdict else None,
+            alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
         )
 

@@ -100,6 +100,7 @@ def _retry(top: Section) -> RetryConfig:
         return RetryConfig(
             attempts=section.get("attempts", integer(1, 100), RetryConfig.attempts),
             max_delay=section.get("max_delay", duration(), RetryConfig.max_delay),
+            alarm_after=section.get("alarm_after", duration("1s"), RetryConfig.alarm_after),
             give_up_after=section.get("give_up_after", duration("1s"), RetryConfig.give_up_after),
         )
 

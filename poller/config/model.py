@@ -104,10 +104,15 @@ class StorageConfig:
 
 @dataclass(frozen=True)
 class RetryConfig:
-    """`attempts` inside one attempt of a fax include the first; `max_delay` between them."""
+    """`attempts` inside one attempt of a fax include the first; `max_delay` between them.
+
+    A fax that fails for longer than `alarm_after` is said, for longer than `give_up_after`
+    quarantined.
+    """
 
     attempts: int = 5
     max_delay: timedelta = timedelta(seconds=60)
+    alarm_after: timedelta = timedelta(hours=1)
     give_up_after: timedelta = timedelta(days=7)
 
 

@@ -17,12 +17,15 @@ from poller.ingest.account import AccountAtWork
 from poller.ingest.patience import NO_PROGRESS_S, cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
+from poller.ledger import FailingCount
 from poller.verdict import Verdict
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
 _CLOCK_S = 5.0
 _SUMMARY_S = 300.0
 _SILENCE_S = 60.0
+_FAILING_S = 30.0
+_HEARTBEAT_ENDS_AFTER = timedelta(days=1)  # of a fax that fails
 _GAUGES_S = 15.0
 _STUCK_S = 10.0
 _PROBE_LOOK_S = 1.0
@@ -38,6 +41,7 @@ class Monitor:
         self._clock = site.shop.clock
         self._disk_low = False
         self._silent: set[int] = set()
+        self._failing: dict[int, FailingCount] = {}
         self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
@@ -54,6 +58,7 @@ class Monitor:
             "gauges": self._keep_gauges(),
             "summary": self._every("summary", _SUMMARY_S, self._summarise),
             "silence": self._every("silence", _SILENCE_S, self._look_for_silence),
+            "failing faxes": self._keep_failing(),
             "ledger upkeep": self._upkeep.run(),
         }
         if (interval := systemd.watchdog_interval()) is not None:
@@ -332,6 +337,49 @@ class Monitor:
             elif not silent:
                 self._silent.discard(state.id)
 
+    # -- faxes that fail --------------------------------------------------------------------------
+
+    async def _keep_failing(self) -> None:
+        """From the start: the heartbeat must not say that all is well before anybody has looked."""
+        async with cut_off_if_hung("failing faxes"):
+            await self._look_for_failing()
+        await self._every("failing faxes", _FAILING_S, self._look_for_failing)
+
+    async def _look_for_failing(self) -> None:
+        """A fax that has failed for longer than `retry.alarm_after` is said once for its user."""
+        site = self._site
+        now, alarm_after = self._clock.now(), site.config.retry.alarm_after
+        try:
+            found = await site.shop.ledger.failing_counts(now, alarm_after)
+        except LedgerUnavailable:
+            return  # the gate says so
+        for state in site.states:
+            user = state.user
+            one, before = (seen.get(state.id, FailingCount()) for seen in (found, self._failing))
+            site.shop.metrics.set_failing(user.account, user.name, one.oldest_s)
+            if one.late and not before.late:
+                log.event(
+                    "fetch-failed",
+                    "Faxes of this user have failed for longer than retry.alarm_after; they are "
+                    "tried again. `poller status` names them and why.",
+                    account=user.account,
+                    user=user.name,
+                    faxes=one.late,
+                    oldest_s=round(one.oldest_s),
+                )
+            elif before.late and not one.late:
+                log.event(
+                    "fetch-recovered",
+                    "No pending fax of this user has failed for longer than retry.alarm_after.",
+                    account=user.account,
+                    user=user.name,
+                )
+        self._failing = found
+
+    def _fails_for_a_day(self) -> bool:
+        longest = max((one.oldest_s for one in self._failing.values()), default=0.0)
+        return longest > _HEARTBEAT_ENDS_AFTER.total_seconds()
+
     # -- can it do its job ------------------------------------------------------------------------
 
     def troubles(self) -> list[str]:
@@ -381,9 +429,9 @@ class Monitor:
         )
 
     async def _ping(self) -> None:
-        """Ping the dead-man URL only while every user was really polled."""
+        """Ping the dead-man URL only while users are really polled and no fax fails for a day."""
         url = self._site.config.heartbeat.url
-        if url is None or self.troubles() or not self._all_polled():
+        if url is None or self.troubles() or not self._all_polled() or self._fails_for_a_day():
             return
         try:
             timeout = aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S)

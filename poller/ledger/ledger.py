@@ -20,6 +20,7 @@ from poller.ledger import (
     adoption,
     backfills,
     engine,
+    failing,
     fetching,
     gaps,
     listing,
@@ -37,6 +38,7 @@ from poller.ledger.rows import (
     AccountRow,
     Attempt,
     Backfill,
+    FailingCount,
     FaxRow,
     Found,
     Health,
@@ -291,6 +293,18 @@ class Ledger:
     async def waiting_counts(self) -> dict[int, tuple[int, int]]:
         """Count pending and quarantined faxes of the users that have some, but for removed ones."""
         return await self._read(users.waiting_counts)
+
+    async def failing_counts(
+        self, now: datetime, alarm_after: timedelta
+    ) -> dict[int, FailingCount]:
+        """Count failing faxes of the users that have some, but for removed ones."""
+        return await self._read(lambda connection: failing.counts(connection, now, alarm_after))
+
+    async def failing(self, now: datetime, alarm_after: timedelta, limit: int) -> list[FaxRow]:
+        """Return pending faxes that have failed for longer than `alarm_after`, the oldest first."""
+        return await self._read(
+            lambda connection: failing.oldest(connection, now, alarm_after, limit)
+        )
 
     async def user(self, user: int) -> UserRow:
         """Return one user."""

@@ -150,6 +150,17 @@ class Health:
 
 
 @dataclass(frozen=True)
+class FailingCount:
+    """A user's faxes that fail: `late` pending ones for longer than the alarm allows, and the oldest.
+
+    `oldest_s` is for how many seconds the oldest one has failed, quarantined ones included.
+    """
+
+    late: int = 0
+    oldest_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What happened to a fax: `outcome` is `stored`, `failed`, a problem, or an operator's act."""
 

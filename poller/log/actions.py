@@ -50,6 +50,8 @@ Action = Literal[
     "ledger-restored",  # the file was gone; the newest snapshot took its place
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "backfill-completed",  # an old window that an operator asked for is listed
+    "fetch-failed",  # a user's faxes have failed for longer than retry.alarm_after
+    "fetch-recovered",
     "heartbeat-failed",
     "heartbeat-recovered",
     "token-war-over",  # nobody has ended our token for a day
@@ -86,6 +88,7 @@ _OTHER_THAN_INFO: Final[dict[str, Level]] = {
     "stalled": "error",
     "silence": "warning",
     "schedule-stretched": "warning",
+    "fetch-failed": "error",
     "heartbeat-failed": "warning",
     "log-lines-lost": "warning",
     "internal-error": "error",

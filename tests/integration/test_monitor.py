@@ -42,7 +42,9 @@ from tests.integration.at_work import (
 )
 
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
-NAMES = {"gate", "clock", "stuck polls", "gauges", "summary", "silence", "ledger upkeep"}
+NAMES = {
+    "gate", "clock", "stuck polls", "gauges", "summary", "silence", "failing faxes", "ledger upkeep",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -553,6 +555,27 @@ async def test_heartbeat_stops_while_the_account_is_suspended(
         await monitor._ping()
         assert service.pings == 0
     assert monitor.troubles()[0].startswith("Account main is suspended: ")
+
+
+async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismissed(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+) -> None:
+    fax, row = await listed(site, simulator, trouble="null-image")
+    await fetch(site, fax)
+    async with dead_man() as service:
+        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        for hours in (23, 2):
+            clock.advance(timedelta(hours=hours))
+            await all_polled(site, planner)
+            planner.tick_at = clock.monotonic()
+            await monitor._look_for_failing()
+            await monitor._ping()
+            assert monitor.troubles() == []
+            assert service.pings == 1  # at 23 hours, not at 25
+        await site.shop.ledger.dismiss(row.id, now=clock.now(), reason="eFax lost it")
+        await monitor._look_for_failing()
+        await monitor._ping()
+        assert service.pings == 2
 
 
 async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_the_count(

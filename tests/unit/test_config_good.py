@@ -78,7 +78,7 @@ def test_everything_that_can_be_set_is_set() -> None:
     )
     assert config.state_url == f"sqlite:///{GOOD}/state/poller.db"
     assert config.state_directory == GOOD / "state"
-    assert config.retry == RetryConfig(3, timedelta(milliseconds=500), 3 * DAY)
+    assert config.retry == RetryConfig(3, timedelta(milliseconds=500), timedelta(hours=2), 3 * DAY)
     assert config.evidence_max == 10 << 10
     assert config.heartbeat == Heartbeat("https://hc.example/ping/1?x=y", timedelta(minutes=1))
     assert config.log == LogConfig("debug", "json")
@@ -271,7 +271,9 @@ def test_lowest_values_are_allowed() -> None:
     assert config.accounts[0].limits == Limits(0.001, 1, 1)
     assert (user.poll.every, user.poll.overlap) == (timedelta(seconds=1), timedelta(seconds=1))
     assert user.poll.sweep == Sweep(timedelta(seconds=1), timedelta(minutes=1))
-    assert config.retry == RetryConfig(1, timedelta(milliseconds=1), timedelta(seconds=1))
+    assert config.retry == RetryConfig(
+        1, timedelta(milliseconds=1), timedelta(seconds=1), timedelta(seconds=1)
+    )
 
 
 def test_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
@@ -356,7 +358,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         "image.format",
         *(f"storage.{key}" for key in ["directory", "path", "min_free", "consumers"]),
         "state.url",
-        *(f"retry.{key}" for key in ["attempts", "max_delay", "give_up_after"]),
+        *(f"retry.{key}" for key in ["attempts", "max_delay", "alarm_after", "give_up_after"]),
         "evidence.max",
         "expect",
         "heartbeat.url",

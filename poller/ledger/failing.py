@@ -1,0 +1,62 @@
+"""Faxes whose attempts have failed for long, counted well before they are given up."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, and_, case, func, select, type_coerce
+
+from poller.ledger.listing import FAX
+from poller.ledger.rows import FailingCount, FaxRow, fax_row
+from poller.ledger.tables import EPOCH, MICROSECOND, State, accounts, faxes, users
+
+_SECOND = timedelta(seconds=1) // MICROSECOND
+_FAILING = and_(faxes.c.next_attempt_at.is_not(None), faxes.c.first_failed_at.is_not(None))
+
+
+def _failing_for(now: datetime) -> Any:
+    """Microseconds since the first failure in a row, on the clock that quarantines a fax.
+
+    It stands still while the account is suspended or the storage unusable.
+    """
+    now_us = (now - EPOCH) // MICROSECOND
+    since = type_coerce(faxes.c.first_failed_at, BigInteger)
+    paused_since = type_coerce(accounts.c.paused_since, BigInteger)
+    paused = (accounts.c.paused_s - faxes.c.paused_s_at_first_failure) * _SECOND
+    return (
+        now_us - since - paused - case((paused_since.is_not(None), now_us - paused_since), else_=0)
+    )
+
+
+def counts(
+    connection: Connection, now: datetime, alarm_after: timedelta
+) -> dict[int, FailingCount]:
+    age = _failing_for(now)
+    late = case(
+        (and_(faxes.c.state == State.PENDING, age > alarm_after // MICROSECOND), 1), else_=0
+    )
+    wanted = (
+        select(faxes.c.user, func.sum(late), func.max(age))
+        .join_from(faxes, users)
+        .join(accounts, accounts.c.app_id == users.c.app_id)
+        .where(_FAILING, users.c.removed.is_(False))
+        .group_by(faxes.c.user)
+    )
+    return {
+        user: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
+        for user, late, oldest in connection.execute(wanted)
+    }
+
+
+def oldest(
+    connection: Connection, now: datetime, alarm_after: timedelta, limit: int
+) -> list[FaxRow]:
+    """Return pending faxes that have failed for longer than `alarm_after`, the oldest first."""
+    age = _failing_for(now)
+    wanted = (
+        FAX.join(accounts, accounts.c.app_id == users.c.app_id)
+        .where(_FAILING, users.c.removed.is_(False), faxes.c.state == State.PENDING)
+        .where(age > alarm_after // MICROSECOND)
+        .order_by(age.desc(), faxes.c.id)
+        .limit(limit)
+    )
+    return [fax_row(row) for row in connection.execute(wanted)]

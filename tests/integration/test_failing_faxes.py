@@ -1,0 +1,151 @@
+"""Faxes of one user fail for long while all others go well: everything that says how it is says so."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from poller.daemon.monitor import Monitor
+from poller.daemon.planner import Planner
+from poller.ingest.fetch import Outcome
+from poller.ingest.site import Site
+from poller.ledger import State
+from poller.problems import problems
+from poller.simulator import Simulator
+from poller.simulator.state import Fax
+from poller.status import status
+from tests.conftest import Event, QuickClock
+from tests.integration.at_work import fetch, listed, parts, row, said
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def clock() -> QuickClock:
+    return QuickClock(wall=datetime.now(UTC))
+
+
+@pytest.fixture
+async def monitor(site: Site) -> AsyncIterator[Monitor]:
+    monitor = Monitor(site, Planner(site))
+    yield monitor
+    monitor.stop()
+
+
+async def failing_since(site: Site, simulator: Simulator, clock: QuickClock, ago: timedelta) -> Fax:
+    """A fax of user-a that eFax has no image of, whose first attempt was so long ago."""
+    fax, _ = await listed(site, simulator, trouble="null-image")
+    assert await fetch(site, fax) is Outcome.FAILED
+    clock.advance(ago)
+    return fax
+
+
+async def told(site: Site, clock: QuickClock) -> tuple[dict[str, Any], list[str]]:
+    shown = await status(
+        site.shop.ledger,
+        now=clock.now(),
+        running=True,
+        version="1",
+        storage={"usable": True},
+        alarm_after=site.config.retry.alarm_after,
+    )
+    return shown, problems(shown, [])
+
+
+async def oldest_s(site: Site) -> dict[str, float]:
+    text = (await site.shop.metrics.render()).decode()
+    found = re.findall(r'^poller_oldest_failing_seconds\{.*user="(.*)"\} (.*)$', text, re.MULTILINE)
+    return {user: float(value) for user, value in found}
+
+
+async def test_fax_that_fails_for_less_than_the_alarm_is_in_the_metric_and_no_problem(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor, events: list[Event]
+) -> None:
+    await failing_since(site, simulator, clock, HOUR - timedelta(minutes=1))
+    await monitor._look_for_failing()
+    assert await oldest_s(site) == {"user-a": pytest.approx(59 * 60, abs=5), "user-b": 0.0}
+    shown, sentences = await told(site, clock)
+    assert sentences == []
+    assert shown["failing_faxes"] == []
+    assert said(events, "fetch-failed") == []
+
+
+async def test_fax_that_fails_for_longer_is_named_with_its_user_and_its_error(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor, events: list[Event]
+) -> None:
+    fax = await failing_since(site, simulator, clock, HOUR + timedelta(minutes=1))
+    await monitor._look_for_failing()
+    await monitor._look_for_failing()
+    assert said(events, "fetch-failed") == ["fetch-failed"]
+    shown, (sentence,) = await told(site, clock)
+    error = (await row(site, fax)).last_error
+    assert error is not None
+    assert sentence.startswith(
+        "1 fax could not be fetched for longer than retry.alarm_after (main/user-a)."
+    )
+    assert error.rstrip(".") in sentence
+    assert f"poller explain {fax.fax_id}" in sentence
+    assert {one["user"]: one["failing"] for one in shown["users"]} == {"user-a": 1, "user-b": 0}
+    assert [one["fax_id"] for one in shown["failing_faxes"]] == [fax.fax_id]
+
+
+async def test_alarm_is_over_when_the_fax_is_dismissed(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor, events: list[Event]
+) -> None:
+    fax = await failing_since(site, simulator, clock, 2 * HOUR)
+    await monitor._look_for_failing()
+    await site.shop.ledger.dismiss((await row(site, fax)).id, now=clock.now(), reason="lost")
+    await monitor._look_for_failing()
+    assert said(events, "fetch-failed", "fetch-recovered") == ["fetch-failed", "fetch-recovered"]
+    assert (await oldest_s(site))["user-a"] == 0.0
+    assert (await told(site, clock))[1] == []
+
+
+async def test_the_alarm_may_come_earlier(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    site.config = replace(
+        site.config, retry=replace(site.config.retry, alarm_after=timedelta(minutes=5))
+    )
+    await failing_since(site, simulator, clock, timedelta(minutes=6))
+    assert len((await told(site, clock))[1]) == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_time_in_which_the_account_was_suspended_does_not_count(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor, ends: bool
+) -> None:
+    await failing_since(site, simulator, clock, timedelta(minutes=10))
+    app_id, account, ledger = parts(site)[1].user.app_id, "main", site.shop.ledger
+    await ledger.pause_clock(app_id, account, clock.now(), paused=True)
+    clock.advance(3 * HOUR)
+    if ends:
+        await ledger.pause_clock(app_id, account, clock.now(), paused=False)
+    await monitor._look_for_failing()
+    assert (await oldest_s(site))["user-a"] == pytest.approx(600, abs=5)
+    assert (await told(site, clock))[1] == []
+
+
+async def test_quarantined_fax_has_its_own_sentence_and_goes_on_counting_in_the_metric(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor
+) -> None:
+    fax = await failing_since(site, simulator, clock, 8 * 24 * HOUR)
+    assert await fetch(site, fax) is Outcome.QUARANTINED
+    assert (await row(site, fax)).state is State.QUARANTINED
+    await monitor._look_for_failing()
+    assert (await oldest_s(site))["user-a"] == pytest.approx(8 * 86400, abs=5)
+    (sentence,) = (await told(site, clock))[1]
+    assert sentence.startswith("1 fax is quarantined")
+
+
+async def test_faxes_of_a_removed_user_count_nowhere(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await failing_since(site, simulator, clock, 2 * HOUR)
+    await site.shop.ledger.sync_users([], clock.now())
+    shown, sentences = await told(site, clock)
+    assert shown["failing_faxes"] == []
+    assert not any("alarm_after" in sentence for sentence in sentences)
