@@ -132,6 +132,7 @@ def test_a_file_that_may_not_be_read_is_said_beside_what_is_wrong_in_another(
     secret.write_text(GOOD)
     other.write_text("drain: soon\n")
     secret.chmod(0)
+    ended("once", "-c", str(other))  # loads what nobody may be unable to read of this Python
     with nobody():
         code, out, err = ended("once", "-c", str(secret), "-c", str(other))
     assert (code, out) == (78, "")
