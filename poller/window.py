@@ -119,10 +119,14 @@ class Slice:
     kind: SliceKind
     interval: Interval
 
-    def bounds(self, now: datetime) -> Interval:
-        """Return the bounds to send: a second wider at both ends, but never beyond `now`."""
+    def bounds(self, now: datetime, *, ahead: timedelta = WIDENED_BY) -> Interval:
+        """Return the bounds to send: a second wider at both ends, but `ahead` of `now` at most.
+
+        `now` may be a second behind the server, which says it in whole seconds: by itself it would
+        leave out a fax that has just completed.
+        """
         earliest = min(self.interval.start, now) - WIDENED_BY
-        return Interval(earliest, min(self.interval.end + WIDENED_BY, now))
+        return Interval(earliest, min(self.interval.end + WIDENED_BY, now + ahead))
 
     def halves(self) -> "tuple[Slice, Slice] | None":
         """Return the newer and the older half, or None for a slice of an hour or less.

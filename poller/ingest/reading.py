@@ -47,13 +47,13 @@ class ListReader:
         self._on_discovered = on_discovered
         self._largest_page = 0
 
-    async def read(self, state: UserState, piece: Slice, now: datetime) -> Read:
-        """List `piece` to its end; its coverage is recorded with the last page.
+    async def read(self, state: UserState, piece: Slice, bounds: Interval) -> Read:
+        """List `piece` within `bounds` to its end; its coverage is recorded with the last page.
 
         Raises ApiError of the call that failed, BadAnswer when an entry had no usable id (the
         usable ones are recorded, the coverage is not), LedgerUnavailable.
         """
-        return await self._read(state, piece.bounds(now), piece.interval, str(piece.kind))
+        return await self._read(state, bounds, piece.interval, str(piece.kind))
 
     async def read_not_downloaded(self, state: UserState, bounds: Interval | None) -> Read:
         """List what eFax holds to be not downloaded; proves nothing about coverage."""

@@ -36,6 +36,7 @@ class Run:
     covered_before: Coverage
     listed: Coverage = field(default_factory=Coverage)
     not_listed: list[tuple[Interval, str]] = field(default_factory=list)  # of a backfill
+    asked_up_to_now: bool = False  # for a window that reached beyond now was refused
 
     def is_over(self, monotonic: float) -> bool:
         return self.until is not None and monotonic >= self.until

@@ -47,6 +47,7 @@ class SliceLister:
         self._ledger = ledger
         self._clock = clock
         self._random = random
+        self._future_is_refused = False
 
     async def list_halving(self, state: UserState, whole: Slice, run: Run) -> bool:
         """List `whole`; what the server will not list in one piece is listed in halves, newest first.
@@ -98,7 +99,7 @@ class SliceLister:
 
     async def _read(self, state: UserState, piece: Slice, run: Run) -> Read:
         try:
-            read = await self._reader.read(state, piece, run.now)
+            read = await self._read_ahead(state, piece, run)
         except UserRefused as error:
             if not _is_of_the_window(state, piece, run):
                 raise
@@ -106,6 +107,23 @@ class SliceLister:
         if read.halve is None:
             run.listed = run.listed.add(piece.interval)
         self._count(read, piece, run)
+        return read
+
+    async def _read_ahead(self, state: UserState, piece: Slice, run: Run) -> Read:
+        """Ask a little beyond now, and up to now where the server refuses that.
+
+        In one poll it is tried once: if it was not the reason, it is not that of shorter slices.
+        """
+        up_to_now = piece.bounds(run.now, ahead=timedelta(0))
+        bounds = piece.bounds(run.now)
+        if self._future_is_refused or run.asked_up_to_now or bounds == up_to_now:
+            return await self._reader.read(state, piece, up_to_now)
+        try:
+            return await self._reader.read(state, piece, bounds)
+        except WindowRefused:
+            run.asked_up_to_now = True
+        read = await self._reader.read(state, piece, up_to_now)
+        self._future_is_refused = True
         return read
 
     @staticmethod

@@ -11,7 +11,9 @@ from .switches import Switches
 
 
 def check_window(switches: Switches, window: Window, now: datetime) -> None:
-    """Refuse a window that is too long or begins too long ago, where the switches say so."""
+    """Refuse a window that is too long, too old or ends in the future, where the switches say so."""
+    if switches.future_window == "refused" and window.end is not None and window.end > now:
+        raise MalformedError("max_completed_timestamp", "the maximum lies in the future")
     if window.start is None:
         return
     length = ((window.end or now) - window.start).total_seconds()

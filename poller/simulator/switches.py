@@ -42,6 +42,9 @@ class Switches:
     oldest_window_s: float | None = _switch(
         None, "a window that begins longer ago is refused with 400 (none: never)", 172_800.0
     )
+    future_window: Literal["answered", "refused"] = _switch(
+        "answered", "is a window that ends in the server's future refused with 400", "refused"
+    )
     default_window_s: float | None = _switch(
         None, "how far a list without a minimum reaches back (none: to the first fax)", 86_400.0
     )

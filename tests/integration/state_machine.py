@@ -120,6 +120,7 @@ _SWITCHES: tuple[dict[str, Any], ...] = (
     {"lower_bound": "exclusive", "upper_bound": "exclusive"},
     {"oldest_window_s": 86_400.0},
     {"longest_window_s": 10_800.0},
+    {"future_window": "refused"},
     {"image_not_yet_s": 60.0},
     {"list_fields": "only-id"},
     {"empty_list": "bare"},

@@ -53,6 +53,51 @@ async def test_first_poll_reaches_back_to_the_start_and_covers_all_of_it(
     assert clock.now() - state.watermark < timedelta(seconds=5)
 
 
+async def test_a_fax_of_the_current_second_is_found_and_no_later_time_counts_as_listed(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    clock.advance(timedelta(milliseconds=900))  # the server's Date says the second alone
+    fax = simulator.receive(APP, "user-a")
+    clock.advance(timedelta(milliseconds=50))
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
+    assert outcome.late_s == []
+    assert state.coverage.newest_end is not None
+    assert state.coverage.newest_end <= clock.now()
+    clock.advance(timedelta(seconds=30))
+    assert (await poll(site)).discovered == []
+
+
+async def test_where_the_future_is_refused_each_poll_asks_up_to_now(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(future_window="refused", longest_window_s=10_800.0)
+    clock.advance(timedelta(milliseconds=900))
+    ages = [timedelta(milliseconds=950), timedelta(hours=4), timedelta(days=3)]
+    for age in ages:
+        simulator.receive(APP, "user-a", completed=clock.now() - age)
+    in_this_second = simulator.receive(APP, "user-a")
+    in_this_second.image_downloaded = True  # or the not-downloaded list would have it
+
+    outcome = await poll(site)
+
+    _, state = parts(site)
+    assert not outcome.failed
+    assert len(outcome.discovered) == len(ages)
+    assert state.gaps() == ()
+    clock.advance(timedelta(seconds=30))
+    before = len(simulator.requests)
+    outcome = await poll(site)
+    assert [row.fax_id for row in outcome.discovered] == [in_this_second.fax_id]
+    clock.advance(timedelta(seconds=30))
+    assert not (await poll(site)).failed
+    statuses = [one.status for one in simulator.requests[before:] if one.call == "list"]
+    assert statuses.count(400) == 1, "the future was asked for again"
+
+
 async def test_second_poll_of_a_quiet_user_is_one_request_and_finds_nothing(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:

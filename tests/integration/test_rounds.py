@@ -1,7 +1,7 @@
 """The files of stored faxes are looked at, damage is said and shown, and repaired only when asked."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import status
 from poller.storage import Condition
-from poller.window import Slice, SliceKind
+from poller.window import Interval, Slice, SliceKind
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import (
     calls,
@@ -328,12 +328,12 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     clock.advance(timedelta(hours=7))
     real = account._poller._lister._reader.read
 
-    async def dismissed_meanwhile(asked: UserState, piece: Slice, now: datetime) -> Read:
+    async def dismissed_meanwhile(asked: UserState, piece: Slice, bounds: Interval) -> Read:
         if piece.kind is SliceKind.GAP:
             for one in list(state.failed_slices):
                 await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
             await site.read_edits()
-        return await real(asked, piece, now)
+        return await real(asked, piece, bounds)
 
     with monkeypatch.context() as patch:
         patch.setattr(account._poller._lister._reader, "read", dismissed_meanwhile)

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from poller.ingest.slices import SliceLister
 from poller.ingest.user import UserState
 from poller.listing import Listing, Step
 from poller.storage import handover
-from poller.window import Coverage, Slice, WindowRules, newest_slice
+from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
 from tests.integration.state_machine import PollerMachine, fixed
 
 Patch = pytest.MonkeyPatch
@@ -36,11 +35,11 @@ def test_nothing_is_lost_doubled_or_half_shown_whatever_happens() -> None:
 def coverage_before_the_last_page(patch: Patch) -> None:
     real = ListReader.read
 
-    async def read(self: ListReader, state: UserState, piece: Slice, now: datetime) -> Read:
+    async def read(self: ListReader, state: UserState, piece: Slice, bounds: Interval) -> Read:
         await self._ledger.record_page(
-            state.id, [], window=None, found_by="", now=now, covers=piece.interval
+            state.id, [], window=None, found_by="", now=bounds.end, covers=piece.interval
         )
-        return await real(self, state, piece, now)
+        return await real(self, state, piece, bounds)
 
     patch.setattr(ListReader, "read", read)
 

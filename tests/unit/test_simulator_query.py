@@ -224,6 +224,17 @@ def test_long_and_old_windows_are_refused(switches: Switches, start_s: int, refu
         listing.check_window(switches, window, NOON)
 
 
+@pytest.mark.parametrize("start", [None, NOON - timedelta(hours=1)])
+def test_a_window_that_ends_in_the_future_is_refused_where_the_switch_says_so(
+    start: datetime | None,
+) -> None:
+    refusing, ahead = Switches(future_window="refused"), NOON + timedelta(milliseconds=1)
+    listing.check_window(refusing, Window(start, NOON), NOON)
+    listing.check_window(Switches(), Window(start, ahead), NOON)
+    with pytest.raises(MalformedError):
+        listing.check_window(refusing, Window(start, ahead), NOON)
+
+
 def test_a_window_without_minimum_is_never_too_long() -> None:
     listing.check_window(Switches(longest_window_s=1.0), Window(None, NOON), NOON)
 

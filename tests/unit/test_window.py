@@ -214,10 +214,16 @@ def test_bounds_are_a_second_wider_at_both_ends() -> None:
 
 
 @pytest.mark.parametrize("now", [hours(-3, 0.5).end, hours(0, 1).end, hours(-9, -1).end])
-def test_bounds_never_reach_beyond_now(now: datetime) -> None:
-    bounds = Slice(SliceKind.NEWEST, hours(0, 1)).bounds(now)
-    assert bounds.end == now
+@pytest.mark.parametrize("ahead", [0 * SECOND, SECOND])
+def test_bounds_reach_no_further_ahead_of_now_than_is_said(now: datetime, ahead: timedelta) -> None:
+    bounds = Slice(SliceKind.NEWEST, hours(0, 1)).bounds(now, ahead=ahead)
+    assert bounds.end == now + ahead
     assert bounds.start < NOON
+
+
+def test_bounds_reach_to_the_end_of_the_second_that_the_server_said() -> None:
+    in_that_second = NOON + HOUR + SECOND - timedelta(milliseconds=1)
+    assert Slice(SliceKind.NEWEST, hours(0, 1)).bounds(NOON + HOUR).end > in_that_second
 
 
 @pytest.mark.parametrize(
