@@ -113,7 +113,9 @@ def delete_request(user_id: str, token: str, fax_id: str) -> Request:
 def _headers(user_id: str, token: str) -> dict[str, str]:
     return {
         "Accept": "application/json",
-        "Authorization": f"bearer {token}",
+        # The guide writes `bearer`. The word's case means nothing (RFC 9110, 11.1), but there are
+        # servers that compare it with this spelling, the one that RFC 6750 uses.
+        "Authorization": f"Bearer {token}",
         "user-id": user_id,
     }
 

@@ -18,6 +18,18 @@ class Stage(Enum):
     DELIVERY = "while the answer is sent"
 
 
+# An outage that answers 200 with nothing in it, in each way that one may be spelled.
+NOTHING = {
+    "empty-200": "",
+    "null-200": "null",
+    "list-200": "[]",
+    "bare-200": "{}",
+    "array-200": '{"faxes": []}',
+    "zero-200": '{"first_record": 0, "last_record": 0}',
+    "full-200": '{"first_record": 0, "last_record": 0, "faxes": []}',
+    "other-200": '{"status": "OK"}',
+}
+
 # Effect -> (stage, what it does). A status (400 to 599) is an effect of stage INSTEAD as well.
 EFFECTS: dict[str, tuple[Stage, str]] = {
     "end-token": (Stage.BEFORE, "another program signs in: the token in use has ended"),
@@ -26,6 +38,10 @@ EFFECTS: dict[str, tuple[Stage, str]] = {
     "html-502": (Stage.INSTEAD, "502 with the HTML page of a proxy"),
     "html-200": (Stage.INSTEAD, "200 with an HTML page instead of JSON"),
     "errors-200": (Stage.INSTEAD, "200 with an error envelope"),
+    **{
+        effect: (Stage.INSTEAD, f"200 with {body or 'no body'}, whatever is there")
+        for effect, body in NOTHING.items()
+    },
     "redirect": (Stage.INSTEAD, "307 to another host"),
     "cut-document": (Stage.DOCUMENT, "the PDF or TIFF ends in the middle; the JSON is whole"),
     "no-document": (Stage.DOCUMENT, "the bytes are neither PDF nor TIFF"),

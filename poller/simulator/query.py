@@ -148,9 +148,11 @@ def parse_basic(header: str) -> tuple[str, str] | None:
     return (user, password) if colon else None
 
 
-def parse_bearer(header: str) -> str | None:
+def parse_bearer(header: str, *, strict: bool = False) -> str | None:
+    """Give the token; `strict` knows only `Bearer`, spelled so."""
     scheme, _, token = header.partition(" ")
-    return token if scheme.lower() == "bearer" and token else None
+    known = scheme == "Bearer" if strict else scheme.lower() == "bearer"
+    return token if known and token else None
 
 
 def _decoded(text: str) -> str:

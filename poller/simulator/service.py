@@ -15,7 +15,7 @@ from typing import Any
 from . import answers, listing, query
 from .answers import Answer
 from .documents import Format
-from .faults import Chooser, Fault, Faults, Stage, Target
+from .faults import NOTHING, Chooser, Fault, Faults, Stage, Target
 from .query import MalformedError
 from .state import App, Bucket, Fax, Mailbox, whole_milliseconds
 from .switches import Switches
@@ -344,10 +344,13 @@ class Service:
         if call == "token":
             credentials = query.parse_basic(header)
             return self.apps.get(credentials[0]) if credentials else None
-        return self._owners.get(query.parse_bearer(header) or "")
+        return self._owners.get(self._token(header) or "")
+
+    def _token(self, header: str) -> str | None:
+        return query.parse_bearer(header, strict=self.switches.scheme == "Bearer")
 
     def _authorized(self, arrival: Arrival) -> Mailbox:
-        token = query.parse_bearer(arrival.headers.get("authorization", ""))
+        token = self._token(arrival.headers.get("authorization", ""))
         app = self._owners.get(token or "")
         if app is None or token is None or not app.accepts(token, self.now()):
             raise RefusedError(401, "the token is unknown or has ended")
@@ -387,6 +390,8 @@ class Service:
             return answers.html_answer(502, "502 Bad Gateway")
         if fault.effect == "html-200":
             return answers.html_answer(200, "Welcome")
+        if fault.effect in NOTHING:
+            return Answer(200, NOTHING[fault.effect].encode(), {"Content-Type": "application/json"})
         if fault.effect == "redirect":
             location = self.faults.redirect_to.rstrip("/") + arrival.target
             return Answer(307, headers={"Location": location})

@@ -138,6 +138,11 @@ class Switches:
     sign_in_refusal: Literal["401", "400", "403"] = _switch(
         "401", "status for a wrong App ID or API key", "400", "403"
     )
+    scheme: Literal["any", "Bearer"] = _switch(
+        "any",
+        "the word before the token: in any letters (RFC 9110), or `Bearer` and nothing else",
+        "Bearer",
+    )
     wrong_user: Literal["403", "404"] = _switch("403", "status for a wrong User ID", "404")
     expires_in_s: int = _switch(86_399, "how long a token is good", 120)
     refuse_bare_colon: bool = _flag(

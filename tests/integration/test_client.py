@@ -166,7 +166,7 @@ class Server:
             return web.json_response({"access_token": self.token, "expires_in": 86399})
         if call == "health":
             return web.json_response({"status": "UP"})
-        if request.headers.get("Authorization") != f"bearer {self.token}":
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.json_response({"errors": [{"error_code": "UNAUTHORIZED"}]}, status=401)
         if call == "list":
             return web.json_response({"first_record": 1, "faxes": [{"fax_id": "a"}]})
@@ -274,7 +274,7 @@ async def test_a_list_signs_in_once_and_sends_exactly_what_the_guide_says(
     assert sent.headers["user-id"] == "id-ann"
     assert sent.headers["pagination-offset"] == "7"
     assert sent.headers["pagination-limit"] == "100"
-    assert sent.headers["Authorization"] == "bearer token-1"
+    assert sent.headers["Authorization"] == "Bearer token-1"
     assert bench.watcher.requests == [(Call.TOKEN, 200), (Call.LIST, 200), (Call.LIST, 200)]
     assert bench.watcher.events == [("signed_in", "start")]
 

@@ -20,6 +20,7 @@ from PIL import Image
 from yarl import URL
 
 from poller.simulator import Fault, Faults, Fax, Simulator, Switches
+from poller.simulator.faults import NOTHING
 from poller.simulator.service import Seen
 
 APP, KEY, USER = "12345", "key", "user-1"
@@ -101,7 +102,7 @@ class Caller:
         return got
 
     async def as_user(self, method: str, target: str, **more: Any) -> Got:
-        headers = {"user_id": USER, "authorization": f"bearer {self.token}"}
+        headers = {"user_id": USER, "authorization": f"Bearer {self.token}"}
         return await self.call(method, target, **(headers | more))
 
     async def list(self, query: str = "", **headers: str) -> Got:
@@ -206,6 +207,24 @@ async def test_who_is_not_known_is_refused(
     bench: Bench, change: dict[str, str], status: int
 ) -> None:
     assert (await bench.caller.list(**change)).status == status
+
+
+async def test_strict_server_knows_only_bearer_with_a_capital(bench: Bench) -> None:
+    lower = f"bearer {bench.caller.token}"
+    assert (await bench.caller.list(authorization=lower)).status == 200
+    bench.sim.switches = replace(Switches(), scheme="Bearer")
+    assert (await bench.caller.list(authorization=lower)).status == 401
+    assert (await bench.caller.list()).status == 200
+
+
+@pytest.mark.parametrize(("effect", "body"), NOTHING.items())
+async def test_outage_that_answers_200_with_nothing_lists_no_fax(
+    bench: Bench, effect: str, body: str
+) -> None:
+    bench.receive()
+    bench.sim.outage(True, effect)
+    got = await bench.caller.list()
+    assert (got.status, got.body.decode()) == (200, body)
 
 
 async def test_the_user_of_another_app_is_refused(bench: Bench) -> None:

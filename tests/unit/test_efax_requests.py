@@ -98,7 +98,7 @@ def test_a_list_is_asked_for_with_encoded_bounds_and_paging_headers() -> None:
     )
     assert request.headers == {
         "Accept": "application/json",
-        "Authorization": "bearer tok",
+        "Authorization": "Bearer tok",
         "user-id": "user-1",
         "pagination-offset": "97",
         "pagination-limit": "100",

@@ -144,6 +144,8 @@ def test_bearer_authorization_is_read() -> None:
     assert query.parse_bearer("bearer abc") == "abc"
     assert query.parse_bearer("bearer ") is None
     assert query.parse_bearer("Basic abc") is None
+    assert query.parse_bearer("Bearer abc", strict=True) == "abc"
+    assert query.parse_bearer("bearer abc", strict=True) is None
 
 
 def mailbox(*minutes: float, pages: int = 1, late: timedelta = timedelta(0)) -> Mailbox:
