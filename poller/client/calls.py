@@ -34,8 +34,13 @@ from poller.window import Interval
 T = TypeVar("T")
 Reader = Callable[[Answer], Awaitable[T]]
 Builder = Callable[[str], Request]  # from the token
+Before = Callable[[], Awaitable[None]]
 
 _FIRST_PAUSE = timedelta(seconds=1)
+
+
+async def _nothing() -> None:
+    return
 
 
 class Client:
@@ -175,8 +180,13 @@ class Client:
             return await self._probe(user, request, read)
         return await self._call(Kind.LIST, user, request, read)
 
-    async def fetch_image(self, user: User, fax_id: str, sink: ImageSink) -> ImageAnswer:
-        """Stream a fax's image into `sink`; what the sink raises passes through, unrepeated."""
+    async def fetch_image(
+        self, user: User, fax_id: str, sink: ImageSink, *, before: Before = _nothing
+    ) -> ImageAnswer:
+        """Stream a fax's image into `sink`; what the sink raises passes through, unrepeated.
+
+        `before` runs before each request, when it is its turn; what it raises passes through too.
+        """
 
         def request(token: str) -> Request:
             return efax.image_request(user.user_id, token, fax_id, user.image_format)
@@ -190,7 +200,7 @@ class Client:
             return decoder.close()
 
         try:
-            return await self._call(Kind.IMAGE, user, request, read)
+            return await self._call(Kind.IMAGE, user, request, read, before=before)
         except Unreachable as error:
             if error.status is not None:
                 self._failed(user.name, error)
@@ -236,10 +246,18 @@ class Client:
 
     # -- repeating ----------------------------------------------------------------------------
 
-    async def _call(self, kind: Kind, user: User, build: Builder, read: Reader[T]) -> T:
+    async def _call(
+        self,
+        kind: Kind,
+        user: User,
+        build: Builder,
+        read: Reader[T],
+        *,
+        before: Before = _nothing,
+    ) -> T:
         self._refuse_while_suspended()
         try:
-            return await self._try(kind, user, build, read)
+            return await self._try(kind, user, build, read, before=before)
         except ApiError as error:
             if not _worth_repeating(error):
                 raise
@@ -251,7 +269,7 @@ class Client:
             if failed is not None:
                 error, failed = failed, None
                 raise error
-            return await self._try(kind, user, build, read)
+            return await self._try(kind, user, build, read, before=before)
 
         return await self._retrying()(again)
 
@@ -292,7 +310,14 @@ class Client:
     # -- one try ------------------------------------------------------------------------------
 
     async def _try(
-        self, kind: Kind, user: User, build: Builder, read: Reader[T], *, probe: bool = False
+        self,
+        kind: Kind,
+        user: User,
+        build: Builder,
+        read: Reader[T],
+        *,
+        probe: bool = False,
+        before: Before = _nothing,
     ) -> T:
         """Send with a token; a 401 counts against that token and is met once with a new one."""
         refusals = 0
@@ -301,6 +326,7 @@ class Client:
                 self._refuse_while_suspended()
             await self._tokens.get(user.name)
             async with self._pacer.turn(kind, user.name) as ticket:
+                await before()
                 if not probe:  # it may have come about while this call waited
                     self._refuse_while_suspended()
                 held = self._tokens.held

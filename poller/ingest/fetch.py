@@ -45,13 +45,18 @@ _ACCOUNTS_FAULT = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused,
 
 
 class Outcome(enum.Enum):
-    """What became of one attempt; *postponed* says nothing about the fax itself."""
+    """What became of one attempt.
+
+    *Postponed* says nothing about the fax itself. *Withdrawn*: before its image was asked for, an
+    operator dismissed it, made it due or removed its user.
+    """
 
     STORED = enum.auto()
     NOT_YET = enum.auto()
     FAILED = enum.auto()
     QUARANTINED = enum.auto()
     POSTPONED = enum.auto()
+    WITHDRAWN = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class Broken(PollerError):
     def __init__(self, problem: str) -> None:
         super().__init__(f"the document is not whole: {problem}")
         self.problem = problem
+
+
+class _Withdrawn(PollerError):
+    """The fax is no longer what it was when its row was read."""
 
 
 class Fetcher:
@@ -116,6 +125,8 @@ class Fetcher:
             return await self._storage_failed(fax, error)
         except _ACCOUNTS_FAULT as error:
             return await self._postpone(fax, error)
+        except _Withdrawn:
+            return Outcome.WITHDRAWN
         except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
             return await self._failed(fax, error)
 
@@ -190,7 +201,9 @@ class Fetcher:
 
     async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> StoredFile | str:
         """Download and, if it is whole, make visible; else say how the document is broken."""
-        await self._client.fetch_image(user, fax.fax_id, draft)
+        await self._client.fetch_image(
+            user, fax.fax_id, draft, before=lambda: self._require_claimed(fax)
+        )
         async with self._recorded_if_cancelled(fax):
             stored = await draft.deliver_if(
                 lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
@@ -200,6 +213,11 @@ class Fetcher:
         problem = _problem(await draft.check(), fax)
         assert problem is not None  # or it would have been delivered
         return problem
+
+    async def _require_claimed(self, fax: FaxRow) -> None:
+        """The row was read before the fax waited for its turn."""
+        if not await self._shop.ledger.still_claimed(fax.id, fax.claim):
+            raise _Withdrawn("the fax is not to be fetched by what was read of it")
 
     def _sidecar_of(self, fax: FaxRow) -> Callable[[StoredFile], dict[str, Any]]:
         return lambda file: sidecar(file, _origin(fax), stored_at=self._shop.clock.now())
@@ -277,8 +295,7 @@ class Fetcher:
         shop = self._shop
         now = shop.clock.now()
         paused_s = await self._paused_s()
-        was_quarantined = fax.state is State.QUARANTINED
-        quarantine = was_quarantined or (
+        quarantine = fax.state is State.QUARANTINED or (
             fax.first_failed_at is not None
             and retry.gives_up(
                 now,
@@ -288,9 +305,10 @@ class Fetcher:
             )
         )
         pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=shop.random())
-        await asyncio.shield(
+        recorded = await asyncio.shield(
             shop.ledger.attempt_failed(
                 fax.id,
+                claim=fax.claim,
                 now=now,
                 error=str(error),
                 problem=error.problem if isinstance(error, Broken) else None,
@@ -299,7 +317,7 @@ class Fetcher:
                 quarantine=quarantine,
             )
         )
-        if quarantine and not was_quarantined:
+        if recorded.state is State.QUARANTINED and fax.state is not State.QUARANTINED:
             self._report_quarantined(fax, error)
             return Outcome.QUARANTINED
         self._report_retry(fax, error, pause)

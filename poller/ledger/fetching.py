@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from poller.ledger.listing import FAX, chunks
-from poller.ledger.rows import Attempt, FaxRow, OnDisk, fax_row
+from poller.ledger.rows import Attempt, Claim, FaxRow, OnDisk, fax_row
 from poller.ledger.tables import EPOCH, MICROSECOND, Instant, State, attempts, faxes, users
 
 KEPT_ATTEMPTS = 50
@@ -39,6 +39,11 @@ _HELD = select(
     *(faxes.c[name] for name in ("id", "user", "state", "attempts")),
     *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
 ).where(faxes.c.id.in_(bindparam("these", expanding=True)))
+_CLAIM = (
+    select(*(faxes.c[one.name] for one in fields(Claim)))
+    .join_from(faxes, users)
+    .where(_MINE, users.c.removed.is_(False))
+)
 _SET_FAX = update(faxes).where(_MINE)
 _SET_STORED = _SET_FAX.values(
     state=State.STORED,
@@ -111,7 +116,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt and what it leads to; `counts` says whether `failures` grows."""
+    """A failed attempt and what it leads to; `counts` says whether `failures` grows.
+
+    `claim` is that of the row it began with.
+    """
 
     error: str
     problem: str | None
@@ -119,6 +127,7 @@ class Failure:
     paused_s: float
     quarantine: bool
     counts: bool
+    claim: Claim
 
 
 # -- what is due -----------------------------------------------------------------------------------
@@ -176,6 +185,11 @@ def one_fax(connection: Connection, fax: int) -> FaxRow:
     if row is None:
         raise LookupError(f"the ledger knows no fax {fax}")
     return fax_row(row)
+
+
+def still_claimed(connection: Connection, fax: int, claim: Claim) -> bool:
+    row = connection.execute(_CLAIM, {"this": fax}).one_or_none()
+    return row is not None and Claim(*row) == claim
 
 
 def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
@@ -277,7 +291,8 @@ def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Fai
     row = one_fax(connection, fax)
     remember(connection, fax, now, failure.problem or "failed", failure.error)
     values: dict[str, Any] = {"attempts": row.attempts + 1}
-    if row.state in DUE_STATES:  # else it was stored or dismissed meanwhile, and that holds
+    # Else it was stored, dismissed or made due meanwhile, and that holds.
+    if row.state in DUE_STATES and row.claim == failure.claim:
         values |= _consequences(row, now, failure)
         if failure.quarantine and row.state is State.PENDING:
             values |= {"state": State.QUARANTINED, "quarantined_at": now}

@@ -38,6 +38,7 @@ from poller.ledger.rows import (
     AccountRow,
     Attempt,
     Backfill,
+    Claim,
     FailingCount,
     FaxRow,
     Found,
@@ -545,6 +546,7 @@ class Ledger:
         self,
         fax: int,
         *,
+        claim: Claim,
         now: datetime,
         error: str,
         problem: str | None,
@@ -556,10 +558,13 @@ class Ledger:
         """Record a failed attempt; the first one starts the give-up clock.
 
         `problem` names how the document is broken. `paused_s` is what `pause_clock` said. Without
-        `counts` the failures in a row stay as they are. A fax that was stored or dismissed in the
-        meantime stays so, with the attempt in its history.
+        `counts` the failures in a row stay as they are. `claim` is that of the row which the attempt
+        began with: a fax that was dismissed or made due in the meantime stays so, with the attempt
+        in its history.
         """
-        failure = fetching.Failure(error, problem, next_attempt_at, paused_s, quarantine, counts)
+        failure = fetching.Failure(
+            error, problem, next_attempt_at, paused_s, quarantine, counts, claim
+        )
         return await self._write(
             lambda connection: fetching.attempt_failed(connection, fax, now, failure)
         )
@@ -595,6 +600,12 @@ class Ledger:
     async def fax(self, fax: int) -> FaxRow:
         """Return one fax."""
         return await self._read(lambda connection: fetching.one_fax(connection, fax))
+
+    async def still_claimed(self, fax: int, claim: Claim) -> bool:
+        """Whether nobody has dismissed the fax, made it due or removed its user since its row was read."""
+        return await self._read_in_turn(
+            lambda connection: fetching.still_claimed(connection, fax, claim)
+        )
 
     async def faxes(self, faxes: Sequence[int]) -> list[FaxRow]:
         """Return those of these faxes that there are."""

@@ -92,6 +92,23 @@ class FaxRow:
     force: bool
     harm: str | None
 
+    @property
+    def claim(self) -> "Claim":
+        return Claim(
+            self.state, self.next_attempt_at, self.first_failed_at, self.failures, self.force
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an attempt at a fax goes by; a dismissal and a retry change it, a poll does not."""
+
+    state: State
+    next_attempt_at: datetime | None
+    first_failed_at: datetime | None
+    failures: int
+    force: bool
+
 
 @dataclass(frozen=True)
 class OnDisk:

@@ -67,7 +67,7 @@ async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> N
             user.id, [fax], window=None, found_by="newest", now=now - _HOUR
         )
         await ledger.attempt_failed(
-            row.id, now=now, error="The image is not strict base64.", problem="bad-base64",
+            row.id, claim=row.claim, now=now, error="The image is not strict base64.", problem="bad-base64",
             next_attempt_at=now + 24 * _HOUR, paused_s=0.0, quarantine=quarantine,
         )  # fmt: skip
     on_disk = next(

@@ -55,6 +55,7 @@ async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
 
 async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
     values: dict[str, Any] = {
+        "claim": (await ledger.fax(fax.id)).claim,
         "now": NOW,
         "error": "it did not work",
         "problem": None,

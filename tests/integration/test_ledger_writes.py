@@ -392,6 +392,7 @@ async def use_everything(ledger: Ledger, user: UserRow) -> None:
     await ledger.due(user.id, NOW, 10)
     await ledger.attempt_failed(
         fax.id,
+        claim=fax.claim,
         now=NOW,
         error="no",
         problem=None,

@@ -1,0 +1,75 @@
+"""Do something at each point where a task of ours waits between reading a fact and acting on it."""
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from poller.ingest.site import Site
+from poller.ledger import Ledger
+from poller.storage import Storage
+from tests.conftest import APP
+
+Act = Callable[[], Awaitable[object]]
+
+
+class Between:
+    """Acts once, when the n-th answer of ledger, storage or pacing has come and is not yet used."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._site = site
+        self._monkeypatch = monkeypatch
+        self._left = 0
+        self._act: Act | None = None
+
+    @asynccontextmanager
+    async def each(self) -> AsyncIterator[None]:
+        with self._monkeypatch.context() as patched:
+            for kind, one in ((Ledger, self._site.shop.ledger), (Storage, self._site.shop.storage)):
+                for name in _coroutines(kind):
+                    patched.setattr(one, name, self._after(getattr(one, name)))
+            pacer = self._site.accounts[APP].client._pacer
+            patched.setattr(pacer, "turn", self._in_turn(pacer.turn))
+            yield
+
+    def at(self, number: int, act: Act) -> None:
+        self._left, self._act = number, act
+
+    @property
+    def is_done(self) -> bool:
+        return self._act is None
+
+    async def _step(self) -> None:
+        self._left -= 1
+        if self._left == 0 and self._act is not None:
+            act, self._act = self._act, None
+            await act()
+
+    def _after(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def then(*values: Any, **named: Any) -> Any:
+            answer = await real(*values, **named)
+            await self._step()
+            return answer
+
+        return then
+
+    def _in_turn(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        @asynccontextmanager
+        async def turn(*values: Any) -> AsyncIterator[Any]:
+            async with real(*values) as ticket:
+                await self._step()
+                yield ticket
+
+        return turn
+
+
+# The last look at a fax: what comes after it comes after its image was asked for.
+_IS_THE_ACT = {"still_claimed"}
+
+
+def _coroutines(kind: type) -> Iterator[str]:
+    for name, value in vars(kind).items():
+        if inspect.iscoroutinefunction(value) and name[0] != "_" and name not in _IS_THE_ACT:
+            yield name

@@ -1,0 +1,101 @@
+"""What an operator does while a fax is being fetched, at every point between reading and acting."""
+
+import itertools
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from poller.ingest.fetch import Outcome
+from poller.ingest.site import Site
+from poller.ledger import Ledger, State
+from poller.simulator import Simulator
+from tests.conftest import Event, QuickClock
+from tests.integration.at_work import calls, faults, fetch, listed, parts, row
+from tests.integration.in_between import Between
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+async def operator(site: Site) -> AsyncIterator[Ledger]:
+    """The ledger as `poller dismiss` and `poller retry` open it, beside the service."""
+    async with await Ledger.open(site.config.state_url) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def between(site: Site, monkeypatch: pytest.MonkeyPatch) -> Between:
+    return Between(site, monkeypatch)
+
+
+async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
+    site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger, between: Between
+) -> None:
+    account, _ = parts(site)
+    states = []
+    for number in itertools.count(1):
+        fax, held = await listed(site, simulator)
+        before = calls(simulator, "image")
+        asked: list[int] = []
+
+        async def dismiss(fax: int = held.id, asked: list[int] = asked) -> None:
+            await operator.dismiss(fax, now=clock.now(), reason="not needed")
+            asked.append(calls(simulator, "image"))
+
+        between.at(number, dismiss)
+        async with between.each():
+            await account.workers.run_until_idle()
+        if not between.is_done:
+            break
+        had = asked[0] > before
+        assert calls(simulator, "image") == asked[0]
+        assert (await row(site, fax)).state is (State.STORED if had else State.DISMISSED)
+        states.append(had)
+    assert states.index(True) > 2  # so often before its image was asked for
+    assert all(states[states.index(True) :])
+
+
+async def test_failure_of_an_attempt_undoes_no_retry(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    operator: Ledger,
+    between: Between,
+    events: list[Event],
+) -> None:
+    account, _ = parts(site)
+    simulator.faults = faults("404@image=always")
+    for number in itertools.count(1):
+        fax, held = await listed(site, simulator)
+        await fetch(site, fax)
+        clock.advance(8 * DAY)  # the next failure quarantines it
+        events.clear()
+        retried: list[object] = []
+
+        async def retry(fax: int = held.id, retried: list[object] = retried) -> None:
+            assert await operator.make_due([fax], clock.now()) == 1
+            retried.append(clock.now())
+
+        between.at(number, retry)
+        async with between.each():
+            await account.workers.run_until_idle()
+        now = await row(site, fax)
+        if not between.is_done:
+            assert now.state is State.QUARANTINED
+            break
+        assert now.state is State.PENDING
+        assert now.first_failed_at in (None, *retried)
+        assert now.failures <= 1
+        await operator.dismiss(held.id, now=clock.now(), reason="through with it")
+    assert number > 6
+
+
+async def test_fax_of_a_user_who_is_removed_while_it_waits_is_not_asked_for(
+    site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger
+) -> None:
+    fax, held = await listed(site, simulator)
+    await operator.sync_users([], clock.now())
+    assert await fetch(site, fax) is Outcome.WITHDRAWN
+    assert not calls(simulator, "image")
+    assert (await row(site, fax)) == held
