@@ -37,16 +37,23 @@ class ImageHold:
         self.held = False
         self._idle: asyncio.Event | None = None  # only while somebody waits: every user has a hold
 
-    def __enter__(self) -> None:
+    def begin(self) -> bool:
+        """Note an image under way, which `end` ends; False, and no image may begin, while held."""
+        if self.held:
+            return False
         self.fetching += 1
+        return True
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         self.fetching -= 1
         if not self.fetching and self._idle is not None:
             self._idle.set()
 
     async def hold(self, timeout_s: float) -> bool:
-        """Start no more images and wait for those under way; False when they take too long."""
+        """Start no more images and wait for those under way; False when they take too long.
+
+        Whatever else ends the wait lets go, too.
+        """
         self.held = True
         if not self.fetching:
             return True
@@ -57,6 +64,9 @@ class ImageHold:
         except TimeoutError:
             self.held = False
             return False
+        except BaseException:
+            self.held = False
+            raise
         finally:
             self._idle = None
         return True

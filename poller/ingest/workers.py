@@ -157,21 +157,21 @@ class FetchWorkers:
         if self._gate.in_doubt and self._running:
             return False
         state = self._users.get(fax.user)
-        if state is None:  # removed while the gate was looked at; others may have something
-            return True
+        if state is None or not state.images.begin():
+            return True  # removed or held while ledger and gate were looked at; it stays due
         task = asyncio.create_task(self._fetch(fax, state), name=f"fetch {state.key}")
         self._running[fax.id] = task
-        task.add_done_callback(lambda _: self._ended(fax.id))
+        task.add_done_callback(lambda _: self._ended(fax.id, state))
         return True
 
-    def _ended(self, fax: int) -> None:
+    def _ended(self, fax: int, state: UserState) -> None:
         del self._running[fax]
+        state.images.end()
         self._wake.set()
 
     async def _fetch(self, fax: FaxRow, state: UserState) -> None:
         try:
-            with state.images:
-                outcome = await self._fetcher.fetch(fax, state.user)
+            outcome = await self._fetcher.fetch(fax, state.user)
         except Exception as error:  # noqa: BLE001 - not even its failure could be recorded
             log.event(
                 "internal-error",

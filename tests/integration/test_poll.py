@@ -560,11 +560,12 @@ async def test_slow_image_holds_up_neither_the_polls_nor_the_next_sweep(
 ) -> None:
     monkeypatch.setattr("poller.ingest.nets._HOLD_IMAGES_S", 0.01)
     account, state = parts(site)
-    with state.images:
-        outcome = await account.poll(state)
-        assert not outcome.failed
-        assert state.sweep_ends[DEEP] is None
-        assert not state.images.held
+    assert state.images.begin()
+    outcome = await account.poll(state)
+    assert not outcome.failed
+    assert state.sweep_ends[DEEP] is None
+    assert not state.images.held
+    state.images.end()
     clock.advance(timedelta(minutes=6))
     await account.poll(state)
     assert state.sweep_ends[DEEP] is not None

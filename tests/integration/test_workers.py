@@ -148,9 +148,47 @@ async def test_held_user_is_passed_over_until_let_go(site: Site, simulator: Simu
 
 async def test_hold_gives_up_when_an_image_takes_too_long(site: Site) -> None:
     _, state = parts(site)
-    with state.images:
-        assert not await state.images.hold(0.01)
+    assert state.images.begin()
+    assert not await state.images.hold(0.01)
     assert not state.images.held
+
+
+async def test_hold_that_is_cancelled_while_it_waits_lets_go(site: Site) -> None:
+    _, state = parts(site)
+    assert state.images.begin()
+    async with in_background(state.images.hold(WITHIN_S)) as (waiting,):
+        await until(lambda: state.images.held)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert not state.images.held
+
+
+@pytest.mark.parametrize("step", ["due", "check_writable"])
+async def test_user_who_is_held_while_a_fax_of_theirs_is_chosen_is_passed_over(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    account, state = parts(site)
+    await listed(site, simulator)
+    clock.advance(2 * SECOND)  # the gate looks again
+    real = getattr(site.shop.ledger, step)
+
+    async def hold_meanwhile(*values: Any, **named: Any) -> Any:
+        answer = await real(*values, **named)
+        assert await state.images.hold(1.0)
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.shop.ledger, step, hold_meanwhile)
+        await account.workers.run_until_idle()
+    assert not calls(simulator, "image")
+
+    state.images.let_go()
+    await account.workers.run_until_idle()
+    assert calls(simulator, "image") == 1
 
 
 async def test_suspended_account_starts_nothing(site: Site, simulator: Simulator) -> None:
