@@ -169,7 +169,7 @@ def _state(row: Mapping[str, Any], suspended: set[str]) -> str:
         "damaged": row["damaged_files"],
         "quarantined": row["quarantined"],
         "overdue": row["overdue"] and row["last_poll_at"] is not None,
-        "failing": row["last_error"],
+        "failing": row["last_error"] or row["failing"],
         "gap": row["failed_gaps"],
         "silent": row["silent_since"],
         "new": row["last_poll_at"] is None,
@@ -244,9 +244,10 @@ def _brief(seconds: float) -> str:
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
     """What has to be named: faxes in trouble, backfills that wait, gaps that nobody tries any more."""
-    for fax in shown["quarantined_faxes"]:
-        kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
-        yield f"quarantined {_short(fax['since'])}  {_name(fax)}  {fax['error']}{kept}"
+    for kind in ("quarantined", "failing"):
+        for fax in shown[f"{kind}_faxes"]:
+            kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
+            yield f"{kind} since {_short(fax['since'])}  {_name(fax)}  {fax['error']}{kept}"
     for fax in shown["damaged_faxes"]:
         yield f"damaged  {_name(fax)}  {fax['path']}: {fax['why']}"
     yield from _came_damaged(shown)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from poller.cli import show
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.ingest.fetch import Outcome
@@ -90,6 +91,10 @@ async def test_fax_that_fails_for_longer_is_named_with_its_user_and_its_error(
     assert f"poller explain {fax.fax_id}" in sentence
     assert {one["user"]: one["failing"] for one in shown["users"]} == {"user-a": 1, "user-b": 0}
     assert [one["fax_id"] for one in shown["failing_faxes"]] == [fax.fax_id]
+    states = {one["user"]: show._state(one, set()) for one in shown["users"]}
+    assert states == {"user-a": "failing", "user-b": "new"}
+    (line,) = show._lines(shown)
+    assert f"main/user-a/{fax.fax_id}  {error}" in line
 
 
 async def test_alarm_is_over_when_the_fax_is_dismissed(
