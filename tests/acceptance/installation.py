@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,26 @@ def populated(simulator: Simulator) -> Simulator:
     for user_id in USERS.values():
         simulator.add_user(APP, user_id)
     return simulator
+
+
+def arrived(
+    simulator: Simulator, count: int = 1, *, user_id: str = "user-a", **fields: Any
+) -> list[Fax]:
+    """Faxes of the last minutes, which the next poll lists and covers, however fast it comes.
+
+    One that completes right now may lie beyond the now of that poll, for a `Date` has whole
+    seconds. The next ones are older, but within the overlap.
+    """
+    before = simulator.now() - timedelta(minutes=2)
+    return [
+        simulator.receive(
+            APP,
+            user_id,
+            completed=before - timedelta(seconds=len(simulator.faxes())),
+            **{"distinct": False, **fields},
+        )
+        for _ in range(count)
+    ]
 
 
 def overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

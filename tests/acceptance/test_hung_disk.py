@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.simulator import Simulator
-from tests.acceptance.installation import APP, Daemon, Installation, assert_stored, populated
+from tests.acceptance.installation import Daemon, Installation, arrived, assert_stored, populated
 
 # The command, but for the fsync of each image, which never comes back.
 HANGS = """
@@ -60,7 +60,7 @@ async def test_sigterm_ends_the_daemon_in_time_although_an_fsync_hangs(
     simulator: Simulator, tmp_path: Path
 ) -> None:
     installation = Installation(tmp_path, simulator.base_url, {"drain": "1s"})
-    simulator.receive(APP, "user-a", distinct=False)
+    arrived(simulator)
     async with hanging(installation, "run") as daemon:
         await daemon.event("service-ready")
         assert daemon.process.stderr is not None
@@ -83,7 +83,7 @@ async def test_second_poller_on_one_storage_directory_is_refused_until_the_first
     simulator: Simulator, tmp_path: Path
 ) -> None:
     first = Installation(tmp_path, simulator.base_url)
-    simulator.receive(APP, "user-a", distinct=False)
+    arrived(simulator)
     second = Installation(
         tmp_path, simulator.base_url, {"state": {"url": "sqlite:///other/poller.db"}}
     )

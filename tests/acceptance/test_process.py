@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from poller.simulator import Faults, Simulator
-from poller.simulator.state import Fax
 from tests.acceptance.installation import (
-    APP,
     Daemon,
     Installation,
+    arrived,
     assert_stored,
     populated,
 )
@@ -41,16 +40,6 @@ async def simulator() -> AsyncIterator[Simulator]:
 @pytest.fixture
 def installation(simulator: Simulator, tmp_path: Path) -> Installation:
     return Installation(tmp_path, simulator.base_url)
-
-
-def arrived(simulator: Simulator, count: int) -> list[Fax]:
-    now = simulator.now()
-    return [
-        simulator.receive(
-            APP, "user-a", completed=now - timedelta(minutes=2 + number), distinct=False
-        )
-        for number in range(count)
-    ]
 
 
 def assert_sound(

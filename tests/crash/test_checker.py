@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from poller.simulator import Simulator
-from tests.acceptance.installation import APP, KEY, Installation, populated
+from tests.acceptance.installation import KEY, Installation, arrived, populated
 from tests.crash.checker import (
     Expected,
     download_problems,
@@ -51,8 +51,7 @@ class Case:
 async def _installed(root: Path) -> Expected:
     async with Simulator(seed=1) as simulator:
         populated(simulator)
-        for _ in range(2):
-            simulator.receive(APP, "user-a", distinct=False)
+        arrived(simulator, 2)
         installation = Installation(root, simulator.base_url)
         await installation.once()
         storage, ledger = installation.storage, installation.ledger

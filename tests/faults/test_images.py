@@ -20,7 +20,7 @@ from poller.errors import BadAnswer
 from poller.ledger import State
 from poller.simulator import Simulator
 from poller.simulator.documents import Format, template
-from tests.acceptance.installation import APP, Installation, assert_stored, populated
+from tests.acceptance.installation import Installation, arrived, assert_stored, populated
 from tests.conftest import Event
 from tests.faults.network import bench
 from tests.faults.proxy import Harm, proxied
@@ -75,9 +75,9 @@ async def test_row_39_a_huge_image_through_a_narrow_line_takes_no_more_memory_th
     async with Simulator(seed=1) as simulator, proxied(simulator.port) as proxy:
         proxy.harms = [Harm(b"/image?", bytes_per_s=40e6)]
         installation = Installation(tmp_path, proxy.url)
-        populated(simulator).receive(APP, "user-a")
+        arrived(populated(simulator))
         small = await peak_of_once(installation)
-        fax = simulator.receive(APP, "user-a", document=huge_pdf(HUGE))
+        (fax,) = arrived(simulator, document=huge_pdf(HUGE))
         huge = await peak_of_once(installation)
         assert installation.image_of(fax).stat().st_size > HUGE
         assert_stored(installation, simulator)

@@ -17,8 +17,8 @@ import pytest
 
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from tests.acceptance.installation import Daemon, Installation, populated
-from tests.faults.troubled import Scene, arrived, call, needs, stored
+from tests.acceptance.installation import Daemon, Installation, arrived, populated
+from tests.faults.troubled import Scene, call, needs, stored
 
 EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 _NOBODY = 54321  # an id of nobody: how many threads it may have is counted for this test alone

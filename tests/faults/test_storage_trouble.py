@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from poller.simulator import Simulator
-from tests.acceptance.installation import Installation, assert_stored, populated
+from tests.acceptance.installation import Installation, arrived, assert_stored, populated
 from tests.faults.troubled import (
     TRUSTED_FOR_S,
     Disk,
     Mount,
     Scene,
-    arrived,
     call,
     needs,
     stored,

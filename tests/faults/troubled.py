@@ -15,17 +15,15 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from tests.acceptance.installation import APP, Daemon, Installation, assert_stored
+from tests.acceptance.installation import Daemon, Installation, arrived, assert_stored
 from tests.compiled import library
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
@@ -116,23 +114,6 @@ class Disk:
         new = self._switch.with_suffix(".new")
         new.write_text(trouble)
         new.rename(self._switch)
-
-
-def arrived(
-    simulator: Simulator, count: int, *, user_id: str = "user-a", **fields: Any
-) -> list[Fax]:
-    """Faxes of the last minutes, which the next poll finds: later ones its overlap would not reach."""
-    now = simulator.now()
-    return [
-        simulator.receive(
-            APP,
-            user_id,
-            completed=now - timedelta(minutes=2, seconds=10 * len(simulator.faxes())),
-            distinct=False,
-            **fields,
-        )
-        for _ in range(count)
-    ]
 
 
 def _free_port() -> int:
