@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -76,10 +77,14 @@ def old_windows(simulator: Simulator) -> Counter[tuple[str, str]]:
     return found
 
 
-async def in_the_middle(simulator: Simulator) -> None:
+@asynccontextmanager
+async def in_the_middle(simulator: Simulator) -> AsyncIterator[None]:
+    """Hold the backfill once it has listed a few of its windows, however fast it is."""
     async with asyncio.timeout(PATIENCE_S):
         while old_windows(simulator).total() < 5:
             await asyncio.sleep(0.01)
+    with simulator.hold("list", user="user-a"):
+        yield
 
 
 def assert_listed_once(simulator: Simulator, slices: int) -> None:
@@ -147,9 +152,9 @@ async def test_daemon_goes_on_when_the_command_is_interrupted(
     async with installation.daemon() as daemon:
         words = days_ago(simulator, 45, 15)
         process = await installation._start(*words, config=True, environ={})
-        await in_the_middle(simulator)
-        process.send_signal(signal.SIGINT)
-        await process.communicate()
+        async with in_the_middle(simulator):
+            process.send_signal(signal.SIGINT)
+            await process.communicate()
         assert process.returncode == 130
         await daemon.event("backfill-completed")
         await daemon.event("fax-stored", count=3)
@@ -164,11 +169,11 @@ async def test_killed_daemon_goes_on_where_it_was_when_it_is_started_again(
     async with installation.daemon() as daemon:
         words = days_ago(simulator, 45, 15)
         process = await installation._start(*words, config=True, environ={})
-        await in_the_middle(simulator)
-        daemon.kill(signal.SIGKILL)
-        await daemon.ended()
-        process.kill()
-        await process.communicate()
+        async with in_the_middle(simulator):
+            daemon.kill(signal.SIGKILL)
+            await daemon.ended()
+            process.kill()
+            await process.communicate()
     missing = 3 - len(installation.sidecars())
     async with installation.daemon() as daemon:
         await daemon.event("backfill-completed")
@@ -184,9 +189,9 @@ async def test_killed_command_leaves_what_is_left_to_whoever_comes_next(
     installation.write({"accounts": {"main": SLOWLY}})
     words = days_ago(simulator, 45, 15)
     process = await installation._start(*words, config=True, environ={})
-    await in_the_middle(simulator)
-    process.kill()
-    await process.communicate()
+    async with in_the_middle(simulator):
+        process.kill()
+        await process.communicate()
     done = await backfilled(installation, words)
     assert (done.code, done.json["stored"]) == (0, 3), done
     assert_listed_once(simulator, 31)
@@ -257,8 +262,8 @@ async def test_cancel_beside_a_daemon_ends_the_command_that_waits(
     async with installation.daemon() as daemon:
         words = days_ago(simulator, 400, 15)
         waits = asyncio.create_task(backfilled(installation, words))
-        await in_the_middle(simulator)
-        ended = await installation.poller("backfill", "main/front-desk", "--cancel")
+        async with in_the_middle(simulator):
+            ended = await installation.poller("backfill", "main/front-desk", "--cancel")
         assert (ended.code, ended.err) == (0, ""), ended
         done = await waits
         assert (done.code, done.json["stopped"]) == (1, "it was cancelled"), done
@@ -272,10 +277,11 @@ async def test_reload_without_the_user_ends_the_command_and_it_says_so(
     installation.write({"accounts": {"main": SLOWLY}})
     async with installation.daemon() as daemon:
         waits = asyncio.create_task(backfilled(installation, days_ago(simulator, 400, 15)))
-        await in_the_middle(simulator)
-        del installation.settings["accounts"]["main"]["users"]["front-desk"]
-        installation.write({})
-        daemon.kill(signal.SIGHUP)
+        async with in_the_middle(simulator):
+            del installation.settings["accounts"]["main"]["users"]["front-desk"]
+            installation.write({})
+            daemon.kill(signal.SIGHUP)
+            await daemon.event("service-reloaded")
         done = await waits
         assert done.code == 1, done
         assert "reloaded without main/front-desk" in done.json["stopped"]
