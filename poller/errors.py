@@ -12,6 +12,7 @@ PollerError
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
+├── NoThread              the system allows no further thread: tried again later
 ├── Unforeseen            a bug in a poll: it failed, and the next one comes as planned
 └── ApiError              a call to eFax that gave no usable answer
     ├── AccountSuspended  not sent: the account is suspended
@@ -100,6 +101,10 @@ class LedgerUnavailable(PollerError):
     """The ledger did not take a transaction; nothing was recorded."""
 
     exit_code = 73
+
+
+class NoThread(PollerError):
+    """The system allows this process no further thread."""
 
 
 class Unforeseen(PollerError):

@@ -4,7 +4,6 @@ It holds what patients sent, so it is for the service's own user alone, and neve
 of use but nothing rests on it: it is not synced, and the oldest goes when the space is used up.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -18,8 +17,9 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from poller.errors import Evidence
+from poller.errors import Evidence, NoThread
 from poller.naming import safe_id
+from poller.own_threads import OwnThreads
 
 IMAGE_BYTES_MAX = 16 << 20
 KEPT_PER_FAX = 5  # so that one fax that fails for a week does not push out all others
@@ -43,6 +43,7 @@ class EvidenceStore:
         self._directory = directory / "evidence"
         self._max_bytes = max_bytes
         self._lock = Lock()
+        self._threads = OwnThreads("evidence")
         self._items: list[_Item] | None = None  # oldest first; read when first needed
 
     async def keep(
@@ -71,12 +72,15 @@ class EvidenceStore:
             "headers": evidence.headers,
             **_body(evidence.body),
         }
-        return await asyncio.to_thread(self._keep, fax, at, content, image)
+        try:
+            return await self._threads.run(lambda: self._keep(fax, at, content, image))
+        except NoThread:
+            return False
 
     async def find(self, app_id: str, user_id: str, fax_id: str) -> list[Path]:
         """List the files that are kept about a fax, oldest first."""
         fax = self._directory / _folder(app_id, user_id, fax_id)
-        return await asyncio.to_thread(lambda: sorted(_files(fax)))
+        return await self._threads.run(lambda: sorted(_files(fax)))
 
     def _keep(
         self, fax: Path, at: datetime, content: dict[str, object], image: Path | bytes | None

@@ -6,7 +6,6 @@ because there can be tens of thousands of them. Everything is called on the even
 `render` works elsewhere.
 """
 
-import asyncio
 import contextlib
 import functools
 import platform
@@ -28,6 +27,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from poller.own_threads import OwnThreads
 
 PollOutcome = Literal["ok", "failed", "skipped"]
 # `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
@@ -90,6 +91,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._users: _Users = {}
         self._define()
+        self._threads = OwnThreads("metrics")
         ProcessCollector(namespace="poller", registry=self._registry)
         build = Info("poller_build", "What is running.", registry=self._registry)
         build.info({"version": version, "python": platform.python_version()})
@@ -198,7 +200,7 @@ class Metrics:
         """
         # Copied here, where nothing changes meanwhile.
         users = {identity: user.copied() for identity, user in self._users.items()}
-        return await asyncio.to_thread(self._rendered, users, full=full)
+        return await self._threads.run(lambda: self._rendered(users, full=full))
 
     def _rendered(self, users: _Users, *, full: bool) -> bytes:
         shown = users if full or len(users) <= MOST_USERS else _by_account(users)

@@ -1,6 +1,5 @@
 """Make a new ledger from the newest readable snapshot and the sidecars in the storage."""
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
 from poller.ledger import Kept, Ledger, Making
 from poller.lock import StorageLock
+from poller.own_threads import in_own_thread
 from poller.storage import Found, Storage, Unreadable
 
 _NAMED = 100  # of each kind of trouble; all are counted
@@ -77,7 +77,7 @@ async def rebuild(
         marker = await _marker(settings, storage)
         if storage_lock is not None:
             storage_lock.take(marker)
-        making = await asyncio.to_thread(Making.begin, settings.state_url)
+        making = await in_own_thread("rebuild", lambda: Making.begin(settings.state_url))
         done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:
             async with await making.open() as ledger:
@@ -87,7 +87,7 @@ async def rebuild(
         except BaseException:
             making.abandon()
             raise
-        done.kept_aside = await asyncio.to_thread(making.install, now())
+        done.kept_aside = await in_own_thread("rebuild", lambda: making.install(now()))
         return done
     finally:
         storage.close()

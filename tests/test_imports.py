@@ -13,6 +13,7 @@ ROOT = Path(poller.__file__).parent
 CORE = ["errors", "clock", "window", "listing", "naming"]
 CORE += ["schedule", "retry", "pacing", "efax", "config", "plan", "silence"]
 SHELL = [
+    "own_threads",
     "documents",
     "state_directory",
     "lock",

@@ -4,6 +4,7 @@ from poller.client.answer import Timeouts
 from poller.client.calls import Client
 from poller.client.pacer import Pacer
 from poller.client.ports import ImageSink, Observer, SignInStore, Unobserved
+from poller.client.resolver import Resolver
 from poller.client.transport import tls_context
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ImageSink",
     "Observer",
     "Pacer",
+    "Resolver",
     "SignInStore",
     "Timeouts",
     "Unobserved",

@@ -94,7 +94,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         """Open the session; CannotStart when the account's ca_file cannot be used."""
-        self._transport.open(self.account.limits.in_flight)
+        await self._transport.open(self.account.limits.in_flight)
         return self
 
     async def __aexit__(
@@ -109,7 +109,7 @@ class Client:
 
     def set_limits(self, limits: Limits) -> None:
         """Change the limits at once; requests under way keep their slots."""
-        self._transport.open(limits.in_flight)
+        self._transport.make_room(limits.in_flight)
         self.pacing.set_limits(
             limits.requests_per_second, limits.burst, limits.in_flight, self._clock.monotonic()
         )

@@ -16,6 +16,7 @@ from yarl import URL
 from poller.client.answer import Answer, Timeouts
 from poller.client.pacer import Pacer
 from poller.client.ports import Observer
+from poller.client.resolver import NotLookedUp, Resolver
 from poller.clock import Clock, ServerClock
 from poller.config.model import Account
 from poller.efax import EVIDENCE_LIMIT, Call, Request, evidence, failure, succeeded
@@ -27,6 +28,7 @@ from poller.errors import (
     Evidence,
     Unreachable,
 )
+from poller.own_threads import in_own_thread
 
 T = TypeVar("T")
 Reader = Callable[[Answer], Awaitable[T]]
@@ -52,15 +54,27 @@ class Transport:
         self._server_clock = server_clock
         self._observer = observer
         self.timeouts = timeouts
+        self._resolver = Resolver(account.name)
+        self._tls: ssl.SSLContext | bool = True
         self._in_flight = 0
         self._sessions: list[aiohttp.ClientSession] = []  # the last one is in use
 
-    def open(self, in_flight: int) -> None:
+    async def open(self, in_flight: int) -> None:
+        """Open a session; CannotStart when the account's ca_file cannot be used.
+
+        The authorities are read from disk, so in a thread; they stay those of this time.
+        """
+        self._tls = await in_own_thread("authorities", lambda: tls_context(self._account))
+        self.make_room(in_flight)
+
+    def make_room(self, in_flight: int) -> None:
         """Make room for so many connections; requests under way keep theirs."""
         if in_flight <= self._in_flight:
             return
         self._in_flight = in_flight
-        connector = aiohttp.TCPConnector(limit=in_flight + 2, ssl=tls_context(self._account))
+        connector = aiohttp.TCPConnector(
+            limit=in_flight + 2, ssl=self._tls, resolver=self._resolver
+        )
         self._sessions.append(
             aiohttp.ClientSession(
                 connector=connector,
@@ -76,6 +90,7 @@ class Transport:
         sessions, self._sessions, self._in_flight = self._sessions, [], 0
         for session in sessions:
             await session.close()
+        await self._resolver.close()
 
     def server_now(self) -> datetime:
         """Return eFax's time as far as it is known, else ours."""
@@ -270,7 +285,9 @@ def _not_connected(error: aiohttp.ClientConnectorError, host: str, proxy: str | 
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return f"The proxy {proxy} cannot be reached: check proxy."
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"The name {proxy or host} cannot be resolved: check DNS and the spelling."
+        known = isinstance(error.os_error, NotLookedUp)
+        why = str(error.os_error) if known else "check DNS and the spelling"
+        return f"The name {proxy or host} cannot be resolved: {why}."
     if error.os_error.errno == errno.ECONNREFUSED:
         return f"{host} refused the connection: check base_url and the firewall."
     why = error.os_error.strerror or "no connection"

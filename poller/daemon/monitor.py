@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from poller import log, systemd
+from poller.client import Resolver
 from poller.clock import clock_step
 from poller.daemon.planner import Planner
 from poller.daemon.upkeep import Upkeep
@@ -44,6 +45,7 @@ class Monitor:
         self._failing: dict[int, FailingCount] = {}
         self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
+        self._resolver = Resolver("the heartbeat")
         self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
         self._noted: Verdict | None = None
@@ -428,14 +430,19 @@ class Monitor:
             for state in self._site.states
         )
 
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=self._resolver),
+            timeout=aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S),
+        )
+
     async def _ping(self) -> None:
         """Ping the dead-man URL only while users are really polled and no fax fails for a day."""
         url = self._site.config.heartbeat.url
         if url is None or self.troubles() or not self._all_polled() or self._fails_for_a_day():
             return
         try:
-            timeout = aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S)
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as got:
+            async with self._session() as session, session.get(url) as got:
                 got.raise_for_status()
         except Exception as error:  # noqa: BLE001 - an optional ping never ends the service
             # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.

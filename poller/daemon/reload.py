@@ -16,6 +16,7 @@ from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
 from poller.ledger import UserRow
+from poller.own_threads import in_own_thread
 
 # What only a start can change: by the key path that operators write, where it is in `Config`.
 _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
@@ -105,7 +106,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     secrets = {}
     for account in settings.accounts:
         secrets[account.app_id] = config.read_secret(account.api_key, site.environ)
-        tls_context(account)
+    await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
     http_token = _read_again(planned.settings.http.token, site.environ)
     await site.shop.ledger.check_writable()
     left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))

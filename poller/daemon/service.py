@@ -14,12 +14,13 @@ from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
 from poller.daemon.rounds import Rounds
-from poller.errors import CannotStart, ConfigError, LedgerUnavailable, PollerError
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread, PollerError
 from poller.ingest.account import AccountAtWork
 from poller.ingest.patience import NO_PROGRESS_S
 from poller.ingest.site import Site, open_site
 from poller.lock import StorageLock
 from poller.metrics import Metrics
+from poller.own_threads import OwnThreads
 
 Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
 
@@ -76,6 +77,7 @@ class Service:
         self._on_stop = on_stop
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._loading = OwnThreads("configuration")
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -192,7 +194,7 @@ class Service:
         try:
             # A configuration on a hung share, or a ledger that does not answer, ends this reload only.
             async with asyncio.timeout(NO_PROGRESS_S):
-                settings = await asyncio.to_thread(self._load)
+                settings = await self._loading.run(self._load)
                 prepared = await reload.prepare(self._site, settings)
         except TimeoutError:
             log.event(
@@ -201,7 +203,7 @@ class Service:
                 what="reload",
             )
             self._note_rejected("It could not be read within two minutes.")
-        except (ConfigError, CannotStart, LedgerUnavailable) as error:
+        except (ConfigError, CannotStart, LedgerUnavailable, NoThread) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
             for problem in problems:
                 log.event(

@@ -4,12 +4,16 @@ import asyncio
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from poller.errors import LedgerUnavailable
+from poller.errors import LedgerUnavailable, NoThread
 from poller.ledger import engine, snapshots
+from poller.own_threads import OwnThreads, looked_at
+
+T = TypeVar("T")
 
 _LOOK_S = 10.0
 _COPY_ON_WITHIN_S = 100.0
@@ -25,13 +29,25 @@ class Disk:
         self._copying: asyncio.Task[str | None] | None = None
         self._copied_at = 0.0  # when the copy last came on (monotonic)
         self._stop_copying = threading.Event()
+        self._closed = False
+        self._looks = OwnThreads("ledger disk", most=4)
+        self._copies = OwnThreads("ledger copy")
+
+    async def run(self, look: Callable[[], T]) -> T:
+        """Look at the disk; LedgerUnavailable where no thread can be had for it, or when closed."""
+        if self._closed:
+            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+        try:
+            return await self._looks.run(look)
+        except NoThread as error:
+            raise LedgerUnavailable(str(error)) from error
 
     async def require_room(self) -> None:
         """Raise LedgerUnavailable where the ledger cannot grow, or its disk does not say."""
         if self._looking is None or self._looking.done():
-            look = asyncio.to_thread(engine.require_room, self._path)
+            look = self.run(lambda: engine.require_room(self._path))
             self._looking = asyncio.create_task(look, name="ledger room")
-            self._looking.add_done_callback(_looked_at)
+            self._looking.add_done_callback(looked_at)
         looking = self._looking
         await asyncio.wait({looking}, timeout=_LOOK_S)
         if not looking.done():
@@ -51,7 +67,7 @@ class Disk:
             raise snapshots.Hung(f"an earlier copy of the ledger {self._path} still hangs")
         self._copied_at = time.monotonic()
         copying = asyncio.create_task(
-            asyncio.to_thread(self._copy, now, writer), name="ledger copy"
+            self._copies.run(lambda: self._copy(now, writer)), name="ledger copy"
         )
         self._copying = copying
         try:
@@ -62,8 +78,11 @@ class Disk:
             raise
 
     async def close(self) -> None:
-        """End a copy that is under way."""
+        """End a copy that is under way; a look that hangs is left behind."""
         self._stop_copying.set()
+        self._closed = True
+        self._looks.close()
+        self._copies.close()
         if self._copying is not None:
             await asyncio.wait({self._copying})
 
@@ -80,12 +99,6 @@ class Disk:
         while not copying.done():
             await asyncio.wait({copying}, timeout=_LOOK_S)
             if not copying.done() and time.monotonic() - self._copied_at > _COPY_ON_WITHIN_S:
-                copying.add_done_callback(_looked_at)
+                copying.add_done_callback(looked_at)
                 raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
         return copying.result()
-
-
-def _looked_at(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from reporting a failure that came when nobody waited any more."""
-    if not task.cancelled():
-        task.exception()

@@ -48,6 +48,7 @@ from poller.ledger.rows import (
     UserRow,
 )
 from poller.ledger.writer import Writer
+from poller.own_threads import in_own_thread
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 T = TypeVar("T")
@@ -89,8 +90,9 @@ class Ledger:
         file that is damaged, foreign or of a newer poller stays byte for byte as it was.
         """
         path = engine.database_path(url)
-        found = await asyncio.to_thread(
-            engine.look, path, timeout_s=busy_timeout_s, thorough=not readonly
+        found = await in_own_thread(
+            "ledger opening",
+            lambda: engine.look(path, timeout_s=busy_timeout_s, thorough=not readonly),
         )
         if found.tables:
             schema.require_known(path, found.revision, may_migrate=not readonly)
@@ -99,11 +101,13 @@ class Ledger:
                 f"there is no ledger at {path}; the service, when it starts, brings the newest "
                 "snapshot back or makes a new one"
             )
-        restored_from = None if found.tables else await asyncio.to_thread(_restored, path)
+        restored_from = None
+        if not found.tables:
+            restored_from = await in_own_thread("ledger opening", lambda: _restored(path))
         readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
         if readonly:
             return cls(path, readers, None, created=False)
-        await asyncio.to_thread(engine.prepare, path)
+        await in_own_thread("ledger opening", lambda: engine.prepare(path))
         writer = Writer(
             engine.writer_engine(path, timeout_s=busy_timeout_s), path, monotonic=monotonic
         )
@@ -236,7 +240,7 @@ class Ledger:
 
     async def snapshot_is_due(self, now: datetime) -> bool:
         """Whether the newest snapshot is older than a day, or there is none."""
-        return await asyncio.to_thread(snapshots.is_due, self._path, now)
+        return await self._disk.run(lambda: snapshots.is_due(self._path, now))
 
     async def look_after(self, now: datetime) -> Health:
         """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
@@ -249,13 +253,15 @@ class Ledger:
         problem = await self._disk.look_after(now, writer)
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
             await self._write(lambda connection: notes.set_checked(connection, now, problem))
-        return Health(now, problem, await asyncio.to_thread(snapshots.newest_at, self._path))
+        return Health(now, problem, await self._snapshot_at())
 
     async def health(self) -> Health:
         """Return what the last check found, and when the newest snapshot was made."""
         checked_at, problem = await self._read(notes.checked)
-        snapshot_at = await asyncio.to_thread(snapshots.newest_at, self._path)
-        return Health(checked_at, problem, snapshot_at)
+        return Health(checked_at, problem, await self._snapshot_at())
+
+    async def _snapshot_at(self) -> datetime | None:
+        return await self._disk.run(lambda: snapshots.newest_at(self._path))
 
     # -- being made anew --------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Ledgers that are made beside the one at work: a new one in its place, and copies for operators."""
 
-import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Self
 from poller import state_directory
 from poller.ledger import engine, rebuild, snapshots
 from poller.ledger.ledger import BUSY_TIMEOUT_S, Ledger
+from poller.own_threads import in_own_thread
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,6 @@ async def backup(url: str, target: Path) -> int:
     Raises CannotStart or LedgerUnavailable, both in a sentence.
     """
     path = engine.database_path(url)
-    return await asyncio.to_thread(snapshots.backup, path, target, timeout_s=BUSY_TIMEOUT_S)
+    return await in_own_thread(
+        "backup", lambda: snapshots.backup(path, target, timeout_s=BUSY_TIMEOUT_S)
+    )

@@ -4,11 +4,11 @@ import asyncio
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from poller.errors import FaxTooLarge, StorageConflict, StorageHung, StorageUnusable
+from poller.own_threads import carry_out, looked_at
 from poller.storage.marker import unusable
 
 T = TypeVar("T")
@@ -74,9 +74,9 @@ class Threads:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        future.add_done_callback(_looked_at)
+        future.add_done_callback(looked_at)
         try:
-            self._pool.submit(_carry_out, loop, future, step)
+            self._pool.submit(carry_out, loop, future, step)
         except RuntimeError as error:
             if self._closed or not self._have_thread:
                 future.cancel()
@@ -98,34 +98,3 @@ class Threads:
     def close(self, *, wait: bool) -> None:
         self._closed = True
         self._pool.shutdown(wait=wait)
-
-
-def _carry_out(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", step: Callable[[], T]
-) -> None:
-    """What a thread does; nothing for a step that was refused."""
-    if future.cancelled():
-        return
-    outcome: T | None = None
-    problem: BaseException | None = None
-    try:
-        outcome = step()
-    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the step
-        problem = error
-    with suppress(RuntimeError):  # the loop has ended, and nobody waits
-        loop.call_soon_threadsafe(_settle, future, outcome, problem)
-
-
-def _settle(future: "asyncio.Future[Any]", outcome: Any, problem: BaseException | None) -> None:
-    if future.done():
-        return
-    if problem is None:
-        future.set_result(outcome)
-    else:
-        future.set_exception(problem)
-
-
-def _looked_at(future: "asyncio.Future[T]") -> None:
-    """Keep asyncio from reporting a failure that a cancelled caller did not wait for."""
-    if not future.cancelled():
-        future.exception()

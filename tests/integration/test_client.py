@@ -5,8 +5,10 @@ import base64
 import errno
 import gzip
 import json
+import re
 import socket
 import ssl
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +22,7 @@ import trustme
 from aiohttp import web
 
 from poller import errors
-from poller.client import Client, Timeouts
+from poller.client import Client, Timeouts, resolver
 from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
 from poller.efax import BODY_LIMIT, Call, ImageAnswer
 from poller.window import Interval
@@ -695,12 +697,30 @@ async def test_another_failure_to_connect_says_why(
 async def test_an_unknown_name_is_said_to_be_one(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unknown(*_: object, **__: object) -> None:
+    def unknown(*_: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = await no_connection(bench, base_url="http://nowhere.invalid")
-    assert "nowhere.invalid cannot be resolved" in str(error)
+    assert str(error) == (
+        "The name nowhere.invalid cannot be resolved: check DNS and the spelling."
+    )
+
+
+@pytest.mark.parametrize("which", ["base_url", "proxy"])
+async def test_name_servers_that_do_not_answer_are_said_not_to(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(60))
+    monkeypatch.setattr(resolver, "WITHIN_S", 0.01)
+    error = await no_connection(bench, **{which: "http://silent.invalid"})
+    over.set()
+    assert re.fullmatch(
+        "The name silent.invalid cannot be resolved: the name servers have not answered for"
+        r" \d+ seconds; check DNS.",
+        str(error),
+    )
 
 
 @pytest.mark.parametrize("host", ["efax..invalid", "e" * 64 + ".invalid"])

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from aiohttp import web
 
+from poller.client.resolver import MOST, Resolver
 from poller.config.model import Config, Expect, Heartbeat, Poll
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
@@ -605,6 +607,22 @@ async def test_heartbeat_to_a_name_that_nobody_can_look_up_fails_like_any_other(
     await monitor._ping()
     (failed,) = [event for event in events if event.action == "heartbeat-failed"]
     assert "secret" not in repr(failed)
+
+
+async def test_heartbeat_whose_name_is_not_answered_holds_its_own_threads_alone(
+    site: Site, planner: Planner, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(60))
+    monitor._resolver = Resolver("the heartbeat", within_s=0.001)
+    await all_polled(site, planner)
+    site.config = replace(site.config, heartbeat=Heartbeat("http://monitor.invalid/ping"))
+    for _ in range(2 * MOST):
+        await monitor._ping()
+    names = [one.name for one in threading.enumerate()]
+    over.set()
+    assert 1 <= sum(name.startswith("names of the heartbeat") for name in names) <= MOST
+    assert not any(name.startswith("asyncio") for name in names)
 
 
 # -- probes -------------------------------------------------------------------------------------------

@@ -1,0 +1,99 @@
+"""Look names up such that name servers that do not answer hold up nobody else."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from poller.errors import NoThread
+from poller.own_threads import OwnThreads
+
+WITHIN_S: Final = 8.0  # glibc asks the second name server after five; connecting takes time, too
+MOST: Final = 4
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+class NotLookedUp(OSError):
+    """Nobody has said where the name is, or that it is nowhere; `str()` says why in a clause."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address where a name is."""
+
+    family: socket.AddressFamily
+    proto: int
+    address: str
+
+
+class Resolver(AbstractResolver):
+    """Asks the system, in at most four threads of its own.
+
+    getaddrinfo follows /etc/hosts, nsswitch.conf, search domains and gai.conf, like every program
+    on the machine; c-ares (aiodns) follows a part of them. But it takes as long as it likes, and
+    cannot be ended: a look-up without an answer keeps its thread, and while all of them are taken
+    the next look-ups fail at once.
+    """
+
+    def __init__(self, name: str, *, within_s: float | None = None) -> None:
+        self._threads = OwnThreads(f"names of {name}", MOST)
+        self._within_s = WITHIN_S if within_s is None else within_s
+        self._silent_since: float | None = None
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return where `host` is, in the system's order, for aiohttp; raises as `look_up`."""
+        return [
+            ResolveResult(
+                hostname=host,
+                host=place.address,
+                port=port,
+                family=place.family,
+                proto=place.proto,
+                flags=_NUMERIC,
+            )
+            for place in await self.look_up(host, port, family, socket.AI_ADDRCONFIG)
+        ]
+
+    async def look_up(self, host: str, port: int, family: int, flags: int) -> list[Place]:
+        """Return where `host` is; raises socket.gaierror, or NotLookedUp after eight seconds."""
+        began = asyncio.get_running_loop().time()
+        if self._threads.all_busy:
+            raise self._silent(began)
+        try:
+            async with asyncio.timeout(self._within_s):
+                places = await self._threads.run(lambda: _places(host, port, family, flags))
+        except TimeoutError:
+            raise self._silent(began) from None
+        except NoThread as error:
+            raise NotLookedUp(str(error)) from error
+        except socket.gaierror:
+            self._silent_since = None
+            raise
+        self._silent_since = None
+        return places
+
+    def _silent(self, began: float) -> NotLookedUp:
+        if self._silent_since is None:
+            self._silent_since = began
+        for_s = asyncio.get_running_loop().time() - self._silent_since
+        return NotLookedUp(f"the name servers have not answered for {for_s:.0f} seconds; check DNS")
+
+    async def close(self) -> None:
+        """Let the threads end, those of look-ups without an answer when one comes."""
+        self._threads.close()
+
+
+def _places(host: str, port: int, family: int, flags: int) -> list[Place]:
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
+    return [Place(family, proto, _numeric(address)) for family, _, proto, _, address in found]
+
+
+def _numeric(address: tuple[Any, ...]) -> str:
+    """An IPv6 address of one link bears the link's name."""
+    if len(address) == 4 and address[3]:
+        return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    return str(address[0])
