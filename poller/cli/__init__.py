@@ -1,61 +1,89 @@
 """The commands; the only place that puts the parts together."""
 
-import argparse
-import asyncio
-import os
+import io
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from poller import VERSION
-from poller.cli.parser import build
+from poller.cli import bugs, streams
 from poller.errors import PollerError
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
 
 
 def entry() -> int:
     """Run the command `poller`; it ends also when a thread hangs in a dead disk."""
+    try:
+        code = main()
+    except SystemExit as usage:  # of argparse
+        code = int(usage.code or 0)
+    # What is left is to end, and Python would show where in it Ctrl-C came.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threading.active_count() == 1:
+        return code
     from poller.cli.leaving import leave
 
-    try:
-        return leave(main())
-    except SystemExit as usage:  # of argparse
-        return leave(int(usage.code or 0))
+    return leave(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Every error that poller expects is one sentence on stderr."""
+    """Run one command; its exit code. Whatever goes wrong is one sentence on stderr."""
+    streams.prepare()
     try:
         try:
-            return _answered(argv)
+            return _answered(sys.argv[1:] if argv is None else argv)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # the interpreter would do it at its end, and complain
-    except BrokenPipeError:
-        # Whoever read our output has gone; what is left of it must not be flushed again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.flush()  # the interpreter would do it at its end, and complain
+    except BrokenPipeError:  # whoever read our output has gone
+        streams.give_up()
         return 141
-
-
-def _answered(argv: Sequence[str] | None) -> int:
-    words = sys.argv[1:] if argv is None else argv
-    arguments = build(words).parse_args(words)
-    try:
-        return _run(arguments)
-    except PollerError as error:
-        print(f"poller: {error}" if error.exit_code != 78 else str(error), file=sys.stderr)
-        return error.exit_code
+    except OSError as error:
+        streams.give_up()
+        streams.complain(f"poller: stdout cannot be written: {error.strerror}")
+        return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _answered(words: Sequence[str]) -> int:
+    command = "poller"
+    try:
+        from poller.cli.parser import build
+
+        arguments = build(words).parse_args(words)
+        command = arguments.command
+        if command == "run":
+            # It would end the process until the loop handles it, and the imports take a while.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _log_to_stderr()
+        return _run(arguments)
+    except PollerError as error:
+        streams.complain(f"poller: {error}" if error.exit_code != 78 else str(error))
+        return error.exit_code
+    except BrokenPipeError:  # of stdout: every other one is met where it comes up
+        raise
+    except Exception as bug:  # noqa: BLE001 - the last place that can say it in a sentence
+        streams.flush()  # raises, mostly, where it was stdout that failed
+        return bugs.report(bug, command)
+
+
+def _log_to_stderr() -> None:
+    """Redact what libraries and threads say, until the command starts a log, if it has one."""
+    from poller import log
+
+    log.configure("warning", "console", None, sys.stderr or io.StringIO())
+    log.install_hooks()
+
+
+def _run(arguments: "argparse.Namespace") -> int:
     """Commands are imported when they are used: `status` need not load a PDF library."""
     paths: list[Path] = [*arguments.config_before, *arguments.config_after]
     match arguments.command:
         case "run":
-            # It would end the process until the loop handles it, and the import takes a while.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             from poller.cli.run import run
 
             return run(paths)
@@ -109,6 +137,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
             return rebuild(paths, since=arguments.since, as_json=arguments.json)
         case "simulate":
+            import asyncio
+
             from poller.simulator import cli as simulator
 
             return asyncio.run(simulator.run(arguments))
@@ -118,4 +148,4 @@ def _run(arguments: argparse.Namespace) -> int:
             return demo()
 
 
-__all__ = ["VERSION", "entry", "main"]
+__all__ = ["entry", "main"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -23,6 +24,7 @@ from poller import log
 from poller.cli import demo as demo_module
 from poller.cli import main
 from poller.cli.owner import become_owner
+from poller.cli.parser import build
 from poller.cli.show import _headline
 from poller.errors import CannotStart
 from poller.ingest.account import AccountAtWork
@@ -763,6 +765,178 @@ def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
     assert run("check")[0] == 130
 
 
+NUMBER = "+1 212 555 0187"
+WORDS = {
+    "run": (),
+    "once": (),
+    "check": (),
+    "status": (),
+    "retry": (),
+    "backup": ("copy.db",),
+    "dismiss": ("x", "--reason", "y"),
+    "verify": (),
+    "backfill": ("main/a", "--from", "2024-05-21T00:00:00Z", "--to", "2024-05-22T00:00:00Z"),
+    "explain": ("x",),
+    "plan": (),
+    "rebuild": (),
+    "simulate": (),
+    "demo": (),
+}
+
+
+def test_every_command_has_words_to_try_it_with() -> None:
+    (commands,) = (action for action in build([])._actions if action.dest == "command")
+    assert commands.choices is not None
+    assert WORDS.keys() == set(commands.choices)
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("command", WORDS)
+def test_bug_in_a_command_is_one_sentence_that_shows_where_and_nothing_private(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boom(*_: Any, **__: Any) -> Any:
+        raise ValueError(f"key {KEY}\nfrom {NUMBER}")
+
+    log.register_secret(KEY)
+    for place in ("cli.setup.load_as_owner", "simulator.cli.run", "cli.demo.demo"):
+        monkeypatch.setattr(f"poller.{place}", boom)
+    code, out, err = run(command, *WORDS[command])
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"`{command}` met a bug" in err
+    assert "ValueError: key [secret] from …0187#" in err
+    assert " boom < cli/" in err
+    assert KEY not in err
+    assert "555" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libcrypto.so.3: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=["memory", "system call", "shared object", "thread"],
+)
+def test_lack_of_memory_or_threads_is_no_bug(
+    error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("poller.cli.setup.load_as_owner", short)
+    said = "poller: the limits on memory and threads are too low for `status`.\n"
+    assert run("status") == (1, "", said)
+
+
+def test_bug_whose_own_text_fails_is_said_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError(NUMBER)
+
+    def mute(*_: Any, **__: Any) -> Any:
+        raise Mute
+
+    monkeypatch.setattr("poller.cli.setup.load_as_owner", mute)
+    code, _, err = run("status")
+    assert (code, err.count("\n"), "Mute: (poller" in err) == (1, 1, True)
+
+
+_THREE_BUGS = """
+import asyncio, sys, threading, warnings
+from poller.cli import entry, explain
+
+async def lost():
+    raise ValueError("from +1 212 555 0187")
+
+async def explained(*_):
+    thread = threading.Thread(target=lambda: 1 / int("+1 212 555 0187"))
+    thread.start()
+    thread.join()
+    asyncio.create_task(lost())
+    await asyncio.sleep(0)
+    warnings.warn("from +1 212 555 0187")
+    sys.exit(0)
+
+explain._explained = explained
+sys.argv[1:] = ["-c", "poller.yaml", "explain", "x"]
+raise SystemExit(entry())
+"""
+
+
+def test_what_threads_tasks_and_libraries_say_beside_a_command_is_redacted(
+    directory: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _THREE_BUGS],
+        check=False,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done
+    for said in ("A thread ended", "Task exception was never retrieved", "UserWarning"):
+        assert said in done.stderr
+    assert "0187#" in done.stderr
+    assert "555" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "check", "plan"])
+def test_disk_behind_stdout_that_is_full_is_one_sentence(command: str, directory: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "poller", "-c", "poller.yaml"]
+    subprocess.run([*words, "once"], cwd=directory, check=True, capture_output=True, env=environ)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*words, command],
+            check=False, cwd=directory, stdout=full, stderr=subprocess.PIPE, text=True, env=environ,
+        )  # fmt: skip
+    said = "poller: stdout cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_complaint_does_not_go_to_stdout_where_there_is_no_stderr(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("explain", "x") == (73, "", "")
+
+
+_ALL_IN_ONE = """
+import sys
+from poller.cli import main
+for words in {commands!a}:
+    try:
+        print(*words, main(words), file=sys.stderr)
+    except SystemExit as ended:
+        print(*words, ended.code, file=sys.stderr)
+"""
+
+
+def test_commands_print_in_a_locale_that_has_only_ascii(directory: Path, efax: Simulator) -> None:
+    receive(efax, fax_id="für-…", trouble="null-image")
+    codes = dict.fromkeys(["--help", *(f"{command} --help" for command in WORDS)], 0)
+    for command in ("check", "status", "plan", "verify", "retry", "rebuild", "explain für-…"):
+        codes[f"{command} -c poller.yaml"] = 0
+    elsewhere = (directory / "poller.yaml").read_text().replace("faxes", "eingänge")
+    (directory / "elsewhere.yaml").write_text(elsewhere)
+    codes |= {"once -c elsewhere.yaml": 1}
+    codes = {"once -c poller.yaml": 1, **codes, "check -c f\udcc3\udcbcr.yaml": 78}
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", _ALL_IN_ONE.format(commands=[words.split() for words in codes])],
+        cwd=directory, check=False, capture_output=True, env={**os.environ, **ascii_only},
+    )  # fmt: skip
+    said = done.stderr.decode("ascii")
+    assert (done.returncode, said.count(" met a bug")) == (0, 0), said
+    for words, code in codes.items():
+        assert f"{words} {code}\n".encode("ascii", "backslashreplace").decode() in said
+    assert b"f\\xfcr-\\u2026" in done.stdout
+    assert "this locale cannot name a file" in said
+
+
 # -- demo -------------------------------------------------------------------------------------------
 
 
@@ -822,6 +996,7 @@ _BECOMES = """
 import os, sys
 from pathlib import Path
 from poller.cli.owner import become_owner
+from poller.cli.parser import build
 become_owner(Path(sys.argv[1]))
 print(os.getuid(), os.geteuid(), os.getgid(), 0 in os.getgroups())
 """

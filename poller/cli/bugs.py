@@ -1,0 +1,75 @@
+"""A command that meets a bug says so in one sentence, which shows where, and nothing private.
+
+Python's own traceback may quote what patients sent, and tells an operator nothing.
+"""
+
+import errno
+import platform
+import sys
+import traceback
+from pathlib import Path
+
+from poller.cli import streams
+
+_PACKAGE = Path(__file__).parents[1]
+_FRAMES = 12
+_HAVE_A_LOG = ("run", "once", "backfill", "verify")
+
+
+def report(bug: Exception, command: str) -> int:
+    """Say that `command` met a bug, or ran out of memory; the exit code."""
+    try:
+        if _is_lack(bug):
+            streams.complain(
+                f"poller: the limits on memory and threads are too low for `{command}`."
+            )
+        elif isinstance(bug, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            streams.complain("poller: this locale cannot name a file; start with LC_ALL=C.UTF-8.")
+        else:
+            _report(bug, command)
+    except Exception:  # noqa: BLE001 - memory may be short; what is left to say needs none
+        streams.complain("poller: ended by an error that nobody expected.")
+    return 1
+
+
+def _report(bug: Exception, command: str) -> None:
+    from poller import VERSION, log  # whoever only asks for help need not wait for them
+
+    if command in _HAVE_A_LOG:
+        log.event("internal-error", "A command ended by an error that nobody expected.", error=bug)
+    what = " ".join(log.redact(f"{type(bug).__name__}: {_text(bug)}").split())
+    streams.complain(
+        f"poller: `{command}` met a bug and ended. Please report this line, which holds no secret "
+        f"and no whole number: {what} (poller {VERSION}, Python {platform.python_version()}, "
+        f"{platform.system()}, {_where(bug)})"
+    )
+
+
+def _text(bug: Exception) -> str:
+    try:
+        return str(bug)
+    except Exception:  # noqa: BLE001 - any code may be in there
+        return ""
+
+
+def _where(bug: Exception) -> str:
+    """The way to the error, innermost first: files, lines and functions, no values."""
+    frames = traceback.extract_tb(bug.__traceback__)[-_FRAMES:]
+    return " < ".join(f"{_file(one.filename)}:{one.lineno} {one.name}" for one in reversed(frames))
+
+
+def _file(name: str) -> str:
+    path = Path(name)
+    if path.is_relative_to(_PACKAGE):
+        return str(path.relative_to(_PACKAGE))
+    return "/".join(path.parts[-2:])
+
+
+def _is_lack(bug: Exception) -> bool:
+    """Neither threads nor the loader of shared objects have an error of their own for it."""
+    return (
+        isinstance(bug, MemoryError)
+        or (isinstance(bug, OSError) and bug.errno == errno.ENOMEM)
+        or (isinstance(bug, ImportError) and "failed to map segment" in str(bug))
+        or (isinstance(bug, RuntimeError) and "can't start new thread" in str(bug))
+    )
