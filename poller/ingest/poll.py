@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from poller import log, retry
@@ -21,7 +22,7 @@ from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome, Run
 from poller.ingest.slices import NOT_THIS_USERS_FAULT, SliceLister, failures, halved, rules
-from poller.ingest.user import UserState
+from poller.ingest.user import UserState, read_again
 from poller.ledger import Ledger
 from poller.window import (
     Slice,
@@ -67,16 +68,29 @@ class Poller:
         if state.refused_until is not None and self._clock.now() < state.refused_until:
             outcome.skipped = "the user is refused"
             return outcome
-        try:
-            await self._poll(state, until, outcome)
-        except (AccountSuspended, SignInDelayed) as error:
-            outcome.skipped = str(error)
-        except (ApiError, LedgerUnavailable) as error:
-            outcome.error = error
-        await self.record(state, outcome)
+        with state.being_polled():
+            try:
+                await self._poll(state, until, outcome)
+            except (AccountSuspended, SignInDelayed) as error:
+                outcome.skipped = str(error)
+            except (ApiError, LedgerUnavailable) as error:
+                outcome.error = error
+            await self.record(state, outcome)
+            await self._end_doubt(state, outcome)
         return outcome
 
+    async def _end_doubt(self, state: UserState, outcome: PollOutcome) -> None:
+        """What an operator edited meanwhile, or what a failed write left of what was said before."""
+        state.in_doubt = state.in_doubt or isinstance(outcome.error, LedgerUnavailable)
+        with suppress(LedgerUnavailable):  # then before the next poll
+            await self._read_if_in_doubt(state)
+
+    async def _read_if_in_doubt(self, state: UserState) -> None:
+        if state.in_doubt or self._ledger.has_lost(state.id):
+            await read_again(state, self._ledger)
+
     async def _poll(self, state: UserState, until: float | None, outcome: PollOutcome) -> None:
+        await self._read_if_in_doubt(state)
         now = await self._server_now(state.user)
         start = await self._pin(state, now)
         run = Run(now=now, until=until, outcome=outcome, covered_before=state.coverage)
@@ -89,12 +103,15 @@ class Poller:
     async def backfill(self, state: UserState) -> PollOutcome:
         """List old windows that an operator asked for, and nothing else; raises as `poll` does."""
         outcome = PollOutcome()
-        try:
-            now = await self._server_now(state.user)
-            run = Run(now=now, until=None, outcome=outcome, covered_before=state.coverage)
-            await self._backfills.go_on(state, run)
-        except (ApiError, LedgerUnavailable) as error:
-            outcome.error = error
+        with state.being_polled():
+            try:
+                await self._read_if_in_doubt(state)
+                now = await self._server_now(state.user)
+                run = Run(now=now, until=None, outcome=outcome, covered_before=state.coverage)
+                await self._backfills.go_on(state, run)
+            except (ApiError, LedgerUnavailable) as error:
+                outcome.error = error
+            await self._end_doubt(state, outcome)
         return outcome
 
     # -- time ---------------------------------------------------------------------------------

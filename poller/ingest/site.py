@@ -15,7 +15,7 @@ from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
-from poller.ingest.user import UserState, load_users
+from poller.ingest.user import UserState, load_users, read_again
 from poller.ledger import Ledger, UserRow
 from poller.lock import StorageLock
 from poller.metrics import Metrics
@@ -36,6 +36,7 @@ class Site:
     accounts: dict[str, AccountAtWork] = field(default_factory=dict)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
     rejected: str | None = None  # why the last configuration was not taken at a reload
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def states(self) -> list[UserState]:
@@ -97,7 +98,7 @@ class Site:
         for user, row in zip(users, rows, strict=True):
             state = self.accounts[user.app_id].states.get(row.id)
             if state is None:
-                new.append((user, row))
+                new.append((user, row.id))
             else:
                 state.user = user
         now = self.shop.clock.now()
@@ -120,12 +121,24 @@ class Site:
         await self.read_edits()
 
     async def read_edits(self) -> None:
-        """Take what operators edit: slices that failed, and old windows that they ask for."""
-        failed_slices = await self.shop.ledger.all_failed_slices()
-        to_backfill = await self.shop.ledger.users_to_backfill()
-        for state in self.states:
-            state.failed_slices = failed_slices.get(state.id, [])
-            state.backfill = state.backfill or state.id in to_backfill
+        """Take what operators edit: slices that failed, and old windows that they ask for.
+
+        A poll that is under way takes it at its end: what it knows may be newer than what is read
+        here.
+        """
+        async with self._reading:
+            idle = {state.id: state.polls for state in self.states if not state.under_way}
+            held = await self.shop.ledger.all_progress()
+            known = [state for state in self.states if state.id in held]  # a reload adds some
+            for state in known:
+                if idle.get(state.id) == state.polls:
+                    state.believe(held[state.id])
+                else:
+                    state.in_doubt = True
+                    state.backfill = state.backfill or held[state.id].to_backfill
+            for state in known:
+                while state.in_doubt and not state.under_way:
+                    await read_again(state, self.shop.ledger)
 
     async def drain(self, timeout_s: float) -> None:
         """Let the downloads under way end for `timeout_s`, then cut them off."""

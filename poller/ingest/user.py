@@ -3,13 +3,14 @@
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from poller import log
 from poller.config.model import User
-from poller.ledger import Ledger, UserRow
+from poller.ledger import Ledger, Progress, UserRow
 from poller.silence import silent_since
 from poller.window import (
     Coverage,
@@ -86,9 +87,10 @@ class SweepUnderWay:
 
 @dataclass(slots=True)
 class UserState:
-    """Only this process writes the ledger's rows of its users, so what was read once stays true.
+    """Mirrors the ledger while only its polls write there; else it is `in_doubt` and read again.
 
-    But for `failed_slices`: an operator may dismiss a gap, and `Rounds` reads them again then.
+    An operator may dismiss a gap, a write may fail or be cut off. The mirror is changed by the poll
+    under way alone, or from the ledger while none is.
     """
 
     user: User
@@ -104,6 +106,9 @@ class UserState:
     refused_until: datetime | None
     last_received_at: datetime | None
     last_success_at: datetime | None
+    in_doubt: bool = False  # whether the ledger may know something else
+    polls: int = 0  # begun since the start of the process
+    under_way: bool = False  # whether a poll or a backfill is
     polled: bool = False  # whether a poll succeeded since the start of the process
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
@@ -125,6 +130,28 @@ class UserState:
     # When a request of its polls last ended, or the pause after it does (monotonic).
     progress_at: float = 0.0
     images: ImageHold = field(default_factory=ImageHold)
+
+    def believe(self, held: Progress) -> None:
+        """Take what the ledger holds; what only this process knows stays."""
+        self.pinned_start = held.row.pinned_start
+        self.configured_start = held.row.configured_start
+        self.coverage = held.coverage
+        self.failed_slices = held.failed_slices
+        self.sweep_ends = _sweep_ends(held.row)
+        self.backfill = self.backfill or held.to_backfill
+
+    @contextmanager
+    def being_polled(self) -> Iterator[None]:
+        """A poll that is cut off may have been recorded further than it knows."""
+        self.polls += 1
+        self.under_way = True
+        try:
+            yield
+        except BaseException:
+            self.in_doubt = True
+            raise
+        finally:
+            self.under_way = False
 
     @property
     def key(self) -> str:
@@ -174,37 +201,47 @@ class UserState:
         return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
 
 
-async def load_users(ledger: Ledger, pairs: Sequence[tuple[User, UserRow]]) -> list[UserState]:
-    """Read what the ledger knows of these users; thousands of them cost a few queries."""
+async def load_users(ledger: Ledger, pairs: Sequence[tuple[User, int]]) -> list[UserState]:
+    """Read what the ledger knows of these users, by its ids; thousands of them cost a few queries."""
     if not pairs:
         return []
-    coverages = await ledger.coverages()
-    failed_slices = await ledger.all_failed_slices()
-    to_backfill = await ledger.users_to_backfill()
-    states = [
-        _state(user, row, coverages.get(row.id, Coverage()), failed_slices.get(row.id, []))
-        for user, row in pairs
-    ]
-    for state in states:
-        state.backfill = state.id in to_backfill
-    return states
+    held = await ledger.all_progress()
+    return [_state(user, held[id_]) for user, id_ in pairs]
 
 
-def _state(
-    user: User, row: UserRow, coverage: Coverage, failed_slices: list[FailedSlice]
-) -> UserState:
+async def read_again(state: UserState, ledger: Ledger) -> None:
+    """Take what the ledger holds by now; it stays in doubt if a poll begins meanwhile.
+
+    Raises LedgerUnavailable.
+    """
+    polls, state.in_doubt = state.polls, False
+    try:
+        held = await ledger.progress(state.id)
+    except BaseException:
+        state.in_doubt = True
+        raise
+    if state.polls == polls:
+        state.believe(held)
+    else:
+        state.in_doubt = True
+
+
+def _sweep_ends(row: UserRow) -> dict[SliceKind, datetime | None]:
+    return {SliceKind.SWEEP: row.sweep_end, SliceKind.DEEP_SWEEP: row.deep_sweep_end}
+
+
+def _state(user: User, held: Progress) -> UserState:
+    row = held.row
     return UserState(
         user=user,
         id=row.id,
         our_first_seen=row.our_first_seen,
         pinned_start=row.pinned_start,
         configured_start=row.configured_start,
-        coverage=coverage,
-        failed_slices=failed_slices,
-        sweep_ends={
-            SliceKind.SWEEP: row.sweep_end,
-            SliceKind.DEEP_SWEEP: row.deep_sweep_end,
-        },
+        coverage=held.coverage,
+        failed_slices=held.failed_slices,
+        sweep_ends=_sweep_ends(row),
+        backfill=held.to_backfill,
         failed_polls=row.failed_polls,
         refusals=row.refusals,
         refused_until=row.refused_until,

@@ -14,6 +14,7 @@ from poller.ledger.rows import (
     Health,
     NewFax,
     OnDisk,
+    Progress,
     UserRow,
 )
 from poller.ledger.tables import State
@@ -32,6 +33,7 @@ __all__ = [
     "Making",
     "NewFax",
     "OnDisk",
+    "Progress",
     "State",
     "UserRow",
     "backup",

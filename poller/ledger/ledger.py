@@ -25,6 +25,7 @@ from poller.ledger import (
     gaps,
     listing,
     notes,
+    progress,
     rebuild,
     schema,
     snapshots,
@@ -45,6 +46,7 @@ from poller.ledger.rows import (
     Health,
     NewFax,
     OnDisk,
+    Progress,
     UserRow,
 )
 from poller.ledger.writer import Writer
@@ -317,6 +319,19 @@ class Ledger:
         """Return one user."""
         return await self._read_settled(lambda connection: users.one_user(connection, user))
 
+    def has_lost(self, user: int) -> bool:
+        """Whether something that was put off for this user was not recorded, see `put_off`."""
+        return user in self._put_off.lost
+
+    async def progress(self, user: int) -> Progress:
+        """Return what polls of this user go by, after all writes that were asked for before."""
+        self._put_off.lost.discard(user)
+        return await self._write(lambda connection: progress.of_one(connection, user))
+
+    async def all_progress(self) -> dict[int, Progress]:
+        """Return what polls of all users go by, after all writes that were asked for before."""
+        return await self._write(progress.of_all)
+
     async def pin_start(self, user: int, start: datetime, configured: str) -> None:
         """Fix where the user's look-back begins; once set it only moves to earlier times."""
         await self._write(lambda connection: users.pin_start(connection, user, start, configured))
@@ -486,10 +501,6 @@ class Ledger:
     async def withdraw_backfills(self, user: int, now: datetime) -> list[Backfill]:
         """End what this user still has to be backfilled, and return it."""
         return await self._write(lambda connection: backfills.withdraw(connection, user, now))
-
-    async def users_to_backfill(self) -> set[int]:
-        """Return the users who still have something to be backfilled."""
-        return await self._read(backfills.users_waiting)
 
     async def backfill_listed(
         self,

@@ -41,6 +41,10 @@ class _Said:
     def __bool__(self) -> bool:
         return bool(self.covered or self.polled or self.swept)
 
+    @property
+    def users(self) -> set[int]:
+        return set().union(self.covered, self.polled, *self.swept.values())
+
     def write(self, connection: Connection) -> None:
         if self.covered:
             _cover(connection, self.covered)
@@ -58,7 +62,7 @@ class PutOff:
     """Gives the writer what was said within two seconds as one job, in few statements.
 
     Where that fails it is lost, and whatever is said next is written at once, so that polls fail
-    as long as the ledger takes no writes.
+    as long as the ledger takes no writes. `lost` are the users of whom something was lost.
     """
 
     def __init__(self, writer: Writer | None) -> None:
@@ -66,6 +70,7 @@ class PutOff:
         self._said = _Said()
         self._timer: asyncio.TimerHandle | None = None
         self._is_failing = False
+        self.lost: set[int] = set()
 
     async def cover(self, user: int, interval: Interval) -> None:
         covered = self._said.covered.get(user, Coverage())
@@ -89,7 +94,7 @@ class PutOff:
             return None
         said, self._said = self._said, _Said()
         written = self._writer.ask(said.write)
-        written.add_done_callback(self._written)
+        written.add_done_callback(lambda written: self._written(written, said))
         return written
 
     async def _note(self) -> None:
@@ -101,8 +106,10 @@ class PutOff:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FOR_S, self.write_down)
 
-    def _written(self, written: "asyncio.Future[None]") -> None:
+    def _written(self, written: "asyncio.Future[None]", said: _Said) -> None:
         self._is_failing = written.cancelled() or written.exception() is not None
+        if self._is_failing:
+            self.lost |= said.users
 
 
 _ZERO: ColumnElement[int] = literal_column("0")

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from poller.ledger.tables import State
-from poller.window import Interval
+from poller.window import Coverage, FailedSlice, Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,16 @@ class UserRow:
     late_max_s: float
     found_by_sweep: int
     found_by_deep_sweep: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that polls of one user go by, as it was at one moment."""
+
+    row: UserRow
+    coverage: Coverage
+    failed_slices: list[FailedSlice]
+    to_backfill: bool
 
 
 @dataclass(frozen=True)

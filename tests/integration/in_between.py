@@ -16,7 +16,11 @@ Act = Callable[[], Awaitable[object]]
 
 
 class Between:
-    """Acts once, when the n-th answer of ledger, storage or pacing has come and is not yet used."""
+    """Acts once, at the n-th of these points.
+
+    Ledger or storage are about to be asked, or their answer has come and is not yet used; or a
+    request has its turn.
+    """
 
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         self._site = site
@@ -49,6 +53,7 @@ class Between:
 
     def _after(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def then(*values: Any, **named: Any) -> Any:
+            await self._step()
             answer = await real(*values, **named)
             await self._step()
             return answer

@@ -296,7 +296,7 @@ async def test_a_backfill_outlives_the_process(
         assert state.backfill is True
         assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
         assert (await now_of(site, asked)).done_at is not None
-        assert not (await site.shop.ledger.users_to_backfill())
+        assert not await site.shop.ledger.all_backfills()
     async with opened_site(settings, clock) as site:
         assert not parts(site)[1].backfill
 

@@ -33,6 +33,7 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
     site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger, between: Between
 ) -> None:
     account, _ = parts(site)
+    account.workers.at_once = 1  # or a look for more goes on beside it
     states = []
     for number in itertools.count(1):
         fax, held = await listed(site, simulator)
@@ -65,6 +66,7 @@ async def test_failure_of_an_attempt_undoes_no_retry(
     events: list[Event],
 ) -> None:
     account, _ = parts(site)
+    account.workers.at_once = 1
     simulator.faults = faults("404@image=always")
     for number in itertools.count(1):
         fax, held = await listed(site, simulator)

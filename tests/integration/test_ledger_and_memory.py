@@ -1,0 +1,185 @@
+"""What a process remembers of its users is what the ledger holds, whatever fails or is edited."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.config.model import Poll
+from poller.errors import BadAnswer, LedgerUnavailable
+from poller.ingest.site import Site
+from poller.ledger import Ledger
+from poller.simulator import Simulator, Switches
+from poller.window import Interval
+from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import in_background, parts, poll
+from tests.integration.in_between import Between
+
+DAY = timedelta(days=1)
+START = timedelta(hours=52)
+HALF_A_MINUTE = timedelta(seconds=30)
+
+
+@pytest.fixture
+async def site(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> AsyncIterator[Site]:
+    settings = make_config(simulator.base_url, users=("user-a",), poll=Poll(start=START))
+    async with opened_site(settings, clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def between(site: Site, monkeypatch: pytest.MonkeyPatch) -> Between:
+    return Between(site, monkeypatch)
+
+
+async def remembered_is_held(site: Site) -> bool:
+    _, state = parts(site)
+    held = await site.shop.ledger.progress(state.id)
+    ends = [held.row.sweep_end, held.row.deep_sweep_end]
+    return [
+        *(state.coverage, sorted(state.failed_slices, key=lambda one: one.interval.start)),
+        *(state.pinned_start, state.configured_start, list(state.sweep_ends.values())),
+    ] == [
+        *(held.coverage, held.failed_slices),
+        *(held.row.pinned_start, held.row.configured_start, ends),
+    ]
+
+
+async def _unanswered(*_: Any, **__: Any) -> Any:
+    raise BadAnswer("the list is no JSON")
+
+
+async def _refuses(_jobs: Any) -> Any:
+    raise LedgerUnavailable("full for a moment")
+
+
+async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await poll(site)  # covers all of it, which is written down a moment later
+    with monkeypatch.context() as patched:
+        patched.setattr(site.shop.ledger._writer, "_transaction", _refuses)
+        with pytest.raises(LedgerUnavailable):
+            await site.shop.ledger.check_writable()
+    clock.advance(HALF_A_MINUTE)
+    assert (await poll(site)).error is None
+    assert await remembered_is_held(site)
+    _, state = parts(site)
+    assert state.coverage.covers(clock.now() - START + DAY)
+
+
+async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_ledger(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    writer = site.shop.ledger._writer
+    assert writer is not None
+    real = writer._transaction
+    for number in itertools.count(1):
+        left = number
+
+        async def fails_once(jobs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            return await (_refuses(jobs) if left == 0 else real(jobs))
+
+        simulator.receive(APP, "user-a", completed=clock.now() - timedelta(seconds=40))
+        clock.advance(timedelta(hours=7))  # gaps are tried again
+        with monkeypatch.context() as patched:
+            patched.setattr(writer, "_transaction", fails_once)
+            await poll(site)
+            await site.shop.ledger.users()  # what was put off is written, or fails
+        clock.advance(HALF_A_MINUTE)
+        assert (await poll(site)).error is None
+        assert await remembered_is_held(site)
+        if left > 0:
+            break
+    assert number > 5
+
+
+async def test_poll_that_is_cut_off_at_any_point_leaves_memory_as_the_ledger(
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    between: Between,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    account, _ = parts(site)
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    for number in itertools.count(1, 3):
+        simulator.receive(APP, "user-a", completed=clock.now() - timedelta(seconds=40))
+        clock.advance(timedelta(hours=7))
+        task = asyncio.create_task(poll(site))
+
+        async def cut_off(task: asyncio.Task[Any] = task) -> None:
+            task.cancel()
+
+        between.at(number, cut_off)
+        async with between.each():
+            await asyncio.wait({task})
+        clock.advance(HALF_A_MINUTE)
+        with monkeypatch.context() as patched:
+            patched.setattr(account.client, "list_received", _unanswered)
+            assert (await poll(site)).error is not None
+        assert await remembered_is_held(site)
+        if not between.is_done:
+            break
+    assert number > 5
+
+
+@pytest.mark.parametrize("edit", ["dismiss", "make due"])
+async def test_edit_of_gaps_at_any_point_of_a_poll_is_known_after_it(
+    site: Site, simulator: Simulator, clock: QuickClock, between: Between, edit: str
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    _, state = parts(site)
+    await poll(site)
+    async with await Ledger.open(site.config.state_url) as operator:
+
+        async def act() -> None:
+            bounds = Interval(clock.now() - 60 * DAY, clock.now() - 2 * DAY)
+            if edit == "dismiss":
+                assert await operator.dismiss_gap(state.id, bounds, "old")
+            else:
+                await operator.make_gap_due(state.id, bounds)
+            await site.read_edits()
+
+        for number in itertools.count(1):
+            clock.advance(timedelta(hours=7))
+            between.at(number, act)
+            async with between.each():
+                await poll(site)
+            assert await remembered_is_held(site)
+            if not between.is_done:
+                break
+    assert number > 5
+
+
+async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
+    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    _, state = parts(site)
+    read, go_on = asyncio.Event(), asyncio.Event()
+    real = site.shop.ledger.all_progress
+
+    async def slow() -> Any:
+        held = await real()
+        read.set()
+        await go_on.wait()
+        return held
+
+    monkeypatch.setattr(site.shop.ledger, "all_progress", slow)
+    async with in_background(site.read_edits()) as (reading,):
+        await read.wait()
+        await poll(site)
+        assert state.failed_slices
+        go_on.set()
+        await asyncio.wait({reading})
+    assert state.failed_slices
+    assert await remembered_is_held(site)
