@@ -33,6 +33,11 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         f"The configuration is valid: {counted(len(settings.accounts), 'account', 'accounts')}, "
         f"{counted(len(settings.users), 'user', 'users')}, from {files}."
     )
+    if _heartbeat_goes_past_the_proxy(settings):
+        print(
+            "warning: accounts have a proxy and the heartbeat has none: if this server reaches the "
+            "internet only through a proxy, set heartbeat.proxy too"
+        )
     if not online:
         return 0
     if setup.is_running(settings):
@@ -43,6 +48,13 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
     from poller.cli import online as efax
 
     return asyncio.run(efax.ask(settings))
+
+
+def _heartbeat_goes_past_the_proxy(settings: Config) -> bool:
+    heartbeat = settings.heartbeat
+    if heartbeat.url is None or heartbeat.proxy is not None:
+        return False
+    return any(account.proxy is not None for account in settings.accounts)
 
 
 def _ask_the_daemons_ledger(settings: Config) -> int:

@@ -115,6 +115,7 @@ def _heartbeat(top: Section) -> Heartbeat:
         return Heartbeat(
             url=section.get("url", nullable(addresses.heartbeat_url), None),
             every=section.get("every", duration("1s"), Heartbeat.every),
+            proxy=section.get("proxy", nullable(addresses.proxy_url), None),
         )
 
 

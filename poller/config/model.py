@@ -120,6 +120,7 @@ class RetryConfig:
 class Heartbeat:
     url: str | None = None
     every: timedelta = timedelta(minutes=5)
+    proxy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -433,6 +433,7 @@ class Monitor:
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=self._resolver),
+            proxy=self._site.config.heartbeat.proxy,
             timeout=aiohttp.ClientTimeout(total=_HEARTBEAT_TIMEOUT_S),
         )
 

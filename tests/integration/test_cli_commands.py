@@ -183,6 +183,29 @@ def test_check_reads_the_configuration_and_asks_nobody(run: Run, efax: Simulator
     assert efax.requests == []
 
 
+@pytest.mark.parametrize(
+    ("proxy", "heartbeat", "warned"),
+    [
+        ("http://proxy.example:3128", "{url: 'https://monitor.example/ping'}", True),
+        (
+            "http://proxy.example:3128",
+            "{url: 'https://monitor.example/ping', proxy: 'http://proxy.example:3128'}",
+            False,
+        ),
+        ("http://proxy.example:3128", "{url: null}", False),
+        ("null", "{url: 'https://monitor.example/ping'}", False),
+    ],
+)
+def test_check_warns_of_a_heartbeat_that_goes_past_the_proxy(
+    run: Run, directory: Path, proxy: str, heartbeat: str, warned: bool
+) -> None:
+    file = directory / "poller.yaml"
+    text = file.read_text().replace('    app_id: "', f'    proxy: {proxy}\n    app_id: "')
+    file.write_text(f"{text}heartbeat: {heartbeat}\n")
+    code, out, _ = run("check")
+    assert (code, "set heartbeat.proxy too" in out) == (0, warned)
+
+
 def test_check_of_a_broken_configuration_prints_every_problem(run: Run, directory: Path) -> None:
     (directory / "poller.yaml").write_text("accounts: {}\npol: 1\n")
     code, _, err = run("check")

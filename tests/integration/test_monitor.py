@@ -609,6 +609,18 @@ async def test_heartbeat_to_a_name_that_nobody_can_look_up_fails_like_any_other(
     assert "secret" not in repr(failed)
 
 
+async def test_heartbeat_goes_through_its_proxy(
+    site: Site, planner: Planner, monitor: Monitor, events: list[Event]
+) -> None:
+    await all_polled(site, planner)
+    async with dead_man() as proxy:
+        heartbeat = Heartbeat("http://monitor.invalid/ping", proxy=proxy.url.removesuffix("/ping"))
+        site.config = replace(site.config, heartbeat=heartbeat)
+        await monitor._ping()
+        assert proxy.pings == 1
+    assert not said(events, "heartbeat-failed")
+
+
 async def test_heartbeat_whose_name_is_not_answered_holds_its_own_threads_alone(
     site: Site, planner: Planner, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,9 @@ def test_everything_that_can_be_set_is_set() -> None:
     assert config.state_directory == GOOD / "state"
     assert config.retry == RetryConfig(3, timedelta(milliseconds=500), timedelta(hours=2), 3 * DAY)
     assert config.evidence_max == 10 << 10
-    assert config.heartbeat == Heartbeat("https://hc.example/ping/1?x=y", timedelta(minutes=1))
+    assert config.heartbeat == Heartbeat(
+        "https://hc.example/ping/1?x=y", timedelta(minutes=1), "http://proxy.example:3128"
+    )
     assert config.log == LogConfig("debug", "json")
     assert config.http == HttpConfig("::", 0, SecretRef("env", "STATUS_TOKEN"))
     assert config.drain == timedelta(seconds=10)
@@ -363,6 +365,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         "expect",
         "heartbeat.url",
         "heartbeat.every",
+        "heartbeat.proxy",
         "log.level",
         "log.format",
         "http.listen",
