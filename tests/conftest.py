@@ -74,6 +74,16 @@ class QuickClock:
         self.mono += by.total_seconds()
 
 
+def pass_time(seconds: float) -> None:
+    """Set the event loop's clock forward: what it was to do within `seconds`, it does now.
+
+    So a deadline passes for what hangs, and stays long for what only waits for a busy machine.
+    """
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
+
+
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
     """The planner silences APScheduler's loggers, which are the whole process's."""

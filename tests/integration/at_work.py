@@ -1,6 +1,7 @@
 """What the tests of an installation at work share: its parts, and what happened to one fax."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ from poller.storage.marker import MARKER
 from tests.conftest import APP, Event, QuickClock
 
 WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a loaded machine
+HELD_S = 240.0  # a thread is held for longer than a test waits for anything else
 
 
 def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
@@ -139,6 +141,25 @@ async def in_background(*works: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
+
+
+class Held:
+    """The first call that `when` picks waits in its thread until it is let go."""
+
+    def __init__(
+        self, real: Callable[..., Any], when: Callable[..., bool] = lambda *_: True
+    ) -> None:
+        self._real, self._when = real, when
+        self._reached, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._reached.is_set() and self._when(*args):
+            self._reached.set()
+            assert self.let_go.wait(HELD_S)
+        return self._real(*args)
+
+    async def reached(self) -> None:
+        await until(self._reached.is_set)
 
 
 def files(directory: Path, pattern: str) -> list[Path]:

@@ -26,12 +26,13 @@ from poller.client import Client, Timeouts, resolver
 from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
 from poller.efax import BODY_LIMIT, Call, ImageAnswer
 from poller.window import Interval
+from tests.conftest import pass_time
 
 KEY = "the-api-key"
 START = datetime(2024, 5, 21, 4, 0, tzinfo=UTC)
 BOUNDS = Interval(START, START + timedelta(hours=1))
 IMAGE = bytes(range(256)) * 2000
-TIMEOUTS = Timeouts(error_body_s=0.05)
+TIMEOUTS = Timeouts()
 NO_LIMITS = Limits(requests_per_second=1000, burst=1000, in_flight=8)
 
 Step = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -522,19 +523,33 @@ async def test_a_sign_in_is_not_repeated_by_aiohttp(bench: Bench, client: Client
 # -- deadlines and broken answers -----------------------------------------------------------------
 
 
-async def hang(_: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(60)
-    raise AssertionError
+def hanging(seconds: float = 0.0, *, after: bytes | None = None, status: int = 200) -> Step:
+    """Never answer, or not to the end, for what seems so many `seconds` to whoever waits."""
+
+    async def step(request: web.Request) -> web.StreamResponse:
+        if after is not None:
+            response = web.StreamResponse(status=status)
+            await response.prepare(request)
+            await response.write(after)
+        await asyncio.sleep(0.01)
+        pass_time(seconds)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    return step
 
 
-def dripping(bench: Bench, seconds: float, *pieces: bytes) -> Step:
+def dripping(bench: Bench, drips_s: float, *pieces: bytes, seconds: float = 0.0) -> Step:
+    """Answer in pieces: `drips_s` pass between two by our clock, `seconds` by the loop's."""
+
     async def step(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for piece in pieces:
             await response.write(piece)
             await asyncio.sleep(0.01)
-            bench.clock.advance(seconds)
+            pass_time(seconds)
+            bench.clock.advance(drips_s)
         await response.write_eof()
         return response
 
@@ -542,8 +557,7 @@ def dripping(bench: Bench, seconds: float, *pieces: bytes) -> Step:
 
 
 async def test_a_list_that_is_not_answered_in_time_passes_its_deadline(bench: Bench) -> None:
-    bench.timeouts = replace(TIMEOUTS, total_s=0.05)
-    bench.server.scripts["list"] = [hang]
+    bench.server.scripts["list"] = [hanging(TIMEOUTS.total_s)]
     async with bench.client() as client:
         with pytest.raises(errors.DeadlinePassed, match="not answered within"):
             await client.list_received(bench.ann, BOUNDS, 0)
@@ -552,22 +566,15 @@ async def test_a_list_that_is_not_answered_in_time_passes_its_deadline(bench: Be
 
 
 async def test_another_call_that_is_not_answered_in_time_is_tried_again(bench: Bench) -> None:
-    bench.timeouts = replace(TIMEOUTS, total_s=0.05)
-    bench.server.scripts["get"] = [hang]
+    bench.server.scripts["get"] = [hanging(TIMEOUTS.total_s)]
     async with bench.client() as client:
         await client.metadata(bench.ann, "a")
     assert bench.server.count("get") == 2
 
 
 async def test_an_image_that_falls_silent_is_tried_again(bench: Bench) -> None:
-    async def step(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b'{"image": "')
-        return await hang(request)
-
-    bench.timeouts = replace(TIMEOUTS, silence_s=0.05)
-    bench.server.scripts["image"] = [step] * 3
+    silent = hanging(TIMEOUTS.silence_s, after=b'{"image": "')
+    bench.server.scripts["image"] = [silent] * 3
     async with bench.client() as client:
         with pytest.raises(errors.Unreachable, match="fell silent"):
             await client.fetch_image(bench.ann, "a", Sink())
@@ -592,9 +599,8 @@ async def test_an_image_that_begins_well_and_then_drips_is_given_up(
 async def test_an_image_may_take_longer_than_other_calls(bench: Bench) -> None:
     body = image_body()
     pieces = [body[at : at + (70 << 10)] for at in range(0, len(body), 70 << 10)]
-    assert len(pieces) * 0.01 > 0.05
-    bench.timeouts = replace(TIMEOUTS, total_s=0.05)
-    bench.server.scripts["image"] = [dripping(bench, 0, *pieces)]
+    assert len(pieces) * 10 > TIMEOUTS.total_s
+    bench.server.scripts["image"] = [dripping(bench, 0, *pieces, seconds=10)]
     async with bench.client() as client:
         await client.fetch_image(bench.ann, "a", Sink())
     assert bench.server.count("image") == 1
@@ -626,13 +632,8 @@ async def test_a_body_cut_short_is_tried_again(bench: Bench, client: Client) -> 
 async def test_an_errors_body_that_never_ends_does_not_hide_its_status(
     bench: Bench, client: Client
 ) -> None:
-    async def step(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=400)
-        await response.prepare(request)
-        await response.write(b"why")
-        return await hang(request)
-
-    bench.server.scripts["list"] = [step]
+    endless = hanging(TIMEOUTS.error_body_s, after=b"why", status=400)
+    bench.server.scripts["list"] = [endless]
     with pytest.raises(errors.WindowRefused) as raised:
         await client.list_received(bench.ann, BOUNDS, 0)
     assert raised.value.evidence.body == b"why"
@@ -804,7 +805,7 @@ async def test_a_connection_that_is_not_taken_in_time_is_said_so(bench: Bench) -
 
     listener = await asyncio.start_server(sit, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    bench.timeouts = replace(TIMEOUTS, connect_s=0.05)
+    bench.timeouts = replace(bench.timeouts, connect_s=0.05)
     async with listener:
         error = await no_connection(bench, base_url=f"https://127.0.0.1:{port}")
     assert "did not take the connection in time" in str(error)
@@ -1113,7 +1114,7 @@ async def test_a_cancelled_download_gives_back_its_slot(bench: Bench, client: Cl
 
     async def step(request: web.Request) -> web.StreamResponse:
         began.set()
-        return await hang(request)
+        return await hanging()(request)
 
     bench.server.scripts["image"] = [step]
     task = asyncio.create_task(client.fetch_image(bench.ann, "a", Sink()))

@@ -3,8 +3,6 @@
 import asyncio
 import errno
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,9 @@ from poller.ingest.site import Site
 from poller.ledger import State
 from poller.simulator import Simulator
 from poller.storage import handover, steps, survey
-from tests.conftest import stored_files
-from tests.integration.at_work import fetch, listed, row, until
-
-
-class Held:
-    """The first call that `when` picks waits until it is let go."""
-
-    def __init__(
-        self, real: Callable[..., Any], when: Callable[..., bool] = lambda *_: True
-    ) -> None:
-        self._real, self._when = real, when
-        self.reached, self.let_go = threading.Event(), threading.Event()
-
-    def __call__(self, *args: Any) -> Any:
-        if not self.reached.is_set() and self._when(*args):
-            self.reached.set()
-            assert self.let_go.wait(20)
-        return self._real(*args)
+from poller.storage.threads import HUNG_S
+from tests.conftest import pass_time, stored_files
+from tests.integration.at_work import Held, fetch, listed, row, until
 
 
 def is_image(fd: int) -> bool:
@@ -73,7 +56,7 @@ async def test_stop_while_a_fax_is_made_visible_records_it(
     link = Held(steps.link)
     monkeypatch.setattr(steps, "link", link)
     attempt = asyncio.create_task(fetch(site, fax))
-    await asyncio.to_thread(link.reached.wait, 10)
+    await link.reached()
     attempt.cancel()
     await asyncio.sleep(0.02)
     link.let_go.set()
@@ -89,7 +72,7 @@ async def test_fax_that_nobody_waits_for_after_a_stop_while_it_is_checked_stays_
     inspect = Held(proof.inspect)
     monkeypatch.setattr(handover, "inspect", inspect)
     attempt = asyncio.create_task(fetch(site, fax))
-    await asyncio.to_thread(inspect.reached.wait, 10)
+    await inspect.reached()
     while not attempt.done():  # only the second time does it leave the thread to itself
         attempt.cancel()
         await asyncio.sleep(0.02)
@@ -103,10 +86,12 @@ async def test_fax_taken_after_its_hung_delivery_ended_is_not_delivered_again(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    monkeypatch.setattr(site.shop.storage._threads, "_hung_s", 0.3)
     sync = Held(steps.sync_file, is_image)
     monkeypatch.setattr(steps, "sync_file", sync)
-    assert await fetch(site, fax) is Outcome.FAILED
+    attempt = asyncio.create_task(fetch(site, fax))
+    await sync.reached()
+    pass_time(HUNG_S)
+    assert await attempt is Outcome.FAILED
     sync.let_go.set()
     await until(lambda: not site.shop.storage._active)
     assert take_all(site) == 2
@@ -121,9 +106,11 @@ async def test_resume_that_hangs_keeps_the_fax_to_itself(
     (site.config.storage.directory / listed_row.path).parent.mkdir(parents=True)
     unlink = Held(handover.unlink_dot_files)
     with monkeypatch.context() as hung:
-        hung.setattr(site.shop.storage._threads, "_hung_s", 0.3)
         hung.setattr(handover, "unlink_dot_files", unlink)
-        assert await fetch(site, fax) is Outcome.FAILED
+        attempt = asyncio.create_task(fetch(site, fax))
+        await unlink.reached()
+        pass_time(HUNG_S)
+        assert await attempt is Outcome.FAILED
         assert await fetch(site, fax) is Outcome.FAILED
     assert "still hangs" in str((await row(site, fax)).last_error)
     assert simulator.downloads[fax] == 0

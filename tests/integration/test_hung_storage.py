@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,44 +10,34 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.simulator import Simulator
 from poller.storage import steps
-from tests.conftest import Event, QuickClock, stored_files
-from tests.integration.at_work import fetch, listed, row, until
+from poller.storage.threads import HUNG_S
+from tests.conftest import Event, QuickClock, pass_time, stored_files
+from tests.integration.at_work import Held, fetch, listed, row, until
 
 
-class HungFsync:
-    """The first fsync of a file hangs until it is let go."""
-
-    def __init__(self) -> None:
-        self.hangs = threading.Event()
-        self.let_go = threading.Event()
-        self._real = steps.sync_file
-
-    def __call__(self, fd: int) -> None:
-        first = not self.hangs.is_set()
-        if first and os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part"):
-            self.hangs.set()
-            self.let_go.wait(30)
-        self._real(fd)
+def is_image(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part")
 
 
 @pytest.fixture
-def hung(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[HungFsync]:
-    monkeypatch.setattr(site.shop.storage._threads, "_hung_s", 0.3)
-    hung = HungFsync()
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """The first fsync of an image hangs until it is let go."""
+    hung = Held(steps.sync_file, is_image)
     monkeypatch.setattr(steps, "sync_file", hung)
     yield hung
     hung.let_go.set()
 
 
 async def test_fax_whose_fsync_hangs_is_named_and_the_others_are_stored(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: HungFsync
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
 ) -> None:
     stuck, _ = await listed(site, simulator)
     other, _ = await listed(site, simulator, user="user-b")
 
     waiting = asyncio.create_task(fetch(site, stuck))
-    await asyncio.to_thread(hung.hangs.wait, 10)
+    await hung.reached()
     assert await fetch(site, other) is Outcome.STORED
+    pass_time(HUNG_S)
     assert await waiting is Outcome.FAILED
 
     (event,) = [event for event in events if event.action == "stalled"]
@@ -57,11 +46,14 @@ async def test_fax_whose_fsync_hangs_is_named_and_the_others_are_stored(
 
 
 async def test_fax_whose_fsync_hung_is_stored_once_it_has_ended(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: HungFsync
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
 ) -> None:
     fax, _ = await listed(site, simulator)
     before = set(os.listdir("/proc/self/fd"))
-    assert await fetch(site, fax) is Outcome.FAILED
+    waiting = asyncio.create_task(fetch(site, fax))
+    await hung.reached()
+    pass_time(HUNG_S)
+    assert await waiting is Outcome.FAILED
     assert await fetch(site, fax) is Outcome.FAILED
     assert "still hangs" in str((await row(site, fax)).last_error)
 

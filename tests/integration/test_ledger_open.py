@@ -24,6 +24,7 @@ from sqlalchemy import create_engine
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import Ledger, engine, schema
 from poller.ledger.tables import REVISION, metadata
+from tests.integration.at_work import WITHIN_S
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, 123456, tzinfo=UTC)
 ONE_USER = [("app", "u1", "main", "front-desk")]
@@ -52,7 +53,7 @@ def made(path: Path) -> Path:
 def assert_no_thread_is_left() -> None:
     for thread in threading.enumerate():
         if thread.name.startswith("ledger"):
-            thread.join(timeout=5)
+            thread.join(timeout=WITHIN_S)
             assert not thread.is_alive()
 
 

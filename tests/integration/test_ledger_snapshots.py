@@ -17,6 +17,7 @@ from poller.daemon.upkeep import Upkeep
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import Ledger, NewFax, backup, snapshots
 from tests.conftest import Event, QuickClock
+from tests.integration.at_work import HELD_S
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 ONE_USER = [("app", "u1", "main", "front-desk")]
@@ -288,7 +289,7 @@ async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
     upkeep = Upkeep(ledger, clock)
     disk = threading.Event()
     with monkeypatch.context() as hanging:
-        hanging.setattr("poller.ledger.snapshots.sync", lambda _: disk.wait(30))
+        hanging.setattr("poller.ledger.snapshots.sync", lambda _: disk.wait(HELD_S))
         await upkeep.look()
         await upkeep.look()  # nobody begins another one beside it
         disk.set()

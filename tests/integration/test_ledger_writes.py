@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger, NewFax, UserRow
 from poller.window import Interval
+from tests.integration.at_work import HELD_S, WITHIN_S
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = Interval(NOW - timedelta(hours=1), NOW)
@@ -98,11 +99,11 @@ async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_bu
     ledger: Ledger, user: UserRow
 ) -> None:
     let_go = threading.Event()
-    busy = [asyncio.create_task(ledger._read(lambda _: let_go.wait(20))) for _ in range(3)]
+    busy = [asyncio.create_task(ledger._read(lambda _: let_go.wait(HELD_S))) for _ in range(3)]
     due = asyncio.create_task(ledger.due(user.id, NOW, 1))
     await asyncio.sleep(0.05)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN_S):
             await record(ledger, user, "one")
         assert not due.done()
     finally:
@@ -231,7 +232,7 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
 
     def hang(_: Path) -> None:
         looks.append(threading.current_thread())
-        disk.wait(60)
+        disk.wait(HELD_S)
 
     monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.05)
     monkeypatch.setattr("poller.ledger.engine.require_room", hang)
@@ -241,7 +242,7 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
     assert len(looks) == 1
     assert looks[0] is not threading.main_thread()
     disk.set()
-    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 10.0)
+    monkeypatch.setattr("poller.ledger.disk._LOOK_S", WITHIN_S)
     await ledger.check_writable()
 
 

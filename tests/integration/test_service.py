@@ -24,7 +24,16 @@ from poller.metrics import Metrics
 from poller.simulator import Simulator
 from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, MakeConfig, stored_files
-from tests.integration.at_work import calls, faults, in_background, said, unmount, until
+from tests.integration.at_work import (
+    HELD_S,
+    WITHIN_S,
+    calls,
+    faults,
+    in_background,
+    said,
+    unmount,
+    until,
+)
 
 OFTEN = Poll(every=timedelta(milliseconds=100))
 Load = Callable[[], Config]
@@ -144,7 +153,7 @@ async def test_background_work_that_dies_ends_the_service_with_its_error(
     monkeypatch.setattr(Monitor, "_watch_gate", dies)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         async with started(make_config(efax.base_url, poll=OFTEN)) as running:
-            await asyncio.wait([running.task], timeout=10)
+            await asyncio.wait([running.task], timeout=WITHIN_S)
     assert said(events, "internal-error", "service-stopped") == ["internal-error"]
 
 
@@ -338,7 +347,7 @@ async def test_configuration_on_a_hung_share_ends_its_reload_and_the_next_one_is
         nonlocal loads
         loads += 1
         if loads == 1:
-            let_go.wait(20)
+            let_go.wait(HELD_S)
         return settings
 
     try:
@@ -430,7 +439,7 @@ async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
             await until(lambda: all(state.last_success_at for state in running.site.states))
             monkeypatch.setattr("poller.ingest.site.load_users", refuses)
             os.kill(os.getpid(), signal.SIGHUP)
-            await asyncio.wait([running.task], timeout=10)
+            await asyncio.wait([running.task], timeout=WITHIN_S)
             assert "0 users are at work and 2 are configured" in running.monitor.troubles()[0]
     assert said(events, "internal-error", "config-rejected", "service-stopped") == [
         "internal-error"
@@ -489,7 +498,7 @@ async def test_service_that_cannot_start_says_why(
     (settings.storage.directory / "letter").write_text("somebody's")
     with pytest.raises(CannotStart, match="not empty"):
         async with started(settings) as running:
-            await asyncio.wait([running.task], timeout=10)
+            await asyncio.wait([running.task], timeout=WITHIN_S)
     assert said(events, "start-refused", "service-ready") == ["start-refused"]
 
 
@@ -502,5 +511,5 @@ async def test_service_that_was_up_and_ended_is_not_said_to_be_refused(
     with suppress(LedgerUnavailable):
         async with started(make_config(efax.base_url)) as running:
             monkeypatch.setattr(Gate, "check", gone)
-            await asyncio.wait([running.task], timeout=60)
+            await asyncio.wait([running.task], timeout=WITHIN_S)
     assert said(events, "start-refused", "internal-error") == ["internal-error"]

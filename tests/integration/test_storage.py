@@ -28,6 +28,7 @@ from poller.errors import (
 )
 from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
 from poller.storage.place import Durable
+from tests.integration.at_work import HELD_S, Held
 from tests.integration.storage_seam import (
     IDENTITY,
     NOW,
@@ -551,7 +552,7 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
     disk = threading.Event()
 
     def hanging(*_: object) -> Iterator[object]:
-        disk.wait(30)
+        disk.wait(HELD_S)
         yield from ()
 
     monkeypatch.setattr("poller.storage.survey.walk", hanging)
@@ -608,34 +609,18 @@ async def test_hash_of_a_stored_file(root: Path) -> None:
 # Cancellation
 
 
-class _Gate:
-    """Holds a step until it is opened."""
-
-    def __init__(self, step: Callable[..., object]) -> None:
-        self._step = step
-        self.reached, self._open = threading.Event(), threading.Event()
-
-    def __call__(self, *args: object) -> object:
-        self.reached.set()
-        assert self._open.wait(10)
-        return self._step(*args)
-
-    def open(self) -> None:
-        self._open.set()
-
-
 async def test_cancelled_delivery_is_finished_and_found_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    gate = _Gate(steps.link)
+    gate = Held(steps.link)
     monkeypatch.setattr(steps, "link", gate)
     task = asyncio.create_task(store(storage, FAX))
-    await asyncio.to_thread(gate.reached.wait, 10)
+    await gate.reached()
     task.cancel()
     await asyncio.sleep(0.01)
     assert not task.done()
-    gate.open()
+    gate.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await storage.resume(PATH, IDENTITY)
@@ -648,14 +633,14 @@ async def test_cancelled_resume_does_not_run_on_behind_its_caller(
 ) -> None:
     storage = await opened(root)
     _dots(root)
-    gate = _Gate(steps.link)
+    gate = Held(steps.link)
     monkeypatch.setattr(steps, "link", gate)
     task = asyncio.create_task(storage.resume(PATH, IDENTITY))
-    await asyncio.to_thread(gate.reached.wait, 10)
+    await gate.reached()
     task.cancel()
     await asyncio.sleep(0.01)
     assert not task.done()
-    gate.open()
+    gate.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert set(visible(root)) == {IMAGE, SIDECAR}
@@ -665,15 +650,14 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    gate = _Gate(steps.sync_file)
+    gate = Held(steps.sync_file)
     monkeypatch.setattr(steps, "sync_file", gate)
     task = asyncio.create_task(store(storage, FAX))
-    await asyncio.to_thread(gate.reached.wait, 10)
-    for _ in range(5):
+    await gate.reached()
+    while not task.done():
         task.cancel()
         await asyncio.sleep(0.01)
-    assert task.done()
-    gate.open()
+    gate.let_go.set()
     await asyncio.to_thread(storage.close, wait=True)
     restarted = await opened(root)
     if await restarted.resume(PATH, IDENTITY) is None:

@@ -9,6 +9,7 @@ import pytest
 
 from poller.errors import StorageUnusable
 from poller.storage.threads import Threads
+from tests.integration.at_work import HELD_S, WITHIN_S, until
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ async def test_step_for_which_no_thread_can_be_started_is_done_by_one_that_is_th
     threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, done = threading.Event(), list[str]()
-    busy = asyncio.create_task(threads.run(lambda: release.wait(20)))
-    await asyncio.sleep(0)
+    busy = asyncio.create_task(threads.run(lambda: release.wait(HELD_S)))
+    await until(lambda: threads._have_thread)
     monkeypatch.setattr(threading.Thread, "start", refused)
     step = asyncio.create_task(threads.run(lambda: done.append("done")))
     await asyncio.sleep(0)
@@ -53,11 +54,11 @@ async def test_cancelled_caller_waits_for_a_step_that_hangs_no_longer_than_other
     tmp_path: Path,
 ) -> None:
     threads, release = Threads(tmp_path, 1, hung_s=0.1), threading.Event()
-    step = asyncio.create_task(threads.run(lambda: release.wait(20)))
+    step = asyncio.create_task(threads.run(lambda: release.wait(HELD_S)))
     await asyncio.sleep(0.02)
     step.cancel()
     try:
-        _, late = await asyncio.wait({step}, timeout=3)
+        _, late = await asyncio.wait({step}, timeout=WITHIN_S)
         assert not late
     finally:
         release.set()
