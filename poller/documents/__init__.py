@@ -23,8 +23,10 @@ HEAD = (
 # Constant sentences: two downloads are broken in the same way when they are equal, so no offsets.
 PROBLEMS = {
     "pdf-no-eof": "the PDF does not end with %%EOF",
-    "pdf-encrypted": "the PDF is encrypted",
+    "pdf-encrypted": "the PDF needs a password",
     "pdf-unreadable": "the PDF cannot be read without repairing it",
+    "pdf-page-tree": "the PDF does not have the pages that it counts",
+    "pdf-object-lost": "what a page of the PDF shows is not there",
     "pdf-no-pages": "the PDF has no page",
     "tiff-cut": "the TIFF refers to bytes beyond its end",
     "tiff-loop": "the TIFF's pages run in a loop",

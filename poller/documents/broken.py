@@ -5,11 +5,11 @@ from typing import BinaryIO
 
 
 class Broken(Exception):
-    """`code` is a key of PROBLEMS; `pages` is None when they could not be counted."""
+    """`code` is a key of PROBLEMS."""
 
-    def __init__(self, code: str, pages: int | None = None) -> None:
+    def __init__(self, code: str) -> None:
         super().__init__(code)
-        self.code, self.pages = code, pages
+        self.code = code
 
 
 def exactly(file: BinaryIO, count: int) -> bytes:

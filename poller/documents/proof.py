@@ -33,5 +33,5 @@ def _inspect(file: BinaryIO) -> Document:
     try:
         count = pdf.pages(file, size) if kind == "pdf" else tiff.pages(file, size, head)
     except Broken as broken:
-        return Document(kind, broken.pages, f"{broken.code}: {PROBLEMS[broken.code]}")
+        return Document(kind, None, f"{broken.code}: {PROBLEMS[broken.code]}")
     return Document(kind, count)

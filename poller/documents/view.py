@@ -1,0 +1,94 @@
+"""What qpdf gets to see of a file that holds a PDF."""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+_START = b"startxref"
+_TAIL = 1024  # of the PDF, in which its last startxref is
+_CHUNK = 1 << 16
+
+# Some scanners number the first section from 1, though its first entry is object 0's.
+_FROM_ONE = re.compile(rb"xref\s{1,4}1(?= \d{1,10}\s{1,4}0000000000 65535 f)")
+_FROM_ONE_MAX = 64
+# Since 12, qpdf leaves out objects whose number is over a third of the file's bytes.
+_ROOM = 3 << 31
+_QPDF_TAIL = 2048  # more than qpdf looks back for startxref
+
+
+class View(io.RawIOBase):
+    """Hands a file to qpdf, as far as the PDF goes, and remembers that a read failed.
+
+    qpdf takes that for a broken PDF, or leaves out a page as if it had never been there.
+    """
+
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        super().__init__()
+        self._file, self._end, self._at = file, end, 0
+        self._size = end
+        self.failure: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer
+        data = self._read(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, at: int, count: int) -> bytes:
+        with self._remembered():
+            self._file.seek(at)
+            return self._file.read(max(0, min(count, self._end - at)))
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+class MendedView(View):
+    """Hands it over as other readers take it: numbers from 0, and as high as they like.
+
+    Behind the PDF come room, of which nothing is ever read, and once more its startxref.
+    """
+
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        super().__init__(file, end)
+        last = super()._read(max(0, end - _TAIL), _TAIL)
+        self._last = bytes(_QPDF_TAIL) + last[max(0, last.rfind(_START)) :]
+        self._size = end + _ROOM + len(self._last)
+        self._ones = list(self._find_ones())
+
+    def _find_ones(self) -> Iterator[int]:
+        for start in range(0, self._end, _CHUNK):
+            data = super()._read(start, _CHUNK + _FROM_ONE_MAX)
+            found = (m for m in _FROM_ONE.finditer(data) if m.start() < _CHUNK)
+            yield from (start + match.end() - 1 for match in found)
+
+    def _read(self, at: int, count: int) -> bytes:
+        behind = at - self._end - _ROOM
+        if behind >= 0:
+            return self._last[behind : behind + count]
+        data = bytearray(super()._read(at, count))
+        for one in self._ones:
+            if at <= one < at + len(data):
+                data[one - at] = ord("0")
+        return bytes(data)
