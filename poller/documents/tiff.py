@@ -11,23 +11,49 @@ from poller.documents.broken import Broken, exactly
 # No fax comes near it; a chain that is longer was made to keep us busy.
 PAGES_MAX = 100_000
 _CHUNK = 1 << 20
-_STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
+_LOOK = 64  # an honest compressed strip is no longer nothing but zeros by then
 _TAGS_MAX = 0xFFFF  # all there are; a BigTIFF could claim more than fits into memory
-_WANTED = {_STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS}
-_NUMBER_FORMATS = {3: "H", 4: "I", 16: "Q"}
+
+_COMPRESSION = 259
+_STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
+# Directories beside the chain: SubIFDs (a preview, or the layers of a fax in colour), Exif, GPS.
+# They are no pages, but a file that was cut in one was cut.
+_DIRECTORIES = (330, 34665, 34853)
+_WANTED = {_COMPRESSION, _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS}
+_WANTED |= set(_DIRECTORIES)
+
+# By field type: bytes of one value. Readers ignore a tag of another type, whose length none knows.
+_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_WIDTHS |= {13: 4, 16: 8, 17: 8, 18: 8}
+_NUMBERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+
+# Group 3 and Group 4. Old fax boards do not say how long a strip of these is; all readers go on
+# until the rows are there.
+_FAX = {2, 3, 4}
+# In which no strip is all zeros: CCITT has no such code, LZW begins with 256, JPEG and Deflate
+# with a header.
+_NEVER_ZEROS = _FAX | {5, 7, 8, 32946}
 
 
 @dataclass(frozen=True)
-class _Array:
-    """Where a tag's numbers are: `letter` as in struct."""
+class _Values:
+    """Where a tag's values are; `kind` is their field type."""
 
-    letter: str
+    kind: int
     count: int
     offset: int
 
     @property
     def bytes(self) -> int:
-        return self.count * struct.calcsize("=" + self.letter)
+        return self.count * _WIDTHS[self.kind]
+
+
+@dataclass(frozen=True)
+class _Directory:
+    tags: dict[int, _Values]  # the wanted ones
+    empty: bool
+    end: int
+    next: int
 
 
 def pages(file: BinaryIO, size: int, head: bytes) -> int:
@@ -41,100 +67,148 @@ class _Tiff:
         self._file, self._size, self._order = file, size, order
         self._word, self._count, self._entry = ("Q", "Q", 20) if big else ("I", "H", 12)
         self._first = 8 if big else 4
+        self._seen: set[int] = set()
         # Honest structures hardly overlap, so all of them together are not much longer than the
         # file; without this bound a small file could keep us busy for days.
         self._budget = 4 * size
 
     def pages(self) -> int:
         """Walk the whole chain of pages; raises Broken."""
-        seen: set[int] = set()
+        count = 0
         offset = self._number(self._first, self._word)
         while offset:
-            if offset in seen:
+            if offset in self._seen:
                 raise Broken("tiff-loop")
-            if len(seen) == PAGES_MAX:
+            if count == PAGES_MAX:
                 raise Broken("tiff-too-many-pages")
-            seen.add(offset)
-            offset = self._page(offset)
-        if not seen:
+            directory = self._directory(offset)
+            if count and self._ends_the_chain(directory):
+                break
+            self._check_page(directory)
+            count += 1
+            offset = directory.next
+        if not count:
             raise Broken("tiff-no-pages")
-        return len(seen)
+        return count
 
-    def _page(self, offset: int) -> int:
+    def _ends_the_chain(self, directory: _Directory) -> bool:
+        """Say whether this is the empty directory with which some writers end a file.
+
+        One with room for a tag behind it is a page whose directory was lost to zeros.
+        """
+        behind = self._size - directory.end
+        return directory.empty and not directory.next and behind < self._entry
+
+    def _check_page(self, directory: _Directory) -> None:
+        tags = directory.tags
+        if _STRIP_OFFSETS not in tags and _TILE_OFFSETS not in tags:
+            raise Broken("tiff-no-image")
+        self._check_image(tags)
+        for tag in _DIRECTORIES:
+            if tag in tags:
+                self._check_directories(tags[tag])
+
+    def _check_directories(self, pointers: _Values) -> None:
+        for offset in self._numbers(pointers):
+            if offset not in self._seen:
+                self._check_image(self._directory(offset).tags)
+
+    def _directory(self, offset: int) -> _Directory:
+        self._seen.add(offset)
         count = self._number(offset, self._count)
         if count > _TAGS_MAX:
             raise Broken("tiff-bad-tag")
         start = offset + struct.calcsize("=" + self._count)
-        entries = self._bytes(start, count * self._entry)
-        self._check_image(self._wanted(entries, start))
-        return self._number(start + count * self._entry, self._word)
+        end = start + count * self._entry
+        tags = self._tags(self._bytes(start, end - start), start)
+        after = end + struct.calcsize("=" + self._word)
+        return _Directory(tags, not count, after, self._number(end, self._word))
 
-    def _wanted(self, entries: bytes, start: int) -> dict[int, _Array]:
-        found: dict[int, _Array] = {}
-        layout = struct.Struct(f"{self._order}HH{self._word}")
-        value_bytes = self._entry - layout.size
-        for at in range(0, len(entries), self._entry):
-            tag, kind, count = layout.unpack_from(entries, at)
-            if tag not in _WANTED:
+    def _tags(self, entries: bytes, start: int) -> dict[int, _Values]:
+        found: dict[int, _Values] = {}
+        layout = struct.Struct(f"{self._order}HH{self._word}{self._word}")
+        room = struct.calcsize("=" + self._word)
+        for at, (tag, kind, count, there) in enumerate(layout.iter_unpack(entries), start=1):
+            if kind not in _WIDTHS:
+                if tag in _WANTED:
+                    raise Broken("tiff-bad-tag")
                 continue
-            if kind not in _NUMBER_FORMATS or tag in found:
+            values = _Values(kind, count, there)
+            if values.bytes <= room:
+                values = _Values(kind, count, start + at * self._entry - room)
+            elif there + values.bytes > self._size:
+                raise Broken("tiff-cut")
+            if tag in _WANTED and tag in found:
                 raise Broken("tiff-bad-tag")
-            array = _Array(_NUMBER_FORMATS[kind], count, start + at + layout.size)
-            if array.bytes > value_bytes:
-                (there,) = struct.unpack_from(self._order + self._word, entries, at + layout.size)
-                array = _Array(array.letter, count, there)
-            found[tag] = array
+            if tag in _WANTED:
+                found[tag] = values
         return found
 
-    def _check_image(self, tags: dict[int, _Array]) -> None:
-        pairs = [(_STRIP_OFFSETS, _STRIP_LENGTHS), (_TILE_OFFSETS, _TILE_LENGTHS)]
-        there = [(tags.get(offsets), tags.get(lengths)) for offsets, lengths in pairs]
-        if not any(offsets for offsets, _ in there):
-            raise Broken("tiff-no-image")
-        for offsets, lengths in there:
-            if offsets is not None or lengths is not None:
-                self._check_pieces(offsets, lengths)
+    def _check_image(self, tags: dict[int, _Values]) -> None:
+        compression = self._compression(tags)
+        for offsets, lengths in ((_STRIP_OFFSETS, _STRIP_LENGTHS), (_TILE_OFFSETS, _TILE_LENGTHS)):
+            if offsets in tags or lengths in tags:
+                self._check_pieces(tags.get(offsets), tags.get(lengths), compression)
 
-    def _check_pieces(self, offsets: _Array | None, lengths: _Array | None) -> None:
-        if offsets is None or lengths is None or offsets.count != lengths.count:
+    def _compression(self, tags: dict[int, _Values]) -> int:
+        if _COMPRESSION not in tags:
+            return 1
+        return next(self._numbers(tags[_COMPRESSION]), 1)
+
+    def _check_pieces(
+        self, offsets: _Values | None, lengths: _Values | None, compression: int
+    ) -> None:
+        if offsets is None:
             raise Broken("tiff-bad-tag")
+        for offset, length in self._pieces(offsets, lengths, compression):
+            if not length and (compression not in _FAX or not offset):
+                raise Broken("tiff-no-image")
+            # Where a length is not said, a byte has to be there.
+            if offset + max(length, 1) > self._size:
+                raise Broken("tiff-cut")
+            if compression in _NEVER_ZEROS and self._is_zeros(offset, length):
+                raise Broken("tiff-no-image")
+
+    def _pieces(
+        self, offsets: _Values, lengths: _Values | None, compression: int
+    ) -> Iterator[tuple[int, int]]:
         if not offsets.count:
             raise Broken("tiff-no-image")
-        self._spend(offsets)
-        self._spend(lengths)
-        for offset, length in zip(self._numbers(offsets), self._numbers(lengths), strict=True):
-            if not length:
-                raise Broken("tiff-no-image")
-            if offset + length > self._size:
-                raise Broken("tiff-cut")
+        if lengths is None and compression in _FAX:
+            return ((offset, 0) for offset in self._numbers(offsets))
+        if lengths is None or offsets.count != lengths.count:
+            raise Broken("tiff-bad-tag")
+        return zip(self._numbers(offsets), self._numbers(lengths), strict=True)
 
-    def _spend(self, array: _Array) -> None:
-        if array.offset + array.bytes > self._size:
-            raise Broken("tiff-cut")
-        self._take(array.bytes)
+    def _is_zeros(self, offset: int, length: int) -> bool:
+        end, some = offset + (length or self._size - offset), _LOOK
+        while offset < end:
+            data = self._bytes(offset, min(some, end - offset))
+            if any(data):
+                return False
+            offset, some = offset + len(data), _CHUNK
+        return True
 
-    def _take(self, count: int) -> None:
-        self._budget -= count
-        if self._budget < 0:
-            raise Broken("tiff-loop")
-
-    def _numbers(self, array: _Array) -> Iterator[int]:
-        width = struct.calcsize("=" + array.letter)
+    def _numbers(self, values: _Values) -> Iterator[int]:
+        if values.kind not in _NUMBERS:
+            raise Broken("tiff-bad-tag")
+        width = _WIDTHS[values.kind]
         per_read = _CHUNK // width
-        for first in range(0, array.count, per_read):
-            some = min(per_read, array.count - first)
-            data = self._bytes(array.offset + first * width, some * width, paid=True)
-            yield from struct.unpack(f"{self._order}{some}{array.letter}", data)
+        for first in range(0, values.count, per_read):
+            some = min(per_read, values.count - first)
+            data = self._bytes(values.offset + first * width, some * width)
+            yield from struct.unpack(f"{self._order}{some}{_NUMBERS[values.kind]}", data)
 
     def _number(self, offset: int, letter: str) -> int:
         data = self._bytes(offset, struct.calcsize("=" + letter))
         number: int = struct.unpack(self._order + letter, data)[0]
         return number
 
-    def _bytes(self, offset: int, count: int, *, paid: bool = False) -> bytes:
+    def _bytes(self, offset: int, count: int) -> bytes:
         if offset + count > self._size:
             raise Broken("tiff-cut")
-        if not paid:
-            self._take(count)
+        self._budget -= count
+        if self._budget < 0:
+            raise Broken("tiff-loop")
         self._file.seek(offset)
         return exactly(self._file, count)
