@@ -67,29 +67,28 @@ class _Tiff:
         self._file, self._size, self._order = file, size, order
         self._word, self._count, self._entry = ("Q", "Q", 20) if big else ("I", "H", 12)
         self._first = 8 if big else 4
-        self._seen: set[int] = set()
         # Honest structures hardly overlap, so all of them together are not much longer than the
         # file; without this bound a small file could keep us busy for days.
         self._budget = 4 * size
 
     def pages(self) -> int:
         """Walk the whole chain of pages; raises Broken."""
-        count = 0
+        seen: set[int] = set()
         offset = self._number(self._first, self._word)
         while offset:
-            if offset in self._seen:
+            if offset in seen:
                 raise Broken("tiff-loop")
-            if count == PAGES_MAX:
+            if len(seen) == PAGES_MAX:
                 raise Broken("tiff-too-many-pages")
             directory = self._directory(offset)
-            if count and self._ends_the_chain(directory):
+            if seen and self._ends_the_chain(directory):
                 break
             self._check_page(directory)
-            count += 1
+            seen.add(offset)
             offset = directory.next
-        if not count:
+        if not seen:
             raise Broken("tiff-no-pages")
-        return count
+        return len(seen)
 
     def _ends_the_chain(self, directory: _Directory) -> bool:
         """Say whether this is the empty directory with which some writers end a file.
@@ -110,11 +109,9 @@ class _Tiff:
 
     def _check_directories(self, pointers: _Values) -> None:
         for offset in self._numbers(pointers):
-            if offset not in self._seen:
-                self._check_image(self._directory(offset).tags)
+            self._check_image(self._directory(offset).tags)
 
     def _directory(self, offset: int) -> _Directory:
-        self._seen.add(offset)
         count = self._number(offset, self._count)
         if count > _TAGS_MAX:
             raise Broken("tiff-bad-tag")
