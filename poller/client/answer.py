@@ -1,5 +1,6 @@
 """An answer's body as it streams in: bounded in size and in slowness."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -27,10 +28,21 @@ class Timeouts:
 
 
 class Answer:
-    """The body of one response; `head` keeps the first part of it as evidence."""
+    """The body of one response; `head` keeps the first part of it as evidence.
 
-    def __init__(self, response: aiohttp.ClientResponse, clock: Clock, timeouts: Timeouts) -> None:
+    With `silence_s` no longer silence is waited for, whatever aiohttp does.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        clock: Clock,
+        timeouts: Timeouts,
+        *,
+        silence_s: float | None = None,
+    ) -> None:
         self.head = bytearray()
+        self._silence_s = silence_s
         self._response = response
         self._clock = clock
         self._timeouts = timeouts
@@ -43,7 +55,7 @@ class Answer:
         waited_s, brought = 0.0, 0
         while True:
             began = self._clock.monotonic()
-            chunk = await self._response.content.readany()
+            chunk = await self._next()
             if not chunk:
                 return
             waited_s += self._clock.monotonic() - began
@@ -55,6 +67,14 @@ class Answer:
             if len(self.head) < EVIDENCE_LIMIT:
                 self.head += chunk[: EVIDENCE_LIMIT - len(self.head)]
             yield chunk
+
+    async def _next(self) -> bytes:
+        """Where aiohttp finds no memory for what it reads, it drops its time-out with the rest."""
+        try:
+            async with asyncio.timeout(self._silence_s):
+                return await self._response.content.readany()
+        except TimeoutError as error:
+            raise aiohttp.SocketTimeoutError from error
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """Read the whole body, at most `limit` bytes of it."""

@@ -142,9 +142,11 @@ class Transport:
         if not succeeded(request.call, response.status):
             body = await self._error_body(response)
             raise failure(request.call, response.status, response.headers, body, self.server_now())
+        silence_s = None
         if request.call is Call.IMAGE:
             sends.deadline.reschedule(None)
-        answer = Answer(response, self._clock, self.timeouts)
+            silence_s = self.timeouts.silence_s
+        answer = Answer(response, self._clock, self.timeouts, silence_s=silence_s)
         try:
             value = await read(answer)
         except ApiError as error:

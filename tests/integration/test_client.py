@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import trustme
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from poller import errors
 from poller.client import Client, Timeouts, resolver
@@ -27,6 +27,7 @@ from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
 from poller.efax import BODY_LIMIT, Call, ImageAnswer
 from poller.window import Interval
 from tests.conftest import pass_time
+from tests.integration.at_work import WITHIN_S
 
 KEY = "the-api-key"
 START = datetime(2024, 5, 21, 4, 0, tzinfo=UTC)
@@ -579,6 +580,26 @@ async def test_an_image_that_falls_silent_is_tried_again(bench: Bench) -> None:
         with pytest.raises(errors.Unreachable, match="fell silent"):
             await client.fetch_image(bench.ann, "a", Sink())
     assert bench.server.count("image") == 3
+
+
+async def test_an_image_of_which_aiohttp_lost_track_is_tried_again(
+    bench: Bench, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without memory for what comes: then aiohttp drops its own time-out, and waits for ever."""
+    real, lost = StreamReader.readany, False
+
+    async def readany(self: StreamReader) -> bytes:
+        nonlocal lost
+        if not lost and bench.server.count("image"):
+            lost = True
+            pass_time(TIMEOUTS.silence_s)
+            await asyncio.Event().wait()
+        return await real(self)
+
+    monkeypatch.setattr(StreamReader, "readany", readany)
+    async with asyncio.timeout(WITHIN_S + TIMEOUTS.silence_s):
+        await client.fetch_image(bench.ann, "a", Sink())
+    assert bench.server.count("image") == 2
 
 
 async def test_an_image_that_only_drips_is_given_up(bench: Bench, client: Client) -> None:
