@@ -5,14 +5,18 @@ proved whole (from memory when it was written in one piece)   Handover.inspect
 fsync, close                                                  ┐
 sidecar with the hash to a dot-file, fsync, close             │
 fsync the directory: the dot-files' names are durable now     │ Handover.deliver
-link image, link sidecar (link never overwrites)              │
+rename image, rename sidecar (never overwriting)              │
 fsync the directory and every parent that may be new          ┘
 row stored                                                    the caller
-dot-files unlinked                                            Handover.finish
+dot-files unlinked, where there are any                       Handover.finish
 only then anything said to eFax                               the caller
 
-Interrupted anywhere before the first link, nothing is visible, and either both dot-files are whole
-(`recovery` carries on from there) or the fax is fetched again. Interrupted after it, both are.
+Where the file system cannot rename without replacing, both get their names by a hard link, and keep
+the dot-names until the row is stored.
+
+Interrupted anywhere before the first rename, nothing is visible, and either both dot-files are whole
+(`recovery` carries on from there) or the fax is fetched again. Interrupted after it, a sidecar and
+the image that has its hash are there, each under one of its names.
 """
 
 import errno
@@ -42,6 +46,7 @@ class Handover:
         self.place = place
         self._replacing = replacing
         self.delivered = False
+        self._has_dot_files = True
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
@@ -89,14 +94,15 @@ class Handover:
         identity = sidecars.identity_in(content)
         if self._replacing:
             put_aside(self.place, stored, identity)
-        publish(self.place, stored, identity)
+        self._has_dot_files = publish(self.place, stored, identity)
         self.delivered = True
         return stored
 
     def finish(self) -> None:
         """Unlink the dot-files, after the row is stored; what fails is tidied at the next start."""
-        with suppress(OSError):
-            unlink_dot_files(self.place)
+        if self._has_dot_files:
+            with suppress(OSError):
+                unlink_dot_files(self.place)
 
     def discard(self) -> None:
         """Throw the dot-files away."""
@@ -161,26 +167,41 @@ def unlink_dot_files(place: Place) -> None:
     steps.unlink(place.names.dot_image, place.fd)
 
 
-def publish(place: Place, stored: StoredFile, identity: Identity) -> None:
+def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
     """From two synced dot-files to a visible, durable pair; an interrupted one can be repeated.
 
-    When it fails, what it linked is unlinked again: a directory whose fsync failed must not be
-    adopted later, on the word of a second fsync that would succeed.
+    True when dot-files are left. When it fails, what is visible of ours gets its dot-name back: a
+    directory whose fsync failed must not be adopted later, on the word of a second fsync that would
+    succeed.
     """
-    names, linked = place.names, list[str]()
+    names = place.names
+    pair = [
+        (names.dot_image, names.image(stored.format), holds(stored)),
+        (names.dot_sidecar, names.sidecar, _describes(place, stored, identity)),
+    ]
+    shown, are_left = list[tuple[str, str]](), False
     try:
         steps.sync_directory(place.fd)
-        if _link(place, names.dot_image, names.image(stored.format), holds(stored)):
-            linked.append(names.image(stored.format))
-        if _link(place, names.dot_sidecar, names.sidecar, _describes(place, stored, identity)):
-            linked.append(names.sidecar)
+        for dot_file, name, is_same in pair:
+            is_ours, is_left = _show(place, dot_file, name, is_same)
+            are_left |= is_left
+            if is_ours:
+                shown.append((name, dot_file))
         steps.sync_directory(place.fd)
         place.sync_parents()
     except Exception:
-        for name in reversed(linked):
+        for name, dot_file in reversed(shown):
             with suppress(OSError):
-                steps.unlink(name, place.fd)
+                _hide(place, name, dot_file)
         raise
+    return are_left
+
+
+def _hide(place: Place, name: str, dot_file: str) -> None:
+    with suppress(FileExistsError):  # a link: it has both names
+        if steps.move(name, dot_file, place.fd):
+            return
+    steps.unlink(name, place.fd)
 
 
 IsSame = Callable[[int], bool]
@@ -223,9 +244,10 @@ def _put_aside(place: Place, name: str, is_same: IsSame) -> None:
                 return
         finally:
             steps.close(fd)
-    _link_aside(place, name)
+    is_gone = _move_aside(place, name)
     steps.sync_directory(place.fd)  # under one name at least it is there, whatever happens now
-    steps.unlink(name, place.fd)
+    if not is_gone:
+        steps.unlink(name, place.fd)
 
 
 def _is(is_same: IsSame, fd: int) -> bool:
@@ -237,28 +259,33 @@ def _is(is_same: IsSame, fd: int) -> bool:
         return False  # a bad sector
 
 
-def _link_aside(place: Place, name: str) -> None:
+def _move_aside(place: Place, name: str) -> bool:
+    """Tell whether `name` is free; else it is a second name of what was put aside."""
     for number in _NUMBERS:
         kept = place.names.damaged(name, number)
         try:
-            steps.link(name, kept, place.fd)
+            return steps.move(name, kept, place.fd)
         except FileExistsError:
-            if not steps.is_same_file(name, kept, place.fd):
-                continue  # that one was kept earlier
+            if steps.is_same_file(name, kept, place.fd):
+                return False  # that one was kept earlier
         except PermissionError as error:
             raise StorageConflict(f"{name} is there and is no file of ours") from error
-        return
     raise StorageConflict(f"{name} was put aside too often")
 
 
-def _link(place: Place, dot_file: str, name: str, is_same: IsSame) -> bool:
-    """Give a dot-file its final name; False when a file with the same content has it already."""
+def _show(place: Place, dot_file: str, name: str, is_same: IsSame) -> tuple[bool, bool]:
+    """Give a dot-file its final name, or let a file count that has this name and is the same.
+
+    Tells whether it is ours to hide again, and whether the dot-file is left.
+    """
     try:
-        steps.link(dot_file, name, place.fd)
-    except (FileExistsError, FileNotFoundError):  # not found: an earlier run left the final name
+        return True, not steps.move(dot_file, name, place.fd)
+    except FileNotFoundError:  # an earlier run left the final name
         _adopt(place, name, is_same)
-        return False
-    return True
+        return True, False
+    except FileExistsError:
+        _adopt(place, name, is_same)
+        return steps.is_same_file(dot_file, name, place.fd), True
 
 
 def _adopt(place: Place, name: str, is_same: IsSame) -> None:

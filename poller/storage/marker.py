@@ -3,17 +3,16 @@
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poller.config.model import StorageConfig
 from poller.errors import CannotStart, StorageFull, StorageUnusable
-from poller.storage import place, steps
+from poller.storage import place, proof, steps
 
 MARKER = ".poller-storage"
 _MARKER_PART = ".poller-storage.part"
-_PROBE = ".poller-probe."
 _ID_BYTES_MAX = 200
 NOT_OURS = frozenset({"lost+found"})
 
@@ -93,7 +92,7 @@ def size(count: int) -> str:
 
 
 def _try_a_file(root: int) -> None:
-    name = f"{_PROBE}{steps.process_id()}"
+    name = f"{proof.PROBE}{steps.process_id()}"
     steps.unlink(name, root)
     fd = steps.create(name, root)
     try:
@@ -117,7 +116,8 @@ def found_storage(config: StorageConfig) -> str:
     try:
         _make_root(config)
         with opened(config.directory) as root:
-            probe(root)
+            clear_probes(root)
+            proof.prove(config, root)
             return _marked(config.directory, root)
     except StorageUnusable as error:
         raise CannotStart(str(error)) from error
@@ -180,63 +180,13 @@ def _mark(root: int) -> str:
         steps.sync_file(fd)
     finally:
         steps.close(fd)
-    steps.link(_MARKER_PART, MARKER, root)
+    is_gone = steps.move(_MARKER_PART, MARKER, root)
     steps.sync_directory(root)
-    steps.unlink(_MARKER_PART, root)
+    if not is_gone:
+        steps.unlink(_MARKER_PART, root)
     return storage_id
-
-
-def probe(root: int) -> None:
-    """Try what storing rests on; CannotStart names what this file system cannot do."""
-    names = [f"{_PROBE}{steps.process_id()}.{n}" for n in (1, 2)]
-    clear_probes(root)
-    try:
-        fd = steps.create(names[0], root)
-        try:
-            steps.sync_file(fd)
-        finally:
-            steps.close(fd)
-        if not _refused(lambda: steps.close(steps.create(names[0], root))):
-            raise CannotStart("the storage's file system does not know O_EXCL")
-        _probe_link(names, root)
-        _probe_directory_sync(root)
-    finally:
-        with suppress(OSError):
-            clear_probes(root)
-
-
-def _probe_link(names: list[str], root: int) -> None:
-    try:
-        steps.link(names[0], names[1], root)
-    except OSError as error:
-        if error.errno in _CANNOT:
-            raise CannotStart("the storage's file system has no hard links (link)") from error
-        raise
-    if not _refused(lambda: steps.link(names[0], names[1], root)):
-        raise CannotStart("the storage's file system overwrites on link")
-
-
-def _probe_directory_sync(root: int) -> None:
-    try:
-        steps.sync_directory(root)
-    except OSError as error:
-        if error.errno in _CANNOT:
-            raise CannotStart("the storage's file system cannot fsync a directory") from error
-        raise
-
-
-_CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
-
-
-def _refused(step: Callable[[], None]) -> bool:
-    try:
-        step()
-    except FileExistsError:
-        return True
-    return False
 
 
 def clear_probes(root: int) -> int:
     """Remove what probes, and the making of the marker, have left when they were interrupted."""
-    left = [n for n in steps.names(root) if n.startswith(_PROBE) or n == _MARKER_PART]
-    return sum(steps.unlink(name, root) for name in left)
+    return proof.clear(root) + steps.unlink(_MARKER_PART, root)

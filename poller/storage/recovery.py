@@ -1,8 +1,9 @@
 """What an earlier run left: carry on from it, or clear it away."""
 
 import errno
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from poller.storage import handover, marker, place, sidecars, steps
@@ -13,8 +14,9 @@ from poller.storage.sidecars import Identity, StoredFile
 def resume(at: Place, identity: Identity) -> StoredFile | None:
     """Bring a pending fax to its end without a download, where that can be; else remove its rests.
 
-    Either its visible pair is there (only the row was missing), or a complete dot-sidecar whose
-    image, under its dot or its final name, has the hash. The dot-files stay until `finish`.
+    Either its visible pair is there (only the row was missing), or a complete sidecar and the image
+    that has its hash, each under its dot or its final name. Dot-files that are left stay until
+    `finish`.
     """
     stored = _adopted(at, identity) or _carried_on(at, identity)
     if stored is None:
@@ -27,9 +29,10 @@ def resume_again(
 ) -> StoredFile | None:
     """Bring a fax that is fetched again to its end without a download, where that can be.
 
-    What is visible counts only when it is what was stored (`held`): it is well after all. Else a
-    complete pair of dot-files is carried on from, and when only the sidecar is missing or wrong
-    beside the image that was stored, it is written anew from `content`.
+    What is visible counts only when it is what was stored (`held`): it is well after all. Else what
+    an interrupted run has fetched since is carried on from: a complete pair of dot-files, or one
+    whose sidecar is visible and says that it was stored later than `content` does. When only the
+    sidecar is missing or wrong beside the image that was stored, it is written again from `content`.
     """
     handover.put_foreign_aside(at)
     intact = held is not None and _is_intact(at, held)
@@ -38,13 +41,26 @@ def resume_again(
         described = _described(at, at.names.sidecar, identity)
         if described is not None and described.sha256 == held.sha256:
             stored = _adopted(at, identity)
-    stored = stored or _replaced(at, identity)
+    names = [at.names.dot_sidecar]
+    if content is not None and _is_newer(at, content):
+        names.append(at.names.sidecar)
+    stored = stored or _replaced(at, names, identity)
     if stored is None:
         handover.unlink_dot_files(at)
         if intact and content is not None:
             handover.write_sidecar(at, sidecars.encode(content))
-            stored = _replaced(at, identity)
+            stored = _replaced(at, [at.names.dot_sidecar], identity)
     return stored
+
+
+def _is_newer(at: Place, content: dict[str, Any]) -> bool:
+    """Tell whether the visible sidecar says that its fax was stored later than `content` does."""
+    try:
+        data = _content(at, at.names.sidecar) or b""
+        known = sidecars.describe(sidecars.encode(content), at.path)
+        return sidecars.describe(data, at.path)[2] > known[2]
+    except (OSError, ValueError):
+        return False
 
 
 def _is_intact(at: Place, held: StoredFile) -> bool:
@@ -57,12 +73,11 @@ def _is_intact(at: Place, held: StoredFile) -> bool:
         return False
 
 
-def _replaced(at: Place, identity: Identity) -> StoredFile | None:
-    stored = _described(at, at.names.dot_sidecar, identity)
-    if stored is None or not _dot_or_final_image(at, stored):
+def _replaced(at: Place, names: Sequence[str], identity: Identity) -> StoredFile | None:
+    if (pair := _complete(at, names, identity)) is None:
         return None
-    _sync(at, at.names.dot_sidecar)
-    handover.put_aside(at, stored, identity)
+    _sync(at, pair.sidecar)
+    handover.put_aside(at, pair.stored, identity)
     return _carried_on(at, identity)
 
 
@@ -78,20 +93,37 @@ def _adopted(at: Place, identity: Identity) -> StoredFile | None:
 
 
 def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
-    stored = _described(at, at.names.dot_sidecar, identity)
-    if stored is None:
-        return None
-    image = _dot_or_final_image(at, stored)
-    if image is None:
+    """Of two renames that were not synced a power loss may take either, the image's alone as well."""
+    pair = _complete(at, [at.names.dot_sidecar, at.names.sidecar], identity)
+    if pair is None:
         return None
     try:
-        _sync(at, image)
-        _sync(at, at.names.dot_sidecar)
-        handover.publish(at, stored, identity)
+        _sync(at, pair.image)
+        _sync(at, pair.sidecar)
+        handover.publish(at, pair.stored, identity)
     except steps.SyncError:
         handover.unlink_dot_files(at)
         raise
-    return stored
+    return pair.stored
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two files that belong together, by the names that they have now."""
+
+    sidecar: str
+    image: str
+    stored: StoredFile
+
+
+def _complete(at: Place, names: Sequence[str], identity: Identity) -> _Pair | None:
+    """Find a sidecar of the fax, under one of these names, whose image is there."""
+    for name in names:
+        stored = _described(at, name, identity)
+        image = None if stored is None else _dot_or_final_image(at, stored)
+        if stored is not None and image is not None:
+            return _Pair(name, image, stored)
+    return None
 
 
 def _dot_or_final_image(at: Place, stored: StoredFile) -> str | None:
@@ -169,25 +201,31 @@ def _tidy(fd: int, paths: dict[str, str], active: frozenset[str]) -> int:
     found = {name for name in steps.names(fd) if place.is_own_dot_file(name)}
     for base, path in paths.items() if found else ():
         names = Names(base)
-        if path in active or _is_complete(fd, path, names, found):
-            found -= {names.dot_image, names.dot_sidecar}
+        ours = found & {names.dot_image, names.dot_sidecar}
+        if ours and (path in active or _is_complete(fd, path, names)):
+            found -= ours
     return sum(steps.unlink(name, fd) for name in found)
 
 
-def _is_complete(fd: int, path: str, names: Names, found: set[str]) -> bool:
-    """Tell whether both are there and fit; `resume` looks at the hash."""
-    if names.dot_sidecar not in found:
-        return False
+def _is_complete(fd: int, path: str, names: Names) -> bool:
+    """Tell whether a sidecar and its image are there and fit; `resume` looks at the hash."""
     at = Place(path, names, fd, place.Durable())
-    data = _content(at, names.dot_sidecar)
-    described = None if data is None else sidecars.decode(data, path)
-    if described is None:
+    return any(_has_its_image(at, name) for name in (names.dot_sidecar, names.sidecar))
+
+
+def _has_its_image(at: Place, sidecar: str) -> bool:
+    try:
+        described = sidecars.decode(_content(at, sidecar) or b"", at.path)
+    except OSError:  # a stranger's file has the name, or this one cannot be read
         return False
-    stored = described[1]
-    for name in (names.dot_image, names.image(stored.format)):
-        try:
-            if steps.status_of(name, fd).st_size == stored.bytes:
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    return described is not None and any(
+        _size(at, name) == described[1].bytes
+        for name in (at.names.dot_image, at.names.image(described[1].format))
+    )
+
+
+def _size(at: Place, name: str) -> int | None:
+    try:
+        return steps.status_of(name, at.fd).st_size
+    except FileNotFoundError:
+        return None

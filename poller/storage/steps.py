@@ -4,16 +4,21 @@ Each is one thing that can fail or be interrupted, so that tests can record them
 them, or leave one out.
 """
 
+import ctypes
 import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from functools import cache
+from typing import Any, BinaryIO
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
 _READ_CHUNK = 64 << 10
 _NOT_THROUGH_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1  # linux/fs.h
+# What file systems, kernels and sandboxes answer that cannot rename without replacing.
+_CANNOT_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV}
 
 
 class SyncError(OSError):
@@ -116,9 +121,37 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
-def link(existing: str, new: str, at: int) -> None:
-    """Give a file a second name; never overwrites (EEXIST), where a rename would."""
-    os.link(existing, new, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
+def move(existing: str, new: str, at: int) -> bool:
+    """Give a file another name; never overwrites (EEXIST), where a plain rename would.
+
+    False where the file system cannot do that in one step: then the file has both names, by a hard
+    link, until the caller unlinks the first.
+    """
+    number = rename(existing, new, at)
+    if number in _CANNOT_RENAME:
+        os.link(existing, new, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
+        return False
+    if number:
+        raise OSError(number, os.strerror(number), existing, None, new)
+    return True
+
+
+def rename(existing: str, new: str, at: int) -> int:
+    """Rename without replacing, which Python cannot; the number of the error, 0 for none."""
+    names = os.fsencode(existing), os.fsencode(new)
+    return _renamed(_libc(), names, at)
+
+
+def _renamed(libc: Any, names: tuple[bytes, bytes], at: int) -> int:
+    if not hasattr(libc, "renameat2"):  # musl before 1.2.6
+        return errno.ENOSYS
+    failed = libc.renameat2(at, names[0], at, names[1], _RENAME_NOREPLACE)
+    return ctypes.get_errno() if failed else 0
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def unlink(name: str, at: int) -> bool:
@@ -130,8 +163,20 @@ def unlink(name: str, at: int) -> bool:
     return True
 
 
+def remove_directory(name: str, at: int) -> None:
+    os.rmdir(name, dir_fd=at)
+
+
 def names(fd: int) -> list[str]:
     return os.listdir(fd)
+
+
+def is_there(name: str, at: int) -> bool:
+    try:
+        status_of(name, at)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def is_directory(name: str, at: int) -> bool:

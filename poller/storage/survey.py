@@ -83,7 +83,15 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[Found | Unreadable]:
         if visible:  # what a killed poller left half is removed at the next start
             yield Unreadable(f"{path}{_SIDECAR}", str(error))
         return
-    yield Found(path, *found, visible=visible)
+    yield Found(path, *found, visible=visible and not _lost_its_images_name(fd, path, found[1]))
+
+
+def _lost_its_images_name(fd: int, path: str, stored: StoredFile) -> bool:
+    """Tell a hand-over of whose two renames a power loss has taken the first, the image's."""
+    names = place.Names(path.rpartition("/")[2])
+    return steps.is_there(names.dot_image, fd) and not steps.is_there(
+        names.image(stored.format), fd
+    )
 
 
 def _content(fd: int, name: str) -> bytes:
@@ -109,16 +117,9 @@ def trouble(at: Place, found: Found) -> str | None:
                 raise
             problem = "the image cannot be read"
         else:
-            if _is_there(at, name):
+            if steps.is_there(name, at.fd):
                 problem = "the image has another hash"
     return problem
-
-
-def _is_there(at: Place, name: str) -> bool:
-    with suppress(FileNotFoundError):
-        steps.status_of(name, at.fd)
-        return True
-    return False
 
 
 def troubles(directory: Path, storage_id: str | None, wanted: list[Found]) -> list[str | None]:

@@ -38,10 +38,13 @@ KILLED = -9
 # A run asks for a token, lists some slices of two users by three nets, and downloads a dozen faxes.
 MOST_REQUESTS = 150
 SECOND_RUN_EVERY = 4  # of the points: a run that only looks costs as much as one that works
+# How faxes get their names: where the file system renames without replacing, and where it cannot.
+WAYS = {"rename": "", "link": "tests.crash.planted:without_rename"}
 # Faults that let the process live, and the calls that each can strike.
 WRITES = {"write", "pwrite"}
 SYNCS = {"fsync", "fdatasync"}
-GROWS = {"create", "open-truncate", "mkdir", "link", "rename", *WRITES}
+NAMES = {"link", "rename"}
+GROWS = {"create", "open-truncate", "mkdir", *NAMES, *WRITES}
 FAULTS: dict[str, set[str] | None] = {
     "eio": None,
     "enospc": GROWS,
@@ -89,6 +92,7 @@ class Site:
     simulator: Simulator
     server: ForkServer
     moment: Moment
+    way: str
     logs: list[str] = field(default_factory=list)
 
     async def once(
@@ -112,7 +116,7 @@ class Site:
                 environ={KEY_VARIABLE: KEY},
                 at=at,
                 act=act,
-                planted=planted,
+                planted=f"{WAYS[self.way]} {planted}",
                 names=names,
                 later_s=(self.moment.later + later).total_seconds(),
             )
@@ -152,10 +156,11 @@ class Site:
 
 @dataclass
 class Explorer:
-    """Explores in `work`; `began` fixes when the faxes came."""
+    """Explores in `work`; `way` is how names are given, `began` fixes when the faxes came."""
 
     server: ForkServer
     work: Path
+    way: str = "rename"
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @asynccontextmanager
@@ -171,7 +176,7 @@ class Explorer:
         async with efax(moment, self.began) as simulator:
             if moment is SECOND:
                 _already_served(simulator, progress(self._base / "state" / "poller.db").stored)
-            yield Site(install(root, simulator.base_url), simulator, self.server, moment)
+            yield Site(install(root, simulator.base_url), simulator, self.server, moment, self.way)
 
     @property
     def _base(self) -> Path:
@@ -311,10 +316,10 @@ def faults(moment: Moment, calls: Sequence[str], every_sticky: int) -> list[Poin
 
 
 def around_visible(moment: Moment, calls: Sequence[str], count: int) -> list[Point]:
-    """Before and after the links, and the commit (the journal is cut) that follows a sidecar's."""
+    """Before and after the names are given, and the commit (the journal is cut) that follows a sidecar's."""
     points: list[int] = []
     for n, kind, path in map(_split, calls):
-        if kind == "link" and path.endswith((".json", ".pdf", ".tif")):
+        if kind in NAMES and path.endswith((".json", ".pdf", ".tif")):
             points += [int(n), int(n) + 1]
             points += [
                 int(m) + step
@@ -355,12 +360,12 @@ def _whole(calls: dict[Moment, list[str]], kind: str, stride: int) -> list[Point
     return [point for one in kinds for moment in calls for point in every[one](moment)][::stride]
 
 
-async def _shard(kind: str, number: int, count: int, stride: int) -> int:
+async def _shard(kind: str, way: str, number: int, count: int, stride: int) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=in_memory()) as name:
         work = Path(name)
         async with fork_server(built_shim(work)) as server:
-            explorer = Explorer(server, work)
+            explorer = Explorer(server, work, way)
             calls = {moment: await explorer.calls_of(moment) for moment in (FIRST, SECOND)}
             points = _whole(calls, kind, stride)[number::count]
             reached, wrong = await explored(explorer, points)
@@ -377,13 +382,23 @@ def main() -> int:
     """Share the points out over processes; 0 when nothing was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.explore", description=__doc__)
     parser.add_argument("--kind", choices=("all", "kill", "twice", "fault"), default="all")
+    parser.add_argument("--way", choices=list(WAYS), default="rename", help="of giving names")
     parser.add_argument("--stride", type=int, default=1, help="explore only every n-th point")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.part is not None:
-        return asyncio.run(_shard(asked.kind, asked.part, asked.jobs, asked.stride))
-    words = ["--kind", asked.kind, "--jobs", str(asked.jobs), "--stride", str(asked.stride)]
+        return asyncio.run(_shard(asked.kind, asked.way, asked.part, asked.jobs, asked.stride))
+    words = [
+        "--kind",
+        asked.kind,
+        "--way",
+        asked.way,
+        "--jobs",
+        str(asked.jobs),
+        "--stride",
+        str(asked.stride),
+    ]
     parts = [
         subprocess.Popen([sys.executable, "-m", "tests.crash.explore", *words, "--part", str(part)])
         for part in range(asked.jobs)

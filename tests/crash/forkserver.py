@@ -43,8 +43,8 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
             os.dup2(fd, number)
         os.environ.update(order["environ"])
         os.chdir(order["directory"])
-        if order["planted"]:  # a function `module:name` that breaks something of poller's
-            module, _, name = order["planted"].partition(":")
+        for planted in order["planted"].split():  # breaks something of poller's
+            module, _, name = planted.partition(":")
             getattr(importlib.import_module(module), name)()
         if order["prefix"]:
             _move_the_clock(timedelta(seconds=order["later_s"]))

@@ -1,8 +1,10 @@
 """Bugs that the explorer must find, each put into the run under test by the name of its function.
 
 They show that the checker can fail: one is planted, a call is broken, and something must be said.
+`without_rename` is no bug: it is a file system on which names are given by links.
 """
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,18 +13,23 @@ from sqlalchemy import Connection
 
 from poller.ledger import listing
 from poller.ledger.rows import FaxRow
-from poller.storage import handover, recovery
+from poller.storage import handover, recovery, steps
 from poller.storage.place import Names, Place
 from poller.storage.sidecars import Identity, StoredFile
+
+
+def without_rename() -> None:
+    steps.rename = lambda *_: errno.EINVAL
 
 
 def row_before_link() -> None:
     """The row says *stored* before the files have their names."""
     publish, finish = handover.publish, handover.Handover.finish
-    late: dict[str, Callable[[], None]] = {}
+    late: dict[str, Callable[[], bool]] = {}
 
-    def later(place: Place, stored: StoredFile, identity: Identity) -> None:
+    def later(place: Place, stored: StoredFile, identity: Identity) -> bool:
         late[place.path] = lambda: publish(place, stored, identity)
+        return True
 
     def finish_late(self: handover.Handover) -> None:
         late.pop(self.place.path)()

@@ -1,8 +1,8 @@
 """Run the real program recorded, with a planted bug, or many times from one process that is warm.
 
-Reads a directory and the name of a bug (or none) a line, forks, runs `poller once` in the directory
-and answers with the exit code. With record.c preloaded the run is recorded, and each of the
-program's own fsyncs tells the recorder which place in the code asked for it.
+Reads a directory, how names are given, and the name of a bug (or none) a line, forks, runs `poller
+once` in the directory and answers with the exit code. With record.c preloaded the run is recorded;
+each of the program's own fsyncs tells the recorder which place in the code asked for it.
 """
 
 import ctypes
@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import poller.cli.once  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
-from poller.ledger import engine
+from poller.ledger import Ledger, engine
 from poller.storage import handover
+from tests.crash import planted
 
 ONCE = ["once", "--json", "-c", "poller.yaml"]
 _PRODUCT = f"{os.sep}poller{os.sep}"
@@ -32,6 +34,13 @@ def _record() -> None:
         sync(fd)
 
     os.fsync = fsync  # type: ignore[assignment]
+    write = Ledger.stored
+
+    async def stored(self: Ledger, fax: int, **outcome: Any) -> None:
+        await write(self, fax, **outcome)
+        library.record_stored(Path(outcome["file"]).stem.encode())
+
+    Ledger.stored = stored  # type: ignore[method-assign]
 
 
 def _place(frame: FrameType | None) -> str:
@@ -57,13 +66,14 @@ def _record_before_publishing() -> None:
     """The row is stored before the links: as if the ledger came first."""
     # What would be linked and synced before the row is linked when the dot-files are removed.
     publish, unlink_dot_files = handover.publish, handover.unlink_dot_files
-    late: dict[str, Callable[[], None]] = {}
+    late: dict[str, Callable[[], bool]] = {}
 
     def publish_later(place, stored, identity):  # type: ignore[no-untyped-def]
         late[place.path] = lambda: publish(place, stored, identity)
+        return True
 
     def unlink_then(place):  # type: ignore[no-untyped-def]
-        late.pop(place.path, lambda: None)()
+        late.pop(place.path, lambda: True)()
         unlink_dot_files(place)
 
     handover.publish = publish_later
@@ -82,9 +92,11 @@ BUGS: dict[str, Callable[[], None]] = {
 
 def serve() -> int:
     for line in sys.stdin:
-        directory, bug = line.rstrip("\n").split("\t")
+        directory, way, bug = line.rstrip("\n").split("\t")
         child = os.fork()
         if not child:
+            if way == "link":
+                planted.without_rename()
             os._exit(_run_in(Path(directory), bug))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

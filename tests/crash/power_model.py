@@ -206,6 +206,8 @@ class Disk:
                 parent.unsure.append(Change("unlink", name=name))
             case "rename":
                 self._rename(path, other)
+            case "stored":
+                pass  # said by the program, not done to the disk
             case "sync":
                 if synced:
                     self._node(call, path).sync()

@@ -87,9 +87,10 @@ class Program:
     """The real program, loaded once, run in any directory at little cost, and recorded."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, simulator: Simulator, scratch: Path
+        self, process: asyncio.subprocess.Process, simulator: Simulator, scratch: Path, way: str
     ) -> None:
         self.simulator = simulator
+        self._way = way
         self._process = process
         self.scratch = scratch
         self._numbers = itertools.count()
@@ -103,7 +104,7 @@ class Program:
         (root / "poller.yaml").write_text(_below(disk, configuration(self.simulator.base_url)))
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{root}\t{bug}\n".encode())
+        self._process.stdin.write(f"{root}\t{self._way}\t{bug}\n".encode())
         async with asyncio.timeout(_PATIENCE_S):
             code = int(await self._process.stdout.readline())
         said = (root / "err").read_text() + (root / "out").read_text()
@@ -120,7 +121,10 @@ def _below(disk: Path, text: str) -> str:
 
 
 @asynccontextmanager
-async def program(simulator: Simulator, recorder: Path, scratch: Path) -> AsyncIterator[Program]:
+async def program(
+    simulator: Simulator, recorder: Path, scratch: Path, way: str = "rename"
+) -> AsyncIterator[Program]:
+    """Give the real program; `way` "link": its file system cannot rename without replacing."""
     environment = {
         **os.environ,
         KEY_VARIABLE: KEY,
@@ -134,7 +138,7 @@ async def program(simulator: Simulator, recorder: Path, scratch: Path) -> AsyncI
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        yield Program(process, simulator, scratch)
+        yield Program(process, simulator, scratch, way)
     finally:
         assert process.stdin is not None
         process.stdin.close()

@@ -101,20 +101,16 @@ def _read(db: sqlite3.Connection) -> Rows:
 class Promises:
     """What the program has relied on so far, as its calls show; it must survive.
 
-    The dot-files of a fax are removed only when its row is stored. When the ledger is made, the key
-    of the codes has been used.
+    The recorder notes which faxes the program takes for stored. When the ledger is made, the key of
+    the codes has been used.
     """
 
-    visible: set[str] = field(default_factory=set)
     recorded: set[str] = field(default_factory=set)
     key: bool = False
 
     def see(self, call: Call) -> None:
-        name = call.path.rpartition("/")[2]
-        if call.op == "link" and call.other.endswith(_EXTENSIONS):
-            self.visible.add(Path(call.other).stem)
-        elif call.op == "unlink" and name.endswith(".image.part"):
-            self.recorded |= {name[1:].removesuffix(".image.part")} & self.visible
+        if call.op == "stored":
+            self.recorded.add(call.path)
         elif call.op == "create" and call.path.endswith(LEDGER):
             self.key = True
 

@@ -18,6 +18,8 @@
 #include <unistd.h>
 
 static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER;
+#define LOCK pthread_mutex_lock(&order)
+#define UNLOCK pthread_mutex_unlock(&order)
 static int log_fd = -1;
 static const char *below = "";
 static size_t below_length;
@@ -95,6 +97,14 @@ static void record(const char *op, ino_t inode, long long offset, const void *da
     errno = before;
 }
 
+/* The program takes this fax for stored from now on. */
+void record_stored(const char *fax)
+{
+    LOCK;
+    record("stored", 0, 0, 0, 0, fax, "");
+    UNLOCK;
+}
+
 static ino_t inode_of(int fd)
 {
     struct stat found;
@@ -102,8 +112,6 @@ static ino_t inode_of(int fd)
 }
 
 #define REAL(name, ...) static int (*real)(__VA_ARGS__); if (!real) real = (int (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
-#define LOCK pthread_mutex_lock(&order)
-#define UNLOCK pthread_mutex_unlock(&order)
 
 static int opened(int (*real)(int, const char *, int, ...), int at, const char *path, int flags, mode_t mode)
 {
@@ -227,6 +235,21 @@ int renameat(int from, const char *path, int to, const char *other)
     LOCK;
     resolve(from, path, whole, sizeof whole);
     int result = real(from, path, to, other);
+    if (!result)
+        record("rename", 0, 0, 0, 0, whole, target);
+    UNLOCK;
+    return result;
+}
+
+int renameat2(int from, const char *path, int to, const char *other, unsigned flags)
+{
+    REAL("renameat2", int, const char *, int, const char *, unsigned);
+    char whole[8192] = "", target[8192];
+    if (!resolve(to, other, target, sizeof target))
+        return real(from, path, to, other, flags);
+    LOCK;
+    resolve(from, path, whole, sizeof whole);
+    int result = real(from, path, to, other, flags);
     if (!result)
         record("rename", 0, 0, 0, 0, whole, target);
     UNLOCK;

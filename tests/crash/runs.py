@@ -19,8 +19,8 @@ PATIENCE_S = 300
 class Order:
     """One run of `words` in `directory`; what the shim does below `prefix` is said in shim.c.
 
-    Without a `prefix` nothing is done to the run. `planted` is `module:function`, called in the run
-    before it begins. `later_s` moves its clock.
+    Without a `prefix` nothing is done to the run. `planted` are functions, each `module:name`, called
+    in the run before it begins. `later_s` moves its clock.
     """
 
     words: Sequence[str]

@@ -214,6 +214,13 @@ static int renamed(int from, const char *old, int to, const char *new) {
     if (struck("rename", two) == FAIL) return -1;
     return REAL(renameat)(from, old, to, new);
 }
+int renameat2(int from, const char *old, int to, const char *new, unsigned flags) {
+    char one[PATH_MAX], two[PATH_MAX];
+    if (!resolve(to, new, two) || !resolve(from, old, one) || !is_there(one) || is_there(two))
+        return REAL(renameat2)(from, old, to, new, flags);
+    if (struck("rename", two) == FAIL) return -1;
+    return REAL(renameat2)(from, old, to, new, flags);
+}
 int rename(const char *old, const char *new) { return renamed(AT_FDCWD, old, AT_FDCWD, new); }
 int renameat(int from, const char *old, int to, const char *new) { return renamed(from, old, to, new); }
 

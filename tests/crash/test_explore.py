@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.crash.explore import (
+    NAMES,
+    WAYS,
     Explorer,
     Point,
     around_visible,
@@ -26,11 +28,13 @@ MOMENTS = (FIRST, SECOND)
 Calls = dict[Moment, list[str]]
 
 
-def _explore(shim: Path, work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]]) -> None:
+def _explore(
+    shim: Path, work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]], way: str = "rename"
+) -> None:
     async def all_of_it() -> None:
         with tempfile.TemporaryDirectory(dir=in_memory()) as name:
             async with fork_server(shim) as server:
-                explorer = Explorer(server, Path(name))
+                explorer = Explorer(server, Path(name), way)
                 calls = {moment: await explorer.calls_of(moment) for moment in MOMENTS}
                 await work(explorer, calls)
 
@@ -42,60 +46,65 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built_shim(tmp_path_factory.mktemp("shim"))
 
 
-def test_the_runs_make_every_kind_of_call_in_their_hundreds(shim: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_the_runs_make_every_kind_of_call_in_their_hundreds(shim: Path, way: str) -> None:
     async def look(_: Explorer, calls: Calls) -> None:
         assert sum(map(len, calls.values())) > 796
         kinds = {call.split(" ")[1] for call in calls[FIRST]}
-        assert kinds >= {"create", "write", "pwrite", "fsync", "fdatasync", "link", "unlink"}
+        assert kinds >= {"create", "write", "pwrite", "fsync", "fdatasync", way, "unlink"}
         assert kinds >= {"mkdir", "ftruncate", "fchmod", "close"}
         # The quarantined fax keeps evidence, the damaged one its file, TIFF its name.
         paths = "\n".join([*calls[FIRST], *calls[SECOND]])
         assert all(part in paths for part in ("evidence/", "f-damaged.tif", "f-00.pdf", "f-late"))
 
-    _explore(shim, look)
+    _explore(shim, look, way)
 
 
-def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path, way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [point for moment in MOMENTS for point in kills(moment, calls[moment])[7::97]]
+        points = [point for moment in MOMENTS for point in kills(moment, calls[moment])[7::149]]
         for moment in MOMENTS:
             points += around_visible(moment, calls[moment], 6)
         reached, wrong = await explored(explorer, points)
         assert not wrong
         assert reached > len(points) * 0.8
 
-    _explore(shim, look)
+    _explore(shim, look, way)
 
 
-def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(shim: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(shim: Path, way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=251)[1::3]]
+        points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=397)[1::3]]
         _, wrong = await explored(explorer, points)
         assert not wrong
 
-    _explore(shim, look)
+    _explore(shim, look, way)
 
 
-def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(shim: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(shim: Path, way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [p for m in MOMENTS for p in faults(m, calls[m], every_sticky=20)[5::331]]
+        points = [p for m in MOMENTS for p in faults(m, calls[m], every_sticky=20)[5::499]]
         _, wrong = await explored(explorer, points)
         assert not wrong
 
-    _explore(shim, look)
+    _explore(shim, look, way)
 
 
 # A bug that is planted, where to break the run, and what the checker then says.
 PLANTED = {
-    "row_before_link": (("lost:",), "links"),
+    "row_before_link": (("lost:",), "names"),
     "visible_while_written": (("bytes:",), "writes"),
     "page_forgotten": (("coverage:",), "end"),
-    "never_resumed": (("again:",), "links"),
+    "never_resumed": (("again:",), "names"),
 }
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_found(shim: Path, name: str) -> None:
+def test_a_planted_bug_is_found(shim: Path, name: str, way: str) -> None:
     said, where = PLANTED[name]
 
     async def look(explorer: Explorer, calls: Calls) -> None:
@@ -105,18 +114,18 @@ def test_a_planted_bug_is_found(shim: Path, name: str) -> None:
                 return
         pytest.fail(f"{name} was not found")
 
-    _explore(shim, look)
+    _explore(shim, look, way)
 
 
 def _points(where: str, calls: list[str], planted: str) -> list[Point]:
     split = [call.split(" ", 2) for call in calls]
-    links = [int(n) for n, kind, path in split if kind == "link" and path.endswith(".json")]
+    names = [int(n) for n, kind, path in split if kind in NAMES and path.endswith(".json")]
     writes = [
         int(n) for n, kind, path in split if kind in ("write", "close") and "/faxes/main" in path
     ]
     found = {
-        # By the second link a row has been written; threads may move it by a few calls.
-        "links": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in links],
+        # By the second name a row has been written; threads may move it by a few calls.
+        "names": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in names],
         "writes": [Point(FIRST, at, planted=planted) for at in writes],
         "end": [Point(FIRST, len(calls) - 2, planted=planted)],
     }

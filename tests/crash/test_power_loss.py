@@ -38,8 +38,8 @@ SEED = 1
 
 # They find out whether this file system can do it at all; nothing that is kept rests on them.
 ONLY_PROBES = {
-    "storage/marker.py:probe from storage/marker.py:found_storage",
-    "storage/marker.py:_probe_directory_sync from storage/marker.py:probe",
+    "storage/proof.py:_create from storage/proof.py:_try_a_file",
+    "storage/proof.py:_try_a_name from storage/proof.py:prove",
     "storage/marker.py:_try_a_file from storage/marker.py:check",
 }
 
@@ -81,9 +81,10 @@ class Lab:
             assert row["state"] != "stored" or after[fax_id]["sha256"] == row["sha256"], why
 
 
-@pytest.fixture
-async def lab(tmp_path: Path, recorder: Path) -> AsyncIterator[Lab]:
-    async with efax() as simulator, program(simulator, recorder, tmp_path / "runs") as poller:
+@pytest.fixture(params=["rename", "link"])
+async def lab(tmp_path: Path, recorder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    runs = tmp_path / "runs"
+    async with efax() as simulator, program(simulator, recorder, runs, request.param) as poller:
         yield Lab(poller, Judge(ledgers(tmp_path / "ledger"), lambda: served(simulator)))
 
 

@@ -2,7 +2,7 @@
 
    The file named by DISK_TROUBLE says what befalls the files below DISK_TROUBLE_BELOW:
    "eio" every fsync fails, "slow SECONDS" every fsync takes so long, "nolink" and "exdev" refuse
-   hard links. Empty or missing: nothing. */
+   hard links and renames that do not replace. Empty or missing: nothing. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -70,18 +70,31 @@ int fsync(int fd) { return sync_with_trouble(fd, "fsync"); }
 
 int fdatasync(int fd) { return sync_with_trouble(fd, "fdatasync"); }
 
+static int gives_no_names(int at)
+{
+	char trouble[64];
+
+	if (!is_below(at))
+		return 0;
+	read_trouble(trouble, sizeof trouble);
+	if (strncmp(trouble, "nolink", 6) && strncmp(trouble, "exdev", 5))
+		return 0;
+	errno = trouble[0] == 'n' ? EPERM : EXDEV;
+	return 1;
+}
+
 int linkat(int from, const char *old, int to, const char *new, int flags)
 {
 	int (*real)(int, const char *, int, const char *, int) =
 		(int (*)(int, const char *, int, const char *, int))dlsym(RTLD_NEXT, "linkat");
-	char trouble[64];
 
-	if (is_below(to)) {
-		read_trouble(trouble, sizeof trouble);
-		if (strncmp(trouble, "nolink", 6) == 0 || strncmp(trouble, "exdev", 5) == 0) {
-			errno = trouble[0] == 'n' ? EPERM : EXDEV;
-			return -1;
-		}
-	}
-	return real(from, old, to, new, flags);
+	return gives_no_names(to) ? -1 : real(from, old, to, new, flags);
+}
+
+int renameat2(int from, const char *old, int to, const char *new, unsigned flags)
+{
+	int (*real)(int, const char *, int, const char *, unsigned) =
+		(int (*)(int, const char *, int, const char *, unsigned))dlsym(RTLD_NEXT, "renameat2");
+
+	return gives_no_names(to) ? -1 : real(from, old, to, new, flags);
 }

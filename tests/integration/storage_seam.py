@@ -1,5 +1,6 @@
 """What the storage tests share: faxes, and an `os` that records, stops or fails at any step."""
 
+import errno
 import os
 import shutil
 import struct
@@ -90,7 +91,7 @@ class RecordedOs:
     that it needs no real one.
     """
 
-    CHANGING = frozenset({"mkdir", "fchmod", "write", "fsync", "link", "unlink", "create"})
+    renames = True  # or the file system answers that it cannot, and links
 
     def __init__(
         self,
@@ -102,7 +103,9 @@ class RecordedOs:
         self.root = root
         self.calls: list[str] = []
         self.volatile_names: dict[Path, list[Path]] = {}
+        self.renamed: dict[Path, Path] = {}  # volatile names, and what they were before
         self.volatile_contents: dict[int, Path] = {}
+        self._rename = steps.rename
         self._stop_at = stop_at
         self._fail = fail
         self._fds: set[int] = set()
@@ -143,13 +146,37 @@ class RecordedOs:
 
     def fsync(self, fd: int) -> None:
         self._step("fsync", self._path(fd))
-        self.volatile_names.pop(self._path(fd), None)
+        for name in self.volatile_names.pop(self._path(fd), ()):
+            self.renamed.pop(name, None)
         self.volatile_contents.pop(os.fstat(fd).st_ino, None)
 
     def link(self, old: str, new: str, **where: Any) -> None:
         self._step("link", self._path(where["dst_dir_fd"], new))
         os.link(old, new, **where)
         self._new_name(self._path(where["dst_dir_fd"], new))
+
+    def rename(self, old: str, new: str, at: int) -> int:
+        """Stands for `steps.rename`."""
+        if not self.renames:
+            return errno.EINVAL
+        before, after = self._path(at, old), self._path(at, new)
+        try:
+            if before.is_file() and not os.path.lexists(after):
+                self._step("rename", after)
+        except OSError as error:
+            return error.errno or errno.EIO
+        number = self._rename(old, new, at)
+        if not number:
+            self._renamed(before, after)
+        return number
+
+    def _renamed(self, before: Path, after: Path) -> None:
+        names = self.volatile_names.setdefault(after.parent, [])
+        was_back = self.renamed.pop(before, None) == after
+        names[:] = [one for one in names if one != before]
+        if not was_back:
+            self.renamed[after] = before
+            names.append(after)
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
         path = self._path(dir_fd, name)
@@ -158,6 +185,7 @@ class RecordedOs:
         os.unlink(name, dir_fd=dir_fd)
         for names in self.volatile_names.values():
             names[:] = [one for one in names if one != path]
+        self.renamed.pop(path, None)
 
     def _path(self, fd: int | None, name: str = "") -> Path:
         assert fd is not None
@@ -191,10 +219,20 @@ class RecordedOs:
                 if file.is_file() and file.stat().st_ino == inode:
                     os.truncate(file, file.stat().st_size // 2)
         for path in lost:
-            if path.is_dir():
+            if (before := self.renamed.get(path)) is not None:
+                if path.exists():
+                    path.rename(before)
+            elif path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+@pytest.fixture(params=[True, False], ids=["rename", "link"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How names are given: by a rename that never replaces, or where that cannot be, by a link."""
+    monkeypatch.setattr(RecordedOs, "renames", request.param)
+    return "rename" if request.param else "link"
 
 
 @contextmanager
@@ -203,6 +241,7 @@ def recording(root: Path, *, stop_at: int | None = None, **how: Any) -> Iterator
     recorded = RecordedOs(root, stop_at=stop_at, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "os", recorded)
+        patch.setattr(steps, "rename", recorded.rename)
         try:
             yield recorded
         except Killed:

@@ -53,13 +53,13 @@ async def test_stop_while_a_fax_is_made_visible_records_it(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    link = Held(steps.link)
-    monkeypatch.setattr(steps, "link", link)
+    move = Held(steps.move)
+    monkeypatch.setattr(steps, "move", move)
     attempt = asyncio.create_task(fetch(site, fax))
-    await link.reached()
+    await move.reached()
     attempt.cancel()
     await asyncio.sleep(0.02)
-    link.let_go.set()
+    move.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await attempt
     assert (await row(site, fax)).state is State.STORED

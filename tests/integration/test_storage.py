@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from tests.integration.storage_seam import (
     NOW,
     ORIGIN,
     PATH,
+    RecordedOs,
     describe,
     opened,
     recording,
@@ -613,8 +615,8 @@ async def test_cancelled_delivery_is_finished_and_found_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    gate = Held(steps.link)
-    monkeypatch.setattr(steps, "link", gate)
+    gate = Held(steps.move)
+    monkeypatch.setattr(steps, "move", gate)
     task = asyncio.create_task(store(storage, FAX))
     await gate.reached()
     task.cancel()
@@ -633,8 +635,8 @@ async def test_cancelled_resume_does_not_run_on_behind_its_caller(
 ) -> None:
     storage = await opened(root)
     _dots(root)
-    gate = Held(steps.link)
-    monkeypatch.setattr(steps, "link", gate)
+    gate = Held(steps.move)
+    monkeypatch.setattr(steps, "move", gate)
     task = asyncio.create_task(storage.resume(PATH, IDENTITY))
     await gate.reached()
     task.cancel()
@@ -669,24 +671,31 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
 # What the system refuses
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    [
-        (errno.ENOSPC, StorageFull),
-        (errno.EDQUOT, StorageFull),
-        (errno.EROFS, StorageUnusable),
-        (errno.EACCES, StorageUnusable),
-        (errno.EPERM, StorageUnusable),
-        (errno.EIO, StorageUnusable),
-        (errno.EMFILE, StorageUnusable),
-        (errno.EFBIG, FaxTooLarge),
-        (errno.ENOENT, StorageConflict),
-    ],
+_REACTIONS: dict[int, type[Exception]] = {
+    errno.ENOSPC: StorageFull,
+    errno.EDQUOT: StorageFull,
+    errno.EROFS: StorageUnusable,
+    errno.EACCES: StorageUnusable,
+    errno.EPERM: StorageUnusable,
+    errno.EIO: StorageUnusable,
+    errno.EMFILE: StorageUnusable,
+    errno.EFBIG: FaxTooLarge,
+    errno.ENOENT: StorageConflict,
+}
+_REFUSED = set(
+    itertools.product(["create", "write", "fsync", "rename", "link", "mkdir"], _REACTIONS)
 )
-@pytest.mark.parametrize("call", ["create", "write", "fsync", "link", "mkdir"])
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    sorted(_REFUSED - {("rename", errno.EPERM)}),  # then it is linked
+)
 async def test_errors_of_the_system_are_sorted_by_reaction(
-    root: Path, number: int, expected: type[Exception], call: str
+    root: Path, number: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = _REACTIONS[number]
+    monkeypatch.setattr(RecordedOs, "renames", call != "link")
     storage = await opened(root)
 
     def fail(made: str, _number: int) -> OSError | None:
@@ -694,7 +703,7 @@ async def test_errors_of_the_system_are_sorted_by_reaction(
 
     with recording(root, fail=fail), pytest.raises((expected, StorageConflict)) as caught:
         await store(storage, FAX)
-    if (call, number) != ("link", errno.ENOENT):
+    if (call, number) not in {("link", errno.ENOENT), ("rename", errno.ENOENT)}:
         assert type(caught.value) is expected
     assert tree(root) == {}
     await store(storage, FAX)

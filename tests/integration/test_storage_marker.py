@@ -10,8 +10,18 @@ import pytest
 
 from poller.errors import CannotStart, StorageUnusable
 from poller.storage import Storage, marker, steps
-from tests.integration.storage_seam import config, opened, recording, store, tiff, tree
+from tests.integration.storage_seam import (
+    RecordedOs,
+    config,
+    opened,
+    recording,
+    store,
+    tiff,
+    tree,
+    way,
+)
 
+__all__ = ["way"]
 MARKER = ".poller-storage"
 
 
@@ -179,7 +189,7 @@ async def test_directory_without_permission_is_unusable(
     assert "Permission denied" in str(await storage.check())
 
 
-async def test_kill_at_any_step_of_the_first_start_is_made_good(tmp_path: Path) -> None:
+async def test_kill_at_any_step_of_the_first_start_is_made_good(tmp_path: Path, way: str) -> None:
     for stop_at in itertools.count():
         root = tmp_path / str(stop_at) / "faxes"
         with recording(root, stop_at=stop_at) as recorded:
@@ -193,8 +203,8 @@ async def test_kill_at_any_step_of_the_first_start_is_made_good(tmp_path: Path) 
         if len(recorded.calls) < stop_at:
             break
     assert f"fsync {MARKER}.part" in recorded.calls
-    assert recorded.calls.index(f"link {MARKER}") < len(recorded.calls) - 1
-    after = recorded.calls[recorded.calls.index(f"link {MARKER}") + 1]
+    assert recorded.calls.index(f"{way} {MARKER}") < len(recorded.calls) - 1
+    after = recorded.calls[recorded.calls.index(f"{way} {MARKER}") + 1]
     assert after == "fsync ."
 
 
@@ -202,22 +212,27 @@ def _fails(call: str, number: int) -> Callable[[str, int], OSError | None]:
     return lambda made, _n: OSError(number, "") if f"{made} ".startswith(call) else None
 
 
+_NO_NAME = r"can neither rename .* nor give it a second name \(link\)"
+
+
 @pytest.mark.parametrize(
     ("call", "number", "why"),
     [
-        pytest.param("link .poller-probe", errno.EPERM, "no hard links", id="no-link"),
-        pytest.param("link .poller-probe", errno.EXDEV, "no hard links", id="link-elsewhere"),
-        pytest.param("fsync . ", errno.EINVAL, "cannot fsync", id="no-directory-fsync"),
+        pytest.param("link .poller-probe", errno.EPERM, _NO_NAME, id="no-link"),
+        pytest.param("link .poller-probe", errno.EXDEV, _NO_NAME, id="link-elsewhere"),
+        pytest.param("fsync . ", errno.EINVAL, "cannot sync a directory", id="no-directory-fsync"),
         pytest.param("create", errno.ENOSPC, "No space left", id="full"),
         pytest.param("link .poller-probe", errno.EIO, "Input/output", id="link-fails"),
+        pytest.param("fchmod .poller-probe", errno.EPERM, "a file's mode", id="no-chmod"),
         pytest.param("mkdir", errno.EACCES, "Permission denied", id="no-permission"),
     ],
 )
 async def test_first_start_refuses_what_cannot_work(
-    tmp_path: Path, call: str, number: int, why: str
+    tmp_path: Path, call: str, number: int, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(RecordedOs, "renames", False)
     root = tmp_path / "faxes"
-    if call == "fsync . ":
+    if call != "mkdir":
         root.mkdir()
     with recording(root, fail=_fails(call, number)), pytest.raises(CannotStart, match=why):
         await _found(root)
@@ -232,11 +247,11 @@ async def test_first_start_refuses_a_directory_fsync_that_fails(tmp_path: Path) 
         await _found(root)
 
 
-async def test_first_start_refuses_links_that_overwrite(
+async def test_first_start_refuses_names_that_are_overwritten(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "link", lambda *_: None)
-    with pytest.raises(CannotStart, match="overwrites on link"):
+    monkeypatch.setattr(steps, "move", lambda *_: True)
+    with pytest.raises(CannotStart, match="replaces a file"):
         await _found(root)
 
 

@@ -22,11 +22,16 @@ from tests.integration.storage_seam import (
     tiff,
     tree,
     visible,
+    way,
 )
 
+__all__ = ["way"]
 FIRST, SECOND = tiff(b"as it was stored"), tiff(b"as eFax sends it now")
 BAD = FIRST[:-3] + b"???"
 IMAGE, SIDECAR = "main/desk/f1.tif", "main/desk/f1.json"
+
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture(autouse=True)

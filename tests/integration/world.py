@@ -45,7 +45,7 @@ _CHANGES_THE_DISK = (
     "sync_file",
     "sync_directory",
     "close_written",
-    "link",
+    "move",
     "unlink",
 )
 

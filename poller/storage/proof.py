@@ -1,0 +1,158 @@
+"""Can this file system keep what a delivery promises? Tried with files that are removed again."""
+
+import errno
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from poller.config.model import StorageConfig
+from poller.errors import StorageUnusable
+from poller.storage import place, steps
+
+PROBE = ".poller-probe."
+_CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
+_CONTENT = b"what is written can be read back\n"
+_OTHERS = 0o007
+
+
+def prove(config: StorageConfig, root: int) -> None:
+    """Do all that a delivery does; StorageUnusable names what the file system lacks, and the remedy.
+
+    Raises OSError for what is no lack of an ability: no space, no permission, a broken disk.
+    """
+    mine = f"{PROBE}{steps.process_id()}"
+    file, free, directory = f"{mine}.file", f"{mine}.free", f"{mine}.directory"
+    _remove([file, free, directory], root)
+    try:
+        _try_a_file(file, root)
+        _try_a_name(file, free, root)
+        _try_a_directory(config, directory, root)
+    except _Lack as lack:
+        where = f"the file system of the storage directory {config.directory}"
+        raise StorageUnusable(f"{where} {lack}") from lack
+    finally:
+        with suppress(OSError):
+            _remove([file, free, directory], root)
+
+
+class _Lack(Exception):
+    """Ends the sentence "the file system of …"."""
+
+
+@contextmanager
+def _needs(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CANNOT:
+            raise _Lack(sentence) from error
+        raise
+
+
+def _try_a_file(name: str, root: int) -> None:
+    _create(name, root)
+    if not _refused(lambda: steps.close(steps.create(name, root))):
+        raise _Lack("makes a file although its name is taken (O_EXCL): use another file system")
+    fd = steps.open_file(name, root)
+    try:
+        mode, found = steps.status(fd).st_mode, steps.read_all(fd)
+    finally:
+        steps.close(fd)
+    if found != _CONTENT:
+        raise _Lack("does not give back what was written there: use another file system")
+    _require_mode(mode, steps.FILE_MODE, "file")
+
+
+def _create(name: str, root: int) -> None:
+    try:
+        fd = steps.create(name, root)
+    except OSError as error:
+        if error.errno in _CANNOT and steps.is_there(name, root):
+            raise _Lack(
+                "does not let poller set a file's mode (chmod): mount it with the uid and gid of "
+                "the service's user"
+            ) from error
+        raise
+    try:
+        steps.write(fd, _CONTENT)
+        steps.sync_file(fd)
+    finally:
+        steps.close(fd)
+
+
+def _require_mode(found: int, wanted: int, what: str) -> None:
+    """What owner and group may do is needed, and others may do nothing."""
+    mode, wanted = stat.S_IMODE(found), wanted & ~stat.S_ISGID
+    if mode & wanted != wanted or mode & _OTHERS:
+        raise _Lack(
+            f"gives a {what} mode {mode:o} where {wanted:o} was set (chmod): mount it with "
+            "file_mode=0640,dir_mode=0750 (CIFS) or fmask=0137,dmask=0027 (exFAT), or with "
+            "0660 and 0770 where consumers move files"
+        )
+
+
+def _try_a_name(file: str, free: str, root: int) -> None:
+    steps.close(steps.create(free, root))
+    lacks = (
+        "can neither rename a file without replacing another (renameat2, RENAME_NOREPLACE) nor "
+        "give it a second name (link): use another file system, or a mount that knows one of both"
+    )
+    with _needs(lacks):
+        if not _refused(lambda: steps.move(file, free, root)):
+            raise _Lack("replaces a file where it was told not to: use another file system")
+        steps.unlink(free, root)
+        steps.move(file, free, root)
+    with _needs(
+        "cannot sync a directory (fsync), so that a power failure could take faxes that were "
+        "stored: use another file system, or a kernel whose CIFS or NFS can"
+    ):
+        steps.sync_directory(root)
+
+
+def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
+    wanted = place.DIRECTORY_MODES[config.consumers]
+    with _needs("does not let poller set a directory's mode (chmod): mount it so that it does"):
+        fd, _ = place.enter(root, name, wanted)
+    try:
+        _require_mode(steps.status(fd).st_mode, wanted, "directory")
+        file = steps.create("file", fd)
+        try:
+            group, its_own = steps.status(fd).st_gid, steps.status(file).st_gid
+        finally:
+            steps.close(file)
+    finally:
+        steps.close(fd)
+    if group != its_own:
+        raise _Lack(
+            f"gives files group {its_own} in directories of group {group}, whose members could not "
+            "read them: make the service's user a member of that group"
+        )
+
+
+def _refused(step: Callable[[], object]) -> bool:
+    try:
+        step()
+    except FileExistsError:
+        return True
+    return False
+
+
+def clear(root: int) -> int:
+    """Remove what proofs and looks have left when they were interrupted; how many."""
+    return _remove([name for name in steps.names(root) if name.startswith(PROBE)], root)
+
+
+def _remove(names: list[str], root: int) -> int:
+    return sum(_remove_one(name, root) for name in names)
+
+
+def _remove_one(name: str, root: int) -> bool:
+    if not steps.is_directory(name, root):
+        return steps.unlink(name, root)
+    fd = steps.open_directory(name, root)
+    try:
+        _remove(steps.names(fd), fd)
+    finally:
+        steps.close(fd)
+    steps.remove_directory(name, root)
+    return True
