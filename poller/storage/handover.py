@@ -6,6 +6,7 @@ fsync, close                                                  ┐
 sidecar with the hash to a dot-file, fsync, close             │
 fsync the directory: the dot-files' names are durable now     │ Handover.deliver
 rename image, rename sidecar (never overwriting)              │
+the directory still has its path                              │
 fsync the directory and every parent that may be new          ┘
 row stored                                                    the caller
 dot-files unlinked, where there are any                       Handover.finish
@@ -17,6 +18,10 @@ the dot-names until the row is stored.
 Interrupted anywhere before the first rename, nothing is visible, and either both dot-files are whole
 (`recovery` carries on from there) or the fax is fetched again. Interrupted after it, a sidecar and
 the image that has its hash are there, each under one of its names.
+
+A consumer may rename the directory meanwhile. What was visible in it while it had its path is
+delivered, wherever it is taken then. What came into it later is taken back and delivered again; only
+what somebody has already taken out of it counts.
 """
 
 import errno
@@ -24,7 +29,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from poller.documents import Document
 from poller.documents.proof import inspect
@@ -182,11 +187,15 @@ def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
     shown, are_left = list[tuple[str, str]](), False
     try:
         steps.sync_directory(place.fd)
+        if place.is_moved(names.dot_sidecar) and place.is_moved(names.sidecar):
+            _refuse_moved(place)
         for dot_file, name, is_same in pair:
             is_ours, is_left = _show(place, dot_file, name, is_same)
             are_left |= is_left
             if is_ours:
                 shown.append((name, dot_file))
+        if place.is_moved(names.sidecar) and _is_taken_back(place, shown):
+            _refuse_moved(place)
         steps.sync_directory(place.fd)
         place.sync_parents()
     except Exception:
@@ -195,6 +204,31 @@ def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
                 _hide(place, name, dot_file)
         raise
     return are_left
+
+
+def _refuse_moved(place: Place) -> NoReturn:
+    directory = place.path.rpartition("/")[0]
+    raise StorageConflict(
+        f"moved away: the directory {directory} was renamed or removed while the fax was written "
+        "into it; the fax is delivered again"
+    )
+
+
+def _is_taken_back(place: Place, shown: list[tuple[str, str]]) -> bool:
+    """Hide again what was shown in the wrong place; False when that cannot be, and it counts.
+
+    The sidecar first, which a consumer takes last.
+    """
+    hidden: list[tuple[str, str]] = []
+    for name, dot_file in reversed(shown):
+        try:
+            _hide(place, name, dot_file)
+        except OSError:  # a consumer has taken it
+            for back, to in hidden:
+                steps.move(to, back, place.fd)
+            return False
+        hidden.append((name, dot_file))
+    return True
 
 
 def _hide(place: Place, name: str, dot_file: str) -> None:

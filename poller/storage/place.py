@@ -97,13 +97,28 @@ class Durable:
 
 @dataclass
 class Place:
-    """The open directory of one fax."""
+    """The open directory of one fax; `shown_as` is where others find it, "" where nobody looks."""
 
     path: str
     names: Names
     fd: int
     durable: Durable
     parents: list[tuple[int, str, os.stat_result]] = field(default_factory=list)
+    shown_as: str = ""
+
+    def is_moved(self, name: str) -> bool:
+        """Tell whether another directory, or none, has its path now; `name` is a file in ours."""
+        if not self.shown_as:
+            return False
+        try:
+            found = steps.status_at(f"{self.shown_as}/.")
+            if os.path.samestat(found, steps.status(self.fd)):
+                return False
+            # On some shares a file has another inode number at each look.
+            steps.status_at(f"{self.shown_as}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return False
 
     def sync_parents(self) -> None:
         """Make the names of all directories on the way durable."""

@@ -305,7 +305,9 @@ class Storage:
     def _open(self, path: str, *, make: bool) -> Place:
         with marker.proved(self._config.directory, self._id) as root:
             consumers = self._config.consumers if make else None
-            return place.open_place(root, path, durable=self._durable, make=consumers)
+            at = place.open_place(root, path, durable=self._durable, make=consumers)
+        at.shown_as = str(self._config.directory / path.rpartition("/")[0])
+        return at
 
 
 def _digest(at: Place) -> str | None:
