@@ -13,6 +13,9 @@ RECEIVED_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_CLOSED_TO_WINDOWS = re.compile(
+    r"""[<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)""", re.IGNORECASE
+)
 _HOLDS_UNPRINTABLE = "must not hold control characters"
 
 
@@ -124,6 +127,11 @@ def _part_problem(template: str) -> str | None:
     if any(part.startswith(".") for part in parts):
         return "must not have a part that begins with a dot"
     return None
+
+
+def part_closed_to_windows(path: str) -> str | None:
+    """Find a part of a path that a Windows client cannot open, of a file with its extension."""
+    return next((part for part in path.split("/") if _CLOSED_TO_WINDOWS.search(part)), None)
 
 
 def disambiguated(path: str, identity: str) -> str:

@@ -3,22 +3,25 @@
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from poller import lock
+from poller import lock, naming
 from poller.cli import setup
 from poller.cli.naming import counted
 from poller.cli.owner import require_readable
 from poller.cli.show import look
 from poller.config.model import Config, SecretRef
+from poller.errors import CannotStart
 from poller.problems import not_in_time
+from poller.storage import Storage
 
 _WELL = "ok"
 
 
 def check(paths: Sequence[Path], *, online: bool) -> int:
-    """Print what was found; 0 when all is well, 1 when eFax refuses something.
+    """Print what was found; 0 when all is well, 1 when eFax or the storage refuses something.
 
     Raises LockHeld (75) for `online` beside a command whose token a sign-in would end. Root reads
     every file, the service does not: what its user cannot read raises ConfigError.
@@ -38,16 +41,59 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
             "warning: accounts have a proxy and the heartbeat has none: if this server reaches the "
             "internet only through a proxy, set heartbeat.proxy too"
         )
-    if not online:
-        return 0
-    if setup.is_running(settings):
+    for sentence in _closed_to_windows(settings):
+        print(sentence)
+    if online and setup.is_running(settings):
         return _ask_the_daemons_ledger(settings)
+    lack = asyncio.run(_storage_trouble(settings))
+    if lack is not None:
+        print(f"nothing can be stored: {lack}")
+    if not online:
+        return 0 if lack is None else 1
     if lock.is_held(settings.state_directory):
         raise lock.refusal(settings.state_directory)
     setup.read_all_secrets(settings)
     from poller.cli import online as efax
 
-    return asyncio.run(efax.ask(settings))
+    return max(asyncio.run(efax.ask(settings)), 0 if lack is None else 1)
+
+
+async def _storage_trouble(settings: Config) -> str | None:
+    """Look at the storage as the service does; None where only the service's user could.
+
+    Before the first start there may be no directory, and no marker in it.
+    """
+    if os.access(settings.state_directory, os.W_OK):
+        with suppress(CannotStart):  # there is no ledger yet, or none that can be opened
+            async with setup.ledger_beside(settings, readonly=True) as ledger:
+                reason: str | None = (await setup.storage_now(settings, ledger))["reason"]
+                return reason
+    if not os.access(settings.storage.directory, os.W_OK):
+        return None
+    storage = Storage(settings.storage)
+    try:
+        return await storage.prove()
+    finally:
+        storage.close()
+
+
+def _closed_to_windows(settings: Config) -> Iterator[str]:
+    """Consumers that move files often do it by way of a share."""
+    if settings.storage.consumers != "move":
+        return
+    for user in settings.users:
+        path = naming.fax_path(
+            settings.storage.path,
+            account=user.account,
+            user=user.name,
+            fax_id="1",
+            received=setup.now(),
+        )
+        if (part := naming.part_closed_to_windows(f"{path}.pdf")) is not None:
+            yield (
+                f"warning: {user.account}/{user.name}: a Windows client cannot open {part!r} in the path "
+                f"{path}.pdf: change storage.path or the name"
+            )
 
 
 def _heartbeat_goes_past_the_proxy(settings: Config) -> bool:

@@ -68,7 +68,8 @@ class Gate:
         return self.usable
 
     async def look_again(self) -> bool:
-        """Look now: an attempt met trouble. What another attempt has found stays found."""
+        """Look now, thoroughly: an attempt met trouble. What another attempt has found stays found."""
+        self._storage.doubt()
         self._checked_at = None
         return await self.check()
 
@@ -104,6 +105,7 @@ class Gate:
         What a check cannot see (a quota, a limit) would open it at once, so it stays shut for a
         while, longer each time until an attempt gets through.
         """
+        self._storage.doubt()
         self._settle(reason)
         if self._clock.monotonic() < self._shut_until:
             return  # another attempt of the same time

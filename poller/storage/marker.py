@@ -69,8 +69,17 @@ def read(root: int) -> str | None:
     return data.decode(errors="replace").strip()
 
 
-def check(config: StorageConfig, root: int) -> None:
-    """Raise StorageUnusable or OSError when the directory cannot take a fax now."""
+def identity(root: int) -> tuple[int, int]:
+    """Tell one marker from another; by its device alone where inode numbers change at each look."""
+    one, again = steps.status_of(MARKER, root), steps.status_of(MARKER, root)
+    return one.st_dev, one.st_ino if one.st_ino == again.st_ino else 0
+
+
+def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
+    """Raise StorageUnusable or OSError when the directory cannot take a fax now.
+
+    `thorough` tries all that a delivery does, else whether a file can be written.
+    """
     space = steps.space(root)
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
@@ -80,7 +89,10 @@ def check(config: StorageConfig, root: int) -> None:
         )
     if space.f_files and not space.f_favail:
         raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
-    _try_a_file(root)
+    if thorough:
+        proof.prove(config, root)
+    else:
+        _try_a_file(root)
 
 
 def size(count: int) -> str:
@@ -136,7 +148,7 @@ def _make_root(config: StorageConfig) -> None:
     try:
         for name in reversed(missing):
             child, _ = place.enter(at, name, place.DIRECTORY_MODES[config.consumers])
-            steps.sync_directory(at)
+            _sync_if_able(at)
             steps.close(at)
             at = child
     finally:
@@ -151,9 +163,18 @@ def _sync_name(directory: Path) -> None:
     with suppress(PermissionError):
         parent = steps.open_root(str(directory.parent))
         try:
-            steps.sync_directory(parent)
+            _sync_if_able(parent)
         finally:
             steps.close(parent)
+
+
+def _sync_if_able(fd: int) -> None:
+    """Whether the storage's own file system can do it is proved next, and said in a sentence."""
+    try:
+        steps.sync_directory(fd)
+    except steps.SyncError as error:
+        if error.errno not in proof.CANNOT:
+            raise
 
 
 def _marked(directory: Path, root: int) -> str:

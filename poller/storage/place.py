@@ -111,8 +111,7 @@ class Place:
         if not self.shown_as:
             return False
         try:
-            found = steps.status_at(f"{self.shown_as}/.")
-            if os.path.samestat(found, steps.status(self.fd)):
+            if steps.is_at(f"{self.shown_as}/.", self.fd):
                 return False
             # On some shares a file has another inode number at each look.
             steps.status_at(f"{self.shown_as}/{name}")

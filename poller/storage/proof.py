@@ -10,7 +10,7 @@ from poller.errors import StorageUnusable
 from poller.storage import place, steps
 
 PROBE = ".poller-probe."
-_CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
+CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
 _CONTENT = b"what is written can be read back\n"
 _OTHERS = 0o007
 
@@ -44,7 +44,7 @@ def _needs(sentence: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _CANNOT:
+        if error.errno in CANNOT:
             raise _Lack(sentence) from error
         raise
 
@@ -67,7 +67,7 @@ def _create(name: str, root: int) -> None:
     try:
         fd = steps.create(name, root)
     except OSError as error:
-        if error.errno in _CANNOT and steps.is_there(name, root):
+        if error.errno in CANNOT and steps.is_there(name, root):
             raise _Lack(
                 "does not let poller set a file's mode (chmod): mount it with the uid and gid of "
                 "the service's user"
@@ -115,7 +115,7 @@ def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
         fd, _ = place.enter(root, name, wanted)
     try:
         _require_mode(steps.status(fd).st_mode, wanted, "directory")
-        file = steps.create("file", fd)
+        file = steps.create(".file", fd)
         try:
             group, its_own = steps.status(fd).st_gid, steps.status(file).st_gid
         finally:

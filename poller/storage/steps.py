@@ -191,6 +191,11 @@ def is_same_file(name: str, other: str, at: int) -> bool:
     return os.path.samestat(status_of(name, at), status_of(other, at))
 
 
+def is_at(path: str, fd: int) -> bool:
+    """Tell whether this is what others find under a whole path."""
+    return os.path.samestat(status_at(path), status(fd))
+
+
 def status(fd: int) -> os.stat_result:
     return os.fstat(fd)
 
@@ -200,7 +205,6 @@ def status_of(name: str, at: int) -> os.stat_result:
 
 
 def status_at(path: str) -> os.stat_result:
-    """Look at what others find under a whole path."""
     return os.stat(path)  # noqa: PTH116 (`os` is what tests stand in for)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageConflict, StorageUnusable
-from poller.storage import handover, inspection, marker, place, recovery, steps, survey
+from poller.storage import handover, inspection, marker, place, proof, recovery, steps, survey
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
 from poller.storage.inspection import Finding
@@ -36,6 +36,8 @@ class Storage:
         self._active: set[str] = set()
         self._turns = Lock()  # two threads must not both find a path idle
         self._delivered: dict[str, StoredFile] = {}
+        self._doubts = 0
+        self._proved: tuple[int, ...] | None = None  # the marker, and after how many doubts
 
     async def prepare(self, storage_id: str | None) -> str:
         """Tell which storage to use, as the ledger knows it; its id, to be kept in the ledger.
@@ -49,11 +51,32 @@ class Storage:
         return storage_id
 
     async def check(self, storage_id: str | None = None) -> str | None:
-        """Look whether it can take a fax now: None, or the sentence why not."""
+        """Look whether it can take a fax now: None, or the sentence why not.
+
+        What a delivery needs of the file system is tried at the first look, when the marker is
+        another file, after a look that found it unusable, and after `doubt`.
+        """
         self._id = storage_id or self._id
         try:
             await self._threads.run(self._check)
         except StorageUnusable as error:
+            return str(error)
+        return None
+
+    def doubt(self) -> None:
+        """A delivery failed for a reason of the storage: the next look tries everything again."""
+        self._doubts += 1
+
+    async def prove(self) -> str | None:
+        """Try what a delivery needs of the file system, marked or not: None, or what it lacks."""
+
+        def step() -> None:
+            with marker.opened(self._config.directory) as root:
+                proof.prove(self._config, root)
+
+        try:
+            await self._threads.run(step)
+        except (StorageUnusable, StorageConflict) as error:
             return str(error)
         return None
 
@@ -252,9 +275,12 @@ class Storage:
         self._threads.close(wait=wait)
 
     def _check(self) -> None:
+        known, self._proved = self._proved, None
         try:
             with marker.proved(self._config.directory, self._id) as root:
-                marker.check(self._config, root)
+                wanted = (*marker.identity(root), self._doubts)
+                marker.check(self._config, root, thorough=known != wanted)
+                self._proved = wanted
         except OSError as error:
             raise marker.unusable(self._config.directory, error) from error
 

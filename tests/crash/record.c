@@ -226,21 +226,6 @@ int linkat(int from, const char *path, int to, const char *other, int flags)
 }
 int link(const char *path, const char *other) { return linkat(AT_FDCWD, path, AT_FDCWD, other, 0); }
 
-int renameat(int from, const char *path, int to, const char *other)
-{
-    REAL("renameat", int, const char *, int, const char *);
-    char whole[8192] = "", target[8192];
-    if (!resolve(to, other, target, sizeof target))
-        return real(from, path, to, other);
-    LOCK;
-    resolve(from, path, whole, sizeof whole);
-    int result = real(from, path, to, other);
-    if (!result)
-        record("rename", 0, 0, 0, 0, whole, target);
-    UNLOCK;
-    return result;
-}
-
 int renameat2(int from, const char *path, int to, const char *other, unsigned flags)
 {
     REAL("renameat2", int, const char *, int, const char *, unsigned);
@@ -255,4 +240,5 @@ int renameat2(int from, const char *path, int to, const char *other, unsigned fl
     UNLOCK;
     return result;
 }
+int renameat(int from, const char *path, int to, const char *other) { return renameat2(from, path, to, other, 0); }
 int rename(const char *path, const char *other) { return renameat(AT_FDCWD, path, AT_FDCWD, other); }

@@ -32,6 +32,7 @@ from poller.ledger import Ledger
 from poller.lock import StateLock
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
+from poller.storage import steps
 from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, stored_files
 from tests.integration.at_work import faults
@@ -204,6 +205,53 @@ def test_check_warns_of_a_heartbeat_that_goes_past_the_proxy(
     file.write_text(f"{text}heartbeat: {heartbeat}\n")
     code, out, _ = run("check")
     assert (code, "set heartbeat.proxy too" in out) == (0, warned)
+
+
+def test_check_says_what_the_storage_lacks_and_leaves_nothing_there(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "faxes").mkdir()
+    for name in ("", ".poller-storage"):  # before the first start, and after it
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "move", refused_move)
+            code, out, _ = run("check")
+        assert code == 1
+        assert "nothing can be stored: the file system of the storage directory" in out
+        assert "can neither rename a file" in out
+        assert [path.name for path in (directory / "faxes").iterdir()] == [name] * bool(name)
+        assert run("check")[0] == 0
+        assert run("once")[0] == 0
+    (directory / "faxes" / ".poller-storage").unlink()
+    code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "is its disk mounted" in out
+
+
+def refused_move(*_: Any) -> bool:
+    raise OSError(errno.EOPNOTSUPP, "")
+
+
+def test_check_looks_at_no_storage_that_only_the_services_user_can_write_to(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "faxes").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(steps, "move", refused_move)
+    assert run("check")[0] == 0
+
+
+def test_check_warns_of_names_that_windows_clients_cannot_open(run: Run, directory: Path) -> None:
+    file = directory / "poller.yaml"
+    text = file.read_text().replace("a: {user_id", "con: {user_id")
+    file.write_text(text)
+    assert "Windows" not in run("check")[1]
+    file.write_text(text.replace("storage: {", "storage: {consumers: move, "))
+    code, out, _ = run("check")
+    assert code == 0
+    (said,) = [line for line in out.splitlines() if "Windows" in line]
+    assert said.startswith(
+        "warning: main/con: a Windows client cannot open 'con' in the path main/con/"
+    )
 
 
 def test_check_of_a_broken_configuration_prints_every_problem(run: Run, directory: Path) -> None:

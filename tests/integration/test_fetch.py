@@ -1,6 +1,7 @@
 """Fetch one fax of a simulated eFax: stored, tried again, quarantined, and never lost on the way."""
 
 import asyncio
+import errno
 import json
 import os
 from datetime import timedelta
@@ -676,7 +677,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
 
 
 async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simulator) -> FaxRow:
-    """A fax that is visible and has its dot-files still; its row is not stored."""
+    """A fax that is visible, by links, and has its dot-files still; its row is not stored."""
 
     async def crash(*_: Any, **__: Any) -> None:
         raise asyncio.CancelledError
@@ -685,6 +686,7 @@ async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simula
         fax, found = await listed(site, simulator)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(site.shop.ledger, "stored", crash)
+            patch.setattr(steps, "rename", lambda *_: errno.EINVAL)
             with pytest.raises(asyncio.CancelledError):
                 await fetch(site, fax)
     assert len(files(settings.storage.directory, f".*{fax.fax_id}*")) == 2

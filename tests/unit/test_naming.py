@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.naming import disambiguated, fax_path, path_template_problem, safe_id
+from poller.naming import (
+    disambiguated,
+    fax_path,
+    part_closed_to_windows,
+    path_template_problem,
+    safe_id,
+)
 
 RECEIVED = datetime(2024, 5, 21, 23, 30, tzinfo=timezone(timedelta(hours=-8)))
 DEFAULT = "{account}/{user}/{received:%Y/%m/%d}/{fax_id}"
@@ -169,3 +175,21 @@ def test_received_in_utc_stays_as_it_is() -> None:
         "{received}{fax_id}", account="", user="", fax_id="", received=RECEIVED.astimezone(UTC)
     )
     assert got == same == "20240522T073000Z%"
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"),
+    [
+        ("main/desk/2026/01/02/f1.pdf", None),
+        ("main/console/com/f1.pdf", None),
+        ("main/con/f1.pdf", "con"),
+        ("aux.main/desk/f1.pdf", "aux.main"),
+        ("main/desk/Com1.pdf", "Com1.pdf"),
+        ("main/desk./f1.pdf", "desk."),
+        ("main /desk/f1.pdf", "main "),
+        ("main/10:30/f1.pdf", "10:30"),
+        ("main/a*b/f1.pdf", "a*b"),
+    ],
+)
+def test_a_part_that_windows_clients_cannot_open_is_found(whole: str, part: str | None) -> None:
+    assert part_closed_to_windows(whole) == part
