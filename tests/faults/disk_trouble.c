@@ -1,8 +1,9 @@
 /* What a disk can do that no file system here does on request, switched while the process runs.
 
    The file named by DISK_TROUBLE says what befalls the files below DISK_TROUBLE_BELOW:
-   "eio" every fsync fails, "slow SECONDS" every fsync takes so long, "nolink" and "exdev" refuse
-   hard links and renames that do not replace. Empty or missing: nothing. */
+   "eio" every fsync fails, "slow SECONDS" every fsync takes so long, "hold" none ends before the
+   file says something else (DISK_TROUBLE.held is there once one has begun), "nolink" and "exdev"
+   refuse hard links and renames that do not replace. Empty or missing: nothing. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -48,6 +49,21 @@ static void wait_for(double seconds)
 		;
 }
 
+static void hold(void)
+{
+	char name[4096], trouble[64];
+	int fd;
+
+	snprintf(name, sizeof name, "%s.held", getenv("DISK_TROUBLE"));
+	fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		close(fd);
+	do {
+		wait_for(0.01);
+		read_trouble(trouble, sizeof trouble);
+	} while (strncmp(trouble, "hold", 4) == 0);
+}
+
 static int sync_with_trouble(int fd, const char *name)
 {
 	int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
@@ -62,6 +78,8 @@ static int sync_with_trouble(int fd, const char *name)
 		}
 		if (sscanf(trouble, "slow %lf", &seconds) == 1)
 			wait_for(seconds);
+		if (strncmp(trouble, "hold", 4) == 0)
+			hold();
 	}
 	return real(fd);
 }

@@ -115,6 +115,13 @@ class Disk:
         new.write_text(trouble)
         new.rename(self._switch)
 
+    async def hold(self) -> None:
+        """Let no fsync end from now on; returns once one has begun."""
+        self.set("hold")
+        async with asyncio.timeout(_PATIENCE_S):
+            while not self._switch.with_name(self._switch.name + ".held").exists():
+                await asyncio.sleep(0.01)
+
 
 def _free_port() -> int:
     with socket.socket() as one:
