@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -88,7 +89,7 @@ class MendedView(View):
         if behind >= 0:
             return self._last[behind : behind + count]
         data = bytearray(super()._read(at, count))
-        for one in self._ones:
-            if at <= one < at + len(data):
-                data[one - at] = ord("0")
+        ones = self._ones
+        for one in ones[bisect_left(ones, at) : bisect_left(ones, at + len(data))]:
+            data[one - at] = ord("0")
         return bytes(data)

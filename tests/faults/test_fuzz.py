@@ -31,6 +31,7 @@ from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
 from poller.retry import RETRY_AFTER_MAX_S, parse_retry_after
 from poller.simulator.documents import template
+from tests.integration.corpus import by_pikepdf, by_pillow
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -301,6 +302,8 @@ def test_what_a_whole_decoder_accepts_the_streaming_one_accepts_in_any_pieces(
 # -- documents ----------------------------------------------------------------------------------------
 
 DOCUMENTS = {"tiff": template(2)[0], "pdf": template(2)[1]}
+DOCUMENTS |= {name: data for name, data in by_pikepdf(2) if name != "pdf plain"}
+DOCUMENTS |= {name: data for name, data in by_pillow(2) if name in {"tiff jpeg", "tiff big"}}
 
 
 @st.composite

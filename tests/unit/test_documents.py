@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.documents import Document, NotADocument, proof, tiff
+from poller.documents import Document, NotADocument, proof, tiff, view
 from poller.documents.proof import inspect
 from poller.errors import BadAnswer
 
@@ -396,6 +396,20 @@ def test_object_may_bear_a_high_number(number: int) -> None:
     assert data[int(data[at + len(b"%d 1\n" % number) :][:10]) :].startswith(b"%d 0" % number), (
         shift
     )
+    assert _inspect(data) == Document("pdf", 1)
+
+
+@pytest.mark.parametrize("before", range(0, 45, 3))
+def test_numbering_from_one_is_seen_wherever_it_is(before: int) -> None:
+    """It is looked for in parts of the file; here it lies across the border of two."""
+
+    def numbered(filling: int) -> bytes:
+        stream = b"<</Length %d>>stream\n%s\nendstream" % (filling, b"x" * filling)
+        return _written(others=(stream,)).replace(b"xref\n0 5", b"xref\n1 5")
+
+    without = numbered(60_000).index(b"xref\n1 5") - 60_000
+    data = numbered(view._CHUNK - before - without)
+    assert data.index(b"xref\n1 5") == view._CHUNK - before
     assert _inspect(data) == Document("pdf", 1)
 
 
