@@ -1,6 +1,7 @@
 """The simulated eFax on loopback: the network side of it, and the handles that tests hold it by."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
@@ -74,6 +75,7 @@ class Simulator(Service):
         self._gates: list[Gate] = []
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
+        self._kept: socket.socket | None = None  # the port, while nobody listens there
         self._transports: WeakSet[asyncio.Transport] = WeakSet()
 
     @property
@@ -105,6 +107,7 @@ class Simulator(Service):
 
     async def stop(self) -> None:
         """End it, and with it answers that are held back or stall. May be called twice."""
+        self._let_go()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -116,12 +119,14 @@ class Simulator(Service):
         if self._site is not None:
             await self._site.stop()
             self._site = None
+            self._kept = kept_port(self.port)
         for transport in list(self._transports):
             transport.abort()
 
     async def open_port(self) -> None:
         """Listen again, on the same port."""
         if self._site is None:
+            self._let_go()
             await self._listen()
 
     def hold(self, *calls: str, user: str | None = None) -> Gate:
@@ -153,6 +158,11 @@ class Simulator(Service):
             originating=self.random.choice(_SENDERS),
             **fields,
         )
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def _listen(self) -> None:
         assert self._runner is not None
@@ -190,3 +200,11 @@ class Simulator(Service):
         if effect not in ("reset", "stall"):
             seen.status = answer.status
         return await deliver(request, answer, effect, self.switches, self.faults)
+
+
+def kept_port(port: int) -> socket.socket:
+    """Keep a port from everybody else; connections to it are refused, as nobody listens."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", port))
+    return kept

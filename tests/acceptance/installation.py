@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -57,6 +58,21 @@ def arrived(
         )
         for _ in range(count)
     ]
+
+
+def own_port() -> int:
+    """A port that no other test has, and that the system gives to no connection meanwhile.
+
+    One that was free a moment ago may be somebody's connection when the daemon takes it.
+    """
+    with Path("/proc/sys/net/ipv4/ip_local_port_range").open() as given:
+        below = int(given.read().split()[0])
+    for port in range(below - 1 - os.getpid() % 1000 * 16, 1024, -1):  # sixteen of each process
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

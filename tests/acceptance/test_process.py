@@ -139,8 +139,11 @@ async def test_row_58_sigkill_in_the_middle_of_a_drain_is_like_any_other(
 
 # A Python signal handler runs in the main thread and blocks the loop: a callback that never returns.
 HANGS_ON_SIGUSR1 = (
-    "import signal, sys, time\n"
-    "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))\n"
+    "import os, signal, sys, time\n"
+    "def hang(*_):\n"
+    "    os.write(1, b'\\nHANGS\\n')\n"
+    "    time.sleep(3600)\n"
+    "signal.signal(signal.SIGUSR1, hang)\n"
     "from poller.cli import main\n"
     "sys.exit(main())\n"
 )
@@ -160,8 +163,9 @@ async def test_row_60_the_watchdog_is_withheld_when_the_loop_hangs_and_the_next_
             for _ in range(3):
                 assert await heard(manager, within_s=20)
             daemon.kill(signal.SIGUSR1)
-            while await heard(manager, within_s=0.6):
-                pass  # what was sent before the signal came
+            await daemon.until(lambda: "HANGS" in daemon.lines, "the hang")
+            while await heard(manager, within_s=0.01):
+                pass  # what was sent before
             assert not await heard(manager, within_s=1.2)
             assert daemon.process.returncode is None
             daemon.kill(signal.SIGABRT)  # as systemd does then

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import shutil
-import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 from poller.simulator import Faults, Simulator
-from tests.acceptance.installation import APP, Installation, populated
+from tests.acceptance.installation import APP, Installation, own_port, populated
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config/prometheus/poller.rules.yml"
@@ -56,9 +55,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 async def exported(installation: Installation, simulator: Simulator) -> str:
     """What `/metrics` of a service at work says, that has stored a fax and met a 429."""
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
+    port = own_port()
     installation.write({"http": {"listen": f"127.0.0.1:{port}"}})
     simulator.faults = Faults.of("429@list=first:1")
     async with installation.daemon() as daemon:

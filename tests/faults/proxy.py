@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from poller.simulator.server import kept_port
+
 _BLOCK = 64 << 10
 # So that what was sent before a reset has left this side's buffers.
 _BEFORE_RESET_S = 0.02
@@ -61,6 +63,7 @@ class Proxy:
     connections: int = 0
     requests: list[bytes] = field(default_factory=list)
     _server: asyncio.Server | None = None
+    _kept: socket.socket | None = None  # the port, while nobody listens there
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -73,6 +76,7 @@ class Proxy:
 
     async def open(self) -> None:
         """Listen, on the same port as before if there was one."""
+        self._let_go()
         self._server = await asyncio.start_server(self._taken, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -81,7 +85,13 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+            self._kept = kept_port(self.port)
         await self.drop()
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def drop(self) -> None:
         """Drop every open connection."""
@@ -225,3 +235,4 @@ async def proxied(upstream: int) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         await proxy.close()
+        proxy._let_go()

@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Mapping
@@ -23,7 +22,13 @@ import pytest
 
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from tests.acceptance.installation import Daemon, Installation, arrived, assert_stored
+from tests.acceptance.installation import (
+    Daemon,
+    Installation,
+    arrived,
+    assert_stored,
+    own_port,
+)
 from tests.compiled import library
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
@@ -123,20 +128,13 @@ class Disk:
                 await asyncio.sleep(0.01)
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 @dataclass
 class Scene:
     """A daemon at work, with its page on `port`, and the faxes of its eFax."""
 
     installation: Installation
     simulator: Simulator
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=own_port)
 
     def __post_init__(self) -> None:
         self.installation.write({"http": {"listen": f"127.0.0.1:{self.port}"}})
