@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from poller import VERSION
-from poller.cli import setup
+from poller.cli import setup, streams
+from poller.cli.troubles import Troubles, Waits
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Outcome
+from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow
@@ -38,6 +40,7 @@ class Summary:
     quarantined: int = 0
     failed_fetches: int = 0
     unusable: str | None = None
+    troubles: Troubles = field(default_factory=Troubles)
 
     @property
     def exit_code(self) -> int:
@@ -66,6 +69,8 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
         setup.start_log(_quiet(settings), sys.stderr if as_json else None)
         summary = asyncio.run(_once(settings, user, storage_lock))
     _show(summary, as_json=as_json)
+    for sentence in summary.troubles.sentences():
+        streams.complain(f"poller: {sentence}")
     if summary.unusable is not None:
         raise CannotStart(f"the storage became unusable on the way: {summary.unusable}")
     return summary.exit_code
@@ -99,18 +104,28 @@ async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -
                     if account.states
                 )
             )
-        mine = {state.id for state in site.states}
-        rows = [row for row in await site.shop.ledger.users() if row.id in mine]
-        remains = setup.totals(rows)
-        summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
-        summary.unusable = site.shop.gate.reason
-        for account in site.accounts.values():
-            now = site.shop.clock.now()
-            if account.is_suspended and await site.shop.ledger.users_with_due(
-                account.account.app_id, now
-            ):
-                summary.failed_fetches += 1
+        await _sum_up(site, summary)
     return summary
+
+
+async def _sum_up(site: Site, summary: Summary) -> None:
+    """Note what remains, and why."""
+    mine = {state.id: state for state in site.states}
+    rows = [row for row in await site.shop.ledger.users() if row.id in mine]
+    remains = setup.totals(rows)
+    summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
+    summary.unusable = site.shop.gate.reason
+    for waiting in await site.shop.ledger.waiting():
+        if waiting.user in mine and summary.unusable is None:
+            state = mine[waiting.user]
+            suspended = site.accounts[state.user.app_id].client.suspension.reason
+            summary.troubles.faxes_wait(state.key, waiting, suspended)
+    for account in site.accounts.values():
+        now = site.shop.clock.now()
+        if account.is_suspended and await site.shop.ledger.users_with_due(
+            account.account.app_id, now
+        ):
+            summary.failed_fetches += 1
 
 
 def _keep_only(site: Site, key: str) -> None:
@@ -134,13 +149,15 @@ async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") 
         progress.fetched()
 
     account.on_fetched = fetched
+    account.on_wait = Waits(account.account.name).say
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
 
     async def poll(state: UserState) -> None:
         async with turns:
             # Whoever runs `once` wants to know now whether a refused user is still refused.
             state.refused_until = None
-            outcome = await account.poll(state)
+            outcome = await _polled(account, state)
+        summary.troubles.poll_ended(state.key, outcome, account.client.suspension.reason)
         if outcome.failed or outcome.skipped is not None:
             summary.failed_polls += 1
         summary.polled += 1
@@ -150,6 +167,14 @@ async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") 
     rows = await account.shop.ledger.users(include_removed=False)
     progress.expect(sum(row.pending for row in rows if row.id in account.states))
     await account.workers.run_until_idle()
+
+
+async def _polled(account: AccountAtWork, state: UserState) -> PollOutcome:
+    """A bug that one user's poll meets is that user's alone."""
+    try:
+        return await account.poll(state)
+    except Exception as bug:  # noqa: BLE001 - the others go on
+        return await account.broke_off(state, bug)
 
 
 class Backlog:

@@ -158,6 +158,7 @@ class Tokens:
                 raise SignInDelayed(
                     f"The next sign-in may go in {wait_s:.0f} seconds, not before.", wait_s=wait_s
                 )
+            self._observer.sign_in_waits(wait_s)
             await self._clock.sleep(wait_s)
 
     async def close(self) -> None:

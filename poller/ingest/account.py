@@ -51,11 +51,16 @@ class Witness:
 
     def pausing(self, seconds: float) -> None:
         """A pause that was chosen is no standing still."""
+        self._owner.on_wait("a call failed and is made again then", seconds)
         state = _POLLED.get()
         if state is not None:
             state.progress_at = self._owner.shop.clock.monotonic() + seconds
 
+    def sign_in_waits(self, seconds: float) -> None:
+        self._owner.on_wait("the next sign-in may go then", seconds)
+
     def rate_limited(self, pause_s: float, rate: float) -> None:
+        self._owner.on_wait("eFax said 429, too many requests", pause_s)
         self._owner.tally["rate_limited"] += 1
         if rate < self._owner.account.limits.requests_per_second / 2:
             return  # it was slowed already: said when that began, counted in each summary
@@ -126,6 +131,7 @@ class AccountAtWork:
     secret: str = field(repr=False)
     on_suspension_change: Callable[["AccountAtWork"], None] = lambda _: None
     on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
+    on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     states: dict[int, UserState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
@@ -182,7 +188,7 @@ class AccountAtWork:
         self._report(state, outcome)
         return outcome
 
-    async def broke_off(self, state: UserState, bug: Exception) -> None:
+    async def broke_off(self, state: UserState, bug: Exception) -> PollOutcome:
         """Take a poll that a bug has ended for one that failed."""
         if not state.bug_alarm:
             state.bug_alarm = True
@@ -198,6 +204,7 @@ class AccountAtWork:
         await self._poller.record(state, outcome)
         self._count(state, outcome)
         self._report(state, outcome)
+        return outcome
 
     async def backfill(self, state: UserState) -> PollOutcome:
         """List the old windows that an operator asked for, and nothing else."""

@@ -87,6 +87,7 @@ class FetchWorkers:
         self._on_outcome = on_outcome
         self._turns = Turns()
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._met_bugs: dict[int, float] = {}  # faxes, and until when they are left (monotonic)
         self._wake = asyncio.Event()
         self._stopping = False
         self._looked_at: float | None = None
@@ -181,9 +182,15 @@ class FetchWorkers:
                 fax_id=fax.fax_id,
                 error=error,
             )
-            await self._clock.sleep(_AFTER_BUG_S)  # it is still due: not at once again
-            return
+            self._met_bugs[fax.id] = self._clock.monotonic() + _AFTER_BUG_S
+            outcome = Outcome.FAILED
         self._on_outcome(fax, outcome)
+
+    def _passed_over(self) -> list[int]:
+        """Faxes that are due and must not begin: under way already, or not at once again after a bug."""
+        now = self._clock.monotonic()
+        self._met_bugs = {fax: until for fax, until in self._met_bugs.items() if until > now}
+        return [*self._running, *self._met_bugs]
 
     async def _next(self, *, look: bool) -> FaxRow | None:
         """The next due row, or None; a user whose list is being read is passed over."""
@@ -222,7 +229,7 @@ class FetchWorkers:
                         user,
                         self._clock.now(),
                         self._turns.ahead(),
-                        exclude=list(self._running),
+                        exclude=self._passed_over(),
                     )
                 )
             if state is None or not rows:

@@ -16,6 +16,7 @@ from poller.ledger.rows import (
     OnDisk,
     Progress,
     UserRow,
+    Waiting,
 )
 from poller.ledger.tables import State
 
@@ -36,5 +37,6 @@ __all__ = [
     "Progress",
     "State",
     "UserRow",
+    "Waiting",
     "backup",
 ]

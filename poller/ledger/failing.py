@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, and_, case, func, select, type_coerce
 
 from poller.ledger.listing import FAX
-from poller.ledger.rows import FailingCount, FaxRow, fax_row
+from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row
 from poller.ledger.tables import EPOCH, MICROSECOND, State, accounts, faxes, users
 
 _SECOND = timedelta(seconds=1) // MICROSECOND
@@ -45,6 +45,19 @@ def counts(
         user: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
         for user, late, oldest in connection.execute(wanted)
     }
+
+
+def waiting(connection: Connection) -> list[Waiting]:
+    """Count what waits, of users that are not removed, by user, state and reason."""
+    alike = (faxes.c.user, faxes.c.state, faxes.c.last_error)
+    wanted = (
+        select(*alike, func.count())
+        .join_from(faxes, users)
+        .where(faxes.c.next_attempt_at.is_not(None), users.c.removed.is_(False))
+        .group_by(*alike)
+        .order_by(*alike)
+    )
+    return [Waiting(*row) for row in connection.execute(wanted)]
 
 
 def oldest(

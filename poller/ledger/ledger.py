@@ -48,6 +48,7 @@ from poller.ledger.rows import (
     OnDisk,
     Progress,
     UserRow,
+    Waiting,
 )
 from poller.ledger.writer import Writer
 from poller.own_threads import in_own_thread
@@ -302,6 +303,10 @@ class Ledger:
     async def waiting_counts(self) -> dict[int, tuple[int, int]]:
         """Count pending and quarantined faxes of the users that have some, but for removed ones."""
         return await self._read(users.waiting_counts)
+
+    async def waiting(self) -> list[Waiting]:
+        """Count what waits, of users that are not removed, by user, state and reason."""
+        return await self._read_settled(failing.waiting)
 
     async def failing_counts(
         self, now: datetime, alarm_after: timedelta

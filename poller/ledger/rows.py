@@ -60,6 +60,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """So many faxes of a user are in this state for one reason; None: none of them has failed."""
+
+    user: int
+    state: State
+    why: str | None
+    count: int
+
+
+@dataclass(frozen=True)
 class FaxRow:
     """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage.
 

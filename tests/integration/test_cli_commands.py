@@ -6,6 +6,7 @@ import errno
 import grp
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -26,15 +27,18 @@ from poller.cli import main
 from poller.cli.owner import become_owner
 from poller.cli.parser import build
 from poller.cli.show import _headline
+from poller.config.model import User
 from poller.errors import CannotStart
 from poller.ingest.account import AccountAtWork
-from poller.ledger import Ledger
+from poller.ingest.fetch import Fetcher, Outcome
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow, Ledger
 from poller.lock import StateLock
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from poller.storage import steps
 from poller.verdict import Verdict
-from tests.conftest import APP, KEY, Event, stored_files
+from tests.conftest import APP, KEY, Event, QuickClock, stored_files
 from tests.integration.at_work import faults
 
 Run = Callable[..., tuple[int, str, str]]
@@ -162,6 +166,149 @@ def test_image_that_is_not_there_yet_is_no_failure_of_once(run: Run, efax: Simul
     efax.faults = faults("404@image=always")
     code, out, _ = run("once", "--json")
     assert (code, json.loads(out)["pending"]) == (0, 1)
+
+
+def test_once_that_ends_well_says_nothing_on_stderr(run: Run, efax: Simulator) -> None:
+    receive(efax)
+    assert run("once", "--json")[::2] == (0, "")
+    assert run("once")[::2] == (0, "")
+
+
+BOTH = "main/a, main/b were not polled: "
+TROUBLES = {
+    "404@image=always": (0, ["1 fax of main/a is still pending: "]),
+    "400@image=always": (1, ["1 fax of main/a is still pending: "]),
+    "null-image@image=always": (1, ["1 fax of main/a is still pending: "]),
+    "503@image=always": (1, ["1 fax of main/a is still pending: "]),
+    "403@list=always": (1, [BOTH]),
+    "html-200@list=always": (1, [BOTH]),
+    "503@list=always": (1, [BOTH]),
+    "401@token=always": (1, [BOTH + "the account is suspended: "]),
+    "429@list=always": (1, [BOTH]),
+    "401@image=always": (1, ["1 fax of main/a is still pending: "]),
+}
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "table"])
+@pytest.mark.parametrize("fault", TROUBLES)
+def test_once_says_each_cause_of_a_bad_end_in_one_sentence(
+    fault: str, as_json: bool, run: Run, efax: Simulator, quick: None
+) -> None:
+    receive(efax)
+    efax.faults = faults(fault)
+    code, begins = TROUBLES[fault]
+    found, out, err = run("once", *(["--json"] if as_json else []))
+    said = [line for line in err.splitlines() if " waits until " not in line]
+    assert found == code
+    assert len(said) == len(begins), err
+    assert all(line.startswith(f"poller: {one}") for line, one in zip(said, begins, strict=True))
+    assert all(len(line) > len(f"poller: {one}") for line, one in zip(said, begins, strict=True))
+    assert not as_json or json.loads(out)
+
+
+def test_many_users_of_one_cause_are_one_sentence_that_names_the_first(
+    run: Run, directory: Path, efax: Simulator
+) -> None:
+    users = "".join(f'      c{i}: {{user_id: "nobody-{i}"}}\n' for i in range(20))
+    config = (directory / "poller.yaml").read_text()
+    (directory / "poller.yaml").write_text(config.replace("    users:\n", "    users:\n" + users))
+    code, _, err = run("once")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "main/c0, main/c1, main/c2 and 17 more were not polled: " in err
+
+
+def test_once_says_what_is_quarantined_and_what_waited_before(
+    run: Run, directory: Path, efax: Simulator
+) -> None:
+    for user in ("user-a", "user-b"):
+        for _ in range(2):
+            receive(efax, user, trouble="null-image")
+    assert run("once")[0] == 1
+    with sqlite3.connect(directory / "state" / "poller.db") as ledger:
+        ledger.execute("UPDATE faxes SET state = 'quarantined' WHERE id < 4")
+    code, _, err = run("once")
+    assert code == 0
+    quarantined, pending = err.splitlines()
+    assert pending.startswith("poller: 1 fax of main/b is still pending: ")
+    assert quarantined.startswith("poller: 3 faxes of main/a, main/b are quarantined: ")
+    assert quarantined.endswith("; mend the cause, then `poller retry`")
+
+
+def test_once_of_a_suspended_account_says_that_what_is_due_waits_for_it(
+    run: Run, directory: Path, efax: Simulator
+) -> None:
+    receive(efax)
+    efax.faults = faults("404@image=always")
+    run("once")
+    with sqlite3.connect(directory / "state" / "poller.db") as ledger:
+        ledger.execute("UPDATE faxes SET next_attempt_at = 0, last_error = NULL")
+    efax.faults = faults("401@token=always")
+    code, _, err = run("once")
+    assert (code, err.count("\n")) == (1, 2)
+    assert "poller: 1 fax of main/a is still pending: the account is suspended: " in err
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a command's waits cost no time."""
+    monkeypatch.setattr("poller.ingest.site.SystemClock", lambda: QuickClock(datetime.now(UTC)))
+
+
+def test_once_says_that_it_waits_to_sign_in_and_until_when(
+    run: Run, efax: Simulator, quick: None
+) -> None:
+    for _ in range(5):
+        assert run("once")[::2] == (0, "")
+    code, _, err = run("once")
+    assert code == 0
+    sign_in = r"poller: account main waits until \d\d:\d\d:\d\d UTC: the next sign-in may go then\n"
+    assert re.fullmatch(sign_in, err)
+
+
+def test_once_says_that_a_429_makes_it_wait(run: Run, efax: Simulator, quick: None) -> None:
+    efax.faults = faults("429@list+60=first:2")
+    code, _, err = run("once")
+    assert (code, err.count("UTC: eFax said 429, too many requests\n")) == (1, 1)
+
+
+def test_bug_in_one_users_poll_ends_neither_once_nor_the_other_polls(
+    run: Run, efax: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(efax, "user-b")
+    real = AccountAtWork.poll
+
+    async def poll(self: AccountAtWork, state: UserState, **limits: Any) -> Any:
+        if state.user.name == "a":
+            raise KeyError(NUMBER)
+        return await real(self, state, **limits)
+
+    monkeypatch.setattr(AccountAtWork, "poll", poll)
+    code, out, err = run("once", "--json")
+    summary = json.loads(out)
+    assert (code, summary["failed_polls"], summary["stored"]) == (1, 1, 1)
+    said = "poller: main/a was not polled: An error that nobody expected (KeyError): see internal"
+    assert (err.startswith(said), err.count("\n")) == (True, 1)
+    assert [event.action for event in events].count("internal-error") == 1
+
+
+def test_bug_that_not_even_records_an_attempt_fails_once_and_does_not_hold_it(
+    run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(efax)
+    receive(efax, "user-b")
+    real = Fetcher.fetch
+
+    async def fetch(self: Fetcher, fax: FaxRow, user: User) -> Outcome:
+        if user.name == "a":
+            raise KeyError(NUMBER)
+        return await real(self, fax, user)
+
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    code, out, err = run("once", "--json")
+    assert (code, json.loads(out)["stored"], json.loads(out)["pending"]) == (1, 1, 1)
+    assert (
+        err == "poller: 1 fax of main/a is still pending: no attempt could be made and recorded\n"
+    )
 
 
 def test_once_refuses_an_unusable_storage_and_a_held_lock(run: Run, directory: Path) -> None:

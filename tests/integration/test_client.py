@@ -98,6 +98,9 @@ class Watcher:
     def pausing(self, seconds: float) -> None:
         self.pauses.append(seconds)
 
+    def sign_in_waits(self, seconds: float) -> None:
+        self.events.append(("sign_in_waits", seconds))
+
     def rate_limited(self, pause_s: float, rate: float) -> None:
         self.events.append(("rate_limited", pause_s, rate))
 
