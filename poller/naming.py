@@ -11,12 +11,22 @@ LONGEST_PART = 200  # a file system takes 255 bytes; dot-files and endings need 
 PLACEHOLDERS = ("account", "user", "fax_id", "received")
 RECEIVED_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
 
+# Only so: without its dashes, in braces or as a URN an id may be anything.
+_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _CLOSED_TO_WINDOWS = re.compile(
     r"""[<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)""", re.IGNORECASE
 )
 _HOLDS_UNPRINTABLE = "must not hold control characters"
+
+
+def fax_key(fax_id: str) -> str:
+    """Return what the spellings of one fax id have in common.
+
+    A UUID may come with its letters in either case (RFC 9562); any other id is only itself.
+    """
+    return fax_id.lower() if _UUID.fullmatch(fax_id) else fax_id
 
 
 def safe_id(fax_id: str) -> str:

@@ -25,6 +25,7 @@ from poller.errors import (
     UserRefused,
     WindowRefused,
 )
+from poller.naming import fax_key
 from poller.retry import parse_retry_after
 
 BODY_LIMIT = 32 << 20
@@ -64,7 +65,8 @@ class ListedFax:
 class Page:
     """One page of a list; `unusable` counts records without a fax id that could be asked for.
 
-    `marks` tell all its records apart, in their order: the fax id, or what stands in for it.
+    `marks` tell all its records apart, in their order: the key of the fax id, or what stands in
+    for it.
     """
 
     faxes: tuple[ListedFax, ...]
@@ -133,7 +135,7 @@ def parse_page(body: bytes) -> Page:
     records = [_no_deeper(record, DEEPEST_FIELD) for record in records]
     listed = [(_listed(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
-    marks = tuple(fax.fax_id if fax else _stand_in(record) for fax, record in listed)
+    marks = tuple(fax_key(fax.fax_id) if fax else _stand_in(record) for fax, record in listed)
     return Page(faxes, len(records) - len(faxes), marks)
 
 

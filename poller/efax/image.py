@@ -18,6 +18,7 @@ import pybase64
 
 from poller.efax.strict_json import strict_object
 from poller.errors import BadAnswer
+from poller.naming import fax_key
 
 IMAGE_LIMIT = 1 << 30
 SKELETON_LIMIT = 1 << 20
@@ -98,7 +99,7 @@ class ImageDecoder:
 
     def _check_fax_id(self, fields: dict[str, Any]) -> None:
         theirs = fields.get("fax_id")
-        if theirs is not None and str(theirs) != self._fax_id:
+        if theirs is not None and fax_key(str(theirs)) != fax_key(self._fax_id):
             raise BadAnswer("The image answer is about another fax.")
 
     def _keep(self, piece: bytes) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from poller.ledger import fetching
-from poller.ledger.listing import chunks
-from poller.ledger.tables import State, coverage, faxes, users
+from poller.ledger.listing import chunks, other_key
+from poller.ledger.tables import State, coverage, faxes, has_key, users
+from poller.naming import fax_key
 
 Key = tuple[str, str]  # app_id, user_id
 
@@ -56,22 +57,34 @@ def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
     return [
         place
         for place, one in enumerate(kept)
-        if (row := rows.get((one.key, one.fax_id))) is None
+        if (row := _row_of(one, rows)) is None
         or row.state is not State.STORED
         or row.sha256 != one.sha256
     ]
 
 
 def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Key, str], Any]:
+    """Rows by the user's key and the fax id, and by that of all its spellings: the one first seen."""
     wanted = select(
         *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.force),
         *(users.c.app_id, users.c.user_id),
     ).join_from(faxes, users)
-    return {
-        ((row.app_id, row.user_id), row.fax_id): row
-        for chunk in chunks(sorted({one.fax_id for one in kept}))
-        for row in connection.execute(wanted.where(faxes.c.fax_id.in_(chunk)))
-    }
+    ids = {fax_id for one in kept for fax_id in (one.fax_id, fax_key(one.fax_id))}
+    found = [
+        row
+        for chunk in chunks(sorted(ids))
+        for row in connection.execute(wanted.where(has_key(chunk)))
+    ]
+    rows = {}
+    for row in sorted(found, key=lambda row: row.id):
+        key = (row.app_id, row.user_id)
+        rows[key, row.fax_id] = row
+        rows.setdefault((key, fax_key(row.fax_id)), row)
+    return rows
+
+
+def _row_of(one: Kept, rows: dict[tuple[Key, str], Any]) -> Any:
+    return rows.get((one.key, one.fax_id)) or rows.get((one.key, fax_key(one.fax_id)))
 
 
 def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopted:
@@ -82,12 +95,13 @@ def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopte
     taken = _taken_paths(connection, kept)
     new: dict[tuple[Key, str], Kept] = {}
     for one in sorted(kept, key=lambda one: not one.stored):  # a visible one before a hand-over
-        row = rows.get((one.key, one.fax_id))
+        row = _row_of(one, rows)
+        identity = (one.key, fax_key(one.fax_id))
         owner = taken.get(one.path)
-        if (one.key, one.fax_id) in new or (owner is not None and (row is None or owner != row.id)):
+        if identity in new or (owner is not None and (row is None or owner != row.id)):
             done.doubles += [one.path] if one.stored else []
         elif row is None:
-            new[one.key, one.fax_id] = one
+            new[identity] = one
             taken[one.path] = -1
         else:
             _update(connection, row, one, now, done)
@@ -159,6 +173,7 @@ def _new_row(owner: int, one: Kept, now: datetime) -> dict[str, Any]:
     return (_file(one) if one.stored else pending | {"path": one.path}) | {
         "user": owner,
         "fax_id": one.fax_id,
+        "fax_key": other_key(one.fax_id),
         "listed": one.listed,
         "received_at": one.received_at,
         "first_seen_at": one.first_seen_at,

@@ -20,9 +20,19 @@ from sqlalchemy import (
     update,
 )
 
+from poller import naming
 from poller.ledger.listing import FAX, chunks
 from poller.ledger.rows import Attempt, Claim, FaxRow, OnDisk, fax_row
-from poller.ledger.tables import EPOCH, MICROSECOND, Instant, State, attempts, faxes, users
+from poller.ledger.tables import (
+    EPOCH,
+    MICROSECOND,
+    Instant,
+    State,
+    attempts,
+    faxes,
+    has_key,
+    users,
+)
 
 KEPT_ATTEMPTS = 50
 _HOUR = timedelta(hours=1) // MICROSECOND
@@ -199,12 +209,13 @@ def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
 def find(
     connection: Connection, fax_id: str, account: str | None, user: str | None
 ) -> list[FaxRow]:
-    wanted = FAX.where(faxes.c.fax_id == fax_id)
+    wanted = FAX.where(has_key([fax_id, naming.fax_key(fax_id)]))
     if account is not None:
         wanted = wanted.where(users.c.account == account)
     if user is not None:
         wanted = wanted.where(users.c.name == user)
-    return [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id))]
+    rows = [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id))]
+    return [row for row in rows if row.fax_id == fax_id] or rows
 
 
 def recent_directories(connection: Connection, limit: int) -> list[str]:

@@ -636,7 +636,7 @@ class Ledger:
     async def find(
         self, fax_id: str, account: str | None = None, user: str | None = None
     ) -> list[FaxRow]:
-        """Return the faxes of this id; two users may have one each."""
+        """Return the faxes of this id in this spelling, or else in any; two users may have one each."""
         return await self._read(lambda connection: fetching.find(connection, fax_id, account, user))
 
     async def history(self, fax: int) -> list[Attempt]:

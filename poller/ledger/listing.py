@@ -5,11 +5,30 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from poller import naming
 from poller.ledger.rows import FaxRow, NewFax, fax_row
-from poller.ledger.tables import EPOCH, State, coverage, failed_slices, faxes, users
+from poller.ledger.tables import (
+    EPOCH,
+    FAX_KEY,
+    State,
+    coverage,
+    failed_slices,
+    faxes,
+    has_key,
+    users,
+)
 from poller.window import Coverage, FailedSlice, Interval
 
 # A fax inside the overlap is listed by every poll. When it was last listed is kept to this
@@ -23,8 +42,13 @@ FAX = select(
 
 # What most polls need is composed once: that takes longer than the statement.
 _WHOSE = faxes.c.user == bindparam("whose")
-_THESE = faxes.c.fax_id.in_(bindparam("these", expanding=True))
-_LAST_LISTED = select(faxes.c.fax_id, faxes.c.id, faxes.c.last_listed_at).where(_WHOSE, _THESE)
+_KEYS: BindParameter[Any] = bindparam("these", expanding=True)
+_LAST_LISTED = (
+    select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at)
+    .where(_WHOSE, has_key(_KEYS))
+    .order_by(faxes.c.id.desc())  # of two spellings the one first seen holds
+)
+_THESE = faxes.c.fax_id.in_(_KEYS)
 _ROWS = FAX.where(_WHOSE, _THESE)
 _TAKEN = select(faxes.c.path).where(faxes.c.path.in_(bindparam("these", expanding=True)))
 _INSERT = insert(faxes)
@@ -77,10 +101,11 @@ class Page:
 
 
 def record_page(connection: Connection, user: int, page: Page) -> list[FaxRow]:
-    listed = {fax.fax_id: fax for fax in reversed(page.faxes)}  # twice on a page: the first holds
-    ids = list(dict.fromkeys(fax.fax_id for fax in page.faxes))
-    known = _last_listed(connection, user, ids)
-    new = [listed[fax_id] for fax_id in ids if fax_id not in known]
+    listed: dict[str, NewFax] = {}
+    for fax in page.faxes:  # twice on a page: the first holds
+        listed.setdefault(naming.fax_key(fax.fax_id), fax)
+    known = _last_listed(connection, user, list(listed))
+    new = [fax for key, fax in listed.items() if key not in known]
     if new:
         _insert(connection, user, new, page)
     _listed_again(connection, known, page)
@@ -89,18 +114,24 @@ def record_page(connection: Connection, user: int, page: Page) -> list[FaxRow]:
     return _by_fax_ids(connection, user, [fax.fax_id for fax in new])
 
 
+def other_key(fax_id: str) -> str | None:
+    """Return the key of an id where that is not the id itself."""
+    key = naming.fax_key(fax_id)
+    return None if key == fax_id else key
+
+
 def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for begin in range(0, len(values), _AT_ONCE):
         yield values[begin : begin + _AT_ONCE]
 
 
 def _last_listed(
-    connection: Connection, user: int, fax_ids: list[str]
+    connection: Connection, user: int, keys: list[str]
 ) -> dict[str, tuple[int, datetime]]:
     return {
-        fax_id: (fax, at)
-        for chunk in chunks(fax_ids)
-        for fax_id, fax, at in connection.execute(_LAST_LISTED, {"whose": user, "these": chunk})
+        key: (fax, at)
+        for chunk in chunks(keys)
+        for key, fax, at in connection.execute(_LAST_LISTED, {"whose": user, "these": chunk})
     }
 
 
@@ -156,6 +187,7 @@ def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) ->
             {
                 **shared,
                 "fax_id": fax.fax_id,
+                "fax_key": other_key(fax.fax_id),
                 "path": paths.take(fax.path, f"{owner.app_id}/{owner.user_id}/{fax.fax_id}"),
                 "listed": fax.listed,
                 "received_at": fax.received_at,

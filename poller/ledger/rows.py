@@ -74,6 +74,7 @@ class FaxRow:
     """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage.
 
     `force`: what is on the disk is not to be taken for the fax. `harm`: why it is not what was stored.
+    `fax_key`: what the spellings of `fax_id` have in common, where that is something else.
     """
 
     id: int
@@ -111,6 +112,7 @@ class FaxRow:
     dismiss_reason: str | None
     force: bool
     harm: str | None
+    fax_key: str | None
 
     @property
     def claim(self) -> "Claim":

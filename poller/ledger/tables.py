@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Dialect,
     Float,
     ForeignKey,
@@ -22,11 +23,13 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    func,
     literal_column,
+    or_,
 )
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0003"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0004"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -268,6 +271,9 @@ faxes = Table(
     _flag("force"),
     # Why what is on the disk is not what was stored, while somebody has to know it.
     Column("harm", Text),
+    # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
+    # fax looks for both in the same transaction, which holds the lock for writing.
+    Column("fax_key", Text),
     # This order serves both the look-up by user and the operator's look-up by fax id alone.
     UniqueConstraint("fax_id", "user"),
     UniqueConstraint("path"),
@@ -277,6 +283,14 @@ faxes = Table(
         "(next_attempt_at IS NOT NULL) = (state IN ('pending', 'quarantined'))", name="due"
     ),
 )
+FAX_KEY = func.coalesce(faxes.c.fax_key, faxes.c.fax_id)
+
+
+def has_key(keys: Any) -> ColumnElement[bool]:
+    """Find the faxes of these keys; two, where both spellings were known before keys were."""
+    return or_(faxes.c.fax_id.in_(keys), faxes.c.fax_key.in_(keys))
+
+
 # What PostgreSQL needs to know of these indexes is in the migrations: said here, it would load that
 # dialect at every start.
 Index(
@@ -296,6 +310,14 @@ Index(
     "ix_faxes_harm",
     faxes.c.user,
     sqlite_where=faxes.c.harm.is_not(None),
+)
+
+Index(
+    "uq_faxes_fax_key_user",
+    faxes.c.fax_key,
+    faxes.c.user,
+    unique=True,
+    sqlite_where=faxes.c.fax_key.is_not(None),
 )
 
 # With a value in it that SQLite sees, so that it may use the index.

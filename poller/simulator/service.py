@@ -17,7 +17,7 @@ from .answers import Answer
 from .documents import Format
 from .faults import NOTHING, Chooser, Fault, Faults, Stage, Target
 from .query import MalformedError
-from .state import App, Bucket, Fax, Mailbox, whole_milliseconds
+from .state import App, Bucket, Fax, Mailbox, is_uuid, whole_milliseconds
 from .switches import Switches
 
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie"})
@@ -298,7 +298,9 @@ class Service:
         paging = query.parse_paging(arrival.headers, refuse_above_100=refuse)
         in_order = listing.ordered(self.switches, faxes, self.random)
         page, offset = listing.page_of(self.switches, in_order, paging)
-        return answers.json_answer(self.switches, answers.list_body(self.switches, page, offset))
+        how = self._letters(self.switches.list_fax_id)
+        spelled = [_spelled(fax, how) for fax in page]
+        return answers.json_answer(self.switches, answers.list_body(self.switches, spelled, offset))
 
     def _listed(self, mailbox: Mailbox, raw_query: str) -> tuple[query.Window, list[Fax]]:
         values = self._query(raw_query, query.LIST_PARAMETERS)
@@ -311,7 +313,7 @@ class Service:
         _, raw_query = query.split_target(arrival.target)
         allowed = _IMAGE_PARAMETERS if seen.call == "image" else _NO_PARAMETERS
         values = self._query(raw_query, allowed)
-        fax = mailbox.by_id.get(seen.fax_id or "")
+        fax = mailbox.find(seen.fax_id or "")
         if fax is None or fax.visible_at > self.now():
             raise RefusedError(404, "no such fax")
         if seen.call == "image":
@@ -335,7 +337,11 @@ class Service:
         fmt = formats[wanted]
         document = self.image_bytes(fax, fmt)
         self.served.setdefault(fax, []).append(hashlib.sha256(document).hexdigest())
-        return answers.image_answer(self.switches, fax, document, fmt, trouble)
+        spelled = _spelled(fax, self._letters(self.switches.image_fax_id))
+        return answers.image_answer(self.switches, spelled, document, fmt, trouble)
+
+    def _letters(self, how: str) -> str:
+        return self.random.choice(("lower", "upper")) if how == "mixed" else how
 
     # Who asks, and how often
 
@@ -362,7 +368,7 @@ class Service:
     def _fax_of(self, seen: Seen) -> Fax | None:
         app = self.apps.get(seen.app_id or "")
         mailbox = app.users.get(seen.user or "") if app else None
-        return mailbox.by_id.get(seen.fax_id or "") if mailbox else None
+        return mailbox.find(seen.fax_id or "") if mailbox else None
 
     def _issue(self, app: App) -> str:
         ends = self.now() + timedelta(seconds=self.switches.expires_in_s)
@@ -480,6 +486,13 @@ def _route(method: str, segments: list[str]) -> tuple[str | None, str | None]:
         return fixed, None
     call = _FAX_ROUTES.get((method, "/".join(segments[2:])))
     return call, segments[1] if call else None
+
+
+def _spelled(fax: Fax, how: str) -> Fax:
+    """Give the fax as an answer spells its id."""
+    if how == "same" or not is_uuid(fax.fax_id):
+        return fax
+    return replace(fax, fax_id=fax.fax_id.lower() if how == "lower" else fax.fax_id.upper())
 
 
 def _media_type(arrival: Arrival) -> str:

@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -80,6 +81,14 @@ class Mailbox:
         bisect.insort(self.faxes, fax, key=lambda one: (one.completed, one.number))
         self.by_id[fax.fax_id] = fax
 
+    def find(self, fax_id: str) -> Fax | None:
+        """Find a fax by its id; a UUID in any case, for eFax itself may spell it so."""
+        found = self.by_id.get(fax_id)
+        if found is None and is_uuid(fax_id):
+            spellings = (fax_id.lower(), fax_id.upper())
+            found = next((self.by_id[one] for one in spellings if one in self.by_id), None)
+        return found
+
     def remove(self, fax: Fax) -> None:
         self.faxes.remove(fax)
         del self.by_id[fax.fax_id]
@@ -90,6 +99,10 @@ class Mailbox:
         low = 0 if start is None else bisect.bisect_left(self.faxes, start, key=_completed)
         high = None if end is None else bisect.bisect_right(self.faxes, end, key=_completed)
         return self.faxes[low:high]
+
+
+def is_uuid(text: str) -> bool:
+    return re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text) is not None
 
 
 def _completed(fax: Fax) -> datetime:

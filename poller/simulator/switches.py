@@ -45,6 +45,16 @@ class Switches:
     future_window: Literal["answered", "refused"] = _switch(
         "answered", "is a window that ends in the server's future refused with 400", "refused"
     )
+    list_fax_id: Literal["same", "lower", "upper", "mixed"] = _switch(
+        "same",
+        "case of the letters of a fax id that is a UUID, in lists; mixed: at each call another",
+        "lower",
+        "upper",
+        "mixed",
+    )
+    image_fax_id: Literal["same", "lower", "upper", "mixed"] = _switch(
+        "same", "the same, in image answers", "lower", "upper", "mixed"
+    )
     default_window_s: float | None = _switch(
         None, "how far a list without a minimum reaches back (none: to the first fax)", 86_400.0
     )

@@ -347,7 +347,7 @@ def holds(stored: StoredFile) -> IsSame:
 def _describes(place: Place, stored: StoredFile, identity: Identity) -> IsSame:
     def is_same(fd: int) -> bool:
         found = sidecars.decode(steps.read_all(fd), place.path)
-        return found is not None and found[0] == identity and found[1].sha256 == stored.sha256
+        return found is not None and found[0].is_same(identity) and found[1].sha256 == stored.sha256
 
     return is_same
 

@@ -103,7 +103,7 @@ def _sidecar_trouble(at: Place, stored: StoredFile, identity: Identity) -> str |
         steps.close(fd)
     if described is None:
         return "the sidecar is not one that poller writes"
-    if described[0] != identity:
+    if not described[0].is_same(identity):
         return "the sidecar is of another fax"
     if described[1].sha256 != stored.sha256:
         return "the sidecar describes another image"

@@ -135,7 +135,7 @@ def _described(at: Place, name: str, identity: Identity) -> StoredFile | None:
     """Read what a sidecar says about its image, if it is one of this fax."""
     data = _content(at, name)
     found = None if data is None else sidecars.decode(data, at.path)
-    return found[1] if found is not None and found[0] == identity else None
+    return found[1] if found is not None and found[0].is_same(identity) else None
 
 
 def _content(at: Place, name: str) -> bytes | None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from poller.documents import DocumentFormat
+from poller.naming import fax_key
 
 EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
 
@@ -16,6 +17,12 @@ class Identity(NamedTuple):
     app_id: str
     user_id: str
     fax_id: str
+
+    def is_same(self, other: "Identity") -> bool:
+        """Whether both are one fax, whose id may be spelled in two ways."""
+        return self._replace(fax_id=fax_key(self.fax_id)) == other._replace(
+            fax_id=fax_key(other.fax_id)
+        )
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,7 @@ async def test_a_reader_does_not_open_a_newer_ledger(made: Path) -> None:
 async def test_a_reader_does_not_migrate_an_older_ledger(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "REVISION", "0004")
+    monkeypatch.setattr(schema, "REVISION", "0005")
     with pytest.raises(CannotStart, match="older poller"):
         await Ledger.open(url(made), readonly=True)
 

@@ -391,6 +391,10 @@ async def use_everything(ledger: Ledger, user: UserRow) -> None:
     )
     await ledger.users_with_due("app", NOW)
     await ledger.due(user.id, NOW, 10)
+    await ledger.find("one")
+    await ledger.still_claimed(fax.id, fax.claim)
+    await ledger.progress(user.id)
+    await ledger.all_progress()
     await ledger.attempt_failed(
         fax.id,
         claim=fax.claim,

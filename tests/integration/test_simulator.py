@@ -535,6 +535,24 @@ async def test_unknown_fields_are_everywhere(start: Start) -> None:
     assert {"x_region", "x_labels"} <= set(body) & set(body["faxes"][0]) & set(image)
 
 
+@pytest.mark.parametrize("call", ["list", "image"])
+@pytest.mark.parametrize("how", ["same", "lower", "upper", "mixed"])
+async def test_letters_of_a_uuid_are_as_the_switch_says(start: Start, call: str, how: str) -> None:
+    bench = await start(switches=Switches.parse([f"{call}_fax_id={how}"]))
+    given = "0F8A1B2C-3d4e-4f50-8a6b-7c8d9e0fa1b2"
+    fax, other = bench.receive(fax_id=given), bench.receive(fax_id="CaseId")
+
+    async def spelled(fax: Fax) -> set[str]:
+        if call == "image":
+            return {(await bench.caller.image(fax)).json["fax_id"]}
+        return {one["fax_id"] for one in (await bench.caller.list()).json["faxes"]}
+
+    said = set().union(*[await spelled(one) for one in (fax, other) for _ in range(20)])
+    lower, upper = given.lower(), given.upper()
+    uuids = {"same": {given}, "lower": {lower}, "upper": {upper}, "mixed": {lower, upper}}
+    assert said == uuids[how] | {"CaseId"}
+
+
 async def test_a_pdf_may_differ_at_each_download_and_the_test_knows_how(start: Start) -> None:
     bench = await start(switches=Switches(pdf_bytes="differ"))
     fax = bench.receive()
@@ -694,7 +712,8 @@ async def test_every_switch_value_serves_a_fax_whole(start: Start) -> None:
             fax = bench.receive()
             bench.clock.move(120)
             await bench.caller.sign_in()
-            assert fax.fax_id in (await bench.caller.list()).ids, (name, value)
+            listed = [fax_id.lower() for fax_id in (await bench.caller.list()).ids]
+            assert fax.fax_id in listed, (name, value)
             document = document_in(await bench.caller.image(fax))
             assert document == bench.sim.image_bytes(fax), (name, value)
 

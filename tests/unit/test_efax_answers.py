@@ -78,6 +78,13 @@ def test_a_number_beyond_all_floats_can_be_written_again() -> None:
     assert json.loads(json.dumps(fax.raw, allow_nan=False)) == fax.raw
 
 
+def test_two_spellings_of_a_uuid_are_one_record_of_a_list() -> None:
+    ids = ["ABCDEF01-2345-6789-abcd-ef0123456789", "abcdef01-2345-6789-ABCD-EF0123456789"]
+    page = efax.parse_page(json.dumps({"faxes": [{"fax_id": one} for one in ids]}).encode())
+    assert [fax.fax_id for fax in page.faxes] == ids
+    assert len(set(page.marks)) == 1
+
+
 @pytest.mark.parametrize("depth", [70, 500, 900])
 @pytest.mark.parametrize("usable", [True, False])
 def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(

@@ -256,6 +256,30 @@ def test_harmless_oddities_are_accepted(body: bytes) -> None:
     assert decode([body]) == (b"ABC", ImageAnswer(FAX, None))
 
 
+UUID = "0f8a1b2c-3d4e-4f50-8a6b-7c8d9e0fa1b2"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_ours"),
+    [
+        pytest.param(UUID, UUID.upper(), True, id="a UUID in capitals"),
+        pytest.param(UUID.upper(), UUID, True, id="a UUID in small letters"),
+        pytest.param("CaseId", "caseid", False, id="no UUID"),
+        pytest.param(UUID, UUID.replace("-", "").upper(), False, id="a UUID without dashes"),
+    ],
+)
+def test_an_answer_may_spell_our_uuid_in_other_letters(
+    ours: str, theirs: str, is_ours: bool
+) -> None:
+    decoder = ImageDecoder(ours)
+    decoder.feed(b'{"fax_id": "%s", "image": "QUJD"}' % theirs.encode())
+    if is_ours:
+        assert decoder.close().fax_id == ours
+    else:
+        with pytest.raises(BadAnswer, match="another fax"):
+            decoder.close()
+
+
 def test_a_numeric_fax_id_may_come_as_a_number() -> None:
     decoder = ImageDecoder("77")
     decoder.feed(b'{"fax_id": 77, "image": "QUJD"}')

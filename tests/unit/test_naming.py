@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from poller.naming import (
     disambiguated,
+    fax_key,
     fax_path,
     part_closed_to_windows,
     path_template_problem,
@@ -55,6 +56,31 @@ def test_an_id_is_kept_or_percent_encoded(fax_id: str, expected: str) -> None:
 )
 def test_a_long_id_is_its_beginning_and_its_hash(fax_id: str, first: str) -> None:
     assert safe_id(fax_id) == f"{first}~{hashlib.sha256(fax_id.encode()).hexdigest()[:16]}"
+
+
+UUID = "0f8a1b2c-3d4e-4f50-8a6b-7c8d9e0fa1b2"
+
+
+@pytest.mark.parametrize("fax_id", [UUID, UUID.upper(), UUID[:13].upper() + UUID[13:]])
+def test_a_uuid_in_any_letters_is_one_fax(fax_id: str) -> None:
+    assert fax_key(fax_id) == UUID
+
+
+@pytest.mark.parametrize(
+    "fax_id",
+    [
+        pytest.param("CaseId", id="a word"),
+        pytest.param(UUID.upper().replace("-", ""), id="without dashes"),
+        pytest.param(f"{{{UUID.upper()}}}", id="in braces"),
+        pytest.param(f"urn:uuid:{UUID.upper()}", id="a URN"),
+        pytest.param(f"{UUID.upper()}\n", id="with a newline"),
+        pytest.param(f"{UUID.upper()}A", id="longer"),
+        pytest.param(UUID.upper()[:-1], id="shorter"),
+        pytest.param(UUID.upper().replace("B", "É"), id="a letter that is no digit"),
+    ],
+)
+def test_an_id_that_is_no_uuid_is_only_itself(fax_id: str) -> None:
+    assert fax_key(fax_id) == fax_id
 
 
 ODD_TEXT = st.text(st.characters(codec=None, categories=None), max_size=140)
