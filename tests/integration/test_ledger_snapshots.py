@@ -5,7 +5,8 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,12 @@ async def grow(ledger: Ledger, count: int, begin: int = 0, size: int = 500) -> N
         for number in range(begin, begin + count)
     ]
     await ledger.record_page(user.id, faxes, window=None, found_by="newest", now=NOW)
+
+
+def pauses(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], object]) -> None:
+    """Say what a copy does where it lets others in between two of its steps."""
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pause())
+    monkeypatch.setattr(snapshots, "time", clock)
 
 
 def faxes_in(copy: Path) -> int:
@@ -161,7 +168,8 @@ async def test_a_copy_goes_on_beside_the_writer_and_has_what_it_writes(
     monkeypatch.setattr(snapshots, "_RESTARTS", 0)
     monkeypatch.setattr(os, "truncate", None)  # as it would be to begin anew
     monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 100)
-    monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.02)
+    committed = threading.Semaphore(0)
+    pauses(monkeypatch, lambda: committed.acquire(timeout=HELD_S))  # each step meets a commit
     for begin in range(0, 1500, 500):
         await grow(ledger, 500, begin, size=12_000)
     commits = ledger.commits
@@ -169,6 +177,7 @@ async def test_a_copy_goes_on_beside_the_writer_and_has_what_it_writes(
     written = 1500
     while not copying.done():
         await grow(ledger, 1, begin=written)
+        committed.release()
         written += 1
     assert (await copying).problem is None
     assert ledger.commits - commits > 20
@@ -226,13 +235,14 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 1)
-    monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.01)
-    for begin in range(0, 3000, 500):  # some 600 pages: six seconds
-        await grow(ledger, 500, begin)
+    let_go = threading.Event()
+    pauses(monkeypatch, lambda: let_go.wait(HELD_S))
+    await grow(ledger, 500)
     copying = asyncio.create_task(ledger.look_after(NOW))
     while "poller.db.snapshot-part" not in others(path):
         await asyncio.sleep(0.001)
     copying.cancel()
+    let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await copying
     assert others(path) == set()  # to its end it would have left a snapshot

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -969,6 +970,8 @@ async def test_the_machine_can_go_away_and_come_back_at_its_port(bench: Bench) -
     await bench.sim.close_port()
     with pytest.raises(aiohttp.ClientConnectionError):
         await bench.caller.list()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", bench.sim.port))
     await bench.sim.open_port()
     assert (await bench.caller.list()).status == 200
 
