@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from string import Formatter
+from string import Formatter, ascii_lowercase, ascii_uppercase
 
 LONGEST_ID = 120
 LONGEST_PART = 200  # a file system takes 255 bytes; dot-files and endings need some of them
@@ -18,6 +18,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _CLOSED_TO_WINDOWS = re.compile(
     r"""[<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)""", re.IGNORECASE
 )
+_FOLDED = str.maketrans(ascii_uppercase, ascii_lowercase)
 _HOLDS_UNPRINTABLE = "must not hold control characters"
 
 
@@ -142,6 +143,11 @@ def _part_problem(template: str) -> str | None:
 def part_closed_to_windows(path: str) -> str | None:
     """Find a part of a path that a Windows client cannot open, of a file with its extension."""
     return next((part for part in path.split("/") if _CLOSED_TO_WINDOWS.search(part)), None)
+
+
+def folded(path: str) -> str:
+    """Return what a path is on a file system to which `A` and `a` are one; only ASCII is folded."""
+    return path.translate(_FOLDED)
 
 
 def disambiguated(path: str, identity: str) -> str:

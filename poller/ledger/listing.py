@@ -14,6 +14,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    union_all,
     update,
 )
 
@@ -22,6 +23,8 @@ from poller.ledger.rows import FaxRow, NewFax, fax_row
 from poller.ledger.tables import (
     EPOCH,
     FAX_KEY,
+    FOLDED_PATH,
+    HAS_CAPITALS,
     State,
     coverage,
     failed_slices,
@@ -50,7 +53,11 @@ _LAST_LISTED = (
 )
 _THESE = faxes.c.fax_id.in_(_KEYS)
 _ROWS = FAX.where(_WHOSE, _THESE)
-_TAKEN = select(faxes.c.path).where(faxes.c.path.in_(bindparam("these", expanding=True)))
+_FOLDED_ONES: BindParameter[Any] = bindparam("these", expanding=True)
+_TAKEN = union_all(
+    select(faxes.c.path).where(faxes.c.path.in_(_FOLDED_ONES)),
+    select(FOLDED_PATH).where(FOLDED_PATH.in_(_FOLDED_ONES), HAS_CAPITALS),
+)
 _INSERT = insert(faxes)
 _THIS_USER = users.c.id == bindparam("this")
 _OWNER = select(
@@ -199,23 +206,26 @@ def _insert(connection: Connection, user: int, new: list[NewFax], page: Page) ->
 
 
 class _Paths:
-    """Gives each fax a path of its own: two ids can be one name on disk."""
+    """Gives each fax a path of its own: two ids can be one name on disk.
+
+    Names that differ only in case are one on many a share, and the storage may move to one later.
+    """
 
     def __init__(self, connection: Connection, wanted: list[str]) -> None:
         self._connection = connection
         self._taken = self._among(wanted)
 
     def take(self, path: str, identity: str) -> str:
-        while path in self._taken:
+        while naming.folded(path) in self._taken:
             path = naming.disambiguated(path, identity)
             self._taken |= self._among([path])
-        self._taken.add(path)
+        self._taken.add(naming.folded(path))
         return path
 
     def _among(self, paths: list[str]) -> set[str]:
         return {
             path
-            for chunk in chunks(paths)
+            for chunk in chunks([naming.folded(path) for path in paths])
             for path in self._connection.scalars(_TAKEN, {"these": chunk})
         }
 

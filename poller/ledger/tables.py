@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0004"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0005"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -326,6 +326,16 @@ Index(
     "ix_faxes_backfill",
     faxes.c.user,
     sqlite_where=FOUND_BY_BACKFILL,
+)
+
+# Where names that differ only in case are one: those that are not in lower case, by what they are
+# then. Of a server whose ids have no capitals the index is empty.
+FOLDED_PATH = func.lower(faxes.c.path)
+HAS_CAPITALS = faxes.c.path != FOLDED_PATH
+Index(
+    "ix_faxes_folded_path",
+    FOLDED_PATH,
+    sqlite_where=HAS_CAPITALS,
 )
 
 attempts = Table(

@@ -8,6 +8,7 @@ from typing import Any
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageConflict, StorageUnusable
+from poller.naming import folded
 from poller.storage import handover, inspection, marker, place, proof, recovery, steps, survey
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
@@ -33,7 +34,7 @@ class Storage:
         self._id: str | None = None
         self._threads = Threads(config.directory, _THREADS)
         self._durable = Durable()
-        self._active: set[str] = set()
+        self._active: dict[str, str] = {}  # by what they are where case makes no difference
         self._turns = Lock()  # two threads must not both find a path idle
         self._delivered: dict[str, StoredFile] = {}
         self._doubts = 0
@@ -96,7 +97,7 @@ class Storage:
 
         def step() -> int:
             with marker.proved(self._config.directory, self._id) as root:
-                return recovery.tidy(root, wanted, pending=keep, active=set(self._active))
+                return recovery.tidy(root, wanted, pending=keep, active=set(self._active.values()))
 
         return await self._threads.run(step)
 
@@ -196,7 +197,7 @@ class Storage:
             self._threads,
             dot_file,
             begin=lambda: self._begin(path, replacing=replacing),
-            end=lambda: self._active.discard(path),
+            end=lambda: self._release(path),
             note=lambda stored: self._note(path, stored),
         )
 
@@ -291,13 +292,16 @@ class Storage:
 
     def _require_idle(self, path: str) -> None:
         """A step that hung may go on any time: nobody else touches its files until it has ended."""
-        if path in self._active:
+        if folded(path) in self._active:
             raise StorageConflict(f"an earlier attempt at {path} still hangs in the storage")
 
     def _take(self, path: str) -> None:
         with self._turns:
             self._require_idle(path)
-            self._active.add(path)
+            self._active[folded(path)] = path
+
+    def _release(self, path: str) -> None:
+        self._active.pop(folded(path), None)
 
     @contextmanager
     def _alone(self, path: str) -> Iterator[None]:
@@ -306,7 +310,7 @@ class Storage:
         try:
             yield
         finally:
-            self._active.discard(path)
+            self._release(path)
 
     def _note(self, path: str, stored: StoredFile | None) -> None:
         if stored is None:
@@ -319,7 +323,7 @@ class Storage:
         try:
             return Handover(self._made(path), replacing=replacing)
         except BaseException:
-            self._active.discard(path)
+            self._release(path)
             raise
 
     def _made(self, path: str) -> Place:

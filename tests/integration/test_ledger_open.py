@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -291,7 +292,7 @@ async def test_a_reader_does_not_open_a_newer_ledger(made: Path) -> None:
 async def test_a_reader_does_not_migrate_an_older_ledger(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "REVISION", "0005")
+    monkeypatch.setattr(schema, "REVISION", "one that is to come")
     with pytest.raises(CannotStart, match="older poller"):
         await Ledger.open(url(made), readonly=True)
 
@@ -303,13 +304,19 @@ def test_the_newest_migration_is_the_one_that_the_program_expects() -> None:
     assert ScriptDirectory.from_config(schema._config()).get_heads() == [REVISION]
 
 
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based")
 def test_the_migrations_make_exactly_the_tables(made: Path) -> None:
     database = create_engine(f"sqlite:///{made}")
     try:
         with database.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": False})
+            options = {"compare_type": False, "include_object": _can_be_read_back}
+            context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, metadata) == []
-            names = "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite%' ORDER BY name"
+            names = (
+                "SELECT CASE WHEN name = 'ix_faxes_folded_path' THEN sql ELSE name END"
+                " FROM sqlite_master WHERE name NOT LIKE 'sqlite%' ORDER BY name"
+            )
             migrated = connection.exec_driver_sql(names).scalars().all()
     finally:
         database.dispose()
@@ -321,6 +328,11 @@ def test_the_migrations_make_exactly_the_tables(made: Path) -> None:
     finally:
         direct.dispose()
     assert [name for name in migrated if name != "alembic_version"] == created
+
+
+def _can_be_read_back(_: Any, name: str | None, *__: Any) -> bool:
+    """SQLAlchemy reads no index of an expression from SQLite: that one is compared by its text."""
+    return name != "ix_faxes_folded_path"
 
 
 KILLED_WHILE_MIGRATING = """

@@ -634,6 +634,30 @@ async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: UserRow) -
     assert len(await ledger.history(other.id)) == 1
 
 
+async def test_names_that_differ_only_in_case_are_one_name_and_ordinary_ones_stay(
+    ledger: Ledger, user: UserRow
+) -> None:
+    """On Windows, Samba and casefold they would be one file; the storage may move there later."""
+    ids = ["CaseId", "caseid", "other", "Ordinary", "CASEID"]
+    pages = [ids[:1], ids[1:3], ids[3:]]
+    found = [
+        fax for page in pages for fax in await record(ledger, user, *map(new_fax, page))
+    ]  # fmt: skip
+    assert [fax.path.rpartition("/")[2] for fax in found] == [
+        "CaseId",
+        "caseid" + _suffix("caseid"),
+        "other",
+        "Ordinary",
+        "CASEID" + _suffix("CASEID"),
+    ]
+    (more,) = await record(ledger, user, new_fax("OTHER"))
+    assert more.path == "main/front-desk/OTHER" + _suffix("OTHER")
+
+
+def _suffix(fax_id: str) -> str:
+    return disambiguated("", f"app/u1/{fax_id}")
+
+
 async def test_directories_of_lately_stored_faxes_and_paths_of_waiting_ones(
     ledger: Ledger, user: UserRow
 ) -> None:

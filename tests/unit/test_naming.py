@@ -12,6 +12,7 @@ from poller.naming import (
     disambiguated,
     fax_key,
     fax_path,
+    folded,
     part_closed_to_windows,
     path_template_problem,
     safe_id,
@@ -219,3 +220,7 @@ def test_received_in_utc_stays_as_it_is() -> None:
 )
 def test_a_part_that_windows_clients_cannot_open_is_found(whole: str, part: str | None) -> None:
     assert part_closed_to_windows(whole) == part
+
+
+def test_only_ascii_is_folded_as_the_ledger_does_it() -> None:
+    assert folded("Main/A-ÄÖ%C3/é.Z") == "main/a-ÄÖ%c3/é.z"
