@@ -27,11 +27,13 @@ PROBLEMS = {
     "pdf-unreadable": "the PDF cannot be read without repairing it",
     "pdf-page-tree": "the PDF does not have the pages that it counts",
     "pdf-object-lost": "what a page of the PDF shows is not there",
+    "pdf-hole": "a part of an image of the PDF is not there",
     "pdf-no-pages": "the PDF has no page",
     "tiff-cut": "the TIFF refers to bytes beyond its end",
     "tiff-loop": "the TIFF's pages run in a loop",
     "tiff-no-pages": "the TIFF has no page",
     "tiff-no-image": "a page of the TIFF has no image data",
+    "tiff-hole": "a part of a page of the TIFF is not there",
     "tiff-bad-tag": "a page of the TIFF is described wrongly",
     "tiff-too-many-pages": "the TIFF has more pages than a fax can have",
 }

@@ -3,6 +3,9 @@
 import errno
 from typing import BinaryIO
 
+# Group 4 has no code of more than a dozen zero bits in a row; a lost sector is 512 bytes of them.
+_HOLE = bytes(256)
+
 
 class Broken(Exception):
     """`code` is a key of PROBLEMS."""
@@ -18,3 +21,11 @@ def exactly(file: BinaryIO, count: int) -> bytes:
     if len(data) != count:
         raise OSError(errno.EIO, "the file became shorter while it was read")
     return data
+
+
+def has_hole(group_4: bytes) -> bool:
+    """Say whether a part of an image in Group 4 was lost to zeros; behind its end they are padding.
+
+    Only there: a blank area is zeros in Deflate and in JPEG as well, and Group 3 fills with them.
+    """
+    return _HOLE in group_4.rstrip(b"\0")

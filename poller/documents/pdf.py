@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import pikepdf
 
-from poller.documents.broken import Broken
+from poller.documents.broken import Broken, has_hole
 from poller.documents.view import MendedView, View
 
 _END = b"%%EOF"
@@ -157,10 +157,18 @@ def _check_shown(thing: Any) -> None:
     """Raise Broken where a stream's bytes were lost to zeros: no encoding gives only these."""
     if not isinstance(thing, pikepdf.Stream) or not 0 < int(thing.get("/Length", 0)) <= _STREAM_MAX:
         return
-    filters = thing.get("/Filter")
-    first = next(iter(filters), None) if isinstance(filters, pikepdf.Array) else filters
-    if first is None or first == "/RunLengthDecode":
+    encoding = _first(thing.get("/Filter"))
+    if encoding is None or encoding == "/RunLengthDecode":
         return
-    data = memoryview(thing.get_raw_stream_buffer())
-    if data.nbytes and not any(data[:64]) and not any(data):
+    data = bytes(thing.get_raw_stream_buffer())
+    if data and not any(data[:64]) and not any(data):
         raise Broken("pdf-object-lost")
+    parameters = _first(thing.get("/DecodeParms"))
+    group_4 = isinstance(parameters, pikepdf.Dictionary) and parameters.get("/K", 0) < 0
+    if encoding == "/CCITTFaxDecode" and group_4 and has_hole(data):
+        raise Broken("pdf-hole")
+
+
+def _first(value: Any) -> Any:
+    """Give the only one, or the first of an array: what was done last to the bytes."""
+    return next(iter(value), None) if isinstance(value, pikepdf.Array) else value

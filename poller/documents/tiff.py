@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from poller.documents import TIFF_MAGIC
-from poller.documents.broken import Broken, exactly
+from poller.documents.broken import Broken, exactly, has_hole
 
 # No fax comes near it; a chain that is longer was made to keep us busy.
 PAGES_MAX = 100_000
@@ -29,7 +29,8 @@ _NUMBERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 # Group 3 and Group 4. Old fax boards do not say how long a strip of these is; all readers go on
 # until the rows are there.
-_FAX = {2, 3, 4}
+_GROUP_4 = 4
+_FAX = {2, 3, _GROUP_4}
 # In which no strip is all zeros: CCITT has no such code, LZW begins with 256, JPEG and Deflate
 # with a header.
 _NEVER_ZEROS = _FAX | {5, 7, 8, 32946}
@@ -165,6 +166,8 @@ class _Tiff:
                 raise Broken("tiff-cut")
             if compression in _NEVER_ZEROS and self._is_zeros(offset, length):
                 raise Broken("tiff-no-image")
+            if compression == _GROUP_4 and self._has_hole(offset, length):
+                raise Broken("tiff-hole")
 
     def _pieces(
         self, offsets: _Values, lengths: _Values | None, compression: int
@@ -185,6 +188,12 @@ class _Tiff:
                 return False
             offset, some = offset + len(data), _CHUNK
         return True
+
+    def _has_hole(self, offset: int, length: int) -> bool:
+        """Look at all of a strip; where it does not say how long it is, there is nothing to look at."""
+        parts = range(offset, offset + length, _CHUNK)
+        end = offset + length
+        return any(has_hole(self._bytes(at, min(_CHUNK, end - at))) for at in parts)
 
     def _numbers(self, values: _Values) -> Iterator[int]:
         if values.kind not in _NUMBERS:

@@ -28,6 +28,7 @@ from poller.documents.proof import inspect
 PAGES = (1, 5)
 Revision = Literal[3, 4, 6]
 TAILS = {"zeros": bytes(4096), "boundary": b"\r\n--4f2a9c--\r\n"}
+SECTOR = 512
 HEAD = b"X-Leading: bytes\r\n\r\n"
 
 
@@ -260,17 +261,33 @@ def _holed(sample: Sample) -> Iterator[Harmed]:
         untold = name in {"strip", "image"} and zeros_make_sense(sample)
         harm = f"hole: {name} (cannot be told)" if untold else f"hole: {name}"
         yield Harmed(harm, holed, whole=untold)
+    name, (start, end) = next(hole for hole in holes(sample) if hole[0] in {"strip", "image"})
+    if is_group_4(sample) and end - start > 3 * SECTOR:
+        start = (start + end) // 2
+        holed = sample.data[:start] + bytes(SECTOR) + sample.data[start + SECTOR :]
+        yield Harmed("hole: sector of Group 4", holed, whole=False)
 
 
 def zeros_make_sense(sample: Sample) -> bool:
     """Say whether zeros in the place of an image are one: black, white, or noise when decrypted.
 
-    Where they are not, a hole of the whole image can be seen; none that leaves its beginning.
+    Where they are not, a hole of the whole image can be seen. One that leaves its beginning can in
+    Group 4 alone, as the other encodings have zeros themselves.
     """
     if sample.is_pdf:
         return b"/Encrypt" in sample.data
+    return compression(sample) in {1, 32773}
+
+
+def is_group_4(sample: Sample) -> bool:
+    if sample.is_pdf:
+        return b"/Encrypt" not in sample.data and bool(re.search(rb"/K -1\b", sample.data))
+    return compression(sample) == 4
+
+
+def compression(sample: Sample) -> int:
     _, tags = next(walk(sample.data))
-    return next(tag.values for tag in tags if tag.number == 259) in ([1], [32773])
+    return next(tag.values[0] for tag in tags if tag.number == 259)
 
 
 def lost(sample: Sample, length: int) -> bool:

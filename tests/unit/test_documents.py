@@ -527,8 +527,8 @@ def test_empty_directory_with_another_behind_it_or_alone_is_damaged() -> None:
 @pytest.mark.parametrize("compression", [2, 3, 4, 5, 7, 8, 32946])
 def test_strip_of_nothing_but_zeros_is_lost(compression: int) -> None:
     tiff = Tiff()
-    zeros = [tiff.put(bytes(300)), tiff.put(bytes(299) + b"x")]
-    more = [tiff.entry(259, 3, [compression]), tiff.entry(279, 4, [300])]
+    zeros = [tiff.put(bytes(200)), tiff.put(bytes(199) + b"x")]
+    more = [tiff.entry(259, 3, [compression]), tiff.entry(279, 4, [200])]
     tiff.page(tiff.entry(273, 4, zeros[1:]), *more)
     assert _inspect(bytes(tiff.out)) == Document("tiff", 1)
     tiff.page(tiff.entry(273, 4, zeros[:1]), *more)
@@ -543,6 +543,44 @@ def test_strip_of_nothing_but_zeros_is_one_colour_where_it_is_not_compressed(
     strip = [tiff.entry(273, 4, [tiff.put(bytes(300))]), tiff.entry(279, 4, [300])]
     tiff.page(tiff.entry(259, 3, [compression]), *strip)
     assert _inspect(bytes(tiff.out)) == Document("tiff", 1)
+
+
+@pytest.mark.parametrize(
+    ("compression", "between", "behind", "code"),
+    [
+        pytest.param(4, 256, 0, "tiff-hole", id="hole"),
+        pytest.param(4, 255, 0, None, id="none"),
+        pytest.param(4, 0, 5_000, None, id="padding"),
+        pytest.param(3, 5_000, 0, None, id="fill-bits"),
+        pytest.param(8, 5_000, 0, None, id="deflated-white"),
+    ],
+)
+def test_zeros_within_a_strip_are_a_hole_in_group_4_only(
+    compression: int, between: int, behind: int, code: str | None
+) -> None:
+    tiff = Tiff()
+    data = b"fax" + bytes(between) + b"fax" + bytes(behind)
+    strip = [tiff.entry(273, 4, [tiff.put(data)]), tiff.entry(279, 4, [len(data)])]
+    tiff.page(tiff.entry(259, 3, [compression]), *strip)
+    assert _code(_inspect(bytes(tiff.out))) == code
+
+
+@pytest.mark.parametrize(
+    ("encoding", "code"),
+    [
+        (b"/Filter/CCITTFaxDecode/DecodeParms<</K -1>>", "pdf-hole"),
+        (b"/Filter[/CCITTFaxDecode]/DecodeParms[<</K -1>>]", "pdf-hole"),
+        (b"/Filter/CCITTFaxDecode/DecodeParms<</K 4>>", None),
+        (b"/Filter/CCITTFaxDecode", None),
+        (b"/Filter/FlateDecode/DecodeParms<</K -1>>", None),
+        (b"", None),
+    ],
+)
+def test_zeros_within_an_image_of_a_pdf_are_a_hole_in_group_4_only(
+    encoding: bytes, code: str | None
+) -> None:
+    image = b"<</Subtype/Image%s/Length 606>>stream\nfax%sfax\nendstream" % (encoding, bytes(600))
+    assert _code(_inspect(_written(page=SHOWS_IMAGE, others=(image,)))) == code
 
 
 @pytest.mark.parametrize("tag", [330, 34665, 34853])
@@ -578,7 +616,7 @@ def test_zeros_that_many_strips_share_are_not_read_for_ever() -> None:
     tiff = Tiff()
     at = tiff.put(bytes(200_000) + b"x")
     strips = tiff.entry(273, 4, [at] * 5_000), tiff.entry(279, 4, [200_001] * 5_000)
-    tiff.page(tiff.entry(259, 3, [4]), *strips)
+    tiff.page(tiff.entry(259, 3, [3]), *strips)
     assert _code(_inspect(bytes(tiff.out))) == "tiff-loop"
 
 
