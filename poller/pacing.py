@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 from poller.retry import growing
 
@@ -343,11 +343,20 @@ _LONGEST_PROBE = timedelta(minutes=5)
 _PROBE_LOST = timedelta(seconds=90)  # a list call is ended by its deadline of a minute
 
 
+class EndsBy(Enum):
+    """What ends a suspension."""
+
+    ANSWER = auto()  # an answer to a probe, but for a 5xx
+    LIST = auto()  # a list that is not refused
+    JUDGEMENT = auto()  # what the caller makes of the lists: it calls `succeeded`
+
+
 class Suspension:
     """Whether an account is suspended; while it is, one due list call at a time goes as a probe.
 
-    Suspended by a refused sign-in, or by five connection errors or 5xx in a row over at least two
-    users (one user's trouble is not the account's, unless it is the only one).
+    Suspended by a refused sign-in, by five connection errors or 5xx in a row over at least two
+    users (one user's trouble is not the account's, unless it is the only one), or by what its
+    answers say of it as a whole (`distrusted`).
     Probes come after 5 s, doubling to 5 min, jittered. Times are aware UTC, `u` uniform in [0, 1).
     """
 
@@ -356,6 +365,7 @@ class Suspension:
         self.until: datetime | None = None  # when a probe may go; None: not suspended
         self.reason = ""
         self.failures = 0  # in a row, probes included
+        self.ends_by = EndsBy.ANSWER
         self._users: set[str | None] = set()
         self._intervals = 0
         self._probing = False
@@ -382,6 +392,12 @@ class Suspension:
         self._refused = True
         return self._suspend(now, u, reason)
 
+    def distrusted(self, now: datetime, u: float, reason: str, ends_by: EndsBy) -> bool:
+        """Suspend the account, or keep it so, for what its answers say; True when this begins it."""
+        self.failures += 1
+        self.ends_by = ends_by
+        return self._suspend(now, u, reason)
+
     def key_changed(self, now: datetime) -> None:
         """Let a probe go at once where a sign-in was refused: the key is another one now."""
         if self.until is not None and self._refused:
@@ -398,6 +414,7 @@ class Suspension:
         self._intervals = 0
         self._probing = False
         self._refused = False
+        self.ends_by = EndsBy.ANSWER
         return ended
 
     def may_probe(self, now: datetime) -> bool:

@@ -1,5 +1,6 @@
 """Say in sentences what is wrong, from the status as `poller status --json` shows it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -35,10 +36,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     found += [_suspended(row) for row in accounts if row.get("suspended_until")]
     found += [_at_war(row) for row in accounts if row.get("token_war")]
     found += [_slowed(row) for row in accounts if _is_slowed(row)]
-    found += _about(
-        [row for row in asked if row.get("refused")],
-        lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}.",
-    )
+    found += _refused([row for row in asked if row.get("refused")], users)
     failed = [row for row in asked if row.get("last_error") and not row.get("refused")]
     for reason in dict.fromkeys(str(row["last_error"]) for row in failed):
         found += _about(
@@ -79,6 +77,25 @@ def not_in_time(status: dict[str, Any]) -> str | None:
         f"{users} not polled in time ({_names(late)}): if the service hangs, restart it "
         "(`systemctl restart poller`)"
     )
+
+
+def _refused(rows: list[_Row], users: list[_Row]) -> list[str]:
+    """An account's only user may be refused for what is the account's fault."""
+    counts = Counter(row["account"] for row in users)
+    alone = [row for row in rows if counts[row["account"]] == 1]
+    others = [row for row in rows if counts[row["account"]] > 1]
+    return [
+        *_about(
+            others, lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}."
+        ),
+        *_about(
+            alone,
+            lambda who, one: (
+                f"eFax refuses {who}: check the User ID{'' if one else 's'}, and "
+                "whether a proxy drops or changes headers."
+            ),
+        ),
+    ]
 
 
 def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it

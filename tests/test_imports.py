@@ -11,7 +11,7 @@ import poller
 ROOT = Path(poller.__file__).parent
 
 CORE = ["errors", "clock", "window", "listing", "naming"]
-CORE += ["schedule", "retry", "pacing", "efax", "config", "plan", "silence"]
+CORE += ["schedule", "retry", "pacing", "efax", "config", "plan", "silence", "emptiness"]
 SHELL = [
     "own_threads",
     "documents",

@@ -36,7 +36,7 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
         )
     if len(found) > 1:
-        names = ", ".join(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found)
+        names = ", ".join(sorted(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found))
         raise UsageError(f"{name} is ambiguous; name one of {names}")
     return found[0]
 

@@ -152,18 +152,23 @@ async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") 
     account.on_wait = Waits(account.account.name).say
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
 
-    async def poll(state: UserState) -> None:
+    async def poll(state: UserState) -> tuple[str, PollOutcome]:
         async with turns:
             # Whoever runs `once` wants to know now whether a refused user is still refused.
             state.refused_until = None
             outcome = await _polled(account, state)
-        summary.troubles.poll_ended(state.key, outcome, account.client.suspension.reason)
         if outcome.failed or outcome.skipped is not None:
             summary.failed_polls += 1
         summary.polled += 1
         summary.discovered += len(outcome.discovered)
+        return state.key, outcome
 
-    await asyncio.gather(*(poll(state) for state in account.states.values()))
+    ended = await asyncio.gather(*(poll(state) for state in account.states.values()))
+    if (error := await account.settle()) is not None:
+        summary.failed_polls += 1
+        ended.append((account.account.name, PollOutcome(error=error)))
+    for whose, outcome in ended:  # only now it is known whether it is the account's fault
+        summary.troubles.poll_ended(whose, outcome, account.client.suspension.reason)
     rows = await account.shop.ledger.users(include_removed=False)
     progress.expect(sum(row.pending for row in rows if row.id in account.states))
     await account.workers.run_until_idle()

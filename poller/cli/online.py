@@ -3,16 +3,19 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 from poller import config, log
-from poller.client import Client, SignInStore, Unobserved
-from poller.clock import SystemClock
+from poller.client import Client, Unobserved
+from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config, User
-from poller.errors import ApiError, CannotStart
-from poller.ingest.account import SignIns
+from poller.efax import Page
+from poller.errors import ApiError, CannotStart, UserRefused
+from poller.ingest.account import SignIns, all_refused
+from poller.ingest.empties import EmptyLists
+from poller.ingest.user import load_users
 from poller.ledger import Ledger
 from poller.window import Interval
 
@@ -21,12 +24,12 @@ _LOOK_BACK = timedelta(hours=1)
 
 async def ask(settings: Config) -> int:
     """Call /health, sign in, and list an hour of every user; 0 when eFax accepts all of it, else 1."""
-    async with _sign_ins(settings) as sign_ins:
-        results = [await _ask_account(settings, account, sign_ins) for account in settings.accounts]
+    async with _ledger(settings) as ledger:
+        results = [await _ask_account(settings, account, ledger) for account in settings.accounts]
     return 0 if all(results) else 1
 
 
-async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore) -> bool:
+async def _ask_account(settings: Config, account: Account, ledger: Ledger | None) -> bool:
     secret = config.read_secret(account.api_key, os.environ)
     log.register_secret(secret)
     clock = SystemClock()
@@ -35,7 +38,8 @@ async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore
         api_key=lambda: secret,
         retry=settings.retry,
         clock=clock,
-        sign_ins=sign_ins,
+        # The sign-in budget holds over restarts and over checks, once there is a ledger.
+        sign_ins=_Memory() if ledger is None else SignIns(ledger),
         random=random.random,
         observer=_Discreet(),
     )
@@ -45,17 +49,53 @@ async def _ask_account(settings: Config, account: Account, sign_ins: SignInStore
             print(f"{account.name}: without a sign-in no user was asked")
             return False
         now = client.server_clock.now(clock.now()) or clock.now()
-        answers = await asyncio.gather(
-            *(
-                _try(f"{account.name}/{user.name}: list", _list(client, user, now))
-                for user in account.users
-            )
-        )
-    return well and all(answers)
+        answers = await asyncio.gather(*(_list(client, user, now) for user in account.users))
+        if len(answers) > 1 and all(isinstance(one, UserRefused) for one in answers):
+            print(f"{account.name}: {all_refused(answers[0])}")
+            return False
+        listed = [_found(user, one) for user, one in zip(account.users, answers, strict=True)]
+        pages = [one for one in answers if isinstance(one, Page)]
+        return all(listed) and await _are_believed(client, clock, pages, ledger) and well
 
 
-async def _list(client: Client, user: User, now: datetime) -> None:
-    await client.list_received(user, Interval(now - _LOOK_BACK, now), 0)
+async def _list(client: Client, user: User, now: datetime) -> Page | ApiError:
+    try:
+        return await client.list_received(user, Interval(now - _LOOK_BACK, now), 0)
+    except ApiError as error:
+        return error
+
+
+def _found(user: User, answer: Page | ApiError) -> bool:
+    is_well = isinstance(answer, Page)
+    print(f"{user.account}/{user.name}: list: {'ok' if is_well else log.redact(str(answer))}")
+    return is_well
+
+
+async def _are_believed(
+    client: Client, clock: Clock, pages: Sequence[Page], ledger: Ledger | None
+) -> bool:
+    """Whether lists without a fax are what they seem, as the service judges them."""
+    if ledger is None or not pages or any(page.marks for page in pages):
+        return True
+    users = {user.user_id: user for user in client.account.users}
+    rows = [
+        row
+        for row in await ledger.users(include_removed=False)
+        if row.app_id == client.account.app_id and row.user_id in users
+    ]
+    if not rows:
+        return True
+    states = await load_users(ledger, [(users[row.user_id], row.id) for row in rows])
+    empties = EmptyLists(client, ledger, clock, {state.id: state for state in states})
+    try:
+        for page in pages:
+            await empties.believe(page.shape, is_end=False)
+        await empties.prove()
+    except ApiError as error:
+        reason = client.suspension.reason or str(error)
+        print(f"{client.account.name}: {log.redact(reason)}")
+        return False
+    return True
 
 
 async def _try(what: str, call: "asyncio.Future[None] | object") -> bool:
@@ -82,15 +122,14 @@ class _Memory:
 
 
 @asynccontextmanager
-async def _sign_ins(settings: Config) -> AsyncIterator[SignInStore]:
-    """The sign-in budget holds over restarts and over checks, once there is a ledger."""
+async def _ledger(settings: Config) -> AsyncIterator[Ledger | None]:
     try:
         ledger = await Ledger.open(settings.state_url, create=False)
     except CannotStart:
-        yield _Memory()
+        yield None
         return
     async with ledger:
-        yield SignIns(ledger)
+        yield ledger
 
 
 class _Discreet(Unobserved):

@@ -23,7 +23,9 @@ class Troubles:
     def poll_ended(self, user: str, outcome: PollOutcome, suspended: str) -> None:
         """Note a poll; `suspended` is why its account is suspended, empty where it is not."""
         if (cause := outcome.skipped or outcome.error) is not None:
-            why = _suspended(suspended) if suspended and suspended in str(cause) else str(cause)
+            why = str(cause)
+            if suspended and (suspended in why or why.rstrip(".") in suspended):
+                why = _suspended(suspended)
             self._add("was not polled", "were not polled", why).user(user)
         elif outcome.trouble:
             verb = "polled, but not in all older stretches of time"

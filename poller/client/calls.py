@@ -22,12 +22,13 @@ from poller.errors import (
     BadAnswer,
     DeadlinePassed,
     RateLimited,
+    Rejected,
     SignInDelayed,
     SignInRefused,
     TokenRefused,
     Unreachable,
 )
-from poller.pacing import Kind, Pacing, Suspension, Ticket
+from poller.pacing import EndsBy, Kind, Pacing, Suspension, Ticket
 from poller.retry import backoff
 from poller.window import Interval
 
@@ -165,8 +166,12 @@ class Client:
         offset: int,
         *,
         image_downloaded: bool | None = None,
+        is_probe: bool = False,
     ) -> Page:
-        """List one page of a user's received faxes, from record `offset` on."""
+        """List one page of a user's received faxes, from record `offset` on.
+
+        `is_probe`: it belongs to a probe that is under way, and goes in a suspension, too.
+        """
 
         def request(token: str) -> Request:
             return efax.list_request(
@@ -176,9 +181,28 @@ class Client:
         async def read(answer: Answer) -> Page:
             return efax.parse_page(await answer.body())
 
+        if is_probe:
+            return await self._try(Kind.LIST, user, request, read, probe=True)
         if self.suspension.until is not None:
             return await self._probe(user, request, read)
         return await self._call(Kind.LIST, user, request, read)
+
+    async def has_fax(self, user: User, fax_id: str, *, is_probe: bool = False) -> bool | None:
+        """Ask once for a fax's metadata: whether eFax has it, None where the answer does not tell."""
+
+        async def read(answer: Answer) -> dict[str, Any]:
+            return efax.parse_fields(await answer.body())
+
+        def request(token: str) -> Request:
+            return efax.metadata_request(user.user_id, token, fax_id)
+
+        try:
+            fields = await self._try(Kind.OTHER, user, request, read, probe=is_probe)
+        except Rejected as error:
+            return False if error.status in (404, 410) else None
+        except (BadAnswer, Unreachable):
+            return None
+        return True if fields else None
 
     async def fetch_image(
         self, user: User, fax_id: str, sink: ImageSink, *, before: Before = _nothing
@@ -353,9 +377,9 @@ class Client:
         try:
             value = await self._sent(ticket, request, read)
         except Unreachable as error:
-            # One fax that eFax cannot render says little about the account: `fetch_image` counts
-            # it once, however often it was tried.
-            if request.call is not Call.IMAGE or error.status is None:
+            # One fax that eFax cannot render, or does not know, says little about the account:
+            # `fetch_image` counts it once, however often it was tried.
+            if request.call not in (Call.IMAGE, Call.METADATA) or error.status is None:
                 self._failed(ticket.user, error)
             raise
         except (BadAnswer, TokenRefused):  # the one may be a proxy's, the other is met first
@@ -363,7 +387,7 @@ class Client:
         except ApiError:
             self._answered(probe=probe)
             raise
-        self._answered(probe=probe)
+        self._answered(probe=probe, is_list=request.call is Call.LIST)
         return value
 
     async def _sent(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
@@ -421,13 +445,29 @@ class Client:
         if self.suspension.failed(user, self._clock.now(), self._random(), str(error)):
             self._say_suspended()
 
-    def _answered(self, *, probe: bool) -> None:
-        """Count an answer; in a suspension only the probe's says that it is over."""
-        if self.suspension.until is not None and not probe:
-            return
+    def distrust(self, reason: str, ends_by: EndsBy) -> AccountSuspended:
+        """Suspend the account for what its answers say, or keep it so; returns the error to raise."""
+        if self.suspension.distrusted(self._clock.now(), self._random(), reason, ends_by):
+            self._say_suspended()
+        assert self.suspension.until is not None
+        return self._suspended(self.suspension.until)
+
+    def trust(self) -> None:
+        """Note that the account is well; this ends any suspension."""
         failures = self.suspension.failures
         if self.suspension.succeeded():
             self._observer.resumed(failures)
+
+    def _answered(self, *, probe: bool, is_list: bool = False) -> None:
+        """Count an answer; in a suspension only the probe's says that it is over."""
+        ends_by = self.suspension.ends_by
+        if self.suspension.until is None or (probe and ends_by is EndsBy.ANSWER):
+            self.trust()
+        elif probe and ends_by is EndsBy.LIST:
+            if is_list:
+                self.trust()
+            else:
+                self.distrust(self.suspension.reason, ends_by)
 
     def _say_suspended(self) -> None:
         until = self.suspension.until

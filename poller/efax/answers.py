@@ -67,11 +67,13 @@ class Page:
 
     `marks` tell all its records apart, in their order: the key of the fax id, or what stands in
     for it.
+    `shape` says how a page without records was spelled.
     """
 
     faxes: tuple[ListedFax, ...]
     unusable: int = 0
     marks: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    shape: str = field(default="", compare=False, repr=False)
 
 
 def succeeded(call: Call, status: int) -> bool:
@@ -120,8 +122,8 @@ def parse_fields(body: bytes) -> dict[str, Any]:
 def parse_page(body: bytes) -> Page:
     """Read one page of a list.
 
-    An empty list may come as `faxes: []` or without `faxes`, but an object that has nothing of a
-    list in it is no proof that there is no fax.
+    An empty list may come as `faxes: []`, without `faxes`, or as `{}`; an object that has only
+    other things in it is none. Which of them is this server's is for the caller to say, by `shape`.
     """
     fields = strict_object(body, "list")
     if fields.get("errors"):
@@ -129,14 +131,22 @@ def parse_page(body: bytes) -> Page:
     records = fields.get("faxes")
     if records is None:
         _check_empty(fields)
-        return Page(())
+        return Page((), shape=_shape(fields))
     if not isinstance(records, list):
         raise BadAnswer("The list answer holds no list of faxes.")
     records = [_no_deeper(record, DEEPEST_FIELD) for record in records]
     listed = [(_listed(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
     marks = tuple(fax_key(fax.fax_id) if fax else _stand_in(record) for fax, record in listed)
-    return Page(faxes, len(records) - len(faxes), marks)
+    return Page(faxes, len(records) - len(faxes), marks, "" if records else _shape(fields))
+
+
+def _shape(fields: dict[str, Any]) -> str:
+    """Spell the keys of an empty list, without their values: positions may differ by page."""
+    keys: list[str] = [name for name in ("first_record", "last_record") if name in fields]
+    if "faxes" in fields:
+        keys.append("faxes: null" if fields["faxes"] is None else "faxes: []")
+    return "{" + ", ".join(keys) + "}"
 
 
 def _no_deeper(value: Any, levels: int) -> Any:

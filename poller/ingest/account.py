@@ -13,7 +13,8 @@ from poller import log
 from poller.client import Client
 from poller.config.model import Account, RetryConfig
 from poller.efax import Call
-from poller.errors import LedgerUnavailable, Unforeseen
+from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
+from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
 from poller.ingest.poll import Poller
 from poller.ingest.reading import ListReader
@@ -21,6 +22,7 @@ from poller.ingest.run import PollOutcome
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger
+from poller.pacing import EndsBy
 from poller.window import is_late
 
 _FRESH = timedelta(minutes=10)
@@ -135,6 +137,7 @@ class AccountAtWork:
     states: dict[int, UserState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
+    _refused: set[int] = field(default_factory=set)  # states, since a user was accepted last
     _noted_until: datetime | None = None
     _said_reasons: set[str] = field(default_factory=set)  # of this suspension
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
@@ -152,15 +155,22 @@ class AccountAtWork:
             observer=Witness(self),
             timeouts=shop.timeouts,
         )
+        self._empties = EmptyLists(self.client, shop.ledger, shop.clock, self.states)
         reader = ListReader(
             self.client,
             shop.ledger,
             shop.clock,
+            self._empties,
             path_template=self.path_template,
             on_discovered=self._on_discovered,
         )
         self._poller = Poller(
-            self.client, shop.ledger, reader, clock=shop.clock, random=shop.random
+            self.client,
+            shop.ledger,
+            reader,
+            self._empties,
+            clock=shop.clock,
+            random=shop.random,
         )
         self.workers = FetchWorkers(
             self.account.app_id,
@@ -183,10 +193,21 @@ class AccountAtWork:
         """Poll one user, and say and count what came of it."""
         with _progress_of(state):
             outcome = await self._poller.poll(state, until=until)
+        self._blame_account(state, outcome)
         self._note_probe()
         self._count(state, outcome)
         self._report(state, outcome)
         return outcome
+
+    def _blame_account(self, state: UserState, outcome: PollOutcome) -> None:
+        """Where all users are refused, and none accepted in between, it is not the fault of each."""
+        if outcome.error is None and outcome.skipped is None:
+            self._refused.clear()
+        if not isinstance(outcome.error, UserRefused) or self.is_suspended:
+            return
+        self._refused.add(state.id)
+        if len(self.states) > 1 and self._refused >= self.states.keys():
+            self.client.distrust(all_refused(outcome.error), EndsBy.LIST)
 
     async def broke_off(self, state: UserState, bug: Exception) -> PollOutcome:
         """Take a poll that a bug has ended for one that failed."""
@@ -212,6 +233,14 @@ class AccountAtWork:
             outcome = await self._poller.backfill(state)
         self._note_probe()
         return outcome
+
+    async def settle(self) -> PollerError | None:
+        """Have what empty lists cover proved now, and not later; why it could not be, if so."""
+        try:
+            await self._empties.settle()
+        except (ApiError, LedgerUnavailable) as error:
+            return error
+        return None
 
     async def open(self) -> None:
         """Open the session; raises CannotStart when the account's ca_file cannot be used."""
@@ -280,6 +309,8 @@ class AccountAtWork:
         self.note_pause()
         for state in self.states.values():
             state.sweep_now = True
+            state.refusals, state.refused_until = 0, None  # it may have been the account's fault
+        self._refused.clear()
         self.workers.wake()
         self.on_suspension_change(self)
 
@@ -309,6 +340,7 @@ class AccountAtWork:
         return self.states.get(state.id) is state
 
     def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
+        self._empties.discovered(faxes)
         now = self.shop.clock.now()
         steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
         gaps = state.gaps()  # what was in one was not looked for: that says nothing of eFax
@@ -424,6 +456,15 @@ class AccountAtWork:
                 account=state.user.account,
                 user=state.user.name,
             )
+
+
+def all_refused(error: object) -> str:
+    """Say whose fault it may be that a good sign-in is followed by refusals only."""
+    return (
+        f"eFax refuses every user although it takes App ID and key ({str(error).rstrip('.')}): a "
+        "proxy that drops or changes the headers user-id or Authorization may be the cause, or an "
+        "App ID that these User IDs do not belong to"
+    )
 
 
 @contextmanager

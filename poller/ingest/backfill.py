@@ -6,6 +6,7 @@ from datetime import timedelta
 from poller import log, retry
 from poller.clock import Clock
 from poller.errors import ApiError
+from poller.ingest.empties import EmptyLists
 from poller.ingest.run import Run
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
 from poller.ingest.user import UserState
@@ -19,10 +20,17 @@ class Backfills:
     """Goes on with the backfills of the users of one account. `random` gives values in [0, 1)."""
 
     def __init__(
-        self, lister: SliceLister, ledger: Ledger, *, clock: Clock, random: Callable[[], float]
+        self,
+        lister: SliceLister,
+        ledger: Ledger,
+        empties: EmptyLists,
+        *,
+        clock: Clock,
+        random: Callable[[], float],
     ) -> None:
         self._lister = lister
         self._ledger = ledger
+        self._empties = empties
         self._clock = clock
         self._random = random
 
@@ -48,6 +56,7 @@ class Backfills:
                         return False
                     if not await self._list(state, asked, piece, run):
                         return False
+                    await self._empties.settle()  # it is not asked for a second time
                 now = await self._ledger.backfill_listed(
                     asked.id, left, run.not_listed, self._clock.now()
                 )

@@ -1,7 +1,7 @@
 """Poll one user: the newest slice first, then old gaps, the two nets, and what was asked for."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -18,6 +18,7 @@ from poller.errors import (
     UserRefused,
 )
 from poller.ingest.backfill import Backfills
+from poller.ingest.empties import EmptyLists
 from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome, Run
@@ -46,18 +47,21 @@ class Poller:
         client: Client,
         ledger: Ledger,
         reader: ListReader,
+        empties: EmptyLists,
         *,
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
         self._client = client
         self._ledger = ledger
+        self._empties = empties
         self._clock = clock
         self._random = random
         self._lister = SliceLister(reader, ledger, clock=clock, random=random)
         self._nets = Nets(self._lister, reader, ledger, clock)
-        self._backfills = Backfills(self._lister, ledger, clock=clock, random=random)
+        self._backfills = Backfills(self._lister, ledger, empties, clock=clock, random=random)
         self._agreeing = asyncio.Lock()
+        self._not_said: dict[int, UserState] = {}  # refused, perhaps for the account's fault
 
     async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
         """List what is due of `state`'s user and record it; old gaps only until monotonic `until`.
@@ -93,12 +97,13 @@ class Poller:
         await self._read_if_in_doubt(state)
         now = await self._server_now(state.user)
         start = await self._pin(state, now)
-        run = Run(now=now, until=until, outcome=outcome, covered_before=state.coverage)
+        run = Run(now=now, until=until, outcome=outcome, covered_before=state.seen)
         await self._newest(state, start, run)
         state.newest_failures = 0
         await self._gaps(state, start, run)
         await self._nets.sweep(state, start, run)
         await self._backfills.go_on(state, run)
+        await self._empties.learn()
 
     async def backfill(self, state: UserState) -> PollOutcome:
         """List old windows that an operator asked for, and nothing else; raises as `poll` does."""
@@ -107,7 +112,7 @@ class Poller:
             try:
                 await self._read_if_in_doubt(state)
                 now = await self._server_now(state.user)
-                run = Run(now=now, until=None, outcome=outcome, covered_before=state.coverage)
+                run = Run(now=now, until=None, outcome=outcome, covered_before=state.seen)
                 await self._backfills.go_on(state, run)
             except (ApiError, LedgerUnavailable) as error:
                 outcome.error = error
@@ -159,7 +164,7 @@ class Poller:
     # -- newest slice and gaps ----------------------------------------------------------------
 
     async def _newest(self, state: UserState, start: datetime, run: Run) -> None:
-        piece = newest_slice(state.coverage, start, run.now, self._newest_rules(state))
+        piece = newest_slice(state.seen, start, run.now, self._newest_rules(state))
         if piece is None:
             return
         try:
@@ -176,11 +181,14 @@ class Poller:
 
     async def _gaps(self, state: UserState, start: datetime, run: Run) -> None:
         wanted = rules(state)
-        while pieces := gap_slices(state.coverage, start, run.now, wanted, state.failed_slices):
+        while pieces := gap_slices(state.seen, start, run.now, wanted, state.failed_slices):
             for piece in pieces:
                 if run.is_over(self._clock.monotonic()):
-                    return
+                    break
                 await self._gap(state, piece, run)
+            await self._empties.settle()  # the overlap of later polls does not reach there
+            if run.is_over(self._clock.monotonic()):
+                return
 
     async def _gap(self, state: UserState, piece: Slice, run: Run) -> None:
         try:
@@ -232,21 +240,42 @@ class Poller:
 
     def _refuse(self, state: UserState, error: UserRefused, now: datetime) -> None:
         state.refusals += 1
+        state.refusal = error
         state.refused_until = now + retry.growing(
             state.refusals, first=_REFUSAL_FIRST, cap=_REFUSAL_CAP, u=self._random()
         )
-        if state.refusals == 1:
+        self._not_said[state.id] = state
+        # One that fails alone says nothing of the others: who is at fault shows when they are asked.
+        if self._client.suspension.until is None and (state.refusals > 1 or self._is_only_user):
+            self._say_refused([self._not_said.pop(state.id)])
+
+    @property
+    def _is_only_user(self) -> bool:
+        return self._client.suspension.user_count < 2
+
+    def _say_refused(self, states: Iterable[UserState]) -> None:
+        for state in states:
+            if state.refusal_said or not state.refusals:
+                continue
+            state.refusal_said = True
             log.event(
                 "user-refused",
-                "eFax refuses this user; check its user_id and that it belongs to this App ID. "
-                "It is asked again at growing intervals up to an hour.",
+                self._refusal(state),
                 account=state.user.account,
                 user=state.user.name,
-                error=error,
+                error=state.refusal,
             )
 
+    def _refusal(self, state: UserState) -> str:
+        before = ", whom it accepted before" if state.last_success_at is not None else ""
+        return (
+            f"eFax refuses this user{before}; check its user_id and that it belongs to this App ID"
+            + (", and whether a proxy drops or changes headers" if self._is_only_user else "")
+            + ". It is asked again at growing intervals up to an hour."
+        )
+
     def _accept(self, state: UserState) -> None:
-        if state.refusals:
+        if state.refusal_said:
             log.event(
                 "user-accepted",
                 "eFax accepts this user again.",
@@ -254,7 +283,10 @@ class Poller:
                 user=state.user.name,
                 refusals=state.refusals,
             )
-        state.refusals, state.refused_until = 0, None
+        state.refusals, state.refused_until, state.refusal_said = 0, None, False
+        if self._not_said:  # the account is well, so it is those users
+            not_said, self._not_said = self._not_said, {}
+            self._say_refused(not_said.values())
 
     def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
         if not outcome.late_s:

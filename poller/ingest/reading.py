@@ -9,6 +9,7 @@ from poller.client import Client
 from poller.clock import Clock
 from poller.efax import ListedFax, Page
 from poller.errors import BadAnswer
+from poller.ingest.empties import EmptyLists
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger, NewFax
 from poller.listing import Listing, Step
@@ -36,6 +37,7 @@ class ListReader:
         client: Client,
         ledger: Ledger,
         clock: Clock,
+        empties: EmptyLists,
         *,
         path_template: str,
         on_discovered: Callable[[UserState, Sequence[FaxRow]], None],
@@ -43,6 +45,7 @@ class ListReader:
         self._client = client
         self._ledger = ledger
         self._clock = clock
+        self._empties = empties
         self._path_template = path_template
         self._on_discovered = on_discovered
         self._largest_page = 0
@@ -72,13 +75,20 @@ class ListReader:
                 listing.offset,
                 image_downloaded=False if covers is None else None,
             )
+            if page.marks:
+                await self._empties.listed(state.user)
+            else:
+                await self._empties.believe(page.shape, is_end=bool(listing.seen))
             step = listing.page(page.marks)
             self._largest_page = max(self._largest_page, listing.largest_page)
             unusable += page.unusable
             done = step is Step.DONE and not unusable
-            read.discovered += await self._record(
-                state, page, bounds, found_by, covers if done else None
-            )
+            if done and covers is not None and not listing.seen:
+                await self._empties.cover(state, covers)
+            else:
+                read.discovered += await self._record(
+                    state, page, bounds, found_by, covers if done else None
+                )
             if step is Step.DONE:
                 if unusable:
                     raise BadAnswer(f"{unusable} entries of the list bear no usable fax_id")
@@ -100,7 +110,7 @@ class ListReader:
             return await self._record_faxes(state, wanted, bounds, found_by, covers)
         if covers is not None:
             await self._ledger.cover(state.id, covers)
-            _covered(state, covers)
+            state.covered(covers)
         return []
 
     async def _record_faxes(
@@ -121,7 +131,7 @@ class ListReader:
             covers=covers,
         )
         if covers is not None:
-            _covered(state, covers)
+            state.covered(covers)
         if discovered:
             self._on_discovered(state, discovered)
         return discovered
@@ -135,16 +145,6 @@ class ListReader:
             received=fax.received_at or now,
         )
         return NewFax(fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at)
-
-
-def _covered(state: UserState, covers: Interval) -> None:
-    """As the ledger does it: what is listed is no failed slice any more."""
-    state.coverage = state.coverage.add(covers)
-    state.failed_slices = [
-        failed
-        for failed in state.failed_slices
-        if not (covers.start <= failed.interval.start and failed.interval.end <= covers.end)
-    ]
 
 
 def _is_ours(state: UserState, fax: ListedFax, bounds: Interval | None) -> bool:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from poller import log
 from poller.config.model import User
+from poller.errors import UserRefused
 from poller.ledger import Ledger, Progress, UserRow
 from poller.silence import silent_since
 from poller.window import (
@@ -98,7 +99,7 @@ class UserState:
     our_first_seen: datetime
     pinned_start: datetime | None
     configured_start: str | None
-    coverage: Coverage
+    coverage: Coverage  # as the ledger has it
     failed_slices: list[FailedSlice]
     sweep_ends: dict[SliceKind, datetime | None]
     failed_polls: int
@@ -109,6 +110,10 @@ class UserState:
     in_doubt: bool = False  # whether the ledger may know something else
     polls: int = 0  # begun since the start of the process
     under_way: bool = False  # whether a poll or a backfill is
+    unproved: Coverage = field(default_factory=Coverage)  # empty lists that wait for a proof
+    missed: datetime | None = None  # a last fax that is not listed, while others are
+    refusal: UserRefused | None = None  # the last one
+    refusal_said: bool = False
     polled: bool = False  # whether a poll succeeded since the start of the process
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
@@ -157,6 +162,22 @@ class UserState:
     def key(self) -> str:
         """The label that operators know: `account/user`."""
         return f"{self.user.account}/{self.user.name}"
+
+    @property
+    def seen(self) -> Coverage:
+        """What need not be listed: the coverage, and what is to be part of it once it is proved."""
+        if not self.unproved.intervals:
+            return self.coverage
+        return Coverage(self.coverage.intervals + self.unproved.intervals)
+
+    def covered(self, interval: Interval) -> None:
+        """As the ledger does it: what is listed is no failed slice any more."""
+        self.coverage = self.coverage.add(interval)
+        self.failed_slices = [
+            failed
+            for failed in self.failed_slices
+            if not (interval.start <= failed.interval.start and failed.interval.end <= interval.end)
+        ]
 
     @property
     def watermark(self) -> datetime | None:
@@ -245,6 +266,7 @@ def _state(user: User, held: Progress) -> UserState:
         failed_polls=row.failed_polls,
         refusals=row.refusals,
         refused_until=row.refused_until,
+        refusal_said=row.refusals > 0,
         last_received_at=row.last_received_at,
         last_success_at=row.last_success_at,
     )

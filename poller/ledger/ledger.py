@@ -460,6 +460,21 @@ class Ledger:
         """Put `halves`, which are due at once, in the place of the failed slice `whole`."""
         await self._write(lambda connection: listing.slice_split(connection, user, whole, halves))
 
+    async def lists(self, app_id: str) -> tuple[str | None, list[tuple[int, str, Interval]]]:
+        """Return what `keep_lists` kept, and the account's newest faxes: user, fax id, window."""
+        return await self._read(
+            lambda connection: (
+                notes.value(connection, notes.lists(app_id)),
+                listing.newest_listed(connection, app_id),
+            )
+        )
+
+    async def keep_lists(self, app_id: str, text: str) -> None:
+        """Keep what is known of the account's lists."""
+        await self._write(
+            lambda connection: notes.keep(connection, notes.lists(app_id), lambda _: text)
+        )
+
     # -- what operators decide about gaps --------------------------------------------------------
 
     async def dismiss_gap(self, user: int, bounds: Interval, reason: str | None) -> int:

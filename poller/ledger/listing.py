@@ -38,6 +38,7 @@ from poller.window import Coverage, FailedSlice, Interval
 # precision, so that a poll which found nothing new rewrites no fax.
 LISTED_AGAIN = timedelta(minutes=10)
 _AT_ONCE = 500  # values in one IN (...)
+_NEWEST = 100  # faxes among which windows are looked for that are not the same
 
 FAX = select(
     *faxes.c, users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")
@@ -60,6 +61,17 @@ _TAKEN = union_all(
 )
 _INSERT = insert(faxes)
 _THIS_USER = users.c.id == bindparam("this")
+_NEWEST_LISTED = (
+    select(faxes.c.user, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end)
+    .join_from(faxes, users)
+    .where(
+        users.c.app_id == bindparam("app"),
+        users.c.removed.is_(False),
+        faxes.c.first_window_start.is_not(None),
+    )
+    .order_by(faxes.c.id.desc())
+    .limit(_NEWEST)
+)
 _OWNER = select(
     users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
 ).where(_THIS_USER)
@@ -243,6 +255,12 @@ def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: Page
         late_s = [(page.now - at).total_seconds() for at in by_window if listed.covers(at)]
         values["late_s"] = max([owner.late_max_s, *late_s])
     connection.execute(_COUNT_NEW, {"this": owner.id, "more": len(new), **values})
+
+
+def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:
+    """Return user, fax id and window of the account's newest faxes that a window has listed."""
+    rows = connection.execute(_NEWEST_LISTED, {"app": app_id})
+    return [(user, fax_id, Interval(start, end)) for user, fax_id, start, end in rows]
 
 
 # -- coverage --------------------------------------------------------------------------------------

@@ -14,6 +14,11 @@ _EDITS = "gap_edits"
 _STARTED = "started_at"
 
 
+def lists(app_id: str) -> str:
+    """Name what is known of an account's lists."""
+    return f"lists:{app_id}"
+
+
 def value(connection: Connection, name: str) -> str | None:
     """Return what is kept under this name."""
     held: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == name))

@@ -49,6 +49,7 @@ Action = Literal[
     "ledger-lost",  # there was none, nor a snapshot, beside a storage that has been in use
     "ledger-restored",  # the file was gone; the newest snapshot took its place
     "schedule-stretched",  # the schedule asks for more than the limit allows
+    "canaries-deleted",  # no fax is left at eFax by which an empty list could be proved
     "backfill-completed",  # an old window that an operator asked for is listed
     "fetch-failed",  # a user's faxes have failed for longer than retry.alarm_after
     "fetch-recovered",

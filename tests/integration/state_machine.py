@@ -377,6 +377,18 @@ class PollerMachine(RuleBasedStateMachine):
         self.world.efax.outage(True, effect)
         self._then(then)
 
+    @rule(effect=st.sampled_from(["bare-200", "array-200", "zero-200", "full-200"]), then=works)
+    def efax_answers_with_nothing(self, effect: str, then: bool) -> None:
+        """Where nothing was ever listed, or all of it was deleted, nobody could tell."""
+        for app_id in self.world.efax.apps:
+            if not any(
+                fax.app_id == app_id and _key(fax) in self.book.faxes and not fax.deleted
+                for fax in self._ever()
+            ):
+                return
+        self.world.efax.outage(True, effect)
+        self._then(then)
+
     @rule(then=works)
     def efax_is_well(self, then: bool) -> None:
         self._heal_efax()

@@ -366,3 +366,119 @@ async def test_suspension_that_has_another_reason_now_is_said_again(
     reasons = [e.fields["reason"] for e in events if e.action == "account-suspended"]
     assert len(reasons) == 2
     assert "401" in reasons[1]
+
+
+# -- users who are refused, and accounts whose users all are -------------------------------------
+
+
+def refusing(*users: str, status: str = "403") -> Faults:
+    """Lists of these users, or of all, are refused."""
+    of = users or (None,)
+    rules = (replace(faults(f"{status}@list=always").rules[0], user_id=user) for user in of)
+    return Faults(rules=tuple(rules))
+
+
+@pytest.mark.parametrize("status", ["403", "404"])
+@pytest.mark.parametrize("was_accepted", [False, True])
+async def test_account_whose_users_are_all_refused_is_suspended_and_no_user_is_blamed(
+    status: str,
+    *,
+    was_accepted: bool,
+    site: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    events: list[Event],
+) -> None:
+    users = ("user-a", "user-b")
+    for user in users if was_accepted else ():
+        await poll(site, user)
+    simulator.faults = refusing(status=status)
+    for user in users:
+        assert (await poll(site, user)).failed
+    account, _ = parts(site)
+    await settled(account)
+    assert account.is_suspended
+    reason = str((await account_row(site)).reason)
+    assert f"HTTP {status}" in reason
+    for culprit in ("every user", "proxy", "headers", "App ID"):
+        assert culprit in reason
+    assert (await samples(site))['poller_account_suspended{account="main"}'] == 1
+
+    for number in range(6):  # probes, the users taking turns
+        clock.advance(6 * 60 * SECOND)
+        before = len(simulator.requests)
+        parts(site, users[number % 2])[1].refused_until = None
+        assert (await poll(site, users[number % 2])).failed
+        assert len(simulator.requests) == before + 1
+    assert said(events, "account-suspended", "user-refused", "poll-failed") == ["account-suspended"]
+
+    simulator.faults = Faults()
+    clock.advance(6 * 60 * SECOND)
+    parts(site)[1].refused_until = None
+    for user in users:
+        assert not (await poll(site, user)).failed
+    assert said(events, "account-resumed", "user-accepted") == ["account-resumed"]
+
+
+async def test_refused_user_is_named_as_soon_as_another_one_is_accepted(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    simulator.faults = refusing("user-a")
+    await poll(site)
+    assert not said(events, "user-refused")
+    await poll(site, "user-b")
+    (refused,) = [event for event in events if event.action == "user-refused"]
+    assert refused.fields["user"] == "user-a"
+    assert "403" in str(refused.fields["error"])
+    assert not site.accounts[APP].is_suspended
+
+
+async def test_user_who_was_accepted_before_is_said_to_have_been(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    await poll(site)
+    simulator.faults = refusing("user-a")
+    await poll(site)
+    await poll(site, "user-b")
+    (refused,) = [event for event in events if event.action == "user-refused"]
+    assert "accepted before" in refused.message
+
+
+async def test_only_user_of_an_account_is_refused_at_once_and_the_proxy_named_beside_its_id(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.faults = refusing()
+    async with opened_site(make_config(simulator.base_url, users=("user-a",)), clock) as site:
+        assert (await poll(site)).failed
+        assert not site.accounts[APP].is_suspended
+        (refused,) = [event for event in events if event.action == "user-refused"]
+        assert "user_id" in refused.message
+        assert "proxy" in refused.message
+        assert (await poll(site)).skipped  # for a minute
+
+
+async def test_users_who_are_refused_one_by_one_suspend_no_account_that_has_a_good_one(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for refused, good in (("user-a", "user-b"), ("user-b", "user-a")) * 3:
+        simulator.faults = refusing(refused)
+        clock.advance(timedelta(hours=2))
+        assert (await poll(site, refused)).failed
+        assert not (await poll(site, good)).failed
+        assert not site.accounts[APP].is_suspended
+
+
+async def test_probe_of_an_account_whose_users_are_refused_ends_it_by_an_empty_list_too(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await listed(site, simulator)
+    clock.advance(timedelta(hours=2))
+    simulator.faults = refusing()
+    for user in ("user-a", "user-b"):
+        await poll(site, user)
+    assert site.accounts[APP].is_suspended
+    simulator.faults = Faults()
+    clock.advance(6 * 60 * SECOND)
+    parts(site)[1].refused_until = None
+    assert not (await poll(site)).failed
+    assert not (await poll(site, "user-b")).failed

@@ -34,7 +34,7 @@ from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 from poller.lock import StateLock
-from poller.simulator import Simulator
+from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
 from poller.storage import steps
 from poller.verdict import Verdict
@@ -180,7 +180,7 @@ TROUBLES = {
     "400@image=always": (1, ["1 fax of main/a is still pending: "]),
     "null-image@image=always": (1, ["1 fax of main/a is still pending: "]),
     "503@image=always": (1, ["1 fax of main/a is still pending: "]),
-    "403@list=always": (1, [BOTH]),
+    "403@list=always": (1, [BOTH + "the account is suspended: eFax refuses every user "]),
     "html-200@list=always": (1, [BOTH]),
     "503@list=always": (1, [BOTH]),
     "401@token=always": (1, [BOTH + "the account is suspended: "]),
@@ -204,6 +204,27 @@ def test_once_says_each_cause_of_a_bad_end_in_one_sentence(
     assert all(line.startswith(f"poller: {one}") for line, one in zip(said, begins, strict=True))
     assert all(len(line) > len(f"poller: {one}") for line, one in zip(said, begins, strict=True))
     assert not as_json or json.loads(out)
+
+
+def test_once_says_that_the_lists_have_lost_what_they_held_and_covers_nothing(
+    run: Run, efax: Simulator
+) -> None:
+    def watermarks() -> list[str]:
+        return [user["watermark"] for user in json.loads(run("status", "--json")[1])["users"]]
+
+    for user in ("user-a", "user-b"):
+        receive(efax, user)
+    assert run("once")[0] == 0
+    before = watermarks()
+    efax.faults = Faults.of("full-200@list=always")
+    code, _, err = run("once")
+    assert code == 1
+    assert err.startswith(f"poller: {BOTH}the account is suspended: eFax lists nothing that it ")
+    assert watermarks() == before
+    efax.faults = Faults()
+    lost = receive(efax)
+    assert run("once")[0] == 0
+    assert efax.downloads[lost] == 1
 
 
 def test_many_users_of_one_cause_are_one_sentence_that_names_the_first(
@@ -421,6 +442,31 @@ def test_check_online_signs_in_and_lists_each_user(
         "main: /health: ok", "main: sign-in: ok", "main/a: list: ok", "main/b: list: ok"
     ]  # fmt: skip
     assert efax.sign_ins[APP] == 1 + with_ledger
+
+
+def test_check_online_blames_the_account_where_every_user_is_refused(
+    run: Run, efax: Simulator
+) -> None:
+    efax.faults = faults("403@list=always")
+    code, out, _ = run("check", "--online")
+    assert code == 1
+    assert "main/a" not in out
+    said = out.splitlines()[-1]
+    assert said.startswith("main: eFax refuses every user although it takes App ID and key (")
+    assert "proxy" in said
+
+
+@pytest.mark.parametrize("effect", ["full-200", "bare-200"])
+def test_check_online_does_not_take_an_outage_that_answers_with_nothing_for_well(
+    effect: str, run: Run, efax: Simulator
+) -> None:
+    receive(efax)
+    assert run("once")[0] == 0
+    assert run("check", "--online")[0] == 0
+    efax.faults = Faults.of(f"{effect}@list=always")
+    code, out, _ = run("check", "--online")
+    assert code == 1
+    assert out.splitlines()[-1].startswith("main: eFax lists nothing that it listed before")
 
 
 def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:

@@ -163,7 +163,9 @@ async def test_status_json_is_the_status_with_the_time_and_the_problems(service:
     assert status == 200
     assert shown | service.says == shown
     assert shown["at"] == "2024-05-21T04:27:56.000Z"
-    assert shown["problems"] == ["eFax refuses main/desk: check the User ID."]
+    assert shown["problems"] == [
+        "eFax refuses main/desk: check the User ID, and whether a proxy drops or changes headers."
+    ]
 
 
 async def test_problems_that_the_service_names_itself_are_kept(service: Service) -> None:

@@ -104,18 +104,33 @@ def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "shape"),
     [
-        pytest.param(b"{}", id="bare object"),
-        pytest.param(b'{"faxes": []}', id="empty list"),
-        pytest.param(b'{"faxes": [], "errors": []}', id="empty list and no errors"),
-        pytest.param(b'{"first_record": 0, "last_record": 0}', id="no list, zeros"),
-        pytest.param(b'{"first_record": 1, "last_record": 0, "faxes": null}', id="null"),
-        pytest.param(b'{"last_record": 0}', id="one count"),
+        pytest.param(b"{}", "{}", id="bare object"),
+        pytest.param(b'{"faxes": []}', "{faxes: []}", id="empty list"),
+        pytest.param(b'{"faxes": [], "x": 1}', "{faxes: []}", id="what nobody has described"),
+        pytest.param(b'{"faxes": [], "errors": []}', "{faxes: []}", id="empty list and no errors"),
+        pytest.param(
+            b'{"first_record": 0, "last_record": 0}',
+            "{first_record, last_record}",
+            id="no list, zeros",
+        ),
+        pytest.param(
+            b'{"last_record": 100, "first_record": 101}',
+            "{first_record, last_record}",
+            id="no list, a later page",
+        ),
+        pytest.param(
+            b'{"first_record": 1, "last_record": 0, "faxes": null}',
+            "{first_record, last_record, faxes: null}",
+            id="null",
+        ),
+        pytest.param(b'{"last_record": 0}', "{last_record}", id="one count"),
     ],
 )
-def test_an_empty_list_comes_in_several_shapes(body: bytes) -> None:
-    assert efax.parse_page(body) == Page(())
+def test_an_empty_list_comes_in_several_shapes(body: bytes, shape: str) -> None:
+    page = efax.parse_page(body)
+    assert (page, page.shape) == (Page(()), shape)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poller.pacing import Kind, Pacing, Suspension, Ticket, Turns
+from poller.pacing import EndsBy, Kind, Pacing, Suspension, Ticket, Turns
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -529,6 +529,19 @@ def test_a_refused_sign_in_suspends_at_once_and_says_why() -> None:
     assert not suspension.sign_in_refused(NOW, 0.5, "the API key is refused")
     assert suspension.until == NOW + 5 * SECOND
     assert suspension.reason == "the API key is refused"
+
+
+def test_an_account_whose_answers_are_not_trusted_is_suspended_until_what_is_asked_for_comes() -> (
+    None
+):
+    suspension = Suspension(2)
+    assert suspension.distrusted(NOW, 0.5, "nothing is listed", EndsBy.JUDGEMENT)
+    assert (suspension.until, suspension.ends_by) == (NOW + 5 * SECOND, EndsBy.JUDGEMENT)
+    assert suspension.may_probe(NOW + 5 * SECOND)
+    assert not suspension.distrusted(NOW + 5 * SECOND, 0.5, "nothing is listed", EndsBy.JUDGEMENT)
+    assert suspension.until == NOW + 15 * SECOND
+    assert suspension.succeeded()
+    assert suspension.ends_by is EndsBy.ANSWER
 
 
 def test_an_account_that_is_not_suspended_needs_no_probe() -> None:

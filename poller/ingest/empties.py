@@ -1,0 +1,330 @@
+"""The empty lists of one account: its spelling is learnt, and known faxes are asked for as proof."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from poller import log
+from poller.client import Client
+from poller.clock import Clock
+from poller.config.model import User
+from poller.emptiness import (
+    CANARIES,
+    NEVER,
+    Finding,
+    Lists,
+    Verdict,
+    is_proof_due,
+    verdict,
+)
+from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
+from poller.ingest.user import UserState
+from poller.ledger import FaxRow, Ledger
+from poller.pacing import EndsBy
+from poller.window import Coverage, Interval
+
+LOST = (
+    "eFax lists nothing that it listed before: faxes that are stored here are missing from the "
+    "lists that held them"
+)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A fax that eFax has listed in this window; `user` is `UserState.id`."""
+
+    user: int
+    fax_id: str
+    window: Interval
+
+
+class EmptyLists:
+    """Believes the empty lists of one account, or does not.
+
+    What an empty list covers waits in `UserState.unproved` for a proof that comes after it: a list
+    that holds a fax, or a canary.
+    """
+
+    def __init__(
+        self, client: Client, ledger: Ledger, clock: Clock, states: Mapping[int, UserState]
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._clock = clock
+        self._states = states
+        self._lists: Lists | None = None  # None: not read from the ledger yet
+        self._canaries: list[Canary] = []  # the newest first
+        self._waiting: dict[int, UserState] = {}
+        self._proved_s: float | None = None
+        self._proofs = 0
+        self._well: User | None = None  # by the last proof
+        self._refuted_s: dict[str, float] = {}
+        self._taken_unproved: set[str] = (
+            set()
+        )  # shapes, of a server that had no fax to prove them by
+        self._said_deleted = False
+        self._list_again = False  # once the lists are back: they were believed too early
+        self._tried_to_learn = False
+        self._lock = asyncio.Lock()
+
+    # -- what lists hold ----------------------------------------------------------------------
+
+    def discovered(self, faxes: Sequence[FaxRow]) -> None:
+        """Take a fax of a page as a canary."""
+        if (window := faxes[0].first_window) is not None:
+            self._add_canaries([Canary(faxes[0].user, faxes[0].fax_id, window)])
+
+    async def listed(self, user: User) -> None:
+        """Take a list of this user that holds faxes for the proof that it is."""
+        await self._proved(user)
+
+    async def believe(self, shape: str, *, is_end: bool) -> None:
+        """Return where an answer is an empty list of this server; raises BadAnswer where it is not.
+
+        `is_end`: pages with faxes came before it.
+        """
+        lists = await self._known()
+        if shape in (lists.shapes or ()) or (is_end and not lists.shapes):
+            return
+        if not self._canaries and not lists.shapes:
+            self._taken_unproved.add(shape)  # nothing was ever listed here
+            return
+        async with self._lock:
+            await self._learn_anew(shape)
+
+    async def cover(self, state: UserState, covers: Interval) -> None:
+        """Cover what an empty list says, once that is proved; raises AccountSuspended if it is not."""
+        state.unproved = state.unproved.add(covers)
+        self._waiting[state.id] = state
+        last = state.last_received_at
+        is_missed = last is not None and last != state.missed and _holds(covers, last)
+        if not self._canaries or is_proof_due(
+            self._clock.monotonic(), self._proved_s, is_missed=is_missed
+        ):
+            await self.settle()
+            state.missed = last
+
+    async def settle(self) -> None:
+        """Prove what waits for it, with one canary for all; raises AccountSuspended."""
+        if not self._waiting:
+            return
+        async with self._lock:
+            if self._waiting:  # else somebody's proof has come in the meantime
+                await self._judge()
+
+    async def prove(self) -> None:
+        """Ask for a known fax now; raises AccountSuspended where none is listed any more."""
+        await self._known()
+        async with self._lock:
+            await self._judge()
+
+    async def learn(self) -> None:
+        """Ask once, beside a list that held faxes, how an empty one is spelled here."""
+        lists = await self._known()
+        if (lists.shapes is not None and lists.tells_gone) or not self._canaries:
+            return
+        if self._tried_to_learn or is_proof_due(self._clock.monotonic(), self._proved_s):
+            return
+        async with self._lock:
+            try:
+                await self._learn()
+            except ApiError:
+                return  # at the next occasion
+
+    # -- how an empty list is spelled ---------------------------------------------------------
+
+    async def _learn(self) -> None:
+        if (await self._known()).shapes is None:
+            asked = await self._ask_for_nothing()
+            await self._take_shapes([] if asked is None else [asked])
+        lists = await self._known()
+        if not lists.tells_gone and (state := self._states.get(self._canaries[0].user)):
+            tells = await self._client.has_fax(state.user, self._canaries[0].fax_id)
+            await self._keep(replace(lists, tells_gone=tells is True))
+        self._tried_to_learn = True
+
+    async def _learn_anew(self, shape: str) -> None:
+        """Take an answer that is spelled otherwise for an empty list where that can be proved."""
+        if shape in ((await self._known()).shapes or ()):
+            return
+        now_s = self._clock.monotonic()
+        if not is_proof_due(now_s, self._refuted_s.get(shape)):
+            raise self._no_list(shape)
+        is_proved = await self._judge() is Verdict.PROVED
+        lists = await self._known()
+        if not is_proved and not lists.shapes:
+            return
+        asked = await self._ask_for_nothing()
+        is_proved = is_proved or lists.is_doubted_too_long(self._clock.now())
+        if is_proved:
+            await self._take_shapes([asked or shape])
+        if is_proved and asked in (None, shape):
+            return
+        self._refuted_s[shape] = now_s
+        if not is_proved:
+            await self._doubt()
+        raise self._no_list(shape)
+
+    async def _ask_for_nothing(self) -> str | None:
+        """Ask for what must be empty; None where the server does not list such a time.
+
+        For the user whose lists are known to be well, if there is one.
+        """
+        user = self._well or next(iter(self._states.values())).user
+        try:
+            page = await self._client.list_received(user, NEVER, 0)
+        except (WindowRefused, UserRefused):
+            return None
+        return None if page.marks else page.shape
+
+    async def _take_shapes(self, shapes: Sequence[str]) -> None:
+        lists = await self._known()
+        known = (lists.shapes or frozenset()) | frozenset(shapes)
+        await self._keep(replace(lists, shapes=known))
+        if known and self._taken_unproved - known:
+            self._list_all_again()
+
+    def _list_all_again(self) -> None:
+        """What was taken for an empty list, before any fax was known, was none."""
+        self._taken_unproved.clear()
+        for state in self._states.values():
+            state.sweep_ends = dict.fromkeys(state.sweep_ends)  # from the start on
+            state.sweep_now = True
+
+    def _no_list(self, shape: str) -> BadAnswer:
+        known = " or ".join(sorted((self._lists and self._lists.shapes) or ["otherwise"]))
+        return BadAnswer(
+            f"eFax answered a list with {shape}, and that is no list: it spells an empty one {known}."
+        )
+
+    # -- canaries -----------------------------------------------------------------------------
+
+    async def _judge(self) -> Verdict:
+        """Ask for known faxes until one is listed; raises AccountSuspended where none is."""
+        is_probe = self._client.suspension.until is not None
+        proofs = self._proofs
+        found: dict[Canary, Finding] = {}
+        for canary in tuple(self._canaries):
+            found[canary] = finding = await self._look(canary, is_probe=is_probe)
+            if finding is Finding.LISTED or (is_probe and finding is Finding.ABSENT):
+                break
+        outcome = verdict(found.values())
+        if outcome is Verdict.LOST and self._proofs > proofs:
+            return Verdict.PROVED  # by a list that came in the meantime
+        if outcome is Verdict.PROVED:
+            await self._proved(self._states[canary.user].user)
+            return outcome
+        if outcome is Verdict.LOST:
+            await self._require_long_doubt()
+            self._list_again = True
+        deleted = [one for one, what in found.items() if what is not Finding.REFUSED]
+        await self._forget(deleted, is_sure=outcome is Verdict.UNPROVED)
+        await self._release()
+        return outcome
+
+    async def _look(self, canary: Canary, *, is_probe: bool) -> Finding:
+        state = self._states.get(canary.user)
+        if state is None:
+            return Finding.REFUSED
+        try:
+            page = await self._client.list_received(state.user, canary.window, 0, is_probe=is_probe)
+        except (WindowRefused, UserRefused):
+            return Finding.REFUSED
+        if page.marks:
+            return Finding.LISTED
+        if not (await self._known()).tells_gone:
+            return Finding.ABSENT
+        has = await self._client.has_fax(state.user, canary.fax_id, is_probe=is_probe)
+        return Finding.GONE if has is False else Finding.ABSENT
+
+    async def _require_long_doubt(self) -> None:
+        """Suspend the account, unless it has listed nothing for so long that this must be true."""
+        if (await self._known()).is_doubted_too_long(self._clock.now()):
+            return
+        await self._doubt()
+        self._proved_s = None
+        for state in self._waiting.values():
+            state.unproved = Coverage()
+        self._waiting.clear()
+        self._canaries = self._canaries[1:] + self._canaries[:1]  # a probe asks for another one
+        raise self._client.distrust(LOST, EndsBy.JUDGEMENT)
+
+    async def _doubt(self) -> None:
+        now, lists = self._clock.now(), await self._known()
+        if lists.doubted_since is None or lists.doubted_since > now:
+            await self._keep(replace(lists, doubted_since=now))
+
+    async def _forget(self, deleted: Sequence[Canary], *, is_sure: bool) -> None:
+        """Ask for these no more; say so once no other one is left to be asked for."""
+        self._canaries = [one for one in self._canaries if one not in deleted]
+        if self._canaries or not deleted:
+            return
+        until = max(one.window.end for one in deleted)
+        lists = await self._known()
+        await self._keep(replace(lists, deleted_until=until, doubted_since=None))
+        if is_sure and self._said_deleted:
+            return
+        self._said_deleted = True
+        log.event(
+            "canaries-deleted",
+            "The newest faxes are not there any more at eFax, which says so itself: until the next "
+            "one comes, an empty list is believed without a proof."
+            if is_sure
+            else "For an hour eFax has listed nothing that it listed before: these faxes are taken "
+            "for deleted there, and empty lists are believed again. If nobody has deleted them, ask "
+            "eFax's support.",
+            level="info" if is_sure else "error",
+            account=self._client.account.name,
+        )
+
+    # -- what is known, and what waits --------------------------------------------------------
+
+    async def _proved(self, well: User) -> None:
+        """The lists are well: cover what waits for that."""
+        self._well = well
+        self._proofs += 1
+        lists = await self._known()
+        if lists.doubted_since is not None:
+            await self._keep(replace(lists, doubted_since=None))
+        if self._list_again:
+            self._list_again = False
+            for state in self._states.values():
+                state.sweep_now = True
+        await self._release()
+
+    async def _release(self) -> None:
+        self._proved_s = self._clock.monotonic()
+        if self._client.suspension.ends_by is EndsBy.JUDGEMENT:
+            self._client.trust()
+        waiting, self._waiting = self._waiting, {}
+        for state in waiting.values():
+            unproved, state.unproved = state.unproved, Coverage()
+            for interval in unproved.intervals:
+                await self._ledger.cover(state.id, interval)
+                state.covered(interval)
+
+    async def _known(self) -> Lists:
+        """Read once what earlier runs have learnt, and which faxes they had listed."""
+        if self._lists is None:
+            text, faxes = await self._ledger.lists(self._client.account.app_id)
+            if self._lists is None:  # nobody else has read it meanwhile
+                self._lists = lists = Lists.read(text)
+                self._add_canaries(
+                    [Canary(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
+                )
+        return self._lists
+
+    async def _keep(self, lists: Lists) -> None:
+        self._lists = lists
+        await self._ledger.keep_lists(self._client.account.app_id, lists.text())
+
+    def _add_canaries(self, new: Sequence[Canary]) -> None:
+        """Keep the few of the newest windows, each once."""
+        of_windows = {(one.user, one.window): one for one in (*self._canaries, *new)}
+        newest_first = sorted(of_windows.values(), key=lambda one: one.window.end, reverse=True)
+        self._canaries = newest_first[:CANARIES]
+
+
+def _holds(interval: Interval, instant: datetime) -> bool:
+    return interval.start <= instant < interval.end

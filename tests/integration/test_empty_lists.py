@@ -1,0 +1,473 @@
+"""Empty lists: which ones are believed, and what an outage that answers 200 with nothing leads to."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poller.config.model import Poll
+from poller.emptiness import CANARIES, Lists
+from poller.errors import BadAnswer
+from poller.ingest.site import Site
+from poller.ledger import State
+from poller.simulator import Faults, Simulator, Switches
+from poller.window import Interval
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.integration.at_work import calls, listed, parts, poll, said, settled
+
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+SHAPES = ("array", "missing", "bare")
+# What may be some server's empty list; the others never are.
+MAYBE_LISTS = ("bare-200", "array-200", "zero-200", "full-200")
+NO_LISTS = ("empty-200", "null-200", "list-200", "other-200", "html-200")
+OWN = {"array": "full-200", "missing": "zero-200", "bare": "bare-200"}  # by switch
+
+
+@pytest.fixture
+async def quiet(site: Site, simulator: Simulator, clock: QuickClock) -> Site:
+    """A fax is known, and its time lies before every window that is still asked for."""
+    await listed(site, simulator)
+    for _ in range(2):
+        clock.advance(20 * MINUTE)
+        for user in ("user-a", "user-b"):
+            assert not (await poll(site, user)).failed
+    return site
+
+
+async def covered(site: Site, user: str = "user-a") -> Any:
+    """Up to when the ledger says that this user's faxes are listed."""
+    return (await site.shop.ledger.coverage(parts(site, user)[1].id)).newest_end
+
+
+def asked_for_1990(simulator: Simulator) -> int:
+    return sum("1990-01-01" in one.target for one in simulator.requests)
+
+
+async def probe(site: Site, clock: QuickClock, user: str = "user-a") -> None:
+    """Poll when the next probe is due."""
+    until = site.accounts[APP].client.suspension.until
+    assert until is not None
+    clock.advance(max(until - clock.now(), timedelta(0)))
+    await poll(site, user)
+
+
+# -- how an empty list is spelled ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_first_fax_teaches_how_this_server_spells_an_empty_list_once_for_all_runs(
+    shape: Any, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(empty_list=shape)
+    for _ in range(2):
+        async with opened_site(make_config(simulator.base_url), clock) as site:
+            for user in ("user-a", "user-b", "user-a"):
+                await listed(site, simulator, user)
+                clock.advance(MINUTE)
+            lists = Lists.read((await site.shop.ledger.lists(APP))[0])
+            assert lists.shapes is not None
+            assert len(lists.shapes) == 1
+            assert lists.tells_gone
+    assert asked_for_1990(simulator) == 1
+    assert calls(simulator, "metadata") == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_installation_without_any_fax_is_polled_however_an_empty_list_is_spelled(
+    shape: Any, site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(empty_list=shape)
+    for _ in range(3):
+        before = len(simulator.requests)
+        assert not (await poll(site)).failed
+        clock.advance(2 * MINUTE)
+    assert [one.call for one in simulator.requests[before:]] == ["list"]
+    assert await covered(site) == clock.now() - 2 * MINUTE
+
+
+@pytest.mark.parametrize("effect", NO_LISTS)
+@pytest.mark.parametrize("has_fax", [False, True])
+async def test_answer_that_no_list_is_spelled_like_fails_the_poll_and_covers_nothing(
+    effect: str, *, has_fax: bool, site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    if has_fax:
+        await listed(site, simulator)
+    assert not (await poll(site)).failed
+    before = await covered(site)
+    simulator.faults = Faults.of(f"{effect}@list=always")
+    clock.advance(5 * MINUTE)
+    outcome = await poll(site)
+    assert isinstance(outcome.error, BadAnswer)
+    assert await covered(site) == before
+
+    simulator.faults = Faults()
+    fax = simulator.receive(APP, "user-a", completed=clock.now() - 2 * MINUTE)
+    clock.advance(MINUTE)
+    assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("effect", MAYBE_LISTS)
+async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_fax(
+    shape: Any,
+    effect: str,
+    simulator: Simulator,
+    make_config: MakeConfig,
+    clock: QuickClock,
+    events: list[Event],
+) -> None:
+    """A fax that no later poll and no net would find, were the outage believed."""
+    simulator.switches = Switches(empty_list=shape)
+    back = replace(Poll().sweep, back=MINUTE)
+    rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=replace(back, every=24 * HOUR))
+    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
+        account, _ = parts(site)
+        await listed(site, simulator)
+        await poll(site, "user-b")
+        clock.advance(5 * MINUTE)
+        await poll(site)
+        before = [await covered(site, user) for user in ("user-a", "user-b")]
+
+        simulator.outage(True, effect)
+        clock.advance(2 * MINUTE)
+        lost = simulator.receive(APP, "user-b", completed=clock.now())
+        for _ in range(8):
+            clock.advance(2 * MINUTE)
+            for user in ("user-a", "user-b"):
+                await poll(site, user)
+        assert account.is_suspended
+        assert [await covered(site, user) for user in ("user-a", "user-b")] == before
+        await settled(account)
+        (row,) = await site.shop.ledger.accounts()
+        assert "lists nothing that it listed before" in str(row.reason)
+        assert said(events, "account-suspended") == ["account-suspended"]
+
+        simulator.outage(False)
+        await probe(site, clock)
+        assert said(events, "account-resumed") == ["account-resumed"]
+        found = (await poll(site, "user-b")).discovered
+        assert [fax.fax_id for fax in found] == [lost.fax_id]
+        assert await covered(site, "user-b") == clock.now()
+
+
+async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    """The canary is listed, so it is no outage: one user's lists are broken."""
+    before = clock.now()
+    clock.advance(2 * MINUTE)
+    simulator.faults = Faults.of("bare-200@list=always")
+    rule = simulator.faults.rules[0]
+    simulator.faults = replace(simulator.faults, rules=(replace(rule, user_id="user-b"),))
+    outcome = await poll(quiet, "user-b")
+    assert "that is no list" in str(outcome.error)
+    assert not quiet.accounts[APP].is_suspended
+    assert await covered(quiet, "user-b") == before
+
+    requests = len(simulator.requests)
+    clock.advance(30 * SECOND)
+    assert (await poll(quiet, "user-b")).failed
+    assert len(simulator.requests) == requests + 1  # what was found out holds for a minute
+
+
+async def test_server_that_comes_to_spell_its_empty_lists_otherwise_is_asked_once_and_believed(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(empty_list="bare")
+    for _ in range(3):
+        clock.advance(2 * MINUTE)
+        assert not (await poll(quiet)).failed
+    assert asked_for_1990(simulator) == 2
+    assert await covered(quiet) == clock.now()
+
+
+async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_then_believed(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for fax in simulator.faxes():
+        simulator.delete(fax)
+    clock.advance(2 * MINUTE)
+    assert not (await poll(quiet)).failed  # deleted, as eFax says itself
+    before = await covered(quiet)
+    simulator.switches = Switches(empty_list="bare")
+    clock.advance(2 * MINUTE)
+    assert (await poll(quiet)).failed
+    clock.advance(HOUR)
+    assert not (await poll(quiet)).failed
+    assert before < await covered(quiet)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_server_that_refuses_1990_is_believed_as_long_as_it_lists_a_known_fax(
+    shape: Any, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(empty_list=shape, oldest_window_s=8 * 86_400.0)
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        await listed(site, simulator)
+        for _ in range(3):
+            clock.advance(20 * MINUTE)
+            assert not (await poll(site)).failed
+        assert await covered(site) == clock.now()
+        simulator.faults = Faults.of(f"{OWN[shape]}@list=always")
+        clock.advance(20 * MINUTE)
+        assert (await poll(site)).skipped
+        assert site.accounts[APP].is_suspended
+        assert await covered(site) == clock.now() - 20 * MINUTE
+
+
+async def test_installation_that_began_in_an_outage_lists_everything_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    old = simulator.receive(APP, "user-b", completed=clock.now() - timedelta(days=20))
+    rules = Poll(start=timedelta(days=30))
+    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
+        simulator.faults = Faults.of("bare-200@list=always")
+        for user in ("user-a", "user-b"):
+            assert not (await poll(site, user)).failed
+        simulator.faults = Faults()
+        clock.advance(10 * MINUTE)
+        await listed(site, simulator)
+        assert [fax.fax_id for fax in (await poll(site, "user-b")).discovered] == [old.fax_id]
+
+
+# -- the canary -----------------------------------------------------------------------------------
+
+
+async def test_quiet_account_asks_for_a_known_fax_once_a_minute_for_all_its_users(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    before = len(simulator.requests)
+    for _ in range(20):
+        clock.advance(30 * SECOND)
+        for user in ("user-a", "user-b"):
+            assert not (await poll(quiet, user)).failed
+    assert len(simulator.requests) == before + 40 + 10
+
+
+async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    proved = await covered(quiet)
+    assert proved == clock.now()
+    clock.advance(30 * SECOND)
+    await poll(quiet, "user-b")
+    assert await covered(quiet, "user-b") < clock.now()
+    assert parts(quiet, "user-b")[1].coverage.newest_end == clock.now() - 150 * SECOND
+    clock.advance(30 * SECOND)
+    await poll(quiet)
+    assert await covered(quiet) == clock.now()
+    assert await covered(quiet, "user-b") == clock.now() - 30 * SECOND
+
+
+async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    before = len(simulator.requests)
+    clock.advance(30 * SECOND)
+    await poll(quiet)
+    await listed(quiet, simulator, "user-b")
+    assert await covered(quiet) == clock.now()
+    assert len(simulator.requests) == before + 1 + 2  # the end of a single fax is asked for
+
+
+async def test_fax_that_is_missed_in_its_own_window_is_noticed_at_once(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await listed(site, simulator)
+    simulator.faults = Faults.of(f"{OWN['array']}@list=always")
+    clock.advance(SECOND)
+    assert (await poll(site)).skipped
+    assert site.accounts[APP].is_suspended
+
+
+async def test_fax_that_somebody_deleted_at_once_costs_one_canary(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await listed(site, simulator, completed=clock.now() - HOUR)
+    fax, _ = await listed(site, simulator)
+    simulator.delete(fax)
+    before = len(simulator.requests)
+    for _ in range(3):
+        clock.advance(SECOND)
+        assert not (await poll(site)).failed
+    assert len(simulator.requests) <= before + 3 + 1
+
+
+async def test_faxes_that_were_deleted_at_efax_suspend_nobody_and_it_is_said_once(
+    quiet: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    for fax in simulator.faxes():
+        simulator.delete(fax)
+    for _ in range(3):
+        clock.advance(2 * MINUTE)
+        before = len(simulator.requests)
+        assert not (await poll(quiet)).failed
+        assert await covered(quiet) == clock.now()
+    assert len(simulator.requests) == before + 1
+    assert said(events, "canaries-deleted", "account-suspended") == ["canaries-deleted"]
+
+
+async def test_next_run_does_not_ask_for_what_was_deleted(
+    quiet: Site, simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+) -> None:
+    for fax in simulator.faxes():
+        simulator.delete(fax)
+    clock.advance(2 * MINUTE)
+    assert not (await poll(quiet)).failed
+    known = await quiet.shop.ledger.lists(APP)
+    assert Lists.read(known[0]).is_deleted(known[1][0][2].end)
+
+
+async def test_when_the_newest_fax_was_deleted_an_older_one_is_asked_for(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for _ in range(CANARIES):
+        fax, _ = await listed(site, simulator)
+        clock.advance(30 * MINUTE)
+    simulator.delete(fax)
+    assert not (await poll(site)).failed
+    assert not site.accounts[APP].is_suspended
+    assert await covered(site) == clock.now()
+
+
+async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_after_an_hour(
+    quiet: Site,
+    simulator: Simulator,
+    clock: QuickClock,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a trash can, say: metadata still tell of them."""
+    for fax in simulator.faxes():
+        simulator.apps[APP].users[fax.user_id].faxes.remove(fax)
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    account, _ = parts(quiet)
+    began = clock.now()
+    while account.is_suspended:
+        await probe(quiet, clock)
+    assert HOUR <= clock.now() - began <= HOUR + 10 * MINUTE
+    assert said(events, "canaries-deleted", "account-suspended", "account-resumed") == [
+        "account-suspended",
+        "canaries-deleted",
+        "account-resumed",
+    ]
+    assert await covered(quiet) == clock.now()
+
+
+async def test_server_without_metadata_is_not_believed_that_a_fax_was_deleted(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    simulator.faults = Faults.of("404@metadata=always")
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        await listed(site, simulator)
+        clock.advance(20 * MINUTE)
+        simulator.faults = Faults.of("404@metadata=always", "full-200@list=always")
+        assert (await poll(site)).skipped
+        assert site.accounts[APP].is_suspended
+
+
+async def test_fax_that_arrives_ends_the_suspension_also_where_the_known_ones_stay_away(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    for fax in simulator.faxes():
+        simulator.apps[APP].users[fax.user_id].faxes.remove(fax)
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    assert quiet.accounts[APP].is_suspended
+    fax = simulator.receive(APP, "user-a", completed=clock.now())
+    await probe(quiet, clock)
+    assert not quiet.accounts[APP].is_suspended
+    (row,) = await quiet.shop.ledger.find(fax.fax_id)
+    assert row.state is State.PENDING
+
+
+async def test_outage_is_met_with_two_requests_a_probe_at_growing_intervals(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    simulator.faults = Faults.of("full-200@list=always")
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    for expected_s in (5, 10, 20, 40):
+        until = quiet.accounts[APP].client.suspension.until
+        assert until is not None
+        assert (until - clock.now()).total_seconds() == pytest.approx(expected_s)
+        before = calls(simulator, "list")
+        await probe(quiet, clock)
+        assert calls(simulator, "list") == before + 2
+        assert (await poll(quiet, "user-b")).skipped
+        assert calls(simulator, "list") == before + 2
+
+
+async def test_give_up_clock_stands_still_while_nothing_is_listed(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, _ = parts(quiet)
+    simulator.faults = Faults.of("full-200@list=always")
+    clock.advance(2 * MINUTE)
+    await poll(quiet)
+    await settled(account)
+    paused = await account.paused_s()
+    clock.advance(HOUR)
+    assert await account.paused_s() == pytest.approx(paused + 3600)
+
+
+async def test_outage_goes_on_over_a_restart_and_is_told_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await listed(site, simulator)
+    simulator.outage(True, "full-200")
+    for _ in range(2):
+        clock.advance(20 * MINUTE)
+        simulator.outage(False)
+        async with opened_site(settings, clock) as site:
+            account, _ = parts(site)
+            await account.client.sign_in()
+            before = await covered(site)
+            simulator.outage(True, "full-200")
+            assert (await poll(site)).skipped
+            assert account.is_suspended
+            assert await covered(site) == before
+
+
+async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    account, state = parts(quiet)
+    old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=20))
+    window = Interval(clock.now() - timedelta(days=21), clock.now() - timedelta(days=19))
+    await quiet.shop.ledger.ask_backfill(state.id, window, clock.now())
+    state.backfill = True
+    simulator.faults = Faults.of("full-200@list=always")
+    assert (await account.backfill(state)).error is not None
+    simulator.faults = Faults()
+    await probe(quiet, clock)
+    state.backfill_not_before = 0.0
+    await account.backfill(state)
+    assert await quiet.shop.ledger.find(old.fax_id)
+    assert not await quiet.shop.ledger.backfills(state.id)
+
+
+async def test_gap_is_not_closed_by_an_outage(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
+) -> None:
+    """The newest slice holds a fax; the outage begins right behind it."""
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=5))
+        simulator.receive(APP, "user-a", completed=clock.now() - MINUTE)
+        script = (None, None, *["full-200"] * 30)
+        simulator.faults = Faults(script=script, script_calls=frozenset({"list"}))
+        await poll(site)
+        assert site.accounts[APP].is_suspended
+        assert parts(site)[1].gaps()
+        simulator.faults = Faults()
+        await probe(site, clock)
+        assert await site.shop.ledger.find(old.fax_id)
+        assert not parts(site)[1].gaps()
