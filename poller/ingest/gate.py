@@ -78,7 +78,7 @@ class Gate:
         if reason is not None:
             return reason
         try:
-            await self._ledger.check_writable()
+            await self._ledger.check_writable(self._clock.now())
         except LedgerUnavailable as error:
             return str(error)
         return None

@@ -209,13 +209,14 @@ class Ledger:
         """How many transactions were committed; one may hold many writes."""
         return self._writer.commits if self._writer else 0
 
-    async def check_writable(self) -> None:
+    async def check_writable(self, now: datetime | None = None) -> None:
         """Write a little and wait until it is durable; raises LedgerUnavailable.
 
+        `now` is kept as a sign of life, from which `note_downtime` counts.
         A little may still go where a page of new faxes does not, so room is looked for too.
         """
         await self.require_room()
-        await self._write(notes.write_check)
+        await self._write(lambda connection: notes.write_check(connection, now))
 
     async def require_room(self) -> None:
         """Look whether its disk has room for it to grow; raises LedgerUnavailable."""
@@ -624,7 +625,7 @@ class Ledger:
         return await self._write(lambda connection: fetching.make_due(connection, faxes, now))
 
     async def note_downtime(self, now: datetime, longer_than: timedelta) -> None:
-        """Stop the give-up clocks for the time in which nobody polled, if it was longer than that.
+        """Stop the give-up clocks for the time in which no poller ran, if it was longer than that.
 
         Called at each start: while no poller ran, nobody could have had the faxes.
         """

@@ -12,6 +12,7 @@ STORAGE_ID = "storage_id"
 VERDICT = "verdict"
 _EDITS = "gap_edits"
 _STARTED = "started_at"
+_ALIVE = "alive_at"
 
 
 def lists(app_id: str) -> str:
@@ -34,9 +35,11 @@ def keep(connection: Connection, name: str, wanted: Callable[[str | None], str])
         connection.execute(update(meta).where(meta.c.name == name).values(value=wanted(held)))
 
 
-def write_check(connection: Connection) -> None:
-    """Write a little."""
+def write_check(connection: Connection, now: datetime | None) -> None:
+    """Write a little, and `now` as a sign of life."""
     keep(connection, "write_check", _next_count)
+    if now is not None:
+        keep(connection, _ALIVE, lambda _: now.astimezone(UTC).isoformat())
 
 
 def edits(connection: Connection) -> str | None:
@@ -64,10 +67,13 @@ def set_checked(connection: Connection, now: datetime, problem: str | None) -> N
 
 
 def note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
-    """Note this start, and stop the give-up clocks for the time since the last sign of life."""
-    noted = value(connection, _STARTED)
-    since = None if noted is None else datetime.fromisoformat(noted)
-    users.note_downtime(connection, since, now, longer_than)
+    """Note this start, and stop the give-up clocks for the time since the last sign of life.
+
+    Not since the last poll alone: a schedule may have none for days.
+    """
+    noted = [value(connection, name) for name in (_STARTED, _ALIVE)]
+    signs = [datetime.fromisoformat(sign) for sign in noted if sign is not None]
+    users.note_downtime(connection, max(signs, default=None), now, longer_than)
     keep(connection, _STARTED, lambda _: now.astimezone(UTC).isoformat())
 
 

@@ -202,7 +202,7 @@ def pause_clock(
 def note_downtime(
     connection: Connection, since: datetime | None, now: datetime, longer_than: timedelta
 ) -> None:
-    """`since` is when this was noted last: the same time must not count twice."""
+    """`since` is the last sign of life that is no poll, an earlier start among them."""
     polled = func.max(users.c.last_poll_at).label("polled")
     wanted = select(users.c.app_id, polled).group_by(users.c.app_id)
     for app_id, last_poll in connection.execute(wanted):

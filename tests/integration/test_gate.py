@@ -64,7 +64,7 @@ async def test_answer_is_trusted_for_a_second(
 async def test_ledger_that_takes_no_writes_shuts_the_gate(
     site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    async def refuses() -> None:
+    async def refuses(*_: Any) -> None:
         raise LedgerUnavailable("the ledger's disk is full")
 
     with monkeypatch.context() as full:

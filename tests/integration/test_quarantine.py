@@ -238,3 +238,21 @@ async def test_one_long_downtime_is_counted_once(
         async with started(settings, clock) as site:
             account, _ = parts(site)
             assert await account.paused_s() == pytest.approx(10 * DAY.total_seconds(), abs=60)
+
+
+async def test_time_between_two_polls_of_a_weekly_schedule_is_no_downtime(
+    settings: Config, clock: QuickClock, simulator: Simulator
+) -> None:
+    async with started(settings, clock) as site:
+        await poll(site)
+        for _ in range(6 * 24):  # the service looks at its gate all the time, and polls nobody
+            clock.advance(HOUR)
+            assert await site.shop.gate.check()
+    clock.advance(HOUR)
+    async with started(settings, clock) as site:
+        account, _ = parts(site)
+        assert await account.paused_s() == 0
+    clock.advance(6 * DAY)
+    async with started(settings, clock) as site:
+        account, _ = parts(site)
+        assert await account.paused_s() == pytest.approx(6 * DAY.total_seconds(), abs=60)
