@@ -103,11 +103,12 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     configuration cannot be had, LedgerUnavailable when its users could not be recorded.
     """
     planned = plan(site.config, settings)
-    secrets = {}
-    for account in settings.accounts:
-        secrets[account.app_id] = config.read_secret(account.api_key, site.environ)
+    # A share that hangs holds up neither polls nor downloads.
+    secrets = await in_own_thread("secrets", lambda: _secrets(settings.accounts, site.environ))
+    http_token = await in_own_thread(
+        "secrets", lambda: _read_again(planned.settings.http.token, site.environ)
+    )
     await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
-    http_token = _read_again(planned.settings.http.token, site.environ)
     await site.shop.ledger.check_writable()
     left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))
     opened: list[AccountAtWork] = []
@@ -161,6 +162,10 @@ def _swap(site: Site, prepared: Prepared) -> list[AccountAtWork]:
     old = [site.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
     site.accounts |= {one.account.app_id: one for one in prepared.opened}
     return old
+
+
+def _secrets(accounts: Sequence[Account], environ: Mapping[str, str]) -> dict[str, str]:
+    return {one.app_id: config.read_secret(one.api_key, environ) for one in accounts}
 
 
 def _read_again(token: SecretRef | None, environ: Mapping[str, str]) -> str | None:

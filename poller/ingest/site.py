@@ -19,6 +19,7 @@ from poller.ingest.user import UserState, load_users, read_again
 from poller.ledger import Ledger, UserRow
 from poller.lock import StorageLock
 from poller.metrics import Metrics
+from poller.own_threads import in_own_thread
 from poller.storage import Storage
 
 # Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
@@ -44,7 +45,9 @@ class Site:
 
     async def add_account(self, account: Account) -> AccountAtWork:
         """Open an account and put it to work; raises as `open_account`, and ConfigError for its secret."""
-        secret = config.read_secret(account.api_key, self.environ)
+        secret = await in_own_thread(
+            "secrets", lambda: config.read_secret(account.api_key, self.environ)
+        )
         at_work = await self.open_account(account, secret)
         self.accounts[account.app_id] = at_work
         return at_work

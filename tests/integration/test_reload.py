@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,13 +26,16 @@ from poller.config.model import (
 from poller.daemon import reload
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
 from poller.ingest.account import AccountAtWork
+from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State
 from poller.simulator import Simulator
 from tests.conftest import APP, KEY, MakeConfig, QuickClock
 from tests.integration.at_work import (
+    WITHIN_S,
     calls,
     fetch,
+    in_background,
     listed,
     parts,
     poll,
@@ -402,3 +407,35 @@ def test_plan_says_what_becomes_of_each_account(make_config: MakeConfig) -> None
     assert planned.forgotten == {("main", "user-a")}
     assert planned.restart_for == ("evidence.max",)
     assert planned.settings.evidence_max == old.evidence_max
+
+
+def hung_secret(directory: Path) -> tuple[SecretRef, threading.Event]:
+    """A file that answers nobody until it may go on, or when a test has waited in vain."""
+    fifo, go_on = directory / "secret", threading.Event()
+    os.mkfifo(fifo)
+
+    def answer() -> None:
+        go_on.wait(WITHIN_S / 4)
+        fifo.write_bytes(b"a-secret")
+
+    threading.Thread(target=answer, daemon=True).start()
+    return SecretRef("file", str(fifo)), go_on
+
+
+@pytest.mark.parametrize("which", ["api_key", "http.token"])
+async def test_secret_on_a_share_that_hangs_stops_nothing_but_its_reload(
+    site: Site, simulator: Simulator, tmp_path: Path, which: str
+) -> None:
+    secret, go_on = hung_secret(tmp_path)
+    if which == "api_key":
+        accounts = tuple(replace(one, api_key=secret) for one in site.config.accounts)
+        changed = replace(site.config, accounts=accounts)
+    else:
+        site.config = changed = replace(site.config, http=replace(site.config.http, token=secret))
+    async with in_background(reload.prepare(site, changed)) as (preparing,):
+        fax, _ = await listed(site, simulator)
+        assert await fetch(site, fax) is Outcome.STORED
+        assert not preparing.done()
+        go_on.set()
+        prepared = await preparing
+    assert "a-secret" in (*prepared.secrets.values(), prepared.http_token)
