@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from poller.errors import Evidence, NoThread
 from poller.naming import safe_id
@@ -36,12 +36,26 @@ class _Item:
     bytes: int
 
 
-class EvidenceStore:
-    """Evidence in `directory`/evidence, at most `max_bytes`; for one process at a time."""
+class Clean(Protocol):
+    """Takes secrets out of what is about to be kept; `is_text`: also what only looks like one."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    def __call__(self, chunks: Iterable[bytes], *, is_text: bool) -> Iterable[bytes]: ...
+
+
+def _as_it_is(chunks: Iterable[bytes], *, is_text: bool) -> Iterable[bytes]:  # noqa: ARG001
+    return chunks
+
+
+class EvidenceStore:
+    """Evidence in `directory`/evidence, at most `max_bytes`; for one process at a time.
+
+    Patients' data stays in it, secrets do not: a server may send back what it was sent.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, *, clean: Clean = _as_it_is) -> None:
         self._directory = directory / "evidence"
         self._max_bytes = max_bytes
+        self._clean = clean
         self._lock = Lock()
         self._threads = OwnThreads("evidence")
         self._items: list[_Item] | None = None  # oldest first; read when first needed
@@ -61,16 +75,17 @@ class EvidenceStore:
 
         Of the image the first 16 MiB are kept.
         """
-        fax = self._directory / _folder(app_id, user_id, fax_id)
+        ending = _ending(app_id, user_id, fax_id)
+        fax = self._directory / (self._text(safe_id(fax_id)) + ending)
         content: dict[str, object] = {
             "app_id": app_id,
             "user_id": user_id,
-            "fax_id": fax_id,
+            "fax_id": self._text(fax_id),
             "at": at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-            "error": error,
+            "error": self._text(error),
             "status": evidence.status,
-            "headers": evidence.headers,
-            **_body(evidence.body),
+            "headers": {self._text(k): self._text(v) for k, v in evidence.headers.items()},
+            **_body(b"".join(self._clean([evidence.body], is_text=True))),
         }
         try:
             return await self._threads.run(lambda: self._keep(fax, at, content, image))
@@ -79,8 +94,18 @@ class EvidenceStore:
 
     async def find(self, app_id: str, user_id: str, fax_id: str) -> list[Path]:
         """List the files that are kept about a fax, oldest first."""
-        fax = self._directory / _folder(app_id, user_id, fax_id)
-        return await self._threads.run(lambda: sorted(_files(fax)))
+        ending = _ending(app_id, user_id, fax_id)
+        return await self._threads.run(lambda: self._find(safe_id(fax_id), ending))
+
+    def _find(self, shown: str, ending: str) -> list[Path]:
+        if files := _files(self._directory / (shown + ending)):
+            return sorted(files)
+        folders = self._directory.glob("*" + ending)  # an id that held a secret is named otherwise
+        return sorted(file for folder in folders for file in _files(folder))
+
+    def _text(self, text: str) -> str:
+        data = text.encode("utf-8", "backslashreplace")
+        return b"".join(self._clean([data], is_text=True)).decode("utf-8", "replace")
 
     def _keep(
         self, fax: Path, at: datetime, content: dict[str, object], image: Path | bytes | None
@@ -94,13 +119,30 @@ class EvidenceStore:
             except OSError:
                 return False
             try:
-                item = _Item(path, _write(path, content, image, self._max_bytes))
+                item = _Item(path, self._write(path, content, image))
             except OSError:
                 _remove(path)
                 return False
             items.append(item)
             self._items = self._trimmed(items, fax)
             return item in self._items
+
+    def _write(self, path: Path, content: dict[str, object], image: Path | bytes | None) -> int:
+        kept = 0
+        if image is not None and (isinstance(image, bytes) or image.is_file()):
+            kept, size = self._write_image(path.with_suffix(".image"), image)
+            content = {**content, "image": {"bytes": size, "kept": kept}}
+        data = json.dumps(content, indent=1).encode() + b"\n"
+        with _created(path.with_suffix(".json")) as file:
+            file.write(data)
+        return kept + len(data)
+
+    def _write_image(self, path: Path, image: Path | bytes) -> tuple[int, int]:
+        """Copy the beginning; how many bytes were kept, and how many there were."""
+        limit = min(IMAGE_BYTES_MAX, self._max_bytes // 2)
+        with _created(path) as file:
+            kept = sum(map(file.write, self._clean(_chunks(image, limit), is_text=False)))
+        return kept, len(image) if isinstance(image, bytes) else image.stat().st_size
 
     def _known(self) -> list[_Item]:
         if self._items is None:
@@ -123,9 +165,10 @@ class EvidenceStore:
         return kept
 
 
-def _folder(app_id: str, user_id: str, fax_id: str) -> str:
+def _ending(app_id: str, user_id: str, fax_id: str) -> str:
+    """What the folder of one fax ends with, and no other's."""
     identity = json.dumps([app_id, user_id, fax_id]).encode()
-    return f"{safe_id(fax_id)}~{hashlib.sha256(identity).hexdigest()[:8]}"
+    return f"~{hashlib.sha256(identity).hexdigest()[:8]}"
 
 
 def _unused(fax: Path, at: datetime) -> Path:
@@ -140,30 +183,6 @@ def _body(body: bytes) -> dict[str, str]:
         return {"body": body.decode()}
     except UnicodeDecodeError:
         return {"body_base64": base64.b64encode(body).decode()}
-
-
-def _write(
-    path: Path, content: dict[str, object], image: Path | bytes | None, max_bytes: int
-) -> int:
-    kept = 0
-    if image is not None and (isinstance(image, bytes) or image.is_file()):
-        kept, size = _write_image(path.with_suffix(".image"), image, max_bytes // 2)
-        content = {**content, "image": {"bytes": size, "kept": kept}}
-    data = json.dumps(content, indent=1).encode() + b"\n"
-    with _created(path.with_suffix(".json")) as file:
-        file.write(data)
-    return kept + len(data)
-
-
-def _write_image(path: Path, image: Path | bytes, max_bytes: int) -> tuple[int, int]:
-    """Copy the beginning; how many bytes were kept, and how many there were."""
-    limit = min(IMAGE_BYTES_MAX, max_bytes)
-    kept = 0
-    with _created(path) as file:
-        for chunk in _chunks(image, limit):
-            file.write(chunk)
-            kept += len(chunk)
-    return kept, len(image) if isinstance(image, bytes) else image.stat().st_size
 
 
 def _chunks(image: Path | bytes, limit: int) -> Iterator[bytes]:

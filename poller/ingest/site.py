@@ -228,7 +228,9 @@ async def _workshop(
     shop = Workshop(
         ledger=ledger,
         storage=storage,
-        evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
+        evidence=EvidenceStore(
+            settings.state_directory, settings.evidence_max, clean=log.for_evidence
+        ),
         metrics=metrics,
         gate=gate,
         clock=clock,

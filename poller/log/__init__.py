@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -33,6 +33,7 @@ __all__ = [
     "Level",
     "configure",
     "event",
+    "for_evidence",
     "handle_loop_exception",
     "install_hooks",
     "load_or_create_key",
@@ -123,6 +124,11 @@ def number(text: str) -> str:
 def redact(text: str) -> str:
     """Return `text` as it may be shown to anybody, for what leaves by other ways than the log."""
     return _redactor.text(text)
+
+
+def for_evidence(chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
+    """Yield bytes without secrets, but with all that patients sent: for what is kept of answers."""
+    return _redactor.evidence(chunks, is_text=is_text)
 
 
 def register_secret(secret: str, *, slot: str | None = None) -> None:

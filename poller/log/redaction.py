@@ -9,16 +9,19 @@ import base64
 import enum
 import functools
 import hmac
+import html
 import json
 import math
 import re
 import threading
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
+
+from poller.log import secret_bytes
 
 SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
 _DEEPEST: Final = 8
@@ -154,6 +157,13 @@ class Redactor:
             return self._short_identity(text)
         return self._ends(text, self._without_secrets)
 
+    def evidence(self, chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
+        """Yield bytes that an operator keeps: without secrets, with all that patients sent."""
+        if is_text:  # of which there is little
+            whole = b"".join(secret_bytes.without([b"".join(chunks)], self._spellings))
+            return iter([_without_patterns(whole.decode("latin-1")).encode("latin-1")])
+        return secret_bytes.without(chunks, self._spellings)
+
     def value(self, value: object) -> Any:
         """Return `value` as JSON types with everything private replaced; never raises."""
         return _Walk(self).value(value)
@@ -285,6 +295,11 @@ def _one_pattern(found: re.Match[str]) -> str:
     return (found["scheme"] or found["assigned"] or "") + SECRET
 
 
+def _without_patterns(text: str) -> str:
+    """Take out what is written like a secret, and leave the names."""
+    return _IN_TEXT.sub(lambda one: one[0] if one["named"] is not None else _one_pattern(one), text)
+
+
 def _spell(secret: str) -> set[str]:
     """Return the ways in which a secret can turn up in a text."""
     raw = secret.encode("utf-8", "surrogatepass")
@@ -292,6 +307,9 @@ def _spell(secret: str) -> set[str]:
     spellings |= {urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)}
     for encoded in _base64_cores(raw):
         spellings |= {encoded, encoded.replace("+", "-").replace("/", "_")}
+    spellings |= {re.sub("%..", lambda one: one[0].lower(), spelling) for spelling in spellings}
+    spellings |= {spelling.replace("/", "\\/") for spelling in spellings}  # as some JSON has it
+    spellings.add(html.escape(secret))
     return {spelling for spelling in spellings if len(spelling) >= 4}
 
 

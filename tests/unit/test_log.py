@@ -1,14 +1,18 @@
 import asyncio
 import base64
+import html
 import io
+import itertools
 import json
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -804,3 +808,74 @@ def test_lines_that_were_lost_while_nobody_read_are_counted_once_it_goes_on() ->
 
 def action(line: dict[str, Any]) -> str:
     return str(line["event"]["action"])
+
+
+# -- evidence: bytes of any kind ------------------------------------------------------------------
+
+TOKEN = 'eyJhbGciOi.J9+/tok=en<&>"§.that-is-quite-long'
+
+
+def written(secret: str) -> list[str]:
+    """The ways in which a server may send a secret back."""
+    return [
+        secret,
+        f"Bearer {secret}",
+        json.dumps(secret)[1:-1],
+        json.dumps(secret)[1:-1].replace("/", "\\/"),
+        urllib.parse.quote(secret, safe=""),
+        re.sub("%..", lambda one: one[0].lower(), urllib.parse.quote(secret, safe="")),
+        html.escape(secret),
+        base64.b64encode(secret.encode()).decode(),
+        base64.urlsafe_b64encode(f"app-1:{secret}".encode()).decode(),
+        base64.b64encode(f"app-1:{secret}".encode()).decode().replace("/", "\\/"),
+    ]
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+@given(
+    spelling=st.sampled_from(written(TOKEN)),
+    encoding=st.sampled_from(["utf-8", "utf-16-le", "utf-16-be"]),
+    around=st.tuples(st.binary(max_size=40), st.binary(max_size=40)),
+    cuts=st.lists(st.integers(1, 60), max_size=30),
+)
+def test_no_chunk_border_and_no_spelling_lets_a_secret_into_evidence(
+    is_text: bool,
+    spelling: str,
+    encoding: str,
+    around: tuple[bytes, bytes],
+    cuts: list[int],
+) -> None:
+    redactor = Redactor(KEY)
+    redactor.register(TOKEN)
+    data = around[0] + spelling.encode(encoding) + around[1]
+    borders = [0, *itertools.accumulate(cuts), len(data)]
+    chunks = [data[a:b] for a, b in itertools.pairwise(borders)]
+    kept = b"".join(redactor.evidence(chunks, is_text=is_text))
+    assert b"[secret]" in kept
+    assert spelling.removeprefix("Bearer ")[8:-8].encode(encoding) not in kept
+    assert is_text or kept.startswith(around[0])
+
+
+@pytest.mark.parametrize("left", range(8, len(TOKEN)))
+def test_secret_through_which_the_limit_goes_is_no_evidence_either(left: int) -> None:
+    redactor = Redactor(KEY)
+    redactor.register("K" + TOKEN)  # no pattern knows it
+    kept = b"".join(redactor.evidence([b"%PDF-1.7 ", ("K" + TOKEN)[:left].encode()], is_text=False))
+    assert kept == b"%PDF-1.7 [secret]"
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_evidence_without_a_secret_is_kept_byte_for_byte(chunks: list[bytes]) -> None:
+    redactor = Redactor(KEY)
+    redactor.register("key-" + TOKEN)
+    assert b"".join(redactor.evidence(chunks, is_text=False)) == b"".join(chunks)
+
+
+def test_evidence_keeps_numbers_and_names_and_loses_what_is_written_like_a_secret() -> None:
+    body = f'{{"originating_fax_tsid": "Dr. Jane Roe", "from": "{NUMBER}", "t": "eyJabcdef.eyJdef.xyz"}}'
+    kept = b"".join(Redactor(KEY).evidence([body.encode()], is_text=True)).decode()
+    assert kept == body.replace("eyJabcdef.eyJdef.xyz", "[secret]")
+    header = b"authorization: Basic YXBwOmtleQ=="
+    assert (
+        b"".join(Redactor(KEY).evidence([header], is_text=True)) == b"authorization: Basic [secret]"
+    )
