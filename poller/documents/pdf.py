@@ -19,7 +19,7 @@ _PADDING = b"\0\t\n\f\r "
 _TAIL_MAX = 1024  # pdf.js and Acrobat look for %%EOF so far before the end
 _CHUNK = 1 << 16
 
-# The cross-reference table leads to other bytes than the object. Of 948 public PDFs that show all
+# The cross-reference table leads to other bytes than the object. Of 947 public PDFs that show all
 # their pages elsewhere (most of them test cases of pdf.js, strange on purpose) none brings it about
 # an object that a page shows, and each page or image that is overwritten does. The others come from
 # whole ones as well: "reported number of objects" (66 of them), "expected endstream" and

@@ -31,7 +31,7 @@ from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
 from poller.retry import RETRY_AFTER_MAX_S, parse_retry_after
 from poller.simulator.documents import template
-from tests.integration.corpus import by_pikepdf, by_pillow
+from tests.integration.produced import by_pikepdf, by_pillow
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.integration.corpus import PRODUCERS, judged, table
+from tests.integration.corpus import judged, table
+from tests.integration.produced import PRODUCERS
 
 
 @pytest.mark.parametrize("name", PRODUCERS)
