@@ -320,6 +320,16 @@ def _show(place: Place, dot_file: str, name: str, is_same: IsSame) -> tuple[bool
     except FileExistsError:
         _adopt(place, name, is_same)
         return steps.is_same_file(dot_file, name, place.fd), True
+    except OSError:
+        with suppress(OSError):
+            _undo_unanswered(place, name, dot_file)
+        raise
+
+
+def _undo_unanswered(place: Place, name: str, dot_file: str) -> None:
+    """A share may have done what its answer, lost on the way, said nothing of."""
+    if not steps.is_there(dot_file, place.fd) or steps.is_same_file(dot_file, name, place.fd):
+        _hide(place, name, dot_file)
 
 
 def _adopt(place: Place, name: str, is_same: IsSame) -> None:

@@ -331,3 +331,28 @@ async def test_failed_fsync_while_resuming_throws_the_dot_files_away(
     with recording(world.root, fail=fail), pytest.raises(StorageUnusable):
         await restarted.resume(PATH, IDENTITY)
     assert tree(world.root) == {}
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_name_that_was_given_although_the_share_answered_with_an_error_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, lost: int
+) -> None:
+    if way == "link":
+        monkeypatch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    move, numbers = steps.move, itertools.count(1)
+
+    def answer_lost(existing: str, new: str, at: int) -> bool:
+        done = move(existing, new, at)
+        if next(numbers) == lost:
+            raise OSError(errno.EIO, "Input/output error")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "move", answer_lost)
+        with pytest.raises(StorageUnusable):
+            await store(storage, FIRST)
+    assert tree(root) == {}
+    await store(storage, SECOND)
+    assert tree(root)["main/desk/f1.tif"] == SECOND
