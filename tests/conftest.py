@@ -22,6 +22,7 @@ from poller.config.model import (
     StorageConfig,
     User,
 )
+from poller.documents.checkers import Checkers
 from poller.ingest.site import Site, open_site
 from poller.metrics import Metrics
 from poller.simulator import Simulator
@@ -92,6 +93,27 @@ def _loggers_as_they_were() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+class _KeptCheckers(Checkers):
+    """Outlives the storage that uses it: starting a process for each test would double its time."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def _checkers() -> Iterator[Checkers]:
+    checkers = _KeptCheckers()
+    yield checkers
+    Checkers.close(checkers)
+
+
+@pytest.fixture(autouse=True)
+def _documents_are_checked_by_the_same_process(
+    _checkers: Checkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.storage.storage.Checkers", lambda: _checkers)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Imports point one way, and the core touches nothing: no files, no clock, no randomness."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +136,32 @@ def test_the_core_touches_no_file_no_clock_and_no_network(file: Path) -> None:
 @pytest.mark.parametrize("file", [*ALLOWED])
 def test_an_exception_of_the_core_is_still_one(file: str) -> None:
     assert uncleanness((ROOT / file).read_text())
+
+
+# What foreign bytes may meet, and the only modules that load it: those of a process of its own.
+PARSERS = {"pikepdf", "PIL", "img2pdf", "lxml"}
+# Run by no daemon.
+ELSEWHERE = ("poller.simulator", "poller.cli.demo", "poller.ledger.migrations")
+PARSING = ("poller.documents.pdf", "poller.documents.proof", "poller.documents.child")
+
+
+def test_only_the_process_that_checks_documents_and_the_simulator_load_a_parser_of_them() -> None:
+    parts = (file.relative_to(ROOT.parent).with_suffix("").parts for file in modules())
+    names = {".".join(one).removesuffix(".__init__") for one in parts} - {*PARSING}
+    wanted = sorted(name for name in names if not name.startswith(ELSEWHERE))
+    program = (
+        "import importlib, json, sys\n"
+        "for name in json.load(sys.stdin): importlib.import_module(name)\n"
+        f"print(*sorted({PARSERS!r} & sys.modules.keys()))"
+    )
+    loaded = subprocess.run(
+        (sys.executable, "-c", program),
+        input=json.dumps([name for name in wanted if name != "poller.__main__"]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout.split() == []
 
 
 def test_only_the_system_clock_reads_a_clock() -> None:

@@ -36,6 +36,9 @@ PROBLEMS = {
     "tiff-hole": "a part of a page of the TIFF is not there",
     "tiff-bad-tag": "a page of the TIFF is described wrongly",
     "tiff-too-many-pages": "the TIFF has more pages than a fax can have",
+    "unchecked-crash": "the document could not be checked: it ends the process that checks it",
+    "unchecked-memory": "the document could not be checked: it takes too much memory",
+    "unchecked-time": "the document could not be checked: it takes too long",
 }
 
 
@@ -50,6 +53,11 @@ class Document:
     format: DocumentFormat
     pages: int | None
     problem: str | None = None
+
+
+def not_whole(kind: DocumentFormat, code: str, pages: int | None = None) -> Document:
+    """Say of a document that it is not whole; `code` is a key of PROBLEMS."""
+    return Document(kind, pages, f"{code}: {PROBLEMS[code]}")
 
 
 def format_of(head: bytes) -> DocumentFormat:

@@ -74,7 +74,7 @@ def _look(view: View) -> int:
     try:
         with _open(view) as pdf:
             return _count(pdf)
-    except Broken:
+    except (Broken, MemoryError):
         raise
     except pikepdf.PasswordError:
         raise Broken("pdf-encrypted") from None

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from poller.documents import HEAD, PROBLEMS, Document, format_of, pdf, tiff
+from poller.documents import HEAD, Document, format_of, not_whole, pdf, tiff
 from poller.documents.broken import Broken, exactly
 
 _SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
@@ -14,8 +14,8 @@ _SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small s
 def inspect(source: str | Path | BinaryIO) -> Document:
     """Prove a document whole and count its pages, in memory that does not grow with the file.
 
-    Raises NotADocument for other bytes, and OSError when the file cannot be read; whatever the
-    bytes are, nothing else. Foreign bytes can end the process in which this runs.
+    Raises NotADocument for other bytes, OSError when the file cannot be read, and MemoryError;
+    whatever the bytes are, nothing else. They can end the process in which this runs.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -33,5 +33,5 @@ def _inspect(file: BinaryIO) -> Document:
     try:
         count = pdf.pages(file, size) if kind == "pdf" else tiff.pages(file, size, head)
     except Broken as broken:
-        return Document(kind, None, f"{broken.code}: {PROBLEMS[broken.code]}")
+        return not_whole(kind, broken.code)
     return Document(kind, count)

@@ -97,6 +97,7 @@ class Gate:
 
     async def _ask_storage(self) -> tuple[str | None, int | None]:
         reason = await self._storage.check(self._storage_id)
+        reason = reason or await self._storage.check_documents()
         return reason, await self._storage.free_bytes()
 
     def close(self, reason: str) -> None:

@@ -1,7 +1,7 @@
 """The durable order.
 
 image to a dot-file, in the directory where it will stay     Handover.restart, write
-proved whole (from memory when it was written in one piece)   Handover.inspect
+proved whole, in a process of its own                          Handover.inspect
 fsync, close                                                  ┐
 sidecar with the hash to a dot-file, fsync, close             │
 fsync the directory: the dot-files' names are durable now     │ Handover.deliver
@@ -26,13 +26,11 @@ what somebody has already taken out of it counts.
 
 import errno
 import hashlib
-import io
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from poller.documents import Document
-from poller.documents.proof import inspect
 from poller.errors import StorageConflict
 from poller.storage import sidecars, steps
 from poller.storage.place import Place
@@ -40,22 +38,23 @@ from poller.storage.sidecars import Identity, StoredFile
 
 _FOREIGN = {errno.ELOOP, errno.EINVAL, errno.EACCES, errno.ENXIO}
 
+Inspect = Callable[[int], Document]
 MakeSidecar = Callable[[StoredFile], dict[str, Any]]
 
 
 class Handover:
     """One fax on its way into its place; blocks, and is used by one thread at a time."""
 
-    def __init__(self, place: Place, *, replacing: bool = False) -> None:
+    def __init__(self, place: Place, inspect: Inspect, *, replacing: bool = False) -> None:
         """With `replacing`, other files that have the fax's names are damaged and are put aside."""
         self.place = place
+        self._inspect = inspect
         self._replacing = replacing
         self.delivered = False
         self._has_dot_files = True
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
-        self._whole: bytes | bytearray | None = None  # all there is, while it is one piece
         self._document: Document | None = None
 
     def restart(self) -> None:
@@ -65,26 +64,23 @@ class Handover:
         self._fd = _create(self.place.names.dot_image, self.place)
         self._hash = hashlib.sha256()
         self._bytes = 0
-        self._whole = None
         self._document = None
 
     def write(self, data: bytes | bytearray) -> None:
-        """Append; the caller changes `data` no more."""
+        """Append."""
         steps.write(self._open_fd(), data)
         self._hash.update(data)
-        self._whole = None if self._bytes else data
         self._bytes += len(data)
 
     def inspect(self) -> Document:
-        """Prove the document; raises NotADocument."""
+        """Prove the document; raises NotADocument, and StorageUnusable when nothing can prove it."""
         self._open_fd()
-        whole, self._whole = self._whole, None
-        with self._reader() if whole is None else io.BytesIO(whole) as file:
-            self._document = inspect(file)
+        reading = steps.open_file(self.place.names.dot_image, self.place.fd)
+        try:
+            self._document = self._inspect(reading)
+        finally:
+            steps.close(reading)
         return self._document
-
-    def _reader(self) -> BinaryIO:
-        return steps.reader(self.place.names.dot_image, self.place.fd)
 
     def deliver(self, make_sidecar: MakeSidecar, *, damaged: bool) -> StoredFile:
         """Make the fax visible, durably; raises with nothing visible otherwise."""
@@ -106,8 +102,7 @@ class Handover:
     def finish(self) -> None:
         """Unlink the dot-files, after the row is stored; what fails is tidied at the next start."""
         if self._has_dot_files:
-            with suppress(OSError):
-                unlink_dot_files(self.place)
+            finish(self.place)
 
     def discard(self) -> None:
         """Throw the dot-files away."""
@@ -164,6 +159,12 @@ def write_sidecar(place: Place, data: bytes) -> None:
         steps.close(fd)
         raise
     steps.close_written(fd)
+
+
+def finish(place: Place) -> None:
+    """Unlink the dot-files of a fax whose row is stored, as far as that can be done now."""
+    with suppress(OSError):
+        unlink_dot_files(place)
 
 
 def unlink_dot_files(place: Place) -> None:

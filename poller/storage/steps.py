@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, BinaryIO
+from typing import Any
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
@@ -62,10 +62,6 @@ def open_file(name: str, at: int) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", name)
     return fd
-
-
-def reader(name: str, at: int) -> BinaryIO:
-    return os.fdopen(open_file(name, at), "rb")
 
 
 def write(fd: int, data: bytes | bytearray) -> None:

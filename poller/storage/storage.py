@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 from poller.config.model import StorageConfig
+from poller.documents.checkers import Checkers
 from poller.errors import StorageConflict, StorageUnusable
 from poller.naming import folded
 from poller.storage import handover, inspection, marker, place, proof, recovery, steps, survey
@@ -33,6 +34,7 @@ class Storage:
         self._config = config
         self._id: str | None = None
         self._threads = Threads(config.directory, _THREADS)
+        self._checkers = Checkers()
         self._durable = Durable()
         self._active: dict[str, str] = {}  # by what they are where case makes no difference
         self._turns = Lock()  # two threads must not both find a path idle
@@ -78,6 +80,14 @@ class Storage:
         try:
             await self._threads.run(step)
         except (StorageUnusable, StorageConflict) as error:
+            return str(error)
+        return None
+
+    async def check_documents(self) -> str | None:
+        """Look whether documents can be checked now: None, or the sentence why not."""
+        try:
+            await self._threads.run(self._checkers.look)
+        except StorageUnusable as error:
             return str(error)
         return None
 
@@ -211,7 +221,7 @@ class Storage:
             except FileNotFoundError:
                 return
             try:
-                Handover(at).finish()
+                handover.finish(at)
             finally:
                 at.close()
 
@@ -272,8 +282,12 @@ class Storage:
         )
 
     def close(self, *, wait: bool = False) -> None:
-        """Let the threads end when they have nothing more to do; with `wait`, wait for them."""
+        """Let the threads end when they have nothing more to do; with `wait`, wait for them.
+
+        No document is checked after it.
+        """
         self._threads.close(wait=wait)
+        self._checkers.close()
 
     def _check(self) -> None:
         known, self._proved = self._proved, None
@@ -321,7 +335,7 @@ class Storage:
     def _begin(self, path: str, *, replacing: bool) -> Handover:
         self._take(path)
         try:
-            return Handover(self._made(path), replacing=replacing)
+            return Handover(self._made(path), self._checkers.inspect, replacing=replacing)
         except BaseException:
             self._release(path)
             raise

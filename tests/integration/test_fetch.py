@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from poller.config.model import Config
+from poller.documents import Document, DocumentFormat, checker, not_whole
+from poller.documents.checker import Checker
+from poller.documents.checkers import Checkers
 from poller.efax.answers import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Outcome
@@ -21,6 +24,7 @@ from poller.simulator.state import Fax
 from poller.storage import steps
 from poller.storage.place import Names
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
+from tests.hostile_documents import bomb
 from tests.integration.at_work import (
     WITHIN_S,
     calls,
@@ -221,6 +225,73 @@ async def test_document_broken_in_two_ways_fails_and_the_second_way_again_stores
     assert await fetch(site, fax) is Outcome.STORED
     assert calls(simulator, "image") == before + 1
     assert (await row(site, fax)).damaged
+
+
+async def test_document_that_ends_the_process_that_checks_it_is_stored_damaged_and_said(
+    site: Site, simulator: Simulator, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    fax.documents = {"pdf": bomb(2000)}
+
+    assert await fetch(site, fax) is Outcome.STORED
+
+    (image,) = files(site.config.storage.directory, "*.pdf")
+    (sidecar,) = files(site.config.storage.directory, "*.json")
+    about = json.loads(sidecar.read_text())["image"]
+    assert (about["damaged"], about["pages"], about["format"]) == (True, None, "pdf")
+    assert image.read_bytes() == bomb(2000)
+    (problem,) = [e.fields["problem"] for e in events if e.action == "fax-damaged"]
+    assert problem.startswith("unchecked-memory: the document could not be checked")
+    assert calls(simulator, "image") == 2
+    other, _ = await listed(site, simulator)
+    assert await fetch(site, other) is Outcome.STORED
+    assert not (await row(site, other)).damaged
+
+
+async def test_process_that_was_killed_while_it_checked_a_good_document_blames_it_for_nothing(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    """By an operator, or where memory was short; the second download decides."""
+    fax, _ = await listed(site, simulator)
+    real = Checker.check
+
+    def killed_once(self: Checker, fd: int, kind: DocumentFormat) -> Document:
+        monkeypatch.setattr(Checker, "check", real)
+        real(self, fd, kind)
+        return not_whole(kind, "unchecked-crash")
+
+    monkeypatch.setattr(Checker, "check", killed_once)
+    assert await fetch(site, fax) is Outcome.STORED
+    assert not (await row(site, fax)).damaged
+    assert calls(simulator, "image") == 2
+    assert "fax-damaged" not in said(events, *FETCHED)
+
+
+async def test_fax_is_postponed_while_no_document_can_be_checked(
+    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    fax, _ = await listed(site, simulator)
+    site.shop.storage._checkers = checkers = Checkers()  # whose first process is started now
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(checker, "_interpreter", lambda: "/there/is/none")
+        assert await fetch(site, fax) is Outcome.POSTPONED
+        gate = site.shop.gate
+        assert "no document can be checked" in str(gate.reason)
+        clock.advance(timedelta(seconds=5))
+        assert not await gate.check()  # so that no image is asked for in vain
+        assert await poll(site)
+    postponed = await row(site, fax)
+    assert (postponed.state, postponed.failures, postponed.damaged) == (State.PENDING, 0, False)
+    assert stored_files(site.config.storage.directory) == []
+    clock.advance(timedelta(seconds=5))
+    assert await gate.check()
+    assert await fetch(site, fax) is Outcome.STORED
+    assert not (await row(site, fax)).damaged
+    assert said(events, "storage-unusable", "storage-usable") == [
+        "storage-unusable",
+        "storage-usable",
+    ]
+    checkers.close()
 
 
 # -- not yet, and giving up -----------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from poller.documents import proof
 from poller.errors import LedgerUnavailable
 from poller.ingest.audit import Auditor
 from poller.ingest.fetch import Outcome
@@ -69,8 +68,8 @@ async def test_fax_that_nobody_waits_for_after_a_stop_while_it_is_checked_stays_
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    inspect = Held(proof.inspect)
-    monkeypatch.setattr(handover, "inspect", inspect)
+    inspect = Held(site.shop.storage._checkers.inspect)
+    monkeypatch.setattr(site.shop.storage._checkers, "inspect", inspect)
     attempt = asyncio.create_task(fetch(site, fax))
     await inspect.reached()
     while not attempt.done():  # only the second time does it leave the thread to itself

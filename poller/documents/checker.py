@@ -1,0 +1,195 @@
+"""One process that checks documents, as the service sees it; `child` is what runs in it."""
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from poller import VERSION
+from poller.documents import Document, DocumentFormat, not_whole
+from poller.documents.answer import MESSAGE_MAX, SOCKET, Answer
+from poller.documents.limits import START_S, WALL_S
+from poller.errors import StorageUnusable
+
+# The modules of this process, wherever they come from; `site` is not asked again.
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from poller.documents.child import main; main()"
+# Some systems cannot start the interpreter without; the rest may hold secrets.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME")
+_ITSELF = "/proc/self/exe"
+_BEYOND_STANDARD = 10
+# By its limit of time, and as it does itself without memory.
+_ENDS: dict[int, str] = {signal.SIGXCPU: "unchecked-time", signal.SIGABRT: "unchecked-memory"}
+_DIES_WITHIN_S = 1.0
+
+
+class Ended(Exception):
+    """The process had ended before it was asked, so the document has not ended it."""
+
+
+class Checker:
+    """Started when it is made, which raises OSError; call `get_ready` before `check`, and `close`.
+
+    Used by one thread at a time, but for `kill`. It is started by a thread that lives as long as it.
+    """
+
+    def __init__(self) -> None:
+        self.used_at = time.monotonic()
+        self.usable = True
+        self._status: int | None = None  # how it ended
+        self._lock = Lock()  # its number may be another's as soon as its end was asked for
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._errors, writing = os.pipe()
+                try:
+                    self._pid = _spawned(theirs.fileno(), writing)
+                except BaseException:
+                    os.close(self._errors)
+                    raise
+                finally:
+                    os.close(writing)
+            except BaseException:
+                self._socket.close()
+                raise
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, by itself or by others."""
+        with self._lock:
+            if self._status is None:
+                try:
+                    pid, status = os.waitpid(self._pid, os.WNOHANG)
+                except ChildProcessError:  # somebody else has asked how it ended
+                    pid, status = self._pid, 0
+                self._status = status if pid else None
+            return self._status is not None
+
+    def get_ready(self) -> None:
+        """Wait until it can check documents; raises StorageUnusable, and closes it, when it cannot."""
+        self._socket.settimeout(START_S)
+        said = why = ""
+        try:
+            said = self._socket.recv(MESSAGE_MAX).decode(errors="replace")
+        except TimeoutError:
+            why = f"it was not ready within {START_S:.0f} seconds"
+        except OSError as error:
+            why = str(error)
+        self._socket.settimeout(WALL_S)
+        if said == VERSION:
+            os.close(self._errors)
+            return
+        if said:
+            why = f"poller {said} was installed while {VERSION} runs; restart the service"
+        why = why or self._last_error() or "it ended before it was ready"
+        os.close(self._errors)
+        self.close()
+        raise cannot_be_started(why)
+
+    def _last_error(self) -> str:
+        os.set_blocking(self._errors, False)
+        with suppress(BlockingIOError):
+            lines = os.read(self._errors, 1 << 16).decode(errors="replace").split("\n")
+            return next((line for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def check(self, fd: int, kind: DocumentFormat) -> Document:
+        """Have the document checked that can be read from `fd`; raises Ended, StorageUnusable.
+
+        Whatever ends the process meanwhile is said of the document, and OSError of its file.
+        """
+        self.usable = (
+            False  # unless it answers: an answer that comes late is about another document
+        )
+        self.used_at = time.monotonic()
+        try:
+            socket.send_fds(self._socket, [b"?"], [fd])
+            answer = self._socket.recv(MESSAGE_MAX)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Ended from None
+        except TimeoutError:
+            if not self.kill():
+                raise StorageUnusable("the file of a fax cannot be read: the disk hangs") from None
+            return not_whole(kind, "unchecked-time")
+        if not answer:
+            return not_whole(kind, self._how_it_ended())
+        return self._understood(answer, kind)
+
+    def _how_it_ended(self) -> str:
+        self._wait()
+        self.kill()
+        return _ENDS.get(os.WTERMSIG(self._status or 0), "unchecked-crash")
+
+    def _understood(self, answer: bytes, kind: DocumentFormat) -> Document:
+        """Take what a process that has read foreign bytes says for as foreign."""
+        try:
+            said = Answer.read(answer)
+        except ValueError:
+            return not_whole(kind, "unchecked-crash")
+        self.usable = True
+        if said.errno is not None:
+            raise OSError(said.errno, os.strerror(said.errno))
+        return not_whole(kind, said.code, said.pages) if said.code else Document(kind, said.pages)
+
+    def kill(self) -> bool:
+        """End it; False when the system cannot end it, because it hangs in a disk."""
+        with self._lock:
+            if self._status is None:
+                with suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)
+        return self._wait()
+
+    def _wait(self) -> bool:
+        deadline = time.monotonic() + _DIES_WITHIN_S
+        while not self.ended and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self.ended
+
+    def close(self) -> None:
+        self.kill()
+        self._socket.close()
+
+
+def cannot_be_started(why: str) -> StorageUnusable:
+    return StorageUnusable(f"no document can be checked, for its process does not start: {why}")
+
+
+def _spawned(asked_on: int, errors: int) -> int:
+    """Start the interpreter anew: a fork of a process with threads may hang."""
+    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _BEYOND_STANDARD) for fd in (asked_on, errors)]
+    try:
+        return os.posix_spawn(
+            _interpreter(),
+            [sys.executable, "-S", "-P", "-c", _PROGRAM, str(os.getpid()), *_modules()],
+            {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, fds[1], 2),
+                (os.POSIX_SPAWN_DUP2, fds[0], SOCKET),
+            ],
+            setsid=True,
+            # What a terminal or systemd tells the whole group: it ends when the service lets it.
+            setsigdef=[signal.SIGXCPU],
+            setsigmask=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+        )
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _interpreter() -> str:
+    """What runs here; whoever replaced its file meanwhile has not replaced that."""
+    return _ITSELF if os.access(_ITSELF, os.X_OK) else sys.executable
+
+
+def _modules() -> list[str]:
+    return [str(Path(entry).absolute()) for entry in sys.path]

@@ -1,0 +1,156 @@
+"""Has documents checked in processes of their own: foreign bytes meet no parser in this one."""
+
+import os
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+
+from poller.documents import HEAD, Document, format_of
+from poller.documents.checker import Checker, Ended, cannot_be_started
+from poller.documents.limits import FREE_S
+from poller.errors import StorageUnusable
+
+MOST = 3
+_MOMENT_S = 1.0  # many times what a document takes, and longer than a process takes to start
+_UNUSED_S = 60.0
+_TRIES = 5
+
+
+class Checkers:
+    """The processes that check documents, shared by the storage's threads.
+
+    One does the work: a fax of 150 KB takes it half a millisecond. But a document that was made to
+    be slow keeps it for seconds, and no other fax may wait for that, so a thread that has waited for
+    a moment starts another. They are three at most, for each may take 512 MiB.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._idle: list[Checker] = []  # the one that was used last comes last
+        self._busy: set[Checker] = set()
+        self._count = 0  # idle, busy, or being started
+        self._closed = False
+        self._starter = _new_starter()
+        weakref.finalize(self, _end_all, self._idle)
+
+    def inspect(self, fd: int) -> Document:
+        """Prove the document whole that can be read from `fd`, and count its pages; blocks.
+
+        Raises NotADocument for other bytes, OSError when they cannot be read, and StorageUnusable
+        when no process can be had to check them.
+        """
+        kind = format_of(os.pread(fd, HEAD, 0))
+        for _ in range(_TRIES):
+            checker = self._taken()
+            try:
+                document = checker.check(fd, kind)
+            except Ended:
+                continue
+            finally:
+                self._give_back(checker)
+            if self._closed:  # that is what ended it
+                raise _stopping()
+            return document
+        raise cannot_be_started("it ends as soon as it is ready")
+
+    def look(self) -> None:
+        """See that documents can be checked, with a process kept for the next; raises StorageUnusable."""
+        with self._changed:
+            self._end_unneeded()
+            if self._count:
+                return
+        self._give_back(self._taken())
+
+    def close(self) -> None:
+        """End them all; a check under way raises StorageUnusable."""
+        with self._changed:
+            self._closed = True
+            _end_all(self._idle)
+            for checker in self._busy:
+                checker.kill()
+            self._changed.notify_all()
+        self._starter.shutdown(wait=False, cancel_futures=True)
+
+    def _taken(self) -> Checker:
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle or not self._count or self._closed, _MOMENT_S)
+            self._changed.wait_for(lambda: self._idle or self._count < MOST or self._closed, FREE_S)
+            if (checker := self._free()) is not None:
+                return checker
+            if self._count >= MOST:
+                raise StorageUnusable("all processes that check documents are busy")
+            self._count += 1
+        return self._started()
+
+    def _free(self) -> Checker | None:
+        if self._closed:
+            raise _stopping()
+        if not self._idle:
+            return None
+        checker = self._idle.pop()
+        self._busy.add(checker)
+        return checker
+
+    def _started(self) -> Checker:
+        try:
+            checker = self._new()
+        except StorageUnusable:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+                # One further process was to save time: without it there is what there was.
+                self._changed.wait_for(lambda: self._idle or not self._count, FREE_S)
+                if (free := self._free()) is None:
+                    raise
+                return free
+        with self._changed:
+            self._busy.add(checker)
+        return checker
+
+    def _new(self) -> Checker:
+        """Start one from a thread that lives on: the kernel ends it together with that thread."""
+        try:
+            starting = self._starter.submit(Checker)
+        except RuntimeError as error:
+            self._starter.shutdown(wait=False, cancel_futures=True)
+            self._starter = _new_starter()  # what it has no thread for it would do later
+            raise cannot_be_started(str(error)) from None
+        try:
+            checker = starting.result()
+        except (OSError, MemoryError) as error:
+            raise cannot_be_started(str(error) or "no memory") from None
+        checker.get_ready()
+        return checker
+
+    def _give_back(self, checker: Checker) -> None:
+        with self._changed:
+            self._busy.discard(checker)
+            if self._closed or not checker.usable or checker.ended:
+                self._count -= 1
+                checker.close()
+            else:
+                self._idle.append(checker)
+            self._changed.notify()
+
+    def _end_unneeded(self) -> None:
+        """End those that a busy hour needed, and forget those that have ended while idle."""
+        unused = time.monotonic() - _UNUSED_S
+        for checker in self._idle[:]:
+            if checker.ended or (len(self._idle) > 1 and checker.used_at < unused):
+                self._idle.remove(checker)
+                self._count -= 1
+                checker.close()
+
+
+def _stopping() -> StorageUnusable:
+    return StorageUnusable("no document is checked any more: poller stops")
+
+
+def _new_starter() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="checkers")
+
+
+def _end_all(checkers: list[Checker]) -> None:
+    while checkers:
+        checkers.pop().close()

@@ -1,0 +1,30 @@
+"""The processes that check documents, as /proc shows them; each names the one that started it."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+_PROGRAM = b"from poller.documents.child import main"
+
+
+def checking_for(pid: int) -> list[int]:
+    """Those that this process has started."""
+    return [process for process, parent in _found() if parent == pid]
+
+
+def orphans() -> list[int]:
+    """Those whose starter has ended; an ended one has no command line any more."""
+    return [process for process, parent in _found() if not Path(f"/proc/{parent}").exists()]
+
+
+def _found() -> Iterator[tuple[int, int]]:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        for program, parent in pairwise(words):
+            if _PROGRAM in program:
+                yield int(entry.name), int(parent)
