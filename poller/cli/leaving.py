@@ -23,6 +23,7 @@ def leave(code: int) -> int:
         thread.join(max(0.0, deadline - time.monotonic()))
     if left := _others():
         _end(code, "poller stopped, but for threads that hang and are left behind.", left)
+    log.flush(_PATIENCE_S)
     return code
 
 
@@ -66,6 +67,7 @@ def _others() -> list[threading.Thread]:
 
 def _end(code: int, sentence: str, left: list[threading.Thread]) -> None:
     log.event("stalled", sentence, what="stop", threads=sorted({one.name for one in left}))
+    log.flush(_PATIENCE_S)
     if sys.stdout is not None:
         sys.stdout.flush()
     os._exit(code)

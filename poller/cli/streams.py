@@ -3,7 +3,9 @@
 import io
 import os
 import sys
-from contextlib import suppress
+from typing import Final
+
+_PATIENCE_S: Final = 5.0
 
 
 def prepare() -> None:
@@ -14,10 +16,18 @@ def prepare() -> None:
 
 
 def complain(sentence: str) -> None:
-    """Print a sentence on stderr; that nobody can read it is no further error."""
-    if sys.stderr is not None:  # None would be stdout to `print`
-        with suppress(OSError, ValueError):
-            print(sentence, file=sys.stderr, flush=True)
+    """Print a sentence on stderr; that nobody can read it is no further error.
+
+    A terminal that was stopped gets it when it goes on within some seconds; then the command ends.
+    """
+    if sys.stderr is None:  # it would be stdout to LineOutput
+        return
+    from poller.log.output import LineOutput
+
+    encoding = sys.stderr.encoding or "utf-8"
+    output = LineOutput(sys.stderr)
+    output.write(sentence.encode(encoding, "backslashreplace").decode(encoding))
+    output.flush(_PATIENCE_S)
 
 
 def flush() -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "Level",
     "configure",
     "event",
+    "flush",
     "for_evidence",
     "handle_loop_exception",
     "install_hooks",
@@ -64,7 +65,7 @@ def configure(
     """
     if key is not None:
         _redactor.set_key(key)
-    output = LineOutput(stream)
+    output = _configured.output = LineOutput(stream)
     terminal = output.is_terminal()
     console = format == "console" or (format == "auto" and terminal)
     structlog.configure(
@@ -84,7 +85,7 @@ def configure(
 
 def set_level(level: Level) -> None:
     """Say events of this level and above from now on."""
-    _least.rank = RANKS[level]
+    _configured.rank = RANKS[level]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(RANKS[level]))
 
 
@@ -106,7 +107,7 @@ def event(
     the rest of redaction needs nothing from the caller. TypeError for an action that is none.
     """
     severity = level or default_level(action)
-    if RANKS[severity] < _least.rank:  # structlog would find out later, for each empty poll
+    if RANKS[severity] < _configured.rank:  # structlog would find out later, for each empty poll
         return
     who = {"account": account, "user": user, "fax_id": fax_id}
     about = {name: value for name, value in (who | fields).items() if value is not None}
@@ -134,6 +135,12 @@ def for_evidence(chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
 def register_secret(secret: str, *, slot: str | None = None) -> None:
     """Never let `secret` out, in whatever spelling; of one `slot` the last four are remembered."""
     _redactor.register(secret, slot)
+
+
+def flush(within_s: float) -> None:
+    """Give the last lines so long to come out, where a terminal or a share takes none just now."""
+    if _configured.output is not None:
+        _configured.output.flush(within_s)
 
 
 def install_hooks() -> None:
@@ -170,13 +177,14 @@ def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
 
 
 @dataclass
-class _Least:
-    """The rank from which on events are said."""
+class _Configured:
+    """The rank from which on events are said, and where they go."""
 
     rank: int = 0
+    output: LineOutput | None = None
 
 
-_least = _Least()
+_configured = _Configured()
 
 
 class _Lines:

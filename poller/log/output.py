@@ -1,15 +1,20 @@
 """Write lines to stdout such that no state of stdout can stop or stall the service."""
 
-import errno
 import os
 import select
+import stat
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TextIO
 
 _PIECE: Final = 4096  # PIPE_BUF: what poll promises to take without blocking
 _PATIENCE_S: Final = 0.2
+_QUEUE_BYTES: Final = 1 << 20
+_IDLE_S: Final = 10.0  # so long a thread waits for the next line before it ends
 
 
 class LineOutput:
@@ -18,11 +23,20 @@ class LineOutput:
     Writes go to the file descriptor, past Python's buffers: those keep what could not be written,
     try again at exit, and turn a closed pipe into exit code 120. A reader that no longer reads
     costs 0.2 s once and nothing from then on: a blocked event loop would end in a restart.
+
+    A pipe and a socket say when they would block. A terminal and a file do not, and a write to a
+    terminal that was stopped, or to a share that hangs, never ends: a thread writes there. Its
+    caller waits for it as long as for a pipe, so that nothing is lost in a crash; while it hangs,
+    up to 1 MiB of lines wait in a queue.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[int, bytes]] = deque()  # the thread writes the first one
+        self._queued_bytes = 0
+        self._thread: threading.Thread | None = None
+        self._polled: dict[int, bool] = {}
         self._torn = False
         self._stuck = False
         self._failing = False
@@ -41,53 +55,111 @@ class LineOutput:
 
     def take_lost(self) -> int:
         """Return how many lines were dropped, once, when lines come through again; else 0."""
-        with self._lock:
-            if self._failing:
+        with self._changed:
+            if self._failing or self._queue:
                 return 0
             lost, self.lost = self.lost, 0
             return lost
 
     def write(self, line: str) -> None:
         """Write one line and its end; never raises."""
-        with self._lock:
+        with self._changed:
             try:
-                written = self._write(line.encode("utf-8", "backslashreplace"))
+                self._write(line.encode("utf-8", "backslashreplace") + b"\n")
             except (OSError, ValueError):
-                written = False
-            self._failing = not written
-            self.lost += not written
+                self._ended(written=False)
 
-    def _write(self, line: bytes) -> bool:
+    def flush(self, within_s: float) -> None:
+        """Wait until nothing is queued any more, but not longer than this."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue, within_s)
+
+    def _write(self, line: bytes) -> None:
         stream = self.stream
         if stream is None:
-            return False
+            self._ended(written=False)
+            return
         try:
             descriptor = stream.fileno()
         except (OSError, ValueError, AttributeError):
-            stream.write(line.decode("utf-8") + "\n")
+            stream.write(line.decode("utf-8"))
             stream.flush()
-            return True
-        # What was cut off in the middle of a line must not spoil the next one.
-        return self._write_all(descriptor, (b"\n" if self._torn else b"") + line + b"\n")
+            self._ended(written=True)
+            return
+        if self._says_when_it_would_block(descriptor):
+            self._write_polled(descriptor, line)
+        else:
+            self._hand_over(descriptor, line)
 
-    def _write_all(self, descriptor: int, data: bytes) -> bool:
+    def _says_when_it_would_block(self, descriptor: int) -> bool:
+        """Looked at once: of a file on a share that hangs even this may not be answered."""
+        if descriptor not in self._polled:
+            mode = os.fstat(descriptor).st_mode
+            self._polled[descriptor] = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+        return self._polled[descriptor]
+
+    def _write_polled(self, descriptor: int, line: bytes) -> None:
         deadline = time.monotonic() + (0.0 if self._stuck else _PATIENCE_S)
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        at = 0
-        while at < len(data):
-            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-            if not poll.poll(left_ms):
-                return self._gave_up(at, stuck=True)
-            try:
-                at += os.write(descriptor, data[at : at + _PIECE])
-            except OSError as error:
-                if error.errno != errno.EINTR:
-                    return self._gave_up(at, stuck=error.errno == errno.EAGAIN)
-        self._torn = self._stuck = False
-        return True
 
-    def _gave_up(self, written: int, *, stuck: bool) -> bool:
-        self._torn = self._torn or written > 0
-        self._stuck = stuck
-        return False
+        def may_write() -> bool:
+            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            self._stuck = not poll.poll(left_ms)
+            return not self._stuck
+
+        self._ended(written=self._write_all(descriptor, line, may_write))
+
+    def _hand_over(self, descriptor: int, line: bytes) -> None:
+        """Have the thread write a line, and wait for that unless it hangs already."""
+        if self._queue and self._queued_bytes + len(line) > _QUEUE_BYTES:
+            self._ended(written=False)
+            return
+        if not self._have_thread():
+            self._ended(written=self._write_all(descriptor, line, lambda: True))
+            return
+        self._queue.append((descriptor, line))
+        self._queued_bytes += len(line)
+        self._changed.notify_all()
+        if not self._stuck:
+            self._stuck = not self._changed.wait_for(lambda: not self._queue, _PATIENCE_S)
+
+    def _have_thread(self) -> bool:
+        """Start the thread unless it lives: it ends when it is idle, and a fork leaves it behind."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write_queued, name="log", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # no thread can be started
+                self._thread = None
+        return self._thread is not None
+
+    def _write_queued(self) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._queue, _IDLE_S):
+                    self._thread = None
+                    return
+                descriptor, line = self._queue[0]
+            written = self._write_all(descriptor, line, lambda: True)
+            with self._changed:
+                self._queue.popleft()
+                self._queued_bytes -= len(line)
+                self._stuck = self._stuck and bool(self._queue)
+                self._ended(written=written)
+                self._changed.notify_all()
+
+    def _write_all(self, descriptor: int, line: bytes, may_write: Callable[[], bool]) -> bool:
+        # What was cut off in the middle of a line must not spoil the next one.
+        data = (b"\n" if self._torn else b"") + line
+        at = 0
+        with suppress(OSError):
+            while at < len(data) and may_write():
+                with suppress(InterruptedError):
+                    at += os.write(descriptor, data[at : at + _PIECE])
+        self._torn = 0 < at < len(data) or (self._torn and not at)
+        return at == len(data)
+
+    def _ended(self, *, written: bool) -> None:
+        self._failing = not written
+        self.lost += not written

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pty
 import random
 import resource
 import shutil
@@ -187,11 +188,11 @@ async def test_without_new_threads_it_waits_for_them(
 # -- row 70 -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stdout", ["closed", "blocked", "full", "none"])
+@pytest.mark.parametrize("stdout", ["closed", "blocked", "terminal", "full", "none"])
 async def test_log_that_nobody_takes_costs_no_fax(
     scene: Scene, installation: Installation, stdout: str
 ) -> None:
-    faxes = arrived(scene.simulator, 3)
+    faxes = arrived(scene.simulator, 40)  # lines enough to fill a terminal that nobody reads
     with _Stdout(stdout) as descriptor:
         before = ("sh", "-c", 'exec "$@" >&-', "sh") if stdout == "none" else ()
         process = await asyncio.create_subprocess_exec(
@@ -216,7 +217,7 @@ async def test_log_that_nobody_takes_costs_no_fax(
 
 
 class _Stdout:
-    """A standard output in a bad state: its reader gone, its pipe full, its disk full."""
+    """A standard output in a bad state: its reader gone or asleep, its disk full."""
 
     def __init__(self, state: str) -> None:
         self._state = state
@@ -226,6 +227,9 @@ class _Stdout:
         if self._state in ("full", "none"):
             self._open = [os.open("/dev/full", os.O_WRONLY)]
             return self._open[0]
+        if self._state == "terminal":
+            self._open = list(pty.openpty())
+            return self._open[1]
         reading, writing = os.pipe()
         self._open = [writing]
         if self._state == "closed":
