@@ -24,17 +24,27 @@ def become_owner(state_directory: Path) -> str | None:
     if found is None or found[1].st_uid == 0:
         return None
     directory, owner = found
+    name = None
     try:
         name = pwd.getpwuid(owner.st_uid).pw_name
         os.initgroups(name, owner.st_gid)
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
     except (KeyError, OSError) as error:
-        command = shlex.join(["sudo", "-u", f"#{owner.st_uid}", *sys.argv])
         raise CannotStart(
-            f"{directory} belongs to user {owner.st_uid}; run it as that user: {command}"
+            f"{directory} belongs to user {name or owner.st_uid}; run it as that user: "
+            + _as_user(name, owner)
         ) from error
     return name
+
+
+def _as_user(name: str | None, owner: os.stat_result) -> str:
+    """The command line; sudo and runuser know no user without a name, as in a container."""
+    if name is not None:
+        return shlex.join(["sudo", "-u", name, *sys.argv])
+    ids = ["--reuid", str(owner.st_uid), "--regid", str(owner.st_gid), "--clear-groups"]
+    command = shlex.join(["setpriv", *ids, *sys.argv])
+    return f"{command} (from outside: docker exec -u {owner.st_uid}:{owner.st_gid} …)"
 
 
 def _nearest(directory: Path) -> tuple[Path, os.stat_result] | None:

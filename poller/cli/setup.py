@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from poller import config, lock, log
+from poller.cli import streams
 from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
@@ -40,12 +41,15 @@ def start_log(settings: Config, stream: TextIO | None = None) -> None:
 
 
 def read_all_secrets(settings: Config) -> None:
-    """Find out before anything is touched whether all secrets can be had.
+    """Find out before anything is touched whether all secrets can be had, and say what is odd.
 
     Raises ConfigError with every one that cannot.
     """
     if problems := unreadable(references(settings)):
         raise ConfigError(problems)
+    for reference in references(settings):
+        if (problem := config.blanks_problem(reference, os.environ)) is not None:
+            streams.complain(str(problem))
 
 
 def references(settings: Config) -> list[SecretRef]:
@@ -59,7 +63,7 @@ def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
     problems: list[Problem] = []
     for reference in references:
         try:
-            config.read_secret(reference, os.environ)
+            log.register_secret(config.read_secret(reference, os.environ))
         except ConfigError as error:
             problems += error.problems
     return problems

@@ -2,12 +2,14 @@
 
 import asyncio
 import errno
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
@@ -277,11 +279,7 @@ def _mapped(error: aiohttp.ClientError, call: Call, account: Account) -> ApiErro
 
 def _not_connected(error: aiohttp.ClientConnectorError, host: str, proxy: str | None) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        why = getattr(error.certificate_error, "verify_message", "") or "it names another host"
-        return (
-            f"The certificate of {host} is not trusted ({why}): check the clock, and tls.ca_file"
-            " if a company's own authority signs for it."
-        )
+        return _not_trusted(error, host)
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return f"No TLS connection to {host}: check base_url and what stands between."
     if isinstance(error, aiohttp.ClientProxyConnectionError):
@@ -294,6 +292,25 @@ def _not_connected(error: aiohttp.ClientConnectorError, host: str, proxy: str | 
         return f"{host} refused the connection: check base_url and the firewall."
     why = error.os_error.strerror or "no connection"
     return f"No connection to {host} ({why}): check the network."
+
+
+def _not_trusted(error: aiohttp.ClientConnectorCertificateError, host: str) -> str:
+    if not _has_authorities():
+        return (
+            f"The certificate of {host} is not trusted: this system has no CA certificates;"
+            " install the package ca-certificates."
+        )
+    why = getattr(error.certificate_error, "verify_message", "") or "it names another host"
+    return (
+        f"The certificate of {host} is not trusted ({why}): check the clock, and tls.ca_file"
+        " if a company's own authority signs for it."
+    )
+
+
+def _has_authorities() -> bool:
+    """Whether the system knows anybody to trust: containers often come without."""
+    known = ssl.get_default_verify_paths()  # None where there is no such file or directory
+    return bool(known.cafile) or any(Path(known.capath or os.devnull).glob("*"))
 
 
 def _broken(error: aiohttp.ClientError, call: Call, host: str) -> str:

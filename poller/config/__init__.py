@@ -19,7 +19,7 @@ from poller.config.model import (
     Sweep,
     User,
 )
-from poller.config.secrets import read_secret
+from poller.config.secrets import blanks_problem, read_secret
 
 __all__ = [
     "UTC_ZONE",
@@ -38,6 +38,7 @@ __all__ = [
     "StorageConfig",
     "Sweep",
     "User",
+    "blanks_problem",
     "load",
     "read_secret",
 ]

@@ -1,5 +1,6 @@
 """Read a secret where its reference says, when a command signs in and not before."""
 
+import string
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,17 +11,36 @@ MAX_SECRET = 64 << 10
 
 
 def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
-    """Give the secret without the newline that editors leave at its end.
+    """Give the secret without the blanks around it: no key has any, and copying adds some.
 
     Raises ConfigError, which names the reference and its place and never shows what was found.
     """
-    found = _from_environment(ref, environ) if ref.kind == "env" else _from_file(ref, environ)
-    secret = found.removesuffix("\n").removesuffix("\r")
-    if not secret.strip():
+    secret = _stripped(_found(ref, environ))
+    if not secret:
         raise _problem(ref, "is empty; put the secret there")
     if not secret.isprintable():
         raise _problem(ref, "holds more than one line of text; put the secret alone there")
     return secret
+
+
+def blanks_problem(ref: SecretRef, environ: Mapping[str, str]) -> Problem | None:
+    """Say that there are blanks around the secret, more than the newline that editors leave.
+
+    Raises ConfigError as `read_secret` does.
+    """
+    found = _found(ref, environ).removesuffix("\n").removesuffix("\r")
+    if found == _stripped(found):
+        return None
+    return _described(ref, "has blanks around the secret, which are left out; remove them")
+
+
+def _found(ref: SecretRef, environ: Mapping[str, str]) -> str:
+    return _from_environment(ref, environ) if ref.kind == "env" else _from_file(ref, environ)
+
+
+def _stripped(found: str) -> str:
+    """Also without marks of byte order and spaces that take no room, which nobody sees."""
+    return found.strip(string.whitespace + "\u00a0\u200b\ufeff")
 
 
 def _from_environment(ref: SecretRef, environ: Mapping[str, str]) -> str:
@@ -67,5 +87,9 @@ _NAMES = {"credential": "credential", "file": "file", "env": "environment variab
 
 
 def _problem(ref: SecretRef, message: str) -> ConfigError:
+    return ConfigError([_described(ref, message)])
+
+
+def _described(ref: SecretRef, message: str) -> Problem:
     sentence = f"{_NAMES[ref.kind]} {ref.name} {message}"
-    return ConfigError([Problem(ref.source, ref.line, ref.key, sentence)])
+    return Problem(ref.source, ref.line, ref.key, sentence)

@@ -12,7 +12,7 @@ from typing import Any
 from poller import log
 from poller.client import Client
 from poller.config.model import Account, RetryConfig
-from poller.efax import Call
+from poller.efax import Call, listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
 from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
@@ -361,7 +361,7 @@ class AccountAtWork:
                 user=fax.user_name,
                 fax_id=fax.fax_id,
                 received_at=fax.received_at,
-                pages=fax.listed.get("pages"),
+                pages=listed_pages(fax.listed),
             )
         self.workers.wake(state.id)
 

@@ -1,5 +1,6 @@
 """Ledgers that are made beside the one at work: a new one in its place, and copies for operators."""
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,6 +58,10 @@ async def backup(url: str, target: Path) -> int:
     Raises CannotStart or LedgerUnavailable, both in a sentence.
     """
     path = engine.database_path(url)
-    return await in_own_thread(
-        "backup", lambda: snapshots.backup(path, target, timeout_s=BUSY_TIMEOUT_S)
-    )
+    try:
+        return await in_own_thread(
+            "backup", lambda: snapshots.backup(path, target, timeout_s=BUSY_TIMEOUT_S)
+        )
+    except asyncio.CancelledError:  # the thread goes on, and is left behind when the process ends
+        snapshots.part_of(target).unlink(missing_ok=True)
+        raise

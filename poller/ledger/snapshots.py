@@ -126,7 +126,7 @@ def backup(path: Path, target: Path, *, timeout_s: float) -> int:
         raise CannotStart(f"{target} is there already; it is not overwritten")
     if not engine.look(path, timeout_s=timeout_s, thorough=False).tables:
         raise CannotStart(f"there is no ledger at {path}")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = part_of(target)
     with _copied(path, part, Terms(timeout_s)):
         problem = problem_of(part)
         if problem is not None:
@@ -134,8 +134,17 @@ def backup(path: Path, target: Path, *, timeout_s: float) -> int:
         with mapped(target):
             sync(part)
             _name_it(part, target)
-            sync(target.parent)
-            return target.stat().st_size
+            try:
+                sync(target.parent)
+                return target.stat().st_size
+            except BaseException:  # it is said to have failed, so it must not stand there
+                target.unlink(missing_ok=True)
+                raise
+
+
+def part_of(target: Path) -> Path:
+    """Under this name a copy is made by this process."""
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 def _name_it(part: Path, target: Path) -> None:

@@ -1,13 +1,15 @@
 """One account at work: what is said once, what is counted, and what a suspension leads to."""
 
 import asyncio
+import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from poller.config.model import Limits
+from poller.efax import Page, parse_page
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.site import Site
@@ -58,6 +60,33 @@ async def test_poll_that_found_something_is_info_and_a_quiet_one_is_debug(
     assert [fields["level"] for fields in completed] == ["info", "debug"]
     assert [fields["discovered"] for fields in completed] == [1, 0]
     assert said(events, "fax-discovered") == ["fax-discovered"]
+
+
+@pytest.mark.parametrize(
+    ("listed_as", "said_as"),
+    [
+        *((value, 3) for value in (3, "3", " 3 ")),
+        *((value, None) for value in (3.5, "many", "", True, None, [3], {"a": 3}, -1, 10**30)),
+    ],
+)
+async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
+    listed_as: object, said_as: object, site: Site, simulator: Simulator, events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def page(body: bytes) -> Page:
+        answer = json.loads(body)
+        for fax in answer.get("faxes", []):
+            fax |= {"pages": listed_as, "fax_id": 4711}
+        return parse_page(json.dumps(answer).encode())
+
+    monkeypatch.setattr("poller.efax.parse_page", page)
+    simulator.receive(APP, "user-a", completed=simulator.now() - timedelta(minutes=1))
+    await poll(site)
+    (discovered,) = [event.fields for event in events if event.action == "fax-discovered"]
+    assert discovered["pages"] == said_as
+    assert type(discovered["pages"]) in (int, type(None))
+    assert discovered["fax_id"] == "4711"
+    assert isinstance(discovered["received_at"], datetime)
 
 
 async def test_polls_and_faxes_are_tallied_and_counted(

@@ -974,6 +974,16 @@ storage:"""
     assert efax.requests == []
 
 
+@pytest.mark.parametrize("words", [("check", "--online"), ("once",)], ids=["check", "once"])
+def test_blanks_around_the_key_are_left_out_and_said_once(
+    words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLLER_TEST_KEY", f"\t{KEY} \n\n")
+    code, _, err = run(*words)
+    assert (code, err.count("\n"), err.count("has blanks around the secret")) == (0, 1, 1)
+    assert KEY not in err
+
+
 def test_check_online_beside_a_daemon_needs_no_secrets(
     directory: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
@@ -1285,11 +1295,36 @@ def test_root_before_the_first_start_becomes_the_owner_of_the_directory_above(
 
 
 @ROOT
-def test_root_that_cannot_become_the_owner_is_told_the_sudo_line(tmp_path: Path) -> None:
-    os.chown(tmp_path, 54321, 54321)
-    with pytest.raises(CannotStart, match="sudo -u '#54321' ") as refused:
+def test_root_that_cannot_become_the_owner_is_told_a_line_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    monkeypatch.setattr(sys, "argv", ["touch", str(state / "made")])
+    os.chown(state, 54321, 54322)
+    tmp_path.chmod(0o755)
+    with pytest.raises(
+        CannotStart, match=r"--clear-groups touch .*docker exec -u 54321:54322 "
+    ) as no:
+        become_owner(state)
+    assert no.value.exit_code == 73
+    command = str(no.value).partition("as that user: ")[2].partition(" (from outside")[0]
+    subprocess.run(["/bin/sh", "-c", command.replace(str(tmp_path), ".")], cwd=tmp_path, check=True)
+    made = (state / "made").stat()
+    assert (made.st_uid, made.st_gid) == (54321, 54322)
+
+
+@ROOT
+def test_root_without_the_right_to_become_the_owner_is_told_the_sudo_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "initgroups", refuse)
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(CannotStart, match=r"belongs to user nobody; .*sudo -u nobody "):
         become_owner(tmp_path)
-    assert refused.value.exit_code == 73
 
 
 @ROOT

@@ -791,6 +791,22 @@ async def test_an_untrusted_certificate_points_to_ca_file(bench: Bench, tmp_path
             await client.health()
 
 
+@pytest.mark.parametrize("directory", [None, "empty"])
+async def test_a_system_without_authorities_is_told_the_package(
+    directory: str | None, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    none = ssl.get_default_verify_paths()._replace(
+        cafile="", capath=str(tmp_path / directory) if directory else ""
+    )
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: none)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with serving(bench.server, context) as url:
+        said = str(await no_connection(bench, base_url=url))
+        assert said.endswith("has no CA certificates; install the package ca-certificates.")
+
+
 async def test_a_server_without_tls_is_said_to_be_none(bench: Bench) -> None:
     url = bench.account.base_url.replace("http:", "https:")
     assert "No TLS connection to 127.0.0.1" in str(await no_connection(bench, base_url=url))

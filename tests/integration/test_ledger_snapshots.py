@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -365,6 +366,41 @@ async def test_a_backup_overwrites_nothing_that_appears_while_it_is_made(
         await backup(f"sqlite:///{path}", target)
     assert target.read_text() == "mine"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
+
+
+async def test_a_backup_that_failed_leaves_nothing(
+    ledger: Ledger, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(at: Path) -> None:
+        if at.is_dir():
+            raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(snapshots, "sync", refuse)
+    with pytest.raises(LedgerUnavailable):
+        await backup(f"sqlite:///{path}", tmp_path / "copies" / "copy.db")
+    assert not list((tmp_path / "copies").iterdir())
+
+
+async def test_a_backup_that_is_interrupted_leaves_nothing(
+    ledger: Ledger, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(*_: object) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(snapshots, "_copy", held)
+    copying = asyncio.create_task(backup(f"sqlite:///{path}", tmp_path / "copies" / "copy.db"))
+    await asyncio.to_thread(begun.wait, 60)
+    assert list((tmp_path / "copies").iterdir())
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert not list((tmp_path / "copies").iterdir())
+    go_on.set()
 
 
 async def test_a_backup_goes_to_a_file_system_without_links(

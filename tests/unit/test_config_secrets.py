@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from poller.config import SecretRef, read_secret
+from poller.config import SecretRef, blanks_problem, read_secret
 from poller.errors import ConfigError
 
 
@@ -28,11 +28,13 @@ def in_file(tmp_path: Path, content: bytes) -> SecretRef:
         pytest.param(b"s3cr3t\n", "s3cr3t", id="newline at the end"),
         pytest.param(b"s3cr3t\r\n", "s3cr3t", id="Windows newline at the end"),
         pytest.param(b"\xef\xbb\xbfs3cr3t", "s3cr3t", id="byte order mark"),
-        pytest.param(b" s3 cr3t ", " s3 cr3t ", id="spaces are part of it"),
+        pytest.param(b" s3 cr3t ", "s3 cr3t", id="spaces inside are part of it"),
+        pytest.param(b"\n\t s3cr3t\r\n\n", "s3cr3t", id="blank lines"),
+        pytest.param("\ufeff\u200b\u00a0s3cr3t\ufeff".encode(), "s3cr3t", id="what nobody sees"),
         pytest.param("schlüssel".encode(), "schlüssel", id="not ASCII"),
     ],
 )
-def test_secret_of_a_file_comes_without_its_last_newline(
+def test_secret_of_a_file_comes_without_the_blanks_around_it(
     tmp_path: Path, content: bytes, secret: str
 ) -> None:
     assert read_secret(in_file(tmp_path, content), {}) == secret
@@ -44,6 +46,22 @@ def test_secret_of_a_credential_comes_from_the_directory_of_systemd(tmp_path: Pa
     assert read_secret(ref, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == "s3cr3t"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        *((kept, False) for kept in (b"s3cr3t", b"s3cr3t\n", b"s3cr3t\r\n", b"\xef\xbb\xbfs3cr3t")),
+        *((kept, True) for kept in (b"s3cr3t \n", b" s3cr3t", b"s3cr3t\n\n")),
+    ],
+)
+def test_blanks_around_a_secret_are_said_but_for_an_editors(
+    tmp_path: Path, content: bytes, said: bool
+) -> None:
+    problem = blanks_problem(in_file(tmp_path, content), {})
+    assert (problem is not None) == said
+    assert "s3cr3t" not in str(problem)
+    assert problem is None or "has blanks around the secret, which are left out" in str(problem)
+
+
 def test_secret_of_the_environment_is_its_variable() -> None:
     assert read_secret(SecretRef("env", "EFAX_KEY"), {"EFAX_KEY": "s3cr3t"}) == "s3cr3t"
 
@@ -53,7 +71,6 @@ def test_secret_of_the_environment_is_its_variable() -> None:
     [
         pytest.param(b"", "is empty; put the secret there", id="empty"),
         pytest.param(b" \n", "is empty; put the secret there", id="only white space"),
-        pytest.param(b"s3cr3t\n\n", "holds more than one line", id="two newlines"),
         pytest.param(b"app\ns3cr3t", "holds more than one line", id="two lines"),
         pytest.param(b"s3cr3t\0", "holds more than one line", id="NUL"),
         pytest.param(b"s3cr3t\xff", "is not UTF-8 text", id="not UTF-8"),
