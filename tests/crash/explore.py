@@ -21,6 +21,7 @@ from pathlib import Path
 
 from poller.simulator import Simulator
 from tests.acceptance.installation import KEY, KEY_VARIABLE, Installation
+from tests.checking_processes import orphans
 from tests.crash.checker import (
     Expected,
     Key,
@@ -51,7 +52,9 @@ FAULTS: dict[str, set[str] | None] = {
     "emfile": {"create", "open-truncate"},
     "short": WRITES,
     "lie": SYNCS,
+    "child": None,  # the process that checks documents is killed there
     "stick-eio": None,
+    "stick-child": None,
     "stick-enospc": GROWS,
 }
 
@@ -76,6 +79,7 @@ class Ran:
     code: int
     out: str
     err: str
+    left: list[int] = field(default_factory=list)  # processes that have outlived it
 
     @property
     def complained(self) -> bool:
@@ -121,7 +125,7 @@ class Site:
                 later_s=(self.moment.later + later).total_seconds(),
             )
         )
-        ran = Ran(code, out.read_text(), err.read_text())
+        ran = Ran(code, out.read_text(), err.read_text(), await _left_behind())
         self.logs.append(ran.out + ran.err)
         return ran
 
@@ -224,6 +228,8 @@ def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
 def _after(site: Site, before: Progress, ran: Ran, point: Point) -> Iterator[str]:
     """What may not be so after the break, before anybody starts again."""
     yield from problems(site.expected(at_rest=False), before)
+    if ran.left:
+        yield f"orphans: {ran.left}"
     if point.act == "kill":
         return
     if ran.code < 0:
@@ -270,7 +276,17 @@ async def _recovered(site: Site, point: Point) -> list[str]:
     return [f"second run: {one}" for one in found]
 
 
+async def _left_behind() -> list[int]:
+    """The processes that check documents and outlive their parent for long."""
+    deadline = time.monotonic() + 30
+    while (left := orphans()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return left
+
+
 def _run_problems(ran: Ran) -> Iterator[str]:
+    if ran.left:
+        yield f"orphans: {ran.left}"
     if ran.code not in (0, 1):
         yield f"start: it ended with {ran.code}: {ran.err[-1500:]}"
     elif json.loads(ran.out)["failed_polls"]:

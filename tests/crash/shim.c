@@ -3,12 +3,14 @@
 // or makes the call fail.
 //
 //   shim_arm(prefix, at, act)   act: "", kill, eio, enospc, emfile, short, lie, stick-…
+//                               child: kill the processes that this one has started, and go on
 //                               stick-ACT: from that call on
 //   shim_names(path)            write the name of each call to this file
 //   shim_count()                how many calls there were since shim_arm
 //
 // It does nothing until it is armed, so that a process can be forked first.
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -83,6 +85,23 @@ static int path_of(int fd, char *out) {
 
 enum { GO, FAIL, SHORT, LIE };
 
+static void kill_children(void) {
+    DIR *all = opendir("/proc");
+    struct dirent *one;
+    while (all && (one = readdir(all))) {
+        char path[64], line[512] = "", *rest;
+        int parent = 0;
+        snprintf(path, sizeof path, "/proc/%.20s/stat", one->d_name);
+        FILE *stat = atoi(one->d_name) ? fopen(path, "re") : NULL;
+        if (!stat) continue;
+        if (fgets(line, sizeof line, stat) && (rest = strrchr(line, ')')) &&
+            sscanf(rest, ") %*c %d", &parent) == 1 && parent == getpid())
+            kill(atoi(one->d_name), SIGKILL);
+        fclose(stat);
+    }
+    if (all) closedir(all);
+}
+
 static int is_error(const char *name, int number) {
     if (strcmp(act, name)) return 0;
     errno = number;
@@ -96,6 +115,7 @@ static int struck(const char *call, const char *path) {
         kill(getpid(), SIGKILL);
         for (;;) pause();
     }
+    if (!strcmp(act, "child")) kill_children();
     if (is_error("eio", EIO) || is_error("enospc", ENOSPC) || is_error("emfile", EMFILE)) return FAIL;
     if (!strcmp(act, "short")) return SHORT;
     if (!strcmp(act, "lie") && strstr(call, "sync")) return LIE;

@@ -93,6 +93,26 @@ def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(shim: Path, 
     _explore(shim, look, way)
 
 
+def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_nothing(
+    shim: Path,
+) -> None:
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        points = [Point(m, at, "child") for m in MOMENTS for at in _while_checked(calls[m])[::7]]
+        _, wrong = await explored(explorer, points)
+        assert points
+        assert not wrong
+
+    _explore(shim, look)
+
+
+def _while_checked(calls: list[str]) -> list[int]:
+    """The calls just before and after a document is checked: its image is written, and then synced."""
+    split = [call.split(" ", 2) for call in calls]
+    return [
+        int(n) for n, kind, path in split if kind in ("write", "fsync") and "/faxes/main" in path
+    ]
+
+
 # A bug that is planted, where to break the run, and what the checker then says.
 PLANTED = {
     "row_before_link": (("lost:",), "names"),
