@@ -10,10 +10,11 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -271,6 +272,12 @@ class Installation:
             json.loads(path.read_text())["fax_id"]: path
             for path in sorted(self.storage.rglob("*.json"))
         }
+
+    def stored(self) -> int:
+        """How many faxes the ledger calls stored; after a crash there may be files before it does."""
+        with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True, timeout=20)) as db:
+            ((count,),) = db.execute("SELECT count(*) FROM faxes WHERE state = 'stored'")
+        return int(count)
 
     def image_of(self, fax: Fax) -> Path:
         sidecar = self.sidecars()[fax.fax_id]

@@ -187,7 +187,7 @@ async def test_killed_again_and_again_it_loses_nothing_and_stores_nothing_twice(
             interrupted[fax] += simulator.downloads[fax] > before[fax] and fax.fax_id not in done
     async with installation.daemon() as daemon:
         await daemon.until(
-            lambda: len(installation.sidecars()) == len(faxes), f"{len(faxes)} faxes on disk"
+            lambda: installation.stored() == len(faxes), f"{len(faxes)} stored faxes"
         )
         assert await daemon.stop() == 0
     assert_stored(installation, simulator)

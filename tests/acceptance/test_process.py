@@ -61,7 +61,7 @@ async def assert_heals(installation: Installation, simulator: Simulator) -> None
     simulator.faults = Faults()
     async with installation.daemon() as daemon:
         await daemon.until(
-            lambda: len(installation.sidecars()) == len(simulator.faxes()), "every fax on the disk"
+            lambda: installation.stored() == len(simulator.faxes()), "every fax to be stored"
         )
         assert await daemon.stop() == 0
     assert_stored(installation, simulator)

@@ -281,7 +281,7 @@ async def test_killed_at_random_under_load_it_loses_nothing(
     assert interrupted <= kills * 8  # what can be in flight
     async with installation.daemon() as daemon:
         wanted = len(scene.simulator.faxes())
-        await daemon.until(lambda: len(installation.sidecars()) == wanted, f"{wanted} faxes")
+        await daemon.until(lambda: installation.stored() == wanted, f"{wanted} stored faxes")
         await daemon.event("poll-completed", count=2)
         assert await daemon.stop() == 0
     scene.is_whole()
