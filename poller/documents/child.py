@@ -16,12 +16,13 @@ import struct
 import sys
 from contextlib import suppress
 
+import pikepdf
+
 from poller import VERSION
 from poller.documents import proof
 from poller.documents.answer import SOCKET, Answer
 from poller.documents.limits import CPU_S, CPU_S_PER_BYTE, MEMORY_BYTES
 
-_DESCRIPTORS = SOCKET + 2  # what is open, and one document
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Landlock's, the same on every architecture
@@ -50,6 +51,7 @@ def main() -> None:
     os.closerange(SOCKET + 1, 1 << 20)
     end_with(int(sys.argv[1]))
     with socket.socket(fileno=SOCKET) as asking:
+        open_random()
         give_up_rights()
         if (problem := proof.inspect(io.BytesIO(SAMPLE)).problem) is not None:
             sys.exit(f"no document can be checked: {problem}")
@@ -66,6 +68,12 @@ def end_with(parent: int) -> None:
         sys.exit()
 
 
+def open_random() -> None:
+    """Have qpdf open its source of random numbers, which it keeps: AES-256 needs it to read, too."""
+    with pikepdf.new() as pdf:
+        pdf.save(io.BytesIO(), encryption=pikepdf.Encryption(R=6))
+
+
 def give_up_rights() -> None:
     """Give up what a check does not need; call it when everything is imported."""
     os.chdir("/")
@@ -79,9 +87,15 @@ def give_up_rights() -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_NOFILE, _DESCRIPTORS),
+        (resource.RLIMIT_NOFILE, _free_descriptor() + 1),  # for one document
     ):
         _limit(what, limit, limit)
+
+
+def _free_descriptor() -> int:
+    free = os.dup(0)
+    os.close(free)
+    return free
 
 
 def _control(option: int, value: int) -> None:

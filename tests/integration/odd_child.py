@@ -97,7 +97,7 @@ def _open_beyond_the_limit() -> bool:
 
 
 def _look_at_others() -> list[int]:
-    return [fd for fd in range(5, 2048) if _is_open(fd)]
+    return [fd for fd in range(6, 2048) if _is_open(fd)]
 
 
 def _is_open(fd: int) -> bool:

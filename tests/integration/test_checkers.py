@@ -22,6 +22,7 @@ from tests.benchmarks.documents import pdf
 from tests.hostile_documents import SEGFAULT, bomb
 from tests.integration import odd_child
 from tests.integration.odd_child import PROBES, PROGRAM, odd, whole
+from tests.integration.produced import PRODUCERS
 
 PATIENCE_S = 60
 
@@ -195,6 +196,18 @@ def test_what_is_found_does_not_depend_on_where_it_is_looked_for(
     for document in (whole_pdf, whole_pdf[:-30], large, small_tiff, bomb(1), b"%PDF-1.4%%EOF"):
         (checkers_say, we_say) = (check(checkers, document), _in_this_process(document))
         assert checkers_say == we_say
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_whole_documents_of_all_producers_are_whole_in_a_process_of_their_own(
+    checkers: Checkers, check: Check, name: str
+) -> None:
+    if missing := PRODUCERS[name].missing():
+        pytest.skip(f"{' and '.join(missing)} cannot be run here")
+    samples = PRODUCERS[name].samples()
+    found = {(one.name, one.pages): check(checkers, one.data) for one in samples}
+    assert {of: document.pages for of, document in found.items()} == {of: of[1] for of in found}
+    assert not any(document.problem for document in found.values())
 
 
 def _in_this_process(document: bytes) -> Document:
