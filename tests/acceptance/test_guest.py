@@ -324,6 +324,26 @@ def test_nothing_can_be_written_outside_its_directories(service: Service) -> Non
     assert probed["possible"] == []
 
 
+def test_process_that_checks_documents_has_its_limits_and_dies_alone(service: Service) -> None:
+    service.simulate("--users=2", "--backlog=1", "--arrivals-per-minute=60")
+    service.start()
+    service.stores(1)
+    main = service.show("MainPID")
+    (child,) = service.guest.run("pgrep", "-P", main).split()
+    limits = service.guest.run("cat", f"/proc/{child}/limits")
+    for what in ("core file size", "file size", "processes"):
+        assert re.search(rf"Max {what} +0 +0 ", limits), limits
+    assert re.search(r"Max open files +5 +5 ", limits), limits
+    assert re.search(rf"Max address space +{512 << 20} +{512 << 20} ", limits), limits
+    assert service.guest.sh(f"tr '\\0' '\\n' < /proc/{child}/environ") == ""
+    # As the kernel does where memory runs out, and systemd sees it.
+    assert service.show("OOMPolicy") == "continue"
+    service.guest.run("kill", "-KILL", child)
+    service.stores(len(service.sidecars()) + 2)
+    assert service.show("MainPID") == main
+    assert not [one for one in service.log() if one["event"]["action"] == "fax-damaged"]
+
+
 def test_its_exposure_is_small(service: Service) -> None:
     shown = service.guest.run("systemd-analyze", "security", "--no-pager", "poller.service")
     (exposure,) = re.findall(r"Overall exposure level for poller.service: ([\d.]+)", shown)
