@@ -344,6 +344,26 @@ def test_process_that_checks_documents_has_its_limits_and_dies_alone(service: Se
     assert not [one for one in service.log() if one["event"]["action"] == "fax-damaged"]
 
 
+CONFINED = """
+import errno, json, os
+from poller.documents.child import give_up_rights
+give_up_rights()
+try:
+    os.open("/etc/passwd", os.O_RDONLY)
+except OSError as error:
+    print(json.dumps({"refused": errno.errorcode[error.errno]}))
+"""
+
+
+def test_process_that_checks_documents_can_give_up_the_file_system(service: Service) -> None:
+    service.simulate("--users=2")
+    Path(service.guest.path("/opt/confined.py")).write_text(CONFINED)
+    service.start()
+    service.drop_in("[Service]\nExecStartPre=/opt/poller/bin/python /opt/confined.py\n")
+    service.systemctl("restart", "poller")
+    assert [one["refused"] for one in service.log() if "refused" in one] == ["EACCES"]
+
+
 def test_its_exposure_is_small(service: Service) -> None:
     shown = service.guest.run("systemd-analyze", "security", "--no-pager", "poller.service")
     (exposure,) = re.findall(r"Overall exposure level for poller.service: ([\d.]+)", shown)
