@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -126,10 +127,17 @@ PROBES: dict[str, Callable[[BinaryIO], object]] = {
     "takes 600 MiB": lambda _: bytearray(600 << 20),
     "raises its limits": lambda _: _raise_limits(),
     "gets rights by a program": lambda _: not ctypes.CDLL(None).prctl(39, 0, 0, 0, 0),
+    "keeps root's rights": lambda _: any(_capabilities()),
     "dumps core": lambda _: resource.getrlimit(resource.RLIMIT_CORE) != (0, 0),
     "outlives its parent": lambda _: not _dies_with_its_parent(),
     "signals its parent": lambda _: _signals_its_parent(),
 }
+
+
+def _capabilities() -> bytes:
+    found = ctypes.create_string_buffer(24)
+    ctypes.CDLL(None).capget(struct.pack("Ii", 0x20080522, 0), found)
+    return found.raw[:8]  # in effect, and those that could be
 
 
 def _signals_its_parent() -> bool:
