@@ -3,10 +3,13 @@
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy
 
 from poller.cli.naming import find_one
 from poller.config.model import Config
@@ -153,7 +156,8 @@ def lose(settings: Config) -> None:
 def before_keys(path: Path, *spellings: str) -> None:
     """Make it a ledger of the version before, which took each spelling for a fax of its own."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as ledger:
-        ledger.execute("DROP INDEX uq_faxes_fax_key_user")
+        for index in ("uq_faxes_fax_key_user", "ix_faxes_folded_path"):
+            ledger.execute(f"DROP INDEX {index}")
         ledger.execute("ALTER TABLE faxes DROP COLUMN fax_key")
         ledger.execute("UPDATE alembic_version SET version_num = '0003'")
         columns = [name for _, name, *_ in ledger.execute("PRAGMA table_info(faxes)")]
@@ -235,3 +239,37 @@ async def test_of_two_spellings_in_an_older_ledger_one_waits_at_most(
         assert tuple(row.state for row in await ledger.faxes([1, 2])) == left
         (user, _) = await ledger.users()
         assert [getattr(user, state) for state in State] == [left.count(state) for state in State]
+
+
+async def test_migration_reads_an_older_ledger_as_often_however_many_spellings_it_holds(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        receive(simulator, UPPER)
+        await settle(site, clock)
+    reads = []
+    for pairs in (1, 20):
+        ids = [f"{number:08x}{LOWER[8:]}" for number in range(pairs)]
+        path = Path(settings.state_url.removeprefix("sqlite:///"))
+        before_keys(path, *ids, *map(str.upper, ids))
+        with statements() as said:
+            await (await Ledger.open(settings.state_url)).close()
+        reads.append(len([one for one in said if "FROM faxes" in one]))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as ledger:
+            ledger.execute("DELETE FROM faxes WHERE id > 1")
+    assert reads[0] == reads[1] > 0
+
+
+@contextlib.contextmanager
+def statements() -> Iterator[list[str]]:
+    said: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    try:
+        yield said
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)

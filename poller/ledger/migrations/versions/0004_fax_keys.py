@@ -4,6 +4,9 @@ Where a ledger holds two spellings as two faxes, both rows stay, and none is add
 wait to be fetched one stays at most, so that the fax is delivered once.
 """
 
+from itertools import groupby
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -25,8 +28,8 @@ def upgrade() -> None:
     # Of two spellings that both have capitals the first one has the key.
     first = sa.select(sa.func.min(faxes.c.id)).where(has_capitals).group_by(faxes.c.user, key)
     op.execute(faxes.update().where(faxes.c.id.in_(first)).values(fax_key=key))
-    for user, of_one in _doubles():
-        _leave_one(user, of_one)
+    for of_one in _doubles():
+        _leave_one(of_one)
     has_one = sa.text("fax_key IS NOT NULL")
     op.create_index(
         "uq_faxes_fax_key_user", "faxes", ["fax_key", "user"],
@@ -34,22 +37,27 @@ def upgrade() -> None:
     )  # fmt: skip
 
 
-def _doubles() -> list[tuple[int, str]]:
-    spelled = sa.select(faxes.c.user, key).where(has_capitals)
-    lower = sa.select(faxes.c.user, faxes.c.fax_id).where(
-        sa.tuple_(faxes.c.user, faxes.c.fax_id).in_(spelled)
+def _doubles() -> list[list[sa.Row[Any]]]:
+    """Find faxes that are in several spellings, in one query: it goes through the whole table."""
+    of = (faxes.c.user, faxes.c.fax_id, faxes.c.state)
+    spelled = sa.select(faxes.c.id, key, *of).where(has_capitals)
+    lower = sa.select(faxes.c.id, faxes.c.fax_id.label("key"), *of).where(
+        sa.tuple_(faxes.c.user, faxes.c.fax_id).in_(
+            sa.select(faxes.c.user, key).where(has_capitals)
+        )
     )
-    every = spelled.union_all(lower).subquery()
-    twice = sa.select(every.c.user, every.c.key).group_by(every.c.user, every.c.key)
-    found = op.get_bind().execute(twice.having(sa.func.count() > 1))
-    return [(user, of_one) for user, of_one in found]
+    every = spelled.union_all(lower).cte()
+    keys = (every.c.user, every.c.key)
+    twice = sa.select(*keys).group_by(*keys).having(sa.func.count() > 1).subquery()
+    wanted = sa.select(every).join(
+        twice, sa.and_(every.c.user == twice.c.user, every.c.key == twice.c.key)
+    )
+    rows = op.get_bind().execute(wanted.order_by(*keys, every.c.id)).all()
+    return [list(same) for _, same in groupby(rows, lambda row: (row.user, row.key))]
 
 
-def _leave_one(user: int, of_one: str) -> None:
-    """Dismiss what waits of this fax, but for the first one where none is stored."""
-    mine = sa.and_(faxes.c.user == user, sa.or_(faxes.c.fax_id == of_one, key == of_one))
-    wanted = sa.select(faxes.c.id, faxes.c.fax_id, faxes.c.state).where(mine)
-    rows = op.get_bind().execute(wanted.order_by(faxes.c.id)).all()
+def _leave_one(rows: list[sa.Row[Any]]) -> None:
+    """Dismiss what waits of a fax, but for the first one where none is stored."""
     waiting = [row for row in rows if row.state in ("pending", "quarantined")]
     stored = [row for row in rows if row.state == "stored"]
     kept, *_ = stored or waiting or rows
@@ -67,4 +75,4 @@ def _leave_one(user: int, of_one: str) -> None:
             )
         )
         moved = {row.state: users.c[row.state] - 1, "dismissed": users.c.dismissed + 1}
-        op.execute(users.update().where(users.c.id == user).values(moved))
+        op.execute(users.update().where(users.c.id == row.user).values(moved))
