@@ -78,7 +78,8 @@ def identity(root: int) -> tuple[int, int]:
 def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     """Raise StorageUnusable or OSError when the directory cannot take a fax now.
 
-    `thorough` tries all that a delivery does, else whether a file can be written.
+    `thorough` tries all that a delivery does, else whether a file can be written; where that is
+    refused as only a file system does that lacks something, all is tried, to name it.
     """
     space = steps.space(root)
     free = space.f_bavail * space.f_frsize
@@ -89,10 +90,8 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
         )
     if space.f_files and not space.f_favail:
         raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
-    if thorough:
+    if thorough or not _takes_a_file(root):
         proof.prove(config, root)
-    else:
-        _try_a_file(root)
 
 
 def size(count: int) -> str:
@@ -103,15 +102,27 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
+def _takes_a_file(root: int) -> bool:
+    try:
+        _try_a_file(root)
+    except OSError as error:
+        if error.errno not in proof.CANNOT:
+            raise
+        return False
+    return True
+
+
 def _try_a_file(root: int) -> None:
     name = f"{proof.PROBE}{steps.process_id()}"
     steps.unlink(name, root)
-    fd = steps.create(name, root)
     try:
-        steps.write(fd, b"x")
-        steps.sync_file(fd)  # a dying disk takes every write and fails here, under each image
+        fd = steps.create(name, root)
+        try:
+            steps.write(fd, b"x")
+            steps.sync_file(fd)  # a dying disk takes every write and fails here, under each image
+        finally:
+            steps.close(fd)
     finally:
-        steps.close(fd)
         steps.unlink(name, root)
 
 

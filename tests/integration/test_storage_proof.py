@@ -137,6 +137,19 @@ async def test_storage_that_was_moved_to_such_a_file_system_is_unusable_and_says
     assert [path.name for path in root.iterdir()] == [MARKER]
 
 
+async def test_a_lack_that_a_short_look_meets_is_named_by_that_look(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await opened(root)
+    assert await storage.check() is None
+    with monkeypatch.context() as patch:
+        why = _lacking(patch, "no chmod")
+        with pytest.raises(StorageUnusable, match=why):
+            raise StorageUnusable(await storage.check() or "")
+    assert await storage.check() is None
+    assert [path.name for path in root.iterdir()] == [MARKER]
+
+
 @dataclass
 class Proofs:
     count: int = 0
