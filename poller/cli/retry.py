@@ -104,7 +104,7 @@ async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> N
     if not setup.is_running(settings):
         print(_STOPPED)
         return
-    storage = await setup.storage_now(settings, ledger)
+    storage = await setup.storage_now(settings, ledger, shortly=True)
     if not storage["usable"]:
         print(f"The service fetches nothing now: {_clause(storage['reason'])}.")
         print("It fetches them when that is over.")

@@ -76,12 +76,15 @@ async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Le
         yield ledger
 
 
-async def storage_now(settings: Config, ledger: Ledger) -> dict[str, Any]:
-    """Look at the storage, and at the ledger's disk: usable, why not, free bytes."""
+async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False) -> dict[str, Any]:
+    """Look at the storage, and at the ledger's disk: usable, why not, free bytes.
+
+    `shortly`: beside a running service, which has tried for itself what a delivery needs.
+    """
     storage = Storage(settings.storage)
     free = None
     try:
-        reason = await storage.check(await ledger.storage_id())
+        reason = await storage.check(await ledger.storage_id(), shortly=shortly)
         free = await storage.free_bytes()
         await ledger.require_room()
     except LedgerUnavailable as error:

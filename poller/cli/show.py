@@ -46,12 +46,13 @@ async def look(settings: Config) -> dict[str, Any]:
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         running = setup.is_running(settings)
         verdict = Verdict.read(await ledger.verdict()) if running else None
+        storage = await setup.storage_now(settings, ledger, shortly=running)
         return await status(
             ledger,
             now=setup.now(),
             running=running,
             version=VERSION,
-            storage=_storage(await setup.storage_now(settings, ledger), verdict),
+            storage=_storage(storage, verdict),
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
             paces={one.name: _pace(one, verdict) for one in settings.accounts},
             rejected=verdict.rejected if verdict else None,

@@ -53,15 +53,15 @@ class Storage:
         self._id = storage_id
         return storage_id
 
-    async def check(self, storage_id: str | None = None) -> str | None:
+    async def check(self, storage_id: str | None = None, *, shortly: bool = False) -> str | None:
         """Look whether it can take a fax now: None, or the sentence why not.
 
         What a delivery needs of the file system is tried at the first look, when the marker is
-        another file, after a look that found it unusable, and after `doubt`.
+        another file, after a look that found it unusable, and after `doubt`; never `shortly`.
         """
         self._id = storage_id or self._id
         try:
-            await self._threads.run(self._check)
+            await self._threads.run(lambda: self._check(shortly=shortly))
         except StorageUnusable as error:
             return str(error)
         return None
@@ -289,13 +289,13 @@ class Storage:
         self._threads.close(wait=wait)
         self._checkers.close()
 
-    def _check(self) -> None:
+    def _check(self, *, shortly: bool) -> None:
         known, self._proved = self._proved, None
         try:
             with marker.proved(self._config.directory, self._id) as root:
                 wanted = (*marker.identity(root), self._doubts)
-                marker.check(self._config, root, thorough=known != wanted)
-                self._proved = wanted
+                marker.check(self._config, root, thorough=known != wanted and not shortly)
+                self._proved = known if shortly else wanted
         except OSError as error:
             raise marker.unusable(self._config.directory, error) from error
 

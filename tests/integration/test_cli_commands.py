@@ -27,8 +27,8 @@ from poller.cli import main
 from poller.cli.owner import become_owner
 from poller.cli.parser import build
 from poller.cli.show import _headline
-from poller.config.model import User
-from poller.errors import CannotStart
+from poller.config.model import StorageConfig, User
+from poller.errors import CannotStart, StorageUnusable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
@@ -697,6 +697,22 @@ def test_status_shows_what_the_running_service_says_and_not_what_the_command_can
         True,
     )
     assert len(shown["problems"]) == 1
+
+
+def test_status_leaves_the_proof_of_the_storage_to_a_running_service(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("once")[0] == 0
+
+    def lacking(config: StorageConfig, root: int) -> None:
+        raise StorageUnusable("the file system lacks something")
+
+    monkeypatch.setattr("poller.storage.proof.prove", lacking)
+    assert "Nothing is fetched: the file system lacks something" in run("status")[1]
+    said_by_the_service(directory, Verdict(directory=str(directory / "faxes")))
+    with StateLock(directory / "state"):
+        storage = json.loads(run("status", "--json")[1])["storage"]
+    assert (storage["usable"], storage["reason"]) == (True, None)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"directory": "/x", "at_war": 1}'])
