@@ -53,7 +53,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     )
     found += _about(
         [row for row in asked if row.get("backfill_error")],
-        lambda who, _: f"A backfill does not come on, and is tried again, for {who}.",
+        lambda who, _: f"A backfill makes no progress, and is tried again, for {who}.",
     )
     found += _about([row for row in asked if row.get("silent_since")], _silent)
     return found

@@ -295,6 +295,7 @@ def _what_next(report: Report) -> Iterator[str]:
     if report.stopped is not None:
         yield f"Not all are fetched again yet: {report.stopped}."
     if count:
-        yield f"{len(report.repaired)} of {count} faxes were fetched again or are well."
+        done, noun = len(report.repaired), "fax" if count == 1 else "faxes"
+        yield f"Fetched again, or well after all: {done} of {count} {noun}."
     elif report.damaged:
         yield "`poller verify --repair` fetches damaged faxes again."

@@ -110,7 +110,7 @@ class Monitor:
                 log.event(
                     "stalled",
                     f"The {name} has made no progress for two minutes. The watchdog is withheld, so "
-                    "that systemd starts poller anew.",
+                    "that systemd restarts poller.",
                     what=name,
                 )
         self._said_stalled = set(stalled)
@@ -167,7 +167,7 @@ class Monitor:
         by = timedelta(seconds=round(abs(step).total_seconds()))
         log.event(
             "clock-stepped",
-            f"This machine's clock was set {way} by {by}; all polls are planned anew.",
+            f"This machine's clock was set {way} by {by}; all polls are planned again.",
             step_s=round(step.total_seconds(), 1),
         )
         for account in self._site.accounts.values():

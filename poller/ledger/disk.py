@@ -100,5 +100,5 @@ class Disk:
             await asyncio.wait({copying}, timeout=_LOOK_S)
             if not copying.done() and time.monotonic() - self._copied_at > _COPY_ON_WITHIN_S:
                 copying.add_done_callback(looked_at)
-                raise snapshots.Hung(f"the copy of the ledger {self._path} does not come on")
+                raise snapshots.Hung(f"the copy of the ledger {self._path} makes no progress")
         return copying.result()

@@ -95,7 +95,7 @@ def _try_a_name(file: str, free: str, root: int) -> None:
     steps.close(steps.create(free, root))
     lacks = (
         "can neither rename a file without replacing another (renameat2, RENAME_NOREPLACE) nor "
-        "give it a second name (link): use another file system, or a mount that knows one of both"
+        "give it a second name (link): use another file system, or a mount that allows one of the two"
     )
     with _needs(lacks):
         if not _refused(lambda: steps.move(file, free, root)):

@@ -464,7 +464,7 @@ async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
     await account.backfill(polled)
     row, sentences = await shown()
     assert row["backfill_error"]
-    assert sentences == ["A backfill does not come on, and is tried again, for main/user-a."]
+    assert sentences == ["A backfill makes no progress, and is tried again, for main/user-a."]
     await site.shop.ledger.withdraw_backfills(polled.id, clock.now())
     row, sentences = await shown()
     assert (row["backfills"], row["backfill_error"], sentences) == ([], None, [])

@@ -307,7 +307,7 @@ async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
     stalled = [event.fields for event in events]
     assert [event.action for event in events] == ["stalled", "stalled"]
     assert [one["what"] for one in stalled] == ["ledger copy", "ledger copy"]
-    assert "does not come on" in stalled[0]["reason"]
+    assert "makes no progress" in stalled[0]["reason"]
     assert "still hangs" in stalled[1]["reason"]
     async with asyncio.timeout(90):
         while "snapshot-made" not in {event.action for event in events}:
