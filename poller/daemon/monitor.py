@@ -28,6 +28,7 @@ _SILENCE_S = 60.0
 _FAILING_S = 30.0
 _HEARTBEAT_ENDS_AFTER = timedelta(days=1)  # of a fax that fails
 _GAUGES_S = 15.0
+_PROOFS_S = 15.0
 _STUCK_S = 10.0
 _PROBE_LOOK_S = 1.0
 _HEARTBEAT_TIMEOUT_S = 10.0
@@ -57,6 +58,7 @@ class Monitor:
             "gate": self._watch_gate(),
             "clock": self._watch_clock(),
             "stuck polls": self._every("stuck polls", _STUCK_S, self._end_stuck),
+            "proofs": self._every("proofs", _PROOFS_S, self._settle),
             "gauges": self._keep_gauges(),
             "summary": self._every("summary", _SUMMARY_S, self._summarise),
             "silence": self._every("silence", _SILENCE_S, self._look_for_silence),
@@ -211,6 +213,10 @@ class Monitor:
                 self._planner.poll_soon(state)
                 turn += 1
             await self._clock.sleep(_PROBE_LOOK_S)
+
+    async def _settle(self) -> None:
+        for account in self._site.accounts.values():
+            account.settle_in_time()
 
     # -- what is said regularly -------------------------------------------------------------------
 

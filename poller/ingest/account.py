@@ -137,6 +137,7 @@ class AccountAtWork:
     states: dict[int, UserState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
+    settling: asyncio.Task[PollerError | None] | None = None
     _refused: set[int] = field(default_factory=set)  # states, since a user was accepted last
     _noted_until: datetime | None = None
     _said_reasons: set[str] = field(default_factory=set)  # of this suspension
@@ -242,6 +243,17 @@ class AccountAtWork:
             return error
         return None
 
+    def settle_in_time(self) -> bool:
+        """Have it proved where it has waited for a minute: the next poll may come in hours only.
+
+        True when that begins here; at the end of the account's work it is cut off.
+        """
+        is_under_way = self.settling is not None and not self.settling.done()
+        if is_under_way or self.is_suspended or not self._empties.is_proof_due:
+            return False
+        self.settling = asyncio.create_task(self.settle(), name=f"settle {self.account.name}")
+        return True
+
     async def open(self) -> None:
         """Open the session; raises CannotStart when the account's ca_file cannot be used."""
         await self.client.__aenter__()
@@ -258,6 +270,9 @@ class AccountAtWork:
         self.workers.at_once = images_at_once(account.limits.in_flight)
 
     async def close(self) -> None:
+        if self.settling is not None:
+            self.settling.cancel()
+            await asyncio.gather(self.settling, return_exceptions=True)
         await asyncio.gather(*self._notes, return_exceptions=True)
         await self.client.__aexit__(None, None, None)
 
@@ -273,6 +288,7 @@ class AccountAtWork:
         )
 
     def on_suspended(self, until: datetime, reason: str) -> None:
+        self._empties.disbelieve()
         self._said_reasons = {reason}
         self._note_suspended(until, reason)
         self.note_pause()

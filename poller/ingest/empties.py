@@ -77,7 +77,8 @@ class EmptyLists:
 
     async def listed(self, user: User) -> None:
         """Take a list of this user that holds faxes for the proof that it is."""
-        await self._proved(user)
+        self._well = user
+        await self._proved()
 
     async def believe(self, shape: str, *, is_end: bool) -> None:
         """Return where an answer is an empty list of this server; raises BadAnswer where it is not.
@@ -105,13 +106,29 @@ class EmptyLists:
             await self.settle()
             state.missed = last
 
+    @property
+    def is_proof_due(self) -> bool:
+        """Whether something waits for a proof, and the last one is a minute old."""
+        return bool(self._waiting) and is_proof_due(self._clock.monotonic(), self._proved_s)
+
     async def settle(self) -> None:
         """Prove what waits for it, with one canary for all; raises AccountSuspended."""
         if not self._waiting:
             return
         async with self._lock:
-            if self._waiting:  # else somebody's proof has come in the meantime
+            if not self._waiting:
+                return  # somebody's proof has come in the meantime
+            try:
                 await self._judge()
+            except BaseException:
+                self.disbelieve()
+                raise
+
+    def disbelieve(self) -> None:
+        """List again what waits for a proof: one that comes much later would prove nothing of it."""
+        for state in self._waiting.values():
+            state.unproved = Coverage()
+        self._waiting.clear()
 
     async def prove(self) -> None:
         """Ask for a known fax now; raises AccountSuspended where none is listed any more."""
@@ -135,6 +152,8 @@ class EmptyLists:
     # -- how an empty list is spelled ---------------------------------------------------------
 
     async def _learn(self) -> None:
+        if not self._canaries:
+            return  # they were found to be deleted meanwhile
         if (await self._known()).shapes is None:
             asked = await self._ask_for_nothing()
             await self._take_shapes([] if asked is None else [asked])
@@ -213,7 +232,7 @@ class EmptyLists:
         if outcome is Verdict.LOST and self._proofs > proofs:
             return Verdict.PROVED  # by a list that came in the meantime
         if outcome is Verdict.PROVED:
-            await self._proved(self._states[canary.user].user)
+            await self._proved()
             return outcome
         if outcome is Verdict.LOST:
             await self._require_long_doubt()
@@ -225,13 +244,17 @@ class EmptyLists:
 
     async def _look(self, canary: Canary, *, is_probe: bool) -> Finding:
         state = self._states.get(canary.user)
-        if state is None:
+        if state is None or state.refusals:
             return Finding.REFUSED
         try:
             page = await self._client.list_received(state.user, canary.window, 0, is_probe=is_probe)
-        except (WindowRefused, UserRefused):
+        except WindowRefused:  # too old by now, and it gets no younger
+            self._canaries = [one for one in self._canaries if one != canary]
+            return Finding.REFUSED
+        except UserRefused:
             return Finding.REFUSED
         if page.marks:
+            self._well = state.user
             return Finding.LISTED
         if not (await self._known()).tells_gone:
             return Finding.ABSENT
@@ -244,9 +267,7 @@ class EmptyLists:
             return
         await self._doubt()
         self._proved_s = None
-        for state in self._waiting.values():
-            state.unproved = Coverage()
-        self._waiting.clear()
+        self.disbelieve()
         self._canaries = self._canaries[1:] + self._canaries[:1]  # a probe asks for another one
         raise self._client.distrust(LOST, EndsBy.JUDGEMENT)
 
@@ -280,9 +301,8 @@ class EmptyLists:
 
     # -- what is known, and what waits --------------------------------------------------------
 
-    async def _proved(self, well: User) -> None:
+    async def _proved(self) -> None:
         """The lists are well: cover what waits for that."""
-        self._well = well
         self._proofs += 1
         lists = await self._known()
         if lists.doubted_since is not None:
@@ -297,8 +317,9 @@ class EmptyLists:
         self._proved_s = self._clock.monotonic()
         if self._client.suspension.ends_by is EndsBy.JUDGEMENT:
             self._client.trust()
-        waiting, self._waiting = self._waiting, {}
-        for state in waiting.values():
+        for id_ in list(self._waiting):  # what a ledger that fails leaves there goes on waiting
+            if (state := self._waiting.pop(id_, None)) is None:
+                continue  # released by another proof
             unproved, state.unproved = state.unproved, Coverage()
             for interval in unproved.intervals:
                 await self._ledger.cover(state.id, interval)

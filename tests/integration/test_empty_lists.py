@@ -1,5 +1,6 @@
 """Empty lists: which ones are believed, and what an outage that answers 200 with nothing leads to."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from poller.config.model import Poll
 from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
+from poller.ingest.empties import EmptyLists
 from poller.ingest.site import Site
 from poller.ledger import State
 from poller.simulator import Faults, Simulator, Switches
@@ -260,6 +262,119 @@ async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
     await poll(quiet)
     assert await covered(quiet) == clock.now()
     assert await covered(quiet, "user-b") == clock.now() - 30 * SECOND
+
+
+async def test_empty_list_whose_proof_could_not_be_had_is_asked_for_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    """A proof that comes hours later says nothing of it; no net lies below."""
+    back = replace(Poll().sweep, back=MINUTE, every=24 * HOUR)
+    rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=back)
+    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
+        for user in ("user-a", "user-b"):
+            await listed(site, simulator, user)
+        await poll(site, "user-b")
+        before = await covered(site, "user-b")
+        clock.advance(20 * HOUR)
+        lost = simulator.receive(APP, "user-b", completed=clock.now() - 10 * HOUR)
+        script = ("full-200", *["503"] * 30)
+        simulator.faults = Faults(script=script, script_calls=frozenset({"list"}))
+        assert (await poll(site, "user-b")).failed
+
+        simulator.faults = Faults()
+        clock.advance(2 * HOUR)
+        await listed(site, simulator)
+        assert await covered(site, "user-b") == before
+        found = (await poll(site, "user-b")).discovered
+        assert [fax.fax_id for fax in found] == [lost.fax_id]
+
+
+async def test_empty_list_from_before_a_suspension_is_asked_for_again(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    clock.advance(2 * MINUTE)
+    await poll(quiet)  # a proof
+    before = await covered(quiet, "user-b")
+    clock.advance(SECOND)
+    await poll(quiet, "user-b")  # which waits for the next one
+    simulator.faults = Faults.of("503@list=always")
+    clock.advance(SECOND)
+    for user in ("user-a", "user-b"):
+        await poll(quiet, user)
+    assert quiet.accounts[APP].is_suspended
+    simulator.faults = Faults()
+    clock.advance(2 * HOUR)
+    await listed(quiet, simulator)
+    assert not quiet.accounts[APP].is_suspended
+    assert await covered(quiet, "user-b") == before
+
+
+async def test_what_waits_for_a_proof_is_proved_after_a_minute_without_any_poll(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    """The next poll may come in hours only."""
+    account, _ = parts(quiet)
+    clock.advance(4 * HOUR)
+    for user in ("user-a", "user-b"):
+        clock.advance(SECOND)
+        await poll(quiet, user)
+    polled, lists = clock.now(), calls(simulator, "list")
+    assert not account.settle_in_time()
+    clock.advance(MINUTE)
+    assert account.settle_in_time()
+    assert account.settling is not None
+    assert await account.settling is None
+    assert await covered(quiet, "user-b") == polled
+    clock.advance(2 * MINUTE)
+    assert not account.settle_in_time()  # nothing waits
+    assert calls(simulator, "list") == lists + 1
+
+
+async def test_known_fax_whose_window_is_refused_is_not_asked_for_again(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    """It is too old by now, and those of a refused user are left alone as its polls are."""
+    simulator.switches = Switches(oldest_window_s=8 * 86_400.0)
+    clock.advance(timedelta(days=7))
+    for user in ("user-a", "user-b"):
+        assert not (await poll(quiet, user)).failed
+    clock.advance(timedelta(days=1))
+    asked = [calls(simulator, "list")]
+    for _ in range(3):
+        clock.advance(2 * MINUTE)
+        assert not (await poll(quiet)).failed
+        asked.append(calls(simulator, "list"))
+    assert asked[-1] - asked[-2] == 1
+
+
+async def test_known_fax_of_a_refused_user_is_not_asked_for(
+    site: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    await listed(site, simulator, "user-b")
+    assert not (await poll(site)).failed
+    rule = replace(Faults.of("403@list=always").rules[0], user_id="user-b")
+    simulator.faults = Faults(rules=(rule,))
+    assert (await poll(site, "user-b")).failed
+    before = calls(simulator, "list")
+    clock.advance(20 * MINUTE)
+    assert not (await poll(site)).failed
+    assert calls(simulator, "list") == before + 1
+
+
+async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanwhile(
+    site: Site, simulator: Simulator
+) -> None:
+    """A poll may wait for another one's proof, which finds that out."""
+    await listed(site, simulator)
+    client, states = site.accounts[APP].client, site.accounts[APP].states
+    empties = EmptyLists(client, site.shop.ledger, site.shop.clock, states)
+    await site.shop.ledger.keep_lists(APP, Lists(tells_gone=True).text())
+    await empties.believe("", is_end=True)
+    await empties.listed(parts(site)[1].user)
+    simulator.delete(simulator.faxes()[0])
+    proving, learning = empties.prove(), empties.learn()
+    await asyncio.gather(proving, learning)
+    assert asked_for_1990(simulator) == 1  # by the poll that listed the fax
 
 
 async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(

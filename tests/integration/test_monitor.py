@@ -45,7 +45,8 @@ from tests.integration.at_work import (
 
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
 NAMES = {
-    "gate", "clock", "stuck polls", "gauges", "summary", "silence", "failing faxes", "ledger upkeep",
+    "gate", "clock", "stuck polls", "gauges", "proofs", "summary", "silence", "failing faxes",
+    "ledger upkeep",
 }  # fmt: skip
 
 
