@@ -164,8 +164,10 @@ def cannot_be_started(why: str) -> StorageUnusable:
 
 def _spawned(asked_on: int, errors: int) -> int:
     """Start the interpreter anew: a fork of a process with threads may hang."""
-    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _BEYOND_STANDARD) for fd in (asked_on, errors)]
+    fds: list[int] = []
     try:
+        wanted = (asked_on, errors)
+        fds.extend(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _BEYOND_STANDARD) for fd in wanted)
         return os.posix_spawn(
             _interpreter(),
             [sys.executable, "-S", "-P", "-c", _PROGRAM, str(os.getpid()), *_modules()],

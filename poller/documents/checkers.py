@@ -95,10 +95,12 @@ class Checkers:
     def _started(self) -> Checker:
         try:
             checker = self._new()
-        except StorageUnusable:
+        except BaseException as error:
             with self._changed:
                 self._count -= 1
                 self._changed.notify_all()
+                if not isinstance(error, StorageUnusable):
+                    raise
                 # One further process was to save time: without it there is what there was.
                 self._changed.wait_for(lambda: self._idle or not self._count, FREE_S)
                 if (free := self._free()) is None:
@@ -120,7 +122,11 @@ class Checkers:
             checker = starting.result()
         except (OSError, MemoryError) as error:
             raise cannot_be_started(str(error) or "no memory") from None
-        checker.get_ready()
+        try:
+            checker.get_ready()
+        except BaseException:
+            checker.close()
+            raise
         return checker
 
     def _give_back(self, checker: Checker) -> None:
@@ -131,7 +137,7 @@ class Checkers:
                 checker.close()
             else:
                 self._idle.append(checker)
-            self._changed.notify()
+            self._changed.notify_all()  # not all of them wait for the same
 
     def _end_unneeded(self) -> None:
         """End those that a busy hour needed, and forget those that have ended while idle."""

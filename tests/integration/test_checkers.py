@@ -2,10 +2,12 @@
 
 import asyncio
 import ctypes
+import errno
 import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import pytest
 
 from poller.documents import Document, NotADocument, checker, proof
 from poller.documents.answer import Answer
+from poller.documents.checker import Checker
 from poller.documents.checkers import MOST, Checkers
 from poller.documents.child import SAMPLE
 from poller.errors import StorageUnusable
@@ -376,6 +379,38 @@ def test_system_that_has_no_further_process_is_asked_again(
     assert check(checkers, SAMPLE) == Document("pdf", 1)
 
 
+def test_start_that_fails_unexpectedly_takes_no_room_from_the_next(
+    checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(_: Checker) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checker, "get_ready", without_memory)
+        for _ in range(MOST):
+            with pytest.raises(MemoryError):
+                checkers.look()
+    checkers.look()
+    assert check(checkers, SAMPLE) == Document("pdf", 1)
+
+
+def test_start_without_a_free_descriptor_keeps_none_of_those_that_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    duplicates = iter([os.dup(0)])
+
+    def duplicate(*_: int) -> int:
+        for one in duplicates:
+            return one
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = len(os.listdir("/proc/self/fd")) - 1
+    monkeypatch.setattr("poller.documents.checker.fcntl.fcntl", duplicate)
+    with pytest.raises(OSError, match="Too many open files"):
+        Checker()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_start_that_had_no_thread_is_not_made_up_for_later(
     checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +486,28 @@ async def test_a_busy_hours_processes_end_when_it_is_over(
     monkeypatch.setattr("poller.documents.checkers._UNUSED_S", -1)
     odd_checkers.look()
     assert only(odd_checkers)
+
+
+def test_room_for_another_process_is_used_by_whoever_waits_for_it(
+    odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.documents.checkers.FREE_S", 10 * PATIENCE_S)
+    with ThreadPoolExecutor(MOST + 2) as threads:
+        monkeypatch.setattr("poller.documents.checkers._MOMENT_S", 0)
+        hung = [threads.submit(check, odd_checkers, odd("signal SIGSTOP")) for _ in range(MOST)]
+        while len(odd_checkers._busy) < MOST:
+            time.sleep(0.01)
+        try:
+            for moment_s, number in ((10 * PATIENCE_S, 1), (0, 2)):
+                monkeypatch.setattr("poller.documents.checkers._MOMENT_S", moment_s)
+                patient = threads.submit(check, odd_checkers, whole(number))
+                while len(odd_checkers._changed._waiters) < number:  # type: ignore[attr-defined]
+                    time.sleep(0.01)
+            next(iter(odd_checkers._busy)).kill()
+            assert patient.result(PATIENCE_S) == Document("pdf", 2)
+        finally:
+            odd_checkers.close()
+    assert all(one.done() for one in hung)
 
 
 def test_a_close_ends_them_all_and_blames_no_document(odd_checkers: Checkers, check: Check) -> None:
