@@ -77,7 +77,7 @@ class Service:
         self._on_stop = on_stop
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._loading = OwnThreads("configuration")
+        self._loading = OwnThreads("configuration", most=4)  # a share may hang
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
