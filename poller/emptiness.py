@@ -25,6 +25,7 @@ class Finding(Enum):
 
     LISTED = auto()  # the window holds a fax
     ABSENT = auto()  # it holds none, and nothing says why
+    BROKEN = auto()  # it holds none, and what eFax says of the fax makes no sense either
     GONE = auto()  # it holds none, and eFax says that the fax is no longer there
     REFUSED = auto()  # eFax does not list such a window
 
@@ -42,7 +43,7 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     found = set(findings)
     if Finding.LISTED in found:
         return Verdict.PROVED
-    return Verdict.LOST if Finding.ABSENT in found else Verdict.UNPROVED
+    return Verdict.LOST if found & {Finding.ABSENT, Finding.BROKEN} else Verdict.UNPROVED
 
 
 def is_proof_due(now_s: float, proved_s: float | None, *, is_missed: bool = False) -> bool:

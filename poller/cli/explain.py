@@ -26,6 +26,7 @@ _FOUND_BY = {
     "deep_sweep": "the deep sweep",
     "not-downloaded": "the deep sweep, among what was never downloaded",
     "backfill": "a backfill",
+    "canary": "a look whether a known fax is still listed",
     "rebuild": "its sidecar, when the ledger was rebuilt",
 }
 

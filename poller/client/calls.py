@@ -28,6 +28,7 @@ from poller.errors import (
     TokenRefused,
     Unreachable,
 )
+from poller.naming import fax_key
 from poller.pacing import EndsBy, Kind, Pacing, Suspension, Ticket
 from poller.retry import backoff
 from poller.window import Interval
@@ -202,7 +203,8 @@ class Client:
             return False if error.status in (404, 410) else None
         except (BadAnswer, Unreachable):
             return None
-        return True if fields else None
+        is_its_own = fax_key(str(fields.get("fax_id"))) == fax_key(fax_id)
+        return True if is_its_own else None
 
     async def fetch_image(
         self, user: User, fax_id: str, sink: ImageSink, *, before: Before = _nothing

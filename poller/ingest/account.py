@@ -165,6 +165,7 @@ class AccountAtWork:
             path_template=self.path_template,
             on_discovered=self._on_discovered,
         )
+        self._empties.record = reader.record
         self._poller = Poller(
             self.client,
             shop.ledger,

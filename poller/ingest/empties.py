@@ -1,7 +1,7 @@
 """The empty lists of one account: its spelling is learnt, and known faxes are asked for as proof."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -9,6 +9,7 @@ from poller import log
 from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
+from poller.efax import Page
 from poller.emptiness import (
     CANARIES,
     NEVER,
@@ -39,6 +40,12 @@ class Canary:
     window: Interval
 
 
+Record = Callable[[UserState, Page, Interval], Awaitable[None]]
+
+
+async def _unrecorded(_state: UserState, _page: Page, _window: Interval) -> None: ...
+
+
 class EmptyLists:
     """Believes the empty lists of one account, or does not.
 
@@ -53,6 +60,7 @@ class EmptyLists:
         self._ledger = ledger
         self._clock = clock
         self._states = states
+        self.record: Record = _unrecorded  # what a canary's window lists may be new
         self._lists: Lists | None = None  # None: not read from the ledger yet
         self._canaries: list[Canary] = []  # the newest first
         self._waiting: dict[int, UserState] = {}
@@ -226,7 +234,7 @@ class EmptyLists:
         found: dict[Canary, Finding] = {}
         for canary in tuple(self._canaries):
             found[canary] = finding = await self._look(canary, is_probe=is_probe)
-            if finding is Finding.LISTED or (is_probe and finding is Finding.ABSENT):
+            if finding is Finding.LISTED or (is_probe and verdict([finding]) is Verdict.LOST):
                 break
         outcome = verdict(found.values())
         if outcome is Verdict.LOST and self._proofs > proofs:
@@ -235,7 +243,7 @@ class EmptyLists:
             await self._proved()
             return outcome
         if outcome is Verdict.LOST:
-            await self._require_long_doubt()
+            await self._require_long_doubt(is_outage=Finding.BROKEN in found.values())
             self._list_again = True
         deleted = [one for one, what in found.items() if what is not Finding.REFUSED]
         await self._forget(deleted, is_sure=outcome is Verdict.UNPROVED)
@@ -255,15 +263,17 @@ class EmptyLists:
             return Finding.REFUSED
         if page.marks:
             self._well = state.user
+            await self.record(state, page, canary.window)
             return Finding.LISTED
-        if not (await self._known()).tells_gone:
-            return Finding.ABSENT
         has = await self._client.has_fax(state.user, canary.fax_id, is_probe=is_probe)
-        return Finding.GONE if has is False else Finding.ABSENT
+        if has is None:
+            return Finding.BROKEN
+        is_gone = not has and (await self._known()).tells_gone
+        return Finding.GONE if is_gone else Finding.ABSENT
 
-    async def _require_long_doubt(self) -> None:
+    async def _require_long_doubt(self, *, is_outage: bool) -> None:
         """Suspend the account, unless it has listed nothing for so long that this must be true."""
-        if (await self._known()).is_doubted_too_long(self._clock.now()):
+        if not is_outage and (await self._known()).is_doubted_too_long(self._clock.now()):
             return
         await self._doubt()
         self._proved_s = None

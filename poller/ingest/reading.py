@@ -62,6 +62,10 @@ class ListReader:
         """List what eFax holds to be not downloaded; proves nothing about coverage."""
         return await self._read(state, bounds, None, "not-downloaded")
 
+    async def record(self, state: UserState, page: Page, window: Interval) -> None:
+        """Record a page of a window that was listed for another reason; it covers nothing."""
+        await self._record(state, page, window, "canary", None)
+
     async def _read(
         self, state: UserState, bounds: Interval | None, covers: Interval | None, found_by: str
     ) -> Read:

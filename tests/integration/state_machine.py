@@ -377,17 +377,25 @@ class PollerMachine(RuleBasedStateMachine):
         self.world.efax.outage(True, effect)
         self._then(then)
 
-    @rule(effect=st.sampled_from(["bare-200", "array-200", "zero-200", "full-200"]), then=works)
-    def efax_answers_with_nothing(self, effect: str, then: bool) -> None:
-        """Where nothing was ever listed, or all of it was deleted, nobody could tell."""
-        for app_id in self.world.efax.apps:
-            if not any(
-                fax.app_id == app_id and _key(fax) in self.book.faxes and not fax.deleted
-                for fax in self._ever()
-            ):
-                return
+    @rule(
+        effect=st.sampled_from(["bare-200", "array-200", "zero-200", "full-200"]),
+        user=users,
+        polls=st.integers(1, 3),
+    )
+    def efax_answers_with_nothing(self, effect: str, user: int, polls: int) -> None:
+        """A fax comes meanwhile, which no poll may take for listed.
+
+        Where nothing was ever listed, or all of it was deleted, nobody could tell.
+        """
+        there = {fax.app_id for fax in self.world.efax.faxes() if _key(fax) in self.book.faxes}
+        if there != self.world.efax.apps.keys():
+            return
         self.world.efax.outage(True, effect)
-        self._then(then)
+        app_id, user_id = self.world.efax.users()[user]
+        self.world.efax.receive(app_id, user_id, completed=self.world.clocks.true)
+        self.promises_are_kept()
+        for _ in range(polls):
+            self._then(works=True)
 
     @rule(then=works)
     def efax_is_well(self, then: bool) -> None:

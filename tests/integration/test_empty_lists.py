@@ -390,6 +390,16 @@ async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
     assert len(simulator.requests) == before + 1 + 2  # the end of a single fax is asked for
 
 
+async def test_fax_that_a_canary_happens_to_list_is_new_and_recorded(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=41))
+    clock.advance(2 * MINUTE)
+    await poll(quiet, "user-b")
+    (row,) = await quiet.shop.ledger.find(late.fax_id)
+    assert row.found_by == "canary"
+
+
 async def test_fax_that_is_missed_in_its_own_window_is_noticed_at_once(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
@@ -473,6 +483,19 @@ async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_afte
         "account-resumed",
     ]
     assert await covered(quiet) == clock.now()
+
+
+@pytest.mark.parametrize("effect", MAYBE_LISTS)
+async def test_outage_of_every_call_is_never_taken_for_deleted_faxes(
+    effect: str, quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    before = await covered(quiet)
+    simulator.outage(True, effect)
+    for _ in range(4):
+        clock.advance(2 * HOUR)
+        assert not (await poll(quiet)).discovered
+    assert quiet.accounts[APP].is_suspended
+    assert await covered(quiet) == before
 
 
 async def test_server_without_metadata_is_not_believed_that_a_fax_was_deleted(

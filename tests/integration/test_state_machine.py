@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from poller.clock import ServerClock
 from poller.ingest import poll
+from poller.ingest.empties import EmptyLists
 from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
@@ -91,12 +92,25 @@ def our_own_clock_believed(patch: Patch) -> None:
     patch.setattr(ServerClock, "now", lambda _self, our_now: our_now)
 
 
+def empty_lists_believed(patch: Patch) -> None:
+    async def cover(self: EmptyLists, state: UserState, covers: Interval) -> None:
+        await self._ledger.cover(state.id, covers)
+        state.covered(covers)
+
+    async def believe(*_: Any, **__: Any) -> None:
+        return
+
+    patch.setattr(EmptyLists, "cover", cover)
+    patch.setattr(EmptyLists, "believe", believe)
+
+
 def shifted_list_taken_for_whole(patch: Patch) -> None:
     patch.setattr(Listing, "_again", lambda _self: Step.DONE)
 
 
 FOUND_AT_ONCE: tuple[Callable[[Patch], None], ...] = (
     coverage_before_the_last_page,
+    empty_lists_believed,
     stored_without_the_file,
 )
 

@@ -16,6 +16,7 @@ HOUR = timedelta(hours=1)
         pytest.param([], Verdict.UNPROVED, id="no-fax-is-known"),
         pytest.param([Finding.LISTED], Verdict.PROVED, id="it-is-listed"),
         pytest.param([Finding.ABSENT], Verdict.LOST, id="it-is-not"),
+        pytest.param([Finding.BROKEN], Verdict.LOST, id="nor-does-efax-answer-for-it"),
         pytest.param([Finding.ABSENT, Finding.LISTED], Verdict.PROVED, id="another-one-is"),
         pytest.param([Finding.GONE, Finding.GONE], Verdict.UNPROVED, id="all-were-deleted"),
         pytest.param([Finding.GONE, Finding.ABSENT], Verdict.LOST, id="not-all-were-deleted"),
