@@ -61,13 +61,15 @@ class Lists:
     `shapes`: how it spells an empty one, None before it was asked, empty where it would not say.
     `tells_gone`: whether metadata tell a fax that is there from one that is not. `doubted_since`:
     since when its lists show nothing of what they showed before. `deleted_until`: a fax of a window
-    that ended by then is no canary, for these were deleted at eFax.
+    that ended by then is no canary, for these were deleted at eFax. `unproved`: spellings that were
+    believed while no fax was known that could prove them.
     """
 
     shapes: frozenset[str] | None = None
     tells_gone: bool = False
     doubted_since: datetime | None = None
     deleted_until: datetime | None = None
+    unproved: frozenset[str] = frozenset()
 
     def is_doubted_too_long(self, now: datetime) -> bool:
         """Tell whether faxes that are not listed any more are to be taken for deleted."""
@@ -85,6 +87,7 @@ class Lists:
                 "tells_gone": self.tells_gone,
                 "doubted_since": self.doubted_since and self.doubted_since.isoformat(),
                 "deleted_until": self.deleted_until and self.deleted_until.isoformat(),
+                "unproved": sorted(self.unproved),
             }
         )
 
@@ -98,6 +101,7 @@ class Lists:
                 kept.get("tells_gone") is True,
                 _instant(kept.get("doubted_since")),
                 _instant(kept.get("deleted_until")),
+                frozenset(kept.get("unproved", ())),
             )
         except (ValueError, TypeError, AttributeError):
             return cls()

@@ -68,9 +68,6 @@ class EmptyLists:
         self._proofs = 0
         self._well: User | None = None  # by the last proof
         self._refuted_s: dict[str, float] = {}
-        self._taken_unproved: set[str] = (
-            set()
-        )  # shapes, of a server that had no fax to prove them by
         self._said_deleted = False
         self._list_again = False  # once the lists are back: they were believed too early
         self._tried_to_learn = False
@@ -97,7 +94,8 @@ class EmptyLists:
         if shape in (lists.shapes or ()) or (is_end and not lists.shapes):
             return
         if not self._canaries and not lists.shapes:
-            self._taken_unproved.add(shape)  # nothing was ever listed here
+            if shape not in lists.unproved:  # nothing was ever listed here
+                await self._keep(replace(lists, unproved=lists.unproved | {shape}))
             return
         async with self._lock:
             await self._learn_anew(shape)
@@ -208,15 +206,16 @@ class EmptyLists:
     async def _take_shapes(self, shapes: Sequence[str]) -> None:
         lists = await self._known()
         known = (lists.shapes or frozenset()) | frozenset(shapes)
-        await self._keep(replace(lists, shapes=known))
-        if known and self._taken_unproved - known:
-            self._list_all_again()
+        if known and lists.unproved - known:
+            await self._list_all_again()
+        await self._keep(replace(lists, shapes=known, unproved=frozenset()))
 
-    def _list_all_again(self) -> None:
+    async def _list_all_again(self) -> None:
         """What was taken for an empty list, before any fax was known, was none."""
-        self._taken_unproved.clear()
+        await self._ledger.forget_sweeps(self._client.account.app_id)
         for state in self._states.values():
             state.sweep_ends = dict.fromkeys(state.sweep_ends)  # from the start on
+            state.sweeps.clear()  # one under way is not through with that
             state.sweep_now = True
 
     def _no_list(self, shape: str) -> BadAnswer:

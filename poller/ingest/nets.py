@@ -83,6 +83,8 @@ class Nets:
                 fax.received_at is None or run.covered_before.covers(fax.received_at)
                 for fax in run.outcome.discovered[before:]
             )
+        if state.sweeps.get(kind) is not sweep:
+            return  # all is to be listed again
         await self._ledger.sweep_done(state.id, kind, sweep.end, sweep.missed)
         state.sweep_ends[kind] = sweep.end
         state.sweeps.pop(kind, None)

@@ -406,6 +406,10 @@ class Ledger:
             lambda connection: users.sweep_done(connection, user, SliceKind(kind), end, found)
         )
 
+    async def forget_sweeps(self, app_id: str) -> None:
+        """Have the account's next sweeps reach back to the pinned starts."""
+        await self._write(lambda connection: users.forget_sweeps(connection, app_id))
+
     # -- listing --------------------------------------------------------------------------------
 
     async def record_page(

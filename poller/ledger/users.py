@@ -144,6 +144,12 @@ def sweep_done(
         _set_user(connection, user, sweep_end=end, found_by_sweep=users.c.found_by_sweep + found)
 
 
+def forget_sweeps(connection: Connection, app_id: str) -> None:
+    connection.execute(
+        update(users).where(users.c.app_id == app_id).values(sweep_end=None, deep_sweep_end=None)
+    )
+
+
 # -- accounts ------------------------------------------------------------------------------------
 
 

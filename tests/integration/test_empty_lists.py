@@ -11,10 +11,12 @@ from poller.config.model import Poll
 from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
+from poller.ingest.nets import Nets
+from poller.ingest.reading import Read
 from poller.ingest.site import Site
 from poller.ledger import State
 from poller.simulator import Faults, Simulator, Switches
-from poller.window import Interval
+from poller.window import Interval, SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import calls, listed, parts, poll, said, settled
 
@@ -231,6 +233,46 @@ async def test_installation_that_began_in_an_outage_lists_everything_again(
         clock.advance(10 * MINUTE)
         await listed(site, simulator)
         assert [fax.fax_id for fax in (await poll(site, "user-b")).discovered] == [old.fax_id]
+
+
+async def test_run_that_began_in_an_outage_has_the_next_ones_list_everything_again(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    """As `poller once` does, run by cron; somebody has opened the fax, so that no net finds it."""
+    days = timedelta(days=1)
+    old = simulator.receive(APP, "user-b", completed=clock.now() - 20 * days)
+    old.image_downloaded = True
+    settings = make_config(simulator.base_url, poll=Poll(start=30 * days))
+    simulator.faults = Faults.of("bare-200@list=always")
+    async with opened_site(settings, clock) as site:
+        for user in ("user-a", "user-b"):
+            assert not (await poll(site, user)).failed
+    simulator.faults = Faults()
+    clock.advance(10 * MINUTE)
+    async with opened_site(settings, clock) as site:
+        await listed(site, simulator)  # the first fax; that run ends before it has listed the rest
+    clock.advance(10 * MINUTE)
+    async with opened_site(settings, clock) as site:
+        assert [fax.fax_id for fax in (await poll(site, "user-b")).discovered] == [old.fax_id]
+
+
+async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_end_that(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's poll finds that out while this one's sweep reads its last list."""
+    _, state = parts(site)
+    read = Nets._read_not_downloaded
+
+    async def meanwhile(nets: Nets, *arguments: Any) -> Read:
+        state.sweeps.clear()
+        state.sweep_ends = dict.fromkeys(state.sweep_ends)
+        return await read(nets, *arguments)
+
+    monkeypatch.setattr(Nets, "_read_not_downloaded", meanwhile)
+    assert not (await poll(site)).failed
+    assert state.sweep_ends[SliceKind.DEEP_SWEEP] is None
+    (row,) = [row for row in await site.shop.ledger.users() if row.id == state.id]
+    assert row.deep_sweep_end is None
 
 
 # -- the canary -----------------------------------------------------------------------------------

@@ -50,7 +50,10 @@ def test_one_proof_serves_a_minute_unless_a_known_fax_is_missed(
     [
         pytest.param(Lists(), id="nothing-was-asked"),
         pytest.param(Lists(frozenset()), id="it-would-not-say"),
-        pytest.param(Lists(frozenset({"{}", "{faxes: []}"}), True, NOON, NOON - HOUR), id="all"),
+        pytest.param(
+            Lists(frozenset({"{}", "{faxes: []}"}), True, NOON, NOON - HOUR, frozenset({"{}"})),
+            id="all",
+        ),
     ],
 )
 def test_what_is_known_of_lists_survives_being_written_down(lists: Lists) -> None:
