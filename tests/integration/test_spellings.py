@@ -171,6 +171,21 @@ def before_keys(path: Path, *spellings: str) -> None:
             ledger.execute("UPDATE users SET discovered = discovered + 1, stored = stored + 1")
 
 
+async def test_id_in_an_older_ledger_that_only_begins_as_a_uuid_is_exact(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    path = Path(settings.state_url.removeprefix("sqlite:///"))
+    async with opened_site(settings, clock) as site:
+        receive(simulator, LOWER)
+        await settle(site, clock)
+    before_keys(path, f"{UPPER}\n")
+    async with await Ledger.open(settings.state_url):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        assert list(ledger.execute("SELECT fax_key FROM faxes WHERE fax_key IS NOT NULL")) == []
+
+
 @pytest.mark.parametrize("spellings", [(LOWER, UPPER), (UPPER, LOWER), (UPPER, MIXED, LOWER)])
 async def test_older_ledger_that_holds_spellings_apart_goes_on_and_adds_none(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, spellings: tuple[str, ...]

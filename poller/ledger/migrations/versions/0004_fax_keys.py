@@ -15,7 +15,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-_UUID = "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$"
+_UUID = r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z"
 _FAXES = ("id", "user", "fax_id", "fax_key", "state", "next_attempt_at", "last_listed_at")
 faxes = sa.table("faxes", *map(sa.column, (*_FAXES, "dismissed_at", "dismiss_reason")))
 users = sa.table("users", *map(sa.column, ("id", "pending", "quarantined", "dismissed")))
