@@ -163,7 +163,7 @@ def cannot_be_started(why: str) -> StorageUnusable:
 
 
 def _spawned(asked_on: int, errors: int) -> int:
-    """Start the interpreter anew: a fork of a process with threads may hang."""
+    """Start a new interpreter: a fork of a process with threads may hang."""
     fds: list[int] = []
     try:
         wanted = (asked_on, errors)
@@ -189,7 +189,7 @@ def _spawned(asked_on: int, errors: int) -> int:
 
 
 def _interpreter() -> str:
-    """What runs here; whoever replaced its file meanwhile has not replaced that."""
+    """What runs here, also where an upgrade has replaced its file meanwhile."""
     return _ITSELF if os.access(_ITSELF, os.X_OK) else sys.executable
 
 

@@ -45,7 +45,7 @@ class Witness:
         state = _POLLED.get()
         if state is not None:
             state.progress_at = now
-        if call is Call.TOKEN:  # whoever signs in, all were waiting for it
+        if call is Call.TOKEN:  # all were waiting for it, no matter who signs in
             self._owner.progress_at = now
 
     def waited(self, seconds: float) -> None:

@@ -69,7 +69,7 @@ class Auditor:
         return found
 
     async def _look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        """In small steps: a thread cannot be stopped, and whoever stops the service waits for it."""
+        """In small steps: a thread cannot be stopped, and a stop of the service waits for it."""
         turns = asyncio.Semaphore(self.threads)
 
         async def look(some: Sequence[OnDisk]) -> list[Checked]:

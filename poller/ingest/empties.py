@@ -98,7 +98,7 @@ class EmptyLists:
                 await self._keep(replace(lists, unproved=lists.unproved | {shape}))
             return
         async with self._lock:
-            await self._learn_anew(shape)
+            await self._learn_again(shape)
 
     async def cover(self, state: UserState, covers: Interval) -> None:
         """Cover what an empty list says, once that is proved; raises AccountSuspended if it is not."""
@@ -169,7 +169,7 @@ class EmptyLists:
             await self._keep(replace(lists, tells_gone=tells is True))
         self._tried_to_learn = True
 
-    async def _learn_anew(self, shape: str) -> None:
+    async def _learn_again(self, shape: str) -> None:
         """Take an answer that is spelled otherwise for an empty list where that can be proved."""
         if shape in ((await self._known()).shapes or ()):
             return

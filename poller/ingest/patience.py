@@ -12,7 +12,7 @@ NO_PROGRESS_S = 120.0
 
 @asynccontextmanager
 async def cut_off_if_hung(what: str, **about: Any) -> AsyncIterator[None]:
-    """Cut the block off after two minutes and say so; whoever repeats it goes on with the next one."""
+    """Cut the block off after two minutes and say so; the loop around it continues with the next one."""
     deadline = asyncio.timeout(NO_PROGRESS_S)
     try:
         async with deadline:

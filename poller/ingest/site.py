@@ -78,7 +78,7 @@ class Site:
             await account.close()
 
     async def end_suspensions(self, but: Collection[str] = ()) -> None:
-        """Note that no account is suspended but those App IDs; the others begin anew or are gone."""
+        """Note that no account is suspended but those App IDs; the others start afresh or are gone."""
         for row in await self.shop.ledger.accounts():
             if row.suspended_until is not None and row.app_id not in but:
                 await self.shop.ledger.set_suspended(row.app_id, row.account, None, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poller.config.model import StorageConfig
 from poller.errors import CannotStart, StorageFull, StorageUnusable
-from poller.storage import place, proof, steps
+from poller.storage import abilities, place, steps
 
 MARKER = ".poller-storage"
 _MARKER_PART = ".poller-storage.part"
@@ -36,7 +36,7 @@ def opened(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
-    """Hold it open, proved to bear `storage_id`: a disk may be unmounted any time."""
+    """Hold it open, proved to bear `storage_id`: a disk may be unmounted at any moment."""
     with opened(directory) as root:
         found = read(root)
         if found is None:
@@ -91,7 +91,7 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     if space.f_files and not space.f_favail:
         raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
     if thorough or not _takes_a_file(root):
-        proof.prove(config, root)
+        abilities.prove(config, root)
 
 
 def size(count: int) -> str:
@@ -106,14 +106,14 @@ def _takes_a_file(root: int) -> bool:
     try:
         _try_a_file(root)
     except OSError as error:
-        if error.errno not in proof.CANNOT:
+        if error.errno not in abilities.CANNOT:
             raise
         return False
     return True
 
 
 def _try_a_file(root: int) -> None:
-    name = f"{proof.PROBE}{steps.process_id()}"
+    name = f"{abilities.PROBE}{steps.process_id()}"
     steps.unlink(name, root)
     try:
         fd = steps.create(name, root)
@@ -140,7 +140,7 @@ def found_storage(config: StorageConfig) -> str:
         _make_root(config)
         with opened(config.directory) as root:
             clear_probes(root)
-            proof.prove(config, root)
+            abilities.prove(config, root)
             return _marked(config.directory, root)
     except StorageUnusable as error:
         raise CannotStart(str(error)) from error
@@ -169,7 +169,7 @@ def _make_root(config: StorageConfig) -> None:
 def _sync_name(directory: Path) -> None:
     """An earlier start that was killed may have made it, just before it would have synced it.
 
-    Whoever may not open the directory above it has not made it.
+    A user who may not open the directory above it has not made it.
     """
     with suppress(PermissionError):
         parent = steps.open_root(str(directory.parent))
@@ -184,7 +184,7 @@ def _sync_if_able(fd: int) -> None:
     try:
         steps.sync_directory(fd)
     except steps.SyncError as error:
-        if error.errno not in proof.CANNOT:
+        if error.errno not in abilities.CANNOT:
             raise
 
 
@@ -193,7 +193,8 @@ def _marked(directory: Path, root: int) -> str:
     if found:
         steps.sync_directory(root)
         return found
-    strangers = sorted(set(steps.names(root)) - NOT_OURS - {_MARKER_PART})
+    names = set(steps.names(root)) - NOT_OURS - {_MARKER_PART}
+    strangers = sorted(name for name in names if not name.startswith(abilities.PROBE))
     if strangers:
         raise CannotStart(
             f"the storage directory {directory} is not empty ({strangers[0]!r} is there) "
@@ -221,4 +222,4 @@ def _mark(root: int) -> str:
 
 def clear_probes(root: int) -> int:
     """Remove what probes, and the making of the marker, have left when they were interrupted."""
-    return proof.clear(root) + steps.unlink(_MARKER_PART, root)
+    return abilities.clear(root) + steps.unlink(_MARKER_PART, root)

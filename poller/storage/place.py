@@ -167,7 +167,7 @@ def _known(directories: list[str], root: int, durable: Durable) -> int | None:
         if not all(durable.holds(path, steps.status_of(path, root)) for path in paths):
             return None
         fd = steps.open_directory(paths[-1], root)
-    except OSError:  # whoever goes step by step finds out what it is
+    except OSError:  # a walk step by step finds out what it is
         return None
     if durable.holds(paths[-1], steps.status(fd)):
         return fd

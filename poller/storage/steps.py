@@ -214,3 +214,13 @@ def effective_user() -> int:
 
 def process_id() -> int:
     return os.getpid()
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

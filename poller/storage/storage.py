@@ -10,7 +10,7 @@ from poller.config.model import StorageConfig
 from poller.documents.checkers import Checkers
 from poller.errors import StorageConflict, StorageUnusable
 from poller.naming import folded
-from poller.storage import handover, inspection, marker, place, proof, recovery, steps, survey
+from poller.storage import abilities, handover, inspection, marker, place, recovery, steps, survey
 from poller.storage.draft import Draft
 from poller.storage.handover import Handover
 from poller.storage.inspection import Finding
@@ -27,7 +27,7 @@ _SURVEYED_AT_ONCE = 500
 class Storage:
     """Where faxes are kept, under paths relative to it.
 
-    Whoever uses it holds the lock of the state: nobody else writes dot-files here.
+    Its user holds the lock of the state: nobody else writes dot-files here.
     """
 
     def __init__(self, config: StorageConfig) -> None:
@@ -75,7 +75,7 @@ class Storage:
 
         def step() -> None:
             with marker.opened(self._config.directory) as root:
-                proof.prove(self._config, root)
+                abilities.prove(self._config, root)
 
         try:
             await self._threads.run(step)
@@ -261,7 +261,7 @@ class Storage:
 
         try:
             return await self._threads.run(step)
-        except (StorageUnusable, StorageConflict):  # whoever goes on to use it says so
+        except (StorageUnusable, StorageConflict):  # the next step that uses it says so
             return False
 
     async def sidecars(self) -> AsyncGenerator[list[Found | Unreadable], None]:
@@ -305,7 +305,7 @@ class Storage:
             return space.f_bavail * space.f_frsize
 
     def _require_idle(self, path: str) -> None:
-        """A step that hung may go on any time: nobody else touches its files until it has ended."""
+        """A step that hung may continue at any moment: until it has ended, nobody else touches its files."""
         if folded(path) in self._active:
             raise StorageConflict(f"an earlier attempt at {path} still hangs in the storage")
 

@@ -1,4 +1,4 @@
-"""What lies in the storage by its sidecars, for a ledger that has to be made anew; blocks."""
+"""What lies in the storage by its sidecars, for a ledger that has to be rebuilt; blocks."""
 
 import errno
 from collections.abc import Generator, Iterator

@@ -38,8 +38,8 @@ SEED = 1
 
 # They find out whether this file system can do it at all; nothing that is kept rests on them.
 ONLY_PROBES = {
-    "storage/proof.py:_create from storage/proof.py:_try_a_file",
-    "storage/proof.py:_try_a_name from storage/proof.py:prove",
+    "storage/abilities.py:_create from storage/abilities.py:_try_a_file",
+    "storage/abilities.py:_try_a_name from storage/abilities.py:prove",
     "storage/marker.py:_try_a_file from storage/marker.py:check",
 }
 

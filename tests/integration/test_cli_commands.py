@@ -707,7 +707,7 @@ def test_status_leaves_the_proof_of_the_storage_to_a_running_service(
     def lacking(config: StorageConfig, root: int) -> None:
         raise StorageUnusable("the file system lacks something")
 
-    monkeypatch.setattr("poller.storage.proof.prove", lacking)
+    monkeypatch.setattr("poller.storage.abilities.prove", lacking)
     assert "Nothing is fetched: the file system lacks something" in run("status")[1]
     said_by_the_service(directory, Verdict(directory=str(directory / "faxes")))
     with StateLock(directory / "state"):

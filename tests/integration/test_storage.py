@@ -506,7 +506,7 @@ async def test_tidy_removes_only_own_dot_files(root: Path) -> None:
     await store(storage, FAX)
     _dots(root)
     kept = ["main/desk/.damaged-f1.tif", "main/desk/.hidden", "main/desk/x.image.part", ".profile"]
-    gone = ["main/desk/.f7.image.part", "main/desk/.f8.json.part", ".poller-probe.1"]
+    gone = ["main/desk/.f7.image.part", "main/desk/.f8.json.part", ".poller-probe.4194305"]
     for name in kept + gone:
         (root / name).write_bytes(b"x")
     removed = await storage.tidy(["main/desk", "main/desk", "never/made"], ["main/desk/f8"])

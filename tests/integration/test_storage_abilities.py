@@ -15,7 +15,7 @@ from poller.errors import CannotStart, StorageUnusable
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.simulator import Simulator
-from poller.storage import Storage, proof, steps
+from poller.storage import Storage, abilities, steps
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, said
 from tests.integration.storage_seam import config, opened, store, tiff
@@ -150,6 +150,16 @@ async def test_a_lack_that_a_short_look_meets_is_named_by_that_look(
     assert [path.name for path in root.iterdir()] == [MARKER]
 
 
+async def test_start_removes_no_probe_of_another_process_that_runs(root: Path) -> None:
+    root.mkdir()
+    mine, left, other = (f"{abilities.PROBE}{n}.file" for n in (os.getpid(), 4194305, os.getppid()))
+    for name in (mine, left, other):
+        (root / name).touch()
+    storage = await opened(root)
+    await storage.tidy([], [])
+    assert {path.name for path in root.iterdir()} == {MARKER, other}
+
+
 @dataclass
 class Proofs:
     count: int = 0
@@ -157,13 +167,13 @@ class Proofs:
 
 @pytest.fixture
 def proofs(monkeypatch: pytest.MonkeyPatch) -> Proofs:
-    counted, real = Proofs(), proof.prove
+    counted, real = Proofs(), abilities.prove
 
     def prove(*args: Any) -> None:
         counted.count += 1
         real(*args)
 
-    monkeypatch.setattr(proof, "prove", prove)
+    monkeypatch.setattr(abilities, "prove", prove)
     return counted
 
 

@@ -138,8 +138,19 @@ def _refused(step: Callable[[], object]) -> bool:
 
 
 def clear(root: int) -> int:
-    """Remove what proofs and looks have left when they were interrupted; how many."""
-    return _remove([name for name in steps.names(root) if name.startswith(PROBE)], root)
+    """Remove what proofs and looks have left when they were interrupted; how many.
+
+    Those of another process that runs stay: `poller check` may be trying the storage right now.
+    """
+    return _remove([name for name in steps.names(root) if _is_left(name)], root)
+
+
+def _is_left(name: str) -> bool:
+    if not name.startswith(PROBE):
+        return False
+    number = name.removeprefix(PROBE).partition(".")[0]
+    is_of_another = number.isdecimal() and int(number) != steps.process_id()
+    return not (is_of_another and steps.is_running(int(number)))
 
 
 def _remove(names: list[str], root: int) -> int:
