@@ -39,13 +39,14 @@ class Summary:
     pending: int = 0
     quarantined: int = 0
     failed_fetches: int = 0
+    failed_proofs: int = 0
     unusable: str | None = None
     troubles: Troubles = field(default_factory=Troubles)
 
     @property
     def exit_code(self) -> int:
         """*Not yet* is no failure."""
-        return 1 if self.failed_polls or self.failed_fetches else 0
+        return 1 if self.failed_polls or self.failed_fetches or self.failed_proofs else 0
 
     def shown(self) -> dict[str, int]:
         return {
@@ -164,11 +165,13 @@ async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") 
         return state.key, outcome
 
     ended = await asyncio.gather(*(poll(state) for state in account.states.values()))
-    if (error := await account.settle()) is not None:
-        summary.failed_polls += 1
-        ended.append((account.account.name, PollOutcome(error=error)))
+    error = await account.settle()
+    suspended = account.client.suspension.reason
     for whose, outcome in ended:  # only now it is known whether it is the account's fault
-        summary.troubles.poll_ended(whose, outcome, account.client.suspension.reason)
+        summary.troubles.poll_ended(whose, outcome, suspended)
+    if error is not None:
+        summary.failed_proofs += 1
+        summary.troubles.unproved(account.account.name, error, suspended)
     rows = await account.shop.ledger.users(include_removed=False)
     progress.expect(sum(row.pending for row in rows if row.id in account.states))
     await account.workers.run_until_idle()

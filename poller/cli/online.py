@@ -87,6 +87,7 @@ async def _are_believed(
         return True
     states = await load_users(ledger, [(users[row.user_id], row.id) for row in rows])
     empties = EmptyLists(client, ledger, clock, {state.id: state for state in states})
+    empties.is_a_look = True
     try:
         for page in pages:
             await empties.believe(page.shape, is_end=False)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from poller import log
 from poller.cli import setup, streams
 from poller.cli.naming import counted
+from poller.errors import PollerError
 from poller.ingest.run import PollOutcome
 from poller.ledger import State, Waiting
 
@@ -23,13 +24,16 @@ class Troubles:
     def poll_ended(self, user: str, outcome: PollOutcome, suspended: str) -> None:
         """Note a poll; `suspended` is why its account is suspended, empty where it is not."""
         if (cause := outcome.skipped or outcome.error) is not None:
-            why = str(cause)
-            if suspended and (suspended in why or why.rstrip(".") in suspended):
-                why = _suspended(suspended)
+            why = _why(cause, suspended)
             self._add("was not polled", "were not polled", why).user(user)
         elif outcome.trouble:
             verb = "polled, but not in all older stretches of time"
             self._add(f"was {verb}", f"were {verb}", str(outcome.trouble[0])).user(user)
+
+    def unproved(self, account: str, error: PollerError, suspended: str) -> None:
+        """Note that nothing proved the empty lists of an account."""
+        verb = "polled, but its empty lists could not be proved and are listed again the next time"
+        self._add(f"was {verb}", f"were {verb}", _why(error, suspended)).user(account)
 
     def faxes_wait(self, user: str, waiting: Waiting, suspended: str) -> None:
         """Note faxes of a user that are still to be fetched."""
@@ -48,6 +52,13 @@ class Troubles:
 
     def sentences(self) -> list[str]:
         return [trouble.sentence() for trouble in self._found.values()]
+
+
+def _why(cause: object, suspended: str) -> str:
+    """Say what the suspension says where it is the cause."""
+    why = str(cause)
+    is_suspension = suspended and (suspended in why or why.rstrip(".") in suspended)
+    return _suspended(suspended) if is_suspension else why
 
 
 def _suspended(reason: str) -> str:

@@ -61,6 +61,7 @@ class EmptyLists:
         self._clock = clock
         self._states = states
         self.record: Record = _unrecorded  # what a canary's window lists may be new
+        self.is_a_look = False  # nothing of it is kept: the polls judge
         self._lists: Lists | None = None  # None: not read from the ledger yet
         self._canaries: list[Canary] = []  # the newest first
         self._waiting: dict[int, UserState] = {}
@@ -212,7 +213,8 @@ class EmptyLists:
 
     async def _list_all_again(self) -> None:
         """What was taken for an empty list, before any fax was known, was none."""
-        await self._ledger.forget_sweeps(self._client.account.app_id)
+        if not self.is_a_look:
+            await self._ledger.forget_sweeps(self._client.account.app_id)
         for state in self._states.values():
             state.sweep_ends = dict.fromkeys(state.sweep_ends)  # from the start on
             state.sweeps.clear()  # one under way is not through with that
@@ -347,7 +349,8 @@ class EmptyLists:
 
     async def _keep(self, lists: Lists) -> None:
         self._lists = lists
-        await self._ledger.keep_lists(self._client.account.app_id, lists.text())
+        if not self.is_a_look:
+            await self._ledger.keep_lists(self._client.account.app_id, lists.text())
 
     def _add_canaries(self, new: Sequence[Canary]) -> None:
         """Keep the few of the newest windows, each once."""

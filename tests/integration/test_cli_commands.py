@@ -28,7 +28,7 @@ from poller.cli.owner import become_owner
 from poller.cli.parser import build
 from poller.cli.show import _headline
 from poller.config.model import StorageConfig, User
-from poller.errors import CannotStart, StorageUnusable
+from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
 from poller.ingest.account import AccountAtWork
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
@@ -225,6 +225,23 @@ def test_once_says_that_the_lists_have_lost_what_they_held_and_covers_nothing(
     lost = receive(efax)
     assert run("once")[0] == 0
     assert efax.downloads[lost] == 1
+
+
+def test_once_says_an_empty_list_that_nothing_proved_beside_the_polls_and_counts_it_for_none(
+    run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def settle(_: AccountAtWork) -> PollerError:
+        return Unreachable("eFax answered 503")
+
+    receive(efax)
+    monkeypatch.setattr(AccountAtWork, "settle", settle)
+    code, out, err = run("once", "--json")
+    summary = json.loads(out)
+    assert (code, summary["polled"], summary["failed_polls"]) == (1, 2, 0)
+    assert err == (
+        "poller: main was polled, but its empty lists could not be proved and are listed again the "
+        "next time: eFax answered 503\n"
+    )
 
 
 def test_many_users_of_one_cause_are_one_sentence_that_names_the_first(
@@ -467,6 +484,25 @@ def test_check_online_does_not_take_an_outage_that_answers_with_nothing_for_well
     code, out, _ = run("check", "--online")
     assert code == 1
     assert out.splitlines()[-1].startswith("main: eFax lists nothing that it listed before")
+
+
+@pytest.mark.parametrize("effect", ["full-200", "bare-200"])
+def test_check_online_leaves_what_is_known_of_the_lists_to_the_polls(
+    effect: str, run: Run, efax: Simulator, directory: Path
+) -> None:
+    """A look in an outage begins no doubt that counts for the service."""
+
+    def known() -> list[Any]:
+        with contextlib.closing(sqlite3.connect(directory / "state/poller.db")) as ledger:
+            return ledger.execute("SELECT * FROM meta WHERE name LIKE 'lists%'").fetchall()
+
+    receive(efax)
+    assert run("once")[0] == 0
+    before = known()
+    assert before
+    efax.faults = Faults.of(f"{effect}@list=always")
+    assert run("check", "--online")[0] == 1
+    assert known() == before
 
 
 def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:
