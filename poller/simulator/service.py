@@ -293,7 +293,7 @@ class Service:
     def _list(self, mailbox: Mailbox, arrival: Arrival) -> Answer:
         _, raw_query = query.split_target(arrival.target)
         window, faxes = self._listed(mailbox, raw_query)
-        listing.check_window(self.switches, window, self.now())
+        listing.check_window(self.switches, window, self._said_now())
         refuse = self.switches.limit_above_100 == "refuse"
         paging = query.parse_paging(arrival.headers, refuse_above_100=refuse)
         in_order = listing.ordered(self.switches, faxes, self.random)
@@ -446,10 +446,13 @@ class Service:
     def _dated(self, answer: Answer) -> Answer:
         """Put the server's own time into the answer, as far as the switches let it."""
         answer.headers.setdefault("Content-Type", None)
-        skewed = self.now() + timedelta(seconds=self.switches.date_skew_s)
         missing = self.switches.date_header == "missing"
-        answer.headers["Date"] = None if missing else answers.http_date(skewed)
+        answer.headers["Date"] = None if missing else answers.http_date(self._said_now())
         return answer
+
+    def _said_now(self) -> datetime:
+        """The time that this eFax says, and judges windows by."""
+        return self.now() + timedelta(seconds=self.switches.date_skew_s)
 
     def _query(self, raw: str, allowed: frozenset[str]) -> dict[str, str]:
         colon = self.switches.refuse_bare_colon

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -307,6 +308,7 @@ _KEYS = {
     *("stored_at", "image", "metadata"),
 }
 _IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "damaged"}
+_UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _MAGIC = {b"%PDF": ("pdf", ".pdf"), b"II*\0": ("tiff", ".tif"), b"MM\0*": ("tiff", ".tif")}
 
 
@@ -331,11 +333,11 @@ def assert_stored(
     names = names or {user_id: f"main/{name}" for name, user_id in USERS.items()}
     problems = list(tree_problems(installation.storage, at_rest=True))
     found = Counter[tuple[str, str, str]]()
-    by_identity = {(fax.app_id, fax.user_id, fax.fax_id): fax for fax in wanted}
+    by_identity = {(fax.app_id, fax.user_id, _folded(fax.fax_id)): fax for fax in wanted}
     images: set[Path] = set()
     for path in sorted(installation.storage.rglob("*.json")):
         content = json.loads(path.read_text())
-        identity = (content["app_id"], content["user_id"], content["fax_id"])
+        identity = (content["app_id"], content["user_id"], _folded(content["fax_id"]))
         found[identity] += 1
         image = path.with_name(content["image"]["file"])
         images.add(image)
@@ -350,6 +352,11 @@ def assert_stored(
     alone = {path for path in visible - images if path.suffix != ".json" and path.name != MARKER}
     problems += [f"{path.name} has no sidecar" for path in sorted(alone)]
     assert not problems, "\n".join(problems[:20])
+
+
+def _folded(fax_id: str) -> str:
+    """A UUID in small letters: eFax may spell it in any; other ids are exact."""
+    return fax_id.lower() if _UUID.fullmatch(fax_id) else fax_id
 
 
 def _pair_problems(
@@ -382,10 +389,10 @@ def _pair_problems(
         "pages": (about["pages"], fax.pages),
         "listed_pages": (about["listed_pages"], fax.pages if "pages" in listed else None),
         "damaged": (about["damaged"], False),
-        "metadata": (content["metadata"], listed),
+        "metadata": (content["metadata"], listed | {"fax_id": content["fax_id"]}),
         "name": (f"{content['account']}/{content['user']}", name),
         "received_at": (content["received_at"], None if received is None else _spelled(received)),
-        "stem": ((path.stem, image.stem), (fax.fax_id, fax.fax_id)),
+        "stem": ((path.stem, image.stem), (content["fax_id"], content["fax_id"])),
         "order": (content["first_seen_at"] <= content["stored_at"], True),
     }
     day = received or datetime.fromisoformat(content["first_seen_at"])

@@ -131,7 +131,7 @@ async def fetch_all(installation: Installation, simulator: Simulator) -> None:
     not_yet = timedelta(seconds=simulator.switches.image_not_yet_s)
     ready = max(fax.visible_at for fax in late) + not_yet
     await asyncio.sleep(max(0.0, (ready - simulator.now()).total_seconds()))
-    known = {seen.fax_id for seen in simulator.requests if seen.call == "image"}
+    known = {str(seen.fax_id).lower() for seen in simulator.requests if seen.call == "image"}
     if due := [fax.fax_id for fax in late if fax.fax_id in known]:
         done = await installation.poller("retry", *due)
         assert done.code == 0, done

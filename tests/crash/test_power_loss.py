@@ -40,7 +40,6 @@ SEED = 1
 ONLY_PROBES = {
     "storage/abilities.py:_create from storage/abilities.py:_try_a_file",
     "storage/abilities.py:_try_a_name from storage/abilities.py:prove",
-    "storage/marker.py:_try_a_file from storage/marker.py:check",
 }
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
