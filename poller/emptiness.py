@@ -6,8 +6,8 @@ window that held a fax when it was listed and must hold it now.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Self
@@ -18,6 +18,8 @@ NEVER = Interval(datetime(1990, 1, 1, tzinfo=UTC), datetime(1990, 1, 1, 0, 0, 1,
 PROVE_EVERY_S = 60.0
 CANARIES = 3
 LONGEST_DOUBT = timedelta(hours=1)
+LATER_DOUBT = timedelta(minutes=5)  # where faxes were taken for deleted before, and stayed away
+PROBES_WITHIN = timedelta(minutes=10)  # of each other; nobody has looked in the rest of a pause
 
 
 class Finding(Enum):
@@ -60,9 +62,12 @@ class Lists:
 
     `shapes`: how it spells an empty one, None before it was asked, empty where it would not say.
     `tells_gone`: whether metadata tell a fax that is there from one that is not. `doubted_since`:
-    since when its lists show nothing of what they showed before. `deleted_until`: a fax of a window
+    since when its lists show nothing of what they showed before; `doubted_at`: when that was looked
+    at last, `doubted_for`: how long it was looked at. `deleted_until`: a fax of a window
     that ended by then is no canary, for these were deleted at eFax. `unproved`: spellings that were
-    believed while no fax was known that could prove them.
+    believed while no fax was known that could prove them. `given_up`: faxes that were taken for
+    deleted without eFax saying so, the last ones; `believed_since`: what empty lists were believed
+    for that, and are to be listed again once any list holds a fax. All times are eFax's.
     """
 
     shapes: frozenset[str] | None = None
@@ -70,10 +75,40 @@ class Lists:
     doubted_since: datetime | None = None
     deleted_until: datetime | None = None
     unproved: frozenset[str] = frozenset()
+    doubted_at: datetime | None = None
+    doubted_for: timedelta = timedelta(0)
+    given_up: tuple[str, ...] = ()
+    believed_since: datetime | None = None
 
-    def is_doubted_too_long(self, now: datetime) -> bool:
-        """Tell whether faxes that are not listed any more are to be taken for deleted."""
-        return self.doubted_since is not None and now - self.doubted_since >= LONGEST_DOUBT
+    @property
+    def longest_doubt(self) -> timedelta:
+        """How long faxes may stay away before they are taken for deleted."""
+        return LATER_DOUBT if self.given_up else LONGEST_DOUBT
+
+    @property
+    def is_doubted_too_long(self) -> bool:
+        """Whether faxes that are not listed any more are to be taken for deleted."""
+        return self.doubted_for >= self.longest_doubt
+
+    def doubted(self, now: datetime, *, is_outage: bool = False) -> Self:
+        """Note a look that found nothing; an outage that is known as one counts for no deletion."""
+        passed = timedelta(0)
+        if self.doubted_at is not None and not is_outage:
+            passed = min(max(now - self.doubted_at, passed), PROBES_WITHIN)
+        since = min(self.doubted_since or now, now)
+        return replace(
+            self, doubted_since=since, doubted_at=now, doubted_for=self.doubted_for + passed
+        )
+
+    def well(self) -> Self:
+        """Note a list that holds a fax, or the end of all that could be doubted."""
+        return replace(self, doubted_since=None, doubted_at=None, doubted_for=timedelta(0))
+
+    def believed(self, given_up: Sequence[str]) -> Self:
+        """Note that empty lists are believed after all, and which faxes for deleted."""
+        since = [one for one in (self.believed_since, self.doubted_since) if one is not None]
+        kept = (*given_up, *self.given_up)[: 2 * CANARIES]
+        return replace(self, believed_since=min(since, default=None), given_up=kept)
 
     def is_deleted(self, listed_until: datetime) -> bool:
         """Tell whether a fax of a window that ended then is taken for deleted at eFax."""
@@ -88,6 +123,10 @@ class Lists:
                 "doubted_since": self.doubted_since and self.doubted_since.isoformat(),
                 "deleted_until": self.deleted_until and self.deleted_until.isoformat(),
                 "unproved": sorted(self.unproved),
+                "doubted_at": self.doubted_at and self.doubted_at.isoformat(),
+                "doubted_for_s": self.doubted_for.total_seconds(),
+                "given_up": self.given_up,
+                "believed_since": self.believed_since and self.believed_since.isoformat(),
             }
         )
 
@@ -102,8 +141,12 @@ class Lists:
                 _instant(kept.get("doubted_since")),
                 _instant(kept.get("deleted_until")),
                 frozenset(kept.get("unproved", ())),
+                _instant(kept.get("doubted_at")),
+                timedelta(seconds=kept.get("doubted_for_s", 0)),
+                tuple(kept.get("given_up", ())),
+                _instant(kept.get("believed_since")),
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             return cls()
 
 

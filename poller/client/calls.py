@@ -109,6 +109,10 @@ class Client:
         await self._pacer.close()
         await self._transport.close()
 
+    def server_now(self) -> datetime:
+        """Return eFax's time as far as it is known, else ours."""
+        return self._transport.server_now()
+
     def set_limits(self, limits: Limits) -> None:
         """Change the limits at once; requests under way keep their slots."""
         self._transport.make_room(limits.in_flight)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from poller import log
 from poller.client import Client
@@ -22,6 +22,7 @@ from poller.emptiness import (
 from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
+from poller.naming import fax_key
 from poller.pacing import EndsBy
 from poller.window import Coverage, Interval
 
@@ -70,7 +71,6 @@ class EmptyLists:
         self._well: User | None = None  # by the last proof
         self._refuted_s: dict[str, float] = {}
         self._said_deleted = False
-        self._list_again = False  # once the lists are back: they were believed too early
         self._tried_to_learn = False
         self._lock = asyncio.Lock()
 
@@ -81,9 +81,12 @@ class EmptyLists:
         if (window := faxes[0].first_window) is not None:
             self._add_canaries([Canary(faxes[0].user, faxes[0].fax_id, window)])
 
-    async def listed(self, user: User) -> None:
+    async def listed(self, user: User, page: Page) -> None:
         """Take a list of this user that holds faxes for the proof that it is."""
         self._well = user
+        lists = await self._known()
+        if not set(page.marks).isdisjoint(lists.given_up):  # it was an outage
+            await self._keep(replace(lists, given_up=(), deleted_until=None))
         await self._proved()
 
     async def believe(self, shape: str, *, is_end: bool) -> None:
@@ -178,18 +181,17 @@ class EmptyLists:
         if not is_proof_due(now_s, self._refuted_s.get(shape)):
             raise self._no_list(shape)
         is_proved = await self._judge() is Verdict.PROVED
-        lists = await self._known()
-        if not is_proved and not lists.shapes:
+        if not is_proved and not (await self._known()).shapes:
             return
         asked = await self._ask_for_nothing()
-        is_proved = is_proved or lists.is_doubted_too_long(self._clock.now())
+        if not is_proved and (await self._doubt()).is_doubted_too_long:
+            is_proved = True
+            await self._keep((await self._known()).believed(()).well())
         if is_proved:
             await self._take_shapes([asked or shape])
         if is_proved and asked in (None, shape):
             return
         self._refuted_s[shape] = now_s
-        if not is_proved:
-            await self._doubt()
         raise self._no_list(shape)
 
     async def _ask_for_nothing(self) -> str | None:
@@ -208,15 +210,16 @@ class EmptyLists:
         lists = await self._known()
         known = (lists.shapes or frozenset()) | frozenset(shapes)
         if known and lists.unproved - known:
-            await self._list_all_again()
+            await self._list_again()
         await self._keep(replace(lists, shapes=known, unproved=frozenset()))
 
-    async def _list_all_again(self) -> None:
-        """What was taken for an empty list, before any fax was known, was none."""
+    async def _list_again(self, since: datetime | None = None) -> None:
+        """What was taken for an empty list since then, or since the start, may have been none."""
         if not self.is_a_look:
-            await self._ledger.forget_sweeps(self._client.account.app_id)
+            await self._ledger.forget_sweeps(self._client.account.app_id, since)
         for state in self._states.values():
-            state.sweep_ends = dict.fromkeys(state.sweep_ends)  # from the start on
+            for kind, end in state.sweep_ends.items():
+                state.sweep_ends[kind] = since and end and min(since, end)
             state.sweeps.clear()  # one under way is not through with that
             state.sweep_now = True
 
@@ -245,8 +248,10 @@ class EmptyLists:
             return outcome
         if outcome is Verdict.LOST:
             await self._require_long_doubt(is_outage=Finding.BROKEN in found.values())
-            self._list_again = True
         deleted = [one for one, what in found.items() if what is not Finding.REFUSED]
+        if outcome is Verdict.LOST:
+            lists = await self._known()
+            await self._keep(lists.believed([fax_key(one.fax_id) for one in deleted]))
         await self._forget(deleted, is_sure=outcome is Verdict.UNPROVED)
         await self._release()
         return outcome
@@ -274,18 +279,18 @@ class EmptyLists:
 
     async def _require_long_doubt(self, *, is_outage: bool) -> None:
         """Suspend the account, unless it has listed nothing for so long that this must be true."""
-        if not is_outage and (await self._known()).is_doubted_too_long(self._clock.now()):
+        lists = await self._doubt(is_outage=is_outage)
+        if not is_outage and lists.is_doubted_too_long:
             return
-        await self._doubt()
         self._proved_s = None
         self.disbelieve()
         self._canaries = self._canaries[1:] + self._canaries[:1]  # a probe asks for another one
         raise self._client.distrust(LOST, EndsBy.JUDGEMENT)
 
-    async def _doubt(self) -> None:
-        now, lists = self._clock.now(), await self._known()
-        if lists.doubted_since is None or lists.doubted_since > now:
-            await self._keep(replace(lists, doubted_since=now))
+    async def _doubt(self, *, is_outage: bool = False) -> Lists:
+        lists = await self._known()
+        await self._keep(doubted := lists.doubted(self._client.server_now(), is_outage=is_outage))
+        return doubted
 
     async def _forget(self, deleted: Sequence[Canary], *, is_sure: bool) -> None:
         """Ask for these no more; say so once no other one is left to be asked for."""
@@ -294,18 +299,19 @@ class EmptyLists:
             return
         until = max(one.window.end for one in deleted)
         lists = await self._known()
-        await self._keep(replace(lists, deleted_until=until, doubted_since=None))
+        await self._keep(replace(lists.well(), deleted_until=until))
         if is_sure and self._said_deleted:
             return
         self._said_deleted = True
+        minutes = round(lists.doubted_for / timedelta(minutes=1))
         log.event(
             "canaries-deleted",
             "The newest faxes are not there any more at eFax, which says so itself: until the next "
             "one comes, an empty list is believed without a proof."
             if is_sure
-            else "For an hour eFax has listed nothing that it listed before: these faxes are taken "
-            "for deleted there, and empty lists are believed again. If nobody has deleted them, ask "
-            "eFax's support.",
+            else f"For {minutes} minutes eFax has listed nothing that it listed before: these faxes "
+            "are taken for deleted there, and empty lists are believed again. If nobody has deleted "
+            "them, ask eFax's support.",
             level="info" if is_sure else "error",
             account=self._client.account.name,
         )
@@ -316,12 +322,10 @@ class EmptyLists:
         """The lists are well: cover what waits for that."""
         self._proofs += 1
         lists = await self._known()
-        if lists.doubted_since is not None:
-            await self._keep(replace(lists, doubted_since=None))
-        if self._list_again:
-            self._list_again = False
-            for state in self._states.values():
-                state.sweep_now = True
+        if lists.believed_since is not None:
+            await self._list_again(lists.believed_since)
+        if lists.doubted_since is not None or lists.believed_since is not None:
+            await self._keep(replace((await self._known()).well(), believed_since=None))
         await self._release()
 
     async def _release(self) -> None:

@@ -80,7 +80,7 @@ class ListReader:
                 image_downloaded=False if covers is None else None,
             )
             if page.marks:
-                await self._empties.listed(state.user)
+                await self._empties.listed(state.user, page)
             else:
                 await self._empties.believe(page.shape, is_end=bool(listing.seen))
             step = listing.page(page.marks)

@@ -406,9 +406,9 @@ class Ledger:
             lambda connection: users.sweep_done(connection, user, SliceKind(kind), end, found)
         )
 
-    async def forget_sweeps(self, app_id: str) -> None:
-        """Have the account's next sweeps reach back to the pinned starts."""
-        await self._write(lambda connection: users.forget_sweeps(connection, app_id))
+    async def forget_sweeps(self, app_id: str, since: datetime | None = None) -> None:
+        """Have the account's next sweeps reach back as one at `since` would, or to the starts."""
+        await self._write(lambda connection: users.forget_sweeps(connection, app_id, since))
 
     # -- listing --------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, true, update
 
 from poller.ledger.rows import AccountRow, UserRow
 from poller.ledger.tables import Instant, accounts, users
@@ -144,10 +144,11 @@ def sweep_done(
         _set_user(connection, user, sweep_end=end, found_by_sweep=users.c.found_by_sweep + found)
 
 
-def forget_sweeps(connection: Connection, app_id: str) -> None:
-    connection.execute(
-        update(users).where(users.c.app_id == app_id).values(sweep_end=None, deep_sweep_end=None)
-    )
+def forget_sweeps(connection: Connection, app_id: str, since: datetime | None) -> None:
+    for end in (users.c.sweep_end, users.c.deep_sweep_end):
+        later = true() if since is None else end > since
+        mine = and_(users.c.app_id == app_id, later)
+        connection.execute(update(users).where(mine).values({end: since}))
 
 
 # -- accounts ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Empty lists: which ones are believed, and what an outage that answers 200 with nothing leads to."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import Poll
+from poller.efax import Page
 from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
@@ -196,10 +198,13 @@ async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_the
     before = await covered(quiet)
     simulator.switches = Switches(empty_list="bare")
     clock.advance(2 * MINUTE)
-    assert (await poll(quiet)).failed
-    clock.advance(HOUR)
-    assert not (await poll(quiet)).failed
+    began = clock.now()
+    while (await poll(quiet)).failed:
+        clock.advance(2 * MINUTE)
+    assert HOUR <= clock.now() - began <= HOUR + 2 * MINUTE
     assert before < await covered(quiet)
+    lists = Lists.read((await quiet.shop.ledger.lists(APP))[0])
+    assert lists.believed_since == began  # it may have been none: all since then is listed again
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -412,7 +417,7 @@ async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanw
     empties = EmptyLists(client, site.shop.ledger, site.shop.clock, states)
     await site.shop.ledger.keep_lists(APP, Lists(tells_gone=True).text())
     await empties.believe("", is_end=True)
-    await empties.listed(parts(site)[1].user)
+    await empties.listed(parts(site)[1].user, Page(()))
     simulator.delete(simulator.faxes()[0])
     proving, learning = empties.prove(), empties.learn()
     await asyncio.gather(proving, learning)
@@ -525,6 +530,127 @@ async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_afte
         "account-resumed",
     ]
     assert await covered(quiet) == clock.now()
+
+
+def hide(simulator: Simulator) -> None:
+    """Have eFax list no fax, but still tell of each."""
+    for fax in simulator.faxes():
+        if fax in (faxes := simulator.apps[APP].users[fax.user_id].faxes):
+            faxes.remove(fax)
+
+
+async def given_up(site: Site, clock: QuickClock) -> timedelta:
+    """Poll as long as the known faxes are missed, and return how long that was."""
+    clock.advance(2 * MINUTE)
+    began = clock.now()
+    await poll(site)
+    while site.accounts[APP].is_suspended:
+        await probe(site, clock)
+    return clock.now() - began
+
+
+async def test_later_deletions_that_efax_does_not_tell_of_cost_minutes_and_are_said_each_time(
+    quiet: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    hide(simulator)
+    assert await given_up(quiet, clock) >= HOUR
+    for _ in range(2):
+        await listed(quiet, simulator)
+        clock.advance(20 * MINUTE)
+        hide(simulator)
+        assert 5 * MINUTE <= await given_up(quiet, clock) <= 10 * MINUTE
+    said_deleted = [one for one in events if one.action == "canaries-deleted"]
+    assert [one.fields["level"] for one in said_deleted] == ["error"] * 3
+
+
+async def test_doubt_is_long_again_when_what_was_taken_for_deleted_is_listed(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    """It was an outage."""
+    simulator.faults = Faults.of("full-200@list=always")
+    assert await given_up(quiet, clock) >= HOUR
+    simulator.faults = Faults()
+    clock.advance(2 * MINUTE)
+    await listed(quiet, simulator)
+    lists = Lists.read((await quiet.shop.ledger.lists(APP))[0])
+    assert (lists.given_up, lists.deleted_until, lists.believed_since) == ((), None, None)
+    clock.advance(20 * MINUTE)
+    simulator.faults = Faults.of("full-200@list=always")
+    assert await given_up(quiet, clock) >= HOUR
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_all_since_the_first_doubt_is_listed_again_after_a_long_outage_that_was_believed(
+    *, restarts: bool, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    """Somebody has opened the faxes, so that only a window finds them."""
+    days = timedelta(days=1)
+    settings = make_config(simulator.base_url)
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(opened_site(settings, clock))
+        for user in ("user-a", "user-b"):
+            await listed(site, simulator, user)
+        clock.advance(20 * MINUTE)
+        simulator.faults = Faults.of("full-200@list=always")
+        await given_up(site, clock)
+        lost = [
+            simulator.receive(APP, user, completed=clock.now() + HOUR)
+            for user in ("user-a", "user-b")
+        ]
+        for fax in lost:
+            fax.image_downloaded = True
+        for _ in range(20):
+            clock.advance(days)
+            for user in ("user-a", "user-b"):
+                assert not (await poll(site, user)).failed
+        assert await covered(site) == clock.now()
+        if restarts:
+            await stack.aclose()
+            site = await stack.enter_async_context(opened_site(settings, clock))
+        simulator.faults = Faults()
+        clock.advance(MINUTE)
+        await listed(site, simulator)
+        for user in ("user-a", "user-b"):
+            await poll(site, user)
+        for fax in lost:
+            assert await site.shop.ledger.find(fax.fax_id)
+
+
+@pytest.mark.parametrize("step", [timedelta(0), 2 * HOUR])
+async def test_doubt_counts_neither_downtime_nor_a_clock_that_was_set_ahead(
+    step: timedelta, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    async with opened_site(settings, clock) as site:
+        await listed(site, simulator)
+        clock.advance(20 * MINUTE)
+        simulator.faults = Faults.of("full-200@list=always")
+        await poll(site)
+        assert site.accounts[APP].is_suspended
+        if step:
+            clock.wall += step
+            await probe(site, clock)
+            assert site.accounts[APP].is_suspended
+    if not step:
+        clock.advance(2 * HOUR)
+        async with opened_site(settings, clock) as site:
+            await poll(site)
+            assert site.accounts[APP].is_suspended
+
+
+async def test_broken_answers_before_an_outage_of_the_lists_are_no_doubt_that_counts(
+    quiet: Site, simulator: Simulator, clock: QuickClock
+) -> None:
+    clock.advance(2 * MINUTE)
+    simulator.outage(True, "full-200")
+    began = clock.now()
+    while clock.now() - began < 2 * HOUR:
+        await poll(quiet)
+        await probe(quiet, clock)
+    simulator.outage(False)
+    simulator.faults = Faults.of("full-200@list=always")
+    await probe(quiet, clock)
+    assert quiet.accounts[APP].is_suspended
 
 
 @pytest.mark.parametrize("effect", MAYBE_LISTS)

@@ -4,10 +4,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from poller.emptiness import Finding, Lists, Verdict, is_proof_due, verdict
+from poller.emptiness import (
+    CANARIES,
+    PROBES_WITHIN,
+    Finding,
+    Lists,
+    Verdict,
+    is_proof_due,
+    verdict,
+)
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,17 @@ def test_one_proof_serves_a_minute_unless_a_known_fax_is_missed(
         pytest.param(Lists(), id="nothing-was-asked"),
         pytest.param(Lists(frozenset()), id="it-would-not-say"),
         pytest.param(
-            Lists(frozenset({"{}", "{faxes: []}"}), True, NOON, NOON - HOUR, frozenset({"{}"})),
+            Lists(
+                frozenset({"{}", "{faxes: []}"}),
+                True,
+                NOON,
+                NOON - HOUR,
+                frozenset({"{}"}),
+                NOON + HOUR,
+                HOUR,
+                ("f1", "f2"),
+                NOON,
+            ),
             id="all",
         ),
     ],
@@ -67,11 +85,53 @@ def test_of_what_cannot_be_read_nothing_is_known(text: str | None) -> None:
     assert Lists.read(text) == Lists()
 
 
+def doubted(lists: Lists, *minutes: float) -> Lists:
+    for minute in minutes:
+        lists = lists.doubted(NOON + minute * MINUTE)
+    return lists
+
+
 def test_what_is_not_listed_for_an_hour_is_taken_for_deleted() -> None:
-    assert not Lists().is_doubted_too_long(NOON)
-    doubted = Lists(doubted_since=NOON)
-    assert not doubted.is_doubted_too_long(NOON + HOUR - timedelta(seconds=1))
-    assert doubted.is_doubted_too_long(NOON + HOUR)
+    assert not Lists().is_doubted_too_long
+    almost = doubted(Lists(), *range(0, 60, 5), 59.9)
+    assert (almost.doubted_since, almost.is_doubted_too_long) == (NOON, False)
+    assert doubted(almost, 60).is_doubted_too_long
+    assert doubted(almost.well(), 60) == Lists().doubted(NOON + HOUR)
+
+
+@pytest.mark.parametrize(
+    "minutes",
+    [
+        pytest.param((0, 120), id="a-pause"),
+        pytest.param((0, 6000, 12000, 18000), id="seldom"),
+        pytest.param((0, 60, 0, 60, 0, 60), id="a-clock-that-is-set-to-and-fro"),
+    ],
+)
+def test_time_in_which_nobody_looked_is_no_doubt(minutes: tuple[float, ...]) -> None:
+    lists = doubted(Lists(), *minutes)
+    assert not lists.is_doubted_too_long
+    assert lists.doubted_for <= (len(minutes) - 1) * PROBES_WITHIN
+    assert lists.doubted_since == NOON
+
+
+def test_outage_that_is_known_as_one_is_no_doubt_that_counts() -> None:
+    lists = Lists()
+    for minute in range(0, 120, 5):
+        lists = lists.doubted(NOON + minute * MINUTE, is_outage=True)
+    assert lists.doubted_for == timedelta(0)
+    assert not doubted(lists, 125).is_doubted_too_long
+
+
+def test_doubt_is_short_where_faxes_were_taken_for_deleted_and_stayed_away() -> None:
+    once = doubted(Lists(), 0).believed(["f1"]).well()
+    assert (once.believed_since, once.given_up) == (NOON, ("f1",))
+    again = doubted(once, 60, 64.9)
+    assert not again.is_doubted_too_long
+    again = doubted(again, 65)
+    assert again.is_doubted_too_long
+    later = again.believed([f"g{number}" for number in range(9)])
+    assert later.believed_since == NOON  # nothing was listed in between
+    assert len(later.given_up) == 2 * CANARIES
 
 
 def test_faxes_of_windows_up_to_those_that_were_deleted_are_deleted_too() -> None:
