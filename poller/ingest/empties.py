@@ -272,10 +272,9 @@ class EmptyLists:
             await self.record(state, page, canary.window)
             return Finding.LISTED
         has = await self._client.has_fax(state.user, canary.fax_id, is_probe=is_probe)
-        if has is None:
-            return Finding.BROKEN
-        is_gone = not has and (await self._known()).tells_gone
-        return Finding.GONE if is_gone else Finding.ABSENT
+        if not (await self._known()).tells_gone:
+            return Finding.ABSENT  # an eFax without metadata never answers for a fax
+        return {True: Finding.ABSENT, False: Finding.GONE, None: Finding.BROKEN}[has]
 
     async def _require_long_doubt(self, *, is_outage: bool) -> None:
         """Suspend the account, unless it has listed nothing for so long that this must be true."""

@@ -678,6 +678,23 @@ async def test_server_without_metadata_is_not_believed_that_a_fax_was_deleted(
         assert site.accounts[APP].is_suspended
 
 
+@pytest.mark.parametrize("status", [404, 403, 400])
+async def test_where_metadata_are_not_served_deleted_faxes_are_given_up_after_an_hour(
+    status: int, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    simulator.faults = Faults.of(f"{status}@metadata=always")
+    async with opened_site(make_config(simulator.base_url), clock) as site:
+        await listed(site, simulator)
+        clock.advance(20 * MINUTE)
+        hide(simulator)
+        clock.advance(2 * MINUTE)
+        began = clock.now()
+        await poll(site)
+        while site.accounts[APP].is_suspended and clock.now() - began < 2 * HOUR:
+            await probe(site, clock)
+        assert HOUR <= clock.now() - began <= HOUR + 10 * MINUTE
+
+
 async def test_fax_that_arrives_ends_the_suspension_also_where_the_known_ones_stay_away(
     quiet: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
