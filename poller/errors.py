@@ -8,7 +8,8 @@ PollerError
 ├── ConfigError           every problem of the configuration       exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
 │   ├── StorageFull       no space or quota is left: so for every fax, whatever a look says
-│   └── StorageHung       a step there does not end: its fax fails, its thread is left alone
+│   ├── StorageHung       a step there does not end: its fax fails, its thread is left alone
+│   └── NotChecked        nothing could check this document just now: its fax is postponed
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
@@ -87,6 +88,10 @@ class StorageFull(StorageUnusable):
 
 class StorageHung(StorageUnusable):
     """A step in the storage has not ended: its thread is left alone, and whoever waited goes on."""
+
+
+class NotChecked(StorageUnusable):
+    """No process could check the document now; it says nothing about the document or the storage."""
 
 
 class StorageConflict(PollerError):

@@ -13,8 +13,8 @@ from threading import Lock
 from poller import VERSION
 from poller.documents import Document, DocumentFormat, not_whole
 from poller.documents.answer import MESSAGE_MAX, SOCKET, Answer
-from poller.documents.limits import START_S, WALL_S
-from poller.errors import StorageUnusable
+from poller.documents.limits import WALL_S
+from poller.errors import NotChecked, StorageUnusable
 
 # The modules of this process, wherever they come from; `site` is not asked again.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from poller.documents.child import main; main()"
@@ -25,10 +25,19 @@ _BEYOND_STANDARD = 10
 # By its limit of time, and as it does itself without memory.
 _ENDS: dict[int, str] = {signal.SIGXCPU: "unchecked-time", signal.SIGABRT: "unchecked-memory"}
 _DIES_WITHIN_S = 1.0
+NOT_READY = "it was not ready in time"
 
 
 class Ended(Exception):
     """The process had ended before it was asked, so the document has not ended it."""
+
+
+class Killed(NotChecked):
+    """Somebody else killed the process, say the kernel where memory is short."""
+
+    def __init__(self, kind: DocumentFormat) -> None:
+        super().__init__("somebody, or the kernel, killed the process that checked the document")
+        self.kind = kind
 
 
 class Checker:
@@ -73,14 +82,14 @@ class Checker:
                 self._status = status if pid else None
             return self._status is not None
 
-    def get_ready(self) -> None:
+    def get_ready(self, within_s: float) -> None:
         """Wait until it can check documents; raises StorageUnusable, and closes it, when it cannot."""
-        self._socket.settimeout(START_S)
+        self._socket.settimeout(max(within_s, 0.01))
         said = why = ""
         try:
             said = self._socket.recv(MESSAGE_MAX).decode(errors="replace")
         except TimeoutError:
-            why = f"it was not ready within {START_S:.0f} seconds"
+            why = NOT_READY
         except OSError as error:
             why = str(error)
         self._socket.settimeout(WALL_S)
@@ -102,7 +111,7 @@ class Checker:
         return ""
 
     def check(self, fd: int, kind: DocumentFormat) -> Document:
-        """Have the document checked that can be read from `fd`; raises Ended, StorageUnusable.
+        """Have the document checked that can be read from `fd`; raises Ended, Killed, StorageUnusable.
 
         Whatever ends the process meanwhile is said of the document, and OSError of its file.
         """
@@ -120,13 +129,16 @@ class Checker:
                 raise StorageUnusable("the file of a fax cannot be read: the disk hangs") from None
             return not_whole(kind, "unchecked-time")
         if not answer:
-            return not_whole(kind, self._how_it_ended())
+            return not_whole(kind, self._how_it_ended(kind))
         return self._understood(answer, kind)
 
-    def _how_it_ended(self) -> str:
-        self._wait()
+    def _how_it_ended(self, kind: DocumentFormat) -> str:
+        by_itself = self._wait()
         self.kill()
-        return _ENDS.get(os.WTERMSIG(self._status or 0), "unchecked-crash")
+        signalled = os.WTERMSIG(self._status or 0)
+        if by_itself and signalled == signal.SIGKILL:  # its limits end it in other ways
+            raise Killed(kind)
+        return _ENDS.get(signalled, "unchecked-crash")
 
     def _understood(self, answer: bytes, kind: DocumentFormat) -> Document:
         """Take what a process that has read foreign bytes says for as foreign."""

@@ -3,13 +3,14 @@
 import os
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Condition
 
 from poller.documents import HEAD, Document, format_of
-from poller.documents.checker import Checker, Ended, cannot_be_started
-from poller.documents.limits import FREE_S
-from poller.errors import StorageUnusable
+from poller.documents.checker import NOT_READY, Checker, Ended, Killed, cannot_be_started
+from poller.documents.limits import FREE_S, START_S
+from poller.errors import NotChecked, StorageUnusable
 
 MOST = 3
 _MOMENT_S = 1.0  # many times what a document takes, and longer than a process takes to start
@@ -37,30 +38,44 @@ class Checkers:
     def inspect(self, fd: int) -> Document:
         """Prove the document whole that can be read from `fd`, and count its pages; blocks.
 
-        Raises NotADocument for other bytes, OSError when they cannot be read, and StorageUnusable
-        when no process can be had to check them.
+        Raises NotADocument for other bytes, OSError when they cannot be read, StorageUnusable when
+        no process can be had to check them, and NotChecked when all are busy, or one was killed.
         """
         kind = format_of(os.pread(fd, HEAD, 0))
+        begun_by = time.monotonic() + FREE_S + START_S
         for _ in range(_TRIES):
-            checker = self._taken()
+            checker = self._taken(begun_by)
             try:
                 document = checker.check(fd, kind)
             except Ended:
                 continue
+            except Killed:
+                self._require_open()  # or that is what ended it
+                raise
             finally:
                 self._give_back(checker)
-            if self._closed:  # that is what ended it
-                raise _stopping()
+            self._require_open()
             return document
         raise cannot_be_started("it ends as soon as it is ready")
 
     def look(self) -> None:
-        """See that documents can be checked, with a process kept for the next; raises StorageUnusable."""
+        """See that documents can be checked, with a process kept for the next; raises StorageUnusable.
+
+        One that is being started proves nothing until it is ready.
+        """
+        by = time.monotonic() + START_S
         with self._changed:
             self._end_unneeded()
-            if self._count:
+            self._changed.wait_for(
+                lambda: self._idle or self._busy or not self._count or self._closed, START_S
+            )
+            self._require_open()
+            if self._idle or self._busy:
                 return
-        self._give_back(self._taken())
+            if self._count:
+                raise cannot_be_started(NOT_READY)
+            self._count += 1
+        self._give_back(self._started(by))
 
     def close(self) -> None:
         """End them all; a check under way raises StorageUnusable."""
@@ -72,29 +87,35 @@ class Checkers:
             self._changed.notify_all()
         self._starter.shutdown(wait=False, cancel_futures=True)
 
-    def _taken(self) -> Checker:
+    def _taken(self, begun_by: float) -> Checker:
+        started_by = begun_by - START_S
         with self._changed:
             self._changed.wait_for(lambda: self._idle or not self._count or self._closed, _MOMENT_S)
-            self._changed.wait_for(lambda: self._idle or self._count < MOST or self._closed, FREE_S)
-            if (checker := self._free()) is not None:
+            self._changed.wait_for(
+                lambda: self._idle or self._count < MOST or self._closed, _left_s(started_by)
+            )
+            if _left_s(begun_by) and (checker := self._free()) is not None:
                 return checker
-            if self._count >= MOST:
-                raise StorageUnusable("all processes that check documents are busy")
+            if self._count >= MOST or not _left_s(started_by):
+                raise NotChecked("all processes that check documents are busy")
             self._count += 1
-        return self._started()
+        return self._started(begun_by)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StorageUnusable("no document is checked any more: poller stops")
 
     def _free(self) -> Checker | None:
-        if self._closed:
-            raise _stopping()
+        self._require_open()
         if not self._idle:
             return None
         checker = self._idle.pop()
         self._busy.add(checker)
         return checker
 
-    def _started(self) -> Checker:
+    def _started(self, by: float) -> Checker:
         try:
-            checker = self._new()
+            checker = self._new(by)
         except BaseException as error:
             with self._changed:
                 self._count -= 1
@@ -102,7 +123,7 @@ class Checkers:
                 if not isinstance(error, StorageUnusable):
                     raise
                 # One further process was to save time: without it there is what there was.
-                self._changed.wait_for(lambda: self._idle or not self._count, FREE_S)
+                self._changed.wait_for(lambda: self._idle or not self._count, _left_s(by))
                 if (free := self._free()) is None:
                     raise
                 return free
@@ -110,7 +131,7 @@ class Checkers:
             self._busy.add(checker)
         return checker
 
-    def _new(self) -> Checker:
+    def _new(self, by: float) -> Checker:
         """Start one from a thread that lives on: the kernel ends it together with that thread."""
         try:
             starting = self._starter.submit(Checker)
@@ -119,11 +140,15 @@ class Checkers:
             self._starter = _new_starter()  # what it has no thread for it would do later
             raise cannot_be_started(str(error)) from None
         try:
-            checker = starting.result()
+            checker = starting.result(_left_s(by))
+        except TimeoutError:
+            if not starting.cancel():
+                starting.add_done_callback(_close_late)
+            raise cannot_be_started(NOT_READY) from None
         except (OSError, MemoryError) as error:
             raise cannot_be_started(str(error) or "no memory") from None
         try:
-            checker.get_ready()
+            checker.get_ready(_left_s(by))
         except BaseException:
             checker.close()
             raise
@@ -149,8 +174,17 @@ class Checkers:
                 checker.close()
 
 
-def _stopping() -> StorageUnusable:
-    return StorageUnusable("no document is checked any more: poller stops")
+def _left_s(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _close_late(started: Future[Checker]) -> None:
+    """Nobody waits for it any more."""
+    if started.exception() is None:
+        checker = started.result()
+        with suppress(StorageUnusable):
+            checker.get_ready(0)  # which closes what it says its errors on
+            checker.close()
 
 
 def _new_starter() -> ThreadPoolExecutor:

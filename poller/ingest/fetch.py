@@ -20,6 +20,7 @@ from poller.errors import (
     BadAnswer,
     Evidence,
     LedgerUnavailable,
+    NotChecked,
     NotYet,
     PollerError,
     RateLimited,
@@ -41,7 +42,14 @@ from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
-_ACCOUNTS_FAULT = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
+_NO_FAULT_OF_IT = (
+    AccountSuspended,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    RateLimited,
+    NotChecked,
+)
 
 
 class Outcome(enum.Enum):
@@ -75,10 +83,12 @@ class Workshop:
 
 
 class Broken(PollerError):
-    """The document came whole over the wire but is not whole itself; `problem` names how."""
+    """It came whole over the wire but is not whole, or could not be checked; `problem` names how."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the document is not whole: {problem}")
+        super().__init__(
+            problem if _is_unchecked(problem) else f"the document is not whole: {problem}"
+        )
         self.problem = problem
 
 
@@ -119,12 +129,12 @@ class Fetcher:
         except StorageFull as error:
             self._shop.gate.close(str(error))
             return await self._postpone(fax, error)
+        except _NO_FAULT_OF_IT as error:
+            return await self._postpone(fax, error)
         except StorageUnusable as error:
             if isinstance(error, StorageHung):
                 self._report_stalled(fax)
             return await self._storage_failed(fax, error)
-        except _ACCOUNTS_FAULT as error:
-            return await self._postpone(fax, error)
         except _Withdrawn:
             return Outcome.WITHDRAWN
         except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
@@ -278,11 +288,12 @@ class Fetcher:
         return await self._failed(fax, _in_its_directory(fax, error))
 
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
-        """The account's or the disk's fault says nothing about the fax: it is due again soon."""
+        """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
         await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
         log.event(
             "fax-retry",
-            "A fax was postponed: its account could not be asked, or the disk is full.",
+            "A fax was postponed: its account could not be asked, the disk is full, or no process "
+            "could check its document.",
             level="debug",
             account=fax.account,
             user=fax.user_name,
@@ -380,13 +391,20 @@ class Fetcher:
         self._shop.metrics.fax(fax.account, fax.user_name, "damaged")
         log.event(
             "fax-damaged",
-            "A fax came broken the same way twice; it is stored as it came, marked damaged.",
+            "A fax could not be checked for the same reason twice; it is stored as it came, marked "
+            "damaged."
+            if _is_unchecked(problem)
+            else "A fax came broken the same way twice; it is stored as it came, marked damaged.",
             account=fax.account,
             user=fax.user_name,
             fax_id=fax.fax_id,
             file=file.file,
             problem=problem,
         )
+
+
+def _is_unchecked(problem: str) -> bool:
+    return problem.startswith("unchecked-")
 
 
 def _problem(document: Document, fax: FaxRow) -> str | None:

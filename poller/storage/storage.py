@@ -7,6 +7,8 @@ from threading import Lock
 from typing import Any
 
 from poller.config.model import StorageConfig
+from poller.documents import Document, not_whole
+from poller.documents.checker import Killed
 from poller.documents.checkers import Checkers
 from poller.errors import StorageConflict, StorageUnusable
 from poller.naming import folded
@@ -21,6 +23,7 @@ from poller.storage.threads import Threads
 
 _THREADS = 8
 _OPEN_TRIES = 3
+_KILLS = 2  # of checks in a row that say nothing of the document
 _SURVEYED_AT_ONCE = 500
 
 
@@ -35,6 +38,7 @@ class Storage:
         self._id: str | None = None
         self._threads = Threads(config.directory, _THREADS)
         self._checkers = Checkers()
+        self._killed: dict[str, int] = {}  # checks in a row of what was to be stored under a path
         self._durable = Durable()
         self._active: dict[str, str] = {}  # by what they are where case makes no difference
         self._turns = Lock()  # two threads must not both find a path idle
@@ -327,6 +331,7 @@ class Storage:
             self._release(path)
 
     def _note(self, path: str, stored: StoredFile | None) -> None:
+        self._killed.pop(path, None)
         if stored is None:
             self._delivered.pop(path, None)
         else:
@@ -335,10 +340,24 @@ class Storage:
     def _begin(self, path: str, *, replacing: bool) -> Handover:
         self._take(path)
         try:
-            return Handover(self._made(path), self._checkers.inspect, replacing=replacing)
+            return Handover(
+                self._made(path), lambda fd: self._inspect(path, fd), replacing=replacing
+            )
         except BaseException:
             self._release(path)
             raise
+
+    def _inspect(self, path: str, fd: int) -> Document:
+        """Blame the document only for the third killed process: memory may be short, and stay so."""
+        try:
+            document = self._checkers.inspect(fd)
+        except Killed as killed:
+            self._killed[path] = self._killed.get(path, 0) + 1
+            if self._killed[path] <= _KILLS:
+                raise
+            return not_whole(killed.kind, "unchecked-crash")
+        self._killed.pop(path, None)
+        return document
 
     def _made(self, path: str) -> Place:
         for _ in range(_OPEN_TRIES - 1):

@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
 from poller.documents import Document, NotADocument, checker, proof
 from poller.documents.answer import Answer
-from poller.documents.checker import Checker
+from poller.documents.checker import Checker, Ended, Killed
 from poller.documents.checkers import MOST, Checkers
 from poller.documents.child import SAMPLE
-from poller.errors import StorageUnusable
+from poller.documents.limits import FREE_S, START_S, WALL_S
+from poller.errors import NotChecked, StorageUnusable
+from poller.storage.threads import HUNG_S
 from tests.benchmarks.documents import pdf
 from tests.hostile_documents import SEGFAULT, bomb
 from tests.integration import odd_child
@@ -108,7 +112,7 @@ def test_document_that_unfolds_to_gigabytes_could_not_be_checked(
 @pytest.mark.parametrize(
     ("act", "problem"),
     [
-        ("signal SIGKILL", "unchecked-crash"),
+        ("signal SIGSEGV", "unchecked-crash"),
         ("signal SIGABRT", "unchecked-memory"),
         ("without-memory", "unchecked-memory"),
         ("spin", "unchecked-time"),
@@ -177,6 +181,20 @@ def test_process_that_was_killed_before_it_took_the_document_is_no_fault_of_it(
             pass
         os.kill(pid, signal.SIGKILL)
         assert checked.result(PATIENCE_S) == Document("pdf", 2)
+
+
+def test_process_that_somebody_kills_says_nothing_of_its_document(
+    odd_checkers: Checkers, check: Check
+) -> None:
+    with pytest.raises(Killed, match="killed"):
+        check(odd_checkers, odd("signal SIGKILL"))
+    assert check(odd_checkers, whole(3)) == Document("pdf", 3)
+
+
+def test_kernel_takes_it_first_where_memory_is_short(odd_checkers: Checkers) -> None:
+    odd_checkers.look()
+    score = Path(f"/proc/{only(odd_checkers)}/oom_score_adj").read_text()
+    assert int(score) == 1000
 
 
 def test_process_that_ended_while_idle_is_replaced_before_it_is_needed(
@@ -358,9 +376,81 @@ def test_process_that_does_not_get_ready_is_ended(
     checkers: Checkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checker, "_PROGRAM", "import signal; signal.pause()")
-    monkeypatch.setattr(checker, "START_S", 0.1)
-    with pytest.raises(StorageUnusable, match="not ready within"):
+    monkeypatch.setattr("poller.documents.checkers.START_S", 0.1)
+    with pytest.raises(StorageUnusable, match="not ready in time"):
         checkers.look()
+
+
+def test_look_says_that_a_start_hangs(checkers: Checkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker, "_PROGRAM", "import signal; signal.pause()")
+    with ThreadPoolExecutor(1) as threads:
+        starting = threads.submit(checkers._taken, _soon() + 2 * PATIENCE_S)
+        while not checkers._count:
+            time.sleep(0.01)
+        monkeypatch.setattr("poller.documents.checkers.START_S", 0.1)
+        with pytest.raises(StorageUnusable, match="not ready in time"):
+            checkers.look()
+        assert not starting.done()
+        for child in _children():
+            os.kill(child, signal.SIGKILL)
+        with pytest.raises(StorageUnusable, match="ended before"):
+            starting.result(PATIENCE_S)
+
+
+def test_start_that_the_system_delays_is_given_up_and_ended_when_it_comes(
+    checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, goes_on, pids = os.posix_spawn, Event(), list[int]()
+
+    def slow(*args: Any, **more: Any) -> int:
+        assert goes_on.wait(PATIENCE_S)
+        pids.append(real(*args, **more))
+        return pids[-1]
+
+    checkers.look()
+    checkers._idle.pop().close()
+    checkers._count = 0
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_spawn", slow)
+        patched.setattr("poller.documents.checkers.START_S", 0.1)
+        with pytest.raises(StorageUnusable, match="not ready in time"):
+            checkers.look()
+    goes_on.set()
+    assert check(checkers, SAMPLE) == Document("pdf", 1)  # from the same thread, after it
+    assert state(pids[0]) in ("", "Z")
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the socket of the one that is kept
+
+
+def test_limits_of_time_leave_some_of_a_steps_two_minutes_to_the_disk() -> None:
+    assert FREE_S + START_S + WALL_S + 3 * checker._DIES_WITHIN_S < HUNG_S - 15
+
+
+def test_what_fails_on_the_way_to_a_process_takes_no_further_time(
+    odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed late before it took the document: no second wait begins."""
+    passed_s, real = 0.0, time.monotonic
+
+    def killed_late(*_: object) -> Document:
+        nonlocal passed_s
+        passed_s += WALL_S
+        raise Ended
+
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed_s)
+    monkeypatch.setattr(Checker, "check", killed_late)
+    with pytest.raises(NotChecked):
+        check(odd_checkers, whole(1))
+    assert passed_s == WALL_S
+
+
+def _soon() -> float:
+    return time.monotonic() + PATIENCE_S
+
+
+def _children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +472,7 @@ def test_system_that_has_no_further_process_is_asked_again(
 def test_start_that_fails_unexpectedly_takes_no_room_from_the_next(
     checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_memory(_: Checker) -> None:
+    def without_memory(*_: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
@@ -454,30 +544,34 @@ def test_document_that_hangs_delays_no_other(odd_checkers: Checkers, check: Chec
         assert not hung.done()
         (busy,) = odd_checkers._busy
         busy.kill()
-        assert code(hung.result(PATIENCE_S)) == "unchecked-crash"
+        with pytest.raises(Killed):
+            hung.result(PATIENCE_S)
 
 
 def test_no_more_than_three_processes_are_started(
     odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.documents.checkers.FREE_S", 0.1)
     with ThreadPoolExecutor(MOST) as threads:
         stop = odd("signal SIGSTOP")
         hung = [threads.submit(check, odd_checkers, stop) for _ in range(MOST)]
         while len(odd_checkers._busy) < MOST:
             pass
-        with pytest.raises(StorageUnusable, match="busy"):
-            check(odd_checkers, whole(1))
+        with monkeypatch.context() as impatient:
+            impatient.setattr("poller.documents.checkers.FREE_S", 0.1)
+            with pytest.raises(NotChecked, match="busy"):
+                check(odd_checkers, whole(1))
         for busy in [*odd_checkers._busy]:
             busy.kill()
-        assert {code(one.result(PATIENCE_S)) for one in hung} == {"unchecked-crash"}
+        for one in hung:
+            with pytest.raises(Killed):
+                one.result(PATIENCE_S)
     assert check(odd_checkers, whole(1)) == Document("pdf", 1)
 
 
 async def test_a_busy_hours_processes_end_when_it_is_over(
     odd_checkers: Checkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = [odd_checkers._started() for _ in range(2)]
+    two = [odd_checkers._started(_soon()) for _ in range(2)]
     odd_checkers._count = 2
     for one in two:
         odd_checkers._give_back(one)
@@ -531,7 +625,7 @@ def test_two_hundred_checks_leave_no_descriptor_open(odd_checkers: Checkers, che
     for n in range(200):
         assert check(odd_checkers, whole(n)).pages == n
         if not n % 50:
-            check(odd_checkers, odd("signal SIGKILL"))
+            check(odd_checkers, odd("signal SIGSEGV"))
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(odd_checkers._idle) == 1
 

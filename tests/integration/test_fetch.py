@@ -12,11 +12,11 @@ import pytest
 
 from poller.config.model import Config
 from poller.documents import Document, DocumentFormat, checker, not_whole
-from poller.documents.checker import Checker
-from poller.documents.checkers import Checkers
+from poller.documents.checker import Checker, Killed
+from poller.documents.checkers import MOST, Checkers
 from poller.efax.answers import listed_pages
 from poller.errors import LedgerUnavailable
-from poller.ingest.fetch import Outcome
+from poller.ingest.fetch import Broken, Outcome
 from poller.ingest.site import Site
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator, Switches
@@ -248,10 +248,70 @@ async def test_document_that_ends_the_process_that_checks_it_is_stored_damaged_a
     assert not (await row(site, other)).damaged
 
 
-async def test_process_that_was_killed_while_it_checked_a_good_document_blames_it_for_nothing(
+async def test_process_that_was_killed_twice_in_a_row_says_nothing_of_the_fax(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    """By an operator, or where memory was short; the second download decides."""
+    """By the kernel, where memory was short, or by an operator."""
+    fax, _ = await listed(site, simulator)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checker, "check", killed)
+        for _ in range(2):
+            assert await fetch(site, fax) is Outcome.POSTPONED
+    postponed = await row(site, fax)
+    assert (postponed.state, postponed.failures) == (State.PENDING, 0)
+    assert site.shop.gate.usable
+    assert await fetch(site, fax) is Outcome.STORED
+    assert not (await row(site, fax)).damaged
+    assert "fax-damaged" not in said(events, *FETCHED)
+
+
+async def test_fax_whose_check_is_killed_each_time_is_stored_damaged_and_said_to_be_unchecked(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    """A machine too small for it: it must not be fetched for ever."""
+    fax, _ = await listed(site, simulator)
+    monkeypatch.setattr(Checker, "check", killed)
+    outcomes = [await fetch(site, fax) for _ in range(3)]
+    assert outcomes == [Outcome.POSTPONED, Outcome.POSTPONED, Outcome.STORED]
+    (damaged,) = [e for e in events if e.action == "fax-damaged"]
+    assert damaged.fields["problem"].startswith("unchecked-crash: ")
+    assert "could not be checked" in damaged.message
+    assert "broken" not in damaged.message
+
+
+def killed(_: Checker, fd: int, kind: DocumentFormat) -> Document:
+    raise Killed(kind)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        ("pdf-no-eof: it is cut", "the document is not whole: pdf-no-eof: it is cut"),
+        ("unchecked-time: it could not be checked", "unchecked-time: it could not be checked"),
+    ],
+)
+def test_what_could_not_be_checked_is_not_called_broken(problem: str, said: str) -> None:
+    assert str(Broken(problem)) == said
+
+
+async def test_fax_is_postponed_while_all_processes_that_check_documents_are_busy(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await listed(site, simulator)
+    checkers = site.shop.storage._checkers
+    monkeypatch.setattr("poller.documents.checkers._MOMENT_S", 0)
+    monkeypatch.setattr("poller.documents.checkers.FREE_S", 0.1)
+    monkeypatch.setattr(checkers, "_idle", [])
+    monkeypatch.setattr(checkers, "_count", MOST)
+    assert await fetch(site, fax) is Outcome.POSTPONED
+    assert (await row(site, fax)).failures == 0
+    assert site.shop.gate.usable
+
+
+async def test_process_that_ended_while_it_checked_a_good_document_blames_it_for_nothing(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+) -> None:
+    """The second download decides."""
     fax, _ = await listed(site, simulator)
     real = Checker.check
 
