@@ -88,7 +88,7 @@ class Draft:
         """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
         if self._document is None:
             batch, self._batch = self._batch, bytearray()
-            self._document = await self._run(lambda: self._inspect(batch))
+            self._document = await self._run_check(lambda: self._inspect(batch))
         return self._document
 
     async def deliver_if(
@@ -101,7 +101,7 @@ class Draft:
             self._document = document = self._inspect(batch)
             return self._deliver(sidecar, damaged=False) if accept(document) else None
 
-        return await self._run(step)
+        return await self._run_check(step)
 
     async def deliver(
         self,
@@ -121,6 +121,9 @@ class Draft:
 
     async def _run(self, step: Callable[[], T]) -> T:
         return await self._threads.run(lambda: self._in_turn(step))
+
+    async def _run_check(self, step: Callable[[], T]) -> T:
+        return await self._threads.run_check(lambda: self._in_turn(step))
 
     def _in_turn(self, step: Callable[[], T]) -> T:
         try:

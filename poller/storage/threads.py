@@ -13,6 +13,7 @@ from poller.storage.marker import unusable
 
 T = TypeVar("T")
 HUNG_S = 120.0  # a slow disk may take half a minute for an fsync
+_NO_CHECKS = 2  # threads in which no document is checked
 
 
 class Threads:
@@ -24,6 +25,7 @@ class Threads:
         self._pool = ThreadPoolExecutor(
             count, thread_name_prefix="storage", initializer=self._note_start
         )
+        self._checks = asyncio.Semaphore(max(1, count - _NO_CHECKS))
         self._closed = False
         self._have_thread = False
 
@@ -64,6 +66,14 @@ class Threads:
         finally:
             timer.cancel()
             future.remove_done_callback(wake)
+
+    async def run_check(self, step: Callable[[], T]) -> T:
+        """Run a step that checks a document, which may wait long for a process that does it.
+
+        Some threads are always left for the others: looks at the storage, and faxes handed over.
+        """
+        async with self._checks:
+            return await self.run(step)
 
     def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
         """Begin a step that nobody need wait for; StorageUnusable when no thread can be had.

@@ -4,6 +4,8 @@ import asyncio
 import errno
 import json
 import os
+import threading
+from collections import Counter
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from poller.config.model import Config
 from poller.documents import Document, DocumentFormat, checker, not_whole
 from poller.documents.checker import Checker, Killed
 from poller.documents.checkers import MOST, Checkers
+from poller.documents.child import SAMPLE
 from poller.efax.answers import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Broken, Outcome
@@ -292,6 +295,37 @@ def killed(_: Checker, fd: int, kind: DocumentFormat) -> Document:
 )
 def test_what_could_not_be_checked_is_not_called_broken(problem: str, said: str) -> None:
     assert str(Broken(problem)) == said
+
+
+async def test_slow_documents_leave_the_storage_threads_for_looks(
+    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, checks = threading.Event(), Counter[str]()
+
+    def slow(_: Checkers, fd: int) -> Document:
+        checks["begun"] += 1
+        assert go_on.wait(60)
+        return Document("pdf", 1)
+
+    monkeypatch.setattr(Checkers, "inspect", slow)
+    storage = site.shop.storage
+
+    async def check(path: str) -> Document:
+        async with storage.draft(path) as draft:
+            await draft.reset()
+            await draft.write(SAMPLE)
+            return await draft.check()
+
+    checking = [asyncio.create_task(check(f"main/slow-{n}")) for n in range(16)]
+    async with asyncio.timeout(60):
+        while checks["begun"] < 6:
+            await asyncio.sleep(0.01)
+        try:
+            assert await storage.check() is None
+            assert await storage.free_bytes()
+        finally:
+            go_on.set()
+        assert len(await asyncio.gather(*checking)) == 16
 
 
 async def test_fax_is_postponed_while_all_processes_that_check_documents_are_busy(
