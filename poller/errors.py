@@ -32,6 +32,10 @@ PollerError
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
+
+# Said of a fax's directory: only an operator can mend it, so `status` does not wait to say it.
+ALONE: Final = "in the storage cannot be used, while the storage itself can"
 
 
 class PollerError(Exception):

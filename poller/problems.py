@@ -159,7 +159,10 @@ def _quarantined(rows: list[_Row]) -> list[str]:
 
 
 def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
-    """Faxes that have failed for longer than `retry.alarm_after`; the oldest one says why."""
+    """Faxes that fail for longer than `retry.alarm_after`, or till an operator mends their directory.
+
+    The oldest one says why.
+    """
     total = sum(row["failing"] for row in rows)
     if not total or not oldest:
         return []
@@ -167,8 +170,8 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
     faxes = "1 fax" if total == 1 else f"{total} faxes"
     since = f"{first['since'][:16].replace('T', ' ')} UTC"
     return [
-        f"{faxes} could not be fetched for longer than retry.alarm_after ({_names(rows)}). The "
-        f"oldest has failed since {since}: {str(first['error']).rstrip('.')}. "
+        f"{faxes} cannot be fetched, and the service keeps trying ({_names(rows)}). The oldest has "
+        f"failed since {since}: {str(first['error']).rstrip('.')}. "
         f"See `poller explain {first['fax_id']}`."
     ]
 

@@ -118,6 +118,11 @@ def _ask_the_daemons_ledger(settings: Config) -> int:
     amiss = [*_not_taken(settings, users), *_unreadable(settings)]
     if not shown["storage"]["usable"]:
         amiss.append(f"nothing is fetched: {shown['storage']['reason']}")
+    amiss += [
+        f"{user['account']}/{user['user']}: faxes cannot be fetched: see `poller status`"
+        for user in users
+        if user["failing"]
+    ]
     if (late := not_in_time(shown)) is not None:
         amiss.append(late)
     for sentence in amiss:

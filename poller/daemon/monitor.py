@@ -354,7 +354,8 @@ class Monitor:
         await self._every("failing faxes", _FAILING_S, self._look_for_failing)
 
     async def _look_for_failing(self) -> None:
-        """A fax that has failed for longer than `retry.alarm_after` is said once for its user."""
+        """A fax that fails for longer than `retry.alarm_after`, or at once where its directory cannot be
+        used, is said once for its user."""
         site = self._site
         now, alarm_after = self._clock.now(), site.config.retry.alarm_after
         try:
@@ -368,8 +369,9 @@ class Monitor:
             if one.late and not before.late:
                 log.event(
                     "fetch-failed",
-                    "Faxes of this user have failed for longer than retry.alarm_after; they are "
-                    "tried again. `poller status` names them and why.",
+                    "Faxes of this user have failed for longer than retry.alarm_after, or their "
+                    "directory cannot be used; they are tried again. `poller status` names them "
+                    "and why.",
                     account=user.account,
                     user=user.name,
                     faxes=one.late,
@@ -378,7 +380,8 @@ class Monitor:
             elif before.late and not one.late:
                 log.event(
                     "fetch-recovered",
-                    "No pending fax of this user has failed for longer than retry.alarm_after.",
+                    "No pending fax of this user has failed for longer than retry.alarm_after, and "
+                    "none waits for its directory.",
                     account=user.account,
                     user=user.name,
                 )

@@ -15,6 +15,7 @@ from poller.config.model import User
 from poller.documents import Document
 from poller.efax import listed_pages
 from poller.errors import (
+    ALONE,
     AccountSuspended,
     ApiError,
     BadAnswer,
@@ -421,10 +422,7 @@ def _in_its_directory(fax: FaxRow, error: StorageUnusable) -> StorageUnusable:
     if not isinstance(cause, OSError) or not directory:
         return error
     what_to_do = "; check its owner and mode" if isinstance(cause, PermissionError) else ""
-    return StorageUnusable(
-        f"the directory {directory} in the storage cannot be used, while the storage itself can: "
-        f"{cause.strerror}{what_to_do}"
-    )
+    return StorageUnusable(f"the directory {directory} {ALONE}: {cause.strerror}{what_to_do}")
 
 
 def _identity(fax: FaxRow) -> Identity:

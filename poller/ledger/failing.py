@@ -1,10 +1,14 @@
-"""Faxes whose attempts have failed for long, counted well before they are given up."""
+"""Faxes that fail and that an operator should know of, counted well before they are given up.
+
+They have failed for long, or for a reason that no further attempt mends.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, and_, case, func, select, type_coerce
+from sqlalchemy import BigInteger, Connection, and_, case, func, or_, select, type_coerce
 
+from poller.errors import ALONE
 from poller.ledger.listing import FAX
 from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row
 from poller.ledger.tables import EPOCH, MICROSECOND, State, accounts, faxes, users
@@ -27,13 +31,16 @@ def _failing_for(now: datetime) -> Any:
     )
 
 
+def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
+    late = or_(age > alarm_after // MICROSECOND, faxes.c.last_error.contains(ALONE))
+    return and_(faxes.c.state == State.PENDING, late)
+
+
 def counts(
     connection: Connection, now: datetime, alarm_after: timedelta
 ) -> dict[int, FailingCount]:
     age = _failing_for(now)
-    late = case(
-        (and_(faxes.c.state == State.PENDING, age > alarm_after // MICROSECOND), 1), else_=0
-    )
+    late = case((_is_alarming(age, alarm_after), 1), else_=0)
     wanted = (
         select(faxes.c.user, func.sum(late), func.max(age))
         .join_from(faxes, users)
@@ -63,12 +70,11 @@ def waiting(connection: Connection) -> list[Waiting]:
 def oldest(
     connection: Connection, now: datetime, alarm_after: timedelta, limit: int
 ) -> list[FaxRow]:
-    """Return pending faxes that have failed for longer than `alarm_after`, the oldest first."""
+    """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
     age = _failing_for(now)
     wanted = (
         FAX.join(accounts, accounts.c.app_id == users.c.app_id)
-        .where(_FAILING, users.c.removed.is_(False), faxes.c.state == State.PENDING)
-        .where(age > alarm_after // MICROSECOND)
+        .where(_FAILING, users.c.removed.is_(False), _is_alarming(age, alarm_after))
         .order_by(age.desc(), faxes.c.id)
         .limit(limit)
     )

@@ -316,7 +316,7 @@ class Ledger:
         return await self._read(lambda connection: failing.counts(connection, now, alarm_after))
 
     async def failing(self, now: datetime, alarm_after: timedelta, limit: int) -> list[FaxRow]:
-        """Return pending faxes that have failed for longer than `alarm_after`, the oldest first."""
+        """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
         return await self._read(
             lambda connection: failing.oldest(connection, now, alarm_after, limit)
         )

@@ -51,7 +51,7 @@ Action = Literal[
     "schedule-stretched",  # the schedule asks for more than the limit allows
     "canaries-deleted",  # no fax is left at eFax by which an empty list could be proved
     "backfill-completed",  # an old window that an operator asked for is listed
-    "fetch-failed",  # a user's faxes have failed for longer than retry.alarm_after
+    "fetch-failed",  # a user's faxes fail for longer than retry.alarm_after, or must be mended
     "fetch-recovered",
     "heartbeat-failed",
     "heartbeat-recovered",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from poller.documents import DocumentFormat
-from poller.errors import StorageConflict
+from poller.errors import ALONE, StorageConflict
 from poller.storage import steps
 from poller.storage.sidecars import EXTENSIONS
 
@@ -155,6 +155,18 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
     return place
 
 
+def require_takes_names(root: int, path: str) -> None:
+    """Raise PermissionError where nothing may be made in the directory of the fax at `path`, from `root` on.
+
+    Where it is missing, the nearest one above it counts. It makes nothing and holds nothing open.
+    """
+    directories, _ = split(path)
+    way = ["/".join(directories[:depth]) for depth in range(len(directories), 0, -1)]
+    nearest = next((one for one in way if steps.is_there(one, root)), ".")
+    if not steps.takes_names(nearest, root):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), nearest)
+
+
 def _known(directories: list[str], root: int, durable: Durable) -> int | None:
     """Open a directory at once that was gone into step by step before.
 
@@ -246,7 +258,7 @@ def _descend(place: Place, name: str, path: str, make: Consumers | None) -> None
         child, made = enter(place.fd, name, None if make is None else DIRECTORY_MODES[make])
     except OSError as error:
         if error.errno in _NO_DIRECTORY:
-            raise StorageConflict(f"{path} in the storage is not a directory") from error
+            raise StorageConflict(f"the directory {path} {ALONE}: it is not a directory") from error
         raise
     status = steps.status(child)
     if made or not place.durable.holds(path, status):

@@ -200,6 +200,11 @@ def status_of(name: str, at: int) -> os.stat_result:
     return os.stat(name, dir_fd=at, follow_symlinks=False)
 
 
+def takes_names(name: str, at: int) -> bool:
+    """Tell whether something may be made in this directory."""
+    return os.access(name, os.W_OK | os.X_OK, dir_fd=at)
+
+
 def status_at(path: str) -> os.stat_result:
     return os.stat(path)  # noqa: PTH116 (`os` is what tests stand in for)
 

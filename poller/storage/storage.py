@@ -118,7 +118,8 @@ class Storage:
     async def resume(self, path: str, identity: Identity) -> StoredFile | None:
         """Bring a pending fax to its end without a download, if an earlier run got so far.
 
-        Call `finish` when the row is stored. None: it has to be fetched, and nothing is in the way.
+        Call `finish` when the row is stored. None: it has to be fetched, nothing is in the way, and
+        its directory takes it, or can be made.
         """
         return await self._resumed(path, lambda at: recovery.resume(at, Identity(*identity)))
 
@@ -152,9 +153,13 @@ class Storage:
                 try:
                     at = self._open(path, make=False)
                 except FileNotFoundError:
+                    with marker.opened(self._config.directory) as root:
+                        place.require_takes_names(root, path)
                     return None
                 try:
                     stored = resume(at)
+                    if stored is None:
+                        place.require_takes_names(at.fd, at.names.base)
                 finally:
                     at.close()
                 if stored is not None:

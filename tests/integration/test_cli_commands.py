@@ -589,6 +589,20 @@ def test_check_online_beside_a_daemon_says_what_that_does_not_know_or_cannot_do(
     assert (code, out.splitlines()[-1][:20]) == (1, "nothing is fetched: ")
 
 
+def test_check_online_beside_a_daemon_names_users_whose_faxes_cannot_be_fetched(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(efax, "user-b")
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "takes_names", lambda *_: False)
+        assert run("once")[0] == 1
+    assert efax.downloads == {}
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert code == 1
+    assert out.splitlines()[-1] == "main/b: faxes cannot be fetched: see `poller status`"
+
+
 def test_service_that_hangs_is_not_called_well_by_what_looks_at_it_from_outside(
     run: Run, directory: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """Faxes of one user fail for long while all others go well: everything that says how it is says so."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from poller.problems import problems
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from poller.status import status
+from poller.storage import steps
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, parts, row, said
 
@@ -85,7 +87,7 @@ async def test_fax_that_fails_for_longer_is_named_with_its_user_and_its_error(
     error = (await row(site, fax)).last_error
     assert error is not None
     assert sentence.startswith(
-        "1 fax could not be fetched for longer than retry.alarm_after (main/user-a)."
+        "1 fax cannot be fetched, and the service keeps trying (main/user-a)."
     )
     assert error.rstrip(".") in sentence
     assert f"poller explain {fax.fax_id}" in sentence
@@ -153,4 +155,51 @@ async def test_faxes_of_a_removed_user_count_nowhere(
     await site.shop.ledger.sync_users([], clock.now())
     shown, sentences = await told(site, clock)
     assert shown["failing_faxes"] == []
-    assert not any("alarm_after" in sentence for sentence in sentences)
+    assert not any("cannot be fetched" in sentence for sentence in sentences)
+
+
+def _takes_nothing(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    """As a directory that another user owns: it can be read, and nothing can be made in it."""
+    monkeypatch.setattr(steps, "takes_names", lambda *_: False)
+
+
+def _is_a_file(_: pytest.MonkeyPatch, storage: Path) -> None:
+    for day in (storage / "main" / "user-a").glob("*/*/*"):
+        day.rmdir()
+        day.touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "is_there"), [(_takes_nothing, True), (_takes_nothing, False), (_is_a_file, True)]
+)
+async def test_directory_that_cannot_be_used_is_a_problem_at_once_and_no_image_is_asked_for(
+    site: Site, simulator: Simulator, clock: QuickClock, monitor: Monitor, events: list[Event],
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch, Path], None],
+    is_there: bool,
+) -> None:  # fmt: skip
+    fax, found = await listed(site, simulator)
+    storage = site.config.storage.directory
+    day = (storage / found.path).parent
+    if is_there:
+        day.mkdir(parents=True)
+    with monkeypatch.context() as spoiled:
+        spoil(spoiled, storage)
+        for _ in range(2):
+            assert await fetch(site, fax) is Outcome.FAILED
+        assert site.shop.gate.usable
+    assert simulator.downloads == {}
+    assert (await row(site, fax)).failures == 2
+
+    await monitor._look_for_failing()
+    assert said(events, "fetch-failed") == ["fetch-failed"]
+    shown, (sentence,) = await told(site, clock)
+    assert "1 fax cannot be fetched" in sentence
+    assert f"the directory {day.relative_to(storage)} in the storage cannot be used" in sentence
+    assert {show._state(one, set()) for one in shown["users"] if one["failing"]} == {"failing"}
+
+    if day.is_file():
+        day.unlink()
+    assert await fetch(site, fax) is Outcome.STORED
+    await monitor._look_for_failing()
+    assert said(events, "fetch-recovered") == ["fetch-recovered"]
+    assert (await told(site, clock))[1] == []
