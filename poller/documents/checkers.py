@@ -132,6 +132,15 @@ class Checkers:
         return checker
 
     def _new(self, by: float) -> Checker:
+        """Start one; where it ended early, once more, for somebody may have killed it."""
+        try:
+            return self._ready(by)
+        except StorageUnusable:
+            if self._closed or not _left_s(by):
+                raise
+            return self._ready(by)
+
+    def _ready(self, by: float) -> Checker:
         """Start one from a thread that lives on: the kernel ends it together with that thread."""
         try:
             starting = self._starter.submit(Checker)

@@ -338,6 +338,26 @@ def test_process_that_cannot_be_started_is_nobodys_fault_and_started_when_it_can
     assert check(checkers, SAMPLE) == Document("pdf", 1)
 
 
+def test_process_that_is_killed_while_it_starts_is_started_once_more(
+    checkers: Checkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Checker] = []
+    get_ready, program = Checker.get_ready, checker._PROGRAM
+
+    def killed(one: Checker, within_s: float) -> None:
+        started.append(one)
+        if len(started) == 1:
+            os.kill(one.pid, signal.SIGKILL)
+            monkeypatch.setattr(checker, "_PROGRAM", program)
+        get_ready(one, within_s)
+
+    monkeypatch.setattr(checker, "_PROGRAM", "import signal; signal.pause()")
+    monkeypatch.setattr(Checker, "get_ready", killed)
+    checkers.look()
+    assert len(started) == 2
+    assert checkers._idle == started[1:]
+
+
 def test_interpreter_that_was_replaced_or_is_out_of_reach_is_started_all_the_same(
     checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
