@@ -142,7 +142,7 @@ async def test_row_40_a_bit_that_was_flipped_on_the_way_is_found_and_the_fax_had
         await work.cycle()
         head = huge_pdf(1000).rstrip().removesuffix(b"%%EOF")
         fax = work.receive(document=head + b"\n" * (-len(head) % 3) + b"%%EOF\n")
-        harm = Harm(b"/faxes/" + fax.fax_id.encode(), times=1, flip_in=flipped)
+        harm = Harm(f"/{fax.fax_id}/image".encode(), times=1, flip_in=flipped)
         work.proxy.harms = [harm]
         await work.cycle()
         row = await work.row(fax)
