@@ -27,6 +27,8 @@ _SUMMARY_S = 300.0
 _SILENCE_S = 60.0
 _FAILING_S = 30.0
 _HEARTBEAT_ENDS_AFTER = timedelta(days=1)  # of a fax that fails
+_ACCOUNT_FAILURES = 2  # polls in a row, of each of its users
+_ACCOUNT_FAILS_AFTER = timedelta(minutes=2)
 _GAUGES_S = 15.0
 _PROOFS_S = 15.0
 _STUCK_S = 10.0
@@ -405,6 +407,11 @@ class Monitor:
             if account.is_suspended:
                 reason = account.client.suspension.reason
                 troubles.append(f"Account {account.account.name} is suspended: {reason}")
+            elif self._fails_altogether(account):
+                troubles.append(
+                    f"Every user's last polls in account {account.account.name} have failed: see "
+                    "poll-failed in the log."
+                )
         configured = {(u.app_id, u.user_id) for a in site.config.accounts for u in a.users}
         at_work = {(state.user.app_id, state.user.user_id) for state in site.states}
         if at_work != configured:
@@ -431,6 +438,19 @@ class Monitor:
         if not self.alive():
             troubles.append("The scheduler or the ledger has made no progress for two minutes.")
         return troubles
+
+    def _fails_altogether(self, account: AccountAtWork) -> bool:
+        """One user's trouble is that user's, and one bad minute is over soon."""
+        asked = [state for state in account.states.values() if not state.refusals]
+        newest = max(
+            (state.last_success_at for state in asked if state.last_success_at), default=None
+        )
+        is_long_ago = newest is None or self._clock.now() > newest + _ACCOUNT_FAILS_AFTER
+        return (
+            bool(asked)
+            and is_long_ago
+            and all(state.failed_polls >= _ACCOUNT_FAILURES for state in asked)
+        )
 
     def _all_polled(self) -> bool:
         """Whether each user's last poll succeeded: one who is refused or fails was not really polled."""

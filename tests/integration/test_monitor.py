@@ -548,6 +548,29 @@ async def test_heartbeat_stops_while_the_last_poll_of_a_user_failed(
         assert service.pings == 1
 
 
+async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_users_are_overdue(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+) -> None:
+    await all_polled(site, planner)
+    simulator.faults = faults("html-200@list=always")
+    clock.advance(timedelta(minutes=3))
+    for user in ("user-a", "user-a", "user-b"):
+        await poll(site, user)
+        planner.tick_at = clock.monotonic()
+        assert monitor.troubles() == []  # one bad poll, or one user's trouble
+    await poll(site, "user-b")
+    (trouble,) = monitor.troubles()
+    assert trouble.startswith("Every user's last polls in account main have failed")
+    assert (await overdue(site, monitor))["ready"] == "0.0"
+
+    parts(site)[1].refusals = 1  # that is the user's own
+    assert monitor.troubles() == [trouble]
+    parts(site)[1].refusals = 0
+    simulator.faults = faults()
+    await poll(site, "user-a")
+    assert monitor.troubles() == []
+
+
 async def test_heartbeat_stops_while_the_account_is_suspended(
     site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
