@@ -128,7 +128,10 @@ def _disk_low(storage: _Row) -> list[str]:
 def _suspended(row: _Row) -> str:
     reason = str(row.get("reason") or "eFax cannot be reached").rstrip(".")
     until = datetime.fromisoformat(str(row["suspended_until"])).strftime("%H:%M:%S UTC")
-    return f"Account {row['account']} is suspended: {reason}. It is asked again at {until}."
+    return (
+        f"Account {row['account']} is suspended: {reason}. It is asked again at {until}: see "
+        '"An account is suspended" in the README.'
+    )
 
 
 def _at_war(row: _Row) -> str:

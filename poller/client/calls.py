@@ -460,9 +460,9 @@ class Client:
 
     def trust(self) -> None:
         """Note that the account is well; this ends any suspension."""
-        failures = self.suspension.failures
+        failures, reason = self.suspension.failures, self.suspension.reason
         if self.suspension.succeeded():
-            self._observer.resumed(failures)
+            self._observer.resumed(failures, reason)
 
     def _answered(self, *, probe: bool, is_list: bool = False) -> None:
         """Count an answer; in a suspension only the probe's says that it is over."""

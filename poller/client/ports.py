@@ -43,8 +43,8 @@ class Observer(Protocol):
     def suspended(self, until: datetime, reason: str) -> None:
         """The account is suspended, or stays so after a probe."""
 
-    def resumed(self, failures: int) -> None:
-        """The account is well again after so many failures."""
+    def resumed(self, failures: int, reason: str) -> None:
+        """The account is well again after so many failures; `reason` is the last one."""
 
 
 class Unobserved:
@@ -59,7 +59,7 @@ class Unobserved:
     def token_war(self, count: int) -> None: ...
     def token_war_over(self, count: int) -> None: ...
     def suspended(self, until: datetime, reason: str) -> None: ...
-    def resumed(self, failures: int) -> None: ...
+    def resumed(self, failures: int, reason: str) -> None: ...
 
 
 class ImageSink(Protocol):

@@ -110,12 +110,12 @@ class Witness:
             )
         self._owner.on_suspended(until, reason)
 
-    def resumed(self, failures: int) -> None:
+    def resumed(self, failures: int, reason: str) -> None:
         self._suspended = False
         self._metrics.suspended(self._name, is_suspended=False)
         log.event(
             "account-resumed",
-            "eFax answers again; polling and fetching go on.",
+            f"The account works again; polling and fetching go on. It was suspended: {reason}",
             account=self._name,
             failures=failures,
         )

@@ -234,6 +234,9 @@ async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
     assert (resumed.suspended_until, resumed.reason, resumed.paused_since) == (None, None, None)
     assert resumed.paused_s > 1000
     assert (await samples(site))['poller_account_suspended{account="main"}'] == 0
+    (message,) = [event.message for event in events if event.action == "account-resumed"]
+    assert message.startswith("The account works again; polling and fetching go on. ")
+    assert str(suspended.reason) in message
     assert said(events, "account-suspended", "account-resumed") == [
         "account-suspended",
         "account-resumed",

@@ -116,7 +116,7 @@ class Watcher:
     def suspended(self, until: datetime, reason: str) -> None:
         self.events.append(("suspended", reason))
 
-    def resumed(self, failures: int) -> None:
+    def resumed(self, failures: int, _: str) -> None:
         self.events.append(("resumed", failures))
 
     def said(self, event: str) -> list[tuple[Any, ...]]:

@@ -151,7 +151,8 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
 
         simulator.outage(False)
         await probe(site, clock)
-        assert said(events, "account-resumed") == ["account-resumed"]
+        (resumed,) = [event for event in events if event.action == "account-resumed"]
+        assert "lists nothing that it listed before" in resumed.message
         found = (await poll(site, "user-b")).discovered
         assert [fax.fax_id for fax in found] == [lost.fax_id]
         assert await covered(site, "user-b") == clock.now()

@@ -422,7 +422,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             [],
             [
                 "Account main is suspended: the API key is refused. "
-                "It is asked again at 04:30:00 UTC."
+                "It is asked again at 04:30:00 UTC: "
+                'see "An account is suspended" in the README.'
             ],
             id="a-suspended-account-explains-its-users",
         ),
@@ -477,7 +478,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             [],
             [
                 "Account main is suspended: eFax cannot be reached. "
-                "It is asked again at 04:30:00 UTC."
+                "It is asked again at 04:30:00 UTC: "
+                'see "An account is suspended" in the README.'
             ],
             id="suspended-for-no-known-reason",
         ),
