@@ -15,7 +15,8 @@ from typing import Self
 from poller.window import Interval
 
 NEVER = Interval(datetime(1990, 1, 1, tzinfo=UTC), datetime(1990, 1, 1, 0, 0, 1, tzinfo=UTC))
-PROVE_EVERY_S = 60.0
+PROVE_EVERY_S = 15.0
+PROOFS_AT_MOST = 0.05  # of the requests that the account may send
 CANARIES = 3
 LONGEST_DOUBT = timedelta(hours=1)
 LATER_DOUBT = timedelta(minutes=5)  # where faxes were taken for deleted before, and stayed away
@@ -48,12 +49,13 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     return Verdict.LOST if found & {Finding.ABSENT, Finding.BROKEN} else Verdict.UNPROVED
 
 
-def is_proof_due(now_s: float, proved_s: float | None, *, is_missed: bool = False) -> bool:
-    """Tell whether a canary is to be asked for; `is_missed`: a fax known to be there is not listed.
+def is_proof_due(now_s: float, proved_s: float | None, requests_per_second: float) -> bool:
+    """Tell whether a canary is to be asked for, in an account with this limit.
 
-    What is empty waits for a proof that comes after it, so one proof serves all lists of a minute.
+    What is empty waits for a proof that comes after it, so one proof serves all lists of its time.
     """
-    return is_missed or proved_s is None or now_s - proved_s >= PROVE_EVERY_S
+    every_s = max(PROVE_EVERY_S, 1 / (PROOFS_AT_MOST * requests_per_second))
+    return proved_s is None or now_s - proved_s >= every_s
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _HEARTBEAT_ENDS_AFTER = timedelta(days=1)  # of a fax that fails
 _ACCOUNT_FAILURES = 2  # polls in a row, of each of its users
 _ACCOUNT_FAILS_AFTER = timedelta(minutes=2)
 _GAUGES_S = 15.0
-_PROOFS_S = 15.0
+_PROOFS_S = 5.0
 _STUCK_S = 10.0
 _PROBE_LOOK_S = 1.0
 _HEARTBEAT_TIMEOUT_S = 10.0

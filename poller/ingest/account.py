@@ -245,7 +245,7 @@ class AccountAtWork:
         return None
 
     def settle_in_time(self) -> bool:
-        """Have it proved where it has waited for a minute: the next poll may come in hours only.
+        """Have it proved where it has waited long enough: the next poll may come in hours only.
 
         True when that begins here; at the end of the account's work it is cut off.
         """

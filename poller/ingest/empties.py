@@ -110,16 +110,18 @@ class EmptyLists:
         self._waiting[state.id] = state
         last = state.last_received_at
         is_missed = last is not None and last != state.missed and _holds(covers, last)
-        if not self._canaries or is_proof_due(
-            self._clock.monotonic(), self._proved_s, is_missed=is_missed
-        ):
+        if not self._canaries or is_missed or self._is_due(self._proved_s):
             await self.settle()
             state.missed = last
 
     @property
     def is_proof_due(self) -> bool:
-        """Whether something waits for a proof, and the last one is a minute old."""
-        return bool(self._waiting) and is_proof_due(self._clock.monotonic(), self._proved_s)
+        """Whether something waits for a proof, and the last one is old enough."""
+        return bool(self._waiting) and self._is_due(self._proved_s)
+
+    def _is_due(self, asked_s: float | None) -> bool:
+        limits = self._client.account.limits
+        return is_proof_due(self._clock.monotonic(), asked_s, limits.requests_per_second)
 
     async def settle(self) -> None:
         """Prove what waits for it, with one canary for all; raises AccountSuspended."""
@@ -151,7 +153,7 @@ class EmptyLists:
         lists = await self._known()
         if (lists.shapes is not None and lists.tells_gone) or not self._canaries:
             return
-        if self._tried_to_learn or is_proof_due(self._clock.monotonic(), self._proved_s):
+        if self._tried_to_learn or self._is_due(self._proved_s):
             return
         async with self._lock:
             try:
@@ -178,7 +180,7 @@ class EmptyLists:
         if shape in ((await self._known()).shapes or ()):
             return
         now_s = self._clock.monotonic()
-        if not is_proof_due(now_s, self._refuted_s.get(shape)):
+        if not self._is_due(self._refuted_s.get(shape)):
             raise self._no_list(shape)
         is_proved = await self._judge() is Verdict.PROVED
         if not is_proved and not (await self._known()).shapes:

@@ -39,18 +39,19 @@ def test_one_known_fax_that_is_listed_proves_the_lists_of_an_account(
 
 
 @pytest.mark.parametrize(
-    ("proved_s", "is_missed", "due"),
+    ("proved_s", "requests_per_second", "due"),
     [
-        pytest.param(None, False, True, id="never-proved"),
-        pytest.param(100.0, False, False, id="a-minute-less-a-second-ago"),
-        pytest.param(99.0, False, True, id="a-minute-ago"),
-        pytest.param(159.0, True, True, id="a-fax-is-missed"),
+        pytest.param(None, 5.0, True, id="never-proved"),
+        pytest.param(986.0, 5.0, False, id="fourteen-seconds-ago"),
+        pytest.param(985.0, 5.0, True, id="fifteen-seconds-ago"),
+        pytest.param(801.0, 0.1, False, id="a-low-limit-just-before-twenty-requests"),
+        pytest.param(800.0, 0.1, True, id="a-low-limit-after-twenty-requests"),
     ],
 )
-def test_one_proof_serves_a_minute_unless_a_known_fax_is_missed(
-    proved_s: float | None, *, is_missed: bool, due: bool
+def test_one_proof_serves_all_lists_of_its_time_and_takes_a_twentieth_of_the_limit_at_most(
+    proved_s: float | None, requests_per_second: float, *, due: bool
 ) -> None:
-    assert is_proof_due(159.0, proved_s, is_missed=is_missed) is due
+    assert is_proof_due(1000.0, proved_s, requests_per_second) is due
 
 
 @pytest.mark.parametrize(
