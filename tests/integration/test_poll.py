@@ -104,7 +104,7 @@ async def test_second_poll_of_a_quiet_user_is_one_request_and_finds_nothing(
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=20))
     await poll(site)
     before = len(simulator.requests)
-    clock.advance(timedelta(seconds=30))
+    clock.advance(timedelta(seconds=10))
 
     outcome = await poll(site)
 
