@@ -23,13 +23,18 @@ from poller.log.output import LineOutput
 WITHIN_S = 60
 
 
+def kept_open(descriptor: int) -> TextIO:
+    """A stream that keeps its number for good: what is still queued must not meet another file."""
+    return os.fdopen(descriptor, "w", closefd=False)
+
+
 class Terminal:
     """A terminal on which nothing comes out until somebody reads."""
 
     def __init__(self) -> None:
         self._reading, writing = pty.openpty()
         tty.setraw(writing)
-        self.stream: TextIO = os.fdopen(writing, "w")
+        self.stream = kept_open(writing)
 
     def read_until(self, end: bytes) -> list[str]:
         shown = b""
@@ -39,7 +44,6 @@ class Terminal:
 
     def close(self) -> None:
         os.close(self._reading)  # ends a write that hangs
-        self.stream.close()
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ class Share:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = path
-        self.stream: TextIO = path.open("w")
+        self.stream = kept_open(os.open(path, os.O_WRONLY | os.O_CREAT))
         self.answers = threading.Event()
         self.errors: list[OSError] = []
         write = os.write
@@ -79,7 +83,6 @@ def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
     made = Share(tmp_path / "log", monkeypatch)
     yield made
     made.answers.set()
-    made.stream.close()
 
 
 def test_a_stopped_terminal_holds_nobody_up_and_shows_the_lines_in_order_later(
@@ -144,7 +147,10 @@ def test_a_line_of_the_queue_that_cannot_be_written_is_counted(share: Share) -> 
     assert (share.lines(), output.take_lost()) == (["kept"], 1)
 
 
-def test_a_line_is_in_a_file_when_it_has_been_written(tmp_path: Path) -> None:
+def test_a_line_is_in_a_file_when_it_has_been_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_S", WITHIN_S)
     with (tmp_path / "log").open("w") as stream:
         output = LineOutput(stream)
         for number in range(200):
