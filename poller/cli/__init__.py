@@ -139,9 +139,9 @@ def _run(arguments: "argparse.Namespace") -> int:
         case "simulate":
             import asyncio
 
-            from poller.simulator import cli as simulator
+            from poller.simulator import simulate
 
-            return asyncio.run(simulator.run(arguments))
+            return asyncio.run(simulate.run(arguments))
         case _:
             from poller.cli.demo import demo
 

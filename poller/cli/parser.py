@@ -114,7 +114,7 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_json(rebuild)
     simulate = _command(commands, "simulate", "the eFax API on loopback, to try with")
     if "simulate" in words:  # whose options take longer to load than the other commands to run
-        from poller.simulator.cli import add_arguments
+        from poller.simulator.simulate import add_arguments
 
         add_arguments(simulate)
     _command(commands, "demo", "a simulated eFax and the daemon in a temporary directory")

@@ -4,10 +4,10 @@ Every point of the API that nobody has published is a switch (`Switches`), every
 way a fault (`Faults`).
 """
 
+from .fake_efax import Seen
 from .faults import Fault, Faults
-from .server import Gate, Simulator
-from .service import Seen
+from .server import Hold, Simulator
 from .state import Fax
 from .switches import Switches
 
-__all__ = ["Fault", "Faults", "Fax", "Gate", "Seen", "Simulator", "Switches"]
+__all__ = ["Fault", "Faults", "Fax", "Hold", "Seen", "Simulator", "Switches"]

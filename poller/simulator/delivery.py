@@ -8,8 +8,8 @@ from http.client import responses
 
 from aiohttp import web
 
-from .answers import Answer
 from .faults import Faults
+from .replies import Reply
 from .switches import Switches
 
 # Broken answers are written to the socket by hand, because aiohttp rightly refuses to send them.
@@ -28,7 +28,7 @@ _UNWANTED = ""
 
 
 async def deliver(
-    request: web.Request, answer: Answer, effect: str | None, switches: Switches, faults: Faults
+    request: web.Request, answer: Reply, effect: str | None, switches: Switches, faults: Faults
 ) -> web.StreamResponse:
     """Send an answer; what stalls does so until the client or the simulator goes away."""
     _pack(request, answer, switches)
@@ -54,7 +54,7 @@ async def drop_unwanted_headers(_request: web.Request, response: web.StreamRespo
     response.headers.popall("Server", None)
 
 
-def _pack(request: web.Request, answer: Answer, switches: Switches) -> None:
+def _pack(request: web.Request, answer: Reply, switches: Switches) -> None:
     accepted = request.headers.get("Accept-Encoding", "")
     if switches.compression == "gzip" and "gzip" in accepted and answer.body:
         answer.body = gzip.compress(answer.body, compresslevel=1, mtime=0)
@@ -62,7 +62,7 @@ def _pack(request: web.Request, answer: Answer, switches: Switches) -> None:
 
 
 async def _send_whole(
-    request: web.Request, answer: Answer, switches: Switches
+    request: web.Request, answer: Reply, switches: Switches
 ) -> web.StreamResponse:
     headers = {name: value or _UNWANTED for name, value in answer.headers.items()}
     if switches.framing == "chunked" and answer.body:
@@ -77,7 +77,7 @@ async def _send_whole(
     return web.Response(status=answer.status, body=answer.body or None, headers=headers)
 
 
-async def _send_broken(request: web.Request, answer: Answer, effect: str, faults: Faults) -> None:
+async def _send_broken(request: web.Request, answer: Reply, effect: str, faults: Faults) -> None:
     frame = _FRAMES[effect]
     _write(request, _head(answer, frame))
     half = answer.body[: len(answer.body) // 2]
@@ -100,7 +100,7 @@ async def _for_ever() -> None:
     await asyncio.Event().wait()
 
 
-def _head(answer: Answer, frame: str) -> bytes:
+def _head(answer: Reply, frame: str) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, '')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items() if value is not None]
     if frame == "length":

@@ -8,17 +8,17 @@ from weakref import WeakSet
 
 from aiohttp import web
 
-from .answers import Answer
 from .delivery import deliver, drop_unwanted_headers
+from .fake_efax import Arrival, FakeEfax, Seen
 from .faults import CALLS, Fault, Stage
-from .service import Arrival, Seen, Service
+from .replies import Reply
 from .state import Fax
 
 _LARGEST_BODY = 128 << 20
 _SENDERS = ("13235551212", "14155550134", "12125550187", "+442079460958", "unavailable")
 
 
-class Gate:
+class Hold:
     """Holds answers back until it is opened; the calls themselves have been carried out by then."""
 
     def __init__(self, calls: frozenset[str], user: str | None) -> None:
@@ -61,7 +61,7 @@ class Gate:
         self.open()
 
 
-class Simulator(Service):
+class Simulator(FakeEfax):
     """eFax as an HTTP server on 127.0.0.1: `async with Simulator(...) as sim: … sim.base_url …`.
 
     Port 0 takes any free one; OSError when a given one is taken. `in_flight` and `most_in_flight`
@@ -72,7 +72,7 @@ class Simulator(Service):
         super().__init__(**settings)
         self.port = port
         self.in_flight = self.most_in_flight = 0
-        self._gates: list[Gate] = []
+        self._gates: list[Hold] = []
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._kept: socket.socket | None = None  # the port, while nobody listens there
@@ -129,11 +129,11 @@ class Simulator(Service):
             self._let_go()
             await self._listen()
 
-    def hold(self, *calls: str, user: str | None = None) -> Gate:
+    def hold(self, *calls: str, user: str | None = None) -> Hold:
         """Hold the answers to these calls (all when none is named) until the gate is opened."""
         if unknown := set(calls) - set(CALLS):
             raise ValueError(f"there is no call {min(unknown)!r}")
-        gate = Gate(frozenset(calls), user)
+        gate = Hold(frozenset(calls), user)
         self._gates = [*(old for old in self._gates if not old.is_open), gate]
         return gate
 
@@ -194,7 +194,7 @@ class Simulator(Service):
             await gate.hold()
 
     async def _deliver(
-        self, request: web.Request, seen: Seen, answer: Answer, fault: Fault | None
+        self, request: web.Request, seen: Seen, answer: Reply, fault: Fault | None
     ) -> web.StreamResponse:
         effect = fault.effect if fault and fault.stage is Stage.DELIVERY else None
         if effect not in ("reset", "stall"):

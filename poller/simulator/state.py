@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import documents
-from .documents import Format, Letter
+from . import drawing
+from .drawing import Format, Letter
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -54,13 +54,13 @@ class Fax:
         if fmt in self.documents:
             plain = self.documents[fmt]
         else:
-            tiff, pdf = documents.template(self.pages)
+            tiff, pdf = drawing.template(self.pages)
             plain = tiff if fmt == "tiff" else pdf
-        return documents.stamp(plain, self._mark(variant))
+        return drawing.stamp(plain, self._mark(variant))
 
     def _draw(self) -> None:
         letter = Letter(self.originating, self.destination, self.fax_id, self.completed, self.pages)
-        tiff, pdf = documents.documents(letter)
+        tiff, pdf = drawing.documents(letter)
         self.documents = {"tiff": tiff, "pdf": pdf}
 
     def _mark(self, variant: int) -> str:
@@ -128,7 +128,7 @@ class App:
 
 
 @dataclass
-class Bucket:
+class RateLimit:
     """A token bucket; starts full. Time is monotonic seconds."""
 
     rate: float

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from poller.simulator import Simulator
-from poller.simulator.answers import listed_fax
+from poller.simulator.replies import listed_fax
 from poller.simulator.state import Fax
 from tests.crash.checker import tree_problems
 

@@ -30,7 +30,7 @@ from poller.errors import ApiError, BadAnswer
 from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
 from poller.retry import RETRY_AFTER_MAX_S, parse_retry_after
-from poller.simulator.documents import template
+from poller.simulator.drawing import template
 from tests.integration.produced import by_pikepdf, by_pillow
 
 EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"

@@ -19,7 +19,7 @@ from poller.efax import ImageDecoder
 from poller.errors import BadAnswer
 from poller.ledger import State
 from poller.simulator import Simulator
-from poller.simulator.documents import Format, template
+from poller.simulator.drawing import Format, template
 from tests.acceptance.installation import Installation, arrived, assert_stored, populated
 from tests.conftest import Event
 from tests.faults.network import bench

@@ -16,7 +16,7 @@ from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow
-from poller.simulator import Fault, Faults, Simulator, Switches, listing, service
+from poller.simulator import Fault, Faults, Simulator, Switches, fake_efax, selection
 from poller.simulator.query import Window
 from poller.simulator.state import Fax
 from poller.storage.marker import MARKER
@@ -72,9 +72,9 @@ def refuse_windows(monkeypatch: pytest.MonkeyPatch, status: int, older_than: tim
 
     def check(_: Switches, window: Window, now: datetime) -> None:
         if window.start is not None and now - window.start > older_than:
-            raise service.RefusedError(status, "no such resource")
+            raise fake_efax.RefusedError(status, "no such resource")
 
-    monkeypatch.setattr(listing, "check_window", check)
+    monkeypatch.setattr(selection, "check_window", check)
 
 
 def calls(simulator: Simulator, call: str, user: str | None = None) -> int:

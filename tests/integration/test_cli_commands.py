@@ -1142,7 +1142,7 @@ def test_bug_in_a_command_is_one_sentence_that_shows_where_and_nothing_private(
         raise ValueError(f"key {KEY}\nfrom {NUMBER}")
 
     log.register_secret(KEY)
-    for place in ("cli.setup.load_as_owner", "simulator.cli.run", "cli.demo.demo"):
+    for place in ("cli.setup.load_as_owner", "simulator.simulate.run", "cli.demo.demo"):
         monkeypatch.setattr(f"poller.{place}", boom)
     code, out, err = run(command, *WORDS[command])
     assert (code, out, err.count("\n")) == (1, "", 1)

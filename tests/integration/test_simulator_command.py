@@ -9,13 +9,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from poller.errors import CannotStart
-from poller.simulator import Simulator, Switches, cli
+from poller.simulator import Simulator, Switches, simulate
 from poller.simulator.faults import EFFECTS
 
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="poller simulate")
-    cli.add_arguments(parser)
+    simulate.add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -55,7 +55,7 @@ async def test_it_prints_a_configuration_and_a_line_for_each_arrival(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--apps=2", "--users=3", "--rate=5", "--arrivals-per-minute=60000"]
-    assert await cli.run(parsed(*words, "--burst=12", "--duration=0.05")) == 0
+    assert await simulate.run(parsed(*words, "--burst=12", "--duration=0.05")) == 0
     out, err = capsys.readouterr()
     config = YAML(typ="safe").load(out)
     assert list(config["accounts"]) == ["simulated-app-1", "simulated-app-2"]
@@ -71,7 +71,7 @@ async def test_it_prints_a_configuration_and_a_line_for_each_arrival(
 async def test_without_a_rate_the_configuration_has_no_limits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert await cli.run(parsed("--arrivals-per-minute=0", "--duration=0.01")) == 0
+    assert await simulate.run(parsed("--arrivals-per-minute=0", "--duration=0.01")) == 0
     out, err = capsys.readouterr()
     assert "limits" not in YAML(typ="safe").load(out)["accounts"]["simulated-app-1"]
     assert err == ""
@@ -81,7 +81,7 @@ async def test_without_a_rate_the_configuration_has_no_limits(
 async def test_a_signal_ends_it_with_0(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    running = asyncio.create_task(cli.run(parsed("--arrivals-per-minute=0")))
+    running = asyncio.create_task(simulate.run(parsed("--arrivals-per-minute=0")))
     while not capsys.readouterr().out:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0)
@@ -92,13 +92,13 @@ async def test_a_signal_ends_it_with_0(
 async def test_a_port_that_is_taken_is_one_sentence_and_exit_73() -> None:
     async with Simulator() as other:
         with pytest.raises(CannotStart, match="it is taken") as refused:
-            await cli.run(parsed(f"--port={other.port}"))
+            await simulate.run(parsed(f"--port={other.port}"))
     assert refused.value.exit_code == 73
 
 
 def test_a_backlog_lies_in_the_last_day_and_is_spread_over_users() -> None:
     simulator = Simulator()
-    keys = cli.populate(simulator, apps=2, users=3, backlog=50)
+    keys = simulate.populate(simulator, apps=2, users=3, backlog=50)
     now = simulator.now()
     faxes = simulator.faxes()
     assert len(faxes) == 50

@@ -28,9 +28,9 @@ from poller.client import transport
 from poller.efax import Call, Request
 from poller.errors import LedgerUnavailable, PollerError
 from poller.ledger.writer import Writer
-from poller.simulator.answers import Answer
+from poller.simulator.fake_efax import Arrival, FakeEfax, Seen
 from poller.simulator.faults import Stage
-from poller.simulator.service import Arrival, Seen, Service
+from poller.simulator.replies import Reply
 from poller.simulator.state import App, Fax
 from poller.storage import steps
 from tests.conftest import NOON
@@ -109,7 +109,7 @@ class Death:
         self.countdown, self.dead, self.noticed = None, False, asyncio.Event()
 
 
-class Efax(Service):
+class Efax(FakeEfax):
     """The simulator's own answers, and a memory of every fax that there ever was."""
 
     def __init__(self, clocks: Clocks) -> None:
@@ -149,7 +149,7 @@ class World:
 
     # -- what the answers say ---------------------------------------------------------------------
 
-    def answer(self, request: Request) -> tuple[Answer, str | None]:
+    def answer(self, request: Request) -> tuple[Reply, str | None]:
         """Let eFax answer; gives what breaks on the way, too."""
         if self.death.dead:
             raise Crash
@@ -174,7 +174,7 @@ class World:
         owners = [app for app, user in self.efax.users() if user == seen.user]
         return seen.app_id or (owners[0] if owners else "")
 
-    def _remember(self, request: Request, seen: Seen, answer: Answer, *, whole: bool) -> None:
+    def _remember(self, request: Request, seen: Seen, answer: Reply, *, whole: bool) -> None:
         try:
             body = json.loads(answer.body.decode())  # a byte order mark is no JSON
         except ValueError:
@@ -197,7 +197,7 @@ class World:
             if isinstance(listed.get("fax_id"), str) and listed["fax_id"]:
                 self.listed.add((str(seen.app_id), str(seen.user), listed["fax_id"]))
 
-    def _spoil_date(self, answer: Answer) -> None:
+    def _spoil_date(self, answer: Reply) -> None:
         wrong = self.dates.pop(0) if self.dates else None
         if wrong is None or self._wrong_dates == _MOST_WRONG_DATES:
             self._wrong_dates = 0
@@ -245,7 +245,7 @@ class _Content:
 
 
 class _Response:
-    def __init__(self, answer: Answer, effect: str | None, hang: Callable[[], Awaitable[None]]):
+    def __init__(self, answer: Reply, effect: str | None, hang: Callable[[], Awaitable[None]]):
         self.status = answer.status
         headers = {name: value for name, value in answer.headers.items() if value is not None}
         self.headers = CIMultiDict(headers)

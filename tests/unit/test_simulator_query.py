@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from poller.simulator import Switches, answers, listing, query
+from poller.simulator import Switches, query, replies, selection
 from poller.simulator.query import Filters, MalformedError, Paging, Window
-from poller.simulator.state import Bucket, Fax, Mailbox
+from poller.simulator.state import Fax, Mailbox, RateLimit
 
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
 
@@ -173,18 +173,18 @@ WIDE = Window(NOON - timedelta(minutes=30), NOON - timedelta(minutes=10))
 )
 def test_bounds_are_inclusive_or_exclusive(switches: Switches, expected: list[str]) -> None:
     box = mailbox(10, 20, 30, 9, 31)
-    assert ids(listing.matching(switches, box, WIDE, Filters(), NOON)) == expected
+    assert ids(selection.matching(switches, box, WIDE, Filters(), NOON)) == expected
 
 
 def test_a_fax_is_listed_from_when_it_is_visible() -> None:
     box = mailbox(10, late=timedelta(minutes=10, seconds=1))
-    assert not listing.matching(Switches(), box, Window(), Filters(), NOON)
-    assert listing.matching(Switches(), box, Window(), Filters(), NOON + timedelta(seconds=1))
+    assert not selection.matching(Switches(), box, Window(), Filters(), NOON)
+    assert selection.matching(Switches(), box, Window(), Filters(), NOON + timedelta(seconds=1))
 
 
 def test_a_list_without_minimum_reaches_back_as_far_as_the_switch_says() -> None:
     switches = Switches(default_window_s=3600.0)
-    found = listing.matching(switches, mailbox(59, 61), Window(), Filters(), NOON)
+    found = selection.matching(switches, mailbox(59, 61), Window(), Filters(), NOON)
     assert ids(found) == ["f1"]
 
 
@@ -204,7 +204,7 @@ def test_a_list_without_minimum_reaches_back_as_far_as_the_switch_says() -> None
 )
 def test_filters_narrow_a_list(filters: Filters, found: bool) -> None:
     box = mailbox(1, pages=2)
-    assert bool(listing.matching(Switches(), box, Window(), filters, NOON)) is found
+    assert bool(selection.matching(Switches(), box, Window(), filters, NOON)) is found
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_filters_narrow_a_list(filters: Filters, found: bool) -> None:
 def test_long_and_old_windows_are_refused(switches: Switches, start_s: int, refused: bool) -> None:
     window = Window(NOON - timedelta(seconds=start_s), None)
     if not refused:
-        listing.check_window(switches, window, NOON)
+        selection.check_window(switches, window, NOON)
         return
     with pytest.raises(MalformedError):
-        listing.check_window(switches, window, NOON)
+        selection.check_window(switches, window, NOON)
 
 
 @pytest.mark.parametrize("start", [None, NOON - timedelta(hours=1)])
@@ -231,25 +231,25 @@ def test_a_window_that_ends_in_the_future_is_refused_where_the_switch_says_so(
     start: datetime | None,
 ) -> None:
     refusing, ahead = Switches(future_window="refused"), NOON + timedelta(milliseconds=1)
-    listing.check_window(refusing, Window(start, NOON), NOON)
-    listing.check_window(Switches(), Window(start, ahead), NOON)
+    selection.check_window(refusing, Window(start, NOON), NOON)
+    selection.check_window(Switches(), Window(start, ahead), NOON)
     with pytest.raises(MalformedError):
-        listing.check_window(refusing, Window(start, ahead), NOON)
+        selection.check_window(refusing, Window(start, ahead), NOON)
 
 
 def test_a_window_without_minimum_is_never_too_long() -> None:
-    listing.check_window(Switches(longest_window_s=1.0), Window(None, NOON), NOON)
+    selection.check_window(Switches(longest_window_s=1.0), Window(None, NOON), NOON)
 
 
 def test_order_oldest_is_the_reverse() -> None:
     faxes = mailbox(1, 2).faxes
-    assert listing.ordered(Switches(order="oldest"), faxes, random.Random(1)) == faxes[::-1]
+    assert selection.ordered(Switches(order="oldest"), faxes, random.Random(1)) == faxes[::-1]
 
 
 def test_unstable_order_moves_only_faxes_of_the_same_second() -> None:
     newest_first = mailbox(*[9] * 20, *[5] * 20).faxes[::-1]
     rng = random.Random(1)
-    orders = [listing.ordered(Switches(order="unstable"), newest_first, rng) for _ in range(2)]
+    orders = [selection.ordered(Switches(order="unstable"), newest_first, rng) for _ in range(2)]
     assert orders[0] != orders[1]
     for order in orders:
         assert sorted(ids(order)) == sorted(ids(newest_first))
@@ -270,7 +270,7 @@ def test_unstable_order_moves_only_faxes_of_the_same_second() -> None:
     ],
 )
 def test_a_page_is_cut_out(switches: Switches, paging: Paging, expected: tuple[int, int]) -> None:
-    page, offset = listing.page_of(switches, mailbox(1, 2, 3, 4, 5).faxes, paging)
+    page, offset = selection.page_of(switches, mailbox(1, 2, 3, 4, 5).faxes, paging)
     assert (len(page), offset) == expected
 
 
@@ -289,11 +289,11 @@ def test_a_page_is_cut_out(switches: Switches, paging: Paging, expected: tuple[i
 def test_timestamps_are_spelled_as_the_switch_says(spelling: str, expected: str) -> None:
     instant = datetime(2024, 5, 21, 4, 27, 56, 789_000, tzinfo=UTC)
     switches = Switches.parse([f"timestamp={spelling}"])
-    assert answers.timestamp(switches, instant) == expected
+    assert replies.timestamp(switches, instant) == expected
 
 
 def test_the_bucket_lets_a_burst_through_and_then_the_rate() -> None:
-    bucket = Bucket(rate=2.0, burst=3.0, level=3.0, at=0.0)
+    bucket = RateLimit(rate=2.0, burst=3.0, level=3.0, at=0.0)
     assert [bucket.take(0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
     assert bucket.take(0.49) == pytest.approx(0.01)
     assert bucket.take(0.5) == 0.0

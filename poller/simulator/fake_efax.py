@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import answers, listing, query
-from .answers import Answer
-from .documents import Format
+from . import query, replies, selection
+from .drawing import Format
 from .faults import NOTHING, Chooser, Fault, Faults, Stage, Target
 from .query import MalformedError
-from .state import App, Bucket, Fax, Mailbox, is_uuid, whole_milliseconds
+from .replies import Reply
+from .state import App, Fax, Mailbox, RateLimit, is_uuid, whole_milliseconds
 from .switches import Switches
 
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie"})
@@ -70,7 +70,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-class Service:
+class FakeEfax:
     """What eFax knows and how it answers; deterministic by `seed` and the two clocks.
 
     `rate` (requests a second, with `burst`) makes each App ID's token bucket answer 429; `/health`
@@ -100,7 +100,7 @@ class Service:
         self.sign_ins: Counter[str] = Counter()
         self.refused_429 = 0
         self._chooser = Chooser(faults or Faults(), self.random)
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, RateLimit] = {}
         self._owners: dict[str, App] = {}
         self._faxes = 0
 
@@ -208,7 +208,7 @@ class Service:
         self.requests.append(seen)
         return seen
 
-    def answer(self, seen: Seen, arrival: Arrival) -> tuple[Answer, Fault | None]:
+    def answer(self, seen: Seen, arrival: Arrival) -> tuple[Reply, Fault | None]:
         """Carry a request out and give its answer, and the fault that strikes it, if any."""
         wait_s = 0.0 if self.faults.outage else self._limit(seen)
         if wait_s > 0:
@@ -239,14 +239,14 @@ class Service:
             )
         )
 
-    def _carried_out(self, seen: Seen, arrival: Arrival, fault: Fault | None) -> Answer:
+    def _carried_out(self, seen: Seen, arrival: Arrival, fault: Fault | None) -> Reply:
         try:
             return self._call(seen, arrival, fault)
         except MalformedError as wrong:
             status, message, element = 400, str(wrong), wrong.element
         except RefusedError as refused:
             status, message, element = refused.status, str(refused), ""
-        return answers.error_answer(
+        return replies.error_reply(
             self.switches,
             status,
             message,
@@ -254,9 +254,9 @@ class Service:
             transaction_id=arrival.transaction_id,
         )
 
-    def _call(self, seen: Seen, arrival: Arrival, fault: Fault | None) -> Answer:
+    def _call(self, seen: Seen, arrival: Arrival, fault: Fault | None) -> Reply:
         if seen.call == "health":
-            return answers.json_answer(self.switches, {"status": "UP"})
+            return replies.json_reply(self.switches, {"status": "UP"})
         if seen.call == "token":
             return self._sign_in(arrival)
         if seen.call is None:
@@ -269,7 +269,7 @@ class Service:
 
     # The calls
 
-    def _sign_in(self, arrival: Arrival) -> Answer:
+    def _sign_in(self, arrival: Arrival) -> Reply:
         if _media_type(arrival) != "application/x-www-form-urlencoded":
             raise MalformedError("Content-Type", "application/x-www-form-urlencoded is needed")
         if arrival.body != _TOKEN_BODY:
@@ -279,7 +279,7 @@ class Service:
         if app is None or credentials is None or app.api_key != credentials[1]:
             refusal = {"error": "invalid_client", "error_description": "Bad client credentials"}
             status = int(self.switches.sign_in_refusal)
-            return answers.json_answer(self.switches, refusal, status)
+            return replies.json_reply(self.switches, refusal, status)
         self.sign_ins[app.app_id] += 1
         body = {
             "access_token": self._issue(app),
@@ -288,28 +288,28 @@ class Service:
             "scope": "fax",
             "jti": self._uuid(),
         }
-        return answers.json_answer(self.switches, body)
+        return replies.json_reply(self.switches, body)
 
-    def _list(self, mailbox: Mailbox, arrival: Arrival) -> Answer:
+    def _list(self, mailbox: Mailbox, arrival: Arrival) -> Reply:
         _, raw_query = query.split_target(arrival.target)
         window, faxes = self._listed(mailbox, raw_query)
-        listing.check_window(self.switches, window, self._said_now())
+        selection.check_window(self.switches, window, self._said_now())
         refuse = self.switches.limit_above_100 == "refuse"
         paging = query.parse_paging(arrival.headers, refuse_above_100=refuse)
-        in_order = listing.ordered(self.switches, faxes, self.random)
-        page, offset = listing.page_of(self.switches, in_order, paging)
+        in_order = selection.ordered(self.switches, faxes, self.random)
+        page, offset = selection.page_of(self.switches, in_order, paging)
         how = self._letters(self.switches.list_fax_id)
         spelled = [_spelled(fax, how) for fax in page]
-        return answers.json_answer(self.switches, answers.list_body(self.switches, spelled, offset))
+        return replies.json_reply(self.switches, replies.list_body(self.switches, spelled, offset))
 
     def _listed(self, mailbox: Mailbox, raw_query: str) -> tuple[query.Window, list[Fax]]:
         values = self._query(raw_query, query.LIST_PARAMETERS)
         window, filters = query.parse_window(values), query.parse_filters(values)
-        return window, listing.matching(self.switches, mailbox, window, filters, self.now())
+        return window, selection.matching(self.switches, mailbox, window, filters, self.now())
 
     def _one_fax(
         self, seen: Seen, mailbox: Mailbox, arrival: Arrival, trouble: str | None
-    ) -> Answer:
+    ) -> Reply:
         _, raw_query = query.split_target(arrival.target)
         allowed = _IMAGE_PARAMETERS if seen.call == "image" else _NO_PARAMETERS
         values = self._query(raw_query, allowed)
@@ -320,12 +320,12 @@ class Service:
             return self._image(fax, values.get("desired_format", "PDF"), trouble)
         if seen.call == "delete":
             mailbox.remove(fax)
-            return Answer(204)
+            return Reply(204)
         if seen.call == "mark":
             fax.image_downloaded = _wanted_mark(arrival)
-        return answers.json_answer(self.switches, answers.metadata_body(self.switches, fax))
+        return replies.json_reply(self.switches, replies.metadata_body(self.switches, fax))
 
-    def _image(self, fax: Fax, wanted: str, trouble: str | None) -> Answer:
+    def _image(self, fax: Fax, wanted: str, trouble: str | None) -> Reply:
         formats: dict[str, Format] = {"PDF": "pdf", "TIFF": "tiff"}
         if wanted not in formats:
             raise MalformedError("desired_format", "PDF or TIFF")
@@ -338,7 +338,7 @@ class Service:
         document = self.image_bytes(fax, fmt)
         self.served.setdefault(fax, []).append(hashlib.sha256(document).hexdigest())
         spelled = _spelled(fax, self._letters(self.switches.image_fax_id))
-        return answers.image_answer(self.switches, spelled, document, fmt, trouble)
+        return replies.image_reply(self.switches, spelled, document, fmt, trouble)
 
     def _letters(self, how: str) -> str:
         return self.random.choice(("lower", "upper")) if how == "mixed" else how
@@ -380,27 +380,27 @@ class Service:
     def _limit(self, seen: Seen) -> float:
         if self.rate is None or seen.app_id is None:
             return 0.0
-        fresh = Bucket(self.rate, self.burst, level=self.burst, at=seen.at_s)
+        fresh = RateLimit(self.rate, self.burst, level=self.burst, at=seen.at_s)
         return self._buckets.setdefault(seen.app_id, fresh).take(seen.at_s)
 
-    def _too_many(self, seen: Seen, arrival: Arrival, wait_s: float) -> Answer:
+    def _too_many(self, seen: Seen, arrival: Arrival, wait_s: float) -> Reply:
         answer = self._error(429, arrival)
-        after = answers.retry_after(self.switches, int(wait_s) + 1, seen.at)
+        after = replies.retry_after(self.switches, int(wait_s) + 1, seen.at)
         answer.headers["Retry-After"] = after
         return answer
 
     # Faults
 
-    def _instead(self, fault: Fault, arrival: Arrival) -> Answer:
+    def _instead(self, fault: Fault, arrival: Arrival) -> Reply:
         if fault.effect == "html-502":
-            return answers.html_answer(502, "502 Bad Gateway")
+            return replies.html_reply(502, "502 Bad Gateway")
         if fault.effect == "html-200":
-            return answers.html_answer(200, "Welcome")
+            return replies.html_reply(200, "Welcome")
         if fault.effect in NOTHING:
-            return Answer(200, NOTHING[fault.effect].encode(), {"Content-Type": "application/json"})
+            return Reply(200, NOTHING[fault.effect].encode(), {"Content-Type": "application/json"})
         if fault.effect == "redirect":
             location = self.faults.redirect_to.rstrip("/") + arrival.target
-            return Answer(307, headers={"Location": location})
+            return Reply(307, headers={"Location": location})
         if fault.effect == "errors-200":
             answer = self._error(500, arrival)
             answer.status = 200
@@ -409,8 +409,8 @@ class Service:
         answer.headers["Retry-After"] = fault.retry_after
         return answer
 
-    def _error(self, status: int, arrival: Arrival) -> Answer:
-        return answers.error_answer(
+    def _error(self, status: int, arrival: Arrival) -> Reply:
+        return replies.error_reply(
             self.switches, status, f"status {status}", transaction_id=arrival.transaction_id
         )
 
@@ -443,11 +443,11 @@ class Service:
         read = faxes[:offset]
         self.delete(next((fax for fax in read if fax.image_downloaded), newest))
 
-    def _dated(self, answer: Answer) -> Answer:
+    def _dated(self, answer: Reply) -> Reply:
         """Put the server's own time into the answer, as far as the switches let it."""
         answer.headers.setdefault("Content-Type", None)
         missing = self.switches.date_header == "missing"
-        answer.headers["Date"] = None if missing else answers.http_date(self._said_now())
+        answer.headers["Date"] = None if missing else replies.http_date(self._said_now())
         return answer
 
     def _said_now(self) -> datetime:
@@ -514,7 +514,7 @@ def _wanted_mark(arrival: Arrival) -> bool:
     return wanted
 
 
-def _spoil(answer: Answer, effect: str) -> None:
+def _spoil(answer: Reply, effect: str) -> None:
     if effect == "bad-json":
         answer.body = answer.body[:-1]
     elif effect == "bom":

@@ -9,8 +9,8 @@ import pikepdf
 import pytest
 from PIL import Image
 
-from poller.simulator import documents
-from poller.simulator.documents import Letter
+from poller.simulator import drawing
+from poller.simulator.drawing import Letter
 from poller.simulator.state import Fax
 
 COMPLETED = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -30,7 +30,7 @@ def frames_of(image: Image.Image) -> int:
 
 @pytest.mark.parametrize("pages", [1, 3])
 def test_the_tiff_is_group_4_in_fine_resolution_with_every_page(pages: int) -> None:
-    tiff, _ = documents.documents(letter(pages))
+    tiff, _ = drawing.documents(letter(pages))
     with Image.open(io.BytesIO(tiff)) as image:
         assert frames_of(image) == pages
         for frame in range(pages):
@@ -43,7 +43,7 @@ def test_the_tiff_is_group_4_in_fine_resolution_with_every_page(pages: int) -> N
 
 @pytest.mark.parametrize("pages", [1, 3])
 def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
-    tiff, pdf = documents.documents(letter(pages))
+    tiff, pdf = drawing.documents(letter(pages))
     assert pdf.rstrip().endswith(b"%%EOF")
     with pikepdf.open(io.BytesIO(pdf), attempt_recovery=False) as opened:
         assert len(opened.pages) == pages
@@ -57,24 +57,24 @@ def test_the_pdf_holds_the_same_group_4_data_and_is_whole(pages: int) -> None:
 
 
 def test_pages_show_dark_text_on_mostly_white_paper() -> None:
-    for page in documents.render(letter(4)):
+    for page in drawing.render(letter(4)):
         black = page.histogram()[0] / (1728 * 2200)
         assert 0.01 < black < 0.15
 
 
 def test_every_page_differs_and_so_does_every_fax() -> None:
-    pages = [page.tobytes() for one in ("f-1", "f-2") for page in documents.render(letter(4, one))]
+    pages = [page.tobytes() for one in ("f-1", "f-2") for page in drawing.render(letter(4, one))]
     assert len(set(pages)) == 8
 
 
 def test_an_odd_fax_id_can_be_drawn() -> None:
-    assert documents.render(letter(fax_id="\ud800\0é/" + "x" * 300))
+    assert drawing.render(letter(fax_id="\ud800\0é/" + "x" * 300))
 
 
 @pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("fmt", ["pdf", "tiff"])
 def test_bytes_of_a_fax_are_its_own_and_always_the_same(
-    fmt: documents.Format, distinct: bool
+    fmt: drawing.Format, distinct: bool
 ) -> None:
     ours, again, other, other_user = (
         fax(distinct=distinct).document(fmt),
@@ -89,11 +89,11 @@ def test_bytes_of_a_fax_are_its_own_and_always_the_same(
 def test_the_same_tiff_gives_the_same_pdf_whenever_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tiff, pdf = documents.template(1)
+    tiff, pdf = drawing.template(1)
     convert = img2pdf.convert
     later = re.compile(rb"(?<=<)[0-9a-f]{32}(?=>)")
     monkeypatch.setattr(img2pdf, "convert", lambda *a, **k: later.sub(b"f" * 32, convert(*a, **k)))
-    assert documents.encode_pdf(tiff) == pdf
+    assert drawing.encode_pdf(tiff) == pdf
     assert b"f" * 32 not in pdf
 
 
@@ -117,4 +117,4 @@ def test_a_variant_of_a_pdf_has_other_bytes_of_the_same_length() -> None:
 
 def test_a_mark_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="64 characters"):
-        documents.stamp(b"", "short")
+        drawing.stamp(b"", "short")

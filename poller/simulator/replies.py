@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
-from .documents import Format
+from .drawing import Format
 from .state import Fax
 from .switches import Switches
 
@@ -33,7 +33,7 @@ PROXY_PAGE = (
 
 
 @dataclass
-class Answer:
+class Reply:
     """One answer before it is sent. A header that is None is not to be sent at all."""
 
     status: int
@@ -41,25 +41,25 @@ class Answer:
     headers: dict[str, str | None] = field(default_factory=dict)
 
 
-def json_answer(switches: Switches, value: Any, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(value).encode(), _type_header(switches))
+def json_reply(switches: Switches, value: Any, status: int = 200) -> Reply:
+    return Reply(status, json.dumps(value).encode(), _type_header(switches))
 
 
-def html_answer(status: int, title: str) -> Answer:
-    return Answer(status, PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
+def html_reply(status: int, title: str) -> Reply:
+    return Reply(status, PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
 
 
-def error_answer(
+def error_reply(
     switches: Switches, status: int, message: str, *, element: str = "", transaction_id: str = ""
-) -> Answer:
+) -> Reply:
     """Give an error in the shape that `error_body` says; the transaction id comes back."""
     code = _ERROR_CODES.get(status, f"ERROR_{status}")
     if switches.error_body == "empty":
-        return Answer(status)
+        return Reply(status)
     if switches.error_body == "bare":
-        return json_answer(switches, {"message": message}, status)
+        return json_reply(switches, {"message": message}, status)
     if switches.error_body == "partial":
-        return json_answer(switches, {"errors": [{"error_code": code}]}, status)
+        return json_reply(switches, {"errors": [{"error_code": code}]}, status)
     one = {
         "error_code": code,
         "element_name": element,
@@ -67,7 +67,7 @@ def error_answer(
         "user_message": message,
         "more_info": "",
     }
-    return json_answer(switches, {"errors": [one], "transaction_id": transaction_id}, status)
+    return json_reply(switches, {"errors": [one], "transaction_id": transaction_id}, status)
 
 
 def retry_after(switches: Switches, seconds: int, now: datetime) -> str | None:
@@ -143,9 +143,9 @@ def timestamp(switches: Switches, instant: datetime) -> str:
     return stem + fraction + switches.timestamp.removeprefix("none")
 
 
-def image_answer(
+def image_reply(
     switches: Switches, fax: Fax, document: bytes, asked: Format, trouble: str | None
-) -> Answer:
+) -> Reply:
     """Give the JSON around a document; `trouble` is a fault of stage DOCUMENT."""
     document, spelled = _troubled(document, switches, trouble)
     fields = {
@@ -160,7 +160,7 @@ def image_answer(
     parts = [f'"{name}": {text}' for name, text in _ordered(switches, fields)]
     if trouble == "duplicate-image":
         parts.append(f'"image": {spelled}')
-    return Answer(200, ("{" + ", ".join(parts) + "}").encode(), _type_header(switches))
+    return Reply(200, ("{" + ", ".join(parts) + "}").encode(), _type_header(switches))
 
 
 def _troubled(document: bytes, switches: Switches, trouble: str | None) -> tuple[bytes, str]:
