@@ -25,7 +25,7 @@ SHELL = [
     "ledger",
     "rebuild",
     "status",
-    "verdict",
+    "runtime_report",
     "problems",
     "log",
     "metrics",

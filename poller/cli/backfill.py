@@ -21,7 +21,7 @@ from poller.cli.console import say
 from poller.cli.naming import find_user
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.backfill import BACKFILL_CAP
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
@@ -224,9 +224,9 @@ async def _alone(
         return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
 
 
-def _only(site: Site, key: str) -> tuple[AccountAtWork, UserState]:
+def _only(site: Site, key: str) -> tuple[AccountRunner, UserState]:
     """Leave all other users to the daemon."""
-    found: list[tuple[AccountAtWork, UserState]] = []
+    found: list[tuple[AccountRunner, UserState]] = []
     for account in site.accounts.values():
         for state in list(account.states.values()):
             if state.key == key:
@@ -237,7 +237,7 @@ def _only(site: Site, key: str) -> tuple[AccountAtWork, UserState]:
     return found[0]
 
 
-async def _list(account: AccountAtWork, state: UserState) -> str | None:
+async def _list(account: AccountRunner, state: UserState) -> str | None:
     """List until it is through; the reason when eFax does not serve us now: the request stays."""
     while state.backfill:
         outcome = await account.backfill(state)

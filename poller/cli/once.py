@@ -18,7 +18,7 @@ from poller.cli import setup, streams
 from poller.cli.troubles import Troubles, Waits
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
@@ -137,7 +137,7 @@ def _keep_only(site: Site, key: str) -> None:
         account.client.suspension.user_count = len(account.states)
 
 
-async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") -> None:
+async def _round(account: AccountRunner, summary: Summary, progress: "Backlog") -> None:
     """Poll all users of one account, then fetch all that is due there."""
 
     def fetched(_fax: FaxRow, outcome: Outcome) -> None:
@@ -177,7 +177,7 @@ async def _round(account: AccountAtWork, summary: Summary, progress: "Backlog") 
     await account.workers.run_until_idle()
 
 
-async def _polled(account: AccountAtWork, state: UserState) -> PollOutcome:
+async def _polled(account: AccountRunner, state: UserState) -> PollOutcome:
     """A bug that one user's poll meets is that user's alone."""
     try:
         return await account.poll(state)

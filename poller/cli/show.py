@@ -18,9 +18,9 @@ from poller.cli.naming import counted
 from poller.config.model import Account, Config
 from poller.evidence import EvidenceStore
 from poller.problems import not_in_time, problems
+from poller.runtime_report import RuntimeReport
 from poller.status import Pace, damaged, status
 from poller.storage.marker import size
-from poller.verdict import Verdict
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
@@ -45,41 +45,41 @@ async def look(settings: Config) -> dict[str, Any]:
     """
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         running = setup.is_running(settings)
-        verdict = Verdict.read(await ledger.verdict()) if running else None
+        report = RuntimeReport.read(await ledger.runtime_report()) if running else None
         storage = await setup.storage_now(settings, ledger, shortly=running)
         return await status(
             ledger,
             now=setup.now(),
             running=running,
             version=VERSION,
-            storage=_storage(storage, verdict),
+            storage=_storage(storage, report),
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
-            paces={one.name: _pace(one, verdict) for one in settings.accounts},
-            rejected=verdict.rejected if verdict else None,
+            paces={one.name: _pace(one, report) for one in settings.accounts},
+            rejected=report.rejected if report else None,
             alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
         )
 
 
-def _storage(seen: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
+def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
     """Let the service's word count, too: it works as another user, in a sandbox of its own.
 
     Of another directory than this command's, which a changed configuration names, it counts alone.
     """
-    if verdict is None:
+    if report is None:
         return seen
-    if verdict.directory != seen["directory"]:
-        seen = seen | {"directory": verdict.directory, "reason": None, "free_bytes": None}
-    reason = verdict.reason or seen["reason"]
+    if report.directory != seen["directory"]:
+        seen = seen | {"directory": report.directory, "reason": None, "free_bytes": None}
+    reason = report.reason or seen["reason"]
     return seen | {"usable": reason is None, "reason": reason}
 
 
-def _pace(account: Account, verdict: Verdict | None) -> Pace:
+def _pace(account: Account, report: RuntimeReport | None) -> Pace:
     limit = account.limits.requests_per_second
-    if verdict is None:
+    if report is None:
         return Pace(limit)
     name = account.name
-    return Pace(limit, verdict.rates.get(name, limit), token_war=name in verdict.at_war)
+    return Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
 
 
 def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:

@@ -11,15 +11,15 @@ import aiohttp
 from poller import log, systemd
 from poller.client import Resolver
 from poller.clock import clock_step
+from poller.daemon.ledger_check import LedgerCheck
 from poller.daemon.planner import Planner
-from poller.daemon.upkeep import Upkeep
 from poller.errors import LedgerUnavailable
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.patience import NO_PROGRESS_S, cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import FailingCount
-from poller.verdict import Verdict
+from poller.runtime_report import RuntimeReport
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
 _CLOCK_S = 5.0
@@ -49,10 +49,10 @@ class Monitor:
         self._said_stalled: set[str] = set()
         self._heartbeat = log.Episode()
         self._resolver = Resolver("the heartbeat")
-        self._probes: dict[str, tuple[AccountAtWork, asyncio.Task[None]]] = {}
+        self._probes: dict[str, tuple[AccountRunner, asyncio.Task[None]]] = {}
         self._pending = self._quarantined = 0
-        self._noted: Verdict | None = None
-        self._upkeep = Upkeep(site.shop.ledger, self._clock)
+        self._noted: RuntimeReport | None = None
+        self._ledger_check = LedgerCheck(site.shop.ledger, self._clock)
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The background work by name; each runs until it is cancelled."""
@@ -65,7 +65,7 @@ class Monitor:
             "summary": self._every("summary", _SUMMARY_S, self._summarise),
             "silence": self._every("silence", _SILENCE_S, self._look_for_silence),
             "failing faxes": self._keep_failing(),
-            "ledger upkeep": self._upkeep.run(),
+            "ledger check": self._ledger_check.run(),
         }
         if (interval := systemd.watchdog_interval()) is not None:
             loops["watchdog"] = self._every("watchdog", interval / 3, self._feed_watchdog)
@@ -184,7 +184,7 @@ class Monitor:
 
     # -- suspended accounts ---------------------------------------------------------------------
 
-    def probe(self, account: AccountAtWork) -> None:
+    def probe(self, account: AccountRunner) -> None:
         """See to it that a suspended account is probed when it is time, whatever its schedule."""
         app_id = account.account.app_id
         probed, running = self._probes.get(app_id, (None, None))
@@ -194,7 +194,7 @@ class Monitor:
             probe = asyncio.create_task(self._probe(account), name=f"probe {account.account.name}")
             self._probes[app_id] = (account, probe)
 
-    def forget(self, account: AccountAtWork) -> None:
+    def forget(self, account: AccountRunner) -> None:
         """End the probe of an account that a reload has closed."""
         app_id = account.account.app_id
         probed, running = self._probes.get(app_id, (None, None))
@@ -202,7 +202,7 @@ class Monitor:
             running.cancel()
             del self._probes[app_id]
 
-    async def _probe(self, account: AccountAtWork) -> None:
+    async def _probe(self, account: AccountRunner) -> None:
         """A poll of any user is the probe; users take turns, one of them may be refused."""
         turn = 0
         while (until := account.client.suspension.until) is not None:
@@ -250,20 +250,20 @@ class Monitor:
         self._pending = sum(pending for pending, _ in waiting.values())
         self._quarantined = sum(quarantined for _, quarantined in waiting.values())
         systemd.status(self.status_line())
-        await self.note_verdict()
+        await self.note_report()
 
-    async def note_verdict(self) -> None:
+    async def note_report(self) -> None:
         """Keep in the ledger what only this process knows, when that has changed."""
-        verdict = self._verdict()
-        if verdict != self._noted:
+        report = self._report()
+        if report != self._noted:
             with suppress(LedgerUnavailable):  # the next time, then
-                await self._site.shop.ledger.keep_verdict(verdict.text())
-                self._noted = verdict
+                await self._site.shop.ledger.keep_runtime_report(report.text())
+                self._noted = report
 
-    def _verdict(self) -> Verdict:
+    def _report(self) -> RuntimeReport:
         site = self._site
         clients = {one.account.name: one.client for one in site.accounts.values()}
-        return Verdict(
+        return RuntimeReport(
             directory=str(site.config.storage.directory),
             reason=site.shop.gate.reason,
             rejected=site.rejected,
@@ -401,8 +401,8 @@ class Monitor:
         troubles = []
         if site.shop.gate.reason is not None:
             troubles.append(f"Nothing is fetched: {site.shop.gate.reason}")
-        if self._upkeep.trouble is not None:
-            troubles.append(self._upkeep.trouble)
+        if self._ledger_check.trouble is not None:
+            troubles.append(self._ledger_check.trouble)
         for account in site.accounts.values():
             if account.is_suspended:
                 reason = account.client.suspension.reason
@@ -439,7 +439,7 @@ class Monitor:
             troubles.append("The scheduler or the ledger has made no progress for two minutes.")
         return troubles
 
-    def _fails_altogether(self, account: AccountAtWork) -> bool:
+    def _fails_altogether(self, account: AccountRunner) -> bool:
         """One user's trouble is that user's, and one bad minute is over soon."""
         asked = [state for state in account.states.values() if not state.refusals]
         newest = max(

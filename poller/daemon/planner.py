@@ -11,7 +11,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from poller import log, plan, schedule
 from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 
@@ -27,7 +27,7 @@ class Planner:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._clock = site.shop.clock
-        self._polls: dict[asyncio.Task[object], tuple[AccountAtWork, UserState]] = {}
+        self._polls: dict[asyncio.Task[object], tuple[AccountRunner, UserState]] = {}
         self.tick_at = self._clock.monotonic()
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
         self._scheduler = AsyncIOScheduler(
@@ -50,7 +50,7 @@ class Planner:
             self._scheduler.shutdown(wait=False)
         await self._end(list(self._polls))
 
-    async def end_polls(self, account: AccountAtWork) -> None:
+    async def end_polls(self, account: AccountRunner) -> None:
         """End the polls of an account that is not the site's any more; what they listed is recorded.
 
         They must end before the account is closed: nobody gives them their turn afterwards.
@@ -71,7 +71,7 @@ class Planner:
         for account in self._site.accounts.values():
             self._plan_account(account)
 
-    def poll_within(self, account: AccountAtWork, spread: timedelta) -> None:
+    def poll_within(self, account: AccountRunner, spread: timedelta) -> None:
         """Bring the next poll of every user of `account` forward, spread over a time."""
         for state in account.states.values():
             self._bring_forward(state, schedule.phase(state.key, spread))
@@ -112,7 +112,7 @@ class Planner:
             trigger.factor,
         )
 
-    def _plan_account(self, account: AccountAtWork) -> None:
+    def _plan_account(self, account: AccountRunner) -> None:
         limit = account.account.limits.requests_per_second
         polls = [state.user.poll for state in account.states.values()]
         factor = plan.demand(polls, limit, self._clock.now()).factor
@@ -131,7 +131,7 @@ class Planner:
             self._plan_user(account, state, factor, spread)
 
     def _plan_user(
-        self, account: AccountAtWork, state: UserState, factor: float, spread: timedelta
+        self, account: AccountRunner, state: UserState, factor: float, spread: timedelta
     ) -> None:
         """The first poll comes at once, spread over the time that the limit needs for all users."""
         now = self._clock.now()
@@ -155,7 +155,7 @@ class Planner:
             soon = self._clock.now() + delay
             job.modify(next_run_time=min(soon, job.next_run_time or soon))
 
-    async def _poll(self, account: AccountAtWork, state: UserState, trigger: PollTrigger) -> None:
+    async def _poll(self, account: AccountRunner, state: UserState, trigger: PollTrigger) -> None:
         """Run one poll; what it raises stays here, so that the job goes on."""
         if self._site.accounts.get(account.account.app_id) is not account:
             return  # a reload is closing it; it plans anew when it is done
@@ -184,7 +184,7 @@ class Planner:
         pause_s = state.backfill_not_before - self._clock.monotonic()
         return max(_BETWEEN_POLLS, timedelta(seconds=pause_s))
 
-    def _is_stuck(self, account: AccountAtWork, state: UserState) -> bool:
+    def _is_stuck(self, account: AccountRunner, state: UserState) -> bool:
         """Waiting for pacing does not count."""
         if state.poll_began_at is None or account.client.pacing.has_waiting(state.user.name):
             return False
@@ -202,7 +202,7 @@ class Planner:
 
 
 async def _poll(
-    planner: Planner, account: AccountAtWork, state: UserState, trigger: PollTrigger
+    planner: Planner, account: AccountRunner, state: UserState, trigger: PollTrigger
 ) -> None:
     await planner._poll(account, state, trigger)
 

@@ -13,7 +13,7 @@ from poller import config, log
 from poller.client import tls_context
 from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
 from poller.ledger import UserRow
 from poller.own_threads import in_own_thread
@@ -59,7 +59,7 @@ class Prepared:
 
     plan: Plan
     secrets: Mapping[str, str] = field(repr=False)
-    opened: Sequence[AccountAtWork]
+    opened: Sequence[AccountRunner]
     rows: Sequence[UserRow]
     left_behind: Sequence[UserRow]
     http_token: str | None = field(default=None, repr=False)  # None: as it was
@@ -111,7 +111,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
     await site.shop.ledger.check_writable()
     left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))
-    opened: list[AccountAtWork] = []
+    opened: list[AccountRunner] = []
     try:
         for account in (*planned.replaced, *planned.new):
             one = await site.open_account(account, secrets[account.app_id])
@@ -128,8 +128,8 @@ async def carry_out(
     site: Site,
     prepared: Prepared,
     *,
-    close: Callable[[AccountAtWork], Awaitable[None]],
-    start: Callable[[AccountAtWork], None],
+    close: Callable[[AccountRunner], Awaitable[None]],
+    start: Callable[[AccountRunner], None],
 ) -> None:
     """Make the new configuration the site's.
 
@@ -151,7 +151,7 @@ async def carry_out(
         start(one)
 
 
-def _swap(site: Site, prepared: Prepared) -> list[AccountAtWork]:
+def _swap(site: Site, prepared: Prepared) -> list[AccountRunner]:
     """Put the new accounts in the place of the old ones, which are returned: none is polled now."""
     planned = prepared.plan
     site.config = planned.settings

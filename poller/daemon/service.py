@@ -10,12 +10,12 @@ from typing import Any
 from poller import log, systemd
 from poller.config.model import Config
 from poller.daemon import reload
+from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
-from poller.daemon.rounds import Rounds
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread, PollerError
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.patience import NO_PROGRESS_S
 from poller.ingest.site import Site, open_site
 from poller.lock import StorageLock
@@ -108,7 +108,10 @@ class Service:
         for account in self._site.accounts.values():
             self._start_account(account)
         self._planner.start()
-        loops = {**self._monitor.loops(), **Rounds(self._site, self._planner.poll_soon).loops()}
+        loops = {
+            **self._monitor.loops(),
+            **BackgroundChecks(self._site, self._planner.poll_soon).loops(),
+        }
         for name, work in loops.items():
             self._spawn(work, name)
         systemd.ready(self._monitor.status_line())
@@ -120,12 +123,12 @@ class Service:
             storage=self._site.shop.gate.reason or "usable",
         )
 
-    def _start_account(self, account: AccountAtWork) -> None:
+    def _start_account(self, account: AccountRunner) -> None:
         account.on_suspension_change = self._suspension_changed
         account.note_pause()  # the storage may be unusable from the start
         self._spawn(account.workers.run(), f"workers {account.account.name}")
 
-    async def _close_account(self, account: AccountAtWork) -> None:
+    async def _close_account(self, account: AccountRunner) -> None:
         """End the work of an account that a reload has taken out of the site."""
         await self._planner.end_polls(account)
         await self._site.close_account(account)
@@ -159,7 +162,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    def _suspension_changed(self, account: AccountAtWork) -> None:
+    def _suspension_changed(self, account: AccountRunner) -> None:
         """While suspended one user's poll is the probe; afterwards everybody catches up."""
         systemd.status(self._monitor.status_line())
         if account.is_suspended:
@@ -173,7 +176,7 @@ class Service:
             account.note_pause()
             account.workers.wake()
         systemd.status(self._monitor.status_line())
-        self._spawn(self._monitor.note_verdict(), "verdict")
+        self._spawn(self._monitor.note_report(), "runtime report")
 
     def _reload_soon(self) -> None:
         if not self._stop.is_set():
@@ -219,7 +222,7 @@ class Service:
             self._planner.plan()
             self._say_reloaded(settings, prepared)
         systemd.ready(self._monitor.status_line())
-        await self._monitor.note_verdict()
+        await self._monitor.note_report()
 
     def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:
         changes = prepared.plan.changes

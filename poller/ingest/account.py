@@ -29,10 +29,10 @@ _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
 
 
-class Witness:
+class ClientObserver:
     """The client's Observer: counts, logs what changes, and passes suspensions on."""
 
-    def __init__(self, owner: "AccountAtWork") -> None:
+    def __init__(self, owner: "AccountRunner") -> None:
         self._owner = owner
         self._metrics = owner.shop.metrics
         self._name = owner.account.name
@@ -123,7 +123,7 @@ class Witness:
 
 
 @dataclass
-class AccountAtWork:
+class AccountRunner:
     """Polls and fetches for one account. Open it, poll its states, run its workers, close it."""
 
     account: Account
@@ -131,7 +131,7 @@ class AccountAtWork:
     retry: RetryConfig
     path_template: str
     secret: str = field(repr=False)
-    on_suspension_change: Callable[["AccountAtWork"], None] = lambda _: None
+    on_suspension_change: Callable[["AccountRunner"], None] = lambda _: None
     on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     states: dict[int, UserState] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class AccountAtWork:
             clock=shop.clock,
             sign_ins=SignIns(shop.ledger),
             random=shop.random,
-            observer=Witness(self),
+            observer=ClientObserver(self),
             timeouts=shop.timeouts,
         )
         self._empties = EmptyLists(self.client, shop.ledger, shop.clock, self.states)

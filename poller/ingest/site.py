@@ -12,7 +12,7 @@ from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
 from poller.errors import StorageConflict, StorageUnusable
 from poller.evidence import EvidenceStore
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.user import UserState, load_users, read_again
@@ -34,7 +34,7 @@ class Site:
     config: Config
     shop: Workshop
     environ: Mapping[str, str]
-    accounts: dict[str, AccountAtWork] = field(default_factory=dict)
+    accounts: dict[str, AccountRunner] = field(default_factory=dict)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
     rejected: str | None = None  # why the last configuration was not taken at a reload
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -43,7 +43,7 @@ class Site:
     def states(self) -> list[UserState]:
         return [state for account in self.accounts.values() for state in account.states.values()]
 
-    async def add_account(self, account: Account) -> AccountAtWork:
+    async def add_account(self, account: Account) -> AccountRunner:
         """Open an account and put it to work; raises as `open_account`, and ConfigError for its secret."""
         secret = await in_own_thread(
             "secrets", lambda: config.read_secret(account.api_key, self.environ)
@@ -52,10 +52,10 @@ class Site:
         self.accounts[account.app_id] = at_work
         return at_work
 
-    async def open_account(self, account: Account, secret: str) -> AccountAtWork:
+    async def open_account(self, account: Account, secret: str) -> AccountRunner:
         """Open an account that is not at work yet; raises CannotStart when its CA file cannot be had."""
         log.register_secret(secret)
-        at_work = AccountAtWork(
+        at_work = AccountRunner(
             account,
             self.shop,
             self.config.retry,
@@ -65,7 +65,7 @@ class Site:
         await at_work.open()
         return at_work
 
-    async def close_account(self, account: AccountAtWork) -> None:
+    async def close_account(self, account: AccountRunner) -> None:
         """End an account's work as the end of the service would; its polls must have ended."""
         if self.accounts.get(account.account.app_id) is account:
             del self.accounts[account.account.app_id]
@@ -113,7 +113,7 @@ class Site:
         for account in self.accounts.values():
             self._forget(account, configured)
 
-    def _forget(self, account: AccountAtWork, keep: set[int]) -> None:
+    def _forget(self, account: AccountRunner, keep: set[int]) -> None:
         for gone in set(account.states) - keep:
             del account.states[gone]
         account.client.suspension.user_count = len(account.states)

@@ -232,13 +232,15 @@ class Ledger:
             lambda connection: notes.keep(connection, notes.STORAGE_ID, lambda _: storage_id)
         )
 
-    async def verdict(self) -> str | None:
-        """Return what the service last kept with `keep_verdict`."""
-        return await self._read(lambda connection: notes.value(connection, notes.VERDICT))
+    async def runtime_report(self) -> str | None:
+        """Return what the service last kept with `keep_runtime_report`."""
+        return await self._read(lambda connection: notes.value(connection, notes.RUNTIME_REPORT))
 
-    async def keep_verdict(self, text: str) -> None:
+    async def keep_runtime_report(self, text: str) -> None:
         """Keep what only the service knows, for those who look from outside."""
-        await self._write(lambda connection: notes.keep(connection, notes.VERDICT, lambda _: text))
+        await self._write(
+            lambda connection: notes.keep(connection, notes.RUNTIME_REPORT, lambda _: text)
+        )
 
     # -- copies ---------------------------------------------------------------------------------
 

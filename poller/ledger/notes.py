@@ -9,7 +9,7 @@ from poller.ledger import users
 from poller.ledger.tables import meta
 
 STORAGE_ID = "storage_id"
-VERDICT = "verdict"
+RUNTIME_REPORT = "verdict"  # its name in the ledgers of earlier versions
 _EDITS = "gap_edits"
 _STARTED = "started_at"
 _ALIVE = "alive_at"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from poller import VERSION, config, log
 from poller.config.model import Config
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
 from poller.ledger import Ledger
 from poller.metrics import Metrics
@@ -105,7 +105,7 @@ async def _at_work(one: Sized) -> AsyncIterator[Site]:
         yield site
 
 
-def _account(site: Site) -> AccountAtWork:
+def _account(site: Site) -> AccountRunner:
     (account,) = site.accounts.values()
     return account
 

@@ -25,7 +25,7 @@ from poller.config.model import (
     StorageConfig,
     User,
 )
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
@@ -65,7 +65,7 @@ class Bench:
     site: Site
     storage: Path
 
-    def account(self, app: str = APP) -> AccountAtWork:
+    def account(self, app: str = APP) -> AccountRunner:
         return self.site.accounts[app]
 
     def state(self, user: str) -> UserState:

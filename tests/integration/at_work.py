@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
@@ -26,7 +26,7 @@ WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a l
 HELD_S = 240.0  # a thread is held for longer than a test waits for anything else
 
 
-def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
+def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, UserState]:
     account = site.accounts[APP]
     return account, next(s for s in account.states.values() if s.user.name == user)
 
@@ -118,7 +118,7 @@ async def end_outage(site: Site, simulator: Simulator, clock: QuickClock) -> Non
     await settled(account)
 
 
-async def settled(account: AccountAtWork) -> None:
+async def settled(account: AccountRunner) -> None:
     """What the account notes in the ledger in the background is there."""
     await until(lambda: not account._notes)
 

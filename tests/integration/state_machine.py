@@ -44,7 +44,7 @@ from poller.config.model import (
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.metrics import Metrics
@@ -666,7 +666,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     # -- what poller is asked to do ----------------------------------------------------------------
 
-    def _parts(self) -> list[tuple[AccountAtWork, UserState]]:
+    def _parts(self) -> list[tuple[AccountRunner, UserState]]:
         assert self.site is not None
         return [
             (account, state)

@@ -11,7 +11,7 @@ import pytest
 from poller.config.model import Limits
 from poller.efax import Page, parse_page
 from poller.errors import LedgerUnavailable
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
 from poller.ledger import AccountRow
 from poller.simulator import Faults, Simulator, Switches
@@ -373,7 +373,7 @@ async def test_sign_ins_are_counted_in_the_ledger_over_restarts(
 
 
 async def test_closing_waits_for_what_is_being_noted(site: Site, simulator: Simulator) -> None:
-    account: AccountAtWork = site.accounts[APP]
+    account: AccountRunner = site.accounts[APP]
     fax, _ = await listed(site, simulator)
     simulator.faults = Faults()
     await fetch(site, fax)

@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from poller.config.model import Poll
+from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.planner import Planner
-from poller.daemon.rounds import Rounds
 from poller.efax.timestamps import parse_timestamp
 from poller.errors import BadAnswer
 from poller.ingest.site import Site
@@ -362,7 +362,7 @@ async def test_daemon_takes_a_backfill_up_and_carries_it_through_between_two_rar
     planner.start()
     try:
         asked = await ask(site, days_ago(clock, 16, 15))
-        Rounds(site, planner.poll_soon)._begin_backfills()
+        BackgroundChecks(site, planner.poll_soon)._begin_backfills()
         await until(lambda: said(events, "backfill-completed"))
     finally:
         await planner.stop()

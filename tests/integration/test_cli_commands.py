@@ -29,15 +29,15 @@ from poller.cli.parser import build
 from poller.cli.show import _headline
 from poller.config.model import StorageConfig, User
 from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 from poller.lock import StateLock
+from poller.runtime_report import RuntimeReport
 from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
 from poller.storage import steps
-from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, QuickClock, stored_files
 from tests.integration.at_work import faults
 
@@ -230,11 +230,11 @@ def test_once_says_that_the_lists_have_lost_what_they_held_and_covers_nothing(
 def test_once_says_an_empty_list_that_nothing_proved_beside_the_polls_and_counts_it_for_none(
     run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def settle(_: AccountAtWork) -> PollerError:
+    async def settle(_: AccountRunner) -> PollerError:
         return Unreachable("eFax answered 503")
 
     receive(efax)
-    monkeypatch.setattr(AccountAtWork, "settle", settle)
+    monkeypatch.setattr(AccountRunner, "settle", settle)
     code, out, err = run("once", "--json")
     summary = json.loads(out)
     assert (code, summary["polled"], summary["failed_polls"]) == (1, 2, 0)
@@ -316,14 +316,14 @@ def test_bug_in_one_users_poll_ends_neither_once_nor_the_other_polls(
     run: Run, efax: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receive(efax, "user-b")
-    real = AccountAtWork.poll
+    real = AccountRunner.poll
 
-    async def poll(self: AccountAtWork, state: UserState, **limits: Any) -> Any:
+    async def poll(self: AccountRunner, state: UserState, **limits: Any) -> Any:
         if state.user.name == "a":
             raise KeyError(NUMBER)
         return await real(self, state, **limits)
 
-    monkeypatch.setattr(AccountAtWork, "poll", poll)
+    monkeypatch.setattr(AccountRunner, "poll", poll)
     code, out, err = run("once", "--json")
     summary = json.loads(out)
     assert (code, summary["failed_polls"], summary["stored"]) == (1, 1, 1)
@@ -701,10 +701,10 @@ def test_status_is_shown_as_json_and_as_a_table(run: Run, efax: Simulator, direc
     assert "main/a" in out
 
 
-def said_by_the_service(directory: Path, verdict: Verdict) -> None:
+def said_by_the_service(directory: Path, report: RuntimeReport) -> None:
     async def keep() -> None:
         async with await Ledger.open(f"sqlite:///{directory}/state/poller.db") as ledger:
-            await ledger.keep_verdict(verdict.text())
+            await ledger.keep_runtime_report(report.text())
 
     asyncio.run(keep())
 
@@ -715,7 +715,7 @@ def test_status_shows_what_the_running_service_says_and_not_what_the_command_can
     assert run("once")[0] == 0
     said_by_the_service(
         directory,
-        Verdict(
+        RuntimeReport(
             directory="/srv/faxes",
             reason="the storage directory /srv/faxes cannot be used: Read-only file system",
             rejected="poller.yaml:3: poll.evry: unknown key",
@@ -762,15 +762,15 @@ def test_status_leaves_the_proof_of_the_storage_to_a_running_service(
 
     monkeypatch.setattr("poller.storage.abilities.prove", lacking)
     assert "Nothing is fetched: the file system lacks something" in run("status")[1]
-    said_by_the_service(directory, Verdict(directory=str(directory / "faxes")))
+    said_by_the_service(directory, RuntimeReport(directory=str(directory / "faxes")))
     with StateLock(directory / "state"):
         storage = json.loads(run("status", "--json")[1])["storage"]
     assert (storage["usable"], storage["reason"]) == (True, None)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"directory": "/x", "at_war": 1}'])
-def test_what_no_service_has_written_is_no_verdict(text: str | None) -> None:
-    assert Verdict.read(text) is None
+def test_what_no_service_has_written_is_no_report(text: str | None) -> None:
+    assert RuntimeReport.read(text) is None
 
 
 def test_status_names_who_received_nothing_for_longer_than_expected(
@@ -1496,14 +1496,14 @@ def test_once_whose_storage_goes_away_on_the_way_sums_up_and_ends_with_73(
     run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receive(efax)
-    poll = AccountAtWork.poll
+    poll = AccountRunner.poll
 
-    async def unmounting(self: AccountAtWork, *args: Any, **kwargs: Any) -> Any:
+    async def unmounting(self: AccountRunner, *args: Any, **kwargs: Any) -> Any:
         outcome = await poll(self, *args, **kwargs)
         (directory / "faxes" / ".poller-storage").unlink(missing_ok=True)
         return outcome
 
-    monkeypatch.setattr(AccountAtWork, "poll", unmounting)
+    monkeypatch.setattr(AccountRunner, "poll", unmounting)
     code, out, err = run("once", "--json")
     summary = json.loads(out)
     assert code == 73

@@ -11,9 +11,9 @@ import pytest
 
 from poller.client import Timeouts
 from poller.config.model import Poll, User
+from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.daemon.rounds import Rounds
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.simulator import Simulator
@@ -166,7 +166,7 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
         return await real()
 
     monkeypatch.setattr(site.shop.ledger, "edits", hanging_once(counted))
-    await loop_until(Rounds(site).loops(), "edits", lambda: looks >= 2)
+    await loop_until(BackgroundChecks(site).loops(), "edits", lambda: looks >= 2)
     assert set(stalled(events)) == {"edits"}
 
 

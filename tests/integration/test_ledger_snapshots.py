@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from poller.daemon.upkeep import Upkeep
+from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import Ledger, NewFax, backup, snapshots
 from tests.conftest import Event, QuickClock
@@ -252,57 +252,57 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
 # -- what the daemon makes of it ---------------------------------------------------------------------
 
 
-async def test_upkeep_makes_one_snapshot_a_day_and_the_first_at_once(
+async def test_ledger_check_makes_one_snapshot_a_day_and_the_first_at_once(
     ledger: Ledger, clock: QuickClock, events: list[Event]
 ) -> None:
-    upkeep = Upkeep(ledger, clock)
+    check = LedgerCheck(ledger, clock)
     made_at = []
     for hour in range(50):
         before = len(events)
-        await upkeep.look()
+        await check.look()
         made_at += [hour] * (len(events) - before)
         clock.advance(timedelta(hours=1))
     assert made_at == [0, 24, 48]
     assert {event.action for event in events} == {"snapshot-made"}
 
 
-async def test_upkeep_checks_at_every_start_even_when_there_is_a_snapshot_of_today(
+async def test_ledger_check_comes_at_every_start_even_when_there_is_a_snapshot_of_today(
     ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
 ) -> None:
-    await Upkeep(ledger, clock).look()
+    await LedgerCheck(ledger, clock).look()
     clock.advance(timedelta(hours=1))
-    await Upkeep(ledger, clock).look()
+    await LedgerCheck(ledger, clock).look()
     assert (await ledger.health()).checked_at == clock.now()
     assert [event.action for event in events] == ["snapshot-made"]
 
 
-async def test_upkeep_says_a_failure_once_and_tries_again_every_hour(
+async def test_ledger_check_says_a_failure_once_and_tries_again_every_hour(
     ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
 ) -> None:
     blocked = path.with_name("poller.db.snapshot-part")
     blocked.mkdir()
-    upkeep = Upkeep(ledger, clock)
+    check = LedgerCheck(ledger, clock)
     for _ in range(3):
-        await upkeep.look()
+        await check.look()
         clock.advance(timedelta(hours=1))
     assert [event.action for event in events] == ["snapshot-failed"]
     blocked.rmdir()
-    await upkeep.look()
+    await check.look()
     assert [event.action for event in events] == ["snapshot-failed", "snapshot-made"]
     assert events[-1].fields["failures"] == 3
 
 
-async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
+async def test_ledger_check_names_a_copy_that_hangs_and_goes_on(
     ledger: Ledger, clock: QuickClock, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.02)
     monkeypatch.setattr("poller.ledger.disk._COPY_ON_WITHIN_S", 0.1)
-    upkeep = Upkeep(ledger, clock)
+    check = LedgerCheck(ledger, clock)
     disk = threading.Event()
     with monkeypatch.context() as hanging:
         hanging.setattr("poller.ledger.snapshots.sync", lambda _: disk.wait(HELD_S))
-        await upkeep.look()
-        await upkeep.look()  # nobody begins another one beside it
+        await check.look()
+        await check.look()  # nobody begins another one beside it
         disk.set()
     stalled = [event.fields for event in events]
     assert [event.action for event in events] == ["stalled", "stalled"]
@@ -312,24 +312,24 @@ async def test_upkeep_names_a_copy_that_hangs_and_goes_on(
     async with asyncio.timeout(90):
         while "snapshot-made" not in {event.action for event in events}:
             clock.advance(timedelta(days=1))
-            await upkeep.look()
+            await check.look()
 
 
-async def test_upkeep_says_that_the_ledger_is_damaged_once_and_until_it_is_well(
+async def test_ledger_check_says_that_the_ledger_is_damaged_once_and_until_it_is_well(
     ledger: Ledger, path: Path, clock: QuickClock, events: list[Event]
 ) -> None:
     whole = path.read_bytes()
     break_index(path)
-    upkeep = Upkeep(ledger, clock)
+    check = LedgerCheck(ledger, clock)
     for _ in range(2):
-        await upkeep.look()
+        await check.look()
         clock.advance(timedelta(days=1))
     assert [event.action for event in events] == ["ledger-damaged"]
-    assert upkeep.trouble is not None
-    assert "poller rebuild" in upkeep.trouble
+    assert check.trouble is not None
+    assert "poller rebuild" in check.trouble
     path.write_bytes(whole)
-    await upkeep.look()
-    assert upkeep.trouble is None
+    await check.look()
+    assert check.trouble is None
 
 
 # -- backup ------------------------------------------------------------------------------------------

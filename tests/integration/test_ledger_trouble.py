@@ -203,7 +203,7 @@ async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goe
     await site.shop.ledger.check_writable()
     break_index(path)
     monitor = Monitor(site, Planner(site))
-    await monitor._upkeep.look()
+    await monitor._ledger_check.look()
     assert said(events, "ledger-damaged") == ["ledger-damaged"]
     assert "poller rebuild" in monitor.troubles()[0]
     shown = await status(

@@ -23,9 +23,9 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
+from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
 from poller.storage import steps
-from poller.verdict import Verdict
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     calls,
@@ -46,7 +46,7 @@ from tests.integration.at_work import (
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
 NAMES = {
     "gate", "clock", "stuck polls", "gauges", "proofs", "summary", "silence", "failing faxes",
-    "ledger upkeep",
+    "ledger check",
 }  # fmt: skip
 
 
@@ -341,7 +341,7 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     ledger, client = site.shop.ledger, site.accounts[APP].client
     directory = str(site.config.storage.directory)
     await monitor._gauges()
-    assert Verdict.read(await ledger.verdict()) == Verdict(directory)
+    assert RuntimeReport.read(await ledger.runtime_report()) == RuntimeReport(directory)
 
     commits = ledger.commits
     await monitor._gauges()
@@ -352,7 +352,7 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     site.rejected = "a.yaml:1: poll: mistake"
     client.pacing.rate_limited(clock.monotonic(), 1.0)
     await monitor._gauges()
-    said = Verdict.read(await ledger.verdict())
+    said = RuntimeReport.read(await ledger.runtime_report())
     assert said is not None
     assert (said.reason, said.rejected) == (site.shop.gate.reason, site.rejected)
     assert said.reason is not None

@@ -161,7 +161,7 @@ async def test_poll_that_pauses_between_two_tries_is_not_stuck(
     account, state = parts(site)
     state.poll_began_at = clock.monotonic()
     polled = account_module._POLLED.set(state)
-    account_module.Witness(account).pausing(60)
+    account_module.ClientObserver(account).pausing(60)
     account_module._POLLED.reset(polled)
     clock.advance(timedelta(seconds=165))
     assert not planner._is_stuck(account, state)

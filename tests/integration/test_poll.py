@@ -8,7 +8,7 @@ import pytest
 
 from poller.config.model import Poll
 from poller.errors import BadAnswer, UserRefused
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
@@ -21,7 +21,7 @@ from tests.integration.at_work import refuse_windows
 DEEP = SliceKind.DEEP_SWEEP
 
 
-def parts(site: Site, user: str = "user-a") -> tuple[AccountAtWork, UserState]:
+def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, UserState]:
     account = site.accounts[APP]
     return account, next(s for s in account.states.values() if s.user.name == user)
 

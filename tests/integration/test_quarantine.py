@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import Account, Config, User
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State
@@ -222,7 +222,7 @@ async def test_many_short_runs_give_up_all_the_same(
     for _ in range(10):
         clock.advance(20 * HOUR)
         async with started(settings, clock) as site:
-            account: AccountAtWork = site.accounts[OTHER_APP]
+            account: AccountRunner = site.accounts[OTHER_APP]
             await account.poll(next(iter(account.states.values())))
             await account.workers.run_until_idle()
     assert said_quarantined(events) == [bad.fax_id]

@@ -25,7 +25,7 @@ from poller.config.model import (
 )
 from poller.daemon import reload
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
-from poller.ingest.account import AccountAtWork
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State
@@ -294,7 +294,7 @@ async def test_downloads_that_are_coming_in_go_on_over_a_reload(
 async def test_start_is_told_the_account_itself(
     site: Site, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    started: list[AccountAtWork] = []
+    started: list[AccountRunner] = []
     prepared = await reload.prepare(site, second(make_config(simulator.base_url), simulator))
     await reload.carry_out(site, prepared, close=site.close_account, start=started.append)
     assert started == [site.accounts[OTHER]]
@@ -306,10 +306,10 @@ async def test_ledger_that_does_not_take_the_users_rejects_everything_and_change
     async def refuses(*_: Any) -> None:
         raise LedgerUnavailable("the ledger is full")
 
-    opened: list[AccountAtWork] = []
+    opened: list[AccountRunner] = []
     open_account = site.open_account
 
-    async def watched(account: Account, secret: str) -> AccountAtWork:
+    async def watched(account: Account, secret: str) -> AccountRunner:
         opened.append(await open_account(account, secret))
         return opened[-1]
 

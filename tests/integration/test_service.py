@@ -21,8 +21,8 @@ from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.gate import Gate
 from poller.ingest.site import Site
 from poller.metrics import Metrics
+from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
-from poller.verdict import Verdict
 from tests.conftest import APP, KEY, Event, MakeConfig, stored_files
 from tests.integration.at_work import (
     HELD_S,
@@ -299,8 +299,8 @@ async def test_what_makes_the_storage_unusable_is_kept_for_those_outside_at_once
         ledger, gate = running.site.shop.ledger, running.site.shop.gate
 
         async def reason() -> str | None:
-            verdict = Verdict.read(await ledger.verdict())
-            return verdict.reason if verdict is not None else None
+            report = RuntimeReport.read(await ledger.runtime_report())
+            return report.reason if report is not None else None
 
         await until(lambda: calls(efax, "list"))
         unmount(running.site)

@@ -11,7 +11,7 @@ import pytest
 
 from poller.config.model import Limits, User
 from poller.errors import LedgerUnavailable
-from poller.ingest.account import AccountAtWork, images_at_once
+from poller.ingest.account import AccountRunner, images_at_once
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.site import Site
 from poller.ingest.workers import FetchWorkers, Turns
@@ -341,7 +341,7 @@ async def test_drain_of_idle_workers_ends_at_once_and_twice_does_no_harm(site: S
         await asyncio.wait_for(work, WITHIN_S)
 
 
-def arriving(account: AccountAtWork) -> list[int]:
+def arriving(account: AccountRunner) -> list[int]:
     workers = account.workers
     return [fax for fax in list(workers._running) if workers._fetcher.is_arriving(fax)]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.daemon.rounds import Rounds
 from poller.errors import StorageUnusable
 from poller.ingest.audit import Auditor, Checked
 from poller.ingest.fetch import Outcome
@@ -227,7 +227,7 @@ def told(events: list[Event]) -> list[str]:
 
 async def rounds_done(site: Site) -> None:
     async with asyncio.timeout(90):
-        await Rounds(site)._check_files()
+        await BackgroundChecks(site)._check_files()
 
 
 async def test_damage_is_said_once_a_start_and_nothing_is_fetched(
@@ -246,7 +246,7 @@ async def test_the_check_of_the_files_waits_for_the_storage(
     site: Site, events: list[Event], damaged: dict[str, str]
 ) -> None:
     unmount(site)
-    async with in_background(Rounds(site)._check_files()) as (task,):
+    async with in_background(BackgroundChecks(site)._check_files()) as (task,):
         await asyncio.sleep(0.05)
         assert not task.done()
         assert told(events) == []
@@ -260,7 +260,7 @@ async def test_the_thorough_check_rests_so_that_the_disk_is_free_most_of_the_tim
 ) -> None:
     for _ in range(3):
         await stored(site, simulator)
-    rounds = Rounds(site)
+    rounds = BackgroundChecks(site)
     object.__setattr__(rounds._auditor, "page", 1)
     clock.slept.clear()
     async with asyncio.timeout(90):
@@ -296,7 +296,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
     assert said(events, "gap-opened") == ["gap-opened"]
     failed = list(state.failed_slices)
     asked = calls(simulator, "list", "user-a")
-    async with in_background(Rounds(site)._watch_edits()):
+    async with in_background(BackgroundChecks(site)._watch_edits()):
         for one in failed:
             await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
         await until(lambda: all(one.dismissed for one in state.failed_slices))

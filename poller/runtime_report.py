@@ -7,7 +7,7 @@ from typing import Self
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuntimeReport:
     """`reason`: why nothing is fetched into `directory`; `rejected`: why the last reload was not taken.
 
     `rates` are the requests per second of accounts that eFax has slowed, `at_war` the accounts

@@ -1,4 +1,4 @@
-"""The ledger's own upkeep: it is checked through at every start and every day, and a copy is kept."""
+"""The ledger is checked through at every start and every day, and a copy of it is kept."""
 
 from poller import log
 from poller.clock import Clock
@@ -10,7 +10,7 @@ from poller.status import damaged
 _LOOK_S = 3600.0
 
 
-class Upkeep:
+class LedgerCheck:
     """`trouble` says in a sentence what the last check found; None while the ledger is well."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:

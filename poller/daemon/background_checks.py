@@ -19,7 +19,7 @@ _REST_S = 1.0
 _REST_FACTOR = 4  # at least as many times as long as it took: a fifth of one disk at most
 
 
-class Rounds:
+class BackgroundChecks:
     """Looks after one site; `loops` are its background tasks."""
 
     def __init__(self, site: Site, poll_soon: Callable[[UserState], None] = lambda _: None) -> None:
