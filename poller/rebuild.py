@@ -12,7 +12,7 @@ from poller.errors import CannotStart, StorageUnusable
 from poller.ledger import Kept, Ledger, Making
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
-from poller.storage import Found, Storage, Unreadable
+from poller.store import Found, Storage, Unreadable
 
 _NAMED = 100  # of each kind of trouble; all are counted
 

@@ -119,7 +119,7 @@ def _checkers() -> Iterator[Checkers]:
 def _documents_are_checked_by_the_same_process(
     _checkers: Checkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.storage.storage.Checkers", lambda: _checkers)
+    monkeypatch.setattr("poller.store.storage.Checkers", lambda: _checkers)
 
 
 @pytest.fixture

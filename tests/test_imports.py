@@ -21,7 +21,7 @@ SHELL = [
     "state_directory",
     "lock",
     "evidence",
-    "storage",
+    "store",
     "ledger",
     "rebuild",
     "status",

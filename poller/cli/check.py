@@ -15,7 +15,7 @@ from poller.cli.show import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart
 from poller.problems import not_in_time
-from poller.storage import Storage
+from poller.store import Storage
 
 _WELL = "ok"
 

@@ -13,7 +13,7 @@ from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.ledger import Ledger, UserRow
-from poller.storage import Storage
+from poller.store import Storage
 
 DEFAULT_CONFIG = Path("/etc/poller")
 

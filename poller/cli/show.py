@@ -20,7 +20,7 @@ from poller.evidence import EvidenceStore
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
 from poller.status import Pace, damaged, status
-from poller.storage.marker import size
+from poller.store.marker import size
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users

@@ -7,7 +7,7 @@ from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
 from poller.ingest.audit import stored_file
 from poller.ledger import FaxRow, Ledger, State
-from poller.storage import Condition, Identity, Storage
+from poller.store import Condition, Identity, Storage
 
 
 async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> list[FaxRow] | None:

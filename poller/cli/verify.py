@@ -26,7 +26,7 @@ from poller.ingest.audit import Auditor, Checked
 from poller.ledger import FaxRow, Ledger, State, UserRow
 from poller.lock import StateLock, StorageLock
 from poller.status import instant
-from poller.storage import Condition, Storage
+from poller.store import Condition, Storage
 
 _STRANGERS_SHOWN = 1000
 _PATIENCE_S = 120.0  # while the running daemon comes on with nothing

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from poller.clock import Clock
 from poller.documents import DocumentFormat
 from poller.ledger import FaxRow, Ledger, OnDisk, State
-from poller.storage import Condition, Finding, Identity, Storage, StoredFile
+from poller.store import Condition, Finding, Identity, Storage, StoredFile
 
 _LOOK_AGAIN_S = 1.0
 _STEP = 8  # faxes looked at in one go

@@ -39,7 +39,7 @@ from poller.ingest.audit import stored_file
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State
 from poller.metrics import Metrics
-from poller.storage import Draft, Identity, Origin, Storage, StoredFile, sidecar
+from poller.store import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)

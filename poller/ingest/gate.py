@@ -9,7 +9,7 @@ from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger
 from poller.metrics import Metrics
-from poller.storage import Storage
+from poller.store import Storage
 
 _TRUSTED_FOR_S = 1.0
 _PATIENCE_S = 30.0

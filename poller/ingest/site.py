@@ -20,7 +20,7 @@ from poller.ledger import Ledger, UserRow
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
-from poller.storage import Storage
+from poller.store import Storage
 
 # Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
 # one counts, or `poller once`, run a few times a day, would never give anything up.

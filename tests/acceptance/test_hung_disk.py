@@ -15,15 +15,15 @@ from tests.acceptance.installation import Daemon, Installation, arrived, assert_
 # The command, but for the fsync of each image, which never comes back.
 HANGS = """
 import os, sys, threading
-from poller.storage import steps
+from poller.store import syscalls
 from poller.cli import entry
-real = steps.sync_file
+real = syscalls.sync_file
 def sync_file(fd):
     if os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part"):
         print("HANGS", file=sys.stderr, flush=True)
         threading.Event().wait()
     real(fd)
-steps.sync_file = sync_file
+syscalls.sync_file = sync_file
 sys.exit(entry())
 """
 

@@ -13,13 +13,13 @@ from sqlalchemy import Connection
 
 from poller.ledger import listing
 from poller.ledger.rows import FaxRow
-from poller.storage import handover, recovery, steps
-from poller.storage.place import Names, Place
-from poller.storage.sidecars import Identity, StoredFile
+from poller.store import handover, recovery, syscalls
+from poller.store.place import Names, Place
+from poller.store.sidecars import Identity, StoredFile
 
 
 def without_rename() -> None:
-    steps.rename = lambda *_: errno.EINVAL
+    syscalls.rename = lambda *_: errno.EINVAL
 
 
 def row_before_link() -> None:

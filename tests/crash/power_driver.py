@@ -16,7 +16,7 @@ from typing import Any
 import poller.cli.once  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
 from poller.ledger import Ledger, engine
-from poller.storage import handover
+from poller.store import handover
 from tests.crash import planted
 
 ONCE = ["once", "--json", "-c", "poller.yaml"]
@@ -48,7 +48,7 @@ def _place(frame: FrameType | None) -> str:
     named: list[str] = []
     while frame is not None and len(named) < 2:
         file = frame.f_code.co_filename
-        if _PRODUCT in file and not file.endswith(f"storage{os.sep}steps.py"):
+        if _PRODUCT in file and not file.endswith(f"store{os.sep}syscalls.py"):
             name = file.rpartition(_PRODUCT)[2]
             named.append(f"{name}:{frame.f_code.co_name}:{frame.f_lineno}")
         frame = frame.f_back

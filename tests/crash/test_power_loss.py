@@ -38,8 +38,8 @@ SEED = 1
 
 # They find out whether this file system can do it at all; nothing that is kept rests on them.
 ONLY_PROBES = {
-    "storage/abilities.py:_create from storage/abilities.py:_try_a_file",
-    "storage/abilities.py:_try_a_name from storage/abilities.py:prove",
+    "store/abilities.py:_create from store/abilities.py:_try_a_file",
+    "store/abilities.py:_try_a_name from store/abilities.py:prove",
 }
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 300)

@@ -19,7 +19,7 @@ from poller.ledger import FaxRow
 from poller.simulator import Fault, Faults, Simulator, Switches, fake_efax, selection
 from poller.simulator.query import Window
 from poller.simulator.state import Fax
-from poller.storage.marker import MARKER
+from poller.store.marker import MARKER
 from tests.conftest import APP, Event, QuickClock
 
 WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a loaded machine

@@ -9,7 +9,7 @@ import pytest
 
 from poller.ingest.site import Site
 from poller.ledger import Ledger
-from poller.storage import Storage
+from poller.store import Storage
 from tests.conftest import APP
 
 Act = Callable[[], Awaitable[object]]

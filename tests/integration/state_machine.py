@@ -50,7 +50,7 @@ from poller.ingest.user import UserState
 from poller.metrics import Metrics
 from poller.simulator import Faults, Switches
 from poller.simulator.state import Fax
-from poller.storage.marker import MARKER
+from poller.store.marker import MARKER
 from tests.integration import checks
 from tests.integration.checks import Book, Fact, Shelf
 from tests.integration.world import Crash, Key, World, in_place

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import StorageConfig
-from poller.storage import Identity, Origin, Storage, StoredFile, sidecar, steps
+from poller.store import Identity, Origin, Storage, StoredFile, sidecar, syscalls
 
 PATH = "main/desk/f1"
 IDENTITY = Identity("app", "user", "f1")
@@ -105,7 +105,7 @@ class RecordedOs:
         self.volatile_names: dict[Path, list[Path]] = {}
         self.renamed: dict[Path, Path] = {}  # volatile names, and what they were before
         self.volatile_contents: dict[int, Path] = {}
-        self._rename = steps.rename
+        self._rename = syscalls.rename
         self._stop_at = stop_at
         self._fail = fail
         self._fds: set[int] = set()
@@ -156,7 +156,7 @@ class RecordedOs:
         self._new_name(self._path(where["dst_dir_fd"], new))
 
     def rename(self, old: str, new: str, at: int) -> int:
-        """Stands for `steps.rename`."""
+        """Stands for `syscalls.rename`."""
         if not self.renames:
             return errno.EINVAL
         before, after = self._path(at, old), self._path(at, new)
@@ -240,8 +240,8 @@ def recording(root: Path, *, stop_at: int | None = None, **how: Any) -> Iterator
     """Record the steps inside; ends quietly when they were stopped."""
     recorded = RecordedOs(root, stop_at=stop_at, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "os", recorded)
-        patch.setattr(steps, "rename", recorded.rename)
+        patch.setattr(syscalls, "os", recorded)
+        patch.setattr(syscalls, "rename", recorded.rename)
         try:
             yield recorded
         except Killed:

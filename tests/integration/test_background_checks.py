@@ -21,7 +21,7 @@ from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import status
-from poller.storage import Condition
+from poller.store import Condition
 from poller.window import Interval, Slice, SliceKind
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import (

@@ -24,7 +24,7 @@ from poller.documents.checkers import MOST, Checkers
 from poller.documents.child import SAMPLE
 from poller.documents.limits import FREE_S, START_S, WALL_S
 from poller.errors import NotChecked, StorageUnusable
-from poller.storage.threads import HUNG_S
+from poller.store.threads import HUNG_S
 from tests.benchmarks.documents import pdf
 from tests.hostile_documents import SEGFAULT, bomb
 from tests.integration import odd_child

@@ -37,7 +37,7 @@ from poller.lock import StateLock
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
-from poller.storage import steps
+from poller.store import syscalls
 from tests.conftest import APP, KEY, Event, QuickClock, stored_files
 from tests.integration.at_work import faults
 
@@ -401,7 +401,7 @@ def test_check_says_what_the_storage_lacks_and_leaves_nothing_there(
     (directory / "faxes").mkdir()
     for name in ("", ".poller-storage"):  # before the first start, and after it
         with monkeypatch.context() as patch:
-            patch.setattr(steps, "move", refused_move)
+            patch.setattr(syscalls, "move", refused_move)
             code, out, _ = run("check")
         assert code == 1
         assert "nothing can be stored: the file system of the storage directory" in out
@@ -424,7 +424,7 @@ def test_check_looks_at_no_storage_that_only_the_services_user_can_write_to(
 ) -> None:
     (directory / "faxes").mkdir()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(steps, "move", refused_move)
+    monkeypatch.setattr(syscalls, "move", refused_move)
     assert run("check")[0] == 0
 
 
@@ -597,7 +597,7 @@ def test_check_online_beside_a_daemon_names_users_whose_faxes_cannot_be_fetched(
 ) -> None:
     receive(efax, "user-b")
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "takes_names", lambda *_: False)
+        patch.setattr(syscalls, "takes_names", lambda *_: False)
         assert run("once")[0] == 1
     assert efax.downloads == {}
     with StateLock(directory / "state"):
@@ -760,7 +760,7 @@ def test_status_leaves_the_proof_of_the_storage_to_a_running_service(
     def lacking(config: StorageConfig, root: int) -> None:
         raise StorageUnusable("the file system lacks something")
 
-    monkeypatch.setattr("poller.storage.abilities.prove", lacking)
+    monkeypatch.setattr("poller.store.abilities.prove", lacking)
     assert "Nothing is fetched: the file system lacks something" in run("status")[1]
     said_by_the_service(directory, RuntimeReport(directory=str(directory / "faxes")))
     with StateLock(directory / "state"):

@@ -19,7 +19,7 @@ from poller.problems import problems
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from poller.status import status
-from poller.storage import steps
+from poller.store import syscalls
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, parts, row, said
 
@@ -160,7 +160,7 @@ async def test_faxes_of_a_removed_user_count_nowhere(
 
 def _takes_nothing(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     """As a directory that another user owns: it can be read, and nothing can be made in it."""
-    monkeypatch.setattr(steps, "takes_names", lambda *_: False)
+    monkeypatch.setattr(syscalls, "takes_names", lambda *_: False)
 
 
 def _is_a_file(_: pytest.MonkeyPatch, storage: Path) -> None:

@@ -24,8 +24,8 @@ from poller.ingest.site import Site
 from poller.ledger import FaxRow, State
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
-from poller.storage import steps
-from poller.storage.place import Names
+from poller.store import syscalls
+from poller.store.place import Names
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.hostile_documents import bomb
 from tests.integration.at_work import (
@@ -490,7 +490,7 @@ async def test_disk_that_is_full_for_ten_days_quarantines_nothing(
     simulator.faults = always("404")
     assert await fetch(site, fax) is Outcome.NOT_YET
     with monkeypatch.context() as full:
-        full.setattr(steps, "space", no_space)
+        full.setattr(syscalls, "space", no_space)
         clock.advance(timedelta(seconds=5))
         assert not await site.shop.gate.check()
         await settled(account)
@@ -596,7 +596,7 @@ async def test_fax_larger_than_the_file_system_takes_fails_alone(
     account, _ = parts(site)
     large, _ = await listed(site, simulator)
     small, _ = await listed(site, simulator)
-    real = steps.write
+    real = syscalls.write
     size = len(simulator.image_bytes(large))
 
     def write(fd: int, data: Any) -> None:
@@ -604,7 +604,7 @@ async def test_fax_larger_than_the_file_system_takes_fails_alone(
             raise OSError(27, "File too large")
         real(fd, data)
 
-    monkeypatch.setattr(steps, "write", write)
+    monkeypatch.setattr(syscalls, "write", write)
     await account.workers.run_until_idle()
 
     assert (await row(site, large)).failures == 1
@@ -777,14 +777,14 @@ async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
 ) -> None:  # fmt: skip
     bad, _ = await listed(site, simulator, "user-a")
     good, _ = await listed(site, simulator, "user-b")
-    make = steps.make_directory
+    make = syscalls.make_directory
 
     def refused(name: str, at: int, mode: int) -> None:
         if name == "user-a":
             raise PermissionError(13, "Permission denied")
         make(name, at, mode)
 
-    monkeypatch.setattr(steps, "make_directory", refused)
+    monkeypatch.setattr(syscalls, "make_directory", refused)
 
     assert await fetch(site, bad) is Outcome.FAILED
     assert site.shop.gate.usable
@@ -815,7 +815,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
 ) -> None:  # fmt: skip
     """A quota: a small file still fits, and the free space that is reported is plenty."""
     fax, _ = await listed(site, simulator)
-    write = steps.write
+    write = syscalls.write
 
     def full(fd: int, data: bytes | bytearray) -> None:
         if len(data) > 100:
@@ -823,7 +823,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
         write(fd, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "write", full)
+        patch.setattr(syscalls, "write", full)
         for _ in range(5):
             clock.advance(timedelta(minutes=1))
             assert await site.shop.gate.check()  # a look finds nothing, so an attempt may try
@@ -851,7 +851,7 @@ async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simula
         fax, found = await listed(site, simulator)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(site.shop.ledger, "stored", crash)
-            patch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+            patch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
             with pytest.raises(asyncio.CancelledError):
                 await fetch(site, fax)
     assert len(files(settings.storage.directory, f".*{fax.fax_id}*")) == 2

@@ -100,6 +100,6 @@ async def test_storage_that_fails_in_every_way_shuts_the_gate_and_raises_nothing
     def fails(*_: Any) -> Any:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr("poller.storage.steps.space", fails)
+    monkeypatch.setattr("poller.store.syscalls.space", fails)
     assert not await look(site, clock)
     assert site.shop.gate.reason

@@ -14,8 +14,8 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State
 from poller.simulator import Simulator
-from poller.storage import handover, steps, survey
-from poller.storage.threads import HUNG_S
+from poller.store import handover, survey, syscalls
+from poller.store.threads import HUNG_S
 from tests.conftest import pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
 
@@ -52,8 +52,8 @@ async def test_stop_while_a_fax_is_made_visible_records_it(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    move = Held(steps.move)
-    monkeypatch.setattr(steps, "move", move)
+    move = Held(syscalls.move)
+    monkeypatch.setattr(syscalls, "move", move)
     attempt = asyncio.create_task(fetch(site, fax))
     await move.reached()
     attempt.cancel()
@@ -85,8 +85,8 @@ async def test_fax_taken_after_its_hung_delivery_ended_is_not_delivered_again(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    sync = Held(steps.sync_file, is_image)
-    monkeypatch.setattr(steps, "sync_file", sync)
+    sync = Held(syscalls.sync_file, is_image)
+    monkeypatch.setattr(syscalls, "sync_file", sync)
     attempt = asyncio.create_task(fetch(site, fax))
     await sync.reached()
     pass_time(HUNG_S)
@@ -124,14 +124,14 @@ async def test_directory_that_cannot_be_read_hides_no_other_fax_from_the_audit(
     for user in ("user-a", "user-b"):
         fax, _ = await listed(site, simulator, user)
         assert await fetch(site, fax) is Outcome.STORED
-    real = steps.open_directory
+    real = syscalls.open_directory
 
     def bad_sector(name: str, at: int) -> int:
         if name == "user-a":
             raise OSError(errno.EIO, "Input/output error")
         return real(name, at)
 
-    monkeypatch.setattr(steps, "open_directory", bad_sector)
+    monkeypatch.setattr(syscalls, "open_directory", bad_sector)
     auditor = Auditor(site.shop.ledger, site.shop.storage, site.shop.clock)
     pages = [page async for page in auditor.pages(thorough=True)]
     found = {one.row.user_name: one.finding.condition.value for page in pages for one in page}

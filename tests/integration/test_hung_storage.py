@@ -9,8 +9,8 @@ import pytest
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.simulator import Simulator
-from poller.storage import steps
-from poller.storage.threads import HUNG_S
+from poller.store import syscalls
+from poller.store.threads import HUNG_S
 from tests.conftest import Event, QuickClock, pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
 
@@ -22,8 +22,8 @@ def is_image(fd: int) -> bool:
 @pytest.fixture
 def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     """The first fsync of an image hangs until it is let go."""
-    hung = Held(steps.sync_file, is_image)
-    monkeypatch.setattr(steps, "sync_file", hung)
+    hung = Held(syscalls.sync_file, is_image)
+    monkeypatch.setattr(syscalls, "sync_file", hung)
     yield hung
     hung.let_go.set()
 

@@ -12,8 +12,8 @@ from poller.errors import CannotStart, LockHeld
 from poller.ingest.site import open_site
 from poller.lock import DAEMON, StateLock, StorageLock, holder, is_held
 from poller.metrics import Metrics
-from poller.storage import Storage
-from poller.storage.marker import MARKER
+from poller.store import Storage
+from poller.store.marker import MARKER
 from tests.conftest import KEY, MakeConfig, QuickClock, opened_site
 
 _HOLDER = """

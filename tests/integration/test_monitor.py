@@ -25,7 +25,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
-from poller.storage import steps
+from poller.store import syscalls
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
     calls,
@@ -118,7 +118,7 @@ async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
             f_bavail=free, f_frsize=1, f_files=real.f_files, f_favail=real.f_favail
         )
 
-    monkeypatch.setattr(steps, "space", space)
+    monkeypatch.setattr(syscalls, "space", space)
     async with running(monitor, "gate"):
         for step, low in [(1999, True), (2100, True), (2201, False), (2050, False), (1500, True)]:
             free = step

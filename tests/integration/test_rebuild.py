@@ -25,7 +25,7 @@ from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from poller.storage.marker import MARKER
+from poller.store.marker import MARKER
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import fetch, listed, poll
 

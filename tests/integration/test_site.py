@@ -123,7 +123,7 @@ async def test_storage_that_goes_away_while_it_is_tidied_is_no_reason_not_to_sta
     async def gone(*_: Any, **__: Any) -> int:
         raise StorageUnusable("the share is gone")
 
-    monkeypatch.setattr("poller.storage.Storage.tidy", gone)
+    monkeypatch.setattr("poller.store.Storage.tidy", gone)
     async with opened_site(make_config(simulator.base_url), clock) as site:
         assert site.shop.gate.reason == "the share is gone"
 

@@ -18,7 +18,7 @@ from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
 from poller.ingest.user import UserState
 from poller.listing import Listing, Step
-from poller.storage import handover
+from poller.store import handover
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
 from tests.integration.state_machine import PollerMachine, fixed
 

@@ -27,8 +27,8 @@ from poller.errors import (
     StorageHung,
     StorageUnusable,
 )
-from poller.storage import Draft, Identity, Storage, StoredFile, sidecar, steps
-from poller.storage.place import Durable
+from poller.store import Draft, Identity, Storage, StoredFile, sidecar, syscalls
+from poller.store.place import Durable
 from tests.integration.at_work import HELD_S, Held
 from tests.integration.storage_seam import (
     IDENTITY,
@@ -280,14 +280,14 @@ async def test_directory_that_vanishes_while_it_is_opened_is_made_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    make, made = steps.make_directory, list[str]()
+    make, made = syscalls.make_directory, list[str]()
 
     def vanishing(name: str, at: int, mode: int) -> None:
         made.append(name)
         if len(made) > 2:
             make(name, at, mode)
 
-    monkeypatch.setattr(steps, "make_directory", vanishing)
+    monkeypatch.setattr(syscalls, "make_directory", vanishing)
     await store(storage, FAX)
     assert tree(root)[IMAGE] == FAX
 
@@ -559,7 +559,7 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
         disk.wait(HELD_S)
         yield from ()
 
-    monkeypatch.setattr("poller.storage.survey.walk", hanging)
+    monkeypatch.setattr("poller.store.survey.walk", hanging)
     monkeypatch.setattr(storage._threads, "_hung_s", 0.1)
     with pytest.raises(StorageHung):
         await anext(storage.sidecars())
@@ -587,8 +587,8 @@ async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(
 ) -> None:
     storage = await opened(root)
     await store(storage, FAX)
-    monkeypatch.setattr(steps, "SMALL_FILE_MAX", 100)
-    monkeypatch.setattr(steps, "_READ_CHUNK", 10)
+    monkeypatch.setattr(syscalls, "SMALL_FILE_MAX", 100)
+    monkeypatch.setattr(syscalls, "_READ_CHUNK", 10)
     assert await storage.resume(PATH, IDENTITY) is None
 
 
@@ -617,8 +617,8 @@ async def test_cancelled_delivery_is_finished_and_found_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    gate = Held(steps.move)
-    monkeypatch.setattr(steps, "move", gate)
+    gate = Held(syscalls.move)
+    monkeypatch.setattr(syscalls, "move", gate)
     task = asyncio.create_task(store(storage, FAX))
     await gate.reached()
     task.cancel()
@@ -637,8 +637,8 @@ async def test_cancelled_resume_does_not_run_on_behind_its_caller(
 ) -> None:
     storage = await opened(root)
     _dots(root)
-    gate = Held(steps.move)
-    monkeypatch.setattr(steps, "move", gate)
+    gate = Held(syscalls.move)
+    monkeypatch.setattr(syscalls, "move", gate)
     task = asyncio.create_task(storage.resume(PATH, IDENTITY))
     await gate.reached()
     task.cancel()
@@ -654,8 +654,8 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    gate = Held(steps.sync_file)
-    monkeypatch.setattr(steps, "sync_file", gate)
+    gate = Held(syscalls.sync_file)
+    monkeypatch.setattr(syscalls, "sync_file", gate)
     task = asyncio.create_task(store(storage, FAX))
     await gate.reached()
     while not task.done():
@@ -816,7 +816,7 @@ def test_storage_reaches_the_file_system_only_in_its_steps() -> None:
     used = {
         (file.name, name)
         for file in package.glob("*.py")
-        if file.name != "steps.py"
+        if file.name != "syscalls.py"
         for name in re.findall(r"\b(?:os|shutil)\.\w+|\bopen\(", file.read_text())
     }
     assert {name for _, name in used} <= {"os.strerror", "os.fsencode", "os.stat_result"}

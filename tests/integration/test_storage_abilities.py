@@ -15,7 +15,7 @@ from poller.errors import CannotStart, StorageUnusable
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.simulator import Simulator
-from poller.storage import Storage, abilities, steps
+from poller.store import Storage, abilities, syscalls
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, said
 from tests.integration.storage_seam import config, opened, store, tiff
@@ -100,8 +100,8 @@ def _lacking(patch: pytest.MonkeyPatch, lack: str) -> str:
     if lack == "another group" and os.geteuid() != 0:
         pytest.skip("only root gives a file away")
     odd, why = LACKS[lack]
-    patch.setattr(steps, "os", odd)
-    patch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+    patch.setattr(syscalls, "os", odd)
+    patch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
     return why
 
 
@@ -207,13 +207,13 @@ async def test_inode_numbers_that_change_at_each_look_are_no_change(
     root: Path, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await opened(root)
-    real, looks = steps.status_of, iter(range(1000, 2000))
+    real, looks = syscalls.status_of, iter(range(1000, 2000))
 
     def status_of(name: str, at: int) -> os.stat_result:
         found = real(name, at)
         return os.stat_result((found.st_mode, next(looks), *found[2:]))
 
-    monkeypatch.setattr(steps, "status_of", status_of)
+    monkeypatch.setattr(syscalls, "status_of", status_of)
     for _ in range(3):
         assert await storage.check() is None
     assert proofs.count == 2

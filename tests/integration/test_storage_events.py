@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poller.storage import steps
+from poller.store import syscalls
 from tests.integration.storage_seam import opened, store, tiff
 
 _EVENTS = {
@@ -83,6 +83,6 @@ async def test_visible_names_come_by_a_move_image_first_and_nothing_comes_after(
 async def test_visible_names_are_created_where_they_have_to_be_linked(
     tmp_path: Path, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+    monkeypatch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
     events = await _stored(tmp_path / "faxes", watched)
     assert [event for event in events if " f1." in event] == ["CREATE f1.tif", "CREATE f1.json"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import CannotStart, StorageUnusable
-from poller.storage import Storage, marker, steps
+from poller.store import Storage, marker, syscalls
 from tests.integration.storage_seam import (
     RecordedOs,
     config,
@@ -186,7 +186,7 @@ async def test_directory_without_permission_is_unusable(
     def refused(_directory: str) -> int:
         raise PermissionError(errno.EACCES, "")
 
-    monkeypatch.setattr(steps, "open_root", refused)
+    monkeypatch.setattr(syscalls, "open_root", refused)
     assert "Permission denied" in str(await storage.check())
 
 
@@ -251,7 +251,7 @@ async def test_first_start_refuses_a_directory_fsync_that_fails(tmp_path: Path) 
 async def test_first_start_refuses_names_that_are_overwritten(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "move", lambda *_: True)
+    monkeypatch.setattr(syscalls, "move", lambda *_: True)
     with pytest.raises(CannotStart, match="replaces a file"):
         await _found(root)
 
@@ -262,6 +262,6 @@ async def test_first_start_refuses_a_create_that_overwrites(
     def create(name: str, at: int) -> int:
         return os.open(name, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=at)
 
-    monkeypatch.setattr(steps, "create", create)
+    monkeypatch.setattr(syscalls, "create", create)
     with pytest.raises(CannotStart, match="O_EXCL"):
         await _found(root)

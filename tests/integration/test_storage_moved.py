@@ -13,7 +13,7 @@ from poller.errors import StorageConflict
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.simulator import Simulator
-from poller.storage import Storage, steps
+from poller.store import Storage, syscalls
 from tests.conftest import Event, stored_files
 from tests.integration.at_work import fetch, listed
 from tests.integration.storage_seam import IDENTITY, PATH, opened, store, tiff, tree, visible, way
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _given(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "link":
-        monkeypatch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+        monkeypatch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
 
 
 def _move_away(root: Path) -> Path:
@@ -42,10 +42,10 @@ def _move_away(root: Path) -> Path:
 
 
 class _Move:
-    """Stands for `steps.move`: does something before or after the n-th name is given."""
+    """Stands for `syscalls.move`: does something before or after the n-th name is given."""
 
     def __init__(self, **by_moment: Callable[[], Any]) -> None:
-        self._real = steps.move
+        self._real = syscalls.move
         self._by_moment = by_moment
         self._numbers = itertools.count(1)
 
@@ -72,8 +72,8 @@ async def test_fax_whose_directory_was_moved_while_it_came_is_shown_nowhere_and_
         _move_away(root)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(steps, "sync_directory", moved)
-        patched.setattr(steps, "move", None)
+        patched.setattr(syscalls, "sync_directory", moved)
+        patched.setattr(syscalls, "move", None)
         with pytest.raises(StorageConflict, match="moved away: the directory main/desk"):
             await store(storage, FAX)
     assert list((root.parent / "away").iterdir()) == []
@@ -93,7 +93,7 @@ async def test_fax_shown_in_a_directory_that_was_moved_is_taken_back_and_stored_
             (root / "main/desk").mkdir(mode=0o750)
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "move", _Move(**{moment: moved}))
+        patched.setattr(syscalls, "move", _Move(**{moment: moved}))
         with pytest.raises(StorageConflict, match="moved away"):
             await store(storage, FAX)
     assert list((root.parent / "away").iterdir()) == []
@@ -121,7 +121,7 @@ async def test_what_was_taken_out_of_a_directory_that_was_moved_is_delivered(
 
     with monkeypatch.context() as patched:
         moved: dict[str, Callable[[], Any]] = {"before_1": lambda: _move_away(root)}
-        patched.setattr(steps, "move", _Move(**moved, after_2=take))
+        patched.setattr(syscalls, "move", _Move(**moved, after_2=take))
         await store(storage, FAX)
     assert visible(root) == {}
     left = {"f1.tif", "f1.json"} - set(taken)
@@ -138,7 +138,7 @@ async def test_directory_whose_inode_number_changes_at_each_look_is_not_called_m
         return os.stat_result((found.st_mode, next(numbers), *found[2:]))
 
     storage = await opened(root)
-    monkeypatch.setattr(steps, "status", status)
+    monkeypatch.setattr(syscalls, "status", status)
     await store(storage, FAX)
     assert set(tree(root)) == PAIR
 
@@ -151,7 +151,7 @@ async def test_fax_that_went_with_its_directory_is_said_and_fetched_again(
     day = directory / listed_fax.path.rpartition("/")[0]
     moves = _Move(before_1=lambda: day.rename(directory.parent / "away"))
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "move", moves)
+        patched.setattr(syscalls, "move", moves)
         assert await fetch(site, fax) is Outcome.FAILED
     (retry,) = [event for event in events if event.action == "fax-retry"]
     assert "moved away" in str(retry.fields["error"])

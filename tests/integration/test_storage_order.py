@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import PollerError, StorageConflict, StorageUnusable
-from poller.storage import Storage, StoredFile, steps
+from poller.store import Storage, StoredFile, syscalls
 from tests.integration.storage_seam import (
     IDENTITY,
     PATH,
@@ -255,7 +255,7 @@ def _no_sync(_fd: int) -> None:
 async def test_power_loss_finds_a_forgotten_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
-    monkeypatch.setattr(steps, forgotten, _no_sync)
+    monkeypatch.setattr(syscalls, forgotten, _no_sync)
     with pytest.raises((AssertionError, FileNotFoundError, PollerError)):
         await _lose_power_everywhere(tmp_path)
 
@@ -263,7 +263,7 @@ async def test_power_loss_finds_a_forgotten_fsync(
 async def test_power_loss_finds_forgotten_parents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.storage.place.Place.sync_parents", lambda _self: None)
+    monkeypatch.setattr("poller.store.place.Place.sync_parents", lambda _self: None)
     with pytest.raises((AssertionError, FileNotFoundError, PollerError)):
         await _lose_power_everywhere(tmp_path)
 
@@ -272,14 +272,14 @@ async def test_kill_finds_a_copy_in_place_of_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy(existing: str, new: str, at: int) -> bool:
-        data = b"".join(steps.read(source := steps.open_file(existing, at)))
-        steps.close(source)
-        target = steps.create(new, at)
-        steps.write(target, data)
-        steps.close(target)
+        data = b"".join(syscalls.read(source := syscalls.open_file(existing, at)))
+        syscalls.close(source)
+        target = syscalls.create(new, at)
+        syscalls.write(target, data)
+        syscalls.close(target)
         return False
 
-    monkeypatch.setattr(steps, "move", copy)
+    monkeypatch.setattr(syscalls, "move", copy)
     with pytest.raises(AssertionError):
         await test_kill_at_any_step_ends_with_one_whole_pair(tmp_path)
 
@@ -338,10 +338,10 @@ async def test_name_that_was_given_although_the_share_answered_with_an_error_is_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, lost: int
 ) -> None:
     if way == "link":
-        monkeypatch.setattr(steps, "rename", lambda *_: errno.EINVAL)
+        monkeypatch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
     root = tmp_path / "faxes"
     storage = await opened(root)
-    move, numbers = steps.move, itertools.count(1)
+    move, numbers = syscalls.move, itertools.count(1)
 
     def answer_lost(existing: str, new: str, at: int) -> bool:
         done = move(existing, new, at)
@@ -350,7 +350,7 @@ async def test_name_that_was_given_although_the_share_answered_with_an_error_is_
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "move", answer_lost)
+        patch.setattr(syscalls, "move", answer_lost)
         with pytest.raises(StorageUnusable):
             await store(storage, FIRST)
     assert tree(root) == {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import StorageUnusable
-from poller.storage import Condition, Identity, Storage, StoredFile, steps
+from poller.store import Condition, Identity, Storage, StoredFile, syscalls
 from tests.integration.storage_seam import (
     IDENTITY,
     PATH,
@@ -301,14 +301,14 @@ async def test_power_loss_at_any_step_of_a_repair_loses_nothing(
 async def test_power_loss_finds_a_bad_file_whose_kept_name_was_not_synced_before_the_unlink(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = steps.sync_directory
+    real = syscalls.sync_directory
 
     def forgetful(fd: int) -> None:
         """A planted bug: the sync between the two."""
-        names = steps.names(fd)
+        names = syscalls.names(fd)
         if not (".damaged-f1.tif" in names and "f1.tif" in names):
             real(fd)
 
-    monkeypatch.setattr(steps, "sync_directory", forgetful)
+    monkeypatch.setattr(syscalls, "sync_directory", forgetful)
     with pytest.raises(AssertionError):
         await _lose_power_everywhere(tmp_path, "changed")

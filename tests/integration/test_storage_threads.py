@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import StorageUnusable
-from poller.storage.threads import Threads
+from poller.store.threads import Threads
 from tests.integration.at_work import HELD_S, WITHIN_S, until
 
 

@@ -32,7 +32,7 @@ from poller.simulator.fake_efax import Arrival, FakeEfax, Seen
 from poller.simulator.faults import Stage
 from poller.simulator.replies import Reply
 from poller.simulator.state import App, Fax
-from poller.storage import steps
+from poller.store import syscalls
 from tests.conftest import NOON
 
 Key = tuple[str, str, str]  # App ID, User ID, fax id: what a fax is
@@ -336,14 +336,14 @@ def in_place(world: World) -> Iterator[None]:
 
 def _mortal_steps(patch: pytest.MonkeyPatch, death: Death) -> None:
     for name in _CHANGES_THE_DISK:
-        real = getattr(steps, name)
+        real = getattr(syscalls, name)
 
         def mortal(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
             death.step()
             return _real(*args, **kwargs)
 
-        patch.setattr(steps, name, mortal)
-    write, close_written = steps.write, steps.close_written
+        patch.setattr(syscalls, name, mortal)
+    write, close_written = syscalls.write, syscalls.close_written
 
     def half_written(fd: int, data: bytes | bytearray) -> None:
         was_dead = death.dead
@@ -361,8 +361,8 @@ def _mortal_steps(patch: pytest.MonkeyPatch, death: Death) -> None:
             os.close(fd)
             raise
 
-    patch.setattr(steps, "write", half_written)
-    patch.setattr(steps, "close_written", closed_by_death)
+    patch.setattr(syscalls, "write", half_written)
+    patch.setattr(syscalls, "close_written", closed_by_death)
 
 
 def _mortal_ledger(patch: pytest.MonkeyPatch, world: World) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from poller.errors import StorageConflict
-from poller.storage import place, sidecars, steps
-from poller.storage.handover import digest
-from poller.storage.marker import NOT_OURS
-from poller.storage.place import Durable, Place
-from poller.storage.sidecars import Identity, StoredFile
+from poller.store import place, sidecars, syscalls
+from poller.store.handover import digest
+from poller.store.marker import NOT_OURS
+from poller.store.place import Durable, Place
+from poller.store.sidecars import Identity, StoredFile
 
 _WHOLE_STORAGES_FAULT = {errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -74,11 +74,11 @@ _MISSING = "missing"
 
 def _image_trouble(at: Place, stored: StoredFile, *, thorough: bool) -> str | None:
     try:
-        fd = steps.open_file(at.names.image(stored.format), at.fd)
+        fd = syscalls.open_file(at.names.image(stored.format), at.fd)
     except OSError as error:
         return _unreadable("image", error)
     try:
-        size = steps.status(fd).st_size
+        size = syscalls.status(fd).st_size
         if size != stored.bytes:
             return f"the image has {size} bytes instead of {stored.bytes}"
         if thorough and digest(fd) != stored.sha256:
@@ -86,21 +86,21 @@ def _image_trouble(at: Place, stored: StoredFile, *, thorough: bool) -> str | No
     except OSError as error:
         return _unreadable("image", error)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     return None
 
 
 def _sidecar_trouble(at: Place, stored: StoredFile, identity: Identity) -> str | None:
     try:
-        fd = steps.open_file(at.names.sidecar, at.fd)
+        fd = syscalls.open_file(at.names.sidecar, at.fd)
     except OSError as error:
         return _unreadable("sidecar", error)
     try:
-        described = sidecars.decode(steps.read_all(fd), at.path)
+        described = sidecars.decode(syscalls.read_all(fd), at.path)
     except OSError as error:
         return _unreadable("sidecar", error)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     if described is None:
         return "the sidecar is not one that poller writes"
     if not described[0].is_same(identity):
@@ -129,10 +129,10 @@ def visible_files(root: int, directory: str) -> tuple[list[str], list[str]]:
             raise
         return [], []  # what the ledger knows of it is called damaged
     try:
-        found = [name for name in steps.names(fd) if _is_visible(name, directory)]
-        below = {name for name in found if steps.is_directory(name, fd)}
+        found = [name for name in syscalls.names(fd) if _is_visible(name, directory)]
+        below = {name for name in found if syscalls.is_directory(name, fd)}
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     return sorted(set(found) - below), sorted(below)
 
 

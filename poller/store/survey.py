@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from poller.storage import marker, place, recovery, sidecars, steps
-from poller.storage.place import SIDECAR_PART, Durable, Place
-from poller.storage.sidecars import Origin, StoredFile
+from poller.store import marker, place, recovery, sidecars, syscalls
+from poller.store.place import SIDECAR_PART, Durable, Place
+from poller.store.sidecars import Origin, StoredFile
 
 _SIDECAR = ".json"
 
@@ -48,19 +48,19 @@ def walk(directory: Path, storage_id: str | None) -> Generator[Found | Unreadabl
             except FileNotFoundError:  # a consumer removed it just now, empty
                 continue
             try:
-                for name in steps.names(fd):
+                for name in syscalls.names(fd):
                     path = f"{here}/{name}" if here else name
                     if name.endswith((_SIDECAR, SIDECAR_PART)):
                         yield from _sidecar(fd, here, name)
                     elif not name.startswith(".") and _is_directory(fd, name):
                         waiting.append(path)
             finally:
-                steps.close(fd)
+                syscalls.close(fd)
 
 
 def _is_directory(fd: int, name: str) -> bool:
     with suppress(FileNotFoundError):  # a consumer took it away just now
-        return S_ISDIR(steps.status_of(name, fd).st_mode)
+        return S_ISDIR(syscalls.status_of(name, fd).st_mode)
     return False
 
 
@@ -69,7 +69,7 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[Found | Unreadable]:
     base = name.removesuffix(_SIDECAR) if visible else name[1:].removesuffix(SIDECAR_PART)
     path = f"{here}/{base}" if here else base
     try:
-        if not S_ISREG(steps.status_of(name, fd).st_mode):
+        if not S_ISREG(syscalls.status_of(name, fd).st_mode):
             return
         data = _content(fd, name)
         found = sidecars.describe(data, path)
@@ -89,17 +89,17 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[Found | Unreadable]:
 def _lost_its_images_name(fd: int, path: str, stored: StoredFile) -> bool:
     """Tell a hand-over of whose two renames a power loss has taken the first, the image's."""
     names = place.Names(path.rpartition("/")[2])
-    return steps.is_there(names.dot_image, fd) and not steps.is_there(
+    return syscalls.is_there(names.dot_image, fd) and not syscalls.is_there(
         names.image(stored.format), fd
     )
 
 
 def _content(fd: int, name: str) -> bytes:
-    file = steps.open_file(name, fd)
+    file = syscalls.open_file(name, fd)
     try:
-        return steps.read_all(file)
+        return syscalls.read_all(file)
     finally:
-        steps.close(file)
+        syscalls.close(file)
 
 
 def trouble(at: Place, found: Found) -> str | None:
@@ -117,7 +117,7 @@ def trouble(at: Place, found: Found) -> str | None:
                 raise
             problem = "the image cannot be read"
         else:
-            if steps.is_there(name, at.fd):
+            if syscalls.is_there(name, at.fd):
                 problem = "the image has another hash"
     return problem
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageUnusable
-from poller.storage import place, steps
+from poller.store import place, syscalls
 
 PROBE = ".poller-probe."
 CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
@@ -20,7 +20,7 @@ def prove(config: StorageConfig, root: int) -> None:
 
     Raises OSError for what is no lack of an ability: no space, no permission, a broken disk.
     """
-    mine = f"{PROBE}{steps.process_id()}"
+    mine = f"{PROBE}{syscalls.process_id()}"
     file, free, directory = f"{mine}.file", f"{mine}.free", f"{mine}.directory"
     _remove([file, free, directory], root)
     try:
@@ -51,33 +51,33 @@ def _needs(sentence: str) -> Iterator[None]:
 
 def _try_a_file(name: str, root: int) -> None:
     _create(name, root)
-    if not _refused(lambda: steps.close(steps.create(name, root))):
+    if not _refused(lambda: syscalls.close(syscalls.create(name, root))):
         raise _Lack("makes a file although its name is taken (O_EXCL): use another file system")
-    fd = steps.open_file(name, root)
+    fd = syscalls.open_file(name, root)
     try:
-        mode, found = steps.status(fd).st_mode, steps.read_all(fd)
+        mode, found = syscalls.status(fd).st_mode, syscalls.read_all(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     if found != _CONTENT:
         raise _Lack("does not give back what was written there: use another file system")
-    _require_mode(mode, steps.FILE_MODE, "file")
+    _require_mode(mode, syscalls.FILE_MODE, "file")
 
 
 def _create(name: str, root: int) -> None:
     try:
-        fd = steps.create(name, root)
+        fd = syscalls.create(name, root)
     except OSError as error:
-        if error.errno in CANNOT and steps.is_there(name, root):
+        if error.errno in CANNOT and syscalls.is_there(name, root):
             raise _Lack(
                 "does not let poller set a file's mode (chmod): mount it with the uid and gid of "
                 "the service's user"
             ) from error
         raise
     try:
-        steps.write(fd, _CONTENT)
-        steps.sync_file(fd)
+        syscalls.write(fd, _CONTENT)
+        syscalls.sync_file(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 def _require_mode(found: int, wanted: int, what: str) -> None:
@@ -92,21 +92,21 @@ def _require_mode(found: int, wanted: int, what: str) -> None:
 
 
 def _try_a_name(file: str, free: str, root: int) -> None:
-    steps.close(steps.create(free, root))
+    syscalls.close(syscalls.create(free, root))
     lacks = (
         "can neither rename a file without replacing another (renameat2, RENAME_NOREPLACE) nor "
         "give it a second name (link): use another file system, or a mount that allows one of the two"
     )
     with _needs(lacks):
-        if not _refused(lambda: steps.move(file, free, root)):
+        if not _refused(lambda: syscalls.move(file, free, root)):
             raise _Lack("replaces a file where it was told not to: use another file system")
-        steps.unlink(free, root)
-        steps.move(file, free, root)
+        syscalls.unlink(free, root)
+        syscalls.move(file, free, root)
     with _needs(
         "cannot sync a directory (fsync), so that a power failure could take faxes that were "
         "stored: use another file system, or a kernel whose CIFS or NFS can"
     ):
-        steps.sync_directory(root)
+        syscalls.sync_directory(root)
 
 
 def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
@@ -114,14 +114,14 @@ def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
     with _needs("does not let poller set a directory's mode (chmod): mount it so that it does"):
         fd, _ = place.enter(root, name, wanted)
     try:
-        _require_mode(steps.status(fd).st_mode, wanted, "directory")
-        file = steps.create(".file", fd)
+        _require_mode(syscalls.status(fd).st_mode, wanted, "directory")
+        file = syscalls.create(".file", fd)
         try:
-            group, its_own = steps.status(fd).st_gid, steps.status(file).st_gid
+            group, its_own = syscalls.status(fd).st_gid, syscalls.status(file).st_gid
         finally:
-            steps.close(file)
+            syscalls.close(file)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     if group != its_own:
         raise _Lack(
             f"gives files group {its_own} in directories of group {group}, whose members could not "
@@ -142,15 +142,15 @@ def clear(root: int) -> int:
 
     Those of another process that runs stay: `poller check` may be trying the storage right now.
     """
-    return _remove([name for name in steps.names(root) if _is_left(name)], root)
+    return _remove([name for name in syscalls.names(root) if _is_left(name)], root)
 
 
 def _is_left(name: str) -> bool:
     if not name.startswith(PROBE):
         return False
     number = name.removeprefix(PROBE).partition(".")[0]
-    is_of_another = number.isdecimal() and int(number) != steps.process_id()
-    return not (is_of_another and steps.is_running(int(number)))
+    is_of_another = number.isdecimal() and int(number) != syscalls.process_id()
+    return not (is_of_another and syscalls.is_running(int(number)))
 
 
 def _remove(names: list[str], root: int) -> int:
@@ -158,12 +158,12 @@ def _remove(names: list[str], root: int) -> int:
 
 
 def _remove_one(name: str, root: int) -> bool:
-    if not steps.is_directory(name, root):
-        return steps.unlink(name, root)
-    fd = steps.open_directory(name, root)
+    if not syscalls.is_directory(name, root):
+        return syscalls.unlink(name, root)
+    fd = syscalls.open_directory(name, root)
     try:
-        _remove(steps.names(fd), fd)
+        _remove(syscalls.names(fd), fd)
     finally:
-        steps.close(fd)
-    steps.remove_directory(name, root)
+        syscalls.close(fd)
+    syscalls.remove_directory(name, root)
     return True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poller.config.model import StorageConfig
 from poller.errors import CannotStart, StorageFull, StorageUnusable
-from poller.storage import abilities, place, steps
+from poller.store import abilities, place, syscalls
 
 MARKER = ".poller-storage"
 _MARKER_PART = ".poller-storage.part"
@@ -21,7 +21,7 @@ NOT_OURS = frozenset({"lost+found"})
 def opened(directory: Path) -> Iterator[int]:
     """Hold the storage directory open; StorageUnusable says why that cannot be."""
     try:
-        fd = steps.open_root(str(directory))
+        fd = syscalls.open_root(str(directory))
     except FileNotFoundError as error:
         raise StorageUnusable(f"the storage directory {directory} does not exist") from error
     except NotADirectoryError as error:
@@ -31,7 +31,7 @@ def opened(directory: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 @contextmanager
@@ -59,19 +59,19 @@ def unusable(directory: Path, error: OSError) -> StorageUnusable:
 def read(root: int) -> str | None:
     """Read the id in the marker; None when there is no marker."""
     try:
-        fd = steps.open_file(MARKER, root)
+        fd = syscalls.open_file(MARKER, root)
     except FileNotFoundError:
         return None
     try:
-        data = steps.read_beginning(fd, _ID_BYTES_MAX)
+        data = syscalls.read_beginning(fd, _ID_BYTES_MAX)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
     return data.decode(errors="replace").strip()
 
 
 def identity(root: int) -> tuple[int, int]:
     """Tell one marker from another; by its device alone where inode numbers change at each look."""
-    one, again = steps.status_of(MARKER, root), steps.status_of(MARKER, root)
+    one, again = syscalls.status_of(MARKER, root), syscalls.status_of(MARKER, root)
     return one.st_dev, one.st_ino if one.st_ino == again.st_ino else 0
 
 
@@ -81,7 +81,7 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     `thorough` tries all that a delivery does, else whether a file can be written; where that is
     refused as only a file system does that lacks something, all is tried, to name it.
     """
-    space = steps.space(root)
+    space = syscalls.space(root)
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
         raise StorageUnusable(
@@ -113,17 +113,19 @@ def _takes_a_file(root: int) -> bool:
 
 
 def _try_a_file(root: int) -> None:
-    name = f"{abilities.PROBE}{steps.process_id()}"
-    steps.unlink(name, root)
+    name = f"{abilities.PROBE}{syscalls.process_id()}"
+    syscalls.unlink(name, root)
     try:
-        fd = steps.create(name, root)
+        fd = syscalls.create(name, root)
         try:
-            steps.write(fd, b"x")
-            steps.sync_file(fd)  # a dying disk takes every write and fails here, under each image
+            syscalls.write(fd, b"x")
+            syscalls.sync_file(
+                fd
+            )  # a dying disk takes every write and fails here, under each image
         finally:
-            steps.close(fd)
+            syscalls.close(fd)
     finally:
-        steps.unlink(name, root)
+        syscalls.unlink(name, root)
 
 
 # The first start
@@ -155,15 +157,15 @@ def _make_root(config: StorageConfig) -> None:
         missing.append(directory.name)
         directory = directory.parent
     _sync_name(directory)
-    at = steps.open_root(str(directory))
+    at = syscalls.open_root(str(directory))
     try:
         for name in reversed(missing):
             child, _ = place.enter(at, name, place.DIRECTORY_MODES[config.consumers])
             _sync_if_able(at)
-            steps.close(at)
+            syscalls.close(at)
             at = child
     finally:
-        steps.close(at)
+        syscalls.close(at)
 
 
 def _sync_name(directory: Path) -> None:
@@ -172,18 +174,18 @@ def _sync_name(directory: Path) -> None:
     A user who may not open the directory above it has not made it.
     """
     with suppress(PermissionError):
-        parent = steps.open_root(str(directory.parent))
+        parent = syscalls.open_root(str(directory.parent))
         try:
             _sync_if_able(parent)
         finally:
-            steps.close(parent)
+            syscalls.close(parent)
 
 
 def _sync_if_able(fd: int) -> None:
     """Whether the storage's own file system can do it is proved next, and said in a sentence."""
     try:
-        steps.sync_directory(fd)
-    except steps.SyncError as error:
+        syscalls.sync_directory(fd)
+    except syscalls.SyncError as error:
         if error.errno not in abilities.CANNOT:
             raise
 
@@ -191,9 +193,9 @@ def _sync_if_able(fd: int) -> None:
 def _marked(directory: Path, root: int) -> str:
     found = read(root)
     if found:
-        steps.sync_directory(root)
+        syscalls.sync_directory(root)
         return found
-    names = set(steps.names(root)) - NOT_OURS - {_MARKER_PART}
+    names = set(syscalls.names(root)) - NOT_OURS - {_MARKER_PART}
     strangers = sorted(name for name in names if not name.startswith(abilities.PROBE))
     if strangers:
         raise CannotStart(
@@ -206,20 +208,20 @@ def _marked(directory: Path, root: int) -> str:
 def _mark(root: int) -> str:
     """Create the marker, complete or not at all."""
     storage_id = str(uuid.uuid4())
-    steps.unlink(_MARKER_PART, root)
-    fd = steps.create(_MARKER_PART, root)
+    syscalls.unlink(_MARKER_PART, root)
+    fd = syscalls.create(_MARKER_PART, root)
     try:
-        steps.write(fd, f"{storage_id}\n".encode())
-        steps.sync_file(fd)
+        syscalls.write(fd, f"{storage_id}\n".encode())
+        syscalls.sync_file(fd)
     finally:
-        steps.close(fd)
-    is_gone = steps.move(_MARKER_PART, MARKER, root)
-    steps.sync_directory(root)
+        syscalls.close(fd)
+    is_gone = syscalls.move(_MARKER_PART, MARKER, root)
+    syscalls.sync_directory(root)
     if not is_gone:
-        steps.unlink(_MARKER_PART, root)
+        syscalls.unlink(_MARKER_PART, root)
     return storage_id
 
 
 def clear_probes(root: int) -> int:
     """Remove what probes, and the making of the marker, have left when they were interrupted."""
-    return abilities.clear(root) + steps.unlink(_MARKER_PART, root)
+    return abilities.clear(root) + syscalls.unlink(_MARKER_PART, root)

@@ -32,9 +32,9 @@ from typing import Any, NoReturn
 
 from poller.documents import Document
 from poller.errors import StorageConflict
-from poller.storage import sidecars, steps
-from poller.storage.place import Place
-from poller.storage.sidecars import Identity, StoredFile
+from poller.store import sidecars, syscalls
+from poller.store.place import Place
+from poller.store.sidecars import Identity, StoredFile
 
 _FOREIGN = {errno.ELOOP, errno.EINVAL, errno.EACCES, errno.ENXIO}
 
@@ -68,28 +68,28 @@ class Handover:
 
     def write(self, data: bytes | bytearray) -> None:
         """Append."""
-        steps.write(self._open_fd(), data)
+        syscalls.write(self._open_fd(), data)
         self._hash.update(data)
         self._bytes += len(data)
 
     def inspect(self) -> Document:
         """Prove the document; raises NotADocument, and StorageUnusable when nothing can prove it."""
         self._open_fd()
-        reading = steps.open_file(self.place.names.dot_image, self.place.fd)
+        reading = syscalls.open_file(self.place.names.dot_image, self.place.fd)
         try:
             self._document = self._inspect(reading)
         finally:
-            steps.close(reading)
+            syscalls.close(reading)
         return self._document
 
     def deliver(self, make_sidecar: MakeSidecar, *, damaged: bool) -> StoredFile:
         """Make the fax visible, durably; raises with nothing visible otherwise."""
         fd, stored = self._open_fd(), self._stored(damaged=damaged)
-        if steps.status(fd).st_size != stored.bytes:
+        if syscalls.status(fd).st_size != stored.bytes:
             raise StorageConflict("the fax's dot-file is not as long as what was written to it")
-        steps.sync_file(fd)
+        syscalls.sync_file(fd)
         self._fd = None
-        steps.close_written(fd)
+        syscalls.close_written(fd)
         content = make_sidecar(stored)
         write_sidecar(self.place, sidecars.encode(content))
         identity = sidecars.identity_in(content)
@@ -109,7 +109,7 @@ class Handover:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             with suppress(OSError):
-                steps.close(fd)
+                syscalls.close(fd)
         unlink_dot_files(self.place)
 
     def close(self) -> None:
@@ -143,22 +143,22 @@ class Handover:
 def _create(dot_file: str, place: Place) -> int:
     """Create a dot-file; one that was there is ours, and its writer dead."""
     try:
-        return steps.create(dot_file, place.fd)
+        return syscalls.create(dot_file, place.fd)
     except FileExistsError:
-        steps.unlink(place.names.dot_sidecar, place.fd)
-        steps.unlink(dot_file, place.fd)
-    return steps.create(dot_file, place.fd)
+        syscalls.unlink(place.names.dot_sidecar, place.fd)
+        syscalls.unlink(dot_file, place.fd)
+    return syscalls.create(dot_file, place.fd)
 
 
 def write_sidecar(place: Place, data: bytes) -> None:
     fd = _create(place.names.dot_sidecar, place)
     try:
-        steps.write(fd, data)
-        steps.sync_file(fd)
+        syscalls.write(fd, data)
+        syscalls.sync_file(fd)
     except BaseException:
-        steps.close(fd)
+        syscalls.close(fd)
         raise
-    steps.close_written(fd)
+    syscalls.close_written(fd)
 
 
 def finish(place: Place) -> None:
@@ -169,8 +169,8 @@ def finish(place: Place) -> None:
 
 def unlink_dot_files(place: Place) -> None:
     """Unlink both; the sidecar first, for without it an image is never carried on from."""
-    steps.unlink(place.names.dot_sidecar, place.fd)
-    steps.unlink(place.names.dot_image, place.fd)
+    syscalls.unlink(place.names.dot_sidecar, place.fd)
+    syscalls.unlink(place.names.dot_image, place.fd)
 
 
 def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
@@ -187,7 +187,7 @@ def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
     ]
     shown, are_left = list[tuple[str, str]](), False
     try:
-        steps.sync_directory(place.fd)
+        syscalls.sync_directory(place.fd)
         if place.is_moved(names.dot_sidecar) and place.is_moved(names.sidecar):
             _refuse_moved(place)
         for dot_file, name, is_same in pair:
@@ -197,7 +197,7 @@ def publish(place: Place, stored: StoredFile, identity: Identity) -> bool:
                 shown.append((name, dot_file))
         if place.is_moved(names.sidecar) and _is_taken_back(place, shown):
             _refuse_moved(place)
-        steps.sync_directory(place.fd)
+        syscalls.sync_directory(place.fd)
         place.sync_parents()
     except Exception:
         for name, dot_file in reversed(shown):
@@ -226,7 +226,7 @@ def _is_taken_back(place: Place, shown: list[tuple[str, str]]) -> bool:
             _hide(place, name, dot_file)
         except OSError:  # a consumer has taken it
             for back, to in hidden:
-                steps.move(to, back, place.fd)
+                syscalls.move(to, back, place.fd)
             return False
         hidden.append((name, dot_file))
     return True
@@ -234,9 +234,9 @@ def _is_taken_back(place: Place, shown: list[tuple[str, str]]) -> bool:
 
 def _hide(place: Place, name: str, dot_file: str) -> None:
     with suppress(FileExistsError):  # a link: it has both names
-        if steps.move(name, dot_file, place.fd):
+        if syscalls.move(name, dot_file, place.fd):
             return
-    steps.unlink(name, place.fd)
+    syscalls.unlink(name, place.fd)
 
 
 IsSame = Callable[[int], bool]
@@ -249,7 +249,7 @@ def put_aside(place: Place, stored: StoredFile, identity: Identity) -> None:
     The dot-files are durable by then, so that the next start carries on from wherever this ends.
     The sidecar goes first: consumers act on it. A file that is the fax stays.
     """
-    steps.sync_directory(place.fd)
+    syscalls.sync_directory(place.fd)
     names = place.names
     _put_aside(place, names.sidecar, _describes(place, stored, identity))
     _put_aside(place, names.image(stored.format), holds(stored))
@@ -267,7 +267,7 @@ def put_foreign_aside(place: Place) -> None:
 
 def _put_aside(place: Place, name: str, is_same: IsSame) -> None:
     try:
-        fd = steps.open_file(name, place.fd)
+        fd = syscalls.open_file(name, place.fd)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -278,11 +278,11 @@ def _put_aside(place: Place, name: str, is_same: IsSame) -> None:
             if _is(is_same, fd):
                 return
         finally:
-            steps.close(fd)
+            syscalls.close(fd)
     is_gone = _move_aside(place, name)
-    steps.sync_directory(place.fd)  # under one name at least it is there, whatever happens now
+    syscalls.sync_directory(place.fd)  # under one name at least it is there, whatever happens now
     if not is_gone:
-        steps.unlink(name, place.fd)
+        syscalls.unlink(name, place.fd)
 
 
 def _is(is_same: IsSame, fd: int) -> bool:
@@ -299,9 +299,9 @@ def _move_aside(place: Place, name: str) -> bool:
     for number in _NUMBERS:
         kept = place.names.damaged(name, number)
         try:
-            return steps.move(name, kept, place.fd)
+            return syscalls.move(name, kept, place.fd)
         except FileExistsError:
-            if steps.is_same_file(name, kept, place.fd):
+            if syscalls.is_same_file(name, kept, place.fd):
                 return False  # that one was kept earlier
         except PermissionError as error:
             raise StorageConflict(f"{name} is there and is no file of ours") from error
@@ -314,13 +314,13 @@ def _show(place: Place, dot_file: str, name: str, is_same: IsSame) -> tuple[bool
     Tells whether it is ours to hide again, and whether the dot-file is left.
     """
     try:
-        return True, not steps.move(dot_file, name, place.fd)
+        return True, not syscalls.move(dot_file, name, place.fd)
     except FileNotFoundError:  # an earlier run left the final name
         _adopt(place, name, is_same)
         return True, False
     except FileExistsError:
         _adopt(place, name, is_same)
-        return steps.is_same_file(dot_file, name, place.fd), True
+        return syscalls.is_same_file(dot_file, name, place.fd), True
     except OSError:
         with suppress(OSError):
             _undo_unanswered(place, name, dot_file)
@@ -329,13 +329,13 @@ def _show(place: Place, dot_file: str, name: str, is_same: IsSame) -> tuple[bool
 
 def _undo_unanswered(place: Place, name: str, dot_file: str) -> None:
     """A share may have done what its answer, lost on the way, said nothing of."""
-    if not steps.is_there(dot_file, place.fd) or steps.is_same_file(dot_file, name, place.fd):
+    if not syscalls.is_there(dot_file, place.fd) or syscalls.is_same_file(dot_file, name, place.fd):
         _hide(place, name, dot_file)
 
 
 def _adopt(place: Place, name: str, is_same: IsSame) -> None:
     try:
-        fd = steps.open_file(name, place.fd)
+        fd = syscalls.open_file(name, place.fd)
     except OSError as error:
         if error.errno in _FOREIGN:
             raise StorageConflict(f"{name} is there and is no file of ours") from error
@@ -343,21 +343,21 @@ def _adopt(place: Place, name: str, is_same: IsSame) -> None:
     try:
         if not is_same(fd):
             raise StorageConflict(f"another file already has the name {name}")
-        steps.sync_file(fd)
+        syscalls.sync_file(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 def holds(stored: StoredFile) -> IsSame:
     def is_same(fd: int) -> bool:
-        return steps.status(fd).st_size == stored.bytes and digest(fd) == stored.sha256
+        return syscalls.status(fd).st_size == stored.bytes and digest(fd) == stored.sha256
 
     return is_same
 
 
 def _describes(place: Place, stored: StoredFile, identity: Identity) -> IsSame:
     def is_same(fd: int) -> bool:
-        found = sidecars.decode(steps.read_all(fd), place.path)
+        found = sidecars.decode(syscalls.read_all(fd), place.path)
         return found is not None and found[0].is_same(identity) and found[1].sha256 == stored.sha256
 
     return is_same
@@ -366,6 +366,6 @@ def _describes(place: Place, stored: StoredFile, identity: Identity) -> IsSame:
 def digest(fd: int) -> str:
     """Hash an open file from where it stands; SHA-256 in hexadecimal."""
     sha256 = hashlib.sha256()
-    for chunk in steps.read(fd):
+    for chunk in syscalls.read(fd):
         sha256.update(chunk)
     return sha256.hexdigest()

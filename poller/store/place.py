@@ -11,8 +11,8 @@ from typing import Literal
 
 from poller.documents import DocumentFormat
 from poller.errors import ALONE, StorageConflict
-from poller.storage import steps
-from poller.storage.sidecars import EXTENSIONS
+from poller.store import syscalls
+from poller.store.sidecars import EXTENSIONS
 
 Consumers = Literal["read", "move"]
 DIRECTORY_MODES: dict[Consumers, int] = {"read": 0o750, "move": 0o2770}
@@ -111,10 +111,10 @@ class Place:
         if not self.shown_as:
             return False
         try:
-            if steps.is_at(f"{self.shown_as}/.", self.fd):
+            if syscalls.is_at(f"{self.shown_as}/.", self.fd):
                 return False
             # On some shares a file has another inode number at each look.
-            steps.status_at(f"{self.shown_as}/{name}")
+            syscalls.status_at(f"{self.shown_as}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return True
         return False
@@ -123,16 +123,16 @@ class Place:
         """Make the names of all directories on the way durable."""
         while self.parents:
             fd, path, status = self.parents[0]
-            steps.sync_directory(fd)
+            syscalls.sync_directory(fd)
             self.durable.add(path, status)
             del self.parents[0]
-            steps.close(fd)
+            syscalls.close(fd)
 
     def close(self) -> None:
         for fd, _, _ in self.parents:
-            steps.close(fd)
+            syscalls.close(fd)
         self.parents.clear()
-        steps.close(self.fd)
+        syscalls.close(self.fd)
 
 
 def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None) -> Place:
@@ -145,7 +145,7 @@ def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None
     known = _known(directories, root, durable)
     if known is not None:
         return Place(path, Names(base), known, durable)
-    place = Place(path, Names(base), steps.open_directory(".", root), durable)
+    place = Place(path, Names(base), syscalls.open_directory(".", root), durable)
     try:
         for depth, name in enumerate(directories, start=1):
             _descend(place, name, "/".join(directories[:depth]), make)
@@ -162,8 +162,8 @@ def require_takes_names(root: int, path: str) -> None:
     """
     directories, _ = split(path)
     way = ["/".join(directories[:depth]) for depth in range(len(directories), 0, -1)]
-    nearest = next((one for one in way if steps.is_there(one, root)), ".")
-    if not steps.takes_names(nearest, root):
+    nearest = next((one for one in way if syscalls.is_there(one, root)), ".")
+    if not syscalls.takes_names(nearest, root):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), nearest)
 
 
@@ -176,14 +176,14 @@ def _known(directories: list[str], root: int, durable: Durable) -> int | None:
     if not paths or paths[-1] not in durable.known:
         return None
     try:
-        if not all(durable.holds(path, steps.status_of(path, root)) for path in paths):
+        if not all(durable.holds(path, syscalls.status_of(path, root)) for path in paths):
             return None
-        fd = steps.open_directory(paths[-1], root)
+        fd = syscalls.open_directory(paths[-1], root)
     except OSError:  # a walk step by step finds out what it is
         return None
-    if durable.holds(paths[-1], steps.status(fd)):
+    if durable.holds(paths[-1], syscalls.status(fd)):
         return fd
-    steps.close(fd)
+    syscalls.close(fd)
     return None
 
 
@@ -192,7 +192,7 @@ def open_directory(root: int, path: str) -> int:
     with _closing(
         open_place(root, f"{path}/x" if path else "x", durable=Durable(), make=None)
     ) as p:
-        return steps.open_directory(".", p.fd)
+        return syscalls.open_directory(".", p.fd)
 
 
 class _Way:
@@ -216,7 +216,7 @@ class _Way:
         while len(self._fds) > depth + 1:
             fd = self._fds.pop()
             if fd is not None:
-                steps.close(fd)
+                syscalls.close(fd)
 
 
 def _shared(names: list[str], others: list[str]) -> int:
@@ -244,7 +244,7 @@ def _enter_if_there(at: int, name: str) -> int | None:
     if not _is_inside(name):
         return None
     try:
-        return steps.open_directory(name, at)
+        return syscalls.open_directory(name, at)
     except (FileNotFoundError, PermissionError):
         return None
     except OSError as error:
@@ -260,11 +260,11 @@ def _descend(place: Place, name: str, path: str, make: Consumers | None) -> None
         if error.errno in _NO_DIRECTORY:
             raise StorageConflict(f"the directory {path} {ALONE}: it is not a directory") from error
         raise
-    status = steps.status(child)
+    status = syscalls.status(child)
     if made or not place.durable.holds(path, status):
         place.parents.append((place.fd, path, status))
     else:
-        steps.close(place.fd)
+        syscalls.close(place.fd)
     place.fd = child
 
 
@@ -276,18 +276,18 @@ def enter(at: int, name: str, mode: int | None) -> tuple[int, bool]:
         if mode is None:
             raise
     with suppress(FileExistsError):  # another fax was quicker
-        steps.make_directory(name, at, mode)
+        syscalls.make_directory(name, at, mode)
     return _existing(at, name, mode), True
 
 
 def _existing(at: int, name: str, mode: int | None) -> int:
-    fd = steps.open_directory(name, at)
+    fd = syscalls.open_directory(name, at)
     try:
         if mode is not None and _lacks_its_mode(fd, mode):
             # Keeps a set-group-id bit that came from the parent: the files' group rests on it.
-            steps.set_mode(fd, mode | (steps.status(fd).st_mode & stat.S_ISGID))
+            syscalls.set_mode(fd, mode | (syscalls.status(fd).st_mode & stat.S_ISGID))
     except BaseException:
-        steps.close(fd)
+        syscalls.close(fd)
         raise
     return fd
 
@@ -297,11 +297,11 @@ def _lacks_its_mode(fd: int, mode: int) -> bool:
 
     One that is in use keeps the mode that its operator gave it.
     """
-    status = steps.status(fd)
+    status = syscalls.status(fd)
     return (
         stat.S_IMODE(status.st_mode) & mode != mode
-        and status.st_uid == steps.effective_user()
-        and not steps.names(fd)
+        and status.st_uid == syscalls.effective_user()
+        and not syscalls.names(fd)
     )
 
 

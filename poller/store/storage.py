@@ -12,14 +12,14 @@ from poller.documents.checker import Killed
 from poller.documents.checkers import Checkers
 from poller.errors import StorageConflict, StorageUnusable
 from poller.naming import folded
-from poller.storage import abilities, handover, inspection, marker, place, recovery, steps, survey
-from poller.storage.draft import Draft
-from poller.storage.handover import Handover
-from poller.storage.inspection import Finding
-from poller.storage.place import Durable, Place
-from poller.storage.sidecars import Identity, StoredFile
-from poller.storage.survey import Found, Unreadable
-from poller.storage.threads import Threads
+from poller.store import abilities, handover, inspection, marker, place, recovery, survey, syscalls
+from poller.store.draft import Draft
+from poller.store.handover import Handover
+from poller.store.inspection import Finding
+from poller.store.place import Durable, Place
+from poller.store.sidecars import Identity, StoredFile
+from poller.store.survey import Found, Unreadable
+from poller.store.threads import Threads
 
 _THREADS = 8
 _OPEN_TRIES = 3
@@ -265,7 +265,7 @@ class Storage:
 
         def step() -> bool:
             with marker.opened(self._config.directory) as root:
-                visible = (name for name in steps.names(root) if not name.startswith("."))
+                visible = (name for name in syscalls.names(root) if not name.startswith("."))
                 return marker.read(root) is not None and any(True for _ in visible)
 
         try:
@@ -310,7 +310,7 @@ class Storage:
 
     def _free_bytes(self) -> int:
         with marker.opened(self._config.directory) as root:
-            space = steps.space(root)
+            space = syscalls.space(root)
             return space.f_bavail * space.f_frsize
 
     def _require_idle(self, path: str) -> None:
@@ -380,10 +380,10 @@ class Storage:
 
 def _digest(at: Place) -> str | None:
     try:
-        fd = steps.open_file(at.names.base, at.fd)
+        fd = syscalls.open_file(at.names.base, at.fd)
     except FileNotFoundError:
         return None
     try:
         return handover.digest(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)

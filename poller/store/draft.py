@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 
 from poller.documents import Document
 from poller.errors import StorageHung
-from poller.storage.handover import Handover
-from poller.storage.sidecars import StoredFile
-from poller.storage.threads import Threads
+from poller.store.handover import Handover
+from poller.store.sidecars import StoredFile
+from poller.store.threads import Threads
 
 T = TypeVar("T")
 _BATCH = 1 << 20

@@ -6,9 +6,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from poller.storage import handover, marker, place, sidecars, steps
-from poller.storage.place import Names, Place
-from poller.storage.sidecars import Identity, StoredFile
+from poller.store import handover, marker, place, sidecars, syscalls
+from poller.store.place import Names, Place
+from poller.store.sidecars import Identity, StoredFile
 
 
 def resume(at: Place, identity: Identity) -> StoredFile | None:
@@ -87,7 +87,7 @@ def _adopted(at: Place, identity: Identity) -> StoredFile | None:
         return None
     _sync(at, at.names.image(stored.format))
     _sync(at, at.names.sidecar)
-    steps.sync_directory(at.fd)
+    syscalls.sync_directory(at.fd)
     at.sync_parents()
     return stored
 
@@ -101,7 +101,7 @@ def _carried_on(at: Place, identity: Identity) -> StoredFile | None:
         _sync(at, pair.image)
         _sync(at, pair.sidecar)
         handover.publish(at, pair.stored, identity)
-    except steps.SyncError:
+    except syscalls.SyncError:
         handover.unlink_dot_files(at)
         raise
     return pair.stored
@@ -140,35 +140,35 @@ def _described(at: Place, name: str, identity: Identity) -> StoredFile | None:
 
 def _content(at: Place, name: str) -> bytes | None:
     try:
-        fd = steps.open_file(name, at.fd)
+        fd = syscalls.open_file(name, at.fd)
     except FileNotFoundError:
         return None
     try:
-        return steps.read_all(fd)
+        return syscalls.read_all(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 def holds(at: Place, name: str, stored: StoredFile) -> bool:
     """Tell whether the file of this name is the image, by size and hash."""
     try:
-        fd = steps.open_file(name, at.fd)
+        fd = syscalls.open_file(name, at.fd)
     except FileNotFoundError:
         return False
     try:
         return handover.holds(stored)(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 def _sync(at: Place, name: str) -> None:
     # The run that wrote it was killed, perhaps before its fsync. An fsync that had failed is not
     # repeated here: that run threw the file away.
-    fd = steps.open_file(name, at.fd)
+    fd = syscalls.open_file(name, at.fd)
     try:
-        steps.sync_file(fd)
+        syscalls.sync_file(fd)
     finally:
-        steps.close(fd)
+        syscalls.close(fd)
 
 
 def tidy(
@@ -198,13 +198,13 @@ def _by_directory(paths: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _tidy(fd: int, paths: dict[str, str], active: frozenset[str]) -> int:
-    found = {name for name in steps.names(fd) if place.is_own_dot_file(name)}
+    found = {name for name in syscalls.names(fd) if place.is_own_dot_file(name)}
     for base, path in paths.items() if found else ():
         names = Names(base)
         ours = found & {names.dot_image, names.dot_sidecar}
         if ours and (path in active or _is_complete(fd, path, names)):
             found -= ours
-    return sum(steps.unlink(name, fd) for name in found)
+    return sum(syscalls.unlink(name, fd) for name in found)
 
 
 def _is_complete(fd: int, path: str, names: Names) -> bool:
@@ -226,6 +226,6 @@ def _has_its_image(at: Place, sidecar: str) -> bool:
 
 def _size(at: Place, name: str) -> int | None:
     try:
-        return steps.status_of(name, at.fd).st_size
+        return syscalls.status_of(name, at.fd).st_size
     except FileNotFoundError:
         return None

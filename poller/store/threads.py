@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from poller.errors import FaxTooLarge, StorageConflict, StorageHung, StorageUnusable
 from poller.own_threads import carry_out, looked_at
-from poller.storage.marker import unusable
+from poller.store.marker import unusable
 
 T = TypeVar("T")
 HUNG_S = 120.0  # a slow disk may take half a minute for an fsync
