@@ -23,7 +23,7 @@ LATER_DOUBT = timedelta(minutes=5)  # where faxes were taken for deleted before,
 PROBES_WITHIN = timedelta(minutes=10)  # of each other; nobody has looked in the rest of a pause
 
 
-class Finding(Enum):
+class CanaryResult(Enum):
     """What asking for a known fax's window came to."""
 
     LISTED = auto()  # the window holds a fax
@@ -33,7 +33,7 @@ class Finding(Enum):
     REFUSED = auto()  # eFax does not list such a window
 
 
-class Verdict(Enum):
+class Credibility(Enum):
     """What the canaries say of an account's empty lists."""
 
     PROVED = auto()
@@ -41,12 +41,16 @@ class Verdict(Enum):
     LOST = auto()  # lists show nothing of what they showed before
 
 
-def verdict(findings: Iterable[Finding]) -> Verdict:
+def credibility(results: Iterable[CanaryResult]) -> Credibility:
     """Judge an account by what came of its canaries."""
-    found = set(findings)
-    if Finding.LISTED in found:
-        return Verdict.PROVED
-    return Verdict.LOST if found & {Finding.ABSENT, Finding.BROKEN} else Verdict.UNPROVED
+    found = set(results)
+    if CanaryResult.LISTED in found:
+        return Credibility.PROVED
+    return (
+        Credibility.LOST
+        if found & {CanaryResult.ABSENT, CanaryResult.BROKEN}
+        else Credibility.UNPROVED
+    )
 
 
 def is_proof_due(now_s: float, proved_s: float | None, requests_per_second: float) -> bool:

@@ -1,6 +1,6 @@
 """The client of one account: the only part that talks to eFax, paces, signs in and repeats."""
 
-from poller.client.answer import Timeouts
+from poller.client.body import Timeouts
 from poller.client.calls import Client
 from poller.client.pacer import Pacer
 from poller.client.ports import ImageSink, Observer, SignInStore, Unobserved

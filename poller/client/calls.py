@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from poller import efax
-from poller.client.answer import Answer, Timeouts
+from poller.client.body import AnswerBody, Timeouts
 from poller.client.pacer import Pacer
 from poller.client.ports import ImageSink, Observer, SignInStore
 from poller.client.tokens import StoredBudget, Tokens
@@ -34,7 +34,7 @@ from poller.retry import backoff
 from poller.window import Interval
 
 T = TypeVar("T")
-Reader = Callable[[Answer], Awaitable[T]]
+Reader = Callable[[AnswerBody], Awaitable[T]]
 Builder = Callable[[str], Request]  # from the token
 Before = Callable[[], Awaitable[None]]
 
@@ -141,7 +141,7 @@ class Client:
         """
         request = efax.health_request()
 
-        async def read(answer: Answer) -> None:
+        async def read(answer: AnswerBody) -> None:
             efax.parse_health(await answer.body())
 
         if user is None:
@@ -183,7 +183,7 @@ class Client:
                 user.user_id, token, bounds, offset=offset, image_downloaded=image_downloaded
             )
 
-        async def read(answer: Answer) -> Page:
+        async def read(answer: AnswerBody) -> Page:
             return efax.parse_page(await answer.body())
 
         if is_probe:
@@ -195,7 +195,7 @@ class Client:
     async def has_fax(self, user: User, fax_id: str, *, is_probe: bool = False) -> bool | None:
         """Ask once for a fax's metadata: whether eFax has it, None where the answer does not tell."""
 
-        async def read(answer: Answer) -> dict[str, Any]:
+        async def read(answer: AnswerBody) -> dict[str, Any]:
             return efax.parse_fields(await answer.body())
 
         def request(token: str) -> Request:
@@ -221,7 +221,7 @@ class Client:
         def request(token: str) -> Request:
             return efax.image_request(user.user_id, token, fax_id, user.image_format)
 
-        async def read(answer: Answer) -> ImageAnswer:
+        async def read(answer: AnswerBody) -> ImageAnswer:
             decoder = efax.ImageDecoder(fax_id)
             await sink.reset()
             async for chunk in answer.chunks():
@@ -239,7 +239,7 @@ class Client:
     async def metadata(self, user: User, fax_id: str) -> dict[str, Any]:
         """Read a fax's metadata."""
 
-        async def read(answer: Answer) -> dict[str, Any]:
+        async def read(answer: AnswerBody) -> dict[str, Any]:
             return efax.parse_fields(await answer.body())
 
         return await self._call(
@@ -262,7 +262,7 @@ class Client:
             lambda token: efax.mark_downloaded_request(
                 user.user_id, token, fax_id, downloaded=downloaded
             ),
-            Answer.body,
+            AnswerBody.body,
         )
 
     async def delete(self, user: User, fax_id: str) -> None:
@@ -271,7 +271,7 @@ class Client:
             Kind.OTHER,
             user,
             lambda token: efax.delete_request(user.user_id, token, fax_id),
-            Answer.body,
+            AnswerBody.body,
         )
 
     # -- repeating ----------------------------------------------------------------------------
@@ -420,7 +420,7 @@ class Client:
         async with self._pacer.turn(Kind.OTHER, user) as ticket:
             request = efax.token_request(self.account.app_id, self._api_key())
 
-            async def read(answer: Answer) -> Token:
+            async def read(answer: AnswerBody) -> Token:
                 return efax.parse_token(await answer.body())
 
             try:

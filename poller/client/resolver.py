@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -17,15 +16,6 @@ _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 class NotLookedUp(OSError):
     """Nobody has said where the name is, or that it is nowhere; `str()` says why in a clause."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """An address where a name is."""
-
-    family: socket.AddressFamily
-    proto: int
-    address: str
 
 
 class Resolver(AbstractResolver):
@@ -46,26 +36,16 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return where `host` is, in the system's order, for aiohttp; raises as `look_up`."""
-        return [
-            ResolveResult(
-                hostname=host,
-                host=place.address,
-                port=port,
-                family=place.family,
-                proto=place.proto,
-                flags=_NUMERIC,
-            )
-            for place in await self.look_up(host, port, family, socket.AI_ADDRCONFIG)
-        ]
+        return await self.look_up(host, port, family, socket.AI_ADDRCONFIG)
 
-    async def look_up(self, host: str, port: int, family: int, flags: int) -> list[Place]:
+    async def look_up(self, host: str, port: int, family: int, flags: int) -> list[ResolveResult]:
         """Return where `host` is; raises socket.gaierror, or NotLookedUp after eight seconds."""
         began = asyncio.get_running_loop().time()
         if self._threads.all_busy:
             raise self._silent(began)
         try:
             async with asyncio.timeout(self._within_s):
-                places = await self._threads.run(lambda: _places(host, port, family, flags))
+                found = await self._threads.run(lambda: _found(host, port, family, flags))
         except TimeoutError:
             raise self._silent(began) from None
         except NoThread as error:
@@ -74,7 +54,7 @@ class Resolver(AbstractResolver):
             self._silent_since = None
             raise
         self._silent_since = None
-        return places
+        return found
 
     def _silent(self, began: float) -> NotLookedUp:
         if self._silent_since is None:
@@ -87,9 +67,19 @@ class Resolver(AbstractResolver):
         self._threads.close()
 
 
-def _places(host: str, port: int, family: int, flags: int) -> list[Place]:
-    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
-    return [Place(family, proto, _numeric(address)) for family, _, proto, _, address in found]
+def _found(host: str, port: int, wanted: int, flags: int) -> list[ResolveResult]:
+    found = socket.getaddrinfo(host, port, wanted, socket.SOCK_STREAM, 0, flags)
+    return [
+        ResolveResult(
+            hostname=host,
+            host=_numeric(address),
+            port=port,
+            family=family,
+            proto=proto,
+            flags=_NUMERIC,
+        )
+        for family, _, proto, _, address in found
+    ]
 
 
 def _numeric(address: tuple[Any, ...]) -> str:

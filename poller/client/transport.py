@@ -15,7 +15,7 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from poller.client.answer import Answer, Timeouts
+from poller.client.body import AnswerBody, Timeouts
 from poller.client.pacer import Pacer
 from poller.client.ports import Observer
 from poller.client.resolver import NotLookedUp, Resolver
@@ -33,7 +33,7 @@ from poller.errors import (
 from poller.own_threads import in_own_thread
 
 T = TypeVar("T")
-Reader = Callable[[Answer], Awaitable[T]]
+Reader = Callable[[AnswerBody], Awaitable[T]]
 
 
 class Transport:
@@ -148,7 +148,7 @@ class Transport:
         if request.call is Call.IMAGE:
             sends.deadline.reschedule(None)
             silence_s = self.timeouts.silence_s
-        answer = Answer(response, self._clock, self.timeouts, silence_s=silence_s)
+        answer = AnswerBody(response, self._clock, self.timeouts, silence_s=silence_s)
         try:
             value = await read(answer)
         except ApiError as error:

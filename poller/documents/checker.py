@@ -12,8 +12,7 @@ from threading import Lock
 
 from poller import VERSION
 from poller.documents import Document, DocumentFormat, not_whole
-from poller.documents.answer import MESSAGE_MAX, SOCKET, Answer
-from poller.documents.limits import WALL_S
+from poller.documents.protocol import MESSAGE_MAX, SOCKET, WALL_S, CheckResult
 from poller.errors import NotChecked, StorageUnusable
 
 # The modules of this process, wherever they come from; `site` is not asked again.
@@ -143,7 +142,7 @@ class Checker:
     def _understood(self, answer: bytes, kind: DocumentFormat) -> Document:
         """Take what a process that has read foreign bytes says for as foreign."""
         try:
-            said = Answer.read(answer)
+            said = CheckResult.read(answer)
         except ValueError:
             return not_whole(kind, "unchecked-crash")
         self.usable = True

@@ -9,7 +9,7 @@ from threading import Condition
 
 from poller.documents import HEAD, Document, format_of
 from poller.documents.checker import NOT_READY, Checker, Ended, Killed, cannot_be_started
-from poller.documents.limits import FREE_S, START_S
+from poller.documents.protocol import FREE_S, START_S
 from poller.errors import NotChecked, StorageUnusable
 
 MOST = 3

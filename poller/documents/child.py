@@ -21,8 +21,7 @@ import pikepdf
 
 from poller import VERSION
 from poller.documents import proof
-from poller.documents.answer import SOCKET, Answer
-from poller.documents.limits import CPU_S, CPU_S_PER_BYTE, MEMORY_BYTES
+from poller.documents.protocol import CPU_S, CPU_S_PER_BYTE, MEMORY_BYTES, SOCKET, CheckResult
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -150,17 +149,17 @@ def _answered(asking: socket.socket) -> bool:
     return answer.code != "unchecked-memory"
 
 
-def _checked(fd: int) -> Answer:
+def _checked(fd: int) -> CheckResult:
     try:
         with os.fdopen(fd, "rb") as file:
             _allow_time(os.fstat(fd).st_size)
             document = proof.inspect(file)
     except MemoryError:
-        return Answer(code="unchecked-memory")
+        return CheckResult(code="unchecked-memory")
     except OSError as error:
-        return Answer(errno=error.errno or errno.EIO)
+        return CheckResult(errno=error.errno or errno.EIO)
     code = None if document.problem is None else document.problem.partition(":")[0]
-    return Answer(document.pages, code)
+    return CheckResult(document.pages, code)
 
 
 def _allow_time(size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import pikepdf
 
-from poller.documents.broken import Broken, has_hole
+from poller.documents.flaw import Flaw, has_hole
 from poller.documents.view import MendedView, View
 
 _END = b"%%EOF"
@@ -30,18 +30,18 @@ _STREAM_MAX = 16 << 20  # longer than a page of a fax; each is read at once
 
 
 def pages(file: BinaryIO, size: int) -> int:
-    """Count the pages of a whole PDF; raises Broken."""
+    """Count the pages of a whole PDF; raises Flaw."""
     end = _end(file, size)
     try:
         return _look(View(file, end))
-    except Broken as broken:
-        if broken.code == "pdf-encrypted":
+    except Flaw as flaw:
+        if flaw.code == "pdf-encrypted":
             raise
     return _look(MendedView(file, end))
 
 
 def _end(file: BinaryIO, size: int) -> int:
-    """Find where the last %%EOF ends; raises Broken.
+    """Find where the last %%EOF ends; raises Flaw.
 
     Padding behind it may be as long as it likes, other bytes up to a kilobyte.
     """
@@ -51,7 +51,7 @@ def _end(file: BinaryIO, size: int) -> int:
     last = file.read(size - start)
     at = last.rfind(_END)
     if at < 0 or _begins_update(last[at + len(_END) :].lstrip(_PADDING)):
-        raise Broken("pdf-no-eof")
+        raise Flaw("pdf-no-eof")
     return start + at + len(_END)
 
 
@@ -74,12 +74,12 @@ def _look(view: View) -> int:
     try:
         with _open(view) as pdf:
             return _count(pdf)
-    except (Broken, MemoryError):
+    except (Flaw, MemoryError):
         raise
     except pikepdf.PasswordError:
-        raise Broken("pdf-encrypted") from None
+        raise Flaw("pdf-encrypted") from None
     except Exception:  # noqa: BLE001  # qpdf raises whatever it likes over malformed bytes
-        raise Broken("pdf-unreadable") from None
+        raise Flaw("pdf-unreadable") from None
     finally:
         if view.failure is not None:
             raise view.failure
@@ -105,16 +105,16 @@ def _count(pdf: pikepdf.Pdf) -> int:
         for thing in _shown(node, shown):
             _check_shown(thing)
     if count != root.get("/Count"):
-        raise Broken("pdf-page-tree")
+        raise Flaw("pdf-page-tree")
     if any(_LOST.search(str(warning)) for warning in pdf.get_warnings()):
-        raise Broken("pdf-object-lost")
+        raise Flaw("pdf-object-lost")
     if not count:
-        raise Broken("pdf-no-pages")
+        raise Flaw("pdf-no-pages")
     return count
 
 
 def _nodes(root: Any) -> Iterator[pikepdf.Dictionary]:
-    """Walk the page tree; raises Broken where it is none.
+    """Walk the page tree; raises Flaw where it is none.
 
     A kid that is missing is null, and one that occurs twice is another's number in a lost place.
     """
@@ -123,13 +123,13 @@ def _nodes(root: Any) -> Iterator[pikepdf.Dictionary]:
     while todo:
         node = todo.pop()
         if not isinstance(node, pikepdf.Dictionary) or node.objgen in seen or not node.is_indirect:
-            raise Broken("pdf-page-tree")
+            raise Flaw("pdf-page-tree")
         seen.add(node.objgen)
         kids = node.get("/Kids")
         if isinstance(kids, pikepdf.Array):
             todo.extend(kids)
         elif kids is not None or node.get("/Type") == "/Pages" or node is root:
-            raise Broken("pdf-page-tree")
+            raise Flaw("pdf-page-tree")
         yield node
 
 
@@ -154,7 +154,7 @@ def _is_new(thing: Any, seen: set[tuple[int, int]]) -> bool:
 
 
 def _check_shown(thing: Any) -> None:
-    """Raise Broken where a stream's bytes were lost to zeros: no encoding gives only these."""
+    """Raise Flaw where a stream's bytes were lost to zeros: no encoding gives only these."""
     if not isinstance(thing, pikepdf.Stream) or not 0 < int(thing.get("/Length", 0)) <= _STREAM_MAX:
         return
     encoding = _first(thing.get("/Filter"))
@@ -162,11 +162,11 @@ def _check_shown(thing: Any) -> None:
         return
     data = bytes(thing.get_raw_stream_buffer())
     if data and not any(data[:64]) and not any(data):
-        raise Broken("pdf-object-lost")
+        raise Flaw("pdf-object-lost")
     parameters = _first(thing.get("/DecodeParms"))
     group_4 = isinstance(parameters, pikepdf.Dictionary) and parameters.get("/K", 0) < 0
     if encoding == "/CCITTFaxDecode" and group_4 and has_hole(data):
-        raise Broken("pdf-hole")
+        raise Flaw("pdf-hole")
 
 
 def _first(value: Any) -> Any:

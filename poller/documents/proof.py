@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from poller.documents import HEAD, Document, format_of, not_whole, pdf, tiff
-from poller.documents.broken import Broken, exactly
+from poller.documents.flaw import Flaw, exactly
 
 _SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
 
@@ -32,6 +32,6 @@ def _inspect(file: BinaryIO) -> Document:
     kind = format_of(head)
     try:
         count = pdf.pages(file, size) if kind == "pdf" else tiff.pages(file, size, head)
-    except Broken as broken:
-        return not_whole(kind, broken.code)
+    except Flaw as flaw:
+        return not_whole(kind, flaw.code)
     return Document(kind, count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from poller.documents import TIFF_MAGIC
-from poller.documents.broken import Broken, exactly, has_hole
+from poller.documents.flaw import Flaw, exactly, has_hole
 
 # No fax comes near it; a chain that is longer was made to keep us busy.
 PAGES_MAX = 100_000
@@ -58,7 +58,7 @@ class _Directory:
 
 
 def pages(file: BinaryIO, size: int, head: bytes) -> int:
-    """Count the pages of a whole TIFF; raises Broken."""
+    """Count the pages of a whole TIFF; raises Flaw."""
     order, big = TIFF_MAGIC[head[:4]]
     return _Tiff(file, size, order, big=big).pages()
 
@@ -73,14 +73,14 @@ class _Tiff:
         self._budget = 4 * size
 
     def pages(self) -> int:
-        """Walk the whole chain of pages; raises Broken."""
+        """Walk the whole chain of pages; raises Flaw."""
         seen: set[int] = set()
         offset = self._number(self._first, self._word)
         while offset:
             if offset in seen:
-                raise Broken("tiff-loop")
+                raise Flaw("tiff-loop")
             if len(seen) == PAGES_MAX:
-                raise Broken("tiff-too-many-pages")
+                raise Flaw("tiff-too-many-pages")
             directory = self._directory(offset)
             if seen and self._ends_the_chain(directory):
                 break
@@ -88,7 +88,7 @@ class _Tiff:
             seen.add(offset)
             offset = directory.next
         if not seen:
-            raise Broken("tiff-no-pages")
+            raise Flaw("tiff-no-pages")
         return len(seen)
 
     def _ends_the_chain(self, directory: _Directory) -> bool:
@@ -102,7 +102,7 @@ class _Tiff:
     def _check_page(self, directory: _Directory) -> None:
         tags = directory.tags
         if _STRIP_OFFSETS not in tags and _TILE_OFFSETS not in tags:
-            raise Broken("tiff-no-image")
+            raise Flaw("tiff-no-image")
         self._check_image(tags)
         for tag in _DIRECTORIES:
             if tag in tags:
@@ -115,7 +115,7 @@ class _Tiff:
     def _directory(self, offset: int) -> _Directory:
         count = self._number(offset, self._count)
         if count > _TAGS_MAX:
-            raise Broken("tiff-bad-tag")
+            raise Flaw("tiff-bad-tag")
         start = offset + struct.calcsize("=" + self._count)
         end = start + count * self._entry
         tags = self._tags(self._bytes(start, end - start), start)
@@ -129,15 +129,15 @@ class _Tiff:
         for at, (tag, kind, count, there) in enumerate(layout.iter_unpack(entries), start=1):
             if kind not in _WIDTHS:
                 if tag in _WANTED:
-                    raise Broken("tiff-bad-tag")
+                    raise Flaw("tiff-bad-tag")
                 continue
             values = _Values(kind, count, there)
             if values.bytes <= room:
                 values = _Values(kind, count, start + at * self._entry - room)
             elif there + values.bytes > self._size:
-                raise Broken("tiff-cut")
+                raise Flaw("tiff-cut")
             if tag in _WANTED and tag in found:
-                raise Broken("tiff-bad-tag")
+                raise Flaw("tiff-bad-tag")
             if tag in _WANTED:
                 found[tag] = values
         return found
@@ -157,27 +157,27 @@ class _Tiff:
         self, offsets: _Values | None, lengths: _Values | None, compression: int
     ) -> None:
         if offsets is None:
-            raise Broken("tiff-bad-tag")
+            raise Flaw("tiff-bad-tag")
         for offset, length in self._pieces(offsets, lengths, compression):
             if not length and (compression not in _FAX or not offset):
-                raise Broken("tiff-no-image")
+                raise Flaw("tiff-no-image")
             # Where a length is not said, a byte has to be there.
             if offset + max(length, 1) > self._size:
-                raise Broken("tiff-cut")
+                raise Flaw("tiff-cut")
             if compression in _NEVER_ZEROS and self._is_zeros(offset, length):
-                raise Broken("tiff-no-image")
+                raise Flaw("tiff-no-image")
             if compression == _GROUP_4 and self._has_hole(offset, length):
-                raise Broken("tiff-hole")
+                raise Flaw("tiff-hole")
 
     def _pieces(
         self, offsets: _Values, lengths: _Values | None, compression: int
     ) -> Iterator[tuple[int, int]]:
         if not offsets.count:
-            raise Broken("tiff-no-image")
+            raise Flaw("tiff-no-image")
         if lengths is None and compression in _FAX:
             return ((offset, 0) for offset in self._numbers(offsets))
         if lengths is None or offsets.count != lengths.count:
-            raise Broken("tiff-bad-tag")
+            raise Flaw("tiff-bad-tag")
         return zip(self._numbers(offsets), self._numbers(lengths), strict=True)
 
     def _is_zeros(self, offset: int, length: int) -> bool:
@@ -197,7 +197,7 @@ class _Tiff:
 
     def _numbers(self, values: _Values) -> Iterator[int]:
         if values.kind not in _NUMBERS:
-            raise Broken("tiff-bad-tag")
+            raise Flaw("tiff-bad-tag")
         width = _WIDTHS[values.kind]
         per_read = _CHUNK // width
         for first in range(0, values.count, per_read):
@@ -212,9 +212,9 @@ class _Tiff:
 
     def _bytes(self, offset: int, count: int) -> bytes:
         if offset + count > self._size:
-            raise Broken("tiff-cut")
+            raise Flaw("tiff-cut")
         self._budget -= count
         if self._budget < 0:
-            raise Broken("tiff-loop")
+            raise Flaw("tiff-loop")
         self._file.seek(offset)
         return exactly(self._file, count)

@@ -1,6 +1,19 @@
 """The eFax Enterprise API without I/O: what to send, and what an answer means."""
 
-from poller.efax.answers import (
+from poller.efax.image import IMAGE_LIMIT, ImageAnswer, ImageDecoder
+from poller.efax.requests import (
+    PAGE_LIMIT,
+    Call,
+    Request,
+    delete_request,
+    health_request,
+    image_request,
+    list_request,
+    mark_downloaded_request,
+    metadata_request,
+    token_request,
+)
+from poller.efax.responses import (
     BODY_LIMIT,
     EVIDENCE_LIMIT,
     ListedFax,
@@ -14,19 +27,6 @@ from poller.efax.answers import (
     parse_page,
     parse_token,
     succeeded,
-)
-from poller.efax.image import IMAGE_LIMIT, ImageAnswer, ImageDecoder
-from poller.efax.requests import (
-    PAGE_LIMIT,
-    Call,
-    Request,
-    delete_request,
-    health_request,
-    image_request,
-    list_request,
-    mark_downloaded_request,
-    metadata_request,
-    token_request,
 )
 from poller.efax.timestamps import format_timestamp, parse_timestamp
 

@@ -13,11 +13,11 @@ from poller.efax import Page
 from poller.emptiness import (
     CANARIES,
     NEVER,
-    Finding,
+    CanaryResult,
+    Credibility,
     Lists,
-    Verdict,
+    credibility,
     is_proof_due,
-    verdict,
 )
 from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
 from poller.ingest.user import UserState
@@ -182,7 +182,7 @@ class EmptyLists:
         now_s = self._clock.monotonic()
         if not self._is_due(self._refuted_s.get(shape)):
             raise self._no_list(shape)
-        is_proved = await self._judge() is Verdict.PROVED
+        is_proved = await self._judge() is Credibility.PROVED
         if not is_proved and not (await self._known()).shapes:
             return
         asked = await self._ask_for_nothing()
@@ -233,50 +233,52 @@ class EmptyLists:
 
     # -- canaries -----------------------------------------------------------------------------
 
-    async def _judge(self) -> Verdict:
+    async def _judge(self) -> Credibility:
         """Ask for known faxes until one is listed; raises AccountSuspended where none is."""
         is_probe = self._client.suspension.until is not None
         proofs = self._proofs
-        found: dict[Canary, Finding] = {}
+        found: dict[Canary, CanaryResult] = {}
         for canary in tuple(self._canaries):
             found[canary] = finding = await self._look(canary, is_probe=is_probe)
-            if finding is Finding.LISTED or (is_probe and verdict([finding]) is Verdict.LOST):
+            if finding is CanaryResult.LISTED or (
+                is_probe and credibility([finding]) is Credibility.LOST
+            ):
                 break
-        outcome = verdict(found.values())
-        if outcome is Verdict.LOST and self._proofs > proofs:
-            return Verdict.PROVED  # by a list that came in the meantime
-        if outcome is Verdict.PROVED:
+        outcome = credibility(found.values())
+        if outcome is Credibility.LOST and self._proofs > proofs:
+            return Credibility.PROVED  # by a list that came in the meantime
+        if outcome is Credibility.PROVED:
             await self._proved()
             return outcome
-        if outcome is Verdict.LOST:
-            await self._require_long_doubt(is_outage=Finding.BROKEN in found.values())
-        deleted = [one for one, what in found.items() if what is not Finding.REFUSED]
-        if outcome is Verdict.LOST:
+        if outcome is Credibility.LOST:
+            await self._require_long_doubt(is_outage=CanaryResult.BROKEN in found.values())
+        deleted = [one for one, what in found.items() if what is not CanaryResult.REFUSED]
+        if outcome is Credibility.LOST:
             lists = await self._known()
             await self._keep(lists.believed([fax_key(one.fax_id) for one in deleted]))
-        await self._forget(deleted, is_sure=outcome is Verdict.UNPROVED)
+        await self._forget(deleted, is_sure=outcome is Credibility.UNPROVED)
         await self._release()
         return outcome
 
-    async def _look(self, canary: Canary, *, is_probe: bool) -> Finding:
+    async def _look(self, canary: Canary, *, is_probe: bool) -> CanaryResult:
         state = self._states.get(canary.user)
         if state is None or state.refusals:
-            return Finding.REFUSED
+            return CanaryResult.REFUSED
         try:
             page = await self._client.list_received(state.user, canary.window, 0, is_probe=is_probe)
         except WindowRefused:  # too old by now, and it gets no younger
             self._canaries = [one for one in self._canaries if one != canary]
-            return Finding.REFUSED
+            return CanaryResult.REFUSED
         except UserRefused:
-            return Finding.REFUSED
+            return CanaryResult.REFUSED
         if page.marks:
             self._well = state.user
             await self.record(state, page, canary.window)
-            return Finding.LISTED
+            return CanaryResult.LISTED
         has = await self._client.has_fax(state.user, canary.fax_id, is_probe=is_probe)
         if not (await self._known()).tells_gone:
-            return Finding.ABSENT  # an eFax without metadata never answers for a fax
-        return {True: Finding.ABSENT, False: Finding.GONE, None: Finding.BROKEN}[has]
+            return CanaryResult.ABSENT  # an eFax without metadata never answers for a fax
+        return {True: CanaryResult.ABSENT, False: CanaryResult.GONE, None: CanaryResult.BROKEN}[has]
 
     async def _require_long_doubt(self, *, is_outage: bool) -> None:
         """Suspend the account, unless it has listed nothing for so long that this must be true."""

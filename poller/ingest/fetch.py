@@ -283,7 +283,7 @@ class Fetcher:
         gate = self._shop.gate
         if not await gate.look_again():
             return Outcome.POSTPONED  # the gate is shut; it stays due
-        if gate.in_doubt:  # nobody knows whose fault it is; another fax shall try next
+        if gate.half_open:  # nobody knows whose fault it is; another fax shall try next
             gate.close(str(error))
             return await self._postpone(fax, error)
         return await self._failed(fax, _in_its_directory(fax, error))

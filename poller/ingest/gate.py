@@ -49,7 +49,7 @@ class Gate:
         return self.reason is None
 
     @property
-    def in_doubt(self) -> bool:
+    def half_open(self) -> bool:
         """An attempt met trouble that a look does not see: one more may find out, not many at once."""
         return self.reason is not None
 

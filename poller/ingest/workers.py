@@ -155,7 +155,7 @@ class FetchWorkers:
         fax = await self._next(look=look)
         if fax is None or not await self._gate.check() or self._stopping:
             return False
-        if self._gate.in_doubt and self._running:
+        if self._gate.half_open and self._running:
             return False
         state = self._users.get(fax.user)
         if state is None or not state.images.begin():

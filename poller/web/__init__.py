@@ -222,10 +222,10 @@ async def _addresses(host: str, port: int) -> list[str]:
     """The addresses of a name; asyncio would ask for them in its default executor."""
     resolver = Resolver("http.listen")
     try:
-        places = await resolver.look_up(host, port, socket.AF_UNSPEC, socket.AI_PASSIVE)
+        found = await resolver.look_up(host, port, socket.AF_UNSPEC, socket.AI_PASSIVE)
     finally:
         await resolver.close()
-    return list(dict.fromkeys(place.address for place in places))
+    return list(dict.fromkeys(one["host"] for one in found))
 
 
 def _load_page() -> tuple[bytes, str]:

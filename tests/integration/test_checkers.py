@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from poller.documents import Document, NotADocument, checker, proof
-from poller.documents.answer import Answer
 from poller.documents.checker import Checker, Ended, Killed
 from poller.documents.checkers import MOST, Checkers
 from poller.documents.child import SAMPLE
-from poller.documents.limits import FREE_S, START_S, WALL_S
+from poller.documents.protocol import FREE_S, START_S, WALL_S, CheckResult
 from poller.errors import NotChecked, StorageUnusable
 from poller.store.threads import HUNG_S
 from tests.benchmarks.documents import pdf
@@ -305,14 +304,20 @@ def test_what_it_prints_is_seen_nowhere(
 )
 def test_answer_that_makes_no_sense_is_refused(answer: bytes) -> None:
     with pytest.raises(ValueError):
-        Answer.read(answer)
+        CheckResult.read(answer)
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(3), Answer(None, "pdf-no-eof"), Answer(2, "tiff-cut"), Answer(errno=5)]
+    "answer",
+    [
+        CheckResult(3),
+        CheckResult(None, "pdf-no-eof"),
+        CheckResult(2, "tiff-cut"),
+        CheckResult(errno=5),
+    ],
 )
-def test_answer_is_read_as_it_was_meant(answer: Answer) -> None:
-    assert Answer.read(answer.encode()) == answer
+def test_answer_is_read_as_it_was_meant(answer: CheckResult) -> None:
+    assert CheckResult.read(answer.encode()) == answer
 
 
 # Where no process can be had

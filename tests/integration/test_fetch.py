@@ -17,7 +17,7 @@ from poller.documents import Document, DocumentFormat, checker, not_whole
 from poller.documents.checker import Checker, Killed
 from poller.documents.checkers import MOST, Checkers
 from poller.documents.child import SAMPLE
-from poller.efax.answers import listed_pages
+from poller.efax.responses import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Broken, Outcome
 from poller.ingest.site import Site

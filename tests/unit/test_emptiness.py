@@ -7,11 +7,11 @@ import pytest
 from poller.emptiness import (
     CANARIES,
     PROBES_WITHIN,
-    Finding,
+    CanaryResult,
+    Credibility,
     Lists,
-    Verdict,
+    credibility,
     is_proof_due,
-    verdict,
 )
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -21,21 +21,33 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        pytest.param([], Verdict.UNPROVED, id="no-fax-is-known"),
-        pytest.param([Finding.LISTED], Verdict.PROVED, id="it-is-listed"),
-        pytest.param([Finding.ABSENT], Verdict.LOST, id="it-is-not"),
-        pytest.param([Finding.BROKEN], Verdict.LOST, id="nor-does-efax-answer-for-it"),
-        pytest.param([Finding.ABSENT, Finding.LISTED], Verdict.PROVED, id="another-one-is"),
-        pytest.param([Finding.GONE, Finding.GONE], Verdict.UNPROVED, id="all-were-deleted"),
-        pytest.param([Finding.GONE, Finding.ABSENT], Verdict.LOST, id="not-all-were-deleted"),
-        pytest.param([Finding.REFUSED], Verdict.UNPROVED, id="nobody-lists-so-old-a-window"),
-        pytest.param([Finding.REFUSED, Finding.ABSENT], Verdict.LOST, id="a-younger-one-is-absent"),
+        pytest.param([], Credibility.UNPROVED, id="no-fax-is-known"),
+        pytest.param([CanaryResult.LISTED], Credibility.PROVED, id="it-is-listed"),
+        pytest.param([CanaryResult.ABSENT], Credibility.LOST, id="it-is-not"),
+        pytest.param([CanaryResult.BROKEN], Credibility.LOST, id="nor-does-efax-answer-for-it"),
+        pytest.param(
+            [CanaryResult.ABSENT, CanaryResult.LISTED], Credibility.PROVED, id="another-one-is"
+        ),
+        pytest.param(
+            [CanaryResult.GONE, CanaryResult.GONE], Credibility.UNPROVED, id="all-were-deleted"
+        ),
+        pytest.param(
+            [CanaryResult.GONE, CanaryResult.ABSENT], Credibility.LOST, id="not-all-were-deleted"
+        ),
+        pytest.param(
+            [CanaryResult.REFUSED], Credibility.UNPROVED, id="nobody-lists-so-old-a-window"
+        ),
+        pytest.param(
+            [CanaryResult.REFUSED, CanaryResult.ABSENT],
+            Credibility.LOST,
+            id="a-younger-one-is-absent",
+        ),
     ],
 )
 def test_one_known_fax_that_is_listed_proves_the_lists_of_an_account(
-    found: list[Finding], says: Verdict
+    found: list[CanaryResult], says: Credibility
 ) -> None:
-    assert verdict(found) is says
+    assert credibility(found) is says
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import BinaryIO
 _HOLE = bytes(256)
 
 
-class Broken(Exception):
+class Flaw(Exception):
     """`code` is a key of PROBLEMS."""
 
     def __init__(self, code: str) -> None:

@@ -27,7 +27,7 @@ class Timeouts:
     error_body_s: float = 5.0
 
 
-class Answer:
+class AnswerBody:
     """The body of one response; `head` keeps the first part of it as evidence.
 
     With `silence_s` no longer silence is waited for, whatever aiohttp does.

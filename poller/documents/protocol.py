@@ -1,4 +1,4 @@
-"""What a process that checks documents says of one; the service asks it on a descriptor."""
+"""What the service and its checking process agree on: the socket, the limits, the result."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,14 +6,23 @@ from typing import Self
 
 from poller.documents import PROBLEMS
 
-SOCKET = 3  # that descriptor
+SOCKET = 3  # the process is asked on this descriptor
 MESSAGE_MAX = 4096
 _PAGES_MAX = 1 << 31
 _ERRNO_MAX = 4096
 
+# Address space: whole documents of 100 MB need a quarter of it, the interpreter included.
+MEMORY_BYTES = 512 << 20
+# Of the processor, for a document. A whole one of 100 MB needs a tenth of a second.
+CPU_S, CPU_S_PER_BYTE = 5, 1e-7
+# By the clock, which a busy machine and a slow disk run down as well: for a place, for a process
+# that starts in it, and for the document. The first two share one deadline. All three together
+# leave some of the two minutes after which a step in the storage counts as hung to its fsyncs.
+FREE_S, START_S, WALL_S = 20.0, 20.0, 60.0
+
 
 @dataclass(frozen=True)
-class Answer:
+class CheckResult:
     """`code` is a key of PROBLEMS, None for a whole document; `errno` that its file cannot be read."""
 
     pages: int | None = None

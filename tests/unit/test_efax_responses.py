@@ -97,7 +97,7 @@ def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
     assert page.unusable == (not usable)
     assert len(page.marks) == 2
     value = page.faxes[0].raw.get("x")
-    for _ in range(efax.answers.DEEPEST_FIELD - 1 if usable else 0):
+    for _ in range(efax.responses.DEEPEST_FIELD - 1 if usable else 0):
         assert value is not None
         value = value["a"]
     assert isinstance(value, str) is usable
