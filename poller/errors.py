@@ -2,6 +2,7 @@
 
 PollerError
 ├── UsageError            wrong words on the command line          exit 2
+├── NotInstalled          a package of an extra is missing         exit 2
 ├── CannotStart           ledger, directory or port unusable       exit 73
 │   └── LedgerDamaged     `poller rebuild` makes a new one
 ├── LockHeld              another poller holds this state          exit 75
@@ -45,6 +46,10 @@ class PollerError(Exception):
 
 
 class UsageError(PollerError):
+    exit_code = 2
+
+
+class NotInstalled(PollerError):
     exit_code = 2
 
 

@@ -141,7 +141,7 @@ def test_an_exception_of_the_core_is_still_one(file: str) -> None:
 # What foreign bytes may meet, and the only modules that load it: those of a process of its own.
 PARSERS = {"pikepdf", "PIL", "img2pdf", "lxml"}
 # Run by no daemon.
-ELSEWHERE = ("poller.simulator", "poller.cli.demo", "poller.ledger.migrations")
+ELSEWHERE = ("poller.simulator.drawing", "poller.ledger.migrations")
 PARSING = ("poller.documents.pdf", "poller.documents.proof", "poller.documents.child")
 
 

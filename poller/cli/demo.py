@@ -8,131 +8,104 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from poller.simulator import Fault, Faults, Simulator, Switches
-from poller.simulator.state import Fax
+from poller.simulator import Faults, Simulator
 
-_USERS = {"front-desk": "demo-user-a", "billing": "demo-user-b", "records": "demo-user-c"}
 _APP_ID = "demo-app"
-_KEY_VARIABLE = "POLLER_DEMO_KEY"
+_USER_IDS = ("demo-user-a", "demo-user-b", "demo-user-c")
 _BACKLOG = 5
 _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
 _PATIENCE_S = 60.0  # on a busy machine; it ends as soon as all are there
 _STOPS_WITHIN_S = 40.0  # its drain, and some
-_TROUBLE = (
-    "every fifth image request fails with 500, every seventh is cut in the middle, and the first "
-    "list call is answered with 429"
-)
+# Counted, not by chance: nobody's first look ends with a fax that had bad luck.
+_FAULTS = ("500@image=every:5", "cut-no-length@image=every:7", "429@list+1=first:1")
+_GREETING = """\
+[bold]poller demo[/]: a simulated eFax on loopback, and the real daemon polling it.
+To make it hard, every fifth image request fails with 500, every seventh is cut in the middle, and \
+the first list call is answered with 429.
+"""
+_CONFIGURATION = """\
+accounts:
+  demo:
+    base_url: BASE_URL
+    app_id: "demo-app"
+    api_key: {env: POLLER_DEMO_KEY}
+    limits: {requests_per_second: 20, burst: 20, in_flight: 8}
+    users:
+      front-desk: {user_id: "demo-user-a"}
+      billing: {user_id: "demo-user-b"}
+      records: {user_id: "demo-user-c"}
+poll: {every: 2s}
+storage: {directory: faxes, min_free: 16MiB}
+state: {url: "sqlite:///state/poller.db"}
+http: {listen: null}
+log: {format: json}
+"""
 
 
 def demo() -> int:
     """Show faxes arriving for half a minute; 0 when every one of them is on the disk."""
-    directory = Path(tempfile.mkdtemp(prefix="poller-demo-"))
-    return asyncio.run(_Demo(directory).run())
+    return asyncio.run(_Demo().run())
 
 
 class _Demo:
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._faxes = directory / "faxes"
-        self._console = Console(highlight=False)
-        self._simulator = Simulator(
-            switches=Switches(),
-            faults=Faults(
-                rules=(
-                    # Counted, not by chance: nobody's first look ends with a fax that had bad luck.
-                    Fault.parse("500@image=every:5"),
-                    Fault.parse("cut-no-length@image=every:7"),
-                    Fault.parse("429@list+1=first:1"),
-                )
-            ),
-            seed=secrets.randbits(32),
-        )
+    def __init__(self) -> None:
+        self._simulator = Simulator(faults=Faults.of(*_FAULTS), seed=secrets.randbits(32))
         self._key = secrets.token_urlsafe(18)
-        self._last_error = ""
-
-    async def run(self) -> int:
-        say = self._console.print
-        say("[bold]poller demo[/]: a simulated eFax on loopback, and the real daemon polling it.")
-        say(f"To make it hard, {_TROUBLE}.\n")
-        self._populate()
-        async with self._simulator, self._daemon() as daemon:
-            watching = asyncio.create_task(self._watch(daemon))
-            await self._arrivals(daemon)
-            await self._wait_until_stored(daemon)
-            died = daemon.returncode is not None
-            exit_code = await _stopped(daemon)
-            await watching
-        return self._sum_up(died=died, exit_code=exit_code)
-
-    def _populate(self) -> None:
         self._simulator.add_app(_APP_ID, self._key)
-        now = self._simulator.now()
-        for user_id in _USERS.values():
+        for user_id in _USER_IDS:
             self._simulator.add_user(_APP_ID, user_id)
         for number in range(_BACKLOG):
             age = timedelta(hours=5 * number + 1)
-            self._simulator.receive_somewhere(completed=now - age)
+            self._simulator.receive_somewhere(completed=self._simulator.now() - age)
+        self._directory = Path(tempfile.mkdtemp(prefix="poller-demo-"))
+        self._faxes, self._config = self._directory / "faxes", self._directory / "poller.yaml"
+        self._say = partial(Console(highlight=False).print, soft_wrap=True)
+        self._last_error = ""
 
-    async def _arrivals(self, daemon: asyncio.subprocess.Process) -> None:
+    async def run(self) -> int:
+        self._say(_GREETING)
+        async with self._simulator:
+            daemon = await self._started()
+            watching = asyncio.create_task(self._watch(daemon))
+            try:
+                await self._faxes_arrive(daemon)
+                died = daemon.returncode is not None
+                exit_code = await _stopped(daemon, _STOPS_WITHIN_S)
+                await watching
+            finally:
+                await _stopped(daemon, 0)
+        return self._sum_up(died=died, exit_code=exit_code)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        self._config.write_text(_CONFIGURATION.replace("BASE_URL", self._simulator.base_url))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "poller", "run", "-c", str(self._config)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "POLLER_DEMO_KEY": self._key},
+        )
+
+    async def _faxes_arrive(self, daemon: asyncio.subprocess.Process) -> None:
+        """Let faxes come in, and wait until all are stored, or the daemon has ended."""
         for _ in range(_ARRIVALS):
             if await _ends_within(daemon, _ARRIVES_EVERY_S):
                 return
             fax = self._simulator.receive_somewhere()
-            self._console.print(f"[dim]eFax       received {_pages(fax.pages)}[/]")
-
-    async def _wait_until_stored(self, daemon: asyncio.subprocess.Process) -> None:
+            self._say(f"[dim]eFax       received {_pages(fax.pages)}[/]")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
-                while len(self._stored()) < len(self._simulator.faxes()):
+                while len(self._sidecars()) < len(self._simulator.faxes()):
                     if await _ends_within(daemon, 0.2):
                         return
-
-    @asynccontextmanager
-    async def _daemon(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        config = self._directory / "poller.yaml"
-        config.write_text(self._configuration())
-        daemon = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "poller", "run", "-c", str(config)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, _KEY_VARIABLE: self._key},
-        )
-        try:
-            yield daemon
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                daemon.kill()
-            await daemon.wait()
-
-    def _configuration(self) -> str:
-        users = "\n".join(
-            f'      {name}: {{user_id: "{user_id}"}}' for name, user_id in _USERS.items()
-        )
-        return f"""\
-accounts:
-  demo:
-    base_url: {self._simulator.base_url}
-    app_id: "{_APP_ID}"
-    api_key: {{env: {_KEY_VARIABLE}}}
-    limits: {{requests_per_second: 20, burst: 20, in_flight: 8}}
-    users:
-{users}
-poll: {{every: 2s}}
-storage: {{directory: faxes, min_free: 16MiB}}
-state: {{url: "sqlite:///state/poller.db"}}
-http: {{listen: null}}
-log: {{format: json}}
-"""
 
     async def _watch(self, daemon: asyncio.subprocess.Process) -> None:
         """Show what the daemon's log says, in short."""
@@ -147,7 +120,7 @@ log: {{format: json}}
                 self._show(event)
             elif text:
                 self._last_error = text
-                self._console.print(text, markup=False)
+                self._say(text, markup=False)
 
     def _show(self, event: dict[str, Any]) -> None:
         about = event.get("poller", {})
@@ -168,46 +141,36 @@ log: {{format: json}}
                 text = f"[red]{who:<10} {escape(self._last_error)}[/]"
             case _:
                 return
-        self._console.print(text, soft_wrap=True)
+        self._say(text)
 
-    def _stored(self) -> dict[str, Path]:
-        return {
-            json.loads(sidecar.read_text())["fax_id"]: sidecar
-            for sidecar in self._faxes.glob("**/[!.]*.json")
-        }
+    def _sidecars(self) -> list[Path]:
+        return list(self._faxes.glob("**/[!.]*.json"))
 
-    def _missing(self) -> list[Fax]:
-        """The faxes that are not on the disk byte for byte as they were served."""
-        stored = self._stored()
-        return [fax for fax in self._simulator.faxes() if not self._is_there(fax, stored)]
-
-    def _is_there(self, fax: Fax, stored: dict[str, Path]) -> bool:
-        sidecar = stored.get(fax.fax_id)
-        if sidecar is None:
-            return False
-        image = json.loads(sidecar.read_text())["image"]
-        content = (sidecar.parent / image["file"]).read_bytes()
-        served = self._simulator.image_bytes(fax)
-        return content == served and bool(hashlib.sha256(content).hexdigest() == image["sha256"])
+    def _missing(self) -> int:
+        """How many faxes are not on the disk byte for byte as they were served."""
+        found = {}
+        for sidecar in self._sidecars():
+            content = json.loads(sidecar.read_text())
+            image = (sidecar.parent / content["image"]["file"]).read_bytes()
+            if hashlib.sha256(image).hexdigest() == content["image"]["sha256"]:
+                found[content["fax_id"]] = image
+        served = {fax.fax_id: self._simulator.image_bytes(fax) for fax in self._simulator.faxes()}
+        return sum(found.get(fax_id) != image for fax_id, image in served.items())
 
     def _sum_up(self, *, died: bool, exit_code: int) -> int:
-        total, missing = len(self._simulator.faxes()), len(self._missing())
-        say = self._console.print
-        say()
+        total, missing = len(self._simulator.faxes()), self._missing()
         if died or missing or exit_code != 0:
             why = f"; its last error: {escape(self._last_error)}" if self._last_error else ""
-            say(
-                f"[bold red]{missing} of {total} faxes did not arrive; the daemon ended with "
-                f"{exit_code}{why}[/]\nLook into {self._directory}.",
-                soft_wrap=True,
+            self._say(
+                f"\n[bold red]{missing} of {total} faxes did not arrive; the daemon ended with "
+                f"{exit_code}{why}[/]\nLook into {self._directory}."
             )
             return 1
-        say(
-            f"[bold green]All {total} faxes are on the disk, byte for byte, once each.[/]\n"
+        self._say(
+            f"\n[bold green]All {total} faxes are on the disk, byte for byte, once each.[/]\n"
             f"The faxes, each with its sidecar: {self._faxes}\n"
-            f"The configuration:                {self._directory / 'poller.yaml'}\n"
-            f"How it did:  poller -c {self._directory / 'poller.yaml'} status",
-            soft_wrap=True,
+            f"The configuration:                {self._config}\n"
+            f"How it did:  poller -c {self._config} status"
         )
         return 0
 
@@ -218,11 +181,11 @@ async def _ends_within(daemon: asyncio.subprocess.Process, seconds: float) -> bo
     return daemon.returncode is not None
 
 
-async def _stopped(daemon: asyncio.subprocess.Process) -> int:
+async def _stopped(daemon: asyncio.subprocess.Process, within_s: float) -> int:
     """Stop the daemon, if need be the hard way; its exit code."""
     with contextlib.suppress(ProcessLookupError):
         daemon.terminate()
-        if not await _ends_within(daemon, _STOPS_WITHIN_S):
+        if not await _ends_within(daemon, within_s):
             daemon.kill()
     return await daemon.wait()
 

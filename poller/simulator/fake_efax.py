@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import sys
 import time
 import uuid
 from collections import Counter
@@ -12,12 +13,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from poller.errors import NotInstalled
+
 from . import query, replies, selection
-from .drawing import Format
 from .faults import NOTHING, Chooser, Fault, Faults, Stage, Target
 from .query import MalformedError
 from .replies import Reply
-from .state import App, Fax, Mailbox, RateLimit, is_uuid, whole_milliseconds
+from .state import App, Fax, Format, Mailbox, RateLimit, is_uuid, whole_milliseconds
 from .switches import Switches
 
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie"})
@@ -88,6 +90,15 @@ class FakeEfax:
         burst: int = 10,
         seed: int = 1,
     ) -> None:
+        try:
+            # Here, because its packages are an extra, and the options of `simulate` need none.
+            from .drawing import document  # noqa: PLC0415
+        except ModuleNotFoundError as missing:
+            raise NotInstalled(
+                f"the simulator needs {missing.name}, which is not installed; in poller's source "
+                f"directory, run: {sys.executable} -m pip install '.[simulator]'"
+            ) from missing
+        self._document = document
         self.switches = switches or Switches()
         self.now = now or _utc_now
         self.monotonic = monotonic
@@ -181,7 +192,7 @@ class FakeEfax:
             fmt = "tiff"
         anew = fmt == "pdf" and self.switches.pdf_bytes == "differ"
         which = self.downloads[fax] if download is None else download
-        return fax.document(fmt, which if anew else 0)
+        return self._document(fax, fmt, which if anew else 0)
 
     def end_token(self, app_id: str) -> None:
         """Let another program sign in with this App ID: the token in use has ended."""

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
-from .drawing import Format
-from .state import Fax
+from .state import Fax, Format
 from .switches import Switches
 
 _PACIFIC = timezone(timedelta(hours=-8))

@@ -1,14 +1,12 @@
 """What eFax knows: App IDs, tokens, users and their faxes. No network, no clock of its own."""
 
 import bisect
-import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
-from . import drawing
-from .drawing import Format, Letter
+Format = Literal["pdf", "tiff"]
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -46,26 +44,6 @@ class Fax:
     def duration(self) -> int:
         """Seconds on the line; a page takes about 35."""
         return 12 + 35 * self.pages
-
-    def document(self, fmt: Format, variant: int = 0) -> bytes:
-        """Give the bytes of the document; a variant above 0 is the same fax made anew."""
-        if not self.documents and self.distinct:
-            self._draw()
-        if fmt in self.documents:
-            plain = self.documents[fmt]
-        else:
-            tiff, pdf = drawing.template(self.pages)
-            plain = tiff if fmt == "tiff" else pdf
-        return drawing.stamp(plain, self._mark(variant))
-
-    def _draw(self) -> None:
-        letter = Letter(self.originating, self.destination, self.fax_id, self.completed, self.pages)
-        tiff, pdf = drawing.documents(letter)
-        self.documents = {"tiff": tiff, "pdf": pdf}
-
-    def _mark(self, variant: int) -> str:
-        identity = "\0".join((self.app_id, self.user_id, self.fax_id, str(variant)))
-        return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.simulator import Simulator
+from poller.simulator.drawing import document
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
     APP,
@@ -130,5 +131,5 @@ async def test_once_repair_and_backfill_leave_no_process_behind(
     image.write_bytes(b"harmed")
     repaired = await installation.poller("verify", "--repair", "--json")
     assert repaired.code == 0, repaired
-    assert image.read_bytes() == fax.document("pdf")
+    assert image.read_bytes() == document(fax, "pdf")
     await no_orphan_is_left()

@@ -24,6 +24,12 @@ def test_each_dependency_is_pinned_within_its_bounds(dependency: str) -> None:
     assert wanted.specifier.contains(PINNED[canonicalize_name(wanted.name)])
 
 
+def test_the_simulator_is_an_extra_that_is_not_pinned_for_servers() -> None:
+    extra = PROJECT["optional-dependencies"]["simulator"]
+    assert any(one.startswith("img2pdf") for one in extra)
+    assert "img2pdf" not in PINNED
+
+
 def test_every_line_is_a_pin_with_hashes_or_a_comment() -> None:
     rest = [line for line in _PIN.sub("", TEXT).splitlines() if not re.match(r"\s*#", line)]
     assert rest == []

@@ -20,6 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from poller.simulator import Simulator
+from poller.simulator.drawing import document
+from poller.simulator.state import Format
 from tests.acceptance.installation import KEY, KEY_VARIABLE, Installation
 from tests.checking_processes import orphans
 from tests.crash.checker import (
@@ -221,8 +223,8 @@ def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
     for fax in simulator.faxes():
         if (fax.app_id, fax.user_id, fax.fax_id) not in stored:
             continue
-        formats = fax.documents or {"pdf": b"", "tiff": b""}
-        simulator.served[fax] = [hashlib.sha256(fax.document(fmt)).hexdigest() for fmt in formats]
+        formats: Iterable[Format] = fax.documents or ("pdf", "tiff")
+        simulator.served[fax] = [hashlib.sha256(document(fax, fmt)).hexdigest() for fmt in formats]
 
 
 def _after(site: Site, before: Progress, ran: Ran, point: Point) -> Iterator[str]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from poller.simulator import Fault, Faults, Simulator, Switches
+from poller.simulator.drawing import document
 from poller.simulator.state import Fax
 from tests.acceptance.installation import APP, Installation, populated
 from tests.crash.checker import Key
@@ -69,7 +70,7 @@ def _first_wave(simulator: Simulator, began: datetime) -> None:
     _receive(simulator, "user-a", POISONED, began - timedelta(hours=5), trouble="bad-base64")
     _receive(simulator, "user-b", "f-05", began - timedelta(hours=2))
     fax = _receive(simulator, "user-b", DAMAGED, began - timedelta(hours=6))
-    whole = fax.document("tiff")
+    whole = document(fax, "tiff")
     fax.documents = {"tiff": whole[: len(whole) // 2]}
 
 

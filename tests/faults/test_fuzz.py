@@ -301,7 +301,7 @@ def test_what_a_whole_decoder_accepts_the_streaming_one_accepts_in_any_pieces(
 
 # -- documents ----------------------------------------------------------------------------------------
 
-DOCUMENTS = {"tiff": template(2)[0], "pdf": template(2)[1]}
+DOCUMENTS = {str(kind): data for kind, data in template(2).items()}
 DOCUMENTS |= {name: data for name, data in by_pikepdf(2) if name != "pdf plain"}
 DOCUMENTS |= {name: data for name, data in by_pillow(2) if name in {"tiff jpeg", "tiff big"}}
 

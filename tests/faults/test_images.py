@@ -19,7 +19,8 @@ from poller.efax import ImageDecoder
 from poller.errors import BadAnswer
 from poller.ledger import State
 from poller.simulator import Simulator
-from poller.simulator.drawing import Format, template
+from poller.simulator.drawing import template
+from poller.simulator.state import Format
 from tests.acceptance.installation import Installation, arrived, assert_stored, populated
 from tests.conftest import Event
 from tests.faults.network import bench
@@ -109,7 +110,7 @@ def test_row_40_of_flipped_bits_those_that_break_base64_or_structure_are_found(
     kind: Format, pages: int
 ) -> None:
     """The others are inside the packed pages, which nothing but TLS protects; the README says so."""
-    document = template(pages)[kind == "pdf"]
+    document = template(pages)[kind]
     text = base64.b64encode(document)
     before, behind = b'{"fax_id": "a", "image": "', b'"}'
     positions = random.Random(1).sample(range(len(text)), min(POSITIONS, len(text)))
