@@ -49,6 +49,7 @@ _TABLE = (
     ("5120", "Envelopes C4, window left", "500"),
     ("7002", "Toner cartridge, black", "2"),
 )
+_SIGNATURE = ((220, 150, 90), (290, 130, 60), (335, 155, 150), (450, 140, 70), (500, 160, 190))
 
 
 def document(fax: Fax, fmt: Format, variant: int = 0) -> bytes:
@@ -71,7 +72,9 @@ def stamp(document: bytes, mark: str) -> bytes:
 def template(pages: int) -> dict[Format, bytes]:
     """Give documents of that many pages whose drawn header names no fax in particular."""
     drawn = datetime(2024, 5, 21, 4, 27)  # noqa: DTZ001 (only drawn)
-    return documents(Fax("", "", "template", drawn, drawn, number=0, pages=pages))
+    fax = Fax("", "", "template", drawn, drawn, number=0, pages=pages)
+    fax.originating, fax.destination = "13235550000", "18005550000"
+    return documents(fax)
 
 
 def documents(fax: Fax) -> dict[Format, bytes]:
@@ -145,8 +148,8 @@ def _first_sheet() -> Image.Image:
     _draw_table(draw, 1130)
     below = _draw_paragraph(draw, 1540, _PARAGRAPHS[1])
     _text(draw, _MARGIN, below + 60, "Kind regards,")
-    for left, width in ((220, 90), (290, 60), (335, 150), (450, 80), (500, 190)):  # a signature
-        stroke = (left, below + 150, left + width, below + 220)
+    for left, top, width in _SIGNATURE:
+        stroke = (left, below + top, left + width, below + top + 70)
         draw.arc(stroke, 150, 400, fill=_BLACK, width=5)
     return page
 
