@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from poller.store.marker import size
+from poller.config.values import size_text
 
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
@@ -120,7 +120,7 @@ def _disk_low(storage: _Row) -> list[str]:
     if not storage.get("usable") or free is None or floor is None or free >= 2 * floor:
         return []
     return [
-        f"Only {size(free)} are free for faxes, and below {size(floor)} (storage.min_free) nothing "
+        f"Only {size_text(free)} are free for faxes, and below {size_text(floor)} (storage.min_free) nothing "
         "is fetched: make room."
     ]
 

@@ -177,7 +177,7 @@ class _Reading:
 
 
 def _kept(found: Found) -> Kept:
-    origin, stored = found.origin, found.stored
+    origin = found.origin
     return Kept(
         key=(origin.identity.app_id, origin.identity.user_id),
         account=origin.account,
@@ -188,12 +188,7 @@ def _kept(found: Found) -> Kept:
         received_at=origin.received_at,
         first_seen_at=origin.first_seen_at,
         stored_at=found.stored_at,
-        file=stored.file,
-        format=stored.format,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        pages=stored.pages,
-        damaged=stored.damaged,
+        file=found.stored,
         stored=found.visible,
     )
 

@@ -16,11 +16,11 @@ from poller.cli import setup
 from poller.cli.console import for_tables, say
 from poller.cli.naming import counted
 from poller.config.model import Account, Config
+from poller.config.values import size_text
 from poller.evidence import EvidenceStore
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
 from poller.status import Pace, damaged, status
-from poller.store.marker import size
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
@@ -140,7 +140,7 @@ def _print(shown: dict[str, Any]) -> None:
 
 def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
-    space = "" if free is None else f", {size(free)} free for faxes"
+    space = "" if free is None else f", {size_text(free)} free for faxes"
     return f"poller {shown['version']}, {'running' if shown['running'] else 'stopped'}{space}"
 
 

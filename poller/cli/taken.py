@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
-from poller.ingest.audit import stored_file
 from poller.ledger import FaxRow, Ledger, State
 from poller.store import Condition, Identity, Storage
 
@@ -19,7 +18,7 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
     looked_at = [
         (row, file)
         for row in rows
-        if row.state is State.STORED and (file := stored_file(row)) is not None
+        if row.state is State.STORED and (file := row.stored_file) is not None
     ]
     if storage_id is None or not looked_at:
         return []

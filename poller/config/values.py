@@ -130,6 +130,14 @@ def size(node: Node) -> int:
     return int(match[1]) * _SIZE_UNITS[match[2]]
 
 
+def size_text(count: int) -> str:
+    """Spell a number of bytes for people."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} B"
+
+
 def integer(least: int, most: int) -> Parser[int]:
     def parser(node: Node) -> int:
         value = node.value

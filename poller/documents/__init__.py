@@ -55,6 +55,21 @@ class Document:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """An image in the store: `file` is its path there, with the extension; `bytes` its size.
+
+    `damaged`: it came broken in the same way twice, and is kept as it came.
+    """
+
+    file: str
+    format: DocumentFormat
+    bytes: int
+    sha256: str
+    pages: int | None
+    damaged: bool
+
+
 def not_whole(kind: DocumentFormat, code: str, pages: int | None = None) -> Document:
     """Say of a document that it is not whole; `code` is a key of PROBLEMS."""
     return Document(kind, pages, f"{code}: {PROBLEMS[code]}")

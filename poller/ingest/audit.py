@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from poller.clock import Clock
-from poller.documents import DocumentFormat
-from poller.ledger import FaxRow, Ledger, OnDisk, State
-from poller.store import Condition, Finding, Identity, Storage, StoredFile
+from poller.documents import StoredFile
+from poller.ledger import Ledger, OnDisk, State
+from poller.store import Condition, Finding, Identity, Storage
 
 _LOOK_AGAIN_S = 1.0
 _STEP = 8  # faxes looked at in one go
@@ -116,15 +116,4 @@ def _belongs(file: str, path: str, known: dict[str, str | None]) -> bool:
 
 
 def _wanted(row: OnDisk) -> tuple[StoredFile, Identity]:
-    stored = stored_file(row)
-    if stored is None:
-        raise ValueError(f"fax {row.id} has no stored file")
-    return stored, Identity(row.app_id, row.user_id, row.fax_id)
-
-
-def stored_file(row: FaxRow | OnDisk) -> StoredFile | None:
-    """Give what the ledger says of the file of a fax that was stored."""
-    if row.file is None or row.bytes is None or row.sha256 is None:
-        return None
-    form: DocumentFormat = "tiff" if row.format == "tiff" else "pdf"
-    return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, row.damaged)
+    return row.stored_file, Identity(row.app_id, row.user_id, row.fax_id)

@@ -35,7 +35,6 @@ from poller.errors import (
     Unreachable,
 )
 from poller.evidence import EvidenceStore
-from poller.ingest.audit import stored_file
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State
 from poller.metrics import Metrics
@@ -160,7 +159,7 @@ class Fetcher:
     async def _resume(self, fax: FaxRow) -> StoredFile | None:
         if not fax.force:
             return await self._shop.storage.resume(fax.path, _identity(fax))
-        held = stored_file(fax)
+        held = fax.stored_file
         stored_at = fax.stored_at or self._shop.clock.now()
         content = None if held is None else sidecar(held, _origin(fax), stored_at=stored_at)
         return await self._shop.storage.resume_again(
@@ -253,12 +252,7 @@ class Fetcher:
             self._shop.ledger.stored(
                 fax.id,
                 now=now,
-                file=file.file,
-                format=file.format,
-                bytes=file.bytes,
-                sha256=file.sha256,
-                pages=file.pages,
-                damaged=file.damaged,
+                file=file,
                 problem=problem,
             )
         )

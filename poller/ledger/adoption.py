@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from poller.documents import StoredFile
 from poller.ledger import fetching
 from poller.ledger.listing import chunks, other_key
 from poller.ledger.tables import State, coverage, faxes, has_key, users
@@ -31,12 +32,7 @@ class Kept:
     received_at: datetime | None
     first_seen_at: datetime
     stored_at: datetime
-    file: str
-    format: str
-    bytes: int
-    sha256: str
-    pages: int | None
-    damaged: bool
+    file: StoredFile
     stored: bool
     harm: str | None = None
 
@@ -59,7 +55,7 @@ def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
         for place, one in enumerate(kept)
         if (row := _row_of(one, rows)) is None
         or row.state is not State.STORED
-        or row.sha256 != one.sha256
+        or row.sha256 != one.file.sha256
     ]
 
 
@@ -157,12 +153,7 @@ def _file(one: Kept) -> dict[str, Any]:
         "next_attempt_at": None,
         "stored_at": one.stored_at,
         "path": one.path,
-        "file": one.file,
-        "format": one.format,
-        "bytes": one.bytes,
-        "sha256": one.sha256,
-        "pages": one.pages,
-        "damaged": one.damaged,
+        **vars(one.file),
         "harm": one.harm,
     }
 
@@ -186,7 +177,7 @@ def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Ad
     if row.state is State.STORED:
         if row.path != one.path:
             done.doubles += [one.path] if one.stored else []
-        elif row.sha256 != one.sha256 and one.stored:  # fetched again since
+        elif row.sha256 != one.file.sha256 and one.stored:  # fetched again since
             _set(connection, row.id, _file(one), now)
             done.now_stored += 1
     elif one.stored and row.force and one.harm is not None:

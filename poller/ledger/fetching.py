@@ -21,8 +21,9 @@ from sqlalchemy import (
 )
 
 from poller import naming
+from poller.documents import StoredFile
 from poller.ledger.listing import FAX, chunks
-from poller.ledger.rows import Attempt, Claim, FaxRow, OnDisk, fax_row
+from poller.ledger.rows import Attempt, Claim, FaxRow, OnDisk, fax_row, file_in
 from poller.ledger.tables import (
     EPOCH,
     MICROSECOND,
@@ -103,24 +104,12 @@ _COUNT_STORED = _COUNT.values(
 
 
 @dataclass(frozen=True)
-class File:
-    """A stored file, as the storage made it."""
-
-    file: str
-    format: str
-    bytes: int
-    sha256: str
-    pages: int | None
-    damaged: bool
-
-
-@dataclass(frozen=True)
 class Stored:
     """A fax that is on the disk now; `problem` names how it came damaged."""
 
     fax: int
     now: datetime
-    file: File
+    file: StoredFile
     problem: str | None
 
 
@@ -279,8 +268,7 @@ def stored(connection: Connection, items: Sequence[Stored]) -> None:
 
 
 def _is_held(item: Stored, row: Any) -> bool:
-    held = File(row.file, row.format, row.bytes, row.sha256, row.pages, row.damaged)
-    return row.state is State.STORED and held == item.file
+    return row.state is State.STORED and file_in(row) == item.file
 
 
 def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
+from poller.documents import StoredFile
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import (
     adoption,
@@ -570,20 +571,14 @@ class Ledger:
         fax: int,
         *,
         now: datetime,
-        file: str,
-        format: str,  # noqa: A002  (the sidecar's word)
-        bytes: int,  # noqa: A002
-        sha256: str,
-        pages: int | None,
-        damaged: bool,
+        file: StoredFile,
         problem: str | None = None,
     ) -> None:
         """Record that the fax is on the disk; the same again changes nothing.
 
         `problem` names how it came damaged, for its history.
         """
-        made = fetching.File(file, format, bytes, sha256, pages, damaged)
-        item = fetching.Stored(fax, now, made, problem)
+        item = fetching.Stored(fax, now, file, problem)
         await self._ready_writer().ask_together(fetching.stored, item)
 
     async def attempt_failed(

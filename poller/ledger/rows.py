@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from poller.documents import DocumentFormat, StoredFile
 from poller.ledger.tables import State
 from poller.window import Coverage, FailedSlice, Interval
 
@@ -115,6 +116,11 @@ class FaxRow:
     fax_key: str | None
 
     @property
+    def stored_file(self) -> StoredFile | None:
+        """What was last stored; None before that."""
+        return None if self.file is None else file_in(self)
+
+    @property
     def claim(self) -> "Claim":
         return Claim(
             self.state, self.next_attempt_at, self.first_failed_at, self.failures, self.force
@@ -153,6 +159,10 @@ class OnDisk:
     damaged: bool
     force: bool
     harm: str | None
+
+    @property
+    def stored_file(self) -> StoredFile:
+        return file_in(self)
 
 
 @dataclass(frozen=True)
@@ -238,6 +248,12 @@ class Found:
     stored: int
     pending: int
     failed: int
+
+
+def file_in(row: Any) -> StoredFile:
+    """Give the stored file that the columns of a row of `faxes` tell of."""
+    form: DocumentFormat = "tiff" if row.format == "tiff" else "pdf"
+    return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, bool(row.damaged))
 
 
 def fax_row(row: Row[*tuple[Any, ...]]) -> FaxRow:

@@ -6,10 +6,9 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from poller.documents import Document
+from poller.documents import Document, StoredFile
 from poller.errors import StorageHung
 from poller.store.handover import Handover
-from poller.store.sidecars import StoredFile
 from poller.store.threads import Threads
 
 T = TypeVar("T")

@@ -30,11 +30,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from poller.documents import Document
+from poller.documents import Document, StoredFile
 from poller.errors import StorageConflict
 from poller.store import sidecars, syscalls
 from poller.store.place import Place
-from poller.store.sidecars import Identity, StoredFile
+from poller.store.sidecars import Identity
 
 _FOREIGN = {errno.ELOOP, errno.EINVAL, errno.EACCES, errno.ENXIO}
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from poller.documents import StoredFile
 from poller.errors import StorageConflict
 from poller.store import place, sidecars, syscalls
 from poller.store.handover import digest
 from poller.store.marker import NOT_OURS
 from poller.store.place import Durable, Place
-from poller.store.sidecars import Identity, StoredFile
+from poller.store.sidecars import Identity
 
 _WHOLE_STORAGES_FAULT = {errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 

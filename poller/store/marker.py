@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poller.config.model import StorageConfig
+from poller.config.values import size_text
 from poller.errors import CannotStart, StorageFull, StorageUnusable
 from poller.store import abilities, place, syscalls
 
@@ -85,21 +86,13 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
         raise StorageUnusable(
-            f"{size(free)} are free in {config.directory}, "
-            f"less than the {size(config.min_free)} of min_free"
+            f"{size_text(free)} are free in {config.directory}, "
+            f"less than the {size_text(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:
         raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
     if thorough or not _takes_a_file(root):
         abilities.prove(config, root)
-
-
-def size(count: int) -> str:
-    """Spell a number of bytes for people."""
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.1f} {unit}"
-    return f"{count} B"
 
 
 def _takes_a_file(root: int) -> bool:

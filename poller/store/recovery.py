@@ -6,9 +6,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from poller.documents import StoredFile
 from poller.store import handover, marker, place, sidecars, syscalls
 from poller.store.place import Names, Place
-from poller.store.sidecars import Identity, StoredFile
+from poller.store.sidecars import Identity
 
 
 def resume(at: Place, identity: Identity) -> StoredFile | None:

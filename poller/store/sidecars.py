@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from poller.documents import DocumentFormat
+from poller.documents import DocumentFormat, StoredFile
 from poller.naming import fax_key
 
 EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
@@ -23,18 +23,6 @@ class Identity(NamedTuple):
         return self._replace(fax_id=fax_key(self.fax_id)) == other._replace(
             fax_id=fax_key(other.fax_id)
         )
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """An image in the storage: `file` is its path there, with the extension; `bytes` its size."""
-
-    file: str
-    format: DocumentFormat
-    bytes: int
-    sha256: str
-    pages: int | None
-    damaged: bool
 
 
 @dataclass(frozen=True)

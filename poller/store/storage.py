@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 from poller.config.model import StorageConfig
-from poller.documents import Document, not_whole
+from poller.documents import Document, StoredFile, not_whole
 from poller.documents.checker import Killed
 from poller.documents.checkers import Checkers
 from poller.errors import StorageConflict, StorageUnusable
@@ -17,7 +17,7 @@ from poller.store.draft import Draft
 from poller.store.handover import Handover
 from poller.store.inspection import Finding
 from poller.store.place import Durable, Place
-from poller.store.sidecars import Identity, StoredFile
+from poller.store.sidecars import Identity
 from poller.store.survey import Found, Unreadable
 from poller.store.threads import Threads
 

@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from poller.documents import StoredFile
 from poller.store import marker, place, recovery, sidecars, syscalls
 from poller.store.place import SIDECAR_PART, Durable, Place
-from poller.store.sidecars import Origin, StoredFile
+from poller.store.sidecars import Origin
 
 _SIDECAR = ".json"
 

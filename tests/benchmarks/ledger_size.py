@@ -18,6 +18,7 @@ from pathlib import Path
 
 from poller import VERSION, config, log
 from poller.config.model import Config
+from poller.documents import StoredFile
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
 from poller.ledger import Ledger
@@ -135,12 +136,7 @@ async def _bookkeeping(ledger: Ledger, user: int) -> None:
     await ledger.stored(
         fax.id,
         now=now,
-        file=f"{fax.path}.pdf",
-        format="pdf",
-        bytes=1000,
-        sha256="0" * 64,
-        pages=1,
-        damaged=False,
+        file=StoredFile(f"{fax.path}.pdf", "pdf", 1000, "0" * 64, pages=1, damaged=False),
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from poller.documents import StoredFile
 from poller.ledger import listing
 from poller.ledger.rows import FaxRow
 from poller.store import handover, recovery, syscalls
 from poller.store.place import Names, Place
-from poller.store.sidecars import Identity, StoredFile
+from poller.store.sidecars import Identity
 
 
 def without_rename() -> None:

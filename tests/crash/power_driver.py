@@ -38,7 +38,7 @@ def _record() -> None:
 
     async def stored(self: Ledger, fax: int, **outcome: Any) -> None:
         await write(self, fax, **outcome)
-        library.record_stored(Path(outcome["file"]).stem.encode())
+        library.record_stored(Path(outcome["file"].file).stem.encode())
 
     Ledger.stored = stored  # type: ignore[method-assign]
 

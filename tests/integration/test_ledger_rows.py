@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from poller.documents import StoredFile
 from poller.ledger import FaxRow, Ledger, NewFax, State, UserRow
 from poller.naming import disambiguated
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
@@ -68,17 +69,11 @@ async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
 
 
 async def store(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
-    values: dict[str, Any] = {
-        "now": NOW,
-        "file": f"{fax.path}.pdf",
-        "format": "pdf",
-        "bytes": 12345,
-        "sha256": "ab" * 32,
-        "pages": 2,
-        "damaged": False,
-    }
-    values |= fields
-    await ledger.stored(fax.id, **values)
+    file = StoredFile(f"{fax.path}.pdf", "pdf", 12345, "ab" * 32, pages=2, damaged=False)
+    of_file = {name: fields.pop(name) for name in vars(file) if name in fields}
+    await ledger.stored(
+        fax.id, **{"now": NOW, "file": dataclasses.replace(file, **of_file), **fields}
+    )
     return await ledger.fax(fax.id)
 
 

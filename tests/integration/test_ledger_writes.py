@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 
+from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger, NewFax, UserRow
 from poller.window import Interval
@@ -412,12 +413,7 @@ async def use_everything(ledger: Ledger, user: UserRow) -> None:
     await ledger.stored(
         fax.id,
         now=NOW,
-        file="a.pdf",
-        format="pdf",
-        bytes=1,
-        sha256="0",
-        pages=1,
-        damaged=False,
+        file=StoredFile("a.pdf", "pdf", 1, "0", pages=1, damaged=False),
     )
     await ledger.find("one", "main", "front-desk")
     await ledger.history(fax.id)

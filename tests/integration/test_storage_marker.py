@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from poller.config.values import size_text
 from poller.errors import CannotStart, StorageUnusable
-from poller.store import Storage, marker, syscalls
+from poller.store import Storage, syscalls
 from tests.integration.storage_seam import (
     RecordedOs,
     config,
@@ -154,7 +155,7 @@ async def test_too_little_space_is_said_with_both_numbers(root: Path) -> None:
     ("count", "text"), [(5, "5 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 30, "1.0 GiB")]
 )
 def test_sizes_are_readable(count: int, text: str) -> None:
-    assert marker.size(count) == text
+    assert size_text(count) == text
 
 
 async def test_free_space_is_unknown_while_there_is_no_directory(root: Path) -> None:

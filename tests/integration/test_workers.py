@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import Limits, User
+from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner, images_at_once
 from poller.ingest.fetch import Fetcher, Outcome
@@ -376,12 +377,7 @@ class Restless(Fetcher):
             await ledger.stored(
                 fax.id,
                 now=now,
-                file=f"{fax.fax_id}.pdf",
-                format="pdf",
-                bytes=1,
-                sha256="0" * 64,
-                pages=1,
-                damaged=False,
+                file=StoredFile(f"{fax.fax_id}.pdf", "pdf", 1, "0" * 64, pages=1, damaged=False),
             )
             return Outcome.STORED
         finally:
