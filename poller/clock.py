@@ -8,6 +8,29 @@ from datetime import UTC, datetime, timedelta
 from statistics import median_low
 from typing import Protocol
 
+_TIME_FORM = "write it like 2024-05-21T00:00:00+02:00 or 2024-05-21T00:00:00Z"
+
+
+class NoOffsetError(ValueError):
+    """A time without its offset from UTC."""
+
+
+def instant(word: str) -> datetime:
+    """Read an ISO 8601 time with offset, as UTC; ValueError goes on after the word: `is no time …`.
+
+    The offset of a time that has no year in UTC, such as one before the year 1, does not count.
+    """
+    try:
+        at = datetime.fromisoformat(word)
+    except ValueError:
+        raise ValueError(f"is no time; {_TIME_FORM}") from None
+    if at.tzinfo is None:
+        raise NoOffsetError(f"has no offset from UTC; {_TIME_FORM}")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        return at.replace(tzinfo=UTC)
+
 
 class Clock(Protocol):
     """Wall clock (aware, UTC), monotonic clock and sleep; tests hand in one that they move."""

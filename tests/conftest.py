@@ -20,6 +20,7 @@ from poller.config.model import (
     Poll,
     RetryConfig,
     SecretRef,
+    StateConfig,
     StorageConfig,
     User,
 )
@@ -163,7 +164,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
         config = Config(
             accounts=(account,),
             storage=StorageConfig(tmp_path / "faxes", min_free=1),
-            state_url=f"sqlite:///{tmp_path}/state/poller.db",
+            state=StateConfig(tmp_path / "state"),
             retry=RetryConfig(attempts=3, max_delay=timedelta(seconds=10)),
             http=HttpConfig(host=None),
         )

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from poller import clock
 from poller.window import EARLIEST
 
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -10,11 +11,9 @@ _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 def instant(word: str) -> datetime:
     """Read an ISO 8601 time with offset; ValueError says what is wrong with it."""
     try:
-        at = datetime.fromisoformat(word)
-    except ValueError:
-        raise ValueError(f"{word!r} is no ISO 8601 time") from None
-    if at.tzinfo is None:
-        raise ValueError(f"{word!r} lacks its offset: Z, or +01:00")
+        at = clock.instant(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} {error}") from None
     if not EARLIEST <= at < _LATEST:
         raise ValueError(f"{word!r} is before 1970 or after 2199")
-    return at.astimezone(UTC)
+    return at

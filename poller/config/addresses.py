@@ -6,16 +6,34 @@ No message shows a URL or what stands in a secret's place: there may be a secret
 import ipaddress
 import os
 import re
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 from urllib.parse import SplitResult, urlsplit
 
-from poller.config.document import Node
-from poller.config.model import SecretRef
-from poller.config.report import quoted
+from poller.config.position import Node, quoted
 from poller.config.values import WrongValueError, kind, text
 
-_REFERENCE_KINDS = ("credential", "file", "env")
+
+@dataclass(frozen=True)
+class SecretRef:
+    """Where a secret is to be had; it is read only when a command needs it.
+
+    `source`, `line` and `key` say where the reference is written, for messages.
+    """
+
+    kind: Literal["credential", "file", "env"]
+    name: str
+    source: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+    key: str = field(default="", compare=False)
+
+
+_NAMES: dict[Literal["credential", "env"], tuple[str, str]] = {
+    "credential": (r"(?!\.)[A-Za-z0-9._-]{1,255}", "a credential"),
+    "env": (r"[A-Za-z_][A-Za-z0-9_]*", "a variable"),
+}
 _REFERENCE_FORM = "{credential: NAME}, {file: PATH} or {env: NAME}"
 
 
@@ -25,26 +43,20 @@ def secret(node: Node) -> SecretRef:
         raise WrongValueError(
             f"a secret is never written here; say where it is to be had: {_REFERENCE_FORM}"
         )
-    if len(node.value) != 1 or next(iter(node.value)) not in _REFERENCE_KINDS:
+    if len(node.value) != 1 or not node.value.keys() <= {"file", *_NAMES}:
         raise WrongValueError(f"must have exactly one of credential, file, env: {_REFERENCE_FORM}")
-    ((found, child),) = node.value.items()
     written = (node.source.name, node.line, node.key)
-    if found == "credential":
-        credential = _matching(child, r"(?!\.)[A-Za-z0-9._-]{1,255}", "a credential")
-        return SecretRef("credential", credential, *written)
-    if found == "env":
-        variable = _matching(child, r"[A-Za-z_][A-Za-z0-9_]*", "a variable")
-        return SecretRef("env", variable, *written)
-    try:
-        return SecretRef("file", str(path(child)), *written)
-    except WrongValueError as wrong:
-        raise WrongValueError(str(wrong), child) from wrong
-
-
-def _matching(node: Node, pattern: str, what: str) -> str:
-    if not isinstance(node.value, str) or not re.fullmatch(pattern, node.value):
-        raise WrongValueError(f"must be the name of {what}, never the secret itself", node)
-    return node.value
+    if (child := node.entry("file")) is not None:
+        try:
+            return SecretRef("file", str(path(child)), *written)
+        except WrongValueError as wrong:
+            raise WrongValueError(str(wrong), child) from wrong
+    found = next(name for name in _NAMES if name in node.value)
+    child = node.value[found]
+    pattern, what = _NAMES[found]
+    if not isinstance(child.value, str) or not re.fullmatch(pattern, child.value):
+        raise WrongValueError(f"must be the name of {what}, never the secret itself", child)
+    return SecretRef(found, child.value, *written)
 
 
 def path(node: Node) -> Path:
@@ -55,18 +67,21 @@ def path(node: Node) -> Path:
     return Path(os.path.normpath(node.source.directory / value))
 
 
+SQLITE = "sqlite:///"
+
+
 def state_url(node: Node) -> str:
     """`sqlite:///` and an absolute path, made from a relative one where it stands."""
     value = text(node)
     form = "write sqlite:////absolute/path.db, or sqlite:///relative/path.db"
     if value.startswith("postgres"):
         raise WrongValueError(f"PostgreSQL is not supported yet; {form}")
-    file = value.removeprefix("sqlite:///")
+    file = value.removeprefix(SQLITE)
     if file == value or file in {"", ":memory:"} or file.endswith(("/", "/.", "/..")):
         raise WrongValueError(f"must be the file of an SQLite database; {form}")
     if re.search(r"[?#]", file):
         raise WrongValueError(f"must not hold '?' or '#'; {form}")
-    return f"sqlite:///{path(Node(node.source, node.line, node.key, file))}"
+    return f"{SQLITE}{path(replace(node, value=file))}"
 
 
 def base_url(node: Node) -> str:
@@ -113,13 +128,9 @@ def is_loopback(host: str) -> bool:
     """127.0.0.0/8, ::1 or localhost; `host` without brackets."""
     if host.lower() == "localhost":
         return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv4Address):
-        return address in ipaddress.IPv4Network("127.0.0.0/8")
-    return address == ipaddress.IPv6Address("::1")
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")

@@ -9,11 +9,10 @@ from functools import reduce
 from pathlib import Path
 
 from poller.clock import SystemClock
-from poller.config.build import Outside, build
-from poller.config.document import Node, parse
+from poller.config.build import Outside, build, merged
+from poller.config.document import parse
 from poller.config.model import Config
-from poller.config.report import Report, Source
-from poller.config.section import merged
+from poller.config.position import Node, Problems, Source
 from poller.errors import ConfigError
 
 MAX_FILE = 16 << 20
@@ -26,19 +25,19 @@ def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
     Raises ConfigError with every problem of all of them. Secrets are not read. `now` is what the
     system's clock says, unless given.
     """
-    report = Report()
-    files = _without_twins(_expanded(paths, report), report)
-    documents = [node for file in files if (node := _document(file, report)) is not None]
-    nowhere = Node(source(files[0] if files else Path()), 1, "", {})
-    root = reduce(lambda a, b: merged(a, b, report), documents) if documents else nowhere
+    problems = Problems()
+    files = _without_twins(_expanded(paths, problems), problems)
+    documents = [node for file in files if (node := _document(file, problems)) is not None]
+    nowhere = Node(_source(files[0] if files else Path()), 1, "", {})
+    root = reduce(lambda a, b: merged(a, b, problems), documents) if documents else nowhere
     outside = Outside(
         ca_problem=ca_problem,
         real=lambda path: Path(os.path.realpath(path)),
         now=max([now or SystemClock().now(), *_written_at(files)]),
     )
-    config = build(root, report, outside=outside, files=tuple(files))
-    if report.problems:
-        raise ConfigError(list(report.problems))
+    config = build(root, problems, outside=outside, files=tuple(files))
+    if problems.found:
+        raise ConfigError(list(problems.found))
     return config
 
 
@@ -49,62 +48,68 @@ def _written_at(files: Iterable[Path]) -> Iterator[datetime]:
             yield datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
-def source(file: Path) -> Source:
+def _source(file: Path) -> Source:
     name = os.fsencode(file).decode("utf-8", "backslashreplace")
     return Source(name, file.absolute().parent)
 
 
-def _expanded(paths: Sequence[Path], report: Report) -> list[Path]:
+def _whole(file: Path) -> Node:
+    return Node(_source(file))
+
+
+def _expanded(paths: Sequence[Path], problems: Problems) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         # Not Path.is_dir(): that raises where a directory above may not be searched.
-        files += _in_directory(path, report) if os.path.isdir(path) else [path]  # noqa: PTH112
+        files += _in_directory(path, problems) if os.path.isdir(path) else [path]  # noqa: PTH112
     if not paths:
-        report.unreadable(Source("poller", Path()), 0, "no configuration is given; use -c PATH")
+        problems.unreadable(
+            Node(Source("poller", Path())), "no configuration is given; use -c PATH"
+        )
     return files
 
 
-def _in_directory(directory: Path, report: Report) -> list[Path]:
+def _in_directory(directory: Path, problems: Problems) -> list[Path]:
     """Give the `*.yaml` in name order; editors' and Kubernetes' dot-files are none of ours."""
     try:
         entries = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
     except OSError as error:
-        report.unreadable(source(directory), 0, f"cannot be read: {error.strerror}")
+        problems.unreadable(_whole(directory), f"cannot be read: {error.strerror}")
         return []
     files = [entry for entry in entries if entry.suffix == ".yaml"]
     misnamed = [entry for entry in entries if entry.suffix == ".yml"]
     for entry in misnamed:
-        report.unreadable(source(entry), 0, "would not be read; rename it to end in .yaml")
+        problems.unreadable(_whole(entry), "would not be read; rename it to end in .yaml")
     if not files and not misnamed:
-        report.unreadable(source(directory), 0, "there is no *.yaml in this directory; add one")
+        problems.unreadable(_whole(directory), "there is no *.yaml in this directory; add one")
     return files
 
 
-def _without_twins(files: Iterable[Path], report: Report) -> list[Path]:
+def _without_twins(files: Iterable[Path], problems: Problems) -> list[Path]:
     seen: dict[str, Path] = {}
     for file in files:
         real = os.path.realpath(file)
         if real in seen:
-            same = source(seen[real]).name
-            report.add_at(source(file), 0, "", f"is the same as {same}; name each file once")
+            same = _source(seen[real]).name
+            problems.add(_whole(file), f"is the same as {same}; name each file once")
         else:
             seen[real] = file
     return list(seen.values())
 
 
-def _document(file: Path, report: Report) -> Node | None:
+def _document(file: Path, problems: Problems) -> Node | None:
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE + 1)
     except OSError as error:
-        report.unreadable(source(file), 0, f"cannot be read: {error.strerror}")
+        problems.unreadable(_whole(file), f"cannot be read: {error.strerror}")
         return None
     if len(data) > MAX_FILE:
-        report.unreadable(
-            source(file), 0, f"is larger than {MAX_FILE >> 20} MiB; this is no configuration"
+        problems.unreadable(
+            _whole(file), f"is larger than {MAX_FILE >> 20} MiB; this is no configuration"
         )
         return None
-    return parse(data, source(file), report)
+    return parse(data, _source(file), problems)
 
 
 def ca_problem(file: Path) -> str | None:

@@ -1,72 +1,98 @@
-"""The configuration as frozen values; everything is resolved and valid (contract in the README)."""
+"""The configuration as frozen values, and the one table of its keys: each field that `key` makes.
 
-from dataclasses import dataclass, field
+A key bears the field's name, in the map that its class is; `at` says where it stands otherwise.
+All is resolved and valid (contract in the README).
+"""
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
+
+from poller.config import addresses, values
+from poller.config.addresses import SecretRef as SecretRef
+from poller.config.position import Node
+from poller.config.values import During as During
+from poller.config.values import choice, duration, integer, nullable, number, size
 
 UTC_ZONE = ZoneInfo("UTC")
 ImageFormat = Literal["pdf", "tiff"]
 
 
 @dataclass(frozen=True)
-class SecretRef:
-    """Where a secret is to be had; it is read only when a command needs it.
+class Key:
+    """What a key's value is, and a line on it for operators.
 
-    `source`, `line` and `key` say where the reference is written, for messages.
+    `needed` is an example of what to write where it is missing; with `is_map`, `kind` is the
+    dataclass that a map fills, and null stands for none.
     """
 
-    kind: Literal["credential", "file", "env"]
-    name: str
-    source: str = field(default="", compare=False)
-    line: int = field(default=0, compare=False)
-    key: str = field(default="", compare=False)
+    kind: Callable[..., Any]
+    doc: str
+    at: str
+    needed: str
+    is_map: bool
+
+
+def key(  # one call is a row of the table
+    default: Any,
+    kind: Callable[..., Any],
+    doc: str,
+    *,
+    at: str = "",
+    needed: str = "",
+    is_map: bool = False,
+) -> Any:
+    return field(default=default, metadata={"key": Key(kind, doc, at, needed, is_map)})
+
+
+def names(node: Node) -> Node:
+    """A map of names, whose entries `build` reads."""
+    return node
 
 
 @dataclass(frozen=True)
 class Limits:
-    requests_per_second: float = 5.0
-    burst: int = 10
-    in_flight: int = 8
+    requests_per_second: float = key(5.0, number(0.001, 10_000), "every request counts")
+    burst: int = key(10, integer(1, 10_000), "requests that may go at once after a quiet time")
+    in_flight: int = key(8, integer(1, 1_000), "requests open at the same time")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    every: timedelta
-    back: timedelta
+    every: timedelta = key(MISSING, duration("s"), "time between two of them")
+    back: timedelta = key(MISSING, duration("m"), "how far before the last one it lists again")
 
 
 @dataclass(frozen=True)
 class Poll:
     """Exactly one of `every` and `cron` is set; `start` is a look-back or an aware instant."""
 
-    every: timedelta | None = timedelta(seconds=30)
-    cron: str | None = None
-    timezone: ZoneInfo = UTC_ZONE
-    start: timedelta | datetime = timedelta(days=7)
-    overlap: timedelta = timedelta(minutes=15)
-    max_window: timedelta = timedelta(hours=24)
+    every: timedelta | None = key(timedelta(seconds=30), duration("s"), "time between two polls")
+    cron: str | None = key(None, values.cron, "instead of every: minute hour day month weekday")
+    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which cron is meant")
+    start: timedelta | datetime = key(
+        timedelta(days=7), values.start, "how far the first poll reaches back, or a time"
+    )
+    overlap: timedelta = key(
+        timedelta(minutes=15), duration("s"), "how far before the last listing a poll looks again"
+    )
+    max_window: timedelta = key(
+        timedelta(hours=24), duration("m"), "longest window asked for at once"
+    )
     sweep: Sweep = Sweep(every=timedelta(hours=1), back=timedelta(hours=24))
     deep_sweep: Sweep = Sweep(every=timedelta(hours=24), back=timedelta(days=7))
-
-
-@dataclass(frozen=True)
-class During:
-    """Weekly office hours: weekdays (Monday is 0) and minutes of the day, end exclusive."""
-
-    weekdays: frozenset[int]
-    start_minute: int
-    end_minute: int
 
 
 @dataclass(frozen=True)
 class Expect:
     """Warn when nothing was received for `within`, counted only `during` office hours when given."""
 
-    within: timedelta
-    during: During | None = None
-    timezone: ZoneInfo = UTC_ZONE
+    within: timedelta = key(MISSING, duration("s"), "warn about silence for so long")
+    during: During | None = key(None, nullable(values.during), "the office hours that count")
+    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which during is meant")
 
 
 @dataclass(frozen=True)
@@ -76,79 +102,111 @@ class User:
     account: str
     name: str
     app_id: str
-    user_id: str
+    user_id: str = key(MISSING, values.identifier, "in quotes; one fax number", needed='"…"')
     poll: Poll = Poll()
-    image_format: ImageFormat = "pdf"
-    expect: Expect | None = None
+    image_format: ImageFormat = key(
+        "pdf", choice("pdf", "tiff"), "what eFax is asked for", at="image.format"
+    )
+    expect: Expect | None = key(None, Expect, "warn about silence", is_map=True)
 
 
 @dataclass(frozen=True)
 class Account:
     name: str
-    app_id: str
-    api_key: SecretRef
-    users: tuple[User, ...]
-    base_url: str = "https://api.securedocex.com"
+    app_id: str = key(MISSING, values.app_id, "in quotes", needed='"12345"')
+    api_key: SecretRef = key(
+        MISSING, addresses.secret, "where it is to be had", needed="{credential: efax-api-key}"
+    )
+    users: tuple[User, ...] = key(MISSING, names, "one User ID each, by a name of yours")
+    base_url: str = key(
+        "https://api.securedocex.com", addresses.base_url, "https only, except to loopback"
+    )
     limits: Limits = Limits()
-    proxy: str | None = None
-    ca_file: Path | None = None
+    proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for eFax alone")
+    ca_file: Path | None = key(
+        None, nullable(addresses.path), "PEM file of a company's own authority", at="tls.ca_file"
+    )
 
 
 @dataclass(frozen=True)
 class StorageConfig:
-    directory: Path
-    path: str = "{account}/{user}/{received:%Y/%m/%d}/{fax_id}"
-    min_free: int = 1 << 30
-    consumers: Literal["read", "move"] = "read"
+    directory: Path = key(Path("/var/lib/poller/faxes"), addresses.path, "where the faxes go")
+    path: str = key(
+        "{account}/{user}/{received:%Y/%m/%d}/{fax_id}",
+        values.path_template,
+        "a fax's name without extension, fixed when it is discovered",
+    )
+    min_free: int = key(1 << 30, size, "below it nothing is fetched")
+    consumers: Literal["read", "move"] = key(
+        "read", choice("read", "move"), "move: the group may take files away"
+    )
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """The ledger is at `url`, or else `poller.db` in `directory`, where lock, key and evidence are."""
+
+    directory: Path = key(Path("/var/lib/poller/state"), addresses.path, "on a local disk")
+    url: str | None = key(
+        None, nullable(addresses.state_url), "the ledger; null: poller.db in directory"
+    )
 
 
 @dataclass(frozen=True)
 class RetryConfig:
-    """`attempts` inside one attempt of a fax include the first; `max_delay` between them.
+    """A fax that fails for `alarm_after` is said, for `give_up_after` quarantined."""
 
-    A fax that fails for longer than `alarm_after` is said, for longer than `give_up_after`
-    quarantined.
-    """
-
-    attempts: int = 5
-    max_delay: timedelta = timedelta(seconds=60)
-    alarm_after: timedelta = timedelta(hours=1)
-    give_up_after: timedelta = timedelta(days=7)
+    attempts: int = key(5, integer(1, 100), "tries in one attempt of a fax, the first included")
+    max_delay: timedelta = key(timedelta(seconds=60), duration(), "longest wait between two")
+    alarm_after: timedelta = key(
+        timedelta(hours=1), duration("s"), "a fax that fails for longer is a problem"
+    )
+    give_up_after: timedelta = key(
+        timedelta(days=7), duration("s"), "failing for so long, a fax is quarantined"
+    )
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    url: str | None = None
-    every: timedelta = timedelta(minutes=5)
-    proxy: str | None = None
+    url: str | None = key(None, nullable(addresses.heartbeat_url), "asked with GET if all is well")
+    every: timedelta = key(timedelta(minutes=5), duration("s"), "time between two of them")
+    proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for this alone")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = key(
+        "info", choice("debug", "info", "warning", "error"), "the least that is logged"
+    )
+    format: Literal["auto", "json", "console"] = key(
+        "auto", choice("auto", "json", "console"), "auto: console on a terminal, else json"
+    )
 
 
 @dataclass(frozen=True)
 class HttpConfig:
     """`host` is None when the status server is off."""
 
-    host: str | None = "127.0.0.1"
+    host: str | None = key(
+        "127.0.0.1", nullable(addresses.listen), "status page and metrics; null: off", at="listen"
+    )
     port: int = 9410
-    token: SecretRef | None = None
+    token: SecretRef | None = key(
+        None, nullable(addresses.secret), "needed where listen is not loopback"
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    accounts: tuple[Account, ...]
-    storage: StorageConfig
-    state_url: str = "sqlite:////var/lib/poller/state/poller.db"
+    accounts: tuple[Account, ...] = key(MISSING, names, "one App ID each, by a name of yours")
+    storage: StorageConfig = StorageConfig()
+    state: StateConfig = StateConfig()
     retry: RetryConfig = RetryConfig()
-    evidence_max: int = 200 << 20
+    evidence_max: int = key(200 << 20, size, "how much of odd answers is kept", at="evidence.max")
     heartbeat: Heartbeat = Heartbeat()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
-    drain: timedelta = timedelta(seconds=30)
+    drain: timedelta = key(timedelta(seconds=30), duration(), "on stop, for downloads to end")
     files: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
@@ -157,5 +215,8 @@ class Config:
 
     @property
     def state_directory(self) -> Path:
-        """The directory of the ledger; lock, redaction key and evidence live beside it."""
-        return Path(self.state_url.removeprefix("sqlite:///")).parent
+        return self.state.directory
+
+    @property
+    def state_url(self) -> str:
+        return self.state.url or f"{addresses.SQLITE}{self.state.directory}/poller.db"

@@ -4,7 +4,7 @@ import string
 from collections.abc import Mapping
 from pathlib import Path
 
-from poller.config.model import SecretRef
+from poller.config.addresses import SecretRef
 from poller.errors import ConfigError, Problem
 
 MAX_SECRET = 64 << 10

@@ -4,20 +4,17 @@ Each parser raises `WrongValueError`; what is shown of a value is short and no f
 """
 
 import difflib
-import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
-from poller import naming, schedule
-from poller.config.document import Node, Value
-from poller.config.model import During
-from poller.config.report import quoted
+from poller import clock, naming, schedule
+from poller.config.position import Node, Value, quoted
 
 T = TypeVar("T")
-S = TypeVar("S", bound=str)
 Parser = Callable[[Node], T]
 
 
@@ -57,77 +54,56 @@ def text(node: Node) -> str:
     return value
 
 
-def choice(words: Sequence[S]) -> Parser[S]:
+def choice(*words: str) -> Parser[Any]:
     """One of `words`, spelled exactly so."""
 
-    def parser(node: Node) -> S:
-        wanted = f"must be one of {', '.join(words)}"
-        if not isinstance(node.value, str):
-            raise WrongValueError(f"{wanted}, and is {kind(node.value)}")
-        for word in words:
-            if word == node.value:
-                return word
-        raise WrongValueError(
-            f"{wanted}, and is {quoted(node.value)}{suggestion(node.value, words)}"
-        )
+    def parser(node: Node) -> str:
+        value, wanted = node.value, f"must be one of {', '.join(words)}"
+        if not isinstance(value, str):
+            raise WrongValueError(f"{wanted}, and is {kind(value)}")
+        if value not in words:
+            raise WrongValueError(f"{wanted}, and is {quoted(value)}{suggestion(value, words)}")
+        return value
 
     return parser
 
 
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
-_LONGEST = timedelta(days=3650)
-_DURATION_FORM = "a duration such as 500ms, 30s, 15m, 24h or 7d"
-
-
-def duration(at_least: str = "1ms") -> Parser[timedelta]:
-    """A length of time between `at_least` and ten years."""
-    least = _timedelta(at_least)
-
-    def parser(node: Node) -> timedelta:
-        length = _timedelta(_duration_text(node))
-        if length < least:
-            raise WrongValueError(f"must be at least {at_least}, and is {node.value}")
-        if length > _LONGEST:
-            raise WrongValueError(f"must be at most {_LONGEST.days}d, and is {node.value}")
-        return length
-
-    return parser
-
-
-def _duration_text(node: Node) -> str:
+def _amount(node: Node, units: Mapping[str, int], form: str) -> int:
+    """A whole number and its unit, in the smallest of them."""
     value = node.value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise WrongValueError(f"is a number without a unit; write {_DURATION_FORM}")
+        raise WrongValueError(f"is a number without a unit; write {form}")
     if not isinstance(value, str):
-        raise WrongValueError(f"must be {_DURATION_FORM}, and is {kind(value)}")
-    if not _DURATION.fullmatch(value):
-        raise WrongValueError(f"must be {_DURATION_FORM}, and is {quoted(value)}")
-    return value
+        raise WrongValueError(f"must be {form}, and is {kind(value)}")
+    match = re.fullmatch(f"([0-9]{{1,12}})({'|'.join(units)})", value)
+    if match is None:
+        raise WrongValueError(f"must be {form}, and is {quoted(value)}")
+    return int(match[1]) * units[match[2]]
 
 
-def _timedelta(written: str) -> timedelta:
-    match = cast(re.Match[str], _DURATION.fullmatch(written))
-    seconds = int(match[1]) * _UNITS[match[2]]
-    return timedelta(seconds=min(seconds, _LONGEST.total_seconds() * 2))  # no overflow
+_MS = timedelta(milliseconds=1)
+_LENGTHS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_LONGEST_MS = 3650 * _LENGTHS["d"]
 
 
-_SIZE = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB|TiB)")
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE_FORM = "a size such as 512MiB or 1GiB (B, KiB, MiB, GiB, TiB)"
+def duration(unit: str = "ms") -> Parser[timedelta]:
+    """A length of time, at least one `unit` and at most ten years."""
+
+    def parser(node: Node) -> timedelta:
+        length_ms = _amount(node, _LENGTHS, "a duration such as 500ms, 30s, 15m, 24h or 7d")
+        if length_ms < _LENGTHS[unit]:
+            raise WrongValueError(f"must be at least 1{unit}, and is {node.value}")
+        if length_ms > _LONGEST_MS:
+            raise WrongValueError(f"must be at most 3650d, and is {node.value}")
+        return length_ms * _MS
+
+    return parser
 
 
 def size(node: Node) -> int:
     """A number of bytes."""
-    value = node.value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise WrongValueError(f"is a number without a unit; write {_SIZE_FORM}")
-    if not isinstance(value, str):
-        raise WrongValueError(f"must be {_SIZE_FORM}, and is {kind(value)}")
-    match = _SIZE.fullmatch(value)
-    if match is None:
-        raise WrongValueError(f"must be {_SIZE_FORM}, and is {quoted(value)}")
-    return int(match[1]) * _SIZE_UNITS[match[2]]
+    return _amount(node, _SIZES, "a size such as 512MiB or 1GiB (B, KiB, MiB, GiB, TiB)")
 
 
 def size_text(count: int) -> str:
@@ -159,7 +135,7 @@ def number(least: float, most: float) -> Parser[float]:
             raise WrongValueError(
                 f"must be a number from {least:g} to {most:g}, and is {_shown(value)}"
             )
-        if math.isnan(value) or not least <= value <= most:
+        if not least <= value <= most:  # nor is what is not a number
             raise WrongValueError(f"must be from {least:g} to {most:g}, and is {value:g}")
         return float(value)
 
@@ -172,16 +148,13 @@ def _shown(value: Value) -> str:
     return str(value) if isinstance(value, float) else kind(value)
 
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
 def name_problem(name: str) -> str | None:
     """Say why an account or user cannot have this name; it goes into paths, logs and metrics."""
     if re.search(r"[0-9]{7}", name):
         return (
             "a name must not hold seven digits in a row: it goes into logs, and may be a fax number"
         )
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
         return (
             "a name must be 1 to 63 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
         )
@@ -192,17 +165,13 @@ _LONGEST_ID = 256
 
 
 def app_id(node: Node) -> str:
-    value = _identifier(node)
+    value = identifier(node)
     if ":" in value:  # HTTP Basic ends the name at the first colon
         raise WrongValueError("must not hold ':'; write the App ID alone, without the API Key")
     return value
 
 
-def user_id(node: Node) -> str:
-    return _identifier(node)
-
-
-def _identifier(node: Node) -> str:
+def identifier(node: Node) -> str:
     """Opaque text that goes into a request header."""
     if isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         raise WrongValueError('is a bare number, which loses leading zeros; put it in quotes: "…"')
@@ -227,67 +196,50 @@ def zone(node: Node) -> ZoneInfo:
 
 def cron(node: Node) -> str:
     value = text(node)
-    problem = schedule.cron_problem(value)
-    if problem is not None:
+    if problem := schedule.cron_problem(value):
         raise WrongValueError(f"{problem}; write it such as '0 8,12,16 * * mon-fri'")
     return value
 
 
 def path_template(node: Node) -> str:
     value = text(node)
-    problem = naming.path_template_problem(value)
-    if problem is not None:
+    if problem := naming.path_template_problem(value):
         raise WrongValueError(problem)
     return value
 
 
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
-
-
-def start(now: datetime) -> Parser[timedelta | datetime]:
-    """A look-back, or an instant (ISO 8601 with offset) not after `now`, which is given in UTC."""
-
-    def parser(node: Node) -> timedelta | datetime:
-        found = _start(node)
-        if isinstance(found, datetime) and found > now:
-            raise WrongValueError(
-                "lies in the future; write a time in the past, or a duration such as 7d"
-            )
-        return found
-
-    return parser
-
-
 # A year and a month, but not only digits and one word: that is a duration, or meant to be one.
 _INSTANT = re.compile(r"(?![0-9.]+ *[A-Za-z]+$)[0-9]{4}-?[0-9]{2}")
 
 
-def _start(node: Node) -> timedelta | datetime:
+def start(node: Node) -> timedelta | datetime:
+    """A look-back, or an instant (ISO 8601 with offset)."""
     value = node.value
     if not isinstance(value, str) or not _INSTANT.match(value):
-        return duration("1s")(node)
-    form = "write it like 2024-05-21T00:00:00+02:00 or 2024-05-21T00:00:00Z"
+        return duration("s")(node)
     try:
-        instant = datetime.fromisoformat(value)
-    except ValueError:
-        raise WrongValueError(f"{quoted(value)} is no time; {form}") from None
-    if instant.tzinfo is None:
-        raise WrongValueError(f"has no offset from UTC; {form}")
-    return _not_too_early(instant)
-
-
-def _not_too_early(instant: datetime) -> datetime:
-    try:
-        in_utc = instant.astimezone(UTC)
-    except OverflowError:
-        in_utc = datetime.min.replace(tzinfo=UTC)
-    if in_utc < _EARLIEST:
+        instant = clock.instant(value)
+    except clock.NoOffsetError as error:
+        raise WrongValueError(str(error)) from None
+    except ValueError as error:
+        raise WrongValueError(f"{quoted(value)} {error}") from None
+    if instant < _EARLIEST:
         raise WrongValueError("is before 1990; write the time of the oldest fax that is wanted")
-    return in_utc
+    return instant
 
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DURING = re.compile(r"(\S+) +([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
+
+
+@dataclass(frozen=True)
+class During:
+    """Weekly office hours: weekdays (Monday is 0) and minutes of the day, end exclusive."""
+
+    weekdays: frozenset[int]
+    start_minute: int
+    end_minute: int
 
 
 def during(node: Node) -> During:

@@ -21,7 +21,7 @@ from poller.own_threads import in_own_thread
 # What only a start can change: by the key path that operators write, where it is in `Config`.
 _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
     "storage": attrgetter("storage"),
-    "state.url": attrgetter("state_url"),
+    "state": attrgetter("state_directory", "state_url"),
     "retry": attrgetter("retry"),
     "evidence.max": attrgetter("evidence_max"),
     "heartbeat": attrgetter("heartbeat"),
@@ -87,7 +87,7 @@ def _as_it_was(old: Config, new: Config) -> Config:
     return replace(
         new,
         storage=old.storage,
-        state_url=old.state_url,
+        state=old.state,
         retry=old.retry,
         evidence_max=old.evidence_max,
         heartbeat=old.heartbeat,

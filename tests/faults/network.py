@@ -22,6 +22,7 @@ from poller.config.model import (
     Poll,
     RetryConfig,
     SecretRef,
+    StateConfig,
     StorageConfig,
     User,
 )
@@ -171,7 +172,7 @@ async def bench(
         settings = Config(
             accounts=(main, _account("other", OTHER_APP, simulator.base_url, ("user-c",))),
             storage=StorageConfig(directory / "faxes", min_free=1),
-            state_url=f"sqlite:///{directory}/state/poller.db",
+            state=StateConfig(directory / "state"),
             retry=RetryConfig(attempts=ATTEMPTS, max_delay=timedelta(seconds=10)),
             http=HttpConfig(host=None),
         )

@@ -37,6 +37,7 @@ from poller.config.model import (
     Poll,
     RetryConfig,
     SecretRef,
+    StateConfig,
     StorageConfig,
     Sweep,
     User,
@@ -204,7 +205,7 @@ def _config(directory: Path, two_accounts: bool) -> Config:
     return Config(
         accounts=accounts,
         storage=StorageConfig(directory / "faxes", min_free=1),
-        state_url=f"sqlite:///{directory}/state/poller.db",
+        state=StateConfig(directory / "state"),
         retry=RetryConfig(attempts=2, max_delay=timedelta(seconds=10), give_up_after=GIVE_UP_AFTER),
         http=HttpConfig(host=None),
     )

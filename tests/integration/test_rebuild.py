@@ -446,7 +446,7 @@ user = User("main", "user-a", "app-1", "user-a")
 settings = Config(
     accounts=(Account("main", "app-1", SecretRef("env", "KEY"), (user,)),),
     storage=StorageConfig(root / "faxes", min_free=1),
-    state_url=f"sqlite:///{root}/state/poller.db",
+    state=StateConfig(root / "state"),
 )
 sys.addaudithook(audit)
 asyncio.run(rebuild(settings, since=None, now=lambda: datetime.now(UTC)))

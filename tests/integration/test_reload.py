@@ -21,6 +21,7 @@ from poller.config.model import (
     LogConfig,
     Poll,
     SecretRef,
+    StateConfig,
     User,
 )
 from poller.daemon import reload
@@ -218,7 +219,7 @@ async def test_what_only_a_restart_can_change_is_named_and_stays(
     config = site.config
     settings = make_config(
         simulator.base_url,
-        state_url=f"sqlite:///{tmp_path}/elsewhere/poller.db",
+        state=StateConfig(tmp_path / "elsewhere"),
         evidence_max=1,
         log=LogConfig(level="debug", format="console"),
         http=HttpConfig(None, 9411),
@@ -226,9 +227,9 @@ async def test_what_only_a_restart_can_change_is_named_and_stays(
     )
     restart_for, _ = await apply(site, settings)
 
-    assert restart_for == ["state.url", "evidence.max", "log.format", "http.listen"]
+    assert restart_for == ["state", "evidence.max", "log.format", "http.listen"]
     assert (site.config.log, site.config.http) == (LogConfig(level="debug"), config.http)
-    assert site.config.state_url == config.state_url
+    assert site.config.state == config.state
     assert site.config.drain == timedelta(seconds=3)
 
 

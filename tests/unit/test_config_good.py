@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller.config import (
+from poller.config import load
+from poller.config.build import Outside, build, merged
+from poller.config.document import parse
+from poller.config.model import (
     UTC_ZONE,
     Account,
     Config,
@@ -25,15 +28,12 @@ from poller.config import (
     Poll,
     RetryConfig,
     SecretRef,
+    StateConfig,
     StorageConfig,
     Sweep,
     User,
-    load,
 )
-from poller.config.build import Outside, build
-from poller.config.document import Node, parse
-from poller.config.report import Report, Source
-from poller.config.section import overlaid
+from poller.config.position import Node, Problems, Source
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "data" / "configs" / "good"
@@ -76,8 +76,9 @@ def test_everything_that_can_be_set_is_set() -> None:
     assert config.storage == StorageConfig(
         GOOD.parent / "faxes", "{received:%Y}/{fax_id}", 512 << 20, "move"
     )
-    assert config.state_url == f"sqlite:///{GOOD}/state/poller.db"
+    assert config.state == StateConfig(GOOD / "state", f"sqlite:///{GOOD}/state/ledger.db")
     assert config.state_directory == GOOD / "state"
+    assert config.state_url == f"sqlite:///{GOOD}/state/ledger.db"
     assert config.retry == RetryConfig(3, timedelta(milliseconds=500), timedelta(hours=2), 3 * DAY)
     assert config.evidence_max == 10 << 10
     assert config.heartbeat == Heartbeat(
@@ -181,7 +182,7 @@ def test_duration_is_a_whole_number_and_a_unit(
 
 
 def example() -> Node:
-    root = parse(EXAMPLE.read_bytes(), Source("example", Path("/")), Report())
+    root = parse(EXAMPLE.read_bytes(), Source("example", Path("/")), Problems())
     assert root is not None
     return root
 
@@ -217,14 +218,15 @@ def durations(draw: st.DrawFn) -> str:
 def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written: str) -> None:
     around = {"poll.overlap": "{max_window: 3650d}", "poll.max_window": "{overlap: 1s}"}
     text = (GOOD / "minimal.yaml").read_text() + nested(key, written)
-    source, report = Source("poller.yaml", Path("/etc/poller")), Report()
-    upper, lower = parse(text.encode(), source, report), None
-    if key in around:
-        lower = parse(f"poll: {around[key]}".encode(), source, report)
-    root = overlaid(lower, upper)
+    source, problems = Source("poller.yaml", Path("/etc/poller")), Problems()
+    root = parse(text.encode(), source, problems)
     assert root is not None
-    build(root, report, outside=Outside(lambda _: None, lambda path: path, datetime.now(UTC)))
-    assert not report.problems
+    if key in around:
+        other = parse(f"poll: {around[key]}".encode(), source, problems)
+        assert other is not None
+        root = merged(root, other, problems)
+    build(root, problems, outside=Outside(lambda _: None, lambda path: path, datetime.now(UTC)))
+    assert not problems.found
 
 
 def nested(key: str, written: str) -> str:
@@ -265,6 +267,44 @@ def test_relative_path_starts_from_the_file_in_which_it_stands(
     config = load([Path("10-accounts.yaml"), Path("../split/20-more-users.yaml")])
     assert config.accounts[0].api_key.name == str(GOOD / "split" / "efax.key")
     assert config.storage.directory == GOOD / "split" / "faxes"
+
+
+STATE = Path("/var/lib/poller/state")
+
+
+@pytest.mark.parametrize(
+    ("written", "directory", "ledger"),
+    [
+        pytest.param("", STATE, STATE / "poller.db", id="neither"),
+        pytest.param("{}", STATE, STATE / "poller.db", id="an empty map"),
+        pytest.param("{url: null}", STATE, STATE / "poller.db", id="null"),
+        pytest.param("{directory: here}", "here", "here/poller.db", id="a directory"),
+        pytest.param("{directory: /a/b/../c, url: null}", "/a/c", "/a/c/poller.db", id="and null"),
+        pytest.param("{url: 'sqlite:///db/l.db'}", "db", "db/l.db", id="a url"),
+        pytest.param("{url: 'sqlite:////db/l.db'}", "/db", "/db/l.db", id="an absolute url"),
+        pytest.param(
+            "{directory: here, url: 'sqlite:////disk/l.db'}", "here", "/disk/l.db", id="both"
+        ),
+    ],
+)
+def test_state_is_a_directory_and_the_ledger_in_it_or_elsewhere(
+    tmp_path: Path, written: str, directory: Path, ledger: Path
+) -> None:
+    config = from_text(tmp_path, f"state: {written}\n" if written else "")
+    assert config.state_directory == tmp_path / directory
+    assert config.state_url == f"sqlite:///{tmp_path / ledger}"
+
+
+def test_directory_and_url_of_two_files_each_start_from_their_own(tmp_path: Path) -> None:
+    one, two = tmp_path / "one" / "a.yaml", tmp_path / "two" / "b.yaml"
+    one.parent.mkdir()
+    two.parent.mkdir()
+    one.write_text((GOOD / "minimal.yaml").read_text() + "state: {directory: state}\n")
+    two.write_text("state: {url: 'sqlite:///ledger.db'}\n")
+    for paths in ([one, two], [two, one]):
+        config = load(paths)
+        assert config.state_directory == tmp_path / "one" / "state"
+        assert config.state_url == f"sqlite:///{tmp_path}/two/ledger.db"
 
 
 def test_lowest_values_are_allowed() -> None:
@@ -329,9 +369,9 @@ def test_example_has_every_key_with_its_default() -> None:
     assert front_desk.expect is None
     assert billing.poll.cron is not None
     assert account == Account("main", "12345", account.api_key, account.users)
-    assert (example.storage, example.state_url, example.retry, example.evidence_max) == (
+    assert (example.storage, example.state, example.retry, example.evidence_max) == (
         minimal.storage,
-        minimal.state_url,
+        minimal.state,
         minimal.retry,
         minimal.evidence_max,
     )
@@ -359,7 +399,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         *sweeps,
         "image.format",
         *(f"storage.{key}" for key in ["directory", "path", "min_free", "consumers"]),
-        "state.url",
+        *(f"state.{key}" for key in ["directory", "url"]),
         *(f"retry.{key}" for key in ["attempts", "max_delay", "alarm_after", "give_up_after"]),
         "evidence.max",
         "expect",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from poller.config import SecretRef, blanks_problem, read_secret
+from poller.config import blanks_problem, read_secret
+from poller.config.model import SecretRef
 from poller.errors import ConfigError
 
 

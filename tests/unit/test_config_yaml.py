@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.config.document import Node, exactly, parse, quickly
-from poller.config.report import Report, Source, masked, quoted
+from poller.config.document import exactly, parse, quickly
+from poller.config.position import Node, Problems, Source, masked, quoted
 
 SOURCE = Source("poller.yaml", Path("/etc/poller"))
 PIECES = [
@@ -47,29 +47,29 @@ PIECES = [
 
 
 def scalar(text: str) -> object:
-    report = Report()
-    root = parse(f"key: {text}\n".encode(), SOURCE, report)
+    problems = Problems()
+    root = parse(f"key: {text}\n".encode(), SOURCE, problems)
     assert root is not None
     assert isinstance(root.value, dict)
-    assert not report.problems
+    assert not problems.found
     return root.value["key"].value
 
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join))
 def test_any_text_gives_a_tree_or_problems(text: str) -> None:
-    report = Report()
-    root = parse(text.encode("utf-8", "surrogatepass"), SOURCE, report)
-    assert isinstance(root, Node) or report.problems
+    problems = Problems()
+    root = parse(text.encode("utf-8", "surrogatepass"), SOURCE, problems)
+    assert isinstance(root, Node) or problems.found
     if root is None:
-        assert report.incomplete
+        assert problems.incomplete
 
 
 @settings(max_examples=50)
 @given(st.binary(max_size=40))
 def test_any_bytes_give_a_tree_or_problems(data: bytes) -> None:
-    report = Report()
-    assert parse(data, SOURCE, report) is not None or report.problems
+    problems = Problems()
+    assert parse(data, SOURCE, problems) is not None or problems.found
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_any_bytes_give_a_tree_or_problems(data: bytes) -> None:
     ],
 )
 def test_deep_nesting_is_refused_and_not_followed(text: str) -> None:
-    report = Report()
-    assert parse(text.encode(), SOURCE, report) is None
-    (problem,) = report.problems
+    problems = Problems()
+    assert parse(text.encode(), SOURCE, problems) is None
+    (problem,) = problems.found
     assert problem.message == "maps and lists stand more than 32 deep in each other"
 
 
@@ -125,7 +125,7 @@ def test_not_a_number_is_a_float() -> None:
 
 
 def test_value_of_a_key_has_the_line_of_the_key() -> None:
-    root = parse(b"poll:\n  every:\n\n    30s\n", SOURCE, Report())
+    root = parse(b"poll:\n  every:\n\n    30s\n", SOURCE, Problems())
     assert root is not None
     assert isinstance(root.value, dict)
     poll = root.value["poll"]
@@ -156,9 +156,9 @@ def test_what_is_read_quickly_is_what_is_read_exactly(text: str, around: str) ->
     data = around.format(text).encode()
     root = quickly(data, SOURCE)
     if root is not None:
-        report = Report()
-        assert exactly(data, SOURCE, report) == root
-        assert not report.problems
+        problems = Problems()
+        assert exactly(data, SOURCE, problems) == root
+        assert not problems.found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Read a map of keys as the dataclasses of `model` say: what is wrong or unknown is reported."""
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple
+
+from poller.config.model import Key
+from poller.config.position import Node, Problems
+from poller.config.values import WrongValueError, kind, suggestion
+
+
+class Leaf(NamedTuple):
+    """A key, and the field that it fills, such as `poll.every`; `below` is that of a map or null."""
+
+    field: str
+    key: Key
+    below: "Tree | None" = None
+
+
+class Given(NamedTuple):
+    """What was written for a field; None where it was `wrong`."""
+
+    value: Any
+    node: Node
+    wrong: bool = False
+
+
+Tree = dict[str, "Leaf | Tree"]
+Settings = dict[str, Given]
+
+
+def tree(model: type, above: str = "") -> Tree:
+    """Give the keys that fill a dataclass, as they stand in each other."""
+    root: Tree = {}
+    for field in fields(model):
+        name, key = above + field.name, field.metadata.get("key")
+        if is_dataclass(field.default):
+            root[field.name] = tree(type(field.default), f"{name}.")
+        elif key is not None:
+            at: Any = root
+            *maps, last = (key.at or field.name).split(".")
+            for map_ in maps:
+                at = at.setdefault(map_, {})
+            at[last] = Leaf(name, key, tree(key.kind, f"{name}.") if key.is_map else None)
+    return root
+
+
+def read(node: Node, known: Tree, problems: Problems) -> Settings:
+    if not isinstance(node.value, dict):
+        problems.add(
+            node, f"must be a map of keys, and is {kind(node.value)}; give it keys or remove it"
+        )
+        return {}
+    found: Settings = {}
+    for name, child in node.value.items():
+        entry = known.get(name)
+        if entry is None:
+            hint = suggestion(name, known) or f"; known here: {', '.join(known)}"
+            problems.add(child, f"unknown key{hint}")
+        elif isinstance(entry, dict):
+            found |= read(child, entry, problems)
+        elif entry.below is None:
+            found[entry.field] = _given(child, entry.key, problems)
+        else:
+            found[entry.field] = Given(child.value, child)
+            if child.value is not None:
+                found |= read(child, entry.below, problems)
+    for name, entry in known.items():
+        if isinstance(entry, Leaf) and entry.key.needed and name not in node.value:
+            problems.missing(node, name, f"is missing; write {name}: {entry.key.needed}")
+    return found
+
+
+def _given(node: Node, key: Key, problems: Problems) -> Given:
+    try:
+        return Given(key.kind(node), node)
+    except WrongValueError as wrong:
+        problems.add(wrong.node or node, str(wrong))
+        return Given(None, node, wrong=True)
+
+
+def filled(model: type, found: Settings, above: str = "") -> dict[str, Any]:
+    """Give the fields of a dataclass that something was written for, and nested ones whole."""
+    given: dict[str, Any] = {}
+    for field in fields(model):
+        name, default = above + field.name, field.default
+        if name in found and not found[name].wrong:
+            given[field.name] = found[name].value
+        elif is_dataclass(default) and not isinstance(default, type):
+            given[field.name] = replace(default, **filled(type(default), found, f"{name}."))
+    return given
