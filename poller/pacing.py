@@ -1,12 +1,9 @@
-"""Who may send a request now: rate, slots and turns of one account, and whether it is suspended."""
+"""Who may send a request now: rate, slots and turns of one account."""
 
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum, StrEnum, auto
-
-from poller.retry import growing
+from enum import StrEnum
 
 _A_TOKEN = 1 - 1e-6  # rounding must not make a caller wake up a hair too early, again and again
 _LISTS_IN_A_ROW = 3
@@ -335,108 +332,3 @@ class Pacing:
         if ticket in self._under_way:
             self._under_way.remove(ticket)
             self._images_under_way -= ticket.kind is Kind.IMAGE
-
-
-_FAILURES_IN_A_ROW = 5
-_FIRST_PROBE = timedelta(seconds=5)
-_LONGEST_PROBE = timedelta(minutes=5)
-_PROBE_LOST = timedelta(seconds=90)  # a list call is ended by its deadline of a minute
-
-
-class EndsBy(Enum):
-    """What ends a suspension."""
-
-    ANSWER = auto()  # an answer to a probe, but for a 5xx
-    LIST = auto()  # a list that is not refused
-    JUDGEMENT = auto()  # what the caller makes of the lists: it calls `succeeded`
-
-
-class Suspension:
-    """Whether an account is suspended; while it is, one due list call at a time goes as a probe.
-
-    Suspended by a refused sign-in, by five connection errors or 5xx in a row over at least two
-    users (one user's trouble is not the account's, unless it is the only one), or by what its
-    answers say of it as a whole (`distrusted`).
-    Probes come after 5 s, doubling to 5 min, jittered. Times are aware UTC, `u` uniform in [0, 1).
-    """
-
-    def __init__(self, user_count: int) -> None:
-        self.user_count = user_count
-        self.until: datetime | None = None  # when a probe may go; None: not suspended
-        self.reason = ""
-        self.failures = 0  # in a row, probes included
-        self.ends_by = EndsBy.ANSWER
-        self._users: set[str | None] = set()
-        self._intervals = 0
-        self._probing = False
-        self._refused = False
-
-    def failed(
-        self, user: str | None, now: datetime, u: float, reason: str = "eFax cannot be reached"
-    ) -> bool:
-        """Count a connection error or 5xx; True when this one suspends the account.
-
-        `user` is None for a call that is no user's (sign-in, health): trouble of the account.
-        """
-        self.failures += 1
-        self._users.add(user)
-        account_wide = None in self._users or len(self._users) >= min(2, self.user_count)
-        in_a_row = account_wide and self.failures >= _FAILURES_IN_A_ROW
-        if self.until is None and not in_a_row:
-            return False
-        return self._suspend(now, u, reason)
-
-    def sign_in_refused(self, now: datetime, u: float, reason: str) -> bool:
-        """Suspend the account at once; True when it was not suspended before."""
-        self.failures += 1
-        self._refused = True
-        return self._suspend(now, u, reason)
-
-    def distrusted(self, now: datetime, u: float, reason: str, ends_by: EndsBy) -> bool:
-        """Suspend the account, or keep it so, for what its answers say; True when this begins it."""
-        self.failures += 1
-        self.ends_by = ends_by
-        return self._suspend(now, u, reason)
-
-    def key_changed(self, now: datetime) -> None:
-        """Let a probe go at once where a sign-in was refused: the key is another one now."""
-        if self.until is not None and self._refused:
-            self.until = now
-            self._intervals = 0
-
-    def succeeded(self) -> bool:
-        """Note that eFax gave an answer (any but a 5xx); True when this ends a suspension."""
-        ended = self.until is not None
-        self.until = None
-        self.reason = ""
-        self.failures = 0
-        self._users.clear()
-        self._intervals = 0
-        self._probing = False
-        self._refused = False
-        self.ends_by = EndsBy.ANSWER
-        return ended
-
-    def may_probe(self, now: datetime) -> bool:
-        """Tell whether a list call may go now; in a suspension this starts the probe.
-
-        The next one may go when this one has failed, or when nothing was heard of it for 90 s.
-        """
-        if self.until is None:
-            return True
-        # An `until` further ahead than any interval: the clock was set back.
-        if now < self.until <= now + _LONGEST_PROBE:
-            return False
-        self._probing = True
-        self.until = now + _PROBE_LOST
-        return True
-
-    def _suspend(self, now: datetime, u: float, reason: str) -> bool:
-        began = self.until is None
-        if not began and not self._probing:
-            return False  # an answer to a request from before the suspension: nothing new
-        self._intervals += 1
-        self.until = now + growing(self._intervals, first=_FIRST_PROBE, cap=_LONGEST_PROBE, u=u)
-        self.reason = reason
-        self._probing = False
-        return began

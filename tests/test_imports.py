@@ -14,7 +14,17 @@ import poller
 ROOT = Path(poller.__file__).parent
 
 CORE = ["errors", "clock", "window", "listing", "naming"]
-CORE += ["schedule", "retry", "pacing", "efax", "config", "plan", "silence", "emptiness"]
+CORE += [
+    "schedule",
+    "retry",
+    "pacing",
+    "suspension",
+    "efax",
+    "config",
+    "plan",
+    "silence",
+    "emptiness",
+]
 SHELL = [
     "own_threads",
     "documents",
@@ -38,7 +48,7 @@ UNCLEAN = {"asyncio", "concurrent", "fcntl", "http", "io", "logging", "mmap", "m
 UNCLEAN |= {"os", "random", "secrets", "select", "selectors", "shutil", "signal", "socket"}
 UNCLEAN |= {"sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid"}
 UNCLEAN |= {"aiohttp", "alembic", "apscheduler", "pikepdf", "PIL"}
-UNCLEAN |= {"prometheus_client", "sqlalchemy", "structlog", "tenacity"}
+UNCLEAN |= {"prometheus_client", "sqlalchemy", "structlog"}
 CLOCK_READERS = {"now", "utcnow", "today"}
 FILE_CALLS = {"exists", "glob", "is_dir", "is_file", "iterdir", "lstat", "mkdir", "open", "rglob"}
 FILE_CALLS |= {"read_bytes", "read_text", "rename", "resolve", "rmdir", "stat", "touch", "unlink"}

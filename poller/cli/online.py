@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 from poller import config, log
-from poller.client import Client, Unobserved
+from poller.client import Client, Observer, Ports
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config, User
 from poller.efax import Page
@@ -35,13 +35,15 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
     clock = SystemClock()
     client = Client(
         account,
+        Ports(
+            clock,
+            random.random,
+            # The sign-in budget holds over restarts and over checks, once there is a ledger.
+            _Memory() if ledger is None else SignIns(ledger),
+            _Discreet(),
+        ),
         api_key=lambda: secret,
         retry=settings.retry,
-        clock=clock,
-        # The sign-in budget holds over restarts and over checks, once there is a ledger.
-        sign_ins=_Memory() if ledger is None else SignIns(ledger),
-        random=random.random,
-        observer=_Discreet(),
     )
     async with client:
         well = await _try(f"{account.name}: /health", client.health())
@@ -133,8 +135,8 @@ async def _ledger(settings: Config) -> AsyncIterator[Ledger | None]:
         yield ledger
 
 
-class _Discreet(Unobserved):
+class _Discreet(Observer):
     """Sees to it that nothing shows a token."""
 
-    def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - the protocol's
+    def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - the observer's
         log.register_secret(token)

@@ -1,30 +1,17 @@
 """An answer's body as it streams in: bounded in size and in slowness."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import aiohttp
 
+from poller.client.ports import Timeouts
 from poller.clock import Clock
 from poller.efax import BODY_LIMIT, EVIDENCE_LIMIT
 from poller.errors import BadAnswer, Unreachable
 
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds that a request may take once it had its turn.
-
-    An image has no limit in all, but its answer must begin within `total_s`, never be silent for
-    `silence_s`, and bring `drip_bytes` in every `drip_s`: a slow drip would defeat the other two.
-    """
-
-    total_s: float = 60.0
-    connect_s: float = 10.0
-    silence_s: float = 30.0
-    drip_s: float = 60.0
-    drip_bytes: int = 64 << 10
-    error_body_s: float = 5.0
+T = TypeVar("T")
 
 
 class AnswerBody:
@@ -76,11 +63,19 @@ class AnswerBody:
         except TimeoutError as error:
             raise aiohttp.SocketTimeoutError from error
 
-    async def body(self, limit: int = BODY_LIMIT) -> bytes:
-        """Read the whole body, at most `limit` bytes of it."""
+
+Reader = Callable[[AnswerBody], Awaitable[T]]
+
+
+def whole(parse: Callable[[bytes], T]) -> Reader[T]:
+    """Make a reader that parses the whole body, as long as it is no longer than any list can be."""
+
+    async def read(answer: AnswerBody) -> T:
         body = bytearray()
-        async for chunk in self.chunks():
+        async for chunk in answer.chunks():
             body += chunk
-            if len(body) > limit:
+            if len(body) > BODY_LIMIT:
                 raise BadAnswer("The answer is larger than any list can be.")
-        return bytes(body)
+        return parse(bytes(body))
+
+    return read

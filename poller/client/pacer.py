@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
+from poller.client.ports import Observer
 from poller.clock import Clock
+from poller.errors import RateLimited
 from poller.pacing import Kind, Pacing, Ticket
 
 _CLOSED = "the account's client was closed"
@@ -16,10 +18,10 @@ class Pacer:
     There is one timer, a task that sleeps until pacing wants to be asked again.
     """
 
-    def __init__(self, pacing: Pacing, clock: Clock, waited: Callable[[float], None]) -> None:
+    def __init__(self, pacing: Pacing, clock: Clock, observer: Observer) -> None:
         self._pacing = pacing
         self._clock = clock
-        self._waited = waited
+        self._observer = observer
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.Task[None] | None = None
         self._timer_at = 0.0
@@ -46,7 +48,7 @@ class Pacer:
             self._pacing.cancel(ticket)
             self.pump()
             raise
-        self._waited(self._clock.monotonic() - began)
+        self._observer.waited(self._clock.monotonic() - began)
         try:
             yield ticket
         finally:
@@ -56,7 +58,7 @@ class Pacer:
     def repeat(self) -> float:
         """Charge for a request that aiohttp is about to send again; the seconds to wait first."""
         wait_s = self._pacing.repeat(self._clock.monotonic())
-        self._waited(wait_s)
+        self._observer.waited(wait_s)
         return wait_s
 
     def dismiss(self, kinds: Collection[Kind], error: Callable[[], Exception]) -> None:
@@ -69,6 +71,17 @@ class Pacer:
         """An answer has begun: the server has counted this request."""
         self._pacing.answered(ticket, self._clock.monotonic())
         self._pump_if_anybody_waits()
+
+    def succeeded(self, sent_at: float) -> None:
+        """A request of then has got the answer that it was for."""
+        self._pacing.succeeded(self._clock.monotonic(), sent_at=sent_at)
+
+    def rate_limited(self, error: RateLimited, sent_at: float) -> None:
+        """A request of then was answered with a 429."""
+        now = self._clock.monotonic()
+        if self._pacing.rate_limited(now, error.retry_after_s, sent_at=sent_at):
+            until = self._pacing.paused_until or now
+            self._observer.rate_limited(until - now, self._pacing.rate)
 
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""

@@ -1,8 +1,11 @@
-"""What the client is handed: where sign-ins are remembered, who is told, where an image goes."""
+"""What the client is handed: clock and chance, the sign-ins' memory, who is told, where an image goes."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from poller.clock import Clock
 from poller.efax import Call
 
 
@@ -13,8 +16,8 @@ class SignInStore(Protocol):
     async def save(self, app_id: str, level: float, at: datetime) -> None: ...
 
 
-class Observer(Protocol):
-    """Is told what happens; it logs and counts, and must neither block nor raise."""
+class Observer:
+    """Is told what happens and does nothing; who overrides a method must neither block nor raise."""
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         """One request was sent, aiohttp's own repeats included; status None: no whole answer."""
@@ -47,19 +50,31 @@ class Observer(Protocol):
         """The account is well again after so many failures; `reason` is the last one."""
 
 
-class Unobserved:
-    """An Observer that does nothing, for callers who look at some of it only, or at nothing."""
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that a request may take once it had its turn.
 
-    def request(self, call: Call, status: int | None, seconds: float) -> None: ...
-    def waited(self, seconds: float) -> None: ...
-    def pausing(self, seconds: float) -> None: ...
-    def sign_in_waits(self, seconds: float) -> None: ...
-    def rate_limited(self, pause_s: float, rate: float) -> None: ...
-    def signed_in(self, reason: str, token: str) -> None: ...
-    def token_war(self, count: int) -> None: ...
-    def token_war_over(self, count: int) -> None: ...
-    def suspended(self, until: datetime, reason: str) -> None: ...
-    def resumed(self, failures: int, reason: str) -> None: ...
+    An image has no limit in all, but its answer must begin within `total_s`, never be silent for
+    `silence_s`, and bring `drip_bytes` in every `drip_s`: a slow drip would defeat the other two.
+    """
+
+    total_s: float = 60.0
+    connect_s: float = 10.0
+    silence_s: float = 30.0
+    drip_s: float = 60.0
+    drip_bytes: int = 64 << 10
+    error_body_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What all parts of one account's client share; `random` is uniform in [0, 1)."""
+
+    clock: Clock
+    random: Callable[[], float]
+    sign_ins: SignInStore
+    observer: Observer
+    timeouts: Timeouts = Timeouts()
 
 
 class ImageSink(Protocol):

@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 
-from poller.client.ports import Observer, SignInStore
-from poller.clock import Clock
+from poller.client.ports import Observer, Ports
 from poller.efax import Token
 from poller.errors import (
     AccountSuspended,
@@ -15,6 +13,7 @@ from poller.errors import (
     SignInDelayed,
     SignInRefused,
 )
+from poller.own_threads import looked_at
 from poller.retry import SignInBudget
 
 _EARLY_S = 300.0  # a token is renewed so long before its end,
@@ -41,30 +40,18 @@ class Tokens:
     """Hands out an account's token. `sign_in` sends the request, on behalf of a user."""
 
     def __init__(
-        self,
-        sign_in: Callable[[str], Awaitable[Token]],
-        budget: "StoredBudget",
-        *,
-        clock: Clock,
-        random: Callable[[], float],
-        observer: Observer,
+        self, app_id: str, sign_in: Callable[[str], Awaitable[Token]], ports: Ports
     ) -> None:
         self.held: Held | None = None
+        self.war = TokenWar(ports.observer)
+        self._app_id = app_id
         self._sign_in = sign_in
-        self._budget = budget
-        self._clock = clock
-        self._random = random
-        self._observer = observer
-        self._war = TokenWar(observer)
+        self._ports = ports
+        self._clock = ports.clock
         self._renewal: asyncio.Task[None] | None = None
         self._reason = "start"
         self._doubtful: set[str] = set()
         self._key_changes = self._key_changes_met = 0
-
-    @property
-    def is_at_war(self) -> bool:
-        """Whether another program signs in with this App ID."""
-        return self._war.is_on
 
     async def get(self, user: str) -> None:
         """See to it that `held` is a token that lives, signing in if need be.
@@ -99,7 +86,7 @@ class Tokens:
         """Note that a request with this token was answered."""
         held.accepted = True
         self._doubtful.discard(user)
-        self._war.spared(self._clock.monotonic())
+        self.war.spared(self._clock.monotonic())
 
     def refused(self, held: Held, user: str) -> bool:
         """Note a 401 to a request with this token; False when another token would not help.
@@ -115,7 +102,7 @@ class Tokens:
         self._reason = "refused"
         now = self._clock.monotonic()
         if now < held.renew_at:
-            self._war.lost(now)
+            self.war.lost(now)
         return True
 
     def doubt(self, user: str) -> None:
@@ -125,7 +112,7 @@ class Tokens:
     async def _renew(self, user: str, reason: str) -> None:
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renewed(user, reason), name="sign-in")
-            self._renewal.add_done_callback(_retrieve)
+            self._renewal.add_done_callback(looked_at)
         # Shielded: others wait for it, too, and the server has perhaps ended the old token already.
         await asyncio.shield(self._renewal)
 
@@ -134,13 +121,13 @@ class Tokens:
         asked_at = self._clock.monotonic()
         key = self._key_changes
         token = await self._sign_in(user)
-        early_s = min(_EARLY_S, _EARLY_SHARE * token.expires_in_s) * (1 + self._random())
+        early_s = min(_EARLY_S, _EARLY_SHARE * token.expires_in_s) * (1 + self._ports.random())
         ends_at = asked_at + token.expires_in_s
         self._key_changes_met = key
         renew_at = ends_at - early_s if self._has_newest_key else asked_at
         self.held = Held(token.value, renew_at, ends_at)
-        self._war.signed_in(self._clock.monotonic())
-        self._observer.signed_in(reason, token.value)
+        self.war.signed_in(self._clock.monotonic())
+        self._ports.observer.signed_in(reason, token.value)
 
     @property
     def _has_newest_key(self) -> bool:
@@ -149,44 +136,37 @@ class Tokens:
 
     async def _wait_for_leave(self) -> None:
         while True:
-            wait_s = self._war.wait_s(self._clock.monotonic())
+            wait_s = self.war.wait_s(self._clock.monotonic())
             if wait_s <= 0:
-                wait_s = await self._budget.take(self._clock.now())
+                wait_s = await self._spend_sign_in()
             if wait_s <= 0:
                 return
             if wait_s > _PATIENCE_S:
                 raise SignInDelayed(
                     f"The next sign-in may go in {wait_s:.0f} seconds, not before.", wait_s=wait_s
                 )
-            self._observer.sign_in_waits(wait_s)
+            self._ports.observer.sign_in_waits(wait_s)
             await self._clock.sleep(wait_s)
+
+    async def _spend_sign_in(self) -> float:
+        """Spend one of the sign-ins that the account may make, or return the seconds until there is one.
+
+        It is written down before the request goes: a crash must not make it free.
+        """
+        now, store = self._clock.now(), self._ports.sign_ins
+        stored = await store.load(self._app_id)
+        budget = SignInBudget.full(now) if stored is None else SignInBudget(*stored)
+        taken = budget.take(now)
+        if isinstance(taken, float):
+            return taken
+        await store.save(self._app_id, taken.level, taken.at)
+        return 0.0
 
     async def close(self) -> None:
         """End a sign-in that is under way."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
-
-
-class StoredBudget:
-    """The sign-in budget where it outlives the process."""
-
-    def __init__(self, store: SignInStore, app_id: str) -> None:
-        self._store = store
-        self._app_id = app_id
-
-    async def take(self, now: datetime) -> float:
-        """Spend one sign-in, or return the seconds until there is one.
-
-        It is written down before the request goes: a crash must not make it free.
-        """
-        stored = await self._store.load(self._app_id)
-        budget = SignInBudget.full(now) if stored is None else SignInBudget(*stored)
-        taken = budget.take(now)
-        if isinstance(taken, float):
-            return taken
-        await self._store.save(self._app_id, taken.level, taken.at)
-        return 0.0
 
 
 class TokenWar:
@@ -237,9 +217,3 @@ class TokenWar:
 
     def _since(self, instant: float) -> list[float]:
         return [at for at in self._losses if at > instant]
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Take the outcome even if every caller that waited for it was cancelled."""
-    if not task.cancelled():
-        task.exception()

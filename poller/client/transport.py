@@ -1,61 +1,49 @@
 """The one place that talks HTTP: a session, its deadlines, its errors turned into ours."""
 
 import asyncio
-import errno
-import os
 import ssl
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 from yarl import URL
 
-from poller.client.body import AnswerBody, Timeouts
+from poller.client.body import AnswerBody, Reader
+from poller.client.failures import as_api_error
 from poller.client.pacer import Pacer
-from poller.client.ports import Observer
-from poller.client.resolver import NotLookedUp, Resolver
-from poller.clock import Clock, ServerClock
+from poller.client.ports import Ports, Timeouts
+from poller.client.resolver import Resolver
+from poller.clock import ServerClock
 from poller.config.model import Account
 from poller.efax import EVIDENCE_LIMIT, Call, Request, evidence, failure, succeeded
 from poller.errors import (
     ApiError,
-    BadAnswer,
     CannotStart,
     DeadlinePassed,
     Evidence,
+    RateLimited,
     Unreachable,
 )
 from poller.own_threads import in_own_thread
+from poller.pacing import Ticket
 
 T = TypeVar("T")
-Reader = Callable[[AnswerBody], Awaitable[T]]
 
 
 class Transport:
-    """Sends requests of one account; who may send when is decided before."""
+    """Sends requests of one account, each with the ticket that had its turn."""
 
-    def __init__(
-        self,
-        account: Account,
-        *,
-        pacer: Pacer,
-        clock: Clock,
-        server_clock: ServerClock,
-        observer: Observer,
-        timeouts: Timeouts,
-    ) -> None:
+    def __init__(self, account: Account, pacer: Pacer, ports: Ports) -> None:
+        self.server_clock = ServerClock()
         self._base = str(URL(account.base_url)).rstrip("/")
         self._account = account
         self._pacer = pacer
-        self._clock = clock
-        self._server_clock = server_clock
-        self._observer = observer
-        self.timeouts = timeouts
+        self._clock = ports.clock
+        self._ports = ports
+        self._timeouts = ports.timeouts
         self._resolver = Resolver(account.name)
         self._tls: ssl.SSLContext | bool = True
         self._in_flight = 0
@@ -97,27 +85,37 @@ class Transport:
     def server_now(self) -> datetime:
         """Return eFax's time as far as it is known, else ours."""
         our_now = self._our_now()
-        return self._server_clock.now(our_now) or our_now
+        return self.server_clock.now(our_now) or our_now
 
     def _our_now(self) -> datetime:
-        return self._server_clock.our_now(self._clock.now(), self._clock.monotonic())
+        return self.server_clock.our_now(self._clock.now(), self._clock.monotonic())
 
-    async def send(self, request: Request, read: Reader[T], *, answered: Callable[[], None]) -> T:
+    async def send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
         """Send a request and read its answer; raises the one `ApiError` for what went wrong.
 
-        `answered` is called when an answer begins. `read` gets the answer of a good status; what it
-        raises besides aiohttp's errors passes through.
+        `read` gets the answer of a good status; what it raises besides aiohttp's errors passes
+        through. Pacing learns how it ended.
         """
-        sends = _Sends(request.call, self._pacer, self._clock, self._observer)
+        sent_at = self._clock.monotonic()
         try:
-            async with asyncio.timeout(self.timeouts.total_s) as deadline:
+            value = await self._send(ticket, request, read)
+        except RateLimited as error:
+            self._pacer.rate_limited(error, sent_at)
+            raise
+        self._pacer.succeeded(sent_at)
+        return value
+
+    async def _send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
+        sends = _Sends(request.call, self._pacer, self._ports)
+        try:
+            async with asyncio.timeout(self._timeouts.total_s) as deadline:
                 sends.deadline = deadline
                 async with self._request(request, sends) as response:
-                    answered()
+                    self._pacer.answered(ticket)
                     return await self._read(request, sends, response, read)
         except aiohttp.ClientError as error:
             sends.ended(None)
-            mapped = _mapped(error, request.call, self._account)
+            mapped = as_api_error(error, request.call, self._account)
             mapped.evidence = Evidence(sends.status)  # None: not even a status line came
             raise mapped from None
         except TimeoutError:
@@ -126,38 +124,35 @@ class Transport:
                 raise
             raise self._too_late(request.call) from None
         except ValueError:
-            sends.ended(sends.status)
             if sends.status is not None:
                 raise
             raise Unreachable(  # UnicodeError, too: a name that has no encoding for the resolver
                 "base_url or proxy names no host that can be asked for: check their spelling."
             ) from None
-        except BaseException:
+        finally:
             sends.ended(sends.status)
-            raise
 
     async def _read(
         self, request: Request, sends: "_Sends", response: aiohttp.ClientResponse, read: Reader[T]
     ) -> T:
         sends.status = response.status
-        self._server_clock.observed(_date(response), self._our_now())
-        if not succeeded(request.call, response.status):
+        date = _parsed(response.headers.get("Date", ""))
+        self.server_clock.observed(date, self._our_now())
+        if not succeeded(response.status):
             body = await self._error_body(response)
             raise failure(request.call, response.status, response.headers, body, self.server_now())
         silence_s = None
         if request.call is Call.IMAGE:
             sends.deadline.reschedule(None)
-            silence_s = self.timeouts.silence_s
-        answer = AnswerBody(response, self._clock, self.timeouts, silence_s=silence_s)
+            silence_s = self._timeouts.silence_s
+        answer = AnswerBody(response, self._clock, self._timeouts, silence_s=silence_s)
         try:
-            value = await read(answer)
+            return await read(answer)
         except ApiError as error:
             error.evidence = evidence(
                 request.call, response.status, response.headers, bytes(answer.head)
             )
             raise
-        sends.ended(response.status)
-        return value
 
     def _request(
         self, request: Request, sends: "_Sends"
@@ -170,14 +165,14 @@ class Transport:
             data=request.body,
             allow_redirects=False,
             middlewares=(sends,),
-            timeout=_timeout(self.timeouts, request.call is Call.IMAGE),
+            timeout=_timeout(self._timeouts, request.call is Call.IMAGE),
         )
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
         """Read what there is of an error's body; the status counts without it, too."""
         body = bytearray()
         try:
-            async with asyncio.timeout(self.timeouts.error_body_s):
+            async with asyncio.timeout(self._timeouts.error_body_s):
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) >= EVIDENCE_LIMIT:
@@ -188,7 +183,7 @@ class Transport:
 
     def _too_late(self, call: Call) -> ApiError:
         kind = DeadlinePassed if call is Call.LIST else Unreachable
-        return kind(f"The {call} call was not answered within {self.timeouts.total_s:g} seconds.")
+        return kind(f"The {call} call was not answered within {self._timeouts.total_s:g} seconds.")
 
 
 class _Sends:
@@ -199,12 +194,12 @@ class _Sends:
 
     deadline: asyncio.Timeout
 
-    def __init__(self, call: Call, pacer: Pacer, clock: Clock, observer: Observer) -> None:
+    def __init__(self, call: Call, pacer: Pacer, ports: Ports) -> None:
         self.status: int | None = None
         self._call = call
         self._pacer = pacer
-        self._clock = clock
-        self._observer = observer
+        self._clock = ports.clock
+        self._observer = ports.observer
         self._began: float | None = None  # of a send that has not ended yet
 
     async def __call__(
@@ -246,10 +241,6 @@ def _timeout(timeouts: Timeouts, is_image: bool) -> aiohttp.ClientTimeout:  # no
     return aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s, sock_read=silence_s)
 
 
-def _date(response: aiohttp.ClientResponse) -> datetime | None:
-    return _parsed(response.headers.get("Date", ""))
-
-
 @lru_cache(maxsize=4)  # many answers bear the same second
 def _parsed(date_header: str) -> datetime | None:
     try:
@@ -257,67 +248,3 @@ def _parsed(date_header: str) -> datetime | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
-
-
-def _mapped(error: aiohttp.ClientError, call: Call, account: Account) -> ApiError:
-    """Say in one sentence what failed and where to look; never aiohttp's own words.
-
-    Those may bear addresses with fax ids, and their arguments the request's headers.
-    """
-    host = URL(account.base_url).host
-    proxy = URL(account.proxy).host if account.proxy else None
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return Unreachable(
-            f"The proxy {proxy} did not connect to {host} (HTTP {error.status}): check proxy."
-        )
-    if isinstance(error, aiohttp.ClientResponseError):
-        return BadAnswer(f"What {host} answered to the {call} call is not valid HTTP.")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Unreachable(_not_connected(error, str(host), proxy))
-    return Unreachable(_broken(error, call, str(host)))
-
-
-def _not_connected(error: aiohttp.ClientConnectorError, host: str, proxy: str | None) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _not_trusted(error, host)
-    if isinstance(error, aiohttp.ClientConnectorSSLError):
-        return f"No TLS connection to {host}: check base_url and what stands between."
-    if isinstance(error, aiohttp.ClientProxyConnectionError):
-        return f"The proxy {proxy} cannot be reached: check proxy."
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        known = isinstance(error.os_error, NotLookedUp)
-        why = str(error.os_error) if known else "check DNS and the spelling"
-        return f"The name {proxy or host} cannot be resolved: {why}."
-    if error.os_error.errno == errno.ECONNREFUSED:
-        return f"{host} refused the connection: check base_url and the firewall."
-    why = error.os_error.strerror or "no connection"
-    return f"No connection to {host} ({why}): check the network."
-
-
-def _not_trusted(error: aiohttp.ClientConnectorCertificateError, host: str) -> str:
-    if not _has_authorities():
-        return (
-            f"The certificate of {host} is not trusted: this system has no CA certificates;"
-            " install the package ca-certificates."
-        )
-    why = getattr(error.certificate_error, "verify_message", "") or "it names another host"
-    return (
-        f"The certificate of {host} is not trusted ({why}): check the clock, and tls.ca_file"
-        " if a company's own authority signs for it."
-    )
-
-
-def _has_authorities() -> bool:
-    """Whether the system knows anybody to trust: containers often come without."""
-    known = ssl.get_default_verify_paths()  # None where there is no such file or directory
-    return bool(known.cafile) or any(Path(known.capath or os.devnull).glob("*"))
-
-
-def _broken(error: aiohttp.ClientError, call: Call, host: str) -> str:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return f"{host} did not take the connection in time: check the network and the firewall."
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        return f"{host} fell silent during the {call} call."
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return f"{host} broke off its answer to the {call} call."
-    return f"{host} closed the connection during the {call} call."

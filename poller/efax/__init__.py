@@ -1,15 +1,12 @@
 """The eFax Enterprise API without I/O: what to send, and what an answer means."""
 
-from poller.efax.image import IMAGE_LIMIT, ImageAnswer, ImageDecoder
+from poller.efax.image import ImageAnswer, ImageDecoder
 from poller.efax.requests import (
-    PAGE_LIMIT,
     Call,
     Request,
-    delete_request,
     health_request,
     image_request,
     list_request,
-    mark_downloaded_request,
     metadata_request,
     token_request,
 )
@@ -33,8 +30,6 @@ from poller.efax.timestamps import format_timestamp, parse_timestamp
 __all__ = [
     "BODY_LIMIT",
     "EVIDENCE_LIMIT",
-    "IMAGE_LIMIT",
-    "PAGE_LIMIT",
     "Call",
     "ImageAnswer",
     "ImageDecoder",
@@ -42,7 +37,6 @@ __all__ = [
     "Page",
     "Request",
     "Token",
-    "delete_request",
     "evidence",
     "failure",
     "format_timestamp",
@@ -50,7 +44,6 @@ __all__ = [
     "image_request",
     "list_request",
     "listed_pages",
-    "mark_downloaded_request",
     "metadata_request",
     "parse_fields",
     "parse_health",

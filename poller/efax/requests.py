@@ -5,7 +5,6 @@ the vendor's quick start guide.
 """
 
 import base64
-import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -25,8 +24,6 @@ class Call(StrEnum):
     LIST = "list"
     METADATA = "metadata"
     IMAGE = "image"
-    MARK = "mark"
-    DELETE = "delete"
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,6 @@ def list_request(
     bounds: Interval | None,
     *,
     offset: int,
-    limit: int = PAGE_LIMIT,
     image_downloaded: bool | None = None,
 ) -> Request:
     """List received faxes from record `offset` (from 0) on; without bounds, of all time."""
@@ -74,7 +70,7 @@ def list_request(
         query["image_downloaded"] = "true" if image_downloaded else "false"
     headers = _headers(user_id, token) | {
         "pagination-offset": str(offset),
-        "pagination-limit": str(min(limit, PAGE_LIMIT)),
+        "pagination-limit": str(PAGE_LIMIT),
     }
     return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
 
@@ -94,20 +90,6 @@ def metadata_request(user_id: str, token: str, fax_id: str) -> Request:
     """Ask for a fax's metadata."""
     target = _fax_path(fax_id) + "/metadata"
     return Request(Call.METADATA, "GET", target, _headers(user_id, token))
-
-
-def mark_downloaded_request(
-    user_id: str, token: str, fax_id: str, *, downloaded: bool = True
-) -> Request:
-    """Set or clear a fax's mark that its image was downloaded."""
-    headers = _headers(user_id, token) | {"Content-Type": "application/json"}
-    body = json.dumps({"image_downloaded": downloaded}).encode()
-    return Request(Call.MARK, "PATCH", _fax_path(fax_id) + "/metadata", headers, body)
-
-
-def delete_request(user_id: str, token: str, fax_id: str) -> Request:
-    """Delete a fax at eFax for good."""
-    return Request(Call.DELETE, "DELETE", _fax_path(fax_id), _headers(user_id, token))
 
 
 def _headers(user_id: str, token: str) -> dict[str, str]:

@@ -76,13 +76,11 @@ class Page:
     shape: str = field(default="", compare=False, repr=False)
 
 
-def succeeded(call: Call, status: int) -> bool:
-    """Say whether a status is what the call is for; deleting what is gone counts.
+def succeeded(status: int) -> bool:
+    """Say whether a status is what the call is for.
 
     Not 206: nobody asked for a part, and an empty part of a list would pass for an empty list.
     """
-    if call is Call.DELETE and status in {404, 410}:
-        return True
     return 200 <= status < 300 and status != 206
 
 

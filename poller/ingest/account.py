@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from poller import log
-from poller.client import Client
+from poller.client import Client, Observer, Ports
 from poller.config.model import Account, RetryConfig
 from poller.efax import Call, listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
@@ -22,15 +22,15 @@ from poller.ingest.run import PollOutcome
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger
-from poller.pacing import EndsBy
+from poller.suspension import EndsBy
 from poller.window import is_late
 
 _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
 
 
-class ClientObserver:
-    """The client's Observer: counts, logs what changes, and passes suspensions on."""
+class ClientObserver(Observer):
+    """Counts, logs what changes, and passes suspensions on."""
 
     def __init__(self, owner: "AccountRunner") -> None:
         self._owner = owner
@@ -148,13 +148,11 @@ class AccountRunner:
         self.progress_at = shop.clock.monotonic()
         self.client = Client(
             self.account,
+            Ports(
+                shop.clock, shop.random, SignIns(shop.ledger), ClientObserver(self), shop.timeouts
+            ),
             api_key=lambda: self.secret,
             retry=self.retry,
-            clock=shop.clock,
-            sign_ins=SignIns(shop.ledger),
-            random=shop.random,
-            observer=ClientObserver(self),
-            timeouts=shop.timeouts,
         )
         self._empties = EmptyLists(self.client, shop.ledger, shop.clock, self.states)
         reader = ListReader(
@@ -209,7 +207,7 @@ class AccountRunner:
             return
         self._refused.add(state.id)
         if len(self.states) > 1 and self._refused >= self.states.keys():
-            self.client.distrust(all_refused(outcome.error), EndsBy.LIST)
+            self.client.breaker.distrust(all_refused(outcome.error), EndsBy.LIST)
 
     async def broke_off(self, state: UserState, bug: Exception) -> PollOutcome:
         """Take a poll that a bug has ended for one that failed."""

@@ -23,7 +23,7 @@ from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 from poller.naming import fax_key
-from poller.pacing import EndsBy
+from poller.suspension import EndsBy
 from poller.window import Coverage, Interval
 
 LOST = (
@@ -288,7 +288,7 @@ class EmptyLists:
         self._proved_s = None
         self.disbelieve()
         self._canaries = self._canaries[1:] + self._canaries[:1]  # a probe asks for another one
-        raise self._client.distrust(LOST, EndsBy.JUDGEMENT)
+        raise self._client.breaker.distrust(LOST, EndsBy.JUDGEMENT)
 
     async def _doubt(self, *, is_outage: bool = False) -> Lists:
         lists = await self._known()
@@ -334,7 +334,7 @@ class EmptyLists:
     async def _release(self) -> None:
         self._proved_s = self._clock.monotonic()
         if self._client.suspension.ends_by is EndsBy.JUDGEMENT:
-            self._client.trust()
+            self._client.breaker.trust()
         for id_ in list(self._waiting):  # what a ledger that fails leaves there goes on waiting
             if (state := self._waiting.pop(id_, None)) is None:
                 continue  # released by another proof

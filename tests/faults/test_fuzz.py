@@ -184,7 +184,7 @@ def test_strict_json_accepts_nothing_that_json_does_not(body: bytes) -> None:
 def test_any_status_without_success_is_one_error_that_holds_no_secret(
     call: Call, status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    if efax.succeeded(call, status):
+    if efax.succeeded(status):
         return
     error = efax.failure(call, status, headers, body, NOW)
     assert_plain_sentence(error)

@@ -22,7 +22,7 @@ import trustme
 from aiohttp import StreamReader, web
 
 from poller import errors
-from poller.client import Client, Timeouts, resolver
+from poller.client import Client, Observer, Ports, Timeouts, resolver
 from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
 from poller.efax import BODY_LIMIT, Call, ImageAnswer
 from poller.window import Interval
@@ -79,7 +79,7 @@ class SignIns:
         self.budgets[app_id] = (level, at)
 
 
-class Watcher:
+class Watcher(Observer):
     """An observer that remembers."""
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Server:
             return web.json_response({"first_record": 1, "faxes": [{"fax_id": "a"}]})
         if call == "image":
             return web.Response(body=image_body())
-        return web.json_response({"fax_id": "a"}, status=204 if call == "delete" else 200)
+        return web.json_response({"fax_id": "a"})
 
 
 def image_body(image: bytes = IMAGE) -> bytes:
@@ -227,13 +227,9 @@ class Bench:
     def client(self) -> Client:
         return Client(
             self.account,
+            Ports(self.clock, lambda: 0.5, self.sign_ins, self.watcher, self.timeouts),
             api_key=lambda: KEY,
             retry=self.retry,
-            clock=self.clock,
-            sign_ins=self.sign_ins,
-            random=lambda: 0.5,
-            observer=self.watcher,
-            timeouts=self.timeouts,
         )
 
 
@@ -318,21 +314,6 @@ async def test_an_image_may_come_compressed(bench: Bench, client: Client) -> Non
     sink = Sink()
     await client.fetch_image(bench.ann, "a", sink)
     assert sink.data == IMAGE
-
-
-async def test_metadata_mark_and_delete_go_out_as_documented(bench: Bench, client: Client) -> None:
-    assert await client.metadata(bench.ann, "a") == {"fax_id": "a"}
-    await client.mark_downloaded(bench.ann, "a")
-    await client.delete(bench.ann, "a")
-    bench.server.scripts["delete"] = [status(404)]
-    await client.delete(bench.ann, "a")
-    sent = [(one.method, one.raw_path) for one in bench.server.seen[1:]]
-    assert sent == [
-        ("GET", "/faxes/a/metadata"),
-        ("PATCH", "/faxes/a/metadata"),
-        ("DELETE", "/faxes/a"),
-        ("DELETE", "/faxes/a"),
-    ]
 
 
 async def test_a_base_url_may_have_a_path(bench: Bench) -> None:
@@ -570,10 +551,10 @@ async def test_a_list_that_is_not_answered_in_time_passes_its_deadline(bench: Be
 
 
 async def test_another_call_that_is_not_answered_in_time_is_tried_again(bench: Bench) -> None:
-    bench.server.scripts["get"] = [hanging(TIMEOUTS.total_s)]
+    bench.server.scripts["image"] = [hanging(TIMEOUTS.total_s)]
     async with bench.client() as client:
-        await client.metadata(bench.ann, "a")
-    assert bench.server.count("get") == 2
+        await client.fetch_image(bench.ann, "a", Sink())
+    assert bench.server.count("image") == 2
 
 
 async def test_an_image_that_falls_silent_is_tried_again(bench: Bench) -> None:

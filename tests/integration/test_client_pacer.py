@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from poller.client import Pacer
+from poller.client import Observer
+from poller.client.pacer import Pacer
 from poller.pacing import Kind, Pacing
 
 
@@ -42,17 +43,20 @@ class Clock:
         await settle()
 
 
-class Desk:
+class Desk(Observer):
     """A pacer whose callers stay in their turn until they are let go."""
 
     def __init__(self, rate: float, burst: int, in_flight: int) -> None:
         self.clock = Clock()
         self.pacing = Pacing(rate, burst, in_flight, 0.0)
         self.waits: list[float] = []
-        self.pacer = Pacer(self.pacing, self.clock, self.waits.append)
+        self.pacer = Pacer(self.pacing, self.clock, self)
         self.inside: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self._leave: dict[str, asyncio.Event] = {}
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
 
     async def come(self, name: str, kind: Kind = Kind.LIST) -> asyncio.Task[None]:
         self._leave[name] = asyncio.Event()

@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from poller import errors
-from poller.client import Unobserved
-from poller.client.tokens import Held, StoredBudget, Tokens
+from poller.client import Observer, Ports
+from poller.client.tokens import Held, Tokens
 from poller.efax import Token
 
 LIFE_S = 86400.0
 RENEWED_AT_S = LIFE_S - 300 * 1.5  # with 0.5 for the random share
 
 
-class Desk(Unobserved):
+class Desk(Observer):
     """Tokens with a server that numbers what it gives out; clock, store and observer in one."""
 
     def __init__(self) -> None:
@@ -34,8 +34,7 @@ class Desk(Unobserved):
         self.tokens = self.restarted()
 
     def restarted(self) -> Tokens:
-        budget = StoredBudget(self, "app")
-        return Tokens(self._sign_in, budget, clock=self, random=lambda: 0.5, observer=self)
+        return Tokens("app", self._sign_in, Ports(self, lambda: 0.5, self, self))
 
     async def _sign_in(self, user: str) -> Token:
         self.sign_ins.append((self.seconds, user))

@@ -1,0 +1,94 @@
+"""The account's circuit breaker: it counts how calls end, and keeps them back while it is open."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from poller.client.pacer import Pacer
+from poller.client.ports import Ports
+from poller.config.model import Account
+from poller.errors import AccountSuspended, ApiError, BadAnswer, SignInDelayed
+from poller.pacing import Kind
+from poller.suspension import EndsBy, Suspension
+
+
+class Breaker:
+    """Tells an account's suspension how its calls end, and the observer when that changes it."""
+
+    def __init__(self, account: Account, pacer: Pacer, ports: Ports) -> None:
+        self.suspension = Suspension(len(account.users))
+        self._account = account.name
+        self._pacer = pacer
+        self._ports = ports
+
+    @property
+    def is_open(self) -> bool:
+        return self.suspension.until is not None
+
+    def require_closed(self) -> None:
+        """Raise AccountSuspended while the account is suspended."""
+        if self.is_open:
+            raise self._refusal()
+
+    @contextmanager
+    def probing(self, user: str) -> Iterator[None]:
+        """Make the one call that finds out whether a suspended account is well again.
+
+        Raises AccountSuspended when it is not the time for one.
+        """
+        if not self.suspension.may_probe(self._ports.clock.now()):
+            raise self._refusal()
+        try:
+            yield
+        except (BadAnswer, SignInDelayed) as error:  # other errors have been counted
+            self.failed(user, error)
+            raise
+
+    def failed(self, user: str | None, error: ApiError) -> None:
+        """Count a failure; `user` is None where it is nobody's in particular."""
+        now, u = self._ports.clock.now(), self._ports.random()
+        if self.suspension.failed(user, now, u, str(error)):
+            self._say_suspended()
+
+    def sign_in_refused(self, error: ApiError) -> None:
+        """Suspend the account: no call would get through."""
+        now, u = self._ports.clock.now(), self._ports.random()
+        if self.suspension.sign_in_refused(now, u, str(error)):
+            self._say_suspended()
+
+    def distrust(self, reason: str, ends_by: EndsBy) -> AccountSuspended:
+        """Suspend the account for what its answers say, or keep it so; returns the error to raise."""
+        now, u = self._ports.clock.now(), self._ports.random()
+        if self.suspension.distrusted(now, u, reason, ends_by):
+            self._say_suspended()
+        return self._refusal()
+
+    def trust(self) -> None:
+        """Note that the account is well; this ends any suspension."""
+        failures, reason = self.suspension.failures, self.suspension.reason
+        if self.suspension.succeeded():
+            self._ports.observer.resumed(failures, reason)
+
+    def answered(self, *, probe: bool, is_list: bool = False) -> None:
+        """Count an answer; in a suspension only the probe's says that it is over."""
+        ends_by = self.suspension.ends_by
+        if not self.is_open or (probe and ends_by is EndsBy.ANSWER):
+            self.trust()
+        elif probe and ends_by is EndsBy.LIST:
+            if is_list:
+                self.trust()
+            else:
+                self.distrust(self.suspension.reason, ends_by)
+
+    def _say_suspended(self) -> None:
+        self._ports.observer.suspended(self._refusal().until, self.suspension.reason)
+        # Those who wait would only find out at their turn, and hold up the probe till then.
+        self._pacer.dismiss((Kind.LIST, Kind.IMAGE), self._refusal)
+
+    def _refusal(self) -> AccountSuspended:
+        until = self.suspension.until
+        assert until is not None
+        return AccountSuspended(
+            f"Account {self._account} is suspended until {until:%H:%M:%S} UTC:"
+            f" {self.suspension.reason}",
+            until=until,
+        )

@@ -1,0 +1,169 @@
+"""From a call to its answer: turn, token, suspension, and trying again."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Generic, TypeVar
+
+from poller import efax
+from poller.client.body import Reader, whole
+from poller.client.breaker import Breaker
+from poller.client.pacer import Pacer
+from poller.client.ports import Ports
+from poller.client.tokens import Tokens
+from poller.client.transport import Transport
+from poller.config.model import Account, RetryConfig
+from poller.efax import Call, Request, Token
+from poller.errors import (
+    ApiError,
+    BadAnswer,
+    DeadlinePassed,
+    RateLimited,
+    SignInRefused,
+    TokenRefused,
+    Unreachable,
+)
+from poller.pacing import Kind, Ticket
+from poller.retry import backoff
+
+T = TypeVar("T")
+Before = Callable[[], Awaitable[None]]
+_FIRST_PAUSE = timedelta(seconds=1)
+
+
+async def nothing() -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Exchange(Generic[T]):
+    """One call of a user: the request that a token gives, and how its answer is read.
+
+    `before` runs before each request, when it is its turn; what it raises passes through.
+    """
+
+    kind: Kind
+    user: str
+    request: Callable[[str], Request]
+    read: Reader[T]
+    before: Before = nothing
+
+
+class Requester:
+    """Makes the calls of one account; `api_key` is asked for at each sign-in."""
+
+    def __init__(
+        self,
+        account: Account,
+        ports: Ports,
+        pacer: Pacer,
+        *,
+        api_key: Callable[[], str],
+        retry: RetryConfig,
+    ) -> None:
+        self.breaker = Breaker(account, pacer, ports)
+        self.transport = Transport(account, pacer, ports)
+        self.tokens = Tokens(account.app_id, self._sign_in, ports)
+        self._app_id = account.app_id
+        self._api_key = api_key
+        self._retry = retry
+        self._ports = ports
+        self._pacer = pacer
+
+    async def call(self, exchange: Exchange[T]) -> T:
+        """Make a call, again where that may help; raises AccountSuspended while it is suspended."""
+        self.breaker.require_closed()
+        return await self.repeated(lambda: self.attempt(exchange))
+
+    async def probe(self, exchange: Exchange[T]) -> T:
+        """Make a call once that finds out whether a suspended account is well again."""
+        with self.breaker.probing(exchange.user):
+            return await self.attempt(exchange, probe=True)
+
+    async def repeated(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a step up to `retry.attempts` times; raises what the last one ended with."""
+        for attempt in count(1):
+            try:
+                return await step()
+            except ApiError as error:
+                if attempt == self._retry.attempts or not _worth_repeating(error):
+                    raise
+                pause_s = self._pause_s(attempt, error)
+            self._ports.observer.pausing(pause_s)
+            await self._ports.clock.sleep(pause_s)
+        raise AssertionError  # there is always another attempt, or an end
+
+    def _pause_s(self, attempt: int, error: ApiError) -> float:
+        if isinstance(error, RateLimited):
+            return 0.0  # pacing holds back the whole account
+        cap = self._retry.max_delay
+        pause = backoff(attempt, base=_FIRST_PAUSE, cap=cap, u=self._ports.random())
+        asked_s = error.retry_after_s if isinstance(error, Unreachable) else None
+        return min(max(pause.total_seconds(), asked_s or 0.0), cap.total_seconds())
+
+    async def attempt(self, exchange: Exchange[T], *, probe: bool = False) -> T:
+        """Send with a token; a 401 counts against that token and is met once with a new one."""
+        user, refusals = exchange.user, 0
+        while True:
+            if not probe:
+                self.breaker.require_closed()
+            await self.tokens.get(user)
+            async with self._pacer.turn(exchange.kind, user) as ticket:
+                await exchange.before()
+                if not probe:  # it may have come about while this call waited
+                    self.breaker.require_closed()
+                held = self.tokens.held
+                if held is None:
+                    continue  # it was refused while this call waited for its turn
+                request = exchange.request(held.value)
+                try:
+                    value = await self.counted(ticket, request, exchange.read, probe=probe)
+                except TokenRefused:
+                    refusals += 1
+                    if refusals == 2:
+                        self.tokens.doubt(user)
+                    elif self.tokens.refused(held, user):
+                        continue
+                    self.breaker.answered(probe=probe)
+                    raise
+                self.tokens.accepted(held, user)
+                return value
+
+    async def counted(self, ticket: Ticket, request: Request, read: Reader[T], *, probe: bool) -> T:
+        """Send, and let the account's suspension know how it ended."""
+        try:
+            value = await self.transport.send(ticket, request, read)
+        except Unreachable as error:
+            # One fax that eFax cannot render, or does not know, says little about the account:
+            # `fetch_image` counts it once, however often it was tried.
+            if request.call not in (Call.IMAGE, Call.METADATA) or error.status is None:
+                self.breaker.failed(ticket.user, error)
+            raise
+        except (BadAnswer, TokenRefused):  # the one may be a proxy's, the other is met first
+            raise
+        except ApiError:
+            self.breaker.answered(probe=probe)
+            raise
+        self.breaker.answered(probe=probe, is_list=request.call is Call.LIST)
+        return value
+
+    async def _sign_in(self, user: str) -> Token:
+        """Sign in on behalf of a user; a refusal suspends the account."""
+        async with self._pacer.turn(Kind.OTHER, user) as ticket:
+            request = efax.token_request(self._app_id, self._api_key())
+            try:
+                return await self.transport.send(ticket, request, whole(efax.parse_token))
+            except SignInRefused as error:
+                self.breaker.sign_in_refused(error)
+                raise
+            except Unreachable as error:
+                self.breaker.failed(None, error)  # it would fail for all users
+                raise
+
+
+def _worth_repeating(error: ApiError) -> bool:
+    """Say whether the same call may end better in a moment."""
+    if isinstance(error, DeadlinePassed):
+        return False
+    return isinstance(error, (RateLimited, Unreachable, BadAnswer))
