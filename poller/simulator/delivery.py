@@ -28,21 +28,24 @@ _UNWANTED = ""
 
 
 async def deliver(
-    request: web.Request, answer: Reply, effect: str | None, switches: Switches, faults: Faults
+    request: web.Request, reply: Reply, effect: str | None, switches: Switches, faults: Faults
 ) -> web.StreamResponse:
     """Send an answer; what stalls does so until the client or the simulator goes away."""
-    _pack(request, answer, switches)
+    accepted = request.headers.get("Accept-Encoding", "")
+    if switches.compression == "gzip" and "gzip" in accepted and reply.body:
+        reply.body = gzip.compress(reply.body, compresslevel=1, mtime=0)
+        reply.headers["Content-Encoding"] = "gzip"
     if effect == "reset":
         _reset(request)
     elif effect == "stall":
         await _for_ever()
     elif effect in _FRAMES:
-        await _send_broken(request, answer, effect, faults)
-    elif switches.framing == "close" and answer.body:
-        _write(request, _head(answer, "close") + answer.body)
+        await _send_broken(request, reply, effect, faults)
+    elif switches.framing == "close" and reply.body:
+        _write(request, _head(reply, "close") + reply.body)
         _close(request)
     else:
-        return await _send_whole(request, answer, switches)
+        return await _send_whole(request, reply, chunked=switches.framing == "chunked")
     # The connection is gone; aiohttp finds that out when it tries to send this.
     return web.Response()
 
@@ -54,36 +57,27 @@ async def drop_unwanted_headers(_request: web.Request, response: web.StreamRespo
     response.headers.popall("Server", None)
 
 
-def _pack(request: web.Request, answer: Reply, switches: Switches) -> None:
-    accepted = request.headers.get("Accept-Encoding", "")
-    if switches.compression == "gzip" and "gzip" in accepted and answer.body:
-        answer.body = gzip.compress(answer.body, compresslevel=1, mtime=0)
-        answer.headers["Content-Encoding"] = "gzip"
+async def _send_whole(request: web.Request, reply: Reply, *, chunked: bool) -> web.StreamResponse:
+    headers = {name: value or _UNWANTED for name, value in reply.headers.items()}
+    if not (chunked and reply.body):
+        return web.Response(status=reply.status, body=reply.body or None, headers=headers)
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    middle = len(reply.body) // 2
+    for part in (reply.body[:middle], reply.body[middle:]):
+        await response.write(part)
+    await response.write_eof()
+    return response
 
 
-async def _send_whole(
-    request: web.Request, answer: Reply, switches: Switches
-) -> web.StreamResponse:
-    headers = {name: value or _UNWANTED for name, value in answer.headers.items()}
-    if switches.framing == "chunked" and answer.body:
-        response = web.StreamResponse(status=answer.status, headers=headers)
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        middle = len(answer.body) // 2
-        for part in (answer.body[:middle], answer.body[middle:]):
-            await response.write(part)
-        await response.write_eof()
-        return response
-    return web.Response(status=answer.status, body=answer.body or None, headers=headers)
-
-
-async def _send_broken(request: web.Request, answer: Reply, effect: str, faults: Faults) -> None:
+async def _send_broken(request: web.Request, reply: Reply, effect: str, faults: Faults) -> None:
     frame = _FRAMES[effect]
-    _write(request, _head(answer, frame))
-    half = answer.body[: len(answer.body) // 2]
+    _write(request, _head(reply, frame))
+    half = reply.body[: len(reply.body) // 2]
     if effect == "drip":
-        for at in range(0, len(answer.body), faults.drip_bytes):
-            _write(request, answer.body[at : at + faults.drip_bytes])
+        for at in range(0, len(reply.body), faults.drip_bytes):
+            _write(request, reply.body[at : at + faults.drip_bytes])
             await asyncio.sleep(faults.drip_interval_s)
     else:
         _write(request, b"%x\r\n%b\r\n" % (len(half), half) if frame == "chunked" else half)
@@ -100,16 +94,12 @@ async def _for_ever() -> None:
     await asyncio.Event().wait()
 
 
-def _head(answer: Reply, frame: str) -> bytes:
-    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, '')}"]
-    lines += [f"{name}: {value}" for name, value in answer.headers.items() if value is not None]
-    if frame == "length":
-        lines.append(f"Content-Length: {len(answer.body)}")
-    elif frame == "chunked":
-        lines.append("Transfer-Encoding: chunked")
-    else:
-        lines.append("Connection: close")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+def _head(reply: Reply, frame: str) -> bytes:
+    lines = [f"HTTP/1.1 {reply.status} {responses.get(reply.status, '')}"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items() if value is not None]
+    framing = {"length": f"Content-Length: {len(reply.body)}", "close": "Connection: close"}
+    lines += [framing.get(frame, "Transfer-Encoding: chunked"), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
 
 
 def _write(request: web.Request, data: bytes) -> None:

@@ -2,8 +2,10 @@
 
 import random
 import re
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 CALLS = ("token", "health", "list", "metadata", "image", "mark", "delete")
 
@@ -65,6 +67,12 @@ EFFECTS: dict[str, tuple[Stage, str]] = {
     "drip": (Stage.DELIVERY, "the body comes a few bytes at a time"),
 }
 
+_COUNTS = ("every", "first", "nth_fax")
+_COUNT = r"[1-9]\d{0,8}"
+_WHEN = re.compile(
+    rf"every:(?P<every>{_COUNT})|first:(?P<first>{_COUNT})|fax:(?P<nth_fax>{_COUNT})"
+    r"|(?P<number>\d{1,3}(?:\.\d+)?)(?P<percent>\s?%)?|always"
+)
 _REASONABLE_RETRY_AFTER = re.compile(r"[\x20-\x7e]{1,100}")
 
 
@@ -113,7 +121,7 @@ class Fault:
     def concerns(self, call: str, user_id: str | None, fax_id: str | None) -> bool:
         """Say whether this fault can strike such a request at all."""
         return (
-            call in (self.calls or _default_calls(self))
+            call in (self.calls or self._default_calls())
             and self.user_id in (None, user_id)
             and self.fax_id in (None, fax_id)
         )
@@ -135,42 +143,25 @@ class Fault:
             )
         if not equals:
             raise ValueError(f"fault {effect}: say when, e.g. {effect}=5%")
-        plain = cls(
-            effect,
-            calls=frozenset(calls.split(",")) if at else frozenset(),
-            retry_after=retry_after or None,
-        )
-        return _timed(plain, when)
+        match = _WHEN.fullmatch(when)
+        if not match:
+            raise ValueError(
+                f"fault {effect}: {when!r} is none of 5%, every:N, first:N, fax:N, always"
+            )
+        struck: dict[str, Any] = {name: int(match[name]) for name in _COUNTS if match[name]}
+        if not struck:
+            chance = float(match["number"] or 1) / (100 if match["percent"] else 1)
+            struck["probability"] = chance
+        named = frozenset(calls.split(",")) if at else frozenset()
+        return cls(effect, named, retry_after=retry_after or None, **struck)
 
-
-def _default_calls(fault: Fault) -> frozenset[str]:
-    """Without `calls`: a fault of certain faxes concerns their images, any other every call."""
-    if fault.stage is Stage.DOCUMENT:
-        return frozenset({"image"})
-    if fault.effect.startswith("shift-"):
-        return frozenset({"list"})
-    if fault.nth_fax or fault.fax_id:
-        return frozenset({"image"})
-    return frozenset(CALLS)
-
-
-_WHEN = re.compile(r"(?:(every|first|fax):([1-9]\d{0,8})|(\d{1,3}(?:\.\d+)?)(\s?%)?|(always))")
-
-
-def _timed(fault: Fault, when: str) -> Fault:
-    match = _WHEN.fullmatch(when)
-    if not match:
-        raise ValueError(
-            f"fault {fault.effect}: {when!r} is none of 5%, every:N, first:N, fax:N, always"
-        )
-    kind, count, number, percent, _ = match.groups()
-    if kind == "every":
-        return replace(fault, every=int(count))
-    if kind == "first":
-        return replace(fault, first=int(count))
-    if kind == "fax":
-        return replace(fault, nth_fax=int(count))
-    return replace(fault, probability=float(number) / (100 if percent else 1) if number else 1.0)
+    def _default_calls(self) -> tuple[str, ...]:
+        """Without `calls`: a fault of certain faxes concerns their images, any other every call."""
+        if self.effect.startswith("shift-"):
+            return ("list",)
+        if self.stage is Stage.DOCUMENT or self.nth_fax or self.fax_id:
+            return ("image",)
+        return CALLS
 
 
 @dataclass(frozen=True)
@@ -195,9 +186,8 @@ class Faults:
 
     def __post_init__(self) -> None:
         stage_of(self.outage_effect)
-        for effect in self.script:
-            if effect is not None:
-                _scripted(effect)
+        for entry in filter(None, self.script):
+            _scripted(entry)
         if self.drip_bytes < 1:
             raise ValueError("drip_bytes is 1 or more")
 
@@ -229,37 +219,33 @@ class Chooser:
 
     faults: Faults
     random: random.Random
-    _seen: dict[int, int] = field(default_factory=dict)
+    _seen: Counter[int] = field(default_factory=Counter)
     _scripted: int = 0
 
     def choose(self, target: Target) -> Fault | None:
         """Give the fault for this request, at most one; the fax's own goes before rules."""
-        if self.faults.outage:
-            return Fault(self.faults.outage_effect)
-        if self._script_concerns(target.call):
-            entry = self.faults.script[self._scripted]
+        faults, script = self.faults, self.faults.script[self._scripted :]
+        if faults.outage:
+            return Fault(faults.outage_effect)
+        if script and target.call in (faults.script_calls or CALLS):
             self._scripted += 1
-            return _scripted(entry) if entry else None
-        if target.trouble and Fault(target.trouble, fax_id=target.fax_id).concerns(
-            target.call, None, target.fax_id
-        ):
-            return Fault(target.trouble)
+            return _scripted(script[0]) if script[0] else None
+        if target.trouble:
+            own = Fault(target.trouble, fax_id=target.fax_id)
+            if own.concerns(target.call, None, target.fax_id):
+                return own
         return self._first_rule(target)
-
-    def _script_concerns(self, call: str) -> bool:
-        calls = self.faults.script_calls or CALLS
-        return self._scripted < len(self.faults.script) and call in calls
 
     def _first_rule(self, target: Target) -> Fault | None:
         """Every rule counts the request, also when an earlier one has struck."""
-        chosen = None
+        striking = []
         for index, rule in enumerate(self.faults.rules):
             if not rule.concerns(target.call, target.user_id, target.fax_id):
                 continue
-            count = self._seen[index] = self._seen.get(index, 0) + 1
-            if self._strikes(rule, count, target.fax_number) and chosen is None:
-                chosen = rule
-        return chosen
+            self._seen[index] += 1
+            if self._strikes(rule, self._seen[index], target.fax_number):
+                striking.append(rule)
+        return striking[0] if striking else None
 
     def _strikes(self, rule: Fault, count: int, fax_number: int | None) -> bool:
         return (

@@ -1,20 +1,60 @@
 """Reading what a client sent, as strictly as efax-api.md words it; anything else is a 400."""
 
-import base64
-import binascii
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from urllib.parse import unquote_to_bytes
+from datetime import UTC, datetime
+from functools import cached_property
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from aiohttp import BasicAuth
 
 
-class MalformedError(Exception):
-    """The request is not what the API takes; `element` is the field to blame."""
+class RefusedError(Exception):
+    """The call is answered with an error status; `element` is the field to blame, if one is."""
+
+    def __init__(self, status: int, message: str, element: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.element = element
+
+
+class MalformedError(RefusedError):
+    """The request is not what the API takes."""
 
     def __init__(self, element: str, message: str) -> None:
-        super().__init__(message)
-        self.element = element
+        super().__init__(400, message, element)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request off the wire; header names are lower case."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    def header(self, name: str) -> str:
+        return self.headers.get(name, "")
+
+    @cached_property
+    def segments(self) -> list[str]:
+        """The decoded segments of the path."""
+        path = self.target.partition("?")[0]
+        return [
+            unquote_to_bytes(segment).decode("utf-8", "surrogateescape")
+            for segment in path.split("/")[1:]
+        ]
+
+    @property
+    def query(self) -> str:
+        return self.target.partition("?")[2]
+
+    @property
+    def media_type(self) -> str:
+        return self.header("content-type").partition(";")[0].strip().lower()
 
 
 @dataclass(frozen=True)
@@ -45,72 +85,50 @@ class Filters:
     max_pages: int | None = None
 
 
-LIST_PARAMETERS = frozenset(
-    {
-        "min_completed_timestamp",
-        "max_completed_timestamp",
-        "image_downloaded",
-        "search_text",
-        "originating_fax_number",
-        "destination_fax_number",
-        "min_pages",
-        "max_pages",
-    }
-)
+_BOUNDS = ("min_completed_timestamp", "max_completed_timestamp")
+LIST_PARAMETERS = frozenset(_BOUNDS) | {
+    *("image_downloaded", "search_text", "min_pages", "max_pages"),
+    *("originating_fax_number", "destination_fax_number"),
+}
 
 # Only unreserved characters, percent-encoded ones and, where it is not refused, the colon. A bare
 # plus is let through here because servers read it as a blank; the timestamp then is malformed.
-_QUERY_TEXT = re.compile(r"(?:[A-Za-z0-9\-._~:+]|%[0-9A-Fa-f]{2})*")
+_TEXT = r"(?:[A-Za-z0-9\-._~:+]|%[0-9A-Fa-f]{2})*"
+_QUERY = re.compile(rf"(?:{_TEXT}={_TEXT}(?:&{_TEXT}={_TEXT})*)?")
 _TIMESTAMP = re.compile(
-    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{3})?([+-])([01]\d|2[0-3])([0-5]\d)", re.ASCII
+    r"\d{4}-\d\d-\d\dT(?!24)\d\d:\d\d:\d\d(?:\.\d{3})?[+-]\d\d[0-5]\d", re.ASCII
 )
-
-
-def split_target(target: str) -> tuple[list[str], str]:
-    """Give the decoded path segments and the raw query of a request target."""
-    path, _, query = target.partition("?")
-    return [_decoded(segment) for segment in path.split("/")[1:]], query
 
 
 def parse_query(query: str, *, allowed: frozenset[str], refuse_bare_colon: bool) -> dict[str, str]:
     """Decode a query string; refuses unknown or repeated names and characters left bare."""
-    values: dict[str, str] = {}
-    for part in query.split("&") if query else ():
-        if not all(_QUERY_TEXT.fullmatch(side) for side in part.split("=", 1)) or "=" not in part:
-            raise MalformedError(
-                "query", "a reserved character in the query is not percent-encoded"
-            )
-        if refuse_bare_colon and ":" in part:
-            raise MalformedError("query", "a colon in the query is not percent-encoded")
-        name, value = (_decoded(side.replace("+", " ")) for side in part.split("=", 1))
-        if name not in allowed or name in values:
+    if not _QUERY.fullmatch(query):
+        raise MalformedError("query", "a reserved character in the query is not percent-encoded")
+    if refuse_bare_colon and ":" in query:
+        raise MalformedError("query", "a colon in the query is not percent-encoded")
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    for name, count in Counter(name for name, _ in pairs).items():
+        if name not in allowed or count > 1:
             raise MalformedError(name, "unknown or repeated parameter")
-        values[name] = value
-    return values
+    return dict(pairs)
 
 
 def parse_timestamp(name: str, text: str) -> datetime:
     """Read `yyyy-mm-ddThh:mm:ss[.fff]` and an offset of sign and four digits."""
-    match = _TIMESTAMP.fullmatch(text)
-    if not match:
+    if not _TIMESTAMP.fullmatch(text):
         raise MalformedError(name, "a timestamp is yyyy-mm-ddThh:mm:ss[.fff]+hhmm")
-    stem, fraction, sign, hours, minutes = match.groups()
     try:
-        local = datetime.fromisoformat(stem + (fraction or "")).replace(tzinfo=UTC)
-        offset = timedelta(hours=int(hours), minutes=int(minutes))
-        return local - offset if sign == "+" else local + offset
+        return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise MalformedError(name, "there is no such date") from error
 
 
 def parse_window(values: Mapping[str, str]) -> Window:
-    bounds = [
-        parse_timestamp(name, values[name]) if name in values else None
-        for name in ("min_completed_timestamp", "max_completed_timestamp")
-    ]
-    start, end = bounds
+    start, end = (
+        parse_timestamp(name, values[name]) if name in values else None for name in _BOUNDS
+    )
     if start is not None and end is not None and start > end:
-        raise MalformedError("min_completed_timestamp", "the minimum is after the maximum")
+        raise MalformedError(_BOUNDS[0], "the minimum is after the maximum")
     return Window(start, end)
 
 
@@ -138,14 +156,11 @@ def parse_paging(headers: Mapping[str, str], *, refuse_above_100: bool) -> Pagin
 
 def parse_basic(header: str) -> tuple[str, str] | None:
     """Give App ID and API key of a Basic authorization, None when it is none."""
-    scheme, _, text = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
     try:
-        user, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+        read = BasicAuth.decode(header, "utf-8")
+    except ValueError:
         return None
-    return (user, password) if colon else None
+    return read.login, read.password
 
 
 def parse_bearer(header: str, *, strict: bool = False) -> str | None:
@@ -153,10 +168,6 @@ def parse_bearer(header: str, *, strict: bool = False) -> str | None:
     scheme, _, token = header.partition(" ")
     known = scheme == "Bearer" if strict else scheme.lower() == "bearer"
     return token if known and token else None
-
-
-def _decoded(text: str) -> str:
-    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")
 
 
 def _count(values: Mapping[str, str], name: str) -> int | None:

@@ -2,30 +2,30 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from http import HTTPStatus
 from typing import Any
 
 from .state import Fax, Format
 from .switches import Switches
 
 _PACIFIC = timezone(timedelta(hours=-8))
-_ERROR_CODES = {
-    400: "BAD_REQUEST",
-    401: "UNAUTHORIZED",
-    403: "FORBIDDEN",
-    404: "NOT_FOUND",
-    429: "TOO_MANY_REQUESTS",
-    500: "INTERNAL_SERVER_ERROR",
+_TIMESTAMPS = {
+    "none": "{stem}{fraction}",
+    "no-fraction": "{stem}+0000",
+    "nanoseconds": "{stem}{fraction}000000+0000",
+    "-0800": "{pacific}{fraction}-0800",
 }
 _CONTENT_TYPES = {
     "json": "application/json",
     "json-charset": "application/json;charset=UTF-8",
     "text": "text/plain",
 }
-PROXY_PAGE = (
+_PROXY_PAGE = (
     "<html>\r\n<head><title>{0}</title></head>\r\n<body>\r\n<center><h1>{0}</h1></center>\r\n"
     "<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
@@ -45,14 +45,14 @@ def json_reply(switches: Switches, value: Any, status: int = 200) -> Reply:
 
 
 def html_reply(status: int, title: str) -> Reply:
-    return Reply(status, PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
+    return Reply(status, _PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
 
 
 def error_reply(
     switches: Switches, status: int, message: str, *, element: str = "", transaction_id: str = ""
 ) -> Reply:
     """Give an error in the shape that `error_body` says; the transaction id comes back."""
-    code = _ERROR_CODES.get(status, f"ERROR_{status}")
+    code = next((known.name for known in HTTPStatus if known == status), f"ERROR_{status}")
     if switches.error_body == "empty":
         return Reply(status)
     if switches.error_body == "bare":
@@ -84,15 +84,12 @@ def http_date(instant: datetime) -> str:
 
 def list_body(switches: Switches, page: Sequence[Fax], offset: int) -> dict[str, Any]:
     """Give a page of the list; `offset` is where it begins, from 0."""
-    if page:
-        listed: list[dict[str, Any]] = [listed_fax(switches, fax) for fax in page]
-        body = {"first_record": offset + 1, "last_record": offset + len(page), "faxes": listed}
-    elif switches.empty_list == "array":
-        body = {"first_record": 0, "last_record": 0, "faxes": []}
-    elif switches.empty_list == "missing":
-        body = {"first_record": 0, "last_record": 0}
-    else:
+    if not page and switches.empty_list == "bare":
         return {}
+    first, last = (offset + 1, offset + len(page)) if page else (0, 0)
+    body: dict[str, Any] = {"first_record": first, "last_record": last}
+    if page or switches.empty_list == "array":
+        body["faxes"] = [listed_fax(switches, fax) for fax in page]
     return body | _unknown(switches)
 
 
@@ -123,49 +120,46 @@ def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
 
 
 def metadata_body(switches: Switches, fax: Fax) -> dict[str, Any]:
-    return listed_fax(switches, fax) | {
-        "direction": "INBOUND",
-        "destination_fax_csid": "eFax Enterprise",
-    }
+    more = {"direction": "INBOUND", "destination_fax_csid": "eFax Enterprise"}
+    return listed_fax(switches, fax) | more
 
 
 def timestamp(switches: Switches, instant: datetime) -> str:
     """Spell completed_timestamp; all spellings mean the same instant, some to the second only."""
-    stem = f"{instant:%Y-%m-%dT%H:%M:%S}"
-    fraction = f".{instant.microsecond // 1000:03}"
-    if switches.timestamp == "no-fraction":
-        return f"{stem}+0000"
-    if switches.timestamp == "nanoseconds":
-        return f"{stem}{fraction}000000+0000"
-    if switches.timestamp == "-0800":
-        return f"{instant.astimezone(_PACIFIC):%Y-%m-%dT%H:%M:%S}{fraction}-0800"
-    return stem + fraction + switches.timestamp.removeprefix("none")
+    seconds = "%Y-%m-%dT%H:%M:%S"
+    spelling = _TIMESTAMPS.get(switches.timestamp, "{stem}{fraction}" + switches.timestamp)
+    return spelling.format(
+        stem=instant.strftime(seconds),
+        pacific=instant.astimezone(_PACIFIC).strftime(seconds),
+        fraction=f".{instant.microsecond // 1000:03}",
+    )
 
 
 def image_reply(
     switches: Switches, fax: Fax, document: bytes, asked: Format, trouble: str | None
 ) -> Reply:
     """Give the JSON around a document; `trouble` is a fault of stage DOCUMENT."""
-    document, spelled = _troubled(document, switches, trouble)
     fields = {
-        "fax_id": json.dumps("not-" + fax.fax_id if trouble == "wrong-fax-id" else fax.fax_id),
-        "file_name": json.dumps(f"{fax.number}.{asked}"),
-        "image": spelled,
+        "fax_id": f"not-{fax.fax_id}" if trouble == "wrong-fax-id" else fax.fax_id,
+        "file_name": f"{fax.number}.{asked}",
+        **_unknown(switches),
     }
-    if switches.unknown_fields:
-        fields |= {name: json.dumps(value) for name, value in _unknown(switches).items()}
-    if trouble == "no-image":
-        del fields["image"]
-    parts = [f'"{name}": {text}' for name, text in _ordered(switches, fields)]
+    parts = [f'"{name}": {json.dumps(value)}' for name, value in fields.items()]
+    if switches.image_keys == "only-image":
+        parts = []
+    image = [f'"image": {_image_text(switches, document, trouble)}']
+    if trouble != "no-image":
+        at = {"image-first": 0, "image-middle": 1}.get(switches.image_keys, len(parts))
+        parts[at:at] = image
     if trouble == "duplicate-image":
-        parts.append(f'"image": {spelled}')
+        parts += image
     return Reply(200, ("{" + ", ".join(parts) + "}").encode(), _type_header(switches))
 
 
-def _troubled(document: bytes, switches: Switches, trouble: str | None) -> tuple[bytes, str]:
-    """Give the document and its JSON text, broken as asked for."""
+def _image_text(switches: Switches, document: bytes, trouble: str | None) -> str:
+    """Spell a document as a JSON string of base64, broken as asked for."""
     if trouble == "null-image":
-        return document, "null"
+        return "null"
     if trouble == "cut-document":
         document = document[: len(document) // 2]
     elif trouble == "no-document":
@@ -177,34 +171,15 @@ def _troubled(document: bytes, switches: Switches, trouble: str | None) -> tuple
         text = text[:100] + "!" + text[101:]
     elif trouble == "bad-padding":
         text = text.rstrip("=")[:-1]
-    return document, _image_text(switches, text)
-
-
-def _image_text(switches: Switches, text: str) -> str:
-    """Spell base64 text as a JSON string."""
     if switches.image_text == "wrapped":
-        return '"' + "".join(f"{line}\\r\\n" for line in _lines(text, 76)) + '"'
-    if switches.image_text == "spaced":
-        return '"' + " ".join(_lines(text, 1000)) + '"'
-    if switches.image_text == "escaped-slashes":
-        return '"' + text.replace("/", "\\/") + '"'
-    if switches.image_text == "unicode-escapes":
-        for character in "+/=":
-            text = text.replace(character, f"\\u{ord(character):04x}")
+        text = re.sub("(.{1,76})", r"\1\\r\\n", text)
+    elif switches.image_text == "spaced":
+        text = " ".join(re.findall(".{1,1000}", text))
+    elif switches.image_text == "escaped-slashes":
+        text = text.replace("/", "\\/")
+    elif switches.image_text == "unicode-escapes":
+        text = re.sub("[+/=]", lambda found: f"\\u{ord(found[0]):04x}", text)
     return f'"{text}"'
-
-
-def _lines(text: str, length: int) -> list[str]:
-    return [text[at : at + length] for at in range(0, len(text), length)]
-
-
-def _ordered(switches: Switches, fields: dict[str, str]) -> list[tuple[str, str]]:
-    others = [item for item in fields.items() if item[0] != "image"]
-    image = [item for item in fields.items() if item[0] == "image"]
-    if switches.image_keys == "only-image":
-        return image
-    at = {"image-first": 0, "image-middle": 1, "image-last": len(others)}[switches.image_keys]
-    return others[:at] + image + others[at:]
 
 
 def _unknown(switches: Switches) -> dict[str, Any]:

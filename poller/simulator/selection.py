@@ -16,12 +16,12 @@ def check_window(switches: Switches, window: Window, now: datetime) -> None:
         raise MalformedError("max_completed_timestamp", "the maximum lies in the future")
     if window.start is None:
         return
-    length = ((window.end or now) - window.start).total_seconds()
-    if switches.longest_window_s is not None and length > switches.longest_window_s:
-        raise MalformedError("min_completed_timestamp", "the window is too long")
-    age = (now - window.start).total_seconds()
-    if switches.oldest_window_s is not None and age > switches.oldest_window_s:
-        raise MalformedError("min_completed_timestamp", "the window begins too long ago")
+    for longest_s, end, problem in (
+        (switches.longest_window_s, window.end or now, "the window is too long"),
+        (switches.oldest_window_s, now, "the window begins too long ago"),
+    ):
+        if longest_s is not None and (end - window.start).total_seconds() > longest_s:
+            raise MalformedError("min_completed_timestamp", problem)
 
 
 def matching(
@@ -31,12 +31,15 @@ def matching(
     start = window.start
     if start is None and switches.default_window_s is not None:
         start = now - timedelta(seconds=switches.default_window_s)
-    found = mailbox.between(start, window.end)
-    if switches.lower_bound == "exclusive" and start is not None:
-        found = [fax for fax in found if fax.completed > start]
-    if switches.upper_bound == "exclusive" and window.end is not None:
-        found = [fax for fax in found if fax.completed < window.end]
-    return [fax for fax in reversed(found) if fax.visible_at <= now and _wanted(fax, filters)]
+    excluded = {
+        start if switches.lower_bound == "exclusive" else None,
+        window.end if switches.upper_bound == "exclusive" else None,
+    }
+    return [
+        fax
+        for fax in reversed(mailbox.between(start, window.end))
+        if fax.completed not in excluded and fax.visible_at <= now and _wanted(fax, filters)
+    ]
 
 
 def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> list[Fax]:
@@ -46,9 +49,7 @@ def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> 
     if switches.order == "newest":
         return newest_first
     shuffled: list[Fax] = []
-    for _, same_second in groupby(
-        newest_first, key=lambda fax: fax.completed.replace(microsecond=0)
-    ):
+    for _, same_second in groupby(newest_first, lambda fax: fax.completed.replace(microsecond=0)):
         group = list(same_second)
         rng.shuffle(group)
         shuffled += group

@@ -9,8 +9,9 @@ from weakref import WeakSet
 from aiohttp import web
 
 from .delivery import deliver, drop_unwanted_headers
-from .fake_efax import Arrival, FakeEfax, Seen
+from .fake_efax import FakeEfax, Seen
 from .faults import CALLS, Fault, Stage
+from .query import Arrival
 from .replies import Reply
 from .state import Fax
 

@@ -1,13 +1,15 @@
-"""What eFax knows: App IDs, tokens, users and their faxes. No network, no clock of its own."""
+"""What eFax keeps of an App ID, a user and a fax. No network, no clock of its own."""
 
 import bisect
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any, Literal
 
 Format = Literal["pdf", "tiff"]
 
+_COMPLETED = attrgetter("completed")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -74,17 +76,13 @@ class Mailbox:
 
     def between(self, start: datetime | None, end: datetime | None) -> list[Fax]:
         """Give the faxes completed from start to end, both included, oldest first."""
-        low = 0 if start is None else bisect.bisect_left(self.faxes, start, key=_completed)
-        high = None if end is None else bisect.bisect_right(self.faxes, end, key=_completed)
+        low = 0 if start is None else bisect.bisect_left(self.faxes, start, key=_COMPLETED)
+        high = None if end is None else bisect.bisect_right(self.faxes, end, key=_COMPLETED)
         return self.faxes[low:high]
 
 
 def is_uuid(text: str) -> bool:
     return re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text) is not None
-
-
-def _completed(fax: Fax) -> datetime:
-    return fax.completed
 
 
 @dataclass
@@ -96,13 +94,6 @@ class App:
     users: dict[str, Mailbox] = field(default_factory=dict)
     token: str | None = None
     token_ends: datetime = _NEVER
-
-    def issue(self, token: str, ends: datetime) -> None:
-        """Make this the good token; the one before has ended."""
-        self.token, self.token_ends = token, ends
-
-    def accepts(self, token: str, now: datetime) -> bool:
-        return token == self.token and now < self.token_ends
 
 
 @dataclass

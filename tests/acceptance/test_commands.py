@@ -156,7 +156,7 @@ async def test_a_fetch_that_fails_is_exit_1_and_stays_pending(
 async def test_a_refused_user_is_exit_1_and_does_not_stop_the_others(
     installation: Installation, simulator: Simulator, status: str
 ) -> None:
-    simulator.switches = Switches(wrong_user=status)  # type: ignore[arg-type]
+    simulator.switches = Switches(wrong_user=status)
     stranger = {"stranger": {"user_id": "user-of-somebody-else"}}
     installation.write({"accounts": {"main": {"users": stranger}}})
     done = await installation.poller("once", "--json")
@@ -326,7 +326,7 @@ async def test_check_online_asks_health_token_and_a_list_per_user(
 async def test_check_online_with_a_wrong_key_is_exit_1(
     installation: Installation, simulator: Simulator, status: str
 ) -> None:
-    simulator.switches = Switches(sign_in_refusal=status)  # type: ignore[arg-type]
+    simulator.switches = Switches(sign_in_refusal=status)
     wrong = "a-wrong-key-that-stays-secret"
     done = await installation.poller("check", "--online", environ={KEY_VARIABLE: wrong})
     assert done.code == 1, done

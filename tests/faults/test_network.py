@@ -227,7 +227,7 @@ async def test_row_34_to_36_a_list_that_breaks_off_is_no_list_and_covers_nothing
     at_work: Bench, framing: str
 ) -> None:
     await at_work.cycle()
-    at_work.simulator.switches = Switches(framing=framing)  # type: ignore[arg-type]
+    at_work.simulator.switches = Switches(framing=framing)
     at_work.one_each()
     at_work.clock.advance(timedelta(minutes=1))
     watermark = at_work.state(A).watermark

@@ -324,7 +324,7 @@ async def test_row_47_an_outage_of_hours_is_met_with_few_requests_and_caught_up_
 async def test_row_48_a_list_that_shifts_reorders_or_repeats_loses_and_doubles_nothing(
     work: Bench, effect: str, order: str
 ) -> None:
-    work.simulator.switches = Switches(page_cap=3, order=order)  # type: ignore[arg-type]
+    work.simulator.switches = Switches(page_cap=3, order=order)
     for minutes in range(12):
         completed = work.clock.now() - timedelta(minutes=minutes // 2)
         work.receive(A, completed=completed)

@@ -16,8 +16,8 @@ from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow
-from poller.simulator import Fault, Faults, Simulator, Switches, fake_efax, selection
-from poller.simulator.query import Window
+from poller.simulator import Fault, Faults, Simulator, Switches, selection
+from poller.simulator.query import RefusedError, Window
 from poller.simulator.state import Fax
 from poller.store.marker import MARKER
 from tests.conftest import APP, Event, QuickClock
@@ -72,7 +72,7 @@ def refuse_windows(monkeypatch: pytest.MonkeyPatch, status: int, older_than: tim
 
     def check(_: Switches, window: Window, now: datetime) -> None:
         if window.start is not None and now - window.start > older_than:
-            raise fake_efax.RefusedError(status, "no such resource")
+            raise RefusedError(status, "no such resource")
 
     monkeypatch.setattr(selection, "check_window", check)
 

@@ -28,8 +28,9 @@ from poller.client import transport
 from poller.efax import Call, Request
 from poller.errors import LedgerUnavailable, PollerError
 from poller.ledger.writer import Writer
-from poller.simulator.fake_efax import Arrival, FakeEfax, Seen
+from poller.simulator.fake_efax import FakeEfax, Seen
 from poller.simulator.faults import Stage
+from poller.simulator.query import Arrival
 from poller.simulator.replies import Reply
 from poller.simulator.state import App, Fax
 from poller.store import syscalls

@@ -1,0 +1,156 @@
+"""The App IDs, users and faxes of a made-up eFax, and what a test or a demonstration does to them."""
+
+import base64
+import json
+import random
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from poller.errors import NotInstalled
+
+from .query import Arrival, RefusedError, parse_bearer
+from .state import App, Fax, Format, Mailbox, whole_milliseconds
+from .switches import Switches
+
+
+class Mailroom:
+    """What eFax knows; deterministic by `seed` and the two clocks.
+
+    `downloads` counts image answers, `served` has the SHA-256 of the document in each of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        switches: Switches | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        seed: int = 1,
+    ) -> None:
+        try:
+            # Here, because its packages are an extra, and the options of `simulate` need none.
+            from .drawing import document  # noqa: PLC0415
+        except ModuleNotFoundError as missing:
+            raise NotInstalled(
+                f"the simulator needs {missing.name}, which is not installed; in poller's source "
+                f"directory, run: {sys.executable} -m pip install '.[simulator]'"
+            ) from missing
+        self._document = document
+        self.switches = switches or Switches()
+        self.now = now
+        self.monotonic = monotonic
+        self.random = random.Random(seed)  # noqa: S311 (made-up data, and the same at every run)
+        self.apps: dict[str, App] = {}
+        self.downloads: Counter[Fax] = Counter()
+        self.served: dict[Fax, list[str]] = {}
+        self.sign_ins: Counter[str] = Counter()
+        self._owners: dict[str, App] = {}
+        self._faxes = 0
+
+    def add_app(self, app_id: str, api_key: str) -> App:
+        self.apps[app_id] = App(app_id, api_key)
+        return self.apps[app_id]
+
+    def add_user(self, app_id: str, user_id: str) -> Mailbox:
+        return self.apps[app_id].users.setdefault(user_id, Mailbox())
+
+    def receive(
+        self,
+        app_id: str,
+        user_id: str,
+        *,
+        completed: datetime | None = None,
+        visible_at: datetime | None = None,
+        document: bytes | None = None,
+        **fields: Any,
+    ) -> Fax:
+        """Let a fax come in; `completed` is now by default and `fields` are those of `Fax`.
+
+        `document` is answered whatever format is asked for; without it pages are drawn, or, with
+        `distinct=False`, taken from a template and only their bytes made unique (thousands a
+        second). `visible_at` overrides the switch `late_visible_s`.
+        """
+        self._faxes += 1
+        completed = whole_milliseconds(completed or self.now())
+        late = timedelta(seconds=self.switches.late_visible_s)
+        fields["fax_id"] = fields.get("fax_id") or self.new_uuid()
+        visible_at = visible_at or completed + late
+        fax = Fax(
+            *(app_id, user_id),
+            completed=completed,
+            visible_at=visible_at,
+            number=self._faxes,
+            **fields,
+        )
+        if document is not None:
+            fax.documents = {"pdf": document, "tiff": document}
+        self.apps[app_id].users[user_id].add(fax)
+        return fax
+
+    def delete(self, fax: Fax) -> None:
+        """Delete a fax as the web portal would."""
+        self.apps[fax.app_id].users[fax.user_id].remove(fax)
+
+    def faxes(self) -> list[Fax]:
+        """Give every fax that exists, listed yet or not."""
+        boxes = (box for app in self.apps.values() for box in app.users.values())
+        return [fax for box in boxes for fax in box.faxes]
+
+    def image_bytes(self, fax: Fax, fmt: Format = "pdf", download: int | None = None) -> bytes:
+        """Give the bytes that a download gets when `fmt` is asked for.
+
+        `download` counts from 1 and is the last one by default; it matters only where the switch
+        `pdf_bytes` makes each PDF anew.
+        """
+        if fmt == "pdf" and self.switches.pdf_answer == "tiff":
+            fmt = "tiff"
+        anew = fmt == "pdf" and self.switches.pdf_bytes == "differ"
+        which = self.downloads[fax] if download is None else download
+        return self._document(fax, fmt, which if anew else 0)
+
+    def end_token(self, app_id: str) -> None:
+        """Let another program sign in with this App ID: the token in use has ended."""
+        self.issue_token(self.apps[app_id])
+
+    # What the calls need
+
+    def issue_token(self, app: App) -> str:
+        """Give an App ID a new token; the one before has ended.
+
+        It looks like theirs: long, three parts, opaque to clients.
+        """
+        claims = {"client_id": app.app_id, "scope": ["fax"], "jti": self.new_uuid()}
+        header, signature = b'{"alg":"RS256","typ":"JWT"}', self.random.randbytes(256)
+        parts = (header, json.dumps(claims).encode(), signature)
+        app.token = ".".join(base64.urlsafe_b64encode(one).decode().rstrip("=") for one in parts)
+        app.token_ends = self.now() + timedelta(seconds=self.switches.expires_in_s)
+        self._owners[app.token] = app
+        return app.token
+
+    def owner_of_token(self, arrival: Arrival) -> App | None:
+        """Whose token a request bears, ended or not."""
+        strict = self.switches.scheme == "Bearer"
+        return self._owners.get(parse_bearer(arrival.header("authorization"), strict=strict) or "")
+
+    def authorized(self, arrival: Arrival) -> Mailbox:
+        """Give the mailbox of the user that a request is for; RefusedError for a bad token."""
+        app = self.owner_of_token(arrival)
+        token = arrival.header("authorization").partition(" ")[2]
+        if app is None or token != app.token or self.now() >= app.token_ends:
+            raise RefusedError(401, "the token is unknown or has ended")
+        mailbox = app.users.get(arrival.header("user-id"))
+        if mailbox is None:
+            raise RefusedError(int(self.switches.wrong_user), "no such user")
+        return mailbox
+
+    def said_now(self) -> datetime:
+        """The time that this eFax says, and judges windows by."""
+        return self.now() + timedelta(seconds=self.switches.date_skew_s)
+
+    def new_uuid(self) -> str:
+        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
