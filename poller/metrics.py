@@ -10,10 +10,11 @@ import contextlib
 import functools
 import platform
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import prometheus_client
 from prometheus_client import (
@@ -28,6 +29,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from poller import events
+from poller.events import Event
 from poller.own_threads import OwnThreads
 
 PollOutcome = Literal["ok", "failed", "skipped"]
@@ -37,192 +40,114 @@ FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
 
-_POLL_OUTCOMES: Final[tuple[PollOutcome, ...]] = ("ok", "failed", "skipped")
-_FAX_OUTCOMES: Final[tuple[FaxOutcome, ...]] = get_args(FaxOutcome)
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
+_OF_USER: Final = ("account", "user")
+_OF_STREAM: Final = (*_OF_USER, "direction")
+_RECEIVED: Final = "received"
+
+# Of the service, and of its accounts where there is a label: what is there now.
+_GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "account_suspended": ("1 while only probes are sent for the account.", ("account",)),
+    "token_war": ("1 while another program signs in with the account's App ID.", ("account",)),
+    "schedule_stretch_ratio": (
+        "How many times longer the pause between polls is than the schedule asks for.",
+        ("account",),
+    ),
+    "config_rejected": (
+        "1 while the configuration before the last reload is at work, which was rejected.",
+        (),
+    ),
+    "storage_free_bytes": ("Free space for faxes.", ()),
+    "storage_usable": ("1 while faxes can be stored.", ()),
+    "storage_min_free_bytes": ("Free space below which nothing is fetched.", ()),
+    "ready": ("1 while /readyz says 200.", ()),
+}
+
+
+class _UserGauge(NamedTuple):
+    """`unset`: until it is set; None is no series. `joined`: what several users have as one."""
+
+    metric: str
+    help: str
+    unset: float | None = 0.0
+    joined: Callable[[Iterable[float]], float] = sum
+    labels: tuple[str, ...] = _OF_USER
+
+
+_USER_GAUGES: Final[Mapping[str, _UserGauge]] = {
+    "pending": _UserGauge("fax_pending", "Faxes to be fetched.", labels=_OF_STREAM),
+    "quarantined": _UserGauge("fax_quarantined", "Faxes given up, but for one try a day."),
+    "damaged": _UserGauge("fax_damaged", "Stored faxes whose files are not what was stored."),
+    "failing_s": _UserGauge(
+        "oldest_failing_seconds",
+        "For how long the user's oldest fax that cannot be fetched has failed.",
+        joined=max,
+    ),
+    "overdue": _UserGauge("user_overdue", "1 while the user was not polled successfully in time."),
+    "silent": _UserGauge("user_silent", "1 while nothing was received for longer than expected."),
+    "watermark": _UserGauge(
+        "watermark_timestamp_seconds",
+        "Everything received before is listed.",
+        unset=None,
+        joined=min,
+        labels=_OF_STREAM,
+    ),
+    "settled": _UserGauge(
+        "settled_timestamp_seconds",
+        "Everything received before is listed, or was dismissed by an operator.",
+        unset=None,
+        joined=min,
+    ),
+    "last_success": _UserGauge(
+        "last_success_timestamp_seconds", "When a poll last succeeded.", unset=None, joined=min
+    ),
+    "gap_s": _UserGauge(
+        "coverage_gap_seconds", "Time before the newest listing that is not listed."
+    ),
+}
 
 
 @dataclass(slots=True)
 class _User:
-    polls: Tally[PollOutcome] = field(default_factory=Tally)
-    faxes: Tally[FaxOutcome] = field(default_factory=Tally)
-    pending: int = 0
-    quarantined: int = 0
-    damaged: int = 0
-    failing_s: float = 0.0
-    overdue: int = 0
-    silent: int = 0
-    gap_s: float = 0.0
-    watermark: float | None = None
-    settled: float | None = None
-    last_success: float | None = None
-
-    def copied(self) -> "_User":
-        return replace(self, polls=self.polls.copy(), faxes=self.faxes.copy())
-
-    def joined(self, other: "_User") -> "_User":
-        """Return both as one: counts added up, of the times the older one."""
-        return _User(
-            polls=self.polls + other.polls,
-            faxes=self.faxes + other.faxes,
-            pending=self.pending + other.pending,
-            quarantined=self.quarantined + other.quarantined,
-            damaged=self.damaged + other.damaged,
-            failing_s=max(self.failing_s, other.failing_s),
-            overdue=self.overdue + other.overdue,
-            silent=self.silent + other.silent,
-            gap_s=self.gap_s + other.gap_s,
-            watermark=_oldest(self.watermark, other.watermark),
-            settled=_oldest(self.settled, other.settled),
-            last_success=_oldest(self.last_success, other.last_success),
-        )
+    polls: Tally[str] = field(default_factory=Tally)
+    faxes: Tally[str] = field(default_factory=Tally)
+    gauges: dict[str, float] = field(default_factory=dict)
 
 
 _Users = dict[tuple[str, str], _User]
 
 
 class Metrics:
-    """Every metric of the contract, each with a method that says what happened."""
+    """Every metric of the contract. `count` takes what happened, the others what is measured."""
 
     def __init__(self, version: str) -> None:
         # A series with the time at which each counter was made would double what is scraped.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self._users: _Users = {}
-        self._define()
+        self._configured: frozenset[tuple[str, str]] | None = None
         self._threads = OwnThreads("metrics")
-        ProcessCollector(namespace="poller", registry=self._registry)
-        build = Info("poller_build", "What is running.", registry=self._registry)
+        ProcessCollector(namespace="poller", registry=registry)
+        build = Info("poller_build", "What is running.", registry=registry)
         build.info({"version": version, "python": platform.python_version()})
-
-    def poll(self, account: str, user: str, outcome: PollOutcome) -> None:
-        self._user(account, user).polls[outcome] += 1
-
-    def fax(self, account: str, user: str, outcome: FaxOutcome, count: int = 1) -> None:
-        self._user(account, user).faxes[outcome] += count
-
-    def set_pending(self, account: str, user: str, count: int) -> None:
-        self._user(account, user).pending = count
-
-    def set_quarantined(self, account: str, user: str, count: int) -> None:
-        self._user(account, user).quarantined = count
-
-    def set_damaged(self, account: str, user: str, count: int) -> None:
-        self._user(account, user).damaged = count
-
-    def set_failing(self, account: str, user: str, seconds: float) -> None:
-        """Set for how long the user's oldest fax that cannot be fetched has failed; 0 for none."""
-        self._user(account, user).failing_s = seconds
-
-    def set_overdue(self, account: str, user: str, *, is_overdue: bool) -> None:
-        """Set whether the user was not polled successfully although it was time, for any reason."""
-        self._user(account, user).overdue = int(is_overdue)
-
-    def set_silent(self, account: str, user: str, *, is_silent: bool) -> None:
-        """Set whether nothing was received for longer than `expect` says."""
-        self._user(account, user).silent = int(is_silent)
-
-    def set_watermark(self, account: str, user: str, watermark: datetime) -> None:
-        self._user(account, user).watermark = watermark.timestamp()
-
-    def set_settled(self, account: str, user: str, at: datetime) -> None:
-        """Set the watermark as it would be without the gaps that an operator has dismissed."""
-        self._user(account, user).settled = at.timestamp()
-
-    def set_last_success(self, account: str, user: str, at: datetime) -> None:
-        self._user(account, user).last_success = at.timestamp()
-
-    def set_gap(self, account: str, user: str, seconds: float) -> None:
-        """Set how much time between the pinned start and the newest listing is not covered."""
-        self._user(account, user).gap_s = seconds
-
-    def forget(self, account: str, user: str) -> None:
-        """Drop a user that is no longer configured; an unknown one is fine."""
-        self._users.pop((account, user), None)
-
-    def request(self, account: str, call: str, status: int | None, seconds: float) -> None:
-        """Count one request; `status` is None when no answer came."""
-        self._requests(account, call, str(status or "error")).inc()
-        self._durations(call).observe(seconds)
-
-    def waited(self, account: str, seconds: float) -> None:
-        """Count time that requests waited for their turn."""
-        self._waits(account).inc(max(0.0, seconds))
-
-    def suspended(self, account: str, is_suspended: bool) -> None:  # noqa: FBT001 - the one thing it says
-        self._suspended.labels(account).set(is_suspended)
-
-    def token_war(self, account: str, *, is_on: bool) -> None:
-        self._token_war.labels(account).set(is_on)
-
-    def config_rejected(self, *, is_rejected: bool) -> None:
-        self._config_rejected.set(is_rejected)
-
-    def stretched(self, account: str, factor: float) -> None:
-        """Set by how much polls are less frequent than the schedule asks for; 1 is not at all."""
-        self._stretch.labels(account).set(factor)
-
-    def sign_in(self, account: str, reason: str) -> None:
-        self._sign_ins(account, reason).inc()
-
-    def forget_account(self, account: str) -> None:
-        """Drop the state of an account that is no longer configured; its counters stay."""
-        for gauge in (self._suspended, self._token_war, self._stretch):
-            with contextlib.suppress(KeyError):
-                gauge.remove(account)
-
-    def storage(self, free_bytes: int | None, *, usable: bool) -> None:
-        """Set free bytes, None when nobody can tell, and whether faxes can be stored."""
-        self._free.set(float("nan") if free_bytes is None else free_bytes)
-        self._usable.set(usable)
-
-    def min_free(self, bytes_: int) -> None:
-        """Set the free space below which nothing is fetched."""
-        self._min_free.set(bytes_)
-
-    def ready(self, is_ready: bool) -> None:  # noqa: FBT001 - the one thing it says
-        """Set what `/readyz` says."""
-        self._ready.set(is_ready)
-
-    def visibility_delay(self, seconds: float) -> None:
-        """Record how long after its completion a fax was first listed."""
-        self._visibility.observe(max(0.0, seconds))
-
-    def ingest_latency(self, seconds: float) -> None:
-        """Record how long after its reception a fax was stored."""
-        self._latency.observe(max(0.0, seconds))
-
-    async def render(self, *, full: bool = False) -> bytes:
-        """Return the text for Prometheus, made in a thread.
-
-        Above 2,000 users, unless `full`, users are added up per account, with an empty user label.
-        """
-        # Copied here, where nothing changes meanwhile.
-        users = {identity: user.copied() for identity, user in self._users.items()}
-        return await self._threads.run(lambda: self._rendered(users, full=full))
-
-    def _rendered(self, users: _Users, *, full: bool) -> bytes:
-        shown = users if full or len(users) <= MOST_USERS else _by_account(users)
-        of_users = CollectorRegistry(auto_describe=False)
-        of_users.register(_UserCollector(shown, len(users)))
-        return generate_latest(of_users) + generate_latest(self._registry)
-
-    def _user(self, account: str, user: str) -> _User:
-        identity = (account, user)
-        found = self._users.get(identity)
-        if found is None:
-            found = self._users[identity] = _User()
-        return found
-
-    def _define(self) -> None:
-        registry = self._registry
-        requests = Counter(
-            "poller_requests_total",
+        self._gauges = {
+            name: Gauge(f"poller_{name}", about, labels, registry=registry)
+            for name, (about, labels) in _GAUGES.items()
+        }
+        self._requests = _counter(
+            registry,
+            "requests",
             "Requests sent, by answer; error where none came.",
             ["account", "call", "status"],
-            registry=registry,
         )
+        self._waits = _counter(
+            registry,
+            "rate_limit_wait_seconds",
+            "Time that requests waited for their turn.",
+            ["account"],
+        )
+        self._sign_ins = _counter(registry, "sign_ins", "Sign-ins, by why.", ["account", "reason"])
         durations = Histogram(
             "poller_request_duration_seconds",
             "From sending a request to the end of its answer.",
@@ -230,48 +155,7 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=registry,
         )
-        waits = Counter(
-            "poller_rate_limit_wait_seconds_total",
-            "Time that requests waited for their turn.",
-            ["account"],
-            registry=registry,
-        )
-        self._suspended = Gauge(
-            "poller_account_suspended",
-            "1 while only probes are sent for the account.",
-            ["account"],
-            registry=registry,
-        )
-        self._token_war = Gauge(
-            "poller_token_war",
-            "1 while another program signs in with the account's App ID.",
-            ["account"],
-            registry=registry,
-        )
-        self._config_rejected = Gauge(
-            "poller_config_rejected",
-            "1 while the configuration before the last reload is at work, which was rejected.",
-            registry=registry,
-        )
-        self._stretch = Gauge(
-            "poller_schedule_stretch_ratio",
-            "How many times longer the pause between polls is than the schedule asks for.",
-            ["account"],
-            registry=registry,
-        )
-        sign_ins = Counter(
-            "poller_sign_ins_total", "Sign-ins, by why.", ["account", "reason"], registry=registry
-        )
-        self._free = Gauge("poller_storage_free_bytes", "Free space for faxes.", registry=registry)
-        self._usable = Gauge(
-            "poller_storage_usable", "1 while faxes can be stored.", registry=registry
-        )
-        self._min_free = Gauge(
-            "poller_storage_min_free_bytes",
-            "Free space below which nothing is fetched.",
-            registry=registry,
-        )
-        self._ready = Gauge("poller_ready", "1 while /readyz says 200.", registry=registry)
+        self._durations = functools.cache(durations.labels)
         self._visibility = Histogram(
             "poller_visibility_delay_seconds",
             "From a fax's completion at eFax to its first listing.",
@@ -284,11 +168,116 @@ class Metrics:
             buckets=_MINUTES_TO_DAYS,
             registry=registry,
         )
-        # `labels()` locks and checks each time; what it returns is always the same.
-        self._requests = functools.cache(requests.labels)
-        self._durations = functools.cache(durations.labels)
-        self._waits = functools.cache(waits.labels)
-        self._sign_ins = functools.cache(sign_ins.labels)
+
+    def count(self, happened: Event) -> None:
+        """Take what an event changes, if it changes anything."""
+        effect = _EFFECTS.get(type(happened))
+        if effect is not None:
+            effect(self, happened)
+
+    def poll(self, account: str, user: str, outcome: PollOutcome) -> None:
+        self._user(account, user).polls[outcome] += 1
+
+    def fax(self, account: str, user: str, outcome: FaxOutcome, count: int = 1) -> None:
+        self._user(account, user).faxes[outcome] += count
+
+    def set_user(self, account: str, user: str, **values: float | datetime | None) -> None:
+        """Set what is there now of a user, by the names of `_USER_GAUGES`; None leaves it as it is."""
+        gauges = self._user(account, user).gauges
+        for name, value in values.items():
+            assert name in _USER_GAUGES, name
+            if value is not None:
+                gauges[name] = value.timestamp() if isinstance(value, datetime) else value
+
+    def set(self, gauge: str, value: float, *account: str) -> None:
+        """Set what is there now of the service or an account, by the names of `_GAUGES`."""
+        of = self._gauges[gauge]
+        (of.labels(*account) if account else of).set(value)
+
+    def keep(self, users: frozenset[tuple[str, str]]) -> None:
+        """Drop the users but these; what comes of others later is for nobody, either."""
+        self._configured = users
+        self._users = {who: user for who, user in self._users.items() if who in users}
+
+    def forget_account(self, account: str) -> None:
+        """Drop the state of an account that is no longer configured; its counters stay."""
+        for name, (_, labels) in _GAUGES.items():
+            if labels:
+                with contextlib.suppress(KeyError):
+                    self._gauges[name].remove(account)
+
+    def request(self, account: str, call: str, status: int | None, seconds: float) -> None:
+        """Count one request; `status` is None when no answer came."""
+        self._requests(account, call, str(status or "error")).inc()
+        self._durations(call).observe(seconds)
+
+    def waited(self, account: str, seconds: float) -> None:
+        """Count time that requests waited for their turn."""
+        self._waits(account).inc(max(0.0, seconds))
+
+    def sign_in(self, account: str, reason: str) -> None:
+        self._sign_ins(account, reason).inc()
+
+    def stored(self, fax: events.FaxStored) -> None:
+        self.fax(fax.account, fax.user, "stored")
+        if fax.waited_s is not None:
+            self._latency.observe(max(0.0, fax.waited_s))
+
+    def visibility_delay(self, seconds: float) -> None:
+        """Record how long after its completion a fax was first listed."""
+        self._visibility.observe(max(0.0, seconds))
+
+    async def render(self, *, full: bool = False) -> bytes:
+        """Return the text for Prometheus, made in a thread.
+
+        Above 2,000 users, unless `full`, users are added up per account, with an empty user label.
+        """
+        # Copied here, where nothing changes meanwhile.
+        users = {
+            who: _User(user.polls.copy(), user.faxes.copy(), user.gauges.copy())
+            for who, user in self._users.items()
+        }
+        return await self._threads.run(lambda: self._rendered(users, full=full))
+
+    def _rendered(self, users: _Users, *, full: bool) -> bytes:
+        shown = users if full or len(users) <= MOST_USERS else _by_account(users)
+        of_users = CollectorRegistry(auto_describe=False)
+        of_users.register(_UserCollector(shown, len(users)))
+        return generate_latest(of_users) + generate_latest(self._registry)
+
+    def _user(self, account: str, user: str) -> _User:
+        """A poll or an image may end after a reload has removed its user: that is for nobody."""
+        who = (account, user)
+        found = self._users.get(who)
+        if found is None:
+            found = _User()
+            if self._configured is None or who in self._configured:
+                self._users[who] = found
+        return found
+
+
+_EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
+    events.PollCompleted: lambda metrics, one: metrics.poll(one.account, one.user, "ok"),
+    events.PollFailed: lambda metrics, one: metrics.poll(one.account, one.user, "failed"),
+    events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
+    events.FaxDiscovered: lambda metrics, one: metrics.fax(one.account, one.user, "discovered"),
+    events.FaxStored: lambda metrics, one: metrics.stored(one),
+    events.FaxDamaged: lambda metrics, one: metrics.fax(one.account, one.user, "damaged"),
+    events.FaxQuarantined: lambda metrics, one: metrics.fax(one.account, one.user, "quarantined"),
+    events.TokenRefreshed: lambda metrics, one: metrics.sign_in(one.account, one.reason),
+    events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
+    events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
+    events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
+    events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
+}
+
+
+def _counter(
+    registry: CollectorRegistry, name: str, about: str, labels: list[str]
+) -> Callable[..., Counter]:
+    """Make a counter; `labels()` locks and checks each time, and what it returns is always the same."""
+    made = Counter(f"poller_{name}_total", about, labels, registry=registry)
+    return functools.cache(made.labels)
 
 
 class _UserCollector(Collector):
@@ -300,86 +289,39 @@ class _UserCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("poller_users", "Users that are polled.", value=self._count)
-        yield self._counted("poller_polls", "Polls.", _POLL_OUTCOMES, lambda user: user.polls)
-        yield self._counted("poller_faxes", "Faxes.", _FAX_OUTCOMES, lambda user: user.faxes)
-        yield self._gauge("poller_fax_pending", "Faxes to be fetched.", lambda user: user.pending)
-        yield self._gauge(
-            "poller_fax_quarantined",
-            "Faxes given up, but for one try a day.",
-            lambda user: user.quarantined,
-        )
-        yield self._gauge(
-            "poller_fax_damaged",
-            "Stored faxes whose files are not what was stored.",
-            lambda user: user.damaged,
-        )
-        yield self._gauge(
-            "poller_oldest_failing_seconds",
-            "For how long the user's oldest fax that cannot be fetched has failed.",
-            lambda user: user.failing_s,
-        )
-        yield self._gauge(
-            "poller_user_overdue",
-            "1 while the user was not polled successfully in time.",
-            lambda user: user.overdue,
-        )
-        yield self._gauge(
-            "poller_user_silent",
-            "1 while nothing was received for longer than expected.",
-            lambda user: user.silent,
-        )
-        yield self._gauge(
-            "poller_watermark_timestamp_seconds",
-            "Everything received before is listed.",
-            lambda user: user.watermark,
-        )
-        yield self._gauge(
-            "poller_settled_timestamp_seconds",
-            "Everything received before is listed, or was dismissed by an operator.",
-            lambda user: user.settled,
-        )
-        yield self._gauge(
-            "poller_last_success_timestamp_seconds",
-            "When a poll last succeeded.",
-            lambda user: user.last_success,
-        )
-        yield self._gauge(
-            "poller_coverage_gap_seconds",
-            "Time before the newest listing that is not listed.",
-            lambda user: user.gap_s,
-        )
-
-    def _counted(
-        self,
-        name: str,
-        help_: str,
-        outcomes: Iterable[str],
-        of: Callable[[_User], Mapping[Any, int]],
-    ) -> Metric:
-        family = CounterMetricFamily(name, help_, labels=["account", "user", "outcome"])
-        for identity, user in self._users.items():
-            counts = of(user)
-            for outcome in outcomes:  # those that never happened too: an increase from 0 shows
-                family.add_metric((*identity, outcome), counts.get(outcome, 0))
-        return family
-
-    def _gauge(self, name: str, help_: str, of: Callable[[_User], float | None]) -> Metric:
-        family = GaugeMetricFamily(name, help_, labels=["account", "user"])
-        for identity, user in self._users.items():
-            value = of(user)
-            if value is not None:  # a time that is not known yet is no series, not 1970
-                family.add_metric(identity, value)
-        return family
+        polls = CounterMetricFamily("poller_polls", "Polls.", labels=[*_OF_USER, "outcome"])
+        faxes = CounterMetricFamily("poller_faxes", "Faxes.", labels=[*_OF_STREAM, "outcome"])
+        for who, user in self._users.items():
+            # Also those that never happened: an increase from 0 shows.
+            for outcome in get_args(PollOutcome):
+                polls.add_metric((*who, outcome), user.polls[outcome])
+            for outcome in get_args(FaxOutcome):
+                faxes.add_metric((*who, _RECEIVED, outcome), user.faxes[outcome])
+        yield polls
+        yield faxes
+        for name, gauge in _USER_GAUGES.items():
+            family = GaugeMetricFamily(f"poller_{gauge.metric}", gauge.help, labels=gauge.labels)
+            for who, user in self._users.items():
+                value = user.gauges.get(name, gauge.unset)
+                if value is not None:  # a time that is not known yet is no series, not 1970
+                    family.add_metric((*who, _RECEIVED)[: len(gauge.labels)], value)
+            yield family
 
 
 def _by_account(users: _Users) -> _Users:
-    joined: _Users = {}
+    """Add up the users of each account; of times the oldest one, of durations the longest."""
+    of_account: dict[str, list[_User]] = defaultdict(list)
     for (account, _), user in users.items():
-        identity = (account, "")
-        joined[identity] = joined[identity].joined(user) if identity in joined else user
-    return joined
-
-
-def _oldest(one: float | None, other: float | None) -> float | None:
-    known = [time for time in (one, other) if time is not None]
-    return min(known, default=None)
+        of_account[account].append(user)
+    return {
+        (account, ""): _User(
+            sum((user.polls for user in some), Tally()),
+            sum((user.faxes for user in some), Tally()),
+            {
+                name: gauge.joined(values)
+                for name, gauge in _USER_GAUGES.items()
+                if (values := [user.gauges[name] for user in some if name in user.gauges])
+            },
+        )
+        for account, some in of_account.items()
+    }

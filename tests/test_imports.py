@@ -13,7 +13,7 @@ import poller
 
 ROOT = Path(poller.__file__).parent
 
-CORE = ["errors", "clock", "window", "listing", "naming"]
+CORE = ["errors", "events", "clock", "window", "listing", "naming"]
 CORE += [
     "schedule",
     "retry",
@@ -39,6 +39,7 @@ SHELL = [
     "problems",
     "log",
     "metrics",
+    "reporting",
 ]
 SHELL += ["systemd", "client", "ingest", "daemon", "web", "simulator", "cli", "__main__"]
 ORDER = [*CORE, *SHELL]

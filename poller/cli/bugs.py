@@ -33,10 +33,11 @@ def report(bug: Exception, command: str) -> int:
 
 
 def _report(bug: Exception, command: str) -> None:
-    from poller import VERSION, log  # whoever only asks for help need not wait for them
+    from poller import VERSION, events, log  # whoever only asks for help need not wait for them
 
     if command in _HAVE_A_LOG:
-        log.event("internal-error", "A command ended by an error that nobody expected.", error=bug)
+        what = "A command ended by an error that nobody expected."
+        log.say(events.InternalError(what, bug))
     what = " ".join(log.redact(f"{type(bug).__name__}: {_text(bug)}").split())
     streams.complain(
         f"poller: `{command}` met a bug and ended. Please report this line, which holds no secret "

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from poller import log
+from poller import events, log
 
 _PATIENCE_S = 1.0
 
@@ -66,7 +66,8 @@ def _others() -> list[threading.Thread]:
 
 
 def _end(code: int, sentence: str, left: list[threading.Thread]) -> None:
-    log.event("stalled", sentence, what="stop", threads=sorted({one.name for one in left}))
+    threads = sorted({one.name for one in left})
+    log.say(events.Stalled("stop", threads=threads, told=sentence))
     log.flush(_PATIENCE_S)
     if sys.stdout is not None:
         sys.stdout.flush()

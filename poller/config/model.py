@@ -109,6 +109,10 @@ class User:
     )
     expect: Expect | None = key(None, Expect, "warn about silence", is_map=True)
 
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.account, self.name
+
 
 @dataclass(frozen=True)
 class Account:

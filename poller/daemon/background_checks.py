@@ -4,9 +4,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from poller import log
+from poller import events, log
 from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
-from poller.ingest.audit import Auditor, Checked
+from poller.ingest.audit import Auditor
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
@@ -71,8 +71,11 @@ class BackgroundChecks:
         try:
             async for page in self._auditor.pages(thorough=thorough, limit=limit):
                 for one in page:
-                    if one.is_damaged and one.row.state is State.STORED:
-                        self._report(one, again=not thorough)
+                    row = one.row
+                    is_news = row.harm is None or not thorough  # once more at a start
+                    if one.is_damaged and row.state is State.STORED and is_news:
+                        who = row.account, row.user_name, row.fax_id
+                        log.say(events.FilesDamaged(*who, row.file, one.finding.why))
                 if thorough:
                     took = self._clock.monotonic() - began
                     await self._clock.sleep(max(_REST_S, took * _REST_FACTOR))
@@ -80,20 +83,3 @@ class BackgroundChecks:
         except (StorageUnusable, StorageConflict, LedgerUnavailable):
             return False  # the gate says so
         return True
-
-    @staticmethod
-    def _report(one: Checked, *, again: bool) -> None:
-        """What is known is said once more at a start."""
-        row = one.row
-        if row.harm is not None and not again:
-            return
-        log.event(
-            "fax-damaged",
-            "The files of a stored fax are not what was stored; `poller verify --repair` fetches "
-            "it again.",
-            account=row.account,
-            user=row.user_name,
-            fax_id=row.fax_id,
-            file=row.file,
-            problem=one.finding.why,
-        )

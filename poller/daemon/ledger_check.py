@@ -1,6 +1,6 @@
 """The ledger is checked through at every start and every day, and a copy of it is kept."""
 
-from poller import log
+from poller import events, log
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger
@@ -37,22 +37,11 @@ class LedgerCheck:
         except Stopped:
             return
         except Hung as error:
-            log.event(
-                "stalled",
-                "The copy and check of the ledger made no progress for two minutes; it is tried "
-                "again every hour. The work goes on.",
-                what="ledger copy",
-                reason=str(error),
-            )
+            log.say(events.Stalled("ledger copy", reason=str(error)))
             return
         except LedgerUnavailable as error:
             if self._failures.failed():
-                log.event(
-                    "snapshot-failed",
-                    "The ledger could not be copied and checked; it is tried again every hour. "
-                    "The work goes on.",
-                    error=error,
-                )
+                log.say(events.SnapshotFailed(error))
             return
         self._checked = True
         failures = self._failures.recovered()
@@ -61,16 +50,9 @@ class LedgerCheck:
             return
         self.trouble = None
         if due:
-            log.event(
-                "snapshot-made", "The day's snapshot of the ledger was made.", failures=failures
-            )
+            log.say(events.SnapshotMade(failures))
 
     def _found(self, problem: str) -> None:
         if self.trouble is None:
-            log.event(
-                "ledger-damaged",
-                "The ledger is damaged. The service works on as far as it can. Stop it and run "
-                "`poller rebuild`; the snapshots stay as they are.",
-                problem=problem,
-            )
+            log.say(events.LedgerFoundDamaged(problem))
         self.trouble = damaged(problem)

@@ -1,6 +1,7 @@
 """What keeps the daemon honest: gate, watchdog, clock, silence, summaries, probes."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
@@ -8,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from poller import log, systemd
+from poller import events, log, systemd
 from poller.client import Resolver
 from poller.clock import clock_step
 from poller.daemon.ledger_check import LedgerCheck
@@ -43,6 +44,7 @@ class Monitor:
         self._site = site
         self._planner = planner
         self._clock = site.shop.clock
+        self._emit = site.shop.emit
         self._disk_low = False
         self._silent: set[int] = set()
         self._failing: dict[int, FailingCount] = {}
@@ -111,12 +113,7 @@ class Monitor:
         stalled = self._stalled()
         for name in stalled:
             if name not in self._said_stalled:
-                log.event(
-                    "stalled",
-                    f"The {name} has made no progress for two minutes. The watchdog is withheld, so "
-                    "that systemd restarts poller.",
-                    what=name,
-                )
+                self._emit(events.Stalled(name))
         self._said_stalled = set(stalled)
 
     # -- storage --------------------------------------------------------------------------------
@@ -136,21 +133,16 @@ class Monitor:
         """Warn well before `min_free` stops the fetching."""
         site = self._site
         free, floor = site.shop.gate.free_bytes, site.config.storage.min_free
-        site.shop.metrics.min_free(floor)
+        metrics = site.shop.metrics
+        metrics.set("storage_min_free_bytes", floor)
+        metrics.set("storage_free_bytes", math.nan if free is None else free)
+        metrics.set("storage_usable", site.shop.gate.usable)
         if free is None:
             return
         low = free < floor * (2 if not self._disk_low else 2.2)
-        if low == self._disk_low:
-            return
-        self._disk_low = low
-        log.event(
-            "disk-low" if low else "disk-ok",
-            "Free space in the storage directory is less than twice storage.min_free."
-            if low
-            else "There is enough free space in the storage directory again.",
-            free_bytes=free,
-            min_free_bytes=floor,
-        )
+        if low != self._disk_low:
+            self._disk_low = low
+            self._emit(events.DiskLow(free, floor) if low else events.DiskOk(free, floor))
 
     # -- clock ----------------------------------------------------------------------------------
 
@@ -169,11 +161,7 @@ class Monitor:
     async def _stepped(self, step: timedelta) -> None:
         way = "back" if step < timedelta(0) else "forward"
         by = timedelta(seconds=round(abs(step).total_seconds()))
-        log.event(
-            "clock-stepped",
-            f"This machine's clock was set {way} by {by}; all polls are planned again.",
-            step_s=round(step.total_seconds(), 1),
-        )
+        self._emit(events.ClockStepped(round(step.total_seconds(), 1), f"{way} by {by}"))
         for account in self._site.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
         for state in self._site.states:
@@ -230,12 +218,11 @@ class Monitor:
 
     async def _gauges(self) -> None:
         metrics = self._site.shop.metrics
-        metrics.ready(not self.troubles())
+        metrics.set("ready", not self.troubles())
         for account in self._site.accounts.values():  # 0 is a series, too
-            metrics.suspended(account.account.name, is_suspended=account.is_suspended)
+            metrics.set("account_suspended", account.is_suspended, account.account.name)
         for state in self._site.states:
-            overdue = self._planner.is_overdue(state)
-            metrics.set_overdue(state.user.account, state.user.name, is_overdue=overdue)
+            metrics.set_user(*state.user.names, overdue=self._planner.is_overdue(state))
         try:
             waiting = await self._site.shop.ledger.waiting_counts()
             harmed = await self._site.shop.ledger.harmed_counts()
@@ -243,10 +230,12 @@ class Monitor:
             return  # the gate says so
         for state in self._site.states:
             pending, quarantined = waiting.get(state.id, (0, 0))
-            labels = (state.user.account, state.user.name)
-            metrics.set_pending(*labels, pending)
-            metrics.set_quarantined(*labels, quarantined)
-            metrics.set_damaged(*labels, harmed.get(state.id, 0))
+            metrics.set_user(
+                *state.user.names,
+                pending=pending,
+                quarantined=quarantined,
+                damaged=harmed.get(state.id, 0),
+            )
         self._pending = sum(pending for pending, _ in waiting.values())
         self._quarantined = sum(quarantined for _, quarantined in waiting.values())
         systemd.status(self.status_line())
@@ -309,21 +298,21 @@ class Monitor:
             account.tally = type(tally)()
             lags = [self._lag_s(state) or 0.0 for state in account.states.values()]
             mine = [row for row in rows if row.app_id == account.account.app_id]
-            log.event(
-                "account-summary",
-                "What the last five minutes brought.",
-                account=account.account.name,
-                users=len(account.states),
-                polls=tally["polls"],
-                failed_polls=tally["failed_polls"],
-                discovered=tally["discovered"],
-                stored=tally["stored"],
-                failed_fetches=tally["failed"],
-                rate_limited=tally["rate_limited"],
-                pending=sum(row.pending for row in mine),
-                quarantined=sum(row.quarantined for row in mine),
-                lag_s=round(max(lags, default=0.0)),
-                suspended=account.is_suspended,
+            self._emit(
+                events.AccountSummary(
+                    account.account.name,
+                    users=len(account.states),
+                    polls=tally["polls"],
+                    failed_polls=tally["failed_polls"],
+                    discovered=tally["discovered"],
+                    stored=tally["stored"],
+                    failed_fetches=tally["failed"],
+                    rate_limited=tally["rate_limited"],
+                    pending=sum(row.pending for row in mine),
+                    quarantined=sum(row.quarantined for row in mine),
+                    lag_s=round(max(lags, default=0.0)),
+                    suspended=account.is_suspended,
+                )
             )
 
     # -- silence --------------------------------------------------------------------------------
@@ -331,19 +320,10 @@ class Monitor:
     async def _look_for_silence(self) -> None:
         for state in self._site.states:
             silent = state.polled and state.silent_since is not None
-            self._site.shop.metrics.set_silent(
-                state.user.account, state.user.name, is_silent=silent
-            )
+            self._site.shop.metrics.set_user(*state.user.names, silent=silent)
             if silent and state.id not in self._silent:
                 self._silent.add(state.id)
-                log.event(
-                    "silence",
-                    "Nothing was received for longer than expected: is the number still assigned "
-                    "to this user?",
-                    account=state.user.account,
-                    user=state.user.name,
-                    last_received_at=state.last_received_at,
-                )
+                self._emit(events.Silence(*state.user.names, state.last_received_at))
             elif not silent:
                 self._silent.discard(state.id)
 
@@ -367,26 +347,11 @@ class Monitor:
         for state in site.states:
             user = state.user
             one, before = (seen.get(state.id, FailingCount()) for seen in (found, self._failing))
-            site.shop.metrics.set_failing(user.account, user.name, one.oldest_s)
+            site.shop.metrics.set_user(*user.names, failing_s=one.oldest_s)
             if one.late and not before.late:
-                log.event(
-                    "fetch-failed",
-                    "Faxes of this user have failed for longer than retry.alarm_after, or their "
-                    "directory cannot be used; they are tried again. `poller status` names them "
-                    "and why.",
-                    account=user.account,
-                    user=user.name,
-                    faxes=one.late,
-                    oldest_s=round(one.oldest_s),
-                )
+                self._emit(events.FetchFailed(*user.names, one.late, round(one.oldest_s)))
             elif before.late and not one.late:
-                log.event(
-                    "fetch-recovered",
-                    "No pending fax of this user has failed for longer than retry.alarm_after, and "
-                    "none waits for its directory.",
-                    account=user.account,
-                    user=user.name,
-                )
+                self._emit(events.FetchRecovered(*user.names))
         self._failing = found
 
     def _fails_for_a_day(self) -> bool:
@@ -477,14 +442,8 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 - an optional ping never ends the service
             # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.
             if self._heartbeat.failed():
-                log.event(
-                    "heartbeat-failed",
-                    "The heartbeat URL did not take the ping.",
-                    reason=type(error).__name__,
-                    status=getattr(error, "status", None),
-                )
+                status = getattr(error, "status", None)
+                self._emit(events.HeartbeatFailed(type(error).__name__, status))
             return
         if failures := self._heartbeat.recovered():
-            log.event(
-                "heartbeat-recovered", "The heartbeat URL takes pings again.", failures=failures
-            )
+            self._emit(events.HeartbeatRecovered(failures))

@@ -8,7 +8,7 @@ from datetime import UTC, timedelta
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from poller import log, plan, schedule
+from poller import events, plan, schedule
 from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountRunner
@@ -27,6 +27,7 @@ class Planner:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._clock = site.shop.clock
+        self._emit = site.shop.emit
         self._polls: dict[asyncio.Task[object], tuple[AccountRunner, UserState]] = {}
         self.tick_at = self._clock.monotonic()
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
@@ -83,13 +84,7 @@ class Planner:
         """End polls that made no progress for two minutes; name them."""
         for poll, (account, state) in self._polls.items():
             if self._is_stuck(account, state):
-                log.event(
-                    "stalled",
-                    "A poll made no progress for two minutes and was ended.",
-                    what="poll",
-                    account=state.user.account,
-                    user=state.user.name,
-                )
+                self._emit(events.Stalled("poll", *state.user.names))
                 poll.cancel()
 
     def is_overdue(self, state: UserState) -> bool:
@@ -116,15 +111,10 @@ class Planner:
         limit = account.account.limits.requests_per_second
         polls = [state.user.poll for state in account.states.values()]
         factor = plan.demand(polls, limit, self._clock.now()).factor
-        self._site.shop.metrics.stretched(account.account.name, factor)
+        name = account.account.name
+        self._site.shop.metrics.set("schedule_stretch_ratio", factor, name)
         if factor > 1:
-            log.event(
-                "schedule-stretched",
-                "The schedule asks for more lists than the limit allows; polls become less frequent.",
-                account=account.account.name,
-                factor=round(factor, 2),
-                requests_per_second=limit,
-            )
+            self._emit(events.ScheduleStretched(name, round(factor, 2), limit))
         per_second = min(limit * schedule.LISTS_SHARE, POLLS_PER_S)
         spread = timedelta(seconds=len(account.states) / per_second)
         for state in account.states.values():

@@ -36,8 +36,7 @@ class Plan:
     """What becomes of each account, and what is new in `settings`.
 
     One that stays goes on with its connection, with changed limits, users or secret; `gone` are App
-    IDs, `forgotten` the labels (account, user) that nobody has any more. What only a restart can
-    change (`restart_for`) is in `settings` as it was.
+    IDs. What only a restart can change (`restart_for`) is in `settings` as it was.
     """
 
     settings: Config
@@ -46,7 +45,6 @@ class Plan:
     replaced: tuple[Account, ...]
     new: tuple[Account, ...]
     gone: tuple[str, ...]
-    forgotten: frozenset[tuple[str, str]]
     changes: Changes
 
 
@@ -77,7 +75,6 @@ def plan(old: Config, new: Config) -> Plan:
         replaced=tuple(account for account in common if account not in stay),
         new=tuple(account for account in new.accounts if account.app_id not in before),
         gone=tuple(before.keys() - {account.app_id for account in new.accounts}),
-        forgotten=_labels(old) - _labels(new),
         changes=changes(old, new),
     )
 
@@ -145,8 +142,6 @@ async def carry_out(
     await site.take_users(prepared.rows)
     for one in old:
         site.shop.metrics.forget_account(one.account.name)
-    for label in planned.forgotten:
-        site.shop.metrics.forget(*label)
     for one in prepared.opened:
         start(one)
 
@@ -173,12 +168,6 @@ def _read_again(token: SecretRef | None, environ: Mapping[str, str]) -> str | No
     if token is None or token.kind == "credential":
         return None
     return config.read_secret(token, environ)
-
-
-def _labels(settings: Config) -> frozenset[tuple[str, str]]:
-    return frozenset(
-        (user.account, user.name) for account in settings.accounts for user in account.users
-    )
 
 
 def _same_connection(old: Account, new: Account) -> bool:

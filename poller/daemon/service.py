@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any
 
-from poller import log, systemd
+from poller import events, log, systemd
 from poller.config.model import Config
 from poller.daemon import reload
 from poller.daemon.background_checks import BackgroundChecks
@@ -42,7 +42,7 @@ async def run(
     starting (CannotStart, ConfigError), and the bug that ended it.
     """
     asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
-    log.event("service-started", "poller starts.", users=_user_count(settings))
+    log.say(events.ServiceStarted(len(settings.users)))
     is_up = False
     try:
         async with open_site(settings, environ, metrics=metrics, storage_lock=storage_lock) as site:
@@ -53,9 +53,9 @@ async def run(
                 await Service(site, planner, monitor, load, on_stop=on_stop).work()
     except PollerError as error:
         if not is_up:  # the sentence on stderr reaches no aggregator
-            log.event("start-refused", f"poller does not start: {error}", error=error)
+            log.say(events.StartRefused(error))
         raise
-    log.event("service-stopped", "poller stopped.")
+    log.say(events.ServiceStopped())
 
 
 class Service:
@@ -73,6 +73,7 @@ class Service:
         self._site = site
         self._planner = planner
         self._monitor = monitor
+        self._emit = site.shop.emit
         self._load = load
         self._on_stop = on_stop
         self._stop = asyncio.Event()
@@ -98,7 +99,7 @@ class Service:
     def stop(self) -> None:
         """Begin to stop; twice does no harm."""
         if not self._stop.is_set():
-            log.event("service-stopping", "poller finishes what is under way and stops.")
+            self._emit(events.ServiceStopping())
             systemd.stopping()
             self._stop.set()
             self._on_stop(self._site.config.drain)  # which a reload may have changed
@@ -115,12 +116,12 @@ class Service:
         for name, work in loops.items():
             self._spawn(work, name)
         systemd.ready(self._monitor.status_line())
-        log.event(
-            "service-ready",
-            "poller is ready.",
-            accounts=len(self._site.accounts),
-            users=_user_count(self._site.config),
-            storage=self._site.shop.gate.reason or "usable",
+        self._emit(
+            events.ServiceReady(
+                accounts=len(self._site.accounts),
+                users=len(self._site.config.users),
+                storage=self._site.shop.gate.reason or "usable",
+            )
         )
 
     def _start_account(self, account: AccountRunner) -> None:
@@ -145,12 +146,8 @@ class Service:
         if task.cancelled() or task.exception() is None:
             return
         self._failure = self._failure or task.exception()
-        log.event(
-            "internal-error",
-            f"{task.get_name()} ended by an error that nobody expected; poller stops, to be "
-            "started again.",
-            error=task.exception(),
-        )
+        what = f"{task.get_name()} ended by an error that nobody expected; poller stops, to be started again."
+        self._emit(events.InternalError(what, task.exception()))
         self.stop()
 
     async def _wind_down(self) -> None:
@@ -200,19 +197,12 @@ class Service:
                 settings = await self._loading.run(self._load)
                 prepared = await reload.prepare(self._site, settings)
         except TimeoutError:
-            log.event(
-                "stalled",
-                "The configuration could not be read within two minutes; the old one stays.",
-                what="reload",
-            )
+            self._emit(events.Stalled("reload"))
             self._note_rejected("It could not be read within two minutes.")
         except (ConfigError, CannotStart, LedgerUnavailable, NoThread) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
             for problem in problems:
-                log.event(
-                    "config-rejected",
-                    f"The configuration was not taken, the old one stays: {problem}",
-                )
+                self._emit(events.ConfigRejected(str(problem)))
             self._note_rejected(str(problems[0]))
         else:
             self._note_rejected(None)
@@ -226,24 +216,27 @@ class Service:
 
     def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:
         changes = prepared.plan.changes
-        said = [changes.sentence(), _reloaded(settings, prepared.plan.restart_for)]
+        said = ["The configuration was reloaded", changes.sentence()]
+        said += [_reloaded(settings, prepared.plan.restart_for)]
         said += said_of_left_behind(prepared.left_behind)
-        log.event(
-            "service-reloaded",
-            f"{'; '.join(['The configuration was reloaded', *filter(None, said)])}.",
-            level="warning" if prepared.left_behind else "info",
-            users=_user_count(settings),
-            added=changes.added[:NAMED],
-            added_count=len(changes.added),
-            removed=changes.removed[:NAMED],
-            removed_count=len(changes.removed),
-            renamed=[f"{before} -> {now}" for before, now in changes.renamed[:NAMED]],
-            renamed_count=len(changes.renamed),
+        renamed = [f"{before} -> {now}" for before, now in changes.renamed[:NAMED]]
+        self._emit(
+            events.ServiceReloaded(
+                "; ".join(filter(None, said)),
+                leaves_faxes=bool(prepared.left_behind),
+                users=len(settings.users),
+                added=changes.added[:NAMED],
+                added_count=len(changes.added),
+                removed=changes.removed[:NAMED],
+                removed_count=len(changes.removed),
+                renamed=renamed,
+                renamed_count=len(changes.renamed),
+            )
         )
 
     def _note_rejected(self, problem: str | None) -> None:
         self._site.rejected = problem
-        self._site.shop.metrics.config_rejected(is_rejected=problem is not None)
+        self._site.shop.metrics.set("config_rejected", problem is not None)
 
 
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
@@ -254,7 +247,3 @@ def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
     if any(one is not None and one.kind == "credential" for one in references):
         said.append("a credential that has changed needs `systemctl restart poller`")
     return "; ".join(said)
-
-
-def _user_count(settings: Config) -> int:
-    return sum(len(account.users) for account in settings.accounts)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from poller import log
+from poller import events, log
 from poller.client import Client, Observer, Ports
 from poller.config.model import Account, RetryConfig
 from poller.efax import Call, listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
+from poller.events import Event
 from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
 from poller.ingest.poll import Poller
@@ -23,18 +24,18 @@ from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger
 from poller.suspension import EndsBy
-from poller.window import is_late
 
 _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
 
 
 class ClientObserver(Observer):
-    """Counts, logs what changes, and passes suspensions on."""
+    """Counts, emits what changes, and passes suspensions on."""
 
     def __init__(self, owner: "AccountRunner") -> None:
         self._owner = owner
         self._metrics = owner.shop.metrics
+        self._emit = owner.shop.emit
         self._name = owner.account.name
         self._suspended = False
         self._slowed = False
@@ -66,59 +67,27 @@ class ClientObserver(Observer):
         self._owner.tally["rate_limited"] += 1
         if rate < self._owner.account.limits.requests_per_second / 2:
             return  # it was slowed already: said when that began, counted in each summary
-        log.event(
-            "rate-limited",
-            "eFax said 429: the account pauses and goes on more slowly.",
-            account=self._name,
-            pause_s=round(pause_s, 1),
-            requests_per_second=round(rate, 2),
-        )
+        self._emit(events.RateLimited(self._name, round(pause_s, 1), round(rate, 2)))
 
     def signed_in(self, reason: str, token: str) -> None:
         log.register_secret(token, slot=f"token:{self._name}")
-        self._metrics.sign_in(self._name, reason)
-        log.event("token-refreshed", "Signed in.", account=self._name, reason=reason)
+        self._emit(events.TokenRefreshed(self._name, reason))
 
     def token_war(self, count: int) -> None:
-        self._metrics.token_war(self._name, is_on=True)
-        log.event(
-            "token-war",
-            "Another program signs in with this App ID and ends our tokens: give each its own App ID. "
-            "Faxes still arrive, more slowly.",
-            account=self._name,
-            count=count,
-        )
+        self._emit(events.TokenWar(self._name, count))
 
     def token_war_over(self, count: int) -> None:
-        self._metrics.token_war(self._name, is_on=False)
-        log.event(
-            "token-war-over",
-            "No other program has ended our token for a day; sign-ins are few again.",
-            account=self._name,
-            count=count,
-        )
+        self._emit(events.TokenWarOver(self._name, count))
 
     def suspended(self, until: datetime, reason: str) -> None:
         if not self._suspended:
             self._suspended = True
-            self._metrics.suspended(self._name, is_suspended=True)
-            log.event(
-                "account-suspended",
-                f"The account is suspended and probed at growing intervals: {reason}",
-                account=self._name,
-                reason=reason,
-            )
+            self._emit(events.SuspensionBegan(self._name, reason, is_news=True))
         self._owner.on_suspended(until, reason)
 
     def resumed(self, failures: int, reason: str) -> None:
         self._suspended = False
-        self._metrics.suspended(self._name, is_suspended=False)
-        log.event(
-            "account-resumed",
-            f"The account works again; polling and fetching go on. It was suspended: {reason}",
-            account=self._name,
-            failures=failures,
-        )
+        self._emit(events.SuspensionEnded(self._name, reason, failures))
         self._owner.on_resumed()
 
 
@@ -154,7 +123,9 @@ class AccountRunner:
             api_key=lambda: self.secret,
             retry=self.retry,
         )
-        self._empties = EmptyLists(self.client, shop.ledger, shop.clock, self.states)
+        self._empties = EmptyLists(
+            self.client, shop.ledger, shop.clock, self.states, emit=shop.emit
+        )
         reader = ListReader(
             self.client,
             shop.ledger,
@@ -164,14 +135,7 @@ class AccountRunner:
             on_discovered=self._on_discovered,
         )
         self._empties.record = reader.record
-        self._poller = Poller(
-            self.client,
-            shop.ledger,
-            reader,
-            self._empties,
-            clock=shop.clock,
-            random=shop.random,
-        )
+        self._poller = Poller(self.client, reader, self._empties, shop)
         self.workers = FetchWorkers(
             self.account.app_id,
             shop.ledger,
@@ -195,7 +159,6 @@ class AccountRunner:
             outcome = await self._poller.poll(state, until=until)
         self._blame_account(state, outcome)
         self._note_probe()
-        self._count(state, outcome)
         self._report(state, outcome)
         return outcome
 
@@ -213,17 +176,16 @@ class AccountRunner:
         """Take a poll that a bug has ended for one that failed."""
         if not state.bug_alarm:
             state.bug_alarm = True
-            log.event(
-                "internal-error",
-                "A poll ended by an error that nobody expected; it is repeated on schedule, and "
-                "this is said again only after one has succeeded.",
-                account=state.user.account,
-                user=state.user.name,
-                error=bug,
+            self.shop.emit(
+                events.InternalError(
+                    "A poll ended by an error that nobody expected; it is repeated on schedule, "
+                    "and this is said again only after one has succeeded.",
+                    bug,
+                    *state.user.names,
+                )
             )
         outcome = PollOutcome(error=Unforeseen(bug))
         await self._poller.record(state, outcome)
-        self._count(state, outcome)
         self._report(state, outcome)
         return outcome
 
@@ -301,12 +263,7 @@ class AccountRunner:
             # An outage that fails now this way, now that way, is not said with each probe.
             if reason not in self._said_reasons:
                 self._said_reasons.add(reason)
-                log.event(
-                    "account-suspended",
-                    f"The account is still suspended, for another reason: {reason}",
-                    account=self.account.name,
-                    reason=reason,
-                )
+                self.shop.emit(events.SuspensionBegan(self.account.name, reason, is_news=False))
             self._note_suspended(until, reason)
 
     def _note_suspended(self, until: datetime, reason: str) -> None:
@@ -350,17 +307,11 @@ class AccountRunner:
 
     # -- what is counted and said ---------------------------------------------------------------
 
-    def _is_configured(self, state: UserState) -> bool:
-        """A reload may remove a user while its poll runs; its series must not come back then."""
-        return self.states.get(state.id) is state
-
     def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
         self._empties.discovered(faxes)
         now = self.shop.clock.now()
         steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
         gaps = state.gaps()  # what was in one was not looked for: that says nothing of eFax
-        if self._is_configured(state):
-            self.shop.metrics.fax(state.user.account, state.user.name, "discovered", len(faxes))
         self.tally["discovered"] += len(faxes)
         for fax in faxes:
             if fax.received_at is not None:
@@ -369,108 +320,54 @@ class AccountRunner:
                 in_gap = any(gap.start <= fax.received_at < gap.end for gap in gaps)
                 if steady and not in_gap and fax.found_by != "backfill":
                     self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())
-            log.event(
-                "fax-discovered",
-                "A new fax is listed.",
-                account=fax.account,
-                user=fax.user_name,
-                fax_id=fax.fax_id,
-                received_at=fax.received_at,
-                pages=listed_pages(fax.listed),
-            )
+            pages = listed_pages(fax.listed)
+            self.shop.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages))
         self.workers.wake(state.id)
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
         self.tally[outcome.name.lower()] += 1
         self.on_fetched(fax, outcome)
 
-    def _count(self, state: UserState, outcome: PollOutcome) -> None:
-        if not self._is_configured(state):
-            return
-        account, user = state.user.account, state.user.name
-        metrics = self.shop.metrics
-        if outcome.skipped is not None:
-            metrics.poll(account, user, "skipped")
-            return
-        failed = outcome.error is not None
-        self.tally["failed_polls" if failed else "polls"] += 1
-        metrics.poll(account, user, "failed" if failed else "ok")
-        if outcome.late_s:
-            overlap = state.user.poll.overlap
-            late = sum(is_late(timedelta(seconds=late_s), overlap) for late_s in outcome.late_s)
-            metrics.fax(account, user, "late", late)
-        if (watermark := state.watermark) is not None:
-            metrics.set_watermark(account, user, watermark)
-        if (settled := state.settled_until) is not None:
-            metrics.set_settled(account, user, settled)
-        if state.last_success_at is not None:
-            metrics.set_last_success(account, user, state.last_success_at)
-        gap_s = sum((gap.length.total_seconds() for gap in state.gaps()), 0.0)
-        metrics.set_gap(account, user, gap_s)
-
     def _report(self, state: UserState, outcome: PollOutcome) -> None:
         if outcome.skipped is not None:
+            self.shop.metrics.poll(*state.user.names, "skipped")
             return
-        if outcome.error is not None:
-            self._report_failure(state, outcome)
-            return
-        if state.poll_alarm:
-            log.event(
-                "poll-recovered",
-                "This user is polled again.",
-                account=state.user.account,
-                user=state.user.name,
-                failures=state.failures_in_a_row,
-            )
-        state.poll_alarm = state.bug_alarm = False
-        state.failures_in_a_row = 0
-        log.event(
-            "poll-completed",
-            "Polled a user.",
-            level="info" if outcome.discovered else "debug",
-            account=state.user.account,
-            user=state.user.name,
-            discovered=len(outcome.discovered),
+        self.tally["polls" if outcome.error is None else "failed_polls"] += 1
+        self.shop.metrics.set_user(
+            *state.user.names,
             watermark=state.watermark,
+            settled=state.settled_until,
+            last_success=state.last_success_at,
+            gap_s=sum((gap.length.total_seconds() for gap in state.gaps()), 0.0),
         )
-        self._report_gaps(state)
+        error = outcome.error
+        found = len(outcome.discovered)
+        for happened in (
+            self._succeeded(state, found) if error is None else self._failed(state, error)
+        ):
+            self.shop.emit(happened)
 
-    def _report_failure(self, state: UserState, outcome: PollOutcome) -> None:
+    def _failed(self, state: UserState, error: PollerError) -> Iterator[Event]:
         state.failures_in_a_row += 1
         # An account's or a user's refusal has an event of its own.
-        if state.poll_alarm or self.is_suspended or state.refusals:
-            return
-        state.poll_alarm = True
-        log.event(
-            "poll-failed",
-            "A poll failed; it is repeated on schedule, and said again only when it succeeds.",
-            account=state.user.account,
-            user=state.user.name,
-            error=outcome.error,
-        )
+        is_news = not (state.poll_alarm or self.is_suspended or state.refusals)
+        state.poll_alarm = state.poll_alarm or is_news
+        yield events.PollFailed(*state.user.names, error, is_news)
 
-    def _report_gaps(self, state: UserState) -> None:
+    @staticmethod
+    def _succeeded(state: UserState, discovered: int) -> Iterator[Event]:
+        names = state.user.names
+        if state.poll_alarm:
+            yield events.PollRecovered(*names, state.failures_in_a_row)
+        state.poll_alarm = state.bug_alarm = False
+        state.failures_in_a_row = 0
+        yield events.PollCompleted(*names, discovered, state.watermark)
         gaps = state.failed_gaps()
-        if bool(gaps) == state.gap_alarm:
-            return
+        if gaps and not state.gap_alarm:
+            yield events.GapOpened(*names, len(gaps), gaps[0].start, gaps[-1].end)
+        elif state.gap_alarm and not gaps:
+            yield events.GapClosed(*names)
         state.gap_alarm = bool(gaps)
-        if gaps:
-            log.event(
-                "gap-opened",
-                "A stretch of time could not be listed; it is tried again at growing intervals.",
-                account=state.user.account,
-                user=state.user.name,
-                gaps=len(gaps),
-                gap_from=gaps[0].start,
-                gap_to=gaps[-1].end,
-            )
-        else:
-            log.event(
-                "gap-closed",
-                "Every stretch of time is listed again, or was dismissed.",
-                account=state.user.account,
-                user=state.user.name,
-            )
 
 
 def all_refused(error: object) -> str:

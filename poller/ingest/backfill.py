@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from datetime import timedelta
 
-from poller import log, retry
+from poller import events, retry
 from poller.clock import Clock
 from poller.errors import ApiError
+from poller.events import Emit
 from poller.ingest.empties import EmptyLists
 from poller.ingest.run import Run
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
@@ -27,12 +28,14 @@ class Backfills:
         *,
         clock: Clock,
         random: Callable[[], float],
+        emit: Emit,
     ) -> None:
         self._lister = lister
         self._ledger = ledger
         self._empties = empties
         self._clock = clock
         self._random = random
+        self._emit = emit
 
     async def go_on(self, state: UserState, run: Run) -> None:
         """Go on with what was asked for, as far as this poll's time reaches."""
@@ -62,7 +65,12 @@ class Backfills:
                 )
                 run.not_listed = []
             if not now.withdrawn:
-                self._report(state, now)
+                window = now.window
+                self._emit(
+                    events.BackfillCompleted(
+                        *state.user.names, window.start, window.end, len(now.not_listed)
+                    )
+                )
         return True
 
     async def _list(self, state: UserState, asked: Backfill, piece: Slice, run: Run) -> bool:
@@ -97,18 +105,3 @@ class Backfills:
     def _rules(state: UserState) -> WindowRules:
         """The slices of a backfill are halved, down to an hour, each time that one failed."""
         return halved(rules(state), state.backfill_failures)
-
-    @staticmethod
-    def _report(state: UserState, done: Backfill) -> None:
-        log.event(
-            "backfill-completed",
-            "An old window that was asked for is listed, but for parts that eFax did not list."
-            if done.not_listed
-            else "An old window that was asked for is listed.",
-            level="warning" if done.not_listed else "info",
-            account=state.user.account,
-            user=state.user.name,
-            window_from=done.window.start,
-            window_to=done.window.end,
-            not_listed=len(done.not_listed),
-        )

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from poller import log
+from poller import events, log
 from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
@@ -20,6 +20,7 @@ from poller.emptiness import (
     is_proof_due,
 )
 from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
+from poller.events import Emit
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger
 from poller.naming import fax_key
@@ -55,8 +56,15 @@ class EmptyLists:
     """
 
     def __init__(
-        self, client: Client, ledger: Ledger, clock: Clock, states: Mapping[int, UserState]
+        self,
+        client: Client,
+        ledger: Ledger,
+        clock: Clock,
+        states: Mapping[int, UserState],
+        *,
+        emit: Emit = log.say,
     ) -> None:
+        self._emit = emit
         self._client = client
         self._ledger = ledger
         self._clock = clock
@@ -307,17 +315,7 @@ class EmptyLists:
             return
         self._said_deleted = True
         minutes = round(lists.doubted_for / timedelta(minutes=1))
-        log.event(
-            "canaries-deleted",
-            "The newest faxes are not there any more at eFax, which says so itself: until the next "
-            "one comes, an empty list is believed without a proof."
-            if is_sure
-            else f"For {minutes} minutes eFax has listed nothing that it listed before: these faxes "
-            "are taken for deleted there, and empty lists are believed again. If nobody has deleted "
-            "them, ask eFax's support.",
-            level="info" if is_sure else "error",
-            account=self._client.account.name,
-        )
+        self._emit(events.CanariesDeleted(self._client.account.name, is_sure, minutes))
 
     # -- what is known, and what waits --------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from poller import log, retry
+from poller import events, retry
 from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
@@ -34,6 +34,7 @@ from poller.errors import (
     TokenRefused,
     Unreachable,
 )
+from poller.events import Emit
 from poller.evidence import EvidenceStore
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State
@@ -75,6 +76,7 @@ class Workshop:
     storage: Storage
     evidence: EvidenceStore
     metrics: Metrics
+    emit: Emit
     gate: Gate
     clock: Clock
     random: Callable[[], float]
@@ -133,7 +135,7 @@ class Fetcher:
             return await self._postpone(fax, error)
         except StorageUnusable as error:
             if isinstance(error, StorageHung):
-                self._report_stalled(fax)
+                self._shop.emit(events.Stalled("storage", *fax.names))
             return await self._storage_failed(fax, error)
         except _Withdrawn:
             return Outcome.WITHDRAWN
@@ -153,7 +155,8 @@ class Fetcher:
             await self._record(fax, stored, problem)
             await draft.finish()
         if problem is not None:
-            self._report_damaged(fax, stored, problem)
+            is_unchecked = _is_unchecked(problem)
+            shop.emit(events.FaxDamaged(*fax.names, stored.file, problem, is_unchecked))
         return Outcome.STORED
 
     async def _resume(self, fax: FaxRow) -> StoredFile | None:
@@ -257,18 +260,17 @@ class Fetcher:
             )
         )
         self._shop.gate.passed()
-        self._shop.metrics.fax(fax.account, fax.user_name, "stored")
-        if fax.received_at is not None and not fax.force:
-            self._shop.metrics.ingest_latency((now - fax.received_at).total_seconds())
-        log.event(
-            "fax-stored",
-            "Stored a fax again." if fax.force else "Stored a fax.",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-            file=file.file,
-            bytes=file.bytes,
-            pages=file.pages,
+        is_again = fax.force
+        waited = None if is_again or fax.received_at is None else now - fax.received_at
+        self._shop.emit(
+            events.FaxStored(
+                *fax.names,
+                file=file.file,
+                bytes=file.bytes,
+                pages=file.pages,
+                is_again=is_again,
+                waited_s=None if waited is None else waited.total_seconds(),
+            )
         )
 
     # -- what did not work --------------------------------------------------------------------
@@ -285,16 +287,7 @@ class Fetcher:
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
         await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
-        log.event(
-            "fax-retry",
-            "A fax was postponed: its account could not be asked, the disk is full, or no process "
-            "could check its document.",
-            level="debug",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-            error=error,
-        )
+        self._shop.emit(events.FaxPostponed(*fax.names, error))
         return Outcome.POSTPONED
 
     async def _failed(self, fax: FaxRow, error: Exception) -> Outcome:
@@ -324,9 +317,11 @@ class Fetcher:
             )
         )
         if recorded.state is State.QUARANTINED and fax.state is not State.QUARANTINED:
-            self._report_quarantined(fax, error)
+            shop.emit(events.FaxQuarantined(*fax.names, error, fax.failures + 1))
             return Outcome.QUARANTINED
-        self._report_retry(fax, error, pause)
+        is_news = fax.failures == 0 or fax.last_error != str(error)
+        pause_s = round(pause.total_seconds())
+        shop.emit(events.FaxRetry(*fax.names, error, fax.failures + 1, pause_s, is_news))
         return Outcome.NOT_YET if isinstance(error, NotYet) else Outcome.FAILED
 
     async def _keep_evidence(self, fax: FaxRow, error: PollerError, draft: Draft) -> None:
@@ -338,63 +333,6 @@ class Fetcher:
             error=str(error),
             evidence=error.evidence if isinstance(error, ApiError) else Evidence(),
             image=draft.path,
-        )
-
-    # -- what is said about it ----------------------------------------------------------------
-
-    def _report_retry(self, fax: FaxRow, error: Exception, pause: timedelta) -> None:
-        """The first failure and each change of its kind is a warning, its repetition is not."""
-        changed = fax.failures == 0 or fax.last_error != str(error)
-        log.event(
-            "fax-retry",
-            "An attempt to fetch a fax failed; it is tried again.",
-            level="warning" if changed else "debug",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-            error=error,
-            failures=fax.failures + 1,
-            next_attempt_s=round(pause.total_seconds()),
-        )
-
-    @staticmethod
-    def _report_stalled(fax: FaxRow) -> None:
-        log.event(
-            "stalled",
-            "Checking or storing a fax has not ended within two minutes. It is left to itself, "
-            "and the fax is tried again.",
-            what="storage",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-        )
-
-    def _report_quarantined(self, fax: FaxRow, error: Exception) -> None:
-        self._shop.metrics.fax(fax.account, fax.user_name, "quarantined")
-        log.event(
-            "fax-quarantined",
-            "A fax could not be had for longer than retry.give_up_after; it is tried once a day. "
-            "See `poller status`, mend the cause, then `poller retry`.",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-            error=error,
-            failures=fax.failures + 1,
-        )
-
-    def _report_damaged(self, fax: FaxRow, file: StoredFile, problem: str) -> None:
-        self._shop.metrics.fax(fax.account, fax.user_name, "damaged")
-        log.event(
-            "fax-damaged",
-            "A fax could not be checked for the same reason twice; it is stored as it came, marked "
-            "damaged."
-            if _is_unchecked(problem)
-            else "A fax came broken the same way twice; it is stored as it came, marked damaged.",
-            account=fax.account,
-            user=fax.user_name,
-            fax_id=fax.fax_id,
-            file=file.file,
-            problem=problem,
         )
 
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
-from poller import log, retry
+from poller import events, retry
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
+from poller.events import Emit
 from poller.ledger import Ledger
-from poller.metrics import Metrics
 from poller.store import Storage
 
 _TRUSTED_FOR_S = 1.0
@@ -24,15 +24,15 @@ class Gate:
         self,
         storage: Storage,
         ledger: Ledger,
-        metrics: Metrics,
         clock: Clock,
         *,
         storage_id: str,
+        emit: Emit,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
         self._ledger = ledger
-        self._metrics = metrics
+        self._emit = emit
         self._clock = clock
         self._storage_id = storage_id
         self.on_change = on_change
@@ -125,15 +125,7 @@ class Gate:
     def _settle(self, reason: str | None) -> None:
         was = self.reason
         self.reason = reason
-        self._metrics.storage(self.free_bytes, usable=reason is None)
         if (was is None) == (reason is None):
             return
-        if reason is not None:
-            log.event(
-                "storage-unusable",
-                f"No image is fetched until this is mended: {reason}",
-                reason=reason,
-            )
-        else:
-            log.event("storage-usable", "The storage is usable again; fetching goes on.")
+        self._emit(events.StorageUsable() if reason is None else events.StorageLost(reason))
         self.on_change()

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 
-from poller import log
+from poller import events
 from poller.clock import Clock
 from poller.config.model import Sweep
 from poller.errors import ApiError, WindowRefused
+from poller.events import Emit
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.run import Run
 from poller.ingest.slices import SliceLister, is_of_the_slice, rules
@@ -22,12 +23,18 @@ class Nets:
     """Finds for the users of one account what their windows have missed."""
 
     def __init__(
-        self, lister: SliceLister, reader: ListReader, ledger: Ledger, clock: Clock
+        self,
+        lister: SliceLister,
+        reader: ListReader,
+        ledger: Ledger,
+        clock: Clock,
+        emit: Emit,
     ) -> None:
         self._lister = lister
         self._reader = reader
         self._ledger = ledger
         self._clock = clock
+        self._emit = emit
 
     async def sweep(self, state: UserState, start: datetime, run: Run) -> None:
         """List again what a window may have missed, as far as this poll's time reaches."""
@@ -45,7 +52,8 @@ class Nets:
                     raise
                 run.outcome.trouble.append(error)
                 state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
-                self._report_sweep_failed(state, kind, error)
+                if state.sweep_alarms[kind].failed():
+                    self._emit(events.SweepFailed(*state.user.names, kind, error))
 
     @staticmethod
     def _sweep_is_due(state: UserState, kind: SliceKind, now: datetime) -> bool:
@@ -90,14 +98,7 @@ class Nets:
         state.sweeps.pop(kind, None)
         alarm = state.sweep_alarms.pop(kind, None)
         if alarm is not None:
-            log.event(
-                "sweep-recovered",
-                "The sweep is complete again.",
-                account=state.user.account,
-                user=state.user.name,
-                sweep=kind,
-                failures=alarm.failures,
-            )
+            self._emit(events.SweepRecovered(*state.user.names, kind, alarm.failures))
 
     async def _not_downloaded(
         self, state: UserState, start: datetime, now: datetime
@@ -125,19 +126,6 @@ class Nets:
             return await self._reader.read_not_downloaded(state, bounds)
         except WindowRefused:
             return await self._reader.read_not_downloaded(state, None)
-
-    @staticmethod
-    def _report_sweep_failed(state: UserState, kind: SliceKind, error: ApiError) -> None:
-        if state.sweep_alarms[kind].failed():
-            log.event(
-                "sweep-failed",
-                "A sweep, which finds what the polls may have missed, could not be completed; it is "
-                "tried again every five minutes.",
-                account=state.user.account,
-                user=state.user.name,
-                sweep=kind,
-                error=error,
-            )
 
 
 def _sweep_rule(state: UserState, kind: SliceKind) -> Sweep:

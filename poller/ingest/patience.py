@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from poller import log
+from poller import events, log
 
 NO_PROGRESS_S = 120.0
 
 
 @asynccontextmanager
-async def cut_off_if_hung(what: str, **about: Any) -> AsyncIterator[None]:
+async def cut_off_if_hung(what: str, account: str | None = None) -> AsyncIterator[None]:
     """Cut the block off after two minutes and say so; the loop around it continues with the next one."""
     deadline = asyncio.timeout(NO_PROGRESS_S)
     try:
@@ -20,9 +19,4 @@ async def cut_off_if_hung(what: str, **about: Any) -> AsyncIterator[None]:
     except TimeoutError:
         if not deadline.expired():
             raise  # its own, not ours
-        log.event(
-            "stalled",
-            "A part of the work made no progress for two minutes and was cut off; it is done again.",
-            what=what,
-            **about,
-        )
+        log.say(events.Stalled(what, account))

@@ -1,13 +1,12 @@
 """Poll one user: the newest slice first, then old gaps, the two nets, and what was asked for."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from poller import log, retry
+from poller import events, retry
 from poller.client import Client
-from poller.clock import Clock
 from poller.config.model import User
 from poller.errors import (
     AccountSuspended,
@@ -19,12 +18,12 @@ from poller.errors import (
 )
 from poller.ingest.backfill import Backfills
 from poller.ingest.empties import EmptyLists
+from poller.ingest.fetch import Workshop
 from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome, Run
 from poller.ingest.slices import NOT_THIS_USERS_FAULT, SliceLister, failures, halved, rules
 from poller.ingest.user import UserState, read_again
-from poller.ledger import Ledger
 from poller.window import (
     Slice,
     WindowRules,
@@ -40,26 +39,22 @@ _LATE_AGAIN_S = 3600.0  # this often at most it is said again
 
 
 class Poller:
-    """Polls the users of one account. `random` gives values in [0, 1)."""
+    """Polls the users of one account."""
 
     def __init__(
-        self,
-        client: Client,
-        ledger: Ledger,
-        reader: ListReader,
-        empties: EmptyLists,
-        *,
-        clock: Clock,
-        random: Callable[[], float],
+        self, client: Client, reader: ListReader, empties: EmptyLists, shop: Workshop
     ) -> None:
         self._client = client
-        self._ledger = ledger
+        self._ledger = ledger = shop.ledger
         self._empties = empties
-        self._clock = clock
-        self._random = random
+        self._clock = clock = shop.clock
+        self._random = random = shop.random
+        self._emit = emit = shop.emit
         self._lister = SliceLister(reader, ledger, clock=clock, random=random)
-        self._nets = Nets(self._lister, reader, ledger, clock)
-        self._backfills = Backfills(self._lister, ledger, empties, clock=clock, random=random)
+        self._nets = Nets(self._lister, reader, ledger, clock, emit)
+        self._backfills = Backfills(
+            self._lister, ledger, empties, clock=clock, random=random, emit=emit
+        )
         self._agreeing = asyncio.Lock()
         self._not_said: dict[int, UserState] = {}  # refused, perhaps for the account's fault
 
@@ -258,48 +253,24 @@ class Poller:
             if state.refusal_said or not state.refusals:
                 continue
             state.refusal_said = True
-            log.event(
-                "user-refused",
-                self._refusal(state),
-                account=state.user.account,
-                user=state.user.name,
-                error=state.refusal,
-            )
-
-    def _refusal(self, state: UserState) -> str:
-        before = ", whom it accepted before" if state.last_success_at is not None else ""
-        return (
-            f"eFax refuses this user{before}; check its user_id and that it belongs to this App ID"
-            + (", and whether a proxy drops or changes headers" if self._is_only_user else "")
-            + ". It is asked again at growing intervals up to an hour."
-        )
+            before = ", whom it accepted before" if state.last_success_at is not None else ""
+            also = ", and whether a proxy drops or changes headers" if self._is_only_user else ""
+            self._emit(events.RefusalBegan(*state.user.names, state.refusal, before, also))
 
     def _accept(self, state: UserState) -> None:
         if state.refusal_said:
-            log.event(
-                "user-accepted",
-                "eFax accepts this user again.",
-                account=state.user.account,
-                user=state.user.name,
-                refusals=state.refusals,
-            )
+            self._emit(events.RefusalEnded(*state.user.names, state.refusals))
         state.refusals, state.refused_until, state.refusal_said = 0, None, False
         if self._not_said:  # the account is well, so it is those users
             not_said, self._not_said = self._not_said, {}
             self._say_refused(not_said.values())
 
     def _report_late(self, state: UserState, outcome: PollOutcome) -> None:
-        if not outcome.late_s:
-            return
         late = [s for s in outcome.late_s if is_late(timedelta(seconds=s), state.user.poll.overlap)]
+        if not late:
+            return
         now = self._clock.monotonic()
-        if late and now >= state.late_again_at:
+        is_news = now >= state.late_again_at
+        if is_news:
             state.late_again_at = now + _LATE_AGAIN_S
-            log.event(
-                "late-arrivals",
-                "Faxes became visible later than half the overlap allows for; raise poll.overlap.",
-                account=state.user.account,
-                user=state.user.name,
-                count=len(late),
-                latest_s=round(max(late)),
-            )
+        self._emit(events.LateArrivals(*state.user.names, len(late), round(max(late)), is_news))

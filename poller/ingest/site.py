@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from poller import config, log
+from poller import config, events, log
 from poller.client import Timeouts
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
@@ -20,6 +20,7 @@ from poller.ledger import Ledger, UserRow
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
+from poller.reporting import subscriber
 from poller.store import Storage
 
 # Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
@@ -96,7 +97,8 @@ class Site:
 
     async def take_users(self, rows: Sequence[UserRow]) -> None:
         """Bring the states in line with the configuration, whose users have these rows."""
-        users = [user for account in self.config.accounts for user in account.users]
+        users = self.config.users
+        self.shop.metrics.keep(frozenset(user.names for user in users))
         new = []
         for user, row in zip(users, rows, strict=True):
             state = self.accounts[user.app_id].states.get(row.id)
@@ -193,12 +195,7 @@ async def open_site(
 
 def _report_restored(ledger: Ledger) -> None:
     if ledger.restored_from is not None:
-        log.event(
-            "ledger-restored",
-            "The ledger was gone; its newest snapshot took its place. Faxes that were stored after "
-            "that and have been taken away since are fetched again.",
-            snapshot_at=ledger.restored_from,
-        )
+        log.say(events.LedgerRestored(ledger.restored_from))
 
 
 async def _workshop(
@@ -210,6 +207,7 @@ async def _workshop(
     random: Callable[[], float],
     storage_lock: StorageLock | None,
 ) -> Workshop:
+    emit = subscriber(metrics)
     known = await ledger.storage_id()
     is_lost = known is None and await storage.holds_faxes_of_a_ledger()
     storage_id = await storage.prepare(known)
@@ -218,13 +216,8 @@ async def _workshop(
     if known is None:
         await ledger.set_storage_id(storage_id)
     if is_lost:
-        log.event(
-            "ledger-lost",
-            "The ledger is new, and the storage directory holds faxes of an earlier one. Stop the "
-            "service and run `poller rebuild`, else faxes that were taken away are fetched again.",
-            directory=str(settings.storage.directory),
-        )
-    gate = Gate(storage, ledger, metrics, clock, storage_id=storage_id)
+        emit(events.LedgerLost(str(settings.storage.directory)))
+    gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)
     shop = Workshop(
         ledger=ledger,
         storage=storage,
@@ -232,6 +225,7 @@ async def _workshop(
             settings.state_directory, settings.evidence_max, clean=log.for_evidence
         ),
         metrics=metrics,
+        emit=emit,
         gate=gate,
         clock=clock,
         random=random,

@@ -4,7 +4,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
-from poller import log
+from poller import events, log
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Fetcher, Outcome
@@ -174,14 +174,8 @@ class FetchWorkers:
         try:
             outcome = await self._fetcher.fetch(fax, state.user)
         except Exception as error:  # noqa: BLE001 - not even its failure could be recorded
-            log.event(
-                "internal-error",
-                "An attempt to fetch a fax ended by an error that nobody expected.",
-                account=fax.account,
-                user=fax.user_name,
-                fax_id=fax.fax_id,
-                error=error,
-            )
+            what = "An attempt to fetch a fax ended by an error that nobody expected."
+            log.say(events.InternalError(what, error, *fax.names))
             self._met_bugs[fax.id] = self._clock.monotonic() + _AFTER_BUG_S
             outcome = Outcome.FAILED
         self._on_outcome(fax, outcome)

@@ -121,6 +121,11 @@ class FaxRow:
         return None if self.file is None else file_in(self)
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """Account, user and fax id, as logs and metrics show them."""
+        return self.account, self.user_name, self.fax_id
+
+    @property
     def claim(self) -> "Claim":
         return Claim(
             self.state, self.next_attempt_at, self.first_failed_at, self.failures, self.force

@@ -1,6 +1,6 @@
 """Say what happened: one redacted line per event on stdout, for machines or for a terminal.
 
-`event` is the way to say something. Libraries that use the standard library's logging, and
+`say` is the way to say something. Libraries that use the standard library's logging, and
 exceptions that nobody caught, come out the same way, through the same redaction.
 """
 
@@ -18,19 +18,17 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from poller import events
 from poller.errors import PollerError
-from poller.log.actions import ACTIONS, RANKS, Action, Level, default_level
+from poller.events import Event, Level
 from poller.log.episode import Episode
 from poller.log.key import load_or_create_key
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, message_of
-from poller.log.rendering import JsonRenderer, TerminalRenderer
+from poller.log.rendering import RANKS, JsonRenderer, TerminalRenderer
 
 __all__ = [
-    "ACTIONS",
-    "Action",
     "Episode",
-    "Level",
     "configure",
     "event",
     "flush",
@@ -41,6 +39,7 @@ __all__ = [
     "number",
     "redact",
     "register_secret",
+    "say",
     "set_level",
 ]
 
@@ -89,32 +88,35 @@ def set_level(level: Level) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(RANKS[level]))
 
 
+def say(happened: Event) -> None:
+    """Write the line of an event, if it has one."""
+    level = happened.level
+    if level is not None:
+        about = {name: getattr(happened, name) for name in happened.fields}
+        event(happened.action, happened.message, level=level, **about)
+
+
 def event(
-    action: Action,
+    action: str,
     message: str,
     *,
-    level: Level | None = None,
-    account: str | None = None,
-    user: str | None = None,
-    fax_id: str | None = None,
+    level: Level = "info",
     error: BaseException | None = None,
-    **fields: object,
+    **about: object,
 ) -> None:
-    """Say that `action` happened, in a sentence; `fields` land beside the account in `poller`.
+    """Write one line: that `action` happened, in a sentence; `about` lands in `poller`.
 
-    The level is the action's own unless given. `error` becomes `error.type` and `error.message`,
-    and, when it is no PollerError, so a bug, `error.stack_trace`. Fax numbers go through `number`;
-    the rest of redaction needs nothing from the caller. TypeError for an action that is none.
+    `error` becomes `error.type` and `error.message`, and, when it is no PollerError, so a bug,
+    `error.stack_trace`. Fax numbers go through `number`; the rest of redaction needs nothing from
+    the caller.
     """
-    severity = level or default_level(action)
-    if RANKS[severity] < _configured.rank:  # structlog would find out later, for each empty poll
+    if RANKS[level] < _configured.rank:  # structlog would find out later, for each empty poll
         return
-    who = {"account": account, "user": user, "fax_id": fax_id}
-    about = {name: value for name, value in (who | fields).items() if value is not None}
-    extra: dict[str, Any] = {"event.action": action, "poller": about}
+    known = {name: value for name, value in about.items() if value is not None}
+    extra: dict[str, Any] = {"event.action": action, "poller": known}
     if error is not None:
         extra["error"] = _described(error)
-    _say(severity, message, extra)
+    _say(level, message, extra)
 
 
 def number(text: str) -> str:
@@ -169,7 +171,7 @@ def handle_loop_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, A
 
 
 def _bug(message: str, error: BaseException | None) -> None:
-    event("internal-error", message, error=error)
+    say(events.InternalError(message, error))
 
 
 def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
@@ -197,11 +199,7 @@ class _Lines:
     def _write(self, line: str) -> None:
         self._output.write(line)
         if lost := self._output.take_lost():
-            event(
-                "log-lines-lost",
-                "Lines of the log could not be written for a while and are lost; here it goes on.",
-                count=lost,
-            )
+            say(events.LogLinesLost(lost))
 
 
 def _timestamp(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
@@ -254,7 +252,7 @@ class _Forwarder(logging.Handler):
             message = str(record.msg)
         error = record.exc_info[1] if record.exc_info else None
         extra: dict[str, Any] = {
-            "event.action": "library-message",
+            "event.action": events.LibraryMessage.action,
             "poller": {},
             "log.logger": record.name,
         }

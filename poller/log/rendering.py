@@ -8,9 +8,10 @@ from typing import Any, Final
 from ecs_logging import StructlogFormatter
 from structlog.dev import Column, ConsoleRenderer, KeyValueColumnFormatter, LogLevelColumnFormatter
 
-from poller.log.actions import RANKS
+from poller.events import Level
 from poller.log.redaction import cut
 
+RANKS: Final[dict[Level, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LONGEST_LINE: Final = 40 * 1024  # journald cuts at 48 KiB, in the middle of the JSON
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _EventDict = MutableMapping[str, Any]

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from poller import log
+from poller import events, log
 from poller.client import Resolver
 from poller.clock import Clock, SystemClock
 from poller.config.model import HttpConfig
@@ -161,7 +161,8 @@ class StatusServer:
         except PollerError as error:
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": log.redact(str(error))})
         except Exception as error:  # noqa: BLE001 - a bug in the page must not end the service
-            log.event("internal-error", f"The status server failed at {request.path}.", error=error)
+            what = f"The status server failed at {request.path}."
+            log.say(events.InternalError(what, error))
             return _json(
                 HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "An internal error, see the log."}
             )

@@ -39,6 +39,10 @@ async def account_row(site: Site) -> AccountRow:
     return found
 
 
+def of_stream(name: str, more: str = "") -> str:
+    return f'{name}{{account="main",direction="received",{more}user="user-a"}}'
+
+
 async def samples(site: Site) -> dict[str, float]:
     lines = (await site.shop.metrics.render()).decode().splitlines()
     return {
@@ -106,10 +110,25 @@ async def test_polls_and_faxes_are_tallied_and_counted(
     counted = await samples(site)
     assert counted['poller_polls_total{account="main",outcome="ok",user="user-a"}'] == 2
     assert counted['poller_polls_total{account="main",outcome="failed",user="user-a"}'] == 1
-    assert counted['poller_faxes_total{account="main",outcome="discovered",user="user-a"}'] == 1
-    assert counted['poller_faxes_total{account="main",outcome="stored",user="user-a"}'] == 1
+    assert (
+        counted[
+            'poller_faxes_total{account="main",direction="received",outcome="discovered",user="user-a"}'
+        ]
+        == 1
+    )
+    assert (
+        counted[
+            'poller_faxes_total{account="main",direction="received",outcome="stored",user="user-a"}'
+        ]
+        == 1
+    )
     assert counted["poller_visibility_delay_seconds_count"] == 1
-    assert counted['poller_watermark_timestamp_seconds{account="main",user="user-a"}'] > 0
+    assert (
+        counted[
+            'poller_watermark_timestamp_seconds{account="main",direction="received",user="user-a"}'
+        ]
+        > 0
+    )
 
 
 async def test_fax_that_used_up_half_the_overlap_is_counted_as_late(
@@ -120,8 +139,18 @@ async def test_fax_that_used_up_half_the_overlap_is_counted_as_late(
     await listed(site, simulator)
     await listed(site, simulator, completed=clock.now() - timedelta(minutes=9))
     counted = await samples(site)
-    assert counted['poller_faxes_total{account="main",outcome="discovered",user="user-a"}'] == 2
-    assert counted['poller_faxes_total{account="main",outcome="late",user="user-a"}'] == 1
+    assert (
+        counted[
+            'poller_faxes_total{account="main",direction="received",outcome="discovered",user="user-a"}'
+        ]
+        == 2
+    )
+    assert (
+        counted[
+            'poller_faxes_total{account="main",direction="received",outcome="late",user="user-a"}'
+        ]
+        == 1
+    )
 
 
 async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
@@ -137,7 +166,12 @@ async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
         clock.advance(5 * 60 * SECOND)
         await poll(site)
     counted = await samples(site)
-    assert counted['poller_faxes_total{account="main",outcome="discovered",user="user-a"}'] == 1
+    assert (
+        counted[
+            'poller_faxes_total{account="main",direction="received",outcome="discovered",user="user-a"}'
+        ]
+        == 1
+    )
     assert counted["poller_visibility_delay_seconds_count"] == 0
 
 

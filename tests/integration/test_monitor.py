@@ -286,7 +286,7 @@ async def test_account_summary_tells_what_happened_since_the_last_one(
     assert first | {"lag_s": 0} == {
         "account": "main", "users": 2, "polls": 2, "failed_polls": 0, "discovered": 2,
         "stored": 1, "failed_fetches": 0, "rate_limited": 0, "pending": 1, "quarantined": 0,
-        "lag_s": 0, "suspended": False,
+        "lag_s": 0, "suspended": False, "level": "info",
     }  # fmt: skip
     assert (second["polls"], second["stored"], second["pending"]) == (0, 0, 1)
 
@@ -326,7 +326,7 @@ async def test_gauges_and_status_line_follow_the_ledger(
         await until(lambda: "1 pending" in monitor.status_line())
     assert monitor.status_line().startswith("2 users, 1 pending, 0 quarantined, largest lag ")
     rendered = (await site.shop.metrics.render()).decode()
-    assert 'poller_fax_pending{account="main",user="user-a"} 1.0' in rendered
+    assert 'poller_fax_pending{account="main",direction="received",user="user-a"} 1.0' in rendered
     assert 'poller_account_suspended{account="main"} 0.0' in rendered
 
     await suspend(site, simulator)

@@ -268,10 +268,10 @@ async def test_level_of_the_log_is_changed_by_a_reload(
     monkeypatch.setattr(log, "_route_standard_logging", lambda: None)
     log.configure("info", "json", None, lines)
     try:
-        log.event("token-refreshed", "Said at debug only.")
+        log.event("token-refreshed", "Said at debug only.", level="debug")
         assert lines.getvalue() == ""
         await apply(site, make_config(simulator.base_url, log=LogConfig(level="debug")))
-        log.event("token-refreshed", "Said at debug only.")
+        log.event("token-refreshed", "Said at debug only.", level="debug")
         assert "token-refreshed" in lines.getvalue()
     finally:
         log.set_level("debug")
@@ -337,7 +337,7 @@ async def test_what_is_known_of_accounts_that_are_gone_or_renamed_is_forgotten(
     await site.accounts[OTHER].poll(state)
     await suspend(site, simulator)
     site.accounts[OTHER].on_suspended(site.shop.clock.now(), "no answer")
-    site.shop.metrics.suspended("second", is_suspended=True)
+    site.shop.metrics.set("account_suspended", 1, "second")
     await settled(site.accounts[OTHER])
     assert all(row.suspended_until for row in await site.shop.ledger.accounts())
 
@@ -405,7 +405,7 @@ def test_plan_says_what_becomes_of_each_account(make_config: MakeConfig) -> None
     )
     assert planned.stay == (limited, fewer)
     assert (planned.replaced, planned.new, planned.gone) == ((other,), (comes,), (goes.app_id,))
-    assert planned.forgotten == {("main", "user-a")}
+    assert planned.changes.removed == ("main/user-a",)
     assert planned.restart_for == ("evidence.max",)
     assert planned.settings.evidence_max == old.evidence_max
 

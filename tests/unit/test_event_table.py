@@ -1,18 +1,56 @@
 """The README's table of log events: all that the code says, and nothing else."""
 
 import ast
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import poller
-from poller.log.actions import ACTIONS, RANKS, default_level
+from poller.events import Event
+from poller.log.rendering import RANKS
 
 SOURCE = Path(poller.__file__).parent
 README = SOURCE.parent / "README.md"
 LEVELS = set(RANKS)
+
+CONTRACT = [
+    "service-started",
+    "service-ready",
+    "service-reloaded",
+    "service-stopping",
+    "service-stopped",
+    "config-rejected",
+    "poll-completed",
+    "poll-failed",
+    "poll-recovered",
+    "fax-discovered",
+    "fax-stored",
+    "fax-retry",
+    "fax-quarantined",
+    "fax-damaged",
+    "token-refreshed",
+    "token-war",
+    "rate-limited",
+    "account-summary",
+    "account-suspended",
+    "account-resumed",
+    "user-refused",
+    "user-accepted",
+    "gap-opened",
+    "gap-closed",
+    "late-arrivals",
+    "storage-unusable",
+    "storage-usable",
+    "disk-low",
+    "disk-ok",
+    "clock-stepped",
+    "stalled",
+    "silence",
+]
 
 
 @dataclass(frozen=True)
@@ -46,57 +84,66 @@ def in_table() -> dict[str, Row]:
     return rows
 
 
-def strings(node: ast.AST | None) -> set[str]:
-    """The words in an expression, whichever of them it comes to."""
-    if node is None:
-        return set()
+def kinds(of: type[Event] = Event) -> Iterator[type[Event]]:
+    """Every event that has a sentence; the others are what these have in common."""
+    for kind in of.__subclasses__():
+        if hasattr(kind, "sentence"):
+            yield kind
+        yield from kinds(kind)
+
+
+def levels(kind: type[Event]) -> set[str]:
+    both = kind.severity if isinstance(kind.severity, tuple) else (kind.severity,)
+    return {level for level in both if level is not None}
+
+
+def made() -> set[str]:
+    """The names of the classes of which some line of the code makes a value, or takes the action."""
     return {
-        one.value
-        for one in ast.walk(node)
-        if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        node.attr
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "events"
     }
 
 
-# The log itself passes on what libraries say, by their levels.
-OF_LIBRARIES = ("library-message", {"warning", "error"}, set[str]())
 # What an event is about, and its failure: said of all of them above the table.
-OF_MANY = {"account", "user", "fax_id", "error", "level"}
+OF_MANY = {"account", "user", "fax_id", "error"}
 
 
-def said() -> Iterator[tuple[str, set[str], set[str]]]:
-    """Every event that some line of the code says, with its levels and fields there."""
-    yield OF_LIBRARIES
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            name = getattr(node.func, "attr", getattr(node.func, "id", None))
-            if name != "event" or not node.args:
-                continue
-            level = next((one.value for one in node.keywords if one.arg == "level"), None)
-            fields = {one.arg for one in node.keywords if one.arg is not None} - OF_MANY
-            for action in strings(node.args[0]) & ACTIONS:
-                yield action, (strings(level) & LEVELS) or {default_level(action)}, fields
+def test_every_action_of_the_contract_can_be_said() -> None:
+    assert set(CONTRACT) <= {kind.action for kind in kinds()}
 
 
 def test_every_event_that_is_said_is_in_the_table_and_none_that_is_not() -> None:
-    assert {action for action, *_ in said()} == set(in_table()) == ACTIONS
+    assert {kind.action for kind in kinds()} == set(in_table())
+    assert {kind.__name__ for kind in kinds()} <= made()
 
 
-def test_the_table_has_the_level_of_each_event() -> None:
-    table = in_table()
-    for action, levels, _ in said():
-        assert levels <= set(table[action].levels), f"{action} is said as {levels}"
-    for action, row in table.items():
-        assert default_level(action) == row.levels[0], action
+def test_the_table_has_the_levels_of_each_event_and_its_usual_one_first() -> None:
+    said: defaultdict[str, set[str]] = defaultdict(set)
+    for kind in kinds():
+        said[kind.action] |= levels(kind)
+    for action, row in in_table().items():
+        assert set(row.levels) == said[action], action
 
 
 def test_the_table_has_the_fields_of_each_event_and_no_other() -> None:
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for action, _, fields in said():
-        found[action] |= fields
+    for kind in kinds():
+        found[kind.action] |= set(kind.fields) - OF_MANY
     for action, row in in_table().items():
         assert row.fields == set[str]().union(*(found[one] for one in row.events)), action
+
+
+def test_the_sentence_of_each_event_names_only_fields_that_it_has() -> None:
+    for kind in kinds():
+        both = kind.sentence if isinstance(kind.sentence, tuple) else (kind.sentence,)
+        for sentence in both:
+            named = {name for _, name, _, _ in Formatter().parse(sentence) if name is not None}
+            assert named <= set(inspect.signature(kind).parameters), kind
 
 
 def test_what_is_more_than_information_says_what_to_do() -> None:

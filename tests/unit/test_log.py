@@ -24,49 +24,13 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller import log
+from poller import events, log
 from poller.errors import ApiError, CannotStart
-from poller.log.actions import ACTIONS, default_level
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, cut
 
 KEY = b"k" * 32
 NUMBER = "13235551212"
-
-CONTRACT = [
-    "service-started",
-    "service-ready",
-    "service-reloaded",
-    "service-stopping",
-    "service-stopped",
-    "config-rejected",
-    "poll-completed",
-    "poll-failed",
-    "poll-recovered",
-    "fax-discovered",
-    "fax-stored",
-    "fax-retry",
-    "fax-quarantined",
-    "fax-damaged",
-    "token-refreshed",
-    "token-war",
-    "rate-limited",
-    "account-summary",
-    "account-suspended",
-    "account-resumed",
-    "user-refused",
-    "user-accepted",
-    "gap-opened",
-    "gap-closed",
-    "late-arrivals",
-    "storage-unusable",
-    "storage-usable",
-    "disk-low",
-    "disk-ok",
-    "clock-stepped",
-    "stalled",
-    "silence",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -122,29 +86,33 @@ def test_what_is_not_known_of_an_event_is_left_out(out: io.StringIO) -> None:
     assert said(out)["poller"] == {}
 
 
-def test_every_action_of_the_contract_exists_and_can_be_said(out: io.StringIO) -> None:
-    for action in CONTRACT:
-        log.event(cast("log.Action", action), "It happened.")
-    assert [line["event"]["action"] for line in lines(out)] == CONTRACT
+def test_an_event_says_its_sentence_its_level_and_its_fields(out: io.StringIO) -> None:
+    log.say(events.PollFailed("main", "desk", ApiError("no list"), is_news=True))
+    line = said(out)
+    assert line["event"] == {"action": "poll-failed"}
+    assert line["log.level"] == "warning"
+    assert line["poller"] == {"account": "main", "user": "desk"}
+    assert line["error"] == {"type": "ApiError", "message": "no list"}
+    assert line["message"].startswith("A poll failed; it is repeated on schedule")
+
+
+def test_an_event_that_is_no_news_has_no_line(out: io.StringIO) -> None:
+    log.say(events.PollFailed("main", "desk", ApiError("no list"), is_news=False))
+    assert not lines(out)
 
 
 @pytest.mark.parametrize(
-    ("action", "level"),
+    ("happened", "level"),
     [
-        pytest.param("poll-completed", "info", id="nothing-wrong"),
-        pytest.param("fax-discovered", "debug", id="one-of-many"),
-        pytest.param("rate-limited", "warning", id="wants-a-look"),
-        pytest.param("storage-unusable", "error", id="wants-a-person"),
+        pytest.param(events.PollCompleted("a", "u", 1, None), "info", id="nothing-wrong"),
+        pytest.param(events.PollCompleted("a", "u", 0, None), "debug", id="nothing-new"),
+        pytest.param(events.FaxDiscovered("a", "u", "f", None, 1), "debug", id="one-of-many"),
+        pytest.param(events.RateLimited("a", 1.0, 2.0), "warning", id="wants-a-look"),
+        pytest.param(events.StorageLost("full"), "error", id="wants-a-person"),
     ],
 )
-def test_an_action_has_a_level_of_its_own(action: str, level: str) -> None:
-    assert default_level(action) == level
-
-
-def test_an_action_that_does_not_exist_is_a_type_error(out: io.StringIO) -> None:
-    with pytest.raises(TypeError, match="fax-lost"):
-        log.event(cast("log.Action", "fax-lost"), "No such thing.")
-    assert "library-message" in ACTIONS
+def test_an_event_has_a_level_of_its_own(happened: events.Event, level: str) -> None:
+    assert happened.level == level
 
 
 def test_events_below_the_level_are_not_said_until_it_changes(out: io.StringIO) -> None:
@@ -152,7 +120,7 @@ def test_events_below_the_level_are_not_said_until_it_changes(out: io.StringIO) 
     log.event("fax-stored", "Not said.")
     log.event("poll-completed", "Said, by its own level.", level="error")
     log.set_level("debug")
-    log.event("fax-discovered", "Said now.")
+    log.event("fax-discovered", "Said now.", level="debug")
     assert [line["message"] for line in lines(out)] == ["Said, by its own level.", "Said now."]
 
 
@@ -624,7 +592,8 @@ def test_the_terminal_shows_the_same_redacted_facts() -> None:
     stream = io.StringIO()
     log.configure("info", "console", stream=stream)
     error = ValueError(f"bearer abc {NUMBER}")
-    log.event("poll-failed", f"From {NUMBER}\x1b[2J\nnext", account="main", error=error, a=[1])
+    said = f"From {NUMBER}\x1b[2J\nnext"
+    log.event("poll-failed", said, level="warning", account="main", error=error, a=[1])
     text = stream.getvalue()
     assert NUMBER not in text
     assert "bearer abc" not in text

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from poller import events
 from poller.metrics import MOST_USERS, Metrics
 
 AT = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -29,27 +30,32 @@ async def test_what_happened_to_a_user_is_counted() -> None:
     assert seen["poller_polls_total", "account=main,outcome=ok,user=desk"] == 2
     assert seen["poller_polls_total", "account=main,outcome=failed,user=desk"] == 1
     assert seen["poller_polls_total", "account=main,outcome=skipped,user=desk"] == 0
-    assert seen["poller_faxes_total", "account=main,outcome=discovered,user=desk"] == 7
-    assert seen["poller_faxes_total", "account=main,outcome=stored,user=desk"] == 1
-    assert seen["poller_faxes_total", "account=main,outcome=quarantined,user=desk"] == 0
+    assert (
+        seen["poller_faxes_total", "account=main,direction=received,outcome=discovered,user=desk"]
+        == 7
+    )
+    assert (
+        seen["poller_faxes_total", "account=main,direction=received,outcome=stored,user=desk"] == 1
+    )
+    assert (
+        seen["poller_faxes_total", "account=main,direction=received,outcome=quarantined,user=desk"]
+        == 0
+    )
     assert seen["poller_users", ""] == 1
 
 
 async def test_how_a_user_stands_is_shown() -> None:
     metrics = Metrics("1.2.3")
-    metrics.set_pending("main", "desk", 3)
-    metrics.set_quarantined("main", "desk", 1)
-    metrics.set_watermark("main", "desk", AT)
-    metrics.set_settled("main", "desk", AT + timedelta(hours=1))
-    metrics.set_last_success("main", "desk", AT)
-    metrics.set_gap("main", "desk", 3600.0)
-    metrics.set_overdue("main", "desk", is_overdue=True)
-    metrics.set_silent("main", "desk", is_silent=True)
+    metrics.set_user("main", "desk", pending=3, quarantined=1, gap_s=3600.0)
+    metrics.set_user("main", "desk", watermark=AT, settled=AT + timedelta(hours=1), last_success=AT)
+    metrics.set_user("main", "desk", overdue=True, silent=True)
+    metrics.set_user("main", "desk", watermark=None)
     seen = await samples(metrics)
     labels = "account=main,user=desk"
-    assert seen["poller_fax_pending", labels] == 3
+    of_stream = "account=main,direction=received,user=desk"
+    assert seen["poller_fax_pending", of_stream] == 3
     assert seen["poller_fax_quarantined", labels] == 1
-    assert seen["poller_watermark_timestamp_seconds", labels] == AT.timestamp()
+    assert seen["poller_watermark_timestamp_seconds", of_stream] == AT.timestamp()
     assert seen["poller_settled_timestamp_seconds", labels] == AT.timestamp() + 3600
     assert seen["poller_last_success_timestamp_seconds", labels] == AT.timestamp()
     assert seen["poller_coverage_gap_seconds", labels] == 3600
@@ -69,8 +75,10 @@ async def test_a_time_that_is_not_known_yet_is_not_shown_as_1970() -> None:
 async def test_a_user_that_is_removed_is_no_longer_shown() -> None:
     metrics = Metrics("1.2.3")
     metrics.poll("main", "desk", "ok")
-    metrics.forget("main", "desk")
-    metrics.forget("main", "never-there")
+    metrics.poll("main", "lab", "ok")
+    metrics.keep(frozenset({("main", "lab")}))
+    metrics.poll("main", "desk", "failed")  # it was under way
+    assert [labels for _, labels in await samples(metrics) if "user=lab" in labels]
     assert not [labels for _, labels in await samples(metrics) if "user=desk" in labels]
 
 
@@ -82,9 +90,9 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     metrics.waited("main", 1.5)
     metrics.waited("main", -1.0)
     metrics.sign_in("main", "start")
-    metrics.suspended("main", True)
-    metrics.token_war("main", is_on=True)
-    metrics.stretched("main", 2.5)
+    metrics.set("account_suspended", True, "main")
+    metrics.count(events.TokenWar("main", 3))
+    metrics.set("schedule_stretch_ratio", 2.5, "main")
     seen = await samples(metrics)
     assert seen["poller_requests_total", "account=main,call=list,status=200"] == 2
     assert seen["poller_requests_total", "account=main,call=image,status=error"] == 1
@@ -96,7 +104,7 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     assert seen["poller_account_suspended", "account=main"] == 1
     assert seen["poller_token_war", "account=main"] == 1
     assert seen["poller_schedule_stretch_ratio", "account=main"] == 2.5
-    metrics.suspended("main", False)
+    metrics.set("account_suspended", False, "main")
     assert (await samples(metrics))["poller_account_suspended", "account=main"] == 0
     metrics.forget_account("main")
     metrics.forget_account("main")
@@ -106,11 +114,13 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
 
 async def test_the_service_itself_is_shown() -> None:
     metrics = Metrics("1.2.3")
-    metrics.storage(1 << 30, usable=True)
-    metrics.min_free(1 << 20)
-    metrics.ready(True)
+    metrics.set("storage_free_bytes", 1 << 30)
+    metrics.set("storage_usable", True)
+    metrics.set("storage_min_free_bytes", 1 << 20)
+    metrics.set("ready", True)
     metrics.visibility_delay(40.0)
-    metrics.ingest_latency(-5.0)
+    stored = events.FaxStored("main", "desk", "f1", "f1.pdf", 1, 1, is_again=False, waited_s=-5.0)
+    metrics.count(stored)
     seen = await samples(metrics)
     assert seen["poller_storage_free_bytes", ""] == 1 << 30
     assert seen["poller_storage_usable", ""] == 1
@@ -120,10 +130,6 @@ async def test_the_service_itself_is_shown() -> None:
     assert seen["poller_visibility_delay_seconds_bucket", "le=60.0"] == 1
     assert seen["poller_ingest_latency_seconds_sum", ""] == 0
     assert next(labels for name, labels in seen if name == "poller_build_info").endswith("=1.2.3")
-    metrics.storage(None, usable=False)
-    seen = await samples(metrics)
-    assert seen["poller_storage_usable", ""] == 0
-    assert seen["poller_storage_free_bytes", ""] != seen["poller_storage_free_bytes", ""], "NaN"
 
 
 async def test_every_name_begins_with_poller_and_no_series_says_when_it_was_made() -> None:
@@ -142,18 +148,20 @@ async def test_above_two_thousand_users_they_are_added_up_unless_asked_for() -> 
         account = "lab" if number % 2 else "main"
         metrics.poll(account, f"u{number}", "ok")
         metrics.fax(account, f"u{number}", "stored", 2)
-        metrics.set_pending(account, f"u{number}", 1)
-        metrics.set_overdue(account, f"u{number}", is_overdue=number < 10)
-        metrics.set_silent(account, f"u{number}", is_silent=number < 4)
-    metrics.set_watermark("main", "u0", later)
-    metrics.set_watermark("main", "u2", AT)
+        metrics.set_user(account, f"u{number}", pending=1)
+        metrics.set_user(account, f"u{number}", overdue=number < 10, silent=number < 4)
+    metrics.set_user("main", "u0", watermark=later)
+    metrics.set_user("main", "u2", watermark=AT)
     added = await samples(metrics)
     assert added["poller_polls_total", "account=lab,outcome=ok,user="] == 1000
-    assert added["poller_faxes_total", "account=main,outcome=stored,user="] == 2002
-    assert added["poller_fax_pending", "account=main,user="] == 1001
+    assert (
+        added["poller_faxes_total", "account=main,direction=received,outcome=stored,user="] == 2002
+    )
+    assert added["poller_fax_pending", "account=main,direction=received,user="] == 1001
     assert added["poller_user_overdue", "account=main,user="] == 5
     assert added["poller_user_silent", "account=main,user="] == 2
-    assert added["poller_watermark_timestamp_seconds", "account=main,user="] == AT.timestamp()
+    of_account = "account=main,direction=received,user="
+    assert added["poller_watermark_timestamp_seconds", of_account] == AT.timestamp()
     assert added["poller_users", ""] == MOST_USERS + 1
     full = await samples(metrics, full=True)
     assert full["poller_polls_total", "account=lab,outcome=ok,user=u1"] == 1
