@@ -9,7 +9,7 @@ from pathlib import Path
 from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
-from poller.ledger import Kept, Ledger, Making
+from poller.ledger import Kept, Ledger, Replacement, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import Found, Storage, Unreadable
@@ -77,13 +77,15 @@ async def rebuild(
         marker = await _marker(settings, storage)
         if storage_lock is not None:
             storage_lock.take(marker)
-        making = await in_own_thread("rebuild", lambda: Making.begin(settings.state_url))
+        making = await in_own_thread("rebuild", lambda: Replacement.begin(settings.state_url))
         done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:
-            async with await making.open() as ledger:
+            async with await Ledger.open(making.url) as ledger:
                 await _take_over(ledger, storage, marker, settings, now())
                 oldest = await _Reading(ledger, storage, done, now(), progress).run()
-                done.listed_from = await ledger.list_again(oldest, since, now())
+                done.listed_from = await ledger.write(
+                    sidecar_import.list_again, oldest, since, now()
+                )
         except BaseException:
             making.abandon()
             raise
@@ -111,16 +113,16 @@ async def _take_over(
     ledger: Ledger, storage: Storage, marker: str, settings: Config, now: datetime
 ) -> None:
     """Let the new ledger know the storage and the configured users."""
-    known = await ledger.storage_id()
+    known = await ledger.read(meta.value, meta.STORAGE_ID)
     if known is not None and known != marker:
         raise CannotStart(
             f"the marker in {settings.storage.directory} is of another storage than the ledger's: "
             "mount the right disk, or move the ledger and its snapshots away"
         )
-    await ledger.set_storage_id(marker)
+    await ledger.write(meta.keep, meta.STORAGE_ID, marker)
     await storage.prepare(marker)
     identities = [(one.app_id, one.user_id, one.account, one.name) for one in settings.users]
-    await ledger.sync_users(identities, now)
+    await ledger.write(streams.sync, identities, now)
 
 
 @dataclass
@@ -150,7 +152,9 @@ class _Reading:
         for fax in kept:
             received = _time_of(fax)
             self.oldest[fax.key] = min(received, self.oldest.get(fax.key, received))
-        adopted = await self.ledger.adopt(await self._believed(found, kept), self.now)
+        adopted = await self.ledger.write(
+            sidecar_import.adopt, await self._believed(found, kept), self.now
+        )
         self.done.added += adopted.added + adopted.now_stored
         self.done.carried_on += adopted.carried_on
         for path in adopted.doubles:
@@ -163,7 +167,7 @@ class _Reading:
         A visible sidecar whose image is gone or changed is of a fax that was stored: it is
         *damaged*, which is for an operator to mend.
         """
-        unknown = await self.ledger.unknown(kept)
+        unknown = await self.ledger.read(sidecar_import.unknown, kept)
         troubles = await self.storage.troubles([found[place] for place in unknown])
         trouble = dict(zip(unknown, troubles, strict=True))
         for place, why in trouble.items():

@@ -10,7 +10,21 @@ from typing import Any
 from poller import plan, schedule
 from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
-from poller.ledger import AccountRow, Backfill, FailingCount, FaxRow, Health, Ledger, UserRow
+from poller.ledger import (
+    AccountRow,
+    Backfill,
+    FailingCount,
+    FaxRow,
+    Health,
+    Ledger,
+    UserRow,
+    backfills,
+    coverage,
+    faxes,
+    jobs,
+    streams,
+)
+from poller.ledger.accounts import all_accounts
 from poller.silence import silent_since
 from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
 
@@ -52,7 +66,7 @@ class StoredLately:
         over = [hour for hour in hours[:-2] if hour in self._over]
         since = next(hour for hour in hours if hour not in over)
         found: dict[datetime, dict[int, int]] = defaultdict(dict)
-        rows, counts = await ledger.users_with_stored_per_hour(since)
+        rows, counts = await ledger.read(streams.users_with_stored_per_hour, since)
         for user, hour, count in counts:
             found[since + _HOUR * hour][user] = count
         read = {hour: self._over[hour] if hour in over else found[hour] for hour in hours}
@@ -80,11 +94,11 @@ async def status(
     `accounts`, as configured, tell who is not polled in time and who should have received something.
     """
     rows, stored = await (lately or StoredLately()).read(ledger, now)
-    coverages = await ledger.coverages()
-    failed = await ledger.all_failed_slices()
-    asked = await ledger.all_backfills()
-    harmed = await ledger.harmed_counts()
-    failing = await ledger.failing_counts(now, alarm_after)
+    coverages = await ledger.read(coverage.all_covered)
+    failed = await ledger.read(coverage.all_failed)
+    asked = await ledger.read(backfills.all_waiting)
+    harmed = await ledger.read(faxes.harmed_counts)
+    failing = await ledger.read(jobs.failing_counts, now, alarm_after)
     overdue = _overdue(accounts, rows, now)
     silent = _silent(accounts, rows, coverages)
     return {
@@ -96,7 +110,7 @@ async def status(
         "ledger": _ledger(await ledger.health()),
         "accounts": [
             _account(row, now, paces.get(row.account))
-            for row in await ledger.accounts(include_removed=False)
+            for row in await ledger.read(all_accounts, include_removed=False)
         ],
         "users": [
             _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
@@ -109,11 +123,11 @@ async def status(
         ],
         "quarantined_faxes": [
             await _not_fetched(fax, fax.quarantined_at, evidence)
-            for fax in await ledger.quarantined(_FAXES_SHOWN)
+            for fax in await ledger.read(jobs.quarantined, _FAXES_SHOWN)
         ],
         "failing_faxes": [
             await _not_fetched(fax, fax.first_failed_at, evidence)
-            for fax in await ledger.failing(now, alarm_after, _FAXES_SHOWN)
+            for fax in await ledger.read(jobs.failing, now, alarm_after, _FAXES_SHOWN)
         ],
         "damaged_faxes": [
             {
@@ -123,7 +137,7 @@ async def status(
                 "path": fax.file,
                 "why": fax.harm,
             }
-            for fax in await ledger.harmed(_FAXES_SHOWN)
+            for fax in await ledger.read(faxes.harmed, _FAXES_SHOWN)
         ],
     }
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from poller.cli import bugs, streams
+from poller.cli import bugs, stdio
 from poller.errors import PollerError
 
 if TYPE_CHECKING:
@@ -32,18 +32,18 @@ def entry() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Whatever goes wrong is one sentence on stderr."""
-    streams.prepare()
+    stdio.prepare()
     try:
         try:
             return _answered(sys.argv[1:] if argv is None else argv)
         finally:
-            streams.flush()  # the interpreter would do it at its end, and complain
+            stdio.flush()  # the interpreter would do it at its end, and complain
     except BrokenPipeError:  # whoever read our output has gone
-        streams.give_up()
+        stdio.give_up()
         return 141
     except OSError as error:
-        streams.give_up()
-        streams.complain(f"poller: stdout cannot be written: {error.strerror}")
+        stdio.give_up()
+        stdio.complain(f"poller: stdout cannot be written: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -62,12 +62,12 @@ def _answered(words: Sequence[str]) -> int:
         _log_to_stderr()
         return _run(arguments)
     except PollerError as error:
-        streams.complain(f"poller: {error}" if error.exit_code != 78 else str(error))
+        stdio.complain(f"poller: {error}" if error.exit_code != 78 else str(error))
         return error.exit_code
     except BrokenPipeError:  # of stdout: every other one is met where it comes up
         raise
     except Exception as bug:  # noqa: BLE001 - the last place that can say it in a sentence
-        streams.flush()  # raises, mostly, where it was stdout that failed
+        stdio.flush()  # raises, mostly, where it was stdout that failed
         return bugs.report(bug, command)
 
 

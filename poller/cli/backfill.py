@@ -26,7 +26,7 @@ from poller.ingest.backfill import BACKFILL_CAP
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
-from poller.ledger import Backfill, Found, Ledger
+from poller.ledger import Backfill, Found, Ledger, backfills, streams
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import instant, span
@@ -114,7 +114,7 @@ def cancel(paths: Sequence[Path], key: str, window: tuple[object, object], *, as
 async def _cancel(settings: Config, key: str) -> list[Backfill]:
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, key)
-        return await ledger.withdraw_backfills(row.id, setup.now())
+        return await ledger.write(backfills.withdraw, row.id, setup.now())
 
 
 def _configured(settings: Config, key: str) -> User:
@@ -156,22 +156,25 @@ def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json:
 async def _beside(settings: Config, user: User, window: Interval) -> Report:
     key = f"{user.account}/{user.name}"
     async with setup.ledger_beside(settings, readonly=False) as ledger:
-        rows = await ledger.users(include_removed=False)
+        rows = await ledger.read(streams.all_users, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
         if not known:
             raise NotAtWork(f"the running service does not know {key} yet: reload it first")
-        asked = await ledger.ask_backfill(known[0], window, setup.now())
+        asked = await ledger.write(backfills.ask, known[0], window, setup.now())
         print(
             "The running service does it, also when this command is interrupted.", file=sys.stderr
         )
 
         async def look() -> tuple[float, float, str]:
-            if (await ledger.user(known[0])).removed:
+            if (await ledger.read(streams.one, known[0])).removed:
                 raise NotAtWork(
                     f"the service was reloaded without {key}; what is left waits until the user is "
                     "configured again"
                 )
-            return _progress(await ledger.backfill(asked.id), await ledger.found(asked.id))
+            return _progress(
+                await ledger.read(backfills.one, asked.id),
+                await ledger.read(backfills.found, asked.id),
+            )
 
         try:
             stopped = await wait(settings, f"backfilling {key}", look, patience_s=_PATIENCE_S)
@@ -192,10 +195,10 @@ def _progress(asked: Backfill, found: Found) -> tuple[float, float, str]:
 async def _report(
     ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
 ) -> Report:
-    now = await ledger.backfill(asked.id)
+    now = await ledger.read(backfills.one, asked.id)
     if now.withdrawn:
         stopped = "it was cancelled"
-    return Report(key, now, await ledger.found(asked.id), by_daemon, stopped)
+    return Report(key, now, await ledger.read(backfills.found, asked.id), by_daemon, stopped)
 
 
 # -- without one -----------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ async def _alone(
             raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
         account, state = _only(site, key)
         ledger, clock = site.shop.ledger, site.shop.clock
-        asked = await ledger.ask_backfill(state.id, window, clock.now())
+        asked = await ledger.write(backfills.ask, state.id, window, clock.now())
         state.backfill = True
         with progress(f"backfilling {key}") as show:
             showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
@@ -257,7 +260,12 @@ def _why(outcome: PollOutcome) -> str | None:
 async def _show(ledger: Ledger, asked: Backfill, show: Shown) -> None:
     while True:
         with suppress(LedgerUnavailable):  # whoever writes to it says so
-            show(*_progress(await ledger.backfill(asked.id), await ledger.found(asked.id)))
+            show(
+                *_progress(
+                    await ledger.read(backfills.one, asked.id),
+                    await ledger.read(backfills.found, asked.id),
+                )
+            )
         await asyncio.sleep(1.0)
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from poller.cli import setup
 from poller.config.model import Config
-from poller.ledger import FaxRow, Ledger, State
+from poller.ledger import FaxRow, Ledger, State, faxes
 
 LOOK_S = 0.5
 GONE_S = 20.0  # a daemon that systemd starts anew is back by then
@@ -56,7 +56,7 @@ async def wait_for_faxes(
     attempts = {fax.id: fax.attempts for fax in before}
 
     async def look() -> tuple[float, float, str]:
-        rows = await ledger.faxes(list(attempts))
+        rows = await ledger.read(faxes.some, list(attempts))
         open_ones = [row for row in rows if row.state in (State.PENDING, State.QUARANTINED)]
         untried = sum(row.attempts <= attempts[row.id] for row in open_ones)
         return len(rows) - untried, len(rows), ""

@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from poller.cli import streams
+from poller.cli import stdio
 
 _PACKAGE = Path(__file__).parents[1]
 _FRAMES = 12
@@ -20,15 +20,13 @@ def report(bug: Exception, command: str) -> int:
     """Say that `command` met a bug, or ran out of memory; the exit code."""
     try:
         if _is_lack(bug):
-            streams.complain(
-                f"poller: the limits on memory and threads are too low for `{command}`."
-            )
+            stdio.complain(f"poller: the limits on memory and threads are too low for `{command}`.")
         elif isinstance(bug, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
-            streams.complain("poller: this locale cannot name a file; start with LC_ALL=C.UTF-8.")
+            stdio.complain("poller: this locale cannot name a file; start with LC_ALL=C.UTF-8.")
         else:
             _report(bug, command)
     except Exception:  # noqa: BLE001 - memory may be short; what is left to say needs none
-        streams.complain("poller: ended by an error that nobody expected.")
+        stdio.complain("poller: ended by an error that nobody expected.")
     return 1
 
 
@@ -39,7 +37,7 @@ def _report(bug: Exception, command: str) -> None:
         what = "A command ended by an error that nobody expected."
         log.say(events.InternalError(what, bug))
     what = " ".join(log.redact(f"{type(bug).__name__}: {_text(bug)}").split())
-    streams.complain(
+    stdio.complain(
         f"poller: `{command}` met a bug and ended. Please report this line, which holds no secret "
         f"and no whole number: {what} (poller {VERSION}, Python {platform.python_version()}, "
         f"{platform.system()}, {_where(bug)})"

@@ -9,7 +9,7 @@ from poller.cli import setup
 from poller.cli.naming import UnknownGap, find_one, find_user, stretch
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
-from poller.ledger import State
+from poller.ledger import State, coverage, jobs
 
 
 class NothingToDismiss(PollerError):
@@ -49,7 +49,7 @@ def dismiss(
 async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         row = await find_one(ledger, fax_id)
-        after = await ledger.dismiss(row.id, now=setup.now(), reason=reason)
+        after = await ledger.write(jobs.dismiss, row.id, now=setup.now(), reason=reason)
     if after.state is State.STORED:
         raise NothingToDismiss(f"fax {fax_id} is stored, so there is nothing to dismiss")
     return 1
@@ -59,7 +59,7 @@ async def _dismiss_gap(settings: Config, gap: Sequence[str], reason: str | None)
     bounds = stretch(gap[1:])
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
-        count = await ledger.dismiss_gap(row.id, bounds, reason)
+        count = await ledger.write(coverage.dismiss_gap, row.id, bounds, reason)
     if not count:
         raise UnknownGap(
             f"{gap[0]} has no gap from {gap[1]} to {gap[2]}; `poller status --json` shows the gaps"

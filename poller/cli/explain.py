@@ -15,7 +15,7 @@ from poller.cli.naming import find_one
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
-from poller.ledger import Attempt, FaxRow
+from poller.ledger import Attempt, FaxRow, faxes
 from poller.status import instant, span
 from poller.window import Interval
 
@@ -45,7 +45,7 @@ def explain(paths: Sequence[Path], fax_id: str, *, as_json: bool) -> int:
 async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         fax = await find_one(ledger, fax_id)
-        history = await ledger.history(fax.id)
+        history = await ledger.read(faxes.history, fax.id)
         gone = await taken(settings, ledger, [fax])
     store = EvidenceStore(settings.state_directory, settings.evidence_max)
     evidence = await store.find(fax.app_id, fax.user_id, fax.fax_id)

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from poller.cli.times import instant
 from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger, UserRow
+from poller.ledger import FaxRow, Ledger, UserRow, faxes, streams
 from poller.window import Interval
 
 _SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
@@ -26,11 +26,11 @@ def counted(count: int, one: str, more: str) -> str:
 
 async def find_one(ledger: Ledger, name: str) -> FaxRow:
     """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
-    found = await ledger.find(name)
+    found = await ledger.read(faxes.find, name)
     account, _, rest = name.partition("/")
     user, _, fax_id = rest.partition("/")
     if fax_id:
-        found += await ledger.find(fax_id, account, user)
+        found += await ledger.read(faxes.find, fax_id, account, user)
     if not found:
         raise UnknownFax(
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
@@ -43,7 +43,9 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
 
 async def find_user(ledger: Ledger, key: str) -> UserRow:
     """Find the user `ACCOUNT/USER`, a configured one before a removed one of that name."""
-    rows = [row for row in await ledger.users() if f"{row.account}/{row.user}" == key]
+    rows = [
+        row for row in await ledger.read(streams.all_users) if f"{row.account}/{row.user}" == key
+    ]
     if not rows:
         raise UnknownGap(f"the ledger knows no user {key}; `poller status` shows its users")
     return min(rows, key=lambda row: row.removed)

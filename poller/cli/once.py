@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from poller import VERSION
-from poller.cli import setup, streams
+from poller.cli import setup, stdio
 from poller.cli.troubles import Troubles, Waits
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
@@ -23,7 +23,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow
+from poller.ledger import FaxRow, jobs, streams
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 
@@ -71,7 +71,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
         summary = asyncio.run(_once(settings, user, storage_lock))
     _show(summary, as_json=as_json)
     for sentence in summary.troubles.sentences():
-        streams.complain(f"poller: {sentence}")
+        stdio.complain(f"poller: {sentence}")
     if summary.unusable is not None:
         raise CannotStart(f"the storage became unusable on the way: {summary.unusable}")
     return summary.exit_code
@@ -112,21 +112,20 @@ async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -
 async def _sum_up(site: Site, summary: Summary) -> None:
     """Note what remains, and why."""
     mine = {state.id: state for state in site.states}
-    rows = [row for row in await site.shop.ledger.users() if row.id in mine]
+    rows = [row for row in await site.shop.ledger.read(streams.all_users) if row.id in mine]
     remains = setup.totals(rows)
     summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
     summary.unusable = site.shop.gate.reason
-    for waiting in await site.shop.ledger.waiting():
+    for waiting in await site.shop.ledger.read(jobs.waiting):
         if waiting.user in mine and summary.unusable is None:
             state = mine[waiting.user]
             suspended = site.accounts[state.user.app_id].client.suspension.reason
             summary.troubles.faxes_wait(state.key, waiting, suspended)
     for account in site.accounts.values():
         now = site.shop.clock.now()
-        if account.is_suspended and await site.shop.ledger.users_with_due(
-            account.account.app_id, now
-        ):
-            summary.failed_fetches += 1
+        if account.is_suspended:
+            waits = await site.shop.ledger.read(jobs.users_with_due, account.account.app_id, now)
+            summary.failed_fetches += bool(waits)
 
 
 def _keep_only(site: Site, key: str) -> None:
@@ -172,7 +171,7 @@ async def _round(account: AccountRunner, summary: Summary, progress: "Backlog") 
     if error is not None:
         summary.failed_proofs += 1
         summary.troubles.unproved(account.account.name, error, suspended)
-    rows = await account.shop.ledger.users(include_removed=False)
+    rows = await account.shop.ledger.read(streams.all_users, include_removed=False)
     progress.expect(sum(row.pending for row in rows if row.id in account.states))
     await account.workers.run_until_idle()
 

@@ -16,7 +16,7 @@ from poller.errors import ApiError, CannotStart, UserRefused
 from poller.ingest.account import SignIns, all_refused
 from poller.ingest.empties import EmptyLists
 from poller.ingest.user import load_users
-from poller.ledger import Ledger
+from poller.ledger import Ledger, streams
 from poller.window import Interval
 
 _LOOK_BACK = timedelta(hours=1)
@@ -82,7 +82,7 @@ async def _are_believed(
     users = {user.user_id: user for user in client.account.users}
     rows = [
         row
-        for row in await ledger.users(include_removed=False)
+        for row in await ledger.read(streams.all_users, include_removed=False)
         if row.app_id == client.account.app_id and row.user_id in users
     ]
     if not rows:

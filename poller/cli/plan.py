@@ -14,6 +14,7 @@ from poller.cli import setup
 from poller.cli.console import for_tables, say
 from poller.config.model import Account, Config, User
 from poller.errors import PollerError
+from poller.ledger import streams
 from poller.plan import Demand
 from poller.status import instant
 
@@ -38,7 +39,7 @@ async def _lateness(settings: Config) -> tuple[dict[tuple[str, str], timedelta],
     """Read how late faxes became visible, by (app_id, user_id); why not, where that cannot be had."""
     try:
         async with setup.ledger_beside(settings, readonly=True) as ledger:
-            rows = await ledger.users(include_removed=False)
+            rows = await ledger.read(streams.all_users, include_removed=False)
     except PollerError as error:
         return {}, str(error)
     return {(row.app_id, row.user_id): timedelta(seconds=row.late_max_s) for row in rows}, None

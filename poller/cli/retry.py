@@ -11,7 +11,7 @@ from poller.cli.naming import UnknownGap, counted, find_one, find_user, stretch
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger, State
+from poller.ledger import FaxRow, Ledger, State, accounts, coverage, faxes, jobs, streams
 
 _PATIENCE_S = 60.0  # while the running daemon comes on with nothing
 _FOLLOWED = 1000
@@ -50,10 +50,10 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
         if fax_ids:
             rows = [await find_one(ledger, fax_id) for fax_id in fax_ids]
             await _refuse_removed(settings, ledger, rows)
-            count = await ledger.make_due([row.id for row in rows], setup.now())
+            count = await ledger.write(jobs.make_due, [row.id for row in rows], setup.now())
         else:
-            rows = await ledger.quarantined(_FOLLOWED)
-            count = await ledger.make_due(None, setup.now())
+            rows = await ledger.read(jobs.quarantined, _FOLLOWED)
+            count = await ledger.write(jobs.make_due, None, setup.now())
         if as_json:
             print(json.dumps({"made_due": count}))
             return
@@ -91,7 +91,7 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
     for row in rows:
         if (row.app_id, row.user_id) in configured:
             continue
-        if (await ledger.user(row.user)).removed or not setup.is_running(settings):
+        if (await ledger.read(streams.one, row.user)).removed or not setup.is_running(settings):
             raise UserIsRemoved(
                 f"user {row.account}/{row.user_name} is not configured any more, so its fax "
                 f"{row.fax_id} is not fetched: put the user back into the configuration, "
@@ -111,7 +111,7 @@ async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> N
         return
     suspended = {
         one.app_id: f"account {one.account} is suspended: {_clause(one.reason)}"
-        for one in await ledger.accounts(include_removed=False)
+        for one in await ledger.read(accounts.all_accounts, include_removed=False)
         if one.suspended_until is not None
     }
     _print_suspended(rows, suspended)
@@ -123,7 +123,7 @@ async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> N
     ]
     if rows:
         stopped = await wait_for_faxes(settings, ledger, rows, patience_s=_PATIENCE_S)
-        _print_tried(await ledger.faxes([row.id for row in rows]), stopped)
+        _print_tried(await ledger.read(faxes.some, [row.id for row in rows]), stopped)
 
 
 def _clause(reason: str | None) -> str:
@@ -155,7 +155,7 @@ async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:
     bounds = stretch(gap[1:])
     async with setup.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
-        count = await ledger.make_gap_due(row.id, bounds)
+        count = await ledger.write(coverage.make_gap_due, row.id, bounds)
     if not count:
         raise UnknownGap(
             f"nothing of {gap[0]} failed or was dismissed from {gap[1]} to {gap[2]}; "

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from poller import config, lock, log
-from poller.cli import streams
+from poller.cli import stdio
 from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
-from poller.ledger import Ledger, UserRow
+from poller.ledger import Ledger, UserRow, meta
 from poller.store import Storage
 
 DEFAULT_CONFIG = Path("/etc/poller")
@@ -49,7 +49,7 @@ def read_all_secrets(settings: Config) -> None:
         raise ConfigError(problems)
     for reference in references(settings):
         if (problem := config.blanks_problem(reference, os.environ)) is not None:
-            streams.complain(str(problem))
+            stdio.complain(str(problem))
 
 
 def references(settings: Config) -> list[SecretRef]:
@@ -84,7 +84,9 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
     storage = Storage(settings.storage)
     free = None
     try:
-        reason = await storage.check(await ledger.storage_id(), shortly=shortly)
+        reason = await storage.check(
+            await ledger.read(meta.value, meta.STORAGE_ID), shortly=shortly
+        )
         free = await storage.free_bytes()
         await ledger.require_room()
     except LedgerUnavailable as error:

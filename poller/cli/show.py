@@ -18,6 +18,7 @@ from poller.cli.naming import counted
 from poller.config.model import Account, Config
 from poller.config.values import size_text
 from poller.evidence import EvidenceStore
+from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
 from poller.status import Pace, damaged, status
@@ -45,7 +46,11 @@ async def look(settings: Config) -> dict[str, Any]:
     """
     async with setup.ledger_beside(settings, readonly=True) as ledger:
         running = setup.is_running(settings)
-        report = RuntimeReport.read(await ledger.runtime_report()) if running else None
+        report = (
+            RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
+            if running
+            else None
+        )
         storage = await setup.storage_now(settings, ledger, shortly=running)
         return await status(
             ledger,

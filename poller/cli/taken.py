@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
-from poller.ledger import FaxRow, Ledger, State
+from poller.ledger import FaxRow, Ledger, State, meta
 from poller.store import Condition, Identity, Storage
 
 
@@ -14,7 +14,7 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
 
     None: the storage cannot be looked at, and what is not mounted was not taken away.
     """
-    storage_id = await ledger.storage_id()
+    storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     looked_at = [
         (row, file)
         for row in rows

@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 
 from poller import log
-from poller.cli import setup, streams
+from poller.cli import setup, stdio
 from poller.cli.naming import counted
 from poller.errors import PollerError
 from poller.ingest.run import PollOutcome
@@ -102,4 +102,4 @@ class Waits:
             return
         self._said.add(why)
         until = setup.now() + timedelta(seconds=seconds)
-        streams.complain(f"poller: account {self._account} waits until {until:%H:%M:%S} UTC: {why}")
+        stdio.complain(f"poller: account {self._account} waits until {until:%H:%M:%S} UTC: {why}")

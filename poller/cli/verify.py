@@ -23,7 +23,7 @@ from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
-from poller.ledger import FaxRow, Ledger, State, UserRow
+from poller.ledger import FaxRow, Ledger, State, UserRow, faxes, jobs, meta, streams
 from poller.lock import StateLock, StorageLock
 from poller.status import instant
 from poller.store import Condition, Storage
@@ -154,15 +154,17 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Re
         if wanted:
             await _request(ledger, wanted, report)
         for fax in sorted(report.whole):
-            report.refused.append(f"{_name(await ledger.fax(fax))}: it is there and whole")
+            report.refused.append(
+                f"{_name(await ledger.read(faxes.one, fax))}: it is there and whole"
+            )
     return report
 
 
 async def _audit(settings: Config, ledger: Ledger, report: Report) -> None:
-    storage_id = await ledger.storage_id()
+    storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     if storage_id is None:
         raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
-    users = await ledger.users()
+    users = await ledger.read(streams.all_users)
     report.sweeps = _sweeps([row for row in users if not row.removed])
     storage = Storage(settings.storage)
     auditor = Auditor(ledger, storage, SystemClock())
@@ -193,9 +195,9 @@ def _sweeps(users: Sequence[UserRow]) -> dict[str, Any]:
 
 
 async def _request(ledger: Ledger, wanted: Sequence[int], report: Report) -> None:
-    report.asked = await ledger.faxes(wanted)
-    report.requested = await ledger.fetch_again(wanted, setup.now())
-    refused = [await ledger.fax(fax) for fax in set(wanted) - set(report.requested)]
+    report.asked = await ledger.read(faxes.some, wanted)
+    report.requested = await ledger.write(jobs.fetch_again, wanted, setup.now())
+    refused = [await ledger.read(faxes.one, fax) for fax in set(wanted) - set(report.requested)]
     report.refused = sorted(f"{_name(row)}: {_why_not(row)}" for row in refused)
 
 
@@ -212,7 +214,7 @@ async def _follow(settings: Config, report: Report) -> None:
         report.stopped = await wait_for_faxes(
             settings, ledger, list(before.values()), patience_s=_PATIENCE_S
         )
-        rows = await ledger.faxes(report.requested)
+        rows = await ledger.read(faxes.some, report.requested)
     report.repaired = [row for row in rows if row.state is State.STORED]
     report.failed = [
         row
@@ -234,7 +236,7 @@ async def _fetch(settings: Config, report: Report, storage_lock: StorageLock) ->
         await asyncio.gather(
             *(account.workers.run_until_idle() for account in site.accounts.values())
         )
-        rows = [await site.shop.ledger.fax(fax) for fax in report.requested]
+        rows = [await site.shop.ledger.read(faxes.one, fax) for fax in report.requested]
     report.repaired = [row for row in rows if row.state is State.STORED]
     report.failed = [row for row in rows if row.state is not State.STORED]
 

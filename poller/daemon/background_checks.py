@@ -10,7 +10,7 @@ from poller.ingest.audit import Auditor
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
-from poller.ledger import State
+from poller.ledger import State, meta
 
 _LOOK_S = 2.0
 _RECENT = 1000
@@ -42,7 +42,7 @@ class BackgroundChecks:
             # LedgerUnavailable: the gate says so; it is looked at again.
             async with cut_off_if_hung("edits"):
                 with suppress(LedgerUnavailable):
-                    edits = await self._ledger.edits()
+                    edits = await self._ledger.read(meta.edits)
                     if edits != seen:
                         await self._site.read_edits()
                         self._begin_backfills()

@@ -19,7 +19,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.patience import NO_PROGRESS_S, cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
-from poller.ledger import FailingCount
+from poller.ledger import FailingCount, faxes, jobs, meta, streams
 from poller.runtime_report import RuntimeReport
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
@@ -224,8 +224,8 @@ class Monitor:
         for state in self._site.states:
             metrics.set_user(*state.user.names, overdue=self._planner.is_overdue(state))
         try:
-            waiting = await self._site.shop.ledger.waiting_counts()
-            harmed = await self._site.shop.ledger.harmed_counts()
+            waiting = await self._site.shop.ledger.read(streams.waiting_counts)
+            harmed = await self._site.shop.ledger.read(faxes.harmed_counts)
         except LedgerUnavailable:
             return  # the gate says so
         for state in self._site.states:
@@ -246,7 +246,7 @@ class Monitor:
         report = self._report()
         if report != self._noted:
             with suppress(LedgerUnavailable):  # the next time, then
-                await self._site.shop.ledger.keep_runtime_report(report.text())
+                await self._site.shop.ledger.write(meta.keep, meta.RUNTIME_REPORT, report.text())
                 self._noted = report
 
     def _report(self) -> RuntimeReport:
@@ -290,7 +290,7 @@ class Monitor:
 
     async def _summarise(self) -> None:
         try:
-            rows = await self._site.shop.ledger.users(include_removed=False)
+            rows = await self._site.shop.ledger.read(streams.all_users, include_removed=False)
         except LedgerUnavailable:
             return  # the gate says so; what was counted is told the next time
         for account in self._site.accounts.values():
@@ -341,7 +341,7 @@ class Monitor:
         site = self._site
         now, alarm_after = self._clock.now(), site.config.retry.alarm_after
         try:
-            found = await site.shop.ledger.failing_counts(now, alarm_after)
+            found = await site.shop.ledger.read(jobs.failing_counts, now, alarm_after)
         except LedgerUnavailable:
             return  # the gate says so
         for state in site.states:

@@ -15,7 +15,7 @@ from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
-from poller.ledger import UserRow
+from poller.ledger import UserRow, streams
 from poller.own_threads import in_own_thread
 
 # What only a start can change: by the key path that operators write, where it is in `Config`.
@@ -107,7 +107,9 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     )
     await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
     await site.shop.ledger.check_writable()
-    left = left_behind(site.config, settings, await site.shop.ledger.users(include_removed=False))
+    left = left_behind(
+        site.config, settings, await site.shop.ledger.read(streams.all_users, include_removed=False)
+    )
     opened: list[AccountRunner] = []
     try:
         for account in (*planned.replaced, *planned.new):

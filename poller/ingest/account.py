@@ -22,7 +22,7 @@ from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome
 from poller.ingest.user import UserState
 from poller.ingest.workers import FetchWorkers
-from poller.ledger import FaxRow, Ledger
+from poller.ledger import FaxRow, Ledger, accounts
 from poller.suspension import EndsBy
 
 _FRESH = timedelta(minutes=10)
@@ -241,7 +241,8 @@ class AccountRunner:
 
     async def paused_s(self) -> float:
         """How long, in seconds, the give-up clock of this account has stood still."""
-        return await self.shop.ledger.pause_clock(
+        return await self.shop.ledger.write(
+            accounts.pause_clock,
             self.account.app_id,
             self.account.name,
             self.shop.clock.now(),
@@ -269,14 +270,20 @@ class AccountRunner:
     def _note_suspended(self, until: datetime, reason: str) -> None:
         self._noted_until = until
         self._note(
-            self.shop.ledger.set_suspended(
-                self.account.app_id, self.account.name, until, log.redact(reason)
+            self.shop.ledger.write(
+                accounts.set_suspended,
+                self.account.app_id,
+                self.account.name,
+                until,
+                log.redact(reason),
             )
         )
 
     def on_resumed(self) -> None:
         self._note(
-            self.shop.ledger.set_suspended(self.account.app_id, self.account.name, None, None)
+            self.shop.ledger.write(
+                accounts.set_suspended, self.account.app_id, self.account.name, None, None
+            )
         )
         self.note_pause()
         for state in self.states.values():
@@ -396,10 +403,10 @@ class SignIns:
         self._ledger = ledger
 
     async def load(self, app_id: str) -> tuple[float, datetime] | None:
-        return await self._ledger.load_sign_in(app_id)
+        return await self._ledger.read(accounts.sign_in, app_id)
 
     async def save(self, app_id: str, level: float, at: datetime) -> None:
-        await self._ledger.save_sign_in(app_id, level, at)
+        await self._ledger.write(accounts.save_sign_in, app_id, level, at)
 
 
 def images_at_once(in_flight: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from poller.clock import Clock
 from poller.documents import StoredFile
-from poller.ledger import Ledger, OnDisk, State
+from poller.ledger import Ledger, OnDisk, State, faxes
 from poller.store import Condition, Finding, Identity, Storage
 
 _LOOK_AGAIN_S = 1.0
@@ -50,7 +50,7 @@ class Auditor:
         below, left = None, limit
         while left is None or left > 0:
             count = self.page if left is None else min(self.page, left)
-            rows = await self.ledger.on_disk(below, count)
+            rows = await self.ledger.read(faxes.on_disk, below, count)
             if not rows:
                 return
             checked = await self._checked(rows, thorough=thorough)
@@ -91,7 +91,7 @@ class Auditor:
             and (thorough or one.finding.condition is not Condition.OK)
         }
         if found:
-            await self.ledger.note_harm(found, self.clock.now())
+            await self.ledger.write(faxes.note_harm, found, self.clock.now())
 
     async def strangers(self) -> AsyncIterator[str]:
         """Give the visible files that belong to no fax; directory by directory."""
@@ -102,7 +102,7 @@ class Auditor:
             waiting += [f"{directory}/{name}" if directory else name for name in reversed(below)]
             for begin in range(0, len(files), _AT_ONCE):
                 some = files[begin : begin + _AT_ONCE]
-                known = await self.ledger.files_of([path for _, path in some])
+                known = await self.ledger.read(faxes.files_of, [path for _, path in some])
                 for file, path in some:
                     if not _belongs(file, path, known):
                         yield file

@@ -11,7 +11,7 @@ from poller.ingest.empties import EmptyLists
 from poller.ingest.run import Run
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
 from poller.ingest.user import UserState
-from poller.ledger import Backfill, Ledger
+from poller.ledger import Backfill, Ledger, backfills
 from poller.window import Slice, WindowRules, backfill_slice
 
 _FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
@@ -49,7 +49,7 @@ class Backfills:
             state.backfill = state.backfill or not through
 
     async def _all_through(self, state: UserState, run: Run) -> bool:
-        for asked in await self._ledger.backfills(state.id):
+        for asked in await self._ledger.read(backfills.waiting, state.id):
             now = asked
             while (rest := now.rest) is not None and now.done_at is None:
                 left = None  # of what lies in the future
@@ -60,8 +60,8 @@ class Backfills:
                     if not await self._list(state, asked, piece, run):
                         return False
                     await self._empties.settle()  # it is not asked for a second time
-                now = await self._ledger.backfill_listed(
-                    asked.id, left, run.not_listed, self._clock.now()
+                now = await self._ledger.write(
+                    backfills.listed, asked.id, left, run.not_listed, self._clock.now()
                 )
                 run.not_listed = []
             if not now.withdrawn:
@@ -79,7 +79,7 @@ class Backfills:
             through = await self._lister.list_halving(state, piece, run)
         except ApiError as error:
             if not is_of_the_slice(error, run):
-                await self._ledger.backfill_failed(asked.id, str(error))
+                await self._ledger.write(backfills.failed, asked.id, str(error))
                 raise
             if state.backfill_failures == 0 or piece.halves() is not None:
                 await self._failed(state, asked, error, run)
@@ -99,7 +99,7 @@ class Backfills:
         state.backfill_not_before = self._clock.monotonic() + pause.total_seconds()
         run.outcome.trouble.append(error)
         run.not_listed = []
-        await self._ledger.backfill_failed(asked.id, str(error))
+        await self._ledger.write(backfills.failed, asked.id, str(error))
 
     @staticmethod
     def _rules(state: UserState) -> WindowRules:

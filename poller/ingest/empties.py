@@ -22,7 +22,7 @@ from poller.emptiness import (
 from poller.errors import ApiError, BadAnswer, UserRefused, WindowRefused
 from poller.events import Emit
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow, Ledger
+from poller.ledger import FaxRow, Ledger, accounts, streams
 from poller.naming import fax_key
 from poller.suspension import EndsBy
 from poller.window import Coverage, Interval
@@ -226,7 +226,7 @@ class EmptyLists:
     async def _list_again(self, since: datetime | None = None) -> None:
         """What was taken for an empty list since then, or since the start, may have been none."""
         if not self.is_a_look:
-            await self._ledger.forget_sweeps(self._client.account.app_id, since)
+            await self._ledger.write(streams.forget_sweeps, self._client.account.app_id, since)
         for state in self._states.values():
             for kind, end in state.sweep_ends.items():
                 state.sweep_ends[kind] = since and end and min(since, end)
@@ -344,7 +344,7 @@ class EmptyLists:
     async def _known(self) -> Lists:
         """Read once what earlier runs have learnt, and which faxes they had listed."""
         if self._lists is None:
-            text, faxes = await self._ledger.lists(self._client.account.app_id)
+            text, faxes = await self._ledger.read(accounts.lists, self._client.account.app_id)
             if self._lists is None:  # nobody else has read it meanwhile
                 self._lists = lists = Lists.read(text)
                 self._add_canaries(
@@ -355,7 +355,7 @@ class EmptyLists:
     async def _keep(self, lists: Lists) -> None:
         self._lists = lists
         if not self.is_a_look:
-            await self._ledger.keep_lists(self._client.account.app_id, lists.text())
+            await self._ledger.write(accounts.keep_lists, self._client.account.app_id, lists.text())
 
     def _add_canaries(self, new: Sequence[Canary]) -> None:
         """Keep the few of the newest windows, each once."""

@@ -37,7 +37,7 @@ from poller.errors import (
 from poller.events import Emit
 from poller.evidence import EvidenceStore
 from poller.ingest.gate import Gate
-from poller.ledger import FaxRow, Ledger, State
+from poller.ledger import FaxRow, Ledger, State, jobs
 from poller.metrics import Metrics
 from poller.store import Draft, Identity, Origin, Storage, StoredFile, sidecar
 
@@ -229,7 +229,7 @@ class Fetcher:
 
     async def _require_claimed(self, fax: FaxRow) -> None:
         """The row was read before the fax waited for its turn."""
-        if not await self._shop.ledger.still_claimed(fax.id, fax.claim):
+        if not await self._shop.ledger.read(jobs.still_claimed, fax.id, fax.claim):
             raise _Withdrawn("the fax is not to be fetched by what was read of it")
 
     def _sidecar_of(self, fax: FaxRow) -> Callable[[StoredFile], dict[str, Any]]:
@@ -252,12 +252,7 @@ class Fetcher:
         """The write of an outcome outlives a cancellation."""
         now = self._shop.clock.now()
         await asyncio.shield(
-            self._shop.ledger.stored(
-                fax.id,
-                now=now,
-                file=file,
-                problem=problem,
-            )
+            self._shop.ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file, problem))
         )
         self._shop.gate.passed()
         is_again = fax.force
@@ -286,7 +281,7 @@ class Fetcher:
 
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
-        await self._shop.ledger.postpone(fax.id, self._shop.clock.now() + _POSTPONED)
+        await self._shop.ledger.write(jobs.postpone, fax.id, self._shop.clock.now() + _POSTPONED)
         self._shop.emit(events.FaxPostponed(*fax.names, error))
         return Outcome.POSTPONED
 
@@ -305,15 +300,18 @@ class Fetcher:
         )
         pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=shop.random())
         recorded = await asyncio.shield(
-            shop.ledger.attempt_failed(
+            shop.ledger.write(
+                jobs.attempt_failed,
                 fax.id,
-                claim=fax.claim,
-                now=now,
-                error=str(error),
-                problem=error.problem if isinstance(error, Broken) else None,
-                next_attempt_at=now + pause,
-                paused_s=paused_s,
-                quarantine=quarantine,
+                now,
+                jobs.Failure(
+                    claim=fax.claim,
+                    error=str(error),
+                    problem=error.problem if isinstance(error, Broken) else None,
+                    next_attempt_at=now + pause,
+                    paused_s=paused_s,
+                    quarantine=quarantine,
+                ),
             )
         )
         if recorded.state is State.QUARANTINED and fax.state is not State.QUARANTINED:

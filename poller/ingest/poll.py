@@ -24,6 +24,7 @@ from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome, Run
 from poller.ingest.slices import NOT_THIS_USERS_FAULT, SliceLister, failures, halved, rules
 from poller.ingest.user import UserState, read_again
+from poller.ledger import coverage, streams
 from poller.window import (
     Slice,
     WindowRules,
@@ -152,7 +153,7 @@ class Poller:
         seen = first_seen_at_server(state.our_first_seen, self._clock.now(), now)
         wanted = pinned_start(state.user.poll.start, seen)
         start = wanted if pinned is None else min(wanted, pinned)
-        await self._ledger.pin_start(state.id, start, configured)
+        await self._ledger.write(streams.pin_start, state.id, start, configured)
         state.pinned_start, state.configured_start = start, configured
         return start
 
@@ -199,10 +200,10 @@ class Poller:
         halves = piece.halves()
         if failures(state, piece.interval) + 1 >= 2 and halves is not None:
             newer, older = halves
-            await self._ledger.slice_split(
-                state.id, piece.interval, (older.interval, newer.interval)
+            await self._ledger.write(
+                coverage.slice_split, state.id, piece.interval, (older.interval, newer.interval)
             )
-            state.failed_slices = await self._ledger.failed_slices(state.id)
+            state.failed_slices = await self._ledger.read(coverage.failed, state.id)
         else:
             await self._lister.leave_gap(state, piece, reason, run)
 
@@ -227,8 +228,12 @@ class Poller:
             if error is None:
                 await self._ledger.polled(state.id, now)
             else:
-                await self._ledger.poll_failed(
-                    state.id, now, error=str(error), refused_until=state.refused_until
+                await self._ledger.write(
+                    streams.poll_failed,
+                    state.id,
+                    now,
+                    error=str(error),
+                    refused_until=state.refused_until,
                 )
         except LedgerUnavailable as unavailable:
             outcome.error = outcome.error or unavailable

@@ -11,7 +11,7 @@ from poller.efax import ListedFax, Page
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow, Ledger, NewFax
+from poller.ledger import FaxRow, Ledger, NewFax, faxes
 from poller.listing import Listing, Step
 from poller.window import Interval, Slice
 
@@ -126,13 +126,16 @@ class ListReader:
         covers: Interval | None,
     ) -> list[FaxRow]:
         now = self._clock.now()
-        discovered = await self._ledger.record_page(
+        discovered = await self._ledger.write(
+            faxes.record_page,
             state.id,
-            [self._new_fax(state, fax, now) for fax in wanted],
-            window=bounds,
-            found_by=found_by,
-            now=now,
-            covers=covers,
+            faxes.ListedPage(
+                [self._new_fax(state, fax, now) for fax in wanted],
+                window=bounds,
+                found_by=found_by,
+                now=now,
+                covers=covers,
+            ),
         )
         if covers is not None:
             state.covered(covers)

@@ -16,7 +16,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.user import UserState, load_users, read_again
-from poller.ledger import Ledger, UserRow
+from poller.ledger import Ledger, UserRow, accounts, clock_repair, faxes, jobs, meta, streams
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
@@ -80,13 +80,16 @@ class Site:
 
     async def end_suspensions(self, but: Collection[str] = ()) -> None:
         """Note that no account is suspended but those App IDs; the others start afresh or are gone."""
-        for row in await self.shop.ledger.accounts():
+        for row in await self.shop.ledger.read(accounts.all_accounts):
             if row.suspended_until is not None and row.app_id not in but:
-                await self.shop.ledger.set_suspended(row.app_id, row.account, None, None)
+                await self.shop.ledger.write(
+                    accounts.set_suspended, row.app_id, row.account, None, None
+                )
 
     async def record_users(self, settings: Config) -> list[UserRow]:
         """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
-        return await self.shop.ledger.sync_users(
+        return await self.shop.ledger.write(
+            streams.sync,
             [
                 (user.app_id, user.user_id, user.account, user.name)
                 for account in settings.accounts
@@ -122,7 +125,7 @@ class Site:
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""
-        await self.shop.ledger.forget_far_future(self.shop.clock.now())
+        await self.shop.ledger.write(clock_repair.forget_far_future, self.shop.clock.now())
         await self.read_edits()
 
     async def read_edits(self) -> None:
@@ -133,7 +136,7 @@ class Site:
         """
         async with self._reading:
             idle = {state.id: state.polls for state in self.states if not state.under_way}
-            held = await self.shop.ledger.all_progress()
+            held = await self.shop.ledger.write(streams.all_progress)
             known = [state for state in self.states if state.id in held]  # a reload adds some
             for state in known:
                 if idle.get(state.id) == state.polls:
@@ -173,8 +176,10 @@ async def open_site(
     storage = Storage(settings.storage)
     try:
         _report_restored(ledger)
-        await ledger.forget_far_future(clock.now())
-        await ledger.note_downtime(clock.now(), settings.retry.give_up_after * _LONG_DOWN)
+        await ledger.write(clock_repair.forget_far_future, clock.now())
+        await ledger.write(
+            accounts.note_downtime, clock.now(), settings.retry.give_up_after * _LONG_DOWN
+        )
         shop = await _workshop(settings, ledger, storage, metrics, clock, random, storage_lock)
         shop = replace(shop, timeouts=timeouts or shop.timeouts)
         site = Site(settings, shop, environ)
@@ -208,13 +213,13 @@ async def _workshop(
     storage_lock: StorageLock | None,
 ) -> Workshop:
     emit = subscriber(metrics)
-    known = await ledger.storage_id()
+    known = await ledger.read(meta.value, meta.STORAGE_ID)
     is_lost = known is None and await storage.holds_faxes_of_a_ledger()
     storage_id = await storage.prepare(known)
     if storage_lock is not None:
         storage_lock.take(storage_id)
     if known is None:
-        await ledger.set_storage_id(storage_id)
+        await ledger.write(meta.keep, meta.STORAGE_ID, storage_id)
     if is_lost:
         emit(events.LedgerLost(str(settings.storage.directory)))
     gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)
@@ -242,5 +247,6 @@ async def _workshop(
 async def tidy(shop: Workshop) -> None:
     """Remove the dot-files that a killed poller left, but for hand-overs that can be carried on."""
     await shop.storage.tidy(
-        await shop.ledger.recent_paths(), keep=set(await shop.ledger.pending_paths())
+        await shop.ledger.read(faxes.recent_directories),
+        keep=set(await shop.ledger.read(jobs.pending_paths)),
     )

@@ -22,7 +22,7 @@ from poller.errors import (
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.run import Run
 from poller.ingest.user import UserState
-from poller.ledger import Ledger
+from poller.ledger import Ledger, coverage
 from poller.window import FailedSlice, Interval, Slice, SliceKind, WindowRules
 
 HOUR = timedelta(hours=1)
@@ -147,8 +147,12 @@ class SliceLister:
         failed = FailedSlice(piece.interval, count, run.now + pause, reason)
         if held is not None:  # it may have been dismissed while it was asked for
             failed = replace(failed, dismissed=held.dismissed, dismiss_reason=held.dismiss_reason)
-        await self._ledger.slice_failed(
-            state.id, failed.interval, next_attempt_at=failed.next_attempt_at, reason=reason
+        await self._ledger.write(
+            coverage.slice_failed,
+            state.id,
+            failed.interval,
+            next_attempt_at=failed.next_attempt_at,
+            reason=reason,
         )
         state.failed_slices = [
             *(one for one in state.failed_slices if one.interval != failed.interval),

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from poller import log
 from poller.config.model import User
 from poller.errors import UserRefused
-from poller.ledger import Ledger, Progress, UserRow
+from poller.ledger import Ledger, Progress, UserRow, streams
 from poller.silence import silent_since
 from poller.window import (
     Coverage,
@@ -226,7 +226,7 @@ async def load_users(ledger: Ledger, pairs: Sequence[tuple[User, int]]) -> list[
     """Read what the ledger knows of these users, by its ids; thousands of them cost a few queries."""
     if not pairs:
         return []
-    held = await ledger.all_progress()
+    held = await ledger.write(streams.all_progress)
     return [_state(user, held[id_]) for user, id_ in pairs]
 
 

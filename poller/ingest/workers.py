@@ -11,7 +11,7 @@ from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.gate import Gate
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow, Ledger
+from poller.ledger import FaxRow, Ledger, jobs
 
 _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
 _CUT_OFF_S = 5.0
@@ -202,7 +202,7 @@ class FetchWorkers:
         if recently and (self._turns.next() is not None or not force):
             return
         self._looked_at = now
-        for user in await self._ledger.users_with_due(self._app_id, self._clock.now()):
+        for user in await self._ledger.read(jobs.users_with_due, self._app_id, self._clock.now()):
             if user in self._users:
                 self._turns.add(user)
 
@@ -219,7 +219,8 @@ class FetchWorkers:
             rows = self._turns.rows(user)
             if not rows and state is not None:
                 rows.extend(
-                    await self._ledger.due(
+                    await self._ledger.read(
+                        jobs.due,
                         user,
                         self._clock.now(),
                         self._turns.ahead(),

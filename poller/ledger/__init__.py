@@ -1,8 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
-from poller.ledger.adoption import Kept
 from poller.ledger.ledger import Ledger
-from poller.ledger.making import Making, backup
+from poller.ledger.replacement import Replacement, backup
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -18,6 +17,7 @@ from poller.ledger.rows import (
     UserRow,
     Waiting,
 )
+from poller.ledger.sidecar_import import Kept
 from poller.ledger.tables import State
 
 __all__ = [
@@ -31,10 +31,10 @@ __all__ = [
     "Health",
     "Kept",
     "Ledger",
-    "Making",
     "NewFax",
     "OnDisk",
     "Progress",
+    "Replacement",
     "State",
     "UserRow",
     "Waiting",

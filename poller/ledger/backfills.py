@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
+from poller.ledger import meta
 from poller.ledger.rows import Backfill, Found
 from poller.ledger.tables import (
     FOUND_BY_BACKFILL,
@@ -17,6 +18,8 @@ from poller.window import WIDENED_BY, Interval
 
 
 def ask(connection: Connection, user: int, window: Interval, now: datetime) -> Backfill:
+    """Ask for an old window to be listed; one that was asked for and is not through goes on."""
+    meta.edited(connection, 1)
     same = and_(
         backfills.c.user == user,
         backfills.c.start == window.start,
@@ -36,6 +39,7 @@ def ask(connection: Connection, user: int, window: Interval, now: datetime) -> B
 
 
 def one(connection: Connection, backfill: int) -> Backfill:
+    """Return one backfill as it is now."""
     row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one_or_none()
     if row is None:
         raise LookupError(f"the ledger knows no backfill {backfill}")
@@ -58,11 +62,13 @@ def one(connection: Connection, backfill: int) -> Backfill:
 
 
 def waiting(connection: Connection, user: int) -> list[Backfill]:
+    """Return what this user still has to be backfilled, in the order asked for."""
     wanted = select(backfills.c.id).where(backfills.c.user == user, backfills.c.done_at.is_(None))
     return [one(connection, id_) for id_ in connection.scalars(wanted.order_by(backfills.c.id))]
 
 
 def all_waiting(connection: Connection) -> dict[int, list[Backfill]]:
+    """Return what still has to be backfilled of all users that have some."""
     return {user: waiting(connection, user) for user in users_waiting(connection)}
 
 
@@ -72,7 +78,10 @@ def users_waiting(connection: Connection) -> set[int]:
 
 
 def withdraw(connection: Connection, user: int, now: datetime) -> list[Backfill]:
-    """End what waits; a rest that was never listed tells it from what is through."""
+    """End what this user still has to be backfilled, and return it.
+
+    A rest that was never listed tells it from what is through.
+    """
     held = waiting(connection, user)
     for asked in held:
         _set(connection, asked.id, done_at=now)
@@ -86,6 +95,7 @@ def listed(
     not_listed: Sequence[tuple[Interval, str]],
     now: datetime,
 ) -> Backfill:
+    """Record how far a backfill has come; without a rest it is through. Return it as it is now."""
     held = one(connection, backfill)
     if held.done_at is not None:  # withdrawn while this part was listed
         return held
@@ -102,6 +112,7 @@ def listed(
 
 
 def failed(connection: Connection, backfill: int, error: str) -> None:
+    """Record why a backfill does not come on; its rest stays to be listed."""
     _set(connection, backfill, last_error=error)
 
 

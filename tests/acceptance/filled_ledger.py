@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 
-from poller.ledger import Ledger, NewFax, UserRow
+from poller.ledger import Ledger, NewFax, UserRow, coverage, faxes, jobs, streams
 from poller.window import Interval
 
 APP = "app-1"
@@ -20,7 +20,7 @@ async def fill(url: str, count: int, now: datetime, *, well: bool) -> None:
     """Make a ledger of users with a day of faxes; unless all is `well`, six have a trouble each."""
     wanted = [(APP, f"id-of-{name}", "main", name) for name in names(count)]
     async with await Ledger.open(url) as ledger:
-        users = await ledger.sync_users(wanted, now - timedelta(days=30))
+        users = await ledger.write(streams.sync, wanted, now - timedelta(days=30))
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         _worked(connection, users, now)  # by way of the ledger it takes minutes
     if not well:
@@ -59,21 +59,36 @@ def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datet
 async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> None:
     refused, failing, late, poisoned, damaged, gap = users[:6]
     error = "eFax answered the list call with HTTP 403 (not allowed)."
-    await ledger.poll_failed(refused.id, now, error=error, refused_until=now + _HOUR)
-    await ledger.poll_failed(failing.id, now, error="The list answer is not JSON.")
+    await ledger.write(streams.poll_failed, refused.id, now, error=error, refused_until=now + _HOUR)
+    await ledger.write(streams.poll_failed, failing.id, now, error="The list answer is not JSON.")
     for user, quarantine in ((late, False), (poisoned, True)):
         fax = NewFax(f"bad-{user.user}", f"main/{user.user}/bad", {}, now - _HOUR)
-        (row,) = await ledger.record_page(
-            user.id, [fax], window=None, found_by="newest", now=now - _HOUR
+        (row,) = await ledger.write(
+            faxes.record_page,
+            user.id,
+            faxes.ListedPage([fax], window=None, found_by="newest", now=now - _HOUR),
         )
-        await ledger.attempt_failed(
-            row.id, claim=row.claim, now=now, error="The image is not strict base64.", problem="bad-base64",
-            next_attempt_at=now + 24 * _HOUR, paused_s=0.0, quarantine=quarantine,
-        )  # fmt: skip
+        await ledger.write(
+            jobs.attempt_failed,
+            row.id,
+            now,
+            jobs.Failure(
+                claim=row.claim,
+                error="The image is not strict base64.",
+                problem="bad-base64",
+                next_attempt_at=now + 24 * _HOUR,
+                paused_s=0.0,
+                quarantine=quarantine,
+            ),
+        )
     on_disk = next(
-        one for one in await ledger.on_disk(None, 10_000) if one.user_name == damaged.user
+        one
+        for one in await ledger.read(faxes.on_disk, None, 10_000)
+        if one.user_name == damaged.user
     )
-    await ledger.note_harm({on_disk.id: (on_disk.sha256, "the image has changed")}, now)
+    await ledger.write(
+        faxes.note_harm, {on_disk.id: (on_disk.sha256, "the image has changed")}, now
+    )
     missing = Interval(now - 20 * _HOUR * 24, now - 19 * _HOUR * 24)
-    await ledger.pin_start(gap.id, missing.start, "20d")
-    await ledger.slice_failed(gap.id, missing, now + _HOUR, "HTTP 400")
+    await ledger.write(streams.pin_start, gap.id, missing.start, "20d")
+    await ledger.write(coverage.slice_failed, gap.id, missing, now + _HOUR, "HTTP 400")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from poller.ledger import Ledger, UserRow
+from poller.ledger import Ledger, UserRow, streams
 
 AGE = timedelta(days=730)
 _SECOND = 1_000_000  # of the ledger's microseconds
@@ -50,7 +50,7 @@ async def make(path: Path, shape: Shape, now: datetime) -> list[UserRow]:
     """
     wanted = [("app-1", f"user-{n}", "main", f"u{n}") for n in range(shape.users)]
     async with await Ledger.open(f"sqlite:///{path}") as ledger:
-        users = await ledger.sync_users(wanted, now - AGE)
+        users = await ledger.write(streams.sync, wanted, now - AGE)
     with closing(sqlite3.connect(path)) as connection:
         for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4000000"):
             connection.execute(f"PRAGMA {setting}")

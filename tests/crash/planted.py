@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from poller.documents import StoredFile
-from poller.ledger import listing
+from poller.ledger import faxes
 from poller.ledger.rows import FaxRow
 from poller.store import handover, recovery, syscalls
 from poller.store.place import Names, Place
@@ -47,14 +47,14 @@ def visible_while_written() -> None:
 
 def page_forgotten() -> None:
     """The rows of a page are not kept, and what it covered is."""
-    record = listing.record_page
+    record = faxes.record_page
 
     def forget(connection: Connection, user: int, page: Any) -> list[FaxRow]:
         first = page.faxes[0].fax_id if page.faxes else None
         kept = replace(page, faxes=[fax for fax in page.faxes if fax.fax_id != first])
         return record(connection, user, kept)
 
-    listing.record_page = forget
+    faxes.record_page = forget
 
 
 def never_resumed() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import poller.cli.once  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
-from poller.ledger import Ledger, engine
+from poller.ledger import Ledger, engine, jobs
 from poller.store import handover
 from tests.crash import planted
 
@@ -34,13 +34,14 @@ def _record() -> None:
         sync(fd)
 
     os.fsync = fsync  # type: ignore[assignment]
-    write = Ledger.stored
+    write = Ledger.write_together
 
-    async def stored(self: Ledger, fax: int, **outcome: Any) -> None:
-        await write(self, fax, **outcome)
-        library.record_stored(Path(outcome["file"].file).stem.encode())
+    async def write_together(self: Ledger, command: Any, item: Any) -> None:
+        await write(self, command, item)
+        if command is jobs.stored:
+            library.record_stored(Path(item.file.file).stem.encode())
 
-    Ledger.stored = stored  # type: ignore[method-assign]
+    Ledger.write_together = write_together  # type: ignore[method-assign]
 
 
 def _place(frame: FrameType | None) -> str:

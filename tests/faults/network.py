@@ -30,7 +30,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow
+from poller.ledger import FaxRow, faxes, streams
 from poller.metrics import Metrics
 from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
@@ -99,11 +99,11 @@ class Bench:
         return self.receive("user-a"), self.receive("user-b"), self.receive("user-c")
 
     async def row(self, fax: Fax) -> FaxRow:
-        (found,) = await self.site.shop.ledger.find(fax.fax_id)
+        (found,) = await self.site.shop.ledger.read(faxes.find, fax.fax_id)
         return found
 
     async def last_error(self, user: str) -> str | None:
-        return (await self.site.shop.ledger.user(self.state(user).id)).last_error
+        return (await self.site.shop.ledger.read(streams.one, self.state(user).id)).last_error
 
     def visible(self, user: str) -> list[Path]:
         """What of this user's faxes a consumer can see."""

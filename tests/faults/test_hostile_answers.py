@@ -25,7 +25,7 @@ import structlog
 
 from poller import log
 from poller.ingest.run import PollOutcome
-from poller.ledger import State
+from poller.ledger import State, faxes, jobs
 from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
 from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench, trying
@@ -510,7 +510,7 @@ async def test_what_is_no_list_is_said_covers_nothing_and_stops_nobody_else(
             assert str(outcome.error) == error
             assert error.startswith(case.says), error
             assert work.state(A).watermark == watermark
-            assert not await work.site.shop.ledger.find(fax.fax_id)
+            assert not await work.site.shop.ledger.read(faxes.find, fax.fax_id)
             assert_nothing_private_and_no_bug(out, error)
             work.clock.advance(MINUTE)
             assert [row.fax_id for row in (await work.poll(A)).discovered] == [fax.fax_id]
@@ -641,7 +641,7 @@ async def test_what_is_no_image_is_said_kept_pending_and_stops_nobody_else(
             assert not work.visible(A)
             assert_nothing_private_and_no_bug(out, row.last_error)
             work.clock.advance(MINUTE)
-            await work.site.shop.ledger.make_due([row.id], work.clock.now())
+            await work.site.shop.ledger.write(jobs.make_due, [row.id], work.clock.now())
     await work.heal()
 
 

@@ -15,7 +15,7 @@ from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow
+from poller.ledger import FaxRow, faxes
 from poller.simulator import Fault, Faults, Simulator, Switches, selection
 from poller.simulator.query import RefusedError, Window
 from poller.simulator.state import Fax
@@ -47,7 +47,7 @@ async def listed(
 
 
 async def row(site: Site, fax: Fax) -> FaxRow:
-    (found,) = await site.shop.ledger.find(fax.fax_id)
+    (found,) = await site.shop.ledger.read(faxes.find, fax.fax_id)
     return found
 
 

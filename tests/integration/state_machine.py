@@ -48,6 +48,7 @@ from poller.errors import CannotStart, LedgerUnavailable
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
+from poller.ledger import faxes, jobs
 from poller.metrics import Metrics
 from poller.simulator import Faults, Switches
 from poller.simulator.state import Fax
@@ -714,16 +715,18 @@ class PollerMachine(RuleBasedStateMachine):
         assert self.site is not None
         ledger = self.site.shop.ledger
         with suppress(LedgerUnavailable):
-            rows = None if key is None else [row.id for row in await ledger.find(key[2])]
-            await ledger.make_due(rows, self.world.clocks.now())
+            rows = (
+                None if key is None else [row.id for row in await ledger.read(faxes.find, key[2])]
+            )
+            await ledger.write(jobs.make_due, rows, self.world.clocks.now())
 
     async def _dismiss(self, key: Key) -> None:
         assert self.site is not None
         ledger = self.site.shop.ledger
         with suppress(LedgerUnavailable):
-            for row in await ledger.find(key[2]):
+            for row in await ledger.read(faxes.find, key[2]):
                 self.dismissed.add((row.app_id, row.user_id, row.fax_id))
-                await ledger.dismiss(row.id, now=self.world.clocks.now(), reason="test")
+                await ledger.write(jobs.dismiss, row.id, now=self.world.clocks.now(), reason="test")
 
     # -- what is looked at ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from poller.efax import Page, parse_page
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
-from poller.ledger import AccountRow
+from poller.ledger import AccountRow, accounts
 from poller.simulator import Faults, Simulator, Switches
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
@@ -30,12 +30,13 @@ from tests.integration.at_work import (
     unmount,
     until,
 )
+from tests.integration.in_between import around
 
 SECOND = timedelta(seconds=1)
 
 
 async def account_row(site: Site) -> AccountRow:
-    (found,) = await site.shop.ledger.accounts()
+    (found,) = await site.shop.ledger.read(accounts.all_accounts)
     return found
 
 
@@ -343,7 +344,7 @@ async def test_ledger_that_takes_no_note_closes_the_gate(
     async def refuses(*_: Any, **__: Any) -> None:
         raise LedgerUnavailable("the ledger is locked")
 
-    monkeypatch.setattr(site.shop.ledger, "set_suspended", refuses)
+    around(monkeypatch, site.shop.ledger, accounts.set_suspended, refuses)
     await suspend(site, simulator)
 
     assert site.shop.gate.reason == "the ledger is locked"

@@ -14,7 +14,7 @@ from poller.efax.timestamps import parse_timestamp
 from poller.errors import BadAnswer
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
-from poller.ledger import Backfill, Found
+from poller.ledger import Backfill, Found, backfills, coverage, streams
 from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
@@ -59,13 +59,13 @@ def days_ago(clock: QuickClock, start: float, end: float) -> Interval:
 async def ask(site: Site, window: Interval) -> Backfill:
     """What `poller backfill` writes, and what the daemon makes of it."""
     _, state = parts(site)
-    asked = await site.shop.ledger.ask_backfill(state.id, window, site.shop.clock.now())
+    asked = await site.shop.ledger.write(backfills.ask, state.id, window, site.shop.clock.now())
     await site.read_edits()
     return asked
 
 
 async def now_of(site: Site, asked: Backfill) -> Backfill:
-    return await site.shop.ledger.backfill(asked.id)
+    return await site.shop.ledger.read(backfills.one, asked.id)
 
 
 def windows(simulator: Simulator, before: datetime) -> list[Interval]:
@@ -101,13 +101,17 @@ async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_waterm
     assert polled.watermark >= watermark
     assert polled.gaps() == gaps == ()
     ledger = site.shop.ledger
-    assert window in (await ledger.coverage(polled.id)).intervals
+    assert window in (await ledger.read(coverage.covered, polled.id)).intervals
     done = await now_of(site, asked)
     assert (done.rest, done.not_listed, done.done_at is not None) == (None, (), True)
     assert said(events, "backfill-completed") == ["backfill-completed"]
-    assert await ledger.found(asked.id) == Found(discovered=1, stored=0, pending=1, failed=0)
+    assert await ledger.read(backfills.found, asked.id) == Found(
+        discovered=1, stored=0, pending=1, failed=0
+    )
     await fetch(site, fax)
-    assert await ledger.found(asked.id) == Found(discovered=1, stored=1, pending=0, failed=0)
+    assert await ledger.read(backfills.found, asked.id) == Found(
+        discovered=1, stored=1, pending=0, failed=0
+    )
 
 
 async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_already(
@@ -174,7 +178,7 @@ async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
     assert done.rest is None
     assert all("400" in reason for _, reason in done.not_listed)
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
-    covered = await site.shop.ledger.coverage(polled.id)
+    covered = await site.shop.ledger.read(coverage.covered, polled.id)
     assert unlisted.intervals[0].start == window.start
     assert not any(covered.covers(one.start) for one in unlisted.intervals)
     both = Coverage(unlisted.intervals + covered.intervals)
@@ -224,7 +228,7 @@ async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
     done = await now_of(site, asked)
     assert done.rest is None
     assert Coverage(tuple(one for one, _ in done.not_listed)).intervals == (window,)
-    assert not (await site.shop.ledger.coverage(polled.id)).covers(window.start)
+    assert not (await site.shop.ledger.read(coverage.covered, polled.id)).covers(window.start)
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -249,7 +253,7 @@ async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refus
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
     assert unlisted.intervals[0].start == window.start
     assert all(str(status) in reason for _, reason in done.not_listed)
-    covered = await site.shop.ledger.coverage(polled.id)
+    covered = await site.shop.ledger.read(coverage.covered, polled.id)
     assert Coverage(unlisted.intervals + covered.intervals).gaps(window.start, window.end) == ()
     assert said(events, "user-refused", "backfill-completed") == ["backfill-completed"]
 
@@ -296,7 +300,7 @@ async def test_a_backfill_outlives_the_process(
         assert state.backfill is True
         assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
         assert (await now_of(site, asked)).done_at is not None
-        assert not await site.shop.ledger.all_backfills()
+        assert not await site.shop.ledger.read(backfills.all_waiting)
     async with opened_site(settings, clock) as site:
         assert not parts(site)[1].backfill
 
@@ -307,7 +311,7 @@ async def test_what_is_still_to_come_is_not_waited_for(
     asked = await ask(site, Interval(clock.now() - DAY, clock.now() + DAY))
     await poll(site)
     assert (await now_of(site, asked)).done_at is not None
-    newest = (await site.shop.ledger.coverage(polled.id)).newest_end
+    newest = (await site.shop.ledger.read(coverage.covered, polled.id)).newest_end
     assert newest is not None
     assert newest <= simulator.now()
 
@@ -343,7 +347,7 @@ async def test_a_find_of_a_backfill_does_not_count_as_late(
     await ask(site, days_ago(clock, 3, 1))
     account, _ = parts(site)
     assert len((await account.backfill(polled)).discovered) == 1
-    assert (await site.shop.ledger.user(polled.id)).late_max_s == 0
+    assert (await site.shop.ledger.read(streams.one, polled.id)).late_max_s == 0
     assert (
         "poller_visibility_delay_seconds_count 0.0" in (await site.shop.metrics.render()).decode()
     )
@@ -432,7 +436,7 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     real = account._poller._lister._reader.read
 
     async def withdraw_at_once(*arguments: Any) -> Any:
-        await ledger.withdraw_backfills(polled.id, clock.now())
+        await ledger.write(backfills.withdraw, polled.id, clock.now())
         return await real(*arguments)
 
     monkeypatch.setattr(account._poller._lister._reader, "read", withdraw_at_once)
@@ -465,6 +469,6 @@ async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
     row, sentences = await shown()
     assert row["backfill_error"]
     assert sentences == ["A backfill makes no progress, and is tried again, for main/user-a."]
-    await site.shop.ledger.withdraw_backfills(polled.id, clock.now())
+    await site.shop.ledger.write(backfills.withdraw, polled.id, clock.now())
     row, sentences = await shown()
     assert (row["backfills"], row["backfill_error"], sentences) == ([], None, [])

@@ -16,7 +16,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.reading import Read
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
-from poller.ledger import State
+from poller.ledger import State, coverage, faxes, jobs
 from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
@@ -82,20 +82,22 @@ async def shown(site: Site) -> dict[str, Any]:
 async def test_audit_goes_through_all_faxes_page_by_page_newest_first(
     site: Site, simulator: Simulator
 ) -> None:
-    faxes = [await stored(site, simulator, user) for user in ("user-a", "user-b") * 4]
-    faxes[3][1].unlink()
-    faxes[3][1].with_suffix(".json").unlink()
-    spoil(faxes[5][1])
+    rows = [await stored(site, simulator, user) for user in ("user-a", "user-b") * 4]
+    rows[3][1].unlink()
+    rows[3][1].with_suffix(".json").unlink()
+    spoil(rows[5][1])
 
     pages = [page async for page in auditor(site, page=3, threads=2).pages(thorough=True)]
 
     assert [len(page) for page in pages] == [3, 3, 2]
     found = {one.row.fax_id: one.finding.condition for page in pages for one in page}
-    assert list(found) == [fax.fax_id for fax, _ in reversed(faxes)]
-    assert found.pop(faxes[3][0].fax_id) is Condition.TAKEN
-    assert found.pop(faxes[5][0].fax_id) is Condition.DAMAGED
+    assert list(found) == [fax.fax_id for fax, _ in reversed(rows)]
+    assert found.pop(rows[3][0].fax_id) is Condition.TAKEN
+    assert found.pop(rows[5][0].fax_id) is Condition.DAMAGED
     assert set(found.values()) == {Condition.OK}
-    assert [fax.fax_id for fax in await site.shop.ledger.harmed(10)] == [faxes[5][0].fax_id]
+    assert [fax.fax_id for fax in await site.shop.ledger.read(faxes.harmed, 10)] == [
+        rows[5][0].fax_id
+    ]
 
 
 async def test_a_fax_that_is_being_taken_away_just_now_is_not_called_damaged(
@@ -112,7 +114,7 @@ async def test_a_fax_that_is_being_taken_away_just_now_is_not_called_damaged(
     monkeypatch.setattr(site.shop.clock, "sleep", meanwhile)
     (one,) = await audited(site)
     assert one.finding.condition is Condition.TAKEN
-    assert await site.shop.ledger.harmed(1) == []
+    assert await site.shop.ledger.read(faxes.harmed, 1) == []
 
 
 async def test_damage_that_was_mended_by_hand_is_taken_back_by_a_thorough_look_alone(
@@ -125,9 +127,9 @@ async def test_damage_that_was_mended_by_hand_is_taken_back_by_a_thorough_look_a
     assert [one.is_damaged for one in await audited(site)] == [True]
     image.write_bytes(good)
     await audited(site, thorough=False)
-    assert len(await site.shop.ledger.harmed(1)) == 1
+    assert len(await site.shop.ledger.read(faxes.harmed, 1)) == 1
     await audited(site)
-    assert await site.shop.ledger.harmed(1) == []
+    assert await site.shop.ledger.read(faxes.harmed, 1) == []
 
 
 async def test_nothing_is_called_taken_when_the_disk_goes_away_in_the_middle(
@@ -175,7 +177,9 @@ async def test_repair_takes_what_efax_sends_now_and_renames_nothing(
     before = (await row(site, fax)).sha256
     spoil(image)
     await audited(site)
-    await site.shop.ledger.fetch_again([(await row(site, fax)).id], site.shop.clock.now())
+    await site.shop.ledger.write(
+        jobs.fetch_again, [(await row(site, fax)).id], site.shop.clock.now()
+    )
     await poll(site)  # lists it again: known
 
     account, _ = parts(site)
@@ -198,7 +202,9 @@ async def test_a_missing_sidecar_is_written_anew_without_asking_efax(
     content = sidecar.read_text()
     sidecar.unlink()
     await audited(site)
-    await site.shop.ledger.fetch_again([(await row(site, fax)).id], site.shop.clock.now())
+    await site.shop.ledger.write(
+        jobs.fetch_again, [(await row(site, fax)).id], site.shop.clock.now()
+    )
     account, _ = parts(site)
     await account.workers.run_until_idle()
 
@@ -298,7 +304,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
     asked = calls(simulator, "list", "user-a")
     async with in_background(BackgroundChecks(site)._watch_edits()):
         for one in failed:
-            await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
+            await site.shop.ledger.write(coverage.dismiss_gap, state.id, one.interval, "old")
         await until(lambda: all(one.dismissed for one in state.failed_slices))
         await poll(site)
         assert said(events, "gap-closed") == ["gap-closed"]
@@ -313,7 +319,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
         assert float(value.removeprefix(name)) == settled.timestamp()
         assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
         simulator.switches = Switches()
-        await site.shop.ledger.make_gap_due(state.id, failed[0].interval)
+        await site.shop.ledger.write(coverage.make_gap_due, state.id, failed[0].interval)
         await until(lambda: not all(one.dismissed for one in state.failed_slices))
         await poll(site)
         assert state.gaps() == ()
@@ -331,7 +337,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     async def dismissed_meanwhile(asked: UserState, piece: Slice, bounds: Interval) -> Read:
         if piece.kind is SliceKind.GAP:
             for one in list(state.failed_slices):
-                await site.shop.ledger.dismiss_gap(state.id, one.interval, "old")
+                await site.shop.ledger.write(coverage.dismiss_gap, state.id, one.interval, "old")
             await site.read_edits()
         return await real(asked, piece, bounds)
 

@@ -32,7 +32,7 @@ from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
-from poller.ledger import FaxRow, Ledger
+from poller.ledger import FaxRow, Ledger, meta
 from poller.lock import StateLock
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Faults, Simulator
@@ -704,7 +704,7 @@ def test_status_is_shown_as_json_and_as_a_table(run: Run, efax: Simulator, direc
 def said_by_the_service(directory: Path, report: RuntimeReport) -> None:
     async def keep() -> None:
         async with await Ledger.open(f"sqlite:///{directory}/state/poller.db") as ledger:
-            await ledger.keep_runtime_report(report.text())
+            await ledger.write(meta.keep, meta.RUNTIME_REPORT, report.text())
 
     asyncio.run(keep())
 

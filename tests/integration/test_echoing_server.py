@@ -12,6 +12,7 @@ from aiohttp import web
 from poller import log
 from poller.errors import Evidence
 from poller.evidence import EvidenceStore
+from poller.ledger import faxes, streams
 from tests.conftest import APP, KEY, NOON, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import poll
 
@@ -88,10 +89,10 @@ async def test_secrets_that_a_server_sends_back_are_kept_nowhere(
         await poll(site, "user-a")
         await poll(site, "user-b")
         await site.accounts[APP].workers.run_until_idle()
-        faxes = [(await site.shop.ledger.find(one))[0] for one in server.faxes]
-        users = await site.shop.ledger.users()
-        kept = [await site.shop.evidence.find(f.app_id, f.user_id, f.fax_id) for f in faxes]
-    said = [str(f.last_error) for f in faxes] + [str(user.last_error) for user in users]
+        rows = [(await site.shop.ledger.read(faxes.find, one))[0] for one in server.faxes]
+        users = await site.shop.ledger.read(streams.all_users)
+        kept = [await site.shop.evidence.find(f.app_id, f.user_id, f.fax_id) for f in rows]
+    said = [str(f.last_error) for f in rows] + [str(user.last_error) for user in users]
     evidence = tmp_path / "state" / "evidence"
     names = [str(path.relative_to(tmp_path)) for path in evidence.rglob("*")]
     contents = [path.read_text("latin-1") for path in evidence.rglob("*") if path.is_file()]

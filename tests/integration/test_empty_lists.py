@@ -16,7 +16,7 @@ from poller.ingest.empties import EmptyLists
 from poller.ingest.nets import Nets
 from poller.ingest.reading import Read
 from poller.ingest.site import Site
-from poller.ledger import State
+from poller.ledger import State, accounts, backfills, coverage, faxes, streams
 from poller.simulator import Faults, Simulator, Switches
 from poller.window import Interval, SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
@@ -43,7 +43,7 @@ async def quiet(site: Site, simulator: Simulator, clock: QuickClock) -> Site:
 
 async def covered(site: Site, user: str = "user-a") -> Any:
     """Up to when the ledger says that this user's faxes are listed."""
-    return (await site.shop.ledger.coverage(parts(site, user)[1].id)).newest_end
+    return (await site.shop.ledger.read(coverage.covered, parts(site, user)[1].id)).newest_end
 
 
 def asked_for_1990(simulator: Simulator) -> int:
@@ -71,7 +71,7 @@ async def test_first_fax_teaches_how_this_server_spells_an_empty_list_once_for_a
             for user in ("user-a", "user-b", "user-a"):
                 await listed(site, simulator, user)
                 clock.advance(MINUTE)
-            lists = Lists.read((await site.shop.ledger.lists(APP))[0])
+            lists = Lists.read((await site.shop.ledger.read(accounts.lists, APP))[0])
             assert lists.shapes is not None
             assert len(lists.shapes) == 1
             assert lists.tells_gone
@@ -145,7 +145,7 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
         assert account.is_suspended
         assert [await covered(site, user) for user in ("user-a", "user-b")] == before
         await settled(account)
-        (row,) = await site.shop.ledger.accounts()
+        (row,) = await site.shop.ledger.read(accounts.all_accounts)
         assert "lists nothing that it listed before" in str(row.reason)
         assert said(events, "account-suspended") == ["account-suspended"]
 
@@ -204,7 +204,7 @@ async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_the
         clock.advance(2 * MINUTE)
     assert HOUR <= clock.now() - began <= HOUR + 2 * MINUTE
     assert before < await covered(quiet)
-    lists = Lists.read((await quiet.shop.ledger.lists(APP))[0])
+    lists = Lists.read((await quiet.shop.ledger.read(accounts.lists, APP))[0])
     assert lists.believed_since == began  # it may have been none: all since then is listed again
 
 
@@ -277,7 +277,7 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
     monkeypatch.setattr(Nets, "_read_not_downloaded", meanwhile)
     assert not (await poll(site)).failed
     assert state.sweep_ends[SliceKind.DEEP_SWEEP] is None
-    (row,) = [row for row in await site.shop.ledger.users() if row.id == state.id]
+    (row,) = [row for row in await site.shop.ledger.read(streams.all_users) if row.id == state.id]
     assert row.deep_sweep_end is None
 
 
@@ -416,7 +416,7 @@ async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanw
     await listed(site, simulator)
     client, states = site.accounts[APP].client, site.accounts[APP].states
     empties = EmptyLists(client, site.shop.ledger, site.shop.clock, states)
-    await site.shop.ledger.keep_lists(APP, Lists(tells_gone=True).text())
+    await site.shop.ledger.write(accounts.keep_lists, APP, Lists(tells_gone=True).text())
     await empties.believe("", is_end=True)
     await empties.listed(parts(site)[1].user, Page(()))
     simulator.delete(simulator.faxes()[0])
@@ -444,7 +444,7 @@ async def test_fax_that_a_canary_happens_to_list_is_new_and_recorded(
     late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=41))
     clock.advance(2 * MINUTE)
     await poll(quiet, "user-b")
-    (row,) = await quiet.shop.ledger.find(late.fax_id)
+    (row,) = await quiet.shop.ledger.read(faxes.find, late.fax_id)
     assert row.found_by == "canary"
 
 
@@ -492,7 +492,7 @@ async def test_next_run_does_not_ask_for_what_was_deleted(
         simulator.delete(fax)
     clock.advance(2 * MINUTE)
     assert not (await poll(quiet)).failed
-    known = await quiet.shop.ledger.lists(APP)
+    known = await quiet.shop.ledger.read(accounts.lists, APP)
     assert Lists.read(known[0]).is_deleted(known[1][0][2].end)
 
 
@@ -573,7 +573,7 @@ async def test_doubt_is_long_again_when_what_was_taken_for_deleted_is_listed(
     simulator.faults = Faults()
     clock.advance(2 * MINUTE)
     await listed(quiet, simulator)
-    lists = Lists.read((await quiet.shop.ledger.lists(APP))[0])
+    lists = Lists.read((await quiet.shop.ledger.read(accounts.lists, APP))[0])
     assert (lists.given_up, lists.deleted_until, lists.believed_since) == ((), None, None)
     clock.advance(20 * MINUTE)
     simulator.faults = Faults.of("full-200@list=always")
@@ -614,7 +614,7 @@ async def test_all_since_the_first_doubt_is_listed_again_after_a_long_outage_tha
         for user in ("user-a", "user-b"):
             await poll(site, user)
         for fax in lost:
-            assert await site.shop.ledger.find(fax.fax_id)
+            assert await site.shop.ledger.read(faxes.find, fax.fax_id)
 
 
 @pytest.mark.parametrize("step", [timedelta(0), 2 * HOUR])
@@ -707,7 +707,7 @@ async def test_fax_that_arrives_ends_the_suspension_also_where_the_known_ones_st
     fax = simulator.receive(APP, "user-a", completed=clock.now())
     await probe(quiet, clock)
     assert not quiet.accounts[APP].is_suspended
-    (row,) = await quiet.shop.ledger.find(fax.fax_id)
+    (row,) = await quiet.shop.ledger.read(faxes.find, fax.fax_id)
     assert row.state is State.PENDING
 
 
@@ -767,7 +767,7 @@ async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
     account, state = parts(quiet)
     old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=20))
     window = Interval(clock.now() - timedelta(days=21), clock.now() - timedelta(days=19))
-    await quiet.shop.ledger.ask_backfill(state.id, window, clock.now())
+    await quiet.shop.ledger.write(backfills.ask, state.id, window, clock.now())
     state.backfill = True
     simulator.faults = Faults.of("full-200@list=always")
     assert (await account.backfill(state)).error is not None
@@ -775,8 +775,8 @@ async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
     await probe(quiet, clock)
     state.backfill_not_before = 0.0
     await account.backfill(state)
-    assert await quiet.shop.ledger.find(old.fax_id)
-    assert not await quiet.shop.ledger.backfills(state.id)
+    assert await quiet.shop.ledger.read(faxes.find, old.fax_id)
+    assert not await quiet.shop.ledger.read(backfills.waiting, state.id)
 
 
 async def test_gap_is_not_closed_by_an_outage(
@@ -793,5 +793,5 @@ async def test_gap_is_not_closed_by_an_outage(
         assert parts(site)[1].gaps()
         simulator.faults = Faults()
         await probe(site, clock)
-        assert await site.shop.ledger.find(old.fax_id)
+        assert await site.shop.ledger.read(faxes.find, old.fax_id)
         assert not parts(site)[1].gaps()

@@ -14,7 +14,7 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
-from poller.ledger import State
+from poller.ledger import State, accounts, jobs, streams
 from poller.problems import problems
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
@@ -104,7 +104,9 @@ async def test_alarm_is_over_when_the_fax_is_dismissed(
 ) -> None:
     fax = await failing_since(site, simulator, clock, 2 * HOUR)
     await monitor._look_for_failing()
-    await site.shop.ledger.dismiss((await row(site, fax)).id, now=clock.now(), reason="lost")
+    await site.shop.ledger.write(
+        jobs.dismiss, (await row(site, fax)).id, now=clock.now(), reason="lost"
+    )
     await monitor._look_for_failing()
     assert said(events, "fetch-failed", "fetch-recovered") == ["fetch-failed", "fetch-recovered"]
     assert (await oldest_s(site))["user-a"] == 0.0
@@ -127,10 +129,10 @@ async def test_time_in_which_the_account_was_suspended_does_not_count(
 ) -> None:
     await failing_since(site, simulator, clock, timedelta(minutes=10))
     app_id, account, ledger = parts(site)[1].user.app_id, "main", site.shop.ledger
-    await ledger.pause_clock(app_id, account, clock.now(), paused=True)
+    await ledger.write(accounts.pause_clock, app_id, account, clock.now(), paused=True)
     clock.advance(3 * HOUR)
     if ends:
-        await ledger.pause_clock(app_id, account, clock.now(), paused=False)
+        await ledger.write(accounts.pause_clock, app_id, account, clock.now(), paused=False)
     await monitor._look_for_failing()
     assert (await oldest_s(site))["user-a"] == pytest.approx(600, abs=5)
     assert (await told(site, clock))[1] == []
@@ -152,7 +154,7 @@ async def test_faxes_of_a_removed_user_count_nowhere(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
     await failing_since(site, simulator, clock, 2 * HOUR)
-    await site.shop.ledger.sync_users([], clock.now())
+    await site.shop.ledger.write(streams.sync, [], clock.now())
     shown, sentences = await told(site, clock)
     assert shown["failing_faxes"] == []
     assert not any("cannot be fetched" in sentence for sentence in sentences)

@@ -21,7 +21,7 @@ from poller.efax.responses import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Broken, Outcome
 from poller.ingest.site import Site
-from poller.ledger import FaxRow, State
+from poller.ledger import FaxRow, State, faxes, jobs, streams
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from poller.store import syscalls
@@ -47,6 +47,7 @@ from tests.integration.at_work import (
     until,
 )
 from tests.integration.at_work import faults as scripted
+from tests.integration.in_between import Asked, around
 
 DAY = timedelta(days=1)
 FETCHED = ("fax-stored", "fax-retry", "fax-quarantined", "fax-damaged")
@@ -427,7 +428,7 @@ async def test_fax_is_quarantined_only_by_a_failed_attempt_of_its_own_after_the_
     assert (await row(site, fax)).state is State.QUARANTINED
     assert said(events, *FETCHED)[-1] == "fax-quarantined"
     _, state = parts(site)
-    assert (await site.shop.ledger.user(state.id)).quarantined == 1
+    assert (await site.shop.ledger.read(streams.one, state.id)).quarantined == 1
 
 
 async def quarantined(site: Site, simulator: Simulator, clock: QuickClock) -> Fax:
@@ -459,7 +460,7 @@ async def test_quarantined_fax_is_tried_once_a_day_and_leaves_when_it_can_be_had
     await account.workers.run_until_idle()
 
     assert (await row(site, fax)).state is State.STORED
-    user = await site.shop.ledger.user(state.id)
+    user = await site.shop.ledger.read(streams.one, state.id)
     assert (user.quarantined, user.pending, user.stored) == (0, 0, 1)
 
 
@@ -556,7 +557,7 @@ async def test_nothing_is_asked_for_while_the_storage_is_unusable_and_the_fax_st
 
     assert not simulator.downloads
     assert calls(simulator, "image") == 0
-    due = await site.shop.ledger.due(state.id, clock.now(), 10)
+    due = await site.shop.ledger.read(jobs.due, state.id, clock.now(), 10)
     assert [one.fax_id for one in due] == [fax.fax_id]
     assert due[0].failures == 0
 
@@ -636,14 +637,13 @@ async def test_bug_met_by_one_fax_does_not_stop_the_others(
 def held_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
     """Hold the record of a stored fax: what tells that it has begun, and what lets it go on."""
     recording, go_on = asyncio.Event(), asyncio.Event()
-    real = site.shop.ledger.stored
 
-    async def stored(fax: int, **values: Any) -> None:
+    async def stored(write: Asked) -> None:
         recording.set()
         await go_on.wait()
-        await real(fax, **values)
+        await write()
 
-    monkeypatch.setattr(site.shop.ledger, "stored", stored)
+    around(monkeypatch, site.shop.ledger, jobs.stored, stored)
     return recording, go_on
 
 
@@ -671,15 +671,14 @@ async def test_failure_is_recorded_although_the_attempt_is_cancelled_meanwhile(
     fax, _ = await listed(site, simulator)
     simulator.faults = always("404")
     recording, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    real = site.shop.ledger.attempt_failed
 
-    async def attempt_failed(fax: int, **values: Any) -> Any:
+    async def attempt_failed(write: Asked) -> Any:
         recording.set()
         await go_on.wait()
-        await real(fax, **values)
+        await write()
         done.set()
 
-    monkeypatch.setattr(site.shop.ledger, "attempt_failed", attempt_failed)
+    around(monkeypatch, site.shop.ledger, jobs.attempt_failed, attempt_failed)
     attempt = asyncio.create_task(fetch(site, fax))
     await recording.wait()
     attempt.cancel()
@@ -700,7 +699,7 @@ async def test_ledger_that_does_not_take_the_record_closes_the_gate_and_costs_no
         raise LedgerUnavailable("the ledger is locked")
 
     with monkeypatch.context() as locked:
-        locked.setattr(site.shop.ledger, "stored", refuses)
+        around(locked, site.shop.ledger, jobs.stored, refuses)
         assert await fetch(site, fax) is Outcome.POSTPONED
     assert site.shop.gate.reason == "the ledger is locked"
     assert (await row(site, fax)).state is State.PENDING
@@ -721,7 +720,7 @@ async def test_crash_between_link_and_record_costs_no_second_download_after_the_
             raise asyncio.CancelledError
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(site.shop.ledger, "stored", crash)
+            around(patch, site.shop.ledger, jobs.stored, crash)
             with pytest.raises(asyncio.CancelledError):
                 await fetch(site, fax)
         assert (await row(site, fax)).state is State.PENDING
@@ -850,7 +849,7 @@ async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simula
     async with opened_site(settings, clock) as site:
         fax, found = await listed(site, simulator)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(site.shop.ledger, "stored", crash)
+            around(patch, site.shop.ledger, jobs.stored, crash)
             patch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
             with pytest.raises(asyncio.CancelledError):
                 await fetch(site, fax)
@@ -876,7 +875,7 @@ async def test_a_drain_lets_what_a_crash_has_left_be_carried_to_its_end(
                 go_on.set()
                 await drained
             await work
-        assert (await site.shop.ledger.fax(fax.id)).state is State.STORED
+        assert (await site.shop.ledger.read(faxes.one, fax.id)).state is State.STORED
     assert not files(settings.storage.directory, f".*{fax.fax_id}*")
 
 
@@ -899,5 +898,5 @@ async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_i
         _, state = parts(site)
         with pytest.raises(asyncio.CancelledError):
             await site.accounts[APP].workers._fetcher.fetch(fax, state.user)
-        assert (await site.shop.ledger.fax(fax.id)).state is State.STORED
+        assert (await site.shop.ledger.read(faxes.one, fax.id)).state is State.STORED
     assert not files(settings.storage.directory, f".*{fax.fax_id}*")

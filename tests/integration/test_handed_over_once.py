@@ -12,12 +12,13 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.audit import Auditor
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
-from poller.ledger import State
+from poller.ledger import State, jobs
 from poller.simulator import Simulator
 from poller.store import handover, survey, syscalls
 from poller.store.threads import HUNG_S
 from tests.conftest import pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
+from tests.integration.in_between import around
 
 
 def is_image(fd: int) -> bool:
@@ -40,7 +41,7 @@ async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
         raise LedgerUnavailable("the ledger is locked")
 
     with monkeypatch.context() as locked:
-        locked.setattr(site.shop.ledger, "stored", refuses)
+        around(locked, site.shop.ledger, jobs.stored, refuses)
         assert await fetch(site, fax) is Outcome.POSTPONED
     assert take_all(site) == 2
     assert await fetch(site, fax) is Outcome.STORED

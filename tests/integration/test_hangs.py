@@ -16,10 +16,12 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
+from poller.ledger import jobs, meta, streams
 from poller.simulator import Simulator
 from tests.conftest import APP, Event, QuickClock
 from tests.faults.network import bench
 from tests.integration.at_work import in_background, listed, row, said, until
+from tests.integration.in_between import Asked, around
 
 OFTEN = Poll(every=timedelta(milliseconds=200))
 
@@ -96,16 +98,16 @@ def _polled(user: User, poll: Poll) -> User:
 
 
 @pytest.mark.usefixtures("_impatient")
-@pytest.mark.parametrize("step", ["users_with_due", "due"])
+@pytest.mark.parametrize("step", [jobs.users_with_due, jobs.due])
 async def test_search_for_what_is_due_hangs_and_is_done_again(
     site: Site,
     simulator: Simulator,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
-    step: str,
+    step: Callable[..., object],
 ) -> None:
     fax, _ = await listed(site, simulator)
-    monkeypatch.setattr(site.shop.ledger, step, hanging_once(getattr(site.shop.ledger, step)))
+    around(monkeypatch, site.shop.ledger, step, hanging_once(lambda read: read()))
     async with in_background(site.accounts[APP].workers.run()):
         await until(lambda: said(events, "fax-stored"))
     assert set(stalled(events)) == {"fetching"}
@@ -158,14 +160,13 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
     site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    real = site.shop.ledger.edits
 
-    async def counted() -> str | None:
+    async def counted(read: Asked) -> object:
         nonlocal looks
         looks += 1
-        return await real()
+        return await read()
 
-    monkeypatch.setattr(site.shop.ledger, "edits", hanging_once(counted))
+    around(monkeypatch, site.shop.ledger, meta.edits, hanging_once(counted))
     await loop_until(BackgroundChecks(site).loops(), "edits", lambda: looks >= 2)
     assert set(stalled(events)) == {"edits"}
 
@@ -179,7 +180,7 @@ async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers
         impatient.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.05)
         impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
-            await site.shop.ledger.users(include_removed=False)
+            await site.shop.ledger.read(streams.all_users, include_removed=False)
         impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
         await site.accounts[APP].workers.run_until_idle()
     (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]

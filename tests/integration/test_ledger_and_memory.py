@@ -11,12 +11,12 @@ import pytest
 from poller.config.model import Poll
 from poller.errors import BadAnswer, LedgerUnavailable
 from poller.ingest.site import Site
-from poller.ledger import Ledger
+from poller.ledger import Ledger, coverage, streams
 from poller.simulator import Simulator, Switches
 from poller.window import Interval
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import in_background, parts, poll
-from tests.integration.in_between import Between
+from tests.integration.in_between import Asked, Between, around
 
 DAY = timedelta(days=1)
 START = timedelta(hours=52)
@@ -93,7 +93,7 @@ async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_led
         with monkeypatch.context() as patched:
             patched.setattr(writer, "_transaction", fails_once)
             await poll(site)
-            await site.shop.ledger.users()  # what was put off is written, or fails
+            await site.shop.ledger.read(streams.all_users)  # what was put off is written, or fails
         clock.advance(HALF_A_MINUTE)
         assert (await poll(site)).error is None
         assert await remembered_is_held(site)
@@ -144,9 +144,9 @@ async def test_edit_of_gaps_at_any_point_of_a_poll_is_known_after_it(
         async def act() -> None:
             bounds = Interval(clock.now() - 60 * DAY, clock.now() - 2 * DAY)
             if edit == "dismiss":
-                assert await operator.dismiss_gap(state.id, bounds, "old")
+                assert await operator.write(coverage.dismiss_gap, state.id, bounds, "old")
             else:
-                await operator.make_gap_due(state.id, bounds)
+                await operator.write(coverage.make_gap_due, state.id, bounds)
             await site.read_edits()
 
         for number in itertools.count(1):
@@ -166,15 +166,14 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
     _, state = parts(site)
     read, go_on = asyncio.Event(), asyncio.Event()
-    real = site.shop.ledger.all_progress
 
-    async def slow() -> Any:
-        held = await real()
+    async def slow(really_read: Asked) -> Any:
+        held = await really_read()
         read.set()
         await go_on.wait()
         return held
 
-    monkeypatch.setattr(site.shop.ledger, "all_progress", slow)
+    around(monkeypatch, site.shop.ledger, streams.all_progress, slow)
     async with in_background(site.read_edits()) as (reading,):
         await read.wait()
         await poll(site)

@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, engine, schema
+from poller.ledger import Ledger, engine, meta, schema, streams
 from poller.ledger.tables import REVISION, metadata
 from tests.integration.at_work import WITHIN_S
 
@@ -37,7 +37,7 @@ def url(path: Path) -> str:
 
 async def make(path: Path) -> None:
     async with await Ledger.open(url(path)) as ledger:
-        await ledger.sync_users(ONE_USER, NOW)
+        await ledger.write(streams.sync, ONE_USER, NOW)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def locked(path: Path, how: str) -> Iterator[None]:
 async def test_a_new_ledger_is_made_once_with_its_directory(path: Path) -> None:
     async with await Ledger.open(url(path)) as ledger:
         assert ledger.created
-        assert await ledger.users() == []
+        assert await ledger.read(streams.all_users) == []
     async with await Ledger.open(url(path)) as ledger:
         assert not ledger.created
 
@@ -100,7 +100,7 @@ async def test_each_connection_is_set_so_that_no_commit_is_lost(path: Path) -> N
         def settings(connection):  # type: ignore[no-untyped-def]
             return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted]
 
-        assert await ledger._write(settings) == ["truncate", 3, 1, 5000]
+        assert await ledger.write(settings) == ["truncate", 3, 1, 5000]
         assert await ledger._read(settings) == ["truncate", 3, 1, 5000]
 
 
@@ -271,12 +271,12 @@ async def test_a_locked_ledger_refuses_the_start_after_the_timeout(path: Path) -
 
 async def test_a_reader_sees_what_a_writer_commits_and_changes_nothing(path: Path) -> None:
     async with await Ledger.open(url(path)) as writer:
-        await writer.sync_users(ONE_USER, NOW)
+        await writer.write(streams.sync, ONE_USER, NOW)
         async with await Ledger.open(url(path), readonly=True) as reader:
             with locked(path, "IMMEDIATE"):
-                (user,) = await reader.users()
-            await writer.poll_failed(user.id, NOW, error="no answer")
-            assert (await reader.user(user.id)).last_poll_at == NOW
+                (user,) = await reader.read(streams.all_users)
+            await writer.write(streams.poll_failed, user.id, NOW, error="no answer")
+            assert (await reader.read(streams.one, user.id)).last_poll_at == NOW
             with pytest.raises(LedgerUnavailable, match="for reading only"):
                 await reader.check_writable()
             assert (reader.waiting_since, reader.commits) == (None, 0)
@@ -373,7 +373,7 @@ def test_a_migration_that_was_killed_is_made_again(path: Path, statements: int) 
 
     async def look() -> bool:
         async with await Ledger.open(url(path)) as ledger:
-            await ledger.sync_users(ONE_USER, NOW)
+            await ledger.write(streams.sync, ONE_USER, NOW)
             return ledger.created
 
     assert asyncio.run(look())
@@ -408,7 +408,7 @@ async def test_a_journal_that_a_crash_left_is_replayed(made: Path, tmp_path: Pat
         shutil.copy(f"{made}-journal", f"{crashed}-journal")
     for readonly in (True, False):
         async with await Ledger.open(url(crashed), readonly=readonly) as ledger:
-            assert [row.user for row in await ledger.users()] == ["front-desk"]
+            assert [row.user for row in await ledger.read(streams.all_users)] == ["front-desk"]
 
 
 # -- closing -------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ async def test_a_journal_that_a_crash_left_is_replayed(made: Path, tmp_path: Pat
 
 async def test_closing_ends_every_thread_and_may_be_repeated(path: Path) -> None:
     ledger = await Ledger.open(url(path))
-    await asyncio.gather(*(ledger.users() for _ in range(10)))
+    await asyncio.gather(*(ledger.read(streams.all_users) for _ in range(10)))
     await ledger.close()
     await ledger.close()
     assert_no_thread_is_left()
@@ -425,12 +425,15 @@ async def test_closing_ends_every_thread_and_may_be_repeated(path: Path) -> None
 
 async def test_closing_finishes_the_writes_that_were_asked_for(path: Path) -> None:
     ledger = await Ledger.open(url(path))
-    asked = [asyncio.create_task(ledger.set_storage_id(str(number))) for number in range(5)]
+    asked = [
+        asyncio.create_task(ledger.write(meta.keep, meta.STORAGE_ID, str(number)))
+        for number in range(5)
+    ]
     await asyncio.sleep(0)
     await ledger.close()
     await asyncio.gather(*asked)
     async with await Ledger.open(url(path)) as again:
-        assert await again.storage_id() == "4"
+        assert await again.read(meta.value, meta.STORAGE_ID) == "4"
 
 
 async def test_a_closed_ledger_takes_no_writes(path: Path) -> None:

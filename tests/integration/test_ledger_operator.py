@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from poller.ledger import FaxRow, Ledger, State, UserRow
+from poller.ledger import (
+    FaxRow,
+    Ledger,
+    State,
+    UserRow,
+    accounts,
+    coverage,
+    faxes,
+    jobs,
+    meta,
+    streams,
+)
 from poller.window import Interval, alarming_gaps, open_gaps
 from tests.integration.test_ledger_open import KILLED_WHILE_MIGRATING
 from tests.integration.test_ledger_rows import (
@@ -51,27 +62,29 @@ def old(tmp_path: Path) -> Path:
 async def assert_all_is_there(path: Path) -> None:
     async with await Ledger.open(f"sqlite:///{path}") as ledger:
         assert not ledger.created
-        (user,) = await ledger.users()
+        (user,) = await ledger.read(streams.all_users)
         counted = (user.stored, user.pending, user.quarantined, user.dismissed, user.damaged)
         assert counted == (2, 1, 1, 1, 1)
-        faxes = [(await ledger.find(f"fax-{number}"))[0] for number in range(1, 6)]
-        assert [fax.state for fax in faxes] == [
+        rows = [(await ledger.read(faxes.find, f"fax-{number}"))[0] for number in range(1, 6)]
+        assert [fax.state for fax in rows] == [
             State.STORED, State.STORED, State.PENDING, State.QUARANTINED, State.DISMISSED
         ]  # fmt: skip
-        assert faxes[2].next_attempt_at == faxes[3].next_attempt_at == OLD_NOON + HOUR
-        assert (faxes[2].failures, faxes[2].last_error) == (1, "404")
-        assert faxes[4].dismiss_reason == "a test page"
-        assert faxes[0].listed["note"] == "Grüße"
-        assert {fax.harm for fax in faxes} == {None}
-        assert len(await ledger.history(faxes[3].id)) == 2
-        (piece,) = await ledger.failed_slices(user.id)
+        assert rows[2].next_attempt_at == rows[3].next_attempt_at == OLD_NOON + HOUR
+        assert (rows[2].failures, rows[2].last_error) == (1, "404")
+        assert rows[4].dismiss_reason == "a test page"
+        assert rows[0].listed["note"] == "Grüße"
+        assert {fax.harm for fax in rows} == {None}
+        assert len(await ledger.read(faxes.history, rows[3].id)) == 2
+        (piece,) = await ledger.read(coverage.failed, user.id)
         assert (piece.reason, piece.dismissed) == ("refused", False)
-        assert await ledger.storage_id() == "storage-1"
-        (account,) = await ledger.accounts()
+        assert await ledger.read(meta.value, meta.STORAGE_ID) == "storage-1"
+        (account,) = await ledger.read(accounts.all_accounts)
         assert account.paused_since == OLD_NOON
         # And it works as a new one does.
-        assert await ledger.note_harm({faxes[0].id: (HASH, "gone")}, NOW) == [faxes[0].id]
-        assert [fax.fax_id for fax in await ledger.harmed(5)] == ["fax-1"]
+        assert await ledger.write(faxes.note_harm, {rows[0].id: (HASH, "gone")}, NOW) == [
+            rows[0].id
+        ]
+        assert [fax.fax_id for fax in await ledger.read(faxes.harmed, 5)] == ["fax-1"]
 
 
 async def test_a_ledger_of_the_first_release_is_migrated_with_its_faxes_on_their_way(
@@ -100,50 +113,50 @@ def test_a_migration_of_an_old_ledger_that_was_killed_loses_nothing_and_is_made_
 async def stored(ledger: Ledger, user: UserRow) -> FaxRow:
     (fax,) = await record(ledger, user, new_fax("one"))
     await store(ledger, fax)
-    return await ledger.fax(fax.id)
+    return await ledger.read(faxes.one, fax.id)
 
 
 async def counts(ledger: Ledger, user: UserRow) -> tuple[int, ...]:
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     return row.stored, row.pending, row.quarantined, row.dismissed
 
 
 async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored: FaxRow) -> None:
-    assert await ledger.note_harm({stored.id: (HASH, "gone")}, NOW) == [stored.id]
-    assert await ledger.note_harm({stored.id: (HASH, "gone")}, NOW) == []
-    assert await ledger.harmed_counts() == {stored.user: 1}
-    assert [fax.harm for fax in await ledger.harmed(10)] == ["gone"]
-    assert await ledger.note_harm({stored.id: (HASH, None)}, NOW) == [stored.id]
-    assert await ledger.harmed_counts() == {}
-    outcomes = [one.outcome for one in await ledger.history(stored.id)]
+    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == [stored.id]
+    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == []
+    assert await ledger.read(faxes.harmed_counts) == {stored.user: 1}
+    assert [fax.harm for fax in await ledger.read(faxes.harmed, 10)] == ["gone"]
+    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, None)}, NOW) == [stored.id]
+    assert await ledger.read(faxes.harmed_counts) == {}
+    outcomes = [one.outcome for one in await ledger.read(faxes.history, stored.id)]
     assert outcomes == ["stored", "damaged", "not damaged"]
 
 
 async def test_damage_of_what_was_fetched_anew_meanwhile_is_not_noted(
     ledger: Ledger, stored: FaxRow
 ) -> None:
-    assert await ledger.note_harm({stored.id: ("cd" * 32, "changed")}, NOW) == []
-    await ledger.fetch_again([stored.id], NOW)
-    assert await ledger.note_harm({stored.id: (HASH, "changed")}, NOW) == []
-    assert await ledger.harmed(10) == []
+    assert await ledger.write(faxes.note_harm, {stored.id: ("cd" * 32, "changed")}, NOW) == []
+    await ledger.write(jobs.fetch_again, [stored.id], NOW)
+    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "changed")}, NOW) == []
+    assert await ledger.read(faxes.harmed, 10) == []
 
 
 async def test_a_fax_to_be_fetched_again_is_due_and_stays_on_the_list_until_it_is_stored(
     ledger: Ledger, user: UserRow, stored: FaxRow
 ) -> None:
-    await ledger.note_harm({stored.id: (HASH, "gone")}, NOW)
-    assert await ledger.fetch_again([stored.id, stored.id, 999], NOW) == [stored.id]
-    (due,) = await ledger.due(user.id, NOW, 10)
+    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    assert await ledger.write(jobs.fetch_again, [stored.id, stored.id, 999], NOW) == [stored.id]
+    (due,) = await ledger.read(jobs.due, user.id, NOW, 10)
     assert (due.force, due.harm, due.file, due.sha256) == (True, "gone", stored.file, HASH)
     assert await counts(ledger, user) == (0, 1, 0, 0)
-    assert await ledger.fetch_again([stored.id], NOW) == [stored.id]
+    assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == [stored.id]
     assert await counts(ledger, user) == (0, 1, 0, 0)
-    assert [row.id for row in await ledger.on_disk(None, 10)] == [stored.id]
+    assert [row.id for row in await ledger.read(faxes.on_disk, None, 10)] == [stored.id]
 
     quarantined = await fail(ledger, due, quarantine=True)
     assert (quarantined.state, quarantined.force) == (State.QUARANTINED, True)
     await store(ledger, due, sha256="cd" * 32)
-    after = await ledger.fax(stored.id)
+    after = await ledger.read(faxes.one, stored.id)
     assert (after.state, after.force, after.harm) == (State.STORED, False, None)
     assert await counts(ledger, user) == (1, 0, 0, 0)
 
@@ -151,14 +164,14 @@ async def test_a_fax_to_be_fetched_again_is_due_and_stays_on_the_list_until_it_i
 async def test_damage_can_be_dismissed_and_its_undoing_fetches_again(
     ledger: Ledger, user: UserRow, stored: FaxRow
 ) -> None:
-    await ledger.note_harm({stored.id: (HASH, "gone")}, NOW)
-    gone = await ledger.dismiss(stored.id, now=NOW, reason="eFax has it no more")
+    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    gone = await ledger.write(jobs.dismiss, stored.id, now=NOW, reason="eFax has it no more")
     assert (gone.state, gone.harm, gone.force) == (State.DISMISSED, None, True)
     assert await counts(ledger, user) == (0, 0, 0, 1)
-    assert await ledger.on_disk(None, 10) == []
-    assert await ledger.fetch_again([stored.id], NOW) == []
-    assert await ledger.make_due([stored.id], NOW) == 1
-    back = await ledger.fax(stored.id)
+    assert await ledger.read(faxes.on_disk, None, 10) == []
+    assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == []
+    assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
+    back = await ledger.read(faxes.one, stored.id)
     # What is on the disk must not be taken for the fax.
     assert (back.state, back.force, back.dismiss_reason) == (State.PENDING, True, None)
     assert await counts(ledger, user) == (0, 1, 0, 0)
@@ -167,18 +180,18 @@ async def test_damage_can_be_dismissed_and_its_undoing_fetches_again(
 async def test_retry_of_a_damaged_fax_fetches_it_again_and_one_of_a_well_fax_does_not(
     ledger: Ledger, stored: FaxRow
 ) -> None:
-    assert await ledger.make_due([stored.id], NOW) == 0
-    await ledger.note_harm({stored.id: (HASH, "gone")}, NOW)
-    assert await ledger.make_due(None, NOW) == 0  # all that are quarantined: it is not
-    assert await ledger.make_due([stored.id], NOW) == 1
-    assert (await ledger.fax(stored.id)).force
+    assert await ledger.write(jobs.make_due, [stored.id], NOW) == 0
+    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    assert await ledger.write(jobs.make_due, None, NOW) == 0  # all that are quarantined: it is not
+    assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
+    assert (await ledger.read(faxes.one, stored.id)).force
 
 
 async def test_a_dismissed_fax_that_fails_once_more_stays_dismissed(
     ledger: Ledger, user: UserRow
 ) -> None:
     (fax,) = await record(ledger, user, new_fax("one"))
-    await ledger.dismiss(fax.id, now=NOW, reason="a test page")
+    await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="a test page")
     after = await fail(ledger, fax, quarantine=True)
     assert (after.state, after.next_attempt_at) == (State.DISMISSED, None)
     assert await counts(ledger, user) == (0, 0, 0, 1)
@@ -187,27 +200,29 @@ async def test_a_dismissed_fax_that_fails_once_more_stays_dismissed(
 async def test_faxes_of_a_removed_user_are_looked_at_but_not_fetched_again(
     ledger: Ledger, stored: FaxRow
 ) -> None:
-    await ledger.sync_users([("app", "u2", "main", "billing")], NOW)
-    (row,) = await ledger.on_disk(None, 10)
+    await ledger.write(streams.sync, [("app", "u2", "main", "billing")], NOW)
+    (row,) = await ledger.read(faxes.on_disk, None, 10)
     assert row.removed
-    assert await ledger.fetch_again([stored.id], NOW) == []
+    assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == []
 
 
 async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
     ledger: Ledger, user: UserRow
 ) -> None:
-    faxes = await record(ledger, user, *(new_fax(f"fax-{number}") for number in range(25)))
-    for fax in faxes[:20]:
+    made = await record(ledger, user, *(new_fax(f"fax-{number}") for number in range(25)))
+    for fax in made[:20]:
         await store(ledger, fax)
     seen: list[str] = []
     below = None
-    while rows := await ledger.on_disk(below, 6):
+    while rows := await ledger.read(faxes.on_disk, below, 6):
         assert len(rows) <= 6
         seen += [row.fax_id for row in rows]
         below = rows[-1].id
     assert seen == [f"fax-{number}" for number in range(19, -1, -1)]
-    known = await ledger.files_of([faxes[0].path, faxes[24].path, "main/front-desk/nothing"])
-    assert known == {faxes[0].path: f"{faxes[0].path}.pdf", faxes[24].path: None}
+    known = await ledger.read(
+        faxes.files_of, [made[0].path, made[24].path, "main/front-desk/nothing"]
+    )
+    assert known == {made[0].path: f"{made[0].path}.pdf", made[24].path: None}
 
 
 # -- gaps ----------------------------------------------------------------------------------------
@@ -216,18 +231,21 @@ async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
 @pytest.fixture
 async def with_a_gap(ledger: Ledger, user: UserRow) -> UserRow:
     """Listed for the last day; the two days before could not be."""
-    await ledger.pin_start(user.id, NOW - 3 * DAY, "3d")
+    await ledger.write(streams.pin_start, user.id, NOW - 3 * DAY, "3d")
     await record(ledger, user, covers=span(-24, 0))
-    await ledger.slice_failed(user.id, span(-72, -48), NOW + HOUR, "refused")
-    return await ledger.user(user.id)
+    await ledger.write(coverage.slice_failed, user.id, span(-72, -48), NOW + HOUR, "refused")
+    return await ledger.read(streams.one, user.id)
 
 
 async def gaps(ledger: Ledger, user: UserRow) -> tuple[list[Interval], list[Interval]]:
     assert user.pinned_start is not None
-    coverage, failed = await ledger.coverage(user.id), await ledger.failed_slices(user.id)
+    covered, failed = (
+        await ledger.read(coverage.covered, user.id),
+        await ledger.read(coverage.failed, user.id),
+    )
     return (
-        list(open_gaps(coverage, user.pinned_start, failed)),
-        list(alarming_gaps(coverage, user.pinned_start, failed)),
+        list(open_gaps(covered, user.pinned_start, failed)),
+        list(alarming_gaps(covered, user.pinned_start, failed)),
     )
 
 
@@ -235,47 +253,52 @@ async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
     ledger: Ledger, with_a_gap: UserRow
 ) -> None:
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -48)])
-    before = await ledger.edits()
-    assert await ledger.dismiss_gap(with_a_gap.id, span(-72, -48), "in the portal") == 1
-    assert await ledger.edits() != before
+    before = await ledger.read(meta.edits)
+    assert (
+        await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -48), "in the portal")
+        == 1
+    )
+    assert await ledger.read(meta.edits) != before
     assert await gaps(ledger, with_a_gap) == ([span(-48, -24)], [])
-    (held,) = await ledger.failed_slices(with_a_gap.id)
+    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
     assert (held.dismissed, held.dismiss_reason, held.reason) == (True, "in the portal", "refused")
     assert not held.is_due(NOW + 30 * DAY)
-    assert await ledger.dismiss_gap(with_a_gap.id, span(-72, -48), None) == 1
+    assert await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -48), None) == 1
     # What is dismissed counts as no listed time: the watermark stays.
-    assert (await ledger.coverage(with_a_gap.id)).watermark(NOW - 3 * DAY) == NOW - 3 * DAY
+    assert (await ledger.read(coverage.covered, with_a_gap.id)).watermark(
+        NOW - 3 * DAY
+    ) == NOW - 3 * DAY
 
 
 async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: UserRow) -> None:
     bounds = Interval(NOW - 30 * DAY, NOW + 30 * DAY)
-    assert await ledger.dismiss_gap(with_a_gap.id, bounds, None) == 1
-    (held,) = await ledger.failed_slices(with_a_gap.id)
+    assert await ledger.write(coverage.dismiss_gap, with_a_gap.id, bounds, None) == 1
+    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
     assert held.interval == span(-72, -24)
 
 
 async def test_nothing_is_dismissed_where_there_is_no_gap(
     ledger: Ledger, user: UserRow, with_a_gap: UserRow
 ) -> None:
-    before = await ledger.edits()
-    assert await ledger.dismiss_gap(user.id, span(-12, -6), None) == 0
-    assert await ledger.dismiss_gap(user.id, span(1, 5), None) == 0
-    assert await ledger.make_gap_due(user.id, span(-12, -6)) == 0
-    assert await ledger.edits() == before
+    before = await ledger.read(meta.edits)
+    assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
+    assert await ledger.write(coverage.dismiss_gap, user.id, span(1, 5), None) == 0
+    assert await ledger.write(coverage.make_gap_due, user.id, span(-12, -6)) == 0
+    assert await ledger.read(meta.edits) == before
 
 
 async def test_a_user_who_was_never_polled_has_no_gap_to_dismiss(
     ledger: Ledger, user: UserRow
 ) -> None:
-    assert await ledger.dismiss_gap(user.id, span(-12, -6), None) == 0
+    assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
 
 
 async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
     ledger: Ledger, with_a_gap: UserRow
 ) -> None:
-    await ledger.dismiss_gap(with_a_gap.id, span(-72, -24), None)
-    assert await ledger.make_gap_due(with_a_gap.id, span(-60, -59)) == 1
-    (held,) = await ledger.failed_slices(with_a_gap.id)
+    await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
+    assert await ledger.write(coverage.make_gap_due, with_a_gap.id, span(-60, -59)) == 1
+    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
     assert (held.dismissed, held.dismiss_reason, held.is_due(NOW)) == (False, None, True)
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -24)])
 
@@ -283,7 +306,7 @@ async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
 async def test_a_dismissed_gap_that_is_listed_after_all_is_forgotten(
     ledger: Ledger, with_a_gap: UserRow
 ) -> None:
-    await ledger.dismiss_gap(with_a_gap.id, span(-72, -24), None)
+    await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
     await record(ledger, with_a_gap, covers=Interval(NOW - 3 * DAY, NOW - timedelta(hours=20)))
-    assert await ledger.failed_slices(with_a_gap.id) == []
+    assert await ledger.read(coverage.failed, with_a_gap.id) == []
     assert await gaps(ledger, with_a_gap) == ([], [])

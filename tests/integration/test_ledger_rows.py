@@ -12,7 +12,19 @@ import pytest
 from sqlalchemy import Connection, text
 
 from poller.documents import StoredFile
-from poller.ledger import FaxRow, Ledger, NewFax, State, UserRow
+from poller.ledger import (
+    FaxRow,
+    Ledger,
+    NewFax,
+    State,
+    UserRow,
+    accounts,
+    coverage,
+    faxes,
+    jobs,
+    meta,
+    streams,
+)
 from poller.naming import disambiguated
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
@@ -33,7 +45,7 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 @pytest.fixture
 async def user(ledger: Ledger) -> UserRow:
-    (user,) = await ledger.sync_users([("app", "u1", "main", "front-desk")], NOW)
+    (user,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     return user
 
 
@@ -43,10 +55,10 @@ def new_fax(fax_id: str, path: str | None = None, **fields: Any) -> NewFax:
     return NewFax(fax_id, path or f"main/front-desk/{fax_id}", **values)
 
 
-async def record(ledger: Ledger, user: UserRow, *faxes: NewFax, **fields: Any) -> list[FaxRow]:
+async def record(ledger: Ledger, user: UserRow, *new: NewFax, **fields: Any) -> list[FaxRow]:
     values: dict[str, Any] = {"window": span(-24, 0), "found_by": "newest", "now": NOW}
     values |= fields
-    return await ledger.record_page(user.id, faxes, **values)
+    return await ledger.write(faxes.record_page, user.id, faxes.ListedPage(new, **values))
 
 
 async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
@@ -56,7 +68,7 @@ async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
 
 async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
     values: dict[str, Any] = {
-        "claim": (await ledger.fax(fax.id)).claim,
+        "claim": (await ledger.read(faxes.one, fax.id)).claim,
         "now": NOW,
         "error": "it did not work",
         "problem": None,
@@ -65,16 +77,26 @@ async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
         "quarantine": False,
     }
     values |= fields
-    return await ledger.attempt_failed(fax.id, **values)
+    now = values.pop("now")
+    return await ledger.write(jobs.attempt_failed, fax.id, now, jobs.Failure(**values))
 
 
 async def store(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
-    file = StoredFile(f"{fax.path}.pdf", "pdf", 12345, "ab" * 32, pages=2, damaged=False)
-    of_file = {name: fields.pop(name) for name in vars(file) if name in fields}
-    await ledger.stored(
-        fax.id, **{"now": NOW, "file": dataclasses.replace(file, **of_file), **fields}
+    values: dict[str, Any] = {
+        "now": NOW,
+        "file": f"{fax.path}.pdf",
+        "format": "pdf",
+        "bytes": 12345,
+        "sha256": "ab" * 32,
+        "pages": 2,
+        "damaged": False,
+    }
+    values |= fields
+    now, problem = values.pop("now"), values.pop("problem", None)
+    await ledger.write_together(
+        jobs.stored, jobs.Stored(fax.id, now, StoredFile(**values), problem)
     )
-    return await ledger.fax(fax.id)
+    return await ledger.read(faxes.one, fax.id)
 
 
 # -- users -----------------------------------------------------------------------------------------
@@ -82,55 +104,59 @@ async def store(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
 
 async def test_users_come_back_in_the_order_asked_for(ledger: Ledger) -> None:
     asked = [("app", f"u{number}", "main", f"user-{number}") for number in (3, 1, 2)]
-    rows = await ledger.sync_users(asked, NOW)
+    rows = await ledger.write(streams.sync, asked, NOW)
     assert [(row.app_id, row.user_id, row.account, row.user) for row in rows] == asked
-    again = await ledger.sync_users(asked[::-1], NOW + DAY)
+    again = await ledger.write(streams.sync, asked[::-1], NOW + DAY)
     assert again == rows[::-1]
     assert {row.our_first_seen for row in again} == {NOW}
 
 
 async def test_labels_change_and_the_identity_stays(ledger: Ledger, user: UserRow) -> None:
-    (renamed,) = await ledger.sync_users([("app", "u1", "other", "reception")], NOW + DAY)
+    (renamed,) = await ledger.write(streams.sync, [("app", "u1", "other", "reception")], NOW + DAY)
     assert renamed == dataclasses.replace(user, account="other", user="reception")
-    assert [row.account for row in await ledger.accounts()] == ["other"]
+    assert [row.account for row in await ledger.read(accounts.all_accounts)] == ["other"]
 
 
 async def test_a_user_no_longer_configured_is_kept_as_removed(
     ledger: Ledger, user: UserRow
 ) -> None:
     await one_fax(ledger, user)
-    await ledger.sync_users([], NOW)
-    (removed,) = await ledger.users()
+    await ledger.write(streams.sync, [], NOW)
+    (removed,) = await ledger.read(streams.all_users)
     assert (removed.removed, removed.user, removed.pending) == (True, "front-desk", 1)
-    assert await ledger.users(include_removed=False) == []
-    assert await ledger.users_with_due("app", NOW) == []
-    (back,) = await ledger.sync_users([("app", "u1", "main", "front-desk")], NOW)
+    assert await ledger.read(streams.all_users, include_removed=False) == []
+    assert await ledger.read(jobs.users_with_due, "app", NOW) == []
+    (back,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     assert not back.removed
-    assert await ledger.users_with_due("app", NOW) == [user.id]
+    assert await ledger.read(jobs.users_with_due, "app", NOW) == [user.id]
 
 
 async def test_twenty_thousand_users_are_synced_at_once(ledger: Ledger) -> None:
     asked = [("app", f"u{number}", "main", f"user-{number}") for number in range(20_000)]
-    rows = await ledger.sync_users(asked, NOW)
+    rows = await ledger.write(streams.sync, asked, NOW)
     assert len({row.id for row in rows}) == 20_000
     before = ledger.commits
-    assert await ledger.sync_users(asked, NOW) == rows
+    assert await ledger.write(streams.sync, asked, NOW) == rows
     assert ledger.commits == before + 1
 
 
 async def test_an_unknown_user_or_fax_is_a_lookup_error(ledger: Ledger) -> None:
     with pytest.raises(LookupError):
-        await ledger.user(7)
+        await ledger.read(streams.one, 7)
     with pytest.raises(LookupError):
-        await ledger.fax(7)
+        await ledger.read(faxes.one, 7)
     with pytest.raises(LookupError):
-        await ledger.record_page(7, [new_fax("one")], window=None, found_by="newest", now=NOW)
+        await ledger.write(
+            faxes.record_page,
+            7,
+            faxes.ListedPage([new_fax("one")], window=None, found_by="newest", now=NOW),
+        )
 
 
 async def test_the_pinned_start_only_moves_to_earlier_times(ledger: Ledger, user: UserRow) -> None:
     async def pin(start: datetime, configured: str) -> tuple[datetime | None, str | None]:
-        await ledger.pin_start(user.id, start, configured)
-        row = await ledger.user(user.id)
+        await ledger.write(streams.pin_start, user.id, start, configured)
+        row = await ledger.read(streams.one, user.id)
         return row.pinned_start, row.configured_start
 
     assert await pin(NOW - DAY, "1d") == (NOW - DAY, "1d")
@@ -139,16 +165,20 @@ async def test_the_pinned_start_only_moves_to_earlier_times(ledger: Ledger, user
 
 
 async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: UserRow) -> None:
-    await ledger.poll_failed(user.id, NOW, error="no answer")
+    await ledger.write(streams.poll_failed, user.id, NOW, error="no answer")
     until = NOW + MINUTE
-    await ledger.poll_failed(user.id, NOW + MINUTE, error="refused", refused_until=until)
-    await ledger.poll_failed(user.id, NOW + 2 * MINUTE, error="no answer", refused_until=until)
-    row = await ledger.user(user.id)
+    await ledger.write(
+        streams.poll_failed, user.id, NOW + MINUTE, error="refused", refused_until=until
+    )
+    await ledger.write(
+        streams.poll_failed, user.id, NOW + 2 * MINUTE, error="no answer", refused_until=until
+    )
+    row = await ledger.read(streams.one, user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (3, 1, until)
     assert (row.last_error, row.last_success_at) == ("no answer", None)
     assert row.last_poll_at == NOW + 2 * MINUTE
     await ledger.polled(user.id, NOW + HOUR)
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (0, 0, None)
     assert (row.last_error, row.last_success_at) == (None, NOW + HOUR)
 
@@ -157,7 +187,7 @@ async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: UserRo
     await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW, 2)
     await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW + HOUR, 1)
     await ledger.sweep_done(user.id, SliceKind.DEEP_SWEEP, NOW, 5)
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.sweep_end, row.found_by_sweep) == (NOW + HOUR, 3)
     assert (row.deep_sweep_end, row.found_by_deep_sweep) == (NOW, 5)
 
@@ -168,32 +198,32 @@ async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: UserRo
 async def test_accounts_without_a_configured_user_can_be_left_out(
     ledger: Ledger, user: UserRow
 ) -> None:
-    await ledger.sync_users([("app-2", "u2", "second", "front-desk")], NOW)
-    assert [row.account for row in await ledger.accounts()] == ["main", "second"]
-    (row,) = await ledger.accounts(include_removed=False)
+    await ledger.write(streams.sync, [("app-2", "u2", "second", "front-desk")], NOW)
+    assert [row.account for row in await ledger.read(accounts.all_accounts)] == ["main", "second"]
+    (row,) = await ledger.read(accounts.all_accounts, include_removed=False)
     assert row.account == "second"
 
 
 async def test_the_storage_id_is_remembered(ledger: Ledger) -> None:
-    assert await ledger.storage_id() is None
-    await ledger.set_storage_id("one")
-    await ledger.set_storage_id("two")
-    assert await ledger.storage_id() == "two"
+    assert await ledger.read(meta.value, meta.STORAGE_ID) is None
+    await ledger.write(meta.keep, meta.STORAGE_ID, "one")
+    await ledger.write(meta.keep, meta.STORAGE_ID, "two")
+    assert await ledger.read(meta.value, meta.STORAGE_ID) == "two"
 
 
 async def test_a_suspension_is_remembered(ledger: Ledger) -> None:
-    await ledger.set_suspended("app", "main", NOW, "no answer")
-    (row,) = await ledger.accounts()
+    await ledger.write(accounts.set_suspended, "app", "main", NOW, "no answer")
+    (row,) = await ledger.read(accounts.all_accounts)
     assert (row.account, row.suspended_until, row.reason) == ("main", NOW, "no answer")
-    await ledger.set_suspended("app", "renamed", None, None)
-    (row,) = await ledger.accounts()
+    await ledger.write(accounts.set_suspended, "app", "renamed", None, None)
+    (row,) = await ledger.read(accounts.all_accounts)
     assert (row.account, row.suspended_until, row.reason) == ("renamed", None, None)
 
 
 async def test_the_give_up_clock_counts_pauses_and_the_one_that_runs(ledger: Ledger) -> None:
     async def paused_s(after_s: float, *, paused: bool) -> float:
         now = NOW + timedelta(seconds=after_s)
-        return await ledger.pause_clock("app", "main", now, paused=paused)
+        return await ledger.write(accounts.pause_clock, "app", "main", now, paused=paused)
 
     assert await paused_s(0, paused=False) == 0
     assert await paused_s(10, paused=True) == 0
@@ -203,29 +233,29 @@ async def test_the_give_up_clock_counts_pauses_and_the_one_that_runs(ledger: Led
     assert await paused_s(100, paused=True) == 20
     assert await paused_s(50, paused=True) == 20  # the clock was set back
     assert await paused_s(60, paused=False) == 20
-    assert (await ledger.accounts())[0].paused_s == 20
+    assert (await ledger.read(accounts.all_accounts))[0].paused_s == 20
 
 
 async def test_the_sign_in_budget_is_remembered(ledger: Ledger) -> None:
-    assert await ledger.load_sign_in("app") is None
-    await ledger.save_sign_in("app", 3.5, NOW)
-    assert await ledger.load_sign_in("app") == (3.5, NOW)
-    await ledger.set_suspended("app", "main", None, None)
-    assert await ledger.load_sign_in("app") == (3.5, NOW)
-    assert (await ledger.accounts())[0].account == "main"
+    assert await ledger.read(accounts.sign_in, "app") is None
+    await ledger.write(accounts.save_sign_in, "app", 3.5, NOW)
+    assert await ledger.read(accounts.sign_in, "app") == (3.5, NOW)
+    await ledger.write(accounts.set_suspended, "app", "main", None, None)
+    assert await ledger.read(accounts.sign_in, "app") == (3.5, NOW)
+    assert (await ledger.read(accounts.all_accounts))[0].account == "main"
 
 
 # -- pages -----------------------------------------------------------------------------------------
 
 
 async def test_only_users_with_waiting_faxes_are_counted(ledger: Ledger, user: UserRow) -> None:
-    assert await ledger.waiting_counts() == {}
+    assert await ledger.read(streams.waiting_counts) == {}
     one, two, _ = await record(ledger, user, new_fax("one"), new_fax("two"), new_fax("three"))
     await fail(ledger, one, quarantine=True)
     await store(ledger, two)
-    assert await ledger.waiting_counts() == {user.id: (1, 1)}
-    await ledger.sync_users([], NOW)
-    assert await ledger.waiting_counts() == {}
+    assert await ledger.read(streams.waiting_counts) == {user.id: (1, 1)}
+    await ledger.write(streams.sync, [], NOW)
+    assert await ledger.read(streams.waiting_counts) == {}
 
 
 async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: UserRow) -> None:
@@ -236,8 +266,8 @@ async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: UserR
     assert (first.state, first.next_attempt_at) == (State.PENDING, NOW)
     assert (first.first_window, first.last_window) == (span(-24, 0), span(-24, 0))
     assert (first.received_at, second.received_at) == (NOW - HOUR, None)
-    assert await ledger.due(user.id, NOW, 10) == [first, second]
-    row = await ledger.user(user.id)
+    assert await ledger.read(jobs.due, user.id, NOW, 10) == [first, second]
+    row = await ledger.read(streams.one, user.id)
     assert (row.discovered, row.pending, row.last_received_at) == (2, 2, NOW - HOUR)
 
 
@@ -245,10 +275,10 @@ async def test_a_known_fax_is_kept_as_it_was_listed_first(ledger: Ledger, user: 
     before = await one_fax(ledger, user)
     changed = new_fax("one", path="other", listed={"changed": True}, received_at=NOW)
     assert await record(ledger, user, changed, now=NOW + MINUTE) == []
-    assert await ledger.fax(before.id) == before
+    assert await ledger.read(faxes.one, before.id) == before
     later = NOW + HOUR
     assert await record(ledger, user, changed, now=later, window=span(-1, 1)) == []
-    assert await ledger.fax(before.id) == dataclasses.replace(
+    assert await ledger.read(faxes.one, before.id) == dataclasses.replace(
         before, last_listed_at=later, last_window=span(-1, 1)
     )
 
@@ -273,7 +303,7 @@ async def test_one_page_recorded_by_many_at_once_is_new_to_one(
     faxes = [new_fax(f"fax-{number}") for number in range(50)]
     found = await asyncio.gather(*(record(ledger, user, *faxes) for _ in range(10)))
     assert sorted(len(rows) for rows in found) == [0] * 9 + [50]
-    assert (await ledger.user(user.id)).discovered == 50
+    assert (await ledger.read(streams.one, user.id)).discovered == 50
 
 
 @pytest.mark.parametrize(
@@ -300,7 +330,7 @@ async def test_what_was_listed_is_kept_exactly(
 async def test_any_id_can_be_kept_and_found(ledger: Ledger, user: UserRow, fax_id: str) -> None:
     await record(ledger, user, new_fax("\\u0000", "a"), new_fax("ud800", "b"))
     (fax,) = await record(ledger, user, new_fax(fax_id, "some/path"))
-    assert await ledger.find(fax_id) == [fax]
+    assert await ledger.read(faxes.find, fax_id) == [fax]
     assert fax.fax_id == fax_id
 
 
@@ -324,25 +354,25 @@ async def test_two_faxes_never_share_a_path(ledger: Ledger, user: UserRow) -> No
 
 async def test_two_users_may_have_the_same_fax_id(ledger: Ledger) -> None:
     asked = [("app", "u1", "main", "front-desk"), ("app", "u2", "main", "billing")]
-    one, two = await ledger.sync_users(asked, NOW)
+    one, two = await ledger.write(streams.sync, asked, NOW)
     (first,) = await record(ledger, one, new_fax("same"))
     (second,) = await record(ledger, two, new_fax("same", "main/billing/same"))
-    assert await ledger.find("same") == [first, second]
-    assert await ledger.find("same", account="main") == [first, second]
-    assert await ledger.find("same", account="main", user="billing") == [second]
-    assert await ledger.find("same", account="other") == []
+    assert await ledger.read(faxes.find, "same") == [first, second]
+    assert await ledger.read(faxes.find, "same", account="main") == [first, second]
+    assert await ledger.read(faxes.find, "same", account="main", user="billing") == [second]
+    assert await ledger.read(faxes.find, "same", account="other") == []
 
 
 async def test_a_fax_is_late_only_where_its_time_had_been_listed(
     ledger: Ledger, user: UserRow
 ) -> None:
     await record(ledger, user, new_fax("old", received_at=NOW - 5 * DAY), covers=span(-2, -1))
-    assert (await ledger.user(user.id)).late_max_s == 0
+    assert (await ledger.read(streams.one, user.id)).late_max_s == 0
     await record(ledger, user, new_fax("new", received_at=NOW - MINUTE))
-    assert (await ledger.user(user.id)).late_max_s == 0
+    assert (await ledger.read(streams.one, user.id)).late_max_s == 0
     await record(ledger, user, new_fax("late", received_at=NOW - 1.5 * HOUR))
     await record(ledger, user, new_fax("less", received_at=NOW - 1.1 * HOUR))
-    assert (await ledger.user(user.id)).late_max_s == 5400
+    assert (await ledger.read(streams.one, user.id)).late_max_s == 5400
 
 
 async def test_a_time_in_the_future_does_not_hide_silence(ledger: Ledger, user: UserRow) -> None:
@@ -350,7 +380,7 @@ async def test_a_time_in_the_future_does_not_hide_silence(ledger: Ledger, user: 
     (fax,) = await record(ledger, user, new_fax("one", received_at=far))
     assert fax.received_at == far
     await record(ledger, user, new_fax("two", received_at=NOW - HOUR))
-    assert (await ledger.user(user.id)).last_received_at == NOW
+    assert (await ledger.read(streams.one, user.id)).last_received_at == NOW
 
 
 # -- coverage --------------------------------------------------------------------------------------
@@ -374,8 +404,8 @@ async def test_coverage_is_merged(
     for ends in added:
         await record(ledger, user, covers=span(*ends))
     wanted = Coverage(tuple(span(*ends) for ends in merged))
-    assert await ledger.coverage(user.id) == wanted
-    assert await ledger.coverages() == {user.id: wanted}
+    assert await ledger.read(coverage.covered, user.id) == wanted
+    assert await ledger.read(coverage.all_covered) == {user.id: wanted}
 
     def count(connection: Connection) -> Any:
         return connection.scalar(text("SELECT count(*) FROM coverage"))
@@ -385,11 +415,11 @@ async def test_coverage_is_merged(
 
 async def test_coverage_is_each_users_own(ledger: Ledger, user: UserRow) -> None:
     asked = [("app", "u1", "main", "front-desk"), ("app", "u2", "main", "billing")]
-    one, two = await ledger.sync_users(asked, NOW)
+    one, two = await ledger.write(streams.sync, asked, NOW)
     await record(ledger, one, covers=span(-2, 0))
-    assert await ledger.coverage(two.id) == Coverage()
+    assert await ledger.read(coverage.covered, two.id) == Coverage()
     await record(ledger, two, covers=span(-1, 0))
-    assert await ledger.coverage(one.id) == Coverage((span(-2, 0),))
+    assert await ledger.read(coverage.covered, one.id) == Coverage((span(-2, 0),))
 
 
 async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
@@ -398,41 +428,43 @@ async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
     def boom(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("poller.ledger.listing.cover", boom)
+    monkeypatch.setattr("poller.ledger.faxes.cover", boom)
     with pytest.raises(ZeroDivisionError):
         await record(ledger, user, new_fax("one"), covers=span(-1, 0))
-    assert await ledger.find("one") == []
-    assert (await ledger.user(user.id)).discovered == 0
-    assert await ledger.coverage(user.id) == Coverage()
+    assert await ledger.read(faxes.find, "one") == []
+    assert (await ledger.read(streams.one, user.id)).discovered == 0
+    assert await ledger.read(coverage.covered, user.id) == Coverage()
 
 
 async def test_a_failed_slice_is_counted_and_forgotten_when_covered(
     ledger: Ledger, user: UserRow
 ) -> None:
-    assert await ledger.slice_failed(user.id, span(-9, -6), NOW, "first") == 1
-    assert await ledger.slice_failed(user.id, span(-9, -6), NOW + HOUR, "second") == 2
-    assert await ledger.slice_failed(user.id, span(-4, -2), NOW, "other") == 1
+    assert await ledger.write(coverage.slice_failed, user.id, span(-9, -6), NOW, "first") == 1
+    assert (
+        await ledger.write(coverage.slice_failed, user.id, span(-9, -6), NOW + HOUR, "second") == 2
+    )
+    assert await ledger.write(coverage.slice_failed, user.id, span(-4, -2), NOW, "other") == 1
     older = FailedSlice(span(-9, -6), 2, NOW + HOUR, "second")
     newer = FailedSlice(span(-4, -2), 1, NOW, "other")
-    assert await ledger.failed_slices(user.id) == [older, newer]
-    assert await ledger.all_failed_slices() == {user.id: [older, newer]}
+    assert await ledger.read(coverage.failed, user.id) == [older, newer]
+    assert await ledger.read(coverage.all_failed) == {user.id: [older, newer]}
     await record(ledger, user, covers=span(-8, -2))
-    assert await ledger.failed_slices(user.id) == [older]
+    assert await ledger.read(coverage.failed, user.id) == [older]
     await record(ledger, user, covers=span(-9, -6))
-    assert await ledger.failed_slices(user.id) == []
+    assert await ledger.read(coverage.failed, user.id) == []
 
 
 async def test_a_split_slice_is_replaced_by_its_halves(ledger: Ledger, user: UserRow) -> None:
     halves = (span(-4, -2), span(-2, 0))
-    await ledger.slice_failed(user.id, span(-4, 0), NOW + HOUR, "refused")
-    await ledger.slice_failed(user.id, span(-2, 0), NOW + HOUR, "known before")
-    await ledger.slice_split(user.id, span(-4, 0), halves)
-    older, newer = await ledger.failed_slices(user.id)
+    await ledger.write(coverage.slice_failed, user.id, span(-4, 0), NOW + HOUR, "refused")
+    await ledger.write(coverage.slice_failed, user.id, span(-2, 0), NOW + HOUR, "known before")
+    await ledger.write(coverage.slice_split, user.id, span(-4, 0), halves)
+    older, newer = await ledger.read(coverage.failed, user.id)
     assert (older.interval, older.failures, older.reason) == (halves[0], 0, "refused")
     assert older.next_attempt_at < NOW
     assert (newer.interval, newer.failures, newer.reason) == (halves[1], 1, "known before")
-    await ledger.slice_split(user.id, span(-9, -7), (span(-9, -8), span(-8, -7)))
-    assert len(await ledger.failed_slices(user.id)) == 4
+    await ledger.write(coverage.slice_split, user.id, span(-9, -7), (span(-9, -8), span(-8, -7)))
+    assert len(await ledger.read(coverage.failed, user.id)) == 4
 
 
 # -- fetching --------------------------------------------------------------------------------------
@@ -444,15 +476,15 @@ async def test_what_is_due_longest_comes_first_and_quarantined_last(
     ids = ["quarantined", "later", "soon", "not due", "stored", "dismissed"]
     faxes = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
     await fail(ledger, faxes["quarantined"], next_attempt_at=NOW - DAY, quarantine=True)
-    await ledger.postpone(faxes["later"].id, NOW - MINUTE)
-    await ledger.postpone(faxes["soon"].id, NOW - HOUR)
-    await ledger.postpone(faxes["not due"].id, NOW + MINUTE)
+    await ledger.write(jobs.postpone, faxes["later"].id, NOW - MINUTE)
+    await ledger.write(jobs.postpone, faxes["soon"].id, NOW - HOUR)
+    await ledger.write(jobs.postpone, faxes["not due"].id, NOW + MINUTE)
     await store(ledger, faxes["stored"])
-    await ledger.dismiss(faxes["dismissed"].id, now=NOW, reason="lost")
+    await ledger.write(jobs.dismiss, faxes["dismissed"].id, now=NOW, reason="lost")
 
     async def due(limit: int, *exclude: str) -> list[str]:
         left_out = [faxes[name].id for name in exclude]
-        return [fax.fax_id for fax in await ledger.due(user.id, NOW, limit, left_out)]
+        return [fax.fax_id for fax in await ledger.read(jobs.due, user.id, NOW, limit, left_out)]
 
     assert await due(10) == ["soon", "later", "quarantined"]
     assert await due(2) == ["soon", "later"]
@@ -463,20 +495,20 @@ async def test_what_is_due_longest_comes_first_and_quarantined_last(
 
 async def test_who_has_something_due(ledger: Ledger) -> None:
     asked = [("app", f"u{number}", "main", f"user-{number}") for number in range(3)]
-    one, _, three = await ledger.sync_users(asked, NOW)
+    one, _, three = await ledger.write(streams.sync, asked, NOW)
     (first,) = await record(ledger, one, new_fax("one"))
     (second,) = await record(ledger, three, new_fax("two"))
-    assert await ledger.users_with_due("app", NOW) == [one.id, three.id]
-    assert await ledger.users_with_due("other", NOW) == []
-    await ledger.postpone(first.id, NOW + HOUR)
+    assert await ledger.read(jobs.users_with_due, "app", NOW) == [one.id, three.id]
+    assert await ledger.read(jobs.users_with_due, "other", NOW) == []
+    await ledger.write(jobs.postpone, first.id, NOW + HOUR)
     await fail(ledger, second, next_attempt_at=NOW + MINUTE, quarantine=True)
-    assert await ledger.users_with_due("app", NOW) == []
-    assert await ledger.users_with_due("app", NOW + MINUTE) == [three.id]
+    assert await ledger.read(jobs.users_with_due, "app", NOW) == []
+    assert await ledger.read(jobs.users_with_due, "app", NOW + MINUTE) == [three.id]
     await store(ledger, second)
-    assert await ledger.users_with_due("app", NOW + MINUTE) == []
-    assert await ledger.users_with_due("app", NOW + HOUR) == [one.id]
+    assert await ledger.read(jobs.users_with_due, "app", NOW + MINUTE) == []
+    assert await ledger.read(jobs.users_with_due, "app", NOW + HOUR) == [one.id]
     await store(ledger, first)
-    assert await ledger.users_with_due("app", NOW + HOUR) == []
+    assert await ledger.read(jobs.users_with_due, "app", NOW + HOUR) == []
 
 
 async def test_a_stored_fax_says_what_was_stored(ledger: Ledger, user: UserRow) -> None:
@@ -490,7 +522,7 @@ async def test_a_stored_fax_says_what_was_stored(ledger: Ledger, user: UserRow) 
     assert (after.file, after.format, after.bytes) == ("main/front-desk/one.pdf", "pdf", 12345)
     assert (after.sha256, after.pages, after.damaged) == ("ab" * 32, 2, True)
     assert (after.attempts, after.failures, after.first_failed_at) == (2, 0, None)
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.pending, row.stored, row.damaged) == (0, 1, 1)
     assert row.last_stored_at == NOW + HOUR
 
@@ -502,7 +534,7 @@ async def test_storing_again_changes_nothing_but_what_differs(
     assert await store(ledger, fax, damaged=True) == fax
     mended = await store(ledger, fax, damaged=False, sha256="cd" * 32)
     assert (mended.damaged, mended.sha256) == (False, "cd" * 32)
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.stored, row.damaged, row.last_stored_at) == (1, 0, NOW + HOUR)
 
 
@@ -520,10 +552,10 @@ async def test_faxes_stored_at_the_same_time_are_recorded_together_and_each_answ
     )
     assert [isinstance(outcome, LookupError) for outcome in outcomes] == [False, False, True, False]
     assert ledger.commits - before == 1
-    after = await ledger.user(user.id)
+    after = await ledger.read(streams.one, user.id)
     assert (after.stored, after.damaged, after.pending) == (2, 1, 1)
-    assert len(await ledger.history(one.id)) == 1
-    assert (await ledger.fax(waiting.id)).state is State.PENDING
+    assert len(await ledger.read(faxes.history, one.id)) == 1
+    assert (await ledger.read(faxes.one, waiting.id)).state is State.PENDING
 
 
 async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: UserRow) -> None:
@@ -553,10 +585,10 @@ async def test_quarantine_is_entered_once_and_left_by_storing(
     assert (again.state, again.quarantined_at, again.failures) == (State.QUARANTINED, NOW, 2)
     still = await fail(ledger, fax, now=NOW + DAY, quarantine=False)
     assert still.state is State.QUARANTINED
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.pending, row.quarantined) == (0, 1)
     await store(ledger, fax)
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.quarantined, row.stored) == (0, 1)
 
 
@@ -568,25 +600,25 @@ async def test_a_late_failure_does_not_bring_back_what_is_settled(
     if state is State.STORED:
         before = await store(ledger, fax)
     else:
-        before = await ledger.dismiss(fax.id, now=NOW, reason="lost")
+        before = await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="lost")
     after = await fail(ledger, fax, quarantine=True)
     assert after == dataclasses.replace(before, attempts=before.attempts + 1)
-    await ledger.postpone(fax.id, NOW)
-    assert await ledger.fax(fax.id) == after
-    assert len(await ledger.history(fax.id)) == 2
+    await ledger.write(jobs.postpone, fax.id, NOW)
+    assert await ledger.read(faxes.one, fax.id) == after
+    assert len(await ledger.read(faxes.history, fax.id)) == 2
 
 
 async def test_a_stored_fax_is_not_dismissed(ledger: Ledger, user: UserRow) -> None:
     fax = await store(ledger, await one_fax(ledger, user))
-    assert await ledger.dismiss(fax.id, now=NOW, reason="mistaken") == fax
+    assert await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="mistaken") == fax
 
 
 async def test_a_dismissed_fax_keeps_its_reason(ledger: Ledger, user: UserRow) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), quarantine=True)
-    gone = await ledger.dismiss(fax.id, now=NOW + DAY, reason="lost at the sender")
+    gone = await ledger.write(jobs.dismiss, fax.id, now=NOW + DAY, reason="lost at the sender")
     assert (gone.state, gone.dismissed_at) == (State.DISMISSED, NOW + DAY)
     assert gone.dismiss_reason == "lost at the sender"
-    row = await ledger.user(user.id)
+    row = await ledger.read(streams.one, user.id)
     assert (row.quarantined, row.dismissed, row.discovered) == (0, 1, 1)
 
 
@@ -594,23 +626,23 @@ async def test_making_due_takes_all_quarantined_or_the_named_ones(
     ledger: Ledger, user: UserRow
 ) -> None:
     ids = ["one", "two", "waiting", "stored", "dismissed"]
-    faxes = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
+    rows = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
     for name in ("one", "two"):
-        await fail(ledger, faxes[name], next_attempt_at=NOW + DAY, quarantine=True)
-    await fail(ledger, faxes["waiting"], next_attempt_at=NOW + DAY)
-    await store(ledger, faxes["stored"])
-    await ledger.dismiss(faxes["dismissed"].id, now=NOW, reason="lost")
-    assert await ledger.make_due(None, NOW) == 2
-    assert await ledger.make_due(None, NOW) == 0
-    fax = await ledger.fax(faxes["one"].id)
+        await fail(ledger, rows[name], next_attempt_at=NOW + DAY, quarantine=True)
+    await fail(ledger, rows["waiting"], next_attempt_at=NOW + DAY)
+    await store(ledger, rows["stored"])
+    await ledger.write(jobs.dismiss, rows["dismissed"].id, now=NOW, reason="lost")
+    assert await ledger.write(jobs.make_due, None, NOW) == 2
+    assert await ledger.write(jobs.make_due, None, NOW) == 0
+    fax = await ledger.read(faxes.one, rows["one"].id)
     assert (fax.state, fax.next_attempt_at, fax.failures) == (State.PENDING, NOW, 0)
     assert (fax.first_failed_at, fax.quarantined_at) == (None, None)
-    named = [faxes[name].id for name in ("waiting", "stored", "dismissed", "waiting")]
-    assert await ledger.make_due([*named, 999], NOW) == 2
-    assert await ledger.make_due([], NOW) == 0
-    due = {fax.fax_id for fax in await ledger.due(user.id, NOW, 10)}
+    named = [rows[name].id for name in ("waiting", "stored", "dismissed", "waiting")]
+    assert await ledger.write(jobs.make_due, [*named, 999], NOW) == 2
+    assert await ledger.write(jobs.make_due, [], NOW) == 0
+    due = {fax.fax_id for fax in await ledger.read(jobs.due, user.id, NOW, 10)}
     assert due == {"one", "two", "waiting", "dismissed"}
-    back = await ledger.fax(faxes["dismissed"].id)
+    back = await ledger.read(faxes.one, rows["dismissed"].id)
     assert (back.dismissed_at, back.dismiss_reason) == (None, None)
 
 
@@ -621,12 +653,12 @@ async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: UserRow) -
         problem = "no-eof" if number % 2 else None
         await fail(ledger, fax, now=NOW + number * MINUTE, error=f"e{number}", problem=problem)
     await store(ledger, fax)
-    attempts = await ledger.history(fax.id)
+    attempts = await ledger.read(faxes.history, fax.id)
     assert len(attempts) == 50
     assert (attempts[0].error, attempts[0].outcome) == ("e11", "no-eof")
     assert attempts[0].at == NOW + 11 * MINUTE
     assert (attempts[1].outcome, attempts[-1].outcome) == ("failed", "stored")
-    assert len(await ledger.history(other.id)) == 1
+    assert len(await ledger.read(faxes.history, other.id)) == 1
 
 
 async def test_names_that_differ_only_in_case_are_one_name_and_ordinary_ones_stay(
@@ -657,14 +689,14 @@ async def test_directories_of_lately_stored_faxes_and_paths_of_waiting_ones(
     ledger: Ledger, user: UserRow
 ) -> None:
     paths = ["a/1/x", "a/1/y", "a/2/x", "top", "b/x", "c/old", "c/gone"]
-    faxes = {fax.path: fax for fax in await record(ledger, user, *(new_fax(p, p) for p in paths))}
+    rows = {fax.path: fax for fax in await record(ledger, user, *(new_fax(p, p) for p in paths))}
     for age, path in enumerate(["a/2/x", "b/x", "c/old"]):
-        await store(ledger, faxes[path], now=NOW - age * DAY)
-    await ledger.dismiss(faxes["c/gone"].id, now=NOW, reason="lost")
-    await store(ledger, faxes["top"], now=NOW - DAY)
-    assert await ledger.recent_paths() == ["", "a/2", "b", "c"]
-    assert await ledger.recent_paths(limit=1) == ["a/2"]
-    assert sorted(await ledger.pending_paths()) == ["a/1/x", "a/1/y"]
+        await store(ledger, rows[path], now=NOW - age * DAY)
+    await ledger.write(jobs.dismiss, rows["c/gone"].id, now=NOW, reason="lost")
+    await store(ledger, rows["top"], now=NOW - DAY)
+    assert await ledger.read(faxes.recent_directories) == ["", "a/2", "b", "c"]
+    assert await ledger.read(faxes.recent_directories, limit=1) == ["a/2"]
+    assert sorted(await ledger.read(jobs.pending_paths)) == ["a/1/x", "a/1/y"]
 
 
 # -- counters --------------------------------------------------------------------------------------
@@ -693,20 +725,22 @@ async def act(ledger: Ledger, users: list[UserRow], known: list[FaxRow], dice: A
         quarantine = dice.choice([True, False])
         await fail(ledger, fax, quarantine=quarantine)
     elif what == 4:
-        await ledger.dismiss(fax.id, now=NOW, reason="lost")
+        await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="lost")
     elif what == 5:
-        await ledger.make_due(None, NOW)
+        await ledger.write(jobs.make_due, None, NOW)
     elif what == 6:
-        await ledger.make_due([one.id for one in dice.sample(known, min(3, len(known)))], NOW)
+        await ledger.write(
+            jobs.make_due, [one.id for one in dice.sample(known, min(3, len(known)))], NOW
+        )
     else:
-        await ledger.postpone(fax.id, NOW + MINUTE)
+        await ledger.write(jobs.postpone, fax.id, NOW + MINUTE)
 
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_counters_always_equal_a_recount(ledger: Ledger, seed: int) -> None:
     dice = random.Random(seed)
     asked = [("app", f"u{number}", "main", f"user-{number}") for number in range(3)]
-    users = await ledger.sync_users(asked, NOW)
+    users = await ledger.write(streams.sync, asked, NOW)
     known: list[FaxRow] = []
 
     def recount(user: int) -> Any:
@@ -717,7 +751,7 @@ async def test_counters_always_equal_a_recount(ledger: Ledger, seed: int) -> Non
 
     for _ in range(15):
         await asyncio.gather(*(act(ledger, users, known, dice) for _ in range(4)))
-        for row in await ledger.users():
+        for row in await ledger.read(streams.all_users):
             kept = (
                 row.discovered,
                 row.stored,

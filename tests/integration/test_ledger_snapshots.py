@@ -17,7 +17,7 @@ import pytest
 
 from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, NewFax, backup, snapshots
+from poller.ledger import Ledger, NewFax, backup, faxes, snapshots, streams
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import HELD_S
 
@@ -33,17 +33,19 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def ledger(path: Path) -> AsyncIterator[Ledger]:
     async with await Ledger.open(f"sqlite:///{path}") as opened:
-        await opened.sync_users(ONE_USER, NOW)
+        await opened.write(streams.sync, ONE_USER, NOW)
         yield opened
 
 
 async def grow(ledger: Ledger, count: int, begin: int = 0, size: int = 500) -> None:
-    (user,) = await ledger.users()
-    faxes = [
+    (user,) = await ledger.read(streams.all_users)
+    rows = [
         NewFax(f"fax-{number}", f"main/{number}", {"pages": 1, "filler": "x" * size}, NOW)
         for number in range(begin, begin + count)
     ]
-    await ledger.record_page(user.id, faxes, window=None, found_by="newest", now=NOW)
+    await ledger.write(
+        faxes.record_page, user.id, faxes.ListedPage(rows, window=None, found_by="newest", now=NOW)
+    )
 
 
 def pauses(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], object]) -> None:

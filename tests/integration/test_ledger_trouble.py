@@ -18,12 +18,13 @@ from poller.daemon.planner import Planner
 from poller.errors import LedgerDamaged
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State
+from poller.ledger import Ledger, State, jobs, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
 from poller.status import instant, status
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import fetch, listed, poll, row, said
+from tests.integration.in_between import Asked, around
 from tests.integration.test_ledger_snapshots import break_index
 
 DAY = timedelta(days=1)
@@ -103,16 +104,15 @@ async def test_fax_that_was_delivered_while_the_ledger_was_locked_is_not_downloa
     site = impatient
     fax, _ = await listed(site, simulator)
     lock = contextlib.ExitStack()
-    deliver = site.shop.ledger.stored
 
-    async def locked_out(*about: object, **how: object) -> None:
+    async def locked_out(record: Asked) -> None:
         lock.enter_context(locked(path))
-        await deliver(*about, **how)  # type: ignore[arg-type]
+        await record()
 
-    site.shop.ledger.stored = locked_out  # type: ignore[method-assign]
     with lock:
-        await fetch(site, fax)
-        site.shop.ledger.stored = deliver  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as recording:
+            around(recording, site.shop.ledger, jobs.stored, locked_out)
+            await fetch(site, fax)
         assert not site.shop.gate.usable
     assert (await row(site, fax)).state is State.PENDING
     clock.advance(timedelta(minutes=5))
@@ -144,7 +144,9 @@ async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
     with immutable(path if what == "file" else path.with_name("poller.db-journal")):
         assert not await site.shop.gate.look_again()
         assert "the ledger" in (site.shop.gate.reason or "")
-        assert (await site.shop.ledger.users())[0].pending == 1  # status can still be read
+        assert (await site.shop.ledger.read(streams.all_users))[
+            0
+        ].pending == 1  # status can still be read
         await site.accounts[APP].workers.run_until_idle()
         assert not simulator.downloads
     clock.advance(timedelta(minutes=2))
@@ -241,7 +243,7 @@ async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_
     before = stored_files(settings.storage.directory)
     async with opened_site(settings, clock) as site:
         await catch_up(site)
-        assert (await site.shop.ledger.users())[0].stored == 1
+        assert (await site.shop.ledger.read(streams.all_users))[0].stored == 1
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == before
     async with opened_site(settings, clock):
@@ -302,7 +304,7 @@ async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothin
         for _ in range(3):
             await catch_up(site)
             clock.advance(timedelta(minutes=5))
-        assert (await site.shop.ledger.users())[0].stored == 3
+        assert (await site.shop.ledger.read(streams.all_users))[0].stored == 3
     again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
     assert (again[first.stem], again[second.stem], again[third.stem]) == (1, 1, 2)
     assert len(stored_files(settings.storage.directory)) == 6
@@ -334,7 +336,7 @@ async def test_status_whose_output_nobody_reads_holds_up_no_commit(
     """`poller status | less`, with more users than a pipe can hold."""
     async with await Ledger.open(settings.state_url) as ledger:
         identities = [("app", f"user-{n}", "main", f"user-{n}") for n in range(2000)]
-        await ledger.sync_users(identities, clock.now())
+        await ledger.write(streams.sync, identities, clock.now())
         config = tmp_path / "poller.yaml"
         config.write_text(
             f'accounts: {{main: {{app_id: "app", api_key: {{env: KEY}}, '
@@ -364,7 +366,7 @@ import asyncio, os, sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, NewFax
+from poller.ledger import Ledger, NewFax, faxes, streams
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 disk = Path(sys.argv[1])
@@ -374,9 +376,10 @@ def page(name, count):
 
 async def main():
     async with await Ledger.open(f"sqlite:///{disk}/state/poller.db") as ledger:
-        (user,) = await ledger.sync_users([("app", "u", "main", "u")], NOW)
-        record = lambda name, count: ledger.record_page(
-            user.id, page(name, count), window=None, found_by="newest", now=NOW)
+        (user,) = await ledger.write(streams.sync, [("app", "u", "main", "u")], NOW)
+        record = lambda name, count: ledger.write(
+            faxes.record_page, user.id,
+            faxes.ListedPage(page(name, count), window=None, found_by="newest", now=NOW))
         await record("first", 10)
         await ledger.look_after(NOW)
         filler = disk / "filler"
@@ -395,7 +398,7 @@ async def main():
         except LedgerUnavailable as error:
             print("copy:", "too little space" in str(error))
         print("left:", sorted(one.name for one in (disk / "state").iterdir()))
-        print("rows:", (await ledger.users())[0].discovered)
+        print("rows:", (await ledger.read(streams.all_users))[0].discovered)
         filler.unlink()
         print("again:", len(await record("second", 500)))
         health = await ledger.look_after(NOW + timedelta(days=1))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, NewFax, UserRow
+from poller.ledger import Ledger, NewFax, UserRow, coverage, faxes, jobs, meta, streams
 from poller.window import Interval
 from tests.integration.at_work import HELD_S, WITHIN_S
 
@@ -38,7 +38,7 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
 
 @pytest.fixture
 async def user(ledger: Ledger) -> UserRow:
-    (user,) = await ledger.sync_users([("app", "u1", "main", "front-desk")], NOW)
+    (user,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     return user
 
 
@@ -47,8 +47,10 @@ def new_fax(fax_id: str) -> NewFax:
 
 
 async def record(ledger: Ledger, user: UserRow, *fax_ids: str, now: datetime = NOW) -> list[str]:
-    faxes = [new_fax(fax_id) for fax_id in fax_ids]
-    found = await ledger.record_page(user.id, faxes, window=HOUR, found_by="newest", now=now)
+    rows = [new_fax(fax_id) for fax_id in fax_ids]
+    found = await ledger.write(
+        faxes.record_page, user.id, faxes.ListedPage(rows, window=HOUR, found_by="newest", now=now)
+    )
     return [fax.fax_id for fax in found]
 
 
@@ -69,7 +71,7 @@ async def test_writes_that_wait_are_committed_together(ledger: Ledger, user: Use
     found = await asyncio.gather(*(record(ledger, user, f"fax-{number}") for number in range(150)))
     assert found == [[f"fax-{number}"] for number in range(150)]
     assert ledger.commits - before <= 2
-    assert (await ledger.user(user.id)).pending == 150
+    assert (await ledger.read(streams.one, user.id)).pending == 150
 
 
 async def test_a_long_queue_is_cut(ledger: Ledger) -> None:
@@ -101,7 +103,7 @@ async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_bu
 ) -> None:
     let_go = threading.Event()
     busy = [asyncio.create_task(ledger._read(lambda _: let_go.wait(HELD_S))) for _ in range(3)]
-    due = asyncio.create_task(ledger.due(user.id, NOW, 1))
+    due = asyncio.create_task(ledger.read(jobs.due, user.id, NOW, 1))
     await asyncio.sleep(0.05)
     try:
         async with asyncio.timeout(WITHIN_S):
@@ -118,7 +120,7 @@ async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
     monkeypatch.setattr("poller.ledger.writer._TURN_WITHIN_S", 0.01)
     assert ledger._writer is not None
     async with ledger._writer._turn:  # as long as a commit hangs
-        assert await ledger.due(user.id, NOW, 1) == []
+        assert await ledger.read(jobs.due, user.id, NOW, 1) == []
 
 
 async def test_a_write_that_fails_takes_back_its_own_changes_only(
@@ -133,14 +135,14 @@ async def test_a_write_that_fails_takes_back_its_own_changes_only(
 
     outcomes = await asyncio.gather(
         record(ledger, user, "one"),
-        ledger._write(half),
-        ledger._write(broken_rule),
+        ledger.write(half),
+        ledger.write(broken_rule),
         record(ledger, user, "two"),
         return_exceptions=True,
     )
     assert [outcomes[0], outcomes[3]] == [["one"], ["two"]]
     assert [type(outcomes[1]), type(outcomes[2])] == [ZeroDivisionError, IntegrityError]
-    after = await ledger.user(user.id)
+    after = await ledger.read(streams.one, user.id)
     assert (after.user, after.pending) == ("front-desk", 2)
 
 
@@ -155,7 +157,7 @@ async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
 
     outcomes = await asyncio.gather(
         record(ledger, user, "one"),
-        ledger._write(fill),
+        ledger.write(fill),
         record(ledger, user, "two"),
         return_exceptions=True,
     )
@@ -163,9 +165,9 @@ async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
         f"the ledger {ledger._path} cannot grow: the disk is full"
     }
     assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
-    assert (await ledger.user(user.id)).discovered == 0
+    assert (await ledger.read(streams.one, user.id)).discovered == 0
     assert await record(ledger, user, "one", "two") == ["one", "two"]
-    with_defaults = await ledger._write(
+    with_defaults = await ledger.write(
         lambda connection: connection.exec_driver_sql("PRAGMA cache_size").scalar()
     )
     assert with_defaults != 1  # a fresh connection
@@ -189,7 +191,7 @@ async def test_a_reader_of_another_program_that_lingers_fails_the_commit_only(
         with pytest.raises(LedgerUnavailable, match="locked"):
             await record(ledger, user, "one")
         other.execute("COMMIT")
-    assert (await ledger.user(user.id)).discovered == 0
+    assert (await ledger.read(streams.one, user.id)).discovered == 0
     assert await record(ledger, user, "one") == ["one"]
 
 
@@ -197,8 +199,8 @@ async def test_reading_while_another_program_commits_says_locked(
     ledger: Ledger, user: UserRow, path: Path
 ) -> None:
     with locked(path, "EXCLUSIVE"), pytest.raises(LedgerUnavailable, match="locked"):
-        await ledger.user(user.id)
-    assert (await ledger.user(user.id)).id == user.id
+        await ledger.read(streams.one, user.id)
+    assert (await ledger.read(streams.one, user.id)).id == user.id
 
 
 async def test_a_ledger_that_was_moved_away_takes_no_writes_until_it_is_back(
@@ -261,7 +263,7 @@ async def test_an_error_of_our_own_bears_no_value_either(ledger: Ledger) -> None
             connection.execute(text("INSERT INTO meta VALUES (:a, '')"), {"a": "patient"})
 
     with pytest.raises(IntegrityError) as broken:
-        await ledger._write(twice)
+        await ledger.write(twice)
     assert "patient" not in str(broken.value)
 
 
@@ -274,7 +276,7 @@ async def test_a_caller_that_is_cancelled_does_not_cancel_the_write(
     with pytest.raises(asyncio.CancelledError):
         await task
     await ledger.check_writable()
-    assert (await ledger.user(user.id)).pending == 1
+    assert (await ledger.read(streams.one, user.id)).pending == 1
 
 
 async def test_a_failure_that_nobody_waits_for_is_no_complaint(
@@ -282,7 +284,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_complaint(
 ) -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    task = asyncio.create_task(ledger._write(boom))
+    task = asyncio.create_task(ledger.write(boom))
     await asyncio.sleep(0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -296,13 +298,15 @@ async def test_a_read_that_is_cancelled_leaves_nothing_behind(
     ledger: Ledger, user: UserRow
 ) -> None:
     for turns in range(20):
-        task = asyncio.create_task(ledger.user(user.id))
+        task = asyncio.create_task(ledger.read(streams.one, user.id))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    assert (await asyncio.gather(*(ledger.user(user.id) for _ in range(10))))[0].id == user.id
+    assert (await asyncio.gather(*(ledger.read(streams.one, user.id) for _ in range(10))))[
+        0
+    ].id == user.id
     gc.collect()
 
 
@@ -312,7 +316,7 @@ async def test_progress_can_be_watched(path: Path) -> None:
     async with await Ledger.open(url, monotonic=lambda: float(next(times))) as ledger:
         opened = next(times)
         assert ledger.waiting_since is None
-        task = asyncio.create_task(ledger.set_storage_id("one"))
+        task = asyncio.create_task(ledger.write(meta.keep, meta.STORAGE_ID, "one"))
         await asyncio.sleep(0)
         waiting: float | None = ledger.waiting_since
         assert waiting == opened + 1
@@ -383,40 +387,44 @@ async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: User
 
 
 async def use_everything(ledger: Ledger, user: UserRow) -> None:
-    (fax,) = await ledger.record_page(
-        user.id, [new_fax("one")], window=HOUR, found_by="newest", now=NOW, covers=HOUR
+    (fax,) = await ledger.write(
+        faxes.record_page,
+        user.id,
+        faxes.ListedPage([new_fax("one")], window=HOUR, found_by="newest", now=NOW, covers=HOUR),
     )
     later = NOW + timedelta(hours=1)
-    await ledger.record_page(
-        user.id, [new_fax("one")], window=HOUR, found_by="newest", now=later, covers=HOUR
+    await ledger.write(
+        faxes.record_page,
+        user.id,
+        faxes.ListedPage([new_fax("one")], window=HOUR, found_by="newest", now=later, covers=HOUR),
     )
-    await ledger.users_with_due("app", NOW)
-    await ledger.due(user.id, NOW, 10)
-    await ledger.find("one")
-    await ledger.still_claimed(fax.id, fax.claim)
+    await ledger.read(jobs.users_with_due, "app", NOW)
+    await ledger.read(jobs.due, user.id, NOW, 10)
+    await ledger.read(faxes.find, "one")
+    await ledger.read(jobs.still_claimed, fax.id, fax.claim)
     await ledger.progress(user.id)
-    await ledger.all_progress()
-    await ledger.attempt_failed(
+    await ledger.write(streams.all_progress)
+    await ledger.write(
+        jobs.attempt_failed,
         fax.id,
-        claim=fax.claim,
-        now=NOW,
-        error="no",
-        problem=None,
-        next_attempt_at=NOW,
-        paused_s=0,
-        quarantine=True,
+        NOW,
+        jobs.Failure(
+            claim=fax.claim,
+            error="no",
+            problem=None,
+            next_attempt_at=NOW,
+            paused_s=0,
+            quarantine=True,
+        ),
     )
-    await ledger.make_due(None, NOW)
-    await ledger.make_due([fax.id], NOW)
-    await ledger.postpone(fax.id, NOW)
-    await ledger.dismiss(fax.id, now=NOW, reason="x")
-    await ledger.stored(
-        fax.id,
-        now=NOW,
-        file=StoredFile("a.pdf", "pdf", 1, "0", pages=1, damaged=False),
-    )
-    await ledger.find("one", "main", "front-desk")
-    await ledger.history(fax.id)
-    await ledger.recent_paths()
-    await ledger.sync_users([], NOW)
-    await ledger.coverages()
+    await ledger.write(jobs.make_due, None, NOW)
+    await ledger.write(jobs.make_due, [fax.id], NOW)
+    await ledger.write(jobs.postpone, fax.id, NOW)
+    await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="x")
+    file = StoredFile("a.pdf", "pdf", 1, "0", 1, damaged=False)
+    await ledger.write_together(jobs.stored, jobs.Stored(fax.id, NOW, file))
+    await ledger.read(faxes.find, "one", "main", "front-desk")
+    await ledger.read(faxes.history, fax.id)
+    await ledger.read(faxes.recent_directories)
+    await ledger.write(streams.sync, [], NOW)
+    await ledger.read(coverage.all_covered)

@@ -23,6 +23,7 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
+from poller.ledger import jobs, meta, streams
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
 from poller.store import syscalls
@@ -42,6 +43,7 @@ from tests.integration.at_work import (
     unmount,
     until,
 )
+from tests.integration.in_between import around
 
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
 NAMES = {
@@ -296,12 +298,12 @@ async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
 ) -> None:
     asked = 0
 
-    async def refuses(**_: Any) -> Any:
+    async def refuses(_: object) -> Any:
         nonlocal asked
         asked += 1
         raise LedgerUnavailable("the ledger is locked")
 
-    monkeypatch.setattr(site.shop.ledger, "users", refuses)
+    around(monkeypatch, site.shop.ledger, streams.all_users, refuses)
     async with running(monitor, "summary", "gauges"):
         await until(lambda: asked > 40)
 
@@ -341,7 +343,9 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     ledger, client = site.shop.ledger, site.accounts[APP].client
     directory = str(site.config.storage.directory)
     await monitor._gauges()
-    assert RuntimeReport.read(await ledger.runtime_report()) == RuntimeReport(directory)
+    assert RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT)) == RuntimeReport(
+        directory
+    )
 
     commits = ledger.commits
     await monitor._gauges()
@@ -352,7 +356,7 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     site.rejected = "a.yaml:1: poll: mistake"
     client.pacing.rate_limited(clock.monotonic(), 1.0)
     await monitor._gauges()
-    said = RuntimeReport.read(await ledger.runtime_report())
+    said = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
     assert said is not None
     assert (said.reason, said.rejected) == (site.shop.gate.reason, site.rejected)
     assert said.reason is not None
@@ -598,7 +602,7 @@ async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismi
             await monitor._ping()
             assert monitor.troubles() == []
             assert service.pings == 1  # at 23 hours, not at 25
-        await site.shop.ledger.dismiss(row.id, now=clock.now(), reason="eFax lost it")
+        await site.shop.ledger.write(jobs.dismiss, row.id, now=clock.now(), reason="eFax lost it")
         await monitor._look_for_failing()
         await monitor._ping()
         assert service.pings == 2

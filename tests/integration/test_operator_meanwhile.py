@@ -8,7 +8,7 @@ import pytest
 
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State
+from poller.ledger import Ledger, State, jobs, streams
 from poller.simulator import Simulator
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import calls, faults, fetch, listed, parts, row
@@ -41,7 +41,7 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
         asked: list[int] = []
 
         async def dismiss(fax: int = held.id, asked: list[int] = asked) -> None:
-            await operator.dismiss(fax, now=clock.now(), reason="not needed")
+            await operator.write(jobs.dismiss, fax, now=clock.now(), reason="not needed")
             asked.append(calls(simulator, "image"))
 
         between.at(number, dismiss)
@@ -76,7 +76,7 @@ async def test_failure_of_an_attempt_undoes_no_retry(
         retried: list[object] = []
 
         async def retry(fax: int = held.id, retried: list[object] = retried) -> None:
-            assert await operator.make_due([fax], clock.now()) == 1
+            assert await operator.write(jobs.make_due, [fax], clock.now()) == 1
             retried.append(clock.now())
 
         between.at(number, retry)
@@ -89,7 +89,7 @@ async def test_failure_of_an_attempt_undoes_no_retry(
         assert now.state is State.PENDING
         assert now.first_failed_at in (None, *retried)
         assert now.failures <= 1
-        await operator.dismiss(held.id, now=clock.now(), reason="through with it")
+        await operator.write(jobs.dismiss, held.id, now=clock.now(), reason="through with it")
     assert number > 6
 
 
@@ -97,7 +97,7 @@ async def test_fax_of_a_user_who_is_removed_while_it_waits_is_not_asked_for(
     site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger
 ) -> None:
     fax, held = await listed(site, simulator)
-    await operator.sync_users([], clock.now())
+    await operator.write(streams.sync, [], clock.now())
     assert await fetch(site, fax) is Outcome.WITHDRAWN
     assert not calls(simulator, "image")
     assert (await row(site, fax)) == held

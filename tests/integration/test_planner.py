@@ -15,6 +15,7 @@ from poller.daemon.trigger import PollTrigger
 from poller.ingest import account as account_module
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
+from poller.ledger import streams
 from poller.simulator import Simulator
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import calls, faults, parts, poll, said, until
@@ -239,7 +240,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
             broken.setattr(account._poller, "_server_now", meets_a_bug)
             await planner._poll(account, state, trigger)
             await planner._poll(account, state, trigger)
-        (row, _) = await site.shop.ledger.users()
+        (row, _) = await site.shop.ledger.read(streams.all_users)
         assert (row.failed_polls, state.failed_polls) == (2, 2)
         assert row.last_error == (
             "An error that nobody expected (KeyError): see internal-error in the log."

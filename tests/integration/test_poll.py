@@ -13,6 +13,7 @@ from poller.ingest.reading import ListReader
 from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
+from poller.ledger import jobs, streams
 from poller.simulator import Fault, Faults, Simulator, Switches
 from poller.window import SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
@@ -236,7 +237,7 @@ async def test_late_fax_beyond_the_overlap_is_found_by_the_sweep_and_counted(
 
     _, state = parts(site)
     assert {row.fax_id for row in outcome.discovered} == {late.fax_id, late_too.fax_id}
-    assert (await site.shop.ledger.user(state.id)).found_by_sweep == 1
+    assert (await site.shop.ledger.read(streams.one, state.id)).found_by_sweep == 1
 
 
 async def test_late_fax_beyond_every_window_is_found_in_the_not_downloaded_list(
@@ -355,7 +356,7 @@ async def test_list_that_shrinks_between_two_pages_is_read_again(
     simulator.faults = Faults()
     _, state = parts(site)
     remaining = {fax.fax_id for fax in simulator.faxes()}
-    rows = await site.shop.ledger.due(state.id, clock.now(), 100)
+    rows = await site.shop.ledger.read(jobs.due, state.id, clock.now(), 100)
     assert remaining <= {row.fax_id for row in rows}
 
 
@@ -598,8 +599,12 @@ async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
         await account.poll(state)
         await account.workers.run_until_idle()
         state.refused_until = clock.now() + timedelta(minutes=1)
-        await first.shop.ledger.poll_failed(
-            state.id, clock.now(), error="refused", refused_until=state.refused_until
+        await first.shop.ledger.write(
+            streams.poll_failed,
+            state.id,
+            clock.now(),
+            error="refused",
+            refused_until=state.refused_until,
         )
     clock.wall = right + timedelta(minutes=5)
     simulator.switches, simulator.faults = Switches(), Faults()
@@ -607,7 +612,7 @@ async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
         account, state = parts(second)
         assert not (await account.poll(state)).failed
         await account.workers.run_until_idle()
-        row = await second.shop.ledger.user(state.id)
+        row = await second.shop.ledger.read(streams.one, state.id)
         assert (row.stored, row.pending) == (1, 0)
 
 

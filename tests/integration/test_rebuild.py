@@ -19,8 +19,7 @@ import pytest
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State
-from poller.ledger import rebuild as making
+from poller.ledger import Ledger, State, coverage, faxes, jobs, meta, replacement, streams
 from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
@@ -169,8 +168,8 @@ async def test_nothing_is_fetched_again_that_snapshot_or_sidecar_tell_of(
         assert done.kept_aside is not None
         assert done.kept_aside.read_bytes() == before
     async with await Ledger.open(place.settings.state_url) as ledger:
-        assert await ledger.storage_id() == marker.strip()
-        rows = {row.user: row for row in await ledger.users()}
+        assert await ledger.read(meta.value, meta.STORAGE_ID) == marker.strip()
+        rows = {row.user: row for row in await ledger.read(streams.all_users)}
         assert [rows[u].stored for u in ("user-a", "user-b")] == [3, 1]
         assert sum(row.discovered for row in rows.values()) == 4
     await place.catch_up()
@@ -200,8 +199,8 @@ async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again
     async with place.open() as site:
         pending, _ = await listed(site, place.simulator)
         dismissed, row = await listed(site, place.simulator)
-        await site.shop.ledger.dismiss(row.id, now=place.clock.now(), reason="spam")
-        (user, _) = await site.shop.ledger.users()
+        await site.shop.ledger.write(jobs.dismiss, row.id, now=place.clock.now(), reason="spam")
+        (user, _) = await site.shop.ledger.read(streams.all_users)
     await place.snapshot()
     pinned = user.pinned_start
     place.clock.advance(30 * DAY)
@@ -212,9 +211,12 @@ async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again
 
     assert done.listed_from == pinned
     async with await Ledger.open(place.settings.state_url) as ledger:
-        states = {fax: (await ledger.find(fax.fax_id))[0].state for fax in (pending, dismissed)}
+        states = {
+            fax: (await ledger.read(faxes.find, fax.fax_id))[0].state
+            for fax in (pending, dismissed)
+        }
         assert states == {pending: State.PENDING, dismissed: State.DISMISSED}
-        assert (await ledger.coverage(user.id)).intervals == ()
+        assert (await ledger.read(coverage.covered, user.id)).intervals == ()
     await place.catch_up()
     assert sorted(place.downloads().values()) == [0, 1, 1]
 
@@ -322,7 +324,7 @@ async def test_users_who_are_not_configured_any_more_become_removed_ones(
     done = await place.rebuild()
     assert done.listed_from is None
     async with await Ledger.open(place.settings.state_url) as ledger:
-        rows = {row.user: (row.removed, row.stored) for row in await ledger.users()}
+        rows = {row.user: (row.removed, row.stored) for row in await ledger.read(streams.all_users)}
     assert rows == {"user-a": (False, 0), "user-b": (True, 1)}
 
 
@@ -384,7 +386,7 @@ async def test_a_rebuilding_that_cannot_be_right_is_refused_and_changes_nothing(
 ) -> None:
     await place.store()
     await place.snapshot()
-    monkeypatch.setattr(making, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(replacement, "_TIMEOUT_S", 0.05)
     lock = contextlib.closing(sqlite3.connect(place.ledger, isolation_level=None))
     if trouble == "unmounted":
         (place.faxes / MARKER).unlink()
@@ -489,7 +491,7 @@ async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_not
         assert (place.ledger.with_name(f"{asides[0]}-journal").exists()) is journal
         assert "poller.db.rebuilding" not in place.state_files()
         async with await Ledger.open(place.settings.state_url) as ledger:
-            assert sum(row.stored for row in await ledger.users()) == 2
-            (row,) = await ledger.find(kept.fax_id)
+            assert sum(row.stored for row in await ledger.read(streams.all_users)) == 2
+            (row,) = await ledger.read(faxes.find, kept.fax_id)
             assert row.state is State.STORED
     assert points > (7 if journal else 6)

@@ -29,7 +29,7 @@ from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRef
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
-from poller.ledger import State
+from poller.ledger import State, accounts, streams
 from poller.simulator import Simulator
 from tests.conftest import APP, KEY, MakeConfig, QuickClock
 from tests.integration.at_work import (
@@ -45,6 +45,7 @@ from tests.integration.at_work import (
     suspend,
     until,
 )
+from tests.integration.in_between import around
 
 OTHER = "app-2"
 
@@ -89,7 +90,7 @@ async def test_user_that_is_added_is_polled_and_one_that_is_removed_is_forgotten
     assert {state.key for state in site.states} == {"main/user-b", "main/user-c"}
     assert before.client.suspension.user_count == 2
     await listed(site, simulator, "user-c")
-    rows = {row.user: row.removed for row in await site.shop.ledger.users()}
+    rows = {row.user: row.removed for row in await site.shop.ledger.read(streams.all_users)}
     assert rows == {"user-a": True, "user-b": False, "user-c": False}
     assert 'user="user-a"' not in (await site.shop.metrics.render()).decode()
 
@@ -315,7 +316,7 @@ async def test_ledger_that_does_not_take_the_users_rejects_everything_and_change
         return opened[-1]
 
     monkeypatch.setattr(site, "open_account", watched)
-    monkeypatch.setattr(site.shop.ledger, "sync_users", refuses)
+    around(monkeypatch, site.shop.ledger, streams.sync, refuses)
     before, config, states = dict(site.accounts), site.config, site.states
     settings = with_account(second(make_config(simulator.base_url), simulator), name="renamed")
     with pytest.raises(LedgerUnavailable, match="full"):
@@ -339,12 +340,12 @@ async def test_what_is_known_of_accounts_that_are_gone_or_renamed_is_forgotten(
     site.accounts[OTHER].on_suspended(site.shop.clock.now(), "no answer")
     site.shop.metrics.set("account_suspended", 1, "second")
     await settled(site.accounts[OTHER])
-    assert all(row.suspended_until for row in await site.shop.ledger.accounts())
+    assert all(row.suspended_until for row in await site.shop.ledger.read(accounts.all_accounts))
 
     users = tuple(replace(user, account="renamed") for user in alone.accounts[0].users)
     await apply(site, with_account(alone, name="renamed", users=users))
 
-    rows = {row.app_id: row for row in await site.shop.ledger.accounts()}
+    rows = {row.app_id: row for row in await site.shop.ledger.read(accounts.all_accounts)}
     assert set(rows) == {APP, OTHER}
     assert not any(row.suspended_until or row.reason for row in rows.values())
     shown = (await site.shop.metrics.render()).decode().splitlines()
@@ -358,7 +359,7 @@ async def test_suspension_of_an_account_that_stays_is_not_forgotten(
     await suspend(site, simulator)
     await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
 
-    (row,) = await site.shop.ledger.accounts()
+    (row,) = await site.shop.ledger.read(accounts.all_accounts)
     assert row.suspended_until is not None
     shown = (await site.shop.metrics.render()).decode()
     assert 'poller_account_suspended{account="main"} 1.0' in shown

@@ -20,6 +20,7 @@ from poller.daemon.monitor import Monitor
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.gate import Gate
 from poller.ingest.site import Site
+from poller.ledger import accounts, meta, streams
 from poller.metrics import Metrics
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
@@ -34,6 +35,7 @@ from tests.integration.at_work import (
     unmount,
     until,
 )
+from tests.integration.in_between import around
 
 OFTEN = Poll(every=timedelta(milliseconds=100))
 Load = Callable[[], Config]
@@ -169,9 +171,9 @@ async def test_unusable_storage_is_ready_but_degraded(
         unmount(running.site)
     async with started(settings) as running:
         await until(lambda: said(events, "service-ready") == ["service-ready"] * 2)
-        rows = await running.site.shop.ledger.accounts()
+        rows = await running.site.shop.ledger.read(accounts.all_accounts)
         while rows[0].paused_since is None:  # the give-up clock stands still from the start
-            rows = await running.site.shop.ledger.accounts()
+            rows = await running.site.shop.ledger.read(accounts.all_accounts)
         await stopped(running)
     assert "degraded: the storage directory" in "".join(told())
 
@@ -299,8 +301,8 @@ async def test_what_makes_the_storage_unusable_is_kept_for_those_outside_at_once
         ledger, gate = running.site.shop.ledger, running.site.shop.gate
 
         async def reason() -> str | None:
-            report = RuntimeReport.read(await ledger.runtime_report())
-            return report.reason if report is not None else None
+            verdict = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
+            return verdict.reason if verdict is not None else None
 
         await until(lambda: calls(efax, "list"))
         unmount(running.site)
@@ -413,7 +415,7 @@ async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_i
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
         await until(lambda: all(state.last_success_at for state in running.site.states))
-        monkeypatch.setattr(running.site.shop.ledger, "sync_users", refuses)
+        around(monkeypatch, running.site.shop.ledger, streams.sync, refuses)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "config-rejected"))
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}

@@ -8,6 +8,7 @@ import pytest
 from poller.config.model import SecretRef, StorageConfig, User
 from poller.errors import CannotStart, ConfigError, StorageUnusable
 from poller.ingest.site import Site
+from poller.ledger import accounts, streams
 from poller.simulator import Simulator
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import fetch, listed, parts, poll, row, said
@@ -23,7 +24,7 @@ async def test_user_who_is_no_longer_configured_stays_in_the_ledger_and_is_not_f
     fewer = make_config(simulator.base_url, users=("user-a",))
     async with opened_site(fewer, clock) as site:
         await site.accounts[APP].workers.run_until_idle()
-        rows = {one.user: one for one in await site.shop.ledger.users()}
+        rows = {one.user: one for one in await site.shop.ledger.read(streams.all_users)}
         assert [state.key for state in site.states] == ["main/user-a"]
         assert site.accounts[APP].client.suspension.user_count == 1
     assert rows["user-b"].removed
@@ -138,7 +139,9 @@ async def test_account_that_is_no_longer_configured_is_not_shown_as_suspended_fo
 ) -> None:
     settings = make_config(simulator.base_url)
     async with opened_site(settings, clock) as site:
-        await site.shop.ledger.set_suspended("app-2", "gone", clock.now(), "no answer")
+        await site.shop.ledger.write(
+            accounts.set_suspended, "app-2", "gone", clock.now(), "no answer"
+        )
     async with opened_site(settings, clock) as site:
-        rows = {row.app_id: row for row in await site.shop.ledger.accounts()}
+        rows = {row.app_id: row for row in await site.shop.ledger.read(accounts.all_accounts)}
     assert rows["app-2"].suspended_until is None

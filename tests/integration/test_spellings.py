@@ -16,7 +16,7 @@ from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ingest.audit import Auditor
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State
+from poller.ledger import Ledger, State, faxes, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator, Switches
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
@@ -40,8 +40,8 @@ async def settle(site: Site, clock: QuickClock, polls: int = 4) -> list[str]:
         assert not (await poll(site)).failed
         await account.workers.run_until_idle()
         clock.advance(timedelta(hours=7))
-    held = await site.shop.ledger.on_disk(None, 100)
-    assert (await site.shop.ledger.user(state.id)).discovered == len(held)
+    held = await site.shop.ledger.read(faxes.on_disk, None, 100)
+    assert (await site.shop.ledger.read(streams.one, state.id)).discovered == len(held)
     return sorted(one.fax_id for one in held)
 
 
@@ -93,7 +93,7 @@ async def test_operator_may_name_a_fax_in_any_spelling(
     await settle(site, clock)
     for name in (LOWER, UPPER, MIXED, f"main/user-a/{UPPER}"):
         assert (await find_one(site.shop.ledger, name)).fax_id == MIXED
-    assert await site.shop.ledger.find("caseid") == []
+    assert await site.shop.ledger.read(faxes.find, "caseid") == []
 
 
 async def test_sidecar_in_another_spelling_is_that_of_the_fax(
@@ -107,7 +107,7 @@ async def test_sidecar_in_another_spelling_is_that_of_the_fax(
     assert not one.is_damaged
     # A crash before the row: what is there is carried on from.
     async with await Ledger.open(site.config.state_url) as other:
-        await other._write(
+        await other.write(
             lambda connection: connection.exec_driver_sql(
                 "UPDATE faxes SET state = 'pending', next_attempt_at = 0"
             )
@@ -251,8 +251,8 @@ async def test_of_two_spellings_in_an_older_ledger_one_waits_at_most(
         counts = ", ".join(f"{state} = {states.count(state)}" for state in State)
         older.execute(f"UPDATE users SET {counts} WHERE name = 'user-a'")
     async with await Ledger.open(settings.state_url) as ledger:
-        assert tuple(row.state for row in await ledger.faxes([1, 2])) == left
-        (user, _) = await ledger.users()
+        assert tuple(row.state for row in await ledger.read(faxes.some, [1, 2])) == left
+        (user, _) = await ledger.read(streams.all_users)
         assert [getattr(user, state) for state in State] == [left.count(state) for state in State]
 
 

@@ -17,6 +17,7 @@ from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
 from poller.ingest.user import UserState
+from poller.ledger import faxes
 from poller.listing import Listing, Step
 from poller.store import handover
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
@@ -37,8 +38,10 @@ def coverage_before_the_last_page(patch: Patch) -> None:
     real = ListReader.read
 
     async def read(self: ListReader, state: UserState, piece: Slice, bounds: Interval) -> Read:
-        await self._ledger.record_page(
-            state.id, [], window=None, found_by="", now=bounds.end, covers=piece.interval
+        await self._ledger.write(
+            faxes.record_page,
+            state.id,
+            faxes.ListedPage([], window=None, found_by="", now=bounds.end, covers=piece.interval),
         )
         return await real(self, state, piece, bounds)
 
@@ -69,8 +72,10 @@ def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
         try:
             return await real(self, state, whole, run)
         except Exception:
-            await self._ledger.record_page(
-                state.id, [], window=None, found_by="", now=run.now, covers=whole.interval
+            await self._ledger.write(
+                faxes.record_page,
+                state.id,
+                faxes.ListedPage([], window=None, found_by="", now=run.now, covers=whole.interval),
             )
             raise
 

@@ -9,11 +9,12 @@ import pytest
 
 from poller.config.model import Expect
 from poller.ingest.site import Site
-from poller.ledger import Ledger
+from poller.ledger import coverage, streams
 from poller.simulator import Simulator, Switches
 from poller.status import StoredLately, instant, status
 from tests.conftest import QuickClock
 from tests.integration.at_work import end_outage, faults, fetch, listed, poll, suspend
+from tests.integration.in_between import Asked, around
 
 CONTRACT = {
     "account", "user", "user_id", "watermark", "lag_s", "gaps", "last_poll_at", "last_error",
@@ -83,7 +84,9 @@ async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fa
     clock.advance(timedelta(hours=2))
     await poll(site, one.name)
     assert (await silent())[0] is not None
-    await site.shop.ledger.sync_users([], clock.now())  # a removed user is expected nothing of
+    await site.shop.ledger.write(
+        streams.sync, [], clock.now()
+    )  # a removed user is expected nothing of
     assert await silent() == [None, None]
 
 
@@ -147,13 +150,12 @@ async def test_fax_stored_while_the_status_is_read_is_in_both_counts_or_in_none(
     site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    coverages = Ledger.coverages
 
-    async def storing_meanwhile(ledger: Ledger) -> Any:
+    async def storing_meanwhile(read: Asked) -> Any:
         await fetch(site, fax)
-        return await coverages(ledger)
+        return await read()
 
-    monkeypatch.setattr(Ledger, "coverages", storing_meanwhile)
+    around(monkeypatch, site.shop.ledger, coverage.all_covered, storing_meanwhile)
     one = user(await shown(site, clock))
     assert (one["stored"], sum(one["stored_by_hour"])) == (0, 0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from poller import log
 from poller.cli import main
-from poller.ledger import Ledger
+from poller.ledger import Ledger, meta
 from tests.acceptance.filled_ledger import fill
 
 STORAGE = "0123456789abcdef0123456789abcdef"
@@ -48,7 +48,7 @@ state: {url: "sqlite:///state/poller.db"}
     async def _fill(self, url: str, users: int, *, well: bool) -> None:
         await fill(url, users, datetime.now(UTC), well=well)
         async with await Ledger.open(url) as ledger:
-            await ledger.set_storage_id(STORAGE)
+            await ledger.write(meta.keep, meta.STORAGE_ID, STORAGE)
 
     def lines(self, *, terminal: bool) -> list[str]:
         """What `status` prints, on a terminal of 80 × 24 or into a pipe."""

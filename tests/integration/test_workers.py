@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from poller.ingest.account import AccountRunner, images_at_once
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.site import Site
 from poller.ingest.workers import FetchWorkers, Turns
-from poller.ledger import FaxRow, State
+from poller.ledger import FaxRow, State, jobs, meta, streams
 from poller.simulator import Faults, Simulator
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
@@ -34,6 +35,7 @@ from tests.integration.at_work import (
     unmount,
     until,
 )
+from tests.integration.in_between import Asked, around
 
 SECOND = timedelta(seconds=1)
 
@@ -44,7 +46,7 @@ def receive(simulator: Simulator, user: str, count: int) -> None:
 
 
 async def stored(site: Site, user: str) -> int:
-    return (await site.shop.ledger.user(parts(site, user)[1].id)).stored
+    return (await site.shop.ledger.read(streams.one, parts(site, user)[1].id)).stored
 
 
 async def quiet(turns: int = 15) -> None:
@@ -164,26 +166,25 @@ async def test_hold_that_is_cancelled_while_it_waits_lets_go(site: Site) -> None
         assert not state.images.held
 
 
-@pytest.mark.parametrize("step", ["due", "check_writable"])
+@pytest.mark.parametrize("step", [jobs.due, meta.write_check])
 async def test_user_who_is_held_while_a_fax_of_theirs_is_chosen_is_passed_over(
     site: Site,
     simulator: Simulator,
     clock: QuickClock,
     monkeypatch: pytest.MonkeyPatch,
-    step: str,
+    step: Callable[..., object],
 ) -> None:
     account, state = parts(site)
     await listed(site, simulator)
     clock.advance(2 * SECOND)  # the gate looks again
-    real = getattr(site.shop.ledger, step)
 
-    async def hold_meanwhile(*values: Any, **named: Any) -> Any:
-        answer = await real(*values, **named)
+    async def hold_meanwhile(ask: Asked) -> Any:
+        answer = await ask()
         assert await state.images.hold(1.0)
         return answer
 
     with monkeypatch.context() as patched:
-        patched.setattr(site.shop.ledger, step, hold_meanwhile)
+        around(patched, site.shop.ledger, step, hold_meanwhile)
         await account.workers.run_until_idle()
     assert not calls(simulator, "image")
 
@@ -231,7 +232,7 @@ async def test_ledger_that_cannot_be_read_closes_the_gate(
     async def refuses(*_: Any, **__: Any) -> list[int]:
         raise LedgerUnavailable("the ledger is locked")
 
-    monkeypatch.setattr(site.shop.ledger, "due", refuses)
+    around(monkeypatch, site.shop.ledger, jobs.due, refuses)
     await account.workers.run_until_idle()
 
     assert site.shop.gate.reason == "the ledger is locked"
@@ -250,7 +251,7 @@ async def test_fax_that_another_process_made_due_is_found_without_being_woken(
     async with in_background(account.workers.run()):
         await quiet()
         assert not simulator.downloads
-        await site.shop.ledger.make_due([(await row(site, fax)).id], clock.now())
+        await site.shop.ledger.write(jobs.make_due, [(await row(site, fax)).id], clock.now())
         clock.advance(SECOND)
         await until(lambda: simulator.downloads[fax])
 
@@ -311,7 +312,7 @@ async def test_drain_lets_arriving_images_end_and_cuts_off_what_only_waits(
 
             assert account.workers.in_flight == 0
             await asyncio.wait_for(work, WITHIN_S)
-        user = await site.shop.ledger.user(state.id)
+        user = await site.shop.ledger.read(streams.one, state.id)
         assert (user.stored, user.pending) == (3, 3)
         assert calls(simulator, "image") == 3
 
@@ -372,13 +373,10 @@ class Restless(Fetcher):
             for _ in range(self.random.randrange(4)):
                 await asyncio.sleep(0)
             if self.random.random() < 0.5:
-                await ledger.postpone(fax.id, now)
+                await ledger.write(jobs.postpone, fax.id, now)
                 return Outcome.POSTPONED
-            await ledger.stored(
-                fax.id,
-                now=now,
-                file=StoredFile(f"{fax.fax_id}.pdf", "pdf", 1, "0" * 64, pages=1, damaged=False),
-            )
+            file = StoredFile(f"{fax.fax_id}.pdf", "pdf", 1, "0" * 64, 1, damaged=False)
+            await ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file))
             return Outcome.STORED
         finally:
             self.under_way[fax.id] -= 1

@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 
 from poller import log
-from poller.cli import streams
+from poller.cli import stdio
 from poller.log import output as module
 from poller.log.output import LineOutput
 
@@ -227,14 +227,14 @@ def test_a_process_ends_although_its_terminal_takes_nothing(stream: str) -> None
     program = """
 import sys
 from poller import log
-from poller.cli import streams
+from poller.cli import stdio
 from poller.cli.leaving import leave
 from poller.log import output
-output._PATIENCE_S = streams._PATIENCE_S = 0.01
+output._PATIENCE_S = stdio._PATIENCE_S = 0.01
 log.configure("info", "json", b"k" * 32)
 for _ in range(100):
     log.event("service-started", "x" * 5000)
-streams.complain("poller: over")
+stdio.complain("poller: over")
 sys.exit(leave(7))
 """
     terminal = Terminal()
@@ -256,11 +256,11 @@ def test_the_last_lines_and_the_sentence_before_an_exit_are_seen(tmp_path: Path)
     program = """
 import os
 from poller import log
-from poller.cli import streams
+from poller.cli import stdio
 log.configure("info", "json", b"k" * 32)
 for number in range(100):
     log.event("service-stopped", str(number))
-streams.complain("poller: \\udce4 and ä")
+stdio.complain("poller: \\udce4 and ä")
 os._exit(0)
 """
     out, err = tmp_path / "out", tmp_path / "err"
@@ -278,6 +278,6 @@ def test_complaining_without_a_stderr_says_nothing_on_stdout(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    streams.complain("nobody hears it")
+    stdio.complain("nobody hears it")
     with suppress(ValueError):
         assert capfd.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Take back what was put off by a clock that was ahead and has been set right since."""
+"""Take back what a clock that was ahead has put off."""
 
 from datetime import datetime, timedelta
 
@@ -13,6 +13,7 @@ LONGEST_SLICE = timedelta(hours=12)
 
 
 def forget_far_future(connection: Connection, now: datetime) -> None:
+    """Make due what is put off for longer than anything ever is: our clock had been ahead."""
     connection.execute(
         update(faxes)
         .where(faxes.c.next_attempt_at > now + LONGEST_ATTEMPT)

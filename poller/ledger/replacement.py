@@ -1,20 +1,79 @@
-"""A ledger made anew: which copy it begins with, and how it takes its place.
+"""Ledgers that are made beside the one at work: copies for operators, and a new one in its place.
 
-It is made beside the old one under a name of its own and renamed last, so that a rebuilding which
-was ended anywhere is begun again as if it had not been.
+The new one is made under a name of its own and renamed last, so that a rebuilding which was ended
+anywhere is begun again as if it had not been.
 """
 
+import asyncio
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
+from poller import state_directory
 from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger import engine, schema, snapshots
+from poller.own_threads import in_own_thread
 
 _TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A new ledger that is being made beside the one at `path`, of which it keeps what it can."""
+
+    path: Path
+    base: "Base"
+
+    @classmethod
+    def begin(cls, url: str) -> Self:
+        """Choose what it begins with and copy that; blocking. Raises as `Ledger.open`."""
+        path = engine.database_path(url)
+        with snapshots.mapped(path):
+            state_directory.make(path.parent)
+            try:
+                base = choose(path)
+                begin(path, base)
+            except BaseException:
+                abandon(path)
+                raise
+        return cls(path, base)
+
+    @property
+    def url(self) -> str:
+        """Where the new ledger is opened, to be filled."""
+        return f"sqlite:///{being_made(self.path)}"
+
+    def abandon(self) -> None:
+        """Remove it, closed by now, where it was not finished; blocking."""
+        with suppress(OSError):
+            abandon(self.path)
+
+    def install(self, now: datetime) -> Path | None:
+        """Give the new ledger, closed by now, the name of the old; blocking.
+
+        Returns where the old one is kept.
+        """
+        with snapshots.mapped(self.path):
+            return install(self.path, now)
+
+
+async def backup(url: str, target: Path) -> int:
+    """Copy the ledger at `url` to a new file, beside a daemon too; its size in bytes.
+
+    Raises CannotStart or LedgerUnavailable, both in a sentence.
+    """
+    path = engine.database_path(url)
+    try:
+        return await in_own_thread(
+            "backup", lambda: snapshots.backup(path, target, timeout_s=_TIMEOUT_S)
+        )
+    except asyncio.CancelledError:  # the thread goes on, and is left behind when the process ends
+        snapshots.part_of(target).unlink(missing_ok=True)
+        raise
 
 
 # -- what it begins with -------------------------------------------------------------------------

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from poller.documents import StoredFile
-from poller.ledger import fetching
-from poller.ledger.listing import chunks, other_key
+from poller.ledger.faxes import chunks, other_key, remember
 from poller.ledger.tables import State, coverage, faxes, has_key, users
 from poller.naming import fax_key
 
@@ -193,7 +192,7 @@ def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Ad
 
 def _set(connection: Connection, fax: int, values: dict[str, Any], now: datetime) -> None:
     connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
-    fetching.remember(connection, fax, now, "stored", "found by `poller rebuild`")
+    remember(connection, fax, now, "stored", "found by `poller rebuild`")
 
 
 # -- the end ---------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ def _count_anew(connection: Connection, now: datetime) -> None:
         faxes.c.user,
         faxes.c.state,
         func.count().label("count"),
-        func.sum(faxes.c.damaged).label("damaged"),
+        func.sum(case((faxes.c.damaged, 1), else_=0)).label("damaged"),
         func.max(faxes.c.received_at).label("received"),
         func.max(faxes.c.stored_at).label("stored"),
     ).group_by(faxes.c.user, faxes.c.state)
@@ -257,7 +256,7 @@ def _count_anew(connection: Connection, now: datetime) -> None:
         counts = counted[row.user]
         counts["discovered"] += row.count
         counts[str(row.state)] += row.count
-        counts["damaged"] += row.damaged or 0
+        counts["damaged"] += row.damaged
         counts["received"] = _later(counts["received"], row.received and min(row.received, now))
         counts["kept"] = _later(counts["kept"], row.stored)
     if counted:

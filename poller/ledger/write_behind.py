@@ -22,7 +22,8 @@ from sqlalchemy import (
 )
 
 from poller.errors import LedgerUnavailable
-from poller.ledger import listing
+from poller.ledger.coverage import cover
+from poller.ledger.faxes import chunks
 from poller.ledger.tables import coverage, failed_slices, users
 from poller.ledger.writer import Writer
 from poller.window import Coverage, Interval, SliceKind
@@ -58,7 +59,7 @@ class _Said:
             )
 
 
-class PutOff:
+class WriteBehind:
     """Gives the writer what was said within two seconds as one job, in few statements.
 
     Where that fails it is lost, and whatever is said next is written at once, so that polls fail
@@ -149,7 +150,7 @@ def _cover(connection: Connection, covered: dict[int, Coverage]) -> None:
         changed = None if user in failing else _growth(held.get(user, []), said)
         if changed is None:
             for interval in said.intervals:
-                listing.cover(connection, user, interval)
+                cover(connection, user, interval)
         elif changed:
             grown.append({"key": user, **changed})
     if grown:
@@ -158,7 +159,7 @@ def _cover(connection: Connection, covered: dict[int, Coverage]) -> None:
 
 def _held(connection: Connection, ids: Sequence[int]) -> dict[int, list[Interval]]:
     held: dict[int, list[Interval]] = {}
-    for chunk in listing.chunks(ids):
+    for chunk in chunks(ids):
         for user, start, end in connection.execute(
             select(coverage).where(coverage.c.user.in_(chunk))
         ):
@@ -170,7 +171,7 @@ def _failing(connection: Connection, ids: Sequence[int]) -> set[int]:
     wanted = select(failed_slices.c.user).distinct()
     return {
         user
-        for chunk in listing.chunks(ids)
+        for chunk in chunks(ids)
         for user in connection.scalars(wanted.where(failed_slices.c.user.in_(chunk)))
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, UserRow
+from poller.ledger import Ledger, UserRow, coverage, faxes, streams
 from poller.window import Coverage, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -36,7 +36,7 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
 
 @pytest.fixture
 async def users(ledger: Ledger) -> list[UserRow]:
-    return await ledger.sync_users(USERS, NOW)
+    return await ledger.write(streams.sync, USERS, NOW)
 
 
 def on_disk(path: Path) -> int:
@@ -53,7 +53,7 @@ async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[UserR
             await ledger.cover(user.id, hours(hour, hour + 1.5))
             await ledger.polled(user.id, NOW)
     assert ledger.commits == before
-    assert set((await ledger.coverages()).values()) == {Coverage((hours(0, 5.5),))}
+    assert set((await ledger.read(coverage.all_covered)).values()) == {Coverage((hours(0, 5.5),))}
     assert ledger.commits == before + 1
 
 
@@ -68,7 +68,7 @@ async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
 
 async def test_closing_writes_it(path: Path) -> None:
     async with await Ledger.open(f"sqlite:///{path}") as ledger:
-        user, _ = await ledger.sync_users(USERS, NOW)
+        user, _ = await ledger.write(streams.sync, USERS, NOW)
         await ledger.cover(user.id, hours(0, 1))
         await ledger.polled(user.id, NOW)
     assert on_disk(path) == 1
@@ -77,11 +77,11 @@ async def test_closing_writes_it(path: Path) -> None:
 async def test_what_is_said_later_counts(ledger: Ledger, users: list[UserRow]) -> None:
     user = users[0].id
     await ledger.polled(user, NOW)
-    await ledger.poll_failed(user, NOW + HOUR, error="no answer")
-    row = await ledger.user(user)
+    await ledger.write(streams.poll_failed, user, NOW + HOUR, error="no answer")
+    row = await ledger.read(streams.one, user)
     assert (row.last_success_at, row.last_poll_at, row.failed_polls) == (NOW, NOW + HOUR, 1)
     await ledger.polled(user, NOW + 2 * HOUR)
-    row = await ledger.user(user)
+    row = await ledger.read(streams.one, user)
     assert (row.last_success_at, row.last_error, row.failed_polls) == (NOW + 2 * HOUR, None, 0)
 
 
@@ -93,7 +93,7 @@ async def test_sweep_that_found_nothing_waits_and_one_that_did_is_written_at_onc
     await ledger.sweep_done(user, SliceKind.SWEEP, NOW, found)
     await ledger.sweep_done(user, SliceKind.DEEP_SWEEP, NOW + HOUR, found)
     assert ledger.commits == before + (2 if found else 0)
-    row = await ledger.user(user)
+    row = await ledger.read(streams.one, user)
     assert (row.sweep_end, row.deep_sweep_end) == (NOW, NOW + HOUR)
     assert (row.found_by_sweep, row.found_by_deep_sweep) == (found, found)
 
@@ -109,13 +109,23 @@ async def test_empty_lists_cover_what_pages_would(
         window = hours(begin, begin + rng.randint(1, 6))
         if rng.random() < 0.2:
             for user in (one, other):
-                await ledger.slice_failed(user, window, next_attempt_at=NOW, reason="refused")
+                await ledger.write(
+                    coverage.slice_failed, user, window, next_attempt_at=NOW, reason="refused"
+                )
         await ledger.cover(one, window)
-        await ledger.record_page(other, [], window=None, found_by="gap", now=NOW, covers=window)
+        await ledger.write(
+            faxes.record_page,
+            other,
+            faxes.ListedPage([], window=None, found_by="gap", now=NOW, covers=window),
+        )
         if rng.random() < 0.5:
-            assert await ledger.coverage(one) == await ledger.coverage(other)
-            assert await ledger.failed_slices(one) == await ledger.failed_slices(other)
-    assert await ledger.coverage(one) == await ledger.coverage(other)
+            assert await ledger.read(coverage.covered, one) == await ledger.read(
+                coverage.covered, other
+            )
+            assert await ledger.read(coverage.failed, one) == await ledger.read(
+                coverage.failed, other
+            )
+    assert await ledger.read(coverage.covered, one) == await ledger.read(coverage.covered, other)
 
 
 async def test_polls_fail_while_it_cannot_be_written(
@@ -125,7 +135,7 @@ async def test_polls_fail_while_it_cannot_be_written(
     await ledger.cover(user, hours(0, 1))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert await ledger.coverage(user) == Coverage()  # tried, and failed
+        assert await ledger.read(coverage.covered, user) == Coverage()  # tried, and failed
         for _ in range(2):
             with pytest.raises(LedgerUnavailable, match="locked by another program"):
                 await ledger.cover(user, hours(1, 2))
@@ -134,7 +144,7 @@ async def test_polls_fail_while_it_cannot_be_written(
     before = ledger.commits
     await ledger.cover(user, hours(3, 4))
     assert ledger.commits == before
-    assert await ledger.coverage(user) == Coverage((hours(2, 4),))
+    assert await ledger.read(coverage.covered, user) == Coverage((hours(2, 4),))
 
 
 async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(

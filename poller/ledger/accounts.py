@@ -1,0 +1,125 @@
+"""Accounts: suspensions, give-up clocks that stand still, sign-ins, and what is known of their lists."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, select, update
+
+from poller.ledger import faxes, meta
+from poller.ledger.rows import AccountRow
+from poller.ledger.tables import accounts, users
+from poller.window import Interval
+
+
+def all_accounts(connection: Connection, *, include_removed: bool = True) -> list[AccountRow]:
+    """Return the accounts that the ledger has seen, in the order of their App IDs."""
+    wanted = select(accounts).order_by(accounts.c.app_id)
+    if not include_removed:
+        theirs = select(users.c.id).where(
+            users.c.app_id == accounts.c.app_id, users.c.removed.is_(False)
+        )
+        wanted = wanted.where(theirs.exists())
+    return [AccountRow(**row) for row in connection.execute(wanted).mappings()]
+
+
+def one_account(connection: Connection, app_id: str) -> AccountRow | None:
+    wanted = select(accounts).where(accounts.c.app_id == app_id)
+    row = connection.execute(wanted).mappings().one_or_none()
+    return None if row is None else AccountRow(**row)
+
+
+def _set_account(connection: Connection, app_id: str, **values: Any) -> None:
+    connection.execute(update(accounts).where(accounts.c.app_id == app_id).values(**values))
+
+
+def _ensure_account(connection: Connection, app_id: str, account: str) -> AccountRow:
+    row = one_account(connection, app_id)
+    if row is None:
+        connection.execute(insert(accounts).values(app_id=app_id, account=account))
+        row = AccountRow(app_id, account, None, None, 0.0, None, None, None)
+    elif account and account != row.account:
+        _set_account(connection, app_id, account=account)
+    return row
+
+
+def set_suspended(
+    connection: Connection, app_id: str, account: str, until: datetime | None, reason: str | None
+) -> None:
+    """Record that the account is suspended, or with None that it is not."""
+    _ensure_account(connection, app_id, account)
+    _set_account(connection, app_id, suspended_until=until, reason=reason)
+
+
+def pause_clock(
+    connection: Connection, app_id: str, account: str, now: datetime, *, paused: bool
+) -> float:
+    """Stop the give-up clock of the account's faxes, or let it go on; often called, idempotent.
+
+    Returns for how many seconds it has stood still in all, the running pause included.
+    """
+    row = _ensure_account(connection, app_id, account)
+    since = row.paused_since
+    # A clock that was set back must not shorten what has been counted.
+    running_s = max(0.0, (now - since).total_seconds()) if since is not None else 0.0
+    total_s = row.paused_s + running_s
+    if paused and since is None:
+        _set_account(connection, app_id, paused_since=now)
+    elif not paused and since is not None:
+        _set_account(connection, app_id, paused_since=None, paused_s=total_s)
+    return total_s
+
+
+def sync(connection: Connection, labels: dict[str, str]) -> None:
+    """Make the ledger know these accounts, by App ID, under these names."""
+    known = {row.app_id: row.account for row in connection.execute(select(accounts))}
+    for app_id, account in labels.items():
+        if app_id not in known:
+            connection.execute(insert(accounts).values(app_id=app_id, account=account))
+        elif known[app_id] != account:
+            _set_account(connection, app_id, account=account)
+
+
+def note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
+    """Stop the give-up clocks for the time in which no poller ran, if it was longer than that.
+
+    Called at each start: while no poller ran, nobody could have had the faxes. A poll is not the only
+    sign of life: a schedule may have none for days.
+    """
+    since = meta.last_sign_of_life(connection)
+    polled = func.max(users.c.last_poll_at).label("polled")
+    wanted = select(users.c.app_id, polled).group_by(users.c.app_id)
+    for app_id, last_poll in connection.execute(wanted):
+        if last_poll is None:
+            continue
+        down = now - (last_poll if since is None else max(last_poll, since))
+        if down > longer_than:
+            mine = and_(accounts.c.app_id == app_id, accounts.c.paused_since.is_(None))
+            longer = accounts.c.paused_s + down.total_seconds()
+            connection.execute(update(accounts).where(mine).values(paused_s=longer))
+    meta.set_started(connection, now)
+
+
+def sign_in(connection: Connection, app_id: str) -> tuple[float, datetime] | None:
+    """Return what `save_sign_in` kept: the level of the sign-in budget and when it was so."""
+    row = one_account(connection, app_id)
+    if row is None or row.sign_in_level is None or row.sign_in_at is None:
+        return None
+    return row.sign_in_level, row.sign_in_at
+
+
+def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime) -> None:
+    """Keep the sign-in budget, which holds across restarts."""
+    _ensure_account(connection, app_id, "")
+    _set_account(connection, app_id, sign_in_level=level, sign_in_at=at)
+
+
+def lists(
+    connection: Connection, app_id: str
+) -> tuple[str | None, list[tuple[int, str, Interval]]]:
+    """Return what `keep_lists` kept, and the account's newest faxes: user, fax id, window."""
+    return meta.value(connection, f"lists:{app_id}"), faxes.newest_listed(connection, app_id)
+
+
+def keep_lists(connection: Connection, app_id: str, text: str) -> None:
+    """Keep what is known of the account's lists."""
+    meta.keep(connection, f"lists:{app_id}", text)

@@ -1,0 +1,441 @@
+"""Faxes: what lists say of them, what is known of them, and what is on the disk."""
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    type_coerce,
+    union_all,
+    update,
+)
+
+from poller import naming
+from poller.ledger.coverage import cover, covered
+from poller.ledger.rows import Attempt, FaxRow, NewFax, OnDisk, fax_row
+from poller.ledger.tables import (
+    EPOCH,
+    FAX_KEY,
+    FOLDED_PATH,
+    HAS_CAPITALS,
+    MICROSECOND,
+    State,
+    attempts,
+    faxes,
+    has_key,
+    users,
+)
+from poller.window import Interval
+
+# A fax inside the overlap is listed by every poll. When it was last listed is kept to this
+# precision, so that a poll which found nothing new rewrites no fax.
+LISTED_AGAIN = timedelta(minutes=10)
+KEPT_ATTEMPTS = 50
+_HOUR = timedelta(hours=1) // MICROSECOND
+_AT_ONCE = 500  # values in one IN (...)
+_NEWEST = 100  # faxes among which windows are looked for that are not the same
+
+FAX = select(
+    *faxes.c, users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")
+).join_from(faxes, users)
+
+# What most polls need is composed once: that takes longer than the statement.
+_WHOSE = faxes.c.user == bindparam("whose")
+_KEYS: BindParameter[Any] = bindparam("these", expanding=True)
+_LAST_LISTED = (
+    select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at)
+    .where(_WHOSE, has_key(_KEYS))
+    .order_by(faxes.c.id.desc())  # of two spellings the one first seen holds
+)
+_THESE = faxes.c.fax_id.in_(_KEYS)
+_ROWS = FAX.where(_WHOSE, _THESE)
+_FOLDED_ONES: BindParameter[Any] = bindparam("these", expanding=True)
+_TAKEN = union_all(
+    select(faxes.c.path).where(faxes.c.path.in_(_FOLDED_ONES)),
+    select(FOLDED_PATH).where(FOLDED_PATH.in_(_FOLDED_ONES), HAS_CAPITALS),
+)
+_INSERT = insert(faxes)
+_MINE = faxes.c.id == bindparam("this")
+_ONE = FAX.where(_MINE)
+_SET = update(faxes).where(_MINE)
+_REMEMBER = insert(attempts)
+FORGET_OLD = delete(attempts).where(
+    attempts.c.fax == bindparam("this"),
+    attempts.c.id
+    < select(attempts.c.id)
+    .where(attempts.c.fax == bindparam("this"))
+    .order_by(attempts.c.id.desc())
+    .limit(1)
+    .offset(KEPT_ATTEMPTS - 1)
+    .scalar_subquery(),
+)
+_THIS_USER = users.c.id == bindparam("this")
+_NEWEST_LISTED = (
+    select(faxes.c.user, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end)
+    .join_from(faxes, users)
+    .where(
+        users.c.app_id == bindparam("app"),
+        users.c.removed.is_(False),
+        faxes.c.first_window_start.is_not(None),
+    )
+    .order_by(faxes.c.id.desc())
+    .limit(_NEWEST)
+)
+_OWNER = select(
+    users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
+).where(_THIS_USER)
+COUNT = (
+    update(users)
+    .where(_THIS_USER)
+    .values({str(state): users.c[state] + bindparam(f"{state}_by") for state in State})
+)
+_COUNT_NEW = (
+    update(users)
+    .where(_THIS_USER)
+    .values(
+        discovered=users.c.discovered + bindparam("more"),
+        pending=users.c.pending + bindparam("more"),
+        last_received_at=bindparam("received"),
+        late_max_s=bindparam("late_s"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class ListedPage:
+    """A page of a list: what it held and how it was asked for.
+
+    `covers` comes with the last page: in the same transaction it is merged into the coverage and the
+    failed slices inside it are forgotten.
+    """
+
+    faxes: Sequence[NewFax]
+    window: Interval | None
+    found_by: str
+    now: datetime
+    covers: Interval | None = None
+
+
+def record_page(connection: Connection, user: int, page: ListedPage) -> list[FaxRow]:
+    """Record a page of a list; returns the faxes that were not known, now pending and due.
+
+    What a known fax was listed as first is kept; when it was last listed is kept to ten minutes.
+    """
+    listed: dict[str, NewFax] = {}
+    for fax in page.faxes:  # twice on a page: the first holds
+        listed.setdefault(naming.fax_key(fax.fax_id), fax)
+    known = _last_listed(connection, user, list(listed))
+    new = [fax for key, fax in listed.items() if key not in known]
+    if new:
+        _insert(connection, user, new, page)
+    _listed_again(connection, known, page)
+    if page.covers is not None:
+        cover(connection, user, page.covers)
+    return _by_fax_ids(connection, user, [fax.fax_id for fax in new])
+
+
+def other_key(fax_id: str) -> str | None:
+    """Return the key of an id where that is not the id itself."""
+    key = naming.fax_key(fax_id)
+    return None if key == fax_id else key
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for begin in range(0, len(values), _AT_ONCE):
+        yield values[begin : begin + _AT_ONCE]
+
+
+def _last_listed(
+    connection: Connection, user: int, keys: list[str]
+) -> dict[str, tuple[int, datetime]]:
+    return {
+        key: (fax, at)
+        for chunk in chunks(keys)
+        for key, fax, at in connection.execute(_LAST_LISTED, {"whose": user, "these": chunk})
+    }
+
+
+def _by_fax_ids(connection: Connection, user: int, fax_ids: list[str]) -> list[FaxRow]:
+    found = {
+        row.fax_id: fax_row(row)
+        for chunk in chunks(fax_ids)
+        for row in connection.execute(_ROWS, {"whose": user, "these": chunk})
+    }
+    return [found[fax_id] for fax_id in fax_ids]
+
+
+def _listed_again(
+    connection: Connection, known: dict[str, tuple[int, datetime]], page: ListedPage
+) -> None:
+    stale = [fax for fax, at in known.values() if abs(page.now - at) >= LISTED_AGAIN]
+    for chunk in chunks(stale):
+        connection.execute(
+            update(faxes)
+            .where(faxes.c.id.in_(chunk))
+            .values(last_listed_at=page.now, **_window("last", page.window))
+        )
+
+
+def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
+    return {
+        f"{which}_window_start": None if window is None else window.start,
+        f"{which}_window_end": None if window is None else window.end,
+    }
+
+
+# -- new faxes -------------------------------------------------------------------------------------
+
+
+def _insert(connection: Connection, user: int, new: list[NewFax], page: ListedPage) -> None:
+    owner = connection.execute(_OWNER, {"this": user}).one_or_none()
+    if owner is None:
+        raise LookupError(f"the ledger knows no user {user}")
+    paths = _Paths(connection, [fax.path for fax in new])
+    shared = {
+        "user": user,
+        "state": State.PENDING,
+        "first_seen_at": page.now,
+        "next_attempt_at": page.now,
+        "last_listed_at": page.now,
+        "found_by": page.found_by,
+        **_window("first", page.window),
+        **_window("last", page.window),
+    }
+    connection.execute(
+        _INSERT,
+        [
+            {
+                **shared,
+                "fax_id": fax.fax_id,
+                "fax_key": other_key(fax.fax_id),
+                "path": paths.take(fax.path, f"{owner.app_id}/{owner.user_id}/{fax.fax_id}"),
+                "listed": fax.listed,
+                "received_at": fax.received_at,
+            }
+            for fax in new
+        ],
+    )
+    _count_new(connection, owner, new, page)
+
+
+class _Paths:
+    """Gives each fax a path of its own: two ids can be one name on disk.
+
+    Names that differ only in case are one on many a share, and the storage may move to one later.
+    """
+
+    def __init__(self, connection: Connection, wanted: list[str]) -> None:
+        self._connection = connection
+        self._taken = self._among(wanted)
+
+    def take(self, path: str, identity: str) -> str:
+        while naming.folded(path) in self._taken:
+            path = naming.disambiguated(path, identity)
+            self._taken |= self._among([path])
+        self._taken.add(naming.folded(path))
+        return path
+
+    def _among(self, paths: list[str]) -> set[str]:
+        return {
+            path
+            for chunk in chunks([naming.folded(path) for path in paths])
+            for path in self._connection.scalars(_TAKEN, {"these": chunk})
+        }
+
+
+def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: ListedPage) -> None:
+    values = {"received": owner.last_received_at, "late_s": owner.late_max_s}
+    # A time in the future would hide for ever that nothing is received any more.
+    received = [min(fax.received_at, page.now) for fax in new if fax.received_at is not None]
+    if received:
+        held = [] if owner.last_received_at is None else [owner.last_received_at]
+        values["received"] = max(received + held)
+        listed = covered(connection, owner.id)
+        # A backfill comes long after a fax became visible and says nothing of when that was.
+        by_window = [] if page.found_by == "backfill" else received
+        late_s = [(page.now - at).total_seconds() for at in by_window if listed.covers(at)]
+        values["late_s"] = max([owner.late_max_s, *late_s])
+    connection.execute(_COUNT_NEW, {"this": owner.id, "more": len(new), **values})
+
+
+def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:
+    """Return user, fax id and window of the account's newest faxes that a window has listed."""
+    rows = connection.execute(_NEWEST_LISTED, {"app": app_id})
+    return [(user, fax_id, Interval(start, end)) for user, fax_id, start, end in rows]
+
+
+# -- looking up ---------------------------------------------------------------------------------
+
+
+def one(connection: Connection, fax: int) -> FaxRow:
+    """Return one fax."""
+    row = connection.execute(_ONE, {"this": fax}).one_or_none()
+    if row is None:
+        raise LookupError(f"the ledger knows no fax {fax}")
+    return fax_row(row)
+
+
+def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
+    """Return those of these faxes that there are."""
+    return [
+        fax_row(row)
+        for chunk in chunks(sorted(set(wanted)))
+        for row in connection.execute(FAX.where(faxes.c.id.in_(chunk)))
+    ]
+
+
+def find(
+    connection: Connection, fax_id: str, account: str | None = None, user: str | None = None
+) -> list[FaxRow]:
+    """Return the faxes of this id in this spelling, or else in any; two users may have one each."""
+    wanted = FAX.where(has_key([fax_id, naming.fax_key(fax_id)]))
+    if account is not None:
+        wanted = wanted.where(users.c.account == account)
+    if user is not None:
+        wanted = wanted.where(users.c.name == user)
+    rows = [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id))]
+    return [row for row in rows if row.fax_id == fax_id] or rows
+
+
+def recent_directories(connection: Connection, limit: int = 1000) -> list[str]:
+    """Return the directories of the last `limit` stored faxes: relative, "" the topmost.
+
+    There, and in those of `jobs.pending_paths`, a crash can have left something. The directory of a
+    path is what is left when all but slashes is stripped from its end.
+    """
+    directory = func.rtrim(
+        func.rtrim(faxes.c.path, func.replace(faxes.c.path, "/", "")), "/"
+    ).label("directory")
+    last = (
+        select(directory)
+        .where(faxes.c.stored_at.is_not(None))
+        .order_by(faxes.c.stored_at.desc())
+        .limit(limit)
+    )
+    return sorted(set(connection.scalars(last)))
+
+
+def history(connection: Connection, fax: int) -> list[Attempt]:
+    """Return the last fifty things that happened to a fax, oldest first."""
+    wanted = select(attempts.c.at, attempts.c.outcome, attempts.c.error)
+    rows = connection.execute(wanted.where(attempts.c.fax == fax).order_by(attempts.c.id))
+    return [Attempt(*row) for row in rows]
+
+
+# -- what is on the disk -----------------------------------------------------------------------
+
+_ON_DISK = select(
+    *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
+    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "force", "harm")),
+    *(users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")),
+    users.c.removed,
+).join_from(faxes, users)
+
+
+def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDisk]:
+    """Return faxes whose files should be there, newest first; `below` is the last id had before.
+
+    Stored ones, and those that are being fetched again.
+    """
+    waits = and_(faxes.c.force, faxes.c.state != State.DISMISSED)
+    wanted = _ON_DISK.where(faxes.c.file.is_not(None), (faxes.c.state == State.STORED) | waits)
+    if below is not None:
+        wanted = wanted.where(faxes.c.id < below)
+    rows = connection.execute(wanted.order_by(faxes.c.id.desc()).limit(limit))
+    return [OnDisk(**dict(zip(row._fields, row, strict=True))) for row in rows]
+
+
+def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | None]:
+    """Return those of `paths` (without extension) that belong to a fax, with its stored file."""
+    wanted = select(faxes.c.path, faxes.c.file)
+    return {
+        path: file
+        for chunk in chunks(paths)
+        for path, file in connection.execute(wanted.where(faxes.c.path.in_(chunk)))
+    }
+
+
+def note_harm(
+    connection: Connection, found: Mapping[int, tuple[str, str | None]], now: datetime
+) -> list[int]:
+    """Record why the files of stored faxes are not what was stored, or None: they are well.
+
+    By fax: the hash that was looked for, and the reason. Returns whose reason has changed.
+    """
+    changed = []
+    for fax, (sha256, harm) in found.items():
+        row = one(connection, fax)
+        # It may have been fetched again, or asked for, since it was looked at.
+        if row.state is not State.STORED or row.sha256 != sha256 or row.harm == harm:
+            continue
+        set_fax(connection, fax, harm=harm)
+        remember(connection, fax, now, "damaged" if harm else "not damaged", harm)
+        changed.append(fax)
+    return changed
+
+
+def harmed(connection: Connection, limit: int) -> list[FaxRow]:
+    """Return some of the faxes that are damaged on the disk."""
+    rows = connection.execute(FAX.where(faxes.c.harm.is_not(None)).limit(limit))
+    return [fax_row(row) for row in rows]
+
+
+def harmed_counts(connection: Connection) -> dict[int, int]:
+    """Return how many faxes are damaged on the disk, for each user that has some."""
+    wanted = select(faxes.c.user, func.count()).where(faxes.c.harm.is_not(None))
+    rows = connection.execute(wanted.group_by(faxes.c.user))
+    return {row[0]: row[1] for row in rows}
+
+
+def stored_per_hour(connection: Connection, since: datetime) -> list[tuple[int, int, int]]:
+    hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
+    wanted = select(faxes.c.user, hour.label("hour"), func.count())
+    rows = connection.execute(wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.user, hour))
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+# -- what every change of a fax needs ---------------------------------------------------------------
+
+
+def set_fax(connection: Connection, fax: int, **values: Any) -> None:
+    connection.execute(_SET, {"this": fax, **values})
+
+
+def remember(
+    connection: Connection, fax: int, at: datetime, outcome: str, error: str | None
+) -> None:
+    values = {"fax": fax, "at": at, "outcome": outcome, "error": error}
+    connection.execute(_REMEMBER, values)
+    connection.execute(FORGET_OLD, {"this": fax})
+
+
+def count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
+    """Move `rows` from the counters of their states to that of `to`."""
+    for user, left in out_of(rows).items():
+        connection.execute(COUNT, moved(user, left, to))
+
+
+def out_of(rows: Iterable[Any]) -> dict[int, collections.Counter[State]]:
+    """Say by users how many, less than nothing, these rows are in each state."""
+    changes: dict[int, collections.Counter[State]] = {}
+    for row in rows:
+        changes.setdefault(row.user, collections.Counter())[row.state] -= 1
+    return changes
+
+
+def moved(user: int, left: Mapping[State, int], to: State) -> dict[str, Any]:
+    """Say what `_COUNT` adds when so many (less than nothing) go out of their states."""
+    by = {f"{state}_by": left.get(state, 0) for state in State}
+    by[f"{to}_by"] -= sum(left.values())
+    return {"this": user, **by}

@@ -1,0 +1,424 @@
+"""From a pending fax to a stored one: what is due, what became of each attempt, and what fails."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+
+from poller.documents import StoredFile
+from poller.errors import ALONE
+from poller.ledger.faxes import (
+    COUNT,
+    FAX,
+    FORGET_OLD,
+    chunks,
+    count,
+    moved,
+    one,
+    out_of,
+    remember,
+    set_fax,
+    some,
+)
+from poller.ledger.rows import Claim, FailingCount, FaxRow, Waiting, fax_row, file_in
+from poller.ledger.tables import (
+    EPOCH,
+    MICROSECOND,
+    Instant,
+    State,
+    accounts,
+    attempts,
+    faxes,
+    users,
+)
+
+DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
+
+# Said in every query of what is due, so that SQLite may use the index of nothing else.
+_WAITING = faxes.c.next_attempt_at.is_not(None)
+
+# What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
+# to find it among those that it has compiled than SQLite to carry it out.
+_MINE = faxes.c.id == bindparam("this")
+_HELD = select(
+    *(faxes.c[name] for name in ("id", "user", "state", "attempts")),
+    *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
+).where(faxes.c.id.in_(bindparam("these", expanding=True)))
+_CLAIM = (
+    select(*(faxes.c[one.name] for one in fields(Claim)))
+    .join_from(faxes, users)
+    .where(_MINE, users.c.removed.is_(False))
+)
+_SET_STORED = (
+    update(faxes)
+    .where(_MINE)
+    .values(
+        state=State.STORED,
+        next_attempt_at=None,
+        failures=0,
+        first_failed_at=None,
+        last_error=None,
+        force=False,
+        harm=None,
+        dismissed_at=None,
+        dismiss_reason=None,
+        **{
+            name: bindparam(f"to_{name}")
+            for name in (
+                "stored_at",
+                "attempts",
+                "file",
+                "format",
+                "bytes",
+                "sha256",
+                "pages",
+                "damaged",
+            )
+        },
+    )
+)
+_AT = bindparam("at", type_=Instant)
+_COUNT_STORED = COUNT.values(
+    damaged=users.c.damaged + bindparam("damaged_by"),
+    last_stored_at=case((users.c.last_stored_at > _AT, users.c.last_stored_at), else_=_AT),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A fax that is on the disk now; `problem` names how it came damaged."""
+
+    fax: int
+    now: datetime
+    file: StoredFile
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed attempt and what it leads to; `counts` says whether `failures` grows.
+
+    `claim` is that of the row which the attempt began with. `problem` names how the document is
+    broken. `paused_s` is what `accounts.pause_clock` said.
+    """
+
+    claim: Claim
+    error: str
+    problem: str | None
+    next_attempt_at: datetime
+    paused_s: float
+    quarantine: bool
+    counts: bool = True
+
+
+# -- what is due -----------------------------------------------------------------------------------
+
+
+def _in_state(state: State) -> Any:
+    return and_(faxes.c.user == users.c.id, faxes.c.state == state, _WAITING)
+
+
+def _has_waiting(app_id: str) -> Any:
+    return and_(
+        users.c.app_id == app_id,
+        users.c.removed.is_(False),
+        users.c.pending + users.c.quarantined > 0,
+    )
+
+
+def users_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
+    """Return the account's users, but for removed ones, who have a fax to be fetched now."""
+    due = [
+        select(faxes.c.id).where(_in_state(state), faxes.c.next_attempt_at <= now).exists()
+        for state in DUE_STATES
+    ]
+    wanted = select(users.c.id).where(_has_waiting(app_id), due[0] | due[1])
+    return list(connection.scalars(wanted.order_by(users.c.id)))
+
+
+def due(
+    connection: Connection, user: int, now: datetime, limit: int, exclude: Collection[int] = ()
+) -> list[FaxRow]:
+    """Return what to fetch now: pending faxes, longest due first, then quarantined ones."""
+    left_out = set(exclude)
+    found: list[FaxRow] = []
+    for state in DUE_STATES:
+        wanted = (
+            FAX.where(
+                faxes.c.user == user,
+                faxes.c.state == state,
+                _WAITING,
+                faxes.c.next_attempt_at <= now,
+            )
+            .order_by(faxes.c.next_attempt_at, faxes.c.id)
+            .limit(limit - len(found) + len(left_out))
+        )
+        rows = [fax_row(row) for row in connection.execute(wanted)]
+        found += [row for row in rows if row.id not in left_out]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def still_claimed(connection: Connection, fax: int, claim: Claim) -> bool:
+    """Whether nobody has dismissed the fax, made it due or removed its user since its row was read."""
+    row = connection.execute(_CLAIM, {"this": fax}).one_or_none()
+    return row is not None and Claim(*row) == claim
+
+
+def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
+    """Return some of the faxes that are quarantined, those that are tried next first."""
+    wanted = FAX.where(faxes.c.state == State.QUARANTINED, _WAITING)
+    rows = connection.execute(wanted.order_by(faxes.c.next_attempt_at).limit(limit))
+    return [fax_row(row) for row in rows]
+
+
+def pending_paths(connection: Connection) -> list[str]:
+    """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
+    return list(connection.scalars(select(faxes.c.path).where(_WAITING)))
+
+
+# -- what became of it -----------------------------------------------------------------------------
+
+
+def stored(connection: Connection, items: Sequence[Stored]) -> None:
+    """Record faxes that are on the disk, in few statements however many; the same again changes nothing."""
+    first = {item.fax: item for item in reversed(items)}
+    held = {
+        row.id: row
+        for chunk in chunks(list(first))
+        for row in connection.execute(_HELD, {"these": chunk})
+    }
+    new = [(item, held[item.fax]) for item in first.values() if not _is_held(item, held[item.fax])]
+    if new:
+        connection.execute(_SET_STORED, [_as_stored(item, row.attempts) for item, row in new])
+        connection.execute(
+            insert(attempts),
+            [
+                {"fax": item.fax, "at": item.now, "outcome": "stored", "error": item.problem}
+                for item, _ in new
+            ],
+        )
+        for item, row in new:
+            if row.attempts:
+                connection.execute(FORGET_OLD, {"this": item.fax})
+        _count_stored(connection, new)
+    again = [item for item in items if item is not first[item.fax]]
+    if again:
+        stored(connection, again)
+
+
+def _is_held(item: Stored, row: Any) -> bool:
+    return row.state is State.STORED and file_in(row) == item.file
+
+
+def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
+    values = {"stored_at": item.now, "attempts": attempts_before + 1, **vars(item.file)}
+    return {"this": item.fax, **{f"to_{name}": value for name, value in values.items()}}
+
+
+def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> None:
+    for user, left in out_of(row for _, row in new).items():
+        some = [(item, row) for item, row in new if row.user == user]
+        by = {
+            "damaged_by": sum(int(item.file.damaged) - int(row.damaged) for item, row in some),
+            "at": max(item.now for item, _ in some),
+        }
+        connection.execute(_COUNT_STORED, moved(user, left, State.STORED) | by)
+
+
+def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
+    """Record a failed attempt; the first one starts the give-up clock.
+
+    A fax that was dismissed or made due in the meantime stays so, with the attempt in its history.
+    """
+    row = one(connection, fax)
+    remember(connection, fax, now, failure.problem or "failed", failure.error)
+    values: dict[str, Any] = {"attempts": row.attempts + 1}
+    # Else it was stored, dismissed or made due meanwhile, and that holds.
+    if row.state in DUE_STATES and row.claim == failure.claim:
+        values |= _consequences(row, now, failure)
+        if failure.quarantine and row.state is State.PENDING:
+            values |= {"state": State.QUARANTINED, "quarantined_at": now}
+            count(connection, [row], State.QUARANTINED)
+    set_fax(connection, fax, **values)
+    return one(connection, fax)
+
+
+def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "failures": row.failures + int(failure.counts),
+        "next_attempt_at": failure.next_attempt_at,
+        "last_error": failure.error,
+    }
+    if failure.problem is not None:  # other failures between say nothing about the document
+        values["last_problem"] = failure.problem
+    if row.first_failed_at is None:
+        values |= {"first_failed_at": now, "paused_s_at_first_failure": failure.paused_s}
+    return values
+
+
+def postpone(connection: Connection, fax: int, next_attempt_at: datetime) -> None:
+    """Fetch a waiting fax at another time; nothing is said about the fax itself."""
+    connection.execute(
+        update(faxes).where(faxes.c.id == fax, _WAITING).values(next_attempt_at=next_attempt_at)
+    )
+
+
+def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:
+    """Stop fetching a fax that cannot be had; a stored one stays so, unless it is damaged."""
+    row = one(connection, fax)
+    if row.state in DUE_STATES or row.harm is not None:
+        set_fax(
+            connection,
+            fax,
+            state=State.DISMISSED,
+            next_attempt_at=None,
+            force=row.force or row.harm is not None,  # when it is undone, the bad file is no fax
+            harm=None,
+            dismissed_at=now,
+            dismiss_reason=reason,
+        )
+        remember(connection, fax, now, "dismissed", reason)
+        count(connection, [row], State.DISMISSED)
+    return one(connection, fax)
+
+
+def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
+    """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
+
+    None means all quarantined faxes of users who are configured. Stored ones are left alone, unless
+    they are damaged on the disk. Returns how many were made due.
+    """
+    held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
+    rows = [row for row in held if row.state is not State.STORED or row.harm is not None]
+    for row in rows:
+        _set_due(connection, row.id, now, force=row.force or row.harm is not None)
+        remember(connection, row.id, now, "made due", None)
+    count(connection, rows, State.PENDING)
+    return len(rows)
+
+
+def _all_quarantined(connection: Connection) -> list[FaxRow]:
+    wanted = FAX.where(_in_state(State.QUARANTINED), users.c.removed.is_(False))
+    return [fax_row(row) for row in connection.execute(wanted)]
+
+
+def _set_due(connection: Connection, fax: int, now: datetime, *, force: bool) -> None:
+    set_fax(
+        connection,
+        fax,
+        state=State.PENDING,
+        next_attempt_at=now,
+        failures=0,
+        first_failed_at=None,
+        quarantined_at=None,
+        dismissed_at=None,
+        dismiss_reason=None,
+        force=force,
+    )
+
+
+def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
+    """Fetch stored faxes once more; whose request was taken.
+
+    Not those of removed users, and not what was dismissed.
+    """
+    removed = set(connection.scalars(select(users.c.id).where(users.c.removed)))
+    rows = [
+        row
+        for row in some(connection, wanted)
+        if row.file is not None and row.user not in removed and row.state is not State.DISMISSED
+    ]
+    for row in rows:
+        _set_due(connection, row.id, now, force=True)
+        remember(connection, row.id, now, "to be fetched again", row.harm)
+    count(connection, rows, State.PENDING)
+    return [row.id for row in rows]
+
+
+# -- what fails ------------------------------------------------------------------------------------
+
+# Faxes that fail and that an operator should know of, counted well before they are given up: they
+# have failed for long, or for a reason that no further attempt mends.
+_SECOND = timedelta(seconds=1) // MICROSECOND
+_FAILING = and_(faxes.c.next_attempt_at.is_not(None), faxes.c.first_failed_at.is_not(None))
+
+
+def _failing_for(now: datetime) -> Any:
+    """Microseconds since the first failure in a row, on the clock that quarantines a fax.
+
+    It stands still while the account is suspended or the storage unusable.
+    """
+    now_us = (now - EPOCH) // MICROSECOND
+    since = type_coerce(faxes.c.first_failed_at, BigInteger)
+    paused_since = type_coerce(accounts.c.paused_since, BigInteger)
+    paused = (accounts.c.paused_s - faxes.c.paused_s_at_first_failure) * _SECOND
+    return (
+        now_us - since - paused - case((paused_since.is_not(None), now_us - paused_since), else_=0)
+    )
+
+
+def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
+    late = or_(age > alarm_after // MICROSECOND, faxes.c.last_error.contains(ALONE))
+    return and_(faxes.c.state == State.PENDING, late)
+
+
+def failing_counts(
+    connection: Connection, now: datetime, alarm_after: timedelta
+) -> dict[int, FailingCount]:
+    """Count failing faxes of the users that have some, but for removed ones."""
+    age = _failing_for(now)
+    late = case((_is_alarming(age, alarm_after), 1), else_=0)
+    wanted = (
+        select(faxes.c.user, func.sum(late), func.max(age))
+        .join_from(faxes, users)
+        .join(accounts, accounts.c.app_id == users.c.app_id)
+        .where(_FAILING, users.c.removed.is_(False))
+        .group_by(faxes.c.user)
+    )
+    return {
+        user: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
+        for user, late, oldest in connection.execute(wanted)
+    }
+
+
+def waiting(connection: Connection) -> list[Waiting]:
+    """Count what waits, of users that are not removed, by user, state and reason."""
+    alike = (faxes.c.user, faxes.c.state, faxes.c.last_error)
+    wanted = (
+        select(*alike, func.count())
+        .join_from(faxes, users)
+        .where(faxes.c.next_attempt_at.is_not(None), users.c.removed.is_(False))
+        .group_by(*alike)
+        .order_by(*alike)
+    )
+    return [Waiting(*row) for row in connection.execute(wanted)]
+
+
+def failing(
+    connection: Connection, now: datetime, alarm_after: timedelta, limit: int
+) -> list[FaxRow]:
+    """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
+    age = _failing_for(now)
+    wanted = (
+        FAX.join(accounts, accounts.c.app_id == users.c.app_id)
+        .where(_FAILING, users.c.removed.is_(False), _is_alarming(age, alarm_after))
+        .order_by(age.desc(), faxes.c.id)
+        .limit(limit)
+    )
+    return [fax_row(row) for row in connection.execute(wanted)]

@@ -1,0 +1,77 @@
+"""Single values that the ledger keeps by name."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, select, update
+
+from poller.ledger.tables import meta
+
+STORAGE_ID = "storage_id"  # what the storage's marker file must bear
+RUNTIME_REPORT = "verdict"  # what only the service knows, for those who look from outside
+
+
+def value(connection: Connection, name: str) -> str | None:
+    """Return what is kept under this name."""
+    held: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == name))
+    return held
+
+
+def keep(connection: Connection, name: str, wanted: str) -> None:
+    """Keep `wanted` under this name."""
+    if (
+        connection.execute(update(meta).where(meta.c.name == name).values(value=wanted)).rowcount
+        == 0
+    ):
+        connection.execute(meta.insert().values(name=name, value=wanted))
+
+
+def _count(connection: Connection, name: str) -> None:
+    keep(connection, name, str(int(value(connection, name) or 0) + 1))
+
+
+def _instant(connection: Connection, name: str) -> datetime | None:
+    held = value(connection, name)
+    return None if held is None else datetime.fromisoformat(held)
+
+
+def _keep_instant(connection: Connection, name: str, at: datetime) -> None:
+    keep(connection, name, at.astimezone(UTC).isoformat())
+
+
+def write_check(connection: Connection, now: datetime | None) -> None:
+    """Write a little, and `now` as a sign of life."""
+    _count(connection, "write_check")
+    if now is not None:
+        _keep_instant(connection, "alive_at", now)
+
+
+def set_started(connection: Connection, now: datetime) -> None:
+    _keep_instant(connection, "started_at", now)
+
+
+def last_sign_of_life(connection: Connection) -> datetime | None:
+    """Return when the ledger was last written to only to show life: at a start, or by a check."""
+    signs = [_instant(connection, name) for name in ("started_at", "alive_at")]
+    return max((sign for sign in signs if sign is not None), default=None)
+
+
+def edits(connection: Connection) -> str | None:
+    """Return a value that changes with every edit of gaps, and every backfill asked for."""
+    return value(connection, "gap_edits")
+
+
+def edited(connection: Connection, count: int) -> int:
+    """Note that an operator has edited so many things; returns the same."""
+    if count:
+        _count(connection, "gap_edits")
+    return count
+
+
+def checked(connection: Connection) -> tuple[datetime | None, str | None]:
+    """Return when the ledger was last checked through, and what was wrong with it."""
+    return _instant(connection, "checked_at"), value(connection, "problem") or None
+
+
+def set_checked(connection: Connection, now: datetime, problem: str | None) -> None:
+    _keep_instant(connection, "checked_at", now)
+    keep(connection, "problem", problem or "")
