@@ -101,10 +101,6 @@ class Bucket:
             self._heard_at = now
         self._unanswered = unanswered
 
-    def has_token(self, now: float) -> bool:
-        self.refill(now)
-        return self._tokens >= _A_TOKEN
-
     def take(self, now: float) -> None:
         """Take a token, even one still to come."""
         self.refill(now)
@@ -115,6 +111,7 @@ class Bucket:
         return now if self._tokens >= 0 else max(self._at, now) - self._tokens / self.rate
 
     def next_token_at(self, now: float) -> float:
+        """Say when there is a token; now, where there is one."""
         self.refill(now)
         if self._tokens >= _A_TOKEN:
             return now
@@ -137,40 +134,66 @@ class Bucket:
         self.keep_at_most(capacity)
 
 
-class Pacing:
-    """Rate, slots and turns of one account; the shell tells the time and does the waiting.
+class AdaptiveRate:
+    """Requests per second: halved by each 429, which brings a pause, and recovering afterwards."""
 
-    A token bucket of `burst - 1` (at least 1), so that in no window of t seconds more than
-    `rate * t + burst - 1` requests begin; and because unanswered ones hold their places, a server
-    that counts the same way never refuses what the network bunches together, as long as no more
-    than `burst - 1` are unanswered. Requests of kind OTHER go first, lists before images, but
-    images get every fourth token while one waits and could go. Images leave a quarter of the
-    slots free. Within a kind users take turns.
-    """
-
-    def __init__(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
-        self.limit = limits_rate
-        self.in_flight = in_flight
+    def __init__(self, limit: float, now: float) -> None:
+        self.limit = self.rate = limit
         self.paused_until: float | None = None
-        self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
-        self._sent: dict[int, int] = {}  # by second, of the last minute
-        self._queues = {kind: Turns() for kind in Kind}
-        self._under_way: set[Ticket] = set()
-        self._unanswered: set[Ticket] = set()
-        self._images_under_way = 0
-        self._since_image = 0
         self._pause_began = -math.inf
         self._rate_limited_in_a_row = 0
         self._recovering_from = now
 
-    @property
-    def rate(self) -> float:
-        """Requests per second at present; below the limit after a 429."""
-        return self._bucket.rate
+    def is_paused(self, now: float) -> bool:
+        if self.paused_until is not None and self.paused_until <= now:
+            self.paused_until = None
+        return self.paused_until is not None
 
-    def used(self, now: float) -> float:
-        """Requests per second, on average over the last minute."""
-        return sum(n for second, n in self._sent.items() if second > now - _MINUTE_S) / _MINUTE_S
+    def set_limit(self, limit: float) -> None:
+        """Change the limit; what was slowed stays slowed."""
+        self.rate *= limit / self.limit
+        self.limit = limit
+
+    def rate_limited(self, now: float, retry_after_s: float | None, sent_at: float | None) -> bool:
+        """Take a 429; True when it began a pause and halved the rate."""
+        begins = not self._is_from_before_pause(now, sent_at)
+        if begins:
+            self._rate_limited_in_a_row += 1
+            self._pause_began = now
+            self.rate = max(self.rate / 2, self.limit * _SLOWEST)
+        if begins or retry_after_s:
+            until = now + (retry_after_s or self._growing_pause_s())
+            self.paused_until = self._recovering_from = max(self.paused_until or until, until)
+        return begins
+
+    def succeeded(self, now: float, sent_at: float | None) -> None:
+        if self._is_from_before_pause(now, sent_at):
+            return
+        self._rate_limited_in_a_row = 0
+        elapsed_s = min(max(now - self._recovering_from, 0.0), _RECOVERY_STEP_S)
+        self._recovering_from = max(now, self._recovering_from)
+        if self.rate < self.limit:
+            self.rate = min(self.rate + self.limit * elapsed_s / _RECOVERY_S, self.limit)
+
+    def _is_from_before_pause(self, now: float, sent_at: float | None) -> bool:
+        return self.is_paused(now) or (sent_at is not None and sent_at <= self._pause_began)
+
+    def _growing_pause_s(self) -> float:
+        return min(2.0 ** min(self._rate_limited_in_a_row - 1, 10), _LONGEST_PAUSE_S)
+
+
+class Slots:
+    """Which requests wait, which are under way, and whose turn comes next.
+
+    Kind OTHER goes first, lists before images; but an image gets every fourth turn while one waits
+    and could go. Images leave a quarter of the slots free. Within a kind users take turns.
+    """
+
+    def __init__(self, in_flight: int) -> None:
+        self.in_flight = in_flight
+        self._queues = {kind: Turns() for kind in Kind}
+        self._under_way: dict[Kind, set[Ticket]] = {kind: set() for kind in Kind}
+        self._since_image = 0
 
     @property
     def waiting(self) -> int:
@@ -182,45 +205,100 @@ class Pacing:
 
     @property
     def under_way(self) -> int:
-        return len(self._under_way)
+        return sum(map(len, self._under_way.values()))
+
+    def enqueue(self, ticket: Ticket) -> None:
+        self._queues[ticket.kind].add(ticket)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a ticket, waiting or under way; once more does no harm."""
+        self._queues[ticket.kind].remove(ticket)
+        self._under_way[ticket.kind].discard(ticket)
+
+    def next_kind(self) -> Kind | None:
+        """Say whose turn it is, tokens aside; None if nobody waits or no slot is free."""
+        if self.under_way >= self.in_flight:
+            return None
+        if self._since_image >= _LISTS_IN_A_ROW and self._image_may_go():
+            return Kind.IMAGE
+        for kind in (Kind.OTHER, Kind.LIST):
+            if self._queues[kind]:
+                return kind
+        return Kind.IMAGE if self._image_may_go() else None
+
+    def start(self, kind: Kind) -> Ticket:
+        """Give a slot to the next one of a kind."""
+        if kind is Kind.IMAGE:
+            self._since_image = 0
+        elif self._image_may_go():
+            self._since_image += 1
+        ticket = self._queues[kind].take()
+        self._under_way[kind].add(ticket)
+        return ticket
+
+    def _image_may_go(self) -> bool:
+        slots = max(1, self.in_flight - math.ceil(self.in_flight / 4))
+        return bool(self._queues[Kind.IMAGE]) and len(self._under_way[Kind.IMAGE]) < slots
+
+
+class Pacing:
+    """Rate, slots and turns of one account; the shell tells the time and does the waiting.
+
+    A token bucket of `burst - 1` (at least 1), so that in no window of t seconds more than
+    `rate * t + burst - 1` requests begin; and because unanswered ones hold their places, a server
+    that counts the same way never refuses what the network bunches together, as long as no more
+    than `burst - 1` are unanswered.
+    """
+
+    def __init__(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
+        self.speed = AdaptiveRate(limits_rate, now)
+        self.slots = Slots(in_flight)
+        self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
+        self._sent: dict[int, int] = {}  # by second, of the last minute
+        self._unanswered: set[Ticket] = set()
+
+    def used(self, now: float) -> float:
+        """Requests per second, on average over the last minute."""
+        return sum(n for second, n in self._sent.items() if second > now - _MINUTE_S) / _MINUTE_S
 
     def set_limits(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
         """Change the limits, also while requests are under way; a slowed account stays slowed."""
-        slowed = self.rate / self.limit
-        self.limit = limits_rate
-        self.in_flight = in_flight
-        self._bucket.resize(limits_rate * slowed, max(1, burst - 1), now)
-
-    def enqueue(self, ticket: Ticket) -> None:
-        """Let a ticket wait for its turn; call `grant` next."""
-        self._queues[ticket.kind].add(ticket)
+        self.slots.in_flight = in_flight
+        self.speed.set_limit(limits_rate)
+        self._bucket.resize(self.speed.rate, max(1, burst - 1), now)
 
     def cancel(self, ticket: Ticket) -> None:
         """Take back a ticket, waiting or granted.
 
         The token of a granted one is not given back: the request may have been sent.
         """
-        self._queues[ticket.kind].remove(ticket)
         self._unanswered.discard(ticket)
-        self._end(ticket)
+        self.slots.drop(ticket)
 
     def grant(self, now: float) -> list[Ticket]:
         """Return the tickets that may go now; each has taken a token and a slot."""
         granted = []
-        while (kind := self._next_kind()) and self._may_send(now):
-            granted.append(self._start(kind, now))
+        while (kind := self.slots.next_kind()) and self._may_send(now):
+            self._take(now)
+            ticket = self.slots.start(kind)
+            self._unanswered.add(ticket)
+            self._bucket.expect(len(self._unanswered), now)
+            granted.append(ticket)
         return granted
+
+    def _may_send(self, now: float) -> bool:
+        return not self.speed.is_paused(now) and self._bucket.next_token_at(now) <= now
 
     def wakes_at(self, now: float) -> float | None:
         """Say when `grant` is worth calling again if nothing is released before; None if never."""
-        if self._next_kind() is None:
+        if self.slots.next_kind() is None:
             return None
-        return max(self._bucket.next_token_at(now), self.paused_until or now, now)
+        return max(self._bucket.next_token_at(now), self.speed.paused_until or now, now)
 
     def release(self, ticket: Ticket, now: float) -> None:
         """Give back the slot of a request that has ended, well or not; twice does no harm."""
         self.answered(ticket, now)
-        self._end(ticket)
+        self.slots.drop(ticket)
 
     def answered(self, ticket: Ticket, now: float) -> None:
         """Note that an answer has begun, so that the server has counted this request."""
@@ -235,7 +313,15 @@ class Pacing:
         wait the longer.
         """
         self._take(now)
-        return max(self._bucket.owed_until(now), self.paused_until or now) - now
+        return max(self._bucket.owed_until(now), self.speed.paused_until or now) - now
+
+    def _take(self, now: float) -> None:
+        self._bucket.take(now)
+        second = int(now)
+        if second not in self._sent:
+            self._sent = {at: n for at, n in self._sent.items() if at > second - _MINUTE_S}
+            self._sent[second] = 0
+        self._sent[second] += 1
 
     def rate_limited(
         self, now: float, retry_after_s: float | None, *, sent_at: float | None = None
@@ -246,89 +332,17 @@ class Pacing:
         pause grows from 1 s to 60 s over 429s in a row. `sent_at` also recognises an answer that
         took longer than the pause.
         """
-        begins = not self._from_before_pause(now, sent_at)
+        begins = self.speed.rate_limited(now, retry_after_s, sent_at)
         if begins:
-            self._rate_limited_in_a_row += 1
-            self._pause_began = now
-            self._set_rate(max(self.rate / 2, self.limit * _SLOWEST), now)
+            self._bucket.resize(self.speed.rate, self._bucket.capacity, now)
             self._bucket.keep_at_most(1)
-        if begins or retry_after_s:
-            self._pause_until(now + (retry_after_s or self._growing_pause_s()))
+        if self.speed.paused_until is not None:
+            self._bucket.stand_still(self.speed.paused_until)
         return begins
 
     def succeeded(self, now: float, *, sent_at: float | None = None) -> None:
         """Let the rate recover, additively, to the limit in five minutes of success."""
-        if self._from_before_pause(now, sent_at):
-            return
-        self._rate_limited_in_a_row = 0
-        elapsed_s = min(max(now - self._recovering_from, 0.0), _RECOVERY_STEP_S)
-        self._recovering_from = max(now, self._recovering_from)
-        if self.rate < self.limit:
-            self._set_rate(min(self.rate + self.limit * elapsed_s / _RECOVERY_S, self.limit), now)
-
-    def _paused(self, now: float) -> bool:
-        if self.paused_until is not None and self.paused_until <= now:
-            self.paused_until = None
-        return self.paused_until is not None
-
-    def _from_before_pause(self, now: float, sent_at: float | None) -> bool:
-        return self._paused(now) or (sent_at is not None and sent_at <= self._pause_began)
-
-    def _growing_pause_s(self) -> float:
-        return min(2.0 ** min(self._rate_limited_in_a_row - 1, 10), _LONGEST_PAUSE_S)
-
-    def _pause_until(self, until: float) -> None:
-        self.paused_until = max(self.paused_until or until, until)
-        self._bucket.stand_still(self.paused_until)
-        self._recovering_from = self.paused_until
-
-    def _set_rate(self, rate: float, now: float) -> None:
-        self._bucket.resize(rate, self._bucket.capacity, now)
-
-    def _may_send(self, now: float) -> bool:
-        return not self._paused(now) and self._bucket.has_token(now)
-
-    def _next_kind(self) -> Kind | None:
-        """Say whose turn it is, tokens aside; None if nobody waits or no slot is free."""
-        if len(self._under_way) >= self.in_flight:
-            return None
-        if self._since_image >= _LISTS_IN_A_ROW and self._image_may_go():
-            return Kind.IMAGE
-        for kind in (Kind.OTHER, Kind.LIST):
-            if self._queues[kind]:
-                return kind
-        return Kind.IMAGE if self._image_may_go() else None
-
-    def _image_may_go(self) -> bool:
-        if not self._queues[Kind.IMAGE]:
-            return False
-        return self._images_under_way < max(1, self.in_flight - math.ceil(self.in_flight / 4))
-
-    def _start(self, kind: Kind, now: float) -> Ticket:
-        self._count_turn(kind)
-        self._take(now)
-        ticket = self._queues[kind].take()
-        self._under_way.add(ticket)
-        self._unanswered.add(ticket)
-        self._bucket.expect(len(self._unanswered), now)
-        self._images_under_way += kind is Kind.IMAGE
-        return ticket
-
-    def _take(self, now: float) -> None:
-        self._bucket.take(now)
-        second = int(now)
-        if second not in self._sent:
-            self._sent = {at: n for at, n in self._sent.items() if at > second - _MINUTE_S}
-            self._sent[second] = 0
-        self._sent[second] += 1
-
-    def _count_turn(self, kind: Kind) -> None:
-        if kind is Kind.IMAGE:
-            self._since_image = 0
-        elif self._image_may_go():
-            self._since_image += 1
-
-    def _end(self, ticket: Ticket) -> None:
-        if ticket in self._under_way:
-            self._under_way.remove(ticket)
-            self._images_under_way -= ticket.kind is Kind.IMAGE
+        before = self.speed.rate
+        self.speed.succeeded(now, sent_at)
+        if self.speed.rate != before:
+            self._bucket.resize(self.speed.rate, self._bucket.capacity, now)

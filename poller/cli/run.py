@@ -109,4 +109,4 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
 
 def _pace(client: Client, now_s: float) -> Pace:
     pacing = client.pacing
-    return Pace(pacing.limit, pacing.rate, pacing.used(now_s), client.is_at_war)
+    return Pace(pacing.speed.limit, pacing.speed.rate, pacing.used(now_s), client.is_at_war)

@@ -39,7 +39,7 @@ class Pacer:
         ticket = Ticket(kind, user)
         granted = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = granted
-        self._pacing.enqueue(ticket)
+        self._pacing.slots.enqueue(ticket)
         self.pump()
         try:
             await granted
@@ -80,8 +80,8 @@ class Pacer:
         """A request of then was answered with a 429."""
         now = self._clock.monotonic()
         if self._pacing.rate_limited(now, error.retry_after_s, sent_at=sent_at):
-            until = self._pacing.paused_until or now
-            self._observer.rate_limited(until - now, self._pacing.rate)
+            until = self._pacing.speed.paused_until or now
+            self._observer.rate_limited(until - now, self._pacing.speed.rate)
 
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""

@@ -257,9 +257,9 @@ class Monitor:
             reason=site.shop.gate.reason,
             rejected=site.rejected,
             rates={
-                name: float(f"{client.pacing.rate:.2g}")
+                name: float(f"{client.pacing.speed.rate:.2g}")
                 for name, client in clients.items()
-                if client.pacing.rate < client.pacing.limit
+                if client.pacing.speed.rate < client.pacing.speed.limit
             },
             at_war=tuple(name for name, client in clients.items() if client.is_at_war),
         )

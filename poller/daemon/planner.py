@@ -176,7 +176,7 @@ class Planner:
 
     def _is_stuck(self, account: AccountRunner, state: UserState) -> bool:
         """Waiting for pacing does not count."""
-        if state.poll_began_at is None or account.client.pacing.has_waiting(state.user.name):
+        if state.poll_began_at is None or account.client.pacing.slots.has_waiting(state.user.name):
             return False
         quiet_since = max(state.poll_began_at, state.progress_at, account.progress_at)
         return self._clock.monotonic() - quiet_since >= _POLL_STUCK_S

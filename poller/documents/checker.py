@@ -1,18 +1,18 @@
 """One process that checks documents, as the service sees it; `child` is what runs in it."""
 
-import fcntl
 import os
 import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from threading import Lock
 
 from poller import VERSION
 from poller.documents import Document, DocumentFormat, not_whole
-from poller.documents.protocol import MESSAGE_MAX, SOCKET, WALL_S, CheckResult
+from poller.documents.protocol import MESSAGE_MAX, WALL_S, CheckResult
 from poller.errors import NotChecked, StorageUnusable
 
 # The modules of this process, wherever they come from; `site` is not asked again.
@@ -20,7 +20,6 @@ _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from poller.documents.child 
 # Some systems cannot start the interpreter without; the rest may hold secrets.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME")
 _ITSELF = "/proc/self/exe"
-_BEYOND_STANDARD = 10
 # By its limit of time, and as it does itself without memory.
 _ENDS: dict[int, str] = {signal.SIGXCPU: "unchecked-time", signal.SIGABRT: "unchecked-memory"}
 _DIES_WITHIN_S = 1.0
@@ -42,44 +41,39 @@ class Killed(NotChecked):
 class Checker:
     """Started when it is made, which raises OSError; call `get_ready` before `check`, and `close`.
 
-    Used by one thread at a time, but for `kill`. It is started by a thread that lives as long as it.
+    Used by one thread at a time, but for `kill`. It is started by a thread that lives as long as
+    it, and has the signals blocked that are not to end it.
     """
 
     def __init__(self) -> None:
         self.used_at = time.monotonic()
         self.usable = True
-        self._status: int | None = None  # how it ended
         self._lock = Lock()  # its number may be another's as soon as its end was asked for
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self._errors, writing = os.pipe()
-                try:
-                    self._pid = _spawned(theirs.fileno(), writing)
-                except BaseException:
-                    os.close(self._errors)
-                    raise
-                finally:
-                    os.close(writing)
-            except BaseException:
-                self._socket.close()
-                raise
-
-    @property
-    def pid(self) -> int:
-        return self._pid
+        with ExitStack() as undo:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._socket.close)
+            with theirs:
+                self._process: Popen[bytes] = Popen(  # noqa: S603  # what it runs is our own
+                    [sys.executable, "-S", "-P", "-c", _PROGRAM, str(os.getpid()), *_modules()],
+                    executable=_interpreter(),
+                    bufsize=0,
+                    stdin=theirs.fileno(),
+                    stdout=DEVNULL,
+                    stderr=PIPE,
+                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    # What a terminal or systemd tells the whole group: the service ends it.
+                    start_new_session=True,
+                )
+            undo.pop_all()
+        assert self._process.stderr is not None
+        self._errors = self._process.stderr
+        self.pid = self._process.pid
 
     @property
     def ended(self) -> bool:
         """Whether it has ended, by itself or by others."""
         with self._lock:
-            if self._status is None:
-                try:
-                    pid, status = os.waitpid(self._pid, os.WNOHANG)
-                except ChildProcessError:  # somebody else has asked how it ended
-                    pid, status = self._pid, 0
-                self._status = status if pid else None
-            return self._status is not None
+            return self._process.poll() is not None
 
     def get_ready(self, within_s: float) -> None:
         """Wait until it can check documents; raises StorageUnusable, and closes it, when it cannot."""
@@ -93,30 +87,26 @@ class Checker:
             why = str(error)
         self._socket.settimeout(WALL_S)
         if said == VERSION:
-            os.close(self._errors)
+            self._errors.close()
             return
         if said:
             why = f"poller {said} was installed while {VERSION} runs; restart the service"
         why = why or self._last_error() or "it ended before it was ready"
-        os.close(self._errors)
         self.close()
         raise cannot_be_started(why)
 
     def _last_error(self) -> str:
-        os.set_blocking(self._errors, False)
-        with suppress(BlockingIOError):
-            lines = os.read(self._errors, 1 << 16).decode(errors="replace").split("\n")
-            return next((line for line in reversed(lines) if line.strip()), "")
-        return ""
+        os.set_blocking(self._errors.fileno(), False)
+        lines = (self._errors.read(1 << 16) or b"").decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def check(self, fd: int, kind: DocumentFormat) -> Document:
         """Have the document checked that can be read from `fd`; raises Ended, Killed, StorageUnusable.
 
         Whatever ends the process meanwhile is said of the document, and OSError of its file.
         """
-        self.usable = (
-            False  # unless it answers: an answer that comes late is about another document
-        )
+        # Unless it answers: an answer that comes late is about another document.
+        self.usable = False
         self.used_at = time.monotonic()
         try:
             socket.send_fds(self._socket, [b"?"], [fd])
@@ -134,7 +124,7 @@ class Checker:
     def _how_it_ended(self, kind: DocumentFormat) -> str:
         by_itself = self._wait()
         self.kill()
-        signalled = os.WTERMSIG(self._status or 0)
+        signalled = -(self._process.returncode or 0)
         if by_itself and signalled == signal.SIGKILL:  # its limits end it in other ways
             raise Killed(kind)
         return _ENDS.get(signalled, "unchecked-crash")
@@ -153,9 +143,7 @@ class Checker:
     def kill(self) -> bool:
         """End it; False when the system cannot end it, because it hangs in a disk."""
         with self._lock:
-            if self._status is None:
-                with suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
+            self._process.kill()
         return self._wait()
 
     def _wait(self) -> bool:
@@ -166,37 +154,12 @@ class Checker:
 
     def close(self) -> None:
         self.kill()
+        self._errors.close()
         self._socket.close()
 
 
 def cannot_be_started(why: str) -> StorageUnusable:
     return StorageUnusable(f"no document can be checked, for its process does not start: {why}")
-
-
-def _spawned(asked_on: int, errors: int) -> int:
-    """Start a new interpreter: a fork of a process with threads may hang."""
-    fds: list[int] = []
-    try:
-        wanted = (asked_on, errors)
-        fds.extend(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _BEYOND_STANDARD) for fd in wanted)
-        return os.posix_spawn(
-            _interpreter(),
-            [sys.executable, "-S", "-P", "-c", _PROGRAM, str(os.getpid()), *_modules()],
-            {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, fds[1], 2),
-                (os.POSIX_SPAWN_DUP2, fds[0], SOCKET),
-            ],
-            setsid=True,
-            # What a terminal or systemd tells the whole group: it ends when the service lets it.
-            setsigdef=[signal.SIGXCPU],
-            setsigmask=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
-        )
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def _interpreter() -> str:

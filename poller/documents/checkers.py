@@ -1,10 +1,11 @@
 """Has documents checked in processes of their own: foreign bytes meet no parser in this one."""
 
 import os
+import signal
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from threading import Condition
 
 from poller.documents import HEAD, Document, format_of
@@ -138,7 +139,7 @@ class Checkers:
         except StorageUnusable:
             if self._closed or not _left_s(by):
                 raise
-            return self._ready(by)
+        return self._ready(by)
 
     def _ready(self, by: float) -> Checker:
         """Start one from a thread that lives on: the kernel ends it together with that thread."""
@@ -190,14 +191,14 @@ def _left_s(deadline: float) -> float:
 def _close_late(started: Future[Checker]) -> None:
     """Nobody waits for it any more."""
     if started.exception() is None:
-        checker = started.result()
-        with suppress(StorageUnusable):
-            checker.get_ready(0)  # which closes what it says its errors on
-            checker.close()
+        started.result().close()
 
 
 def _new_starter() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="checkers")
+    # What a terminal or systemd tells a whole group does not end what this thread starts.
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, signals)
+    return ThreadPoolExecutor(1, "checkers", initializer=block)
 
 
 def _end_all(checkers: list[Checker]) -> None:

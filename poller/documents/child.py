@@ -48,14 +48,15 @@ SAMPLE = (
 
 def main() -> None:
     """Serve the one that started this process until it closes the socket or ends."""
-    os.closerange(SOCKET + 1, 1 << 20)
+    os.closerange(sys.stderr.fileno() + 1, 1 << 20)
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     end_with(int(sys.argv[1]))
     with socket.socket(fileno=SOCKET) as asking:
         open_random()
         give_up_rights()
         if (problem := proof.inspect(io.BytesIO(SAMPLE)).problem) is not None:
             sys.exit(f"no document can be checked: {problem}")
-        os.dup2(0, 2)  # until now errors were read by the one that started this process
+        os.dup2(1, 2)  # until now errors were read by the one that started this process
         asking.send(VERSION.encode())
         while _answered(asking):
             pass

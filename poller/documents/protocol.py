@@ -6,7 +6,7 @@ from typing import Self
 
 from poller.documents import PROBLEMS
 
-SOCKET = 3  # the process is asked on this descriptor
+SOCKET = 0  # the process is asked on this descriptor
 MESSAGE_MAX = 4096
 _PAGES_MAX = 1 << 31
 _ERRNO_MAX = 4096

@@ -104,13 +104,9 @@ class _Tiff:
         if _STRIP_OFFSETS not in tags and _TILE_OFFSETS not in tags:
             raise Flaw("tiff-no-image")
         self._check_image(tags)
-        for tag in _DIRECTORIES:
-            if tag in tags:
-                self._check_directories(tags[tag])
-
-    def _check_directories(self, pointers: _Values) -> None:
-        for offset in self._numbers(pointers):
-            self._check_image(self._directory(offset).tags)
+        for pointers in (tags[tag] for tag in _DIRECTORIES if tag in tags):
+            for offset in self._numbers(pointers):
+                self._check_image(self._directory(offset).tags)
 
     def _directory(self, offset: int) -> _Directory:
         count = self._number(offset, self._count)
@@ -143,15 +139,11 @@ class _Tiff:
         return found
 
     def _check_image(self, tags: dict[int, _Values]) -> None:
-        compression = self._compression(tags)
+        known = tags.get(_COMPRESSION)
+        compression = next(self._numbers(known), 1) if known else 1
         for offsets, lengths in ((_STRIP_OFFSETS, _STRIP_LENGTHS), (_TILE_OFFSETS, _TILE_LENGTHS)):
             if offsets in tags or lengths in tags:
                 self._check_pieces(tags.get(offsets), tags.get(lengths), compression)
-
-    def _compression(self, tags: dict[int, _Values]) -> int:
-        if _COMPRESSION not in tags:
-            return 1
-        return next(self._numbers(tags[_COMPRESSION]), 1)
 
     def _check_pieces(
         self, offsets: _Values | None, lengths: _Values | None, compression: int

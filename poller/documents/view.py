@@ -5,7 +5,6 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 _START = b"startxref"
@@ -42,9 +41,6 @@ class View(io.RawIOBase):
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer
         data = self._read(self._at, len(buffer))
         buffer[: len(data)] = data
@@ -52,14 +48,9 @@ class View(io.RawIOBase):
         return len(data)
 
     def _read(self, at: int, count: int) -> bytes:
-        with self._remembered():
+        try:
             self._file.seek(at)
             return self._file.read(max(0, min(count, self._end - at)))
-
-    @contextmanager
-    def _remembered(self) -> Iterator[None]:
-        try:
-            yield
         except OSError as error:
             self.failure = error
             raise

@@ -374,8 +374,8 @@ async def test_changed_limits_hold_from_the_next_request_on(
     account, _ = parts(site)
     account.take(replace(account.account, limits=Limits(3.0, 4, 2)), "key-of-app-1")
 
-    assert account.client.pacing.limit == 3.0
-    assert account.client.pacing.in_flight == 2
+    assert account.client.pacing.speed.limit == 3.0
+    assert account.client.pacing.slots.in_flight == 2
     assert account.workers.at_once == 2
 
 

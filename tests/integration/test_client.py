@@ -255,8 +255,8 @@ async def bench() -> AsyncIterator[Bench]:
 async def client(bench: Bench) -> AsyncIterator[Client]:
     async with bench.client() as client:
         yield client
-    assert client.pacing.under_way == 0
-    assert client.pacing.waiting == 0
+    assert client.pacing.slots.under_way == 0
+    assert client.pacing.slots.waiting == 0
 
 
 # -- what goes out, what comes back ---------------------------------------------------------------
@@ -447,7 +447,7 @@ async def test_what_the_sink_raises_passes_through_unrepeated(
         await client.fetch_image(bench.ann, "a", sink)
     assert raised.value is error
     assert bench.server.count("image") == 1
-    assert client.pacing.under_way == 0
+    assert client.pacing.slots.under_way == 0
 
 
 # -- 429 ------------------------------------------------------------------------------------------
@@ -1141,9 +1141,9 @@ async def test_a_cancelled_download_gives_back_its_slot(bench: Bench, client: Cl
     task = asyncio.create_task(client.fetch_image(bench.ann, "a", Sink()))
     async with asyncio.timeout(90):
         await began.wait()
-    assert client.pacing.under_way == 1
+    assert client.pacing.slots.under_way == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert client.pacing.under_way == 0
+    assert client.pacing.slots.under_way == 0
     await client.fetch_image(bench.ann, "a", Sink())

@@ -155,12 +155,12 @@ async def test_a_caller_cancelled_just_as_its_turn_comes_lets_the_next_one_go(
         await asyncio.sleep(0)
         if not one.inside:  # a has just left, b is chosen and does not know
             break
-    assert one.pacing.under_way == 1
+    assert one.pacing.slots.under_way == 1
     waiting.cancel()
     await settle()
     await one.clock.advance(10)
     assert one.inside == ["c"]
-    assert one.pacing.under_way == 1
+    assert one.pacing.slots.under_way == 1
 
 
 async def test_a_caller_chosen_after_its_cancellation_lets_the_next_one_go(
@@ -258,9 +258,9 @@ async def test_closing_sends_away_those_who_wait_and_those_who_come_later(
     waiting.append(await one.come("d"))
     await settle()
     assert all(task.cancelled() for task in waiting)
-    assert one.pacing.waiting == 0
+    assert one.pacing.slots.waiting == 0
     await one.go("a")
-    assert one.pacing.under_way == 0
+    assert one.pacing.slots.under_way == 0
     assert one.clock.sleepers == 0
 
 

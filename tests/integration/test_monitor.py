@@ -360,7 +360,7 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     assert said is not None
     assert (said.reason, said.rejected) == (site.shop.gate.reason, site.rejected)
     assert said.reason is not None
-    assert said.rates == {"main": float(f"{client.pacing.rate:.2g}")}
+    assert said.rates == {"main": float(f"{client.pacing.speed.rate:.2g}")}
 
 
 # -- alive --------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ async def test_changed_limits_and_secret_are_taken_without_a_new_connection(
     await apply(site, with_account(settings, api_key=SecretRef("env", "KEY_2")))
 
     assert site.accounts[APP] is account
-    assert account.client.pacing.limit == 2.0
+    assert account.client.pacing.speed.limit == 2.0
     assert account.workers.at_once == 6
     assert not (await poll(site)).failed
 

@@ -392,7 +392,9 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
         await until(lambda: all(state.last_success_at for state in running.site.states))
         old = running.site.accounts[APP]
         old.client.pacing.rate_limited(running.site.shop.clock.monotonic(), 600)
-        await until(lambda: old.client.pacing.waiting == 2 and not old.client.pacing.under_way)
+        await until(
+            lambda: old.client.pacing.slots.waiting == 2 and not old.client.pacing.slots.under_way
+        )
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "service-reloaded"))
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}

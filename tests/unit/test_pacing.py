@@ -35,7 +35,7 @@ def tickets(kind: Kind, user: str, count: int) -> list[Ticket]:
 
 def waiting(pacing: Pacing, several: Iterable[Ticket]) -> None:
     for ticket in several:
-        pacing.enqueue(ticket)
+        pacing.slots.enqueue(ticket)
 
 
 def simulate(
@@ -56,7 +56,7 @@ def simulate(
     while events:
         now, _, what, ticket = heapq.heappop(events)
         if ticket is not None and what == "arrives":
-            pacing.enqueue(ticket)
+            pacing.slots.enqueue(ticket)
         elif ticket is not None:
             if takes_s[ticket] > 4:
                 granted.append((now + pacing.repeat(now), ticket))
@@ -64,7 +64,7 @@ def simulate(
         for going in pacing.grant(now):
             granted.append((now, going))
             heapq.heappush(events, (now + takes_s[going], next(order), "ends", going))
-        assert pacing.under_way <= pacing.in_flight
+        assert pacing.slots.under_way <= pacing.slots.in_flight
         wake = pacing.wakes_at(now)
         if wake is not None:
             assert wake > now, "what could go now was not granted"
@@ -156,7 +156,7 @@ def test_answers_that_are_under_way_free_their_places_before_their_bodies_end() 
     assert pacing.grant(0.4) == []
     pacing.answered(image, 0.4)
     assert len(pacing.grant(0.7)) == 1
-    assert pacing.under_way == 3
+    assert pacing.slots.under_way == 3
 
 
 def test_without_an_answer_for_a_second_one_token_at_a_time_comes_again() -> None:
@@ -242,7 +242,7 @@ def test_of_any_four_tokens_one_is_for_an_image_that_could_go(
         images -= ticket.kind is Kind.IMAGE
         passed_over = 0 if ticket.kind is Kind.IMAGE or not images else passed_over + 1
         assert passed_over <= 3
-    assert pacing.waiting == 0
+    assert pacing.slots.waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -271,14 +271,14 @@ def test_a_slot_is_free_again_when_its_request_has_ended() -> None:
     assert pacing.wakes_at(1.0) is None
     pacing.release(first, 1.0)
     pacing.release(first, 1.0)
-    assert pacing.under_way == 1
+    assert pacing.slots.under_way == 1
     assert len(pacing.grant(1.0)) == 1
 
 
 def test_wakes_at_is_now_when_somebody_could_go_now_and_never_when_nobody_waits() -> None:
     pacing = Pacing(5, burst=3, in_flight=2, now=0.0)
     assert pacing.wakes_at(0.0) is None
-    pacing.enqueue(Ticket(Kind.LIST, "a"))
+    pacing.slots.enqueue(Ticket(Kind.LIST, "a"))
     assert pacing.wakes_at(7.0) == 7.0
 
 
@@ -301,7 +301,7 @@ def test_a_new_users_fax_waits_behind_one_of_a_backlog_of_thousands_at_most() ->
     waiting(pacing, tickets(Kind.IMAGE, "a", 5000))
     for step in range(10):
         pacing.release(pacing.grant(step * 1.0)[0], step * 1.0)
-    pacing.enqueue(Ticket(Kind.IMAGE, "b"))
+    pacing.slots.enqueue(Ticket(Kind.IMAGE, "b"))
     users = [pacing.grant(step * 2.0)[0].user for step in (10, 11)]
     assert "b" in users
 
@@ -326,7 +326,7 @@ def test_a_cancelled_ticket_does_not_go_and_a_cancelled_request_frees_its_slot()
     pacing.cancel(stays)
     pacing.cancel(stays)
     assert pacing.grant(0.0) == [last]
-    assert (pacing.waiting, pacing.under_way) == (0, 1)
+    assert (pacing.slots.waiting, pacing.slots.under_way) == (0, 1)
 
 
 def test_cancelling_what_never_waited_changes_nothing() -> None:
@@ -376,11 +376,11 @@ def test_nothing_goes_in_a_pause_and_one_request_when_it_ends() -> None:
     pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
     waiting(pacing, tickets(Kind.OTHER, "a", 20))
     pacing.rate_limited(0.0, 30)
-    assert pacing.paused_until == 30
+    assert pacing.speed.paused_until == 30
     assert pacing.grant(29.99) == []
     assert pacing.wakes_at(29.99) == 30
     assert len(pacing.grant(30.0)) == 1
-    assert pacing.paused_until is None
+    assert pacing.speed.paused_until is None
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 0.0], ids=["no header", "zero or a past date"])
@@ -389,9 +389,9 @@ def test_pauses_grow_to_a_minute_when_the_server_names_none(retry_after_s: float
     now, pauses = 0.0, []
     for _ in range(8):
         pacing.rate_limited(now, retry_after_s)
-        assert pacing.paused_until is not None
-        pauses.append(pacing.paused_until - now)
-        now = pacing.paused_until
+        assert pacing.speed.paused_until is not None
+        pauses.append(pacing.speed.paused_until - now)
+        now = pacing.speed.paused_until
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
@@ -401,7 +401,7 @@ def test_a_success_makes_the_next_pause_short_again() -> None:
     pacing.rate_limited(10.0, None)
     pacing.succeeded(20.0)
     pacing.rate_limited(21.0, None)
-    assert pacing.paused_until == 22
+    assert pacing.speed.paused_until == 22
 
 
 def test_the_rate_halves_down_to_a_twentieth_of_the_limit() -> None:
@@ -409,7 +409,7 @@ def test_the_rate_halves_down_to_a_twentieth_of_the_limit() -> None:
     found = []
     for step in range(6):
         pacing.rate_limited(step * 100.0, 1)
-        found.append(pacing.rate)
+        found.append(pacing.speed.rate)
     assert found == [2.5, 1.25, 0.625, 0.3125, 0.25, 0.25]
 
 
@@ -418,10 +418,10 @@ def test_several_429s_to_requests_sent_before_the_pause_count_once() -> None:
     for _ in range(5):
         pacing.rate_limited(0.5, None, sent_at=0.0)
     pacing.rate_limited(3.0, None, sent_at=0.1)  # its answer took longer than the pause
-    assert pacing.rate == 2.5
-    assert pacing.paused_until is None
+    assert pacing.speed.rate == 2.5
+    assert pacing.speed.paused_until is None
     pacing.rate_limited(3.0, None, sent_at=2.0)
-    assert pacing.rate == 1.25
+    assert pacing.speed.rate == 1.25
 
 
 def test_a_late_429_may_make_the_pause_longer_but_never_shorter() -> None:
@@ -429,8 +429,8 @@ def test_a_late_429_may_make_the_pause_longer_but_never_shorter() -> None:
     pacing.rate_limited(0.0, 10)
     pacing.rate_limited(0.1, 40)
     pacing.rate_limited(0.2, 5)
-    assert pacing.paused_until == pytest.approx(40.1)
-    assert pacing.rate == 2.5
+    assert pacing.speed.paused_until == pytest.approx(40.1)
+    assert pacing.speed.rate == 2.5
 
 
 def test_the_rate_recovers_in_minutes_of_success() -> None:
@@ -439,7 +439,7 @@ def test_the_rate_recovers_in_minutes_of_success() -> None:
     found = []
     for now in range(5, 200, 5):
         pacing.succeeded(float(now))
-        found.append(pacing.rate)
+        found.append(pacing.speed.rate)
     assert found[:2] == [2.5, 2.5]
     assert found[2] == pytest.approx(2.5 + 5 * 5 / 300)
     assert found[-1] == 5
@@ -449,7 +449,7 @@ def test_a_success_after_a_quiet_hour_vouches_for_a_minute_only() -> None:
     pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
     pacing.rate_limited(0.0, 10)
     pacing.succeeded(3610.0)
-    assert pacing.rate == pytest.approx(2.5 + 1)
+    assert pacing.speed.rate == pytest.approx(2.5 + 1)
 
 
 def test_an_answer_to_a_request_from_before_the_pause_is_no_success() -> None:
@@ -457,9 +457,9 @@ def test_an_answer_to_a_request_from_before_the_pause_is_no_success() -> None:
     pacing.rate_limited(1.0, 10)
     pacing.succeeded(5.0)
     pacing.succeeded(60.0, sent_at=0.5)
-    assert pacing.rate == 2.5
+    assert pacing.speed.rate == 2.5
     pacing.succeeded(60.0, sent_at=50.0)
-    assert pacing.rate > 2.5
+    assert pacing.speed.rate > 2.5
 
 
 def test_an_answer_in_a_pause_does_not_end_it() -> None:
@@ -475,7 +475,7 @@ def test_new_limits_hold_at_once_and_a_slowed_account_stays_slowed() -> None:
     pacing = Pacing(5, burst=10, in_flight=8, now=0.0)
     pacing.rate_limited(0.0, 1)
     pacing.set_limits(20, burst=3, in_flight=2, now=100.0)
-    assert (pacing.limit, pacing.rate) == (20, 10)
+    assert (pacing.speed.limit, pacing.speed.rate) == (20, 10)
     waiting(pacing, tickets(Kind.LIST, "a", 9))
     assert len(pacing.grant(100.0)) == 2
     pacing.set_limits(20, burst=9, in_flight=1, now=100.0)
@@ -486,8 +486,8 @@ def test_new_limits_hold_at_once_and_a_slowed_account_stays_slowed() -> None:
 def test_it_is_known_whose_requests_wait() -> None:
     pacing = Pacing(5, burst=2, in_flight=8, now=0.0)
     waiting(pacing, [Ticket(Kind.LIST, "a"), Ticket(Kind.IMAGE, "b")])
-    assert pacing.has_waiting("a")
+    assert pacing.slots.has_waiting("a")
     pacing.grant(0.0)
-    assert not pacing.has_waiting("a")
-    assert pacing.has_waiting("b")
-    assert not pacing.has_waiting("c")
+    assert not pacing.slots.has_waiting("a")
+    assert pacing.slots.has_waiting("b")
+    assert not pacing.slots.has_waiting("c")
