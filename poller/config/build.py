@@ -40,14 +40,9 @@ def merged(first: Node, second: Node, problems: Problems) -> Node:
     return Node(first.source, first.line, first.key, entries)
 
 
-def build(
-    root: Node, problems: Problems, *, outside: Outside, files: tuple[Path, ...] = ()
-) -> Config:
-    """Give the configuration; it is usable only when there are no `problems`."""
-    return _Builder(problems, outside).config(root, files)
+class Builder:
+    """Gives the configuration; it is usable only when there are no `problems`."""
 
-
-class _Builder:
     def __init__(self, problems: Problems, outside: Outside) -> None:
         self._problems = problems
         self._outside = outside
@@ -161,17 +156,14 @@ class _Builder:
         for name, node in entries.items():
             found = read(node, _ACCOUNT, self._problems)
             given = filled(Account, found) | {"name": name}
-            if ca_file := given.get("ca_file"):
-                self._check_ca_file(ca_file, found["ca_file"].node)
+            ca_file = given.get("ca_file")
+            if ca_file and (problem := self._outside.ca_problem(ca_file)):
+                self._problems.add(found["ca_file"].node, problem)
             levels = self._level(found, below)
             given["users"] = self._users(node, name, given.get("app_id", ""), levels)
             if {"app_id", "api_key"} <= given.keys():
                 accounts.append(Account(**given))
         return tuple(accounts)
-
-    def _check_ca_file(self, file: Path, node: Node) -> None:
-        if problem := self._outside.ca_problem(file):
-            self._problems.add(node, problem)
 
     def _users(
         self, account: Node, account_name: str, app_id: str, below: Settings
@@ -183,9 +175,7 @@ class _Builder:
         for name, node in entries.items():
             found = read(node, _USER, self._problems)
             levels = self._level(found, below)
-            if (
-                levels is below
-            ):  # made once for the thousands of users that set nothing of their own
+            if levels is below:  # made once for the thousands that set nothing of their own
                 given = inherited = inherited or self._of_user(below)
             else:
                 given = self._of_user(levels)
@@ -200,7 +190,7 @@ class _Builder:
             self._problems.missing(map_, key, f"has no {singular}; add one: {key}: {{{example}}}")
             return {}
         if not isinstance(node.value, dict):
-            self._problems.add(node, f"must be a map of names, and is {values.kind(node.value)}")
+            self._problems.add(node, f"must be a map of names, and is {values.kind_of(node.value)}")
             return {}
         for name, entry in node.value.items():
             if problem := values.name_problem(name):

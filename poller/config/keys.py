@@ -3,16 +3,20 @@
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from poller.config.model import Key
 from poller.config.position import Node, Problems
-from poller.config.values import WrongValueError, kind, suggestion
+from poller.config.values import Parser, WrongValueError, kind_of, suggestion
 
 
 class Leaf(NamedTuple):
-    """A key, and the field that it fills, such as `poll.every`; `below` is that of a map or null."""
+    """A key: what its value is, and the field that it fills, such as `poll.every`.
+
+    `needed` is an example of what to write where it is missing; `below` are the keys of a map that
+    may be null.
+    """
 
     field: str
-    key: Key
+    kind: Parser[Any]
+    needed: str
     below: "Tree | None" = None
 
 
@@ -32,22 +36,24 @@ def tree(model: type, above: str = "") -> Tree:
     """Give the keys that fill a dataclass, as they stand in each other."""
     root: Tree = {}
     for field in fields(model):
-        name, key = above + field.name, field.metadata.get("key")
+        name, key = above + field.name, field.metadata
         if is_dataclass(field.default):
             root[field.name] = tree(type(field.default), f"{name}.")
-        elif key is not None:
+        elif key:
             at: Any = root
-            *maps, last = (key.at or field.name).split(".")
+            *maps, last = key.get("at", field.name).split(".")
             for map_ in maps:
                 at = at.setdefault(map_, {})
-            at[last] = Leaf(name, key, tree(key.kind, f"{name}.") if key.is_map else None)
+            kind = key["kind"]
+            below = tree(kind, f"{name}.") if isinstance(kind, type) else None
+            at[last] = Leaf(name, kind, key.get("needed", ""), below)
     return root
 
 
 def read(node: Node, known: Tree, problems: Problems) -> Settings:
     if not isinstance(node.value, dict):
         problems.add(
-            node, f"must be a map of keys, and is {kind(node.value)}; give it keys or remove it"
+            node, f"must be a map of keys, and is {kind_of(node.value)}; give it keys or remove it"
         )
         return {}
     found: Settings = {}
@@ -59,20 +65,20 @@ def read(node: Node, known: Tree, problems: Problems) -> Settings:
         elif isinstance(entry, dict):
             found |= read(child, entry, problems)
         elif entry.below is None:
-            found[entry.field] = _given(child, entry.key, problems)
+            found[entry.field] = _given(child, entry.kind, problems)
         else:
             found[entry.field] = Given(child.value, child)
             if child.value is not None:
                 found |= read(child, entry.below, problems)
     for name, entry in known.items():
-        if isinstance(entry, Leaf) and entry.key.needed and name not in node.value:
-            problems.missing(node, name, f"is missing; write {name}: {entry.key.needed}")
+        if isinstance(entry, Leaf) and entry.needed and name not in node.value:
+            problems.missing(node, name, f"is missing; write {name}: {entry.needed}")
     return found
 
 
-def _given(node: Node, key: Key, problems: Problems) -> Given:
+def _given(node: Node, parser: Parser[Any], problems: Problems) -> Given:
     try:
-        return Given(key.kind(node), node)
+        return Given(parser(node), node)
     except WrongValueError as wrong:
         problems.add(wrong.node or node, str(wrong))
         return Given(None, node, wrong=True)

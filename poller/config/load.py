@@ -9,7 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 from poller.clock import SystemClock
-from poller.config.build import Outside, build, merged
+from poller.config.build import Builder, Outside, merged
 from poller.config.document import parse
 from poller.config.model import Config
 from poller.config.position import Node, Problems, Source
@@ -35,7 +35,7 @@ def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
         real=lambda path: Path(os.path.realpath(path)),
         now=max([now or SystemClock().now(), *_written_at(files)]),
     )
-    config = build(root, problems, outside=outside, files=tuple(files))
+    config = Builder(problems, outside).config(root, tuple(files))
     if problems.found:
         raise ConfigError(list(problems.found))
     return config
@@ -63,9 +63,8 @@ def _expanded(paths: Sequence[Path], problems: Problems) -> list[Path]:
         # Not Path.is_dir(): that raises where a directory above may not be searched.
         files += _in_directory(path, problems) if os.path.isdir(path) else [path]  # noqa: PTH112
     if not paths:
-        problems.unreadable(
-            Node(Source("poller", Path())), "no configuration is given; use -c PATH"
-        )
+        nothing = Node(Source("poller", Path()))
+        problems.unreadable(nothing, "no configuration is given; use -c PATH")
     return files
 
 
@@ -105,9 +104,7 @@ def _document(file: Path, problems: Problems) -> Node | None:
         problems.unreadable(_whole(file), f"cannot be read: {error.strerror}")
         return None
     if len(data) > MAX_FILE:
-        problems.unreadable(
-            _whole(file), f"is larger than {MAX_FILE >> 20} MiB; this is no configuration"
-        )
+        problems.unreadable(_whole(file), "is larger than 16 MiB; this is no configuration")
         return None
     return parse(data, _source(file), problems)
 

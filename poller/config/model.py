@@ -15,37 +15,23 @@ from poller.config import addresses, values
 from poller.config.addresses import SecretRef as SecretRef
 from poller.config.position import Node
 from poller.config.values import During as During
-from poller.config.values import choice, duration, integer, nullable, number, size
+from poller.config.values import choice, duration, nullable, number, size, whole
 
 UTC_ZONE = ZoneInfo("UTC")
 ImageFormat = Literal["pdf", "tiff"]
 
 
-@dataclass(frozen=True)
-class Key:
-    """What a key's value is, and a line on it for operators.
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
-    `needed` is an example of what to write where it is missing; with `is_map`, `kind` is the
-    dataclass that a map fills, and null stands for none.
+
+def key(default: Any, kind: Callable[..., Any], doc: str, **more: str) -> Any:
+    """One row of the table: what a key is by default, what its value is, a line for operators.
+
+    `needed` is an example of what to write where it is missing. A `kind` that is a dataclass is a
+    map of its keys, or null.
     """
-
-    kind: Callable[..., Any]
-    doc: str
-    at: str
-    needed: str
-    is_map: bool
-
-
-def key(  # one call is a row of the table
-    default: Any,
-    kind: Callable[..., Any],
-    doc: str,
-    *,
-    at: str = "",
-    needed: str = "",
-    is_map: bool = False,
-) -> Any:
-    return field(default=default, metadata={"key": Key(kind, doc, at, needed, is_map)})
+    return field(default=default, metadata={"kind": kind, "doc": doc, **more})
 
 
 def names(node: Node) -> Node:
@@ -56,8 +42,8 @@ def names(node: Node) -> Node:
 @dataclass(frozen=True)
 class Limits:
     requests_per_second: float = key(5.0, number(0.001, 10_000), "every request counts")
-    burst: int = key(10, integer(1, 10_000), "requests that may go at once after a quiet time")
-    in_flight: int = key(8, integer(1, 1_000), "requests open at the same time")
+    burst: int = key(10, whole(1, 10_000), "requests that may go at once after a quiet time")
+    in_flight: int = key(8, whole(1, 1_000), "requests open at the same time")
 
 
 @dataclass(frozen=True)
@@ -70,20 +56,16 @@ class Sweep:
 class Poll:
     """Exactly one of `every` and `cron` is set; `start` is a look-back or an aware instant."""
 
-    every: timedelta | None = key(timedelta(seconds=30), duration("s"), "time between two polls")
+    every: timedelta | None = key(30 * SECOND, duration("s"), "time between two polls")
     cron: str | None = key(None, values.cron, "instead of every: minute hour day month weekday")
     timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which cron is meant")
-    start: timedelta | datetime = key(
-        timedelta(days=7), values.start, "how far the first poll reaches back, or a time"
-    )
+    start: timedelta | datetime = key(7 * DAY, values.start, "how far the first poll goes back")
     overlap: timedelta = key(
-        timedelta(minutes=15), duration("s"), "how far before the last listing a poll looks again"
+        15 * MINUTE, duration("s"), "how far before the last listing polls begin"
     )
-    max_window: timedelta = key(
-        timedelta(hours=24), duration("m"), "longest window asked for at once"
-    )
-    sweep: Sweep = Sweep(every=timedelta(hours=1), back=timedelta(hours=24))
-    deep_sweep: Sweep = Sweep(every=timedelta(hours=24), back=timedelta(days=7))
+    max_window: timedelta = key(24 * HOUR, duration("m"), "longest window asked for")
+    sweep: Sweep = Sweep(every=HOUR, back=24 * HOUR)
+    deep_sweep: Sweep = Sweep(every=24 * HOUR, back=7 * DAY)
 
 
 @dataclass(frozen=True)
@@ -105,9 +87,9 @@ class User:
     user_id: str = key(MISSING, values.identifier, "in quotes; one fax number", needed='"…"')
     poll: Poll = Poll()
     image_format: ImageFormat = key(
-        "pdf", choice("pdf", "tiff"), "what eFax is asked for", at="image.format"
+        "pdf", choice("pdf", "tiff"), "what is asked for", at="image.format"
     )
-    expect: Expect | None = key(None, Expect, "warn about silence", is_map=True)
+    expect: Expect | None = key(None, Expect, "warn about silence")
 
     @property
     def names(self) -> tuple[str, str]:
@@ -128,7 +110,7 @@ class Account:
     limits: Limits = Limits()
     proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for eFax alone")
     ca_file: Path | None = key(
-        None, nullable(addresses.path), "PEM file of a company's own authority", at="tls.ca_file"
+        None, nullable(addresses.path), "a company's own authority", at="tls.ca_file"
     )
 
 
@@ -142,7 +124,7 @@ class StorageConfig:
     )
     min_free: int = key(1 << 30, size, "below it nothing is fetched")
     consumers: Literal["read", "move"] = key(
-        "read", choice("read", "move"), "move: the group may take files away"
+        "read", choice("read", "move"), "move: they may take files"
     )
 
 
@@ -151,29 +133,23 @@ class StateConfig:
     """The ledger is at `url`, or else `poller.db` in `directory`, where lock, key and evidence are."""
 
     directory: Path = key(Path("/var/lib/poller/state"), addresses.path, "on a local disk")
-    url: str | None = key(
-        None, nullable(addresses.state_url), "the ledger; null: poller.db in directory"
-    )
+    url: str | None = key(None, nullable(addresses.state_url), "null: poller.db in directory")
 
 
 @dataclass(frozen=True)
 class RetryConfig:
     """A fax that fails for `alarm_after` is said, for `give_up_after` quarantined."""
 
-    attempts: int = key(5, integer(1, 100), "tries in one attempt of a fax, the first included")
-    max_delay: timedelta = key(timedelta(seconds=60), duration(), "longest wait between two")
-    alarm_after: timedelta = key(
-        timedelta(hours=1), duration("s"), "a fax that fails for longer is a problem"
-    )
-    give_up_after: timedelta = key(
-        timedelta(days=7), duration("s"), "failing for so long, a fax is quarantined"
-    )
+    attempts: int = key(5, whole(1, 100), "tries in one attempt of a fax, the first included")
+    max_delay: timedelta = key(60 * SECOND, duration(), "longest wait between two")
+    alarm_after: timedelta = key(HOUR, duration("s"), "failing for longer is a problem")
+    give_up_after: timedelta = key(7 * DAY, duration("s"), "then a fax is quarantined")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
     url: str | None = key(None, nullable(addresses.heartbeat_url), "asked with GET if all is well")
-    every: timedelta = key(timedelta(minutes=5), duration("s"), "time between two of them")
+    every: timedelta = key(5 * MINUTE, duration("s"), "time between two of them")
     proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for this alone")
 
 
@@ -192,11 +168,11 @@ class HttpConfig:
     """`host` is None when the status server is off."""
 
     host: str | None = key(
-        "127.0.0.1", nullable(addresses.listen), "status page and metrics; null: off", at="listen"
+        "127.0.0.1", nullable(addresses.listen), "null turns it off", at="listen"
     )
     port: int = 9410
     token: SecretRef | None = key(
-        None, nullable(addresses.secret), "needed where listen is not loopback"
+        None, nullable(addresses.secret), "needed unless listen is loopback"
     )
 
 
@@ -210,7 +186,7 @@ class Config:
     heartbeat: Heartbeat = Heartbeat()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
-    drain: timedelta = key(timedelta(seconds=30), duration(), "on stop, for downloads to end")
+    drain: timedelta = key(30 * SECOND, duration(), "on stop, for downloads to end")
     files: tuple[Path, ...] = field(default=(), compare=False)
 
     @property

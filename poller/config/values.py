@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from poller import clock, naming, schedule
@@ -26,7 +26,7 @@ class WrongValueError(Exception):
         self.node = node
 
 
-def kind(value: Value) -> str:
+def kind_of(value: Value) -> str:
     """Name what was found, without showing it."""
     names = {dict: "a map", list: "a list", bool: "true or false", str: "text", type(None): "empty"}
     return names.get(type(value), "a number")
@@ -46,7 +46,7 @@ def text(node: Node) -> str:
     """Text on one line without control characters, not empty."""
     value = node.value
     if not isinstance(value, str):
-        raise WrongValueError(f"must be text in quotes, and is {kind(value)}")
+        raise WrongValueError(f"must be text in quotes, and is {kind_of(value)}")
     if not value:
         raise WrongValueError("must not be empty")
     if not value.isprintable():
@@ -60,7 +60,7 @@ def choice(*words: str) -> Parser[Any]:
     def parser(node: Node) -> str:
         value, wanted = node.value, f"must be one of {', '.join(words)}"
         if not isinstance(value, str):
-            raise WrongValueError(f"{wanted}, and is {kind(value)}")
+            raise WrongValueError(f"{wanted}, and is {kind_of(value)}")
         if value not in words:
             raise WrongValueError(f"{wanted}, and is {quoted(value)}{suggestion(value, words)}")
         return value
@@ -74,7 +74,7 @@ def _amount(node: Node, units: Mapping[str, int], form: str) -> int:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise WrongValueError(f"is a number without a unit; write {form}")
     if not isinstance(value, str):
-        raise WrongValueError(f"must be {form}, and is {kind(value)}")
+        raise WrongValueError(f"must be {form}, and is {kind_of(value)}")
     match = re.fullmatch(f"([0-9]{{1,12}})({'|'.join(units)})", value)
     if match is None:
         raise WrongValueError(f"must be {form}, and is {quoted(value)}")
@@ -114,38 +114,23 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
-def integer(least: int, most: int) -> Parser[int]:
-    def parser(node: Node) -> int:
-        value = node.value
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise WrongValueError(
-                f"must be a whole number from {least} to {most}, and is {_shown(value)}"
-            )
-        if not least <= value <= most:
-            raise WrongValueError(f"must be from {least} to {most}, and is {value}")
-        return value
-
-    return parser
-
-
-def number(least: float, most: float) -> Parser[float]:
+def number(least: float, most: float, *, whole: bool = False) -> Parser[Any]:
     def parser(node: Node) -> float:
         value = node.value
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise WrongValueError(
-                f"must be a number from {least:g} to {most:g}, and is {_shown(value)}"
-            )
+        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
+            what = "a whole number" if whole else "a number"
+            found = f"the text {quoted(value)}" if isinstance(value, str) else kind_of(value)
+            shown = value if isinstance(value, float) else found
+            raise WrongValueError(f"must be {what} from {least:g} to {most:g}, and is {shown}")
         if not least <= value <= most:  # nor is what is not a number
             raise WrongValueError(f"must be from {least:g} to {most:g}, and is {value:g}")
-        return float(value)
+        return value if whole else float(value)
 
     return parser
 
 
-def _shown(value: Value) -> str:
-    if isinstance(value, str):
-        return f"the text {quoted(value)}"
-    return str(value) if isinstance(value, float) else kind(value)
+def whole(least: int, most: int) -> Parser[int]:
+    return number(least, most, whole=True)
 
 
 def name_problem(name: str) -> str | None:
@@ -194,18 +179,20 @@ def zone(node: Node) -> ZoneInfo:
         ) from None
 
 
-def cron(node: Node) -> str:
-    value = text(node)
-    if problem := schedule.cron_problem(value):
-        raise WrongValueError(f"{problem}; write it such as '0 8,12,16 * * mon-fri'")
-    return value
+def checked(problem_of: Callable[[str], str | None], hint: str = "") -> Parser[str]:
+    """Text of which `problem_of` says nothing."""
+
+    def parser(node: Node) -> str:
+        value = text(node)
+        if problem := problem_of(value):
+            raise WrongValueError(problem + hint)
+        return value
+
+    return parser
 
 
-def path_template(node: Node) -> str:
-    value = text(node)
-    if problem := naming.path_template_problem(value):
-        raise WrongValueError(problem)
-    return value
+cron = checked(schedule.cron_problem, "; write it such as '0 8,12,16 * * mon-fri'")
+path_template = checked(naming.path_template_problem)
 
 
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
@@ -230,7 +217,11 @@ def start(node: Node) -> timedelta | datetime:
 
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_DURING = re.compile(r"(\S+) +([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
+_DAY = f"(?:{'|'.join(_DAYS)})"
+_DAYS_AND_HOURS = re.compile(
+    rf"({_DAY}(?:-{_DAY})?(?:,{_DAY}(?:-{_DAY})?)*) +"
+    r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])"
+)
 
 
 @dataclass(frozen=True)
@@ -248,26 +239,19 @@ def during(node: Node) -> During:
     `24:00` ends a day; an end before the beginning is on the next day.
     """
     value = text(node)
-    match = _DURING.fullmatch(value.lower())
-    if match is None:
-        _refuse_during(value)
-    first, last = (int(match[i]) * 60 + int(match[i + 1]) for i in (2, 4))
-    if max(int(match[3]), int(match[5])) > 59 or first >= 24 * 60 or last > 24 * 60:
-        _refuse_during(value)
+    match = _DAYS_AND_HOURS.fullmatch(value.lower())
+    first, last = (int(match[i]) * 60 + int(match[i + 1]) for i in (2, 4)) if match else (0, 0)
+    if match is None or last > 24 * 60:
+        raise WrongValueError(
+            f"is {quoted(value)}; write days and hours such as 'mon-fri 08:00-18:00'"
+        )
     if first == last:
         raise WrongValueError("ends when it begins; write 00:00-24:00 for the whole day")
-    weekdays = (_weekdays(part, value) for part in match[1].split(","))
+    weekdays = (_weekdays(part) for part in match[1].split(","))
     return During(frozenset().union(*weekdays), first, last)
 
 
-def _weekdays(part: str, value: str) -> set[int]:
+def _weekdays(part: str) -> set[int]:
     """`fri` or `mon-fri`; `fri-mon` goes over the week's end."""
-    ends = part.split("-")
-    if len(ends) > 2 or not set(ends) <= set(_DAYS):
-        _refuse_during(value)
-    first, last = _DAYS.index(ends[0]), _DAYS.index(ends[-1])
+    first, last = (_DAYS.index(end) for end in (part[:3], part[-3:]))
     return {(first + i) % 7 for i in range((last - first) % 7 + 1)}
-
-
-def _refuse_during(value: str) -> NoReturn:
-    raise WrongValueError(f"is {quoted(value)}; write days and hours such as 'mon-fri 08:00-18:00'")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.config import load
-from poller.config.build import Outside, build, merged
+from poller.config.build import Builder, Outside, merged
 from poller.config.document import parse
 from poller.config.model import (
     UTC_ZONE,
@@ -225,7 +225,8 @@ def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written
         other = parse(f"poll: {around[key]}".encode(), source, problems)
         assert other is not None
         root = merged(root, other, problems)
-    build(root, problems, outside=Outside(lambda _: None, lambda path: path, datetime.now(UTC)))
+    outside = Outside(lambda _: None, lambda path: path, datetime.now(UTC))
+    Builder(problems, outside).config(root, ())
     assert not problems.found
 
 
