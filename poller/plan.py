@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from zoneinfo import ZoneInfo
 
-from poller import schedule
+from poller import cron, schedule
 from poller.config.model import Poll, Sweep
 from poller.window import WindowRules, is_late, slices_in
 
@@ -44,13 +44,11 @@ class Demand:
 def demand(polls: Sequence[Poll], requests_per_second: float, now: datetime) -> Demand:
     """Add up what the users of one account ask for; the planner and `poller plan` go by it."""
     intervals_s = [poll.every.total_seconds() for poll in polls if poll.every is not None]
+    asked = math.fsum(1 / interval for interval in intervals_s)
     fixed = math.fsum(_cron_per_s(poll, now) + _sweeps_per_s(poll, now) for poll in polls)
-    return Demand(
-        polls=math.fsum(1 / interval for interval in intervals_s),
-        fixed=fixed,
-        limit=requests_per_second * schedule.LISTS_SHARE,
-        factor=schedule.stretched(intervals_s, requests_per_second, fixed_per_s=fixed),
-    )
+    limit = requests_per_second * schedule.LISTS_SHARE
+    # A tenth is left for polls whatever sweeps and cron times take.
+    return Demand(asked, fixed, limit, factor=max(1.0, asked / max(limit - fixed, limit / 10)))
 
 
 def interval_of(poll: Poll, factor: float, now: datetime) -> timedelta:
@@ -140,13 +138,13 @@ def _cron(poll: Poll, now: datetime) -> tuple[float, timedelta]:
 
 
 @lru_cache(maxsize=4096)
-def _cron_week(cron: str, zone: ZoneInfo, now: datetime) -> tuple[float, timedelta]:
+def _cron_week(expression: str, zone: ZoneInfo, now: datetime) -> tuple[float, timedelta]:
     """Return polls per second and the longest pause between two, over the week that comes."""
-    times = schedule.cron_times(cron, zone, now)
+    times = cron.cron_times(expression, zone, now)
     first = next(times, None)
     second = next(times, None)
     if first is None or second is None:
         return 0.0, timedelta(days=366)
-    week = [first, second, *takewhile(lambda at: at <= first + schedule.WEEK, times)]
+    week = [first, second, *takewhile(lambda at: at <= first + timedelta(days=7), times)]
     pauses = [later - earlier for earlier, later in pairwise(week)]
     return len(pauses) / (week[-1] - first).total_seconds(), max(pauses)

@@ -1,10 +1,14 @@
 """Whether a user has received nothing for longer than expected."""
 
-from datetime import datetime
+from bisect import bisect_left
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
 
-from poller import schedule
-from poller.config.model import Expect
+from poller.config.model import During, Expect
 from poller.window import Coverage
+
+_A_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+_DAY, _WEEK = timedelta(days=1), timedelta(days=7)
 
 
 def silent_since(expect: Expect | None, last: datetime, coverage: Coverage) -> datetime | None:
@@ -17,5 +21,63 @@ def silent_since(expect: Expect | None, last: datetime, coverage: Coverage) -> d
         return None
     listed = coverage.intervals[-1]
     since = max(last, listed.start)
-    silence = schedule.silent_for(since, listed.end, expect.during, expect.timezone)
+    silence = silent_for(since, listed.end, expect.during, expect.timezone)
     return since if silence > expect.within else None
+
+
+def silent_for(last: datetime, now: datetime, during: During | None, zone: tzinfo) -> timedelta:
+    """Return how long it has been since `last`, counted only within the office hours if given.
+
+    Real time, exact over daylight saving; the cost is one look at the zone per week, so
+    decades are cheap.
+    """
+    if now <= last:
+        return timedelta(0)
+    if during is None:
+        return now - last
+    silence = timedelta(0)
+    for start, end, ahead in _stretches(last, now, zone):
+        silence += _office_time(during, end + ahead) - _office_time(during, start + ahead)
+    return silence
+
+
+def _office_time(during: During, wall: datetime) -> timedelta:
+    """Add up the office hours from a fixed Monday to `wall` (aware UTC standing for wall time)."""
+    weeks, rest = divmod(wall - _A_MONDAY, _WEEK)
+    overnight = during.end_minute <= during.start_minute  # a night shift counts for its first day
+    end = during.end_minute + 1440 if overnight else during.end_minute
+    length = timedelta(minutes=end - during.start_minute)
+    total = weeks * len(during.weekdays) * length
+    for weekday in during.weekdays:
+        opens = weekday * _DAY + timedelta(minutes=during.start_minute)
+        # The same shift a week earlier may reach into this week: Sunday night.
+        for passed in (rest - opens, rest - opens + _WEEK):
+            total += min(max(passed, timedelta(0)), length)
+    return total
+
+
+def _stretches(
+    start: datetime, end: datetime, zone: tzinfo
+) -> Iterator[tuple[datetime, datetime, timedelta]]:
+    """Cut a span where the zone's offset changes; no zone changes there and back in a week."""
+    begun = at = start
+    while at < end:
+        step = min(end, at + _WEEK)
+        if _offset(zone, step) != _offset(zone, at):
+            change = _change(at, step, zone)
+            yield begun, change, _offset(zone, at)
+            begun = change
+        at = step
+    yield begun, end, _offset(zone, begun)
+
+
+def _change(before: datetime, after: datetime, zone: tzinfo) -> datetime:
+    """Find the instant at which the offset of `before` ends; the offset of `after` is another."""
+    was, instant = _offset(zone, before), timedelta(microseconds=1)
+    steps = range((after - before) // instant)
+    changed = bisect_left(steps, 1, key=lambda step: _offset(zone, before + step * instant) != was)
+    return before + changed * instant
+
+
+def _offset(zone: tzinfo, instant: datetime) -> timedelta:
+    return instant.astimezone(zone).utcoffset() or timedelta(0)

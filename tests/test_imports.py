@@ -13,18 +13,8 @@ import poller
 
 ROOT = Path(poller.__file__).parent
 
-CORE = ["errors", "events", "clock", "window", "listing", "naming"]
-CORE += [
-    "schedule",
-    "retry",
-    "pacing",
-    "suspension",
-    "efax",
-    "config",
-    "plan",
-    "silence",
-    "emptiness",
-]
+CORE = ["errors", "events", "clock", "window", "listing", "naming", "cron", "retry", "pacing"]
+CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "emptiness"]
 SHELL = [
     "own_threads",
     "documents",

@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
-from poller import clock, naming, schedule
+from poller import clock, naming
 from poller.config.position import Node, Value, quoted
+from poller.cron import cron_problem
 
 T = TypeVar("T")
 Parser = Callable[[Node], T]
@@ -191,7 +192,7 @@ def checked(problem_of: Callable[[str], str | None], hint: str = "") -> Parser[s
     return parser
 
 
-cron = checked(schedule.cron_problem, "; write it such as '0 8,12,16 * * mon-fri'")
+cron = checked(cron_problem, "; write it such as '0 8,12,16 * * mon-fri'")
 path_template = checked(naming.path_template_problem)
 
 

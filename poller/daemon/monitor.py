@@ -106,7 +106,7 @@ class Monitor:
 
     async def _feed_watchdog(self) -> None:
         if self.alive():
-            systemd.watchdog()
+            systemd.notify(WATCHDOG=1)
 
     async def _end_stuck(self) -> None:
         self._planner.end_stuck_polls()
@@ -238,7 +238,7 @@ class Monitor:
             )
         self._pending = sum(pending for pending, _ in waiting.values())
         self._quarantined = sum(quarantined for _, quarantined in waiting.values())
-        systemd.status(self.status_line())
+        systemd.notify(STATUS=self.status_line())
         await self.note_report()
 
     async def note_report(self) -> None:

@@ -100,7 +100,7 @@ class Service:
         """Begin to stop; twice does no harm."""
         if not self._stop.is_set():
             self._emit(events.ServiceStopping())
-            systemd.stopping()
+            systemd.notify(STOPPING=1)
             self._stop.set()
             self._on_stop(self._site.config.drain)  # which a reload may have changed
 
@@ -115,7 +115,7 @@ class Service:
         }
         for name, work in loops.items():
             self._spawn(work, name)
-        systemd.ready(self._monitor.status_line())
+        systemd.notify(READY=1, STATUS=self._monitor.status_line())
         self._emit(
             events.ServiceReady(
                 accounts=len(self._site.accounts),
@@ -161,7 +161,7 @@ class Service:
 
     def _suspension_changed(self, account: AccountRunner) -> None:
         """While suspended one user's poll is the probe; afterwards everybody catches up."""
-        systemd.status(self._monitor.status_line())
+        systemd.notify(STATUS=self._monitor.status_line())
         if account.is_suspended:
             self._monitor.probe(account)
             return
@@ -172,7 +172,7 @@ class Service:
         for account in self._site.accounts.values():
             account.note_pause()
             account.workers.wake()
-        systemd.status(self._monitor.status_line())
+        systemd.notify(STATUS=self._monitor.status_line())
         self._spawn(self._monitor.note_report(), "runtime report")
 
     def _reload_soon(self) -> None:
@@ -211,7 +211,7 @@ class Service:
             )
             self._planner.plan()
             self._say_reloaded(settings, prepared)
-        systemd.ready(self._monitor.status_line())
+        systemd.notify(READY=1, STATUS=self._monitor.status_line())
         await self._monitor.note_report()
 
     def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:

@@ -1,7 +1,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,18 +31,17 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
 
 
 @pytest.mark.parametrize(
-    ("say", "heard"),
+    ("fields", "heard"),
     [
-        pytest.param(systemd.ready, ["READY=1"], id="ready"),
-        pytest.param(lambda: systemd.ready("3 users"), ["READY=1", "STATUS=3 users"], id="how"),
-        pytest.param(lambda: systemd.status("a\nb"), ["STATUS=a b"], id="status-on-one-line"),
-        pytest.param(systemd.stopping, ["STOPPING=1"], id="stopping"),
-        pytest.param(lambda: systemd.stopping("x"), ["STOPPING=1", "STATUS=x"], id="stopping-how"),
-        pytest.param(systemd.watchdog, ["WATCHDOG=1"], id="watchdog"),
+        pytest.param({"READY": 1}, ["READY=1"], id="ready"),
+        pytest.param({"READY": 1, "STATUS": "3 users"}, ["READY=1", "STATUS=3 users"], id="how"),
+        pytest.param({"STATUS": "a\nb"}, ["STATUS=a b"], id="status-on-one-line"),
+        pytest.param({"STOPPING": 1}, ["STOPPING=1"], id="stopping"),
+        pytest.param({"WATCHDOG": 1}, ["WATCHDOG=1"], id="watchdog"),
     ],
 )
-def test_systemd_hears_it(manager: Manager, say: Callable[[], None], heard: list[str]) -> None:
-    say()
+def test_systemd_hears_it(manager: Manager, fields: dict[str, str | int], heard: list[str]) -> None:
+    systemd.notify(**fields)
     assert manager.heard() == heard
 
 
@@ -58,7 +57,7 @@ def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"poller-test-{os.getpid()}-{time.monotonic_ns()}"
     manager = Manager(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-    systemd.ready()
+    systemd.notify(READY=1)
     assert manager.heard() == ["READY=1"]
     manager.socket.close()
 
@@ -74,15 +73,15 @@ def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    systemd.ready()
+    systemd.notify(READY=1)
     monkeypatch.delenv("NOTIFY_SOCKET")
-    systemd.ready()
+    systemd.notify(READY=1)
 
 
 def test_a_manager_that_does_not_read_holds_nothing_up(manager: Manager) -> None:
     started = time.monotonic()
     for _ in range(2000):
-        systemd.status("x" * 1000)
+        systemd.notify(STATUS="x" * 1000)
     assert time.monotonic() - started < 60  # it would be for ever
 
 

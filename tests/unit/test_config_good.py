@@ -34,6 +34,7 @@ from poller.config.model import (
     User,
 )
 from poller.config.position import Node, Problems, Source
+from poller.config.values import size_text
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "data" / "configs" / "good"
@@ -248,6 +249,13 @@ def nested(key: str, written: str) -> str:
 )
 def test_size_is_a_whole_number_and_a_unit(tmp_path: Path, written: str, size: int) -> None:
     assert from_text(tmp_path, f"evidence: {{max: {written}}}\n").evidence_max == size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 29, "2.5 GiB")]
+)
+def test_sizes_are_spelled_for_people(count: int, text: str) -> None:
+    assert size_text(count) == text
 
 
 def test_maps_are_merged_over_the_files_of_a_directory() -> None:

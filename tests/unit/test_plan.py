@@ -83,6 +83,26 @@ def test_polls_become_less_frequent_until_lists_and_sweeps_fit_into_their_share(
     assert f"{asked.factor:.2f} times as long" in warning
 
 
+@pytest.mark.parametrize(
+    ("intervals_s", "limit", "factor"),
+    [
+        pytest.param([], 5, 1, id="nobody asks"),
+        pytest.param([30] * 100, 5, 1, id="all fits"),
+        pytest.param([1] * 15, 20, 1, id="exactly three quarters"),
+        pytest.param([1] * 30, 20, 2, id="twice too much"),
+        pytest.param([30] * 600, 5, 20 / 3.75, id="600 users every 30 s at 5 per second"),
+        pytest.param([1] * 10 + [60] * 600, 4, 20 / 3, id="mixed intervals"),
+    ],
+)
+def test_intervals_stretch_until_the_lists_fit_into_their_share(
+    intervals_s: list[float], limit: float, factor: float
+) -> None:
+    rare = Sweep(every=timedelta(days=3650), back=timedelta(minutes=1))
+    poll = Poll(max_window=timedelta(days=3650), sweep=rare, deep_sweep=rare)
+    polls = [replace(poll, every=timedelta(seconds=s)) for s in intervals_s]
+    assert demand(polls, limit, NOW).factor == pytest.approx(factor, rel=1e-4)
+
+
 def test_sweeps_that_fill_the_limit_alone_leave_a_tenth_for_polls_and_are_named() -> None:
     often = Sweep(every=timedelta(minutes=1), back=timedelta(days=30))
     asked = demand([Poll(sweep=often)] * 100, 1, NOW)

@@ -1,4 +1,4 @@
-"""schedule: phases and the grid, cron with Debian's meaning, office hours."""
+"""When to poll: phases and the grid, cron with Debian's meaning."""
 
 import time
 from collections import Counter
@@ -9,20 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from poller.config.model import During, Poll
-from poller.schedule import (
-    EPOCH,
-    GRID,
-    cron_problem,
-    in_hours,
-    is_overdue,
-    next_cron,
-    next_on_grid,
-    next_poll,
-    phase,
-    silent_for,
-    stretched,
-)
+from poller.config.model import Poll
+from poller.cron import cron_problem, next_cron
+from poller.schedule import EPOCH, GRID, is_overdue, next_on_grid, next_poll, phase
 
 NEW_YORK = ZoneInfo("America/New_York")
 UTC_ZONE = ZoneInfo("UTC")
@@ -127,27 +116,6 @@ def test_an_interval_that_is_not_stretched_is_kept_as_configured() -> None:
 def test_a_user_with_cron_is_polled_at_its_times_whatever_the_factor() -> None:
     poll = Poll(every=None, cron="0 8,12,16 * * mon-fri", timezone=NEW_YORK)
     assert next_poll(poll, "x", NOW, factor=9) == utc("2024-05-21 12:00")
-
-
-@pytest.mark.parametrize(
-    ("intervals_s", "limit", "factor"),
-    [
-        pytest.param([], 5, 1, id="nobody asks"),
-        pytest.param([30] * 100, 5, 1, id="all fits"),
-        pytest.param([1] * 15, 20, 1, id="exactly three quarters"),
-        pytest.param([1] * 30, 20, 2, id="twice too much"),
-        pytest.param([30] * 600, 5, 20 / 3.75, id="600 users every 30 s at 5 per second"),
-        pytest.param([1] * 10 + [60] * 600, 4, 20 / 3, id="mixed intervals"),
-    ],
-)
-def test_intervals_stretch_until_the_lists_fit_into_their_share(
-    intervals_s: list[float], limit: float, factor: float
-) -> None:
-    assert stretched(intervals_s, limit) == pytest.approx(factor)
-
-
-def test_the_share_of_lists_can_be_chosen() -> None:
-    assert stretched([1] * 10, 10, share=0.5) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
@@ -354,85 +322,3 @@ def test_cron_agrees_with_a_search_minute_by_minute(
         skip = at.isoweekday() % 7 == weekday % 7 and at.hour in hours
         at += minute if skip else timedelta(minutes=60 - at.minute)
     assert next_cron(text, UTC_ZONE, now) == at
-
-
-OFFICE = During(weekdays=frozenset(range(5)), start_minute=8 * 60, end_minute=18 * 60)
-NIGHTS = During(weekdays=frozenset({4, 6}), start_minute=22 * 60, end_minute=6 * 60)
-SUNDAYS = During(weekdays=frozenset({6}), start_minute=0, end_minute=1440)
-REPEATED = During(weekdays=frozenset({6}), start_minute=75, end_minute=105)
-ALWAYS = During(weekdays=frozenset(range(7)), start_minute=0, end_minute=1440)
-
-
-@pytest.mark.parametrize(
-    ("during", "local", "inside"),
-    [
-        pytest.param(OFFICE, "2024-05-21T08:00", True, id="opening minute"),
-        pytest.param(OFFICE, "2024-05-21T07:59:59.999", False, id="just before"),
-        pytest.param(OFFICE, "2024-05-21T17:59:59.999", True, id="last instant"),
-        pytest.param(OFFICE, "2024-05-21T18:00", False, id="end is exclusive"),
-        pytest.param(OFFICE, "2024-05-25T12:00", False, id="Saturday"),
-        pytest.param(NIGHTS, "2024-05-24T23:00", True, id="Friday night"),
-        pytest.param(NIGHTS, "2024-05-25T05:59", True, id="Saturday morning is Friday's shift"),
-        pytest.param(NIGHTS, "2024-05-25T06:00", False, id="the shift is over"),
-        pytest.param(NIGHTS, "2024-05-27T01:00", True, id="Monday morning is Sunday's shift"),
-        pytest.param(NIGHTS, "2024-05-24T05:00", False, id="Friday morning is nobody's"),
-        pytest.param(SUNDAYS, "2024-05-26T23:59", True, id="a whole day to its end"),
-        pytest.param(SUNDAYS, "2024-05-27T00:00", False, id="midnight after it"),
-    ],
-)
-def test_office_hours_are_those_of_their_zone(during: During, local: str, inside: bool) -> None:
-    instant = datetime.fromisoformat(local).replace(tzinfo=NEW_YORK).astimezone(UTC)
-    assert in_hours(during, NEW_YORK, instant) is inside
-
-
-@pytest.mark.parametrize(
-    ("during", "last", "now", "hours"),
-    [
-        pytest.param(None, "2024-05-20 12:00", "2024-05-21 13:00", 25, id="no office hours"),
-        pytest.param(OFFICE, "2024-05-21 13:00", "2024-05-21 13:00", 0, id="just now"),
-        pytest.param(OFFICE, "2024-05-22 13:00", "2024-05-21 13:00", 0, id="the clock went back"),
-        pytest.param(OFFICE, "2024-05-24 21:00", "2024-05-27 13:00", 2, id="over the weekend"),
-        pytest.param(OFFICE, "2024-05-25 01:00", "2024-05-26 23:00", 0, id="within the weekend"),
-        pytest.param(OFFICE, "2024-04-01 12:00", "2024-05-27 13:00", 401, id="eight weeks"),
-        pytest.param(NIGHTS, "2024-05-27 06:00", "2024-05-27 20:00", 4, id="the end of a night"),
-        pytest.param(SUNDAYS, "2024-03-09 12:00", "2024-03-11 12:00", 23, id="a day of 23 hours"),
-        pytest.param(SUNDAYS, "2024-11-02 12:00", "2024-11-04 12:00", 25, id="a day of 25 hours"),
-        pytest.param(REPEATED, "2024-11-02 12:00", "2024-11-04 12:00", 1, id="hours come twice"),
-    ],
-)
-def test_silence_counts_only_in_office_hours(
-    during: During | None, last: str, now: str, hours: float
-) -> None:
-    assert silent_for(utc(last), utc(now), during, NEW_YORK) == timedelta(hours=hours)
-
-
-@settings(quick, max_examples=10)
-@given(
-    during=st.builds(
-        During,
-        weekdays=st.frozensets(st.integers(0, 6)),
-        start_minute=st.integers(0, 1439),
-        end_minute=st.integers(1, 1440),
-    ),
-    begin=st.sampled_from(["2024-02-28", "2024-06-03", "2024-10-23"]),
-    shift=st.integers(0, 5 * 1440),
-    length=st.integers(0, 20 * 1440),
-    zone=st.sampled_from(["America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
-)
-@example(during=REPEATED, begin="2024-10-23", shift=0, length=20 * 1440, zone="America/New_York")
-@example(during=ALWAYS, begin="2024-02-28", shift=7, length=20 * 1440, zone="America/New_York")
-def test_silence_agrees_with_counting_minute_by_minute(
-    during: During, begin: str, shift: int, length: int, zone: str
-) -> None:
-    last = utc(begin) + timedelta(minutes=shift)
-    now = last + timedelta(minutes=length)
-    where = ZoneInfo(zone)
-    counted = sum(in_hours(during, where, last + timedelta(minutes=m)) for m in range(length))
-    assert silent_for(last, now, during, where) == timedelta(minutes=counted)
-
-
-def test_silence_since_1970_is_cheap() -> None:
-    before = time.process_time()
-    silence = silent_for(EPOCH, NOW, ALWAYS, NEW_YORK)
-    assert time.process_time() - before < 5  # seconds; minute by minute would take a minute
-    assert silence == NOW - EPOCH
