@@ -51,19 +51,18 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+STEP = timedelta(seconds=2)
 Reading = tuple[datetime, float]  # wall clock, monotonic seconds, read together
 
 
-def clock_step(
-    previous: Reading, current: Reading, threshold: timedelta = timedelta(seconds=2)
-) -> timedelta | None:
+def clock_step(previous: Reading, current: Reading) -> timedelta | None:
     """Return by how much the wall clock was set between two readings, None if it was not.
 
     A suspended machine counts too: its monotonic clock stood still. Slewing stays below
-    `threshold` when the readings are not hours apart.
+    two seconds when the readings are not hours apart.
     """
     step = (current[0] - previous[0]) - timedelta(seconds=current[1] - previous[1])
-    return step if abs(step) > threshold else None
+    return step if abs(step) > STEP else None
 
 
 AGREEMENT = timedelta(minutes=1)

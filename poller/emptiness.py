@@ -7,7 +7,7 @@ window that held a fax when it was listed and must hold it now.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Self
@@ -87,14 +87,9 @@ class Lists:
     believed_since: datetime | None = None
 
     @property
-    def longest_doubt(self) -> timedelta:
-        """How long faxes may stay away before they are taken for deleted."""
-        return LATER_DOUBT if self.given_up else LONGEST_DOUBT
-
-    @property
     def is_doubted_too_long(self) -> bool:
         """Whether faxes that are not listed any more are to be taken for deleted."""
-        return self.doubted_for >= self.longest_doubt
+        return self.doubted_for >= (LATER_DOUBT if self.given_up else LONGEST_DOUBT)
 
     def doubted(self, now: datetime, *, is_outage: bool = False) -> Self:
         """Note a look that found nothing; an outage that is known as one counts for no deletion."""
@@ -122,19 +117,9 @@ class Lists:
 
     def text(self) -> str:
         """Write it down; `read` undoes that."""
-        return json.dumps(
-            {
-                "shapes": None if self.shapes is None else sorted(self.shapes),
-                "tells_gone": self.tells_gone,
-                "doubted_since": self.doubted_since and self.doubted_since.isoformat(),
-                "deleted_until": self.deleted_until and self.deleted_until.isoformat(),
-                "unproved": sorted(self.unproved),
-                "doubted_at": self.doubted_at and self.doubted_at.isoformat(),
-                "doubted_for_s": self.doubted_for.total_seconds(),
-                "given_up": self.given_up,
-                "believed_since": self.believed_since and self.believed_since.isoformat(),
-            }
-        )
+        said = asdict(self)
+        said["doubted_for_s"] = said.pop("doubted_for").total_seconds()
+        return json.dumps(said, default=_plain)
 
     @classmethod
     def read(cls, text: str | None) -> Self:
@@ -154,6 +139,10 @@ class Lists:
             )
         except (ValueError, TypeError, AttributeError, OverflowError):
             return cls()
+
+
+def _plain(value: datetime | frozenset[str]) -> str | list[str]:
+    return value.isoformat() if isinstance(value, datetime) else sorted(value)
 
 
 def _instant(text: str | None) -> datetime | None:

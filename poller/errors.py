@@ -140,9 +140,14 @@ class Evidence:
 
 
 class ApiError(PollerError):
-    def __init__(self, message: str, *, evidence: Evidence | None = None) -> None:
+    """`retry_after_s` as the server asked, clamped; None where it did not."""
+
+    def __init__(
+        self, message: str, *, evidence: Evidence | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.evidence = evidence or Evidence()
+        self.retry_after_s = retry_after_s
 
     @property
     def status(self) -> int | None:
@@ -174,13 +179,7 @@ class TokenRefused(ApiError):
 
 
 class RateLimited(ApiError):
-    """429; `retry_after_s` as the server asked, clamped, or None."""
-
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, evidence: Evidence | None = None
-    ) -> None:
-        super().__init__(message, evidence=evidence)
-        self.retry_after_s = retry_after_s
+    pass
 
 
 class UserRefused(ApiError):
@@ -204,13 +203,7 @@ class BadAnswer(ApiError):
 
 
 class Unreachable(ApiError):
-    """No connection, a timeout or a 5xx; `retry_after_s` where the server gave one."""
-
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, evidence: Evidence | None = None
-    ) -> None:
-        super().__init__(message, evidence=evidence)
-        self.retry_after_s = retry_after_s
+    pass
 
 
 class DeadlinePassed(Unreachable):

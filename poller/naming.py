@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from string import Formatter, ascii_lowercase, ascii_uppercase
 
@@ -69,19 +68,12 @@ def fax_path(template: str, *, account: str, user: str, fax_id: str, received: d
 
 
 def _fill(template: str, values: dict[str, str], received: datetime) -> str:
-    return "".join(
-        literal + (_received(received, spec) if name == "received" else values.get(name, ""))
-        for literal, name, spec in _fields(template)
-    )
-
-
-def _fields(template: str) -> Iterator[tuple[str, str, str]]:
+    filled = []
     for literal, name, spec, _ in Formatter().parse(template):
-        yield literal, name or "", spec or ""
-
-
-def _received(received: datetime, spec: str) -> str:
-    return received.strftime(spec or RECEIVED_WITHOUT_FORMAT)
+        is_time = name == "received"
+        time = received.strftime(spec or RECEIVED_WITHOUT_FORMAT) if is_time else ""
+        filled.append(literal + time + values.get(name or "", ""))
+    return "".join(filled)
 
 
 def _safe_part(part: str) -> str:
@@ -110,14 +102,11 @@ def _field_problem(template: str) -> str | None:
         if name is None:
             continue
         if name not in PLACEHOLDERS:
-            return f"has an unknown placeholder {{{name}}}; known are {_known()}"
+            known = ", ".join(f"{{{one}}}" for one in PLACEHOLDERS)
+            return f"has an unknown placeholder {{{name}}}; known are {known}"
         if conversion or "{" in (spec or "") or (spec and name != "received"):
             return f"must not say how {{{name}}} is formatted; only {{received:…}} may"
     return None if "fax_id" in names else "must hold {fax_id}, or two faxes would have one name"
-
-
-def _known() -> str:
-    return ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
 
 
 def _part_problem(template: str) -> str | None:

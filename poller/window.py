@@ -43,12 +43,9 @@ def _between(start: datetime, end: datetime) -> Interval | None:
     return Interval(start, end) if start < end else None
 
 
-_BY_START = attrgetter("start")
-
-
 def _merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
     merged: list[Interval] = []
-    for interval in sorted(intervals, key=_BY_START):
+    for interval in sorted(intervals, key=attrgetter("start")):
         if merged and interval.start <= merged[-1].end:
             merged[-1] = Interval(merged[-1].start, max(merged[-1].end, interval.end))
         else:
@@ -71,17 +68,6 @@ class Coverage:
 
     def add(self, interval: Interval) -> "Coverage":
         return Coverage((*self.intervals, interval))
-
-    def remove(self, interval: Interval) -> "Coverage":
-        """Return the coverage without `interval`; what it held on either side stays."""
-        kept = []
-        for one in self.intervals:
-            sides = (
-                _between(one.start, min(one.end, interval.start)),
-                _between(max(one.start, interval.end), one.end),
-            )
-            kept += [side for side in sides if side]
-        return Coverage(tuple(kept))
 
     def gaps(self, start: datetime, end: datetime) -> tuple[Interval, ...]:
         """Return what is not covered between `start` and `end`, oldest first."""
@@ -335,7 +321,9 @@ def sweep_slices(
     a long downtime whole.
     """
     begin = start if last_end is None else max(start, _back(min(last_end, now), back))
-    return _newest_first(kind, _between(begin, now), rules)
+    stretch = _between(begin, now)
+    cuts = list(_cut(stretch, rules)) if stretch else []
+    return [Slice(kind, cut) for cut in reversed(cuts)]
 
 
 def backfill_slice(
@@ -352,11 +340,6 @@ def backfill_slice(
     begin = stretch.start + before * (rules.max_window - rules.step_back)
     left = Interval(stretch.start, begin + rules.step_back) if before else None
     return Slice(SliceKind.BACKFILL, Interval(begin, stretch.end)), left
-
-
-def _newest_first(kind: SliceKind, stretch: Interval | None, rules: WindowRules) -> list[Slice]:
-    cuts = list(_cut(stretch, rules)) if stretch else []
-    return [Slice(kind, cut) for cut in reversed(cuts)]
 
 
 def is_late(lateness: timedelta, overlap: timedelta) -> bool:

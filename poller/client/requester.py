@@ -99,8 +99,7 @@ class Requester:
             return 0.0  # pacing holds back the whole account
         cap = self._retry.max_delay
         pause = backoff(attempt, base=_FIRST_PAUSE, cap=cap, u=self._ports.random())
-        asked_s = error.retry_after_s if isinstance(error, Unreachable) else None
-        return min(max(pause.total_seconds(), asked_s or 0.0), cap.total_seconds())
+        return min(max(pause.total_seconds(), error.retry_after_s or 0.0), cap.total_seconds())
 
     async def attempt(self, exchange: Exchange[T], *, probe: bool = False) -> T:
         """Send with a token; a 401 counts against that token and is met once with a new one."""

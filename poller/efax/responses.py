@@ -229,10 +229,9 @@ def failure(
     """Map an answer that is no success to its one error; `now` (UTC) is for `Retry-After`."""
     seen = evidence(call, status, headers, body)
     sentence = _sentence(call, status, body)
-    if status == 429:
-        return RateLimited(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
-    if status >= 500:
-        return Unreachable(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
+    if status == 429 or status >= 500:
+        kind = RateLimited if status == 429 else Unreachable
+        return kind(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
     if 300 <= status < 400:
         return Rejected(
             f"eFax answered the {call} call with a redirect (HTTP {status}), which is never"
@@ -241,18 +240,23 @@ def failure(
         )
     if status < 300:
         return BadAnswer(sentence, evidence=seen)
-    return _refusals(call).get(status, Rejected)(sentence, evidence=seen)
+    return _refusal(call, status)(sentence, evidence=seen)
 
 
-def _refusals(call: Call) -> dict[int, type[ApiError]]:
-    if call is Call.TOKEN:
-        return dict.fromkeys((400, 401, 403), SignInRefused)
-    table: dict[int, type[ApiError]] = {401: TokenRefused}
-    if call is Call.LIST:
-        table |= {400: WindowRefused, 403: UserRefused, 404: UserRefused}
-    elif call is Call.IMAGE:
-        table |= {404: NotYet, 410: NotYet}
-    return table
+_REFUSALS: dict[tuple[Call, int], type[ApiError]] = {
+    (Call.TOKEN, 400): SignInRefused,
+    (Call.TOKEN, 401): SignInRefused,
+    (Call.TOKEN, 403): SignInRefused,
+    (Call.LIST, 400): WindowRefused,
+    (Call.LIST, 403): UserRefused,
+    (Call.LIST, 404): UserRefused,
+    (Call.IMAGE, 404): NotYet,
+    (Call.IMAGE, 410): NotYet,
+}
+
+
+def _refusal(call: Call, status: int) -> type[ApiError]:
+    return _REFUSALS.get((call, status), TokenRefused if status == 401 else Rejected)
 
 
 def _sentence(call: Call, status: int, body: bytes) -> str:
@@ -260,7 +264,7 @@ def _sentence(call: Call, status: int, body: bytes) -> str:
     found = _ERROR_CODE.search(body[:EVIDENCE_LIMIT])
     code = f", {found[1].decode()}" if found else ""
     said = f"eFax answered the {call} call with HTTP {status}{code}"
-    if _refusals(call).get(status) is SignInRefused:
+    if _refusal(call, status) is SignInRefused:
         return f"{said}: check app_id and the key."
     return f"{said}."
 

@@ -139,12 +139,6 @@ def test_a_step_of_the_wall_clock_is_seen_against_the_monotonic_one(
     assert step == (None if step_s is None else timedelta(seconds=step_s))
 
 
-def test_the_smallest_step_can_be_chosen() -> None:
-    later = NOON + timedelta(seconds=61.5)
-    step = clock_step((NOON, 0.0), (later, 60.0), threshold=timedelta(seconds=1))
-    assert step == timedelta(seconds=1.5)
-
-
 @settings(max_examples=60)
 @given(
     ours=st.timedeltas(-30 * DAY, 30 * DAY),
