@@ -56,8 +56,8 @@ async def _run(
             secret,
             metrics=metrics,
             status=current,
-            ready=monitor.troubles,
-            alive=monitor.alive,
+            ready=monitor.readiness.troubles,
+            alive=monitor.readiness.alive,
         )
         site.on_http_token = server.take_token
         await server.start()

@@ -115,7 +115,7 @@ class Service:
         }
         for name, work in loops.items():
             self._spawn(work, name)
-        systemd.notify(READY=1, STATUS=self._monitor.status_line())
+        systemd.notify(READY=1, STATUS=self._monitor.readiness.status_line())
         self._emit(
             events.ServiceReady(
                 accounts=len(self._site.accounts),
@@ -133,7 +133,6 @@ class Service:
         """End the work of an account that a reload has taken out of the site."""
         await self._planner.end_polls(account)
         await self._site.close_account(account)
-        self._monitor.forget(account)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run `work` in the background; if it dies, the service ends."""
@@ -152,7 +151,6 @@ class Service:
 
     async def _wind_down(self) -> None:
         """Downloads under way have `drain` to end; polls are cut off, their pages are recorded."""
-        self._monitor.stop()
         await self._planner.stop()
         await self._site.drain(self._site.config.drain.total_seconds())
         for task in self._background:
@@ -161,9 +159,8 @@ class Service:
 
     def _suspension_changed(self, account: AccountRunner) -> None:
         """While suspended one user's poll is the probe; afterwards everybody catches up."""
-        systemd.notify(STATUS=self._monitor.status_line())
+        systemd.notify(STATUS=self._monitor.readiness.status_line())
         if account.is_suspended:
-            self._monitor.probe(account)
             return
         per_second = min(account.account.limits.requests_per_second, POLLS_PER_S)
         self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))
@@ -172,8 +169,8 @@ class Service:
         for account in self._site.accounts.values():
             account.note_pause()
             account.workers.wake()
-        systemd.notify(STATUS=self._monitor.status_line())
-        self._spawn(self._monitor.note_report(), "runtime report")
+        systemd.notify(STATUS=self._monitor.readiness.status_line())
+        self._spawn(self._monitor.keep_report(), "runtime report")
 
     def _reload_soon(self) -> None:
         if not self._stop.is_set():
@@ -211,8 +208,8 @@ class Service:
             )
             self._planner.plan()
             self._say_reloaded(settings, prepared)
-        systemd.notify(READY=1, STATUS=self._monitor.status_line())
-        await self._monitor.note_report()
+        systemd.notify(READY=1, STATUS=self._monitor.readiness.status_line())
+        await self._monitor.keep_report()
 
     def _say_reloaded(self, settings: Config, prepared: reload.Prepared) -> None:
         changes = prepared.plan.changes

@@ -38,7 +38,6 @@ class ClientObserver(Observer):
         self._emit = owner.shop.emit
         self._name = owner.account.name
         self._suspended = False
-        self._slowed = False
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         self._metrics.request(self._name, call.value, status, seconds)

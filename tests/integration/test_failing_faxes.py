@@ -1,7 +1,7 @@
 """Faxes of one user fail for long while all others go well: everything that says how it is says so."""
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,10 +32,8 @@ def clock() -> QuickClock:
 
 
 @pytest.fixture
-async def monitor(site: Site) -> AsyncIterator[Monitor]:
-    monitor = Monitor(site, Planner(site))
-    yield monitor
-    monitor.stop()
+async def monitor(site: Site) -> Monitor:
+    return Monitor(site, Planner(site))
 
 
 async def failing_since(site: Site, simulator: Simulator, clock: QuickClock, ago: timedelta) -> Fax:

@@ -83,7 +83,7 @@ async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_g
             fax = work.receive("user-c")
             await until(lambda: said(events, "fax-discovered"))
             await monitor._end_stuck()
-            assert monitor.alive()
+            assert monitor.readiness.alive()
         ended = [event.fields for event in events if event.action == "stalled"]
         assert {(one["what"], one["user"]) for one in ended} == {
             ("poll", "user-a"), ("poll", "user-b"),

@@ -207,7 +207,7 @@ async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goe
     monitor = Monitor(site, Planner(site))
     await monitor._ledger_check.look()
     assert said(events, "ledger-damaged") == ["ledger-damaged"]
-    assert "poller rebuild" in monitor.troubles()[0]
+    assert "poller rebuild" in monitor.readiness.troubles()[0]
     shown = await status(
         site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
     )

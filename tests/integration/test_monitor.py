@@ -47,7 +47,7 @@ from tests.integration.in_between import around
 
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
 NAMES = {
-    "gate", "clock", "stuck polls", "gauges", "proofs", "summary", "silence", "failing faxes",
+    "gate", "clock", "stuck polls", "gauges", "probes", "proofs", "summary", "silence", "failing faxes",
     "ledger check",
 }  # fmt: skip
 
@@ -65,10 +65,8 @@ async def planner(site: Site) -> AsyncIterator[Planner]:
 
 
 @pytest.fixture
-async def monitor(site: Site, planner: Planner) -> AsyncIterator[Monitor]:
-    monitor = Monitor(site, planner)
-    yield monitor
-    monitor.stop()
+async def monitor(site: Site, planner: Planner) -> Monitor:
+    return Monitor(site, planner)
 
 
 @asynccontextmanager
@@ -94,8 +92,8 @@ async def test_gate_is_looked_at_again_and_again_and_opens_by_itself(
     async with running(monitor, "gate"):
         unmount(site)
         await until(lambda: not site.shop.gate.usable)
-        assert monitor.troubles()[0].startswith("Nothing is fetched")
-        assert "degraded" in monitor.status_line()
+        assert monitor.readiness.troubles()[0].startswith("Nothing is fetched")
+        assert "degraded" in monitor.readiness.status_line()
         mount(site)
         await until(lambda: site.shop.gate.usable)
     assert said(events, "storage-unusable", "storage-usable") == [
@@ -317,7 +315,7 @@ async def test_the_status_line_knows_what_is_pending_from_the_start(
     await listed(site, simulator)
     monkeypatch.setattr(site.shop.clock, "sleep", never)
     async with running(monitor, "gauges"):
-        await until(lambda: "1 pending" in monitor.status_line())
+        await until(lambda: "1 pending" in monitor.readiness.status_line())
 
 
 async def test_gauges_and_status_line_follow_the_ledger(
@@ -325,16 +323,18 @@ async def test_gauges_and_status_line_follow_the_ledger(
 ) -> None:
     await listed(site, simulator)
     async with running(monitor, "gauges"):
-        await until(lambda: "1 pending" in monitor.status_line())
-    assert monitor.status_line().startswith("2 users, 1 pending, 0 quarantined, largest lag ")
+        await until(lambda: "1 pending" in monitor.readiness.status_line())
+    assert monitor.readiness.status_line().startswith(
+        "2 users, 1 pending, 0 quarantined, largest lag "
+    )
     rendered = (await site.shop.metrics.render()).decode()
     assert 'poller_fax_pending{account="main",direction="received",user="user-a"} 1.0' in rendered
     assert 'poller_account_suspended{account="main"} 0.0' in rendered
 
     await suspend(site, simulator)
-    assert "suspended: main" in monitor.status_line()
+    assert "suspended: main" in monitor.readiness.status_line()
     site.rejected = "a.yaml:1: poll: mistake"
-    assert "the last reload was rejected" in monitor.status_line()
+    assert "the last reload was rejected" in monitor.readiness.status_line()
 
 
 async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_changes(
@@ -405,8 +405,8 @@ async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
             heard(systemd)
             await asyncio.sleep(0.01)
             assert heard(systemd) == []
-            assert not monitor.alive()
-            assert "no progress" in monitor.troubles()[-1]
+            assert not monitor.readiness.alive()
+            assert "no progress" in monitor.readiness.troubles()[-1]
         await until(lambda: b"WATCHDOG=1" in heard(systemd))
 
 
@@ -511,25 +511,25 @@ async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
         site.config = replace(site.config, heartbeat=Heartbeat(service.url))
         await poll(site, "user-a")
         planner.plan()
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 0
-        assert monitor.troubles() == []  # not yet
+        assert monitor.readiness.troubles() == []  # not yet
         clock.advance(timedelta(minutes=6))
         planner.tick_at = clock.monotonic()
         await poll(site, "user-a")
-        assert monitor.troubles() == [
+        assert monitor.readiness.troubles() == [
             "1 of 2 users were not polled in time, main/user-b among them."
         ]
         assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "1.0", "ready": "0.0"}
 
         await all_polled(site, planner)
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 1
-        assert monitor.troubles() == []
+        assert monitor.readiness.troubles() == []
         assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "0.0", "ready": "1.0"}
 
         site.shop.gate.close("the disk is gone")
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 1
 
 
@@ -542,13 +542,13 @@ async def test_heartbeat_stops_while_the_last_poll_of_a_user_failed(
         await all_polled(site, planner)
         simulator.faults = faults(fault)
         await poll(site, "user-a")
-        assert monitor.troubles() == []
-        await monitor._ping()
+        assert monitor.readiness.troubles() == []
+        await monitor._heartbeat.ping()
         assert service.pings == 0
         simulator.faults = faults()
         parts(site)[1].refused_until = None
         await poll(site, "user-a")
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 1
 
 
@@ -561,18 +561,18 @@ async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_user
     for user in ("user-a", "user-a", "user-b"):
         await poll(site, user)
         planner.tick_at = clock.monotonic()
-        assert monitor.troubles() == []  # one bad poll, or one user's trouble
+        assert monitor.readiness.troubles() == []  # one bad poll, or one user's trouble
     await poll(site, "user-b")
-    (trouble,) = monitor.troubles()
+    (trouble,) = monitor.readiness.troubles()
     assert trouble.startswith("Every user's last polls in account main have failed")
     assert (await overdue(site, monitor))["ready"] == "0.0"
 
     parts(site)[1].refusals = 1  # that is the user's own
-    assert monitor.troubles() == [trouble]
+    assert monitor.readiness.troubles() == [trouble]
     parts(site)[1].refusals = 0
     simulator.faults = faults()
     await poll(site, "user-a")
-    assert monitor.troubles() == []
+    assert monitor.readiness.troubles() == []
 
 
 async def test_heartbeat_stops_while_the_account_is_suspended(
@@ -582,9 +582,9 @@ async def test_heartbeat_stops_while_the_account_is_suspended(
     await suspend(site, simulator)
     async with dead_man() as service:
         site.config = replace(site.config, heartbeat=Heartbeat(service.url))
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 0
-    assert monitor.troubles()[0].startswith("Account main is suspended: ")
+    assert monitor.readiness.troubles()[0].startswith("Account main is suspended: ")
 
 
 async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismissed(
@@ -599,12 +599,12 @@ async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismi
             await all_polled(site, planner)
             planner.tick_at = clock.monotonic()
             await monitor._look_for_failing()
-            await monitor._ping()
-            assert monitor.troubles() == []
+            await monitor._heartbeat.ping()
+            assert monitor.readiness.troubles() == []
             assert service.pings == 1  # at 23 hours, not at 25
         await site.shop.ledger.write(jobs.dismiss, row.id, now=clock.now(), reason="eFax lost it")
         await monitor._look_for_failing()
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert service.pings == 2
 
 
@@ -616,7 +616,7 @@ async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_th
         site.config = replace(site.config, heartbeat=Heartbeat(service.url))
         service.status = 500
         for _ in range(3):
-            await monitor._ping()
+            await monitor._heartbeat.ping()
         service.status = 200
         planner.tick_at = monitor._clock.monotonic() + 1e6
         async with running(monitor, "heartbeat"):
@@ -632,7 +632,7 @@ async def test_heartbeat_to_a_name_that_nobody_can_look_up_fails_like_any_other(
 ) -> None:
     await all_polled(site, planner)
     site.config = replace(site.config, heartbeat=Heartbeat(f"http://{host}/secret"))
-    await monitor._ping()
+    await monitor._heartbeat.ping()
     (failed,) = [event for event in events if event.action == "heartbeat-failed"]
     assert "secret" not in repr(failed)
 
@@ -644,7 +644,7 @@ async def test_heartbeat_goes_through_its_proxy(
     async with dead_man() as proxy:
         heartbeat = Heartbeat("http://monitor.invalid/ping", proxy=proxy.url.removesuffix("/ping"))
         site.config = replace(site.config, heartbeat=heartbeat)
-        await monitor._ping()
+        await monitor._heartbeat.ping()
         assert proxy.pings == 1
     assert not said(events, "heartbeat-failed")
 
@@ -654,11 +654,11 @@ async def test_heartbeat_whose_name_is_not_answered_holds_its_own_threads_alone(
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(60))
-    monitor._resolver = Resolver("the heartbeat", within_s=0.001)
+    monitor._heartbeat._resolver = Resolver("the heartbeat", within_s=0.001)
     await all_polled(site, planner)
     site.config = replace(site.config, heartbeat=Heartbeat("http://monitor.invalid/ping"))
     for _ in range(2 * MOST):
-        await monitor._ping()
+        await monitor._heartbeat.ping()
     names = [one.name for one in threading.enumerate()]
     over.set()
     assert 1 <= sum(name.startswith("names of the heartbeat") for name in names) <= MOST
@@ -680,50 +680,32 @@ async def test_suspended_account_is_probed_although_its_schedule_is_a_cron_time_
         planner.start()
         await suspend(site, simulator)
         before = len(simulator.requests)
-        monitor.probe(account)
-        monitor.probe(account)
-        assert len(monitor._probes) == 1
-        await until(lambda: len(simulator.requests) > before)
-        assert account.is_suspended
-        simulator.outage(False)
-        await until(lambda: not account.is_suspended)
-        await until(monitor._probes[APP][1].done)
+        async with running(monitor, "probes"):
+            await until(lambda: len(simulator.requests) > before)
+            assert account.is_suspended
+            simulator.outage(False)
+            await until(lambda: not account.is_suspended)
         await planner.stop()
         await settled(account)
 
 
-async def test_probe_ends_with_the_account_and_starts_anew_for_the_one_that_replaces_it(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+async def test_probes_end_with_the_account_and_are_those_of_the_one_that_replaces_it(
+    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
     old = site.accounts[APP]
+    asked: list[str] = []
     await suspend(site, simulator)
-    monitor.probe(old)
-    (_, probe), configured = monitor._probes[APP], old.account
     await site.close_account(old)
-    new = await site.add_account(configured)
-    monitor.probe(new)
-    assert monitor._probes[APP][0] is new
-    await until(probe.done)
-
-    await site.close_account(new)
-    new.client.suspension.until = datetime.now(UTC)
-    monitor.probe(new)
-    await until(monitor._probes[APP][1].done)
-
-
-async def test_probe_of_an_account_that_is_forgotten_is_cancelled(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
-) -> None:
-    account = site.accounts[APP]
-    await suspend(site, simulator)
-    account.client.suspension.until = datetime.now(UTC) + timedelta(hours=1)
-    monitor.probe(account)
-    (_, probe) = monitor._probes[APP]
-    monitor.forget(account)
-    monitor.forget(account)
-    await until(probe.done)
-    assert probe.cancelled()
-    assert monitor._probes == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "poll_soon", lambda state: asked.append(state.key))
+        async with running(monitor, "probes"):
+            slept = len(clock.slept)
+            await until(lambda: len(clock.slept) > slept + 400)
+            assert asked == []
+            new = await site.add_account(old.account)
+            new.states = old.states
+            await suspend(site, simulator)
+            await until(lambda: len(set(asked)) == 2)
 
 
 async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
@@ -734,9 +716,9 @@ async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
     planner.start()
     for state in site.states:
         await site.accounts[APP].poll(state)
-    assert monitor.troubles() == []
+    assert monitor.readiness.troubles() == []
     site.accounts[APP].states.popitem()
-    (trouble,) = monitor.troubles()
+    (trouble,) = monitor.readiness.troubles()
     assert trouble.startswith("1 users are at work and 2 are configured")
 
 
@@ -750,9 +732,8 @@ async def test_probing_goes_on_with_another_user_when_one_is_refused(
     await suspend(site, simulator)
     before = {user: calls(simulator, "list", user) for user in ("user-a", "user-b")}
     simulator.faults = replace(faults("503@list=always"), outage=False)
-    monitor.probe(site.accounts[APP])
-    await until(lambda: all(calls(simulator, "list", user) > before[user] for user in before))
-    monitor.stop()
+    async with running(monitor, "probes"):
+        await until(lambda: all(calls(simulator, "list", user) > before[user] for user in before))
 
 
 async def test_fetch_of_a_healthy_site_is_no_trouble(
@@ -761,4 +742,4 @@ async def test_fetch_of_a_healthy_site_is_no_trouble(
     fax, _ = await listed(site, simulator)
     await fetch(site, fax)
     await all_polled(site, planner)
-    assert monitor.troubles() == []
+    assert monitor.readiness.troubles() == []

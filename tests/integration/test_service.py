@@ -400,7 +400,7 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
         await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
         assert running.site.accounts[APP] is not old
-        assert running.monitor.troubles() == []
+        assert running.monitor.readiness.troubles() == []
         await stopped(running)
 
 
@@ -423,7 +423,7 @@ async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_i
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
         await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
         assert {state.key for state in running.site.states} == {"main/user-a", "main/user-b"}
-        assert running.monitor.troubles() == []
+        assert running.monitor.readiness.troubles() == []
         await stopped(running)
 
 
@@ -444,7 +444,10 @@ async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
             monkeypatch.setattr("poller.ingest.site.load_users", refuses)
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.wait([running.task], timeout=WITHIN_S)
-            assert "0 users are at work and 2 are configured" in running.monitor.troubles()[0]
+            assert (
+                "0 users are at work and 2 are configured"
+                in running.monitor.readiness.troubles()[0]
+            )
     assert said(events, "internal-error", "config-rejected", "service-stopped") == [
         "internal-error"
     ]

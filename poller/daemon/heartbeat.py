@@ -1,0 +1,46 @@
+"""The dead-man's switch: a URL that is pinged while all is well."""
+
+from collections.abc import Callable
+
+import aiohttp
+
+from poller import events
+from poller.client import Resolver
+from poller.ingest.site import Site
+from poller.log import Episode
+
+_TIMEOUT_S = 10.0
+
+
+class HeartbeatPinger:
+    """Pings only while users are really polled and no fax fails for a day, as `is_well` says."""
+
+    def __init__(self, site: Site, is_well: Callable[[], bool]) -> None:
+        self._site = site
+        self._is_well = is_well
+        self._emit = site.shop.emit
+        self._episode = Episode()
+        self._resolver = Resolver("the heartbeat")
+
+    async def ping(self) -> None:
+        url = self._site.config.heartbeat.url
+        if url is None or not self._is_well():
+            return
+        try:
+            async with self._session() as session, session.get(url) as got:
+                got.raise_for_status()
+        except Exception as error:  # noqa: BLE001 - an optional ping never ends the service
+            # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.
+            if self._episode.failed():
+                status = getattr(error, "status", None)
+                self._emit(events.HeartbeatFailed(type(error).__name__, status))
+            return
+        if failures := self._episode.recovered():
+            self._emit(events.HeartbeatRecovered(failures))
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=self._resolver),
+            proxy=self._site.config.heartbeat.proxy,
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        )
