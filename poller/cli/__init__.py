@@ -25,7 +25,7 @@ def entry() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threading.active_count() == 1:
         return code
-    from poller.cli.leaving import leave
+    from poller.cli.exit import leave
 
     return leave(code)
 
@@ -84,56 +84,56 @@ def _run(arguments: "argparse.Namespace") -> int:
     paths: list[Path] = [*arguments.config_before, *arguments.config_after]
     match arguments.command:
         case "run":
-            from poller.cli.run import run
+            from poller.cli.run_command import run
 
             return run(paths)
         case "once":
-            from poller.cli.once import once
+            from poller.cli.once_command import once
 
             return once(paths, user=arguments.user, as_json=arguments.json)
         case "check":
-            from poller.cli.check import check
+            from poller.cli.check_command import check
 
             return check(paths, online=arguments.online)
         case "status":
-            from poller.cli.show import show_status
+            from poller.cli.status_command import show_status
 
             return show_status(paths, as_json=arguments.json)
         case "retry":
-            from poller.cli.retry import retry
+            from poller.cli.retry_command import retry
 
             return retry(paths, arguments.fax_id, gap=arguments.gap, as_json=arguments.json)
         case "dismiss":
-            from poller.cli.dismiss import dismiss
+            from poller.cli.dismiss_command import dismiss
 
             asked = (arguments.fax_id, arguments.gap, arguments.reason)
             return dismiss(paths, *asked, as_json=arguments.json)
         case "verify":
-            from poller.cli.verify import verify
+            from poller.cli.verify_command import verify
 
             asked_for = (arguments.repair, arguments.taken)
             return verify(paths, *asked_for, as_json=arguments.json)
         case "backfill":
-            from poller.cli.backfill import backfill, cancel
+            from poller.cli.backfill_command import backfill, cancel
 
             user, window = arguments.user, (arguments.from_, arguments.to)
             if arguments.cancel:
                 return cancel(paths, user, window, as_json=arguments.json)
             return backfill(paths, user, *window, as_json=arguments.json)
         case "explain":
-            from poller.cli.explain import explain
+            from poller.cli.explain_command import explain
 
             return explain(paths, arguments.fax_id, as_json=arguments.json)
         case "plan":
-            from poller.cli.plan import show_plan
+            from poller.cli.plan_command import show_plan
 
             return show_plan(paths, as_json=arguments.json)
         case "backup":
-            from poller.cli.backup import backup
+            from poller.cli.backup_command import backup
 
             return backup(paths, arguments.path)
         case "rebuild":
-            from poller.cli.rebuild import rebuild
+            from poller.cli.rebuild_command import rebuild
 
             return rebuild(paths, since=arguments.since, as_json=arguments.json)
         case "simulate":
@@ -143,7 +143,7 @@ def _run(arguments: "argparse.Namespace") -> int:
 
             return asyncio.run(simulate.run(arguments))
         case _:
-            from poller.cli.demo import demo
+            from poller.cli.demo_command import demo
 
             return demo()
 

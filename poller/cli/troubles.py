@@ -4,8 +4,8 @@ import re
 from datetime import timedelta
 
 from poller import log
-from poller.cli import setup, stdio
-from poller.cli.naming import counted
+from poller.cli import bootstrap, stdio
+from poller.cli.lookup import counted
 from poller.errors import PollerError
 from poller.ingest.run import PollOutcome
 from poller.ledger import State, Waiting
@@ -101,5 +101,5 @@ class Waits:
         if seconds < _WORTH_SAYING_S or why in self._said:
             return
         self._said.add(why)
-        until = setup.now() + timedelta(seconds=seconds)
+        until = bootstrap.now() + timedelta(seconds=seconds)
         stdio.complain(f"poller: account {self._account} waits until {until:%H:%M:%S} UTC: {why}")

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from poller import clock, log  # noqa: F401  (what a run would import, once for all)
-from poller.cli import main, once, run, setup  # noqa: F401
+from poller.cli import bootstrap, main, once_command, run_command  # noqa: F401
 from poller.ledger import schema  # noqa: F401
 
 

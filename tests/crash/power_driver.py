@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import poller.cli.once  # noqa: F401 (so that it is loaded once)
+import poller.cli.once_command  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
 from poller.ledger import Ledger, engine, jobs
 from poller.store import handover

@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from poller import log
-from poller.cli import demo as demo_module
+from poller.cli import demo_command as demo_module
 from poller.cli import main
 from poller.cli.owner import become_owner
 from poller.cli.parser import build
-from poller.cli.show import _headline
+from poller.cli.status_table import _headline
 from poller.config.model import StorageConfig, User
 from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
 from poller.ingest.account import AccountRunner
@@ -965,7 +965,7 @@ def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing
     async def waiting(*_: Any, **__: Any) -> str:
         return "it was waited for"
 
-    monkeypatch.setattr("poller.cli.retry.wait_for_faxes", waiting)
+    monkeypatch.setattr("poller.cli.retry_command.wait_for_faxes", waiting)
     fax = receive(efax)
     efax.faults = faults("404@image=always")
     assert run("once")[0] == 0
@@ -1104,7 +1104,7 @@ def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
     def interrupted(*_: Any, **__: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("poller.cli.check.check", interrupted)
+    monkeypatch.setattr("poller.cli.check_command.check", interrupted)
     assert run("check")[0] == 130
 
 
@@ -1142,7 +1142,7 @@ def test_bug_in_a_command_is_one_sentence_that_shows_where_and_nothing_private(
         raise ValueError(f"key {KEY}\nfrom {NUMBER}")
 
     log.register_secret(KEY)
-    for place in ("cli.setup.load_as_owner", "simulator.simulate.run", "cli.demo.demo"):
+    for place in ("cli.bootstrap.load_as_owner", "simulator.simulate.run", "cli.demo_command.demo"):
         monkeypatch.setattr(f"poller.{place}", boom)
     code, out, err = run(command, *WORDS[command])
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -1169,7 +1169,7 @@ def test_lack_of_memory_or_threads_is_no_bug(
     def short(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("poller.cli.setup.load_as_owner", short)
+    monkeypatch.setattr("poller.cli.bootstrap.load_as_owner", short)
     said = "poller: the limits on memory and threads are too low for `status`.\n"
     assert run("status") == (1, "", said)
 
@@ -1182,14 +1182,14 @@ def test_bug_whose_own_text_fails_is_said_too(run: Run, monkeypatch: pytest.Monk
     def mute(*_: Any, **__: Any) -> Any:
         raise Mute
 
-    monkeypatch.setattr("poller.cli.setup.load_as_owner", mute)
+    monkeypatch.setattr("poller.cli.bootstrap.load_as_owner", mute)
     code, _, err = run("status")
     assert (code, err.count("\n"), "Mute: (poller" in err) == (1, 1, True)
 
 
 _THREE_BUGS = """
 import asyncio, sys, threading, warnings
-from poller.cli import entry, explain
+from poller.cli import entry, explain_command
 
 async def lost():
     raise ValueError("from +1 212 555 0187")
@@ -1203,7 +1203,7 @@ async def explained(*_):
     warnings.warn("from +1 212 555 0187")
     sys.exit(0)
 
-explain._explained = explained
+explain_command._explained = explained
 sys.argv[1:] = ["-c", "poller.yaml", "explain", "x"]
 raise SystemExit(entry())
 """

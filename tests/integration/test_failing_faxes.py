@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poller.cli import show
+from poller.cli import status_table
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.ingest.fetch import Outcome
@@ -91,9 +91,9 @@ async def test_fax_that_fails_for_longer_is_named_with_its_user_and_its_error(
     assert f"poller explain {fax.fax_id}" in sentence
     assert {one["user"]: one["failing"] for one in shown["users"]} == {"user-a": 1, "user-b": 0}
     assert [one["fax_id"] for one in shown["failing_faxes"]] == [fax.fax_id]
-    states = {one["user"]: show._state(one, set()) for one in shown["users"]}
+    states = {one["user"]: status_table._state(one, set()) for one in shown["users"]}
     assert states == {"user-a": "failing", "user-b": "new"}
-    (line,) = show._lines(shown)
+    (line,) = status_table._lines(shown)
     assert f"main/user-a/{fax.fax_id}  {error}" in line
 
 
@@ -195,7 +195,9 @@ async def test_directory_that_cannot_be_used_is_a_problem_at_once_and_no_image_i
     shown, (sentence,) = await told(site, clock)
     assert "1 fax cannot be fetched" in sentence
     assert f"the directory {day.relative_to(storage)} in the storage cannot be used" in sentence
-    assert {show._state(one, set()) for one in shown["users"] if one["failing"]} == {"failing"}
+    assert {status_table._state(one, set()) for one in shown["users"] if one["failing"]} == {
+        "failing"
+    }
 
     if day.is_file():
         day.unlink()

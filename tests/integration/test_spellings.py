@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from poller.cli.naming import find_one
+from poller.cli.lookup import find_one
 from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ingest.audit import Auditor

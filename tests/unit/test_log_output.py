@@ -228,7 +228,7 @@ def test_a_process_ends_although_its_terminal_takes_nothing(stream: str) -> None
 import sys
 from poller import log
 from poller.cli import stdio
-from poller.cli.leaving import leave
+from poller.cli.exit import leave
 from poller.log import output
 output._PATIENCE_S = stdio._PATIENCE_S = 0.01
 log.configure("info", "json", b"k" * 32)

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from poller import VERSION
-from poller.cli import setup
-from poller.cli.beside import wait_for_faxes
+from poller.cli import bootstrap
 from poller.cli.console import say
-from poller.cli.naming import find_one
+from poller.cli.follow import wait_for_faxes
+from poller.cli.lookup import find_one
 from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
@@ -33,7 +33,7 @@ _PATIENCE_S = 120.0  # while the running daemon comes on with nothing
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """The JSON of `verify --json`, and what decides its exit code."""
 
     checked: int = 0
@@ -105,10 +105,10 @@ def _damaged(one: Checked) -> dict[str, Any]:
 
 def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json: bool) -> int:  # noqa: FBT001
     """Compare ledger and disk; raises CannotStart for a storage that cannot be looked at."""
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     fetches = repair or bool(taken)
-    if fetches and not setup.is_running(settings):
-        setup.read_all_secrets(settings)  # found out before an hour of hashing, not after
+    if fetches and not bootstrap.is_running(settings):
+        bootstrap.read_all_secrets(settings)  # found out before an hour of hashing, not after
     report = asyncio.run(_verify(settings, taken, repair=repair))
     try:
         if report.requested:
@@ -121,13 +121,13 @@ def verify(paths: Sequence[Path], repair: bool, taken: Sequence[str], *, as_json
     return report.exit_code
 
 
-def _fetch_or_leave(settings: Config, report: Report) -> None:
+def _fetch_or_leave(settings: Config, report: VerifyReport) -> None:
     """The requests are in the ledger: whoever holds the lock does them."""
     with ExitStack() as held:
         try:
             held.enter_context(StateLock(settings.state_directory, "verify"))
         except LockHeld as held_by:
-            if not setup.is_running(settings):
+            if not bootstrap.is_running(settings):
                 raise LockHeld(
                     f"{held_by}. What is to be fetched again is noted for the service or `poller once`"
                 ) from held_by
@@ -135,7 +135,7 @@ def _fetch_or_leave(settings: Config, report: Report) -> None:
             asyncio.run(_follow(settings, report))
             return
         storage_lock = held.enter_context(StorageLock())  # held by another: that one has no request
-        setup.start_log(_quiet(settings), sys.stderr)
+        bootstrap.start_log(_quiet(settings), sys.stderr)
         asyncio.run(_fetch(settings, report, storage_lock))
 
 
@@ -143,9 +143,9 @@ def _quiet(settings: Config) -> Config:
     return replace(settings, log=replace(settings.log, level="warning"))
 
 
-async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Report:
-    report = Report()
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> VerifyReport:
+    report = VerifyReport()
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         report.named = frozenset([(await find_one(ledger, name)).id for name in taken])
         await _audit(settings, ledger, report)
         wanted = sorted(report.named - report.whole)
@@ -160,7 +160,7 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Re
     return report
 
 
-async def _audit(settings: Config, ledger: Ledger, report: Report) -> None:
+async def _audit(settings: Config, ledger: Ledger, report: VerifyReport) -> None:
     storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     if storage_id is None:
         raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
@@ -194,9 +194,9 @@ def _sweeps(users: Sequence[UserRow]) -> dict[str, Any]:
     }
 
 
-async def _request(ledger: Ledger, wanted: Sequence[int], report: Report) -> None:
+async def _request(ledger: Ledger, wanted: Sequence[int], report: VerifyReport) -> None:
     report.asked = await ledger.read(faxes.some, wanted)
-    report.requested = await ledger.write(jobs.fetch_again, wanted, setup.now())
+    report.requested = await ledger.write(jobs.fetch_again, wanted, bootstrap.now())
     refused = [await ledger.read(faxes.one, fax) for fax in set(wanted) - set(report.requested)]
     report.refused = sorted(f"{_name(row)}: {_why_not(row)}" for row in refused)
 
@@ -207,10 +207,10 @@ def _why_not(row: FaxRow) -> str:
     return "it was never stored" if row.file is None else "its user is not configured any more"
 
 
-async def _follow(settings: Config, report: Report) -> None:
+async def _follow(settings: Config, report: VerifyReport) -> None:
     """Beside a daemon: wait until it has tried them all."""
     before = {row.id: row for row in report.asked if row.id in report.requested}
-    async with setup.ledger_beside(settings, readonly=True) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         report.stopped = await wait_for_faxes(
             settings, ledger, list(before.values()), patience_s=_PATIENCE_S
         )
@@ -223,7 +223,7 @@ async def _follow(settings: Config, report: Report) -> None:
     ]
 
 
-async def _fetch(settings: Config, report: Report, storage_lock: StorageLock) -> None:
+async def _fetch(settings: Config, report: VerifyReport, storage_lock: StorageLock) -> None:
     """Without a daemon: fetch what was asked for, and all else that is due, within the limits."""
     from poller.ingest.site import open_site
     from poller.metrics import Metrics
@@ -257,7 +257,7 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda count: bar.advance(task, count)
 
 
-def _print(report: Report) -> None:
+def _print(report: VerifyReport) -> None:
     """Problems first; nothing of it is wrapped, so that paths can be copied."""
     console = Console()
     for one in report.damaged:
@@ -279,7 +279,7 @@ def _print(report: Report) -> None:
         say(console, sentence)
 
 
-def _counts(report: Report) -> dict[str, Any]:
+def _counts(report: VerifyReport) -> dict[str, Any]:
     return {
         "checked": report.checked,
         "ok": report.ok,
@@ -292,7 +292,7 @@ def _counts(report: Report) -> dict[str, Any]:
     }
 
 
-def _what_next(report: Report) -> Iterator[str]:
+def _what_next(report: VerifyReport) -> Iterator[str]:
     count = len(report.requested)
     if report.stopped is not None:
         yield f"Not all are fetched again yet: {report.stopped}."

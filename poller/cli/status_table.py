@@ -1,116 +1,22 @@
-"""`poller status`: how it is doing, from the ledger, beside a running daemon too."""
+"""`poller status` for people: problems first, then the accounts, the users, and what has to be named."""
 
-import asyncio
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from poller import VERSION
-from poller.cli import setup
 from poller.cli.console import for_tables, say
-from poller.cli.naming import counted
-from poller.config.model import Account, Config
+from poller.cli.lookup import counted
 from poller.config.values import size_text
-from poller.evidence import EvidenceStore
-from poller.ledger import meta
-from poller.problems import not_in_time, problems
-from poller.runtime_report import RuntimeReport
-from poller.status import Pace, damaged, status
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
 
 
-def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
-    """Print the status as tables, problems first, or as JSON."""
-    settings = setup.load(paths)
-    shown = asyncio.run(look(settings))
-    shown["problems"] = problems(shown, list(_reasons(shown, settings)))
-    if as_json:
-        print(json.dumps(shown, indent=2))
-    else:
-        _print(shown)
-    return 0
-
-
-async def look(settings: Config) -> dict[str, Any]:
-    """Read what `status --json` shows.
-
-    Nothing is printed while the ledger is open: a slow reader must not hold up the writer.
-    """
-    async with setup.ledger_beside(settings, readonly=True) as ledger:
-        running = setup.is_running(settings)
-        report = (
-            RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
-            if running
-            else None
-        )
-        storage = await setup.storage_now(settings, ledger, shortly=running)
-        return await status(
-            ledger,
-            now=setup.now(),
-            running=running,
-            version=VERSION,
-            storage=_storage(storage, report),
-            evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
-            paces={one.name: _pace(one, report) for one in settings.accounts},
-            rejected=report.rejected if report else None,
-            alarm_after=settings.retry.alarm_after,
-            accounts=settings.accounts,
-        )
-
-
-def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
-    """Let the service's word count, too: it works as another user, in a sandbox of its own.
-
-    Of another directory than this command's, which a changed configuration names, it counts alone.
-    """
-    if report is None:
-        return seen
-    if report.directory != seen["directory"]:
-        seen = seen | {"directory": report.directory, "reason": None, "free_bytes": None}
-    reason = report.reason or seen["reason"]
-    return seen | {"usable": reason is None, "reason": reason}
-
-
-def _pace(account: Account, report: RuntimeReport | None) -> Pace:
-    limit = account.limits.requests_per_second
-    if report is None:
-        return Pace(limit)
-    name = account.name
-    return Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
-
-
-def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
-    configured, used = str(settings.storage.directory), shown["storage"]["directory"]
-    if configured != used:
-        yield (
-            f"the running service still stores in {used}; `systemctl restart poller` takes the "
-            f"configured {configured}"
-        )
-    if not shown["running"]:
-        yield (
-            "poller is not running: `systemctl start poller` starts it, "
-            "`systemctl status poller` says why it ended"
-        )
-    elif (late := not_in_time(shown)) is not None:
-        yield late
-    if not shown["storage"]["usable"]:
-        yield f"nothing is fetched: {shown['storage']['reason']}"
-    if shown["ledger"]["problem"] is not None:
-        yield damaged(shown["ledger"]["problem"])
-
-
-# -- for people ---------------------------------------------------------------------------------
-
-
-def _print(shown: dict[str, Any]) -> None:
+def print_status(shown: dict[str, Any]) -> None:
     console = for_tables()
     for problem in shown["problems"]:
         console.print(

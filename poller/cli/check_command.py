@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from poller import lock, naming
-from poller.cli import setup
-from poller.cli.naming import counted
+from poller.cli import bootstrap
+from poller.cli.lookup import counted
 from poller.cli.owner import require_readable
-from poller.cli.show import look
+from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart
 from poller.problems import not_in_time
@@ -26,9 +26,9 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
     Raises LockHeld (75) for `online` beside a command whose token a sign-in would end. Root reads
     every file, the service does not: what its user cannot read raises ConfigError.
     """
-    settings, owner = setup.load_as_owner(paths)
+    settings, owner = bootstrap.load_as_owner(paths)
     if owner is not None:
-        asked = paths or [setup.DEFAULT_CONFIG]
+        asked = paths or [bootstrap.DEFAULT_CONFIG]
         ca_files = [one.ca_file for one in settings.accounts if one.ca_file is not None]
         require_readable([*asked, *settings.files, *ca_files], owner)
     files = ", ".join(str(path) for path in settings.files)
@@ -43,7 +43,7 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         )
     for sentence in _closed_to_windows(settings):
         print(sentence)
-    if online and setup.is_running(settings):
+    if online and bootstrap.is_running(settings):
         return _ask_the_daemons_ledger(settings)
     lack = asyncio.run(_storage_trouble(settings))
     if lack is not None:
@@ -52,7 +52,7 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         return 0 if lack is None else 1
     if lock.is_held(settings.state_directory):
         raise lock.refusal(settings.state_directory)
-    setup.read_all_secrets(settings)
+    bootstrap.read_all_secrets(settings)
     from poller.cli import online as efax
 
     return max(asyncio.run(efax.ask(settings)), 0 if lack is None else 1)
@@ -65,8 +65,8 @@ async def _storage_trouble(settings: Config) -> str | None:
     """
     if os.access(settings.state_directory, os.W_OK):
         with suppress(CannotStart):  # there is no ledger yet, or none that can be opened
-            async with setup.ledger_beside(settings, readonly=True) as ledger:
-                reason: str | None = (await setup.storage_now(settings, ledger))["reason"]
+            async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
+                reason: str | None = (await bootstrap.storage_now(settings, ledger))["reason"]
                 return reason
     if not os.access(settings.storage.directory, os.W_OK):
         return None
@@ -87,7 +87,7 @@ def _closed_to_windows(settings: Config) -> Iterator[str]:
             account=user.account,
             user=user.name,
             fax_id="1",
-            received=setup.now(),
+            received=bootstrap.now(),
         )
         if (part := naming.part_closed_to_windows(f"{path}.pdf")) is not None:
             yield (
@@ -143,8 +143,8 @@ def _not_taken(settings: Config, users: Sequence[Mapping[str, Any]]) -> Iterator
 
 def _unreadable(settings: Config) -> list[str]:
     """The secrets that the next reload or start cannot have, as far as they can be had from here."""
-    ours = [one for one in setup.references(settings) if _is_for_us(one)]
-    return [str(problem) for problem in setup.unreadable(ours)]
+    ours = [one for one in bootstrap.references(settings) if _is_for_us(one)]
+    return [str(problem) for problem in bootstrap.unreadable(ours)]
 
 
 def _is_for_us(reference: SecretRef) -> bool:

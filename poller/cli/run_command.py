@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from poller import VERSION, config
-from poller.cli import setup
+from poller.cli import bootstrap
 from poller.cli.allocator import keep_little
-from poller.cli.leaving import StopDeadline
+from poller.cli.exit import StopDeadline
 from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
@@ -29,10 +29,10 @@ _GARBAGE = 10_000  # objects in circles may wait to be found: some two MiB
 def run(paths: Sequence[Path]) -> int:
     """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
     keep_little()
-    settings = setup.load(paths)
-    setup.read_all_secrets(settings)
+    settings = bootstrap.load(paths)
+    bootstrap.read_all_secrets(settings)
     with StateLock(settings.state_directory), StorageLock() as storage_lock:
-        setup.start_log(settings)
+        bootstrap.start_log(settings)
         with StopDeadline() as deadline:
             asyncio.run(_run(settings, paths, storage_lock, deadline))
     return 0
@@ -74,7 +74,7 @@ async def _run(
     await service.run(
         settings,
         os.environ,
-        load=lambda: setup.load(paths),
+        load=lambda: bootstrap.load(paths),
         metrics=metrics,
         serve=serve,
         storage_lock=storage_lock,

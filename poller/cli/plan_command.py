@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from poller import plan, schedule
-from poller.cli import setup
+from poller.cli import bootstrap
 from poller.cli.console import for_tables, say
 from poller.config.model import Account, Config, User
 from poller.errors import PollerError
@@ -25,9 +25,9 @@ _NAMED = 3
 
 def show_plan(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the plan as tables, warnings first, or as JSON; with or without a daemon or a ledger."""
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     late, why_not = asyncio.run(_lateness(settings))
-    shown = planned(settings, late, setup.now()) | {"lateness_unknown": why_not}
+    shown = planned(settings, late, bootstrap.now()) | {"lateness_unknown": why_not}
     if as_json:
         print(json.dumps(shown, indent=2))
     else:
@@ -38,7 +38,7 @@ def show_plan(paths: Sequence[Path], *, as_json: bool) -> int:
 async def _lateness(settings: Config) -> tuple[dict[tuple[str, str], timedelta], str | None]:
     """Read how late faxes became visible, by (app_id, user_id); why not, where that cannot be had."""
     try:
-        async with setup.ledger_beside(settings, readonly=True) as ledger:
+        async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
             rows = await ledger.read(streams.all_users, include_removed=False)
     except PollerError as error:
         return {}, str(error)

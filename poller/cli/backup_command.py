@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from poller.cli import setup
+from poller.cli import bootstrap
 from poller.errors import LedgerUnavailable
 from poller.ledger import backup as copy_ledger
 
@@ -12,7 +12,7 @@ from poller.ledger import backup as copy_ledger
 def backup(paths: Sequence[Path], target: Path) -> int:
     """Write the copy and say so; CannotStart or LedgerUnavailable (73) when it cannot be made."""
     target = target.absolute()
-    settings, owner = setup.load_as_owner(paths)
+    settings, owner = bootstrap.load_as_owner(paths)
     try:
         size = asyncio.run(copy_ledger(settings.state_url, target))
     except LedgerUnavailable as error:

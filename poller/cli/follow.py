@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from poller.cli import setup
+from poller.cli import bootstrap
 from poller.config.model import Config
 from poller.ledger import FaxRow, Ledger, State, faxes
 
@@ -39,7 +39,7 @@ async def wait(
                 return None
             if state != before:
                 before, moved_at = state, now
-            if setup.is_running(settings):
+            if bootstrap.is_running(settings):
                 seen_at = now
             if now - max(seen_at, began) > GONE_S:
                 return "the service has stopped; it goes on when it is started again"

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from poller import VERSION
-from poller.cli import setup, stdio
+from poller.cli import bootstrap, stdio
 from poller.cli.troubles import Troubles, Waits
 from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
@@ -61,13 +61,13 @@ class Summary:
 
 def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     """Do one round; raises UsageError for an unknown user, CannotStart for unusable storage."""
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     if user is not None:
         _require_known(settings, user)
-    setup.read_all_secrets(settings)
+    bootstrap.read_all_secrets(settings)
     with StateLock(settings.state_directory, "once"), StorageLock() as storage_lock:
         # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
-        setup.start_log(_quiet(settings), sys.stderr if as_json else None)
+        bootstrap.start_log(_quiet(settings), sys.stderr if as_json else None)
         summary = asyncio.run(_once(settings, user, storage_lock))
     _show(summary, as_json=as_json)
     for sentence in summary.troubles.sentences():
@@ -113,7 +113,7 @@ async def _sum_up(site: Site, summary: Summary) -> None:
     """Note what remains, and why."""
     mine = {state.id: state for state in site.states}
     rows = [row for row in await site.shop.ledger.read(streams.all_users) if row.id in mine]
-    remains = setup.totals(rows)
+    remains = bootstrap.totals(rows)
     summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
     summary.unusable = site.shop.gate.reason
     for waiting in await site.shop.ledger.read(jobs.waiting):

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from poller import VERSION
-from poller.cli import setup
-from poller.cli.beside import Shown, progress, wait
+from poller.cli import bootstrap
 from poller.cli.console import say
-from poller.cli.naming import find_user
+from poller.cli.follow import Shown, progress, wait
+from poller.cli.lookup import find_user
 from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountRunner
@@ -44,7 +44,7 @@ class NothingToCancel(PollerError):
 
 
 @dataclass(frozen=True)
-class Report:
+class BackfillReport:
     """The JSON of `backfill --json`, and what decides its exit code; `stopped`: why it is not through."""
 
     key: str
@@ -85,7 +85,7 @@ def backfill(
     """List and fetch an old window; beside a daemon that does it. Raises UsageError (2), NotAtWork."""
     if start is None or end is None:
         raise UsageError("backfill takes --from TIME and --to TIME, or --cancel")
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     user = _configured(settings, key)
     window = _window(start, end)
     report = _alone_or_beside(settings, user, window, as_json=as_json)
@@ -100,7 +100,7 @@ def cancel(paths: Sequence[Path], key: str, window: tuple[object, object], *, as
     """End all backfills of a user that wait, beside a daemon too. Raises NothingToCancel (1)."""
     if window != (None, None):
         raise UsageError("--cancel ends all backfills of the user; it takes no --from or --to")
-    ended = asyncio.run(_cancel(setup.load(paths), key))
+    ended = asyncio.run(_cancel(bootstrap.load(paths), key))
     if not ended:
         raise NothingToCancel(f"{key} has no backfill that waits; `poller status` shows them")
     if as_json:
@@ -112,9 +112,9 @@ def cancel(paths: Sequence[Path], key: str, window: tuple[object, object], *, as
 
 
 async def _cancel(settings: Config, key: str) -> list[Backfill]:
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, key)
-        return await ledger.write(backfills.withdraw, row.id, setup.now())
+        return await ledger.write(backfills.withdraw, row.id, bootstrap.now())
 
 
 def _configured(settings: Config, key: str) -> User:
@@ -127,40 +127,42 @@ def _configured(settings: Config, key: str) -> User:
 def _window(start: datetime, end: datetime) -> Interval:
     if start >= end:
         raise UsageError("--from is not before --to")
-    if start >= setup.now():
+    if start >= bootstrap.now():
         raise UsageError("--from is still to come")
-    if end > setup.now():
+    if end > bootstrap.now():
         raise UsageError("--to is still to come: what comes in from now on, the polls list")
     return Interval(start, end)
 
 
-def _alone_or_beside(settings: Config, user: User, window: Interval, *, as_json: bool) -> Report:
-    if not setup.is_running(settings):
-        setup.read_all_secrets(settings)  # before anything is touched
+def _alone_or_beside(
+    settings: Config, user: User, window: Interval, *, as_json: bool
+) -> BackfillReport:
+    if not bootstrap.is_running(settings):
+        bootstrap.read_all_secrets(settings)  # before anything is touched
     with ExitStack() as held:
         try:
             held.enter_context(StateLock(settings.state_directory, "backfill"))
         except LockHeld:
-            if not setup.is_running(settings):
+            if not bootstrap.is_running(settings):
                 raise  # what holds it does nothing for others
             return asyncio.run(_beside(settings, user, window))
         storage_lock = held.enter_context(StorageLock())
         quiet = replace(settings, log=replace(settings.log, level="warning"))
-        setup.start_log(quiet, sys.stderr if as_json else None)
+        bootstrap.start_log(quiet, sys.stderr if as_json else None)
         return asyncio.run(_alone(settings, user, window, storage_lock))
 
 
 # -- beside a daemon -------------------------------------------------------------------------------
 
 
-async def _beside(settings: Config, user: User, window: Interval) -> Report:
+async def _beside(settings: Config, user: User, window: Interval) -> BackfillReport:
     key = f"{user.account}/{user.name}"
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         rows = await ledger.read(streams.all_users, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
         if not known:
             raise NotAtWork(f"the running service does not know {key} yet: reload it first")
-        asked = await ledger.write(backfills.ask, known[0], window, setup.now())
+        asked = await ledger.write(backfills.ask, known[0], window, bootstrap.now())
         print(
             "The running service does it, also when this command is interrupted.", file=sys.stderr
         )
@@ -194,11 +196,13 @@ def _progress(asked: Backfill, found: Found) -> tuple[float, float, str]:
 
 async def _report(
     ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
-) -> Report:
+) -> BackfillReport:
     now = await ledger.read(backfills.one, asked.id)
     if now.withdrawn:
         stopped = "it was cancelled"
-    return Report(key, now, await ledger.read(backfills.found, asked.id), by_daemon, stopped)
+    return BackfillReport(
+        key, now, await ledger.read(backfills.found, asked.id), by_daemon, stopped
+    )
 
 
 # -- without one -----------------------------------------------------------------------------------
@@ -206,7 +210,7 @@ async def _report(
 
 async def _alone(
     settings: Config, user: User, window: Interval, storage_lock: StorageLock
-) -> Report:
+) -> BackfillReport:
     key = f"{user.account}/{user.name}"
     async with open_site(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
@@ -276,7 +280,7 @@ def _from_to(interval: Interval) -> str:
     return f"{instant(interval.start)} to {instant(interval.end)}"
 
 
-def _print(report: Report) -> None:
+def _print(report: BackfillReport) -> None:
     console = Console()
     whys: dict[str, Coverage] = {}
     for interval, reason in report.asked.not_listed:

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from poller.cli import setup
-from poller.cli.naming import counted
+from poller.cli import bootstrap
+from poller.cli.lookup import counted
 from poller.errors import UsageError
 from poller.lock import StateLock, StorageLock
 from poller.rebuild import Rebuilt, Trouble
@@ -25,9 +25,9 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
 
     Raises LockHeld (75) beside a running poller, CannotStart or LedgerUnavailable (73).
     """
-    if since is not None and since > setup.now():
+    if since is not None and since > bootstrap.now():
         raise UsageError("--since must not be in the future")
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     with (
         StateLock(settings.state_directory, "rebuild"),
         StorageLock() as storage_lock,
@@ -35,7 +35,11 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
     ):
         done = asyncio.run(
             make_anew(
-                settings, since=since, now=setup.now, progress=progress, storage_lock=storage_lock
+                settings,
+                since=since,
+                now=bootstrap.now,
+                progress=progress,
+                storage_lock=storage_lock,
             )
         )
     if as_json:

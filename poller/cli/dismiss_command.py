@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from poller.cli import setup
-from poller.cli.naming import UnknownGap, find_one, find_user, stretch
+from poller.cli import bootstrap
+from poller.cli.lookup import UnknownGap, find_one, find_user, stretch
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import State, coverage, jobs
@@ -29,7 +29,7 @@ def dismiss(
         raise UsageError("dismiss takes either a FAX_ID or --gap ACCOUNT/USER FROM TO")
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty")
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     if gap is not None:
         count = asyncio.run(_dismiss_gap(settings, gap, reason))
         what = f"{count} {'stretch' if count == 1 else 'stretches'} of time of {gap[0]}"
@@ -47,9 +47,9 @@ def dismiss(
 
 
 async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_one(ledger, fax_id)
-        after = await ledger.write(jobs.dismiss, row.id, now=setup.now(), reason=reason)
+        after = await ledger.write(jobs.dismiss, row.id, now=bootstrap.now(), reason=reason)
     if after.state is State.STORED:
         raise NothingToDismiss(f"fax {fax_id} is stored, so there is nothing to dismiss")
     return 1
@@ -57,7 +57,7 @@ async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
 
 async def _dismiss_gap(settings: Config, gap: Sequence[str], reason: str | None) -> int:
     bounds = stretch(gap[1:])
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
         count = await ledger.write(coverage.dismiss_gap, row.id, bounds, reason)
     if not count:

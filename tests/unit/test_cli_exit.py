@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from poller.cli.leaving import StopDeadline
+from poller.cli.exit import StopDeadline
 
 
 def test_stop_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from poller.cli import setup
-from poller.cli.beside import wait_for_faxes
-from poller.cli.naming import UnknownGap, counted, find_one, find_user, stretch
+from poller.cli import bootstrap
+from poller.cli.follow import wait_for_faxes
+from poller.cli.lookup import UnknownGap, counted, find_one, find_user, stretch
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
@@ -32,7 +32,7 @@ def retry(
     """
     if gap is not None and fax_ids:
         raise UsageError("retry takes either faxes or --gap")
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     if gap is None:
         asyncio.run(_retry(settings, fax_ids, as_json=as_json))
         return 0
@@ -41,19 +41,19 @@ def retry(
         print(json.dumps({"made_due": count}))
     else:
         print(f"{counted(count, 'stretch', 'stretches')} of time made due.")
-        print("The service lists them." if setup.is_running(settings) else _STOPPED)
+        print("The service lists them." if bootstrap.is_running(settings) else _STOPPED)
     return 0
 
 
 async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> None:
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         if fax_ids:
             rows = [await find_one(ledger, fax_id) for fax_id in fax_ids]
             await _refuse_removed(settings, ledger, rows)
-            count = await ledger.write(jobs.make_due, [row.id for row in rows], setup.now())
+            count = await ledger.write(jobs.make_due, [row.id for row in rows], bootstrap.now())
         else:
             rows = await ledger.read(jobs.quarantined, _FOLLOWED)
-            count = await ledger.write(jobs.make_due, None, setup.now())
+            count = await ledger.write(jobs.make_due, None, bootstrap.now())
         if as_json:
             print(json.dumps({"made_due": count}))
             return
@@ -91,7 +91,7 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
     for row in rows:
         if (row.app_id, row.user_id) in configured:
             continue
-        if (await ledger.read(streams.one, row.user)).removed or not setup.is_running(settings):
+        if (await ledger.read(streams.one, row.user)).removed or not bootstrap.is_running(settings):
             raise UserIsRemoved(
                 f"user {row.account}/{row.user_name} is not configured any more, so its fax "
                 f"{row.fax_id} is not fetched: put the user back into the configuration, "
@@ -101,10 +101,10 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
 
 async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
     """Say what becomes of the faxes; what cannot come now is not waited for."""
-    if not setup.is_running(settings):
+    if not bootstrap.is_running(settings):
         print(_STOPPED)
         return
-    storage = await setup.storage_now(settings, ledger, shortly=True)
+    storage = await bootstrap.storage_now(settings, ledger, shortly=True)
     if not storage["usable"]:
         print(f"The service fetches nothing now: {_clause(storage['reason'])}.")
         print("It fetches them when that is over.")
@@ -153,7 +153,7 @@ def _name(row: FaxRow) -> str:
 
 async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:
     bounds = stretch(gap[1:])
-    async with setup.ledger_beside(settings, readonly=False) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
         count = await ledger.write(coverage.make_gap_due, row.id, bounds)
     if not count:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from poller.cli.naming import stretch
+from poller.cli.lookup import stretch
 from poller.errors import UsageError
 
 FROM, TO = "2026-01-01T00:00:00.123Z", "2026-01-02T00:00:00.456+00:00"

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from poller.cli import setup
+from poller.cli import bootstrap
 from poller.cli.console import say
-from poller.cli.naming import find_one
+from poller.cli.lookup import find_one
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
@@ -33,7 +33,7 @@ _FOUND_BY = {
 
 def explain(paths: Sequence[Path], fax_id: str, *, as_json: bool) -> int:
     """Print what is known of one fax; raises UnknownFax (1), UsageError for an ambiguous id (2)."""
-    settings = setup.load(paths)
+    settings = bootstrap.load(paths)
     shown = asyncio.run(_explained(settings, fax_id))
     if as_json:
         print(json.dumps(shown, indent=2))
@@ -43,7 +43,7 @@ def explain(paths: Sequence[Path], fax_id: str, *, as_json: bool) -> int:
 
 
 async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
-    async with setup.ledger_beside(settings, readonly=True) as ledger:
+    async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         fax = await find_one(ledger, fax_id)
         history = await ledger.read(faxes.history, fax.id)
         gone = await taken(settings, ledger, [fax])

@@ -1,0 +1,97 @@
+"""`poller status`: how it is doing, from the ledger, beside a running daemon too."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from poller import VERSION
+from poller.cli import bootstrap
+from poller.cli.status_table import print_status
+from poller.config.model import Account, Config
+from poller.evidence import EvidenceStore
+from poller.ledger import meta
+from poller.problems import not_in_time, problems
+from poller.runtime_report import RuntimeReport
+from poller.status import Pace, damaged, status
+
+
+def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
+    """Print the status as tables, problems first, or as JSON."""
+    settings = bootstrap.load(paths)
+    shown = asyncio.run(look(settings))
+    shown["problems"] = problems(shown, list(_reasons(shown, settings)))
+    if as_json:
+        print(json.dumps(shown, indent=2))
+    else:
+        print_status(shown)
+    return 0
+
+
+async def look(settings: Config) -> dict[str, Any]:
+    """Read what `status --json` shows.
+
+    Nothing is printed while the ledger is open: a slow reader must not hold up the writer.
+    """
+    async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
+        running = bootstrap.is_running(settings)
+        report = (
+            RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
+            if running
+            else None
+        )
+        storage = await bootstrap.storage_now(settings, ledger, shortly=running)
+        return await status(
+            ledger,
+            now=bootstrap.now(),
+            running=running,
+            version=VERSION,
+            storage=_storage(storage, report),
+            evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
+            paces={one.name: _pace(one, report) for one in settings.accounts},
+            rejected=report.rejected if report else None,
+            alarm_after=settings.retry.alarm_after,
+            accounts=settings.accounts,
+        )
+
+
+def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
+    """Let the service's word count, too: it works as another user, in a sandbox of its own.
+
+    Of another directory than this command's, which a changed configuration names, it counts alone.
+    """
+    if report is None:
+        return seen
+    if report.directory != seen["directory"]:
+        seen = seen | {"directory": report.directory, "reason": None, "free_bytes": None}
+    reason = report.reason or seen["reason"]
+    return seen | {"usable": reason is None, "reason": reason}
+
+
+def _pace(account: Account, report: RuntimeReport | None) -> Pace:
+    limit = account.limits.requests_per_second
+    if report is None:
+        return Pace(limit)
+    name = account.name
+    return Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
+
+
+def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
+    configured, used = str(settings.storage.directory), shown["storage"]["directory"]
+    if configured != used:
+        yield (
+            f"the running service still stores in {used}; `systemctl restart poller` takes the "
+            f"configured {configured}"
+        )
+    if not shown["running"]:
+        yield (
+            "poller is not running: `systemctl start poller` starts it, "
+            "`systemctl status poller` says why it ended"
+        )
+    elif (late := not_in_time(shown)) is not None:
+        yield late
+    if not shown["storage"]["usable"]:
+        yield f"nothing is fetched: {shown['storage']['reason']}"
+    if shown["ledger"]["problem"] is not None:
+        yield damaged(shown["ledger"]["problem"])
