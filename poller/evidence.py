@@ -1,4 +1,4 @@
-"""What a broken answer looked like: kept beside the ledger for whoever has to ask eFax about it.
+"""What a broken answer looked like: kept in `state.directory` for whoever has to ask eFax about it.
 
 It holds what patients sent, so it is for the service's own user alone, and never in the log. It is
 of use but nothing rests on it: it is not synced, and the oldest goes when the space is used up.

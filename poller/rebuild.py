@@ -77,7 +77,9 @@ async def rebuild(
         marker = await _marker(settings, storage)
         if storage_lock is not None:
             storage_lock.take(marker)
-        making = await in_own_thread("rebuild", lambda: Replacement.begin(settings.state_url))
+        making = await in_own_thread(
+            "rebuild", lambda: Replacement.begin(settings.state_url, settings.state_directory)
+        )
         done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:
             async with await Ledger.open(making.url) as ledger:

@@ -1,4 +1,4 @@
-"""The directory of the ledger, the lock and the key: made so that a power failure cannot take it."""
+"""`state.directory` and that of the ledger: made so that a power failure cannot take them."""
 
 import os
 from contextlib import suppress

@@ -72,7 +72,9 @@ def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
 @asynccontextmanager
 async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Ledger]:
     """Open the ledger beside a daemon that may be running; CannotStart when there is none yet."""
-    async with await Ledger.open(settings.state_url, create=False, readonly=readonly) as ledger:
+    async with await Ledger.open(
+        settings.state_url, directory=settings.state_directory, create=False, readonly=readonly
+    ) as ledger:
         yield ledger
 
 

@@ -127,7 +127,9 @@ class _Memory:
 @asynccontextmanager
 async def _ledger(settings: Config) -> AsyncIterator[Ledger | None]:
     try:
-        ledger = await Ledger.open(settings.state_url, create=False)
+        ledger = await Ledger.open(
+            settings.state_url, directory=settings.state_directory, create=False
+        )
     except CannotStart:
         yield None
         return

@@ -172,7 +172,9 @@ async def open_site(
     is, and let go by the caller. Unusable storage is no error: the gate stays shut until it is back.
     """
     clock = clock or SystemClock()
-    ledger = await Ledger.open(settings.state_url, monotonic=clock.monotonic)
+    ledger = await Ledger.open(
+        settings.state_url, directory=settings.state_directory, monotonic=clock.monotonic
+    )
     storage = Storage(settings.storage)
     try:
         _report_restored(ledger)

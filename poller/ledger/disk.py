@@ -22,8 +22,9 @@ _COPY_ON_WITHIN_S = 100.0
 class Disk:
     """Is there room, and a copy when one is due. `close` ends a copy that is under way."""
 
-    def __init__(self, path: Path, *, busy_timeout_s: float) -> None:
+    def __init__(self, path: Path, snapshot_stem: Path, *, busy_timeout_s: float) -> None:
         self._path = path
+        self._snapshot_stem = snapshot_stem
         self._busy_timeout_s = busy_timeout_s
         self._looking: asyncio.Task[None] | None = None
         self._copying: asyncio.Task[str | None] | None = None
@@ -92,7 +93,7 @@ class Disk:
             return self._stop_copying.is_set()
 
         terms = snapshots.Terms(self._busy_timeout_s, stop, writer)
-        return snapshots.look_after(self._path, now, terms)
+        return snapshots.look_after(self._path, self._snapshot_stem, now, terms)
 
     async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
         """Wait for the copy as long as it comes on; no thread can be ended, so it is left behind."""

@@ -40,15 +40,22 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, readers: Database, writer: Writer | None, *, created: bool
+        self,
+        path: Path,
+        snapshot_stem: Path,
+        readers: Database,
+        writer: Writer | None,
+        *,
+        created: bool,
     ) -> None:
         self.created = created
         self.restored_from: datetime | None = None
         self._path = path
+        self._snapshot_stem = snapshot_stem
         self._readers = readers
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
-        self._disk = Disk(path, busy_timeout_s=BUSY_TIMEOUT_S)
+        self._disk = Disk(path, snapshot_stem, busy_timeout_s=BUSY_TIMEOUT_S)
         self._write_behind = WriteBehind(writer)
 
     @classmethod
@@ -56,6 +63,7 @@ class Ledger:
         cls,
         url: str,
         *,
+        directory: Path | None = None,
         create: bool = True,
         readonly: bool = False,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
@@ -63,10 +71,12 @@ class Ledger:
     ) -> Self:
         """Open the ledger at `url`, make it when there is none and `create`, migrate it when old.
 
-        With `readonly` nothing is made, migrated or changed. Raises CannotStart with the reason; a
+        Its snapshots are in `directory`, or else beside it. With `readonly` nothing is made, migrated
+        or changed. Raises CannotStart with the reason; a
         file that is damaged, foreign or of a newer poller stays byte for byte as it was.
         """
         path = engine.database_path(url)
+        snapshot_stem = snapshots.stem(path, directory)
         found = await in_own_thread(
             "ledger opening",
             lambda: engine.look(path, timeout_s=busy_timeout_s, thorough=not readonly),
@@ -80,10 +90,12 @@ class Ledger:
             )
         restored_from = None
         if not found.tables:
-            restored_from = await in_own_thread("ledger opening", lambda: _restored(path))
+            restored_from = await in_own_thread(
+                "ledger opening", lambda: _restored(path, snapshot_stem)
+            )
         readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
         if readonly:
-            return cls(path, readers, None, created=False)
+            return cls(path, snapshot_stem, readers, None, created=False)
         await in_own_thread("ledger opening", lambda: engine.prepare(path))
         writer = Writer(
             engine.writer_engine(path, timeout_s=busy_timeout_s), path, monotonic=monotonic
@@ -95,7 +107,7 @@ class Ledger:
             if isinstance(error, LedgerUnavailable):
                 raise CannotStart(str(error)) from error
             raise
-        opened = cls(path, readers, writer, created=created)
+        opened = cls(path, snapshot_stem, readers, writer, created=created)
         opened.restored_from = restored_from
         return opened
 
@@ -219,7 +231,7 @@ class Ledger:
 
     async def snapshot_is_due(self, now: datetime) -> bool:
         """Whether the newest snapshot is older than a day, or there is none."""
-        return await self._disk.run(lambda: snapshots.is_due(self._path, now))
+        return await self._disk.run(lambda: snapshots.is_due(self._snapshot_stem, now))
 
     async def look_after(self, now: datetime) -> Health:
         """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
@@ -240,7 +252,7 @@ class Ledger:
         return Health(checked_at, problem, await self._snapshot_at())
 
     async def _snapshot_at(self) -> datetime | None:
-        return await self._disk.run(lambda: snapshots.newest_at(self._path))
+        return await self._disk.run(lambda: snapshots.newest_at(self._snapshot_stem))
 
     # -- what may be lost for a moment ---------------------------------------------------------------
 
@@ -272,9 +284,9 @@ class Ledger:
         return await self.write(streams.progress, user)
 
 
-def _restored(path: Path) -> datetime | None:
+def _restored(path: Path, snapshot_stem: Path) -> datetime | None:
     try:
         with snapshots.mapped(path):
-            return replacement.restore(path)
+            return replacement.restore(path, snapshot_stem)
     except LedgerUnavailable as error:
         raise CannotStart(str(error)) from error

@@ -29,13 +29,13 @@ class Replacement:
     base: "Base"
 
     @classmethod
-    def begin(cls, url: str) -> Self:
+    def begin(cls, url: str, directory: Path | None = None) -> Self:
         """Choose what it begins with and copy that; blocking. Raises as `Ledger.open`."""
         path = engine.database_path(url)
         with snapshots.mapped(path):
             state_directory.make(path.parent)
             try:
-                base = choose(path)
+                base = choose(path, snapshots.stem(path, directory))
                 begin(path, base)
             except BaseException:
                 abandon(path)
@@ -91,7 +91,7 @@ class Base:
     passed_over: tuple[str, ...]
 
 
-def choose(path: Path) -> Base:
+def choose(path: Path, snapshot_stem: Path) -> Base:
     """Choose the ledger itself where it is whole after all, else its newest readable snapshot.
 
     Raises CannotStart when that cannot be told: it is locked, unreadable, or another program's.
@@ -101,7 +101,7 @@ def choose(path: Path) -> Base:
     # Without its journal, which an earlier try has moved, it may look whole and not be.
     lacks_journal = aside is not None and _journal(aside).exists()
     candidates = [] if lacks_journal else [path]
-    for candidate in [*candidates, *snapshots.names(path)]:
+    for candidate in [*candidates, *snapshots.names(snapshot_stem)]:
         if not os.path.lexists(candidate):
             continue
         reason = _unusable_original(path) if candidate == path else _unusable(candidate)
@@ -143,13 +143,13 @@ def _is_of_the_disk(cause: BaseException | None) -> bool:
     return (getattr(cause, "sqlite_errorname", None) or "").startswith("SQLITE_IOERR")
 
 
-def restore(path: Path) -> datetime | None:
+def restore(path: Path, snapshot_stem: Path) -> datetime | None:
     """Put the newest readable snapshot where the ledger is gone; of when it is, None without one.
 
     An empty ledger in its place would fetch again what consumers have taken away, and forget what
     waits. Raises LedgerDamaged when there are snapshots and none can be read.
     """
-    kept = [name for name in snapshots.names(path) if os.path.lexists(name)]
+    kept = [name for name in snapshots.names(snapshot_stem) if os.path.lexists(name)]
     source = next((name for name in kept if _unusable(name) is None), None)
     if source is None:
         if kept:

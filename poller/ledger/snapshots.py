@@ -59,17 +59,22 @@ class Terms:
 # -- the snapshots that are kept -------------------------------------------------------------------
 
 
-def names(path: Path) -> list[Path]:
-    """The snapshots of the ledger at `path`, newest first, whether they are there or not.
+def stem(path: Path, directory: Path | None) -> Path:
+    """What the snapshots' names begin with: the ledger's path, or its name in another directory."""
+    return path if directory is None else directory / path.name
+
+
+def names(stem: Path) -> list[Path]:
+    """The snapshots whose names begin with `stem`, newest first, whether they are there or not.
 
     Their order is in their names: the clock may have been set since.
     """
-    return [path.with_name(f"{path.name}.snapshot-{number}") for number in range(1, KEPT + 1)]
+    return [stem.with_name(f"{stem.name}.snapshot-{number}") for number in range(1, KEPT + 1)]
 
 
-def newest_at(path: Path) -> datetime | None:
+def newest_at(stem: Path) -> datetime | None:
     """When the newest snapshot was made; None when there is none."""
-    for name in names(path):
+    for name in names(stem):
         with suppress(OSError):
             return made_at(name)
     return None
@@ -80,38 +85,38 @@ def made_at(snapshot: Path) -> datetime:
     return datetime.fromtimestamp(snapshot.stat().st_mtime, UTC)
 
 
-def is_due(path: Path, now: datetime) -> bool:
+def is_due(stem: Path, now: datetime) -> bool:
     """Whether the newest is older than a day, or of a time that has not come yet."""
-    newest = newest_at(path)
+    newest = newest_at(stem)
     return newest is None or not timedelta(0) <= now - newest < SNAPSHOT_AFTER
 
 
-def look_after(path: Path, now: datetime, terms: Terms) -> str | None:
+def look_after(path: Path, stem: Path, now: datetime, terms: Terms) -> str | None:
     """Copy the ledger, check the copy, keep it as the newest snapshot if that is due.
 
     Returns what is wrong with the ledger; snapshots that are there stay then. Raises
     LedgerUnavailable when no copy can be made.
     """
-    part = path.with_name(f"{path.name}.snapshot-part")
+    part = stem.with_name(f"{stem.name}.snapshot-part")
     with mapped(part):
         part.unlink(missing_ok=True)  # of a run that was killed; the lock of the state is held
     with _copied(path, part, terms):
         problem = problem_of(part, terms.stop)
-        if problem is None and is_due(path, now):
+        if problem is None and is_due(stem, now):
             with mapped(part):
-                _keep(path, part, now)
+                _keep(stem, part, now)
     return problem
 
 
-def _keep(path: Path, part: Path, now: datetime) -> None:
+def _keep(stem: Path, part: Path, now: datetime) -> None:
     os.utime(part, (now.timestamp(), now.timestamp()))
     sync(part)
-    newest, *_ = kept = names(path)
+    newest, *_ = kept = names(stem)
     for older, newer in zip(reversed(kept), list(reversed(kept))[1:], strict=False):
         with suppress(FileNotFoundError):
             newer.rename(older)
     part.rename(newest)
-    sync(path.parent)
+    sync(stem.parent)
 
 
 # -- one copy --------------------------------------------------------------------------------------

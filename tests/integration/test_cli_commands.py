@@ -34,6 +34,7 @@ from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, Ledger, meta
 from poller.lock import StateLock
+from poller.log.key import KEY_FILE
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Faults, Simulator
 from poller.simulator.state import Fax
@@ -135,6 +136,29 @@ def test_once_fetches_all_that_is_there_and_a_second_one_nothing(
     assert code == 0
     assert "discovered 0" in " ".join(out.split())
     assert set(efax.downloads.values()) == {1}
+
+
+def test_a_ledger_elsewhere_leaves_everything_else_in_the_state_directory(
+    run: Run, directory: Path, efax: Simulator
+) -> None:
+    file = directory / "poller.yaml"
+    before = 'state: {url: "sqlite:///state/poller.db"}'
+    after = 'state: {directory: state, url: "sqlite:///disk/ledger.db"}'
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    efax.receive(APP, "user-a")
+    assert run("once")[0] == 0
+    ledger = {"ledger.db", "ledger.db-journal"}
+    assert {one.name for one in (directory / "disk").iterdir()} == ledger
+    assert (directory / "disk").stat().st_mode & 0o777 == 0o700
+    assert (directory / "disk" / "ledger.db").stat().st_mode & 0o777 == 0o600
+    assert {one.name for one in (directory / "state").iterdir()} == {"poller.lock", KEY_FILE}
+    with StateLock(directory / "state"):
+        assert run("once")[0] == 75
+    assert json.loads(run("status", "--json")[1])["running"] is False
+    code, said, _ = run("rebuild", "--json")
+    assert code == 0
+    assert Path(json.loads(said)["ledger"]) == directory / "disk" / "ledger.db"
 
 
 def test_once_for_one_user_leaves_the_others_alone(run: Run, efax: Simulator) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, NewFax, backup, faxes, snapshots, streams
+from poller.ledger import Ledger, NewFax, Replacement, backup, faxes, snapshots, streams
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import HELD_S
 
@@ -92,6 +92,28 @@ async def test_a_snapshot_is_private_whole_and_two_are_kept(ledger: Ledger, path
     assert others(path) == {newest.name, older.name}
     assert (faxes_in(newest), faxes_in(older)) == (4, 3)
     assert newest.stat().st_mode & 0o777 == 0o600
+
+
+async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_come_back_from_there(
+    tmp_path: Path,
+) -> None:
+    path, directory = tmp_path / "disk" / "ledger.db", tmp_path / "state"
+    directory.mkdir()
+    url = f"sqlite:///{path}"
+    async with await Ledger.open(url, directory=directory) as ledger:
+        await ledger.write(streams.sync, ONE_USER, NOW)
+        await ledger.look_after(NOW)
+        assert (await ledger.health()).snapshot_at == NOW
+    (snapshot,) = directory.iterdir()
+    assert snapshot.name == "ledger.db.snapshot-1"
+    assert others(path) == set()
+    path.unlink()
+    replacement = Replacement.begin(url, directory)
+    assert replacement.base.source == snapshot
+    replacement.abandon()
+    async with await Ledger.open(url, directory=directory) as ledger:
+        assert ledger.restored_from == NOW
+        assert len(await ledger.read(streams.all_users)) == 1
 
 
 async def test_a_look_within_the_day_checks_and_keeps_the_snapshot(
@@ -436,9 +458,9 @@ async def test_a_connection_that_threads_may_not_share_is_not_copied_over(
     shared: list[object] = []
     real = snapshots.look_after
 
-    def look_after(path: Path, now: datetime, terms: snapshots.Terms) -> str | None:
+    def look_after(path: Path, stem: Path, now: datetime, terms: snapshots.Terms) -> str | None:
         shared.append(terms.writer)
-        return real(path, now, terms)
+        return real(path, stem, now, terms)
 
     monkeypatch.setattr(snapshots, "look_after", look_after)
     await grow(ledger, 10)
