@@ -11,7 +11,7 @@ from poller import config, log
 from poller.client import Client, Observer, Ports
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config, User
-from poller.efax import Page
+from poller.efax.responses import Page
 from poller.errors import ApiError, CannotStart, UserRefused
 from poller.ingest.account import SignIns, all_refused
 from poller.ingest.empties import EmptyLists

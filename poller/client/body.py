@@ -8,7 +8,7 @@ import aiohttp
 
 from poller.client.ports import Timeouts
 from poller.clock import Clock
-from poller.efax import BODY_LIMIT, EVIDENCE_LIMIT
+from poller.efax.responses import BODY_LIMIT, EVIDENCE_LIMIT
 from poller.errors import BadAnswer, Unreachable
 
 T = TypeVar("T")

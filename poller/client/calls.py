@@ -5,13 +5,14 @@ from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
-from poller import efax
 from poller.client.body import AnswerBody, whole
 from poller.client.pacer import Pacer
 from poller.client.ports import ImageSink, Ports
 from poller.client.requester import Before, Exchange, Requester, nothing
 from poller.config.model import Account, Limits, RetryConfig, User
-from poller.efax import ImageAnswer, Page
+from poller.efax.image import ImageAnswer, ImageDecoder
+from poller.efax.requests import health_request, image_request, list_request, metadata_request
+from poller.efax.responses import Page, parse_fields, parse_health, parse_page
 from poller.errors import BadAnswer, Rejected, Unreachable
 from poller.naming import fax_key
 from poller.pacing import Kind, Pacing
@@ -83,7 +84,7 @@ class Client:
         On behalf of a user it counts as a list call does: its failure towards suspension, and in a
         suspension it is a probe. On nobody's behalf it is always allowed.
         """
-        request, read = efax.health_request(), whole(efax.parse_health)
+        request, read = health_request(), whole(parse_health)
         name = "" if user is None else user.name
         probe = user is not None and self.breaker.is_open
         with self.breaker.probing(name) if probe else nullcontext():
@@ -114,10 +115,10 @@ class Client:
         exchange = Exchange(
             Kind.LIST,
             user.name,
-            lambda token: efax.list_request(
+            lambda token: list_request(
                 user.user_id, token, bounds, offset=offset, image_downloaded=image_downloaded
             ),
-            whole(efax.parse_page),
+            whole(parse_page),
         )
         if is_probe:
             return await self._requester.attempt(exchange, probe=True)
@@ -130,8 +131,8 @@ class Client:
         exchange = Exchange(
             Kind.OTHER,
             user.name,
-            lambda token: efax.metadata_request(user.user_id, token, fax_id),
-            whole(efax.parse_fields),
+            lambda token: metadata_request(user.user_id, token, fax_id),
+            whole(parse_fields),
         )
         try:
             fields = await self._requester.attempt(exchange, probe=is_probe)
@@ -151,7 +152,7 @@ class Client:
         """
 
         async def read(answer: AnswerBody) -> ImageAnswer:
-            decoder = efax.ImageDecoder(fax_id)
+            decoder = ImageDecoder(fax_id)
             await sink.reset()
             async for chunk in answer.chunks():
                 if piece := decoder.feed(chunk):
@@ -161,7 +162,7 @@ class Client:
         exchange = Exchange(
             Kind.IMAGE,
             user.name,
-            lambda token: efax.image_request(user.user_id, token, fax_id, user.image_format),
+            lambda token: image_request(user.user_id, token, fax_id, user.image_format),
             read,
             before,
         )

@@ -13,7 +13,7 @@ from yarl import URL
 
 from poller.client.resolver import NotLookedUp
 from poller.config.model import Account
-from poller.efax import Call
+from poller.efax.requests import Call
 from poller.errors import ApiError, BadAnswer, Unreachable
 
 

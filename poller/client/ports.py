@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from poller.clock import Clock
-from poller.efax import Call
+from poller.efax.requests import Call
 
 
 class SignInStore(Protocol):

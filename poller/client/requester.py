@@ -6,7 +6,6 @@ from datetime import timedelta
 from itertools import count
 from typing import Generic, TypeVar
 
-from poller import efax
 from poller.client.body import Reader, whole
 from poller.client.breaker import Breaker
 from poller.client.pacer import Pacer
@@ -14,7 +13,8 @@ from poller.client.ports import Ports
 from poller.client.tokens import Tokens
 from poller.client.transport import Transport
 from poller.config.model import Account, RetryConfig
-from poller.efax import Call, Request, Token
+from poller.efax.requests import Call, Request, token_request
+from poller.efax.responses import Token, parse_token
 from poller.errors import (
     ApiError,
     BadAnswer,
@@ -150,9 +150,9 @@ class Requester:
     async def _sign_in(self, user: str) -> Token:
         """Sign in on behalf of a user; a refusal suspends the account."""
         async with self._pacer.turn(Kind.OTHER, user) as ticket:
-            request = efax.token_request(self._app_id, self._api_key())
+            request = token_request(self._app_id, self._api_key())
             try:
-                return await self.transport.send(ticket, request, whole(efax.parse_token))
+                return await self.transport.send(ticket, request, whole(parse_token))
             except SignInRefused as error:
                 self.breaker.sign_in_refused(error)
                 raise

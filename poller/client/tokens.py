@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from poller.client.ports import Observer, Ports
-from poller.efax import Token
+from poller.efax.responses import Token
 from poller.errors import (
     AccountSuspended,
     ApiError,

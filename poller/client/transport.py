@@ -18,7 +18,8 @@ from poller.client.ports import Ports, Timeouts
 from poller.client.resolver import Resolver
 from poller.clock import ServerClock
 from poller.config.model import Account
-from poller.efax import EVIDENCE_LIMIT, Call, Request, evidence, failure, succeeded
+from poller.efax.requests import Call, Request
+from poller.efax.responses import EVIDENCE_LIMIT, evidence, failure, succeeded
 from poller.errors import (
     ApiError,
     CannotStart,

@@ -12,7 +12,8 @@ from typing import Any
 from poller import events, log
 from poller.client import Client, Observer, Ports
 from poller.config.model import Account, RetryConfig
-from poller.efax import Call, listed_pages
+from poller.efax.requests import Call
+from poller.efax.responses import listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
 from poller.events import Event
 from poller.ingest.empties import EmptyLists

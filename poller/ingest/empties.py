@@ -9,7 +9,7 @@ from poller import events, log
 from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
-from poller.efax import Page
+from poller.efax.responses import Page
 from poller.emptiness import (
     CANARIES,
     NEVER,

@@ -13,7 +13,7 @@ from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
 from poller.documents import Document
-from poller.efax import listed_pages
+from poller.efax.responses import listed_pages
 from poller.errors import (
     ALONE,
     AccountSuspended,

@@ -7,7 +7,7 @@ from datetime import datetime
 from poller import naming
 from poller.client import Client
 from poller.clock import Clock
-from poller.efax import ListedFax, Page
+from poller.efax.responses import ListedFax, Page
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
 from poller.ingest.user import UserState

@@ -21,11 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poller import efax, errors
+from poller import errors
 from poller.documents import NotADocument
 from poller.documents.proof import inspect
-from poller.efax import Call, ImageDecoder, Page, format_timestamp, parse_timestamp
+from poller.efax import requests, responses
+from poller.efax.image import ImageDecoder
+from poller.efax.requests import Call
+from poller.efax.responses import Page
 from poller.efax.strict_json import strict_object
+from poller.efax.timestamps import format_timestamp, parse_timestamp
 from poller.errors import ApiError, BadAnswer
 from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
@@ -118,12 +122,13 @@ ANSWERS = st.binary(max_size=300) | harmed(as_json(PLAUSIBLE_PAGE | PLAUSIBLE_TO
 
 
 @pytest.mark.parametrize(
-    "parse", [efax.parse_page, efax.parse_token, efax.parse_fields, efax.parse_health]
+    "parse",
+    [responses.parse_page, responses.parse_token, responses.parse_fields, responses.parse_health],
 )
 @examples(150)
 @given(body=ANSWERS)
 def test_any_answer_is_a_value_or_the_one_error(parse: Callable[[bytes], Any], body: bytes) -> None:
-    allowed = (BadAnswer, errors.Unreachable) if parse is efax.parse_health else (BadAnswer,)
+    allowed = (BadAnswer, errors.Unreachable) if parse is responses.parse_health else (BadAnswer,)
     try:
         value = parse(body)
     except allowed as error:
@@ -131,7 +136,7 @@ def test_any_answer_is_a_value_or_the_one_error(parse: Callable[[bytes], Any], b
         return
     if isinstance(value, Page):
         assert_page_is_sound(value, body)
-    if isinstance(value, efax.Token):
+    if isinstance(value, responses.Token):
         assert value.value.isascii()
         assert value.value.isprintable()
         assert 0 < value.expires_in_s <= 7 * 86400
@@ -157,7 +162,7 @@ def assert_page_is_sound(page: Page, body: bytes) -> None:
         assert fax.pages is None or 0 <= fax.pages < 10**9
         assert fax.received_at is None or fax.received_at.tzinfo is UTC
         assert json.loads(json.dumps(fax.raw, allow_nan=False)) == fax.raw
-        efax.image_request("user", "token", fax.fax_id, "pdf").target.encode("ascii")
+        requests.image_request("user", "token", fax.fax_id, "pdf").target.encode("ascii")
 
 
 @examples(150)
@@ -184,9 +189,9 @@ def test_strict_json_accepts_nothing_that_json_does_not(body: bytes) -> None:
 def test_any_status_without_success_is_one_error_that_holds_no_secret(
     call: Call, status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    if efax.succeeded(status):
+    if responses.succeeded(status):
         return
-    error = efax.failure(call, status, headers, body, NOW)
+    error = responses.failure(call, status, headers, body, NOW)
     assert_plain_sentence(error)
     assert error.status == status
     assert "Set-Cookie" not in error.evidence.headers

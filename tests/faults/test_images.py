@@ -15,7 +15,7 @@ import pikepdf
 import pytest
 
 from poller.documents.proof import inspect
-from poller.efax import ImageDecoder
+from poller.efax.image import ImageDecoder
 from poller.errors import BadAnswer
 from poller.ledger import State
 from poller.simulator import Simulator

@@ -24,7 +24,9 @@ from aiohttp import StreamReader, web
 from poller import errors
 from poller.client import Client, Observer, Ports, Timeouts, resolver
 from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
-from poller.efax import BODY_LIMIT, Call, ImageAnswer
+from poller.efax.image import ImageAnswer
+from poller.efax.requests import Call
+from poller.efax.responses import BODY_LIMIT
 from poller.window import Interval
 from tests.conftest import pass_time
 from tests.integration.at_work import WITHIN_S

@@ -9,7 +9,7 @@ import pytest
 from poller import errors
 from poller.client import Observer, Ports
 from poller.client.tokens import Held, Tokens
-from poller.efax import Token
+from poller.efax.responses import Token
 
 LIFE_S = 86400.0
 RENEWED_AT_S = LIFE_S - 300 * 1.5  # with 0.5 for the random share

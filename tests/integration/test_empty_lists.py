@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import Poll
-from poller.efax import Page
+from poller.efax.responses import Page
 from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists

@@ -25,7 +25,7 @@ import pytest
 from multidict import CIMultiDict
 
 from poller.client import transport
-from poller.efax import Call, Request
+from poller.efax.requests import Call, Request
 from poller.errors import LedgerUnavailable, PollerError
 from poller.ledger.writer import Writer
 from poller.simulator.fake_efax import FakeEfax, Seen

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.efax import ImageAnswer, ImageDecoder
+from poller.efax.image import ImageAnswer, ImageDecoder
 from poller.errors import BadAnswer
 
 FAX = "0f8a/ü"

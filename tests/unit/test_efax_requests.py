@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller import efax
-from poller.efax import Call, format_timestamp, parse_timestamp
+from poller.efax import requests
+from poller.efax.requests import Call
+from poller.efax.timestamps import format_timestamp, parse_timestamp
 from poller.window import Interval
 
 START = datetime(2024, 5, 21, 4, 27, 56, 999999, tzinfo=UTC)
@@ -79,7 +80,7 @@ def test_a_timestamp_comes_back_but_for_its_microseconds(instant: datetime) -> N
 
 
 def test_signing_in_sends_basic_credentials_and_a_form() -> None:
-    request = efax.token_request("12345", "sécret:x")
+    request = requests.token_request("12345", "sécret:x")
     assert (request.method, request.target) == ("POST", "/tokens")
     scheme, credentials = request.headers["Authorization"].split(" ")
     assert scheme == "Basic"
@@ -89,7 +90,7 @@ def test_signing_in_sends_basic_credentials_and_a_form() -> None:
 
 
 def test_a_list_is_asked_for_with_encoded_bounds_and_paging_headers() -> None:
-    request = efax.list_request("user-1", "tok", BOUNDS, offset=97, image_downloaded=False)
+    request = requests.list_request("user-1", "tok", BOUNDS, offset=97, image_downloaded=False)
     assert request.call is Call.LIST
     assert request.method == "GET"
     assert request.target == (
@@ -107,13 +108,13 @@ def test_a_list_is_asked_for_with_encoded_bounds_and_paging_headers() -> None:
 
 
 def test_a_list_of_all_time_has_no_query() -> None:
-    request = efax.list_request("user-1", "tok", None, offset=0)
+    request = requests.list_request("user-1", "tok", None, offset=0)
     assert request.target == "/faxes/received"
     assert request.headers["pagination-limit"] == "100"
 
 
 def test_a_list_of_downloaded_faxes_can_be_asked_for() -> None:
-    request = efax.list_request("user-1", "tok", None, offset=0, image_downloaded=True)
+    request = requests.list_request("user-1", "tok", None, offset=0, image_downloaded=True)
     assert request.target == "/faxes/received?image_downloaded=true"
 
 
@@ -128,19 +129,19 @@ def test_a_list_of_downloaded_faxes_can_be_asked_for() -> None:
     ],
 )
 def test_a_fax_id_is_percent_encoded_in_the_path(fax_id: str, path: str) -> None:
-    assert efax.metadata_request("u", "t", fax_id).target == f"{path}/metadata"
+    assert requests.metadata_request("u", "t", fax_id).target == f"{path}/metadata"
 
 
 def test_the_other_calls_are_as_documented() -> None:
-    image = efax.image_request("u", "t", "f", "tiff")
+    image = requests.image_request("u", "t", "f", "tiff")
     assert (image.method, image.target) == ("GET", "/faxes/f/image?desired_format=TIFF")
-    metadata = efax.metadata_request("u", "t", "f")
+    metadata = requests.metadata_request("u", "t", "f")
     assert (metadata.method, metadata.target) == ("GET", "/faxes/f/metadata")
-    health = efax.health_request()
+    health = requests.health_request()
     assert (health.method, health.target) == ("GET", "/health")
     assert "Authorization" not in health.headers
 
 
 def test_a_request_does_not_show_its_secrets() -> None:
-    assert "tok-en" not in repr(efax.list_request("u", "tok-en", None, offset=0))
-    assert "Basic" not in repr(efax.token_request("1", "key"))
+    assert "tok-en" not in repr(requests.list_request("u", "tok-en", None, offset=0))
+    assert "Basic" not in repr(requests.token_request("1", "key"))

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from poller import efax, errors
-from poller.efax import Call, Page
+from poller import errors
+from poller.efax import responses
+from poller.efax.requests import Call
+from poller.efax.responses import Page
 
 NOW = datetime(2024, 5, 21, 12, 0, tzinfo=UTC)
 
 
 def test_a_page_keeps_every_field_of_every_fax() -> None:
-    page = efax.parse_page(
+    page = responses.parse_page(
         b'{"first_record": 1, "last_record": 2, "faxes": ['
         b'{"fax_id": "a", "pages": "3", "completed_timestamp": "2024-05-21T04:27:56.000+0000",'
         b' "new_field": {"x": [1]}}, {"fax_id": 77, "pages": 2}]}'
@@ -44,7 +46,7 @@ def test_a_page_keeps_every_field_of_every_fax() -> None:
     ],
 )
 def test_a_record_without_a_usable_id_is_counted_and_stops_no_other(record: bytes) -> None:
-    page = efax.parse_page(b'{"faxes": [' + record + b', {"fax_id": "ok"}]}')
+    page = responses.parse_page(b'{"faxes": [' + record + b', {"fax_id": "ok"}]}')
     assert [fax.fax_id for fax in page.faxes] == ["ok"]
     assert page.unusable == 1
 
@@ -54,7 +56,7 @@ def test_a_record_without_a_usable_id_is_counted_and_stops_no_other(record: byte
     ['"two"', "-1", "1.5", "true", "null", '"-3"', "[]", "1" + "0" * 30, '"٣"'],
 )
 def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
-    page = efax.parse_page(f'{{"faxes": [{{"fax_id": "a", "pages": {pages}}}]}}'.encode())
+    page = responses.parse_page(f'{{"faxes": [{{"fax_id": "a", "pages": {pages}}}]}}'.encode())
     assert page.faxes[0].pages is None
 
 
@@ -69,18 +71,18 @@ def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
     ],
 )
 def test_a_record_lists_a_page_count_or_none(raw: dict[str, Any], pages: int | None) -> None:
-    assert efax.listed_pages(raw) == pages
+    assert responses.listed_pages(raw) == pages
 
 
 def test_a_number_beyond_all_floats_can_be_written_again() -> None:
-    (fax,) = efax.parse_page(b'{"faxes": [{"fax_id": "a", "size": -1e400, "x": 1.5}]}').faxes
+    (fax,) = responses.parse_page(b'{"faxes": [{"fax_id": "a", "size": -1e400, "x": 1.5}]}').faxes
     assert fax.raw == {"fax_id": "a", "size": "-1e400", "x": 1.5}
     assert json.loads(json.dumps(fax.raw, allow_nan=False)) == fax.raw
 
 
 def test_two_spellings_of_a_uuid_are_one_record_of_a_list() -> None:
     ids = ["ABCDEF01-2345-6789-abcd-ef0123456789", "abcdef01-2345-6789-ABCD-EF0123456789"]
-    page = efax.parse_page(json.dumps({"faxes": [{"fax_id": one} for one in ids]}).encode())
+    page = responses.parse_page(json.dumps({"faxes": [{"fax_id": one} for one in ids]}).encode())
     assert [fax.fax_id for fax in page.faxes] == ids
     assert len(set(page.marks)) == 1
 
@@ -92,12 +94,12 @@ def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
 ) -> None:
     nested = '{"a":' * depth + "1" + "}" * depth
     record = '{"fax_id": "a", "x": %s}' if usable else '{"x": %s}'
-    page = efax.parse_page((f'{{"faxes": [{record % nested}, {{"fax_id": "b"}}]}}').encode())
+    page = responses.parse_page((f'{{"faxes": [{record % nested}, {{"fax_id": "b"}}]}}').encode())
     assert page.faxes[-1].fax_id == "b"
     assert page.unusable == (not usable)
     assert len(page.marks) == 2
     value = page.faxes[0].raw.get("x")
-    for _ in range(efax.responses.DEEPEST_FIELD - 1 if usable else 0):
+    for _ in range(responses.DEEPEST_FIELD - 1 if usable else 0):
         assert value is not None
         value = value["a"]
     assert isinstance(value, str) is usable
@@ -129,7 +131,7 @@ def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
     ],
 )
 def test_an_empty_list_comes_in_several_shapes(body: bytes, shape: str) -> None:
-    page = efax.parse_page(body)
+    page = responses.parse_page(body)
     assert (page, page.shape) == (Page(()), shape)
 
 
@@ -161,19 +163,24 @@ def test_an_empty_list_comes_in_several_shapes(body: bytes, shape: str) -> None:
 )
 def test_what_is_no_list_is_never_taken_for_an_empty_one(body: bytes) -> None:
     with pytest.raises(errors.BadAnswer):
-        efax.parse_page(body)
+        responses.parse_page(body)
 
 
 @given(st.binary(max_size=200))
 @example(b'{"faxes": [[]]}')
 def test_no_bytes_upset_the_parsers(body: bytes) -> None:
-    for parse in (efax.parse_page, efax.parse_token, efax.parse_fields, efax.parse_health):
+    for parse in (
+        responses.parse_page,
+        responses.parse_token,
+        responses.parse_fields,
+        responses.parse_health,
+    ):
         with suppress(errors.BadAnswer, errors.Unreachable):
             parse(body)
 
 
 def test_a_token_is_read_with_its_life() -> None:
-    token = efax.parse_token(
+    token = responses.parse_token(
         b'{"access_token": "abc.def", "token_type": "bearer", "expires_in": "86399"}'
     )
     assert (token.value, token.expires_in_s) == ("abc.def", 86399.0)
@@ -194,7 +201,7 @@ def test_a_token_is_read_with_its_life() -> None:
     ],
 )
 def test_a_strange_life_of_a_token_becomes_a_sane_one(expires_in: str, seconds: float) -> None:
-    token = efax.parse_token(f'{{"access_token": "t", "expires_in": {expires_in}}}'.encode())
+    token = responses.parse_token(f'{{"access_token": "t", "expires_in": {expires_in}}}'.encode())
     assert token.expires_in_s == seconds
 
 
@@ -213,19 +220,21 @@ def test_a_strange_life_of_a_token_becomes_a_sane_one(expires_in: str, seconds: 
 )
 def test_an_answer_without_a_usable_token_is_bad(body: bytes) -> None:
     with pytest.raises(errors.BadAnswer):
-        efax.parse_token(body)
+        responses.parse_token(body)
 
 
 def test_health_is_up_or_not() -> None:
-    efax.parse_health(b'{"status": "UP", "more": 1}')
+    responses.parse_health(b'{"status": "UP", "more": 1}')
     with pytest.raises(errors.Unreachable):
-        efax.parse_health(b'{"status": "DOWN"}')
+        responses.parse_health(b'{"status": "DOWN"}')
 
 
 def test_metadata_is_an_object_that_is_no_error() -> None:
-    assert efax.parse_fields(b'{"fax_id": "a", "direction": "INBOUND"}')["direction"] == "INBOUND"
+    assert (
+        responses.parse_fields(b'{"fax_id": "a", "direction": "INBOUND"}')["direction"] == "INBOUND"
+    )
     with pytest.raises(errors.BadAnswer):
-        efax.parse_fields(b'{"errors": [{}]}')
+        responses.parse_fields(b'{"errors": [{}]}')
 
 
 @pytest.mark.parametrize(
@@ -251,24 +260,24 @@ def test_metadata_is_an_object_that_is_no_error() -> None:
     ],
 )
 def test_each_status_is_one_error(call: Call, status: int, kind: type[errors.ApiError]) -> None:
-    error = efax.failure(call, status, {}, b"", NOW)
+    error = responses.failure(call, status, {}, b"", NOW)
     assert type(error) is kind
     assert error.status == status
     assert str(error).endswith(".")
 
 
 def test_success_is_2xx() -> None:
-    assert efax.succeeded(200)
-    assert efax.succeeded(204)
-    assert not efax.succeeded(404)
-    assert not efax.succeeded(302)
+    assert responses.succeeded(200)
+    assert responses.succeeded(204)
+    assert not responses.succeeded(404)
+    assert not responses.succeeded(302)
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_read_whatever_its_case(status: int) -> None:
-    error: Any = efax.failure(Call.LIST, status, {"RETRY-after": "17"}, b"", NOW)
+    error: Any = responses.failure(Call.LIST, status, {"RETRY-after": "17"}, b"", NOW)
     assert error.retry_after_s == 17
-    error = efax.failure(Call.LIST, status, {"x": "y"}, b"", NOW)
+    error = responses.failure(Call.LIST, status, {"x": "y"}, b"", NOW)
     assert error.retry_after_s is None
 
 
@@ -277,23 +286,23 @@ def test_the_sentence_names_the_code_and_none_of_the_servers_own_words() -> None
         b'{"errors": [{"error_code": "FORBIDDEN", "developer_message": "no 13235551212"}],'
         b' "transaction_id": "t"}'
     )
-    error = efax.failure(Call.LIST, 403, {}, body, NOW)
+    error = responses.failure(Call.LIST, 403, {}, body, NOW)
     assert str(error) == "eFax answered the list call with HTTP 403, FORBIDDEN."
 
 
 def test_a_redirect_says_where_to_look() -> None:
-    error = efax.failure(Call.LIST, 307, {"Location": "https://evil.example"}, b"", NOW)
+    error = responses.failure(Call.LIST, 307, {"Location": "https://evil.example"}, b"", NOW)
     assert "base_url" in str(error)
     assert "evil" not in str(error)
 
 
 def test_evidence_has_the_beginning_of_the_body_and_no_secrets() -> None:
     headers = {"Content-Type": "text/html", "Set-Cookie": "a=b", "AUTHORIZATION": "bearer x"}
-    seen = efax.evidence(Call.LIST, 500, headers, b"x" * 100_000)
+    seen = responses.evidence(Call.LIST, 500, headers, b"x" * 100_000)
     assert seen.headers == {"Content-Type": "text/html"}
     assert seen.body == b"x" * (64 << 10)
 
 
 def test_evidence_never_holds_a_token() -> None:
-    assert efax.evidence(Call.TOKEN, 200, {}, b'{"access_token": "t"}').body == b""
-    assert efax.evidence(Call.TOKEN, 401, {}, b"refused").body == b"refused"
+    assert responses.evidence(Call.TOKEN, 200, {}, b'{"access_token": "t"}').body == b""
+    assert responses.evidence(Call.TOKEN, 401, {}, b"refused").body == b"refused"
