@@ -53,7 +53,7 @@ class Pacer:
             yield ticket
         finally:
             self._pacing.release(ticket, self._clock.monotonic())
-            self._pump_if_anybody_waits()
+            self.pump()
 
     def repeat(self) -> float:
         """Charge for a request that aiohttp is about to send again; the seconds to wait first."""
@@ -70,7 +70,7 @@ class Pacer:
     def answered(self, ticket: Ticket) -> None:
         """An answer has begun: the server has counted this request."""
         self._pacing.answered(ticket, self._clock.monotonic())
-        self._pump_if_anybody_waits()
+        self.pump()
 
     def succeeded(self, sent_at: float) -> None:
         """A request of then has got the answer that it was for."""
@@ -85,20 +85,17 @@ class Pacer:
 
     def pump(self) -> None:
         """Let go whoever may; call it after anything that could change that."""
+        if not self._waiting:
+            return
         now = self._clock.monotonic()
         for ticket in self._pacing.grant(now):
             granted = self._waiting.pop(ticket)
             if not granted.done():
                 granted.set_result(None)
-        self._set_timer(self._pacing.wakes_at(now) if self._waiting else None)
+        if (at := self._pacing.wakes_at(now)) is not None:
+            self._set_timer(at)
 
-    def _pump_if_anybody_waits(self) -> None:
-        if self._waiting:
-            self.pump()
-
-    def _set_timer(self, at: float | None) -> None:
-        if at is None:
-            return
+    def _set_timer(self, at: float) -> None:
         if self._timer is not None and not self._timer.done():
             if self._timer_at <= at:
                 return  # it rings early and is set again then

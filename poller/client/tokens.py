@@ -19,7 +19,7 @@ from poller.retry import SignInBudget
 _EARLY_S = 300.0  # a token is renewed so long before its end,
 _EARLY_SHARE = 0.05  # or this share of its life, whichever is shorter
 _RENEW_AGAIN_S = 60.0  # after a renewal that failed while the token still lives
-_PATIENCE_S = 31.0  # a sign-in that may go within this time is waited for
+_LONGEST_WAIT_S = 31.0  # a sign-in that may go within this time is waited for
 _WAR_PAUSES_FOR_S = 3600.0
 _WAR_ENDS_AFTER_S = 86_400.0
 _WAR_PAUSE_S = 30.0
@@ -141,7 +141,7 @@ class Tokens:
                 wait_s = await self._spend_sign_in()
             if wait_s <= 0:
                 return
-            if wait_s > _PATIENCE_S:
+            if wait_s > _LONGEST_WAIT_S:
                 raise SignInDelayed(
                     f"The next sign-in may go in {wait_s:.0f} seconds, not before.", wait_s=wait_s
                 )

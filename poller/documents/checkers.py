@@ -116,7 +116,12 @@ class Checkers:
 
     def _started(self, by: float) -> Checker:
         try:
-            checker = self._new(by)
+            try:
+                checker = self._ready(by)
+            except StorageUnusable:
+                if self._closed or not _left_s(by):
+                    raise
+                checker = self._ready(by)  # once more: somebody may have killed it as it started
         except BaseException as error:
             with self._changed:
                 self._count -= 1
@@ -131,15 +136,6 @@ class Checkers:
         with self._changed:
             self._busy.add(checker)
         return checker
-
-    def _new(self, by: float) -> Checker:
-        """Start one; where it ended early, once more, for somebody may have killed it."""
-        try:
-            return self._ready(by)
-        except StorageUnusable:
-            if self._closed or not _left_s(by):
-                raise
-        return self._ready(by)
 
     def _ready(self, by: float) -> Checker:
         """Start one from a thread that lives on: the kernel ends it together with that thread."""

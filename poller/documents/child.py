@@ -78,7 +78,8 @@ def open_random() -> None:
 def give_up_rights() -> None:
     """Give up what a check does not need; call it when everything is imported."""
     os.chdir("/")
-    _be_taken_first()
+    with suppress(OSError):  # where memory is short, the kernel takes this process first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _control(_PR_SET_NO_NEW_PRIVS, 1)
     _control(_PR_SET_DUMPABLE, 0)  # no other process of this user may look into it
     ctypes.CDLL(None).capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))  # root's
@@ -92,12 +93,6 @@ def give_up_rights() -> None:
         (resource.RLIMIT_NOFILE, _free_descriptor() + 1),  # for one document
     ):
         _limit(what, limit, limit)
-
-
-def _be_taken_first() -> None:
-    """Where memory is short, the kernel takes this process before any other."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _free_descriptor() -> int:
