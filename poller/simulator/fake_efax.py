@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from . import calls, query, replies
+from . import answering, query, replies
 from .faults import NOTHING, Chooser, Fault, Faults, Stage, Target
 from .mailroom import Mailroom
 from .query import Arrival, RefusedError
@@ -73,7 +73,7 @@ class FakeEfax(Mailroom):
 
     def see(self, arrival: Arrival) -> Seen:
         """Write down a request, before anything is done about it."""
-        call, fax_id = calls.route(arrival)
+        call, fax_id = answering.route(arrival)
         app = self._app_of(call, arrival)
         seen = Seen(
             call=call,
@@ -138,7 +138,7 @@ class FakeEfax(Mailroom):
             self._before(effect, seen, arrival)
         try:
             trouble = effect if stage is Stage.DOCUMENT else None
-            reply = calls.carry_out(self, arrival, trouble)
+            reply = answering.carry_out(self, arrival, trouble)
         except RefusedError as refused:
             reply = error_reply(
                 self.switches,
@@ -178,7 +178,7 @@ class FakeEfax(Mailroom):
                 self.end_token(seen.app_id)
             return
         try:
-            _, faxes = calls.listed(self, self.authorized(arrival), arrival)
+            _, faxes = answering.listed(self, self.authorized(arrival), arrival)
             offset = query.parse_paging(arrival.headers, refuse_above_100=False).offset
         except RefusedError:
             return  # the call itself will say so

@@ -10,9 +10,8 @@ from aiohttp import web
 
 from .delivery import deliver, drop_unwanted_headers
 from .fake_efax import FakeEfax, Seen
-from .faults import CALLS, Fault, Stage
+from .faults import CALLS, Stage
 from .query import Arrival
-from .replies import Reply
 from .state import Fax
 
 _LARGEST_BODY = 128 << 20
@@ -29,10 +28,6 @@ class Hold:
         self._open = asyncio.Event()
         self._changed = asyncio.Condition()
 
-    @property
-    def is_open(self) -> bool:
-        return self._open.is_set()
-
     def open(self) -> None:
         """Let everything pass that waits here, and everything that comes."""
         self._open.set()
@@ -42,18 +37,14 @@ class Hold:
         async with self._changed:
             await self._changed.wait_for(lambda: self.held >= count)
 
-    def concerns(self, seen: Seen) -> bool:
-        return (
-            not self.is_open
-            and (not self._calls or seen.call in self._calls)
-            and self._user in (None, seen.user)
-        )
-
-    async def hold(self) -> None:
-        async with self._changed:
-            self.held += 1
-            self._changed.notify_all()
-        await self._open.wait()
+    async def let_pass(self, seen: Seen) -> None:
+        """Hold an answer back, if it is one of those that this is for."""
+        ours = (not self._calls or seen.call in self._calls) and self._user in (None, seen.user)
+        if ours and not self._open.is_set():
+            async with self._changed:
+                self.held += 1
+                self._changed.notify_all()
+            await self._open.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +64,7 @@ class Simulator(FakeEfax):
         super().__init__(**settings)
         self.port = port
         self.in_flight = self.most_in_flight = 0
-        self._gates: list[Hold] = []
+        self._holds: list[Hold] = []
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._kept: socket.socket | None = None  # the port, while nobody listens there
@@ -131,18 +122,17 @@ class Simulator(FakeEfax):
             await self._listen()
 
     def hold(self, *calls: str, user: str | None = None) -> Hold:
-        """Hold the answers to these calls (all when none is named) until the gate is opened."""
+        """Hold the answers to these calls (all when none is named) until it is opened."""
         if unknown := set(calls) - set(CALLS):
             raise ValueError(f"there is no call {min(unknown)!r}")
-        gate = Hold(frozenset(calls), user)
-        self._gates = [*(old for old in self._gates if not old.is_open), gate]
-        return gate
+        self._holds.append(Hold(frozenset(calls), user))
+        return self._holds[-1]
 
     async def arrivals(
         self, per_minute: float, on_arrival: Callable[[Fax], None] | None = None
     ) -> None:
-        """Let faxes come in at random times, for random users, until cancelled."""
-        while True:
+        """Let faxes come in at random times, for random users, until cancelled; 0 means none."""
+        while per_minute:
             await asyncio.sleep(self.random.expovariate(per_minute / 60))
             fax = self.receive_somewhere()
             if on_arrival is not None:
@@ -184,23 +174,15 @@ class Simulator(FakeEfax):
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            answer, fault = self.answer(seen, arrival)
-            await self._pass_gates(seen)
-            return await self._deliver(request, seen, answer, fault)
+            reply, fault = self.answer(seen, arrival)
+            for hold in tuple(self._holds):
+                await hold.let_pass(seen)
+            effect = fault.effect if fault and fault.stage is Stage.DELIVERY else None
+            if effect not in ("reset", "stall"):
+                seen.status = reply.status
+            return await deliver(request, reply, effect, self.switches, self.faults)
         finally:
             self.in_flight -= 1
-
-    async def _pass_gates(self, seen: Seen) -> None:
-        for gate in [gate for gate in self._gates if gate.concerns(seen)]:
-            await gate.hold()
-
-    async def _deliver(
-        self, request: web.Request, seen: Seen, answer: Reply, fault: Fault | None
-    ) -> web.StreamResponse:
-        effect = fault.effect if fault and fault.stage is Stage.DELIVERY else None
-        if effect not in ("reset", "stall"):
-            seen.status = answer.status
-        return await deliver(request, answer, effect, self.switches, self.faults)
 
 
 def kept_port(port: int) -> socket.socket:

@@ -8,8 +8,9 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from poller.errors import CannotStart
 
@@ -18,6 +19,8 @@ from .faults import Fault, Faults
 from .server import Simulator
 from .state import Fax
 from .switches import Switches
+
+T = TypeVar("T")
 
 DESCRIPTION = """\
 Speaks the eFax Enterprise API on 127.0.0.1, with made-up faxes: real black and white pages, as PDF
@@ -49,44 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, epilog()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--port", type=_port, default=0, metavar="N", help="port on 127.0.0.1 (any free one)")
-    add("--apps", type=_count, default=1, metavar="N", help="App IDs, each an account (1)")
-    add("--users", type=_count, default=3, metavar="N", help="users of each App ID (3)")
-    add(
-        "--arrivals-per-minute",
-        type=_amount,
-        default=6.0,
-        metavar="F",
-        help="how many faxes come in, at random times, for random users (6; 0 for none)",
-    )
-    add(
-        "--backlog",
-        type=_number,
-        default=5,
-        metavar="N",
-        help="faxes that came in during the last day, before the start (5)",
-    )
-    add("--rate", type=_amount, metavar="F", help="answer 429 above F requests a second per App ID")
-    add("--burst", type=_count, default=12, metavar="N", help="burst that --rate allows (12)")
+    count, amount = _number(1, 100_000), _number(0, 1e6, float)
+    port, backlog = _number(0, 65_535), _number(0, 1_000_000)
+    arriving = "how many faxes come in, at random times, for random users (6; 0 for none)"
+    late = "faxes that came in during the last day, before the start (5)"
+    limited = "answer 429 above F requests a second per App ID"
+    open_point = "how this eFax behaves where its behaviour is not published; see below"
+    trouble = "a trouble and how often it strikes; see below"
+    add("--port", type=port, default=0, metavar="N", help="port on 127.0.0.1 (any free one)")
+    add("--apps", type=count, default=1, metavar="N", help="App IDs, each an account (1)")
+    add("--users", type=count, default=3, metavar="N", help="users of each App ID (3)")
+    add("--arrivals-per-minute", type=amount, default=6.0, metavar="F", help=arriving)
+    add("--backlog", type=backlog, default=5, metavar="N", help=late)
+    add("--rate", type=amount, metavar="F", help=limited)
+    add("--burst", type=count, default=12, metavar="N", help="burst that --rate allows (12)")
     # Not a fixed one: a poller that knows the fax ids of one run would ignore those of the next.
     add("--seed", type=int, metavar="N", help="same seed, same made-up data (another at each run)")
-    add(
-        "--switch",
-        action="append",
-        default=[],
-        type=_switch,
-        metavar="NAME=VALUE",
-        help="how this eFax behaves where its behaviour is not published; see below",
-    )
-    add(
-        "--fault",
-        action="append",
-        default=[],
-        type=_fault,
-        metavar="NAME=WHEN",
-        help="a trouble and how often it strikes; see below",
-    )
-    add("--duration", type=_amount, metavar="S", help="end by itself after so many seconds")
+    for name, read, meta, text in (
+        ("--switch", _switch, "NAME=VALUE", open_point),
+        ("--fault", Fault.parse, "NAME=WHEN", trouble),
+    ):
+        add(name, type=_in_a_sentence(read), action="append", default=[], metavar=meta, help=text)
+    add("--duration", type=amount, metavar="S", help="end by itself after so many seconds")
 
 
 async def run(args: argparse.Namespace) -> int:
@@ -130,39 +117,30 @@ def populate(simulator: Simulator, *, apps: int, users: int, backlog: int) -> di
 
 def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
     """Give a poller's configuration for this simulator, and above it what to export."""
-    exports = [f"#   export {_variable(app_id)}={key}" for app_id, key in keys.items()]
     lines = [
         f"# The simulated eFax is at {simulator.base_url} until it is ended.",
         "# What follows is a configuration for the poller. Before it starts:",
-        *exports,
+        *(f"#   export {_variable(app_id)}={key}" for app_id, key in keys.items()),
         "accounts:",
     ]
     for app_id in keys:
-        lines += _account(simulator, app_id)
+        lines += [
+            f"  {app_id}:",
+            f"    base_url: {simulator.base_url}",
+            f'    app_id: "{app_id}"',
+            f"    api_key: {{env: {_variable(app_id)}}}",
+        ]
+        if simulator.rate is not None:
+            burst = max(1, simulator.burst - 2)
+            lines.append(f"    limits: {{requests_per_second: {simulator.rate:g}, burst: {burst}}}")
+        lines.append("    users:")
+        for number, user_id in enumerate(simulator.apps[app_id].users, start=1):
+            lines.append(f'      user-{number:03}: {{user_id: "{user_id}"}}')
     lines += [
         "storage: {directory: simulated/faxes, min_free: 64MiB}",
         'state: {url: "sqlite:///simulated/state/poller.db"}',
     ]
     return "\n".join(lines)
-
-
-def _account(simulator: Simulator, app_id: str) -> list[str]:
-    lines = [
-        f"  {app_id}:",
-        f"    base_url: {simulator.base_url}",
-        f'    app_id: "{app_id}"',
-        f"    api_key: {{env: {_variable(app_id)}}}",
-    ]
-    if simulator.rate is not None:
-        burst = max(1, simulator.burst - 2)
-        lines.append(f"    limits: {{requests_per_second: {simulator.rate:g}, burst: {burst}}}")
-    users = simulator.apps[app_id].users
-    lines.append("    users:")
-    lines += [
-        f'      user-{number:03}: {{user_id: "{user_id}"}}'
-        for number, user_id in enumerate(users, start=1)
-    ]
-    return lines
 
 
 def _variable(app_id: str) -> str:
@@ -174,20 +152,15 @@ async def _until_ended(simulator: Simulator, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    arriving = None
-    if args.arrivals_per_minute:
-        arriving = asyncio.create_task(
-            simulator.arrivals(args.arrivals_per_minute, _tell), name="arrivals"
-        )
+    arriving = asyncio.create_task(simulator.arrivals(args.arrivals_per_minute, _tell))
     try:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), args.duration)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-        if arriving is not None:
-            arriving.cancel()
-            await asyncio.gather(arriving, return_exceptions=True)
+        arriving.cancel()
+        await asyncio.gather(arriving, return_exceptions=True)
 
 
 def _tell(fax: Fax) -> None:
@@ -201,43 +174,29 @@ def _print(stream: TextIO, text: str) -> None:
         print(text, file=stream, flush=True)
 
 
-def _port(text: str) -> int:
-    return int(_in_range(text, 0, 65_535))
+def _in_a_sentence(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Let argparse say what a ValueError says, and not that a value is invalid."""
+
+    def checked(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
 
 
-def _count(text: str) -> int:
-    return int(_in_range(text, 1, 100_000))
+def _number(low: float, high: float, kind: type[float] = int) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        whole = "whole number" if kind is int else "number"
+        raise ValueError(f"{text!r} is no {whole} from {low:g} to {high:g}")
 
-
-def _number(text: str) -> int:
-    return int(_in_range(text, 0, 1_000_000))
-
-
-def _amount(text: str) -> float:
-    return _in_range(text, 0, 1e6, whole=False)
-
-
-def _in_range(text: str, low: float, high: float, *, whole: bool = True) -> float:
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        kind = "whole number" if whole else "number"
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind} from {low:g} to {high:g}")
-    return value
+    return _in_a_sentence(read)
 
 
 def _switch(text: str) -> str:
-    try:
-        Switches.parse([text])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    Switches.parse([text])
     return text
-
-
-def _fault(text: str) -> Fault:
-    try:
-        return Fault.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
