@@ -67,8 +67,8 @@ def carry_out(efax: Mailroom, arrival: Arrival, trouble: str | None) -> Reply:
 def listed(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> tuple[query.Window, list[Fax]]:
     """Give the window of a list call and all that lies in it, newest first."""
     values = _query(efax, arrival, query.LIST_PARAMETERS)
-    window, filters = query.parse_window(values), query.parse_filters(values)
-    return window, selection.matching(efax.switches, mailbox, window, filters, efax.now())
+    window, passes = query.parse_window(values), query.parse_filters(values)
+    return window, selection.matching(efax.switches, mailbox, window, passes, efax.now())
 
 
 def _sign_in(efax: Mailroom, arrival: Arrival) -> Reply:

@@ -2,13 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from aiohttp import BasicAuth
+
+from .state import Fax
+
+Filter = Callable[[Fax], bool]
 
 
 class RefusedError(Exception):
@@ -73,23 +77,18 @@ class Paging:
     limit: int | None = None
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What a list is narrowed down to beside its window; None is no wish."""
-
-    image_downloaded: bool | None = None
-    search_text: str | None = None
-    originating: str | None = None
-    destination: str | None = None
-    min_pages: int | None = None
-    max_pages: int | None = None
-
-
-_BOUNDS = ("min_completed_timestamp", "max_completed_timestamp")
-LIST_PARAMETERS = frozenset(_BOUNDS) | {
-    *("image_downloaded", "search_text", "min_pages", "max_pages"),
-    *("originating_fax_number", "destination_fax_number"),
+_COUNT = r"[0-9]{1,9}"
+# What narrows a list down beside its window: how it is spelled, and whether a fax passes it.
+_FILTERS: dict[str, tuple[str, Callable[[Fax, str], bool]]] = {
+    "image_downloaded": ("true|false", lambda fax, text: fax.image_downloaded == (text == "true")),
+    "search_text": (".*", lambda fax, text: text.lower() in fax.searched),
+    "originating_fax_number": (".*", lambda fax, text: fax.originating == text),
+    "destination_fax_number": (".*", lambda fax, text: fax.destination == text),
+    "min_pages": (_COUNT, lambda fax, text: fax.pages >= int(text)),
+    "max_pages": (_COUNT, lambda fax, text: fax.pages <= int(text)),
 }
+_BOUNDS = ("min_completed_timestamp", "max_completed_timestamp")
+LIST_PARAMETERS = frozenset((*_BOUNDS, *_FILTERS))
 
 # Only unreserved characters, percent-encoded ones and, where it is not refused, the colon. A bare
 # plus is let through here because servers read it as a blank; the timestamp then is malformed.
@@ -132,18 +131,13 @@ def parse_window(values: Mapping[str, str]) -> Window:
     return Window(start, end)
 
 
-def parse_filters(values: Mapping[str, str]) -> Filters:
-    downloaded = values.get("image_downloaded")
-    if downloaded not in (None, "true", "false"):
-        raise MalformedError("image_downloaded", "true or false")
-    return Filters(
-        image_downloaded=None if downloaded is None else downloaded == "true",
-        search_text=values.get("search_text"),
-        originating=values.get("originating_fax_number"),
-        destination=values.get("destination_fax_number"),
-        min_pages=_count(values, "min_pages"),
-        max_pages=_count(values, "max_pages"),
-    )
+def parse_filters(values: Mapping[str, str]) -> Filter:
+    """Give what each fax of a list has to pass beside its window."""
+    wanted = {name: text for name, text in values.items() if name in _FILTERS}
+    for name, text in wanted.items():
+        if not re.fullmatch(_FILTERS[name][0], text, re.DOTALL):
+            raise MalformedError(name, f"{_FILTERS[name][0]} is needed")
+    return lambda fax: all(_FILTERS[name][1](fax, text) for name, text in wanted.items())
 
 
 def parse_paging(headers: Mapping[str, str], *, refuse_above_100: bool) -> Paging:
@@ -170,10 +164,8 @@ def parse_bearer(header: str, *, strict: bool = False) -> str | None:
     return token if known and token else None
 
 
-def _count(values: Mapping[str, str], name: str) -> int | None:
-    text = values.get(name)
-    if text is None:
-        return None
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+def _count(headers: Mapping[str, str], name: str) -> int | None:
+    text = headers.get(name)
+    if text is not None and not re.fullmatch(_COUNT, text):
         raise MalformedError(name, "a count of digits only")
-    return int(text)
+    return None if text is None else int(text)

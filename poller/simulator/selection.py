@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
-from .query import Filters, MalformedError, Paging, Window
+from .query import Filter, MalformedError, Paging, Window
 from .state import Fax, Mailbox
 from .switches import Switches
 
@@ -25,9 +25,9 @@ def check_window(switches: Switches, window: Window, now: datetime) -> None:
 
 
 def matching(
-    switches: Switches, mailbox: Mailbox, window: Window, filters: Filters, now: datetime
+    switches: Switches, mailbox: Mailbox, window: Window, passes: Filter, now: datetime
 ) -> list[Fax]:
-    """Give what is visible, inside the bounds and wanted by the filters, newest first."""
+    """Give what is visible, inside the bounds and passes the filters, newest first."""
     start = window.start
     if start is None and switches.default_window_s is not None:
         start = now - timedelta(seconds=switches.default_window_s)
@@ -38,7 +38,7 @@ def matching(
     return [
         fax
         for fax in reversed(mailbox.between(start, window.end))
-        if fax.completed not in excluded and fax.visible_at <= now and _wanted(fax, filters)
+        if fax.completed not in excluded and fax.visible_at <= now and passes(fax)
     ]
 
 
@@ -62,15 +62,3 @@ def page_of(switches: Switches, faxes: Sequence[Fax], paging: Paging) -> tuple[S
         paging = Paging()
     limit = min(paging.limit or switches.default_page, switches.page_cap)
     return faxes[paging.offset : paging.offset + limit], paging.offset
-
-
-def _wanted(fax: Fax, filters: Filters) -> bool:
-    searched = f"{fax.originating}\n{fax.destination}\n{fax.tsid}".lower()
-    return (
-        filters.image_downloaded in (None, fax.image_downloaded)
-        and filters.originating in (None, fax.originating)
-        and filters.destination in (None, fax.destination)
-        and (filters.search_text or "").lower() in searched
-        and (filters.min_pages is None or fax.pages >= filters.min_pages)
-        and (filters.max_pages is None or fax.pages <= filters.max_pages)
-    )

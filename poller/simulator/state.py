@@ -43,6 +43,11 @@ class Fax:
         return f"<Fax {self.number} {self.app_id}/{self.user_id}/{self.fax_id}>"
 
     @property
+    def searched(self) -> str:
+        """What `search_text` is looked for in."""
+        return f"{self.originating}\n{self.destination}\n{self.tsid}".lower()
+
+    @property
     def duration(self) -> int:
         """Seconds on the line; a page takes about 35."""
         return 12 + 35 * self.pages

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from poller.simulator import Switches, query, replies, selection
-from poller.simulator.query import Filters, MalformedError, Paging, Window
+from poller.simulator.query import MalformedError, Paging, Window
 from poller.simulator.state import Fax, Mailbox, RateLimit
 
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
+EVERY = query.parse_filters({})
 
 
 def read(text: str, *, refuse_bare_colon: bool = True) -> dict[str, str]:
@@ -173,38 +174,41 @@ WIDE = Window(NOON - timedelta(minutes=30), NOON - timedelta(minutes=10))
 )
 def test_bounds_are_inclusive_or_exclusive(switches: Switches, expected: list[str]) -> None:
     box = mailbox(10, 20, 30, 9, 31)
-    assert ids(selection.matching(switches, box, WIDE, Filters(), NOON)) == expected
+    assert ids(selection.matching(switches, box, WIDE, EVERY, NOON)) == expected
 
 
 def test_a_fax_is_listed_from_when_it_is_visible() -> None:
     box = mailbox(10, late=timedelta(minutes=10, seconds=1))
-    assert not selection.matching(Switches(), box, Window(), Filters(), NOON)
-    assert selection.matching(Switches(), box, Window(), Filters(), NOON + timedelta(seconds=1))
+    assert not selection.matching(Switches(), box, Window(), EVERY, NOON)
+    assert selection.matching(Switches(), box, Window(), EVERY, NOON + timedelta(seconds=1))
 
 
 def test_a_list_without_minimum_reaches_back_as_far_as_the_switch_says() -> None:
     switches = Switches(default_window_s=3600.0)
-    found = selection.matching(switches, mailbox(59, 61), Window(), Filters(), NOON)
+    found = selection.matching(switches, mailbox(59, 61), Window(), EVERY, NOON)
     assert ids(found) == ["f1"]
 
 
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
-        pytest.param(Filters(image_downloaded=False), True, id="not downloaded"),
-        pytest.param(Filters(image_downloaded=True), False, id="downloaded"),
-        pytest.param(Filters(originating="13235551212"), True, id="from"),
-        pytest.param(Filters(destination="1"), False, id="to another number"),
-        pytest.param(Filters(search_text="FRONT"), True, id="search text"),
-        pytest.param(Filters(search_text="back"), False, id="other search text"),
-        pytest.param(Filters(min_pages=3), False, id="too few pages"),
-        pytest.param(Filters(max_pages=1), False, id="too many pages"),
-        pytest.param(Filters(min_pages=2, max_pages=2), True, id="just the pages"),
+        pytest.param({"image_downloaded": "false"}, True, id="not downloaded"),
+        pytest.param({"image_downloaded": "true"}, False, id="downloaded"),
+        pytest.param({"originating_fax_number": "13235551212"}, True, id="from"),
+        pytest.param({"destination_fax_number": "1"}, False, id="to another number"),
+        pytest.param({"search_text": "FRONT"}, True, id="search text"),
+        pytest.param({"search_text": "back"}, False, id="other search text"),
+        pytest.param({"min_pages": "3"}, False, id="too few pages"),
+        pytest.param({"max_pages": "1"}, False, id="too many pages"),
+        pytest.param({"min_pages": "2", "max_pages": "2"}, True, id="just the pages"),
     ],
 )
-def test_filters_narrow_a_list(filters: Filters, found: bool) -> None:
+def test_filters_narrow_a_list(filters: dict[str, str], found: bool) -> None:
     box = mailbox(1, pages=2)
-    assert bool(selection.matching(Switches(), box, Window(), filters, NOON)) is found
+    assert (
+        bool(selection.matching(Switches(), box, Window(), query.parse_filters(filters), NOON))
+        is found
+    )
 
 
 @pytest.mark.parametrize(
