@@ -27,7 +27,7 @@ from poller.config.model import (
 from poller.documents.checkers import Checkers
 from poller.ingest.site import Site, open_site
 from poller.metrics import Metrics
-from poller.simulator import Simulator
+from tests.efax import Simulator
 
 # What was started in the background, by nohup or a script, ignores Ctrl-C, and so would each command
 # that a test starts and interrupts.

@@ -6,8 +6,8 @@ way a fault (`Faults`).
 
 from .fake_efax import Seen
 from .faults import Fault, Faults
-from .server import Hold, Simulator
+from .server import Simulator
 from .state import Fax
 from .switches import Switches
 
-__all__ = ["Fault", "Faults", "Fax", "Hold", "Seen", "Simulator", "Switches"]
+__all__ = ["Fault", "Faults", "Fax", "Seen", "Simulator", "Switches"]

@@ -19,13 +19,14 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from poller.simulator import Simulator
 from poller.simulator.replies import listed_fax
 from poller.simulator.state import Fax
 from tests.crash.checker import tree_problems
 
+S = TypeVar("S", bound=Simulator)
 APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
 KEY_VARIABLE = "POLLER_TEST_KEY"
 USERS = {"front-desk": "user-a", "billing": "user-b"}
@@ -34,7 +35,7 @@ MARKER = ".poller-storage"
 NOTHING: Mapping[str, str] = {}
 
 
-def populated(simulator: Simulator) -> Simulator:
+def populated(simulator: S) -> S:
     """Give it the App ID and the users that `Installation` configures."""
     simulator.add_app(APP, KEY)
     for user_id in USERS.values():

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from poller.simulator import Simulator, Switches
+from poller.simulator import Switches
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
     APP,
@@ -22,6 +22,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.efax import Simulator
 
 DAY = timedelta(days=1)
 SLOWLY = {"limits": {"requests_per_second": 20, "burst": 2}}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from poller.simulator import Faults, Simulator, Switches
+from poller.simulator import Faults, Switches
 from tests.acceptance.installation import (
     APP,
     KEY,
@@ -29,6 +29,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.efax import Simulator
 from tests.faults.troubled import Scene
 
 ONCE_KEYS = {"polled", "failed_polls", "discovered", "stored", "pending", "quarantined"}

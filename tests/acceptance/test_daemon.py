@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from poller.simulator import Faults, Simulator
+from poller.simulator import Faults
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
     APP,
@@ -25,6 +25,7 @@ from tests.acceptance.installation import (
     assert_stored,
     populated,
 )
+from tests.efax import Simulator
 from tests.faults.troubled import Scene
 
 

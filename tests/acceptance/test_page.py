@@ -14,11 +14,11 @@ import pytest
 from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
 from poller.ledger import Ledger
 from poller.metrics import Metrics
-from poller.simulator import Simulator
 from poller.status import Pace, StoredLately, status
 from poller.web import StatusServer
 from tests.acceptance.filled_ledger import fill
 from tests.acceptance.installation import APP, Installation, account, populated
+from tests.efax import Simulator
 from tests.faults.troubled import Scene
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs playwright")

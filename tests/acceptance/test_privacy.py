@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from poller.simulator import Simulator
 from tests.acceptance.installation import APP, KEY, Installation, populated
+from tests.efax import Simulator
 from tests.faults.proxy import Harm, Proxy, proxied
 from tests.faults.troubled import Scene
 

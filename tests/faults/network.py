@@ -32,10 +32,11 @@ from poller.ingest.site import Site, open_site
 from poller.ingest.user import UserState
 from poller.ledger import FaxRow, faxes, streams
 from poller.metrics import Metrics
-from poller.simulator import Faults, Simulator
+from poller.simulator import Faults
 from poller.simulator.state import Fax
 from tests.acceptance.installation import assert_stored
 from tests.conftest import APP, KEY, QuickClock, stored_files
+from tests.efax import Simulator
 from tests.faults.proxy import Proxy, proxied
 
 OTHER_APP, OTHER_KEY = "app-2", "key-of-app-2"

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from poller.simulator.server import kept_port
+from tests.efax import kept_port
 
 _BLOCK = 64 << 10
 # So that what was sent before a reset has left this side's buffers.

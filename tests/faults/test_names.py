@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from poller.simulator import Faults, Simulator
+from poller.simulator import Faults
 from tests.acceptance.installation import Installation, account, arrived, populated
+from tests.efax import Simulator
 from tests.faults.troubled import Scene, stored
 
 _LOST = 11  # accounts; asyncio's default executor has six threads on two processors

@@ -14,8 +14,9 @@ import trustme
 from poller.client import Timeouts
 from poller.config.model import Limits
 from poller.ledger import State
-from poller.simulator import Simulator, Switches
+from poller.simulator import Switches
 from tests.conftest import APP, Event, QuickClock
+from tests.efax import Simulator
 from tests.faults.network import ATTEMPTS, IMPATIENT, NAMES, Bench, SteppingClock, bench
 from tests.faults.proxy import Arrival, End, Harm, proxied
 from tests.integration.at_work import in_background, said, until

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from tests.acceptance.installation import Daemon, Installation, arrived, populated
+from tests.efax import Simulator
 from tests.faults.troubled import Scene, call, needs, stored
 
 EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from poller.simulator import Simulator
 from tests.acceptance.installation import Installation, arrived, assert_stored, populated
+from tests.efax import Simulator
 from tests.faults.troubled import (
     TRUSTED_FOR_S,
     Disk,

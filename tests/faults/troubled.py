@@ -20,7 +20,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
     Daemon,
@@ -30,6 +29,7 @@ from tests.acceptance.installation import (
     own_port,
 )
 from tests.compiled import library
+from tests.efax import Simulator
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
 _PATIENCE_S = 90.0

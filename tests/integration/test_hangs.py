@@ -17,8 +17,8 @@ from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.ledger import jobs, meta, streams
-from poller.simulator import Simulator
 from tests.conftest import APP, Event, QuickClock
+from tests.efax import Simulator
 from tests.faults.network import bench
 from tests.integration.at_work import in_background, listed, row, said, until
 from tests.integration.in_between import Asked, around

@@ -16,8 +16,8 @@ from poller.ingest import account as account_module
 from poller.ingest.site import Site
 from poller.ingest.user import UserState
 from poller.ledger import streams
-from poller.simulator import Simulator
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
+from tests.efax import Simulator
 from tests.integration.at_work import calls, faults, parts, poll, said, until
 
 OFTEN = Poll(every=timedelta(milliseconds=100))

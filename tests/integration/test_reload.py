@@ -30,8 +30,8 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State, accounts, streams
-from poller.simulator import Simulator
 from tests.conftest import APP, KEY, MakeConfig, QuickClock
+from tests.efax import Simulator
 from tests.integration.at_work import (
     WITHIN_S,
     calls,

@@ -23,8 +23,8 @@ from poller.ingest.site import Site
 from poller.ledger import accounts, meta, streams
 from poller.metrics import Metrics
 from poller.runtime_report import RuntimeReport
-from poller.simulator import Simulator
 from tests.conftest import APP, KEY, Event, MakeConfig, stored_files
+from tests.efax import Simulator
 from tests.integration.at_work import (
     HELD_S,
     WITHIN_S,

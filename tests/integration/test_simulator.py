@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 from yarl import URL
 
-from poller.simulator import Fault, Faults, Fax, Simulator, Switches
+from poller.simulator import Fault, Faults, Fax, Switches
 from poller.simulator.fake_efax import Seen
 from poller.simulator.faults import NOTHING
+from tests.efax import Simulator
 
 APP, KEY, USER = "12345", "key", "user-1"
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)

@@ -18,8 +18,9 @@ from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.site import Site
 from poller.ingest.workers import FetchWorkers, Turns
 from poller.ledger import FaxRow, State, jobs, meta, streams
-from poller.simulator import Faults, Simulator
+from poller.simulator import Faults
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.efax import Simulator
 from tests.integration.at_work import (
     WITHIN_S,
     calls,
