@@ -14,7 +14,7 @@ import poller
 ROOT = Path(poller.__file__).parent
 
 CORE = ["errors", "events", "clock", "window", "listing", "naming", "cron", "retry", "pacing"]
-CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "emptiness"]
+CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 SHELL = [
     "own_threads",
     "documents",

@@ -1,0 +1,363 @@
+"""How far the polls of one stream have come, as a value, and what may happen to it.
+
+The ledger keeps a stream's progress and changes it by `apply` in the transaction that records what
+happened; in memory it is changed by the same `apply`, or read again. Nothing else says what is listed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from poller.config.model import Expect
+from poller.silence import silent_since
+from poller.window import (
+    EARLIEST,
+    Coverage,
+    FailedSlice,
+    Interval,
+    SliceKind,
+    alarming_gaps,
+    open_gaps,
+    settled_until,
+)
+
+_NOTHING = Coverage()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What polls of one stream go by. What was listed is in eFax's time, polls and refusals in ours.
+
+    `failed_slices` are sorted. `refusals` are in a row, and so are `failed_polls`. `late_max_s` is
+    the longest that a fax was late although its time had already been listed. `found_by_sweep`
+    counts what only sweeps have found. `backfill_waits`: an operator asked for an old window that is
+    not listed yet; the ledger knows that from elsewhere.
+    """
+
+    our_first_seen: datetime
+    pinned_start: datetime | None = None
+    configured_start: str | None = None
+    coverage: Coverage = _NOTHING
+    failed_slices: tuple[FailedSlice, ...] = ()
+    sweep_end: datetime | None = None
+    deep_sweep_end: datetime | None = None
+    found_by_sweep: int = 0
+    found_by_deep_sweep: int = 0
+    last_poll_at: datetime | None = None
+    last_success_at: datetime | None = None
+    last_error: str | None = None
+    failed_polls: int = 0
+    refusals: int = 0
+    refused_until: datetime | None = None
+    last_received_at: datetime | None = None
+    late_max_s: float = 0.0
+    backfill_waits: bool = False
+
+    def apply(self, *events: "StreamEvent") -> "Progress":
+        """Return what these events lead to, one after the other."""
+        progress = self
+        for event in events:
+            progress = event.applied_to(progress)
+        return progress
+
+    @property
+    def watermark(self) -> datetime | None:
+        """Up to when all is listed; it never moves back but for an earlier start."""
+        return None if self.pinned_start is None else self.coverage.watermark(self.pinned_start)
+
+    @property
+    def settled_until(self) -> datetime | None:
+        """Up to when all is listed or dismissed; what lag counts from."""
+        if self.pinned_start is None:
+            return None
+        return settled_until(self.coverage, self.pinned_start, self.failed_slices)
+
+    @property
+    def gaps(self) -> tuple[Interval, ...]:
+        """What lies between the pinned start and the newest covered instant and is not listed."""
+        if self.pinned_start is None:
+            return ()
+        return open_gaps(self.coverage, self.pinned_start, self.failed_slices)
+
+    @property
+    def failed_gaps(self) -> tuple[Interval, ...]:
+        """Gaps that were tried and could not be listed."""
+        if self.pinned_start is None:
+            return ()
+        return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
+
+    def gaps_within(self, bounds: Interval) -> tuple[Interval, ...]:
+        parts = (gap.within(bounds.start, bounds.end) for gap in self.gaps)
+        return tuple(part for part in parts if part)
+
+    def failed_touching(self, bounds: Interval) -> tuple[FailedSlice, ...]:
+        """Return the failed slices, dismissed ones included, that reach into `bounds`."""
+        return tuple(one for one in self.failed_slices if _meet(one.interval, bounds))
+
+    def failures(self, interval: Interval) -> int:
+        """Return how often this slice has failed."""
+        held = self._failed(interval)
+        return held.failures if held else 0
+
+    def swept_to(self, kind: SliceKind) -> datetime | None:
+        """Return where the last completed sweep of this kind ended."""
+        return self.deep_sweep_end if kind is SliceKind.DEEP_SWEEP else self.sweep_end
+
+    def silent_since(self, expect: Expect | None) -> datetime | None:
+        """Since when nothing was received, if that is longer than expected."""
+        return silent_since(expect, self.last_received_at or self.our_first_seen, self.coverage)
+
+    def _failed(self, interval: Interval) -> FailedSlice | None:
+        return next((one for one in self.failed_slices if one.interval == interval), None)
+
+
+class StreamEvent(Protocol):
+    """Something that happened to a stream."""
+
+    def applied_to(self, progress: Progress) -> Progress: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned(StreamEvent):
+    """The look-back begins at `start`; once set it only moves to earlier times."""
+
+    start: datetime
+    configured: str
+
+    def applied_to(self, progress: Progress) -> Progress:
+        start = min(progress.pinned_start or self.start, self.start)
+        return replace(progress, pinned_start=start, configured_start=self.configured)
+
+
+@dataclass(frozen=True, slots=True)
+class Covered(StreamEvent):
+    """A stretch was listed to its last page; what had failed inside it is forgotten."""
+
+    interval: Interval
+
+    def applied_to(self, progress: Progress) -> Progress:
+        failed = progress.failed_slices
+        if failed:
+            failed = tuple(one for one in failed if not _inside(one.interval, self.interval))
+        return replace(
+            progress, coverage=progress.coverage.add(self.interval), failed_slices=failed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered(StreamEvent):
+    """Faxes were listed that were not known, received at these times.
+
+    `by_window`: not by a backfill, which comes long after a fax became visible and says nothing of
+    when that was.
+    """
+
+    now: datetime
+    received_at: tuple[datetime, ...]
+    by_window: bool = True
+
+    def applied_to(self, progress: Progress) -> Progress:
+        # A time in the future would hide for ever that nothing is received any more.
+        received = [min(at, self.now) for at in self.received_at]
+        late_s = [
+            (self.now - at).total_seconds()
+            for at in received
+            if self.by_window and progress.coverage.covers(at)
+        ]
+        held = [] if progress.last_received_at is None else [progress.last_received_at]
+        return replace(
+            progress,
+            last_received_at=max(received + held, default=None),
+            late_max_s=max([progress.late_max_s, *late_s]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFailed(StreamEvent):
+    """A slice could not be listed; one that was dismissed meanwhile stays so."""
+
+    interval: Interval
+    next_attempt_at: datetime
+    reason: str
+
+    def applied_to(self, progress: Progress) -> Progress:
+        held = progress._failed(self.interval) or FailedSlice(
+            self.interval, 0, self.next_attempt_at, self.reason
+        )
+        failed = replace(
+            held,
+            failures=held.failures + 1,
+            next_attempt_at=self.next_attempt_at,
+            reason=self.reason,
+        )
+        return _with_failed(progress, [failed], gone=[self.interval])
+
+
+@dataclass(frozen=True, slots=True)
+class SliceSplit(StreamEvent):
+    """The halves of a failed slice, due at once, take its place; one that is known stays as it is."""
+
+    whole: Interval
+    halves: tuple[Interval, ...]
+
+    def applied_to(self, progress: Progress) -> Progress:
+        held = progress._failed(self.whole) or FailedSlice(self.whole, 0, EARLIEST, "")
+        new = [
+            replace(held, interval=half, failures=0, next_attempt_at=EARLIEST)
+            for half in self.halves
+            if progress._failed(half) is None
+        ]
+        return _with_failed(progress, new, gone=[self.whole])
+
+
+@dataclass(frozen=True, slots=True)
+class Swept(StreamEvent):
+    """A sweep or deep sweep was completed up to `end`, and only it found so many faxes."""
+
+    kind: SliceKind
+    end: datetime
+    found: int = 0
+
+    def applied_to(self, progress: Progress) -> Progress:
+        if self.kind is SliceKind.DEEP_SWEEP:
+            found = progress.found_by_deep_sweep + self.found
+            return replace(progress, deep_sweep_end=self.end, found_by_deep_sweep=found)
+        found = progress.found_by_sweep + self.found
+        return replace(progress, sweep_end=self.end, found_by_sweep=found)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepsForgotten(StreamEvent):
+    """The next sweeps reach back as ones after `since` would, or to the pinned start."""
+
+    since: datetime | None = None
+
+    def applied_to(self, progress: Progress) -> Progress:
+        return replace(
+            progress,
+            sweep_end=self._earlier(progress.sweep_end),
+            deep_sweep_end=self._earlier(progress.deep_sweep_end),
+        )
+
+    def _earlier(self, end: datetime | None) -> datetime | None:
+        return None if end is None or self.since is None else min(end, self.since)
+
+
+@dataclass(frozen=True, slots=True)
+class Polled(StreamEvent):
+    """A poll went well, which ends a refusal."""
+
+    now: datetime
+
+    def applied_to(self, progress: Progress) -> Progress:
+        return replace(
+            progress,
+            last_poll_at=self.now,
+            last_success_at=self.now,
+            last_error=None,
+            failed_polls=0,
+            refusals=0,
+            refused_until=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NotPolled(StreamEvent):
+    """A poll failed; `refused_until` where eFax refused the user."""
+
+    now: datetime
+    error: str
+    refused_until: datetime | None = None
+
+    def applied_to(self, progress: Progress) -> Progress:
+        failed = replace(
+            progress,
+            last_poll_at=self.now,
+            last_error=self.error,
+            failed_polls=progress.failed_polls + 1,
+        )
+        if self.refused_until is None:
+            return failed
+        return replace(failed, refused_until=self.refused_until, refusals=progress.refusals + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalLifted(StreamEvent):
+    """It may have been the account's fault that the user was refused."""
+
+    def applied_to(self, progress: Progress) -> Progress:
+        return replace(progress, refusals=0, refused_until=None)
+
+
+@dataclass(frozen=True, slots=True)
+class OurClockSet(StreamEvent):
+    """Our wall clock was set: what was read from it is where it would have been."""
+
+    by: timedelta
+
+    def applied_to(self, progress: Progress) -> Progress:
+        last = progress.last_success_at
+        return replace(
+            progress,
+            refused_until=None,
+            last_success_at=None if last is None else last + self.by,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GapDismissed(StreamEvent):
+    """An operator does without what is a gap inside `bounds`; never without time still to come."""
+
+    bounds: Interval
+    reason: str | None
+
+    def applied_to(self, progress: Progress) -> Progress:
+        parts = progress.gaps_within(self.bounds)
+        if not parts:
+            return progress
+        dismissed = [self._dismissed(part, progress.failed_slices) for part in parts]
+        # Slices overlap: what failed inside the bounds is listed or dismissed now, whole.
+        gone = [
+            one.interval
+            for one in progress.failed_slices
+            if any(_inside(one.interval, part) for part in parts)
+            or (_inside(one.interval, self.bounds) and not one.dismissed)
+        ]
+        return _with_failed(progress, dismissed, gone=gone)
+
+    def _dismissed(self, part: Interval, failed: Iterable[FailedSlice]) -> FailedSlice:
+        why = next((one.reason for one in failed if _inside(one.interval, part)), "")
+        return FailedSlice(part, 0, EARLIEST, why, dismissed=True, dismiss_reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class GapRetried(StreamEvent):
+    """An operator has the failed and dismissed slices that reach into `bounds` listed at once."""
+
+    bounds: Interval
+
+    def applied_to(self, progress: Progress) -> Progress:
+        due = [
+            FailedSlice(one.interval, 0, EARLIEST, one.reason)
+            for one in progress.failed_touching(self.bounds)
+        ]
+        return _with_failed(progress, due, gone=[one.interval for one in due])
+
+
+def _with_failed(
+    progress: Progress, new: Iterable[FailedSlice], *, gone: Iterable[Interval]
+) -> Progress:
+    held = {one.interval: one for one in progress.failed_slices}
+    for interval in gone:
+        held.pop(interval, None)
+    held |= {one.interval: one for one in new}
+    return replace(progress, failed_slices=tuple(held[interval] for interval in sorted(held)))
+
+
+def _inside(one: Interval, other: Interval) -> bool:
+    return other.start <= one.start and one.end <= other.end
+
+
+def _meet(one: Interval, other: Interval) -> bool:
+    return one.within(other.start, other.end) is not None
