@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from poller.cli.lookup import counted
 from poller.simulator import Faults, Simulator
 
 _APP_ID = "demo-app"
@@ -100,7 +101,7 @@ class _Demo:
             if await _ends_within(daemon, _ARRIVES_EVERY_S):
                 return
             fax = self._simulator.receive_somewhere()
-            self._say(f"[dim]eFax       received {_pages(fax.pages)}[/]")
+            self._say(f"[dim]eFax       received {counted(fax.pages, 'page', 'pages')}[/]")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 while len(self._sidecars()) < len(self._simulator.faxes()):
@@ -112,10 +113,9 @@ class _Demo:
         assert daemon.stdout is not None
         async for line in daemon.stdout:
             text = line.decode(errors="replace").rstrip()
-            try:
+            event = None
+            with contextlib.suppress(ValueError):
                 event = json.loads(text)
-            except ValueError:
-                event = None
             if isinstance(event, dict):
                 self._show(event)
             elif text:
@@ -127,7 +127,8 @@ class _Demo:
         who = about.get("user") or about.get("account") or "poller"
         match event.get("event", {}).get("action"):
             case "fax-stored":
-                text = f"[green]{who:<10} stored {_pages(about.get('pages'))}[/]: {about['file']}"
+                pages = counted(about["pages"], "page", "pages")
+                text = f"[green]{who:<10} stored {pages}[/]: {about['file']}"
             case "fax-retry":
                 text = f"[yellow]{who:<10} {event['message']}[/] {event['error']['message']}"
             case "poll-completed":
@@ -188,7 +189,3 @@ async def _stopped(daemon: asyncio.subprocess.Process, within_s: float) -> int:
         if not await _ends_within(daemon, within_s):
             daemon.kill()
     return await daemon.wait()
-
-
-def _pages(count: int | None) -> str:
-    return "1 page" if count == 1 else f"{count} pages"

@@ -12,8 +12,6 @@ from functools import lru_cache
 
 import img2pdf
 from PIL import Image, ImageDraw, ImageFont
-from PIL.ImageFont import FreeTypeFont
-from PIL.ImageFont import ImageFont as BitmapFont
 
 from .state import Fax, Format
 
@@ -27,6 +25,7 @@ _MARGIN = 110
 _RIGHT = WIDTH - _MARGIN
 _IMAGE_DESCRIPTION, _ROWS_PER_STRIP = 270, 278
 _BLACK, _WHITE = 0, 1
+_font = lru_cache(maxsize=8)(ImageFont.load_default)
 # What img2pdf draws anew each second.
 _ID_LENGTH = 32
 _FILE_ID = re.compile(rb"(/ID \[<)[0-9a-f]{32}(><)[0-9a-f]{32}(>\])")
@@ -194,8 +193,3 @@ def _text(  # six: where, what, and how, of one word on the page
     draw: ImageDraw.ImageDraw, x: int, y: int, text: str, size: int = 42, anchor: str = "la"
 ) -> None:
     draw.text((x, y), text, font=_font(size), fill=_BLACK, anchor=anchor)
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> FreeTypeFont | BitmapFont:
-    return ImageFont.load_default(size)
