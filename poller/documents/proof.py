@@ -2,7 +2,6 @@
 
 import io
 import os
-from pathlib import Path
 from typing import BinaryIO
 
 from poller.documents import HEAD, Document, format_of, not_whole, pdf, tiff
@@ -11,19 +10,12 @@ from poller.documents.flaw import Flaw, exactly
 _SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
 
 
-def inspect(source: str | Path | BinaryIO) -> Document:
+def inspect(file: BinaryIO) -> Document:
     """Prove a document whole and count its pages, in memory that does not grow with the file.
 
     Raises NotADocument for other bytes, OSError when the file cannot be read, and MemoryError;
     whatever the bytes are, nothing else. They can end the process in which this runs.
     """
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            return _inspect(file)
-    return _inspect(source)
-
-
-def _inspect(file: BinaryIO) -> Document:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size <= _SMALL:

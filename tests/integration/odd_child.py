@@ -29,7 +29,7 @@ def whole(pages: int) -> bytes:
 
 
 def main() -> None:
-    proof.inspect = inspect  # type: ignore[assignment]
+    proof.inspect = inspect
     vars(child)["CPU_S"] = 0
     child.main()
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from poller.documents import Document, NotADocument
-from poller.documents.proof import inspect
 from poller.errors import (
     FaxTooLarge,
     StorageConflict,
@@ -572,14 +571,6 @@ async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
         await draft.reset()
         assert await storage.tidy(["main/desk"], []) == 0
         assert draft.path.exists()
-
-
-async def test_document_can_be_inspected_by_its_path(root: Path) -> None:
-    storage = await opened(root)
-    stored = await store(storage, FAX)
-    assert inspect(root / stored.file) == inspect(str(root / stored.file)) == Document("tiff", 1)
-    with pytest.raises(FileNotFoundError):
-        inspect(root / "main/none.pdf")
 
 
 async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(

@@ -281,7 +281,7 @@ def test_broken_documents_have_a_stable_problem(data: bytes, code: str, pages: i
 def test_documents_as_they_were_met_are_judged_as_viewers_show_them(
     name: str, expected: str | int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    document = inspect(DATA / name)
+    document = _inspect((DATA / name).read_bytes())
     assert (_code(document) or document.pages) == expected
     assert capfd.readouterr() == ("", "")
 
