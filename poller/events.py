@@ -225,7 +225,8 @@ class TokenWarOver(OfAccount):
     count: int
 
 
-class RateLimited(OfAccount):
+class AccountSlowed(OfAccount):
+    action = "rate-limited"
     severity = "warning"
     sentence = "eFax said 429: the account pauses and goes on more slowly."
     pause_s: float

@@ -1,6 +1,6 @@
 """The client of one account: the only part that talks to eFax, paces, signs in and repeats."""
 
-from poller.client.calls import Client
+from poller.client.client import Client
 from poller.client.ports import ImageSink, Observer, Ports, SignInStore, Timeouts
 from poller.client.resolver import Resolver
 from poller.client.transport import tls_context

@@ -43,7 +43,7 @@ class Tokens:
         self, app_id: str, sign_in: Callable[[str], Awaitable[Token]], ports: Ports
     ) -> None:
         self.held: Held | None = None
-        self.war = TokenWar(ports.observer)
+        self.war = TokenRivalry(ports.observer)
         self._app_id = app_id
         self._sign_in = sign_in
         self._ports = ports
@@ -169,7 +169,7 @@ class Tokens:
             await asyncio.gather(self._renewal, return_exceptions=True)
 
 
-class TokenWar:
+class TokenRivalry:
     """Notices that somebody else signs in with this App ID, and gives way.
 
     Each sign-in ends the other's token, so two that insist would sign in without end. From the

@@ -67,7 +67,7 @@ class ClientObserver(Observer):
         self._owner.tally["rate_limited"] += 1
         if rate < self._owner.account.limits.requests_per_second / 2:
             return  # it was slowed already: said when that began, counted in each summary
-        self._emit(events.RateLimited(self._name, round(pause_s, 1), round(rate, 2)))
+        self._emit(events.AccountSlowed(self._name, round(pause_s, 1), round(rate, 2)))
 
     def signed_in(self, reason: str, token: str) -> None:
         log.register_secret(token, slot=f"token:{self._name}")

@@ -84,7 +84,7 @@ async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
             fax |= {"pages": listed_as, "fax_id": 4711}
         return parse_page(json.dumps(answer).encode())
 
-    monkeypatch.setattr("poller.client.calls.parse_page", page)
+    monkeypatch.setattr("poller.client.client.parse_page", page)
     simulator.receive(APP, "user-a", completed=simulator.now() - timedelta(minutes=1))
     await poll(site)
     (discovered,) = [event.fields for event in events if event.action == "fax-discovered"]
