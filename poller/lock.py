@@ -63,14 +63,11 @@ class StateLock(ExitStack):
             raise refusal(self._directory)
 
     def _locked(self, fd: int) -> bool:
-        for pause_s in (*_TRY_AGAIN_S, None):
-            try:
+        for pause_s in (*_TRY_AGAIN_S, 0):
+            with suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if pause_s is not None:
-                    self._sleep(pause_s)
-            else:
                 return True
+            self._sleep(pause_s)
         return False
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 from zoneinfo import ZoneInfo
 
 from poller import cron, schedule
-from poller.config.model import Poll, Sweep
+from poller.config.model import Poll
 from poller.window import WindowRules, is_late, slices_in
 
 _HOUR_S = 3600.0
@@ -45,7 +45,8 @@ def demand(polls: Sequence[Poll], requests_per_second: float, now: datetime) -> 
     """Add up what the users of one account ask for; the planner and `poller plan` go by it."""
     intervals_s = [poll.every.total_seconds() for poll in polls if poll.every is not None]
     asked = math.fsum(1 / interval for interval in intervals_s)
-    fixed = math.fsum(_cron_per_s(poll, now) + _sweeps_per_s(poll, now) for poll in polls)
+    fixed = math.fsum(_sweeps_per_s(poll, now) for poll in polls)
+    fixed += math.fsum(_cron(poll, now)[0] for poll in polls if poll.cron is not None)
     limit = requests_per_second * schedule.LISTS_SHARE
     # A tenth is left for polls whatever sweeps and cron times take.
     return Demand(asked, fixed, limit, factor=max(1.0, asked / max(limit - fixed, limit / 10)))
@@ -118,17 +119,11 @@ def _rules(poll: Poll) -> WindowRules:
 
 def _sweeps_per_s(poll: Poll, now: datetime) -> float:
     """A sweep runs in a poll, so never more often; the deep one reads one more list."""
-    pause = interval_of(poll, 1.0, now)
-    return _sweep_per_s(poll, poll.sweep, pause, 0) + _sweep_per_s(poll, poll.deep_sweep, pause, 1)
-
-
-def _sweep_per_s(poll: Poll, sweep: Sweep, pause: timedelta, more: int) -> float:
-    every = max(sweep.every, pause)
-    return (slices_in(sweep.back + every, _rules(poll)) + more) / every.total_seconds()
-
-
-def _cron_per_s(poll: Poll, now: datetime) -> float:
-    return 0.0 if poll.cron is None else _cron(poll, now)[0]
+    pause, per_s = interval_of(poll, 1.0, now), 0.0
+    for sweep, more in ((poll.sweep, 0), (poll.deep_sweep, 1)):
+        every = max(sweep.every, pause)
+        per_s += (slices_in(sweep.back + every, _rules(poll)) + more) / every.total_seconds()
+    return per_s
 
 
 def _cron(poll: Poll, now: datetime) -> tuple[float, timedelta]:

@@ -16,14 +16,15 @@ def make(directory: Path) -> None:
         missing.append(at)
         at = at.parent
     with suppress(PermissionError):
-        _sync_name(at)
+        sync(at.parent)
     for path in reversed(missing):
         path.mkdir(mode=0o700 if path == missing[0] else 0o777, exist_ok=True)
-        _sync_name(path)
+        sync(path.parent)
 
 
-def _sync_name(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable; blocking."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

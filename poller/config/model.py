@@ -19,7 +19,9 @@ from poller.config.values import choice, duration, nullable, number, size, whole
 
 UTC_ZONE = ZoneInfo("UTC")
 ImageFormat = Literal["pdf", "tiff"]
-
+Consumers = Literal["read", "move"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -60,9 +62,7 @@ class Poll:
     cron: str | None = key(None, values.cron, "instead of every: minute hour day month weekday")
     timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which cron is meant")
     start: timedelta | datetime = key(7 * DAY, values.start, "how far the first poll goes back")
-    overlap: timedelta = key(
-        15 * MINUTE, duration("s"), "how far before the last listing polls begin"
-    )
+    overlap: timedelta = key(15 * MINUTE, duration("s"), "how far before the last one it begins")
     max_window: timedelta = key(24 * HOUR, duration("m"), "longest window asked for")
     sweep: Sweep = Sweep(every=HOUR, back=24 * HOUR)
     deep_sweep: Sweep = Sweep(every=24 * HOUR, back=7 * DAY)
@@ -86,9 +86,7 @@ class User:
     app_id: str
     user_id: str = key(MISSING, values.identifier, "in quotes; one fax number", needed='"…"')
     poll: Poll = Poll()
-    image_format: ImageFormat = key(
-        "pdf", choice("pdf", "tiff"), "what is asked for", at="image.format"
-    )
+    image_format: ImageFormat = key("pdf", choice(ImageFormat), "to ask for", at="image.format")
     expect: Expect | None = key(None, Expect, "warn about silence")
 
     @property
@@ -123,9 +121,7 @@ class StorageConfig:
         "a fax's name without extension, fixed when it is discovered",
     )
     min_free: int = key(1 << 30, size, "below it nothing is fetched")
-    consumers: Literal["read", "move"] = key(
-        "read", choice("read", "move"), "move: they may take files"
-    )
+    consumers: Consumers = key("read", choice(Consumers), "move: they may take files away")
 
 
 @dataclass(frozen=True)
@@ -155,25 +151,17 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class LogConfig:
-    level: Literal["debug", "info", "warning", "error"] = key(
-        "info", choice("debug", "info", "warning", "error"), "the least that is logged"
-    )
-    format: Literal["auto", "json", "console"] = key(
-        "auto", choice("auto", "json", "console"), "auto: console on a terminal, else json"
-    )
+    level: LogLevel = key("info", choice(LogLevel), "the least that is logged")
+    format: LogFormat = key("auto", choice(LogFormat), "auto: console on a terminal, else json")
 
 
 @dataclass(frozen=True)
 class HttpConfig:
     """`host` is None when the status server is off."""
 
-    host: str | None = key(
-        "127.0.0.1", nullable(addresses.listen), "null turns it off", at="listen"
-    )
+    host: str | None = key("127.0.0.1", nullable(addresses.listen), "null: off", at="listen")
     port: int = 9410
-    token: SecretRef | None = key(
-        None, nullable(addresses.secret), "needed unless listen is loopback"
-    )
+    token: SecretRef | None = key(None, nullable(addresses.secret), "needed off loopback")
 
 
 @dataclass(frozen=True)

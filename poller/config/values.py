@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 from poller import clock, naming
@@ -55,8 +55,9 @@ def text(node: Node) -> str:
     return value
 
 
-def choice(*words: str) -> Parser[Any]:
-    """One of `words`, spelled exactly so."""
+def choice(literal: Any) -> Parser[Any]:
+    """One of the words of a `Literal`, spelled exactly so."""
+    words = get_args(literal)
 
     def parser(node: Node) -> str:
         value, wanted = node.value, f"must be one of {', '.join(words)}"

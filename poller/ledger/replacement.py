@@ -164,7 +164,7 @@ def restore(path: Path, snapshot_stem: Path) -> datetime | None:
     with suppress(FileNotFoundError):  # the lost ledger's, which would be replayed into this one
         _journal(path).rename(path.with_name(f"{path.name}.lost-journal"))
     part.rename(path)
-    snapshots.sync(path.parent)
+    state_directory.sync(path.parent)
     return snapshots.made_at(source)
 
 
@@ -199,16 +199,16 @@ def install(path: Path, now: datetime) -> Path | None:
     """
     new, aside = being_made(path), None
     _journal(new).unlink(missing_ok=True)
-    snapshots.sync(new)
+    state_directory.sync(new)
     if os.path.lexists(path):
         aside = _keep_aside(path, now)
     journal = _journal(path)
     if journal.exists() and journal.stat().st_size > 0:
         journal.rename(_journal(aside or _free_name(path, now)))
-        snapshots.sync(path.parent)
+        state_directory.sync(path.parent)
     journal.unlink(missing_ok=True)
     new.rename(path)
-    snapshots.sync(path.parent)
+    state_directory.sync(path.parent)
     return aside
 
 
@@ -217,7 +217,7 @@ def _keep_aside(path: Path, now: datetime) -> Path:
     if aside is None:
         aside = _free_name(path, now)
         os.link(path, aside)
-        snapshots.sync(path.parent)
+        state_directory.sync(path.parent)
     return aside
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import engine
+from poller.state_directory import sync
 
 KEPT = 2
 SNAPSHOT_AFTER = timedelta(days=1)
@@ -282,15 +283,6 @@ def problem_of(path: Path, stop: Stop = never) -> str | None:
             raise LedgerUnavailable(engine.sentence(path, error)) from error
         return str(error)
     return None if verdict == "ok" else str(verdict).strip().rpartition("\n")[2]
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from poller.errors import CannotStart
-from poller.state_directory import make
+from poller.state_directory import make, sync
 
 KEY_FILE: Final = "redaction.key"
 _KEY_BYTES: Final = 32
@@ -25,7 +25,7 @@ def load_or_create_key(state_directory: Path) -> bytes:
         if not path.exists():
             _create(path)
         _clear_drafts(path)
-        _sync(state_directory)
+        sync(state_directory)  # a run that made the key may have been killed just before this
         key = path.read_bytes()
     except OSError as error:
         raise CannotStart(f"cannot read or create {path}: {error.strerror or error}") from error
@@ -59,12 +59,3 @@ def _clear_drafts(path: Path) -> None:
     for draft in path.parent.glob(f".{path.name}.*"):
         with contextlib.suppress(OSError):
             draft.unlink()
-
-
-def _sync(directory: Path) -> None:
-    # Also when the key was there: the run that made it may have been killed just before this.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from poller import state_directory
 from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import Ledger, NewFax, Replacement, backup, faxes, snapshots, streams
@@ -150,7 +151,7 @@ async def test_the_order_on_disk_is_sync_rename_sync(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    sync, rename = snapshots.sync, Path.rename
+    sync, rename = state_directory.sync, Path.rename
 
     def synced(what: Path) -> None:
         steps.append(f"sync {what.name}")

@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from poller.config import load
 from poller.config.build import Builder, Outside, merged
 from poller.config.document import parse
+from poller.config.keys import Leaf, Tree, tree
 from poller.config.model import (
     UTC_ZONE,
     Account,
@@ -390,6 +392,30 @@ def test_example_has_every_key_with_its_default() -> None:
         minimal.http,
         minimal.drain,
     )
+
+
+def paths(known: Tree, above: str = "") -> Iterator[str]:
+    """The paths of the keys that are read."""
+    for name, entry in known.items():
+        if isinstance(entry, Leaf):
+            yield above + name
+        below = entry.below if isinstance(entry, Leaf) else entry
+        yield from paths(below or {}, f"{above}{name}.")
+
+
+def test_every_key_that_is_read_is_in_the_example_and_the_readme() -> None:
+    readme, example = (ROOT / "README.md").read_text(), EXAMPLE.read_text()
+    for model in (Config, Account, User):
+        for path in paths(tree(model)):
+            *_, last = path.split(".")
+            assert f".{last}" in readme or f"`{last}" in readme, path
+            assert f"{last}:" in example, path
+
+
+def test_every_key_says_in_a_line_what_it_is() -> None:
+    for model in (Config, Account, User, Poll, Sweep, Expect, Limits, StorageConfig, StateConfig):
+        keys = [field.metadata for field in fields(model) if field.metadata]
+        assert all(0 < len(key["doc"]) < 100 for key in keys)
 
 
 def test_example_names_every_key_of_the_contract() -> None:
