@@ -64,6 +64,7 @@ def test_minimal_configuration_has_the_defaults_of_the_contract() -> None:
         storage=StorageConfig(Path("/var/lib/poller/faxes")),
     )
     assert config.files == (GOOD / "minimal.yaml",)
+    assert config.users[0].names == ("main", "front-desk")
     assert config.state_directory == Path("/var/lib/poller/state")
 
 
