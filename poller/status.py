@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from types import MappingProxyType
 from typing import Any
 
-from poller import plan, schedule
+from poller import VERSION, plan, schedule
 from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
 from poller.ledger import (
@@ -31,6 +30,19 @@ from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_g
 _FAXES_SHOWN = 20
 _HOUR = timedelta(hours=1)
 _HOURS = 24
+_AS_IT_IS = (
+    *(
+        "account",
+        "user",
+        "user_id",
+        "last_error",
+        "removed",
+        "found_by_sweep",
+        "found_by_deep_sweep",
+    ),
+    *("discovered", "stored", "pending", "quarantined", "dismissed", "damaged"),
+)
+_TIMES = ("last_poll_at", "last_success_at", "last_received_at", "last_stored_at")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Pace:
     All but the first only the running service knows, and whether there is a token war.
     """
 
-    limit: float
+    limit: float | None = None
     rate: float | None = None
     used: float | None = None
     token_war: bool | None = None
@@ -74,72 +86,79 @@ class StoredLately:
         return rows, read
 
 
-async def status(
-    ledger: Ledger,
-    *,
-    now: datetime,
-    running: bool,
-    version: str,
-    storage: dict[str, Any],
-    evidence: EvidenceStore | None = None,
-    paces: Mapping[str, Pace] = MappingProxyType({}),
-    lately: StoredLately | None = None,
-    rejected: str | None = None,
-    alarm_after: timedelta = RetryConfig.alarm_after,
-    accounts: Sequence[Account] = (),
-) -> dict[str, Any]:
-    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable.
+@dataclass(frozen=True)
+class Surroundings:
+    """What the ledger does not hold; `rejected` is why the last reload was not taken.
 
-    `rejected` says why the configuration was not taken at the last reload; only the service knows.
     `accounts`, as configured, tell who is not polled in time and who should have received something.
     """
-    rows, stored = await (lately or StoredLately()).read(ledger, now)
+
+    storage: dict[str, Any]
+    running: bool = True
+    evidence: EvidenceStore | None = None
+    paces: Mapping[str, Pace] = field(default_factory=dict)
+    rejected: str | None = None
+    alarm_after: timedelta = RetryConfig.alarm_after
+    accounts: Sequence[Account] = ()
+
+
+async def status(
+    ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately | None = None
+) -> dict[str, Any]:
+    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
+    given_up = await ledger.read(jobs.quarantined, _FAXES_SHOWN)
+    failing = await ledger.read(jobs.failing, now, around.alarm_after, _FAXES_SHOWN)
+    return {
+        "at": instant(now),
+        "running": around.running,
+        "version": VERSION,
+        "storage": around.storage,
+        "config_rejected": around.rejected,
+        "ledger": _ledger(await ledger.health()),
+        "accounts": [
+            _account(row, now, around.paces.get(row.account, Pace()))
+            for row in await ledger.read(all_accounts, include_removed=False)
+        ],
+        "users": await _users(ledger, now, around, lately or StoredLately()),
+        "quarantined_faxes": [
+            await _not_fetched(fax, fax.quarantined_at, around.evidence) for fax in given_up
+        ],
+        "failing_faxes": [
+            await _not_fetched(fax, fax.first_failed_at, around.evidence) for fax in failing
+        ],
+        "damaged_faxes": [
+            {**_names(fax), "path": fax.file, "why": fax.harm}
+            for fax in await ledger.read(faxes.harmed, _FAXES_SHOWN)
+        ],
+    }
+
+
+async def _users(
+    ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately
+) -> list[dict[str, Any]]:
+    rows, stored = await lately.read(ledger, now)
     coverages = await ledger.read(coverage.all_covered)
     failed = await ledger.read(coverage.all_failed)
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.harmed_counts)
-    failing = await ledger.read(jobs.failing_counts, now, alarm_after)
-    overdue = _overdue(accounts, rows, now)
-    silent = _silent(accounts, rows, coverages)
-    return {
-        "at": instant(now),
-        "running": running,
-        "version": version,
-        "storage": storage,
-        "config_rejected": rejected,
-        "ledger": _ledger(await ledger.health()),
-        "accounts": [
-            _account(row, now, paces.get(row.account))
-            for row in await ledger.read(all_accounts, include_removed=False)
-        ],
-        "users": [
-            _user(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
-            | {"overdue": row.id in overdue, "silent_since": instant(silent.get(row.id))}
-            | {"damaged_files": harmed.get(row.id, 0)}
-            | _failing(failing.get(row.id, FailingCount()))
-            | _backfills(asked.get(row.id, ()))
-            | _stored_lately(stored, row.id, now)
-            for row in rows
-        ],
-        "quarantined_faxes": [
-            await _not_fetched(fax, fax.quarantined_at, evidence)
-            for fax in await ledger.read(jobs.quarantined, _FAXES_SHOWN)
-        ],
-        "failing_faxes": [
-            await _not_fetched(fax, fax.first_failed_at, evidence)
-            for fax in await ledger.read(jobs.failing, now, alarm_after, _FAXES_SHOWN)
-        ],
-        "damaged_faxes": [
-            {
-                "account": fax.account,
-                "user": fax.user_name,
-                "fax_id": fax.fax_id,
-                "path": fax.file,
-                "why": fax.harm,
-            }
-            for fax in await ledger.read(faxes.harmed, _FAXES_SHOWN)
-        ],
-    }
+    failing = await ledger.read(jobs.failing_counts, now, around.alarm_after)
+    overdue = _overdue(around.accounts, rows, now)
+    silent = _silent(around.accounts, rows, coverages)
+    none = FailingCount()
+    return [
+        _user(row, now)
+        | _time(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
+        | _backfills(asked.get(row.id, ()))
+        | _stored_lately(stored, row.id, now)
+        | {
+            "overdue": row.id in overdue,
+            "silent_since": instant(silent.get(row.id)),
+            "damaged_files": harmed.get(row.id, 0),
+            "failing": failing.get(row.id, none).late,
+            "oldest_failing_s": failing.get(row.id, none).oldest_s,
+        }
+        for row in rows
+    ]
 
 
 def instant(at: datetime | None) -> str | None:
@@ -167,29 +186,21 @@ def _ledger(health: Health) -> dict[str, Any]:
     }
 
 
-def _failing(count: FailingCount) -> dict[str, Any]:
-    return {"failing": count.late, "oldest_failing_s": count.oldest_s}
+def _names(fax: FaxRow) -> dict[str, Any]:
+    return {"account": fax.account, "user": fax.user_name, "fax_id": fax.fax_id}
 
 
 async def _not_fetched(
-    fax: FaxRow, since: datetime | None, evidence: EvidenceStore | None
+    fax: FaxRow, since: datetime | None, store: EvidenceStore | None
 ) -> dict[str, Any]:
+    """`evidence` names the folder of what eFax answered, if something is kept."""
+    kept = [] if store is None else await store.find(fax.app_id, fax.user_id, fax.fax_id)
     return {
-        "account": fax.account,
-        "user": fax.user_name,
-        "fax_id": fax.fax_id,
+        **_names(fax),
         "since": instant(since),
         "error": fax.last_error,
-        "evidence": await _evidence(evidence, fax),
+        "evidence": str(kept[-1].parent) if kept else None,
     }
-
-
-async def _evidence(store: EvidenceStore | None, fax: FaxRow) -> str | None:
-    """Name the folder of what eFax answered, if something is kept."""
-    if store is None:
-        return None
-    kept = await store.find(fax.app_id, fax.user_id, fax.fax_id)
-    return str(kept[-1].parent) if kept else None
 
 
 def span(interval: Interval) -> list[str | None]:
@@ -210,18 +221,14 @@ def _backfills(asked: Sequence[Backfill]) -> dict[str, Any]:
     }
 
 
-def _account(row: AccountRow, now: datetime, pace: Pace | None) -> dict[str, Any]:
-    suspended = row.suspended_until is not None
+def _account(row: AccountRow, now: datetime, pace: Pace) -> dict[str, Any]:
+    standing_s = (now - row.paused_since).total_seconds() if row.paused_since else 0.0
     return {
         "account": row.account,
         "suspended_until": instant(row.suspended_until),
-        "reason": row.reason if suspended else None,
-        "paused_s": row.paused_s
-        + ((now - row.paused_since).total_seconds() if row.paused_since else 0.0),
-        "limit": pace and pace.limit,
-        "rate": pace and pace.rate,
-        "used": pace and pace.used,
-        "token_war": pace and pace.token_war,
+        "reason": row.reason if row.suspended_until is not None else None,
+        "paused_s": row.paused_s + standing_s,
+        **asdict(pace),
     }
 
 
@@ -265,8 +272,9 @@ def _silent(
     accounts: Sequence[Account], rows: Sequence[UserRow], coverages: Mapping[int, Coverage]
 ) -> dict[int, datetime | None]:
     """Since when nothing was received by those of whom more is expected."""
-    users = [user for account in accounts for user in account.users if user.expect is not None]
-    expected = {(user.app_id, user.user_id): user.expect for user in users}
+    expected = {
+        (user.app_id, user.user_id): user.expect for account in accounts for user in account.users
+    }
     return {
         row.id: silent_since(
             expected.get((row.app_id, row.user_id)),
@@ -274,48 +282,35 @@ def _silent(
             coverages.get(row.id, Coverage()),
         )
         for row in rows
-        if expected and not row.removed
+        if not row.removed
     }
 
 
-def _user(
+def _user(row: UserRow, now: datetime) -> dict[str, Any]:
+    return {
+        **{name: getattr(row, name) for name in _AS_IT_IS},
+        **{name: instant(getattr(row, name)) for name in _TIMES},
+        "refused": row.refused_until is not None and row.refused_until > now,
+    }
+
+
+def _time(
     row: UserRow, coverage: Coverage, failed: Sequence[FailedSlice], now: datetime
 ) -> dict[str, Any]:
+    """What time is listed, and what is not."""
     start = row.pinned_start
-    watermark = None if start is None else coverage.watermark(start)
     settled = None if start is None else settled_until(coverage, start, failed)
-    gaps = () if start is None else open_gaps(coverage, start, failed)
-    failed_gaps = () if start is None else alarming_gaps(coverage, start, failed)
     return {
-        "account": row.account,
-        "user": row.user,
-        "user_id": row.user_id,
-        "watermark": instant(watermark),
+        "watermark": None if start is None else instant(coverage.watermark(start)),
         "lag_s": None if settled is None else max(0.0, (now - settled).total_seconds()),
-        "gaps": _spans(gaps),
-        "failed_gaps": _spans(failed_gaps),
+        "gaps": [] if start is None else _spans(open_gaps(coverage, start, failed)),
+        "failed_gaps": [] if start is None else _spans(alarming_gaps(coverage, start, failed)),
         "dismissed_gaps": [
             {
-                "from": instant(one.interval.start),
-                "to": instant(one.interval.end),
+                **dict(zip(("from", "to"), span(one.interval), strict=True)),
                 "reason": one.dismiss_reason,
             }
             for one in failed
             if one.dismissed
         ],
-        "last_poll_at": instant(row.last_poll_at),
-        "last_success_at": instant(row.last_success_at),
-        "last_error": row.last_error,
-        "refused": row.refused_until is not None and row.refused_until > now,
-        "removed": row.removed,
-        "discovered": row.discovered,
-        "stored": row.stored,
-        "pending": row.pending,
-        "quarantined": row.quarantined,
-        "dismissed": row.dismissed,
-        "damaged": row.damaged,
-        "last_received_at": instant(row.last_received_at),
-        "last_stored_at": instant(row.last_stored_at),
-        "found_by_sweep": row.found_by_sweep,
-        "found_by_deep_sweep": row.found_by_deep_sweep,
     }

@@ -19,7 +19,7 @@ from poller.daemon.monitor import Monitor
 from poller.ingest.site import Site
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
-from poller.status import Pace, StoredLately, status
+from poller.status import Pace, StoredLately, Surroundings, status
 from poller.web import StatusServer
 
 _CLOSING_S = 20.0  # for all that comes after the drain
@@ -92,19 +92,15 @@ async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
         "min_free_bytes": site.config.storage.min_free,
     }
     now_s = site.shop.clock.monotonic()
-    return await status(
-        site.shop.ledger,
-        now=site.shop.clock.now(),
-        running=True,
-        version=VERSION,
-        storage=storage,
+    seen = Surroundings(
+        storage,
         evidence=site.shop.evidence,
         paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
-        lately=lately,
         rejected=site.rejected,
         alarm_after=site.config.retry.alarm_after,
         accounts=site.config.accounts,
     )
+    return await status(site.shop.ledger, site.shop.clock.now(), seen, lately)
 
 
 def _pace(client: Client, now_s: float) -> Pace:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from poller import VERSION
 from poller.cli import bootstrap
 from poller.cli.status_table import print_status
 from poller.config.model import Account, Config
@@ -14,7 +13,7 @@ from poller.evidence import EvidenceStore
 from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
-from poller.status import Pace, damaged, status
+from poller.status import Pace, Surroundings, damaged, status
 
 
 def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
@@ -42,18 +41,16 @@ async def look(settings: Config) -> dict[str, Any]:
             else None
         )
         storage = await bootstrap.storage_now(settings, ledger, shortly=running)
-        return await status(
-            ledger,
-            now=bootstrap.now(),
-            running=running,
-            version=VERSION,
-            storage=_storage(storage, report),
+        seen = Surroundings(
+            _storage(storage, report),
+            running,
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
             paces={one.name: _pace(one, report) for one in settings.accounts},
             rejected=report.rejected if report else None,
             alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
         )
+        return await status(ledger, bootstrap.now(), seen)
 
 
 def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
 from poller.ledger import Ledger
 from poller.metrics import Metrics
-from poller.status import Pace, StoredLately, status
+from poller.status import Pace, StoredLately, Surroundings, status
 from poller.web import StatusServer
 from tests.acceptance.filled_ledger import fill
 from tests.acceptance.installation import APP, Installation, account, populated
@@ -90,16 +90,12 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
     async with await Ledger.open(url, readonly=True) as ledger:
 
         async def shown() -> dict[str, Any]:
-            return await status(
-                ledger,
-                now=datetime.now(UTC),
-                running=True,
-                version="1.2.3",
-                storage={"usable": True, "reason": None, "free_bytes": 1 << 36},
+            around = Surroundings(
+                {"usable": True, "reason": None, "free_bytes": 1 << 36},
                 paces={"main": Pace(5.0, 4.5, 2.25)},
-                lately=lately,
                 accounts=() if well else [ward],
             )
+            return await status(ledger, datetime.now(UTC), around, lately) | {"version": "1.2.3"}
 
         server = StatusServer(
             HttpConfig(port=0), None, metrics=Metrics("1.2.3"), status=shown, ready=list,

@@ -23,7 +23,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
 from poller.ledger import Ledger, jobs
 from poller.metrics import Metrics
-from poller.status import status
+from poller.status import Surroundings, status
 from tests.acceptance.installation import KEY, KEY_VARIABLE, Installation
 from tests.benchmarks import documents, measured
 from tests.benchmarks.faxes_served import Faxes, served
@@ -138,7 +138,7 @@ async def _bookkeeping(ledger: Ledger, user: int) -> None:
 
 
 async def _status(ledger: Ledger, settings: Config) -> None:
-    await status(ledger, now=datetime.now(UTC), running=True, version=VERSION, storage={})
+    await status(ledger, datetime.now(UTC), Surroundings({}))
 
 
 async def _poll_beside_snapshot(one: Sized, site: Site) -> None:

@@ -18,7 +18,7 @@ from poller.ledger import Backfill, Found, backfills, coverage, streams
 from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
-from poller.status import span, status
+from poller.status import Surroundings, span, status
 from poller.window import Coverage, Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import (
@@ -454,9 +454,7 @@ async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
     site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
 ) -> None:
     async def shown() -> tuple[dict[str, Any], list[str]]:
-        answer = await status(
-            site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
-        )
+        answer = await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
         return next(row for row in answer["users"] if row["user"] == "user-a"), problems(answer, [])
 
     asked = await ask(site, days_ago(clock, 16, 15))

@@ -20,7 +20,7 @@ from poller.ledger import State, coverage, faxes, jobs
 from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
-from poller.status import status
+from poller.status import Surroundings, status
 from poller.store import Condition
 from poller.window import Interval, Slice, SliceKind
 from tests.conftest import Event, QuickClock
@@ -66,14 +66,8 @@ async def audited(site: Site, *, thorough: bool = True, **how: int) -> list[Chec
 
 
 async def shown(site: Site) -> dict[str, Any]:
-    return await status(
-        site.shop.ledger,
-        now=site.shop.clock.now(),
-        running=True,
-        version="1",
-        storage={"usable": True},
-        evidence=site.shop.evidence,
-    )
+    seen = Surroundings({"usable": True}, evidence=site.shop.evidence)
+    return await status(site.shop.ledger, site.shop.clock.now(), seen)
 
 
 # -- the audit -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from poller.ledger import State, accounts, jobs, streams
 from poller.problems import problems
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from poller.status import status
+from poller.status import Surroundings, status
 from poller.store import syscalls
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, parts, row, said
@@ -45,14 +45,8 @@ async def failing_since(site: Site, simulator: Simulator, clock: QuickClock, ago
 
 
 async def told(site: Site, clock: QuickClock) -> tuple[dict[str, Any], list[str]]:
-    shown = await status(
-        site.shop.ledger,
-        now=clock.now(),
-        running=True,
-        version="1",
-        storage={"usable": True},
-        alarm_after=site.config.retry.alarm_after,
-    )
+    seen = Surroundings({"usable": True}, alarm_after=site.config.retry.alarm_after)
+    shown = await status(site.shop.ledger, clock.now(), seen)
     return shown, problems(shown, [])
 
 

@@ -21,7 +21,7 @@ from poller.ingest.site import Site
 from poller.ledger import Ledger, State, jobs, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
-from poller.status import instant, status
+from poller.status import Surroundings, instant, status
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.integration.at_work import fetch, listed, poll, row, said
 from tests.integration.in_between import Asked, around
@@ -208,9 +208,7 @@ async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goe
     await monitor._ledger_check.look()
     assert said(events, "ledger-damaged") == ["ledger-damaged"]
     assert "poller rebuild" in monitor.readiness.troubles()[0]
-    shown = await status(
-        site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
-    )
+    shown = await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
     assert shown["ledger"]["ok"] is False
     assert "ix_attempts_fax" in shown["ledger"]["problem"]
     assert shown["ledger"]["checked_at"] == instant(clock.now())

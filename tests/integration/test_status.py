@@ -11,7 +11,7 @@ from poller.config.model import Expect
 from poller.ingest.site import Site
 from poller.ledger import coverage, streams
 from poller.simulator import Simulator, Switches
-from poller.status import StoredLately, instant, status
+from poller.status import StoredLately, Surroundings, instant, status
 from tests.conftest import QuickClock
 from tests.integration.at_work import end_outage, faults, fetch, listed, poll, suspend
 from tests.integration.in_between import Asked, around
@@ -23,9 +23,7 @@ CONTRACT = {
 
 
 async def shown(site: Site, clock: QuickClock) -> dict[str, Any]:
-    return await status(
-        site.shop.ledger, now=clock.now(), running=True, version="1", storage={"usable": True}
-    )
+    return await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
 
 
 def user(answer: dict[str, Any], name: str = "user-a") -> dict[str, Any]:
@@ -67,10 +65,7 @@ async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fa
     expecting = replace(account, users=(replace(one, expect=Expect(timedelta(hours=1))), other))
 
     async def silent() -> list[Any]:
-        answer = await status(
-            site.shop.ledger, now=clock.now(), running=True, version="1", storage={},
-            accounts=[expecting],
-        )  # fmt: skip
+        answer = await status(site.shop.ledger, clock.now(), Surroundings({}, accounts=[expecting]))
         return [row["silent_since"] for row in answer["users"]]
 
     first_seen = clock.now()
@@ -172,9 +167,7 @@ async def store(site: Site, simulator: Simulator, clock: QuickClock, at: datetim
 async def lately(
     site: Site, clock: QuickClock, reader: StoredLately | None = None
 ) -> tuple[int, list[int]]:
-    answer = await status(
-        site.shop.ledger, now=clock.now(), running=True, version="1", storage={}, lately=reader
-    )
+    answer = await status(site.shop.ledger, clock.now(), Surroundings({}), reader)
     return user(answer)["stored_today"], user(answer)["stored_by_hour"]
 
 
