@@ -135,39 +135,42 @@ class Metrics:
             name: Gauge(f"poller_{name}", about, labels, registry=registry)
             for name, (about, labels) in _GAUGES.items()
         }
-        self._requests = _counter(
-            registry,
+        self._requests = self._counter(
             "requests",
             "Requests sent, by answer; error where none came.",
-            ["account", "call", "status"],
+            *("account", "call", "status"),
         )
-        self._waits = _counter(
-            registry,
-            "rate_limit_wait_seconds",
-            "Time that requests waited for their turn.",
-            ["account"],
+        self._waits = self._counter(
+            "rate_limit_wait_seconds", "Time that requests waited for their turn.", "account"
         )
-        self._sign_ins = _counter(registry, "sign_ins", "Sign-ins, by why.", ["account", "reason"])
-        durations = Histogram(
-            "poller_request_duration_seconds",
+        self._sign_ins = self._counter("sign_ins", "Sign-ins, by why.", "account", "reason")
+        durations = self._histogram(
+            "request_duration_seconds",
             "From sending a request to the end of its answer.",
-            ["call"],
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
+            _REQUEST_BUCKETS,
+            "call",
         )
         self._durations = functools.cache(durations.labels)
-        self._visibility = Histogram(
-            "poller_visibility_delay_seconds",
+        self._visibility = self._histogram(
+            "visibility_delay_seconds",
             "From a fax's completion at eFax to its first listing.",
-            buckets=_MINUTES_TO_DAYS,
-            registry=registry,
+            _MINUTES_TO_DAYS,
         )
-        self._latency = Histogram(
-            "poller_ingest_latency_seconds",
+        self._latency = self._histogram(
+            "ingest_latency_seconds",
             "From a fax's reception at eFax to its file.",
-            buckets=_MINUTES_TO_DAYS,
-            registry=registry,
+            _MINUTES_TO_DAYS,
         )
+
+    def _counter(self, name: str, about: str, *labels: str) -> Callable[..., Counter]:
+        """`labels()` locks and checks each time, and what it returns is always the same."""
+        made = Counter(f"poller_{name}_total", about, labels, registry=self._registry)
+        return functools.cache(made.labels)
+
+    def _histogram(
+        self, name: str, about: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(f"poller_{name}", about, labels, buckets=buckets, registry=self._registry)
 
     def count(self, happened: Event) -> None:
         """Take what an event changes, if it changes anything."""
@@ -256,28 +259,32 @@ class Metrics:
         return found
 
 
+def _fax(outcome: FaxOutcome) -> Callable[[Metrics, events.OfFax], None]:
+    return lambda metrics, one: metrics.fax(one.account, one.user, outcome)
+
+
+def _poll(outcome: PollOutcome) -> Callable[[Metrics, events.OfUser], None]:
+    return lambda metrics, one: metrics.poll(one.account, one.user, outcome)
+
+
+def _gauge(name: str, value: float) -> Callable[[Metrics, events.OfAccount], None]:
+    return lambda metrics, one: metrics.set(name, value, one.account)
+
+
 _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
-    events.PollCompleted: lambda metrics, one: metrics.poll(one.account, one.user, "ok"),
-    events.PollFailed: lambda metrics, one: metrics.poll(one.account, one.user, "failed"),
+    events.PollCompleted: _poll("ok"),
+    events.PollFailed: _poll("failed"),
     events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
-    events.FaxDiscovered: lambda metrics, one: metrics.fax(one.account, one.user, "discovered"),
-    events.FaxStored: lambda metrics, one: metrics.stored(one),
-    events.FaxDamaged: lambda metrics, one: metrics.fax(one.account, one.user, "damaged"),
-    events.FaxQuarantined: lambda metrics, one: metrics.fax(one.account, one.user, "quarantined"),
+    events.FaxDiscovered: _fax("discovered"),
+    events.FaxStored: Metrics.stored,
+    events.FaxDamaged: _fax("damaged"),
+    events.FaxQuarantined: _fax("quarantined"),
     events.TokenRefreshed: lambda metrics, one: metrics.sign_in(one.account, one.reason),
-    events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
-    events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
-    events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
-    events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
+    events.TokenWar: _gauge("token_war", 1),
+    events.TokenWarOver: _gauge("token_war", 0),
+    events.SuspensionBegan: _gauge("account_suspended", 1),
+    events.SuspensionEnded: _gauge("account_suspended", 0),
 }
-
-
-def _counter(
-    registry: CollectorRegistry, name: str, about: str, labels: list[str]
-) -> Callable[..., Counter]:
-    """Make a counter; `labels()` locks and checks each time, and what it returns is always the same."""
-    made = Counter(f"poller_{name}_total", about, labels, registry=registry)
-    return functools.cache(made.labels)
 
 
 class _UserCollector(Collector):

@@ -1,15 +1,19 @@
 """Say in sentences what is wrong, from the status as `poller status --json` shows it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, Final
 
 from poller.config.values import size_text
 
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
+_NOT_LISTED: Final = "Some time could not be listed, so faxes may be missing, for {who}."
+_NO_PROGRESS: Final = "A backfill makes no progress, and is tried again, for {who}."
+_SILENT: Final = (
+    "Nothing was received for longer than expected by {who}: {words} still theirs? Send a test fax."
+)
 _Row = dict[str, Any]
 
 
@@ -18,45 +22,29 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
 
     Users with the same trouble share a sentence, so that an outage of thousands is still one.
     """
-    users = [row for row in status.get("users", []) if not row.get("removed")]
-    accounts = status.get("accounts", [])
-    suspended = {row["account"] for row in accounts if row.get("suspended_until")}
-    asked = [row for row in users if row["account"] not in suspended]
-    told_below = tuple(f"Account {account} is suspended" for account in suspended)
-    found = list(
-        dict.fromkeys(
-            _sentence(reason)
-            for reason in reasons
-            if not (told_below and reason.startswith(told_below))
-        )
-    )
-    if status.get("config_rejected"):
-        found.append(_rejected(str(status["config_rejected"])))
-    found += _disk_low(status.get("storage", {}))
-    found += [_suspended(row) for row in accounts if row.get("suspended_until")]
-    found += [_at_war(row) for row in accounts if row.get("token_war")]
-    found += [_slowed(row) for row in accounts if _is_slowed(row)]
-    found += _refused([row for row in asked if row.get("refused")], users)
-    failed = [row for row in asked if row.get("last_error") and not row.get("refused")]
-    for reason in dict.fromkeys(str(row["last_error"]) for row in failed):
-        found += _about(
-            [row for row in failed if str(row["last_error"]) == reason],
-            partial(_failed_for, reason),
-        )
-    found += _failing([row for row in users if row.get("failing")], status.get("failing_faxes", []))
-    found += _quarantined([row for row in users if row.get("quarantined")])
-    found += _left_behind([row for row in status.get("users", []) if row.get("removed")])
-    found += _damaged([row for row in status.get("users", []) if row.get("damaged_files")])
-    found += _about(
-        [row for row in users if row.get("failed_gaps")],
-        lambda who, _: f"Some time could not be listed, so faxes may be missing, for {who}.",
-    )
-    found += _about(
-        [row for row in asked if row.get("backfill_error")],
-        lambda who, _: f"A backfill makes no progress, and is tried again, for {who}.",
-    )
-    found += _about([row for row in asked if row.get("silent_since")], _silent)
-    return found
+    every, accounts = status.get("users", []), status.get("accounts", [])
+    users = [row for row in every if not row.get("removed")]
+    suspended = _with("suspended_until", accounts)
+    silenced = {row["account"] for row in suspended}
+    asked = [row for row in users if row["account"] not in silenced]
+    told_below = tuple(f"Account {account} is suspended" for account in silenced)
+    return [
+        *dict.fromkeys(_sentence(one) for one in reasons if not one.startswith(told_below)),
+        *_rejected(status.get("config_rejected")),
+        *_disk_low(status.get("storage", {})),
+        *map(_suspended, suspended),
+        *map(_at_war, _with("token_war", accounts)),
+        *[_slowed(row) for row in accounts if _is_slowed(row)],
+        *_refused(_with("refused", asked), Counter(row["account"] for row in users)),
+        *_failed([row for row in _with("last_error", asked) if not row.get("refused")]),
+        *_failing(_with("failing", users), status.get("failing_faxes", [])),
+        *_quarantined(_with("quarantined", users)),
+        *_left_behind([row for row in every if row.get("removed")]),
+        *_damaged(_with("damaged_files", every)),
+        *_about(_with("failed_gaps", users), _NOT_LISTED),
+        *_about(_with("backfill_error", asked), _NO_PROGRESS),
+        *_about(_with("silent_since", asked), _SILENT, ("is the number", "are the numbers")),
+    ]
 
 
 def not_in_time(status: dict[str, Any]) -> str | None:
@@ -79,39 +67,15 @@ def not_in_time(status: dict[str, Any]) -> str | None:
     )
 
 
-def _refused(rows: list[_Row], users: list[_Row]) -> list[str]:
-    """An account's only user may be refused for what is the account's fault."""
-    counts = Counter(row["account"] for row in users)
-    alone = [row for row in rows if counts[row["account"]] == 1]
-    others = [row for row in rows if counts[row["account"]] > 1]
+def _rejected(problem: str | None) -> list[str]:
+    if not problem:
+        return []
     return [
-        *_about(
-            others, lambda who, one: f"eFax refuses {who}: check the User ID{'' if one else 's'}."
-        ),
-        *_about(
-            alone,
-            lambda who, one: (
-                f"eFax refuses {who}: check the User ID{'' if one else 's'}, and "
-                "whether a proxy drops or changes headers."
-            ),
-        ),
+        _sentence(
+            "The last reload was rejected, and the configuration before it is still at work; mend "
+            f"this and reload: {problem}"
+        )
     ]
-
-
-def _failed_for(reason: str, who: str, _one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
-    return _sentence(f"The last poll of {who} failed: {reason}")
-
-
-def _silent(who: str, one: bool) -> str:  # noqa: FBT001 - as `_about` calls it
-    numbers = "is the number still theirs" if one else "are the numbers still theirs"
-    return f"Nothing was received for longer than expected by {who}: {numbers}? Send a test fax."
-
-
-def _rejected(problem: str) -> str:
-    return _sentence(
-        "The last reload was rejected, and the configuration before it is still at work; mend this "
-        f"and reload: {problem}"
-    )
 
 
 def _disk_low(storage: _Row) -> list[str]:
@@ -120,8 +84,8 @@ def _disk_low(storage: _Row) -> list[str]:
     if not storage.get("usable") or free is None or floor is None or free >= 2 * floor:
         return []
     return [
-        f"Only {size_text(free)} are free for faxes, and below {size_text(floor)} (storage.min_free) nothing "
-        "is fetched: make room."
+        f"Only {size_text(free)} are free for faxes, and below {size_text(floor)} "
+        "(storage.min_free) nothing is fetched: make room."
     ]
 
 
@@ -153,12 +117,33 @@ def _slowed(row: _Row) -> str:
     )
 
 
+def _refused(rows: list[_Row], users: Counter[str]) -> list[str]:
+    """An account's only user may be refused for what is the account's fault."""
+    said, words = "eFax refuses {who}: check the {words}", ("User ID", "User IDs")
+    others = [row for row in rows if users[row["account"]] > 1]
+    alone = [row for row in rows if users[row["account"]] == 1]
+    proxy = ", and whether a proxy drops or changes headers."
+    return [*_about(others, f"{said}.", words), *_about(alone, said + proxy, words)]
+
+
+def _failed(rows: list[_Row]) -> list[str]:
+    of_reason: dict[str, list[_Row]] = {}
+    for row in rows:
+        of_reason.setdefault(str(row["last_error"]), []).append(row)
+    return [
+        _sentence(f"The last poll of {_names(some)} failed: {reason}")
+        for reason, some in of_reason.items()
+    ]
+
+
 def _quarantined(rows: list[_Row]) -> list[str]:
-    total = sum(row["quarantined"] for row in rows)
-    if not total:
-        return []
-    faxes = "1 fax is" if total == 1 else f"{total} faxes are"
-    return [f"{faxes} quarantined ({_names(rows)}): see `poller retry` and `poller dismiss`."]
+    faxes = _faxes(rows, "quarantined", "fax is", "faxes are")
+    return _about(rows, faxes + " quarantined ({who}): see `poller retry` and `poller dismiss`.")
+
+
+def _damaged(rows: list[_Row]) -> list[str]:
+    faxes = _faxes(rows, "damaged_files", "fax is", "faxes are")
+    return _about(rows, faxes + " damaged on the disk ({who}): see `poller verify --repair`.")
 
 
 def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
@@ -166,16 +151,14 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
 
     The oldest one says why.
     """
-    total = sum(row["failing"] for row in rows)
-    if not total or not oldest:
+    if not rows or not oldest:
         return []
     first = oldest[0]
-    faxes = "1 fax" if total == 1 else f"{total} faxes"
     since = f"{first['since'][:16].replace('T', ' ')} UTC"
     return [
-        f"{faxes} cannot be fetched, and the service keeps trying ({_names(rows)}). The oldest has "
-        f"failed since {since}: {str(first['error']).rstrip('.')}. "
-        f"See `poller explain {first['fax_id']}`."
+        f"{_faxes(rows, 'failing', 'fax', 'faxes')} cannot be fetched, and the service keeps trying "
+        f"({_names(rows)}). The oldest has failed since {since}: "
+        f"{str(first['error']).rstrip('.')}. See `poller explain {first['fax_id']}`."
     ]
 
 
@@ -191,16 +174,18 @@ def _left_behind(removed: list[_Row]) -> list[str]:
     ]
 
 
-def _damaged(rows: list[_Row]) -> list[str]:
-    total = sum(row["damaged_files"] for row in rows)
-    if not total:
-        return []
-    faxes = "1 fax is" if total == 1 else f"{total} faxes are"
-    return [f"{faxes} damaged on the disk ({_names(rows)}): see `poller verify --repair`."]
+def _with(key: str, rows: Sequence[_Row]) -> list[_Row]:
+    return [row for row in rows if row.get(key)]
 
 
-def _about(rows: list[_Row], say: Callable[[str, bool], str]) -> list[str]:
-    return [say(_names(rows), len(rows) == 1)] if rows else []
+def _about(rows: list[_Row], said: str, words: tuple[str, str] = ("", "")) -> list[str]:
+    """Say it once of all these users; `words` are those for one and for several."""
+    return [said.format(who=_names(rows), words=words[len(rows) > 1])] if rows else []
+
+
+def _faxes(rows: list[_Row], key: str, one: str, many: str) -> str:
+    total = sum(row[key] for row in rows)
+    return f"1 {one}" if total == 1 else f"{total} {many}"
 
 
 def _names(rows: list[_Row]) -> str:

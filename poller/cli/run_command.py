@@ -16,11 +16,11 @@ from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
-from poller.ingest.site import Site
+from poller.ingest.site import Site, open_site
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import Pace, StoredLately, Surroundings, status
-from poller.web import StatusServer
+from poller.web import Answers, StatusServer
 
 _CLOSING_S = 20.0  # for all that comes after the drain
 _GARBAGE = 10_000  # objects in circles may wait to be found: some two MiB
@@ -51,14 +51,9 @@ async def _run(
         async def current() -> dict[str, Any]:
             return await _status(site, lately)
 
-        server = StatusServer(
-            settings.http,
-            secret,
-            metrics=metrics,
-            status=current,
-            ready=monitor.readiness.troubles,
-            alive=monitor.readiness.alive,
-        )
+        ready = monitor.readiness
+        answers = Answers(metrics, current, ready.troubles, ready.alive)
+        server = StatusServer(settings.http, secret, answers)
         site.on_http_token = server.take_token
         await server.start()
         # What was made for the users stays. Looking through it for garbage would be a tenth of
@@ -73,11 +68,9 @@ async def _run(
 
     await service.run(
         settings,
-        os.environ,
+        open_site(settings, os.environ, metrics=metrics, storage_lock=storage_lock),
         load=lambda: bootstrap.load(paths),
-        metrics=metrics,
         serve=serve,
-        storage_lock=storage_lock,
         on_stop=lambda drain: deadline.start(drain.total_seconds() + _CLOSING_S),
     )
 

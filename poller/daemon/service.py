@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -17,9 +17,7 @@ from poller.daemon.planner import POLLS_PER_S, Planner
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread, PollerError
 from poller.ingest.account import AccountRunner
 from poller.ingest.patience import NO_PROGRESS_S
-from poller.ingest.site import Site, open_site
-from poller.lock import StorageLock
-from poller.metrics import Metrics
+from poller.ingest.site import Site
 from poller.own_threads import OwnThreads
 
 Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
@@ -27,15 +25,13 @@ Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
 
 async def run(
     settings: Config,
-    environ: Mapping[str, str],
+    opening: contextlib.AbstractAsyncContextManager[Site],
     *,
     load: Callable[[], Config],
-    metrics: Metrics,
     serve: Serve,
-    storage_lock: StorageLock | None = None,
     on_stop: Callable[[timedelta], None] = lambda _: None,
 ) -> None:
-    """Work until SIGTERM or SIGINT; `load` reads the configuration again on SIGHUP.
+    """Open the site and work until SIGTERM or SIGINT; `load` reads the configuration on SIGHUP.
 
     `serve` is open while the service works: the status server. `on_stop` is called when it begins
     to stop. Raises what keeps it from
@@ -45,7 +41,7 @@ async def run(
     log.say(events.ServiceStarted(len(settings.users)))
     is_up = False
     try:
-        async with open_site(settings, environ, metrics=metrics, storage_lock=storage_lock) as site:
+        async with opening as site:
             planner = Planner(site)
             monitor = Monitor(site, planner)
             async with serve(site, monitor):

@@ -39,6 +39,8 @@ class ClientObserver(Observer):
         self._emit = owner.shop.emit
         self._name = owner.account.name
         self._suspended = False
+        self._noted_until: datetime | None = None
+        self._said_reasons: set[str] = set()  # of this suspension
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         self._metrics.request(self._name, call.value, status, seconds)
@@ -83,7 +85,20 @@ class ClientObserver(Observer):
         if not self._suspended:
             self._suspended = True
             self._emit(events.SuspensionBegan(self._name, reason, is_news=True))
+        self._noted_until, self._said_reasons = until, {reason}
         self._owner.on_suspended(until, reason)
+
+    def probed(self) -> None:
+        """A probe that failed has put off the next one; the client tells only of the first."""
+        until, reason = self._owner.client.suspension.until, self._owner.client.suspension.reason
+        if until is None or until == self._noted_until:
+            return
+        self._noted_until = until
+        # An outage that fails now this way, now that way, is not said with each probe.
+        if reason not in self._said_reasons:
+            self._said_reasons.add(reason)
+            self._emit(events.SuspensionBegan(self._name, reason, is_news=False))
+        self._owner.note_suspended(until, reason)
 
     def resumed(self, failures: int, reason: str) -> None:
         self._suspended = False
@@ -108,18 +123,15 @@ class AccountRunner:
     progress_at: float = 0.0
     settling: asyncio.Task[PollerError | None] | None = None
     _refused: set[int] = field(default_factory=set)  # states, since a user was accepted last
-    _noted_until: datetime | None = None
-    _said_reasons: set[str] = field(default_factory=set)  # of this suspension
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         shop = self.shop
         self.progress_at = shop.clock.monotonic()
+        self._observer = ClientObserver(self)
         self.client = Client(
             self.account,
-            Ports(
-                shop.clock, shop.random, SignIns(shop.ledger), ClientObserver(self), shop.timeouts
-            ),
+            Ports(shop.clock, shop.random, SignIns(shop.ledger), self._observer, shop.timeouts),
             api_key=lambda: self.secret,
             retry=self.retry,
         )
@@ -158,7 +170,7 @@ class AccountRunner:
         with _progress_of(state):
             outcome = await self._poller.poll(state, until=until)
         self._blame_account(state, outcome)
-        self._note_probe()
+        self._observer.probed()
         self._report(state, outcome)
         return outcome
 
@@ -193,7 +205,7 @@ class AccountRunner:
         """List the old windows that an operator asked for, and nothing else."""
         with _progress_of(state):
             outcome = await self._poller.backfill(state)
-        self._note_probe()
+        self._observer.probed()
         return outcome
 
     async def settle(self) -> PollerError | None:
@@ -251,32 +263,14 @@ class AccountRunner:
 
     def on_suspended(self, until: datetime, reason: str) -> None:
         self._empties.disbelieve()
-        self._said_reasons = {reason}
-        self._note_suspended(until, reason)
+        self.note_suspended(until, reason)
         self.note_pause()
         self.on_suspension_change(self)
 
-    def _note_probe(self) -> None:
-        """A probe that failed has put off the next one; the client tells only of the first."""
-        until = self.client.suspension.until
-        if until is not None and until != self._noted_until:
-            reason = self.client.suspension.reason
-            # An outage that fails now this way, now that way, is not said with each probe.
-            if reason not in self._said_reasons:
-                self._said_reasons.add(reason)
-                self.shop.emit(events.SuspensionBegan(self.account.name, reason, is_news=False))
-            self._note_suspended(until, reason)
-
-    def _note_suspended(self, until: datetime, reason: str) -> None:
-        self._noted_until = until
+    def note_suspended(self, until: datetime, reason: str) -> None:
+        names = self.account.app_id, self.account.name
         self._note(
-            self.shop.ledger.write(
-                accounts.set_suspended,
-                self.account.app_id,
-                self.account.name,
-                until,
-                log.redact(reason),
-            )
+            self.shop.ledger.write(accounts.set_suspended, *names, until, log.redact(reason))
         )
 
     def on_resumed(self) -> None:
@@ -348,33 +342,35 @@ class AccountRunner:
             gap_s=sum((gap.length.total_seconds() for gap in state.gaps()), 0.0),
         )
         error = outcome.error
-        found = len(outcome.discovered)
         for happened in (
-            self._succeeded(state, found) if error is None else self._failed(state, error)
+            succeeded(state, len(outcome.discovered))
+            if error is None
+            else failed(state, error, is_suspended=self.is_suspended)
         ):
             self.shop.emit(happened)
 
-    def _failed(self, state: UserState, error: PollerError) -> Iterator[Event]:
-        state.failures_in_a_row += 1
-        # An account's or a user's refusal has an event of its own.
-        is_news = not (state.poll_alarm or self.is_suspended or state.refusals)
-        state.poll_alarm = state.poll_alarm or is_news
-        yield events.PollFailed(*state.user.names, error, is_news)
 
-    @staticmethod
-    def _succeeded(state: UserState, discovered: int) -> Iterator[Event]:
-        names = state.user.names
-        if state.poll_alarm:
-            yield events.PollRecovered(*names, state.failures_in_a_row)
-        state.poll_alarm = state.bug_alarm = False
-        state.failures_in_a_row = 0
-        yield events.PollCompleted(*names, discovered, state.watermark)
-        gaps = state.failed_gaps()
-        if gaps and not state.gap_alarm:
-            yield events.GapOpened(*names, len(gaps), gaps[0].start, gaps[-1].end)
-        elif state.gap_alarm and not gaps:
-            yield events.GapClosed(*names)
-        state.gap_alarm = bool(gaps)
+def failed(state: UserState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:
+    """A failure is said when they begin; an account's or a user's refusal has an event of its own."""
+    state.failures_in_a_row += 1
+    is_news = not (state.poll_alarm or is_suspended or state.refusals)
+    state.poll_alarm = state.poll_alarm or is_news
+    yield events.PollFailed(*state.user.names, error, is_news)
+
+
+def succeeded(state: UserState, discovered: int) -> Iterator[Event]:
+    names = state.user.names
+    if state.poll_alarm:
+        yield events.PollRecovered(*names, state.failures_in_a_row)
+    state.poll_alarm = state.bug_alarm = False
+    state.failures_in_a_row = 0
+    yield events.PollCompleted(*names, discovered, state.watermark)
+    gaps = state.failed_gaps()
+    if gaps and not state.gap_alarm:
+        yield events.GapOpened(*names, len(gaps), gaps[0].start, gaps[-1].end)
+    elif state.gap_alarm and not gaps:
+        yield events.GapClosed(*names)
+    state.gap_alarm = bool(gaps)
 
 
 def all_refused(error: object) -> str:

@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -49,6 +49,10 @@ _DEEPEST_TRACE: Final = 40
 # One per process: a secret that was ever registered stays unsayable whoever configures what.
 # Until `configure` brings the key of the state directory, codes are good for this process only.
 _redactor: Final = Redactor(secrets.token_bytes(32))
+number = _redactor.number
+redact = _redactor.text
+for_evidence = _redactor.evidence
+register_secret = _redactor.register
 
 
 def configure(
@@ -117,26 +121,6 @@ def event(
     if error is not None:
         extra["error"] = _described(error)
     _say(level, message, extra)
-
-
-def number(text: str) -> str:
-    """Return what may be shown of a fax number: `…1212#a1b2c3d4`, the same for the same number."""
-    return _redactor.number(text)
-
-
-def redact(text: str) -> str:
-    """Return `text` as it may be shown to anybody, for what leaves by other ways than the log."""
-    return _redactor.text(text)
-
-
-def for_evidence(chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
-    """Yield bytes without secrets, but with all that patients sent: for what is kept of answers."""
-    return _redactor.evidence(chunks, is_text=is_text)
-
-
-def register_secret(secret: str, *, slot: str | None = None) -> None:
-    """Never let `secret` out, in whatever spelling; of one `slot` the last four are remembered."""
-    _redactor.register(secret, slot)
 
 
 def flush(within_s: float) -> None:

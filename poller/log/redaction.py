@@ -146,7 +146,7 @@ class Redactor:
         return f"…{shown}#{code}"
 
     def text(self, text: str) -> str:
-        """Return `text` without secrets, fax numbers and sender's names; of a long one both ends."""
+        """Return `text` as anybody may see it: no secrets, fax numbers, senders; of a long one both ends."""
         if len(text) <= _SHORT:
             return self._short_text(text)
         return self._ends(text, self._without_numbers)
@@ -329,44 +329,26 @@ def _base64_cores(raw: bytes) -> list[str]:
     return cores
 
 
-@functools.singledispatch
-def _as_text(value: object) -> str:
-    # An object's repr shows its fields, and nobody knows which of them are private.
-    return f"<{type(value).__name__}>"
-
-
-@_as_text.register(str)
-@_as_text.register(PurePath)
-@_as_text.register(date)
-def _(value: object) -> str:
-    return str(value)
-
-
-@_as_text.register
-def _(value: enum.Enum) -> str:
-    return str(value.value)
-
-
-@_as_text.register
-def _(value: datetime) -> str:
-    utc = value.astimezone(UTC) if value.tzinfo else value
-    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@_as_text.register
-def _(value: timedelta) -> str:
-    return f"{value.total_seconds():g} s"
-
-
-@_as_text.register(bytes)
-@_as_text.register(bytearray)
-def _(value: bytes) -> str:
-    return f"[{len(value)} bytes]"
-
-
-@_as_text.register
-def _(value: BaseException) -> str:
-    return f"{type(value).__name__}: {message_of(value)}"
+def _as_text(value: object) -> str:  # noqa: PLR0911 - one per type
+    match value:
+        case enum.Enum():
+            return str(value.value)
+        case str() | PurePath():
+            return str(value)
+        case datetime():
+            utc = value.astimezone(UTC) if value.tzinfo else value
+            return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        case date():
+            return str(value)
+        case timedelta():
+            return f"{value.total_seconds():g} s"
+        case bytes() | bytearray():
+            return f"[{len(value)} bytes]"
+        case BaseException():
+            return f"{type(value).__name__}: {message_of(value)}"
+        case _:
+            # An object's repr shows its fields, and nobody knows which of them are private.
+            return f"<{type(value).__name__}>"
 
 
 def message_of(error: BaseException) -> str:

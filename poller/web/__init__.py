@@ -11,6 +11,7 @@ import json
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC
 from http import HTTPStatus
 from importlib import resources
@@ -28,7 +29,7 @@ from poller.metrics import CONTENT_TYPE, Metrics
 from poller.own_threads import OwnThreads
 from poller.problems import problems
 
-__all__ = ["StatusServer"]
+__all__ = ["Answers", "StatusServer"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,31 +47,30 @@ _STATUS_GOOD_FOR_S: Final = 1.0
 _FREE_TEXT: Final = frozenset({"last_error", "reason", "problems", "error", "config_rejected"})
 
 
+@dataclass(frozen=True)
+class Answers:
+    """`status` gives what `poller status --json` shows, `ready` the reasons why the service is not
+    (none: it is), `alive` whether the process works."""
+
+    metrics: Metrics
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    ready: Callable[[], list[str]]
+    alive: Callable[[], bool]
+
+
 class StatusServer:
     """The HTTP server on `http.host` and `http.port`; nothing at all where the host is None.
 
-    `status` gives what `poller status --json` shows, `ready` the reasons why the service is not
-    (none: it is), `alive` whether the process works. With a `token`, everything but `/healthz`
-    wants it, as bearer or as the password of Basic authentication, which browsers can ask for.
+    With a `token`, everything but `/healthz` wants it, as bearer or as the password of Basic
+    authentication, which browsers can ask for.
     """
 
     def __init__(
-        self,
-        http: HttpConfig,
-        token: str | None,
-        *,
-        metrics: Metrics,
-        status: Callable[[], Awaitable[dict[str, Any]]],
-        ready: Callable[[], list[str]],
-        alive: Callable[[], bool],
-        clock: Clock | None = None,
+        self, http: HttpConfig, token: str | None, answers: Answers, clock: Clock | None = None
     ) -> None:
         self._http = http
         self._token = token if token is None else self._hidden(token)
-        self._metrics = metrics
-        self._status = status
-        self._ready = ready
-        self._alive = alive
+        self._answers = answers
         self._clock = clock or SystemClock()
         self._page, self._page_policy = _load_page()
         self._runner: web.AppRunner | None = None
@@ -121,11 +121,14 @@ class StatusServer:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._guard])
-        application.router.add_get("/", self._get_page)
-        application.router.add_get("/healthz", self._get_health)
-        application.router.add_get("/readyz", self._get_readiness)
-        application.router.add_get("/status.json", self._get_status)
-        application.router.add_get("/metrics", self._get_metrics)
+        handlers: dict[str, _Handler] = {
+            "/": self._get_page,
+            "/healthz": self._get_health,
+            "/readyz": self._get_readiness,
+            "/status.json": self._get_status,
+            "/metrics": self._get_metrics,
+        }
+        application.add_routes([web.get(path, handler) for path, handler in handlers.items()])
         return application
 
     @web.middleware
@@ -176,12 +179,12 @@ class StatusServer:
         )
 
     async def _get_health(self, _request: web.Request) -> web.Response:
-        if self._alive():
+        if self._answers.alive():
             return _text(HTTPStatus.OK, ["ok"])
         return _text(HTTPStatus.SERVICE_UNAVAILABLE, ["The service makes no progress."])
 
     async def _get_readiness(self, _request: web.Request) -> web.Response:
-        reasons = [log.redact(reason) for reason in self._ready()]
+        reasons = [log.redact(reason) for reason in self._answers.ready()]
         if reasons:
             return _text(HTTPStatus.SERVICE_UNAVAILABLE, reasons)
         return _text(HTTPStatus.OK, ["ready"])
@@ -201,10 +204,10 @@ class StatusServer:
 
     async def _fresh_status(self) -> tuple[bytes, bytes]:
         """Return the status plain and gzipped: of a thousand users it is nearly a megabyte."""
-        status = dict(await self._status())
+        status = dict(await self._answers.status())
         now = self._clock.now().astimezone(UTC).isoformat(timespec="milliseconds")
         status.setdefault("at", now.replace("+00:00", "Z"))
-        status.setdefault("problems", problems(status, self._ready()))
+        status.setdefault("problems", problems(status, self._answers.ready()))
 
         def encoded() -> tuple[bytes, bytes]:
             body = _encode(_without_secrets(status))
@@ -215,7 +218,7 @@ class StatusServer:
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         full = request.query.get("users", "0") not in {"0", ""}
-        body = await self._metrics.render(full=full)
+        body = await self._answers.metrics.render(full=full)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 

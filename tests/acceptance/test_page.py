@@ -15,7 +15,7 @@ from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
 from poller.ledger import Ledger
 from poller.metrics import Metrics
 from poller.status import Pace, StoredLately, Surroundings, status
-from poller.web import StatusServer
+from poller.web import Answers, StatusServer
 from tests.acceptance.filled_ledger import fill
 from tests.acceptance.installation import APP, Installation, account, populated
 from tests.efax import Simulator
@@ -97,10 +97,8 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
             )
             return await status(ledger, datetime.now(UTC), around, lately) | {"version": "1.2.3"}
 
-        server = StatusServer(
-            HttpConfig(port=0), None, metrics=Metrics("1.2.3"), status=shown, ready=list,
-            alive=lambda: True,
-        )  # fmt: skip
+        answers = Answers(Metrics("1.2.3"), shown, list, lambda: True)
+        server = StatusServer(HttpConfig(port=0), None, answers)
         await server.start()
         try:
             yield f"http://127.0.0.1:{server.port}/"

@@ -19,7 +19,7 @@ from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.gate import Gate
-from poller.ingest.site import Site
+from poller.ingest.site import Site, open_site
 from poller.ledger import accounts, meta, streams
 from poller.metrics import Metrics
 from poller.runtime_report import RuntimeReport
@@ -89,13 +89,8 @@ async def started(settings: Config, load: Load | None = None) -> AsyncIterator[R
         ready.set()
         yield
 
-    work = service.run(
-        settings,
-        {"KEY": KEY},
-        load=load or (lambda: settings),
-        metrics=Metrics("test"),
-        serve=serve,
-    )
+    opening = open_site(settings, {"KEY": KEY}, metrics=Metrics("test"))
+    work = service.run(settings, opening, load=load or (lambda: settings), serve=serve)
     try:
         async with in_background(work) as (now.task,):
             await asyncio.wait(

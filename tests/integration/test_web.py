@@ -20,7 +20,7 @@ from poller.config.model import HttpConfig
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.metrics import Metrics
 from poller.problems import problems
-from poller.web import StatusServer
+from poller.web import Answers, StatusServer
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 TOKEN = "a-token-för-the-page"
@@ -93,15 +93,8 @@ class Service:
 
     @asynccontextmanager
     async def served(self, token: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
-        self.server = server = StatusServer(
-            HttpConfig(port=0),
-            token,
-            metrics=self.metrics,
-            status=self.status,
-            ready=lambda: self.reasons,
-            alive=lambda: self.is_alive,
-            clock=self.clock,
-        )
+        answers = Answers(self.metrics, self.status, lambda: self.reasons, lambda: self.is_alive)
+        self.server = server = StatusServer(HttpConfig(port=0), token, answers, self.clock)
         await server.start()
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client:
@@ -384,9 +377,8 @@ async def test_every_answer_has_the_headers_that_keep_browsers_out(
 
 
 def _server(service: Service, http: HttpConfig) -> StatusServer:
-    return StatusServer(
-        http, None, metrics=service.metrics, status=service.status, ready=list, alive=lambda: True
-    )
+    answers = Answers(service.metrics, service.status, list, lambda: True)
+    return StatusServer(http, None, answers)
 
 
 async def test_a_taken_port_is_said(service: Service) -> None:
