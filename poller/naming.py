@@ -115,18 +115,15 @@ def _part_problem(template: str) -> str | None:
         {"account": "account", "user": "user", "fax_id": "id"},
         datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC),
     )
-    if _UNPRINTABLE.search(example):
-        return _HOLDS_UNPRINTABLE
-    if example.startswith("/"):
-        return "must be relative to the storage directory, not begin with a slash"
-    if example.endswith("/"):
-        return "must end with a file name, not with a slash"
     parts = example.split("/")
-    if "" in parts:
-        return "must not have an empty part between two slashes"
-    if any(part.startswith(".") for part in parts):
-        return "must not have a part that begins with a dot"
-    return None
+    flaws = (
+        (_UNPRINTABLE.search(example), _HOLDS_UNPRINTABLE),
+        (not parts[0], "must be relative to the storage directory, not begin with a slash"),
+        (not parts[-1], "must end with a file name, not with a slash"),
+        ("" in parts, "must not have an empty part between two slashes"),
+        (any(p.startswith(".") for p in parts), "must not have a part that begins with a dot"),
+    )
+    return next((sentence for is_so, sentence in flaws if is_so), None)
 
 
 def part_closed_to_windows(path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import aiohttp
@@ -14,25 +15,18 @@ from poller.errors import BadAnswer, Unreachable
 T = TypeVar("T")
 
 
+@dataclass
 class AnswerBody:
     """The body of one response; `head` keeps the first part of it as evidence.
 
     With `silence_s` no longer silence is waited for, whatever aiohttp does.
     """
 
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        clock: Clock,
-        timeouts: Timeouts,
-        *,
-        silence_s: float | None = None,
-    ) -> None:
-        self.head = bytearray()
-        self._silence_s = silence_s
-        self._response = response
-        self._clock = clock
-        self._timeouts = timeouts
+    _response: aiohttp.ClientResponse
+    _clock: Clock
+    _timeouts: Timeouts
+    _silence_s: float | None
+    head: bytearray = field(default_factory=bytearray)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body, unpacked; aiohttp unpacks piece by piece, so a bomb stays small.

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -14,9 +15,9 @@ from yarl import URL
 from poller.client.body import AnswerBody, Reader
 from poller.client.failures import as_api_error
 from poller.client.pacer import Pacer
-from poller.client.ports import Ports, Timeouts
+from poller.client.ports import Observer, Ports, Timeouts
 from poller.client.resolver import Resolver
-from poller.clock import ServerClock
+from poller.clock import Clock, ServerClock
 from poller.config.model import Account
 from poller.efax.requests import Call, Request
 from poller.efax.responses import EVIDENCE_LIMIT, evidence, failure, succeeded
@@ -43,7 +44,7 @@ class Transport:
         self._account = account
         self._pacer = pacer
         self._clock = ports.clock
-        self._ports = ports
+        self._observer = ports.observer
         self._timeouts = ports.timeouts
         self._resolver = Resolver(account.name)
         self._tls: ssl.SSLContext | bool = True
@@ -107,13 +108,12 @@ class Transport:
         return value
 
     async def _send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
-        sends = _Sends(request.call, self._pacer, self._ports)
+        deadline = asyncio.timeout(self._timeouts.total_s)
+        sends = _Sends(request.call, self._pacer, self._clock, self._observer, deadline)
         try:
-            async with asyncio.timeout(self._timeouts.total_s) as deadline:
-                sends.deadline = deadline
-                async with self._request(request, sends) as response:
-                    self._pacer.answered(ticket)
-                    return await self._read(request, sends, response, read)
+            async with deadline, self._request(request, sends) as response:
+                self._pacer.answered(ticket)
+                return await self._read(request, sends, response, read)
         except aiohttp.ClientError as error:
             sends.ended(None)
             mapped = as_api_error(error, request.call, self._account)
@@ -146,7 +146,7 @@ class Transport:
         if request.call is Call.IMAGE:
             sends.deadline.reschedule(None)
             silence_s = self._timeouts.silence_s
-        answer = AnswerBody(response, self._clock, self._timeouts, silence_s=silence_s)
+        answer = AnswerBody(response, self._clock, self._timeouts, silence_s)
         try:
             return await read(answer)
         except ApiError as error:
@@ -187,39 +187,38 @@ class Transport:
         return kind(f"The {call} call was not answered within {self._timeouts.total_s:g} seconds.")
 
 
+@dataclass
 class _Sends:
     """A middleware that counts every send of one request.
 
     aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other.
     """
 
+    call: Call
+    pacer: Pacer
+    clock: Clock
+    observer: Observer
     deadline: asyncio.Timeout
-
-    def __init__(self, call: Call, pacer: Pacer, ports: Ports) -> None:
-        self.status: int | None = None
-        self._call = call
-        self._pacer = pacer
-        self._clock = ports.clock
-        self._observer = ports.observer
-        self._began: float | None = None  # of a send that has not ended yet
+    status: int | None = None
+    began: float | None = None  # of a send that has not ended yet
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if self._began is not None:
+        if self.began is not None:
             self.ended(None)
-            wait_s = self._pacer.repeat()
+            wait_s = self.pacer.repeat()
             when = self.deadline.when()
             assert when is not None  # it is lifted only when an image's answer has begun
             self.deadline.reschedule(when + wait_s)  # waiting for pacing does not count
-            await self._clock.sleep(wait_s)
-        self._began = self._clock.monotonic()
+            await self.clock.sleep(wait_s)
+        self.began = self.clock.monotonic()
         return await handler(request)
 
     def ended(self, status: int | None) -> None:
-        if self._began is not None:
-            self._observer.request(self._call, status, self._clock.monotonic() - self._began)
-            self._began = None
+        if self.began is not None:
+            self.observer.request(self.call, status, self.clock.monotonic() - self.began)
+            self.began = None
 
 
 def tls_context(account: Account) -> ssl.SSLContext:

@@ -10,8 +10,8 @@ a skeleton that is no JSON.
 import binascii
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
 import pybase64
@@ -37,13 +37,6 @@ class ImageAnswer:
     file_name: str | None = None
 
 
-class _Mode(Enum):
-    STRUCTURE = auto()
-    STRING = auto()
-    ESCAPED = auto()  # in a string, the byte after a backslash
-    IMAGE = auto()
-
-
 class ImageDecoder:
     """Feed the answer's bytes as they come, then close; every flaw is a `BadAnswer`.
 
@@ -56,7 +49,9 @@ class ImageDecoder:
         self._fax_id = fax_id
         self._limit = limit
         self._fed = 0
-        self._mode = _Mode.STRUCTURE
+        # Takes what comes next, from a position in a chunk, and returns where that ends.
+        self._scan: Callable[[ImageDecoder, bytes, int], int] = ImageDecoder._structure
+        self._decoded: list[bytes] = []  # of the chunk
         self._skeleton = bytearray()
         self._depth = 0
         self._in_object = False  # the outermost value is an object
@@ -73,18 +68,13 @@ class ImageDecoder:
         self._fed += len(chunk)
         if self._fed > 2 * self._limit + SKELETON_LIMIT:  # white space without end, for example
             raise BadAnswer("The image answer is larger than any fax can be.")
-        decoded: list[bytes] = []
+        self._decoded = []
         position = 0
         while position < len(chunk):
-            if self._mode is _Mode.IMAGE:
-                position = self._image(chunk, position, decoded)
-            elif self._mode is _Mode.STRUCTURE:
-                position = self._structure(chunk, position)
-            else:
-                position = self._string(chunk, position)
+            position = self._scan(self, chunk, position)
         if self._base64.decoded > self._limit:
             raise BadAnswer("The image is larger than any fax can be.")
-        return b"".join(decoded)
+        return b"".join(self._decoded)
 
     def close(self) -> ImageAnswer:
         """Check that the answer was whole and ours."""
@@ -133,49 +123,50 @@ class ImageDecoder:
 
     def _begin_string(self) -> None:
         if self._value_of == "image":
-            self._mode = _Mode.IMAGE
+            self._scan = ImageDecoder._image
         else:
-            self._mode = _Mode.STRING
+            self._scan = ImageDecoder._string
             self._string_start = len(self._skeleton) - 1
             self._string_is_key = self._key_next
         self._key_next, self._value_of = False, None
 
     def _string(self, chunk: bytes, position: int) -> int:
-        if self._mode is _Mode.ESCAPED:
-            self._keep(chunk[position : position + 1])
-            self._mode = _Mode.STRING
-            return position + 1
         found = _STRING_STOP.search(chunk, position)
         if found is None:
             self._keep(chunk[position:])
             return len(chunk)
         self._keep(chunk[position : found.end()])
         if found[0] == b"\\":
-            self._mode = _Mode.ESCAPED
+            self._scan = ImageDecoder._escaped
         else:
             self._end_string()
         return found.end()
 
+    def _escaped(self, chunk: bytes, position: int) -> int:
+        self._keep(chunk[position : position + 1])
+        self._scan = ImageDecoder._string
+        return position + 1
+
     def _end_string(self) -> None:
-        self._mode = _Mode.STRUCTURE
+        self._scan = ImageDecoder._structure
         if self._string_is_key:  # it may be spelled "\u0069mage"
             try:
                 self._key = json.loads(self._skeleton[self._string_start :].decode())
             except ValueError:
                 raise BadAnswer("The image answer is not JSON.") from None
 
-    def _image(self, chunk: bytes, position: int, decoded: list[bytes]) -> int:
+    def _image(self, chunk: bytes, position: int) -> int:
         end = chunk.find(b'"', position)
         text = self._held + (chunk[position:] if end < 0 else chunk[position:end])
         self._held = b""
         if end < 0:
             text, self._held = _split_escape(text)
-        decoded.append(self._base64.feed(_unescape(text) if b"\\" in text else text))
+        self._decoded.append(self._base64.feed(_unescape(text) if b"\\" in text else text))
         if end < 0:
             return len(chunk)
         self._base64.close()
         self._keep(b'"')
-        self._mode = _Mode.STRUCTURE
+        self._scan = ImageDecoder._structure
         return end + 1
 
 
