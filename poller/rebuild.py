@@ -13,6 +13,7 @@ from poller.ledger import Kept, Ledger, Replacement, meta, sidecar_import, strea
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import Found, Storage, Unreadable
+from poller.stream import Stream
 
 _NAMED = 100  # of each kind of trouble; all are counted
 
@@ -136,9 +137,9 @@ class _Reading:
     done: Rebuilt
     now: datetime
     progress: Callable[[int], None]
-    oldest: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    oldest: dict[Stream, datetime] = field(default_factory=dict)
 
-    async def run(self) -> dict[tuple[str, str], datetime]:
+    async def run(self) -> dict[Stream, datetime]:
         """Read them; when the oldest fax of each user was received."""
         async with contextlib.aclosing(self.storage.sidecars()) as batches:
             async for batch in batches:
@@ -185,7 +186,7 @@ class _Reading:
 def _kept(found: Found) -> Kept:
     origin = found.origin
     return Kept(
-        key=(origin.identity.app_id, origin.identity.user_id),
+        key=Stream(origin.identity.app_id, origin.identity.user_id),
         account=origin.account,
         user=origin.user,
         fax_id=origin.identity.fax_id,

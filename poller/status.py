@@ -16,7 +16,7 @@ from poller.ledger import (
     FaxRow,
     Health,
     Ledger,
-    UserRow,
+    StreamRow,
     backfills,
     coverage,
     faxes,
@@ -69,7 +69,7 @@ class StoredLately:
 
     async def read(
         self, ledger: Ledger, now: datetime
-    ) -> tuple[list[UserRow], dict[datetime, dict[int, int]]]:
+    ) -> tuple[list[StreamRow], dict[datetime, dict[int, int]]]:
         """Return the users, and the hours by their beginnings, oldest first, the present one last.
 
         Both are of one moment, so that what was stored today is among what was stored in all.
@@ -78,7 +78,7 @@ class StoredLately:
         over = [hour for hour in hours[:-2] if hour in self._over]
         since = next(hour for hour in hours if hour not in over)
         found: dict[datetime, dict[int, int]] = defaultdict(dict)
-        rows, counts = await ledger.read(streams.users_with_stored_per_hour, since)
+        rows, counts = await ledger.read(streams.streams_with_stored_per_hour, since)
         for user, hour, count in counts:
             found[since + _HOUR * hour][user] = count
         read = {hour: self._over[hour] if hour in over else found[hour] for hour in hours}
@@ -187,7 +187,7 @@ def _ledger(health: Health) -> dict[str, Any]:
 
 
 def _names(fax: FaxRow) -> dict[str, Any]:
-    return {"account": fax.account, "user": fax.user_name, "fax_id": fax.fax_id}
+    return {"account": fax.account, "user": fax.user, "fax_id": fax.fax_id}
 
 
 async def _not_fetched(
@@ -248,7 +248,7 @@ def _stored_lately(
     }
 
 
-def _overdue(accounts: Sequence[Account], rows: Sequence[UserRow], now: datetime) -> set[int]:
+def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: datetime) -> set[int]:
     """The users who were not polled in time, whoever or whatever is to blame."""
     last = {row.id: row.last_success_at or row.our_first_seen for row in rows if not row.removed}
     late = {
@@ -269,7 +269,7 @@ def _overdue(accounts: Sequence[Account], rows: Sequence[UserRow], now: datetime
 
 
 def _silent(
-    accounts: Sequence[Account], rows: Sequence[UserRow], coverages: Mapping[int, Coverage]
+    accounts: Sequence[Account], rows: Sequence[StreamRow], coverages: Mapping[int, Coverage]
 ) -> dict[int, datetime | None]:
     """Since when nothing was received by those of whom more is expected."""
     expected = {
@@ -286,7 +286,7 @@ def _silent(
     }
 
 
-def _user(row: UserRow, now: datetime) -> dict[str, Any]:
+def _user(row: StreamRow, now: datetime) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in _AS_IT_IS},
         **{name: instant(getattr(row, name)) for name in _TIMES},
@@ -295,7 +295,7 @@ def _user(row: UserRow, now: datetime) -> dict[str, Any]:
 
 
 def _time(
-    row: UserRow, coverage: Coverage, failed: Sequence[FailedSlice], now: datetime
+    row: StreamRow, coverage: Coverage, failed: Sequence[FailedSlice], now: datetime
 ) -> dict[str, Any]:
     """What time is listed, and what is not."""
     start = row.pinned_start

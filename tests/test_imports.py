@@ -13,7 +13,18 @@ import poller
 
 ROOT = Path(poller.__file__).parent
 
-CORE = ["errors", "events", "clock", "window", "listing", "naming", "cron", "retry", "pacing"]
+CORE = [
+    "errors",
+    "events",
+    "clock",
+    "stream",
+    "window",
+    "listing",
+    "naming",
+    "cron",
+    "retry",
+    "pacing",
+]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 SHELL = [
     "own_threads",

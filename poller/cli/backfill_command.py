@@ -158,7 +158,7 @@ def _alone_or_beside(
 async def _beside(settings: Config, user: User, window: Interval) -> BackfillReport:
     key = f"{user.account}/{user.name}"
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
-        rows = await ledger.read(streams.all_users, include_removed=False)
+        rows = await ledger.read(streams.all_streams, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
         if not known:
             raise NotAtWork(f"the running service does not know {key} yet: reload it first")

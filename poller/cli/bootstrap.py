@@ -12,7 +12,7 @@ from poller.cli import stdio
 from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
-from poller.ledger import Ledger, UserRow, meta
+from poller.ledger import Ledger, StreamRow, meta
 from poller.store import Storage
 
 DEFAULT_CONFIG = Path("/etc/poller")
@@ -109,7 +109,7 @@ def is_running(settings: Config) -> bool:
     return lock.holder(settings.state_directory) == lock.DAEMON
 
 
-def totals(rows: Sequence[UserRow]) -> dict[str, int]:
+def totals(rows: Sequence[StreamRow]) -> dict[str, int]:
     """What remains, over all users."""
     return {
         "pending": sum(row.pending for row in rows),

@@ -62,7 +62,7 @@ def _facts(fax: FaxRow, file: str | None) -> dict[str, Any]:
     """Nothing of `metadata`: whoever may see numbers and names finds them in the sidecar."""
     return {
         "account": fax.account,
-        "user": fax.user_name,
+        "user": fax.user,
         "fax_id": fax.fax_id,
         "state": fax.state.value,
         "received_at": instant(fax.received_at),

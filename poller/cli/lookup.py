@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from poller.cli.times import instant
 from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger, UserRow, faxes, streams
+from poller.ledger import FaxRow, Ledger, StreamRow, faxes, streams
 from poller.window import Interval
 
 _SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
@@ -36,15 +36,15 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
         )
     if len(found) > 1:
-        names = ", ".join(sorted(f"{row.account}/{row.user_name}/{row.fax_id}" for row in found))
+        names = ", ".join(sorted(f"{row.account}/{row.user}/{row.fax_id}" for row in found))
         raise UsageError(f"{name} is ambiguous; name one of {names}")
     return found[0]
 
 
-async def find_user(ledger: Ledger, key: str) -> UserRow:
+async def find_user(ledger: Ledger, key: str) -> StreamRow:
     """Find the user `ACCOUNT/USER`, a configured one before a removed one of that name."""
     rows = [
-        row for row in await ledger.read(streams.all_users) if f"{row.account}/{row.user}" == key
+        row for row in await ledger.read(streams.all_streams) if f"{row.account}/{row.user}" == key
     ]
     if not rows:
         raise UnknownGap(f"the ledger knows no user {key}; `poller status` shows its users")

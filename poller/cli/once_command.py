@@ -112,19 +112,19 @@ async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -
 async def _sum_up(site: Site, summary: Summary) -> None:
     """Note what remains, and why."""
     mine = {state.id: state for state in site.states}
-    rows = [row for row in await site.shop.ledger.read(streams.all_users) if row.id in mine]
+    rows = [row for row in await site.shop.ledger.read(streams.all_streams) if row.id in mine]
     remains = bootstrap.totals(rows)
     summary.pending, summary.quarantined = remains["pending"], remains["quarantined"]
     summary.unusable = site.shop.gate.reason
     for waiting in await site.shop.ledger.read(jobs.waiting):
-        if waiting.user in mine and summary.unusable is None:
-            state = mine[waiting.user]
+        if waiting.stream in mine and summary.unusable is None:
+            state = mine[waiting.stream]
             suspended = site.accounts[state.user.app_id].client.suspension.reason
             summary.troubles.faxes_wait(state.key, waiting, suspended)
     for account in site.accounts.values():
         now = site.shop.clock.now()
         if account.is_suspended:
-            waits = await site.shop.ledger.read(jobs.users_with_due, account.account.app_id, now)
+            waits = await site.shop.ledger.read(jobs.streams_with_due, account.account.app_id, now)
             summary.failed_fetches += bool(waits)
 
 
@@ -171,7 +171,7 @@ async def _round(account: AccountRunner, summary: Summary, progress: "Backlog") 
     if error is not None:
         summary.failed_proofs += 1
         summary.troubles.unproved(account.account.name, error, suspended)
-    rows = await account.shop.ledger.read(streams.all_users, include_removed=False)
+    rows = await account.shop.ledger.read(streams.all_streams, include_removed=False)
     progress.expect(sum(row.pending for row in rows if row.id in account.states))
     await account.workers.run_until_idle()
 

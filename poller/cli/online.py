@@ -82,7 +82,7 @@ async def _are_believed(
     users = {user.user_id: user for user in client.account.users}
     rows = [
         row
-        for row in await ledger.read(streams.all_users, include_removed=False)
+        for row in await ledger.read(streams.all_streams, include_removed=False)
         if row.app_id == client.account.app_id and row.user_id in users
     ]
     if not rows:

@@ -39,7 +39,7 @@ async def _lateness(settings: Config) -> tuple[dict[tuple[str, str], timedelta],
     """Read how late faxes became visible, by (app_id, user_id); why not, where that cannot be had."""
     try:
         async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
-            rows = await ledger.read(streams.all_users, include_removed=False)
+            rows = await ledger.read(streams.all_streams, include_removed=False)
     except PollerError as error:
         return {}, str(error)
     return {(row.app_id, row.user_id): timedelta(seconds=row.late_max_s) for row in rows}, None

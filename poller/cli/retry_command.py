@@ -91,9 +91,11 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
     for row in rows:
         if (row.app_id, row.user_id) in configured:
             continue
-        if (await ledger.read(streams.one, row.user)).removed or not bootstrap.is_running(settings):
+        if (await ledger.read(streams.one, row.stream)).removed or not bootstrap.is_running(
+            settings
+        ):
             raise UserIsRemoved(
-                f"user {row.account}/{row.user_name} is not configured any more, so its fax "
+                f"user {row.account}/{row.user} is not configured any more, so its fax "
                 f"{row.fax_id} is not fetched: put the user back into the configuration, "
                 "`systemctl reload poller`, and retry the fax then"
             )
@@ -148,7 +150,7 @@ def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
 
 
 def _name(row: FaxRow) -> str:
-    return f"{row.account}/{row.user_name}/{row.fax_id}"
+    return f"{row.account}/{row.user}/{row.fax_id}"
 
 
 async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
-from poller.ledger import FaxRow, Ledger, State, UserRow, faxes, jobs, meta, streams
+from poller.ledger import FaxRow, Ledger, State, StreamRow, faxes, jobs, meta, streams
 from poller.lock import StateLock, StorageLock
 from poller.status import instant
 from poller.store import Condition, Storage
@@ -99,7 +99,7 @@ def _damaged(one: Checked) -> dict[str, Any]:
         "path": row.file,
         "why": one.finding.why,
         "account": row.account,
-        "user": row.user_name,
+        "user": row.user,
     }
 
 
@@ -164,7 +164,7 @@ async def _audit(settings: Config, ledger: Ledger, report: VerifyReport) -> None
     storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     if storage_id is None:
         raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
-    users = await ledger.read(streams.all_users)
+    users = await ledger.read(streams.all_streams)
     report.sweeps = _sweeps([row for row in users if not row.removed])
     storage = Storage(settings.storage)
     auditor = Auditor(ledger, storage, SystemClock())
@@ -183,7 +183,7 @@ async def _audit(settings: Config, ledger: Ledger, report: VerifyReport) -> None
         storage.close()
 
 
-def _sweeps(users: Sequence[UserRow]) -> dict[str, Any]:
+def _sweeps(users: Sequence[StreamRow]) -> dict[str, Any]:
     """What eFax lists against the ledger: what the windows had missed and a net has found."""
     ends = [row.deep_sweep_end for row in users if row.deep_sweep_end is not None]
     return {
@@ -242,7 +242,7 @@ async def _fetch(settings: Config, report: VerifyReport, storage_lock: StorageLo
 
 
 def _name(row: FaxRow) -> str:
-    return f"{row.account}/{row.user_name}/{row.fax_id}"
+    return f"{row.account}/{row.user}/{row.fax_id}"
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _print(report: VerifyReport) -> None:
     console = Console()
     for one in report.damaged:
         row = one.row
-        name = f"{row.account}/{row.user_name}/{row.fax_id}"
+        name = f"{row.account}/{row.user}/{row.fax_id}"
         say(console, f"damaged  {name}  {row.file}: {one.finding.why}", "bold red")
     for fax in report.failed:
         error = fax.last_error or "its account or the storage could not be used"

@@ -74,7 +74,7 @@ class BackgroundChecks:
                     row = one.row
                     is_news = row.harm is None or not thorough  # once more at a start
                     if one.is_damaged and row.state is State.STORED and is_news:
-                        who = row.account, row.user_name, row.fax_id
+                        who = row.account, row.user, row.fax_id
                         log.say(events.FilesDamaged(*who, row.file, one.finding.why))
                 if thorough:
                     took = self._clock.monotonic() - began

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from poller.config.model import Config
-from poller.ledger import UserRow
+from poller.ledger import StreamRow
 
 NAMED: Final = 10
 
@@ -43,7 +43,7 @@ def _labels(settings: Config) -> dict[tuple[str, str], str]:
     return {(user.app_id, user.user_id): f"{user.account}/{user.name}" for user in settings.users}
 
 
-def left_behind(old: Config, new: Config, rows: Sequence[UserRow]) -> list[UserRow]:
+def left_behind(old: Config, new: Config, rows: Sequence[StreamRow]) -> list[StreamRow]:
     """Give those of the ledger's users whom this removes while faxes of theirs wait."""
     gone = _labels(old).keys() - _labels(new).keys()
     return [
@@ -53,7 +53,7 @@ def left_behind(old: Config, new: Config, rows: Sequence[UserRow]) -> list[UserR
     ]
 
 
-def said_of_left_behind(rows: Sequence[UserRow]) -> list[str]:
+def said_of_left_behind(rows: Sequence[StreamRow]) -> list[str]:
     """Say of each, up to ten, what is not fetched any more."""
     said = [
         f"user {row.account}/{row.user} was removed with {row.quarantined} quarantined and "

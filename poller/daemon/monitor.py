@@ -16,7 +16,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
-from poller.ledger import FailingCount, UserRow, faxes, jobs, meta, streams
+from poller.ledger import FailingCount, StreamRow, faxes, jobs, meta, streams
 from poller.runtime_report import RuntimeReport
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
@@ -201,7 +201,7 @@ class Monitor:
 
     async def _summarise(self) -> None:
         try:
-            rows = await self._ledger.read(streams.all_users, include_removed=False)
+            rows = await self._ledger.read(streams.all_streams, include_removed=False)
         except LedgerUnavailable:
             return  # the gate says so; what was counted is told the next time
         for account in self._site.accounts.values():
@@ -209,7 +209,7 @@ class Monitor:
             self._emit(self._summary(account, mine))
             account.tally.clear()
 
-    def _summary(self, account: AccountRunner, rows: list[UserRow]) -> events.AccountSummary:
+    def _summary(self, account: AccountRunner, rows: list[StreamRow]) -> events.AccountSummary:
         now, tally = self._clock.now(), account.tally
         lags = [lag_s(state, now) or 0.0 for state in account.states.values()]
         return events.AccountSummary(

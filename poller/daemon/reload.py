@@ -15,7 +15,7 @@ from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
-from poller.ledger import UserRow, streams
+from poller.ledger import StreamRow, streams
 from poller.own_threads import in_own_thread
 
 # What only a start can change: by the key path that operators write, where it is in `Config`.
@@ -58,8 +58,8 @@ class Prepared:
     plan: Plan
     secrets: Mapping[str, str] = field(repr=False)
     opened: Sequence[AccountRunner]
-    rows: Sequence[UserRow]
-    left_behind: Sequence[UserRow]
+    rows: Sequence[StreamRow]
+    left_behind: Sequence[StreamRow]
     http_token: str | None = field(default=None, repr=False)  # None: as it was
 
 
@@ -108,7 +108,9 @@ async def prepare(site: Site, settings: Config) -> Prepared:
     await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
     await site.shop.ledger.check_writable()
     left = left_behind(
-        site.config, settings, await site.shop.ledger.read(streams.all_users, include_removed=False)
+        site.config,
+        settings,
+        await site.shop.ledger.read(streams.all_streams, include_removed=False),
     )
     opened: list[AccountRunner] = []
     try:

@@ -87,7 +87,7 @@ class EmptyLists:
     def discovered(self, faxes: Sequence[FaxRow]) -> None:
         """Take a fax of a page as a canary."""
         if (window := faxes[0].first_window) is not None:
-            self._add_canaries([Canary(faxes[0].user, faxes[0].fax_id, window)])
+            self._add_canaries([Canary(faxes[0].stream, faxes[0].fax_id, window)])
 
     async def listed(self, user: User, page: Page) -> None:
         """Take a list of this user that holds faxes for the proof that it is."""

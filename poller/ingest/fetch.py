@@ -363,7 +363,7 @@ def _origin(fax: FaxRow) -> Origin:
     return Origin(
         identity=_identity(fax),
         account=fax.account,
-        user=fax.user_name,
+        user=fax.user,
         received_at=fax.received_at,
         first_seen_at=fax.first_seen_at,
         listed_pages=listed_pages(fax.listed),

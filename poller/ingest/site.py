@@ -16,7 +16,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.user import UserState, load_users, read_again
-from poller.ledger import Ledger, UserRow, accounts, clock_repair, faxes, jobs, meta, streams
+from poller.ledger import Ledger, StreamRow, accounts, clock_repair, faxes, jobs, meta, streams
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
@@ -86,7 +86,7 @@ class Site:
                     accounts.set_suspended, row.app_id, row.account, None, None
                 )
 
-    async def record_users(self, settings: Config) -> list[UserRow]:
+    async def record_users(self, settings: Config) -> list[StreamRow]:
         """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
         return await self.shop.ledger.write(
             streams.sync,
@@ -98,7 +98,7 @@ class Site:
             self.shop.clock.now(),
         )
 
-    async def take_users(self, rows: Sequence[UserRow]) -> None:
+    async def take_users(self, rows: Sequence[StreamRow]) -> None:
         """Bring the states in line with the configuration, whose users have these rows."""
         users = self.config.users
         self.shop.metrics.keep(frozenset(user.names for user in users))

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from poller import log
 from poller.config.model import User
 from poller.errors import UserRefused
-from poller.ledger import Ledger, Progress, UserRow, streams
+from poller.ledger import Ledger, Progress, StreamRow, streams
 from poller.silence import silent_since
 from poller.window import (
     Coverage,
@@ -247,7 +247,7 @@ async def read_again(state: UserState, ledger: Ledger) -> None:
         state.in_doubt = True
 
 
-def _sweep_ends(row: UserRow) -> dict[SliceKind, datetime | None]:
+def _sweep_ends(row: StreamRow) -> dict[SliceKind, datetime | None]:
     return {SliceKind.SWEEP: row.sweep_end, SliceKind.DEEP_SWEEP: row.deep_sweep_end}
 
 

@@ -157,7 +157,7 @@ class FetchWorkers:
             return False
         if self._gate.half_open and self._running:
             return False
-        state = self._users.get(fax.user)
+        state = self._users.get(fax.stream)
         if state is None or not state.images.begin():
             return True  # removed or held while ledger and gate were looked at; it stays due
         task = asyncio.create_task(self._fetch(fax, state), name=f"fetch {state.key}")
@@ -202,7 +202,7 @@ class FetchWorkers:
         if recently and (self._turns.next() is not None or not force):
             return
         self._looked_at = now
-        for user in await self._ledger.read(jobs.users_with_due, self._app_id, self._clock.now()):
+        for user in await self._ledger.read(jobs.streams_with_due, self._app_id, self._clock.now()):
             if user in self._users:
                 self._turns.add(user)
 

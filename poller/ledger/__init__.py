@@ -14,7 +14,7 @@ from poller.ledger.rows import (
     NewFax,
     OnDisk,
     Progress,
-    UserRow,
+    StreamRow,
     Waiting,
 )
 from poller.ledger.sidecar_import import Kept
@@ -36,7 +36,7 @@ __all__ = [
     "Progress",
     "Replacement",
     "State",
-    "UserRow",
+    "StreamRow",
     "Waiting",
     "backup",
 ]

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, and_, func, insert, select, update
 
 from poller.ledger import faxes, meta
 from poller.ledger.rows import AccountRow
-from poller.ledger.tables import accounts, users
+from poller.ledger.tables import accounts, streams
 from poller.window import Interval
 
 
@@ -15,8 +15,8 @@ def all_accounts(connection: Connection, *, include_removed: bool = True) -> lis
     """Return the accounts that the ledger has seen, in the order of their App IDs."""
     wanted = select(accounts).order_by(accounts.c.app_id)
     if not include_removed:
-        theirs = select(users.c.id).where(
-            users.c.app_id == accounts.c.app_id, users.c.removed.is_(False)
+        theirs = select(streams.c.id).where(
+            streams.c.app_id == accounts.c.app_id, streams.c.removed.is_(False)
         )
         wanted = wanted.where(theirs.exists())
     return [AccountRow(**row) for row in connection.execute(wanted).mappings()]
@@ -86,8 +86,8 @@ def note_downtime(connection: Connection, now: datetime, longer_than: timedelta)
     sign of life: a schedule may have none for days.
     """
     since = meta.last_sign_of_life(connection)
-    polled = func.max(users.c.last_poll_at).label("polled")
-    wanted = select(users.c.app_id, polled).group_by(users.c.app_id)
+    polled = func.max(streams.c.last_poll_at).label("polled")
+    wanted = select(streams.c.app_id, polled).group_by(streams.c.app_id)
     for app_id, last_poll in connection.execute(wanted):
         if last_poll is None:
             continue
@@ -116,7 +116,7 @@ def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime
 def lists(
     connection: Connection, app_id: str
 ) -> tuple[str | None, list[tuple[int, str, Interval]]]:
-    """Return what `keep_lists` kept, and the account's newest faxes: user, fax id, window."""
+    """Return what `keep_lists` kept, and the account's newest faxes: stream, fax id, window."""
     return meta.value(connection, f"lists:{app_id}"), faxes.newest_listed(connection, app_id)
 
 

@@ -17,11 +17,11 @@ from poller.ledger.tables import (
 from poller.window import WIDENED_BY, Interval
 
 
-def ask(connection: Connection, user: int, window: Interval, now: datetime) -> Backfill:
+def ask(connection: Connection, stream: int, window: Interval, now: datetime) -> Backfill:
     """Ask for an old window to be listed; one that was asked for and is not through goes on."""
     meta.edited(connection, 1)
     same = and_(
-        backfills.c.user == user,
+        backfills.c.stream == stream,
         backfills.c.start == window.start,
         backfills.c.end == window.end,
         backfills.c.done_at.is_(None),
@@ -31,7 +31,7 @@ def ask(connection: Connection, user: int, window: Interval, now: datetime) -> B
         newest = connection.scalar(select(func.max(faxes.c.id))) or 0
         held = connection.execute(
             insert(backfills)
-            .values(user=user, start=window.start, end=window.end, rest_end=window.end)
+            .values(stream=stream, start=window.start, end=window.end, rest_end=window.end)
             .values(asked_at=now, after_fax=newest)
             .returning(backfills.c.id)
         ).scalar_one()
@@ -51,7 +51,7 @@ def one(connection: Connection, backfill: int) -> Backfill:
     )
     return Backfill(
         id=row.id,
-        user=row.user,
+        stream=row.stream,
         window=Interval(row.start, row.end),
         rest=Interval(row.start, row.rest_end) if row.rest_end > row.start else None,
         asked_at=row.asked_at,
@@ -61,28 +61,30 @@ def one(connection: Connection, backfill: int) -> Backfill:
     )
 
 
-def waiting(connection: Connection, user: int) -> list[Backfill]:
-    """Return what this user still has to be backfilled, in the order asked for."""
-    wanted = select(backfills.c.id).where(backfills.c.user == user, backfills.c.done_at.is_(None))
+def waiting(connection: Connection, stream: int) -> list[Backfill]:
+    """Return what this stream still has to be backfilled, in the order asked for."""
+    wanted = select(backfills.c.id).where(
+        backfills.c.stream == stream, backfills.c.done_at.is_(None)
+    )
     return [one(connection, id_) for id_ in connection.scalars(wanted.order_by(backfills.c.id))]
 
 
 def all_waiting(connection: Connection) -> dict[int, list[Backfill]]:
-    """Return what still has to be backfilled of all users that have some."""
-    return {user: waiting(connection, user) for user in users_waiting(connection)}
+    """Return what still has to be backfilled of all streams that have some."""
+    return {stream: waiting(connection, stream) for stream in streams_waiting(connection)}
 
 
-def users_waiting(connection: Connection) -> set[int]:
-    wanted = select(backfills.c.user).where(backfills.c.done_at.is_(None))
+def streams_waiting(connection: Connection) -> set[int]:
+    wanted = select(backfills.c.stream).where(backfills.c.done_at.is_(None))
     return set(connection.scalars(wanted))
 
 
-def withdraw(connection: Connection, user: int, now: datetime) -> list[Backfill]:
-    """End what this user still has to be backfilled, and return it.
+def withdraw(connection: Connection, stream: int, now: datetime) -> list[Backfill]:
+    """End what this stream still has to be backfilled, and return it.
 
     A rest that was never listed tells it from what is through.
     """
-    held = waiting(connection, user)
+    held = waiting(connection, stream)
     for asked in held:
         _set(connection, asked.id, done_at=now)
     return held
@@ -121,10 +123,10 @@ def _set(connection: Connection, backfill: int, **values: object) -> None:
 
 
 def found(connection: Connection, backfill: int) -> Found:
-    """Count what it discovered; two at once over one time of one user share what they find."""
+    """Count what it discovered; two at once over one time of one stream share what they find."""
     row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one()
     mine = and_(
-        faxes.c.user == row.user,
+        faxes.c.stream == row.stream,
         FOUND_BY_BACKFILL,
         faxes.c.id > row.after_fax,
         faxes.c.first_window_start >= row.start - WIDENED_BY,

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, update
 
-from poller.ledger.tables import failed_slices, faxes, users
+from poller.ledger.tables import failed_slices, faxes, streams
 
 # A little more than the longest that each of them is ever put off for.
 LONGEST_ATTEMPT = timedelta(hours=30)
@@ -20,8 +20,8 @@ def forget_far_future(connection: Connection, now: datetime) -> None:
         .values(next_attempt_at=now)
     )
     connection.execute(
-        update(users)
-        .where(users.c.refused_until > now + LONGEST_REFUSAL)
+        update(streams)
+        .where(streams.c.refused_until > now + LONGEST_REFUSAL)
         .values(refused_until=None)
     )
     connection.execute(

@@ -34,7 +34,7 @@ from poller.ledger.tables import (
     attempts,
     faxes,
     has_key,
-    users,
+    streams,
 )
 from poller.window import Interval
 
@@ -47,11 +47,11 @@ _AT_ONCE = 500  # values in one IN (...)
 _NEWEST = 100  # faxes among which windows are looked for that are not the same
 
 FAX = select(
-    *faxes.c, users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")
-).join_from(faxes, users)
+    *faxes.c, streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")
+).join_from(faxes, streams)
 
 # What most polls need is composed once: that takes longer than the statement.
-_WHOSE = faxes.c.user == bindparam("whose")
+_WHOSE = faxes.c.stream == bindparam("whose")
 _KEYS: BindParameter[Any] = bindparam("these", expanding=True)
 _LAST_LISTED = (
     select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at)
@@ -80,32 +80,36 @@ FORGET_OLD = delete(attempts).where(
     .offset(KEPT_ATTEMPTS - 1)
     .scalar_subquery(),
 )
-_THIS_USER = users.c.id == bindparam("this")
+_THIS_STREAM = streams.c.id == bindparam("this")
 _NEWEST_LISTED = (
-    select(faxes.c.user, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end)
-    .join_from(faxes, users)
+    select(faxes.c.stream, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end)
+    .join_from(faxes, streams)
     .where(
-        users.c.app_id == bindparam("app"),
-        users.c.removed.is_(False),
+        streams.c.app_id == bindparam("app"),
+        streams.c.removed.is_(False),
         faxes.c.first_window_start.is_not(None),
     )
     .order_by(faxes.c.id.desc())
     .limit(_NEWEST)
 )
 _OWNER = select(
-    users.c.id, users.c.app_id, users.c.user_id, users.c.last_received_at, users.c.late_max_s
-).where(_THIS_USER)
+    streams.c.id,
+    streams.c.app_id,
+    streams.c.user_id,
+    streams.c.last_received_at,
+    streams.c.late_max_s,
+).where(_THIS_STREAM)
 COUNT = (
-    update(users)
-    .where(_THIS_USER)
-    .values({str(state): users.c[state] + bindparam(f"{state}_by") for state in State})
+    update(streams)
+    .where(_THIS_STREAM)
+    .values({str(state): streams.c[state] + bindparam(f"{state}_by") for state in State})
 )
 _COUNT_NEW = (
-    update(users)
-    .where(_THIS_USER)
+    update(streams)
+    .where(_THIS_STREAM)
     .values(
-        discovered=users.c.discovered + bindparam("more"),
-        pending=users.c.pending + bindparam("more"),
+        discovered=streams.c.discovered + bindparam("more"),
+        pending=streams.c.pending + bindparam("more"),
         last_received_at=bindparam("received"),
         late_max_s=bindparam("late_s"),
     )
@@ -127,7 +131,7 @@ class ListedPage:
     covers: Interval | None = None
 
 
-def record_page(connection: Connection, user: int, page: ListedPage) -> list[FaxRow]:
+def record_page(connection: Connection, stream: int, page: ListedPage) -> list[FaxRow]:
     """Record a page of a list; returns the faxes that were not known, now pending and due.
 
     What a known fax was listed as first is kept; when it was last listed is kept to ten minutes.
@@ -135,14 +139,14 @@ def record_page(connection: Connection, user: int, page: ListedPage) -> list[Fax
     listed: dict[str, NewFax] = {}
     for fax in page.faxes:  # twice on a page: the first holds
         listed.setdefault(naming.fax_key(fax.fax_id), fax)
-    known = _last_listed(connection, user, list(listed))
+    known = _last_listed(connection, stream, list(listed))
     new = [fax for key, fax in listed.items() if key not in known]
     if new:
-        _insert(connection, user, new, page)
+        _insert(connection, stream, new, page)
     _listed_again(connection, known, page)
     if page.covers is not None:
-        cover(connection, user, page.covers)
-    return _by_fax_ids(connection, user, [fax.fax_id for fax in new])
+        cover(connection, stream, page.covers)
+    return _by_fax_ids(connection, stream, [fax.fax_id for fax in new])
 
 
 def other_key(fax_id: str) -> str | None:
@@ -157,20 +161,20 @@ def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _last_listed(
-    connection: Connection, user: int, keys: list[str]
+    connection: Connection, stream: int, keys: list[str]
 ) -> dict[str, tuple[int, datetime]]:
     return {
         key: (fax, at)
         for chunk in chunks(keys)
-        for key, fax, at in connection.execute(_LAST_LISTED, {"whose": user, "these": chunk})
+        for key, fax, at in connection.execute(_LAST_LISTED, {"whose": stream, "these": chunk})
     }
 
 
-def _by_fax_ids(connection: Connection, user: int, fax_ids: list[str]) -> list[FaxRow]:
+def _by_fax_ids(connection: Connection, stream: int, fax_ids: list[str]) -> list[FaxRow]:
     found = {
         row.fax_id: fax_row(row)
         for chunk in chunks(fax_ids)
-        for row in connection.execute(_ROWS, {"whose": user, "these": chunk})
+        for row in connection.execute(_ROWS, {"whose": stream, "these": chunk})
     }
     return [found[fax_id] for fax_id in fax_ids]
 
@@ -197,13 +201,13 @@ def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
 # -- new faxes -------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, user: int, new: list[NewFax], page: ListedPage) -> None:
-    owner = connection.execute(_OWNER, {"this": user}).one_or_none()
+def _insert(connection: Connection, stream: int, new: list[NewFax], page: ListedPage) -> None:
+    owner = connection.execute(_OWNER, {"this": stream}).one_or_none()
     if owner is None:
-        raise LookupError(f"the ledger knows no user {user}")
+        raise LookupError(f"the ledger knows no stream {stream}")
     paths = _Paths(connection, [fax.path for fax in new])
     shared = {
-        "user": user,
+        "stream": stream,
         "state": State.PENDING,
         "first_seen_at": page.now,
         "next_attempt_at": page.now,
@@ -270,9 +274,9 @@ def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: List
 
 
 def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:
-    """Return user, fax id and window of the account's newest faxes that a window has listed."""
+    """Return stream, fax id and window of the account's newest faxes that a window has listed."""
     rows = connection.execute(_NEWEST_LISTED, {"app": app_id})
-    return [(user, fax_id, Interval(start, end)) for user, fax_id, start, end in rows]
+    return [(stream, fax_id, Interval(start, end)) for stream, fax_id, start, end in rows]
 
 
 # -- looking up ---------------------------------------------------------------------------------
@@ -298,12 +302,12 @@ def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
 def find(
     connection: Connection, fax_id: str, account: str | None = None, user: str | None = None
 ) -> list[FaxRow]:
-    """Return the faxes of this id in this spelling, or else in any; two users may have one each."""
+    """Return the faxes of this id in this spelling, or else in any; two streams may have one each."""
     wanted = FAX.where(has_key([fax_id, naming.fax_key(fax_id)]))
     if account is not None:
-        wanted = wanted.where(users.c.account == account)
+        wanted = wanted.where(streams.c.account == account)
     if user is not None:
-        wanted = wanted.where(users.c.name == user)
+        wanted = wanted.where(streams.c.name == user)
     rows = [fax_row(row) for row in connection.execute(wanted.order_by(faxes.c.id))]
     return [row for row in rows if row.fax_id == fax_id] or rows
 
@@ -338,9 +342,9 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 _ON_DISK = select(
     *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
     *(faxes.c[name] for name in ("sha256", "pages", "damaged", "force", "harm")),
-    *(users.c.app_id, users.c.user_id, users.c.account, users.c.name.label("user_name")),
-    users.c.removed,
-).join_from(faxes, users)
+    *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
+    streams.c.removed,
+).join_from(faxes, streams)
 
 
 def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDisk]:
@@ -392,16 +396,18 @@ def harmed(connection: Connection, limit: int) -> list[FaxRow]:
 
 
 def harmed_counts(connection: Connection) -> dict[int, int]:
-    """Return how many faxes are damaged on the disk, for each user that has some."""
-    wanted = select(faxes.c.user, func.count()).where(faxes.c.harm.is_not(None))
-    rows = connection.execute(wanted.group_by(faxes.c.user))
+    """Return how many faxes are damaged on the disk, for each stream that has some."""
+    wanted = select(faxes.c.stream, func.count()).where(faxes.c.harm.is_not(None))
+    rows = connection.execute(wanted.group_by(faxes.c.stream))
     return {row[0]: row[1] for row in rows}
 
 
 def stored_per_hour(connection: Connection, since: datetime) -> list[tuple[int, int, int]]:
     hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
-    wanted = select(faxes.c.user, hour.label("hour"), func.count())
-    rows = connection.execute(wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.user, hour))
+    wanted = select(faxes.c.stream, hour.label("hour"), func.count())
+    rows = connection.execute(
+        wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.stream, hour)
+    )
     return [(row[0], row[1], row[2]) for row in rows]
 
 
@@ -422,20 +428,20 @@ def remember(
 
 def count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
     """Move `rows` from the counters of their states to that of `to`."""
-    for user, left in out_of(rows).items():
-        connection.execute(COUNT, moved(user, left, to))
+    for stream, left in out_of(rows).items():
+        connection.execute(COUNT, moved(stream, left, to))
 
 
 def out_of(rows: Iterable[Any]) -> dict[int, collections.Counter[State]]:
-    """Say by users how many, less than nothing, these rows are in each state."""
+    """Say by streams how many, less than nothing, these rows are in each state."""
     changes: dict[int, collections.Counter[State]] = {}
     for row in rows:
-        changes.setdefault(row.user, collections.Counter())[row.state] -= 1
+        changes.setdefault(row.stream, collections.Counter())[row.state] -= 1
     return changes
 
 
-def moved(user: int, left: Mapping[State, int], to: State) -> dict[str, Any]:
+def moved(stream: int, left: Mapping[State, int], to: State) -> dict[str, Any]:
     """Say what `_COUNT` adds when so many (less than nothing) go out of their states."""
     by = {f"{state}_by": left.get(state, 0) for state in State}
     by[f"{to}_by"] -= sum(left.values())
-    return {"this": user, **by}
+    return {"this": stream, **by}

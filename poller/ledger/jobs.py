@@ -43,7 +43,7 @@ from poller.ledger.tables import (
     accounts,
     attempts,
     faxes,
-    users,
+    streams,
 )
 
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
@@ -55,13 +55,13 @@ _WAITING = faxes.c.next_attempt_at.is_not(None)
 # to find it among those that it has compiled than SQLite to carry it out.
 _MINE = faxes.c.id == bindparam("this")
 _HELD = select(
-    *(faxes.c[name] for name in ("id", "user", "state", "attempts")),
+    *(faxes.c[name] for name in ("id", "stream", "state", "attempts")),
     *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
 ).where(faxes.c.id.in_(bindparam("these", expanding=True)))
 _CLAIM = (
     select(*(faxes.c[one.name] for one in fields(Claim)))
-    .join_from(faxes, users)
-    .where(_MINE, users.c.removed.is_(False))
+    .join_from(faxes, streams)
+    .where(_MINE, streams.c.removed.is_(False))
 )
 _SET_STORED = (
     update(faxes)
@@ -93,8 +93,8 @@ _SET_STORED = (
 )
 _AT = bindparam("at", type_=Instant)
 _COUNT_STORED = COUNT.values(
-    damaged=users.c.damaged + bindparam("damaged_by"),
-    last_stored_at=case((users.c.last_stored_at > _AT, users.c.last_stored_at), else_=_AT),
+    damaged=streams.c.damaged + bindparam("damaged_by"),
+    last_stored_at=case((streams.c.last_stored_at > _AT, streams.c.last_stored_at), else_=_AT),
 )
 
 
@@ -129,29 +129,29 @@ class Failure:
 
 
 def _in_state(state: State) -> Any:
-    return and_(faxes.c.user == users.c.id, faxes.c.state == state, _WAITING)
+    return and_(faxes.c.stream == streams.c.id, faxes.c.state == state, _WAITING)
 
 
 def _has_waiting(app_id: str) -> Any:
     return and_(
-        users.c.app_id == app_id,
-        users.c.removed.is_(False),
-        users.c.pending + users.c.quarantined > 0,
+        streams.c.app_id == app_id,
+        streams.c.removed.is_(False),
+        streams.c.pending + streams.c.quarantined > 0,
     )
 
 
-def users_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
-    """Return the account's users, but for removed ones, who have a fax to be fetched now."""
+def streams_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
+    """Return the account's streams, but for removed ones, who have a fax to be fetched now."""
     due = [
         select(faxes.c.id).where(_in_state(state), faxes.c.next_attempt_at <= now).exists()
         for state in DUE_STATES
     ]
-    wanted = select(users.c.id).where(_has_waiting(app_id), due[0] | due[1])
-    return list(connection.scalars(wanted.order_by(users.c.id)))
+    wanted = select(streams.c.id).where(_has_waiting(app_id), due[0] | due[1])
+    return list(connection.scalars(wanted.order_by(streams.c.id)))
 
 
 def due(
-    connection: Connection, user: int, now: datetime, limit: int, exclude: Collection[int] = ()
+    connection: Connection, stream: int, now: datetime, limit: int, exclude: Collection[int] = ()
 ) -> list[FaxRow]:
     """Return what to fetch now: pending faxes, longest due first, then quarantined ones."""
     left_out = set(exclude)
@@ -159,7 +159,7 @@ def due(
     for state in DUE_STATES:
         wanted = (
             FAX.where(
-                faxes.c.user == user,
+                faxes.c.stream == stream,
                 faxes.c.state == state,
                 _WAITING,
                 faxes.c.next_attempt_at <= now,
@@ -175,7 +175,7 @@ def due(
 
 
 def still_claimed(connection: Connection, fax: int, claim: Claim) -> bool:
-    """Whether nobody has dismissed the fax, made it due or removed its user since its row was read."""
+    """Whether nobody has dismissed the fax, made it due or removed its stream since its row was read."""
     row = connection.execute(_CLAIM, {"this": fax}).one_or_none()
     return row is not None and Claim(*row) == claim
 
@@ -232,13 +232,13 @@ def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
 
 
 def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> None:
-    for user, left in out_of(row for _, row in new).items():
-        some = [(item, row) for item, row in new if row.user == user]
+    for stream, left in out_of(row for _, row in new).items():
+        some = [(item, row) for item, row in new if row.stream == stream]
         by = {
             "damaged_by": sum(int(item.file.damaged) - int(row.damaged) for item, row in some),
             "at": max(item.now for item, _ in some),
         }
-        connection.execute(_COUNT_STORED, moved(user, left, State.STORED) | by)
+        connection.execute(_COUNT_STORED, moved(stream, left, State.STORED) | by)
 
 
 def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
@@ -301,7 +301,7 @@ def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> 
 def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
     """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
 
-    None means all quarantined faxes of users who are configured. Stored ones are left alone, unless
+    None means all quarantined faxes of streams who are configured. Stored ones are left alone, unless
     they are damaged on the disk. Returns how many were made due.
     """
     held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
@@ -314,7 +314,7 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
 
 
 def _all_quarantined(connection: Connection) -> list[FaxRow]:
-    wanted = FAX.where(_in_state(State.QUARANTINED), users.c.removed.is_(False))
+    wanted = FAX.where(_in_state(State.QUARANTINED), streams.c.removed.is_(False))
     return [fax_row(row) for row in connection.execute(wanted)]
 
 
@@ -336,13 +336,13 @@ def _set_due(connection: Connection, fax: int, now: datetime, *, force: bool) ->
 def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
     """Fetch stored faxes once more; whose request was taken.
 
-    Not those of removed users, and not what was dismissed.
+    Not those of removed streams, and not what was dismissed.
     """
-    removed = set(connection.scalars(select(users.c.id).where(users.c.removed)))
+    removed = set(connection.scalars(select(streams.c.id).where(streams.c.removed)))
     rows = [
         row
         for row in some(connection, wanted)
-        if row.file is not None and row.user not in removed and row.state is not State.DISMISSED
+        if row.file is not None and row.stream not in removed and row.state is not State.DISMISSED
     ]
     for row in rows:
         _set_due(connection, row.id, now, force=True)
@@ -381,29 +381,29 @@ def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
 def failing_counts(
     connection: Connection, now: datetime, alarm_after: timedelta
 ) -> dict[int, FailingCount]:
-    """Count failing faxes of the users that have some, but for removed ones."""
+    """Count failing faxes of the streams that have some, but for removed ones."""
     age = _failing_for(now)
     late = case((_is_alarming(age, alarm_after), 1), else_=0)
     wanted = (
-        select(faxes.c.user, func.sum(late), func.max(age))
-        .join_from(faxes, users)
-        .join(accounts, accounts.c.app_id == users.c.app_id)
-        .where(_FAILING, users.c.removed.is_(False))
-        .group_by(faxes.c.user)
+        select(faxes.c.stream, func.sum(late), func.max(age))
+        .join_from(faxes, streams)
+        .join(accounts, accounts.c.app_id == streams.c.app_id)
+        .where(_FAILING, streams.c.removed.is_(False))
+        .group_by(faxes.c.stream)
     )
     return {
-        user: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
-        for user, late, oldest in connection.execute(wanted)
+        stream: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
+        for stream, late, oldest in connection.execute(wanted)
     }
 
 
 def waiting(connection: Connection) -> list[Waiting]:
-    """Count what waits, of users that are not removed, by user, state and reason."""
-    alike = (faxes.c.user, faxes.c.state, faxes.c.last_error)
+    """Count what waits, of streams that are not removed, by stream, state and reason."""
+    alike = (faxes.c.stream, faxes.c.state, faxes.c.last_error)
     wanted = (
         select(*alike, func.count())
-        .join_from(faxes, users)
-        .where(faxes.c.next_attempt_at.is_not(None), users.c.removed.is_(False))
+        .join_from(faxes, streams)
+        .where(faxes.c.next_attempt_at.is_not(None), streams.c.removed.is_(False))
         .group_by(*alike)
         .order_by(*alike)
     )
@@ -416,8 +416,8 @@ def failing(
     """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
     age = _failing_for(now)
     wanted = (
-        FAX.join(accounts, accounts.c.app_id == users.c.app_id)
-        .where(_FAILING, users.c.removed.is_(False), _is_alarming(age, alarm_after))
+        FAX.join(accounts, accounts.c.app_id == streams.c.app_id)
+        .where(_FAILING, streams.c.removed.is_(False), _is_alarming(age, alarm_after))
         .order_by(age.desc(), faxes.c.id)
         .limit(limit)
     )

@@ -256,32 +256,32 @@ class Ledger:
 
     # -- what may be lost for a moment ---------------------------------------------------------------
 
-    async def cover(self, user: int, interval: Interval) -> None:
+    async def cover(self, stream: int, interval: Interval) -> None:
         """Record that an empty list covers `interval`, as `record_page` does; see `write_behind`."""
-        await self._write_behind.cover(user, interval)
+        await self._write_behind.cover(stream, interval)
 
-    async def polled(self, user: int, now: datetime) -> None:
+    async def polled(self, stream: int, now: datetime) -> None:
         """Record that a poll went well, which ends a refusal; see `write_behind`."""
-        await self._write_behind.polled(user, now)
+        await self._write_behind.polled(stream, now)
 
-    async def sweep_done(self, user: int, kind: SliceKind, end: datetime, found: int) -> None:
+    async def sweep_done(self, stream: int, kind: SliceKind, end: datetime, found: int) -> None:
         """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found.
 
         One that found none may be lost for a moment, see `write_behind`.
         """
         if found:
-            await self.write(streams.sweep_done, user, kind, end, found)
+            await self.write(streams.sweep_done, stream, kind, end, found)
         else:
-            await self._write_behind.swept(user, kind, end)
+            await self._write_behind.swept(stream, kind, end)
 
-    def has_lost(self, user: int) -> bool:
-        """Whether something that was said of this user was not recorded, see `write_behind`."""
-        return user in self._write_behind.lost
+    def has_lost(self, stream: int) -> bool:
+        """Whether something that was said of this stream was not recorded, see `write_behind`."""
+        return stream in self._write_behind.lost
 
-    async def progress(self, user: int) -> Progress:
-        """Return what polls of this user go by, after all writes that were asked for before."""
-        self._write_behind.lost.discard(user)
-        return await self.write(streams.progress, user)
+    async def progress(self, stream: int) -> Progress:
+        """Return what polls of this stream go by, after all writes that were asked for before."""
+        self._write_behind.lost.discard(stream)
+        return await self.write(streams.progress, stream)
 
 
 def _restored(path: Path, snapshot_stem: Path) -> datetime | None:

@@ -8,12 +8,13 @@ from sqlalchemy import Row
 
 from poller.documents import DocumentFormat, StoredFile
 from poller.ledger.tables import State
+from poller.stream import Direction
 from poller.window import Coverage, FailedSlice, Interval
 
 
 @dataclass(frozen=True, slots=True)
-class UserRow:
-    """(app_id, user_id) is the identity, `account` and `user` are labels; counters are of faxes.
+class StreamRow:
+    """(app_id, user_id, direction) is the identity, `account` and `user` are labels; counters are of faxes.
 
     `discovered` counts all, `stored`, `pending`, `quarantined` and `dismissed` by state, `damaged`
     those stored and broken. `late_max_s` is the longest that a fax was late although its time had
@@ -23,6 +24,7 @@ class UserRow:
     id: int
     app_id: str
     user_id: str
+    direction: Direction
     account: str
     user: str
     our_first_seen: datetime
@@ -52,9 +54,9 @@ class UserRow:
 
 @dataclass(frozen=True)
 class Progress:
-    """All that polls of one user go by, as it was at one moment."""
+    """All that polls of one stream go by, as it was at one moment."""
 
-    row: UserRow
+    row: StreamRow
     coverage: Coverage
     failed_slices: list[FailedSlice]
     to_backfill: bool
@@ -62,9 +64,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Waiting:
-    """So many faxes of a user are in this state for one reason; None: none of them has failed."""
+    """So many faxes of a stream are in this state for one reason; None: none of them has failed."""
 
-    user: int
+    stream: int
     state: State
     why: str | None
     count: int
@@ -72,18 +74,18 @@ class Waiting:
 
 @dataclass(frozen=True)
 class FaxRow:
-    """A fax; `user` is `UserRow.id`, `failures` are in a row, `file` is relative to the storage.
+    """A fax; `stream` is `StreamRow.id`, `failures` are in a row, `file` is relative to the storage.
 
     `force`: what is on the disk is not to be taken for the fax. `harm`: why it is not what was stored.
     `fax_key`: what the spellings of `fax_id` have in common, where that is something else.
     """
 
     id: int
-    user: int
+    stream: int
     app_id: str
     user_id: str
     account: str
-    user_name: str
+    user: str
     fax_id: str
     state: State
     path: str
@@ -123,7 +125,7 @@ class FaxRow:
     @property
     def names(self) -> tuple[str, str, str]:
         """Account, user and fax id, as logs and metrics show them."""
-        return self.account, self.user_name, self.fax_id
+        return self.account, self.user, self.fax_id
 
     @property
     def claim(self) -> "Claim":
@@ -151,7 +153,7 @@ class OnDisk:
     app_id: str
     user_id: str
     account: str
-    user_name: str
+    user: str
     removed: bool
     fax_id: str
     state: State
@@ -205,7 +207,7 @@ class Health:
 
 @dataclass(frozen=True)
 class FailingCount:
-    """A user's faxes that fail: `late` pending ones for longer than the alarm allows, and the oldest.
+    """A stream's faxes that fail: `late` pending ones for longer than the alarm allows, and the oldest.
 
     `oldest_s` is for how many seconds the oldest one has failed, quarantined ones included.
     """
@@ -232,7 +234,7 @@ class Backfill:
     """
 
     id: int
-    user: int
+    stream: int
     window: Interval
     rest: Interval | None
     asked_at: datetime

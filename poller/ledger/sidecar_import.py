@@ -1,7 +1,7 @@
 """What the storage adds to a ledger that is made anew: the faxes that its sidecars tell of."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -9,10 +9,11 @@ from sqlalchemy import Connection, bindparam, case, delete, func, insert, select
 
 from poller.documents import StoredFile
 from poller.ledger.faxes import chunks, other_key, remember
-from poller.ledger.tables import State, coverage, faxes, has_key, users
+from poller.ledger.tables import State, coverage, faxes, has_key, streams
 from poller.naming import fax_key
+from poller.stream import Stream
 
-Key = tuple[str, str]  # app_id, user_id
+_IDENTITY = (streams.c.app_id, streams.c.user_id, streams.c.direction)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Kept:
     `harm` says what is wrong with its image on the disk, where it was looked at.
     """
 
-    key: Key
+    key: Stream
     account: str
     user: str
     fax_id: str
@@ -58,12 +59,12 @@ def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
     ]
 
 
-def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Key, str], Any]:
-    """Rows by the user's key and the fax id, and by that of all its spellings: the one first seen."""
+def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Stream, str], Any]:
+    """Rows by the stream's key and the fax id, and by that of all its spellings: the one first seen."""
     wanted = select(
         *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.force),
-        *(users.c.app_id, users.c.user_id),
-    ).join_from(faxes, users)
+        *_IDENTITY,
+    ).join_from(faxes, streams)
     ids = {fax_id for one in kept for fax_id in (one.fax_id, fax_key(one.fax_id))}
     found = [
         row
@@ -72,13 +73,13 @@ def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Key, str],
     ]
     rows = {}
     for row in sorted(found, key=lambda row: row.id):
-        key = (row.app_id, row.user_id)
+        key = Stream(row.app_id, row.user_id, row.direction)
         rows[key, row.fax_id] = row
         rows.setdefault((key, fax_key(row.fax_id)), row)
     return rows
 
 
-def _row_of(one: Kept, rows: dict[tuple[Key, str], Any]) -> Any:
+def _row_of(one: Kept, rows: dict[tuple[Stream, str], Any]) -> Any:
     return rows.get((one.key, one.fax_id)) or rows.get((one.key, fax_key(one.fax_id)))
 
 
@@ -88,7 +89,7 @@ def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopte
     owners = _owners(connection, kept, now)
     rows = _rows(connection, kept)
     taken = _taken_paths(connection, kept)
-    new: dict[tuple[Key, str], Kept] = {}
+    new: dict[tuple[Stream, str], Kept] = {}
     for one in sorted(kept, key=lambda one: not one.stored):  # a visible one before a hand-over
         row = _row_of(one, rows)
         identity = (one.key, fax_key(one.fax_id))
@@ -118,32 +119,31 @@ def _taken_paths(connection: Connection, kept: Sequence[Kept]) -> dict[str, int]
     }
 
 
-def _owners(connection: Connection, kept: Sequence[Kept], now: datetime) -> dict[Key, int]:
-    """The users of these faxes; one who is in no configuration any more is added as removed."""
+def _owners(connection: Connection, kept: Sequence[Kept], now: datetime) -> dict[Stream, int]:
+    """The streams of these faxes; one who is in no configuration any more is added as removed."""
     owners = _known_owners(connection)
     labels = {one.key: (one.account, one.user) for one in kept if one.key not in owners}
     if not labels:
         return owners
     connection.execute(
-        insert(users),
+        insert(streams),
         [
             {
-                "app_id": app_id,
-                "user_id": user_id,
+                **asdict(stream),
                 "account": account,
                 "name": name,
                 "our_first_seen": now,
                 "removed": True,
             }
-            for (app_id, user_id), (account, name) in labels.items()
+            for stream, (account, name) in labels.items()
         ],
     )
     return _known_owners(connection)
 
 
-def _known_owners(connection: Connection) -> dict[Key, int]:
-    rows = connection.execute(select(users.c.app_id, users.c.user_id, users.c.id))
-    return {(app_id, user_id): user for app_id, user_id, user in rows}
+def _known_owners(connection: Connection) -> dict[Stream, int]:
+    rows = connection.execute(select(streams.c.id, *_IDENTITY))
+    return {Stream(*identity): stream for stream, *identity in rows}
 
 
 def _file(one: Kept) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _new_row(owner: int, one: Kept, now: datetime) -> dict[str, Any]:
     nothing = dict.fromkeys(_file(one))
     pending = nothing | {"damaged": False, "state": State.PENDING, "next_attempt_at": now}
     return (_file(one) if one.stored else pending | {"path": one.path}) | {
-        "user": owner,
+        "stream": owner,
         "fax_id": one.fax_id,
         "fax_key": other_key(one.fax_id),
         "listed": one.listed,
@@ -199,29 +199,29 @@ def _set(connection: Connection, fax: int, values: dict[str, Any], now: datetime
 
 
 def list_again(
-    connection: Connection, oldest: dict[Key, datetime], since: datetime | None, now: datetime
+    connection: Connection, oldest: dict[Stream, datetime], since: datetime | None, now: datetime
 ) -> datetime | None:
-    """Let everything be listed again, and count anew; from when, over all configured users.
+    """Let everything be listed again, and count anew; from when, over all configured streams.
 
-    A user's list begins at the oldest of the pinned start, what waits, `oldest` (of the sidecars)
+    A stream's list begins at the oldest of the pinned start, what waits, `oldest` (of the sidecars)
     and `since`. None when nothing is known of any: the configured look-back decides then.
     """
     connection.execute(delete(coverage))
     waiting = _oldest_waiting(connection)
-    rows = connection.execute(select(users)).mappings().all()
+    rows = connection.execute(select(streams)).mappings().all()
     starts = {}
     for row in rows:
-        key = (row["app_id"], row["user_id"])
+        key = Stream(row["app_id"], row["user_id"], row["direction"])
         known = [row["pinned_start"], waiting.get(row["id"]), oldest.get(key), since]
         instants = [one for one in known if one is not None]
         if instants:
             starts[row["id"]] = min(instants)
     if starts:
         connection.execute(
-            update(users)
-            .where(users.c.id == bindparam("key"))
+            update(streams)
+            .where(streams.c.id == bindparam("key"))
             .values(pinned_start=bindparam("start")),
-            [{"key": user, "start": start} for user, start in starts.items()],
+            [{"key": stream, "start": start} for stream, start in starts.items()],
         )
     _count_anew(connection, now)
     configured = [starts[row["id"]] for row in rows if not row["removed"] and row["id"] in starts]
@@ -230,8 +230,8 @@ def list_again(
 
 def _oldest_waiting(connection: Connection) -> dict[int, datetime]:
     oldest = func.min(func.coalesce(faxes.c.received_at, faxes.c.first_seen_at)).label("oldest")
-    wanted = select(faxes.c.user, oldest).where(faxes.c.next_attempt_at.is_not(None))
-    return {row.user: row.oldest for row in connection.execute(wanted.group_by(faxes.c.user))}
+    wanted = select(faxes.c.stream, oldest).where(faxes.c.next_attempt_at.is_not(None))
+    return {row.stream: row.oldest for row in connection.execute(wanted.group_by(faxes.c.stream))}
 
 
 _COUNTED = ("discovered", *(str(state) for state in State), "damaged")
@@ -239,21 +239,21 @@ _COUNTED = ("discovered", *(str(state) for state in State), "damaged")
 
 def _count_anew(connection: Connection, now: datetime) -> None:
     wanted = select(
-        faxes.c.user,
+        faxes.c.stream,
         faxes.c.state,
         func.count().label("count"),
         func.sum(case((faxes.c.damaged, 1), else_=0)).label("damaged"),
         func.max(faxes.c.received_at).label("received"),
         func.max(faxes.c.stored_at).label("stored"),
-    ).group_by(faxes.c.user, faxes.c.state)
-    owners = {row["id"]: dict(row) for row in connection.execute(select(users)).mappings()}
+    ).group_by(faxes.c.stream, faxes.c.state)
+    owners = {row["id"]: dict(row) for row in connection.execute(select(streams)).mappings()}
     counted: dict[int, dict[str, Any]] = {
-        user: dict.fromkeys(_COUNTED, 0)
+        stream: dict.fromkeys(_COUNTED, 0)
         | {"received": owner["last_received_at"], "kept": owner["last_stored_at"]}
-        for user, owner in owners.items()
+        for stream, owner in owners.items()
     }
     for row in connection.execute(wanted):
-        counts = counted[row.user]
+        counts = counted[row.stream]
         counts["discovered"] += row.count
         counts[str(row.state)] += row.count
         counts["damaged"] += row.damaged
@@ -261,8 +261,8 @@ def _count_anew(connection: Connection, now: datetime) -> None:
         counts["kept"] = _later(counts["kept"], row.stored)
     if counted:
         connection.execute(
-            update(users)
-            .where(users.c.id == bindparam("key"))
+            update(streams)
+            .where(streams.c.id == bindparam("key"))
             .values(
                 {name: bindparam(f"new_{name}") for name in _COUNTED}
                 | {
@@ -271,8 +271,8 @@ def _count_anew(connection: Connection, now: datetime) -> None:
                 }
             ),
             [
-                {"key": user} | {f"new_{name}": value for name, value in counts.items()}
-                for user, counts in counted.items()
+                {"key": stream} | {f"new_{name}": value for name, value in counts.items()}
+                for stream, counts in counted.items()
             ],
         )
 

@@ -29,7 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0005"  # the newest migration, known without loading alembic: opening stays quick
+from poller.stream import Direction
+
+REVISION = "0006"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -93,15 +95,21 @@ class Listed(TypeDecorator[dict[str, Any]]):
         return listed
 
 
-class StateText(TypeDecorator[State]):
+class Word(TypeDecorator[Any]):
+    """One of the values of an enumeration of texts."""
+
     impl = String(16)
     cache_ok = True
 
-    def process_bind_param(self, value: State | None, dialect: Dialect) -> str | None:
+    def __init__(self, words: type[StrEnum]) -> None:
+        super().__init__()
+        self.words = words
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
         return None if value is None else value.value
 
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> State | None:
-        return None if value is None else State(value)
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:
+        return None if value is None else self.words(value)
 
 
 metadata = MetaData(
@@ -149,12 +157,13 @@ accounts = Table(
 )
 
 # The counters are kept in the transactions that change faxes, so that status need not count rows.
-users = Table(
-    "users",
+streams = Table(
+    "streams",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("app_id", Text, nullable=False),
     Column("user_id", Text, nullable=False),
+    Column("direction", Word(Direction), nullable=False, server_default=Direction.RECEIVED),
     Column("account", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("our_first_seen", Instant, nullable=False),
@@ -180,14 +189,14 @@ users = Table(
     _seconds("late_max_s"),
     _number("found_by_sweep"),
     _number("found_by_deep_sweep"),
-    UniqueConstraint("app_id", "user_id"),
+    UniqueConstraint("app_id", "user_id", "direction"),
 )
 
-# Merged and disjoint for each user: listed to the last page.
+# Merged and disjoint for each stream: listed to the last page.
 coverage = Table(
     "coverage",
     metadata,
-    Column("user", ForeignKey("users.id"), primary_key=True),
+    Column("stream", ForeignKey("streams.id"), primary_key=True),
     Column("start", Instant, primary_key=True),
     Column("end", Instant, nullable=False),
     CheckConstraint('"start" < "end"', name="order"),
@@ -196,7 +205,7 @@ coverage = Table(
 failed_slices = Table(
     "failed_slices",
     metadata,
-    Column("user", ForeignKey("users.id"), primary_key=True),
+    Column("stream", ForeignKey("streams.id"), primary_key=True),
     Column("start", Instant, primary_key=True),
     Column("end", Instant, primary_key=True),
     _number("failures"),
@@ -212,7 +221,7 @@ backfills = Table(
     "backfills",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("user", ForeignKey("users.id"), nullable=False),
+    Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("start", Instant, nullable=False),
     Column("end", Instant, nullable=False),
     Column("rest_end", Instant, nullable=False),
@@ -238,9 +247,9 @@ faxes = Table(
     "faxes",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("user", ForeignKey("users.id"), nullable=False),
+    Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("fax_id", Text, nullable=False),
-    Column("state", StateText, nullable=False),
+    Column("state", Word(State), nullable=False),
     Column("path", Text, nullable=False),
     Column("listed", Listed, nullable=False),
     Column("received_at", Instant),
@@ -274,8 +283,8 @@ faxes = Table(
     # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
     # fax looks for both in the same transaction, which holds the lock for writing.
     Column("fax_key", Text),
-    # This order serves both the look-up by user and the operator's look-up by fax id alone.
-    UniqueConstraint("fax_id", "user"),
+    # This order serves both the look-up by stream and the operator's look-up by fax id alone.
+    UniqueConstraint("fax_id", "stream"),
     UniqueConstraint("path"),
     # A fax that is to be fetched, and no other, has a next attempt: the index of what is due
     # stays as small as the backlog, however many faxes are stored.
@@ -295,7 +304,7 @@ def has_key(keys: Any) -> ColumnElement[bool]:
 # dialect at every start.
 Index(
     "ix_faxes_due",
-    faxes.c.user,
+    faxes.c.stream,
     faxes.c.state,
     faxes.c.next_attempt_at,
     sqlite_where=faxes.c.next_attempt_at.is_not(None),
@@ -308,14 +317,14 @@ Index(
 
 Index(
     "ix_faxes_harm",
-    faxes.c.user,
+    faxes.c.stream,
     sqlite_where=faxes.c.harm.is_not(None),
 )
 
 Index(
-    "uq_faxes_fax_key_user",
+    "uq_faxes_fax_key_stream",
     faxes.c.fax_key,
-    faxes.c.user,
+    faxes.c.stream,
     unique=True,
     sqlite_where=faxes.c.fax_key.is_not(None),
 )
@@ -324,7 +333,7 @@ Index(
 FOUND_BY_BACKFILL = faxes.c.found_by == literal_column("'backfill'")
 Index(
     "ix_faxes_backfill",
-    faxes.c.user,
+    faxes.c.stream,
     sqlite_where=FOUND_BY_BACKFILL,
 )
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from poller.errors import LedgerUnavailable
 from poller.ledger.coverage import cover
 from poller.ledger.faxes import chunks
-from poller.ledger.tables import coverage, failed_slices, users
+from poller.ledger.tables import coverage, failed_slices, streams
 from poller.ledger.writer import Writer
 from poller.window import Coverage, Interval, SliceKind
 
@@ -33,7 +33,7 @@ _FOR_S = 2.0
 
 @dataclass
 class _Said:
-    """By the ids of users."""
+    """By the ids of streams."""
 
     covered: dict[int, Coverage] = field(default_factory=dict)
     polled: dict[int, datetime] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class _Said:
         return bool(self.covered or self.polled or self.swept)
 
     @property
-    def users(self) -> set[int]:
+    def streams(self) -> set[int]:
         return set().union(self.covered, self.polled, *self.swept.values())
 
     def write(self, connection: Connection) -> None:
@@ -51,11 +51,11 @@ class _Said:
             _cover(connection, self.covered)
         if self.polled:
             connection.execute(
-                _POLLED, [{"key": user, "now": now} for user, now in self.polled.items()]
+                _POLLED, [{"key": stream, "now": now} for stream, now in self.polled.items()]
             )
         for kind, ends in self.swept.items():
             connection.execute(
-                _SWEPT[kind], [{"key": user, "to_end": end} for user, end in ends.items()]
+                _SWEPT[kind], [{"key": stream, "to_end": end} for stream, end in ends.items()]
             )
 
 
@@ -63,7 +63,7 @@ class WriteBehind:
     """Gives the writer what was said within two seconds as one job, in few statements.
 
     Where that fails it is lost, and whatever is said next is written at once, so that polls fail
-    as long as the ledger takes no writes. `lost` are the users of whom something was lost.
+    as long as the ledger takes no writes. `lost` are the streams of whom something was lost.
     """
 
     def __init__(self, writer: Writer | None) -> None:
@@ -73,17 +73,17 @@ class WriteBehind:
         self._is_failing = False
         self.lost: set[int] = set()
 
-    async def cover(self, user: int, interval: Interval) -> None:
-        covered = self._said.covered.get(user, Coverage())
-        self._said.covered[user] = covered.add(interval)
+    async def cover(self, stream: int, interval: Interval) -> None:
+        covered = self._said.covered.get(stream, Coverage())
+        self._said.covered[stream] = covered.add(interval)
         await self._note()
 
-    async def polled(self, user: int, now: datetime) -> None:
-        self._said.polled[user] = now
+    async def polled(self, stream: int, now: datetime) -> None:
+        self._said.polled[stream] = now
         await self._note()
 
-    async def swept(self, user: int, kind: SliceKind, end: datetime) -> None:
-        self._said.swept.setdefault(kind, {})[user] = end
+    async def swept(self, stream: int, kind: SliceKind, end: datetime) -> None:
+        self._said.swept.setdefault(kind, {})[stream] = end
         await self._note()
 
     def write_down(self) -> "asyncio.Future[None] | None":
@@ -110,13 +110,13 @@ class WriteBehind:
     def _written(self, written: "asyncio.Future[None]", said: _Said) -> None:
         self._is_failing = written.cancelled() or written.exception() is not None
         if self._is_failing:
-            self.lost |= said.users
+            self.lost |= said.streams
 
 
 _ZERO: ColumnElement[int] = literal_column("0")
 _POLLED = (
-    update(users)
-    .where(users.c.id == bindparam("key"))
+    update(streams)
+    .where(streams.c.id == bindparam("key"))
     .values(
         last_poll_at=bindparam("now"),
         last_success_at=bindparam("now"),
@@ -128,31 +128,33 @@ _POLLED = (
     )
 )
 _SWEPT = {
-    kind: update(users).where(users.c.id == bindparam("key")).values({column: bindparam("to_end")})
+    kind: update(streams)
+    .where(streams.c.id == bindparam("key"))
+    .values({column: bindparam("to_end")})
     for kind, column in (
-        (SliceKind.SWEEP, users.c.sweep_end),
-        (SliceKind.DEEP_SWEEP, users.c.deep_sweep_end),
+        (SliceKind.SWEEP, streams.c.sweep_end),
+        (SliceKind.DEEP_SWEEP, streams.c.deep_sweep_end),
     )
 }
 _GROWN = (
     update(coverage)
-    .where(coverage.c.user == bindparam("key"), coverage.c.start == bindparam("held_start"))
+    .where(coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start"))
     .values(start=bindparam("to_start"), end=bindparam("to_end"))
 )
 
 
 def _cover(connection: Connection, covered: dict[int, Coverage]) -> None:
-    """As a rule a user's one interval grows; all else goes the way of a page that is not empty."""
+    """As a rule a stream's one interval grows; all else goes the way of a page that is not empty."""
     held = _held(connection, list(covered))
     failing = _failing(connection, list(covered))
     grown = []
-    for user, said in covered.items():
-        changed = None if user in failing else _growth(held.get(user, []), said)
+    for stream, said in covered.items():
+        changed = None if stream in failing else _growth(held.get(stream, []), said)
         if changed is None:
             for interval in said.intervals:
-                cover(connection, user, interval)
+                cover(connection, stream, interval)
         elif changed:
-            grown.append({"key": user, **changed})
+            grown.append({"key": stream, **changed})
     if grown:
         connection.execute(_GROWN, grown)
 
@@ -160,19 +162,19 @@ def _cover(connection: Connection, covered: dict[int, Coverage]) -> None:
 def _held(connection: Connection, ids: Sequence[int]) -> dict[int, list[Interval]]:
     held: dict[int, list[Interval]] = {}
     for chunk in chunks(ids):
-        for user, start, end in connection.execute(
-            select(coverage).where(coverage.c.user.in_(chunk))
+        for stream, start, end in connection.execute(
+            select(coverage).where(coverage.c.stream.in_(chunk))
         ):
-            held.setdefault(user, []).append(Interval(start, end))
+            held.setdefault(stream, []).append(Interval(start, end))
     return held
 
 
 def _failing(connection: Connection, ids: Sequence[int]) -> set[int]:
-    wanted = select(failed_slices.c.user).distinct()
+    wanted = select(failed_slices.c.stream).distinct()
     return {
-        user
+        stream
         for chunk in chunks(ids)
-        for user in connection.scalars(wanted.where(failed_slices.c.user.in_(chunk)))
+        for stream in connection.scalars(wanted.where(failed_slices.c.stream.in_(chunk)))
     }
 
 

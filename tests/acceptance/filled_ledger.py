@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 
-from poller.ledger import Ledger, NewFax, UserRow, coverage, faxes, jobs, streams
+from poller.ledger import Ledger, NewFax, StreamRow, coverage, faxes, jobs, streams
 from poller.window import Interval
 
 APP = "app-1"
@@ -28,12 +28,12 @@ async def fill(url: str, count: int, now: datetime, *, well: bool) -> None:
             await _trouble(ledger, users, now)
 
 
-def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datetime) -> None:
+def _worked(connection: sqlite3.Connection, users: Sequence[StreamRow], now: datetime) -> None:
     at, hour = int(now.timestamp() * 1e6), 3_600_000_000
     week_ago = at - 7 * 24 * hour
     each = [(user.id, 2 + number % 4, number) for number, user in enumerate(users)]
     connection.executemany(
-        "UPDATE users SET pinned_start = ?, configured_start = '7 days, 0:00:00', last_poll_at = ?, "
+        "UPDATE streams SET pinned_start = ?, configured_start = '7 days, 0:00:00', last_poll_at = ?, "
         "last_success_at = ?, discovered = ?, stored = ?, last_received_at = ? WHERE id = ?",
         [
             (week_ago, at - number % 30 * 1_000_000, at, faxes, faxes, at - hour, user)
@@ -56,7 +56,7 @@ def _worked(connection: sqlite3.Connection, users: Sequence[UserRow], now: datet
     )
 
 
-async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> None:
+async def _trouble(ledger: Ledger, users: Sequence[StreamRow], now: datetime) -> None:
     refused, failing, late, poisoned, damaged, gap = users[:6]
     error = "eFax answered the list call with HTTP 403 (not allowed)."
     await ledger.write(streams.poll_failed, refused.id, now, error=error, refused_until=now + _HOUR)
@@ -82,9 +82,7 @@ async def _trouble(ledger: Ledger, users: Sequence[UserRow], now: datetime) -> N
             ),
         )
     on_disk = next(
-        one
-        for one in await ledger.read(faxes.on_disk, None, 10_000)
-        if one.user_name == damaged.user
+        one for one in await ledger.read(faxes.on_disk, None, 10_000) if one.user == damaged.user
     )
     await ledger.write(
         faxes.note_harm, {on_disk.id: (on_disk.sha256, "the image has changed")}, now

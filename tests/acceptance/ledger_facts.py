@@ -17,7 +17,7 @@ from poller.ledger import (
     Attempt,
     FaxRow,
     Ledger,
-    UserRow,
+    StreamRow,
     accounts,
     backfills,
     coverage,
@@ -30,8 +30,8 @@ from poller.window import Coverage, FailedSlice, Interval
 
 Facts = dict[str, Any]
 
-_IDENTITY = {"id", "app_id", "user_id"}
-_USER = [one.name for one in fields(UserRow) if one.name not in _IDENTITY]
+_IDENTITY = {"id", "app_id", "user_id", "direction"}
+_USER = [one.name for one in fields(StreamRow) if one.name not in _IDENTITY]
 # What is called otherwise than in the ledger, so that it may be renamed there once more.
 _FAX = {"force": "fetch_again", "harm": "damage_on_disk"} | {
     name: name
@@ -69,13 +69,13 @@ async def facts_of(
 
 async def due(ledger: Ledger, now: datetime) -> dict[str, list[str]]:
     """Say which faxes are to be fetched now, in their order, by `app_id/user_id`."""
-    rows = {row.id: row for row in await ledger.read(streams.all_users)}
+    rows = {row.id: row for row in await ledger.read(streams.all_streams)}
     return {
         f"{app_id}/{rows[user].user_id}": [
             fax.fax_id for fax in await ledger.read(jobs.due, user, now, 1000)
         ]
         for app_id in sorted({row.app_id for row in rows.values()})
-        for user in await ledger.read(jobs.users_with_due, app_id, now)
+        for user in await ledger.read(jobs.streams_with_due, app_id, now)
     }
 
 
@@ -85,7 +85,7 @@ def _facts(
     covered, failed = coverage.all_covered(connection), coverage.all_failed(connection)
     counts = _counts(connection)
     users: dict[str, Facts] = {}
-    for row in streams.all_users(connection):
+    for row in streams.all_streams(connection):
         by = later(row.user_id)
         users[f"{row.app_id}/{row.user_id}"] = {
             **{name: _plain(getattr(row, name), by) for name in _USER},
@@ -142,8 +142,8 @@ def _plain(value: Any, by: timedelta) -> Any:
 
 def _counts(connection: Connection) -> dict[int, Counter[str]]:
     counts: dict[int, Counter[str]] = {}
-    wanted = select(tables.faxes.c.user, tables.faxes.c.state, func.count())
-    grouped = wanted.group_by(tables.faxes.c.user, tables.faxes.c.state)
+    wanted = select(tables.faxes.c.stream, tables.faxes.c.state, func.count())
+    grouped = wanted.group_by(tables.faxes.c.stream, tables.faxes.c.state)
     for user, state, count in connection.execute(grouped):
         counts.setdefault(user, Counter())[str(state)] = count
     return counts
@@ -151,7 +151,7 @@ def _counts(connection: Connection) -> dict[int, Counter[str]]:
 
 def _faxes_of(connection: Connection, user: int, by: timedelta) -> Facts:
     held = tables.faxes.c
-    ids = list(connection.scalars(select(held.id).where(held.user == user)))
+    ids = list(connection.scalars(select(held.id).where(held.stream == user)))
     rows = faxes.some(connection, ids)
     told = {row.fax_id: _fax(row, faxes.history(connection, row.id), by) for row in rows}
     assert len(told) == len(ids)
@@ -160,7 +160,7 @@ def _faxes_of(connection: Connection, user: int, by: timedelta) -> Facts:
 
 def _backfills_of(connection: Connection, user: int, by: timedelta) -> list[Facts]:
     held = tables.backfills.c
-    ids = connection.scalars(select(held.id).where(held.user == user).order_by(held.id)).all()
+    ids = connection.scalars(select(held.id).where(held.stream == user).order_by(held.id)).all()
     asked = [backfills.one(connection, one) for one in ids]
     return [
         {

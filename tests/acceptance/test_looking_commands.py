@@ -151,7 +151,7 @@ async def test_plan_warns_of_what_the_limit_stretches_as_the_daemon_does(
 async def test_plan_warns_of_overlap_lateness_and_cron(installation: Installation) -> None:
     await installation.once()
     with sqlite3.connect(installation.ledger) as connection:
-        connection.execute("UPDATE users SET late_max_s = 1000 WHERE name = 'front-desk'")
+        connection.execute("UPDATE streams SET late_max_s = 1000 WHERE name = 'front-desk'")
     connection.close()
     users = {"billing": {"poll": {"cron": "0 8 * * mon-fri"}}}
     installation.write({"accounts": {"main": {"users": users}}, "poll": {"overlap": "1s"}})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from poller.ledger import Ledger, UserRow, streams
+from poller.ledger import Ledger, StreamRow, streams
 
 AGE = timedelta(days=730)
 _SECOND = 1_000_000  # of the ledger's microseconds
@@ -27,7 +27,7 @@ _ABOUT_A_FAX = {
     "originating_fax_tsid": "SUNSET RADIOLOGY",
 }
 _FAX = (
-    'INSERT INTO faxes (id, "user", fax_id, state, path, listed, received_at, first_seen_at, '
+    "INSERT INTO faxes (id, stream, fax_id, state, path, listed, received_at, first_seen_at, "
     "attempts, next_attempt_at, stored_at, file, format, bytes, sha256, pages, found_by, "
     "first_window_start, first_window_end, last_window_start, last_window_end, last_listed_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'newest', ?, ?, ?, ?, ?)"
@@ -43,7 +43,7 @@ class Shape:
     pending: int = 0
 
 
-async def make(path: Path, shape: Shape, now: datetime) -> list[UserRow]:
+async def make(path: Path, shape: Shape, now: datetime) -> list[StreamRow]:
     """Make a ledger at `path` whose faxes came evenly over two years and users; its users.
 
     They are those of `measured.settings`.
@@ -60,7 +60,7 @@ async def make(path: Path, shape: Shape, now: datetime) -> list[UserRow]:
 
 
 def _fill(
-    connection: sqlite3.Connection, users: Sequence[UserRow], shape: Shape, now: datetime
+    connection: sqlite3.Connection, users: Sequence[StreamRow], shape: Shape, now: datetime
 ) -> None:
     connection.executemany(_FAX, _faxes(users, shape, now))
     connection.execute(
@@ -77,27 +77,27 @@ def _fill(
 def _fill_users(connection: sqlite3.Connection, now: datetime) -> None:
     at = instant(now)
     connection.execute(
-        'CREATE TEMP TABLE counts AS SELECT "user", count(*) AS discovered, '
+        "CREATE TEMP TABLE counts AS SELECT stream, count(*) AS discovered, "
         "sum(state = 'stored') AS stored, sum(state = 'pending') AS pending, "
-        'max(received_at) AS received, max(stored_at) AS last FROM faxes GROUP BY "user"'
+        "max(received_at) AS received, max(stored_at) AS last FROM faxes GROUP BY stream"
     )
     connection.execute(
-        "UPDATE users SET discovered = c.discovered, stored = c.stored, pending = c.pending, "
+        "UPDATE streams SET discovered = c.discovered, stored = c.stored, pending = c.pending, "
         "last_received_at = c.received, last_stored_at = c.last "
-        'FROM counts AS c WHERE c."user" = users.id'
+        "FROM counts AS c WHERE c.stream = streams.id"
     )
     connection.execute(
-        "UPDATE users SET pinned_start = ?, configured_start = '7 days, 0:00:00', "
+        "UPDATE streams SET pinned_start = ?, configured_start = '7 days, 0:00:00', "
         "last_poll_at = ?, last_success_at = ?, sweep_end = ?, deep_sweep_end = ?",
         (at - AGE // timedelta(microseconds=1), at, at, at, at),
     )
     connection.execute(
-        'INSERT INTO coverage ("user", "start", "end") SELECT id, pinned_start, ? FROM users',
+        'INSERT INTO coverage (stream, "start", "end") SELECT id, pinned_start, ? FROM streams',
         (at - 10 * _SECOND,),
     )
 
 
-def _faxes(users: Sequence[UserRow], shape: Shape, now: datetime) -> Iterator[tuple[object, ...]]:
+def _faxes(users: Sequence[StreamRow], shape: Shape, now: datetime) -> Iterator[tuple[object, ...]]:
     chance = random.Random(1)  # the same ids each time
     step = AGE // max(1, shape.faxes)
     for number in range(1, shape.faxes + 1):
@@ -109,7 +109,7 @@ def _faxes(users: Sequence[UserRow], shape: Shape, now: datetime) -> Iterator[tu
 
 
 def _fax(
-    number: int, user: UserRow, fax_id: str, received: datetime, *, is_stored: bool
+    number: int, user: StreamRow, fax_id: str, received: datetime, *, is_stored: bool
 ) -> tuple[object, ...]:
     at = instant(received)
     path = f"{user.account}/{user.user}/{received:%Y/%m/%d}/{fax_id}"

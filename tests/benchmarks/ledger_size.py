@@ -122,7 +122,7 @@ async def _work(one: Sized, site: Site) -> None:
     account, ledger = _account(site), site.shop.ledger
     for state in account.states.values():
         one.took["poll"].append(await _timed(account.poll(state)))
-        while state.id not in await ledger.read(jobs.users_with_due, "app-1", datetime.now(UTC)):
+        while state.id not in await ledger.read(jobs.streams_with_due, "app-1", datetime.now(UTC)):
             await account.poll(state)  # the server's clock, which has whole seconds, was behind
         one.took["fetch"].append(await _timed(_bookkeeping(ledger, state.id)))
     one.took["query"].append(await _timed(_status(ledger, site.config)))
@@ -131,7 +131,7 @@ async def _work(one: Sized, site: Site) -> None:
 async def _bookkeeping(ledger: Ledger, user: int) -> None:
     """All that the ledger does for one fax: find that it is due, and record that it is stored."""
     now = datetime.now(UTC)
-    assert user in await ledger.read(jobs.users_with_due, "app-1", now)
+    assert user in await ledger.read(jobs.streams_with_due, "app-1", now)
     fax, *_ = await ledger.read(jobs.due, user, now, 16)
     file = StoredFile(f"{fax.path}.pdf", "pdf", 1000, "0" * 64, 1, damaged=False)
     await ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file))

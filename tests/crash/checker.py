@@ -153,7 +153,7 @@ def _content(connection: sqlite3.Connection) -> _Ledger:
         return _EMPTY
     rows = connection.execute(
         "SELECT u.app_id, u.user_id, f.fax_id, f.state, f.path, f.file, f.bytes, f.sha256, "
-        "f.next_attempt_at IS NOT NULL FROM faxes f LEFT JOIN users u ON u.id = f.user"
+        "f.next_attempt_at IS NOT NULL FROM faxes f LEFT JOIN streams u ON u.id = f.stream"
     )
     counted = ", ".join(STATES)
     return _Ledger(
@@ -162,12 +162,12 @@ def _content(connection: sqlite3.Connection) -> _Ledger:
             ((app_id, user_id), start, end)
             for app_id, user_id, start, end in connection.execute(
                 'SELECT u.app_id, u.user_id, c.start, c."end" FROM coverage c '
-                "JOIN users u ON u.id = c.user ORDER BY u.id, c.start"
+                "JOIN streams u ON u.id = c.stream ORDER BY u.id, c.start"
             )
         ],
         counters={
             (row[0], row[1]): dict(zip(STATES, row[2:], strict=True))
-            for row in connection.execute(f"SELECT app_id, user_id, {counted} FROM users")
+            for row in connection.execute(f"SELECT app_id, user_id, {counted} FROM streams")
         },
         marker=next(
             (v for (v,) in connection.execute("SELECT value FROM meta WHERE name='storage_id'")),

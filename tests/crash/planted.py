@@ -49,10 +49,10 @@ def page_forgotten() -> None:
     """The rows of a page are not kept, and what it covered is."""
     record = faxes.record_page
 
-    def forget(connection: Connection, user: int, page: Any) -> list[FaxRow]:
+    def forget(connection: Connection, stream: int, page: Any) -> list[FaxRow]:
         first = page.faxes[0].fax_id if page.faxes else None
         kept = replace(page, faxes=[fax for fax in page.faxes if fax.fax_id != first])
-        return record(connection, user, kept)
+        return record(connection, stream, kept)
 
     faxes.record_page = forget
 

@@ -16,7 +16,7 @@ STORAGE, STATE = "disk/faxes", "var/state"
 LEDGER = f"{STATE}/poller.db"
 KEY_FILE = f"{STATE}/redaction.key"
 MARKER = f"{STORAGE}/.poller-storage"
-REVISIONS = {"0001", "0002", "0003", "0004", "0005"}
+REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006"}
 _EXTENSIONS = (".pdf", ".tif")
 
 
@@ -83,12 +83,14 @@ def _read(db: sqlite3.Connection) -> Rows:
     if len(revisions) != 1 or revisions[0] not in REVISIONS or "faxes" not in tables:
         return Rows(problem=f"the ledger is half made: {revisions}, {sorted(tables)}")
     columns = {row[1] for row in db.execute("PRAGMA table_info(faxes)")}
-    if ("harm" in columns) != (revisions[0] != "0001"):
+    has_streams = revisions[0] >= "0006"
+    if ("harm" in columns) != (revisions[0] != "0001") or ("streams" in tables) != has_streams:
         return Rows(problem=f"the ledger is half migrated: {revisions}, {sorted(columns)}")
-    users = {row["id"]: row["user_id"] for row in db.execute("SELECT * FROM users")}
+    owner, owners = ("stream", "streams") if has_streams else ("user", "users")
+    users = {row["id"]: row["user_id"] for row in db.execute(f"SELECT * FROM {owners}")}
     faxes = [dict(row) for row in db.execute("SELECT * FROM faxes")]
     stored = db.execute("SELECT value FROM meta WHERE name='storage_id'").fetchone()
-    covered = db.execute('SELECT user, start, "end" FROM coverage').fetchall()
+    covered = db.execute(f'SELECT "{owner}", start, "end" FROM coverage').fetchall()
     return Rows(
         revision=revisions[0],
         storage_id=stored[0] if stored else None,

@@ -84,13 +84,13 @@ def _sidecar(case: Case, change: Callable[[dict[str, object]], object]) -> None:
 
 
 def _rows_gone(case: Case) -> None:
-    case.sql("DELETE FROM attempts", "DELETE FROM faxes", "UPDATE users SET stored = 0")
+    case.sql("DELETE FROM attempts", "DELETE FROM faxes", "UPDATE streams SET stored = 0")
 
 
 def _unfinished(case: Case) -> None:
     case.sql(
         "UPDATE faxes SET state='pending', next_attempt_at=1 WHERE id=1",
-        "UPDATE users SET stored=1, pending=1 WHERE user_id='user-a'",
+        "UPDATE streams SET stored=1, pending=1 WHERE user_id='user-a'",
     )
 
 
@@ -131,7 +131,7 @@ HARM: dict[str, tuple[str, Callable[[Case], object]]] = {
     "rows in coverage are gone": ("coverage", _rows_gone),
     "a row of no fax": ("invented", lambda c: c.sql("UPDATE faxes SET fax_id='x' WHERE id=1")),
     "a row is pending at rest": ("unfinished", _unfinished),
-    "counters differ": ("counters", lambda c: c.sql("UPDATE users SET stored=9")),
+    "counters differ": ("counters", lambda c: c.sql("UPDATE streams SET stored=9")),
     "a stored row is due": ("ledger", lambda c: c.sql("UPDATE faxes SET next_attempt_at=1")),
     "an unknown state": ("state", lambda c: c.sql("UPDATE faxes SET state='gone' WHERE id=1")),
     "coverage passes now": (

@@ -67,8 +67,8 @@ def read_ledger(path: Path) -> Book:
     address = f"file:{quote(str(path))}?mode=ro"
     with closing(sqlite3.connect(address, uri=True)) as connection:
         connection.row_factory = sqlite3.Row
-        users = {row["id"]: row for row in connection.execute("SELECT * FROM users")}
-        faxes = [_fact(row, users[row["user"]]) for row in connection.execute(_FAXES)]
+        users = {row["id"]: row for row in connection.execute("SELECT * FROM streams")}
+        faxes = [_fact(row, users[row["stream"]]) for row in connection.execute(_FAXES)]
         coverage = defaultdict(list)
         for user, start, end in connection.execute(_COVERAGE):
             coverage[user].append((_EPOCH + start * _US, _EPOCH + end * _US))
@@ -88,7 +88,7 @@ def read_ledger(path: Path) -> Book:
 
 _US = timedelta(microseconds=1)
 _FAXES = "SELECT * FROM faxes"
-_COVERAGE = 'SELECT user, start, "end" FROM coverage ORDER BY user, start'
+_COVERAGE = 'SELECT stream, start, "end" FROM coverage ORDER BY stream, start'
 _STATES = ("pending", "stored", "quarantined", "dismissed")
 _COUNTERS = ("discovered", *_STATES)
 

@@ -289,7 +289,7 @@ def test_once_says_what_is_quarantined_and_what_waited_before(
     with sqlite3.connect(directory / "state" / "poller.db") as ledger:
         ledger.execute(
             "UPDATE faxes SET state = 'quarantined' WHERE id != (SELECT max(faxes.id) FROM faxes "
-            "JOIN users ON users.id = faxes.user WHERE users.name = 'b')"
+            "JOIN streams ON streams.id = faxes.stream WHERE streams.name = 'b')"
         )
     code, _, err = run("once")
     assert code == 0
@@ -635,8 +635,8 @@ def test_service_that_hangs_is_not_called_well_by_what_looks_at_it_from_outside(
 ) -> None:
     assert run("once")[0] == 0
     with sqlite3.connect(directory / "state" / "poller.db") as ledger:
-        ledger.execute("UPDATE users SET last_success_at = last_success_at - 600000000")
-        ledger.execute("UPDATE users SET last_poll_at = last_success_at")
+        ledger.execute("UPDATE streams SET last_success_at = last_success_at - 600000000")
+        ledger.execute("UPDATE streams SET last_poll_at = last_success_at")
     late = "2 users were not polled in time (main/a and main/b): if the service hangs, restart it"
     with StateLock(directory / "state"):
         shown = json.loads(run("status", "--json")[1])
@@ -805,7 +805,7 @@ def test_status_names_who_received_nothing_for_longer_than_expected(
     receive(efax)
     assert run("once")[0] == 0
     with sqlite3.connect(directory / "state" / "poller.db") as ledger:
-        ledger.execute("UPDATE users SET our_first_seen = our_first_seen - 7200000000")
+        ledger.execute("UPDATE streams SET our_first_seen = our_first_seen - 7200000000")
     shown = json.loads(run("status", "--json")[1])
     assert [user["silent_since"] is not None for user in shown["users"]] == [False, True]
     assert shown["problems"][-1].startswith(
@@ -873,7 +873,7 @@ def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_f
         connection.execute(
             "UPDATE faxes SET state = 'quarantined' WHERE fax_id = ?", (given_up.fax_id,)
         )
-        connection.execute("UPDATE users SET pending = 1, quarantined = 1 WHERE name = 'b'")
+        connection.execute("UPDATE streams SET pending = 1, quarantined = 1 WHERE name = 'b'")
     connection.close()
     remove_user_b(directory)
     assert run("once")[0] == 0

@@ -90,7 +90,7 @@ async def test_secrets_that_a_server_sends_back_are_kept_nowhere(
         await poll(site, "user-b")
         await site.accounts[APP].workers.run_until_idle()
         rows = [(await site.shop.ledger.read(faxes.find, one))[0] for one in server.faxes]
-        users = await site.shop.ledger.read(streams.all_users)
+        users = await site.shop.ledger.read(streams.all_streams)
         kept = [await site.shop.evidence.find(f.app_id, f.user_id, f.fax_id) for f in rows]
     said = [str(f.last_error) for f in rows] + [str(user.last_error) for user in users]
     evidence = tmp_path / "state" / "evidence"

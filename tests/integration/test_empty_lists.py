@@ -277,7 +277,7 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
     monkeypatch.setattr(Nets, "_read_not_downloaded", meanwhile)
     assert not (await poll(site)).failed
     assert state.sweep_ends[SliceKind.DEEP_SWEEP] is None
-    (row,) = [row for row in await site.shop.ledger.read(streams.all_users) if row.id == state.id]
+    (row,) = [row for row in await site.shop.ledger.read(streams.all_streams) if row.id == state.id]
     assert row.deep_sweep_end is None
 
 

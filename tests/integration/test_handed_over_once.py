@@ -135,7 +135,7 @@ async def test_directory_that_cannot_be_read_hides_no_other_fax_from_the_audit(
     monkeypatch.setattr(syscalls, "open_directory", bad_sector)
     auditor = Auditor(site.shop.ledger, site.shop.storage, site.shop.clock)
     pages = [page async for page in auditor.pages(thorough=True)]
-    found = {one.row.user_name: one.finding.condition.value for page in pages for one in page}
+    found = {one.row.user: one.finding.condition.value for page in pages for one in page}
     assert found == {"user-a": "damaged", "user-b": "ok"}
     assert [file async for file in auditor.strangers()] == []
 

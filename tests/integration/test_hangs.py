@@ -88,7 +88,7 @@ async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_g
         assert {(one["what"], one["user"]) for one in ended} == {
             ("poll", "user-a"), ("poll", "user-b"),
         }  # fmt: skip
-        assert (await work.row(fax)).user_name == "user-c"
+        assert (await work.row(fax)).user == "user-c"
         await until(lambda: all(state.last_success_at for state in work.site.states))
         await planner.stop()
 
@@ -98,7 +98,7 @@ def _polled(user: User, poll: Poll) -> User:
 
 
 @pytest.mark.usefixtures("_impatient")
-@pytest.mark.parametrize("step", [jobs.users_with_due, jobs.due])
+@pytest.mark.parametrize("step", [jobs.streams_with_due, jobs.due])
 async def test_search_for_what_is_due_hangs_and_is_done_again(
     site: Site,
     simulator: Simulator,
@@ -180,7 +180,7 @@ async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers
         impatient.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.05)
         impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
-            await site.shop.ledger.read(streams.all_users, include_removed=False)
+            await site.shop.ledger.read(streams.all_streams, include_removed=False)
         impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
         await site.accounts[APP].workers.run_until_idle()
     (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]

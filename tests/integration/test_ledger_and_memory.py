@@ -93,7 +93,9 @@ async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_led
         with monkeypatch.context() as patched:
             patched.setattr(writer, "_transaction", fails_once)
             await poll(site)
-            await site.shop.ledger.read(streams.all_users)  # what was put off is written, or fails
+            await site.shop.ledger.read(
+                streams.all_streams
+            )  # what was put off is written, or fails
         clock.advance(HALF_A_MINUTE)
         assert (await poll(site)).error is None
         assert await remembered_is_held(site)

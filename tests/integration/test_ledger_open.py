@@ -69,7 +69,7 @@ def locked(path: Path, how: str) -> Iterator[None]:
 async def test_a_new_ledger_is_made_once_with_its_directory(path: Path) -> None:
     async with await Ledger.open(url(path)) as ledger:
         assert ledger.created
-        assert await ledger.read(streams.all_users) == []
+        assert await ledger.read(streams.all_streams) == []
     async with await Ledger.open(url(path)) as ledger:
         assert not ledger.created
 
@@ -126,7 +126,7 @@ async def test_a_setting_that_does_not_hold_refuses_the_start(
 async def test_readers_cannot_write(path: Path) -> None:
     async with await Ledger.open(url(path)) as ledger:
         with pytest.raises(LedgerUnavailable, match="cannot be written"):
-            await ledger._read(lambda connection: connection.exec_driver_sql("DELETE FROM users"))
+            await ledger._read(lambda connection: connection.exec_driver_sql("DELETE FROM streams"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ async def test_a_reader_sees_what_a_writer_commits_and_changes_nothing(path: Pat
         await writer.write(streams.sync, ONE_USER, NOW)
         async with await Ledger.open(url(path), readonly=True) as reader:
             with locked(path, "IMMEDIATE"):
-                (user,) = await reader.read(streams.all_users)
+                (user,) = await reader.read(streams.all_streams)
             await writer.write(streams.poll_failed, user.id, NOW, error="no answer")
             assert (await reader.read(streams.one, user.id)).last_poll_at == NOW
             with pytest.raises(LedgerUnavailable, match="for reading only"):
@@ -401,14 +401,14 @@ async def test_a_journal_that_a_crash_left_is_replayed(made: Path, tmp_path: Pat
     with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as other:
         other.execute("PRAGMA cache_size=1")
         other.execute("BEGIN IMMEDIATE")
-        other.execute("UPDATE users SET name = 'not committed'")
+        other.execute("UPDATE streams SET name = 'not committed'")
         for number in range(200):
             other.execute("INSERT INTO meta VALUES (?, ?)", (str(number), "x" * 1000))
         shutil.copy(made, crashed)
         shutil.copy(f"{made}-journal", f"{crashed}-journal")
     for readonly in (True, False):
         async with await Ledger.open(url(crashed), readonly=readonly) as ledger:
-            assert [row.user for row in await ledger.read(streams.all_users)] == ["front-desk"]
+            assert [row.user for row in await ledger.read(streams.all_streams)] == ["front-desk"]
 
 
 # -- closing -------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ async def test_a_journal_that_a_crash_left_is_replayed(made: Path, tmp_path: Pat
 
 async def test_closing_ends_every_thread_and_may_be_repeated(path: Path) -> None:
     ledger = await Ledger.open(url(path))
-    await asyncio.gather(*(ledger.read(streams.all_users) for _ in range(10)))
+    await asyncio.gather(*(ledger.read(streams.all_streams) for _ in range(10)))
     await ledger.close()
     await ledger.close()
     assert_no_thread_is_left()

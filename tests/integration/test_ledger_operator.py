@@ -16,7 +16,7 @@ from poller.ledger import (
     FaxRow,
     Ledger,
     State,
-    UserRow,
+    StreamRow,
     accounts,
     coverage,
     faxes,
@@ -62,7 +62,7 @@ def old(tmp_path: Path) -> Path:
 async def assert_all_is_there(path: Path) -> None:
     async with await Ledger.open(f"sqlite:///{path}") as ledger:
         assert not ledger.created
-        (user,) = await ledger.read(streams.all_users)
+        (user,) = await ledger.read(streams.all_streams)
         counted = (user.stored, user.pending, user.quarantined, user.dismissed, user.damaged)
         assert counted == (2, 1, 1, 1, 1)
         rows = [(await ledger.read(faxes.find, f"fax-{number}"))[0] for number in range(1, 6)]
@@ -110,13 +110,13 @@ def test_a_migration_of_an_old_ledger_that_was_killed_loses_nothing_and_is_made_
 
 
 @pytest.fixture
-async def stored(ledger: Ledger, user: UserRow) -> FaxRow:
+async def stored(ledger: Ledger, user: StreamRow) -> FaxRow:
     (fax,) = await record(ledger, user, new_fax("one"))
     await store(ledger, fax)
     return await ledger.read(faxes.one, fax.id)
 
 
-async def counts(ledger: Ledger, user: UserRow) -> tuple[int, ...]:
+async def counts(ledger: Ledger, user: StreamRow) -> tuple[int, ...]:
     row = await ledger.read(streams.one, user.id)
     return row.stored, row.pending, row.quarantined, row.dismissed
 
@@ -124,7 +124,7 @@ async def counts(ledger: Ledger, user: UserRow) -> tuple[int, ...]:
 async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored: FaxRow) -> None:
     assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == [stored.id]
     assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == []
-    assert await ledger.read(faxes.harmed_counts) == {stored.user: 1}
+    assert await ledger.read(faxes.harmed_counts) == {stored.stream: 1}
     assert [fax.harm for fax in await ledger.read(faxes.harmed, 10)] == ["gone"]
     assert await ledger.write(faxes.note_harm, {stored.id: (HASH, None)}, NOW) == [stored.id]
     assert await ledger.read(faxes.harmed_counts) == {}
@@ -142,7 +142,7 @@ async def test_damage_of_what_was_fetched_anew_meanwhile_is_not_noted(
 
 
 async def test_a_fax_to_be_fetched_again_is_due_and_stays_on_the_list_until_it_is_stored(
-    ledger: Ledger, user: UserRow, stored: FaxRow
+    ledger: Ledger, user: StreamRow, stored: FaxRow
 ) -> None:
     await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
     assert await ledger.write(jobs.fetch_again, [stored.id, stored.id, 999], NOW) == [stored.id]
@@ -162,7 +162,7 @@ async def test_a_fax_to_be_fetched_again_is_due_and_stays_on_the_list_until_it_i
 
 
 async def test_damage_can_be_dismissed_and_its_undoing_fetches_again(
-    ledger: Ledger, user: UserRow, stored: FaxRow
+    ledger: Ledger, user: StreamRow, stored: FaxRow
 ) -> None:
     await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
     gone = await ledger.write(jobs.dismiss, stored.id, now=NOW, reason="eFax has it no more")
@@ -188,7 +188,7 @@ async def test_retry_of_a_damaged_fax_fetches_it_again_and_one_of_a_well_fax_doe
 
 
 async def test_a_dismissed_fax_that_fails_once_more_stays_dismissed(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     (fax,) = await record(ledger, user, new_fax("one"))
     await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="a test page")
@@ -207,7 +207,7 @@ async def test_faxes_of_a_removed_user_are_looked_at_but_not_fetched_again(
 
 
 async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     made = await record(ledger, user, *(new_fax(f"fax-{number}") for number in range(25)))
     for fax in made[:20]:
@@ -229,7 +229,7 @@ async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
 
 
 @pytest.fixture
-async def with_a_gap(ledger: Ledger, user: UserRow) -> UserRow:
+async def with_a_gap(ledger: Ledger, user: StreamRow) -> StreamRow:
     """Listed for the last day; the two days before could not be."""
     await ledger.write(streams.pin_start, user.id, NOW - 3 * DAY, "3d")
     await record(ledger, user, covers=span(-24, 0))
@@ -237,7 +237,7 @@ async def with_a_gap(ledger: Ledger, user: UserRow) -> UserRow:
     return await ledger.read(streams.one, user.id)
 
 
-async def gaps(ledger: Ledger, user: UserRow) -> tuple[list[Interval], list[Interval]]:
+async def gaps(ledger: Ledger, user: StreamRow) -> tuple[list[Interval], list[Interval]]:
     assert user.pinned_start is not None
     covered, failed = (
         await ledger.read(coverage.covered, user.id),
@@ -250,7 +250,7 @@ async def gaps(ledger: Ledger, user: UserRow) -> tuple[list[Interval], list[Inte
 
 
 async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
-    ledger: Ledger, with_a_gap: UserRow
+    ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -48)])
     before = await ledger.read(meta.edits)
@@ -270,7 +270,7 @@ async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
     ) == NOW - 3 * DAY
 
 
-async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: UserRow) -> None:
+async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: StreamRow) -> None:
     bounds = Interval(NOW - 30 * DAY, NOW + 30 * DAY)
     assert await ledger.write(coverage.dismiss_gap, with_a_gap.id, bounds, None) == 1
     (held,) = await ledger.read(coverage.failed, with_a_gap.id)
@@ -278,7 +278,7 @@ async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: U
 
 
 async def test_nothing_is_dismissed_where_there_is_no_gap(
-    ledger: Ledger, user: UserRow, with_a_gap: UserRow
+    ledger: Ledger, user: StreamRow, with_a_gap: StreamRow
 ) -> None:
     before = await ledger.read(meta.edits)
     assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
@@ -288,13 +288,13 @@ async def test_nothing_is_dismissed_where_there_is_no_gap(
 
 
 async def test_a_user_who_was_never_polled_has_no_gap_to_dismiss(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
 
 
 async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
-    ledger: Ledger, with_a_gap: UserRow
+    ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
     await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
     assert await ledger.write(coverage.make_gap_due, with_a_gap.id, span(-60, -59)) == 1
@@ -304,7 +304,7 @@ async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
 
 
 async def test_a_dismissed_gap_that_is_listed_after_all_is_forgotten(
-    ledger: Ledger, with_a_gap: UserRow
+    ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
     await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
     await record(ledger, with_a_gap, covers=Interval(NOW - 3 * DAY, NOW - timedelta(hours=20)))

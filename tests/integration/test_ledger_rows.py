@@ -17,7 +17,7 @@ from poller.ledger import (
     Ledger,
     NewFax,
     State,
-    UserRow,
+    StreamRow,
     accounts,
     coverage,
     faxes,
@@ -44,7 +44,7 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-async def user(ledger: Ledger) -> UserRow:
+async def user(ledger: Ledger) -> StreamRow:
     (user,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     return user
 
@@ -55,13 +55,13 @@ def new_fax(fax_id: str, path: str | None = None, **fields: Any) -> NewFax:
     return NewFax(fax_id, path or f"main/front-desk/{fax_id}", **values)
 
 
-async def record(ledger: Ledger, user: UserRow, *new: NewFax, **fields: Any) -> list[FaxRow]:
+async def record(ledger: Ledger, user: StreamRow, *new: NewFax, **fields: Any) -> list[FaxRow]:
     values: dict[str, Any] = {"window": span(-24, 0), "found_by": "newest", "now": NOW}
     values |= fields
     return await ledger.write(faxes.record_page, user.id, faxes.ListedPage(new, **values))
 
 
-async def one_fax(ledger: Ledger, user: UserRow) -> FaxRow:
+async def one_fax(ledger: Ledger, user: StreamRow) -> FaxRow:
     (fax,) = await record(ledger, user, new_fax("one"))
     return fax
 
@@ -111,24 +111,24 @@ async def test_users_come_back_in_the_order_asked_for(ledger: Ledger) -> None:
     assert {row.our_first_seen for row in again} == {NOW}
 
 
-async def test_labels_change_and_the_identity_stays(ledger: Ledger, user: UserRow) -> None:
+async def test_labels_change_and_the_identity_stays(ledger: Ledger, user: StreamRow) -> None:
     (renamed,) = await ledger.write(streams.sync, [("app", "u1", "other", "reception")], NOW + DAY)
     assert renamed == dataclasses.replace(user, account="other", user="reception")
     assert [row.account for row in await ledger.read(accounts.all_accounts)] == ["other"]
 
 
 async def test_a_user_no_longer_configured_is_kept_as_removed(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     await one_fax(ledger, user)
     await ledger.write(streams.sync, [], NOW)
-    (removed,) = await ledger.read(streams.all_users)
+    (removed,) = await ledger.read(streams.all_streams)
     assert (removed.removed, removed.user, removed.pending) == (True, "front-desk", 1)
-    assert await ledger.read(streams.all_users, include_removed=False) == []
-    assert await ledger.read(jobs.users_with_due, "app", NOW) == []
+    assert await ledger.read(streams.all_streams, include_removed=False) == []
+    assert await ledger.read(jobs.streams_with_due, "app", NOW) == []
     (back,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     assert not back.removed
-    assert await ledger.read(jobs.users_with_due, "app", NOW) == [user.id]
+    assert await ledger.read(jobs.streams_with_due, "app", NOW) == [user.id]
 
 
 async def test_twenty_thousand_users_are_synced_at_once(ledger: Ledger) -> None:
@@ -153,7 +153,9 @@ async def test_an_unknown_user_or_fax_is_a_lookup_error(ledger: Ledger) -> None:
         )
 
 
-async def test_the_pinned_start_only_moves_to_earlier_times(ledger: Ledger, user: UserRow) -> None:
+async def test_the_pinned_start_only_moves_to_earlier_times(
+    ledger: Ledger, user: StreamRow
+) -> None:
     async def pin(start: datetime, configured: str) -> tuple[datetime | None, str | None]:
         await ledger.write(streams.pin_start, user.id, start, configured)
         row = await ledger.read(streams.one, user.id)
@@ -164,7 +166,7 @@ async def test_the_pinned_start_only_moves_to_earlier_times(ledger: Ledger, user
     assert await pin(NOW - 7 * DAY, "7d") == (NOW - 7 * DAY, "7d")
 
 
-async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: UserRow) -> None:
+async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: StreamRow) -> None:
     await ledger.write(streams.poll_failed, user.id, NOW, error="no answer")
     until = NOW + MINUTE
     await ledger.write(
@@ -183,7 +185,7 @@ async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: UserRo
     assert (row.last_error, row.last_success_at) == (None, NOW + HOUR)
 
 
-async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: UserRow) -> None:
+async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: StreamRow) -> None:
     await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW, 2)
     await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW + HOUR, 1)
     await ledger.sweep_done(user.id, SliceKind.DEEP_SWEEP, NOW, 5)
@@ -196,7 +198,7 @@ async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: UserRo
 
 
 async def test_accounts_without_a_configured_user_can_be_left_out(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     await ledger.write(streams.sync, [("app-2", "u2", "second", "front-desk")], NOW)
     assert [row.account for row in await ledger.read(accounts.all_accounts)] == ["main", "second"]
@@ -248,7 +250,7 @@ async def test_the_sign_in_budget_is_remembered(ledger: Ledger) -> None:
 # -- pages -----------------------------------------------------------------------------------------
 
 
-async def test_only_users_with_waiting_faxes_are_counted(ledger: Ledger, user: UserRow) -> None:
+async def test_only_users_with_waiting_faxes_are_counted(ledger: Ledger, user: StreamRow) -> None:
     assert await ledger.read(streams.waiting_counts) == {}
     one, two, _ = await record(ledger, user, new_fax("one"), new_fax("two"), new_fax("three"))
     await fail(ledger, one, quarantine=True)
@@ -258,11 +260,11 @@ async def test_only_users_with_waiting_faxes_are_counted(ledger: Ledger, user: U
     assert await ledger.read(streams.waiting_counts) == {}
 
 
-async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: UserRow) -> None:
+async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: StreamRow) -> None:
     first, second = await record(ledger, user, new_fax("one"), new_fax("two", received_at=None))
     assert (first.fax_id, second.fax_id) == ("one", "two")
     assert (first.app_id, first.user_id) == ("app", "u1")
-    assert (first.account, first.user_name, first.user) == ("main", "front-desk", user.id)
+    assert (first.account, first.user, first.stream) == ("main", "front-desk", user.id)
     assert (first.state, first.next_attempt_at) == (State.PENDING, NOW)
     assert (first.first_window, first.last_window) == (span(-24, 0), span(-24, 0))
     assert (first.received_at, second.received_at) == (NOW - HOUR, None)
@@ -271,7 +273,7 @@ async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: UserR
     assert (row.discovered, row.pending, row.last_received_at) == (2, 2, NOW - HOUR)
 
 
-async def test_a_known_fax_is_kept_as_it_was_listed_first(ledger: Ledger, user: UserRow) -> None:
+async def test_a_known_fax_is_kept_as_it_was_listed_first(ledger: Ledger, user: StreamRow) -> None:
     before = await one_fax(ledger, user)
     changed = new_fax("one", path="other", listed={"changed": True}, received_at=NOW)
     assert await record(ledger, user, changed, now=NOW + MINUTE) == []
@@ -283,7 +285,7 @@ async def test_a_known_fax_is_kept_as_it_was_listed_first(ledger: Ledger, user: 
     )
 
 
-async def test_a_fax_listed_twice_on_a_page_is_one_fax(ledger: Ledger, user: UserRow) -> None:
+async def test_a_fax_listed_twice_on_a_page_is_one_fax(ledger: Ledger, user: StreamRow) -> None:
     found = await record(ledger, user, new_fax("one"), new_fax("two"), new_fax("one", "other"))
     assert [(fax.fax_id, fax.path) for fax in found] == [
         ("one", "main/front-desk/one"),
@@ -291,14 +293,14 @@ async def test_a_fax_listed_twice_on_a_page_is_one_fax(ledger: Ledger, user: Use
     ]
 
 
-async def test_a_page_of_any_length_is_recorded(ledger: Ledger, user: UserRow) -> None:
+async def test_a_page_of_any_length_is_recorded(ledger: Ledger, user: StreamRow) -> None:
     faxes = [new_fax(f"fax-{number}") for number in range(1201)]
     assert len(await record(ledger, user, *faxes)) == 1201
     assert await record(ledger, user, *faxes, now=NOW + HOUR) == []
 
 
 async def test_one_page_recorded_by_many_at_once_is_new_to_one(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     faxes = [new_fax(f"fax-{number}") for number in range(50)]
     found = await asyncio.gather(*(record(ledger, user, *faxes) for _ in range(10)))
@@ -316,7 +318,7 @@ async def test_one_page_recorded_by_many_at_once_is_new_to_one(
     ],
 )
 async def test_what_was_listed_is_kept_exactly(
-    ledger: Ledger, user: UserRow, listed: dict[str, Any]
+    ledger: Ledger, user: StreamRow, listed: dict[str, Any]
 ) -> None:
     (fax,) = await record(ledger, user, new_fax("one", listed=listed))
     assert fax.listed == listed
@@ -327,14 +329,14 @@ async def test_what_was_listed_is_kept_exactly(
     "fax_id",
     ["\x00", "\ud800", "\\ud800", "\\", "\\u005c", "é", "", " ", "%", "'; DROP TABLE faxes; --"],
 )
-async def test_any_id_can_be_kept_and_found(ledger: Ledger, user: UserRow, fax_id: str) -> None:
+async def test_any_id_can_be_kept_and_found(ledger: Ledger, user: StreamRow, fax_id: str) -> None:
     await record(ledger, user, new_fax("\\u0000", "a"), new_fax("ud800", "b"))
     (fax,) = await record(ledger, user, new_fax(fax_id, "some/path"))
     assert await ledger.read(faxes.find, fax_id) == [fax]
     assert fax.fax_id == fax_id
 
 
-async def test_two_faxes_never_share_a_path(ledger: Ledger, user: UserRow) -> None:
+async def test_two_faxes_never_share_a_path(ledger: Ledger, user: StreamRow) -> None:
     second_path = disambiguated("same", "app/u1/two")
     third_path = disambiguated("same", "app/u1/three")
     (first,) = await record(ledger, user, new_fax("one", "same"))
@@ -364,7 +366,7 @@ async def test_two_users_may_have_the_same_fax_id(ledger: Ledger) -> None:
 
 
 async def test_a_fax_is_late_only_where_its_time_had_been_listed(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     await record(ledger, user, new_fax("old", received_at=NOW - 5 * DAY), covers=span(-2, -1))
     assert (await ledger.read(streams.one, user.id)).late_max_s == 0
@@ -375,7 +377,7 @@ async def test_a_fax_is_late_only_where_its_time_had_been_listed(
     assert (await ledger.read(streams.one, user.id)).late_max_s == 5400
 
 
-async def test_a_time_in_the_future_does_not_hide_silence(ledger: Ledger, user: UserRow) -> None:
+async def test_a_time_in_the_future_does_not_hide_silence(ledger: Ledger, user: StreamRow) -> None:
     far = datetime(9999, 12, 31, tzinfo=UTC)
     (fax,) = await record(ledger, user, new_fax("one", received_at=far))
     assert fax.received_at == far
@@ -399,7 +401,7 @@ async def test_a_time_in_the_future_does_not_hide_silence(ledger: Ledger, user: 
     ],
 )
 async def test_coverage_is_merged(
-    ledger: Ledger, user: UserRow, added: list[Any], merged: list[Any]
+    ledger: Ledger, user: StreamRow, added: list[Any], merged: list[Any]
 ) -> None:
     for ends in added:
         await record(ledger, user, covers=span(*ends))
@@ -413,7 +415,7 @@ async def test_coverage_is_merged(
     assert await ledger._read(count) == len(merged)
 
 
-async def test_coverage_is_each_users_own(ledger: Ledger, user: UserRow) -> None:
+async def test_coverage_is_each_users_own(ledger: Ledger, user: StreamRow) -> None:
     asked = [("app", "u1", "main", "front-desk"), ("app", "u2", "main", "billing")]
     one, two = await ledger.write(streams.sync, asked, NOW)
     await record(ledger, one, covers=span(-2, 0))
@@ -423,7 +425,7 @@ async def test_coverage_is_each_users_own(ledger: Ledger, user: UserRow) -> None
 
 
 async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
-    ledger: Ledger, user: UserRow, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, user: StreamRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def boom(*_: object) -> None:
         raise ZeroDivisionError
@@ -437,7 +439,7 @@ async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
 
 
 async def test_a_failed_slice_is_counted_and_forgotten_when_covered(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     assert await ledger.write(coverage.slice_failed, user.id, span(-9, -6), NOW, "first") == 1
     assert (
@@ -454,7 +456,7 @@ async def test_a_failed_slice_is_counted_and_forgotten_when_covered(
     assert await ledger.read(coverage.failed, user.id) == []
 
 
-async def test_a_split_slice_is_replaced_by_its_halves(ledger: Ledger, user: UserRow) -> None:
+async def test_a_split_slice_is_replaced_by_its_halves(ledger: Ledger, user: StreamRow) -> None:
     halves = (span(-4, -2), span(-2, 0))
     await ledger.write(coverage.slice_failed, user.id, span(-4, 0), NOW + HOUR, "refused")
     await ledger.write(coverage.slice_failed, user.id, span(-2, 0), NOW + HOUR, "known before")
@@ -471,7 +473,7 @@ async def test_a_split_slice_is_replaced_by_its_halves(ledger: Ledger, user: Use
 
 
 async def test_what_is_due_longest_comes_first_and_quarantined_last(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     ids = ["quarantined", "later", "soon", "not due", "stored", "dismissed"]
     faxes = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
@@ -498,20 +500,20 @@ async def test_who_has_something_due(ledger: Ledger) -> None:
     one, _, three = await ledger.write(streams.sync, asked, NOW)
     (first,) = await record(ledger, one, new_fax("one"))
     (second,) = await record(ledger, three, new_fax("two"))
-    assert await ledger.read(jobs.users_with_due, "app", NOW) == [one.id, three.id]
-    assert await ledger.read(jobs.users_with_due, "other", NOW) == []
+    assert await ledger.read(jobs.streams_with_due, "app", NOW) == [one.id, three.id]
+    assert await ledger.read(jobs.streams_with_due, "other", NOW) == []
     await ledger.write(jobs.postpone, first.id, NOW + HOUR)
     await fail(ledger, second, next_attempt_at=NOW + MINUTE, quarantine=True)
-    assert await ledger.read(jobs.users_with_due, "app", NOW) == []
-    assert await ledger.read(jobs.users_with_due, "app", NOW + MINUTE) == [three.id]
+    assert await ledger.read(jobs.streams_with_due, "app", NOW) == []
+    assert await ledger.read(jobs.streams_with_due, "app", NOW + MINUTE) == [three.id]
     await store(ledger, second)
-    assert await ledger.read(jobs.users_with_due, "app", NOW + MINUTE) == []
-    assert await ledger.read(jobs.users_with_due, "app", NOW + HOUR) == [one.id]
+    assert await ledger.read(jobs.streams_with_due, "app", NOW + MINUTE) == []
+    assert await ledger.read(jobs.streams_with_due, "app", NOW + HOUR) == [one.id]
     await store(ledger, first)
-    assert await ledger.read(jobs.users_with_due, "app", NOW + HOUR) == []
+    assert await ledger.read(jobs.streams_with_due, "app", NOW + HOUR) == []
 
 
-async def test_a_stored_fax_says_what_was_stored(ledger: Ledger, user: UserRow) -> None:
+async def test_a_stored_fax_says_what_was_stored(ledger: Ledger, user: StreamRow) -> None:
     fax = await fail(ledger, await one_fax(ledger, user))
     after = await store(ledger, fax, now=NOW + HOUR, damaged=True)
     assert (after.state, after.stored_at, after.next_attempt_at) == (
@@ -528,7 +530,7 @@ async def test_a_stored_fax_says_what_was_stored(ledger: Ledger, user: UserRow) 
 
 
 async def test_storing_again_changes_nothing_but_what_differs(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     fax = await store(ledger, await one_fax(ledger, user), now=NOW + HOUR, damaged=True)
     assert await store(ledger, fax, damaged=True) == fax
@@ -539,7 +541,7 @@ async def test_storing_again_changes_nothing_but_what_differs(
 
 
 async def test_faxes_stored_at_the_same_time_are_recorded_together_and_each_answers_for_itself(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     one, two, waiting = await record(ledger, user, *(new_fax(f"f{n}") for n in range(3)))
     before = ledger.commits
@@ -558,7 +560,7 @@ async def test_faxes_stored_at_the_same_time_are_recorded_together_and_each_answ
     assert (await ledger.read(faxes.one, waiting.id)).state is State.PENDING
 
 
-async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: UserRow) -> None:
+async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: StreamRow) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), paused_s=7.5, problem="no-eof")
     assert (fax.attempts, fax.failures, fax.next_attempt_at) == (1, 1, NOW + MINUTE)
     assert (fax.first_failed_at, fax.paused_s_at_first_failure) == (NOW, 7.5)
@@ -570,14 +572,14 @@ async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: 
 
 
 async def test_an_attempt_that_does_not_count_starts_the_clock_too(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), counts=False)
     assert (fax.failures, fax.first_failed_at) == (0, NOW)
 
 
 async def test_quarantine_is_entered_once_and_left_by_storing(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), quarantine=True)
     assert (fax.state, fax.quarantined_at) == (State.QUARANTINED, NOW)
@@ -594,7 +596,7 @@ async def test_quarantine_is_entered_once_and_left_by_storing(
 
 @pytest.mark.parametrize("state", [State.STORED, State.DISMISSED])
 async def test_a_late_failure_does_not_bring_back_what_is_settled(
-    ledger: Ledger, user: UserRow, state: State
+    ledger: Ledger, user: StreamRow, state: State
 ) -> None:
     fax = await one_fax(ledger, user)
     if state is State.STORED:
@@ -608,12 +610,12 @@ async def test_a_late_failure_does_not_bring_back_what_is_settled(
     assert len(await ledger.read(faxes.history, fax.id)) == 2
 
 
-async def test_a_stored_fax_is_not_dismissed(ledger: Ledger, user: UserRow) -> None:
+async def test_a_stored_fax_is_not_dismissed(ledger: Ledger, user: StreamRow) -> None:
     fax = await store(ledger, await one_fax(ledger, user))
     assert await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="mistaken") == fax
 
 
-async def test_a_dismissed_fax_keeps_its_reason(ledger: Ledger, user: UserRow) -> None:
+async def test_a_dismissed_fax_keeps_its_reason(ledger: Ledger, user: StreamRow) -> None:
     fax = await fail(ledger, await one_fax(ledger, user), quarantine=True)
     gone = await ledger.write(jobs.dismiss, fax.id, now=NOW + DAY, reason="lost at the sender")
     assert (gone.state, gone.dismissed_at) == (State.DISMISSED, NOW + DAY)
@@ -623,7 +625,7 @@ async def test_a_dismissed_fax_keeps_its_reason(ledger: Ledger, user: UserRow) -
 
 
 async def test_making_due_takes_all_quarantined_or_the_named_ones(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     ids = ["one", "two", "waiting", "stored", "dismissed"]
     rows = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
@@ -646,7 +648,7 @@ async def test_making_due_takes_all_quarantined_or_the_named_ones(
     assert (back.dismissed_at, back.dismiss_reason) == (None, None)
 
 
-async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: UserRow) -> None:
+async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: StreamRow) -> None:
     fax, other = await record(ledger, user, new_fax("one"), new_fax("two"))
     await fail(ledger, other)
     for number in range(60):
@@ -662,7 +664,7 @@ async def test_the_last_fifty_attempts_are_kept(ledger: Ledger, user: UserRow) -
 
 
 async def test_names_that_differ_only_in_case_are_one_name_and_ordinary_ones_stay(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     """On Windows, Samba and casefold they would be one file; the storage may move there later."""
     ids = ["CaseId", "caseid", "other", "Ordinary", "CASEID"]
@@ -686,7 +688,7 @@ def _suffix(fax_id: str) -> str:
 
 
 async def test_directories_of_lately_stored_faxes_and_paths_of_waiting_ones(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     paths = ["a/1/x", "a/1/y", "a/2/x", "top", "b/x", "c/old", "c/gone"]
     rows = {fax.path: fax for fax in await record(ledger, user, *(new_fax(p, p) for p in paths))}
@@ -705,11 +707,11 @@ COUNTED = """
 SELECT count(*), coalesce(sum(state = 'stored'), 0), coalesce(sum(state = 'pending'), 0),
        coalesce(sum(state = 'quarantined'), 0), coalesce(sum(state = 'dismissed'), 0),
        coalesce(sum(damaged), 0)
-FROM faxes WHERE user = :user
+FROM faxes WHERE stream = :user
 """
 
 
-async def act(ledger: Ledger, users: list[UserRow], known: list[FaxRow], dice: Any) -> None:
+async def act(ledger: Ledger, users: list[StreamRow], known: list[FaxRow], dice: Any) -> None:
     fax = dice.choice(known) if known else None
     what = dice.randrange(8) if fax else 0
     if what == 0 or fax is None:
@@ -751,7 +753,7 @@ async def test_counters_always_equal_a_recount(ledger: Ledger, seed: int) -> Non
 
     for _ in range(15):
         await asyncio.gather(*(act(ledger, users, known, dice) for _ in range(4)))
-        for row in await ledger.read(streams.all_users):
+        for row in await ledger.read(streams.all_streams):
             kept = (
                 row.discovered,
                 row.stored,

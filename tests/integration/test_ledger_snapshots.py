@@ -39,7 +39,7 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
 
 
 async def grow(ledger: Ledger, count: int, begin: int = 0, size: int = 500) -> None:
-    (user,) = await ledger.read(streams.all_users)
+    (user,) = await ledger.read(streams.all_streams)
     rows = [
         NewFax(f"fax-{number}", f"main/{number}", {"pages": 1, "filler": "x" * size}, NOW)
         for number in range(begin, begin + count)
@@ -114,7 +114,7 @@ async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_co
     replacement.abandon()
     async with await Ledger.open(url, directory=directory) as ledger:
         assert ledger.restored_from == NOW
-        assert len(await ledger.read(streams.all_users)) == 1
+        assert len(await ledger.read(streams.all_streams)) == 1
 
 
 async def test_a_look_within_the_day_checks_and_keeps_the_snapshot(
@@ -226,7 +226,7 @@ async def test_a_copy_ends_although_another_program_writes_steadily(
         while not copying.done():
             await asyncio.to_thread(lambda: None)
             with contextlib.suppress(sqlite3.OperationalError):  # a step holds it: the next time
-                other.execute("UPDATE users SET refusals = refusals + 1")
+                other.execute("UPDATE streams SET refusals = refusals + 1")
     assert (await copying).problem is None
     assert faxes_in(snapshots.names(path)[0]) == 1500
 

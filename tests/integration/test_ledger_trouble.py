@@ -144,7 +144,7 @@ async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
     with immutable(path if what == "file" else path.with_name("poller.db-journal")):
         assert not await site.shop.gate.look_again()
         assert "the ledger" in (site.shop.gate.reason or "")
-        assert (await site.shop.ledger.read(streams.all_users))[
+        assert (await site.shop.ledger.read(streams.all_streams))[
             0
         ].pending == 1  # status can still be read
         await site.accounts[APP].workers.run_until_idle()
@@ -241,7 +241,7 @@ async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_
     before = stored_files(settings.storage.directory)
     async with opened_site(settings, clock) as site:
         await catch_up(site)
-        assert (await site.shop.ledger.read(streams.all_users))[0].stored == 1
+        assert (await site.shop.ledger.read(streams.all_streams))[0].stored == 1
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == before
     async with opened_site(settings, clock):
@@ -302,7 +302,7 @@ async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothin
         for _ in range(3):
             await catch_up(site)
             clock.advance(timedelta(minutes=5))
-        assert (await site.shop.ledger.read(streams.all_users))[0].stored == 3
+        assert (await site.shop.ledger.read(streams.all_streams))[0].stored == 3
     again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
     assert (again[first.stem], again[second.stem], again[third.stem]) == (1, 1, 2)
     assert len(stored_files(settings.storage.directory)) == 6
@@ -396,7 +396,7 @@ async def main():
         except LedgerUnavailable as error:
             print("copy:", "too little space" in str(error))
         print("left:", sorted(one.name for one in (disk / "state").iterdir()))
-        print("rows:", (await ledger.read(streams.all_users))[0].discovered)
+        print("rows:", (await ledger.read(streams.all_streams))[0].discovered)
         filler.unlink()
         print("again:", len(await record("second", 500)))
         health = await ledger.look_after(NOW + timedelta(days=1))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, UserRow, coverage, faxes, streams
+from poller.ledger import Ledger, StreamRow, coverage, faxes, streams
 from poller.window import Coverage, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -35,7 +35,7 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-async def users(ledger: Ledger) -> list[UserRow]:
+async def users(ledger: Ledger) -> list[StreamRow]:
     return await ledger.write(streams.sync, USERS, NOW)
 
 
@@ -46,7 +46,7 @@ def on_disk(path: Path) -> int:
     return int(count)
 
 
-async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[UserRow]) -> None:
+async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[StreamRow]) -> None:
     before = ledger.commits
     for user in users:
         for hour in range(5):
@@ -58,7 +58,7 @@ async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[UserR
 
 
 async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
-    ledger: Ledger, users: list[UserRow], path: Path
+    ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
     await ledger.cover(users[0].id, hours(0, 1))
     assert on_disk(path) == 0
@@ -74,7 +74,7 @@ async def test_closing_writes_it(path: Path) -> None:
     assert on_disk(path) == 1
 
 
-async def test_what_is_said_later_counts(ledger: Ledger, users: list[UserRow]) -> None:
+async def test_what_is_said_later_counts(ledger: Ledger, users: list[StreamRow]) -> None:
     user = users[0].id
     await ledger.polled(user, NOW)
     await ledger.write(streams.poll_failed, user, NOW + HOUR, error="no answer")
@@ -87,7 +87,7 @@ async def test_what_is_said_later_counts(ledger: Ledger, users: list[UserRow]) -
 
 @pytest.mark.parametrize("found", [0, 2])
 async def test_sweep_that_found_nothing_waits_and_one_that_did_is_written_at_once(
-    ledger: Ledger, users: list[UserRow], found: int
+    ledger: Ledger, users: list[StreamRow], found: int
 ) -> None:
     user, before = users[0].id, ledger.commits
     await ledger.sweep_done(user, SliceKind.SWEEP, NOW, found)
@@ -100,7 +100,7 @@ async def test_sweep_that_found_nothing_waits_and_one_that_did_is_written_at_onc
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_empty_lists_cover_what_pages_would(
-    ledger: Ledger, users: list[UserRow], seed: int
+    ledger: Ledger, users: list[StreamRow], seed: int
 ) -> None:
     rng = random.Random(seed)
     one, other = (user.id for user in users)
@@ -129,7 +129,7 @@ async def test_empty_lists_cover_what_pages_would(
 
 
 async def test_polls_fail_while_it_cannot_be_written(
-    ledger: Ledger, users: list[UserRow], path: Path
+    ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
     user = users[0].id
     await ledger.cover(user, hours(0, 1))
@@ -148,7 +148,7 @@ async def test_polls_fail_while_it_cannot_be_written(
 
 
 async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(
-    ledger: Ledger, users: list[UserRow], path: Path
+    ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
     async with await Ledger.open(f"sqlite:///{path}", readonly=True) as reader:
         with pytest.raises(LedgerUnavailable):

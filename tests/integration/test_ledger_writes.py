@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, NewFax, UserRow, coverage, faxes, jobs, meta, streams
+from poller.ledger import Ledger, NewFax, StreamRow, coverage, faxes, jobs, meta, streams
 from poller.window import Interval
 from tests.integration.at_work import HELD_S, WITHIN_S
 
@@ -37,7 +37,7 @@ async def ledger(path: Path) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-async def user(ledger: Ledger) -> UserRow:
+async def user(ledger: Ledger) -> StreamRow:
     (user,) = await ledger.write(streams.sync, [("app", "u1", "main", "front-desk")], NOW)
     return user
 
@@ -46,7 +46,7 @@ def new_fax(fax_id: str) -> NewFax:
     return NewFax(fax_id, f"main/front-desk/{fax_id}", {"fax_id": fax_id}, NOW)
 
 
-async def record(ledger: Ledger, user: UserRow, *fax_ids: str, now: datetime = NOW) -> list[str]:
+async def record(ledger: Ledger, user: StreamRow, *fax_ids: str, now: datetime = NOW) -> list[str]:
     rows = [new_fax(fax_id) for fax_id in fax_ids]
     found = await ledger.write(
         faxes.record_page, user.id, faxes.ListedPage(rows, window=HOUR, found_by="newest", now=now)
@@ -66,7 +66,7 @@ def boom(_: Connection) -> None:
     raise ZeroDivisionError("a job of its own")
 
 
-async def test_writes_that_wait_are_committed_together(ledger: Ledger, user: UserRow) -> None:
+async def test_writes_that_wait_are_committed_together(ledger: Ledger, user: StreamRow) -> None:
     before = ledger.commits
     found = await asyncio.gather(*(record(ledger, user, f"fax-{number}") for number in range(150)))
     assert found == [[f"fax-{number}"] for number in range(150)]
@@ -99,7 +99,7 @@ async def test_items_of_one_work_are_joined_but_not_past_what_was_asked_between(
 
 
 async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_busy(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     let_go = threading.Event()
     busy = [asyncio.create_task(ledger._read(lambda _: let_go.wait(HELD_S))) for _ in range(3)]
@@ -115,7 +115,7 @@ async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_bu
 
 
 async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
-    ledger: Ledger, user: UserRow, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, user: StreamRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ledger.writer._TURN_WITHIN_S", 0.01)
     assert ledger._writer is not None
@@ -124,10 +124,10 @@ async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
 
 
 async def test_a_write_that_fails_takes_back_its_own_changes_only(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     def half(connection: Connection) -> None:
-        connection.execute(text("UPDATE users SET name = 'half done'"))
+        connection.execute(text("UPDATE streams SET name = 'half done'"))
         boom(connection)
 
     def broken_rule(connection: Connection) -> None:
@@ -147,7 +147,7 @@ async def test_a_write_that_fails_takes_back_its_own_changes_only(
 
 
 async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     def fill(connection: Connection) -> None:
         (pages,) = connection.exec_driver_sql("PRAGMA page_count").one()
@@ -175,7 +175,7 @@ async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
 
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
 async def test_a_lock_of_another_program_is_told_and_got_over(
-    ledger: Ledger, user: UserRow, path: Path, how: str
+    ledger: Ledger, user: StreamRow, path: Path, how: str
 ) -> None:
     with locked(path, how), pytest.raises(LedgerUnavailable, match="locked by another program"):
         await ledger.check_writable()
@@ -183,11 +183,11 @@ async def test_a_lock_of_another_program_is_told_and_got_over(
 
 
 async def test_a_reader_of_another_program_that_lingers_fails_the_commit_only(
-    ledger: Ledger, user: UserRow, path: Path
+    ledger: Ledger, user: StreamRow, path: Path
 ) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
-        other.execute("SELECT * FROM users").fetchall()
+        other.execute("SELECT * FROM streams").fetchall()
         with pytest.raises(LedgerUnavailable, match="locked"):
             await record(ledger, user, "one")
         other.execute("COMMIT")
@@ -196,7 +196,7 @@ async def test_a_reader_of_another_program_that_lingers_fails_the_commit_only(
 
 
 async def test_reading_while_another_program_commits_says_locked(
-    ledger: Ledger, user: UserRow, path: Path
+    ledger: Ledger, user: StreamRow, path: Path
 ) -> None:
     with locked(path, "EXCLUSIVE"), pytest.raises(LedgerUnavailable, match="locked"):
         await ledger.read(streams.one, user.id)
@@ -250,7 +250,7 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
 
 
 async def test_an_error_bears_no_statement_and_no_value(
-    ledger: Ledger, user: UserRow, path: Path
+    ledger: Ledger, user: StreamRow, path: Path
 ) -> None:
     with locked(path), pytest.raises(LedgerUnavailable) as refused:
         await record(ledger, user, "a-patient's-fax")
@@ -268,7 +268,7 @@ async def test_an_error_of_our_own_bears_no_value_either(ledger: Ledger) -> None
 
 
 async def test_a_caller_that_is_cancelled_does_not_cancel_the_write(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     task = asyncio.create_task(record(ledger, user, "one"))
     await asyncio.sleep(0)
@@ -280,7 +280,7 @@ async def test_a_caller_that_is_cancelled_does_not_cancel_the_write(
 
 
 async def test_a_failure_that_nobody_waits_for_is_no_complaint(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -295,7 +295,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_complaint(
 
 
 async def test_a_read_that_is_cancelled_leaves_nothing_behind(
-    ledger: Ledger, user: UserRow
+    ledger: Ledger, user: StreamRow
 ) -> None:
     for turns in range(20):
         task = asyncio.create_task(ledger.read(streams.one, user.id))
@@ -345,7 +345,7 @@ async def test_a_writer_that_dies_fails_all_that_wait(
 
 
 async def test_a_page_that_brings_nothing_new_writes_no_byte(
-    ledger: Ledger, user: UserRow, path: Path
+    ledger: Ledger, user: StreamRow, path: Path
 ) -> None:
     await record(ledger, user, "one", "two")
     before = path.read_bytes()  # with SQLite's change counter
@@ -353,7 +353,7 @@ async def test_a_page_that_brings_nothing_new_writes_no_byte(
     assert path.read_bytes() == before
 
 
-async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: UserRow) -> None:
+async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: StreamRow) -> None:
     """With five million faxes a scan would take seconds."""
     asked: list[tuple[str, Any]] = []
 
@@ -386,7 +386,7 @@ async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: User
     assert scans == []
 
 
-async def use_everything(ledger: Ledger, user: UserRow) -> None:
+async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     (fax,) = await ledger.write(
         faxes.record_page,
         user.id,
@@ -398,7 +398,7 @@ async def use_everything(ledger: Ledger, user: UserRow) -> None:
         user.id,
         faxes.ListedPage([new_fax("one")], window=HOUR, found_by="newest", now=later, covers=HOUR),
     )
-    await ledger.read(jobs.users_with_due, "app", NOW)
+    await ledger.read(jobs.streams_with_due, "app", NOW)
     await ledger.read(jobs.due, user.id, NOW, 10)
     await ledger.read(faxes.find, "one")
     await ledger.read(jobs.still_claimed, fax.id, fax.claim)

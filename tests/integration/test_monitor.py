@@ -301,7 +301,7 @@ async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
         asked += 1
         raise LedgerUnavailable("the ledger is locked")
 
-    around(monkeypatch, site.shop.ledger, streams.all_users, refuses)
+    around(monkeypatch, site.shop.ledger, streams.all_streams, refuses)
     async with running(monitor, "summary", "gauges"):
         await until(lambda: asked > 40)
 

@@ -240,7 +240,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
             broken.setattr(account._poller, "_server_now", meets_a_bug)
             await planner._poll(account, state, trigger)
             await planner._poll(account, state, trigger)
-        (row, _) = await site.shop.ledger.read(streams.all_users)
+        (row, _) = await site.shop.ledger.read(streams.all_streams)
         assert (row.failed_polls, state.failed_polls) == (2, 2)
         assert row.last_error == (
             "An error that nobody expected (KeyError): see internal-error in the log."

@@ -169,7 +169,7 @@ async def test_nothing_is_fetched_again_that_snapshot_or_sidecar_tell_of(
         assert done.kept_aside.read_bytes() == before
     async with await Ledger.open(place.settings.state_url) as ledger:
         assert await ledger.read(meta.value, meta.STORAGE_ID) == marker.strip()
-        rows = {row.user: row for row in await ledger.read(streams.all_users)}
+        rows = {row.user: row for row in await ledger.read(streams.all_streams)}
         assert [rows[u].stored for u in ("user-a", "user-b")] == [3, 1]
         assert sum(row.discovered for row in rows.values()) == 4
     await place.catch_up()
@@ -200,7 +200,7 @@ async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again
         pending, _ = await listed(site, place.simulator)
         dismissed, row = await listed(site, place.simulator)
         await site.shop.ledger.write(jobs.dismiss, row.id, now=place.clock.now(), reason="spam")
-        (user, _) = await site.shop.ledger.read(streams.all_users)
+        (user, _) = await site.shop.ledger.read(streams.all_streams)
     await place.snapshot()
     pinned = user.pinned_start
     place.clock.advance(30 * DAY)
@@ -324,7 +324,9 @@ async def test_users_who_are_not_configured_any_more_become_removed_ones(
     done = await place.rebuild()
     assert done.listed_from is None
     async with await Ledger.open(place.settings.state_url) as ledger:
-        rows = {row.user: (row.removed, row.stored) for row in await ledger.read(streams.all_users)}
+        rows = {
+            row.user: (row.removed, row.stored) for row in await ledger.read(streams.all_streams)
+        }
     assert rows == {"user-a": (False, 0), "user-b": (True, 1)}
 
 
@@ -491,7 +493,7 @@ async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_not
         assert (place.ledger.with_name(f"{asides[0]}-journal").exists()) is journal
         assert "poller.db.rebuilding" not in place.state_files()
         async with await Ledger.open(place.settings.state_url) as ledger:
-            assert sum(row.stored for row in await ledger.read(streams.all_users)) == 2
+            assert sum(row.stored for row in await ledger.read(streams.all_streams)) == 2
             (row,) = await ledger.read(faxes.find, kept.fax_id)
             assert row.state is State.STORED
     assert points > (7 if journal else 6)

@@ -90,7 +90,7 @@ async def test_user_that_is_added_is_polled_and_one_that_is_removed_is_forgotten
     assert {state.key for state in site.states} == {"main/user-b", "main/user-c"}
     assert before.client.suspension.user_count == 2
     await listed(site, simulator, "user-c")
-    rows = {row.user: row.removed for row in await site.shop.ledger.read(streams.all_users)}
+    rows = {row.user: row.removed for row in await site.shop.ledger.read(streams.all_streams)}
     assert rows == {"user-a": True, "user-b": False, "user-c": False}
     assert 'user="user-a"' not in (await site.shop.metrics.render()).decode()
 

@@ -24,7 +24,7 @@ async def test_user_who_is_no_longer_configured_stays_in_the_ledger_and_is_not_f
     fewer = make_config(simulator.base_url, users=("user-a",))
     async with opened_site(fewer, clock) as site:
         await site.accounts[APP].workers.run_until_idle()
-        rows = {one.user: one for one in await site.shop.ledger.read(streams.all_users)}
+        rows = {one.user: one for one in await site.shop.ledger.read(streams.all_streams)}
         assert [state.key for state in site.states] == ["main/user-a"]
         assert site.accounts[APP].client.suspension.user_count == 1
     assert rows["user-b"].removed

@@ -20,6 +20,7 @@ from poller.ledger import Ledger, State, faxes, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator, Switches
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
+from tests.earlier_tables import put_back
 from tests.integration.at_work import calls, fetch, listed, parts, poll, row
 
 LOWER = "0f8a1b2c-3d4e-4f50-8a6b-7c8d9e0fa1b2"
@@ -155,11 +156,8 @@ def lose(settings: Config) -> None:
 
 def before_keys(path: Path, *spellings: str) -> None:
     """Make it a ledger of the version before, which took each spelling for a fax of its own."""
+    put_back(path, "0003")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as ledger:
-        for index in ("uq_faxes_fax_key_user", "ix_faxes_folded_path"):
-            ledger.execute(f"DROP INDEX {index}")
-        ledger.execute("ALTER TABLE faxes DROP COLUMN fax_key")
-        ledger.execute("UPDATE alembic_version SET version_num = '0003'")
         columns = [name for _, name, *_ in ledger.execute("PRAGMA table_info(faxes)")]
         others = [name for name in columns if name not in ("id", "fax_id", "path")]
         for spelling in spellings:
@@ -252,7 +250,7 @@ async def test_of_two_spellings_in_an_older_ledger_one_waits_at_most(
         older.execute(f"UPDATE users SET {counts} WHERE name = 'user-a'")
     async with await Ledger.open(settings.state_url) as ledger:
         assert tuple(row.state for row in await ledger.read(faxes.some, [1, 2])) == left
-        (user, _) = await ledger.read(streams.all_users)
+        (user, _) = await ledger.read(streams.all_streams)
         assert [getattr(user, state) for state in State] == [left.count(state) for state in State]
 
 

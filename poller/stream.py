@@ -1,0 +1,19 @@
+"""What coverage, windows, sweeps and counters belong to: one user's received faxes, or its sent ones."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Direction(StrEnum):
+    """Which way the faxes of a stream went."""
+
+    RECEIVED = "received"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The identity of a stream; the names of account and user are only labels."""
+
+    app_id: str
+    user_id: str
+    direction: Direction = Direction.RECEIVED
