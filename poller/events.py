@@ -1,8 +1,8 @@
 """What happens, as values: decisions emit them, the log and the metrics make something of them.
 
 One class per `event.action` of the log, which is the class's name: `PollFailed` is `poll-failed`.
-Its fields are those of the log line, but for the ones `unsaid`, which only the sentence, the level
-or a metric needs. The README's table of events is held against these classes.
+Its fields are those of the log line, but for what begins with `is_` and the ones `unsaid`: only the
+sentence, the level or a metric needs them. The README's table of events is held against these classes.
 """
 
 import re
@@ -34,7 +34,8 @@ class Event:
         made: Any = dataclass(frozen=True)(cls)
         if "action" not in vars(cls):
             cls.action = re.sub(r"\B(?=[A-Z])", "-", cls.__name__).lower()
-        cls.fields = tuple(name for name in made.__match_args__ if name not in cls.unsaid)
+        said = (name for name in made.__match_args__ if not name.startswith("is_"))
+        cls.fields = tuple(name for name in said if name not in cls.unsaid)
 
     @property
     def level(self) -> Level | None:
@@ -256,7 +257,6 @@ class SuspensionBegan(OfAccount):
         "The account is suspended and probed at growing intervals: {reason}",
         "The account is still suspended, for another reason: {reason}",
     )
-    unsaid = ("is_news",)
     reason: str
     is_news: bool
 
@@ -288,7 +288,7 @@ class CanariesDeleted(OfAccount):
         "for deleted there, and empty lists are believed again. If nobody has deleted them, ask "
         "eFax's support.",
     )
-    unsaid = ("is_sure", "minutes")
+    unsaid = ("minutes",)
     is_sure: bool
     minutes: int
 
@@ -310,7 +310,6 @@ class PollFailed(OfUser):
     by = "is_news"
     severity = ("warning", None)
     sentence = "A poll failed; it is repeated on schedule, and said again only when it succeeds."
-    unsaid = ("is_news",)
     error: BaseException
     is_news: bool
 
@@ -387,7 +386,6 @@ class LateArrivals(OfUser):
     by = "is_news"
     severity = ("warning", None)
     sentence = "Faxes became visible later than half the overlap allows for; raise poll.overlap."
-    unsaid = ("is_news",)
     count: int
     latest_s: int
     is_news: bool
@@ -424,10 +422,14 @@ class FetchRecovered(OfUser):
 
 
 class FaxDiscovered(OfFax):
+    """`delay_s`: since it was received; None where that says nothing of eFax."""
+
     severity = "debug"
     sentence = "A new fax is listed."
+    unsaid = ("delay_s",)
     received_at: datetime | None
     pages: int | None
+    delay_s: float | None
 
 
 class FaxStored(OfFax):
@@ -435,7 +437,7 @@ class FaxStored(OfFax):
 
     by = "is_again"
     sentence = ("Stored a fax again.", "Stored a fax.")
-    unsaid = ("is_again", "waited_s")
+    unsaid = ("waited_s",)
     file: str
     bytes: int
     pages: int | None
@@ -449,7 +451,6 @@ class FaxRetry(OfFax):
     by = "is_news"
     severity = ("warning", "debug")
     sentence = "An attempt to fetch a fax failed; it is tried again."
-    unsaid = ("is_news",)
     error: BaseException
     failures: int
     next_attempt_s: int
@@ -486,7 +487,6 @@ class FaxDamaged(OfFax):
         "damaged.",
         "A fax came broken the same way twice; it is stored as it came, marked damaged.",
     )
-    unsaid = ("is_unchecked",)
     file: str
     problem: str
     is_unchecked: bool

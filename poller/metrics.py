@@ -143,7 +143,7 @@ class Metrics:
         self._waits = self._counter(
             "rate_limit_wait_seconds", "Time that requests waited for their turn.", "account"
         )
-        self._sign_ins = self._counter("sign_ins", "Sign-ins, by why.", "account", "reason")
+        self.sign_ins = self._counter("sign_ins", "Sign-ins, by why.", "account", "reason")
         durations = self._histogram(
             "request_duration_seconds",
             "From sending a request to the end of its answer.",
@@ -218,17 +218,15 @@ class Metrics:
         """Count time that requests waited for their turn."""
         self._waits(account).inc(max(0.0, seconds))
 
-    def sign_in(self, account: str, reason: str) -> None:
-        self._sign_ins(account, reason).inc()
+    def discovered(self, fax: events.FaxDiscovered) -> None:
+        self.fax(fax.account, fax.user, "discovered")
+        if fax.delay_s is not None:
+            self._visibility.observe(max(0.0, fax.delay_s))
 
     def stored(self, fax: events.FaxStored) -> None:
         self.fax(fax.account, fax.user, "stored")
         if fax.waited_s is not None:
             self._latency.observe(max(0.0, fax.waited_s))
-
-    def visibility_delay(self, seconds: float) -> None:
-        """Record how long after its completion a fax was first listed."""
-        self._visibility.observe(max(0.0, seconds))
 
     async def render(self, *, full: bool = False) -> bytes:
         """Return the text for Prometheus, made in a thread.
@@ -275,11 +273,11 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.PollCompleted: _poll("ok"),
     events.PollFailed: _poll("failed"),
     events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
-    events.FaxDiscovered: _fax("discovered"),
+    events.FaxDiscovered: Metrics.discovered,
     events.FaxStored: Metrics.stored,
     events.FaxDamaged: _fax("damaged"),
     events.FaxQuarantined: _fax("quarantined"),
-    events.TokenRefreshed: lambda metrics, one: metrics.sign_in(one.account, one.reason),
+    events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
     events.TokenWar: _gauge("token_war", 1),
     events.TokenWarOver: _gauge("token_war", 0),
     events.SuspensionBegan: _gauge("account_suspended", 1),

@@ -315,14 +315,15 @@ class AccountRunner:
         gaps = state.gaps()  # what was in one was not looked for: that says nothing of eFax
         self.tally["discovered"] += len(faxes)
         for fax in faxes:
+            delay_s = None
             if fax.received_at is not None:
                 received = min(fax.received_at, now)  # a time in the future would hide silence
                 state.last_received_at = max(received, state.last_received_at or received)
                 in_gap = any(gap.start <= fax.received_at < gap.end for gap in gaps)
                 if steady and not in_gap and fax.found_by != "backfill":
-                    self.shop.metrics.visibility_delay((now - fax.received_at).total_seconds())
+                    delay_s = (now - fax.received_at).total_seconds()
             pages = listed_pages(fax.listed)
-            self.shop.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages))
+            self.shop.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
         self.workers.wake(state.id)
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:

@@ -21,27 +21,11 @@ import structlog
 from poller import events
 from poller.errors import PollerError
 from poller.events import Event, Level
-from poller.log.episode import Episode
-from poller.log.key import load_or_create_key
+from poller.log.episode import Episode as Episode
+from poller.log.key import load_or_create_key as load_or_create_key
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, message_of
 from poller.log.rendering import RANKS, JsonRenderer, TerminalRenderer
-
-__all__ = [
-    "Episode",
-    "configure",
-    "event",
-    "flush",
-    "for_evidence",
-    "handle_loop_exception",
-    "install_hooks",
-    "load_or_create_key",
-    "number",
-    "redact",
-    "register_secret",
-    "say",
-    "set_level",
-]
 
 _EventDict = MutableMapping[str, Any]
 _DEEPEST_TRACE: Final = 40

@@ -106,7 +106,7 @@ def test_an_event_that_is_no_news_has_no_line(out: io.StringIO) -> None:
     [
         pytest.param(events.PollCompleted("a", "u", 1, None), "info", id="nothing-wrong"),
         pytest.param(events.PollCompleted("a", "u", 0, None), "debug", id="nothing-new"),
-        pytest.param(events.FaxDiscovered("a", "u", "f", None, 1), "debug", id="one-of-many"),
+        pytest.param(events.FaxDiscovered("a", "u", "f", None, 1, None), "debug", id="one-of-many"),
         pytest.param(events.AccountSlowed("a", 1.0, 2.0), "warning", id="wants-a-look"),
         pytest.param(events.StorageLost("full"), "error", id="wants-a-person"),
     ],
