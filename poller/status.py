@@ -18,14 +18,14 @@ from poller.ledger import (
     Ledger,
     StreamRow,
     backfills,
-    coverage,
     faxes,
+    fold,
     jobs,
     streams,
 )
 from poller.ledger.accounts import all_accounts
-from poller.silence import silent_since
-from poller.window import Coverage, FailedSlice, Interval, alarming_gaps, open_gaps, settled_until
+from poller.progress import Progress
+from poller.window import Interval
 
 _FAXES_SHOWN = 20
 _HOUR = timedelta(hours=1)
@@ -137,17 +137,16 @@ async def _users(
     ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately
 ) -> list[dict[str, Any]]:
     rows, stored = await lately.read(ledger, now)
-    coverages = await ledger.read(coverage.all_covered)
-    failed = await ledger.read(coverage.all_failed)
+    held = await ledger.read(fold.all_progress)
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.harmed_counts)
     failing = await ledger.read(jobs.failing_counts, now, around.alarm_after)
     overdue = _overdue(around.accounts, rows, now)
-    silent = _silent(around.accounts, rows, coverages)
+    silent = _silent(around.accounts, rows, held)
     none = FailingCount()
     return [
         _user(row, now)
-        | _time(row, coverages.get(row.id, Coverage()), failed.get(row.id, ()), now)
+        | _time(held[row.id], now)
         | _backfills(asked.get(row.id, ()))
         | _stored_lately(stored, row.id, now)
         | {
@@ -269,18 +268,14 @@ def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: dateti
 
 
 def _silent(
-    accounts: Sequence[Account], rows: Sequence[StreamRow], coverages: Mapping[int, Coverage]
+    accounts: Sequence[Account], rows: Sequence[StreamRow], held: Mapping[int, Progress]
 ) -> dict[int, datetime | None]:
     """Since when nothing was received by those of whom more is expected."""
     expected = {
         (user.app_id, user.user_id): user.expect for account in accounts for user in account.users
     }
     return {
-        row.id: silent_since(
-            expected.get((row.app_id, row.user_id)),
-            row.last_received_at or row.our_first_seen,
-            coverages.get(row.id, Coverage()),
-        )
+        row.id: held[row.id].silent_since(expected.get((row.app_id, row.user_id)))
         for row in rows
         if not row.removed
     }
@@ -294,23 +289,20 @@ def _user(row: StreamRow, now: datetime) -> dict[str, Any]:
     }
 
 
-def _time(
-    row: StreamRow, coverage: Coverage, failed: Sequence[FailedSlice], now: datetime
-) -> dict[str, Any]:
+def _time(progress: Progress, now: datetime) -> dict[str, Any]:
     """What time is listed, and what is not."""
-    start = row.pinned_start
-    settled = None if start is None else settled_until(coverage, start, failed)
+    settled = progress.settled_until
     return {
-        "watermark": None if start is None else instant(coverage.watermark(start)),
+        "watermark": instant(progress.watermark),
         "lag_s": None if settled is None else max(0.0, (now - settled).total_seconds()),
-        "gaps": [] if start is None else _spans(open_gaps(coverage, start, failed)),
-        "failed_gaps": [] if start is None else _spans(alarming_gaps(coverage, start, failed)),
+        "gaps": _spans(progress.gaps),
+        "failed_gaps": _spans(progress.failed_gaps),
         "dismissed_gaps": [
             {
                 **dict(zip(("from", "to"), span(one.interval), strict=True)),
                 "reason": one.dismiss_reason,
             }
-            for one in failed
+            for one in progress.failed_slices
             if one.dismissed
         ],
     }

@@ -23,9 +23,9 @@ from poller.config.model import Config, User
 from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.backfill import BACKFILL_CAP
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.site import Site, open_site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import Backfill, Found, Ledger, backfills, streams
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
@@ -220,7 +220,7 @@ async def _alone(
         account, state = _only(site, key)
         ledger, clock = site.shop.ledger, site.shop.clock
         asked = await ledger.write(backfills.ask, state.id, window, clock.now())
-        state.backfill = True
+        await state.reread()
         with progress(f"backfilling {key}") as show:
             showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
             try:
@@ -231,9 +231,9 @@ async def _alone(
         return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
 
 
-def _only(site: Site, key: str) -> tuple[AccountRunner, UserState]:
+def _only(site: Site, key: str) -> tuple[AccountRunner, StreamState]:
     """Leave all other users to the daemon."""
-    found: list[tuple[AccountRunner, UserState]] = []
+    found: list[tuple[AccountRunner, StreamState]] = []
     for account in site.accounts.values():
         for state in list(account.states.values()):
             if state.key == key:
@@ -244,11 +244,11 @@ def _only(site: Site, key: str) -> tuple[AccountRunner, UserState]:
     return found[0]
 
 
-async def _list(account: AccountRunner, state: UserState) -> str | None:
+async def _list(account: AccountRunner, state: StreamState) -> str | None:
     """List until it is through; the reason when eFax does not serve us now: the request stays."""
-    while state.backfill:
+    while state.progress.backfill_waits:
         outcome = await account.backfill(state)
-        if outcome.error is not None or not state.backfill:
+        if outcome.error is not None or not state.progress.backfill_waits:
             return _why(outcome)
         clock = account.shop.clock
         await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))

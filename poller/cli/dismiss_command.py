@@ -9,7 +9,7 @@ from poller.cli import bootstrap
 from poller.cli.lookup import UnknownGap, find_one, find_user, stretch
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
-from poller.ledger import State, coverage, jobs
+from poller.ledger import State, fold, jobs
 
 
 class NothingToDismiss(PollerError):
@@ -59,7 +59,7 @@ async def _dismiss_gap(settings: Config, gap: Sequence[str], reason: str | None)
     bounds = stretch(gap[1:])
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
-        count = await ledger.write(coverage.dismiss_gap, row.id, bounds, reason)
+        count = await ledger.write(fold.dismiss_gap, row.id, bounds, reason)
     if not count:
         raise UnknownGap(
             f"{gap[0]} has no gap from {gap[1]} to {gap[2]}; `poller status --json` shows the gaps"

@@ -20,9 +20,9 @@ from poller.config.model import Config
 from poller.errors import CannotStart, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.site import Site, open_site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, jobs, streams
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
@@ -152,10 +152,10 @@ async def _round(account: AccountRunner, summary: Summary, progress: "Backlog") 
     account.on_wait = Waits(account.account.name).say
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
 
-    async def poll(state: UserState) -> tuple[str, PollOutcome]:
+    async def poll(state: StreamState) -> tuple[str, PollOutcome]:
         async with turns:
             # Whoever runs `once` wants to know now whether a refused user is still refused.
-            state.refused_until = None
+            state.ask_anyway = True
             outcome = await _polled(account, state)
         if outcome.failed or outcome.skipped is not None:
             summary.failed_polls += 1
@@ -176,7 +176,7 @@ async def _round(account: AccountRunner, summary: Summary, progress: "Backlog") 
     await account.workers.run_until_idle()
 
 
-async def _polled(account: AccountRunner, state: UserState) -> PollOutcome:
+async def _polled(account: AccountRunner, state: StreamState) -> PollOutcome:
     """A bug that one user's poll meets is that user's alone."""
     try:
         return await account.poll(state)

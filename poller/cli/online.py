@@ -15,7 +15,7 @@ from poller.efax.responses import Page
 from poller.errors import ApiError, CannotStart, UserRefused
 from poller.ingest.account import SignIns, all_refused
 from poller.ingest.empties import EmptyLists
-from poller.ingest.user import load_users
+from poller.ingest.stream_state import load_streams
 from poller.ledger import Ledger, streams
 from poller.window import Interval
 
@@ -87,12 +87,12 @@ async def _are_believed(
     ]
     if not rows:
         return True
-    states = await load_users(ledger, [(users[row.user_id], row.id) for row in rows])
+    states = await load_streams(ledger, [(users[row.user_id], row.id) for row in rows])
     empties = EmptyLists(client, ledger, clock, {state.id: state for state in states})
-    empties.is_a_look = True
+    empties.memory.is_a_look = True
     try:
         for page in pages:
-            await empties.believe(page.shape, is_end=False)
+            await empties.spelling.believe(page.shape, is_end=False)
         await empties.prove()
     except ApiError as error:
         reason = client.suspension.reason or str(error)

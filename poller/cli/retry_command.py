@@ -11,7 +11,7 @@ from poller.cli.lookup import UnknownGap, counted, find_one, find_user, stretch
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger, State, accounts, coverage, faxes, jobs, streams
+from poller.ledger import FaxRow, Ledger, State, accounts, faxes, fold, jobs, streams
 
 _PATIENCE_S = 60.0  # while the running daemon comes on with nothing
 _FOLLOWED = 1000
@@ -157,7 +157,7 @@ async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:
     bounds = stretch(gap[1:])
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, gap[0])
-        count = await ledger.write(coverage.make_gap_due, row.id, bounds)
+        count = await ledger.write(fold.make_gap_due, row.id, bounds)
     if not count:
         raise UnknownGap(
             f"nothing of {gap[0]} failed or was dismissed from {gap[1]} to {gap[2]}; "

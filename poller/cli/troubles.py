@@ -7,7 +7,7 @@ from poller import log
 from poller.cli import bootstrap, stdio
 from poller.cli.lookup import counted
 from poller.errors import PollerError
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ledger import State, Waiting
 
 _NAMED = 3

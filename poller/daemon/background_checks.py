@@ -9,7 +9,7 @@ from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import State, meta
 
 _LOOK_S = 2.0
@@ -22,7 +22,9 @@ _REST_FACTOR = 4  # at least as many times as long as it took: a fifth of one di
 class BackgroundChecks:
     """Looks after one site; `loops` are its background tasks."""
 
-    def __init__(self, site: Site, poll_soon: Callable[[UserState], None] = lambda _: None) -> None:
+    def __init__(
+        self, site: Site, poll_soon: Callable[[StreamState], None] = lambda _: None
+    ) -> None:
         self._site = site
         self._poll_soon = poll_soon
         self._ledger = site.shop.ledger
@@ -52,7 +54,7 @@ class BackgroundChecks:
     def _begin_backfills(self) -> None:
         """A poll that is under way looks for them itself, and another comes after it if need be."""
         for state in self._site.states:
-            if state.backfill and state.poll_began_at is None:
+            if state.progress.backfill_waits and state.poll_began_at is None:
                 self._poll_soon(state)
 
     async def _check_files(self) -> None:

@@ -17,6 +17,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.site import Site
 from poller.ledger import FailingCount, StreamRow, faxes, jobs, meta, streams
+from poller.progress import OurClockSet
 from poller.runtime_report import RuntimeReport
 
 _GATE_S, _GATE_SHUT_S = 10.0, 2.0
@@ -140,7 +141,8 @@ class Monitor:
         for account in self._site.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
         for state in self._site.states:
-            state.stepped(step)
+            with suppress(LedgerUnavailable):  # the gate says so
+                await state.record_soon(OurClockSet(step))
         self._planner.plan()
         with suppress(LedgerUnavailable):  # the gate says so; the next start does it
             await self._site.forget_far_future()
@@ -157,7 +159,7 @@ class Monitor:
             states = list(account.states.values())
             if until is not None and self._clock.now() >= until and states:
                 state = states[self._probes % len(states)]
-                state.refused_until = None
+                state.ask_anyway = True
                 self._planner.poll_soon(state)
                 self._probes += 1
 
@@ -238,7 +240,7 @@ class Monitor:
             if is_silent:
                 silent.add(state.id)
             if is_silent and state.id not in self._silent:
-                self._emit(events.Silence(*state.user.names, state.last_received_at))
+                self._emit(events.Silence(*state.user.names, state.progress.last_received_at))
         self._silent = silent
 
     async def _look_for_failing(self) -> None:

@@ -13,7 +13,7 @@ from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
 _BETWEEN_POLLS = timedelta(seconds=1)
@@ -28,7 +28,7 @@ class Planner:
         self._site = site
         self._clock = site.shop.clock
         self._emit = site.shop.emit
-        self._polls: dict[asyncio.Task[object], tuple[AccountRunner, UserState]] = {}
+        self._polls: dict[asyncio.Task[object], tuple[AccountRunner, StreamState]] = {}
         self.tick_at = self._clock.monotonic()
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
         self._scheduler = AsyncIOScheduler(
@@ -77,7 +77,7 @@ class Planner:
         for state in account.states.values():
             self._bring_forward(state, schedule.phase(state.key, spread))
 
-    def poll_soon(self, state: UserState) -> None:
+    def poll_soon(self, state: StreamState) -> None:
         self._bring_forward(state, timedelta(0))
 
     def end_stuck_polls(self) -> None:
@@ -87,9 +87,9 @@ class Planner:
                 self._emit(events.Stalled("poll", *state.user.names))
                 poll.cancel()
 
-    def is_overdue(self, state: UserState) -> bool:
+    def is_overdue(self, state: StreamState) -> bool:
         """Not successfully polled although the poll after the last good one is long past."""
-        now, last = self._clock.now(), state.last_success_at
+        now, last = self._clock.now(), state.progress.last_success_at
         if last is not None and now <= last + schedule.LATE_AT_LEAST:
             return False  # as most are, whatever their schedule
         job = self._scheduler.get_job(str(state.id))
@@ -121,14 +121,14 @@ class Planner:
             self._plan_user(account, state, factor, spread)
 
     def _plan_user(
-        self, account: AccountRunner, state: UserState, factor: float, spread: timedelta
+        self, account: AccountRunner, state: StreamState, factor: float, spread: timedelta
     ) -> None:
         """The first poll comes at once, spread over the time that the limit needs for all users."""
         now = self._clock.now()
         state.planned_at = min(state.planned_at, self._clock.monotonic())
         trigger = PollTrigger(state.user.poll, f"{state.user.app_id}/{state.user.user_id}", factor)
         first = trigger.get_next_fire_time(None, now)
-        if state.sweep_now or state.backfill:
+        if state.sweep_now or state.progress.backfill_waits:
             first = min(first, now + schedule.phase(state.key, spread))
         self._scheduler.add_job(
             _poll,
@@ -139,13 +139,13 @@ class Planner:
             next_run_time=first,
         )
 
-    def _bring_forward(self, state: UserState, delay: timedelta) -> None:
+    def _bring_forward(self, state: StreamState, delay: timedelta) -> None:
         job = self._scheduler.get_job(str(state.id))
         if job is not None:
             soon = self._clock.now() + delay
             job.modify(next_run_time=min(soon, job.next_run_time or soon))
 
-    async def _poll(self, account: AccountRunner, state: UserState, trigger: PollTrigger) -> None:
+    async def _poll(self, account: AccountRunner, state: StreamState, trigger: PollTrigger) -> None:
         """Run one poll; what it raises stays here, so that the job goes on."""
         if self._site.accounts.get(account.account.app_id) is not account:
             return  # a reload is closing it; it plans anew when it is done
@@ -158,7 +158,9 @@ class Planner:
         goes_on = False
         try:
             outcome = await account.poll(state, until=state.poll_began_at + pause.total_seconds())
-            goes_on = state.backfill and outcome.error is None and outcome.skipped is None
+            goes_on = (
+                state.progress.backfill_waits and outcome.error is None and outcome.skipped is None
+            )
         except asyncio.CancelledError:
             pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nobody else cancels a job
         except Exception as bug:  # noqa: BLE001 - a bug met by one user must not stop the others
@@ -169,12 +171,12 @@ class Planner:
             if goes_on:  # with a backfill, also where the schedule has no poll for hours
                 self._bring_forward(state, self._backfill_pause(state))
 
-    def _backfill_pause(self, state: UserState) -> timedelta:
+    def _backfill_pause(self, state: StreamState) -> timedelta:
         """Long enough that this poll is over before the next one begins."""
         pause_s = state.backfill_not_before - self._clock.monotonic()
         return max(_BETWEEN_POLLS, timedelta(seconds=pause_s))
 
-    def _is_stuck(self, account: AccountRunner, state: UserState) -> bool:
+    def _is_stuck(self, account: AccountRunner, state: StreamState) -> bool:
         """Waiting for pacing does not count."""
         if state.poll_began_at is None or account.client.pacing.slots.has_waiting(state.user.name):
             return False
@@ -192,7 +194,7 @@ class Planner:
 
 
 async def _poll(
-    planner: Planner, account: AccountRunner, state: UserState, trigger: PollTrigger
+    planner: Planner, account: AccountRunner, state: StreamState, trigger: PollTrigger
 ) -> None:
     await planner._poll(account, state, trigger)
 

@@ -9,7 +9,7 @@ from poller.daemon.planner import Planner
 from poller.ingest.account import AccountRunner
 from poller.ingest.patience import NO_PROGRESS_S
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FailingCount
 from poller.runtime_report import RuntimeReport
 
@@ -47,7 +47,9 @@ class Readiness:
         longest = max((one.oldest_s for one in self.failing.values()), default=0.0)
         return (
             not self.troubles()
-            and all(one.last_success_at and not one.failed_polls for one in self.site.states)
+            and all(
+                one.progress.last_success_at and not one.failed_polls for one in self.site.states
+            )
             and longest <= _FAX_FAILS_FOR.total_seconds()
         )
 
@@ -96,7 +98,7 @@ class Readiness:
         if not self.alive():
             yield "The scheduler or the ledger has made no progress for two minutes."
 
-    def _of_users(self, states: Sequence[UserState]) -> Iterator[str]:
+    def _of_users(self, states: Sequence[StreamState]) -> Iterator[str]:
         configured = {(user.app_id, user.user_id) for user in self.site.config.users}
         at_work = {(state.user.app_id, state.user.user_id) for state in states}
         if at_work != configured:
@@ -104,7 +106,7 @@ class Readiness:
                 f"{len(at_work)} users are at work and {len(configured)} are configured: a reload is "
                 "under way or has failed."
             )
-        overdue = [one.key for one in states if not one.refusals and self.planner.is_overdue(one)]
+        overdue = [one.key for one in states if not one.is_refused and self.planner.is_overdue(one)]
         if overdue:
             yield (
                 f"{len(overdue)} of {len(states)} users were not polled in time, {overdue[0]} among "
@@ -118,8 +120,8 @@ class Readiness:
             )
 
 
-def lag_s(state: UserState, now: datetime) -> float | None:
-    settled = state.settled_until
+def lag_s(state: StreamState, now: datetime) -> float | None:
+    settled = state.progress.settled_until
     return None if settled is None else max(0.0, (now - settled).total_seconds())
 
 
@@ -127,13 +129,15 @@ def _of_account(account: AccountRunner, now: datetime) -> Iterator[str]:
     name = account.account.name
     if account.is_suspended:
         yield f"Account {name} is suspended: {account.client.suspension.reason}"
-    elif _fails_altogether([one for one in account.states.values() if not one.refusals], now):
+    elif _fails_altogether([one for one in account.states.values() if not one.is_refused], now):
         yield f"Every user's last polls in account {name} have failed: see poll-failed in the log."
 
 
-def _fails_altogether(asked: Sequence[UserState], now: datetime) -> bool:
+def _fails_altogether(asked: Sequence[StreamState], now: datetime) -> bool:
     """One user's trouble is that user's, and one bad minute is over soon."""
-    successes = [state.last_success_at for state in asked if state.last_success_at]
+    successes = [
+        state.progress.last_success_at for state in asked if state.progress.last_success_at
+    ]
     return (
         bool(asked)
         and (not successes or now > max(successes) + _ACCOUNT_FAILS_AFTER)

@@ -19,15 +19,16 @@ from poller.events import Event
 from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Fetcher, Outcome, Workshop
 from poller.ingest.poll import Poller
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.reading import ListReader
-from poller.ingest.run import PollOutcome
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ingest.workers import FetchWorkers
 from poller.ledger import FaxRow, Ledger, accounts
+from poller.progress import RefusalLifted
 from poller.suspension import EndsBy
 
 _FRESH = timedelta(minutes=10)
-_POLLED: ContextVar[UserState | None] = ContextVar("polled", default=None)
+_POLLED: ContextVar[StreamState | None] = ContextVar("polled", default=None)
 
 
 class ClientObserver(Observer):
@@ -118,7 +119,7 @@ class AccountRunner:
     on_suspension_change: Callable[["AccountRunner"], None] = lambda _: None
     on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
-    states: dict[int, UserState] = field(default_factory=dict)
+    states: dict[int, StreamState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
     settling: asyncio.Task[PollerError | None] | None = None
@@ -165,7 +166,7 @@ class AccountRunner:
     def is_suspended(self) -> bool:
         return self.client.suspension.until is not None
 
-    async def poll(self, state: UserState, *, until: float | None = None) -> PollOutcome:
+    async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
         """Poll one user, and say and count what came of it."""
         with _progress_of(state):
             outcome = await self._poller.poll(state, until=until)
@@ -174,7 +175,7 @@ class AccountRunner:
         self._report(state, outcome)
         return outcome
 
-    def _blame_account(self, state: UserState, outcome: PollOutcome) -> None:
+    def _blame_account(self, state: StreamState, outcome: PollOutcome) -> None:
         """Where all users are refused, and none accepted in between, it is not the fault of each."""
         if outcome.error is None and outcome.skipped is None:
             self._refused.clear()
@@ -184,7 +185,7 @@ class AccountRunner:
         if len(self.states) > 1 and self._refused >= self.states.keys():
             self.client.breaker.distrust(all_refused(outcome.error), EndsBy.LIST)
 
-    async def broke_off(self, state: UserState, bug: Exception) -> PollOutcome:
+    async def broke_off(self, state: StreamState, bug: Exception) -> PollOutcome:
         """Take a poll that a bug has ended for one that failed."""
         if not state.bug_alarm:
             state.bug_alarm = True
@@ -201,7 +202,7 @@ class AccountRunner:
         self._report(state, outcome)
         return outcome
 
-    async def backfill(self, state: UserState) -> PollOutcome:
+    async def backfill(self, state: StreamState) -> PollOutcome:
         """List the old windows that an operator asked for, and nothing else."""
         with _progress_of(state):
             outcome = await self._poller.backfill(state)
@@ -282,7 +283,9 @@ class AccountRunner:
         self.note_pause()
         for state in self.states.values():
             state.sweep_now = True
-            state.refusals, state.refused_until = 0, None  # it may have been the account's fault
+            if state.is_refused:  # it may have been the account's fault
+                state.refusal = None
+                self._note(state.record_soon(RefusalLifted()))
         self._refused.clear()
         self.workers.wake()
         self.on_suspension_change(self)
@@ -308,17 +311,15 @@ class AccountRunner:
 
     # -- what is counted and said ---------------------------------------------------------------
 
-    def _on_discovered(self, state: UserState, faxes: Sequence[FaxRow]) -> None:
-        self._empties.discovered(faxes)
-        now = self.shop.clock.now()
-        steady = state.last_success_at is not None and now - state.last_success_at < _FRESH
-        gaps = state.gaps()  # what was in one was not looked for: that says nothing of eFax
+    def _on_discovered(self, state: StreamState, faxes: Sequence[FaxRow]) -> None:
+        self._empties.memory.discovered(faxes)
+        now, last = self.shop.clock.now(), state.progress.last_success_at
+        steady = last is not None and now - last < _FRESH
+        gaps = state.progress.gaps  # what was in one was not looked for: that says nothing of eFax
         self.tally["discovered"] += len(faxes)
         for fax in faxes:
             delay_s = None
             if fax.received_at is not None:
-                received = min(fax.received_at, now)  # a time in the future would hide silence
-                state.last_received_at = max(received, state.last_received_at or received)
                 in_gap = any(gap.start <= fax.received_at < gap.end for gap in gaps)
                 if steady and not in_gap and fax.found_by != "backfill":
                     delay_s = (now - fax.received_at).total_seconds()
@@ -330,17 +331,17 @@ class AccountRunner:
         self.tally[outcome.name.lower()] += 1
         self.on_fetched(fax, outcome)
 
-    def _report(self, state: UserState, outcome: PollOutcome) -> None:
+    def _report(self, state: StreamState, outcome: PollOutcome) -> None:
         if outcome.skipped is not None:
             self.shop.metrics.poll(*state.user.names, "skipped")
             return
         self.tally["polls" if outcome.error is None else "failed_polls"] += 1
         self.shop.metrics.set_user(
             *state.user.names,
-            watermark=state.watermark,
-            settled=state.settled_until,
-            last_success=state.last_success_at,
-            gap_s=sum((gap.length.total_seconds() for gap in state.gaps()), 0.0),
+            watermark=state.progress.watermark,
+            settled=state.progress.settled_until,
+            last_success=state.progress.last_success_at,
+            gap_s=sum((gap.length.total_seconds() for gap in state.progress.gaps), 0.0),
         )
         error = outcome.error
         for happened in (
@@ -351,22 +352,22 @@ class AccountRunner:
             self.shop.emit(happened)
 
 
-def failed(state: UserState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:
+def failed(state: StreamState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:
     """A failure is said when they begin; an account's or a user's refusal has an event of its own."""
     state.failures_in_a_row += 1
-    is_news = not (state.poll_alarm or is_suspended or state.refusals)
+    is_news = not (state.poll_alarm or is_suspended or state.is_refused)
     state.poll_alarm = state.poll_alarm or is_news
     yield events.PollFailed(*state.user.names, error, is_news)
 
 
-def succeeded(state: UserState, discovered: int) -> Iterator[Event]:
+def succeeded(state: StreamState, discovered: int) -> Iterator[Event]:
     names = state.user.names
     if state.poll_alarm:
         yield events.PollRecovered(*names, state.failures_in_a_row)
     state.poll_alarm = state.bug_alarm = False
     state.failures_in_a_row = 0
-    yield events.PollCompleted(*names, discovered, state.watermark)
-    gaps = state.failed_gaps()
+    yield events.PollCompleted(*names, discovered, state.progress.watermark)
+    gaps = state.progress.failed_gaps
     if gaps and not state.gap_alarm:
         yield events.GapOpened(*names, len(gaps), gaps[0].start, gaps[-1].end)
     elif state.gap_alarm and not gaps:
@@ -384,7 +385,7 @@ def all_refused(error: object) -> str:
 
 
 @contextmanager
-def _progress_of(state: UserState) -> Iterator[None]:
+def _progress_of(state: StreamState) -> Iterator[None]:
     """Requests in here are progress of this user's poll."""
     _POLLED.set(state)
     try:

@@ -1,59 +1,45 @@
 """Old windows that an operator asked for, listed beside the live ones."""
 
-from collections.abc import Callable
 from datetime import timedelta
 
 from poller import events, retry
-from poller.clock import Clock
 from poller.errors import ApiError
-from poller.events import Emit
 from poller.ingest.empties import EmptyLists
-from poller.ingest.run import Run
+from poller.ingest.fetch import Workshop
+from poller.ingest.poll_run import PollRun
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
-from poller.ingest.user import UserState
-from poller.ledger import Backfill, Ledger, backfills
+from poller.ingest.stream_state import StreamState
+from poller.ledger import Backfill, backfills
 from poller.window import Slice, WindowRules, backfill_slice
 
 _FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 
 
 class Backfills:
-    """Goes on with the backfills of the users of one account. `random` gives values in [0, 1)."""
+    """Goes on with the backfills of the streams of one account."""
 
-    def __init__(
-        self,
-        lister: SliceLister,
-        ledger: Ledger,
-        empties: EmptyLists,
-        *,
-        clock: Clock,
-        random: Callable[[], float],
-        emit: Emit,
-    ) -> None:
+    def __init__(self, lister: SliceLister, empties: EmptyLists, shop: Workshop) -> None:
         self._lister = lister
-        self._ledger = ledger
         self._empties = empties
-        self._clock = clock
-        self._random = random
-        self._emit = emit
+        self._ledger = shop.ledger
+        self._clock = shop.clock
+        self._random = shop.random
+        self._emit = shop.emit
 
-    async def go_on(self, state: UserState, run: Run) -> None:
+    async def go_on(self, state: StreamState, run: PollRun) -> None:
         """Go on with what was asked for, as far as this poll's time reaches."""
-        if not state.backfill or self._clock.monotonic() < state.backfill_not_before:
+        too_early = self._clock.monotonic() < state.backfill_not_before
+        if not state.progress.backfill_waits or too_early:
             return
-        state.backfill = False  # one that is asked for from here on sets it again
-        through = False
-        try:
-            through = await self._all_through(state, run)
-        finally:
-            state.backfill = state.backfill or not through
+        if await self._all_through(state, run):
+            await state.reread()  # another one may have been asked for meanwhile
 
-    async def _all_through(self, state: UserState, run: Run) -> bool:
+    async def _all_through(self, state: StreamState, run: PollRun) -> bool:
         for asked in await self._ledger.read(backfills.waiting, state.id):
             now = asked
             while (rest := now.rest) is not None and now.done_at is None:
                 left = None  # of what lies in the future
-                if planned := backfill_slice(rest, run.now, self._rules(state)):
+                if planned := backfill_slice(rest, run.now, _rules(state)):
                     piece, left = planned
                     if run.is_over(self._clock.monotonic()):
                         return False
@@ -73,7 +59,7 @@ class Backfills:
                 )
         return True
 
-    async def _list(self, state: UserState, asked: Backfill, piece: Slice, run: Run) -> bool:
+    async def _list(self, state: StreamState, asked: Backfill, piece: Slice, run: PollRun) -> bool:
         """List one slice; what cannot be listed of it is noted. False: it is to be asked for again."""
         try:
             through = await self._lister.list_halving(state, piece, run)
@@ -91,7 +77,9 @@ class Backfills:
         run.not_listed = run.not_listed if through else []
         return through
 
-    async def _failed(self, state: UserState, asked: Backfill, error: ApiError, run: Run) -> None:
+    async def _failed(
+        self, state: StreamState, asked: Backfill, error: ApiError, run: PollRun
+    ) -> None:
         state.backfill_failures += 1
         pause = retry.growing(
             state.backfill_failures, first=_FIRST, cap=BACKFILL_CAP, u=self._random()
@@ -101,7 +89,7 @@ class Backfills:
         run.not_listed = []
         await self._ledger.write(backfills.failed, asked.id, str(error))
 
-    @staticmethod
-    def _rules(state: UserState) -> WindowRules:
-        """The slices of a backfill are halved, down to an hour, each time that one failed."""
-        return halved(rules(state), state.backfill_failures)
+
+def _rules(state: StreamState) -> WindowRules:
+    """The slices of a backfill are halved, down to an hour, each time that one failed."""
+    return halved(rules(state), state.backfill_failures)

@@ -10,9 +10,10 @@ from poller.clock import Clock
 from poller.efax.responses import ListedFax, Page
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, NewFax, faxes
 from poller.listing import Listing, Step
+from poller.progress import Covered
 from poller.window import Interval, Slice
 
 _HALVE = {
@@ -40,7 +41,7 @@ class ListReader:
         empties: EmptyLists,
         *,
         path_template: str,
-        on_discovered: Callable[[UserState, Sequence[FaxRow]], None],
+        on_discovered: Callable[[StreamState, Sequence[FaxRow]], None],
     ) -> None:
         self._client = client
         self._ledger = ledger
@@ -50,7 +51,7 @@ class ListReader:
         self._on_discovered = on_discovered
         self._largest_page = 0
 
-    async def read(self, state: UserState, piece: Slice, bounds: Interval) -> Read:
+    async def read(self, state: StreamState, piece: Slice, bounds: Interval) -> Read:
         """List `piece` within `bounds` to its end; its coverage is recorded with the last page.
 
         Raises ApiError of the call that failed, BadAnswer when an entry had no usable id (the
@@ -58,16 +59,16 @@ class ListReader:
         """
         return await self._read(state, bounds, piece.interval, str(piece.kind))
 
-    async def read_not_downloaded(self, state: UserState, bounds: Interval | None) -> Read:
+    async def read_not_downloaded(self, state: StreamState, bounds: Interval | None) -> Read:
         """List what eFax holds to be not downloaded; proves nothing about coverage."""
         return await self._read(state, bounds, None, "not-downloaded")
 
-    async def record(self, state: UserState, page: Page, window: Interval) -> None:
+    async def record(self, state: StreamState, page: Page, window: Interval) -> None:
         """Record a page of a window that was listed for another reason; it covers nothing."""
         await self._record(state, page, window, "canary", None)
 
     async def _read(
-        self, state: UserState, bounds: Interval | None, covers: Interval | None, found_by: str
+        self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
     ) -> Read:
         listing = Listing(largest_page=self._largest_page)
         read = Read()
@@ -82,7 +83,7 @@ class ListReader:
             if page.marks:
                 await self._empties.listed(state.user, page)
             else:
-                await self._empties.believe(page.shape, is_end=bool(listing.seen))
+                await self._empties.spelling.believe(page.shape, is_end=bool(listing.seen))
             step = listing.page(page.marks)
             self._largest_page = max(self._largest_page, listing.largest_page)
             unusable += page.unusable
@@ -103,47 +104,26 @@ class ListReader:
 
     async def _record(
         self,
-        state: UserState,
+        state: StreamState,
         page: Page,
         bounds: Interval | None,
         found_by: str,
         covers: Interval | None,
     ) -> list[FaxRow]:
         wanted = [fax for fax in page.faxes if _is_ours(state, fax, bounds)]
-        if wanted:
-            return await self._record_faxes(state, wanted, bounds, found_by, covers)
-        if covers is not None:
-            await self._ledger.cover(state.id, covers)
-            state.covered(covers)
-        return []
-
-    async def _record_faxes(
-        self,
-        state: UserState,
-        wanted: Sequence[ListedFax],
-        bounds: Interval | None,
-        found_by: str,
-        covers: Interval | None,
-    ) -> list[FaxRow]:
+        if not wanted:
+            if covers is not None:
+                await state.record_soon(Covered(covers))
+            return []
         now = self._clock.now()
-        discovered = await self._ledger.write(
-            faxes.record_page,
-            state.id,
-            faxes.ListedPage(
-                [self._new_fax(state, fax, now) for fax in wanted],
-                window=bounds,
-                found_by=found_by,
-                now=now,
-                covers=covers,
-            ),
-        )
-        if covers is not None:
-            state.covered(covers)
-        if discovered:
-            self._on_discovered(state, discovered)
-        return discovered
+        new = [self._new_fax(state, fax, now) for fax in wanted]
+        listed = faxes.ListedPage(new, bounds, found_by, now, covers)
+        recorded = await state.hear(self._ledger.write(faxes.record_page, state.id, listed))
+        if recorded.discovered:
+            self._on_discovered(state, recorded.discovered)
+        return recorded.discovered
 
-    def _new_fax(self, state: UserState, fax: ListedFax, now: datetime) -> NewFax:
+    def _new_fax(self, state: StreamState, fax: ListedFax, now: datetime) -> NewFax:
         path = naming.fax_path(
             self._path_template,
             account=state.user.account,
@@ -154,8 +134,9 @@ class ListReader:
         return NewFax(fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at)
 
 
-def _is_ours(state: UserState, fax: ListedFax, bounds: Interval | None) -> bool:
+def _is_ours(state: StreamState, fax: ListedFax, bounds: Interval | None) -> bool:
     """A list without bounds reaches further back than the operator asked for."""
-    if bounds is not None or fax.received_at is None or state.pinned_start is None:
+    start = state.progress.pinned_start
+    if bounds is not None or fax.received_at is None or start is None:
         return True
-    return fax.received_at >= state.pinned_start
+    return fax.received_at >= start

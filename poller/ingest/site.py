@@ -15,8 +15,18 @@ from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
-from poller.ingest.user import UserState, load_users, read_again
-from poller.ledger import Ledger, StreamRow, accounts, clock_repair, faxes, jobs, meta, streams
+from poller.ingest.stream_state import StreamState, load_streams
+from poller.ledger import (
+    Ledger,
+    StreamRow,
+    accounts,
+    clock_repair,
+    faxes,
+    fold,
+    jobs,
+    meta,
+    streams,
+)
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
@@ -38,10 +48,9 @@ class Site:
     accounts: dict[str, AccountRunner] = field(default_factory=dict)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
     rejected: str | None = None  # why the last configuration was not taken at a reload
-    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
-    def states(self) -> list[UserState]:
+    def states(self) -> list[StreamState]:
         return [state for account in self.accounts.values() for state in account.states.values()]
 
     async def add_account(self, account: Account) -> AccountRunner:
@@ -109,10 +118,7 @@ class Site:
                 new.append((user, row.id))
             else:
                 state.user = user
-        now = self.shop.clock.now()
-        for state in await load_users(self.shop.ledger, new):
-            if state.last_success_at is not None:  # a clock that was ahead vouches for nothing
-                state.last_success_at = min(state.last_success_at, now)
+        for state in await load_streams(self.shop.ledger, new):
             self.accounts[state.user.app_id].states[state.id] = state
         configured = {row.id for row in rows}
         for account in self.accounts.values():
@@ -131,22 +137,15 @@ class Site:
     async def read_edits(self) -> None:
         """Take what operators edit: slices that failed, and old windows that they ask for.
 
-        A poll that is under way takes it at its end: what it knows may be newer than what is read
-        here.
+        A poll that is under way goes by it from there on.
         """
-        async with self._reading:
-            idle = {state.id: state.polls for state in self.states if not state.under_way}
-            held = await self.shop.ledger.write(streams.all_progress)
-            known = [state for state in self.states if state.id in held]  # a reload adds some
-            for state in known:
-                if idle.get(state.id) == state.polls:
-                    state.believe(held[state.id])
-                else:
-                    state.in_doubt = True
-                    state.backfill = state.backfill or held[state.id].to_backfill
-            for state in known:
-                while state.in_doubt and not state.under_way:
-                    await read_again(state, self.shop.ledger)
+        began = {state.id: state.changes for state in self.states}
+        held = await self.shop.ledger.write(fold.all_progress)
+        known = [state for state in self.states if state.id in began]  # a reload adds some
+        for state in known:
+            state.take(held[state.id], began[state.id])
+        for state in known:
+            await state.refresh()
 
     async def drain(self, timeout_s: float) -> None:
         """Let the downloads under way end for `timeout_s`, then cut them off."""

@@ -1,7 +1,6 @@
 """List slices for one poll: in halves where need be; what cannot be listed is left as a gap."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 
@@ -19,11 +18,11 @@ from poller.errors import (
     UserRefused,
     WindowRefused,
 )
+from poller.ingest.poll_run import PollRun
 from poller.ingest.reading import ListReader, Read
-from poller.ingest.run import Run
-from poller.ingest.user import UserState
-from poller.ledger import Ledger, coverage
-from poller.window import FailedSlice, Interval, Slice, SliceKind, WindowRules
+from poller.ingest.stream_state import StreamState
+from poller.progress import SliceFailed
+from poller.window import Interval, Slice, SliceKind, WindowRules
 
 HOUR = timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
@@ -40,16 +39,13 @@ NOT_THIS_USERS_FAULT = (
 class SliceLister:
     """Lists slices of the users of one account. `random` gives values in [0, 1)."""
 
-    def __init__(
-        self, reader: ListReader, ledger: Ledger, *, clock: Clock, random: Callable[[], float]
-    ) -> None:
+    def __init__(self, reader: ListReader, *, clock: Clock, random: Callable[[], float]) -> None:
         self._reader = reader
-        self._ledger = ledger
         self._clock = clock
         self._random = random
         self._future_is_refused = False
 
-    async def list_halving(self, state: UserState, whole: Slice, run: Run) -> bool:
+    async def list_halving(self, state: StreamState, whole: Slice, run: PollRun) -> bool:
         """List `whole`; what the server will not list in one piece is listed in halves, newest first.
 
         False when this poll's time ended before it was through; what was not listed stays a gap.
@@ -79,7 +75,7 @@ class SliceLister:
         return True
 
     async def _is_refused_throughout(
-        self, state: UserState, piece: Slice, refusal: ApiError | None, run: Run
+        self, state: StreamState, piece: Slice, refusal: ApiError | None, run: PollRun
     ) -> bool:
         """Whether the first and the last hour of a refused slice are refused as well.
 
@@ -97,7 +93,7 @@ class SliceLister:
             return False
         return True
 
-    async def _read(self, state: UserState, piece: Slice, run: Run) -> Read:
+    async def _read(self, state: StreamState, piece: Slice, run: PollRun) -> Read:
         try:
             read = await self._read_ahead(state, piece, run)
         except UserRefused as error:
@@ -109,7 +105,7 @@ class SliceLister:
         self._count(read, piece, run)
         return read
 
-    async def _read_ahead(self, state: UserState, piece: Slice, run: Run) -> Read:
+    async def _read_ahead(self, state: StreamState, piece: Slice, run: PollRun) -> Read:
         """Ask a little beyond now, and up to now where the server refuses that.
 
         In one poll it is tried once: if it was not the reason, it is not that of shorter slices.
@@ -127,7 +123,7 @@ class SliceLister:
         return read
 
     @staticmethod
-    def _count(read: Read, piece: Slice, run: Run) -> None:
+    def _count(read: Read, piece: Slice, run: PollRun) -> None:
         run.outcome.discovered += read.discovered
         if piece.kind is not SliceKind.NEWEST:
             return
@@ -135,33 +131,19 @@ class SliceLister:
             if fax.received_at is not None and run.covered_before.covers(fax.received_at):
                 run.outcome.late_s.append((run.now - fax.received_at).total_seconds())
 
-    async def leave_gap(self, state: UserState, piece: Slice, reason: str, run: Run) -> None:
+    async def leave_gap(self, state: StreamState, piece: Slice, reason: str, run: PollRun) -> None:
         """Note that a slice could not be listed, and when it is tried again."""
         if piece.kind is SliceKind.BACKFILL:
             run.not_listed.append((piece.interval, reason))
         if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP, SliceKind.BACKFILL):
             return  # listed before, or a gap of its own
-        count = failures(state, piece.interval) + 1
+        count = state.progress.failures(piece.interval) + 1
         pause = retry.growing(count, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
-        held = next((f for f in state.failed_slices if f.interval == piece.interval), None)
-        failed = FailedSlice(piece.interval, count, run.now + pause, reason)
-        if held is not None:  # it may have been dismissed while it was asked for
-            failed = replace(failed, dismissed=held.dismissed, dismiss_reason=held.dismiss_reason)
-        await self._ledger.write(
-            coverage.slice_failed,
-            state.id,
-            failed.interval,
-            next_attempt_at=failed.next_attempt_at,
-            reason=reason,
-        )
-        state.failed_slices = [
-            *(one for one in state.failed_slices if one.interval != failed.interval),
-            failed,
-        ]
+        await state.record(SliceFailed(piece.interval, run.now + pause, reason))
 
 
-def rules(state: UserState) -> WindowRules:
-    """Return how this user's windows are cut."""
+def rules(state: StreamState) -> WindowRules:
+    """Return how a stream's windows are cut."""
     return _configured(state.user.poll.overlap, state.user.poll.max_window)
 
 
@@ -176,7 +158,7 @@ def halved(whole: WindowRules, times: int) -> WindowRules:
     return WindowRules(overlap=whole.overlap, max_window=longest)
 
 
-def _is_of_the_window(state: UserState, piece: Slice, run: Run) -> bool:
+def _is_of_the_window(state: StreamState, piece: Slice, run: PollRun) -> bool:
     """Whether a 403 or 404 is meant for the window: the user had a slice listed in this poll.
 
     A sweep must not pass over it as listed before, and a backfill not at the first time: the user
@@ -188,16 +170,11 @@ def _is_of_the_window(state: UserState, piece: Slice, run: Run) -> bool:
     return bool(run.listed.intervals) and not is_sweep
 
 
-def is_of_the_slice(error: ApiError, run: Run) -> bool:
+def is_of_the_slice(error: ApiError, run: PollRun) -> bool:
     """Whether a slice is to be tried again later by itself, and not its user or account."""
     if isinstance(error, UserRefused):
         return bool(run.listed.intervals)
     return not isinstance(error, NOT_THIS_USERS_FAULT)
-
-
-def failures(state: UserState, interval: Interval) -> int:
-    """Return how often this slice has failed."""
-    return next((f.failures for f in state.failed_slices if f.interval == interval), 0)
 
 
 def _newest_unlisted(refusal: ApiError | None, reason: str) -> ApiError:

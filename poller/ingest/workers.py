@@ -10,7 +10,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.gate import Gate
 from poller.ingest.patience import cut_off_if_hung
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, jobs
 
 _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
@@ -70,7 +70,7 @@ class FetchWorkers:
         clock: Clock,
         *,
         account: str,
-        users: dict[int, UserState],
+        users: dict[int, StreamState],
         may_ask: Callable[[], bool],
         at_once: int,
         on_outcome: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None,
@@ -165,12 +165,12 @@ class FetchWorkers:
         task.add_done_callback(lambda _: self._ended(fax.id, state))
         return True
 
-    def _ended(self, fax: int, state: UserState) -> None:
+    def _ended(self, fax: int, state: StreamState) -> None:
         del self._running[fax]
         state.images.end()
         self._wake.set()
 
-    async def _fetch(self, fax: FaxRow, state: UserState) -> None:
+    async def _fetch(self, fax: FaxRow, state: StreamState) -> None:
         try:
             outcome = await self._fetcher.fetch(fax, state.user)
         except Exception as error:  # noqa: BLE001 - not even its failure could be recorded

@@ -13,7 +13,6 @@ from poller.ledger.rows import (
     Health,
     NewFax,
     OnDisk,
-    Progress,
     StreamRow,
     Waiting,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "Ledger",
     "NewFax",
     "OnDisk",
-    "Progress",
     "Replacement",
     "State",
     "StreamRow",

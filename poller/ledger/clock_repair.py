@@ -1,4 +1,4 @@
-"""Take back what a clock that was ahead has put off."""
+"""Take back what a clock that was ahead has put off, and what it vouched for."""
 
 from datetime import datetime, timedelta
 
@@ -23,6 +23,9 @@ def forget_far_future(connection: Connection, now: datetime) -> None:
         update(streams)
         .where(streams.c.refused_until > now + LONGEST_REFUSAL)
         .values(refused_until=None)
+    )
+    connection.execute(
+        update(streams).where(streams.c.last_success_at > now).values(last_success_at=now)
     )
     connection.execute(
         update(failed_slices)

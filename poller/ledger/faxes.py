@@ -22,7 +22,8 @@ from sqlalchemy import (
 )
 
 from poller import naming
-from poller.ledger.coverage import cover, covered
+from poller.ledger import fold
+from poller.ledger.fold import chunks
 from poller.ledger.rows import Attempt, FaxRow, NewFax, OnDisk, fax_row
 from poller.ledger.tables import (
     EPOCH,
@@ -36,6 +37,7 @@ from poller.ledger.tables import (
     has_key,
     streams,
 )
+from poller.progress import Covered, Discovered, Progress, StreamEvent
 from poller.window import Interval
 
 # A fax inside the overlap is listed by every poll. When it was last listed is kept to this
@@ -92,13 +94,7 @@ _NEWEST_LISTED = (
     .order_by(faxes.c.id.desc())
     .limit(_NEWEST)
 )
-_OWNER = select(
-    streams.c.id,
-    streams.c.app_id,
-    streams.c.user_id,
-    streams.c.last_received_at,
-    streams.c.late_max_s,
-).where(_THIS_STREAM)
+_OWNER = select(streams.c.app_id, streams.c.user_id).where(_THIS_STREAM)
 COUNT = (
     update(streams)
     .where(_THIS_STREAM)
@@ -110,8 +106,6 @@ _COUNT_NEW = (
     .values(
         discovered=streams.c.discovered + bindparam("more"),
         pending=streams.c.pending + bindparam("more"),
-        last_received_at=bindparam("received"),
-        late_max_s=bindparam("late_s"),
     )
 )
 
@@ -120,8 +114,7 @@ _COUNT_NEW = (
 class ListedPage:
     """A page of a list: what it held and how it was asked for.
 
-    `covers` comes with the last page: in the same transaction it is merged into the coverage and the
-    failed slices inside it are forgotten.
+    `covers` comes with the last page: it is covered in the same transaction.
     """
 
     faxes: Sequence[NewFax]
@@ -131,8 +124,16 @@ class ListedPage:
     covers: Interval | None = None
 
 
-def record_page(connection: Connection, stream: int, page: ListedPage) -> list[FaxRow]:
-    """Record a page of a list; returns the faxes that were not known, now pending and due.
+@dataclass(frozen=True)
+class RecordedPage:
+    """The faxes of a page that were not known, now pending and due; `progress` where it has changed."""
+
+    discovered: list[FaxRow]
+    progress: Progress | None
+
+
+def record_page(connection: Connection, stream: int, page: ListedPage) -> RecordedPage:
+    """Record a page of a list.
 
     What a known fax was listed as first is kept; when it was last listed is kept to ten minutes.
     """
@@ -144,20 +145,23 @@ def record_page(connection: Connection, stream: int, page: ListedPage) -> list[F
     if new:
         _insert(connection, stream, new, page)
     _listed_again(connection, known, page)
+    happened = list(_happened(new, page))
+    progress = fold.record(connection, stream, *happened) if happened else None
+    return RecordedPage(_by_fax_ids(connection, stream, [fax.fax_id for fax in new]), progress)
+
+
+def _happened(new: Sequence[NewFax], page: ListedPage) -> Iterator[StreamEvent]:
+    if new:
+        received = tuple(fax.received_at for fax in new if fax.received_at is not None)
+        yield Discovered(page.now, received, by_window=page.found_by != "backfill")
     if page.covers is not None:
-        cover(connection, stream, page.covers)
-    return _by_fax_ids(connection, stream, [fax.fax_id for fax in new])
+        yield Covered(page.covers)
 
 
 def other_key(fax_id: str) -> str | None:
     """Return the key of an id where that is not the id itself."""
     key = naming.fax_key(fax_id)
     return None if key == fax_id else key
-
-
-def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for begin in range(0, len(values), _AT_ONCE):
-        yield values[begin : begin + _AT_ONCE]
 
 
 def _last_listed(
@@ -230,7 +234,7 @@ def _insert(connection: Connection, stream: int, new: list[NewFax], page: Listed
             for fax in new
         ],
     )
-    _count_new(connection, owner, new, page)
+    connection.execute(_COUNT_NEW, {"this": stream, "more": len(new)})
 
 
 class _Paths:
@@ -256,21 +260,6 @@ class _Paths:
             for chunk in chunks([naming.folded(path) for path in paths])
             for path in self._connection.scalars(_TAKEN, {"these": chunk})
         }
-
-
-def _count_new(connection: Connection, owner: Any, new: list[NewFax], page: ListedPage) -> None:
-    values = {"received": owner.last_received_at, "late_s": owner.late_max_s}
-    # A time in the future would hide for ever that nothing is received any more.
-    received = [min(fax.received_at, page.now) for fax in new if fax.received_at is not None]
-    if received:
-        held = [] if owner.last_received_at is None else [owner.last_received_at]
-        values["received"] = max(received + held)
-        listed = covered(connection, owner.id)
-        # A backfill comes long after a fax became visible and says nothing of when that was.
-        by_window = [] if page.found_by == "backfill" else received
-        late_s = [(page.now - at).total_seconds() for at in by_window if listed.covers(at)]
-        values["late_s"] = max([owner.late_max_s, *late_s])
-    connection.execute(_COUNT_NEW, {"this": owner.id, "more": len(new), **values})
 
 
 def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:

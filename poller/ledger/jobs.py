@@ -25,7 +25,6 @@ from poller.ledger.faxes import (
     COUNT,
     FAX,
     FORGET_OLD,
-    chunks,
     count,
     moved,
     one,
@@ -34,6 +33,7 @@ from poller.ledger.faxes import (
     set_fax,
     some,
 )
+from poller.ledger.fold import chunks
 from poller.ledger.rows import Claim, FailingCount, FaxRow, Waiting, fax_row, file_in
 from poller.ledger.tables import (
     EPOCH,

@@ -17,14 +17,14 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import Connection
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, meta, replacement, schema, snapshots, streams
+from poller.ledger import engine, fold, meta, replacement, schema, snapshots
 from poller.ledger.database import Database
 from poller.ledger.disk import Disk
-from poller.ledger.rows import Health, Progress
+from poller.ledger.rows import Health
 from poller.ledger.write_behind import WriteBehind
 from poller.ledger.writer import Writer
 from poller.own_threads import in_own_thread
-from poller.window import Interval, SliceKind
+from poller.progress import Progress, StreamEvent
 
 P = ParamSpec("P")
 Item = TypeVar("Item")
@@ -256,23 +256,9 @@ class Ledger:
 
     # -- what may be lost for a moment ---------------------------------------------------------------
 
-    async def cover(self, stream: int, interval: Interval) -> None:
-        """Record that an empty list covers `interval`, as `record_page` does; see `write_behind`."""
-        await self._write_behind.cover(stream, interval)
-
-    async def polled(self, stream: int, now: datetime) -> None:
-        """Record that a poll went well, which ends a refusal; see `write_behind`."""
-        await self._write_behind.polled(stream, now)
-
-    async def sweep_done(self, stream: int, kind: SliceKind, end: datetime, found: int) -> None:
-        """Record a completed sweep or deep sweep up to `end`, and how many faxes only it found.
-
-        One that found none may be lost for a moment, see `write_behind`.
-        """
-        if found:
-            await self.write(streams.sweep_done, stream, kind, end, found)
-        else:
-            await self._write_behind.swept(stream, kind, end)
+    async def record_soon(self, stream: int, *events: StreamEvent) -> None:
+        """Record what happened to a stream, as `fold.record` does, in a moment; see `write_behind`."""
+        await self._write_behind.record(stream, *events)
 
     def has_lost(self, stream: int) -> bool:
         """Whether something that was said of this stream was not recorded, see `write_behind`."""
@@ -281,7 +267,7 @@ class Ledger:
     async def progress(self, stream: int) -> Progress:
         """Return what polls of this stream go by, after all writes that were asked for before."""
         self._write_behind.lost.discard(stream)
-        return await self.write(streams.progress, stream)
+        return await self.write(fold.progress, stream)
 
 
 def _restored(path: Path, snapshot_stem: Path) -> datetime | None:

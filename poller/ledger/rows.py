@@ -9,7 +9,7 @@ from sqlalchemy import Row
 from poller.documents import DocumentFormat, StoredFile
 from poller.ledger.tables import State
 from poller.stream import Direction
-from poller.window import Coverage, FailedSlice, Interval
+from poller.window import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,6 @@ class StreamRow:
     late_max_s: float
     found_by_sweep: int
     found_by_deep_sweep: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """All that polls of one stream go by, as it was at one moment."""
-
-    row: StreamRow
-    coverage: Coverage
-    failed_slices: list[FailedSlice]
-    to_backfill: bool
 
 
 @dataclass(frozen=True)

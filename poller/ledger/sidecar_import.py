@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from poller.documents import StoredFile
-from poller.ledger.faxes import chunks, other_key, remember
+from poller.ledger.faxes import other_key, remember
+from poller.ledger.fold import chunks
 from poller.ledger.tables import State, coverage, faxes, has_key, streams
 from poller.naming import fax_key
 from poller.stream import Stream

@@ -1,16 +1,15 @@
-"""Streams: which are configured, and what their polls came to."""
+"""Streams: which are configured, and what is counted of them; how far they have come is in `fold`."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, insert, or_, select, true, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
-from poller.ledger import accounts, backfills, coverage, faxes
-from poller.ledger.rows import Progress, StreamRow
-from poller.ledger.tables import Instant, streams
+from poller.ledger import accounts, faxes
+from poller.ledger.rows import StreamRow
+from poller.ledger.tables import streams
 from poller.stream import Direction
-from poller.window import Coverage, SliceKind
 
 Identity = tuple[str, str, str, str]  # app_id, user_id, account, user
 
@@ -105,100 +104,6 @@ def _differs(row: StreamRow, labels: tuple[str, str] | None) -> bool:
     if labels is None:
         return not row.removed
     return row.removed or (row.account, row.user) != labels
-
-
-# -- what polls came to ------------------------------------------------------------------------
-
-
-def _set_stream(connection: Connection, stream: int, **values: Any) -> None:
-    connection.execute(update(streams).where(streams.c.id == stream).values(**values))
-
-
-def pin_start(connection: Connection, stream: int, start: datetime, configured: str) -> None:
-    """Fix where the stream's look-back begins; once set it only moves to earlier times."""
-    values = {"key": stream, "to_start": start, "to_configured": configured}
-    if not connection.execute(_PIN, values).rowcount:
-        raise LookupError(f"the ledger knows no stream {stream}")
-
-
-_TO_START = bindparam("to_start", type_=Instant)
-_PIN = (
-    update(streams)
-    .where(streams.c.id == bindparam("key"))
-    .values(
-        pinned_start=case(
-            (streams.c.pinned_start < _TO_START, streams.c.pinned_start), else_=_TO_START
-        ),
-        configured_start=bindparam("to_configured"),
-    )
-)
-
-
-def poll_failed(
-    connection: Connection,
-    stream: int,
-    now: datetime,
-    *,
-    error: str,
-    refused_until: datetime | None = None,
-) -> None:
-    """Record a poll that failed.
-
-    A `refused_until` other than the one held is one more refusal in a row; None leaves it.
-    """
-    values: dict[str, Any] = {
-        "last_poll_at": now,
-        "last_error": error,
-        "failed_polls": streams.c.failed_polls + 1,
-    }
-    if refused_until is not None and refused_until != one(connection, stream).refused_until:
-        values |= {"refused_until": refused_until, "refusals": streams.c.refusals + 1}
-    _set_stream(connection, stream, **values)
-
-
-def sweep_done(
-    connection: Connection, stream: int, kind: SliceKind, end: datetime, found: int
-) -> None:
-    if kind is SliceKind.DEEP_SWEEP:
-        total = streams.c.found_by_deep_sweep + found
-        _set_stream(connection, stream, deep_sweep_end=end, found_by_deep_sweep=total)
-    else:
-        _set_stream(
-            connection, stream, sweep_end=end, found_by_sweep=streams.c.found_by_sweep + found
-        )
-
-
-def forget_sweeps(connection: Connection, app_id: str, since: datetime | None = None) -> None:
-    """Have the account's next sweeps reach back as one at `since` would, or to the starts."""
-    for end in (streams.c.sweep_end, streams.c.deep_sweep_end):
-        later = true() if since is None else end > since
-        mine = and_(streams.c.app_id == app_id, later)
-        connection.execute(update(streams).where(mine).values({end: since}))
-
-
-# -- what polls go by ------------------------------------------------------------------------------
-
-
-def progress(connection: Connection, stream: int) -> Progress:
-    """Return what polls of this stream go by."""
-    return Progress(
-        one(connection, stream),
-        coverage.covered(connection, stream),
-        coverage.failed(connection, stream),
-        stream in backfills.streams_waiting(connection),
-    )
-
-
-def all_progress(connection: Connection) -> dict[int, Progress]:
-    """Return what polls of all streams go by."""
-    covered, failed = coverage.all_covered(connection), coverage.all_failed(connection)
-    to_backfill = backfills.streams_waiting(connection)
-    return {
-        row.id: Progress(
-            row, covered.get(row.id, Coverage()), failed.get(row.id, []), row.id in to_backfill
-        )
-        for row in all_streams(connection)
-    }
 
 
 def streams_with_stored_per_hour(

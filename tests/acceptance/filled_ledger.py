@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 
-from poller.ledger import Ledger, NewFax, StreamRow, coverage, faxes, jobs, streams
+from poller.ledger import Ledger, NewFax, StreamRow, faxes, fold, jobs, streams
+from poller.progress import NotPolled, Pinned, SliceFailed
 from poller.window import Interval
 
 APP = "app-1"
@@ -41,11 +42,11 @@ def _worked(connection: sqlite3.Connection, users: Sequence[StreamRow], now: dat
         ],
     )
     connection.executemany(
-        'INSERT INTO coverage ("user", "start", "end") VALUES (?, ?, ?)',
+        'INSERT INTO coverage (stream, "start", "end") VALUES (?, ?, ?)',
         [(user, week_ago, at - 20_000_000) for user, _, _ in each],
     )
     connection.executemany(
-        'INSERT INTO faxes ("user", fax_id, state, path, listed, first_seen_at, last_listed_at, '
+        'INSERT INTO faxes (stream, fax_id, state, path, listed, first_seen_at, last_listed_at, '
         "found_by, stored_at, file, sha256) VALUES (?, ?, 'stored', ?, '{}', ?, ?, 'newest', ?, ?, ?)",
         [
             (user, f"f-{user}-{one}", f"{user}/{one}", at, at, when, f"{user}/{one}.pdf", "0" * 64)
@@ -59,15 +60,17 @@ def _worked(connection: sqlite3.Connection, users: Sequence[StreamRow], now: dat
 async def _trouble(ledger: Ledger, users: Sequence[StreamRow], now: datetime) -> None:
     refused, failing, late, poisoned, damaged, gap = users[:6]
     error = "eFax answered the list call with HTTP 403 (not allowed)."
-    await ledger.write(streams.poll_failed, refused.id, now, error=error, refused_until=now + _HOUR)
-    await ledger.write(streams.poll_failed, failing.id, now, error="The list answer is not JSON.")
+    await ledger.write(fold.record, refused.id, NotPolled(now, error, now + _HOUR))
+    no_json = NotPolled(now, "The list answer is not JSON.")
+    await ledger.write(fold.record, failing.id, no_json)
     for user, quarantine in ((late, False), (poisoned, True)):
         fax = NewFax(f"bad-{user.user}", f"main/{user.user}/bad", {}, now - _HOUR)
-        (row,) = await ledger.write(
+        page = await ledger.write(
             faxes.record_page,
             user.id,
             faxes.ListedPage([fax], window=None, found_by="newest", now=now - _HOUR),
         )
+        (row,) = page.discovered
         await ledger.write(
             jobs.attempt_failed,
             row.id,
@@ -88,5 +91,5 @@ async def _trouble(ledger: Ledger, users: Sequence[StreamRow], now: datetime) ->
         faxes.note_harm, {on_disk.id: (on_disk.sha256, "the image has changed")}, now
     )
     missing = Interval(now - 20 * _HOUR * 24, now - 19 * _HOUR * 24)
-    await ledger.write(streams.pin_start, gap.id, missing.start, "20d")
-    await ledger.write(coverage.slice_failed, gap.id, missing, now + _HOUR, "HTTP 400")
+    await ledger.write(fold.record, gap.id, Pinned(missing.start, "20d"))
+    await ledger.write(fold.record, gap.id, SliceFailed(missing, now + _HOUR, "HTTP 400"))

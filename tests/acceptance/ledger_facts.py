@@ -20,13 +20,13 @@ from poller.ledger import (
     StreamRow,
     accounts,
     backfills,
-    coverage,
     faxes,
+    fold,
     jobs,
     streams,
     tables,
 )
-from poller.window import Coverage, FailedSlice, Interval
+from poller.window import FailedSlice, Interval
 
 Facts = dict[str, Any]
 
@@ -82,15 +82,15 @@ async def due(ledger: Ledger, now: datetime) -> dict[str, list[str]]:
 def _facts(
     connection: Connection, later: Callable[[str], timedelta], whole: Callable[[str], bool]
 ) -> Facts:
-    covered, failed = coverage.all_covered(connection), coverage.all_failed(connection)
+    held = fold.all_progress(connection)
     counts = _counts(connection)
     users: dict[str, Facts] = {}
     for row in streams.all_streams(connection):
         by = later(row.user_id)
         users[f"{row.app_id}/{row.user_id}"] = {
             **{name: _plain(getattr(row, name), by) for name in _USER},
-            "coverage": [_plain(one, by) for one in covered.get(row.id, Coverage()).intervals],
-            "failed_slices": [_slice(one, by) for one in failed.get(row.id, [])],
+            "coverage": [_plain(one, by) for one in held[row.id].coverage.intervals],
+            "failed_slices": [_slice(one, by) for one in held[row.id].failed_slices],
             "faxes_by_state": dict(counts.get(row.id, {})),
         }
         if whole(row.user_id):

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from poller.documents import StoredFile
 from poller.ledger import faxes
-from poller.ledger.rows import FaxRow
 from poller.store import handover, recovery, syscalls
 from poller.store.place import Names, Place
 from poller.store.sidecars import Identity
@@ -49,7 +48,7 @@ def page_forgotten() -> None:
     """The rows of a page are not kept, and what it covered is."""
     record = faxes.record_page
 
-    def forget(connection: Connection, stream: int, page: Any) -> list[FaxRow]:
+    def forget(connection: Connection, stream: int, page: Any) -> faxes.RecordedPage:
         first = page.faxes[0].fax_id if page.faxes else None
         kept = replace(page, faxes=[fax for fax in page.faxes if fax.fax_id != first])
         return record(connection, stream, kept)

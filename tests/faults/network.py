@@ -27,9 +27,9 @@ from poller.config.model import (
     User,
 )
 from poller.ingest.account import AccountRunner
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.site import Site, open_site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, faxes, streams
 from poller.metrics import Metrics
 from poller.simulator import Faults
@@ -70,7 +70,7 @@ class Bench:
     def account(self, app: str = APP) -> AccountRunner:
         return self.site.accounts[app]
 
-    def state(self, user: str) -> UserState:
+    def state(self, user: str) -> StreamState:
         return next(state for state in self.site.states if state.user.user_id == user)
 
     async def poll(self, user: str = "user-a") -> PollOutcome:
@@ -137,7 +137,7 @@ class Bench:
         outcomes = await self.cycle()
         assert not any(outcome.failed or outcome.skipped for outcome in outcomes.values())
         assert not any(outcome.discovered for outcome in outcomes.values())
-        assert not any(state.gaps() for state in self.site.states)
+        assert not any(state.progress.gaps for state in self.site.states)
         assert_stored(self, self.simulator, names=NAMES)
 
 

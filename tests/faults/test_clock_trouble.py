@@ -19,10 +19,9 @@ from poller.config.model import Poll
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.ingest.site import Site
-from poller.ledger import State, coverage
+from poller.ledger import State, fold
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
-from poller.window import Coverage
 from tests.acceptance.installation import assert_stored
 from tests.conftest import APP, KEY, NOON, MakeConfig, QuickClock, opened_site
 from tests.faults.network import trying
@@ -66,14 +65,14 @@ class World:
         outcome = await poll(site)
         await site.accounts[APP].workers.run_until_idle()
         _, state = parts(site)
-        covered = (await site.shop.ledger.read(coverage.all_covered)).get(state.id, Coverage())
-        assert covered == state.coverage
+        covered = (await site.shop.ledger.read(fold.progress, state.id)).coverage
+        assert covered == state.progress.coverage
         if covered.newest_end is not None:
             assert covered.newest_end <= self.clock.true(), "it claims to have listed the future"
         if self.watermark is not None:
-            assert state.watermark is not None
-            assert state.watermark >= self.watermark, "the watermark moved back"
-        self.watermark = state.watermark
+            assert state.progress.watermark is not None
+            assert state.progress.watermark >= self.watermark, "the watermark moved back"
+        self.watermark = state.progress.watermark
         return not outcome.failed and outcome.skipped is None
 
     async def rounds(self, site: Site, count: int) -> None:
@@ -109,7 +108,7 @@ async def settle(world: World, *, rounds: int = 4) -> None:
         await world.rounds(site, rounds)
         world.clock.advance(MINUTE)
         assert await world.poll(site)
-        assert not parts(site)[1].gaps()
+        assert not parts(site)[1].progress.gaps
     assert_stored(world, world.simulator, names=NAMES)
     assert set(world.simulator.downloads.values()) <= {1}
 
@@ -271,7 +270,7 @@ async def test_a_server_without_any_date_is_listed_up_to_five_minutes_ago_and_mi
     world.simulator.switches = Switches(date_header="missing")
     async with world.open() as site:
         await world.rounds(site, 12)
-        watermark = parts(site)[1].watermark
+        watermark = parts(site)[1].progress.watermark
         assert watermark is not None
         assert 5 * MINUTE <= world.clock.true() - watermark <= 7 * MINUTE
         world.clock.advance(10 * MINUTE)

@@ -24,7 +24,7 @@ import pytest
 import structlog
 
 from poller import log
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ledger import State, faxes, jobs
 from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
@@ -499,7 +499,7 @@ async def test_what_is_no_list_is_said_covers_nothing_and_stops_nobody_else(
     for case in LISTS[part::3]:
         with trying(case.name):
             fax = receive(work, A)
-            watermark = work.state(A).watermark
+            watermark = work.state(A).progress.watermark
 
             outcome = await round_with(
                 work, Harm(LIST_OF_A, answer=case.answer), is_big=case.is_big
@@ -509,7 +509,7 @@ async def test_what_is_no_list_is_said_covers_nothing_and_stops_nobody_else(
             assert error is not None
             assert str(outcome.error) == error
             assert error.startswith(case.says), error
-            assert work.state(A).watermark == watermark
+            assert work.state(A).progress.watermark == watermark
             assert not await work.site.shop.ledger.read(faxes.find, fax.fax_id)
             assert_nothing_private_and_no_bug(out, error)
             work.clock.advance(MINUTE)
@@ -523,7 +523,7 @@ async def test_a_record_without_an_id_leaves_the_window_open_and_takes_no_other_
     for name, fax_id in UNUSABLE_IDS.items():
         with trying(name):
             fax = receive(work, A)
-            watermark = work.state(A).watermark
+            watermark = work.state(A).progress.watermark
             listed = {"fax_id": fax.fax_id, "pages": 1, **PATIENT}
             hostile = {"fax_id": fax_id, **PATIENT}
             first, second = list_of(hostile, listed), list_of(listed)
@@ -535,7 +535,7 @@ async def test_a_record_without_an_id_leaves_the_window_open_and_takes_no_other_
             error = "1 entries of the list bear no usable fax_id"
             assert str(outcome.error) == await work.last_error(A) == error
             await assert_stored_rows(work, fax)
-            assert work.state(A).watermark == watermark
+            assert work.state(A).progress.watermark == watermark
             assert_nothing_private_and_no_bug(out)
             work.clock.advance(MINUTE)
             assert not (await work.poll(A)).failed
@@ -719,8 +719,8 @@ async def test_a_strange_date_never_brings_the_watermark_past_the_servers_now(
             answer = json_of({"faxes": []}, f"Date: {date}")
             await round_with(work, Harm(LIST_OF_A, answer=answer))
             for state in work.site.states:
-                assert state.watermark is not None
-                assert state.watermark <= work.simulator.now()
+                assert state.progress.watermark is not None
+                assert state.progress.watermark <= work.simulator.now()
             assert_nothing_private_and_no_bug(out)
             work.clock.advance(MINUTE)
     await work.heal()

@@ -17,7 +17,9 @@ from poller.config.model import Expect, Poll, RetryConfig, User
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.ingest.site import Site
+from poller.progress import Swept
 from poller.simulator import Simulator
+from poller.window import SliceKind
 from tests.acceptance.filled_ledger import fill, names
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import settled
@@ -54,7 +56,9 @@ async def site(
     async with opened_site(settings, clock) as opened:
         for state in opened.states:  # as after the sweeps of a start
             state.sweep_now = False
-            state.sweep_ends = dict.fromkeys(state.sweep_ends, clock.now())
+            state.apply(
+                *(Swept(kind, clock.now()) for kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP))
+            )
         yield opened
 
 

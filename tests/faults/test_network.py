@@ -150,13 +150,13 @@ async def test_row_33_a_list_that_is_swallowed_is_given_up_and_others_are_polled
     impatient.one_each()
     impatient.proxy.harms = [Harm(REQUEST_OF_A, cut_after=0, end="stall")]
     impatient.clock.advance(timedelta(minutes=1))
-    watermark = impatient.state(A).watermark
+    watermark = impatient.state(A).progress.watermark
 
     outcomes = await impatient.cycle()
 
     said_of_a = "The list call was not answered within 1.5 seconds."
     assert str(outcomes[A].error) == await impatient.last_error(A) == said_of_a
-    assert impatient.state(A).watermark == watermark
+    assert impatient.state(A).progress.watermark == watermark
     assert impatient.visible(B)
     assert impatient.visible(C)
     await impatient.heal()
@@ -231,13 +231,13 @@ async def test_row_34_to_36_a_list_that_breaks_off_is_no_list_and_covers_nothing
     at_work.simulator.switches = Switches(framing=framing)
     at_work.one_each()
     at_work.clock.advance(timedelta(minutes=1))
-    watermark = at_work.state(A).watermark
+    watermark = at_work.state(A).progress.watermark
     at_work.proxy.harms = [Harm(REQUEST_OF_A, cut_after=260)]
 
     outcomes = await at_work.cycle()
 
     assert outcomes[A].error is not None
-    assert at_work.state(A).watermark == watermark
+    assert at_work.state(A).progress.watermark == watermark
     assert not at_work.visible(A)
     assert at_work.visible(B)
     assert at_work.visible(C)

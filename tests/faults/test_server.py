@@ -93,13 +93,13 @@ async def test_row_41_a_list_answer_that_is_malformed_covers_nothing(
     work.one_each()
     work.simulator.faults = of_a(effect, call="list")
     work.clock.advance(MINUTE)
-    watermark = work.state(A).watermark
+    watermark = work.state(A).progress.watermark
     before = work.simulator.requests[-1]
 
     outcomes = await work.cycle()
 
     assert str(outcomes[A].error) == await work.last_error(A) == "The list answer is not JSON."
-    assert work.state(A).watermark == watermark
+    assert work.state(A).progress.watermark == watermark
     since = work.simulator.requests[work.simulator.requests.index(before) + 1 :]
     assert sum(one.call == "list" and one.user == A for one in since) == ATTEMPTS
     assert work.visible(B)

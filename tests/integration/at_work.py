@@ -12,9 +12,9 @@ import pytest
 
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
-from poller.ingest.run import PollOutcome
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, faxes
 from poller.simulator import Fault, Faults, Simulator, Switches, selection
 from poller.simulator.query import RefusedError, Window
@@ -26,7 +26,7 @@ WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a l
 HELD_S = 240.0  # a thread is held for longer than a test waits for anything else
 
 
-def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, UserState]:
+def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, StreamState]:
     account = site.accounts[APP]
     return account, next(s for s in account.states.values() if s.user.name == user)
 

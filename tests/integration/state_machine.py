@@ -47,7 +47,7 @@ from poller.daemon.planner import Planner
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ingest.account import AccountRunner
 from poller.ingest.site import Site, open_site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import faxes, jobs
 from poller.metrics import Metrics
 from poller.simulator import Faults, Switches
@@ -668,7 +668,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     # -- what poller is asked to do ----------------------------------------------------------------
 
-    def _parts(self) -> list[tuple[AccountRunner, UserState]]:
+    def _parts(self) -> list[tuple[AccountRunner, StreamState]]:
         assert self.site is not None
         return [
             (account, state)
@@ -678,7 +678,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     async def _poll(self, user: int) -> None:
         account, state = self._parts()[user]
-        newest_end, now = state.coverage.newest_end, self.world.clocks.true
+        newest_end, now = state.progress.coverage.newest_end, self.world.clocks.true
         visible = [fax for fax in self._ever() if fax.visible_at <= now and not fax.deleted]
         outcome = await account.poll(state)
         if outcome.error is not None or outcome.skipped is not None or newest_end is None:
@@ -690,7 +690,7 @@ class PollerMachine(RuleBasedStateMachine):
             for fax in visible
             if (fax.app_id, fax.user_id) == (state.user.app_id, state.user.user_id)
             and begin <= fax.completed < end
-            and not any(f.interval.end > fax.completed for f in state.failed_slices)
+            and not any(f.interval.end > fax.completed for f in state.progress.failed_slices)
         }
 
     async def _fetch_all(self) -> None:

@@ -160,10 +160,10 @@ async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
     simulator.switches = Switches(oldest_window_s=5.5 * 86_400.0)
     await poll(site)
     _, state = parts(site)
-    assert state.gaps()
+    assert state.progress.gaps
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     simulator.switches = Switches()
-    while state.gaps():  # each success a moment ago, as when the service catches up
+    while state.progress.gaps:  # each success a moment ago, as when the service catches up
         clock.advance(5 * 60 * SECOND)
         await poll(site)
     counted = await samples(site)
@@ -474,14 +474,14 @@ async def test_account_whose_users_are_all_refused_is_suspended_and_no_user_is_b
     for number in range(6):  # probes, the users taking turns
         clock.advance(6 * 60 * SECOND)
         before = len(simulator.requests)
-        parts(site, users[number % 2])[1].refused_until = None
+        parts(site, users[number % 2])[1].ask_anyway = True
         assert (await poll(site, users[number % 2])).failed
         assert len(simulator.requests) == before + 1
     assert said(events, "account-suspended", "user-refused", "poll-failed") == ["account-suspended"]
 
     simulator.faults = Faults()
     clock.advance(6 * 60 * SECOND)
-    parts(site)[1].refused_until = None
+    parts(site)[1].ask_anyway = True
     for user in users:
         assert not (await poll(site, user)).failed
     assert said(events, "account-resumed", "user-accepted") == ["account-resumed"]
@@ -546,6 +546,6 @@ async def test_probe_of_an_account_whose_users_are_refused_ends_it_by_an_empty_l
     assert site.accounts[APP].is_suspended
     simulator.faults = Faults()
     clock.advance(6 * 60 * SECOND)
-    parts(site)[1].refused_until = None
+    parts(site)[1].ask_anyway = True
     assert not (await poll(site)).failed
     assert not (await poll(site, "user-b")).failed

@@ -13,9 +13,10 @@ from poller.daemon.planner import Planner
 from poller.efax.timestamps import parse_timestamp
 from poller.errors import BadAnswer
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
-from poller.ledger import Backfill, Found, backfills, coverage, streams
+from poller.ingest.stream_state import StreamState
+from poller.ledger import Backfill, Found, backfills, fold, streams
 from poller.problems import problems
+from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import Surroundings, span, status
@@ -37,7 +38,7 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-async def polled(site: Site, simulator: Simulator) -> UserState:
+async def polled(site: Site, simulator: Simulator) -> StreamState:
     """A user whose week is listed; requests from here on are the test's."""
     await poll(site)
     simulator.requests.clear()
@@ -85,10 +86,10 @@ def windows(simulator: Simulator, before: datetime) -> list[Interval]:
 
 
 async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_watermark(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
 ) -> None:
     fax = old_fax(simulator, 20)
-    watermark, gaps = polled.watermark, polled.gaps()
+    watermark, gaps = polled.progress.watermark, polled.progress.gaps
     window = days_ago(clock, 25, 15)
     asked = await ask(site, window)
 
@@ -96,12 +97,12 @@ async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_waterm
 
     assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
     assert outcome.discovered[0].found_by == "backfill"
-    assert polled.watermark is not None
+    assert polled.progress.watermark is not None
     assert watermark is not None
-    assert polled.watermark >= watermark
-    assert polled.gaps() == gaps == ()
+    assert polled.progress.watermark >= watermark
+    assert polled.progress.gaps == gaps == ()
     ledger = site.shop.ledger
-    assert window in (await ledger.read(coverage.covered, polled.id)).intervals
+    assert window in (await ledger.read(fold.progress, polled.id)).coverage.intervals
     done = await now_of(site, asked)
     assert (done.rest, done.not_listed, done.done_at is not None) == (None, (), True)
     assert said(events, "backfill-completed") == ["backfill-completed"]
@@ -115,7 +116,7 @@ async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_waterm
 
 
 async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_already(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 6, 2)
     await ask(site, window)
@@ -131,7 +132,7 @@ async def test_live_polls_come_first_and_a_backfill_goes_on_where_time_was_up(
     site: Site,
     simulator: Simulator,
     clock: QuickClock,
-    polled: UserState,
+    polled: StreamState,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def ticking() -> float:
@@ -163,7 +164,7 @@ def windows_of(simulator: Simulator, since: int) -> list[Interval]:
 
 
 async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
 ) -> None:
     simulator.switches = Switches(oldest_window_s=20.5 * 86_400)
     fax = old_fax(simulator, 18)
@@ -178,18 +179,18 @@ async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
     assert done.rest is None
     assert all("400" in reason for _, reason in done.not_listed)
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
-    covered = await site.shop.ledger.read(coverage.covered, polled.id)
+    covered = (await site.shop.ledger.read(fold.progress, polled.id)).coverage
     assert unlisted.intervals[0].start == window.start
     assert not any(covered.covers(one.start) for one in unlisted.intervals)
     both = Coverage(unlisted.intervals + covered.intervals)
     assert both.gaps(window.start, window.end) == ()
     (event,) = [event for event in events if event.action == "backfill-completed"]
     assert event.fields["level"] == "warning"
-    assert polled.failed_gaps() == ()
+    assert polled.progress.failed_gaps == ()
 
 
 async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_goes_on(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 15.9, 15.1)
     asked = await ask(site, window)
@@ -216,7 +217,7 @@ async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_
 
 
 async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 15.1, 15)
     asked = await ask(site, window)
@@ -228,7 +229,7 @@ async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
     done = await now_of(site, asked)
     assert done.rest is None
     assert Coverage(tuple(one for one, _ in done.not_listed)).intervals == (window,)
-    assert not (await site.shop.ledger.read(coverage.covered, polled.id)).covers(window.start)
+    assert not (await site.shop.ledger.read(fold.progress, polled.id)).coverage.covers(window.start)
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -236,7 +237,7 @@ async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refus
     site: Site,
     simulator: Simulator,
     clock: QuickClock,
-    polled: UserState,
+    polled: StreamState,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
     status: int,
@@ -253,27 +254,27 @@ async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refus
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
     assert unlisted.intervals[0].start == window.start
     assert all(str(status) in reason for _, reason in done.not_listed)
-    covered = await site.shop.ledger.read(coverage.covered, polled.id)
+    covered = (await site.shop.ledger.read(fold.progress, polled.id)).coverage
     assert Coverage(unlisted.intervals + covered.intervals).gaps(window.start, window.end) == ()
     assert said(events, "user-refused", "backfill-completed") == ["backfill-completed"]
 
 
 async def test_a_user_who_is_refused_in_the_middle_of_a_backfill_is_refused_and_it_stays_asked_for(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState, events: list[Event]
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
 ) -> None:
     asked = await ask(site, days_ago(clock, 16, 15))
     simulator.faults = faults("403@list=always")
     for _ in range(3):
         await poll(site)
         clock.advance(timedelta(minutes=6))
-    assert polled.refusals
+    assert polled.progress.refusals
     held = await now_of(site, asked)
     assert (held.rest, held.not_listed) == (asked.window, ())
     assert said(events, "user-refused") == ["user-refused"]
 
 
 async def test_a_suspended_account_leaves_the_backfill_asked_for_and_it_is_done_afterwards(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     asked = await ask(site, days_ago(clock, 16, 15))
     await suspend(site, simulator)
@@ -297,21 +298,21 @@ async def test_a_backfill_outlives_the_process(
     fax = old_fax(simulator, 15.5)
     async with opened_site(settings, clock) as site:
         _, state = parts(site)
-        assert state.backfill is True
+        assert state.progress.backfill_waits is True
         assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
         assert (await now_of(site, asked)).done_at is not None
         assert not await site.shop.ledger.read(backfills.all_waiting)
     async with opened_site(settings, clock) as site:
-        assert not parts(site)[1].backfill
+        assert not parts(site)[1].progress.backfill_waits
 
 
 async def test_what_is_still_to_come_is_not_waited_for(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     asked = await ask(site, Interval(clock.now() - DAY, clock.now() + DAY))
     await poll(site)
     assert (await now_of(site, asked)).done_at is not None
-    newest = (await site.shop.ledger.read(coverage.covered, polled.id)).newest_end
+    newest = (await site.shop.ledger.read(fold.progress, polled.id)).coverage.newest_end
     assert newest is not None
     assert newest <= simulator.now()
 
@@ -325,11 +326,11 @@ async def test_a_user_who_was_never_polled_is_listed_from_its_start_all_the_same
     first = await account.backfill(state)
     assert [row.fax_id for row in first.discovered] == [old.fax_id]
     assert [row.fax_id for row in (await poll(site)).discovered] == [recent.fax_id]
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
 
 
 async def test_the_same_window_asked_for_again_goes_on_and_a_new_one_begins_when_it_is_through(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 16, 15)
     first = await ask(site, window)
@@ -341,7 +342,7 @@ async def test_the_same_window_asked_for_again_goes_on_and_a_new_one_begins_when
 
 
 async def test_a_find_of_a_backfill_does_not_count_as_late(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     old_fax(simulator, 2)  # the window had missed it
     await ask(site, days_ago(clock, 3, 1))
@@ -384,7 +385,7 @@ async def test_poll_follows_at_once_where_a_backfill_is_not_through(
     planner = Planner(site)
     planner.start()
     try:
-        state.backfill = True
+        state.progress = replace(state.progress, backfill_waits=True)
         state.backfill_not_before = clock.monotonic() + 90
         job = planner._scheduler.get_job(str(state.id))
         job.modify(next_run_time=clock.now() + timedelta(hours=12))
@@ -405,7 +406,7 @@ async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_wait
     await poll(site)
     await ask(site, days_ago(clock, 16, 15))
     if trouble == "refused":
-        state.refused_until = clock.now() + timedelta(hours=1)
+        await state.record(NotPolled(clock.now(), "refused", clock.now() + timedelta(hours=1)))
     else:
         simulator.faults = faults(trouble)
     planner = Planner(site)
@@ -415,7 +416,7 @@ async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_wait
         job = planner._scheduler.get_job(str(state.id))
         job.modify(next_run_time=later)
         await planner._poll(account, state, job.trigger)
-        assert state.backfill
+        assert state.progress.backfill_waits
         assert planner._scheduler.get_job(str(state.id)).next_run_time == later
     finally:
         await planner.stop()
@@ -425,7 +426,7 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     site: Site,
     simulator: Simulator,
     clock: QuickClock,
-    polled: UserState,
+    polled: StreamState,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -445,13 +446,13 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     assert held.withdrawn
     assert held.rest == window
     assert len(windows(simulator, before=window.end + timedelta(minutes=1))) == 1
-    assert not polled.backfill
+    assert not polled.progress.backfill_waits
     assert said(events, "backfill-completed") == []
     assert (await ask(site, window)).id != asked.id
 
 
 async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: UserState
+    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     async def shown() -> tuple[dict[str, Any], list[str]]:
         answer = await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))

@@ -15,8 +15,8 @@ from poller.ingest.audit import Auditor, Checked
 from poller.ingest.fetch import Outcome
 from poller.ingest.reading import Read
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
-from poller.ledger import State, coverage, faxes, jobs
+from poller.ingest.stream_state import StreamState
+from poller.ledger import State, faxes, fold, jobs
 from poller.problems import problems
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
@@ -294,29 +294,29 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
     _, state = parts(site)
     await poll(site)
     assert said(events, "gap-opened") == ["gap-opened"]
-    failed = list(state.failed_slices)
+    failed = list(state.progress.failed_slices)
     asked = calls(simulator, "list", "user-a")
     async with in_background(BackgroundChecks(site)._watch_edits()):
         for one in failed:
-            await site.shop.ledger.write(coverage.dismiss_gap, state.id, one.interval, "old")
-        await until(lambda: all(one.dismissed for one in state.failed_slices))
+            await site.shop.ledger.write(fold.dismiss_gap, state.id, one.interval, "old")
+        await until(lambda: all(one.dismissed for one in state.progress.failed_slices))
         await poll(site)
         assert said(events, "gap-closed") == ["gap-closed"]
-        settled = state.settled_until
-        assert state.watermark is not None
+        settled = state.progress.settled_until
+        assert state.progress.watermark is not None
         assert settled is not None
-        assert state.watermark < failed[-1].interval.end < settled
-        assert settled == state.coverage.newest_end
+        assert state.progress.watermark < failed[-1].interval.end < settled
+        assert settled == state.progress.coverage.newest_end
         shown = (await site.shop.metrics.render()).decode()
         name = 'poller_settled_timestamp_seconds{account="main",user="user-a"} '
         (value,) = (line for line in shown.splitlines() if line.startswith(name))
         assert float(value.removeprefix(name)) == settled.timestamp()
         assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
         simulator.switches = Switches()
-        await site.shop.ledger.write(coverage.make_gap_due, state.id, failed[0].interval)
-        await until(lambda: not all(one.dismissed for one in state.failed_slices))
+        await site.shop.ledger.write(fold.make_gap_due, state.id, failed[0].interval)
+        await until(lambda: not all(one.dismissed for one in state.progress.failed_slices))
         await poll(site)
-        assert state.gaps() == ()
+        assert state.progress.gaps == ()
 
 
 async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
@@ -328,24 +328,24 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     clock.advance(timedelta(hours=7))
     real = account._poller._lister._reader.read
 
-    async def dismissed_meanwhile(asked: UserState, piece: Slice, bounds: Interval) -> Read:
+    async def dismissed_meanwhile(asked: StreamState, piece: Slice, bounds: Interval) -> Read:
         if piece.kind is SliceKind.GAP:
-            for one in list(state.failed_slices):
-                await site.shop.ledger.write(coverage.dismiss_gap, state.id, one.interval, "old")
+            for one in list(state.progress.failed_slices):
+                await site.shop.ledger.write(fold.dismiss_gap, state.id, one.interval, "old")
             await site.read_edits()
         return await real(asked, piece, bounds)
 
     with monkeypatch.context() as patch:
         patch.setattr(account._poller._lister._reader, "read", dismissed_meanwhile)
         await poll(site)
-    assert state.failed_gaps() == ()
-    assert sum(one.dismissed for one in state.failed_slices) > 0
+    assert state.progress.failed_gaps == ()
+    assert sum(one.dismissed for one in state.progress.failed_slices) > 0
     clock.advance(timedelta(hours=7))
     asked = calls(simulator, "list", "user-a")
     await poll(site)
     assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
     await site.read_edits()
-    assert state.failed_gaps() == ()
+    assert state.progress.failed_gaps == ()
 
 
 # -- quarantine and its evidence ---------------------------------------------------------------------

@@ -31,7 +31,7 @@ from poller.config.model import StorageConfig, User
 from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, meta
 from poller.lock import StateLock
 from poller.log.key import KEY_FILE
@@ -342,7 +342,7 @@ def test_bug_in_one_users_poll_ends_neither_once_nor_the_other_polls(
     receive(efax, "user-b")
     real = AccountRunner.poll
 
-    async def poll(self: AccountRunner, state: UserState, **limits: Any) -> Any:
+    async def poll(self: AccountRunner, state: StreamState, **limits: Any) -> Any:
         if state.user.name == "a":
             raise KeyError(NUMBER)
         return await real(self, state, **limits)

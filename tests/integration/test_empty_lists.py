@@ -13,12 +13,13 @@ from poller.efax.responses import Page
 from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
-from poller.ingest.nets import Nets
 from poller.ingest.reading import Read
 from poller.ingest.site import Site
-from poller.ledger import State, accounts, backfills, coverage, faxes, streams
+from poller.ingest.sweeps import Sweeps
+from poller.ledger import State, accounts, backfills, faxes, fold, streams
+from poller.progress import SweepsForgotten
 from poller.simulator import Faults, Simulator, Switches
-from poller.window import Interval, SliceKind
+from poller.window import Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
 from tests.integration.at_work import calls, listed, parts, poll, said, settled
 
@@ -43,7 +44,7 @@ async def quiet(site: Site, simulator: Simulator, clock: QuickClock) -> Site:
 
 async def covered(site: Site, user: str = "user-a") -> Any:
     """Up to when the ledger says that this user's faxes are listed."""
-    return (await site.shop.ledger.read(coverage.covered, parts(site, user)[1].id)).newest_end
+    return (await site.shop.ledger.read(fold.progress, parts(site, user)[1].id)).coverage.newest_end
 
 
 def asked_for_1990(simulator: Simulator) -> int:
@@ -267,16 +268,16 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
 ) -> None:
     """Another user's poll finds that out while this one's sweep reads its last list."""
     _, state = parts(site)
-    read = Nets._read_not_downloaded
+    read = Sweeps._read_not_downloaded
 
-    async def meanwhile(nets: Nets, *arguments: Any) -> Read:
+    async def meanwhile(sweeps: Sweeps, *arguments: Any) -> Read:
         state.sweeps.clear()
-        state.sweep_ends = dict.fromkeys(state.sweep_ends)
-        return await read(nets, *arguments)
+        await state.record(SweepsForgotten())
+        return await read(sweeps, *arguments)
 
-    monkeypatch.setattr(Nets, "_read_not_downloaded", meanwhile)
+    monkeypatch.setattr(Sweeps, "_read_not_downloaded", meanwhile)
     assert not (await poll(site)).failed
-    assert state.sweep_ends[SliceKind.DEEP_SWEEP] is None
+    assert state.progress.deep_sweep_end is None
     (row,) = [row for row in await site.shop.ledger.read(streams.all_streams) if row.id == state.id]
     assert row.deep_sweep_end is None
 
@@ -305,7 +306,7 @@ async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
     clock.advance(8 * SECOND)
     await poll(quiet, "user-b")
     assert await covered(quiet, "user-b") < clock.now()
-    assert parts(quiet, "user-b")[1].coverage.newest_end == clock.now() - 128 * SECOND
+    assert parts(quiet, "user-b")[1].progress.coverage.newest_end == clock.now() - 128 * SECOND
     clock.advance(8 * SECOND)
     await poll(quiet)
     assert await covered(quiet) == clock.now()
@@ -417,10 +418,10 @@ async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanw
     client, states = site.accounts[APP].client, site.accounts[APP].states
     empties = EmptyLists(client, site.shop.ledger, site.shop.clock, states)
     await site.shop.ledger.write(accounts.keep_lists, APP, Lists(tells_gone=True).text())
-    await empties.believe("", is_end=True)
+    await empties.spelling.believe("", is_end=True)
     await empties.listed(parts(site)[1].user, Page(()))
     simulator.delete(simulator.faxes()[0])
-    proving, learning = empties.prove(), empties.learn()
+    proving, learning = empties.prove(), empties.spelling.learn()
     await asyncio.gather(proving, learning)
     assert asked_for_1990(simulator) == 1  # by the poll that listed the fax
 
@@ -768,7 +769,7 @@ async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
     old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=20))
     window = Interval(clock.now() - timedelta(days=21), clock.now() - timedelta(days=19))
     await quiet.shop.ledger.write(backfills.ask, state.id, window, clock.now())
-    state.backfill = True
+    await state.reread()
     simulator.faults = Faults.of("full-200@list=always")
     assert (await account.backfill(state)).error is not None
     simulator.faults = Faults()
@@ -790,8 +791,8 @@ async def test_gap_is_not_closed_by_an_outage(
         simulator.faults = Faults(script=script, script_calls=frozenset({"list"}))
         await poll(site)
         assert site.accounts[APP].is_suspended
-        assert parts(site)[1].gaps()
+        assert parts(site)[1].progress.gaps
         simulator.faults = Faults()
         await probe(site, clock)
         assert await site.shop.ledger.read(faxes.find, old.fax_id)
-        assert not parts(site)[1].gaps()
+        assert not parts(site)[1].progress.gaps

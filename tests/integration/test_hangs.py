@@ -89,7 +89,7 @@ async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_g
             ("poll", "user-a"), ("poll", "user-b"),
         }  # fmt: skip
         assert (await work.row(fax)).user == "user-c"
-        await until(lambda: all(state.last_success_at for state in work.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in work.site.states))
         await planner.stop()
 
 

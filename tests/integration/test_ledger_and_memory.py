@@ -11,7 +11,7 @@ import pytest
 from poller.config.model import Poll
 from poller.errors import BadAnswer, LedgerUnavailable
 from poller.ingest.site import Site
-from poller.ledger import Ledger, coverage, streams
+from poller.ledger import Ledger, fold, streams
 from poller.simulator import Simulator, Switches
 from poller.window import Interval
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site
@@ -39,15 +39,7 @@ def between(site: Site, monkeypatch: pytest.MonkeyPatch) -> Between:
 
 async def remembered_is_held(site: Site) -> bool:
     _, state = parts(site)
-    held = await site.shop.ledger.progress(state.id)
-    ends = [held.row.sweep_end, held.row.deep_sweep_end]
-    return [
-        *(state.coverage, sorted(state.failed_slices, key=lambda one: one.interval.start)),
-        *(state.pinned_start, state.configured_start, list(state.sweep_ends.values())),
-    ] == [
-        *(held.coverage, held.failed_slices),
-        *(held.row.pinned_start, held.row.configured_start, ends),
-    ]
+    return state.progress == await site.shop.ledger.progress(state.id)
 
 
 async def _unanswered(*_: Any, **__: Any) -> Any:
@@ -70,7 +62,7 @@ async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
     assert (await poll(site)).error is None
     assert await remembered_is_held(site)
     _, state = parts(site)
-    assert state.coverage.covers(clock.now() - START + DAY)
+    assert state.progress.coverage.covers(clock.now() - START + DAY)
 
 
 async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_ledger(
@@ -146,9 +138,9 @@ async def test_edit_of_gaps_at_any_point_of_a_poll_is_known_after_it(
         async def act() -> None:
             bounds = Interval(clock.now() - 60 * DAY, clock.now() - 2 * DAY)
             if edit == "dismiss":
-                assert await operator.write(coverage.dismiss_gap, state.id, bounds, "old")
+                assert await operator.write(fold.dismiss_gap, state.id, bounds, "old")
             else:
-                await operator.write(coverage.make_gap_due, state.id, bounds)
+                await operator.write(fold.make_gap_due, state.id, bounds)
             await site.read_edits()
 
         for number in itertools.count(1):
@@ -175,12 +167,12 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
         await go_on.wait()
         return held
 
-    around(monkeypatch, site.shop.ledger, streams.all_progress, slow)
+    around(monkeypatch, site.shop.ledger, fold.all_progress, slow)
     async with in_background(site.read_edits()) as (reading,):
         await read.wait()
         await poll(site)
-        assert state.failed_slices
+        assert state.progress.failed_slices
         go_on.set()
         await asyncio.wait({reading})
-    assert state.failed_slices
+    assert state.progress.failed_slices
     assert await remembered_is_held(site)

@@ -23,8 +23,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, engine, meta, schema, streams
+from poller.ledger import Ledger, engine, fold, meta, schema, streams
 from poller.ledger.tables import REVISION, metadata
+from poller.progress import NotPolled
 from tests.integration.at_work import WITHIN_S
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, 123456, tzinfo=UTC)
@@ -275,7 +276,7 @@ async def test_a_reader_sees_what_a_writer_commits_and_changes_nothing(path: Pat
         async with await Ledger.open(url(path), readonly=True) as reader:
             with locked(path, "IMMEDIATE"):
                 (user,) = await reader.read(streams.all_streams)
-            await writer.write(streams.poll_failed, user.id, NOW, error="no answer")
+            await writer.write(fold.record, user.id, NotPolled(NOW, "no answer"))
             assert (await reader.read(streams.one, user.id)).last_poll_at == NOW
             with pytest.raises(LedgerUnavailable, match="for reading only"):
                 await reader.check_writable()

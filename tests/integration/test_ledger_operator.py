@@ -18,12 +18,13 @@ from poller.ledger import (
     State,
     StreamRow,
     accounts,
-    coverage,
     faxes,
+    fold,
     jobs,
     meta,
     streams,
 )
+from poller.progress import Pinned, SliceFailed
 from poller.window import Interval, alarming_gaps, open_gaps
 from tests.integration.test_ledger_open import KILLED_WHILE_MIGRATING
 from tests.integration.test_ledger_rows import (
@@ -75,7 +76,7 @@ async def assert_all_is_there(path: Path) -> None:
         assert rows[0].listed["note"] == "Grüße"
         assert {fax.harm for fax in rows} == {None}
         assert len(await ledger.read(faxes.history, rows[3].id)) == 2
-        (piece,) = await ledger.read(coverage.failed, user.id)
+        (piece,) = (await ledger.read(fold.progress, user.id)).failed_slices
         assert (piece.reason, piece.dismissed) == ("refused", False)
         assert await ledger.read(meta.value, meta.STORAGE_ID) == "storage-1"
         (account,) = await ledger.read(accounts.all_accounts)
@@ -231,17 +232,17 @@ async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
 @pytest.fixture
 async def with_a_gap(ledger: Ledger, user: StreamRow) -> StreamRow:
     """Listed for the last day; the two days before could not be."""
-    await ledger.write(streams.pin_start, user.id, NOW - 3 * DAY, "3d")
+    await ledger.write(fold.record, user.id, Pinned(NOW - 3 * DAY, "3d"))
     await record(ledger, user, covers=span(-24, 0))
-    await ledger.write(coverage.slice_failed, user.id, span(-72, -48), NOW + HOUR, "refused")
+    await ledger.write(fold.record, user.id, SliceFailed(span(-72, -48), NOW + HOUR, "refused"))
     return await ledger.read(streams.one, user.id)
 
 
 async def gaps(ledger: Ledger, user: StreamRow) -> tuple[list[Interval], list[Interval]]:
     assert user.pinned_start is not None
     covered, failed = (
-        await ledger.read(coverage.covered, user.id),
-        await ledger.read(coverage.failed, user.id),
+        (await ledger.read(fold.progress, user.id)).coverage,
+        (await ledger.read(fold.progress, user.id)).failed_slices,
     )
     return (
         list(open_gaps(covered, user.pinned_start, failed)),
@@ -254,26 +255,23 @@ async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
 ) -> None:
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -48)])
     before = await ledger.read(meta.edits)
-    assert (
-        await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -48), "in the portal")
-        == 1
-    )
+    assert await ledger.write(fold.dismiss_gap, with_a_gap.id, span(-72, -48), "in the portal") == 1
     assert await ledger.read(meta.edits) != before
     assert await gaps(ledger, with_a_gap) == ([span(-48, -24)], [])
-    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
+    (held,) = (await ledger.read(fold.progress, with_a_gap.id)).failed_slices
     assert (held.dismissed, held.dismiss_reason, held.reason) == (True, "in the portal", "refused")
     assert not held.is_due(NOW + 30 * DAY)
-    assert await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -48), None) == 1
+    assert await ledger.write(fold.dismiss_gap, with_a_gap.id, span(-72, -48), None) == 1
     # What is dismissed counts as no listed time: the watermark stays.
-    assert (await ledger.read(coverage.covered, with_a_gap.id)).watermark(
+    assert (await ledger.read(fold.progress, with_a_gap.id)).coverage.watermark(
         NOW - 3 * DAY
     ) == NOW - 3 * DAY
 
 
 async def test_only_what_is_a_gap_now_is_dismissed(ledger: Ledger, with_a_gap: StreamRow) -> None:
     bounds = Interval(NOW - 30 * DAY, NOW + 30 * DAY)
-    assert await ledger.write(coverage.dismiss_gap, with_a_gap.id, bounds, None) == 1
-    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
+    assert await ledger.write(fold.dismiss_gap, with_a_gap.id, bounds, None) == 1
+    (held,) = (await ledger.read(fold.progress, with_a_gap.id)).failed_slices
     assert held.interval == span(-72, -24)
 
 
@@ -281,24 +279,24 @@ async def test_nothing_is_dismissed_where_there_is_no_gap(
     ledger: Ledger, user: StreamRow, with_a_gap: StreamRow
 ) -> None:
     before = await ledger.read(meta.edits)
-    assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
-    assert await ledger.write(coverage.dismiss_gap, user.id, span(1, 5), None) == 0
-    assert await ledger.write(coverage.make_gap_due, user.id, span(-12, -6)) == 0
+    assert await ledger.write(fold.dismiss_gap, user.id, span(-12, -6), None) == 0
+    assert await ledger.write(fold.dismiss_gap, user.id, span(1, 5), None) == 0
+    assert await ledger.write(fold.make_gap_due, user.id, span(-12, -6)) == 0
     assert await ledger.read(meta.edits) == before
 
 
 async def test_a_user_who_was_never_polled_has_no_gap_to_dismiss(
     ledger: Ledger, user: StreamRow
 ) -> None:
-    assert await ledger.write(coverage.dismiss_gap, user.id, span(-12, -6), None) == 0
+    assert await ledger.write(fold.dismiss_gap, user.id, span(-12, -6), None) == 0
 
 
 async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
     ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
-    await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
-    assert await ledger.write(coverage.make_gap_due, with_a_gap.id, span(-60, -59)) == 1
-    (held,) = await ledger.read(coverage.failed, with_a_gap.id)
+    await ledger.write(fold.dismiss_gap, with_a_gap.id, span(-72, -24), None)
+    assert await ledger.write(fold.make_gap_due, with_a_gap.id, span(-60, -59)) == 1
+    (held,) = (await ledger.read(fold.progress, with_a_gap.id)).failed_slices
     assert (held.dismissed, held.dismiss_reason, held.is_due(NOW)) == (False, None, True)
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -24)])
 
@@ -306,7 +304,7 @@ async def test_dismissal_is_undone_and_the_gap_is_due_at_once(
 async def test_a_dismissed_gap_that_is_listed_after_all_is_forgotten(
     ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
-    await ledger.write(coverage.dismiss_gap, with_a_gap.id, span(-72, -24), None)
+    await ledger.write(fold.dismiss_gap, with_a_gap.id, span(-72, -24), None)
     await record(ledger, with_a_gap, covers=Interval(NOW - 3 * DAY, NOW - timedelta(hours=20)))
-    assert await ledger.read(coverage.failed, with_a_gap.id) == []
+    assert (await ledger.read(fold.progress, with_a_gap.id)).failed_slices == ()
     assert await gaps(ledger, with_a_gap) == ([], [])

@@ -19,13 +19,14 @@ from poller.ledger import (
     State,
     StreamRow,
     accounts,
-    coverage,
     faxes,
+    fold,
     jobs,
     meta,
     streams,
 )
 from poller.naming import disambiguated
+from poller.progress import NotPolled, Pinned, Polled, SliceFailed, SliceSplit, Swept
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, 123456, tzinfo=UTC)
@@ -58,7 +59,8 @@ def new_fax(fax_id: str, path: str | None = None, **fields: Any) -> NewFax:
 async def record(ledger: Ledger, user: StreamRow, *new: NewFax, **fields: Any) -> list[FaxRow]:
     values: dict[str, Any] = {"window": span(-24, 0), "found_by": "newest", "now": NOW}
     values |= fields
-    return await ledger.write(faxes.record_page, user.id, faxes.ListedPage(new, **values))
+    page = faxes.ListedPage(new, **values)
+    return (await ledger.write(faxes.record_page, user.id, page)).discovered
 
 
 async def one_fax(ledger: Ledger, user: StreamRow) -> FaxRow:
@@ -157,7 +159,7 @@ async def test_the_pinned_start_only_moves_to_earlier_times(
     ledger: Ledger, user: StreamRow
 ) -> None:
     async def pin(start: datetime, configured: str) -> tuple[datetime | None, str | None]:
-        await ledger.write(streams.pin_start, user.id, start, configured)
+        await ledger.write(fold.record, user.id, Pinned(start, configured))
         row = await ledger.read(streams.one, user.id)
         return row.pinned_start, row.configured_start
 
@@ -167,28 +169,24 @@ async def test_the_pinned_start_only_moves_to_earlier_times(
 
 
 async def test_polls_are_counted_until_one_succeeds(ledger: Ledger, user: StreamRow) -> None:
-    await ledger.write(streams.poll_failed, user.id, NOW, error="no answer")
+    await ledger.write(fold.record, user.id, NotPolled(NOW, "no answer"))
     until = NOW + MINUTE
-    await ledger.write(
-        streams.poll_failed, user.id, NOW + MINUTE, error="refused", refused_until=until
-    )
-    await ledger.write(
-        streams.poll_failed, user.id, NOW + 2 * MINUTE, error="no answer", refused_until=until
-    )
+    await ledger.write(fold.record, user.id, NotPolled(NOW + MINUTE, "refused", until))
+    await ledger.write(fold.record, user.id, NotPolled(NOW + 2 * MINUTE, "no answer"))
     row = await ledger.read(streams.one, user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (3, 1, until)
     assert (row.last_error, row.last_success_at) == ("no answer", None)
     assert row.last_poll_at == NOW + 2 * MINUTE
-    await ledger.polled(user.id, NOW + HOUR)
+    await ledger.record_soon(user.id, Polled(NOW + HOUR))
     row = await ledger.read(streams.one, user.id)
     assert (row.failed_polls, row.refusals, row.refused_until) == (0, 0, None)
     assert (row.last_error, row.last_success_at) == (None, NOW + HOUR)
 
 
 async def test_each_sweep_has_its_own_end_and_count(ledger: Ledger, user: StreamRow) -> None:
-    await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW, 2)
-    await ledger.sweep_done(user.id, SliceKind.SWEEP, NOW + HOUR, 1)
-    await ledger.sweep_done(user.id, SliceKind.DEEP_SWEEP, NOW, 5)
+    await ledger.record_soon(user.id, Swept(SliceKind.SWEEP, NOW, 2))
+    await ledger.record_soon(user.id, Swept(SliceKind.SWEEP, NOW + HOUR, 1))
+    await ledger.record_soon(user.id, Swept(SliceKind.DEEP_SWEEP, NOW, 5))
     row = await ledger.read(streams.one, user.id)
     assert (row.sweep_end, row.found_by_sweep) == (NOW + HOUR, 3)
     assert (row.deep_sweep_end, row.found_by_deep_sweep) == (NOW, 5)
@@ -406,8 +404,8 @@ async def test_coverage_is_merged(
     for ends in added:
         await record(ledger, user, covers=span(*ends))
     wanted = Coverage(tuple(span(*ends) for ends in merged))
-    assert await ledger.read(coverage.covered, user.id) == wanted
-    assert await ledger.read(coverage.all_covered) == {user.id: wanted}
+    assert (await ledger.read(fold.progress, user.id)).coverage == wanted
+    assert (await ledger.read(fold.all_progress))[user.id].coverage == wanted
 
     def count(connection: Connection) -> Any:
         return connection.scalar(text("SELECT count(*) FROM coverage"))
@@ -419,9 +417,9 @@ async def test_coverage_is_each_users_own(ledger: Ledger, user: StreamRow) -> No
     asked = [("app", "u1", "main", "front-desk"), ("app", "u2", "main", "billing")]
     one, two = await ledger.write(streams.sync, asked, NOW)
     await record(ledger, one, covers=span(-2, 0))
-    assert await ledger.read(coverage.covered, two.id) == Coverage()
+    assert (await ledger.read(fold.progress, two.id)).coverage == Coverage()
     await record(ledger, two, covers=span(-1, 0))
-    assert await ledger.read(coverage.covered, one.id) == Coverage((span(-2, 0),))
+    assert (await ledger.read(fold.progress, one.id)).coverage == Coverage((span(-2, 0),))
 
 
 async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
@@ -430,43 +428,44 @@ async def test_a_page_and_its_coverage_are_recorded_together_or_not_at_all(
     def boom(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("poller.ledger.faxes.cover", boom)
+    monkeypatch.setattr("poller.ledger.fold._write_coverage", boom)
     with pytest.raises(ZeroDivisionError):
         await record(ledger, user, new_fax("one"), covers=span(-1, 0))
     assert await ledger.read(faxes.find, "one") == []
     assert (await ledger.read(streams.one, user.id)).discovered == 0
-    assert await ledger.read(coverage.covered, user.id) == Coverage()
+    assert (await ledger.read(fold.progress, user.id)).coverage == Coverage()
 
 
 async def test_a_failed_slice_is_counted_and_forgotten_when_covered(
     ledger: Ledger, user: StreamRow
 ) -> None:
-    assert await ledger.write(coverage.slice_failed, user.id, span(-9, -6), NOW, "first") == 1
-    assert (
-        await ledger.write(coverage.slice_failed, user.id, span(-9, -6), NOW + HOUR, "second") == 2
+    await ledger.write(fold.record, user.id, SliceFailed(span(-9, -6), NOW, "first"))
+    second, other = (
+        SliceFailed(span(-9, -6), NOW + HOUR, "second"),
+        SliceFailed(span(-4, -2), NOW, "other"),
     )
-    assert await ledger.write(coverage.slice_failed, user.id, span(-4, -2), NOW, "other") == 1
+    await ledger.write(fold.record, user.id, second, other)
     older = FailedSlice(span(-9, -6), 2, NOW + HOUR, "second")
     newer = FailedSlice(span(-4, -2), 1, NOW, "other")
-    assert await ledger.read(coverage.failed, user.id) == [older, newer]
-    assert await ledger.read(coverage.all_failed) == {user.id: [older, newer]}
+    assert (await ledger.read(fold.progress, user.id)).failed_slices == (older, newer)
+    assert (await ledger.read(fold.all_progress))[user.id].failed_slices == (older, newer)
     await record(ledger, user, covers=span(-8, -2))
-    assert await ledger.read(coverage.failed, user.id) == [older]
+    assert (await ledger.read(fold.progress, user.id)).failed_slices == (older,)
     await record(ledger, user, covers=span(-9, -6))
-    assert await ledger.read(coverage.failed, user.id) == []
+    assert (await ledger.read(fold.progress, user.id)).failed_slices == ()
 
 
 async def test_a_split_slice_is_replaced_by_its_halves(ledger: Ledger, user: StreamRow) -> None:
     halves = (span(-4, -2), span(-2, 0))
-    await ledger.write(coverage.slice_failed, user.id, span(-4, 0), NOW + HOUR, "refused")
-    await ledger.write(coverage.slice_failed, user.id, span(-2, 0), NOW + HOUR, "known before")
-    await ledger.write(coverage.slice_split, user.id, span(-4, 0), halves)
-    older, newer = await ledger.read(coverage.failed, user.id)
+    await ledger.write(fold.record, user.id, SliceFailed(span(-4, 0), NOW + HOUR, "refused"))
+    await ledger.write(fold.record, user.id, SliceFailed(span(-2, 0), NOW + HOUR, "known before"))
+    await ledger.write(fold.record, user.id, SliceSplit(span(-4, 0), halves))
+    older, newer = (await ledger.read(fold.progress, user.id)).failed_slices
     assert (older.interval, older.failures, older.reason) == (halves[0], 0, "refused")
     assert older.next_attempt_at < NOW
     assert (newer.interval, newer.failures, newer.reason) == (halves[1], 1, "known before")
-    await ledger.write(coverage.slice_split, user.id, span(-9, -7), (span(-9, -8), span(-8, -7)))
-    assert len(await ledger.read(coverage.failed, user.id)) == 4
+    await ledger.write(fold.record, user.id, SliceSplit(span(-9, -7), (span(-9, -8), span(-8, -7))))
+    assert len((await ledger.read(fold.progress, user.id)).failed_slices) == 4
 
 
 # -- fetching --------------------------------------------------------------------------------------

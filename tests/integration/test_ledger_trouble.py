@@ -398,7 +398,7 @@ async def main():
         print("left:", sorted(one.name for one in (disk / "state").iterdir()))
         print("rows:", (await ledger.read(streams.all_streams))[0].discovered)
         filler.unlink()
-        print("again:", len(await record("second", 500)))
+        print("again:", len((await record("second", 500)).discovered))
         health = await ledger.look_after(NOW + timedelta(days=1))
         print("well:", health.problem is None and health.snapshot_at > NOW)
 

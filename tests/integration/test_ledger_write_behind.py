@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from poller.config.model import Poll, User
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, StreamRow, coverage, faxes, streams
+from poller.ingest.stream_state import StreamState
+from poller.ingest.sweeps import record_sweep
+from poller.ledger import Ledger, StreamRow, faxes, fold, streams
+from poller.progress import Covered, NotPolled, Polled, SliceFailed, Swept
 from poller.window import Coverage, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+USER = User("main", "user-0", "app", "u0", Poll())
 USERS = [("app", f"u{number}", "main", f"user-{number}") for number in range(2)]
 
 
@@ -50,17 +55,18 @@ async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[Strea
     before = ledger.commits
     for user in users:
         for hour in range(5):
-            await ledger.cover(user.id, hours(hour, hour + 1.5))
-            await ledger.polled(user.id, NOW)
+            await ledger.record_soon(user.id, Covered(hours(hour, hour + 1.5)))
+            await ledger.record_soon(user.id, Polled(NOW))
     assert ledger.commits == before
-    assert set((await ledger.read(coverage.all_covered)).values()) == {Coverage((hours(0, 5.5),))}
+    held = await ledger.read(fold.all_progress)
+    assert {one.coverage for one in held.values()} == {Coverage((hours(0, 5.5),))}
     assert ledger.commits == before + 1
 
 
 async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
     ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
-    await ledger.cover(users[0].id, hours(0, 1))
+    await ledger.record_soon(users[0].id, Covered(hours(0, 1)))
     assert on_disk(path) == 0
     await ledger.check_writable()  # any write takes it along
     assert on_disk(path) == 1
@@ -69,18 +75,18 @@ async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
 async def test_closing_writes_it(path: Path) -> None:
     async with await Ledger.open(f"sqlite:///{path}") as ledger:
         user, _ = await ledger.write(streams.sync, USERS, NOW)
-        await ledger.cover(user.id, hours(0, 1))
-        await ledger.polled(user.id, NOW)
+        await ledger.record_soon(user.id, Covered(hours(0, 1)))
+        await ledger.record_soon(user.id, Polled(NOW))
     assert on_disk(path) == 1
 
 
 async def test_what_is_said_later_counts(ledger: Ledger, users: list[StreamRow]) -> None:
     user = users[0].id
-    await ledger.polled(user, NOW)
-    await ledger.write(streams.poll_failed, user, NOW + HOUR, error="no answer")
+    await ledger.record_soon(user, Polled(NOW))
+    await ledger.write(fold.record, user, NotPolled(NOW + HOUR, "no answer"))
     row = await ledger.read(streams.one, user)
     assert (row.last_success_at, row.last_poll_at, row.failed_polls) == (NOW, NOW + HOUR, 1)
-    await ledger.polled(user, NOW + 2 * HOUR)
+    await ledger.record_soon(user, Polled(NOW + 2 * HOUR))
     row = await ledger.read(streams.one, user)
     assert (row.last_success_at, row.last_error, row.failed_polls) == (NOW + 2 * HOUR, None, 0)
 
@@ -89,9 +95,11 @@ async def test_what_is_said_later_counts(ledger: Ledger, users: list[StreamRow])
 async def test_sweep_that_found_nothing_waits_and_one_that_did_is_written_at_once(
     ledger: Ledger, users: list[StreamRow], found: int
 ) -> None:
-    user, before = users[0].id, ledger.commits
-    await ledger.sweep_done(user, SliceKind.SWEEP, NOW, found)
-    await ledger.sweep_done(user, SliceKind.DEEP_SWEEP, NOW + HOUR, found)
+    user = users[0].id
+    state = StreamState(USER, user, ledger, await ledger.progress(user))
+    before = ledger.commits
+    await record_sweep(state, Swept(SliceKind.SWEEP, NOW, found))
+    await record_sweep(state, Swept(SliceKind.DEEP_SWEEP, NOW + HOUR, found))
     assert ledger.commits == before + (2 if found else 0)
     row = await ledger.read(streams.one, user)
     assert (row.sweep_end, row.deep_sweep_end) == (NOW, NOW + HOUR)
@@ -109,42 +117,37 @@ async def test_empty_lists_cover_what_pages_would(
         window = hours(begin, begin + rng.randint(1, 6))
         if rng.random() < 0.2:
             for user in (one, other):
-                await ledger.write(
-                    coverage.slice_failed, user, window, next_attempt_at=NOW, reason="refused"
-                )
-        await ledger.cover(one, window)
+                await ledger.write(fold.record, user, SliceFailed(window, NOW, "refused"))
+        await ledger.record_soon(one, Covered(window))
         await ledger.write(
             faxes.record_page,
             other,
             faxes.ListedPage([], window=None, found_by="gap", now=NOW, covers=window),
         )
         if rng.random() < 0.5:
-            assert await ledger.read(coverage.covered, one) == await ledger.read(
-                coverage.covered, other
-            )
-            assert await ledger.read(coverage.failed, one) == await ledger.read(
-                coverage.failed, other
-            )
-    assert await ledger.read(coverage.covered, one) == await ledger.read(coverage.covered, other)
+            held = await ledger.read(fold.all_progress)
+            assert held[one] == held[other]
+    held = await ledger.read(fold.all_progress)
+    assert held[one] == held[other]
 
 
 async def test_polls_fail_while_it_cannot_be_written(
     ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
     user = users[0].id
-    await ledger.cover(user, hours(0, 1))
+    await ledger.record_soon(user, Covered(hours(0, 1)))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert await ledger.read(coverage.covered, user) == Coverage()  # tried, and failed
+        assert (await ledger.read(fold.progress, user)).coverage == Coverage()  # tried, and failed
         for _ in range(2):
             with pytest.raises(LedgerUnavailable, match="locked by another program"):
-                await ledger.cover(user, hours(1, 2))
+                await ledger.record_soon(user, Covered(hours(1, 2)))
         other.execute("ROLLBACK")
-    await ledger.cover(user, hours(2, 3))  # at once, and found to be well
+    await ledger.record_soon(user, Covered(hours(2, 3)))  # at once, and found to be well
     before = ledger.commits
-    await ledger.cover(user, hours(3, 4))
+    await ledger.record_soon(user, Covered(hours(3, 4)))
     assert ledger.commits == before
-    assert await ledger.read(coverage.covered, user) == Coverage((hours(2, 4),))
+    assert (await ledger.read(fold.progress, user)).coverage == Coverage((hours(2, 4),))
 
 
 async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(
@@ -152,7 +155,7 @@ async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(
 ) -> None:
     async with await Ledger.open(f"sqlite:///{path}", readonly=True) as reader:
         with pytest.raises(LedgerUnavailable):
-            await reader.polled(users[0].id, NOW)
+            await reader.record_soon(users[0].id, Polled(NOW))
     await ledger.close()
     with pytest.raises(LedgerUnavailable):
-        await ledger.cover(users[0].id, hours(0, 1))
+        await ledger.record_soon(users[0].id, Covered(hours(0, 1)))

@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 
 from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, NewFax, StreamRow, coverage, faxes, jobs, meta, streams
+from poller.ledger import Ledger, NewFax, StreamRow, faxes, fold, jobs, meta, streams
+from poller.progress import Covered, NotPolled, SliceFailed
 from poller.window import Interval
 from tests.integration.at_work import HELD_S, WITHIN_S
 
@@ -51,7 +52,7 @@ async def record(ledger: Ledger, user: StreamRow, *fax_ids: str, now: datetime =
     found = await ledger.write(
         faxes.record_page, user.id, faxes.ListedPage(rows, window=HOUR, found_by="newest", now=now)
     )
-    return [fax.fax_id for fax in found]
+    return [fax.fax_id for fax in found.discovered]
 
 
 @contextlib.contextmanager
@@ -387,11 +388,12 @@ async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: Stre
 
 
 async def use_everything(ledger: Ledger, user: StreamRow) -> None:
-    (fax,) = await ledger.write(
+    page = await ledger.write(
         faxes.record_page,
         user.id,
         faxes.ListedPage([new_fax("one")], window=HOUR, found_by="newest", now=NOW, covers=HOUR),
     )
+    (fax,) = page.discovered
     later = NOW + timedelta(hours=1)
     await ledger.write(
         faxes.record_page,
@@ -403,7 +405,7 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     await ledger.read(faxes.find, "one")
     await ledger.read(jobs.still_claimed, fax.id, fax.claim)
     await ledger.progress(user.id)
-    await ledger.write(streams.all_progress)
+    await ledger.write(fold.all_progress)
     await ledger.write(
         jobs.attempt_failed,
         fax.id,
@@ -427,4 +429,5 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     await ledger.read(faxes.history, fax.id)
     await ledger.read(faxes.recent_directories)
     await ledger.write(streams.sync, [], NOW)
-    await ledger.read(coverage.all_covered)
+    await ledger.write(fold.record, user.id, SliceFailed(HOUR, NOW, "refused"))
+    await ledger.write(fold.record, user.id, Covered(HOUR), NotPolled(NOW, "no answer"))

@@ -24,6 +24,7 @@ from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
 from poller.ingest.site import Site
 from poller.ledger import jobs, meta, streams
+from poller.progress import NotPolled
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
 from poller.store import syscalls
@@ -142,7 +143,7 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
     await poll(site)
     server = account.client.server_clock.now(clock.now())
     assert server is not None
-    state.refused_until = clock.now() + timedelta(hours=1)
+    await state.record(NotPolled(clock.now(), "refused", clock.now() + timedelta(hours=1)))
     state.user = replace(state.user, poll=CRON)
     async with running(monitor, "clock"):
         await asyncio.sleep(0.01)
@@ -153,7 +154,7 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
 
     (stepped,) = [event.fields for event in events if event.action == "clock-stepped"]
     assert stepped["step_s"] == pytest.approx(step.total_seconds(), abs=1)
-    assert parts(site)[1].refused_until is None
+    assert parts(site)[1].progress.refused_until is None
     assert planner._scheduler.get_job(str(state.id)) is not None
     now = account.client.server_clock.now(clock.now())
     assert now is not None
@@ -546,7 +547,7 @@ async def test_heartbeat_stops_while_the_last_poll_of_a_user_failed(
         await monitor._heartbeat.ping()
         assert service.pings == 0
         simulator.faults = faults()
-        parts(site)[1].refused_until = None
+        parts(site)[1].ask_anyway = True
         await poll(site, "user-a")
         await monitor._heartbeat.ping()
         assert service.pings == 1
@@ -567,9 +568,10 @@ async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_user
     assert trouble.startswith("Every user's last polls in account main have failed")
     assert (await overdue(site, monitor))["ready"] == "0.0"
 
-    parts(site)[1].refusals = 1  # that is the user's own
+    _, state = parts(site)
+    state.progress = replace(state.progress, refusals=1)  # that is the user's own
     assert monitor.readiness.troubles() == [trouble]
-    parts(site)[1].refusals = 0
+    state.progress = replace(state.progress, refusals=0)
     simulator.faults = faults()
     await poll(site, "user-a")
     assert monitor.readiness.troubles() == []

@@ -14,8 +14,9 @@ from poller.daemon.planner import Planner
 from poller.daemon.trigger import PollTrigger
 from poller.ingest import account as account_module
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import streams
+from poller.progress import OurClockSet
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
 from tests.efax import Simulator
 from tests.integration.at_work import calls, faults, parts, poll, said, until
@@ -42,11 +43,11 @@ def change(site: Site, poll: Poll) -> None:
         state.user = replace(state.user, poll=poll)
 
 
-def job(planner: Planner, state: UserState) -> object:
+def job(planner: Planner, state: StreamState) -> object:
     return planner._scheduler.get_job(str(state.id))
 
 
-def next_run(planner: Planner, state: UserState) -> datetime:
+def next_run(planner: Planner, state: StreamState) -> datetime:
     at: datetime = planner._scheduler.get_job(str(state.id)).next_run_time
     return at
 
@@ -71,7 +72,7 @@ async def test_every_user_is_polled_soon_after_the_start_and_then_on_schedule(
 ) -> None:
     change(site, SELDOM)
     planner.start()
-    await until(lambda: all(state.last_success_at for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in site.states))
     await until(lambda: all(state.poll_began_at is None for state in site.states))
 
     assert all(next_run(planner, state) > datetime.now(UTC) for state in site.states)
@@ -132,7 +133,7 @@ async def test_hung_poll_does_not_stop_those_of_others_and_its_later_ones_are_co
         assert calls(simulator, "list", "user-a") == 1
         while b'outcome="skipped",user="user-a"} 1' not in await site.shop.metrics.render():
             await asyncio.sleep(0.02)
-    await until(lambda: hung.last_success_at)
+    await until(lambda: hung.progress.last_success_at)
     await until(lambda: calls(simulator, "list", "user-a") > 2)
 
 
@@ -153,7 +154,7 @@ async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
         planner.end_stuck_polls()
         await until(lambda: stuck.poll_began_at is None)
     assert [e.fields["user"] for e in events if e.action == "stalled"] == ["user-a"]
-    await until(lambda: stuck.last_success_at)
+    await until(lambda: stuck.progress.last_success_at)
 
 
 async def test_poll_that_pauses_between_two_tries_is_not_stuck(
@@ -180,7 +181,7 @@ async def test_stop_ends_polls_under_way(
         await until(lambda: calls(simulator, "list") == 2)
         await planner.stop()
     assert all(state.poll_began_at is None for state in site.states)
-    assert all(state.last_success_at is None for state in site.states)
+    assert all(state.progress.last_success_at is None for state in site.states)
 
 
 async def test_polls_of_one_account_can_be_ended_while_those_of_others_go_on(
@@ -210,7 +211,7 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
     account, unlucky = parts(site)
     real, bugs = account.poll, 0
 
-    async def poll(state: UserState, *, until: float | None = None) -> object:
+    async def poll(state: StreamState, *, until: float | None = None) -> object:
         nonlocal bugs
         if state is unlucky and bugs < 2:
             bugs += 1
@@ -219,7 +220,7 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
 
     monkeypatch.setattr(account, "poll", poll)
     planner.start()
-    await until(lambda: all(state.last_success_at for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in site.states))
 
     assert bugs == 2
     own = ("internal-error", "poll-failed", "poll-recovered")
@@ -237,7 +238,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
 
     for _ in range(2):
         with monkeypatch.context() as broken:
-            broken.setattr(account._poller, "_server_now", meets_a_bug)
+            broken.setattr(account._poller._time, "now", meets_a_bug)
             await planner._poll(account, state, trigger)
             await planner._poll(account, state, trigger)
         (row, _) = await site.shop.ledger.read(streams.all_streams)
@@ -269,7 +270,7 @@ async def test_plan_gives_every_job_a_new_time_and_leaves_polls_under_way_alone(
         planner.plan()
         assert next_run(planner, state) > clock.now()
         assert state.poll_began_at is not None
-    await until(lambda: state.last_success_at)
+    await until(lambda: state.progress.last_success_at)
 
 
 async def test_next_poll_can_be_brought_forward_but_not_put_off(
@@ -289,7 +290,7 @@ async def test_next_poll_can_be_brought_forward_but_not_put_off(
     assert next_run(planner, state) <= soon
 
     planner.poll_soon(state)
-    await until(lambda: state.last_success_at)
+    await until(lambda: state.progress.last_success_at)
     assert next_run(planner, state) > datetime.now(UTC) + timedelta(days=1)
 
 
@@ -334,7 +335,7 @@ async def test_failing_poll_is_no_reason_to_stop_polling(
     change(site, OFTEN)
     simulator.faults = faults("html-200@list=first:4")
     planner.start()
-    await until(lambda: all(state.last_success_at for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in site.states))
 
 
 async def test_every_job_finds_its_next_time_at_once_after_a_clock_set_forward_by_decades(
@@ -352,7 +353,7 @@ async def test_user_is_overdue_also_when_the_last_good_poll_bears_the_time_of_a_
     await poll(site)
     _, state = parts(site)
     clock.wall -= timedelta(days=30)
-    state.stepped(timedelta(days=-30))
+    await state.record_soon(OurClockSet(timedelta(days=-30)))
     clock.wall += timedelta(days=2)
 
     assert planner.is_overdue(state)

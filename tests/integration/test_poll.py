@@ -1,6 +1,7 @@
 """Poll one user of a simulated eFax: windows, gaps, the two nets, refusals."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from poller.config.model import Poll
 from poller.errors import BadAnswer, UserRefused
 from poller.ingest.account import AccountRunner
+from poller.ingest.poll_run import PollOutcome
 from poller.ingest.reading import ListReader
-from poller.ingest.run import PollOutcome
 from poller.ingest.site import Site
-from poller.ingest.user import UserState
+from poller.ingest.stream_state import StreamState
 from poller.ledger import jobs, streams
+from poller.progress import NotPolled, Pinned
 from poller.simulator import Fault, Faults, Simulator, Switches
 from poller.window import SliceKind
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
@@ -22,7 +24,7 @@ from tests.integration.at_work import refuse_windows
 DEEP = SliceKind.DEEP_SWEEP
 
 
-def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, UserState]:
+def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, StreamState]:
     account = site.accounts[APP]
     return account, next(s for s in account.states.values() if s.user.name == user)
 
@@ -49,9 +51,9 @@ async def test_first_poll_reaches_back_to_the_start_and_covers_all_of_it(
     _, state = parts(site)
     assert len(outcome.discovered) == 3
     assert not outcome.failed
-    assert state.gaps() == ()
-    assert state.watermark is not None
-    assert clock.now() - state.watermark < timedelta(seconds=5)
+    assert state.progress.gaps == ()
+    assert state.progress.watermark is not None
+    assert clock.now() - state.progress.watermark < timedelta(seconds=5)
 
 
 async def test_a_fax_of_the_current_second_is_found_and_no_later_time_counts_as_listed(
@@ -66,8 +68,8 @@ async def test_a_fax_of_the_current_second_is_found_and_no_later_time_counts_as_
     _, state = parts(site)
     assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
     assert outcome.late_s == []
-    assert state.coverage.newest_end is not None
-    assert state.coverage.newest_end <= clock.now()
+    assert state.progress.coverage.newest_end is not None
+    assert state.progress.coverage.newest_end <= clock.now()
     clock.advance(timedelta(seconds=30))
     assert (await poll(site)).discovered == []
 
@@ -88,7 +90,7 @@ async def test_where_the_future_is_refused_each_poll_asks_up_to_now(
     _, state = parts(site)
     assert not outcome.failed
     assert len(outcome.discovered) == len(ages)
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
     clock.advance(timedelta(seconds=30))
     before = len(simulator.requests)
     outcome = await poll(site)
@@ -140,7 +142,7 @@ async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
     _, state = parts(site)
     assert [row.fax_id for row in outcome.discovered] == [today.fax_id]
     assert not outcome.failed
-    assert state.failed_gaps()
+    assert state.progress.failed_gaps
     assert [event.action for event in events].count("gap-opened") == 1
 
 
@@ -163,8 +165,8 @@ async def test_old_slice_answered_with_403_or_404_leaves_a_gap_and_refuses_no_us
         clock.advance(timedelta(minutes=6))
     _, state = parts(site)
     assert len(discovered) == 1
-    assert state.failed_gaps()
-    assert len(state.failed_slices) <= 12  # not each hour of it
+    assert state.progress.failed_gaps
+    assert len(state.progress.failed_slices) <= 12  # not each hour of it
     assert "user-refused" not in [event.action for event in events]
 
 
@@ -173,16 +175,16 @@ async def test_sweep_that_is_answered_with_403_is_tried_again_and_refuses_no_use
 ) -> None:
     await poll(site)
     _, state = parts(site)
-    ends = dict(state.sweep_ends)
+    end = state.progress.deep_sweep_end
     refuse_windows(monkeypatch, 403, older_than=timedelta(days=2.5))
     clock.advance(timedelta(days=1, minutes=1))
     outcome = await poll(site)
     assert (outcome.error, len(outcome.trouble)) == (None, 1)
-    assert state.sweep_ends[DEEP] == ends[DEEP]
+    assert state.progress.deep_sweep_end == end
     monkeypatch.undo()
     clock.advance(timedelta(minutes=6))
     assert not (await poll(site)).failed
-    assert state.sweep_ends[DEEP] != ends[DEEP]
+    assert state.progress.deep_sweep_end != end
 
 
 async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
@@ -203,7 +205,7 @@ async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
 
     _, state = parts(site)
     assert [row.fax_id for row in outcome.discovered] == [old.fax_id]
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
     assert [event.action for event in events if event.action.startswith("gap")] == [
         "gap-opened",
         "gap-closed",
@@ -296,8 +298,10 @@ async def test_refused_user_is_asked_again_after_a_minute_then_two_and_said_once
     assert len(simulator.requests) == before
     clock.advance(timedelta(seconds=80))
     assert (await poll(site)).failed
-    assert state.refused_until is not None
-    assert timedelta(seconds=90) < state.refused_until - clock.now() < timedelta(seconds=150)
+    assert state.progress.refused_until is not None
+    assert (
+        timedelta(seconds=90) < state.progress.refused_until - clock.now() < timedelta(seconds=150)
+    )
 
     simulator.faults = Faults()
     clock.advance(timedelta(seconds=150))
@@ -329,7 +333,7 @@ async def test_too_long_window_is_halved_until_it_is_taken(
 
     _, state = parts(site)
     assert len(outcome.discovered) == len(ages)
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
 
 
 async def test_ignored_paging_headers_lose_no_fax(
@@ -370,8 +374,8 @@ async def test_server_date_an_hour_ahead_is_not_believed_until_three_agree(
     _, state = parts(site)
     health = [one.call for one in simulator.requests].count("health")
     assert health == 3
-    assert state.watermark is not None
-    assert state.watermark - clock.now() > timedelta(minutes=58)
+    assert state.progress.watermark is not None
+    assert state.progress.watermark - clock.now() > timedelta(minutes=58)
 
 
 async def test_answers_without_a_date_mean_our_clock_less_five_minutes(
@@ -382,8 +386,8 @@ async def test_answers_without_a_date_mean_our_clock_less_five_minutes(
     await poll(site)
 
     _, state = parts(site)
-    assert state.watermark is not None
-    assert timedelta(minutes=4) < clock.now() - state.watermark < timedelta(minutes=6)
+    assert state.progress.watermark is not None
+    assert timedelta(minutes=4) < clock.now() - state.progress.watermark < timedelta(minutes=6)
 
 
 async def test_outage_suspends_the_account_and_later_polls_cost_no_request(
@@ -438,7 +442,7 @@ async def test_entry_without_an_id_leaves_its_slice_a_gap_and_everything_else_is
         clock.advance(timedelta(hours=1))
 
     _, state = parts(site)
-    gaps = state.failed_gaps()
+    gaps = state.progress.failed_gaps
     assert found == [good.fax_id]
     assert len(gaps) == 1
     assert gaps[0].length <= timedelta(hours=1)
@@ -476,7 +480,7 @@ async def test_long_downtime_is_caught_up_from_where_the_last_run_ended(
         _, state = parts(second)
 
     assert {row.fax_id for row in outcome.discovered} == expected
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
 
 
 async def test_fax_from_the_future_is_stored_and_moves_no_watermark(
@@ -490,8 +494,8 @@ async def test_fax_from_the_future_is_stored_and_moves_no_watermark(
 
     _, state = parts(site)
     assert len(outcome.discovered) + len(outcome_later.discovered) == 1
-    assert state.watermark is not None
-    assert state.watermark <= clock.now()
+    assert state.progress.watermark is not None
+    assert state.progress.watermark <= clock.now()
 
 
 async def test_gaps_are_left_to_the_next_poll_when_this_ones_time_is_over(
@@ -500,11 +504,11 @@ async def test_gaps_are_left_to_the_next_poll_when_this_ones_time_is_over(
     account, state = parts(site)
 
     await account.poll(state, until=clock.monotonic())
-    assert state.gaps()
+    assert state.progress.gaps
     assert len([one for one in simulator.requests if one.call == "list"]) == 1
     clock.advance(timedelta(seconds=30))
     await account.poll(state, until=clock.monotonic() + 30)
-    assert state.gaps() == ()
+    assert state.progress.gaps == ()
 
 
 async def test_refused_old_windows_cost_three_requests_a_day_of_them_and_one_failed_slice(
@@ -516,7 +520,7 @@ async def test_refused_old_windows_cost_three_requests_a_day_of_them_and_one_fai
         await poll(site)
         _, state = parts(site)
 
-    assert len(state.failed_slices) < 40
+    assert len(state.progress.failed_slices) < 40
     assert len([one for one in simulator.requests if one.call == "list"]) < 28 * 3 + 40
 
 
@@ -559,17 +563,17 @@ async def _fails(*_: Any) -> Any:
 async def test_slow_image_holds_up_neither_the_polls_nor_the_next_sweep(
     site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.ingest.nets._HOLD_IMAGES_S", 0.01)
+    monkeypatch.setattr("poller.ingest.sweeps._HOLD_IMAGES_S", 0.01)
     account, state = parts(site)
     assert state.images.begin()
     outcome = await account.poll(state)
     assert not outcome.failed
-    assert state.sweep_ends[DEEP] is None
+    assert state.progress.deep_sweep_end is None
     assert not state.images.held
     state.images.end()
     clock.advance(timedelta(minutes=6))
     await account.poll(state)
-    assert state.sweep_ends[DEEP] is not None
+    assert state.progress.deep_sweep_end is not None
 
 
 async def test_late_arrivals_are_said_once_an_hour(
@@ -598,14 +602,8 @@ async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
         account, state = parts(first)
         await account.poll(state)
         await account.workers.run_until_idle()
-        state.refused_until = clock.now() + timedelta(minutes=1)
-        await first.shop.ledger.write(
-            streams.poll_failed,
-            state.id,
-            clock.now(),
-            error="refused",
-            refused_until=state.refused_until,
-        )
+        until = clock.now() + timedelta(minutes=1)
+        await state.record(NotPolled(clock.now(), "refused", until))
     clock.wall = right + timedelta(minutes=5)
     simulator.switches, simulator.faults = Switches(), Faults()
     async with opened_site(settings, clock) as second:
@@ -629,9 +627,9 @@ async def test_start_that_a_clock_far_ahead_had_pinned_is_pinned_anew(
 ) -> None:
     fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     _, state = parts(site)
-    state.our_first_seen = clock.now() + timedelta(days=30)
-    state.pinned_start = clock.now() + timedelta(days=23)
-    state.configured_start = str(state.user.poll.start)
+    pinned = Pinned(clock.now() + timedelta(days=23), str(state.user.poll.start))
+    await state.record(pinned)
+    state.progress = replace(state.progress, our_first_seen=clock.now() + timedelta(days=30))
 
     outcome = await poll(site)
 

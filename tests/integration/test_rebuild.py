@@ -19,7 +19,7 @@ import pytest
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State, coverage, faxes, jobs, meta, replacement, streams
+from poller.ledger import Ledger, State, faxes, fold, jobs, meta, replacement, streams
 from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
@@ -216,7 +216,7 @@ async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again
             for fax in (pending, dismissed)
         }
         assert states == {pending: State.PENDING, dismissed: State.DISMISSED}
-        assert (await ledger.read(coverage.covered, user.id)).intervals == ()
+        assert (await ledger.read(fold.progress, user.id)).coverage.intervals == ()
     await place.catch_up()
     assert sorted(place.downloads().values()) == [0, 1, 1]
 

@@ -194,7 +194,7 @@ async def test_outage_is_probed_and_everybody_is_polled_when_it_ends(
         await until(lambda: account.is_suspended)
         account.client.suspension.until = datetime.now(UTC)  # five seconds are long
         await until(lambda: said(events, "account-resumed"))
-        await until(lambda: all(state.last_success_at for state in running.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
         await stopped(running)
 
 
@@ -384,7 +384,7 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
     settings = make_config(efax.base_url, poll=OFTEN)
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
-        await until(lambda: all(state.last_success_at for state in running.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
         old = running.site.accounts[APP]
         old.client.pacing.rate_limited(running.site.shop.clock.monotonic(), 600)
         await until(
@@ -411,7 +411,7 @@ async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_i
     settings = make_config(efax.base_url, poll=OFTEN)
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
-        await until(lambda: all(state.last_success_at for state in running.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
         around(monkeypatch, running.site.shop.ledger, streams.sync, refuses)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "config-rejected"))
@@ -435,8 +435,10 @@ async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
     account = replace(settings.accounts[0], name="renamed")
     with pytest.raises(LedgerUnavailable, match="locked"):  # noqa: PT012
         async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
-            await until(lambda: all(state.last_success_at for state in running.site.states))
-            monkeypatch.setattr("poller.ingest.site.load_users", refuses)
+            await until(
+                lambda: all(state.progress.last_success_at for state in running.site.states)
+            )
+            monkeypatch.setattr("poller.ingest.site.load_streams", refuses)
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.wait([running.task], timeout=WITHIN_S)
             assert (

@@ -64,18 +64,18 @@ async def test_state_survives_a_restart_and_the_first_poll_sweeps_again(
 
     async with opened_site(settings, clock) as site:
         _, after = parts(site)
-        assert after.coverage == before.coverage
-        assert after.pinned_start == before.pinned_start
-        assert after.last_received_at == before.last_received_at
+        assert after.progress.coverage == before.progress.coverage
+        assert after.progress.pinned_start == before.progress.pinned_start
+        assert after.progress.last_received_at == before.progress.last_received_at
         assert after.sweep_now
-        assert after.watermark == before.watermark
+        assert after.progress.watermark == before.progress.watermark
 
 
 async def test_user_before_the_first_poll_has_no_watermark_and_no_gap(site: Site) -> None:
     _, state = parts(site)
-    assert state.watermark is None
-    assert state.gaps() == ()
-    assert state.failed_gaps() == ()
+    assert state.progress.watermark is None
+    assert state.progress.gaps == ()
+    assert state.progress.failed_gaps == ()
 
 
 async def test_missing_secret_keeps_it_from_opening(

@@ -13,12 +13,14 @@ from hypothesis.stateful import run_state_machine_as_test
 from poller.clock import ServerClock
 from poller.ingest import poll
 from poller.ingest.empties import EmptyLists
-from poller.ingest.nets import Nets
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
-from poller.ingest.user import UserState
+from poller.ingest.spelling import Spelling
+from poller.ingest.stream_state import StreamState
+from poller.ingest.sweeps import Sweeps
 from poller.ledger import faxes
 from poller.listing import Listing, Step
+from poller.progress import Covered
 from poller.store import handover
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
 from tests.integration.state_machine import PollerMachine, fixed
@@ -37,7 +39,7 @@ def test_nothing_is_lost_doubled_or_half_shown_whatever_happens() -> None:
 def coverage_before_the_last_page(patch: Patch) -> None:
     real = ListReader.read
 
-    async def read(self: ListReader, state: UserState, piece: Slice, bounds: Interval) -> Read:
+    async def read(self: ListReader, state: StreamState, piece: Slice, bounds: Interval) -> Read:
         await self._ledger.write(
             faxes.record_page,
             state.id,
@@ -68,11 +70,11 @@ def new_decided_by_image_downloaded(patch: Patch) -> None:
 def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
     real = SliceLister.list_halving
 
-    async def list_halving(self: SliceLister, state: UserState, whole: Slice, run: Any) -> bool:
+    async def list_halving(self: SliceLister, state: StreamState, whole: Slice, run: Any) -> bool:
         try:
             return await real(self, state, whole, run)
         except Exception:
-            await self._ledger.write(
+            await state.ledger.write(
                 faxes.record_page,
                 state.id,
                 faxes.ListedPage([], window=None, found_by="", now=run.now, covers=whole.interval),
@@ -90,7 +92,7 @@ def no_sweeps(patch: Patch) -> None:
     async def none(*_: Any) -> None:
         return
 
-    patch.setattr(Nets, "sweep", none)
+    patch.setattr(Sweeps, "sweep", none)
 
 
 def our_own_clock_believed(patch: Patch) -> None:
@@ -98,15 +100,14 @@ def our_own_clock_believed(patch: Patch) -> None:
 
 
 def empty_lists_believed(patch: Patch) -> None:
-    async def cover(self: EmptyLists, state: UserState, covers: Interval) -> None:
-        await self._ledger.cover(state.id, covers)
-        state.covered(covers)
+    async def cover(_self: EmptyLists, state: StreamState, covers: Interval) -> None:
+        await state.record_soon(Covered(covers))
 
     async def believe(*_: Any, **__: Any) -> None:
         return
 
     patch.setattr(EmptyLists, "cover", cover)
-    patch.setattr(EmptyLists, "believe", believe)
+    patch.setattr(Spelling, "believe", believe)
 
 
 def shifted_list_taken_for_whole(patch: Patch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from poller.config.model import Expect
 from poller.ingest.site import Site
-from poller.ledger import coverage, streams
+from poller.ledger import fold, streams
 from poller.simulator import Simulator, Switches
 from poller.status import StoredLately, Surroundings, instant, status
 from tests.conftest import QuickClock
@@ -150,7 +150,7 @@ async def test_fax_stored_while_the_status_is_read_is_in_both_counts_or_in_none(
         await fetch(site, fax)
         return await read()
 
-    around(monkeypatch, site.shop.ledger, coverage.all_covered, storing_meanwhile)
+    around(monkeypatch, site.shop.ledger, fold.all_progress, storing_meanwhile)
     one = user(await shown(site, clock))
     assert (one["stored"], sum(one["stored_by_hour"])) == (0, 0)
 

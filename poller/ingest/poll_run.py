@@ -10,7 +10,7 @@ from poller.window import Coverage, Interval
 
 @dataclass
 class PollOutcome:
-    """What one poll did. `error`: the newest slice failed; `trouble`: an older one or a net did."""
+    """What one poll did. `error`: the newest slice failed; `trouble`: an older one or a sweep did."""
 
     discovered: list[FaxRow] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
@@ -24,7 +24,7 @@ class PollOutcome:
 
 
 @dataclass
-class Run:
+class PollRun:
     """The server's now as it was read once, and what has been listed since.
 
     `until`: when its time is over (monotonic); None is never.

@@ -1,0 +1,46 @@
+"""eFax's time, which nothing is listed without."""
+
+import asyncio
+from datetime import datetime
+
+from poller.client import Client
+from poller.clock import Clock
+from poller.config.model import User
+from poller.errors import AccountSuspended, ApiError, Unreachable
+
+
+class AgreedTime:
+    """Asks /health until the server's time is known (three answers at most), for all at once."""
+
+    def __init__(self, client: Client, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._agreeing = asyncio.Lock()
+
+    async def now(self, user: User) -> datetime:
+        """Return the time there; raises Unreachable, and AccountSuspended, where it stays unknown."""
+        if (now := self._known()) is not None:
+            return now
+        async with self._agreeing:
+            for _ in range(3):
+                if (now := self._known()) is not None:
+                    return now
+                await self._ask(user)
+        if (now := self._known()) is None:
+            raise Unreachable(
+                "eFax's clock and ours differ by more than a minute and its answers do not agree "
+                "with each other; set this machine's clock"
+            )
+        return now
+
+    def _known(self) -> datetime | None:
+        clock = self._client.server_clock
+        return clock.now(clock.our_now(self._clock.now(), self._clock.monotonic()))
+
+    async def _ask(self, user: User) -> None:
+        try:
+            await self._client.health(user)
+        except (Unreachable, AccountSuspended):
+            raise
+        except ApiError:
+            return  # any answer bears a Date header; whether /health is served does not matter

@@ -1,0 +1,91 @@
+"""What is remembered of one account's lists: how they were spelled, what they held, when that was proved."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from poller.client import Client
+from poller.clock import Clock
+from poller.config.model import User
+from poller.emptiness import CANARIES, Lists, is_proof_due
+from poller.ingest.stream_state import StreamState
+from poller.ledger import FaxRow, Ledger, accounts, fold
+from poller.progress import SweepsForgotten
+from poller.window import Interval
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A fax that eFax has listed in this window; `stream` is `StreamState.id`."""
+
+    stream: int
+    fax_id: str
+    window: Interval
+
+
+class ListMemory:
+    """Of one account. `proved_s` is when its lists were proved last, `well` for which user."""
+
+    def __init__(
+        self, client: Client, ledger: Ledger, clock: Clock, states: Mapping[int, StreamState]
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._clock = clock
+        self.states = states
+        self.is_a_look = False  # nothing of it is kept: the polls judge
+        self.canaries: list[Canary] = []  # the newest first
+        self.proved_s: float | None = None
+        self.well: User | None = None
+        self.lock = asyncio.Lock()  # of whoever asks for a proof
+        self._lists: Lists | None = None  # None: not read from the ledger yet
+
+    def discovered(self, faxes: Sequence[FaxRow]) -> None:
+        """Take a fax of a page as a canary."""
+        if (window := faxes[0].first_window) is not None:
+            self._add_canaries([Canary(faxes[0].stream, faxes[0].fax_id, window)])
+
+    def is_due(self, asked_s: float | None) -> bool:
+        """Whether a proof that was asked for then is old."""
+        limits = self._client.account.limits
+        return is_proof_due(self._clock.monotonic(), asked_s, limits.requests_per_second)
+
+    async def known(self) -> Lists:
+        """Read once what earlier runs have learnt, and which faxes they had listed."""
+        if self._lists is None:
+            text, faxes = await self._ledger.read(accounts.lists, self._client.account.app_id)
+            if self._lists is None:  # nobody else has read it meanwhile
+                self._lists = lists = Lists.read(text)
+                self._add_canaries(
+                    [Canary(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
+                )
+        return self._lists
+
+    async def keep(self, lists: Lists) -> None:
+        self._lists = lists
+        if not self.is_a_look:
+            await self._ledger.write(accounts.keep_lists, self._client.account.app_id, lists.text())
+
+    async def doubt(self, *, is_outage: bool = False) -> Lists:
+        """Note that nothing is listed of what was listed before."""
+        lists = await self.known()
+        await self.keep(doubted := lists.doubted(self._client.server_now(), is_outage=is_outage))
+        return doubted
+
+    async def list_again(self, since: datetime | None = None) -> None:
+        """What was taken for an empty list since then, or since the start, may have been none."""
+        forgotten = SweepsForgotten(since)
+        if not self.is_a_look:
+            app_id = self._client.account.app_id
+            await self._ledger.write(fold.record_for_account, app_id, forgotten)
+        for state in self.states.values():
+            state.apply(forgotten)
+            state.sweeps.clear()  # one under way is not through with that
+            state.sweep_now = True
+
+    def _add_canaries(self, new: Sequence[Canary]) -> None:
+        """Keep the few of the newest windows, each once."""
+        of_windows = {(one.stream, one.window): one for one in (*self.canaries, *new)}
+        newest_first = sorted(of_windows.values(), key=lambda one: one.window.end, reverse=True)
+        self.canaries = newest_first[:CANARIES]

@@ -1,0 +1,208 @@
+"""What polls of a stream go by, in rows: read, folded with what happened, and written where it differs.
+
+`poller.progress` alone says what an event leads to, here as in memory.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import BindParameter, Connection, Update, bindparam, delete, insert, select, update
+
+from poller.ledger import meta
+from poller.ledger.tables import backfills, coverage, failed_slices, streams
+from poller.progress import GapDismissed, GapRetried, Progress, StreamEvent
+from poller.window import Coverage, FailedSlice, Interval
+
+_AT_ONCE = 500  # values in one IN (...)
+
+# Composed once: that takes longer than the statement.
+_THESE: BindParameter[Any] = bindparam("these", expanding=True)
+_COLUMNS = [one.name for one in fields(Progress) if one.name in streams.c]
+_WAITING = select(backfills.c.stream).where(backfills.c.done_at.is_(None))
+_SCALARS = select(
+    streams.c.id, streams.c.id.in_(_WAITING), *(streams.c[name] for name in _COLUMNS)
+).where(streams.c.id.in_(_THESE))
+_COVERED = select(coverage).where(coverage.c.stream.in_(_THESE))
+_FAILED = (
+    select(failed_slices)
+    .where(failed_slices.c.stream.in_(_THESE))
+    .order_by(failed_slices.c.stream, failed_slices.c.start, failed_slices.c.end)
+)
+_GROW = (
+    update(coverage)
+    .where(coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start"))
+    .values(start=bindparam("to_start"), end=bindparam("to_end"))
+)
+_UNCOVER = delete(coverage).where(
+    coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start")
+)
+_COVER = insert(coverage)
+_FORGET = delete(failed_slices).where(
+    failed_slices.c.stream == bindparam("key"),
+    failed_slices.c.start == bindparam("held_start"),
+    failed_slices.c.end == bindparam("held_end"),
+)
+_FAIL = insert(failed_slices)
+
+
+@lru_cache
+def _set(names: tuple[str, ...]) -> Update:
+    values: dict[str, Any] = {name: bindparam(f"to_{name}") for name in names}
+    return update(streams).where(streams.c.id == bindparam("key")).values(values)
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for begin in range(0, len(values), _AT_ONCE):
+        yield values[begin : begin + _AT_ONCE]
+
+
+def progress(connection: Connection, stream: int) -> Progress:
+    """Return what polls of this stream go by."""
+    return some(connection, [stream])[stream]
+
+
+def all_progress(connection: Connection) -> dict[int, Progress]:
+    """Return what polls of all streams go by."""
+    return some(connection, list(connection.scalars(select(streams.c.id))))
+
+
+def some(connection: Connection, wanted: Collection[int]) -> dict[int, Progress]:
+    """Return what polls of these streams go by; raises LookupError."""
+    held: dict[int, Progress] = {}
+    for chunk in chunks(list(wanted)):
+        these = {"these": chunk}
+        covered: dict[int, list[Interval]] = defaultdict(list)
+        for stream, start, end in connection.execute(_COVERED, these):
+            covered[stream].append(Interval(start, end))
+        failed: dict[int, list[FailedSlice]] = defaultdict(list)
+        for stream, start, end, *rest in connection.execute(_FAILED, these):
+            failed[stream].append(FailedSlice(Interval(start, end), *rest))
+        for stream, waits, *scalars in connection.execute(_SCALARS, these):
+            held[stream] = Progress(
+                coverage=Coverage(tuple(covered[stream])),
+                failed_slices=tuple(failed[stream]),
+                backfill_waits=waits,
+                **dict(zip(_COLUMNS, scalars, strict=True)),
+            )
+    if missing := set(wanted) - held.keys():
+        raise LookupError(f"the ledger knows no stream {min(missing)}")
+    return held
+
+
+def record(connection: Connection, stream: int, *events: StreamEvent) -> Progress:
+    """Record what happened to a stream; returns what its polls go by from here on."""
+    return record_all(connection, {stream: events})[stream]
+
+
+def record_all(
+    connection: Connection, happened: Mapping[int, Sequence[StreamEvent]]
+) -> dict[int, Progress]:
+    """Record what happened to several streams, in as few statements as for one."""
+    before = some(connection, happened.keys())
+    after = {stream: before[stream].apply(*events) for stream, events in happened.items()}
+    _write_scalars(connection, before, after)
+    _write_coverage(connection, before, after)
+    _write_failed(connection, before, after)
+    return after
+
+
+def record_for_account(connection: Connection, app_id: str, *events: StreamEvent) -> None:
+    """Record what happened to all streams of an account, also to those that are not configured."""
+    mine = connection.scalars(select(streams.c.id).where(streams.c.app_id == app_id))
+    record_all(connection, dict.fromkeys(mine, events))
+
+
+# -- what operators decide -------------------------------------------------------------------------
+
+
+def dismiss_gap(connection: Connection, stream: int, bounds: Interval, reason: str | None) -> int:
+    """Stop the alarm for the open gaps inside `bounds`; how many it concerns, dismissed before too."""
+    held = progress(connection, stream)
+    already = [one for one in held.failed_touching(bounds) if one.dismissed]
+    record(connection, stream, GapDismissed(bounds, reason))
+    return meta.edited(connection, len(held.gaps_within(bounds)) + len(already))
+
+
+def make_gap_due(connection: Connection, stream: int, bounds: Interval) -> int:
+    """List the failed and dismissed slices that touch `bounds` again, at once; how many."""
+    after = record(connection, stream, GapRetried(bounds))
+    return meta.edited(connection, len(after.failed_touching(bounds)))
+
+
+# -- writing what differs --------------------------------------------------------------------------
+
+
+def _write_scalars(
+    connection: Connection, before: Mapping[int, Progress], after: Mapping[int, Progress]
+) -> None:
+    changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for stream, new in after.items():
+        old = before[stream]
+        values = {
+            name: value for name in _COLUMNS if (value := getattr(new, name)) != getattr(old, name)
+        }
+        if values:
+            named = {f"to_{name}": value for name, value in values.items()}
+            changed[tuple(values)].append({"key": stream} | named)
+    for names, rows in changed.items():
+        connection.execute(_set(names), rows)
+
+
+def _write_coverage(
+    connection: Connection, before: Mapping[int, Progress], after: Mapping[int, Progress]
+) -> None:
+    """As a rule a stream's one interval grows."""
+    grown, gone, new = [], [], []
+    for stream, progress_now in after.items():
+        was, now = before[stream].coverage.intervals, progress_now.coverage.intervals
+        if was == now:
+            continue
+        lost, won = list(set(was) - set(now)), list(set(now) - set(was))
+        if len(lost) == len(won) == 1:
+            key = {"key": stream, "held_start": lost[0].start}
+            grown.append(key | {"to_start": won[0].start, "to_end": won[0].end})
+            continue
+        gone += [{"key": stream, "held_start": one.start} for one in lost]
+        new += [{"stream": stream, "start": one.start, "end": one.end} for one in won]
+    _execute(connection, _GROW, grown)
+    _execute(connection, _UNCOVER, gone)
+    _execute(connection, _COVER, new)
+
+
+def _write_failed(
+    connection: Connection, before: Mapping[int, Progress], after: Mapping[int, Progress]
+) -> None:
+    gone, new = [], []
+    for stream, progress_now in after.items():
+        was, now = before[stream].failed_slices, progress_now.failed_slices
+        if was == now:
+            continue
+        gone += [_key(stream, one.interval) for one in set(was) - set(now)]
+        new += [_row(stream, one) for one in set(now) - set(was)]
+    _execute(connection, _FORGET, gone)
+    _execute(connection, _FAIL, new)
+
+
+def _key(stream: int, interval: Interval) -> dict[str, Any]:
+    return {"key": stream, "held_start": interval.start, "held_end": interval.end}
+
+
+def _row(stream: int, failed: FailedSlice) -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "start": failed.interval.start,
+        "end": failed.interval.end,
+        "failures": failed.failures,
+        "next_attempt_at": failed.next_attempt_at,
+        "reason": failed.reason,
+        "dismissed": failed.dismissed,
+        "dismiss_reason": failed.dismiss_reason,
+    }
+
+
+def _execute(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
