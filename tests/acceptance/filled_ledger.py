@@ -46,7 +46,7 @@ def _worked(connection: sqlite3.Connection, users: Sequence[StreamRow], now: dat
         [(user, week_ago, at - 20_000_000) for user, _, _ in each],
     )
     connection.executemany(
-        'INSERT INTO faxes (stream, fax_id, state, path, listed, first_seen_at, last_listed_at, '
+        "INSERT INTO faxes (stream, fax_id, state, path, listed, first_seen_at, last_listed_at, "
         "found_by, stored_at, file, sha256) VALUES (?, ?, 'stored', ?, '{}', ?, ?, 'newest', ?, ?, ?)",
         [
             (user, f"f-{user}-{one}", f"{user}/{one}", at, at, when, f"{user}/{one}.pdf", "0" * 64)

@@ -1,7 +1,7 @@
 """Progress is a value: what happened to a stream leads from one to the next, and to no other stream's."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -26,15 +26,10 @@ from poller.progress import (
     Swept,
 )
 from poller.window import EARLIEST, Coverage, FailedSlice, Interval, SliceKind
+from tests.stream_events import HAPPENED, INSTANTS, INTERVALS, NOON, hours
 
-NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = (timedelta(**{unit: 1}) for unit in ("minutes", "hours", "days"))
 NEW = Progress(our_first_seen=NOON)
-
-
-def hours(start: float, end: float) -> Interval:
-    """An interval in hours from noon."""
-    return Interval(NOON + start * HOUR, NOON + end * HOUR)
 
 
 def covering(*pairs: tuple[float, float]) -> Coverage:
@@ -227,30 +222,6 @@ def test_fax_from_the_future_hides_no_silence() -> None:
 
 
 # -- properties ----------------------------------------------------------------------------------
-
-INTERVALS = st.tuples(st.integers(-40, 40), st.integers(1, 12)).map(
-    lambda pair: hours(pair[0], pair[0] + pair[1])
-)
-INSTANTS = st.integers(-40, 40).map(lambda hour: NOON + hour * HOUR)
-HAPPENED: st.SearchStrategy[StreamEvent] = st.one_of(
-    st.builds(Pinned, INSTANTS, st.sampled_from(["1d", "9h"])),
-    st.builds(Covered, INTERVALS),
-    st.builds(Discovered, INSTANTS, st.tuples(INSTANTS, INSTANTS), st.booleans()),
-    st.builds(SliceFailed, INTERVALS, INSTANTS, st.sampled_from(["refused", "too long"])),
-    st.builds(lambda whole: SliceSplit(whole, _halves(whole)), INTERVALS),
-    st.builds(Swept, st.sampled_from([SliceKind.SWEEP, SliceKind.DEEP_SWEEP]), INSTANTS),
-    st.builds(SweepsForgotten, st.none() | INSTANTS),
-    st.builds(Polled, INSTANTS),
-    st.builds(NotPolled, INSTANTS, st.just("no answer"), st.none() | INSTANTS),
-    st.builds(RefusalLifted),
-    st.builds(GapDismissed, INTERVALS, st.none() | st.just("in the portal")),
-    st.builds(GapRetried, INTERVALS),
-)
-
-
-def _halves(whole: Interval) -> tuple[Interval, ...]:
-    middle = whole.start + whole.length / 2
-    return Interval(whole.start, middle), Interval(middle, whole.end)
 
 
 @given(st.lists(HAPPENED))
