@@ -69,7 +69,7 @@ async def rebuild(
 ) -> Rebuilt:
     """Make the new ledger and put it in the old one's place; the state lock must be held.
 
-    `progress` is told how many more sidecars have been read; `storage_lock` is taken here, where
+    `progress` is told how many sidecars have been read; `storage_lock` is taken here, where
     it is known which storage it is. Raises LockHeld, CannotStart, LedgerUnavailable
     and StorageUnusable with everything as it was.
     """
@@ -85,7 +85,7 @@ async def rebuild(
         try:
             async with await Ledger.open(making.url) as ledger:
                 await _take_over(ledger, storage, marker, settings, now())
-                oldest = await _Reading(ledger, storage, done, now(), progress).run()
+                oldest = await _read_sidecars(ledger, storage, done, now(), progress)
                 done.listed_from = await ledger.write(
                     sidecar_import.list_again, oldest, since, now()
                 )
@@ -128,59 +128,57 @@ async def _take_over(
     await ledger.write(streams.sync, identities, now)
 
 
-@dataclass
-class _Reading:
-    """Takes in all sidecars, some at a time."""
+async def _read_sidecars(
+    ledger: Ledger,
+    storage: Storage,
+    done: Rebuilt,
+    now: datetime,
+    progress: Callable[[int], None],
+) -> dict[Stream, datetime]:
+    """Take in all sidecars, some at a time; when the oldest fax of each user was received."""
+    oldest: dict[Stream, datetime] = {}
+    read = 0
+    async with contextlib.aclosing(storage.sidecars()) as batches:
+        async for batch in batches:
+            found = [one for one in batch if isinstance(one, Found)]
+            for one in batch:
+                if isinstance(one, Unreadable):
+                    done.unreadable.add(one.file, one.why)
+            kept = [_kept(one) for one in found]
+            for fax in kept:
+                received = _time_of(fax)
+                oldest[fax.key] = min(received, oldest.get(fax.key, received))
+            believed = await _believed(ledger, storage, done, found, kept)
+            adopted = await ledger.write(sidecar_import.adopt, believed, now)
+            done.added += adopted.added + adopted.now_stored
+            done.carried_on += adopted.carried_on
+            for path in adopted.doubles:
+                done.doubles.add(path, "another file of this fax, or another fax's name, is known")
+            done.sidecars += sum(one.visible for one in found)
+            read += len(batch)
+            progress(read)
+    return oldest
 
-    ledger: Ledger
-    storage: Storage
-    done: Rebuilt
-    now: datetime
-    progress: Callable[[int], None]
-    oldest: dict[Stream, datetime] = field(default_factory=dict)
 
-    async def run(self) -> dict[Stream, datetime]:
-        """Read them; when the oldest fax of each user was received."""
-        async with contextlib.aclosing(self.storage.sidecars()) as batches:
-            async for batch in batches:
-                for one in batch:
-                    if isinstance(one, Unreadable):
-                        self.done.unreadable.add(one.file, one.why)
-                await self._take([one for one in batch if isinstance(one, Found)])
-                self.progress(len(batch))
-        return self.oldest
+async def _believed(
+    ledger: Ledger, storage: Storage, done: Rebuilt, found: list[Found], kept: list[Kept]
+) -> list[Kept]:
+    """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
 
-    async def _take(self, found: list[Found]) -> None:
-        kept = [_kept(one) for one in found]
-        for fax in kept:
-            received = _time_of(fax)
-            self.oldest[fax.key] = min(received, self.oldest.get(fax.key, received))
-        adopted = await self.ledger.write(
-            sidecar_import.adopt, await self._believed(found, kept), self.now
-        )
-        self.done.added += adopted.added + adopted.now_stored
-        self.done.carried_on += adopted.carried_on
-        for path in adopted.doubles:
-            self.done.doubles.add(path, "another file of this fax, or another fax's name, is known")
-        self.done.sidecars += sum(one.visible for one in found)
-
-    async def _believed(self, found: list[Found], kept: list[Kept]) -> list[Kept]:
-        """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
-
-        A visible sidecar whose image is gone or changed is of a fax that was stored: it is
-        *damaged*, which is for an operator to mend.
-        """
-        unknown = await self.ledger.read(sidecar_import.unknown, kept)
-        troubles = await self.storage.troubles([found[place] for place in unknown])
-        trouble = dict(zip(unknown, troubles, strict=True))
-        for place, why in trouble.items():
-            if why is not None and found[place].visible:
-                self.done.damaged.add(found[place].stored.file, why)
-        return [
-            replace(one, harm=trouble.get(place))
-            for place, one in enumerate(kept)
-            if found[place].visible or trouble.get(place, "known") is None
-        ]
+    A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
+    which is for an operator to mend.
+    """
+    unknown = await ledger.read(sidecar_import.unknown, kept)
+    troubles = await storage.troubles([found[place] for place in unknown])
+    trouble = dict(zip(unknown, troubles, strict=True))
+    for place, why in trouble.items():
+        if why is not None and found[place].visible:
+            done.damaged.add(found[place].stored.file, why)
+    return [
+        replace(one, harm=trouble.get(place))
+        for place, one in enumerate(kept)
+        if found[place].visible or trouble.get(place, "known") is None
+    ]
 
 
 def _kept(found: Found) -> Kept:

@@ -1,162 +1,111 @@
 """`poller backfill`: list an old window once more, and fetch what was not known."""
 
 import asyncio
-import json
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from poller import VERSION
 from poller.cli import bootstrap
-from poller.cli.console import say
-from poller.cli.follow import Shown, progress, wait
+from poller.cli.console import Advance, answer, print_figures, progress, say
+from poller.cli.follow import wait
+from poller.cli.foreground import keep_only, require_configured, usable_site, work_or_follow
 from poller.cli.lookup import find_user
-from poller.config.model import Config, User
-from poller.errors import CannotStart, LedgerUnavailable, LockHeld, PollerError, UsageError
+from poller.config.model import Config
+from poller.errors import LedgerUnavailable, PollerError, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.backfill import BACKFILL_CAP
-from poller.ingest.poll_run import PollOutcome
-from poller.ingest.site import Site, open_site
 from poller.ingest.stream_state import StreamState
-from poller.ledger import Backfill, Found, Ledger, backfills, streams
-from poller.lock import StateLock, StorageLock
-from poller.metrics import Metrics
-from poller.status import instant, span
+from poller.ledger import Backfill, Ledger, backfills, streams
+from poller.lock import StorageLock
+from poller.status import instant
 from poller.window import Coverage, Interval
 
-_PATIENCE_S = 2 * BACKFILL_CAP.total_seconds()  # so long it may do nothing between two attempts
+_HANG_TIMEOUT_S = 2 * BACKFILL_CAP.total_seconds()  # it may do nothing between two attempts
+_CANCELLED = "it was cancelled"
+_FIGURES = ("discovered", "stored", "pending", "failed")
 
 
 class NotAtWork(PollerError):
-    """The running daemon does not know the user yet; exit 1."""
+    """The running service does not know the user yet; exit 1."""
 
 
 class NothingToCancel(PollerError):
     """No backfill of the user waits; exit 1."""
 
 
-@dataclass(frozen=True)
-class BackfillReport:
-    """The JSON of `backfill --json`, and what decides its exit code; `stopped`: why it is not through."""
-
-    key: str
-    asked: Backfill
-    found: Found
-    by_daemon: bool
-    stopped: str | None
-
-    @property
-    def exit_code(self) -> int:
-        left = self.asked.rest is not None or self.found.pending
-        return 1 if left or self.found.failed or self.asked.not_listed else 0
-
-    def shown(self) -> dict[str, Any]:
-        account, _, user = self.key.partition("/")
-        return {
-            "account": account,
-            "user": user,
-            "from": instant(self.asked.window.start),
-            "to": instant(self.asked.window.end),
-            "by_daemon": self.by_daemon,
-            "discovered": self.found.discovered,
-            "stored": self.found.stored,
-            "pending": self.found.pending,
-            "failed": self.found.failed,
-            "left": None if self.asked.rest is None else span(self.asked.rest),
-            "not_listed": [
-                {"from": instant(interval.start), "to": instant(interval.end), "why": reason}
-                for interval, reason in self.asked.not_listed
-            ],
-            "stopped": self.stopped,
-        }
-
-
 def backfill(
-    paths: Sequence[Path], key: str, start: datetime | None, end: datetime | None, *, as_json: bool
+    paths: Sequence[Path],
+    *,
+    key: str,
+    start: datetime | None,
+    end: datetime | None,
+    cancel: bool,
+    as_json: bool,
 ) -> int:
-    """List and fetch an old window; beside a daemon that does it. Raises UsageError (2), NotAtWork."""
+    """List and fetch an old window; beside a service that does it. Raises UsageError (2), NotAtWork."""
+    if cancel:
+        return _cancel(paths, key, (start, end), as_json=as_json)
     if start is None or end is None:
         raise UsageError("backfill takes --from TIME and --to TIME, or --cancel")
     settings = bootstrap.load(paths)
-    user = _configured(settings, key)
+    require_configured(settings, key)
     window = _window(start, end)
-    report = _alone_or_beside(settings, user, window, as_json=as_json)
-    if as_json:
-        print(json.dumps(report.shown()))
-    else:
-        _print(report)
-    return report.exit_code
+    if not bootstrap.is_running(settings):
+        bootstrap.read_all_secrets(settings)  # before anything is touched
+    report = work_or_follow(
+        settings,
+        "backfill",
+        sys.stderr if as_json else None,
+        work=partial(_work, settings, key, window),
+        follow=partial(_follow, settings, key, window),
+    )
+    answer(report, lambda: _print(report), as_json=as_json)
+    is_done = report["left"] is None and not report["not_listed"]
+    return 0 if is_done and not report["pending"] and not report["failed"] else 1
 
 
-def cancel(paths: Sequence[Path], key: str, window: tuple[object, object], *, as_json: bool) -> int:
-    """End all backfills of a user that wait, beside a daemon too. Raises NothingToCancel (1)."""
+def _cancel(
+    paths: Sequence[Path], key: str, window: tuple[object, object], *, as_json: bool
+) -> int:
+    """End all backfills of a user that wait, beside a service too. Raises NothingToCancel (1)."""
     if window != (None, None):
         raise UsageError("--cancel ends all backfills of the user; it takes no --from or --to")
-    ended = asyncio.run(_cancel(bootstrap.load(paths), key))
+    ended = asyncio.run(_withdraw(bootstrap.load(paths), key))
     if not ended:
         raise NothingToCancel(f"{key} has no backfill that waits; `poller status` shows them")
-    if as_json:
-        print(json.dumps({"cancelled": [span(one.window) for one in ended]}))
-    else:
-        for one in ended:
-            print(f"cancelled  {_from_to(one.window)}")
+    answer(
+        {"cancelled": [one.window for one in ended]},
+        lambda: print(*(f"cancelled  {_from_to(one.window)}" for one in ended), sep="\n"),
+        as_json=as_json,
+    )
     return 0
 
 
-async def _cancel(settings: Config, key: str) -> list[Backfill]:
+async def _withdraw(settings: Config, key: str) -> list[Backfill]:
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, key)
         return await ledger.write(backfills.withdraw, row.id, bootstrap.now())
-
-
-def _configured(settings: Config, key: str) -> User:
-    for user in settings.users:
-        if f"{user.account}/{user.name}" == key:
-            return user
-    raise UsageError(f"{key}: the configuration has no such ACCOUNT/USER")
 
 
 def _window(start: datetime, end: datetime) -> Interval:
     if start >= end:
         raise UsageError("--from is not before --to")
     if start >= bootstrap.now():
-        raise UsageError("--from is still to come")
+        raise UsageError("--from is in the future")
     if end > bootstrap.now():
-        raise UsageError("--to is still to come: what comes in from now on, the polls list")
+        raise UsageError("--to is in the future: the polls list what arrives from now on")
     return Interval(start, end)
 
 
-def _alone_or_beside(
-    settings: Config, user: User, window: Interval, *, as_json: bool
-) -> BackfillReport:
-    if not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before anything is touched
-    with ExitStack() as held:
-        try:
-            held.enter_context(StateLock(settings.state_directory, "backfill"))
-        except LockHeld:
-            if not bootstrap.is_running(settings):
-                raise  # what holds it does nothing for others
-            return asyncio.run(_beside(settings, user, window))
-        storage_lock = held.enter_context(StorageLock())
-        quiet = replace(settings, log=replace(settings.log, level="warning"))
-        bootstrap.start_log(quiet, sys.stderr if as_json else None)
-        return asyncio.run(_alone(settings, user, window, storage_lock))
+# -- beside a service ------------------------------------------------------------------------------
 
 
-# -- beside a daemon -------------------------------------------------------------------------------
-
-
-async def _beside(settings: Config, user: User, window: Interval) -> BackfillReport:
-    key = f"{user.account}/{user.name}"
+async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any]:
+    (user,) = (one for one in settings.users if "/".join(one.names) == key)
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         rows = await ledger.read(streams.all_streams, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
@@ -173,53 +122,63 @@ async def _beside(settings: Config, user: User, window: Interval) -> BackfillRep
                     f"the service was reloaded without {key}; what is left waits until the user is "
                     "configured again"
                 )
-            return _progress(
-                await ledger.read(backfills.one, asked.id),
-                await ledger.read(backfills.found, asked.id),
-            )
+            return await _progress(ledger, asked)
 
         try:
-            stopped = await wait(settings, f"backfilling {key}", look, patience_s=_PATIENCE_S)
+            stopped = await wait(
+                settings, f"backfilling {key}", look, hang_timeout_s=_HANG_TIMEOUT_S
+            )
         except NotAtWork as gone:
             stopped = str(gone)
         return await _report(ledger, key, asked, by_daemon=True, stopped=stopped)
 
 
-def _progress(asked: Backfill, found: Found) -> tuple[float, float, str]:
+async def _progress(ledger: Ledger, asked: Backfill) -> tuple[float, float, str]:
     """Listing is counted by time, with a second for each fax that is to be tried yet."""
-    left_s = 0.0 if asked.rest is None or asked.withdrawn else asked.rest.length.total_seconds()
-    total_s = asked.window.length.total_seconds()
-    more = f"{found.discovered} discovered, {found.stored} stored"
-    trouble = f", {asked.last_error}" if asked.last_error else ""
-    return total_s - left_s, total_s + found.pending, more + trouble
+    now = await ledger.read(backfills.one, asked.id)
+    found = await ledger.read(backfills.found, asked.id)
+    left_s = 0.0 if now.rest is None or now.withdrawn else now.rest.length.total_seconds()
+    total_s = now.window.length.total_seconds()
+    trouble = f", {now.last_error}" if now.last_error else ""
+    note = f"{found.discovered} discovered, {found.stored} stored{trouble}"
+    return total_s - left_s, total_s + found.pending, note
 
 
 async def _report(
     ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
-) -> BackfillReport:
+) -> dict[str, Any]:
+    """Give the JSON of `backfill`; `stopped` is why it is not through."""
     now = await ledger.read(backfills.one, asked.id)
-    if now.withdrawn:
-        stopped = "it was cancelled"
-    return BackfillReport(
-        key, now, await ledger.read(backfills.found, asked.id), by_daemon, stopped
-    )
+    found = await ledger.read(backfills.found, asked.id)
+    account, _, user = key.partition("/")
+    return {
+        "account": account,
+        "user": user,
+        "from": now.window.start,
+        "to": now.window.end,
+        "by_daemon": by_daemon,
+        **{name: getattr(found, name) for name in _FIGURES},
+        "left": now.rest,
+        "not_listed": [
+            {"from": interval.start, "to": interval.end, "why": reason}
+            for interval, reason in now.not_listed
+        ],
+        "stopped": _CANCELLED if now.withdrawn else stopped,
+    }
 
 
 # -- without one -----------------------------------------------------------------------------------
 
 
-async def _alone(
-    settings: Config, user: User, window: Interval, storage_lock: StorageLock
-) -> BackfillReport:
-    key = f"{user.account}/{user.name}"
-    async with open_site(
-        settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
-    ) as site:
-        if not await site.shop.gate.check():
-            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
-        account, state = _only(site, key)
-        ledger, clock = site.shop.ledger, site.shop.clock
-        asked = await ledger.write(backfills.ask, state.id, window, clock.now())
+async def _work(
+    settings: Config, key: str, window: Interval, storage_lock: StorageLock
+) -> dict[str, Any]:
+    async with usable_site(settings, storage_lock) as site:
+        keep_only(site, key)
+        (state,) = site.states
+        account = site.accounts[state.user.app_id]
+        ledger = site.shop.ledger
+        asked = await ledger.write(backfills.ask, state.id, window, site.shop.clock.now())
         await state.reread()
         with progress(f"backfilling {key}") as show:
             showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
@@ -231,45 +190,22 @@ async def _alone(
         return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
 
 
-def _only(site: Site, key: str) -> tuple[AccountRunner, StreamState]:
-    """Leave all other users to the daemon."""
-    found: list[tuple[AccountRunner, StreamState]] = []
-    for account in site.accounts.values():
-        for state in list(account.states.values()):
-            if state.key == key:
-                found.append((account, state))
-            else:
-                del account.states[state.id]
-        account.client.suspension.user_count = len(account.states)
-    return found[0]
-
-
 async def _list(account: AccountRunner, state: StreamState) -> str | None:
     """List until it is through; the reason when eFax does not serve us now: the request stays."""
     while state.progress.backfill_waits:
-        outcome = await account.backfill(state)
-        if outcome.error is not None or not state.progress.backfill_waits:
-            return _why(outcome)
-        clock = account.shop.clock
-        await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))
+        error = (await account.backfill(state)).error
+        if error is not None:
+            return f"{error} The next run, or the same command again, continues from here"
+        if state.progress.backfill_waits:
+            clock = account.shop.clock
+            await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))
     return None
 
 
-def _why(outcome: PollOutcome) -> str | None:
-    if outcome.error is None:
-        return None
-    return f"{outcome.error} The next run, or the same command again, goes on from here"
-
-
-async def _show(ledger: Ledger, asked: Backfill, show: Shown) -> None:
+async def _show(ledger: Ledger, asked: Backfill, show: Advance) -> None:
     while True:
         with suppress(LedgerUnavailable):  # whoever writes to it says so
-            show(
-                *_progress(
-                    await ledger.read(backfills.one, asked.id),
-                    await ledger.read(backfills.found, asked.id),
-                )
-            )
+            show(*await _progress(ledger, asked))
         await asyncio.sleep(1.0)
 
 
@@ -280,20 +216,18 @@ def _from_to(interval: Interval) -> str:
     return f"{instant(interval.start)} to {instant(interval.end)}"
 
 
-def _print(report: BackfillReport) -> None:
-    console = Console()
+def _print(report: dict[str, Any]) -> None:
     whys: dict[str, Coverage] = {}
-    for interval, reason in report.asked.not_listed:
-        whys[reason] = whys.get(reason, Coverage()).add(interval)
+    for one in report["not_listed"]:
+        interval = Interval(one["from"], one["to"])
+        whys[one["why"]] = whys.get(one["why"], Coverage()).add(interval)
     for reason, coverage in whys.items():
-        for one in coverage.intervals:
-            say(console, f"not listed  {_from_to(one)}: {reason}", "bold red")
-    if report.asked.rest is not None:
-        left = "not listed any more" if report.asked.withdrawn else "still to be listed"
-        say(console, f"{left}  {_from_to(report.asked.rest)}", "bold red")
-    if report.stopped is not None:
-        say(console, report.stopped, "bold red")
-    table = Table(show_header=False, box=None)
-    for name in ("discovered", "stored", "pending", "failed"):
-        table.add_row(name, str(getattr(report.found, name)))
-    console.print(table)
+        for interval in coverage.intervals:
+            say(f"not listed  {_from_to(interval)}: {reason}", "bold red")
+    if report["left"] is not None:
+        is_cancelled = report["stopped"] == _CANCELLED
+        left = "not listed any more" if is_cancelled else "still to be listed"
+        say(f"{left}  {_from_to(report['left'])}", "bold red")
+    if report["stopped"] is not None:
+        say(report["stopped"], "bold red")
+    print_figures({name: report[name] for name in _FIGURES})

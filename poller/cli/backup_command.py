@@ -1,20 +1,20 @@
-"""`poller backup`: a copy of the ledger, beside a running daemon or without one."""
+"""`poller backup`: a copy of the ledger, beside a running service or without one."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from poller import ledger
 from poller.cli import bootstrap
 from poller.errors import LedgerUnavailable
-from poller.ledger import backup as copy_ledger
 
 
-def backup(paths: Sequence[Path], target: Path) -> int:
+def backup(paths: Sequence[Path], *, target: Path) -> int:
     """Write the copy and say so; CannotStart or LedgerUnavailable (73) when it cannot be made."""
     target = target.absolute()
     settings, owner = bootstrap.load_as_owner(paths)
     try:
-        size = asyncio.run(copy_ledger(settings.state_url, target))
+        size = asyncio.run(ledger.backup(settings.state_url, target))
     except LedgerUnavailable as error:
         if owner is None or not isinstance(error.__cause__, PermissionError):
             raise

@@ -12,7 +12,7 @@ from poller.cli import stdio
 from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
-from poller.ledger import Ledger, StreamRow, meta
+from poller.ledger import Ledger, meta
 from poller.store import Storage
 
 DEFAULT_CONFIG = Path("/etc/poller")
@@ -86,20 +86,24 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
     storage = Storage(settings.storage)
     free = None
     try:
-        reason = await storage.check(
-            await ledger.read(meta.value, meta.STORAGE_ID), shortly=shortly
-        )
+        storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
+        reason = await storage.check(storage_id, shortly=shortly)
         free = await storage.free_bytes()
         await ledger.require_room()
     except LedgerUnavailable as error:
         reason = str(error)
     finally:
         storage.close()
+    return storage_shown(settings, reason, free)
+
+
+def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) -> dict[str, Any]:
+    """Give what the status shows of the storage; `reason` is why it is unusable."""
     return {
         "directory": str(settings.storage.directory),
         "usable": reason is None,
         "reason": reason,
-        "free_bytes": free,
+        "free_bytes": free_bytes,
         "min_free_bytes": settings.storage.min_free,
     }
 
@@ -107,14 +111,6 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 def is_running(settings: Config) -> bool:
     """Whether the service runs; `once` and others that hold the state do not count."""
     return lock.holder(settings.state_directory) == lock.DAEMON
-
-
-def totals(rows: Sequence[StreamRow]) -> dict[str, int]:
-    """What remains, over all users."""
-    return {
-        "pending": sum(row.pending for row in rows),
-        "quarantined": sum(row.quarantined for row in rows),
-    }
 
 
 def now() -> datetime:

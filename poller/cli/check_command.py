@@ -9,7 +9,7 @@ from typing import Any
 
 from poller import lock, naming
 from poller.cli import bootstrap
-from poller.cli.lookup import counted
+from poller.cli.lookup import counted, name_of
 from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
@@ -36,13 +36,8 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         f"The configuration is valid: {counted(len(settings.accounts), 'account', 'accounts')}, "
         f"{counted(len(settings.users), 'user', 'users')}, from {files}."
     )
-    if _heartbeat_goes_past_the_proxy(settings):
-        print(
-            "warning: accounts have a proxy and the heartbeat has none: if this server reaches the "
-            "internet only through a proxy, set heartbeat.proxy too"
-        )
-    for sentence in _closed_to_windows(settings):
-        print(sentence)
+    for sentence in _warnings(settings):
+        print(f"warning: {sentence}")
     if online and bootstrap.is_running(settings):
         return _ask_the_daemons_ledger(settings)
     lack = asyncio.run(_storage_trouble(settings))
@@ -77,11 +72,17 @@ async def _storage_trouble(settings: Config) -> str | None:
         storage.close()
 
 
-def _closed_to_windows(settings: Config) -> Iterator[str]:
-    """Consumers that move files often do it by way of a share."""
+def _warnings(settings: Config) -> Iterator[str]:
+    heartbeat = settings.heartbeat
+    have_proxy = any(account.proxy is not None for account in settings.accounts)
+    if have_proxy and heartbeat.url is not None and heartbeat.proxy is None:
+        yield (
+            "accounts have a proxy and the heartbeat has none: if this server reaches the "
+            "internet only through a proxy, set heartbeat.proxy too"
+        )
     if settings.storage.consumers != "move":
         return
-    for user in settings.users:
+    for user in settings.users:  # consumers that move files often do it by way of a share
         path = naming.fax_path(
             settings.storage.path,
             account=user.account,
@@ -91,16 +92,9 @@ def _closed_to_windows(settings: Config) -> Iterator[str]:
         )
         if (part := naming.part_closed_to_windows(f"{path}.pdf")) is not None:
             yield (
-                f"warning: {user.account}/{user.name}: a Windows client cannot open {part!r} in the path "
+                f"{'/'.join(user.names)}: a Windows client cannot open {part!r} in the path "
                 f"{path}.pdf: change storage.path or the name"
             )
-
-
-def _heartbeat_goes_past_the_proxy(settings: Config) -> bool:
-    heartbeat = settings.heartbeat
-    if heartbeat.url is None or heartbeat.proxy is not None:
-        return False
-    return any(account.proxy is not None for account in settings.accounts)
 
 
 def _ask_the_daemons_ledger(settings: Config) -> int:
@@ -111,40 +105,38 @@ def _ask_the_daemons_ledger(settings: Config) -> int:
     suspended = [account for account in shown["accounts"] if account["suspended_until"]]
     for account in suspended:
         print(f"{account['account']}: suspended: {account['reason']}")
-    for user in users:
-        print(f"{user['account']}/{user['user']}: {_found(user)}")
-    well = sum(_found(user) == _WELL for user in users)
+    found = {name_of(user): _found(user) for user in users}
+    for key, what in found.items():
+        print(f"{key}: {what}")
+    well = list(found.values()).count(_WELL)
     print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
-    amiss = [*_not_taken(settings, users), *_unreadable(settings)]
-    if not shown["storage"]["usable"]:
-        amiss.append(f"nothing is fetched: {shown['storage']['reason']}")
-    amiss += [
-        f"{user['account']}/{user['user']}: faxes cannot be fetched: see `poller status`"
-        for user in users
-        if user["failing"]
-    ]
-    if (late := not_in_time(shown)) is not None:
-        amiss.append(late)
+    amiss = list(_amiss(settings, shown, users))
     for sentence in amiss:
         print(sentence)
     return 1 if suspended or amiss or well < len(users) else 0
 
 
-def _not_taken(settings: Config, users: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Configured, or under another account's name, since the service last read the configuration."""
+def _amiss(
+    settings: Config, shown: Mapping[str, Any], users: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    # Configured, or under another account's name, since the service last read the configuration.
     known = {(user["account"], user["user_id"]) for user in users}
     for user in settings.users:
         if (user.account, user.user_id) not in known:
             yield (
-                f"{user.account}/{user.name}: the service does not know this user yet; reload it "
+                f"{'/'.join(user.names)}: the service does not know this user yet; reload it "
                 "(`systemctl reload poller`) or restart it"
             )
-
-
-def _unreadable(settings: Config) -> list[str]:
-    """The secrets that the next reload or start cannot have, as far as they can be had from here."""
+    # The secrets that the next reload or start cannot have, as far as they can be had from here.
     ours = [one for one in bootstrap.references(settings) if _is_for_us(one)]
-    return [str(problem) for problem in bootstrap.unreadable(ours)]
+    yield from map(str, bootstrap.unreadable(ours))
+    if not shown["storage"]["usable"]:
+        yield f"nothing is fetched: {shown['storage']['reason']}"
+    for row in users:
+        if row["failing"]:
+            yield f"{name_of(row)}: faxes cannot be fetched: see `poller status`"
+    if (late := not_in_time(dict(shown))) is not None:
+        yield late
 
 
 def _is_for_us(reference: SecretRef) -> bool:

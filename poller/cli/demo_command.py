@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ log: {format: json}
 """
 
 
-def demo() -> int:
+def demo(_paths: Sequence[Path]) -> int:
     """Show faxes arriving for half a minute; 0 when every one of them is on the disk."""
     return asyncio.run(_Demo().run())
 

@@ -1,12 +1,12 @@
 """`poller dismiss`: stop the alarm for a fax or gap that cannot be had; `poller retry` undoes it."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from poller.cli import bootstrap
-from poller.cli.lookup import UnknownGap, find_one, find_user, stretch
+from poller.cli.console import answer
+from poller.cli.lookup import UnknownGap, counted, find_one, find_user, stretch
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import State, fold, jobs
@@ -18,10 +18,10 @@ class NothingToDismiss(PollerError):
 
 def dismiss(
     paths: Sequence[Path],
+    *,
     fax_id: str | None,
     gap: Sequence[str] | None,
     reason: str | None,
-    *,
     as_json: bool,
 ) -> int:
     """Dismiss one fax or gap; raises UnknownFax, UnknownGap and NothingToDismiss (1), UsageError (2)."""
@@ -32,17 +32,15 @@ def dismiss(
     settings = bootstrap.load(paths)
     if gap is not None:
         count = asyncio.run(_dismiss_gap(settings, gap, reason))
-        what = f"{count} {'stretch' if count == 1 else 'stretches'} of time of {gap[0]}"
+        what = f"{counted(count, 'stretch', 'stretches')} of time of {gap[0]}"
         undone = f"retry --gap {' '.join(gap)}"
     elif fax_id is not None and reason is not None:
         count = asyncio.run(_dismiss_fax(settings, fax_id, reason))
         what, undone = f"Fax {fax_id}", f"retry {fax_id}"
     else:
         raise UsageError("dismiss FAX_ID needs --reason TEXT: it is kept with the fax")
-    if as_json:
-        print(json.dumps({"dismissed": count}))
-    else:
-        print(f"{what} dismissed. `poller {undone}` undoes it.")
+    said = f"{what} dismissed. `poller {undone}` undoes it."
+    answer({"dismissed": count}, lambda: print(said), as_json=as_json)
     return 0
 
 

@@ -4,9 +4,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from contextlib import ExitStack, suppress
 
 from poller import events, log
 
@@ -27,11 +25,10 @@ def leave(code: int) -> int:
     return code
 
 
-class StopDeadline:
+class StopDeadline(ExitStack):
     """Ends the process when stopping takes longer than it may from `start` to the exit."""
 
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
+    _timer: threading.Timer | None = None
 
     def start(self, seconds: float) -> None:
         if self._timer is not None:
@@ -41,18 +38,7 @@ class StopDeadline:
         with suppress(RuntimeError):  # no thread can be started: stop without a deadline
             timer.start()
             self._timer = timer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+            self.callback(timer.cancel)
 
 
 def _too_late() -> None:

@@ -1,14 +1,17 @@
 """How operators name faxes, users and stretches of time."""
 
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
-from poller.cli.times import instant
+from poller.cli.commands import instant
 from poller.errors import PollerError, UsageError
-from poller.ledger import FaxRow, Ledger, StreamRow, faxes, streams
+from poller.ledger import FaxRow, Ledger, OnDisk, StreamRow, faxes, streams
 from poller.window import Interval
 
 _SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
+_NAMED = 3
 
 
 class UnknownFax(PollerError):
@@ -24,6 +27,21 @@ def counted(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Name the first of them, and say how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Name an account, a user or a fax as `--json` shows it."""
+    return "/".join(row[part] for part in ("account", "user", "fax_id") if part in row)
+
+
+def fax_name(fax: FaxRow | OnDisk) -> str:
+    return f"{fax.account}/{fax.user}/{fax.fax_id}"
+
+
 async def find_one(ledger: Ledger, name: str) -> FaxRow:
     """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
     found = await ledger.read(faxes.find, name)
@@ -36,7 +54,7 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
         )
     if len(found) > 1:
-        names = ", ".join(sorted(f"{row.account}/{row.user}/{row.fax_id}" for row in found))
+        names = ", ".join(sorted(map(fax_name, found)))
         raise UsageError(f"{name} is ambiguous; name one of {names}")
     return found[0]
 
@@ -55,7 +73,7 @@ def stretch(words: Sequence[str]) -> Interval:
     """Read FROM and TO, each an ISO time with offset; raises UsageError."""
     try:
         start, end = (instant(word) for word in words)
-    except ValueError as error:
+    except ArgumentTypeError as error:
         raise UsageError(f"--gap: {error}") from None
     if start >= end:
         raise UsageError(f"--gap: {words[0]} is not before {words[1]}")

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta
 
 from poller import config, log
+from poller.cli import bootstrap
 from poller.client import Client, Observer, Ports
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config, User
@@ -24,7 +25,12 @@ _LOOK_BACK = timedelta(hours=1)
 
 async def ask(settings: Config) -> int:
     """Call /health, sign in, and list an hour of every user; 0 when eFax accepts all of it, else 1."""
-    async with _ledger(settings) as ledger:
+    ledger = None
+    async with AsyncExitStack() as opened:
+        with suppress(CannotStart):  # there is none before the first start
+            ledger = await opened.enter_async_context(
+                bootstrap.ledger_beside(settings, readonly=False)
+            )
         results = [await _ask_account(settings, account, ledger) for account in settings.accounts]
     return 0 if all(results) else 1
 
@@ -33,21 +39,16 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
     secret = config.read_secret(account.api_key, os.environ)
     log.register_secret(secret)
     clock = SystemClock()
-    client = Client(
+    # The sign-in budget holds over restarts and over checks, once there is a ledger.
+    sign_ins = _Memory() if ledger is None else SignIns(ledger)
+    async with Client(
         account,
-        Ports(
-            clock,
-            random.random,
-            # The sign-in budget holds over restarts and over checks, once there is a ledger.
-            _Memory() if ledger is None else SignIns(ledger),
-            _Discreet(),
-        ),
+        Ports(clock, random.random, sign_ins, _Discreet()),
         api_key=lambda: secret,
         retry=settings.retry,
-    )
-    async with client:
-        well = await _try(f"{account.name}: /health", client.health())
-        if not await _try(f"{account.name}: sign-in", client.sign_in()):
+    ) as client:
+        well = await _succeeds(f"{account.name}: /health", client.health())
+        if not await _succeeds(f"{account.name}: sign-in", client.sign_in()):
             print(f"{account.name}: without a sign-in no user was asked")
             return False
         now = client.server_clock.now(clock.now()) or clock.now()
@@ -55,9 +56,13 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
         if len(answers) > 1 and all(isinstance(one, UserRefused) for one in answers):
             print(f"{account.name}: {all_refused(answers[0])}")
             return False
-        listed = [_found(user, one) for user, one in zip(account.users, answers, strict=True)]
+        for user, answer in zip(account.users, answers, strict=True):
+            said = "ok" if isinstance(answer, Page) else log.redact(str(answer))
+            print(f"{user.account}/{user.name}: list: {said}")
         pages = [one for one in answers if isinstance(one, Page)]
-        return all(listed) and await _are_believed(client, clock, pages, ledger) and well
+        if len(pages) < len(answers):
+            return False
+        return await _are_believed(client, clock, pages, ledger) and well
 
 
 async def _list(client: Client, user: User, now: datetime) -> Page | ApiError:
@@ -65,12 +70,6 @@ async def _list(client: Client, user: User, now: datetime) -> Page | ApiError:
         return await client.list_received(user, Interval(now - _LOOK_BACK, now), 0)
     except ApiError as error:
         return error
-
-
-def _found(user: User, answer: Page | ApiError) -> bool:
-    is_well = isinstance(answer, Page)
-    print(f"{user.account}/{user.name}: list: {'ok' if is_well else log.redact(str(answer))}")
-    return is_well
 
 
 async def _are_believed(
@@ -101,9 +100,9 @@ async def _are_believed(
     return True
 
 
-async def _try(what: str, call: "asyncio.Future[None] | object") -> bool:
+async def _succeeds(what: str, call: Awaitable[None]) -> bool:
     try:
-        await call  # type: ignore[misc]
+        await call
     except ApiError as error:
         print(f"{what}: {log.redact(str(error))}")
         return False
@@ -122,19 +121,6 @@ class _Memory:
 
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         self._kept[app_id] = (level, at)
-
-
-@asynccontextmanager
-async def _ledger(settings: Config) -> AsyncIterator[Ledger | None]:
-    try:
-        ledger = await Ledger.open(
-            settings.state_url, directory=settings.state_directory, create=False
-        )
-    except CannotStart:
-        yield None
-        return
-    async with ledger:
-        yield ledger
 
 
 class _Discreet(Observer):

@@ -1,22 +1,18 @@
 """`poller rebuild`: a new ledger, and in plain words what it knows and what it cannot know."""
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
-
+from poller import rebuild as rebuilding
 from poller.cli import bootstrap
+from poller.cli.console import answer, progress
 from poller.cli.lookup import counted
 from poller.errors import UsageError
 from poller.lock import StateLock, StorageLock
 from poller.rebuild import Rebuilt, Trouble
-from poller.rebuild import rebuild as make_anew
 from poller.status import instant
 
 
@@ -31,52 +27,36 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
     with (
         StateLock(settings.state_directory, "rebuild"),
         StorageLock() as storage_lock,
-        _progress() as progress,
+        progress("rebuilding") as show,
     ):
         done = asyncio.run(
-            make_anew(
+            rebuilding.rebuild(
                 settings,
                 since=since,
                 now=bootstrap.now,
-                progress=progress,
+                progress=lambda count: show(count, None, f"{count:,} sidecars"),
                 storage_lock=storage_lock,
             )
         )
-    if as_json:
-        print(json.dumps(_shown(done), indent=2))
-    else:
-        for line in _lines(done):
-            print(line)
+    answer(_shown(done), lambda: print(*_lines(done), sep="\n"), as_json=as_json, indent=2)
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Count on stderr where that is a terminal; how many there are is known at the end only."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.completed} sidecars"))
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task("sidecars", total=None)
-        yield lambda count: bar.advance(task, count)
 
 
 def _shown(done: Rebuilt) -> dict[str, Any]:
     return {
-        "ledger": str(done.ledger),
-        "kept_aside": None if done.kept_aside is None else str(done.kept_aside),
-        "from": None if done.base is None else str(done.base),
-        "snapshot_at": instant(done.base_at),
-        "passed_over": list(done.passed_over),
+        "ledger": done.ledger,
+        "kept_aside": done.kept_aside,
+        "from": done.base,
+        "snapshot_at": done.base_at,
+        "passed_over": done.passed_over,
         "sidecars": done.sidecars,
         "added": done.added,
         "carried_on": done.carried_on,
         "damaged": _named(done.damaged),
         "unreadable": _named(done.unreadable),
         "doubles": _named(done.doubles),
-        "listed_from": instant(done.listed_from),
-        "unknown_since": None if done.was_whole else instant(done.base_at),
+        "listed_from": done.listed_from,
+        "unknown_since": None if done.was_whole else done.base_at,
         "unknown": _unknown(done),
     }
 
@@ -91,32 +71,32 @@ def _named(trouble: Trouble) -> dict[str, Any]:
 def _lines(done: Rebuilt) -> Iterator[str]:
     for reason in done.passed_over:
         yield f"Not used: {reason}."
-    yield _begun_with(done)
+    if done.was_whole:
+        yield "The ledger was whole; all of it was taken over."
+    elif done.base is None:
+        yield "No snapshot could be read; the new ledger begins empty."
+    else:
+        yield f"The new ledger begins with {done.base} of {instant(done.base_at)}."
     yield (
         f"{counted(done.sidecars, 'sidecar was', 'sidecars were')} read: "
         f"{counted(done.added, 'fax', 'faxes')} became known as stored, "
         f"{done.carried_on} interrupted ones are carried on."
     )
-    yield from _troubles(done.damaged, "damaged: the sidecar is there, but")
-    yield from _troubles(done.unreadable, "no sidecar that can be read:")
-    yield from _troubles(done.doubles, "left out:")
-    yield (
-        "Everything is listed again from each user's poll.start."
-        if done.listed_from is None
-        else f"Everything is listed again from {instant(done.listed_from)}."
-    )
+    for trouble, what in (
+        (done.damaged, "damaged: the sidecar is there, but"),
+        (done.unreadable, "no sidecar that can be read:"),
+        (done.doubles, "left out:"),
+    ):
+        for path, why in trouble.named:
+            yield f"{path}: {what} {why}."
+        if trouble.count > len(trouble.named):
+            yield f"… and {trouble.count - len(trouble.named)} more."
+    since = "each user's poll.start" if done.listed_from is None else instant(done.listed_from)
+    yield f"Everything is listed again from {since}."
     if (unknown := _unknown(done)) is not None:
         yield unknown
     if done.kept_aside is not None:
         yield f"The ledger as it was is kept as {done.kept_aside}."
-
-
-def _begun_with(done: Rebuilt) -> str:
-    if done.was_whole:
-        return "The ledger was whole; all of it was taken over."
-    if done.base is None:
-        return "No snapshot could be read; the new ledger begins empty."
-    return f"The new ledger begins with {done.base} of {instant(done.base_at)}."
 
 
 def _unknown(done: Rebuilt) -> str | None:
@@ -133,10 +113,3 @@ def _unknown(done: Rebuilt) -> str | None:
         f"It cannot know: faxes that were stored after {instant(done.base_at)} and have been taken "
         "away since are fetched again; what operators dismissed since then is not dismissed."
     )
-
-
-def _troubles(trouble: Trouble, what: str) -> Iterator[str]:
-    for path, why in trouble.named:
-        yield f"{path}: {what} {why}."
-    if trouble.count > len(trouble.named):
-        yield f"… and {trouble.count - len(trouble.named)} more."

@@ -1,19 +1,19 @@
-"""`poller retry`: make quarantined or named faxes, or a gap, due now; a running daemon does the work."""
+"""`poller retry`: make quarantined or named faxes, or a gap, due now; a running service does the work."""
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from poller.cli import bootstrap
+from poller.cli.console import answer, print_json
 from poller.cli.follow import wait_for_faxes
-from poller.cli.lookup import UnknownGap, counted, find_one, find_user, stretch
+from poller.cli.lookup import UnknownGap, counted, fax_name, find_one, find_user, stretch
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, State, accounts, faxes, fold, jobs, streams
 
-_PATIENCE_S = 60.0  # while the running daemon comes on with nothing
+_HANG_TIMEOUT_S = 60.0
 _FOLLOWED = 1000
 _STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`."
 
@@ -23,11 +23,11 @@ class UserIsRemoved(PollerError):
 
 
 def retry(
-    paths: Sequence[Path], fax_ids: Sequence[str], *, gap: Sequence[str] | None, as_json: bool
+    paths: Sequence[Path], *, fax_ids: Sequence[str], gap: Sequence[str] | None, as_json: bool
 ) -> int:
     """Make faxes or a gap due; raises UnknownFax, UnknownGap, UserIsRemoved (1), UsageError (2).
 
-    It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running daemon
+    It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running service
     has tried the faxes, where that can fetch now.
     """
     if gap is not None and fax_ids:
@@ -37,11 +37,9 @@ def retry(
         asyncio.run(_retry(settings, fax_ids, as_json=as_json))
         return 0
     count = asyncio.run(_retry_gap(settings, gap))
-    if as_json:
-        print(json.dumps({"made_due": count}))
-    else:
-        print(f"{counted(count, 'stretch', 'stretches')} of time made due.")
-        print("The service lists them." if bootstrap.is_running(settings) else _STOPPED)
+    said = f"{counted(count, 'stretch', 'stretches')} of time made due."
+    then = "The service lists them." if bootstrap.is_running(settings) else _STOPPED
+    answer({"made_due": count}, lambda: print(f"{said}\n{then}"), as_json=as_json)
     return 0
 
 
@@ -50,46 +48,44 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
         if fax_ids:
             rows = [await find_one(ledger, fax_id) for fax_id in fax_ids]
             await _refuse_removed(settings, ledger, rows)
-            count = await ledger.write(jobs.make_due, [row.id for row in rows], bootstrap.now())
         else:
             rows = await ledger.read(jobs.quarantined, _FOLLOWED)
-            count = await ledger.write(jobs.make_due, None, bootstrap.now())
+        wanted = [row.id for row in rows] if fax_ids else None
+        count = await ledger.write(jobs.make_due, wanted, bootstrap.now())
         if as_json:
-            print(json.dumps({"made_due": count}))
+            print_json({"made_due": count})
             return
         if count:  # at once: what follows may take a minute
             print(f"{counted(count, 'fax was', 'faxes were')} made due.", flush=True)
         elif not fax_ids:
             print("No fax is quarantined.")
-        left_alone = [row for row in rows if _is_left_alone(row)]
-        await _print_left_alone(settings, ledger, left_alone, count)
+        await _print_left_alone(settings, ledger, rows, count)
         if count:
             await _follow(settings, ledger, rows)
-
-
-def _is_left_alone(row: FaxRow) -> bool:
-    return row.state is State.STORED and row.harm is None
 
 
 async def _print_left_alone(
     settings: Config, ledger: Ledger, rows: Sequence[FaxRow], made_due: int
 ) -> None:
     """Say why nothing is done for faxes that are stored; of well ones only where that is all."""
-    gone = await taken(settings, ledger, rows)
+    stored = [row for row in rows if row.state is State.STORED and row.harm is None]
+    gone = await taken(settings, ledger, stored)
     for row in gone or ():
-        again = how_to_have_it_again(_name(row))
-        print(f"{_name(row)} is stored, and its files were taken away; {again}.")
-    if made_due or not rows or len(rows) == len(gone or ()):
-        return
-    unseen = "; whether the files are there cannot be seen now"
-    print(f"Nothing to do: stored{unseen if gone is None else ', and well'}.")
+        again = how_to_have_it_again(fax_name(row))
+        print(f"{fax_name(row)} is stored, and its files were taken away; {again}.")
+    if not made_due and len(stored) > len(gone or ()):
+        unseen = "; whether the files are there cannot be seen now"
+        print(f"Nothing to do: stored{unseen if gone is None else ', and well'}.")
+
+
+def _is_configured(settings: Config, row: FaxRow) -> bool:
+    return any((row.app_id, row.user_id) == (user.app_id, user.user_id) for user in settings.users)
 
 
 async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
     """A running service has a user at work until it is reloaded, whatever the file says."""
-    configured = {(user.app_id, user.user_id) for user in settings.users}
     for row in rows:
-        if (row.app_id, row.user_id) in configured:
+        if _is_configured(settings, row):
             continue
         if (await ledger.read(streams.one, row.stream)).removed or not bootstrap.is_running(
             settings
@@ -102,55 +98,38 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
 
 
 async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
-    """Say what becomes of the faxes; what cannot come now is not waited for."""
+    """Say what becomes of the faxes; do not wait for what cannot be fetched now."""
     if not bootstrap.is_running(settings):
         print(_STOPPED)
         return
     storage = await bootstrap.storage_now(settings, ledger, shortly=True)
     if not storage["usable"]:
-        print(f"The service fetches nothing now: {_clause(storage['reason'])}.")
+        print(f"The service fetches nothing now: {storage['reason'].rstrip('.')}.")
         print("It fetches them when that is over.")
         return
-    suspended = {
-        one.app_id: f"account {one.account} is suspended: {_clause(one.reason)}"
-        for one in await ledger.read(accounts.all_accounts, include_removed=False)
-        if one.suspended_until is not None
-    }
-    _print_suspended(rows, suspended)
-    configured = {(user.app_id, user.user_id) for user in settings.users}
-    rows = [
-        row
-        for row in rows
-        if (row.app_id, row.user_id) in configured and row.app_id not in suspended
-    ]
-    if rows:
-        stopped = await wait_for_faxes(settings, ledger, rows, patience_s=_PATIENCE_S)
-        _print_tried(await ledger.read(faxes.some, [row.id for row in rows]), stopped)
-
-
-def _clause(reason: str | None) -> str:
-    return (reason or "eFax cannot be reached").rstrip(".")
-
-
-def _print_suspended(rows: Sequence[FaxRow], suspended: Mapping[str, str]) -> None:
-    for app_id, why in suspended.items():
-        count = sum(row.app_id == app_id for row in rows)
-        if count:
-            print(f"{counted(count, 'fax', 'faxes')} must wait: {why}.")
+    suspended = set()
+    for one in await ledger.read(accounts.all_accounts, include_removed=False):
+        if one.suspended_until is None:
+            continue
+        suspended.add(one.app_id)
+        if count := sum(row.app_id == one.app_id for row in rows):
+            why = (one.reason or "eFax cannot be reached").rstrip(".")
+            wait = f"{counted(count, 'fax', 'faxes')} must wait"
+            print(f"{wait}: account {one.account} is suspended: {why}.")
             print("The service fetches them when that is over.")
+    rows = [row for row in rows if _is_configured(settings, row) and row.app_id not in suspended]
+    if rows:
+        stopped = await wait_for_faxes(settings, ledger, rows, hang_timeout_s=_HANG_TIMEOUT_S)
+        _print_tried(await ledger.read(faxes.some, [row.id for row in rows]), stopped)
 
 
 def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
     left = [row for row in tried if row.state is not State.STORED]
     print(f"{len(tried) - len(left)} of {counted(len(tried), 'fax is', 'faxes are')} stored.")
     for row in left:
-        print(f"{row.state.value}  {_name(row)}: {row.last_error or 'not tried yet'}")
+        print(f"{row.state.value}  {fax_name(row)}: {row.last_error or 'not tried yet'}")
     if stopped is not None:
-        print(f"It is not waited for the rest: {stopped}.")
-
-
-def _name(row: FaxRow) -> str:
-    return f"{row.account}/{row.user}/{row.fax_id}"
+        print(f"Stopped waiting for the rest: {stopped}.")
 
 
 async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:

@@ -1,30 +1,27 @@
-"""`poller status`: how it is doing, from the ledger, beside a running daemon too."""
+"""`poller status`: how it is doing, from the ledger, beside a running service too."""
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from poller import status as current
 from poller.cli import bootstrap
+from poller.cli.console import answer
 from poller.cli.status_table import print_status
 from poller.config.model import Account, Config
 from poller.evidence import EvidenceStore
 from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
-from poller.status import Pace, Surroundings, damaged, status
 
 
-def show_status(paths: Sequence[Path], *, as_json: bool) -> int:
+def status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
     settings = bootstrap.load(paths)
     shown = asyncio.run(look(settings))
     shown["problems"] = problems(shown, list(_reasons(shown, settings)))
-    if as_json:
-        print(json.dumps(shown, indent=2))
-    else:
-        print_status(shown)
+    answer(shown, lambda: print_status(shown), as_json=as_json, indent=2)
     return 0
 
 
@@ -35,13 +32,10 @@ async def look(settings: Config) -> dict[str, Any]:
     """
     async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         running = bootstrap.is_running(settings)
-        report = (
-            RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
-            if running
-            else None
-        )
+        written = await ledger.read(meta.value, meta.RUNTIME_REPORT) if running else None
+        report = RuntimeReport.read(written)
         storage = await bootstrap.storage_now(settings, ledger, shortly=running)
-        seen = Surroundings(
+        seen = current.Surroundings(
             _storage(storage, report),
             running,
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
@@ -50,7 +44,7 @@ async def look(settings: Config) -> dict[str, Any]:
             alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
         )
-        return await status(ledger, bootstrap.now(), seen)
+        return await current.status(ledger, bootstrap.now(), seen)
 
 
 def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
@@ -66,12 +60,11 @@ def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, An
     return seen | {"usable": reason is None, "reason": reason}
 
 
-def _pace(account: Account, report: RuntimeReport | None) -> Pace:
-    limit = account.limits.requests_per_second
+def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
+    limit, name = account.limits.requests_per_second, account.name
     if report is None:
-        return Pace(limit)
-    name = account.name
-    return Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
+        return current.Pace(limit)
+    return current.Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
 
 
 def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
@@ -91,4 +84,4 @@ def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
     if not shown["storage"]["usable"]:
         yield f"nothing is fetched: {shown['storage']['reason']}"
     if shown["ledger"]["problem"] is not None:
-        yield damaged(shown["ledger"]["problem"])
+        yield current.damaged(shown["ledger"]["problem"])

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
+import poller
 from poller import log
 from poller.cli import demo_command as demo_module
 from poller.cli import main
+from poller.cli.commands import COMMANDS
 from poller.cli.owner import become_owner
-from poller.cli.parser import build
 from poller.cli.status_table import _headline
 from poller.config.model import StorageConfig, User
 from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
@@ -1152,9 +1153,22 @@ WORDS = {
 
 
 def test_every_command_has_words_to_try_it_with() -> None:
-    (commands,) = (action for action in build([])._actions if action.dest == "command")
-    assert commands.choices is not None
-    assert WORDS.keys() == set(commands.choices)
+    assert WORDS.keys() == set(COMMANDS)
+
+
+def test_the_readmes_table_has_every_command_with_its_options_and_no_other() -> None:
+    readme = (Path(poller.__file__).parents[1] / "README.md").read_text()
+    (table,) = re.findall(r"\| command \| does \| exit \|\n\|[-| ]+\n((?:\|.*\n)+)", readme)
+    told: dict[str, set[str]] = {}
+    for row in table.splitlines():
+        words = row.split("|")[1].split()
+        told.setdefault(words[1].rstrip("`"), set()).update(
+            re.findall("--[a-z]+", row.split("|")[1])
+        )
+    assert told == {
+        name: {option for names, _ in arguments for option in names if option.startswith("--")}
+        for name, (_, arguments) in COMMANDS.items()
+    }
 
 
 @pytest.mark.usefixtures("default_signals")
@@ -1363,7 +1377,7 @@ _BECOMES = """
 import os, sys
 from pathlib import Path
 from poller.cli.owner import become_owner
-from poller.cli.parser import build
+from poller.cli.commands import build
 become_owner(Path(sys.argv[1]))
 print(os.getuid(), os.geteuid(), os.getgid(), 0 in os.getgroups())
 """

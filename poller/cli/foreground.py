@@ -1,0 +1,75 @@
+"""Do in this process what the service would do, within the same limits, or leave it to the service."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any, TextIO, TypeVar
+
+from poller import VERSION
+from poller.cli import bootstrap
+from poller.config.model import Config
+from poller.errors import CannotStart, LockHeld, UsageError
+from poller.ingest.site import Site, open_site
+from poller.lock import StateLock, StorageLock
+from poller.metrics import Metrics
+
+T = TypeVar("T")
+
+
+@contextmanager
+def holding(settings: Config, command: str, log_to: TextIO | None) -> Iterator[StorageLock]:
+    """Hold the state for `command`, and log; raises LockHeld (75).
+
+    At `info` only warnings are logged: what was found is in the summary.
+    """
+    with StateLock(settings.state_directory, command), StorageLock() as storage_lock:
+        level = "warning" if settings.log.level == "info" else settings.log.level
+        bootstrap.start_log(replace(settings, log=replace(settings.log, level=level)), log_to)
+        yield storage_lock
+
+
+def work_or_follow(
+    settings: Config,
+    command: str,
+    log_to: TextIO | None,
+    *,
+    work: Callable[[StorageLock], Coroutine[Any, Any, T]],
+    follow: Callable[[], Coroutine[Any, Any, T]],
+) -> T:
+    """Hold the state and `work`, or `follow` the running service; LockHeld beside other commands."""
+    with ExitStack() as held:
+        try:
+            storage_lock = held.enter_context(holding(settings, command, log_to))
+        except LockHeld:
+            if not bootstrap.is_running(settings):
+                raise  # what holds it does nothing for others
+            return asyncio.run(follow())
+        return asyncio.run(work(storage_lock))
+
+
+@asynccontextmanager
+async def usable_site(settings: Config, storage_lock: StorageLock) -> AsyncIterator[Site]:
+    """Open ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
+    async with open_site(
+        settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
+    ) as site:
+        if not await site.shop.gate.check():
+            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
+        yield site
+
+
+def keep_only(site: Site, key: str) -> None:
+    """Leave all users but ACCOUNT/USER alone."""
+    for account in site.accounts.values():
+        for state in list(account.states.values()):
+            if state.key != key:
+                del account.states[state.id]
+        account.client.suspension.user_count = len(account.states)
+
+
+def require_configured(settings: Config, key: str, option: str = "") -> None:
+    """Raise UsageError where the configuration has no user ACCOUNT/USER."""
+    if key not in {"/".join(user.names) for user in settings.users}:
+        raise UsageError(f"{option}{key}: the configuration has no such ACCOUNT/USER")
