@@ -73,8 +73,7 @@ async def rebuild(
     it is known which storage it is. Raises LockHeld, CannotStart, LedgerUnavailable
     and StorageUnusable with everything as it was.
     """
-    storage = Storage(settings.storage)
-    try:
+    with contextlib.closing(Storage(settings.storage)) as storage:
         marker = await _marker(settings, storage)
         if storage_lock is not None:
             storage_lock.take(marker)
@@ -94,8 +93,6 @@ async def rebuild(
             raise
         done.kept_aside = await in_own_thread("rebuild", lambda: making.install(now()))
         return done
-    finally:
-        storage.close()
 
 
 async def _marker(settings: Config, storage: Storage) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -83,17 +83,15 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 
     `shortly`: beside a running service, which has tried for itself what a delivery needs.
     """
-    storage = Storage(settings.storage)
     free = None
     try:
-        storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
-        reason = await storage.check(storage_id, shortly=shortly)
-        free = await storage.free_bytes()
+        with closing(Storage(settings.storage)) as storage:
+            storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
+            reason = await storage.check(storage_id, shortly=shortly)
+            free = await storage.free_bytes()
         await ledger.require_room()
     except LedgerUnavailable as error:
         reason = str(error)
-    finally:
-        storage.close()
     return storage_shown(settings, reason, free)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,8 @@ async def _storage_trouble(settings: Config) -> str | None:
                 return reason
     if not os.access(settings.storage.directory, os.W_OK):
         return None
-    storage = Storage(settings.storage)
-    try:
+    with closing(Storage(settings.storage)) as storage:
         return await storage.prove()
-    finally:
-        storage.close()
 
 
 def _warnings(settings: Config) -> Iterator[str]:
@@ -99,7 +96,7 @@ def _warnings(settings: Config) -> Iterator[str]:
 
 def _ask_the_daemons_ledger(settings: Config) -> int:
     """A sign-in of ours would end the daemon's token, so its own findings are shown."""
-    print("poller runs on this state, so it is not signed in a second time; this is what it found:")
+    print("The service is running, so this command does not sign in a second time. It found:")
     shown = asyncio.run(look(settings))
     users = [user for user in shown["users"] if not user["removed"]]
     suspended = [account for account in shown["accounts"] if account["suspended_until"]]

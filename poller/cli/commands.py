@@ -94,13 +94,13 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         "make quarantined faxes, or those named, due now",
         (
             _fax("fax_ids", "*", f"{_OR_WHOSE}; without any, all that are quarantined"),
-            _gap("list this stretch of time again, also when it was dismissed"),
+            _gap("list this time again, even if it was dismissed"),
             _JSON,
         ),
     ),
     "backup": (
         "copy the ledger, beside a running daemon too",
-        (_path("target", "the new file; one that is there is left alone"),),
+        (_path("target", "the new file; an existing one is not overwritten"),),
     ),
     "dismiss": (
         "stop the alarm for a fax or gap that cannot be had",
@@ -115,7 +115,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         "hash what is on the disk against the ledger",
         (
             _flag("--repair", "fetch damaged faxes again"),
-            _fax("--taken", "+", "fetch these again, which consumers have taken away", default=[]),
+            _fax("--taken", "+", "fetch these again although consumers took them away", default=[]),
             _JSON,
         ),
     ),
@@ -125,7 +125,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
             _argument("key", metavar="ACCOUNT/USER"),
             _time("--from", "start", "with offset, such as 2026-03-01T00:00:00Z"),
             _time("--to", "end", "with offset, such as 2026-03-01T00:00:00Z"),
-            _flag("--cancel", "end what this user still has to be backfilled"),
+            _flag("--cancel", "end this user's waiting backfills"),
             _JSON,
         ),
     ),
@@ -139,7 +139,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         (
             _time(
                 *("--since", "since"),
-                "list again from this time at the latest, such as 2026-03-01T00:00:00Z",
+                "list again from this time or earlier, such as 2026-03-01T00:00:00Z",
             ),
             _JSON,
         ),

@@ -20,7 +20,7 @@ def leave(code: int) -> int:
     for thread in _others():
         thread.join(max(0.0, deadline - time.monotonic()))
     if left := _others():
-        _end(code, "poller stopped, but for threads that hang and are left behind.", left)
+        _end(code, "poller stopped, except for threads that hang.", left)
     log.flush(_PATIENCE_S)
     return code
 
@@ -42,7 +42,7 @@ class StopDeadline(ExitStack):
 
 
 def _too_late() -> None:
-    _end(1, "Stopping takes too long, so poller ends at once; nothing is lost by it.", _others())
+    _end(1, "Stopping takes too long, so poller ends now; no fax is lost.", _others())
 
 
 def _others() -> list[threading.Thread]:

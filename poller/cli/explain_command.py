@@ -117,6 +117,6 @@ def _problems(shown: dict[str, Any]) -> Iterator[str]:
     if shown["damaged"]:
         how = [one["why"] for one in shown["timeline"] if one["what"] == "stored" and one["why"]]
         why = f": {how[-1]}" if how else ""
-        yield f"it came broken from eFax, twice in the same way, and is kept as it came{why}"
+        yield f"eFax served it broken, twice in the same way, so it is kept as it came{why}"
     if shown["harm"] is not None:
         yield f"its files are not what was stored: {shown['harm']}; see `poller verify --repair`"

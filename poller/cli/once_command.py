@@ -60,7 +60,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     for sentence in done.troubles.sentences():
         stdio.complain(f"poller: {sentence}")
     if done.unusable is not None:
-        raise CannotStart(f"the storage became unusable on the way: {done.unusable}")
+        raise CannotStart(f"the storage became unusable during the round: {done.unusable}")
     return 1 if done.failed else 0
 
 

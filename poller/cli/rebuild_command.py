@@ -80,7 +80,7 @@ def _lines(done: Rebuilt) -> Iterator[str]:
     yield (
         f"{counted(done.sidecars, 'sidecar was', 'sidecars were')} read: "
         f"{counted(done.added, 'fax', 'faxes')} became known as stored, "
-        f"{done.carried_on} interrupted ones are carried on."
+        f"{done.carried_on} interrupted ones continue."
     )
     for trouble, what in (
         (done.damaged, "damaged: the sidecar is there, but"),

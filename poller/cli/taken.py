@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import closing
 
 from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
@@ -22,17 +23,13 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
     ]
     if storage_id is None or not looked_at:
         return []
-    storage = Storage(settings.storage)
+    identities = [(file, Identity(row.app_id, row.user_id, row.fax_id)) for row, file in looked_at]
     try:
-        await storage.prepare(storage_id)
-        findings = await storage.look(
-            [(file, Identity(row.app_id, row.user_id, row.fax_id)) for row, file in looked_at],
-            thorough=False,
-        )
+        with closing(Storage(settings.storage)) as storage:
+            await storage.prepare(storage_id)
+            findings = await storage.look(identities, thorough=False)
     except (StorageUnusable, StorageConflict):
         return None
-    finally:
-        storage.close()
     return [
         row
         for (row, _), finding in zip(looked_at, findings, strict=True)

@@ -44,7 +44,7 @@ class Troubles:
         if (cause := outcome.skipped or outcome.error) is not None:
             self._add(user, ("was not polled", "were not polled"), _why(cause, suspended))
         elif outcome.trouble:
-            verb = "polled, but not in all older stretches of time"
+            verb = "polled, but some older time could not be listed"
             self._add(user, (f"was {verb}", f"were {verb}"), str(outcome.trouble[0]))
 
     def unproved(self, account: str, error: PollerError, suspended: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,7 @@ def verify(paths: Sequence[Path], *, repair: bool, taken: Sequence[str], as_json
     """Compare ledger and disk; raises CannotStart for a storage that cannot be looked at."""
     settings = bootstrap.load(paths)
     if (repair or taken) and not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # found out before an hour of hashing, not after
+        bootstrap.read_all_secrets(settings)  # before an hour of hashing, not after it
     report = asyncio.run(_verify(settings, taken, repair=repair))
     try:
         if report.asked:
@@ -159,11 +160,10 @@ async def _audit(
     report.sweeps = _sweeps([row for row in users if not row.removed])
     total, checked = sum(row.stored for row in users), 0
     whole = set()
-    storage = Storage(settings.storage)
-    auditor = Auditor(ledger, storage, SystemClock())
     try:
-        await storage.prepare(storage_id)
-        with progress("verifying") as show:
+        with closing(Storage(settings.storage)) as storage, progress("verifying") as show:
+            await storage.prepare(storage_id)
+            auditor = Auditor(ledger, storage, SystemClock())
             async for page in auditor.pages(thorough=True):
                 report.conditions.update(one.finding.condition for one in page)
                 report.damaged += [one for one in page if one.is_damaged]
@@ -172,12 +172,10 @@ async def _audit(
                 )
                 checked += len(page)
                 show(checked, total, f"{checked:,} of {total:,}")
-        async for file in auditor.strangers():
-            report.add_stranger(file)
+            async for file in auditor.strangers():
+                report.add_stranger(file)
     except (StorageUnusable, StorageConflict) as error:
-        raise CannotStart(f"nothing can be said of the files: {error}") from error
-    finally:
-        storage.close()
+        raise CannotStart(f"the files cannot be checked: {error}") from error
     return whole
 
 

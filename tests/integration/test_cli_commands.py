@@ -1546,7 +1546,7 @@ def test_once_whose_storage_goes_away_on_the_way_sums_up_and_ends_with_73(
     summary = json.loads(out)
     assert code == 73
     assert (summary["stored"], summary["pending"]) == (0, 1)
-    assert "became unusable on the way" in err
+    assert "became unusable during the round" in err
 
 
 # -- backup -----------------------------------------------------------------------------------------
