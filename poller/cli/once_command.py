@@ -113,24 +113,13 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
     account.on_fetched = fetched
     account.on_wait = Waits(account.account.name).say
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
-
-    async def poll(state: StreamState) -> tuple[str, PollOutcome]:
-        async with turns:
-            # Whoever runs `once` wants to know now whether a refused user is still refused.
-            state.ask_anyway = True
-            outcome = await _polled(account, state)
-        done.summary.polled += 1
-        done.summary.discovered += len(outcome.discovered)
-        if outcome.failed or outcome.skipped is not None:
-            done.summary.failed_polls += 1
-            done.failed = True
-        return state.key, outcome
-
-    ended = await asyncio.gather(*(poll(state) for state in account.states.values()))
+    states = list(account.states.values())
+    ended = await asyncio.gather(*(_poll(account, state, done, turns) for state in states))
     error = await account.settle()
     suspended = account.client.suspension.reason
-    for whose, outcome in ended:  # only now it is known whether it is the account's fault
-        done.troubles.poll_ended(whose, outcome, suspended)
+    for state, outcome in zip(states, ended, strict=True):
+        # Only now it is known whether it is the account's fault.
+        done.troubles.poll_ended(state.key, outcome, suspended)
     if error is not None:
         done.failed = True
         done.troubles.unproved(account.account.name, error, suspended)
@@ -140,9 +129,19 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
     await account.workers.run_until_idle()
 
 
-async def _polled(account: AccountRunner, state: StreamState) -> PollOutcome:
-    """A bug that one user's poll meets is that user's alone."""
-    try:
-        return await account.poll(state)
-    except Exception as bug:  # noqa: BLE001 - the others go on
-        return await account.broke_off(state, bug)
+async def _poll(
+    account: AccountRunner, state: StreamState, done: Round, turns: asyncio.Semaphore
+) -> PollOutcome:
+    async with turns:
+        # Whoever runs `once` wants to know now whether a refused user is still refused.
+        state.ask_anyway = True
+        try:
+            outcome = await account.poll(state)
+        except Exception as bug:  # noqa: BLE001 - it is this user's alone, and the others go on
+            outcome = await account.broke_off(state, bug)
+    done.summary.polled += 1
+    done.summary.discovered += len(outcome.discovered)
+    if outcome.failed or outcome.skipped is not None:
+        done.summary.failed_polls += 1
+        done.failed = True
+    return outcome
