@@ -5,12 +5,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
+from poller.errors import ApiError, BadAnswer, DeadlinePassed, RateLimited, Unreachable
+
 RETRY_AFTER_MAX_S = 3600.0
 SIGN_INS_AT_ONCE = 5
 SIGN_IN_EVERY_S = 30.0
 
+_FIRST_PAUSE = timedelta(seconds=1)
 _ALMOST_ONE = 1 - 1e-6  # a wait rounded to microseconds must not end a hair too early
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?")
+
+
+def worth_repeating(error: BaseException) -> bool:
+    """Say whether the same call may end better in a moment."""
+    if isinstance(error, DeadlinePassed):
+        return False
+    return isinstance(error, (RateLimited, Unreachable, BadAnswer))
+
+
+def pause_s(attempt: int, error: ApiError, *, cap: timedelta, u: float) -> float:
+    """Return the seconds until a call goes again whose `attempt`-th try (from 1) ended so.
+
+    That is the backoff from one second, or what Retry-After asks for if it is longer, up to `cap`.
+    """
+    if isinstance(error, RateLimited):
+        return 0.0  # pacing holds back the whole account
+    pause = backoff(attempt, base=_FIRST_PAUSE, cap=cap, u=u)
+    return min(max(pause.total_seconds(), error.retry_after_s or 0.0), cap.total_seconds())
 
 
 def backoff(attempt: int, *, base: timedelta, cap: timedelta, u: float) -> timedelta:

@@ -1,6 +1,7 @@
 """Imports point one way, and the core touches nothing: no files, no clock, no randomness."""
 
 import ast
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ UNCLEAN = {"asyncio", "concurrent", "fcntl", "http", "io", "logging", "mmap", "m
 UNCLEAN |= {"os", "random", "secrets", "select", "selectors", "shutil", "signal", "socket"}
 UNCLEAN |= {"sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid"}
 UNCLEAN |= {"aiohttp", "alembic", "apscheduler", "pikepdf", "PIL"}
-UNCLEAN |= {"prometheus_client", "sqlalchemy", "structlog"}
+UNCLEAN |= {"prometheus_client", "sqlalchemy", "structlog", "tenacity"}
 CLOCK_READERS = {"now", "utcnow", "today"}
 FILE_CALLS = {"exists", "glob", "is_dir", "is_file", "iterdir", "lstat", "mkdir", "open", "rglob"}
 FILE_CALLS |= {"read_bytes", "read_text", "rename", "resolve", "rmdir", "stat", "touch", "unlink"}
@@ -148,6 +149,22 @@ def test_the_core_touches_no_file_no_clock_and_no_network(file: Path) -> None:
 @pytest.mark.parametrize("file", [*ALLOWED])
 def test_an_exception_of_the_core_is_still_one(file: str) -> None:
     assert uncleanness((ROOT / file).read_text())
+
+
+# The order for this project names these packages, each in real use: a few lines of ours replace none.
+@pytest.mark.parametrize("package", ["aiohttp", "apscheduler", "structlog", "tenacity"])
+def test_a_package_that_was_ordered_is_in_use(package: str) -> None:
+    names = {name for file in modules() for name in imported_by(file)}
+    assert package in {name.split(".")[0] for name in names}
+
+
+def test_the_scheduler_that_was_ordered_is_apscheduler_3() -> None:
+    assert importlib.metadata.version("apscheduler").startswith("3.")
+
+
+def test_pytest_asyncio_which_was_ordered_too_runs_the_tests(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.hasplugin("asyncio")
+    assert pytestconfig.getini("asyncio_mode") == "auto"
 
 
 # What foreign bytes may meet, and the only modules that load it: those of a process of its own.

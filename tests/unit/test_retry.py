@@ -1,4 +1,4 @@
-"""retry: backoff, growing intervals, giving up, Retry-After, the sign-in budget."""
+"""retry: what is repeated and when, backoff, growing intervals, giving up, Retry-After, sign-ins."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,6 +6,21 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from poller.errors import (
+    AccountSuspended,
+    ApiError,
+    BadAnswer,
+    DeadlinePassed,
+    NotYet,
+    RateLimited,
+    Rejected,
+    SignInDelayed,
+    SignInRefused,
+    TokenRefused,
+    Unreachable,
+    UserRefused,
+    WindowRefused,
+)
 from poller.retry import (
     SignInBudget,
     backoff,
@@ -13,6 +28,8 @@ from poller.retry import (
     growing,
     next_attempt,
     parse_retry_after,
+    pause_s,
+    worth_repeating,
 )
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -43,6 +60,50 @@ def test_backoff_doubles_up_to_its_cap_with_full_jitter(
     attempt: int, u: float, wait_s: float
 ) -> None:
     assert backoff(attempt, base=SECOND, cap=60 * SECOND, u=u) == wait_s * SECOND
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "u", "wait_s"),
+    [
+        pytest.param(3, Unreachable("x"), 0.5, 2, id="half of four seconds"),
+        pytest.param(1, BadAnswer("x"), 0.5, 0.5, id="nothing was asked for"),
+        pytest.param(1, Unreachable("x", retry_after_s=7), 0.5, 7, id="as long as asked"),
+        pytest.param(1, BadAnswer("x", retry_after_s=7), 0.5, 7, id="by whatever asks"),
+        pytest.param(4, Unreachable("x", retry_after_s=2), 0.5, 4, id="the longer of both"),
+        pytest.param(1, Unreachable("x", retry_after_s=3600), 0.5, 10, id="asked beyond the cap"),
+        pytest.param(9, Unreachable("x"), 0.5, 5, id="jitter of the cap"),
+        pytest.param(9, RateLimited("x", retry_after_s=7), 0.5, 0, id="pacing waits"),
+    ],
+)
+def test_pause_is_the_backoff_or_what_the_server_asks_for(
+    attempt: int, error: ApiError, u: float, wait_s: float
+) -> None:
+    assert pause_s(attempt, error, cap=10 * SECOND, u=u) == wait_s
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RateLimited("x"), Unreachable("x"), BadAnswer("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_may_pass_in_a_moment_is_repeated(error: ApiError) -> None:
+    assert worth_repeating(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *[kind("x") for kind in (SignInRefused, TokenRefused, UserRefused, WindowRefused)],
+        *[kind("x") for kind in (NotYet, Rejected, DeadlinePassed)],
+        AccountSuspended("x", until=NOW),
+        SignInDelayed("x", wait_s=1),
+        OSError(),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_nothing_else_is_repeated(error: BaseException) -> None:
+    assert not worth_repeating(error)
 
 
 @pytest.mark.parametrize(
