@@ -113,7 +113,7 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
             raise NotAtWork(f"the running service does not know {key} yet: reload it first")
         asked = await ledger.write(backfills.ask, known[0], window, bootstrap.now())
         print(
-            "The running service does this, and continues if this command is interrupted.",
+            "The running service does it, and continues if this command is interrupted.",
             file=sys.stderr,
         )
 
