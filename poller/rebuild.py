@@ -172,7 +172,7 @@ async def _believed(
         if why is not None and found[place].visible:
             done.damaged.add(found[place].stored.file, why)
     return [
-        replace(one, harm=trouble.get(place))
+        replace(one, damage=trouble.get(place))
         for place, one in enumerate(kept)
         if found[place].visible or trouble.get(place, "known") is None
     ]

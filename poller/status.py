@@ -127,8 +127,8 @@ async def status(
             await _not_fetched(fax, fax.first_failed_at, around.evidence) for fax in failing
         ],
         "damaged_faxes": [
-            {**_names(fax), "path": fax.file, "why": fax.harm}
-            for fax in await ledger.read(faxes.harmed, _FAXES_SHOWN)
+            {**_names(fax), "path": fax.file, "why": fax.damage}
+            for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN)
         ],
     }
 
@@ -139,7 +139,7 @@ async def _users(
     rows, stored = await lately.read(ledger, now)
     held = await ledger.read(fold.all_progress)
     asked = await ledger.read(backfills.all_waiting)
-    harmed = await ledger.read(faxes.harmed_counts)
+    harmed = await ledger.read(faxes.damage_counts)
     failing = await ledger.read(jobs.failing_counts, now, around.alarm_after)
     overdue = _overdue(around.accounts, rows, now)
     silent = _silent(around.accounts, rows, held)

@@ -39,13 +39,22 @@ def _make_empty(path: Path, revision: str) -> None:
 
 
 def _copy(connection: sqlite3.Connection, table: str) -> None:
-    source = {"users": "streams"}.get(table, table)
     columns = [name for _, name, *_ in connection.execute(f"PRAGMA main.table_info({table})")]
-    of_today = ["stream" if name == "user" else name for name in columns]
+    of = _OF_TODAY | (_OF_JOBS if table == "faxes" else {})
+    of_today = ", ".join(of.get(name, f't."{name}"') for name in columns)
     connection.execute(
-        f"INSERT INTO main.{table} ({_quoted(columns)}) SELECT {_quoted(of_today)} FROM today.{source}"
+        f"INSERT INTO main.{table} ({', '.join(map(repr, columns))}) "
+        f"SELECT {of_today} FROM today.{_SOURCES.get(table, table)} t {_JOBS * (table == 'faxes')}"
     )
 
 
-def _quoted(columns: list[str]) -> str:
-    return ", ".join(f'"{column}"' for column in columns)
+_SOURCES = {"users": "streams"}
+_JOBS = "LEFT JOIN today.jobs j ON j.subject = t.id AND j.kind = 'fetch'"
+_OF_TODAY = {"user": "t.stream", "force": "t.refetch", "harm": "t.damage"}
+_OF_JOBS = {
+    "next_attempt_at": "j.due",
+    "failures": "coalesce(j.failures, 0)",
+    "first_failed_at": "j.first_failed_at",
+    "paused_s_at_first_failure": "coalesce(j.paused_s_at_first_failure, 0)",
+    "last_error": "j.last_error",
+}

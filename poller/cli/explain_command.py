@@ -37,7 +37,7 @@ _FACTS = (
     *("quarantined_at", "dismissed_at", "dismiss_reason", "stored_at"),
     *("file", "format", "bytes", "sha256", "pages", "damaged", "harm"),
 )
-_CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at"}
+_CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at", "harm": "damage"}
 
 
 def explain(paths: Sequence[Path], *, fax_id: str, as_json: bool) -> int:

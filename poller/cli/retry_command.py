@@ -68,7 +68,7 @@ async def _print_left_alone(
     settings: Config, ledger: Ledger, rows: Sequence[FaxRow], made_due: int
 ) -> None:
     """Say why nothing is done for faxes that are stored; of well ones only where that is all."""
-    stored = [row for row in rows if row.state is State.STORED and row.harm is None]
+    stored = [row for row in rows if row.state is State.STORED and row.damage is None]
     gone = await taken(settings, ledger, stored)
     for row in gone or ():
         again = how_to_have_it_again(fax_name(row))

@@ -74,7 +74,7 @@ class BackgroundChecks:
             async for page in self._auditor.pages(thorough=thorough, limit=limit):
                 for one in page:
                     row = one.row
-                    is_news = row.harm is None or not thorough  # once more at a start
+                    is_news = row.damage is None or not thorough  # once more at a start
                     if one.is_damaged and row.state is State.STORED and is_news:
                         who = row.account, row.user, row.fax_id
                         log.say(events.FilesDamaged(*who, row.file, one.finding.why))

@@ -178,7 +178,7 @@ class Monitor:
             metrics.set_user(*state.user.names, overdue=self._planner.is_overdue(state))
         try:
             waiting = await self._ledger.read(streams.waiting_counts)
-            harmed = await self._ledger.read(faxes.harmed_counts)
+            harmed = await self._ledger.read(faxes.damage_counts)
         except LedgerUnavailable:
             return  # the gate says so
         for state in self._site.states:

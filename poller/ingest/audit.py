@@ -87,11 +87,11 @@ class Auditor:
             one.row.id: (one.row.sha256, one.finding.why)
             for one in checked
             if one.row.state is State.STORED
-            and one.row.harm != one.finding.why
+            and one.row.damage != one.finding.why
             and (thorough or one.finding.condition is not Condition.OK)
         }
         if found:
-            await self.ledger.write(faxes.note_harm, found, self.clock.now())
+            await self.ledger.write(faxes.note_damage, found, self.clock.now())
 
     async def strangers(self) -> AsyncIterator[str]:
         """Give the visible files that belong to no fax; directory by directory."""

@@ -149,7 +149,7 @@ class Fetcher:
         if carried_on is not None:
             await self._settle(fax, carried_on)
             return Outcome.STORED
-        draft_of = shop.storage.draft(fax.path, replacing=fax.force)
+        draft_of = shop.storage.draft(fax.path, replacing=fax.refetch)
         async with draft_of as draft, self._under_way(fax, draft):
             stored, problem = await self._download_with_evidence(fax, user, draft)
             await self._record(fax, stored, problem)
@@ -160,7 +160,7 @@ class Fetcher:
         return Outcome.STORED
 
     async def _resume(self, fax: FaxRow) -> StoredFile | None:
-        if not fax.force:
+        if not fax.refetch:
             return await self._shop.storage.resume(fax.path, _identity(fax))
         held = fax.stored_file
         stored_at = fax.stored_at or self._shop.clock.now()
@@ -229,7 +229,7 @@ class Fetcher:
 
     async def _require_claimed(self, fax: FaxRow) -> None:
         """The row was read before the fax waited for its turn."""
-        if not await self._shop.ledger.read(jobs.still_claimed, fax.id, fax.claim):
+        if not await self._shop.ledger.read(jobs.is_open, fax.id, fax.fence):
             raise _Withdrawn("the fax is not to be fetched by what was read of it")
 
     def _sidecar_of(self, fax: FaxRow) -> Callable[[StoredFile], dict[str, Any]]:
@@ -255,7 +255,7 @@ class Fetcher:
             self._shop.ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file, problem))
         )
         self._shop.gate.passed()
-        is_again = fax.force
+        is_again = fax.refetch
         waited = None if is_again or fax.received_at is None else now - fax.received_at
         self._shop.emit(
             events.FaxStored(
@@ -305,7 +305,7 @@ class Fetcher:
                 fax.id,
                 now,
                 jobs.Failure(
-                    claim=fax.claim,
+                    fence=fax.fence,
                     error=str(error),
                     problem=error.problem if isinstance(error, Broken) else None,
                     next_attempt_at=now + pause,

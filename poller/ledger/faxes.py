@@ -15,6 +15,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     select,
     type_coerce,
     union_all,
@@ -31,10 +32,14 @@ from poller.ledger.tables import (
     FOLDED_PATH,
     HAS_CAPITALS,
     MICROSECOND,
+    Instant,
+    JobKind,
     State,
+    Word,
     attempts,
     faxes,
     has_key,
+    jobs,
     streams,
 )
 from poller.progress import Covered, Discovered, Progress, StreamEvent
@@ -48,11 +53,22 @@ _HOUR = timedelta(hours=1) // MICROSECOND
 _AT_ONCE = 500  # values in one IN (...)
 _NEWEST = 100  # faxes among which windows are looked for that are not the same
 
-FAX = select(
-    *faxes.c, streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")
-).join_from(faxes, streams)
+TO_FETCH = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.FETCH)
+FAX = (
+    select(
+        *faxes.c,
+        *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
+        *(jobs.c.first_failed_at, jobs.c.last_error, jobs.c.fence),
+        jobs.c.due.label("next_attempt_at"),
+        func.coalesce(jobs.c.failures, 0).label("failures"),
+        func.coalesce(jobs.c.paused_s_at_first_failure, 0.0).label("paused_s_at_first_failure"),
+    )
+    .join_from(faxes, streams)
+    .outerjoin(jobs, TO_FETCH)
+)
 
 # What most polls need is composed once: that takes longer than the statement.
+_AT = bindparam("at", type_=Instant)
 _WHOSE = faxes.c.stream == bindparam("whose")
 _KEYS: BindParameter[Any] = bindparam("these", expanding=True)
 _LAST_LISTED = (
@@ -68,6 +84,12 @@ _TAKEN = union_all(
     select(FOLDED_PATH).where(FOLDED_PATH.in_(_FOLDED_ONES), HAS_CAPITALS),
 )
 _INSERT = insert(faxes)
+_JOBS = insert(jobs).from_select(
+    ["kind", "subject", "stream", "due"],
+    select(literal(JobKind.FETCH, Word(JobKind)), faxes.c.id, faxes.c.stream, _AT).where(
+        _WHOSE, _THESE
+    ),
+)
 _MINE = faxes.c.id == bindparam("this")
 _ONE = FAX.where(_MINE)
 _SET = update(faxes).where(_MINE)
@@ -214,7 +236,6 @@ def _insert(connection: Connection, stream: int, new: list[NewFax], page: Listed
         "stream": stream,
         "state": State.PENDING,
         "first_seen_at": page.now,
-        "next_attempt_at": page.now,
         "last_listed_at": page.now,
         "found_by": page.found_by,
         **_window("first", page.window),
@@ -234,7 +255,14 @@ def _insert(connection: Connection, stream: int, new: list[NewFax], page: Listed
             for fax in new
         ],
     )
+    add_jobs(connection, stream, [fax.fax_id for fax in new], page.now)
     connection.execute(_COUNT_NEW, {"this": stream, "more": len(new)})
+
+
+def add_jobs(connection: Connection, stream: int, fax_ids: list[str], due: datetime) -> None:
+    """Have these faxes of a stream, which have no job yet, fetched."""
+    for chunk in chunks(fax_ids):
+        connection.execute(_JOBS, {"whose": stream, "these": chunk, "at": due})
 
 
 class _Paths:
@@ -330,7 +358,7 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 
 _ON_DISK = select(
     *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
-    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "force", "harm")),
+    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "refetch", "damage")),
     *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
     streams.c.removed,
 ).join_from(faxes, streams)
@@ -341,7 +369,7 @@ def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDis
 
     Stored ones, and those that are being fetched again.
     """
-    waits = and_(faxes.c.force, faxes.c.state != State.DISMISSED)
+    waits = and_(faxes.c.refetch, faxes.c.state != State.DISMISSED)
     wanted = _ON_DISK.where(faxes.c.file.is_not(None), (faxes.c.state == State.STORED) | waits)
     if below is not None:
         wanted = wanted.where(faxes.c.id < below)
@@ -359,7 +387,7 @@ def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | No
     }
 
 
-def note_harm(
+def note_damage(
     connection: Connection, found: Mapping[int, tuple[str, str | None]], now: datetime
 ) -> list[int]:
     """Record why the files of stored faxes are not what was stored, or None: they are well.
@@ -367,26 +395,26 @@ def note_harm(
     By fax: the hash that was looked for, and the reason. Returns whose reason has changed.
     """
     changed = []
-    for fax, (sha256, harm) in found.items():
+    for fax, (sha256, damage) in found.items():
         row = one(connection, fax)
         # It may have been fetched again, or asked for, since it was looked at.
-        if row.state is not State.STORED or row.sha256 != sha256 or row.harm == harm:
+        if row.state is not State.STORED or row.sha256 != sha256 or row.damage == damage:
             continue
-        set_fax(connection, fax, harm=harm)
-        remember(connection, fax, now, "damaged" if harm else "not damaged", harm)
+        set_fax(connection, fax, damage=damage)
+        remember(connection, fax, now, "damaged" if damage else "not damaged", damage)
         changed.append(fax)
     return changed
 
 
-def harmed(connection: Connection, limit: int) -> list[FaxRow]:
+def with_damage(connection: Connection, limit: int) -> list[FaxRow]:
     """Return some of the faxes that are damaged on the disk."""
-    rows = connection.execute(FAX.where(faxes.c.harm.is_not(None)).limit(limit))
+    rows = connection.execute(FAX.where(faxes.c.damage.is_not(None)).limit(limit))
     return [fax_row(row) for row in rows]
 
 
-def harmed_counts(connection: Connection) -> dict[int, int]:
+def damage_counts(connection: Connection) -> dict[int, int]:
     """Return how many faxes are damaged on the disk, for each stream that has some."""
-    wanted = select(faxes.c.stream, func.count()).where(faxes.c.harm.is_not(None))
+    wanted = select(faxes.c.stream, func.count()).where(faxes.c.damage.is_not(None))
     rows = connection.execute(wanted.group_by(faxes.c.stream))
     return {row[0]: row[1] for row in rows}
 

@@ -1,7 +1,7 @@
 """From a pending fax to a stored one: what is due, what became of each attempt, and what fails."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     func,
     insert,
     or_,
@@ -25,6 +26,7 @@ from poller.ledger.faxes import (
     COUNT,
     FAX,
     FORGET_OLD,
+    TO_FETCH,
     count,
     moved,
     one,
@@ -34,63 +36,45 @@ from poller.ledger.faxes import (
     some,
 )
 from poller.ledger.fold import chunks
-from poller.ledger.rows import Claim, FailingCount, FaxRow, Waiting, fax_row, file_in
+from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row, file_in
 from poller.ledger.tables import (
     EPOCH,
     MICROSECOND,
     Instant,
+    JobKind,
     State,
     accounts,
     attempts,
     faxes,
+    jobs,
     streams,
 )
 
+_AS_STORED = (*("stored_at", "attempts", "file", "format", "bytes", "sha256", "pages", "damaged"),)
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
 
 # Said in every query of what is due, so that SQLite may use the index of nothing else.
-_WAITING = faxes.c.next_attempt_at.is_not(None)
+_DUE = and_(jobs.c.kind == JobKind.FETCH, jobs.c.due.is_not(None))
 
 # What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
 # to find it among those that it has compiled than SQLite to carry it out.
 _MINE = faxes.c.id == bindparam("this")
+_JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == JobKind.FETCH)
 _HELD = select(
     *(faxes.c[name] for name in ("id", "stream", "state", "attempts")),
     *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
 ).where(faxes.c.id.in_(bindparam("these", expanding=True)))
-_CLAIM = (
-    select(*(faxes.c[one.name] for one in fields(Claim)))
-    .join_from(faxes, streams)
-    .where(_MINE, streams.c.removed.is_(False))
+_FENCE = (
+    select(jobs.c.fence).join_from(jobs, streams).where(_JOB, _DUE, streams.c.removed.is_(False))
 )
 _SET_STORED = (
     update(faxes)
     .where(_MINE)
-    .values(
-        state=State.STORED,
-        next_attempt_at=None,
-        failures=0,
-        first_failed_at=None,
-        last_error=None,
-        force=False,
-        harm=None,
-        dismissed_at=None,
-        dismiss_reason=None,
-        **{
-            name: bindparam(f"to_{name}")
-            for name in (
-                "stored_at",
-                "attempts",
-                "file",
-                "format",
-                "bytes",
-                "sha256",
-                "pages",
-                "damaged",
-            )
-        },
-    )
+    .values(state=State.STORED, refetch=False, damage=None, dismissed_at=None, dismiss_reason=None)
+    .values({name: bindparam(f"to_{name}") for name in _AS_STORED})
 )
+_SET_JOB = update(jobs).where(_JOB)
+_DONE = delete(jobs).where(_JOB)
 _AT = bindparam("at", type_=Instant)
 _COUNT_STORED = COUNT.values(
     damaged=streams.c.damaged + bindparam("damaged_by"),
@@ -110,26 +94,21 @@ class Stored:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt and what it leads to; `counts` says whether `failures` grows.
+    """A failed attempt and what it leads to.
 
-    `claim` is that of the row which the attempt began with. `problem` names how the document is
+    `fence` is that of the row which the attempt began with. `problem` names how the document is
     broken. `paused_s` is what `accounts.pause_clock` said.
     """
 
-    claim: Claim
+    fence: int | None
     error: str
     problem: str | None
     next_attempt_at: datetime
     paused_s: float
     quarantine: bool
-    counts: bool = True
 
 
 # -- what is due -----------------------------------------------------------------------------------
-
-
-def _in_state(state: State) -> Any:
-    return and_(faxes.c.stream == streams.c.id, faxes.c.state == state, _WAITING)
 
 
 def _has_waiting(app_id: str) -> Any:
@@ -141,12 +120,9 @@ def _has_waiting(app_id: str) -> Any:
 
 
 def streams_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
-    """Return the account's streams, but for removed ones, who have a fax to be fetched now."""
-    due = [
-        select(faxes.c.id).where(_in_state(state), faxes.c.next_attempt_at <= now).exists()
-        for state in DUE_STATES
-    ]
-    wanted = select(streams.c.id).where(_has_waiting(app_id), due[0] | due[1])
+    """Return the account's streams, but for removed ones, that have a fax to be fetched now."""
+    due = select(jobs.c.id).where(jobs.c.stream == streams.c.id, _DUE, jobs.c.due <= now).exists()
+    wanted = select(streams.c.id).where(_has_waiting(app_id), due)
     return list(connection.scalars(wanted.order_by(streams.c.id)))
 
 
@@ -158,13 +134,8 @@ def due(
     found: list[FaxRow] = []
     for state in DUE_STATES:
         wanted = (
-            FAX.where(
-                faxes.c.stream == stream,
-                faxes.c.state == state,
-                _WAITING,
-                faxes.c.next_attempt_at <= now,
-            )
-            .order_by(faxes.c.next_attempt_at, faxes.c.id)
+            FAX.where(jobs.c.stream == stream, _DUE, jobs.c.due <= now, faxes.c.state == state)
+            .order_by(jobs.c.due, faxes.c.id)
             .limit(limit - len(found) + len(left_out))
         )
         rows = [fax_row(row) for row in connection.execute(wanted)]
@@ -174,22 +145,23 @@ def due(
     return found[:limit]
 
 
-def still_claimed(connection: Connection, fax: int, claim: Claim) -> bool:
+def is_open(connection: Connection, fax: int, fence: int | None) -> bool:
     """Whether nobody has dismissed the fax, made it due or removed its stream since its row was read."""
-    row = connection.execute(_CLAIM, {"this": fax}).one_or_none()
-    return row is not None and Claim(*row) == claim
+    return connection.scalar(_FENCE, {"this": fax}) == fence is not None
 
 
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
     """Return some of the faxes that are quarantined, those that are tried next first."""
-    wanted = FAX.where(faxes.c.state == State.QUARANTINED, _WAITING)
-    rows = connection.execute(wanted.order_by(faxes.c.next_attempt_at).limit(limit))
+    wanted = FAX.where(faxes.c.state == State.QUARANTINED, _DUE)
+    rows = connection.execute(wanted.order_by(jobs.c.due).limit(limit))
     return [fax_row(row) for row in rows]
 
 
 def pending_paths(connection: Connection) -> list[str]:
     """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
-    return list(connection.scalars(select(faxes.c.path).where(_WAITING)))
+    return list(
+        connection.scalars(select(faxes.c.path).join_from(faxes, jobs, TO_FETCH).where(_DUE))
+    )
 
 
 # -- what became of it -----------------------------------------------------------------------------
@@ -206,6 +178,7 @@ def stored(connection: Connection, items: Sequence[Stored]) -> None:
     new = [(item, held[item.fax]) for item in first.values() if not _is_held(item, held[item.fax])]
     if new:
         connection.execute(_SET_STORED, [_as_stored(item, row.attempts) for item, row in new])
+        connection.execute(_DONE, [{"this": item.fax} for item, _ in new])
         connection.execute(
             insert(attempts),
             [
@@ -250,8 +223,10 @@ def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Fai
     remember(connection, fax, now, failure.problem or "failed", failure.error)
     values: dict[str, Any] = {"attempts": row.attempts + 1}
     # Else it was stored, dismissed or made due meanwhile, and that holds.
-    if row.state in DUE_STATES and row.claim == failure.claim:
-        values |= _consequences(row, now, failure)
+    if row.state in DUE_STATES and row.fence == failure.fence:
+        connection.execute(_SET_JOB, {"this": fax, **_consequences(row, now, failure)})
+        if failure.problem is not None:  # other failures between say nothing about the document
+            values["last_problem"] = failure.problem
         if failure.quarantine and row.state is State.PENDING:
             values |= {"state": State.QUARANTINED, "quarantined_at": now}
             count(connection, [row], State.QUARANTINED)
@@ -261,12 +236,10 @@ def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Fai
 
 def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "failures": row.failures + int(failure.counts),
-        "next_attempt_at": failure.next_attempt_at,
+        "failures": row.failures + 1,
+        "due": failure.next_attempt_at,
         "last_error": failure.error,
     }
-    if failure.problem is not None:  # other failures between say nothing about the document
-        values["last_problem"] = failure.problem
     if row.first_failed_at is None:
         values |= {"first_failed_at": now, "paused_s_at_first_failure": failure.paused_s}
     return values
@@ -274,25 +247,23 @@ def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any
 
 def postpone(connection: Connection, fax: int, next_attempt_at: datetime) -> None:
     """Fetch a waiting fax at another time; nothing is said about the fax itself."""
-    connection.execute(
-        update(faxes).where(faxes.c.id == fax, _WAITING).values(next_attempt_at=next_attempt_at)
-    )
+    connection.execute(_SET_JOB.where(_DUE), {"this": fax, "due": next_attempt_at})
 
 
 def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:
     """Stop fetching a fax that cannot be had; a stored one stays so, unless it is damaged."""
     row = one(connection, fax)
-    if row.state in DUE_STATES or row.harm is not None:
+    if row.state in DUE_STATES or row.damage is not None:
         set_fax(
             connection,
             fax,
             state=State.DISMISSED,
-            next_attempt_at=None,
-            force=row.force or row.harm is not None,  # when it is undone, the bad file is no fax
-            harm=None,
+            refetch=row.refetch or row.damage is not None,  # when undone, the bad file is no fax
+            damage=None,
             dismissed_at=now,
             dismiss_reason=reason,
         )
+        _decide(connection, row, due=None)
         remember(connection, fax, now, "dismissed", reason)
         count(connection, [row], State.DISMISSED)
     return one(connection, fax)
@@ -305,32 +276,39 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
     they are damaged on the disk. Returns how many were made due.
     """
     held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
-    rows = [row for row in held if row.state is not State.STORED or row.harm is not None]
+    rows = [row for row in held if row.state is not State.STORED or row.damage is not None]
     for row in rows:
-        _set_due(connection, row.id, now, force=row.force or row.harm is not None)
+        _set_due(connection, row, now, refetch=row.refetch or row.damage is not None)
         remember(connection, row.id, now, "made due", None)
     count(connection, rows, State.PENDING)
     return len(rows)
 
 
 def _all_quarantined(connection: Connection) -> list[FaxRow]:
-    wanted = FAX.where(_in_state(State.QUARANTINED), streams.c.removed.is_(False))
+    wanted = FAX.where(_DUE, faxes.c.state == State.QUARANTINED, streams.c.removed.is_(False))
     return [fax_row(row) for row in connection.execute(wanted)]
 
 
-def _set_due(connection: Connection, fax: int, now: datetime, *, force: bool) -> None:
+def _set_due(connection: Connection, row: FaxRow, now: datetime, *, refetch: bool) -> None:
     set_fax(
         connection,
-        fax,
+        row.id,
         state=State.PENDING,
-        next_attempt_at=now,
-        failures=0,
-        first_failed_at=None,
         quarantined_at=None,
         dismissed_at=None,
         dismiss_reason=None,
-        force=force,
+        refetch=refetch,
     )
+    _decide(connection, row, due=now, failures=0, first_failed_at=None)
+
+
+def _decide(connection: Connection, row: FaxRow, **values: Any) -> None:
+    """Set what is to be done about a fax; an attempt that is under way does not change it any more."""
+    if row.fence is None:
+        job = {"kind": JobKind.FETCH, "subject": row.id, "stream": row.stream}
+        connection.execute(insert(jobs), {**job, **values, "fence": row.attempts + 1})
+    else:
+        connection.execute(_SET_JOB, {"this": row.id, **values, "fence": row.fence + 1})
 
 
 def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
@@ -345,8 +323,8 @@ def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) ->
         if row.file is not None and row.stream not in removed and row.state is not State.DISMISSED
     ]
     for row in rows:
-        _set_due(connection, row.id, now, force=True)
-        remember(connection, row.id, now, "to be fetched again", row.harm)
+        _set_due(connection, row, now, refetch=True)
+        remember(connection, row.id, now, "to be fetched again", row.damage)
     count(connection, rows, State.PENDING)
     return [row.id for row in rows]
 
@@ -356,7 +334,7 @@ def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) ->
 # Faxes that fail and that an operator should know of, counted well before they are given up: they
 # have failed for long, or for a reason that no further attempt mends.
 _SECOND = timedelta(seconds=1) // MICROSECOND
-_FAILING = and_(faxes.c.next_attempt_at.is_not(None), faxes.c.first_failed_at.is_not(None))
+_FAILING = and_(_DUE, jobs.c.first_failed_at.is_not(None))
 
 
 def _failing_for(now: datetime) -> Any:
@@ -365,16 +343,16 @@ def _failing_for(now: datetime) -> Any:
     It stands still while the account is suspended or the storage unusable.
     """
     now_us = (now - EPOCH) // MICROSECOND
-    since = type_coerce(faxes.c.first_failed_at, BigInteger)
+    since = type_coerce(jobs.c.first_failed_at, BigInteger)
     paused_since = type_coerce(accounts.c.paused_since, BigInteger)
-    paused = (accounts.c.paused_s - faxes.c.paused_s_at_first_failure) * _SECOND
+    paused = (accounts.c.paused_s - jobs.c.paused_s_at_first_failure) * _SECOND
     return (
         now_us - since - paused - case((paused_since.is_not(None), now_us - paused_since), else_=0)
     )
 
 
 def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
-    late = or_(age > alarm_after // MICROSECOND, faxes.c.last_error.contains(ALONE))
+    late = or_(age > alarm_after // MICROSECOND, jobs.c.last_error.contains(ALONE))
     return and_(faxes.c.state == State.PENDING, late)
 
 
@@ -387,6 +365,7 @@ def failing_counts(
     wanted = (
         select(faxes.c.stream, func.sum(late), func.max(age))
         .join_from(faxes, streams)
+        .join(jobs, TO_FETCH)
         .join(accounts, accounts.c.app_id == streams.c.app_id)
         .where(_FAILING, streams.c.removed.is_(False))
         .group_by(faxes.c.stream)
@@ -399,11 +378,12 @@ def failing_counts(
 
 def waiting(connection: Connection) -> list[Waiting]:
     """Count what waits, of streams that are not removed, by stream, state and reason."""
-    alike = (faxes.c.stream, faxes.c.state, faxes.c.last_error)
+    alike = (faxes.c.stream, faxes.c.state, jobs.c.last_error)
     wanted = (
         select(*alike, func.count())
         .join_from(faxes, streams)
-        .where(faxes.c.next_attempt_at.is_not(None), streams.c.removed.is_(False))
+        .join(jobs, TO_FETCH)
+        .where(_DUE, streams.c.removed.is_(False))
         .group_by(*alike)
         .order_by(*alike)
     )

@@ -66,7 +66,8 @@ class Waiting:
 class FaxRow:
     """A fax; `stream` is `StreamRow.id`, `failures` are in a row, `file` is relative to the storage.
 
-    `force`: what is on the disk is not to be taken for the fax. `harm`: why it is not what was stored.
+    `refetch`: what is on the disk is not to be taken for the fax. `damage`: why it is not what was
+    stored. `fence` changes with each decision about what is to be done; None: nothing is.
     `fax_key`: what the spellings of `fax_id` have in common, where that is something else.
     """
 
@@ -103,9 +104,10 @@ class FaxRow:
     quarantined_at: datetime | None
     dismissed_at: datetime | None
     dismiss_reason: str | None
-    force: bool
-    harm: str | None
+    refetch: bool
+    damage: str | None
     fax_key: str | None
+    fence: int | None
 
     @property
     def stored_file(self) -> StoredFile | None:
@@ -116,23 +118,6 @@ class FaxRow:
     def names(self) -> tuple[str, str, str]:
         """Account, user and fax id, as logs and metrics show them."""
         return self.account, self.user, self.fax_id
-
-    @property
-    def claim(self) -> "Claim":
-        return Claim(
-            self.state, self.next_attempt_at, self.first_failed_at, self.failures, self.force
-        )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What an attempt at a fax goes by; a dismissal and a retry change it, a poll does not."""
-
-    state: State
-    next_attempt_at: datetime | None
-    first_failed_at: datetime | None
-    failures: int
-    force: bool
 
 
 @dataclass(frozen=True)
@@ -154,8 +139,8 @@ class OnDisk:
     sha256: str
     pages: int | None
     damaged: bool
-    force: bool
-    harm: str | None
+    refetch: bool
+    damage: str | None
 
     @property
     def stored_file(self) -> StoredFile:

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from poller.documents import StoredFile
-from poller.ledger.faxes import other_key, remember
+from poller.ledger.faxes import TO_FETCH, add_jobs, other_key, remember
 from poller.ledger.fold import chunks
-from poller.ledger.tables import State, coverage, faxes, has_key, streams
+from poller.ledger.tables import JobKind, State, coverage, faxes, has_key, jobs, streams
 from poller.naming import fax_key
 from poller.stream import Stream
 
@@ -21,7 +21,7 @@ _IDENTITY = (streams.c.app_id, streams.c.user_id, streams.c.direction)
 class Kept:
     """A fax as its sidecar tells of it; not `stored`: an interrupted hand-over, still pending.
 
-    `harm` says what is wrong with its image on the disk, where it was looked at.
+    `damage` says what is wrong with its image on the disk, where it was looked at.
     """
 
     key: Stream
@@ -35,7 +35,7 @@ class Kept:
     stored_at: datetime
     file: StoredFile
     stored: bool
-    harm: str | None = None
+    damage: str | None = None
 
 
 @dataclass
@@ -63,7 +63,7 @@ def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
 def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Stream, str], Any]:
     """Rows by the stream's key and the fax id, and by that of all its spellings: the one first seen."""
     wanted = select(
-        *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.force),
+        *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.refetch),
         *_IDENTITY,
     ).join_from(faxes, streams)
     ids = {fax_id for one in kept for fax_id in (one.fax_id, fax_key(one.fax_id))}
@@ -103,9 +103,10 @@ def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopte
         else:
             _update(connection, row, one, now, done)
     if new:
-        connection.execute(
-            insert(faxes), [_new_row(owners[one.key], one, now) for one in new.values()]
-        )
+        connection.execute(insert(faxes), [_new_row(owners[one.key], one) for one in new.values()])
+    for one in new.values():
+        if not one.stored:
+            add_jobs(connection, owners[one.key], [one.fax_id], now)
     done.added = sum(one.stored for one in new.values())
     done.carried_on += len(new) - done.added
     return done
@@ -150,17 +151,16 @@ def _known_owners(connection: Connection) -> dict[Stream, int]:
 def _file(one: Kept) -> dict[str, Any]:
     return {
         "state": State.STORED,
-        "next_attempt_at": None,
         "stored_at": one.stored_at,
         "path": one.path,
         **vars(one.file),
-        "harm": one.harm,
+        "damage": one.damage,
     }
 
 
-def _new_row(owner: int, one: Kept, now: datetime) -> dict[str, Any]:
+def _new_row(owner: int, one: Kept) -> dict[str, Any]:
     nothing = dict.fromkeys(_file(one))
-    pending = nothing | {"damaged": False, "state": State.PENDING, "next_attempt_at": now}
+    pending = nothing | {"damaged": False, "state": State.PENDING}
     return (_file(one) if one.stored else pending | {"path": one.path}) | {
         "stream": owner,
         "fax_id": one.fax_id,
@@ -180,11 +180,11 @@ def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Ad
         elif row.sha256 != one.file.sha256 and one.stored:  # fetched again since
             _set(connection, row.id, _file(one), now)
             done.now_stored += 1
-    elif one.stored and row.force and one.harm is not None:
+    elif one.stored and row.refetch and one.damage is not None:
         return  # an operator has asked for it to be fetched again
     elif one.stored:
-        settled = {"failures": 0, "first_failed_at": None, "last_error": None, "force": False}
-        settled |= {"quarantined_at": None, "dismissed_at": None, "dismiss_reason": None}
+        nothing = ("quarantined_at", "dismissed_at", "dismiss_reason")
+        settled = {"refetch": False, **dict.fromkeys(nothing)}
         _set(connection, row.id, _file(one) | settled, now)
         done.now_stored += 1
     elif row.path == one.path:
@@ -193,6 +193,7 @@ def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Ad
 
 def _set(connection: Connection, fax: int, values: dict[str, Any], now: datetime) -> None:
     connection.execute(update(faxes).where(faxes.c.id == fax).values(**values))
+    connection.execute(delete(jobs).where(jobs.c.subject == fax, jobs.c.kind == JobKind.FETCH))
     remember(connection, fax, now, "stored", "found by `poller rebuild`")
 
 
@@ -231,7 +232,11 @@ def list_again(
 
 def _oldest_waiting(connection: Connection) -> dict[int, datetime]:
     oldest = func.min(func.coalesce(faxes.c.received_at, faxes.c.first_seen_at)).label("oldest")
-    wanted = select(faxes.c.stream, oldest).where(faxes.c.next_attempt_at.is_not(None))
+    wanted = (
+        select(faxes.c.stream, oldest)
+        .join_from(faxes, jobs, TO_FETCH)
+        .where(jobs.c.due.is_not(None))
+    )
     return {row.stream: row.oldest for row in connection.execute(wanted.group_by(faxes.c.stream))}
 
 

@@ -46,6 +46,12 @@ class State(StrEnum):
     DISMISSED = "dismissed"
 
 
+class JobKind(StrEnum):
+    """What is to be done with the subject of a job."""
+
+    FETCH = "fetch"
+
+
 class Instant(TypeDecorator[datetime]):
     """An aware UTC time in microseconds since 1970, so that order and arithmetic are exact."""
 
@@ -255,11 +261,6 @@ faxes = Table(
     Column("received_at", Instant),
     Column("first_seen_at", Instant, nullable=False),
     _number("attempts"),
-    _number("failures"),
-    Column("first_failed_at", Instant),
-    _seconds("paused_s_at_first_failure"),
-    Column("next_attempt_at", Instant),
-    Column("last_error", Text),
     Column("last_problem", Text),
     Column("stored_at", Instant),
     Column("file", Text),
@@ -277,20 +278,15 @@ faxes = Table(
     Column("quarantined_at", Instant),
     Column("dismissed_at", Instant),
     Column("dismiss_reason", Text),
-    _flag("force"),
-    # Why what is on the disk is not what was stored, while somebody has to know it.
-    Column("harm", Text),
+    # What is on the disk is not to be taken for the fax, and why it is not what was stored.
+    _flag("refetch"),
+    Column("damage", Text),
     # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
     # fax looks for both in the same transaction, which holds the lock for writing.
     Column("fax_key", Text),
     # This order serves both the look-up by stream and the operator's look-up by fax id alone.
     UniqueConstraint("fax_id", "stream"),
     UniqueConstraint("path"),
-    # A fax that is to be fetched, and no other, has a next attempt: the index of what is due
-    # stays as small as the backlog, however many faxes are stored.
-    CheckConstraint(
-        "(next_attempt_at IS NOT NULL) = (state IN ('pending', 'quarantined'))", name="due"
-    ),
 )
 FAX_KEY = func.coalesce(faxes.c.fax_key, faxes.c.fax_id)
 
@@ -303,22 +299,15 @@ def has_key(keys: Any) -> ColumnElement[bool]:
 # What PostgreSQL needs to know of these indexes is in the migrations: said here, it would load that
 # dialect at every start.
 Index(
-    "ix_faxes_due",
-    faxes.c.stream,
-    faxes.c.state,
-    faxes.c.next_attempt_at,
-    sqlite_where=faxes.c.next_attempt_at.is_not(None),
-)
-Index(
     "ix_faxes_stored_at",
     faxes.c.stored_at,
     sqlite_where=faxes.c.stored_at.is_not(None),
 )
 
 Index(
-    "ix_faxes_harm",
+    "ix_faxes_damage",
     faxes.c.stream,
-    sqlite_where=faxes.c.harm.is_not(None),
+    sqlite_where=faxes.c.damage.is_not(None),
 )
 
 Index(
@@ -346,6 +335,26 @@ Index(
     FOLDED_PATH,
     sqlite_where=HAS_CAPITALS,
 )
+
+# Work that is to be done: its subject is a fax. What is done has no job any more, so that the table
+# stays as small as the backlog, however many faxes are stored; what was dismissed is not due.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", Word(JobKind), nullable=False),
+    Column("subject", Integer, nullable=False),
+    Column("stream", ForeignKey("streams.id"), nullable=False),
+    Column("due", Instant),
+    _number("failures"),
+    Column("first_failed_at", Instant),
+    _seconds("paused_s_at_first_failure"),
+    Column("last_error", Text),
+    # Grows with whatever makes an attempt under way void: an outcome names the one it began with.
+    _number("fence"),
+    UniqueConstraint("subject", "kind"),
+)
+Index("ix_jobs_due", jobs.c.stream, jobs.c.kind, jobs.c.due, sqlite_where=jobs.c.due.is_not(None))
 
 attempts = Table(
     "attempts",

@@ -76,7 +76,7 @@ async def _trouble(ledger: Ledger, users: Sequence[StreamRow], now: datetime) ->
             row.id,
             now,
             jobs.Failure(
-                claim=row.claim,
+                fence=row.fence,
                 error="The image is not strict base64.",
                 problem="bad-base64",
                 next_attempt_at=now + 24 * _HOUR,
@@ -88,7 +88,7 @@ async def _trouble(ledger: Ledger, users: Sequence[StreamRow], now: datetime) ->
         one for one in await ledger.read(faxes.on_disk, None, 10_000) if one.user == damaged.user
     )
     await ledger.write(
-        faxes.note_harm, {on_disk.id: (on_disk.sha256, "the image has changed")}, now
+        faxes.note_damage, {on_disk.id: (on_disk.sha256, "the image has changed")}, now
     )
     missing = Interval(now - 20 * _HOUR * 24, now - 19 * _HOUR * 24)
     await ledger.write(fold.record, gap.id, Pinned(missing.start, "20d"))

@@ -33,7 +33,7 @@ Facts = dict[str, Any]
 _IDENTITY = {"id", "app_id", "user_id", "direction"}
 _USER = [one.name for one in fields(StreamRow) if one.name not in _IDENTITY]
 # What is called otherwise than in the ledger, so that it may be renamed there once more.
-_FAX = {"force": "fetch_again", "harm": "damage_on_disk"} | {
+_FAX = {"refetch": "fetch_again", "damage": "damage_on_disk"} | {
     name: name
     for name in (
         *("state", "path", "listed", "received_at", "first_seen_at", "attempts", "failures"),

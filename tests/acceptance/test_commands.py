@@ -385,7 +385,7 @@ def half_a_minute_later(installation: Installation) -> None:
     """Make what waits for its next attempt due, and its first failure older."""
     with sqlite3.connect(installation.ledger) as connection:
         connection.execute(
-            "UPDATE faxes SET next_attempt_at = 0, first_failed_at = first_failed_at - 30000000"
+            "UPDATE jobs SET due = 0, first_failed_at = first_failed_at - 30000000"
             " WHERE first_failed_at IS NOT NULL"
         )
     connection.close()

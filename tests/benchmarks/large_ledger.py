@@ -28,9 +28,9 @@ _ABOUT_A_FAX = {
 }
 _FAX = (
     "INSERT INTO faxes (id, stream, fax_id, state, path, listed, received_at, first_seen_at, "
-    "attempts, next_attempt_at, stored_at, file, format, bytes, sha256, pages, found_by, "
+    "attempts, stored_at, file, format, bytes, sha256, pages, found_by, "
     "first_window_start, first_window_end, last_window_start, last_window_end, last_listed_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'newest', ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'newest', ?, ?, ?, ?, ?)"
 )
 
 
@@ -63,6 +63,10 @@ def _fill(
     connection: sqlite3.Connection, users: Sequence[StreamRow], shape: Shape, now: datetime
 ) -> None:
     connection.executemany(_FAX, _faxes(users, shape, now))
+    connection.execute(
+        "INSERT INTO jobs (kind, subject, stream, due) "
+        "SELECT 'fetch', id, stream, first_seen_at FROM faxes WHERE state = 'pending'"
+    )
     connection.execute(
         "INSERT INTO attempts (fax, at, outcome, error) "
         "SELECT id, received_at, 'failed', 'HTTP 404' FROM faxes WHERE attempts > 1"
@@ -119,7 +123,7 @@ def _fax(
     return (
         *(number, user.id, fax_id, "stored" if is_stored else "pending", path),
         *(json.dumps({"fax_id": fax_id, **_ABOUT_A_FAX}, separators=(",", ":")), at, at),
-        *(attempts, None if is_stored else at),
+        attempts,
         *(stored if is_stored else (None,) * len(stored)),
         *(*window, *window, at),
     )

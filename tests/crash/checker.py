@@ -153,7 +153,8 @@ def _content(connection: sqlite3.Connection) -> _Ledger:
         return _EMPTY
     rows = connection.execute(
         "SELECT u.app_id, u.user_id, f.fax_id, f.state, f.path, f.file, f.bytes, f.sha256, "
-        "f.next_attempt_at IS NOT NULL FROM faxes f LEFT JOIN streams u ON u.id = f.stream"
+        "j.due IS NOT NULL FROM faxes f LEFT JOIN streams u ON u.id = f.stream "
+        "LEFT JOIN jobs j ON j.subject = f.id AND j.kind = 'fetch'"
     )
     counted = ", ".join(STATES)
     return _Ledger(

@@ -89,7 +89,8 @@ def _rows_gone(case: Case) -> None:
 
 def _unfinished(case: Case) -> None:
     case.sql(
-        "UPDATE faxes SET state='pending', next_attempt_at=1 WHERE id=1",
+        "UPDATE faxes SET state='pending' WHERE id=1",
+        "INSERT INTO jobs (kind, subject, stream, due) SELECT 'fetch', id, stream, 1 FROM faxes WHERE id=1",
         "UPDATE streams SET stored=1, pending=1 WHERE user_id='user-a'",
     )
 
@@ -103,6 +104,8 @@ def _wrong_hash_both(case: Case) -> None:
     file = case.image.relative_to(case.expected.storage)
     case.sql(f"UPDATE faxes SET bytes={len(data)}, sha256='{hashed}' WHERE file='{file}'")
 
+
+_DUE = "INSERT INTO jobs (kind, subject, stream, due) SELECT 'fetch', id, stream, 1 FROM faxes"
 
 HARM: dict[str, tuple[str, Callable[[Case], object]]] = {
     "the ledger is cut": ("ledger", lambda c: os.truncate(c.expected.ledger, 50_000)),
@@ -132,7 +135,7 @@ HARM: dict[str, tuple[str, Callable[[Case], object]]] = {
     "a row of no fax": ("invented", lambda c: c.sql("UPDATE faxes SET fax_id='x' WHERE id=1")),
     "a row is pending at rest": ("unfinished", _unfinished),
     "counters differ": ("counters", lambda c: c.sql("UPDATE streams SET stored=9")),
-    "a stored row is due": ("ledger", lambda c: c.sql("UPDATE faxes SET next_attempt_at=1")),
+    "a stored row is due": ("due", lambda c: c.sql(_DUE)),
     "an unknown state": ("state", lambda c: c.sql("UPDATE faxes SET state='gone' WHERE id=1")),
     "coverage passes now": (
         "coverage",

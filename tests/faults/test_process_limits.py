@@ -83,7 +83,8 @@ def _make_due(installation: Installation, fax: Fax) -> None:
     """As if the half minute to its next attempt were over; `poller retry` would forgive failures."""
     with closing(sqlite3.connect(installation.ledger, timeout=20)) as ledger, ledger:
         ledger.execute(
-            "UPDATE faxes SET next_attempt_at = first_seen_at WHERE fax_id = ?", (fax.fax_id,)
+            "UPDATE jobs SET due = 0 WHERE subject = (SELECT id FROM faxes WHERE fax_id = ?)",
+            (fax.fax_id,),
         )
 
 

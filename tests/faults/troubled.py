@@ -150,7 +150,7 @@ class Scene:
     def failures(self) -> int:
         """How many failed attempts the ledger counts against faxes."""
         with closing(sqlite3.connect(f"file:{self.installation.ledger}?mode=ro", uri=True)) as db:
-            ((failures,),) = db.execute("SELECT coalesce(sum(failures), 0) FROM faxes")
+            ((failures,),) = db.execute("SELECT coalesce(sum(failures), 0) FROM jobs")
         return int(failures)
 
     async def asks_for_nothing_but_polls_on(self, daemon: Daemon, *, at_most: int = 0) -> None:

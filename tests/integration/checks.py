@@ -87,7 +87,10 @@ def read_ledger(path: Path) -> Book:
 
 
 _US = timedelta(microseconds=1)
-_FAXES = "SELECT * FROM faxes"
+_FAXES = (
+    "SELECT f.*, coalesce(j.failures, 0) AS failures, j.first_failed_at FROM faxes f "
+    "LEFT JOIN jobs j ON j.subject = f.id AND j.kind = 'fetch'"
+)
 _COVERAGE = 'SELECT stream, start, "end" FROM coverage ORDER BY stream, start'
 _STATES = ("pending", "stored", "quarantined", "dismissed")
 _COUNTERS = ("discovered", *_STATES)

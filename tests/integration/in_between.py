@@ -16,7 +16,7 @@ from tests.conftest import APP
 Act = Callable[[], Awaitable[object]]
 
 # The last look at a fax: what comes after it comes after its image was asked for.
-_LAST_LOOK = jobs.still_claimed
+_LAST_LOOK = jobs.is_open
 
 
 class Between:

@@ -89,7 +89,7 @@ async def test_audit_goes_through_all_faxes_page_by_page_newest_first(
     assert found.pop(rows[3][0].fax_id) is Condition.TAKEN
     assert found.pop(rows[5][0].fax_id) is Condition.DAMAGED
     assert set(found.values()) == {Condition.OK}
-    assert [fax.fax_id for fax in await site.shop.ledger.read(faxes.harmed, 10)] == [
+    assert [fax.fax_id for fax in await site.shop.ledger.read(faxes.with_damage, 10)] == [
         rows[5][0].fax_id
     ]
 
@@ -108,7 +108,7 @@ async def test_a_fax_that_is_being_taken_away_just_now_is_not_called_damaged(
     monkeypatch.setattr(site.shop.clock, "sleep", meanwhile)
     (one,) = await audited(site)
     assert one.finding.condition is Condition.TAKEN
-    assert await site.shop.ledger.read(faxes.harmed, 1) == []
+    assert await site.shop.ledger.read(faxes.with_damage, 1) == []
 
 
 async def test_damage_that_was_mended_by_hand_is_taken_back_by_a_thorough_look_alone(
@@ -121,9 +121,9 @@ async def test_damage_that_was_mended_by_hand_is_taken_back_by_a_thorough_look_a
     assert [one.is_damaged for one in await audited(site)] == [True]
     image.write_bytes(good)
     await audited(site, thorough=False)
-    assert len(await site.shop.ledger.read(faxes.harmed, 1)) == 1
+    assert len(await site.shop.ledger.read(faxes.with_damage, 1)) == 1
     await audited(site)
-    assert await site.shop.ledger.read(faxes.harmed, 1) == []
+    assert await site.shop.ledger.read(faxes.with_damage, 1) == []
 
 
 async def test_nothing_is_called_taken_when_the_disk_goes_away_in_the_middle(
@@ -180,7 +180,7 @@ async def test_repair_takes_what_efax_sends_now_and_renames_nothing(
     await account.workers.run_until_idle()
 
     after = await row(site, fax)
-    assert (after.state, after.harm, after.force) == (State.STORED, None, False)
+    assert (after.state, after.damage, after.refetch) == (State.STORED, None, False)
     assert after.sha256 != before
     assert str(image).endswith(str(after.file))
     assert [one.finding.condition for one in await audited(site)] == [Condition.OK]

@@ -307,7 +307,7 @@ def test_once_of_a_suspended_account_says_that_what_is_due_waits_for_it(
     efax.faults = faults("404@image=always")
     run("once")
     with sqlite3.connect(directory / "state" / "poller.db") as ledger:
-        ledger.execute("UPDATE faxes SET next_attempt_at = 0, last_error = NULL")
+        ledger.execute("UPDATE jobs SET due = 0, last_error = NULL")
     efax.faults = faults("401@token=always")
     code, _, err = run("once")
     assert (code, err.count("\n")) == (1, 2)

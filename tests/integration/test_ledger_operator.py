@@ -74,7 +74,7 @@ async def assert_all_is_there(path: Path) -> None:
         assert (rows[2].failures, rows[2].last_error) == (1, "404")
         assert rows[4].dismiss_reason == "a test page"
         assert rows[0].listed["note"] == "Grüße"
-        assert {fax.harm for fax in rows} == {None}
+        assert {fax.damage for fax in rows} == {None}
         assert len(await ledger.read(faxes.history, rows[3].id)) == 2
         (piece,) = (await ledger.read(fold.progress, user.id)).failed_slices
         assert (piece.reason, piece.dismissed) == ("refused", False)
@@ -82,10 +82,10 @@ async def assert_all_is_there(path: Path) -> None:
         (account,) = await ledger.read(accounts.all_accounts)
         assert account.paused_since == OLD_NOON
         # And it works as a new one does.
-        assert await ledger.write(faxes.note_harm, {rows[0].id: (HASH, "gone")}, NOW) == [
+        assert await ledger.write(faxes.note_damage, {rows[0].id: (HASH, "gone")}, NOW) == [
             rows[0].id
         ]
-        assert [fax.fax_id for fax in await ledger.read(faxes.harmed, 5)] == ["fax-1"]
+        assert [fax.fax_id for fax in await ledger.read(faxes.with_damage, 5)] == ["fax-1"]
 
 
 async def test_a_ledger_of_the_first_release_is_migrated_with_its_faxes_on_their_way(
@@ -123,12 +123,12 @@ async def counts(ledger: Ledger, user: StreamRow) -> tuple[int, ...]:
 
 
 async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored: FaxRow) -> None:
-    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == [stored.id]
-    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW) == []
-    assert await ledger.read(faxes.harmed_counts) == {stored.stream: 1}
-    assert [fax.harm for fax in await ledger.read(faxes.harmed, 10)] == ["gone"]
-    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, None)}, NOW) == [stored.id]
-    assert await ledger.read(faxes.harmed_counts) == {}
+    assert await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW) == [stored.id]
+    assert await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW) == []
+    assert await ledger.read(faxes.damage_counts) == {stored.stream: 1}
+    assert [fax.damage for fax in await ledger.read(faxes.with_damage, 10)] == ["gone"]
+    assert await ledger.write(faxes.note_damage, {stored.id: (HASH, None)}, NOW) == [stored.id]
+    assert await ledger.read(faxes.damage_counts) == {}
     outcomes = [one.outcome for one in await ledger.read(faxes.history, stored.id)]
     assert outcomes == ["stored", "damaged", "not damaged"]
 
@@ -136,45 +136,45 @@ async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored
 async def test_damage_of_what_was_fetched_anew_meanwhile_is_not_noted(
     ledger: Ledger, stored: FaxRow
 ) -> None:
-    assert await ledger.write(faxes.note_harm, {stored.id: ("cd" * 32, "changed")}, NOW) == []
+    assert await ledger.write(faxes.note_damage, {stored.id: ("cd" * 32, "changed")}, NOW) == []
     await ledger.write(jobs.fetch_again, [stored.id], NOW)
-    assert await ledger.write(faxes.note_harm, {stored.id: (HASH, "changed")}, NOW) == []
-    assert await ledger.read(faxes.harmed, 10) == []
+    assert await ledger.write(faxes.note_damage, {stored.id: (HASH, "changed")}, NOW) == []
+    assert await ledger.read(faxes.with_damage, 10) == []
 
 
 async def test_a_fax_to_be_fetched_again_is_due_and_stays_on_the_list_until_it_is_stored(
     ledger: Ledger, user: StreamRow, stored: FaxRow
 ) -> None:
-    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW)
     assert await ledger.write(jobs.fetch_again, [stored.id, stored.id, 999], NOW) == [stored.id]
     (due,) = await ledger.read(jobs.due, user.id, NOW, 10)
-    assert (due.force, due.harm, due.file, due.sha256) == (True, "gone", stored.file, HASH)
+    assert (due.refetch, due.damage, due.file, due.sha256) == (True, "gone", stored.file, HASH)
     assert await counts(ledger, user) == (0, 1, 0, 0)
     assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == [stored.id]
     assert await counts(ledger, user) == (0, 1, 0, 0)
     assert [row.id for row in await ledger.read(faxes.on_disk, None, 10)] == [stored.id]
 
     quarantined = await fail(ledger, due, quarantine=True)
-    assert (quarantined.state, quarantined.force) == (State.QUARANTINED, True)
+    assert (quarantined.state, quarantined.refetch) == (State.QUARANTINED, True)
     await store(ledger, due, sha256="cd" * 32)
     after = await ledger.read(faxes.one, stored.id)
-    assert (after.state, after.force, after.harm) == (State.STORED, False, None)
+    assert (after.state, after.refetch, after.damage) == (State.STORED, False, None)
     assert await counts(ledger, user) == (1, 0, 0, 0)
 
 
 async def test_damage_can_be_dismissed_and_its_undoing_fetches_again(
     ledger: Ledger, user: StreamRow, stored: FaxRow
 ) -> None:
-    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW)
     gone = await ledger.write(jobs.dismiss, stored.id, now=NOW, reason="eFax has it no more")
-    assert (gone.state, gone.harm, gone.force) == (State.DISMISSED, None, True)
+    assert (gone.state, gone.damage, gone.refetch) == (State.DISMISSED, None, True)
     assert await counts(ledger, user) == (0, 0, 0, 1)
     assert await ledger.read(faxes.on_disk, None, 10) == []
     assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == []
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
     back = await ledger.read(faxes.one, stored.id)
     # What is on the disk must not be taken for the fax.
-    assert (back.state, back.force, back.dismiss_reason) == (State.PENDING, True, None)
+    assert (back.state, back.refetch, back.dismiss_reason) == (State.PENDING, True, None)
     assert await counts(ledger, user) == (0, 1, 0, 0)
 
 
@@ -182,10 +182,10 @@ async def test_retry_of_a_damaged_fax_fetches_it_again_and_one_of_a_well_fax_doe
     ledger: Ledger, stored: FaxRow
 ) -> None:
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 0
-    await ledger.write(faxes.note_harm, {stored.id: (HASH, "gone")}, NOW)
+    await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW)
     assert await ledger.write(jobs.make_due, None, NOW) == 0  # all that are quarantined: it is not
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
-    assert (await ledger.read(faxes.one, stored.id)).force
+    assert (await ledger.read(faxes.one, stored.id)).refetch
 
 
 async def test_a_dismissed_fax_that_fails_once_more_stays_dismissed(

@@ -70,7 +70,7 @@ async def one_fax(ledger: Ledger, user: StreamRow) -> FaxRow:
 
 async def fail(ledger: Ledger, fax: FaxRow, **fields: Any) -> FaxRow:
     values: dict[str, Any] = {
-        "claim": (await ledger.read(faxes.one, fax.id)).claim,
+        "fence": (await ledger.read(faxes.one, fax.id)).fence,
         "now": NOW,
         "error": "it did not work",
         "problem": None,
@@ -564,17 +564,25 @@ async def test_the_first_failure_starts_the_give_up_clock(ledger: Ledger, user: 
     assert (fax.attempts, fax.failures, fax.next_attempt_at) == (1, 1, NOW + MINUTE)
     assert (fax.first_failed_at, fax.paused_s_at_first_failure) == (NOW, 7.5)
     assert (fax.last_error, fax.last_problem) == ("it did not work", "no-eof")
-    again = await fail(ledger, fax, now=NOW + HOUR, paused_s=99, error="no answer", counts=False)
-    assert (again.attempts, again.failures) == (2, 1)
+    again = await fail(ledger, fax, now=NOW + HOUR, paused_s=99, error="no answer")
+    assert (again.attempts, again.failures) == (2, 2)
     assert (again.first_failed_at, again.paused_s_at_first_failure) == (NOW, 7.5)
     assert (again.last_error, again.last_problem) == ("no answer", "no-eof")
 
 
-async def test_an_attempt_that_does_not_count_starts_the_clock_too(
+async def test_an_outcome_counts_only_for_the_decision_that_its_attempt_began_with(
     ledger: Ledger, user: StreamRow
 ) -> None:
-    fax = await fail(ledger, await one_fax(ledger, user), counts=False)
-    assert (fax.failures, fax.first_failed_at) == (0, NOW)
+    began = await one_fax(ledger, user)
+    assert await ledger.read(jobs.is_open, began.id, began.fence)
+    assert await ledger.write(jobs.make_due, [began.id], NOW + HOUR) == 1
+    assert not await ledger.read(jobs.is_open, began.id, began.fence)
+    late = await fail(ledger, began, fence=began.fence, quarantine=True)
+    assert (late.state, late.failures, late.next_attempt_at) == (State.PENDING, 0, NOW + HOUR)
+    assert (late.attempts, late.first_failed_at) == (1, None)
+    gone = await ledger.write(jobs.dismiss, began.id, now=NOW, reason="lost")
+    assert not await ledger.read(jobs.is_open, began.id, gone.fence)
+    assert (await fail(ledger, gone, fence=late.fence)).state is State.DISMISSED
 
 
 async def test_quarantine_is_entered_once_and_left_by_storing(

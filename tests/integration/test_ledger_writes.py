@@ -381,7 +381,7 @@ async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: Stre
     scans = [
         plan
         for plan in await ledger._read(plans)
-        if plan.startswith(("SCAN faxes", "SCAN attempts")) and "ix_faxes_due" not in plan
+        if plan.startswith(("SCAN faxes", "SCAN attempts")) and "ix_jobs_due" not in plan
         if "ix_faxes_stored_at" not in plan
     ]
     assert scans == []
@@ -403,7 +403,7 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     await ledger.read(jobs.streams_with_due, "app", NOW)
     await ledger.read(jobs.due, user.id, NOW, 10)
     await ledger.read(faxes.find, "one")
-    await ledger.read(jobs.still_claimed, fax.id, fax.claim)
+    await ledger.read(jobs.is_open, fax.id, fax.fence)
     await ledger.progress(user.id)
     await ledger.write(fold.all_progress)
     await ledger.write(
@@ -411,7 +411,7 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
         fax.id,
         NOW,
         jobs.Failure(
-            claim=fax.claim,
+            fence=fax.fence,
             error="no",
             problem=None,
             next_attempt_at=NOW,

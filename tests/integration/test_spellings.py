@@ -16,7 +16,7 @@ from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ingest.audit import Auditor
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State, faxes, streams
+from poller.ledger import Ledger, State, faxes, jobs, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator, Switches
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
@@ -97,6 +97,9 @@ async def test_operator_may_name_a_fax_in_any_spelling(
     assert await site.shop.ledger.read(faxes.find, "caseid") == []
 
 
+_NEVER_STORED = "UPDATE faxes SET refetch = 0"
+
+
 async def test_sidecar_in_another_spelling_is_that_of_the_fax(
     site: Site, simulator: Simulator, clock: QuickClock
 ) -> None:
@@ -108,11 +111,8 @@ async def test_sidecar_in_another_spelling_is_that_of_the_fax(
     assert not one.is_damaged
     # A crash before the row: what is there is carried on from.
     async with await Ledger.open(site.config.state_url) as other:
-        await other.write(
-            lambda connection: connection.exec_driver_sql(
-                "UPDATE faxes SET state = 'pending', next_attempt_at = 0"
-            )
-        )
+        await other.write(jobs.fetch_again, [held.id], clock.now())
+        await other.write(lambda connection: connection.exec_driver_sql(_NEVER_STORED))
     await fetch(site, fax)
     assert (await row(site, fax)).state is State.STORED
     assert (await row(site, fax)).path == held.path

@@ -1,4 +1,4 @@
-"""What was a user's is a stream's: (app_id, user_id, direction).
+"""What was a user's is a stream's: (app_id, user_id, direction). What is to be fetched is a job.
 
 SQLite cannot change a UNIQUE or a reference, so every table that knows of users is made anew beside
 the old one and takes its rows; the old ones go then, those that refer to others first.
@@ -22,18 +22,30 @@ def upgrade() -> None:
     columns = {one: [c["name"] for c in inspector.get_columns(one)] for one in _CHILDREN_FIRST}
     for table in _CHILDREN_FIRST:
         op.rename_table(table, f"old_{table}")
-    for make in (_streams, _coverage, _failed_slices, _backfills, _faxes, _attempts):
+    for make in (_streams, _coverage, _failed_slices, _backfills, _faxes, _jobs, _attempts):
         make()
     for table in reversed(_CHILDREN_FIRST):
         _take(table, columns[table])
+    op.execute(_MAKE_JOBS)
     for table in _CHILDREN_FIRST:
         op.drop_table(f"old_{table}")
     _indexes()
 
 
+_RENAMED = {"user": "stream", "force": "refetch", "harm": "damage", "users": "streams"}
+_OF_JOBS = ("first_failed_at", "paused_s_at_first_failure", "last_error")
+_MAKE_JOBS = f"""
+INSERT INTO jobs (kind, subject, stream, due, failures, {", ".join(_OF_JOBS)})
+SELECT 'fetch', id, "user", next_attempt_at, failures, {", ".join(_OF_JOBS)}
+FROM old_faxes WHERE state != 'stored' ORDER BY id
+"""  # noqa: S608
+
+
 def _take(table: str, columns: list[str]) -> None:
-    new = {"users": "streams"}.get(table, table)
-    renamed = ["stream" if column == "user" else column for column in columns]
+    new = _RENAMED.get(table, table)
+    if table == "faxes":
+        columns = [one for one in columns if one not in ("next_attempt_at", "failures", *_OF_JOBS)]
+    renamed = [_RENAMED.get(column, column) for column in columns]
     op.execute(
         f"INSERT INTO {new} ({_quoted(renamed)}) SELECT {_quoted(columns)} FROM old_{table}"  # noqa: S608
     )
@@ -184,11 +196,6 @@ def _faxes() -> None:
         _instant("received_at"),
         _instant("first_seen_at", nullable=False),
         _number("attempts"),
-        _number("failures"),
-        _instant("first_failed_at"),
-        _seconds("paused_s_at_first_failure"),
-        _instant("next_attempt_at"),
-        _text("last_error"),
         _text("last_problem"),
         _instant("stored_at"),
         _text("file"),
@@ -206,16 +213,30 @@ def _faxes() -> None:
         _instant("quarantined_at"),
         _instant("dismissed_at"),
         _text("dismiss_reason"),
-        _flag("force"),
-        _text("harm"),
+        _flag("refetch"),
+        _text("damage"),
         _text("fax_key"),
         sa.PrimaryKeyConstraint("id", name="pk_faxes"),
         sa.UniqueConstraint("fax_id", "stream", name="uq_faxes_fax_id_stream"),
         sa.UniqueConstraint("path", name="uq_faxes_path"),
-        sa.CheckConstraint(
-            "(next_attempt_at IS NOT NULL) = (state IN ('pending', 'quarantined'))",
-            name=op.f("ck_faxes_due"),
-        ),
+    )
+
+
+def _jobs() -> None:
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("subject", sa.Integer, nullable=False),
+        *_stream("jobs"),
+        _instant("due"),
+        _number("failures"),
+        _instant("first_failed_at"),
+        _seconds("paused_s_at_first_failure"),
+        _text("last_error"),
+        _number("fence"),
+        sa.PrimaryKeyConstraint("id", name="pk_jobs"),
+        sa.UniqueConstraint("subject", "kind", name="uq_jobs_subject_kind"),
     )
 
 
@@ -234,16 +255,16 @@ def _attempts() -> None:
 
 def _indexes() -> None:
     op.create_index("ix_attempts_fax", "attempts", ["fax", "id"])
-    for name, columns, where in (
-        ("ix_faxes_due", ["stream", "state", "next_attempt_at"], "next_attempt_at IS NOT NULL"),
-        ("ix_faxes_stored_at", ["stored_at"], "stored_at IS NOT NULL"),
-        ("ix_faxes_harm", ["stream"], "harm IS NOT NULL"),
-        ("ix_faxes_backfill", ["stream"], "found_by = 'backfill'"),
-        ("ix_faxes_folded_path", [sa.text("lower(path)")], "path != lower(path)"),
-        ("uq_faxes_fax_key_stream", ["fax_key", "stream"], "fax_key IS NOT NULL"),
+    for name, table, columns, where in (
+        ("ix_jobs_due", "jobs", ["stream", "kind", "due"], "due IS NOT NULL"),
+        ("ix_faxes_stored_at", "faxes", ["stored_at"], "stored_at IS NOT NULL"),
+        ("ix_faxes_damage", "faxes", ["stream"], "damage IS NOT NULL"),
+        ("ix_faxes_backfill", "faxes", ["stream"], "found_by = 'backfill'"),
+        ("ix_faxes_folded_path", "faxes", [sa.text("lower(path)")], "path != lower(path)"),
+        ("uq_faxes_fax_key_stream", "faxes", ["fax_key", "stream"], "fax_key IS NOT NULL"),
     ):
         only = sa.text(where)
         op.create_index(
-            name, "faxes", columns,
+            name, table, columns,
             unique=name.startswith("uq_"), sqlite_where=only, postgresql_where=only,
         )  # fmt: skip
