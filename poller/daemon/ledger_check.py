@@ -3,8 +3,7 @@
 from poller import events, log
 from poller.clock import Clock
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger
-from poller.ledger.snapshots import Hung, Stopped
+from poller.ledger import Hung, Ledger, Stopped
 from poller.status import damaged
 
 _LOOK_S = 3600.0

@@ -1,7 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
-from poller.ledger.ledger import Ledger
-from poller.ledger.replacement import Replacement, backup
+from poller.ledger.backend import Hung, Stopped
+from poller.ledger.ledger import Ledger, backup, replacement
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -26,13 +26,15 @@ __all__ = [
     "FaxRow",
     "Found",
     "Health",
+    "Hung",
     "Kept",
     "Ledger",
     "NewFax",
     "OnDisk",
-    "Replacement",
     "State",
+    "Stopped",
     "StreamRow",
     "Waiting",
     "backup",
+    "replacement",
 ]

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from poller.errors import LedgerUnavailable
 
@@ -16,17 +17,30 @@ class Database:
     """An engine with as many threads of its own as it has connections.
 
     A whole transaction is one trip to a thread: with SQLAlchemy's asyncio each statement is one,
-    which costs more than the statement.
+    which costs more than the statement. `trouble` says in a sentence, without the statement and its
+    values, what befell the database as a whole; None for a bug of ours.
     """
 
-    def __init__(self, engine: Engine, *, connections: int) -> None:
+    def __init__(
+        self, engine: Engine, *, connections: int, trouble: Callable[[BaseException], str | None]
+    ) -> None:
         self.engine = engine
+        self.trouble = trouble
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="ledger")
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction; its thread goes on when the caller is cancelled."""
-        return await self._in_thread(lambda: self._transaction(work))
+        """Run `work` in a transaction; its thread goes on when the caller is cancelled.
+
+        Raises LedgerUnavailable for what befell the database.
+        """
+        try:
+            return await self._in_thread(lambda: self._transaction(work))
+        except DBAPIError as error:
+            sentence = self.trouble(error)
+            if sentence is None:
+                raise
+            raise LedgerUnavailable(sentence) from error
 
     async def let_go(self) -> None:
         """Close the connections; the next transaction makes new ones."""

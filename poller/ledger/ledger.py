@@ -17,10 +17,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import Connection
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import engine, fold, meta, replacement, schema, snapshots
-from poller.ledger.database import Database
-from poller.ledger.disk import Disk
+from poller.ledger import fold, meta, schema
+from poller.ledger.backend import Backend, Replacement, snapshot_is_due
 from poller.ledger.rows import Health
+from poller.ledger.sqlite.sqlite_backend import SqliteBackend
 from poller.ledger.write_behind import WriteBehind
 from poller.ledger.writer import Writer
 from poller.own_threads import in_own_thread
@@ -33,6 +33,26 @@ BUSY_TIMEOUT_S = 5.0
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 
 
+def backend_at(
+    url: str, directory: Path | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> Backend:
+    """Choose the database by its `url`; its copies are in `directory`, or else beside it."""
+    return SqliteBackend.at(url, directory, busy_timeout_s=busy_timeout_s)
+
+
+def replacement(url: str, directory: Path | None) -> Replacement:
+    """Begin a new ledger in place of the one at `url`; blocking. Raises as `Ledger.open`."""
+    return backend_at(url, directory).replace()
+
+
+async def backup(url: str, target: Path) -> int:
+    """Copy the ledger at `url` to a new file, beside a daemon too; its size in bytes.
+
+    Raises CannotStart or LedgerUnavailable, both in a sentence.
+    """
+    return await backend_at(url).backup(target)
+
+
 class Ledger:
     """An open ledger; `created` says that this open made its tables.
 
@@ -41,21 +61,18 @@ class Ledger:
 
     def __init__(
         self,
-        path: Path,
-        snapshot_stem: Path,
-        readers: Database,
+        backend: Backend,
         writer: Writer | None,
         *,
-        created: bool,
+        created: bool = False,
+        restored_from: datetime | None = None,
     ) -> None:
         self.created = created
-        self.restored_from: datetime | None = None
-        self._path = path
-        self._snapshot_stem = snapshot_stem
-        self._readers = readers
+        self.restored_from = restored_from
+        self._backend = backend
+        self._readers = backend.readers()
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
-        self._disk = Disk(path, snapshot_stem, busy_timeout_s=BUSY_TIMEOUT_S)
         self._write_behind = WriteBehind(writer)
 
     @classmethod
@@ -75,31 +92,13 @@ class Ledger:
         or changed. Raises CannotStart with the reason; a
         file that is damaged, foreign or of a newer poller stays byte for byte as it was.
         """
-        path = engine.database_path(url)
-        snapshot_stem = snapshots.stem(path, directory)
-        found = await in_own_thread(
-            "ledger opening",
-            lambda: engine.look(path, timeout_s=busy_timeout_s, thorough=not readonly),
+        backend = backend_at(url, directory, busy_timeout_s)
+        restored_from = await in_own_thread(
+            "ledger opening", lambda: _make_ready(backend, create=create, readonly=readonly)
         )
-        if found.tables:
-            schema.require_known(path, found.revision, may_migrate=not readonly)
-        elif readonly or not create:
-            raise CannotStart(
-                f"there is no ledger at {path}; the service, when it starts, brings the newest "
-                "snapshot back or makes a new one"
-            )
-        restored_from = None
-        if not found.tables:
-            restored_from = await in_own_thread(
-                "ledger opening", lambda: _restored(path, snapshot_stem)
-            )
-        readers = engine.reader_engine(path, timeout_s=busy_timeout_s)
         if readonly:
-            return cls(path, snapshot_stem, readers, None, created=False)
-        await in_own_thread("ledger opening", lambda: engine.prepare(path))
-        writer = Writer(
-            engine.writer_engine(path, timeout_s=busy_timeout_s), path, monotonic=monotonic
-        )
+            return cls(backend, None)
+        writer = Writer(backend.writer(), backend.where, monotonic=monotonic)
         try:
             created = await writer.run(schema.migrate)
         except BaseException as error:
@@ -107,13 +106,11 @@ class Ledger:
             if isinstance(error, LedgerUnavailable):
                 raise CannotStart(str(error)) from error
             raise
-        opened = cls(path, snapshot_stem, readers, writer, created=created)
-        opened.restored_from = restored_from
-        return opened
+        return cls(backend, writer, created=created, restored_from=restored_from)
 
     async def close(self) -> None:
         """Finish the reads and writes that were asked for; a second time does nothing."""
-        copying = asyncio.create_task(self._disk.close(), name="ledger copy's end")
+        copying = asyncio.create_task(self._backend.close(), name="ledger copy's end")
         try:
             if self._writer is not None:
                 self._write_behind.write_down()
@@ -172,14 +169,14 @@ class Ledger:
 
     def _ready_writer(self) -> Writer:
         if self._writer is None:
-            raise LedgerUnavailable(f"the ledger {self._path} was opened for reading only")
+            raise LedgerUnavailable(f"the ledger {self._backend.where} was opened for reading only")
         # First, so that all is recorded in the order in which it was said.
         self._write_behind.write_down()
         return self._writer
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         # Its thread goes on when the caller is cancelled, and `close` has to wait for it.
-        task = asyncio.create_task(self._read_now(work), name="ledger read")
+        task = asyncio.create_task(self._readers.run(work), name="ledger read")
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
         deadline = asyncio.timeout(READ_WITHIN_S)
@@ -190,12 +187,8 @@ class Ledger:
             if not deadline.expired():
                 raise
             raise LedgerUnavailable(
-                f"the ledger {self._path} has not answered for {READ_WITHIN_S:.0f} seconds"
+                f"the ledger {self._backend.where} has not answered for {READ_WITHIN_S:.0f} seconds"
             ) from None
-
-    async def _read_now(self, work: Callable[[Connection], T]) -> T:
-        with engine.unavailable(self._path):
-            return await self._readers.run(work)
 
     # -- is it well ----------------------------------------------------------------------------
 
@@ -225,34 +218,30 @@ class Ledger:
 
     async def require_room(self) -> None:
         """Look whether its disk has room for it to grow; raises LedgerUnavailable."""
-        await self._disk.require_room()
+        await self._backend.require_room()
 
     # -- copies ---------------------------------------------------------------------------------
 
     async def snapshot_is_due(self, now: datetime) -> bool:
         """Whether the newest snapshot is older than a day, or there is none."""
-        return await self._disk.run(lambda: snapshots.is_due(self._snapshot_stem, now))
+        return snapshot_is_due(await self._backend.snapshot_at(), now)
 
     async def look_after(self, now: datetime) -> Health:
         """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
 
         The caller holds the lock of the state. Raises LedgerUnavailable when it cannot be copied,
-        and snapshots.Hung when that did not come on for two minutes. Once cancelled it is over
-        within a moment.
+        Stopped after `close`, and Hung when no progress was made for two minutes. Once cancelled it
+        is over within a moment.
         """
-        writer = await self.write(engine.shared_connection)
-        problem = await self._disk.look_after(now, writer)
+        problem = await self._backend.look_after(now, self.write)
         with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
             await self.write(meta.set_checked, now, problem)
-        return Health(now, problem, await self._snapshot_at())
+        return Health(now, problem, await self._backend.snapshot_at())
 
     async def health(self) -> Health:
         """Return what the last check found, and when the newest snapshot was made."""
         checked_at, problem = await self.read(meta.checked)
-        return Health(checked_at, problem, await self._snapshot_at())
-
-    async def _snapshot_at(self) -> datetime | None:
-        return await self._disk.run(lambda: snapshots.newest_at(self._snapshot_stem))
+        return Health(checked_at, problem, await self._backend.snapshot_at())
 
     # -- what may be lost for a moment ---------------------------------------------------------------
 
@@ -270,9 +259,19 @@ class Ledger:
         return await self.write(fold.progress, stream)
 
 
-def _restored(path: Path, snapshot_stem: Path) -> datetime | None:
-    try:
-        with snapshots.mapped(path):
-            return replacement.restore(path, snapshot_stem)
-    except LedgerUnavailable as error:
-        raise CannotStart(str(error)) from error
+def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime | None:
+    """See to it that the ledger can be opened; blocking. Of when the copy is that was restored."""
+    revision = backend.look(thorough=not readonly)
+    restored_from = None
+    if revision is not None:
+        schema.require_known(backend.where, revision, may_migrate=not readonly)
+    elif readonly or not create:
+        raise CannotStart(
+            f"there is no ledger at {backend.where}; the service, when it starts, brings the newest "
+            "snapshot back or makes a new one"
+        )
+    else:
+        restored_from = backend.restore()
+    if not readonly:
+        backend.prepare()
+    return restored_from

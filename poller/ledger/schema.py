@@ -1,6 +1,5 @@
 """Which age the tables are of, and bringing them to the present with alembic."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
@@ -12,17 +11,17 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-def require_known(path: Path, revision: str | None, *, may_migrate: bool) -> None:
+def require_known(where: str, revision: str, *, may_migrate: bool) -> None:
     """Raise CannotStart for tables that this program does not know, or may not change now."""
     if revision == REVISION:
         return
     if not _knows(revision):
         raise LedgerDamaged(
-            f"the ledger {path} was written by a newer poller (revision {revision}); "
+            f"the ledger {where} was written by a newer poller (revision {revision}); "
             "install that version, or make a new ledger with `poller rebuild`"
         )
     if not may_migrate:
-        raise CannotStart(f"the ledger {path} is of an older poller; start the service once")
+        raise CannotStart(f"the ledger {where} is of an older poller; start the service once")
 
 
 def migrate(connection: Connection) -> bool:
@@ -48,11 +47,11 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _knows(revision: str | None) -> bool:
+def _knows(revision: str) -> bool:
     from alembic.script import ScriptDirectory  # noqa: PLC0415
 
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    return revision in known
+    scripts = ScriptDirectory.from_config(_config()).walk_revisions()
+    return any(script.revision == revision for script in scripts)
 
 
 def _config() -> "Config":

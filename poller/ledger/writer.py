@@ -5,7 +5,6 @@ import collections
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -13,7 +12,6 @@ from sqlalchemy.exc import DBAPIError
 
 from poller.errors import LedgerUnavailable
 from poller.ledger.database import Database
-from poller.ledger.engine import concerns_the_database, sentence, unavailable
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -40,10 +38,10 @@ class Writer:
     """
 
     def __init__(
-        self, database: Database, path: Path, *, monotonic: Callable[[], float] = time.monotonic
+        self, database: Database, where: str, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._database = database
-        self._path = path
+        self._where = where
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
         self._running: list[_Job] = []
@@ -51,9 +49,7 @@ class Writer:
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
         self.commits = 0
-        self._turn = (
-            asyncio.Lock()
-        )  # held during a commit; whoever holds it keeps the next one back
+        self._turn = asyncio.Lock()  # held during a commit; its holder blocks the next one
 
     @property
     def waiting_since(self) -> float | None:
@@ -102,7 +98,7 @@ class Writer:
 
     def _new(self, work: Callable[[Connection, list[Any]], Any]) -> _Job:
         if self.ended:
-            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+            raise LedgerUnavailable(f"the ledger {self._where} is closed")
         job = _Job(work, [], [], self._monotonic())
         self._waiting.append(job)
         self._wake.set()
@@ -141,8 +137,7 @@ class Writer:
         count = min(len(self._waiting), _AT_ONCE)
         self._running = [self._waiting.popleft() for _ in range(count)]
         try:
-            with unavailable(self._path):
-                outcomes = await self._transaction(self._running)
+            outcomes = await self._transaction(self._running)
         except (LedgerUnavailable, DBAPIError) as error:
             # What the connection holds in memory may be part of what went wrong.
             await self._database.let_go()
@@ -156,16 +151,36 @@ class Writer:
                 _settle(answer, outcome)
 
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
-        known = isinstance(error, LedgerUnavailable)
-        return LedgerUnavailable(str(error) if known else sentence(self._path, error))
+        if isinstance(error, LedgerUnavailable):
+            return LedgerUnavailable(str(error))
+        return LedgerUnavailable(
+            f"the ledger {self._where} does not answer ({type(error).__name__})"
+        )
 
     async def _transaction(self, jobs: list[_Job]) -> list[list[Any]]:
         return await self._database.run(
-            lambda connection: [_run(connection, job.work, job.items) for job in jobs]
+            lambda connection: [self._run(connection, job.work, job.items) for job in jobs]
         )
 
+    def _run(
+        self, connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]
+    ) -> list[Any]:
+        """Run `work` in a savepoint, so that its failure is its own; what became of each item."""
+        connection.exec_driver_sql("SAVEPOINT job")
+        try:
+            outcome = work(connection, items)
+        except Exception as error:
+            if self._database.trouble(error) is not None:
+                raise
+            connection.exec_driver_sql("ROLLBACK TO job")
+            outcome = _Raised(error)
+        connection.exec_driver_sql("RELEASE job")
+        if isinstance(outcome, _Raised) and len(items) > 1:
+            return [self._run(connection, work, [item])[0] for item in items]
+        return [outcome] * len(items)
+
     def _answer_the_rest(self) -> None:
-        error = LedgerUnavailable(f"the ledger {self._path} is closed")
+        error = LedgerUnavailable(f"the ledger {self._where} is closed")
         for job in [*self._running, *self._waiting]:
             for answer in job.answers:
                 _settle(answer, _Raised(error))
@@ -176,24 +191,6 @@ class Writer:
 @dataclass(frozen=True)
 class _Raised:
     error: BaseException
-
-
-def _run(
-    connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]
-) -> list[Any]:
-    """Run `work` in a savepoint, so that its failure is its own; what became of each item."""
-    connection.exec_driver_sql("SAVEPOINT job")
-    try:
-        outcome = work(connection, items)
-    except Exception as error:
-        if concerns_the_database(error):
-            raise
-        connection.exec_driver_sql("ROLLBACK TO job")
-        outcome = _Raised(error)
-    connection.exec_driver_sql("RELEASE job")
-    if isinstance(outcome, _Raised) and len(items) > 1:
-        return [_run(connection, work, [item])[0] for item in items]
-    return [outcome] * len(items)
 
 
 def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import poller.cli.once_command  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
-from poller.ledger import Ledger, engine, jobs
+from poller.ledger import Ledger, jobs
+from poller.ledger.sqlite import engine
 from poller.store import handover
 from tests.crash import planted
 

@@ -837,7 +837,7 @@ def test_status_sees_that_the_ledgers_disk_is_full_where_the_service_can_record_
     run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("once")[0] == 0
-    monkeypatch.setattr("poller.ledger.engine._ROOM", 1 << 62)
+    monkeypatch.setattr("poller.ledger.sqlite.file._ROOM", 1 << 62)
     out = " ".join(run("status")[1].split())
     assert "Nothing is fetched: the ledger" in out
     assert "the disk is full" in out

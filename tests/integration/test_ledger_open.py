@@ -23,7 +23,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, engine, fold, meta, schema, streams
+from poller.ledger import Ledger, fold, meta, schema, streams
+from poller.ledger.sqlite import engine, file
 from poller.ledger.tables import REVISION, metadata
 from poller.progress import NotPolled
 from tests.integration.at_work import WITHIN_S
@@ -240,13 +241,13 @@ def test_a_ledger_that_may_not_be_read_is_refused() -> None:
         path.chmod(0)
         path.parent.chmod(0o755)
         with unprivileged(), pytest.raises(CannotStart, match="cannot be read: permission denied"):
-            engine.look(path, timeout_s=0.1, thorough=True)
+            file.look(path, timeout_s=0.1, thorough=True)
         path.parent.chmod(0o600)
         with (
             unprivileged(),
             pytest.raises(CannotStart, match="cannot be opened: Permission denied"),
         ):
-            engine.look(path, timeout_s=0.1, thorough=True)
+            file.look(path, timeout_s=0.1, thorough=True)
         path.parent.chmod(0o700)
 
 

@@ -18,7 +18,8 @@ import pytest
 from poller import state_directory
 from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, NewFax, Replacement, backup, faxes, snapshots, streams
+from poller.ledger import Ledger, NewFax, backup, faxes, replacement, streams
+from poller.ledger.sqlite import snapshots
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import HELD_S
 
@@ -109,9 +110,9 @@ async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_co
     assert snapshot.name == "ledger.db.snapshot-1"
     assert others(path) == set()
     path.unlink()
-    replacement = Replacement.begin(url, directory)
-    assert replacement.base.source == snapshot
-    replacement.abandon()
+    new = replacement(url, directory)
+    assert new.base.source == snapshot
+    new.abandon()
     async with await Ledger.open(url, directory=directory) as ledger:
         assert ledger.restored_from == NOW
         assert len(await ledger.read(streams.all_streams)) == 1
@@ -232,9 +233,8 @@ async def test_a_copy_ends_although_another_program_writes_steadily(
 
 
 async def test_a_copy_of_a_ledger_that_another_program_locks_is_given_up(
-    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, path: Path
 ) -> None:
-    monkeypatch.setattr("poller.ledger.ledger.BUSY_TIMEOUT_S", 0.05)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(LedgerUnavailable, match="locked"):
@@ -320,12 +320,12 @@ async def test_ledger_check_says_a_failure_once_and_tries_again_every_hour(
 async def test_ledger_check_names_a_copy_that_hangs_and_goes_on(
     ledger: Ledger, clock: QuickClock, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.02)
-    monkeypatch.setattr("poller.ledger.disk._COPY_ON_WITHIN_S", 0.1)
+    monkeypatch.setattr("poller.ledger.sqlite.sqlite_backend._LOOK_S", 0.02)
+    monkeypatch.setattr("poller.ledger.sqlite.sqlite_backend._COPY_ON_WITHIN_S", 0.1)
     check = LedgerCheck(ledger, clock)
     disk = threading.Event()
     with monkeypatch.context() as hanging:
-        hanging.setattr("poller.ledger.snapshots.sync", lambda _: disk.wait(HELD_S))
+        hanging.setattr("poller.ledger.sqlite.snapshots.sync", lambda _: disk.wait(HELD_S))
         await check.look()
         await check.look()  # nobody begins another one beside it
         disk.set()

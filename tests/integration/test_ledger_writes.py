@@ -163,7 +163,7 @@ async def test_a_disk_that_is_full_fails_the_whole_group_and_records_nothing(
         return_exceptions=True,
     )
     assert {str(outcome) for outcome in outcomes} == {
-        f"the ledger {ledger._path} cannot grow: the disk is full"
+        f"the ledger {ledger._backend.where} cannot grow: the disk is full"
     }
     assert all(isinstance(outcome, LedgerUnavailable) for outcome in outcomes)
     assert (await ledger.read(streams.one, user.id)).discovered == 0
@@ -223,7 +223,7 @@ async def test_a_disk_with_too_little_room_to_grow_is_not_called_writable(
     """A little write would fit, and the next page of new faxes would not."""
     with monkeypatch.context() as nearly_full:
         space = SimpleNamespace(f_bavail=63, f_frsize=4096)
-        nearly_full.setattr("poller.ledger.engine.os.statvfs", lambda _: space)
+        nearly_full.setattr("poller.ledger.sqlite.file.os.statvfs", lambda _: space)
         with pytest.raises(LedgerUnavailable, match="cannot grow: the disk is full"):
             await ledger.check_writable()
     await ledger.check_writable()
@@ -238,15 +238,15 @@ async def test_a_disk_that_hangs_holds_one_thread_however_often_room_is_looked_f
         looks.append(threading.current_thread())
         disk.wait(HELD_S)
 
-    monkeypatch.setattr("poller.ledger.disk._LOOK_S", 0.05)
-    monkeypatch.setattr("poller.ledger.engine.require_room", hang)
+    monkeypatch.setattr("poller.ledger.sqlite.sqlite_backend._LOOK_S", 0.05)
+    monkeypatch.setattr("poller.ledger.sqlite.file.require_room", hang)
     for _ in range(3):
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
             await ledger.check_writable()
     assert len(looks) == 1
     assert looks[0] is not threading.main_thread()
     disk.set()
-    monkeypatch.setattr("poller.ledger.disk._LOOK_S", WITHIN_S)
+    monkeypatch.setattr("poller.ledger.sqlite.sqlite_backend._LOOK_S", WITHIN_S)
     await ledger.check_writable()
 
 

@@ -19,7 +19,8 @@ import pytest
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld
 from poller.ingest.site import Site
-from poller.ledger import Ledger, State, faxes, fold, jobs, meta, replacement, streams
+from poller.ledger import Ledger, State, faxes, fold, jobs, meta, streams
+from poller.ledger.sqlite import replacement
 from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator

@@ -1,0 +1,154 @@
+"""An SQLite file as the ledger; its disk is looked at in threads: one that hangs holds one of them."""
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Self, TypeVar
+
+from poller.errors import CannotStart, LedgerUnavailable, NoThread
+from poller.ledger.backend import Hung, Write
+from poller.ledger.database import Database
+from poller.ledger.sqlite import engine, file, replacement, snapshots
+from poller.own_threads import OwnThreads, in_own_thread, looked_at
+
+T = TypeVar("T")
+
+_PREFIX = "sqlite:///"
+_LOOK_S = 10.0
+_COPY_ON_WITHIN_S = 100.0
+
+
+class SqliteBackend:
+    """The file at `path`; the names of its snapshots begin with `snapshot_stem`."""
+
+    def __init__(self, path: Path, snapshot_stem: Path, *, busy_timeout_s: float) -> None:
+        self._path = path
+        self._snapshot_stem = snapshot_stem
+        self._busy_timeout_s = busy_timeout_s
+        self._looking: asyncio.Task[None] | None = None
+        self._copying: asyncio.Task[str | None] | None = None
+        self._copied_at = 0.0  # when the copy last made progress (monotonic)
+        self._stop_copying = threading.Event()
+        self._closed = False
+        self._looks = OwnThreads("ledger disk", most=4)
+        self._copies = OwnThreads("ledger copy")
+
+    @classmethod
+    def at(cls, url: str, directory: Path | None, *, busy_timeout_s: float) -> Self:
+        """Find the file that `url` means, with its snapshots in `directory`, or else beside it."""
+        name = url.removeprefix(_PREFIX)
+        if name == url or name in ("", ":memory:"):
+            raise CannotStart("state.url must be sqlite:/// and the path of a file")
+        path = Path(name)
+        stem = path if directory is None else directory / path.name
+        return cls(path, stem, busy_timeout_s=busy_timeout_s)
+
+    @property
+    def where(self) -> str:
+        return str(self._path)
+
+    # -- opening, replacing ------------------------------------------------------------------------
+
+    def look(self, *, thorough: bool) -> str | None:
+        return file.look(self._path, timeout_s=self._busy_timeout_s, thorough=thorough)
+
+    def restore(self) -> datetime | None:
+        try:
+            with snapshots.mapped(self._path):
+                return replacement.restore(self._path, self._snapshot_stem)
+        except LedgerUnavailable as error:
+            raise CannotStart(str(error)) from error
+
+    def prepare(self) -> None:
+        file.prepare(self._path)
+
+    def writer(self) -> Database:
+        return engine.writer(self._path, timeout_s=self._busy_timeout_s)
+
+    def readers(self) -> Database:
+        return engine.readers(self._path, timeout_s=self._busy_timeout_s)
+
+    def replace(self) -> replacement.FileReplacement:
+        return replacement.FileReplacement.begin(self._path, self._snapshot_stem)
+
+    async def backup(self, target: Path) -> int:
+        def copy() -> int:
+            return snapshots.backup(self._path, target, timeout_s=self._busy_timeout_s)
+
+        try:
+            return await in_own_thread("backup", copy)
+        except asyncio.CancelledError:  # the thread is left behind, until the process ends
+            snapshots.part_of(target).unlink(missing_ok=True)
+            raise
+
+    # -- is it well --------------------------------------------------------------------------------
+
+    async def require_room(self) -> None:
+        if self._looking is None or self._looking.done():
+            look = self._look(lambda: file.require_room(self._path))
+            self._looking = asyncio.create_task(look, name="ledger room")
+            self._looking.add_done_callback(looked_at)
+        looking = self._looking
+        await asyncio.wait({looking}, timeout=_LOOK_S)
+        if not looking.done():
+            raise LedgerUnavailable(
+                f"the disk of the ledger {self._path} has not answered for {_LOOK_S:.0f} seconds"
+            )
+        looking.result()
+
+    async def snapshot_at(self) -> datetime | None:
+        return await self._look(lambda: snapshots.newest_at(self._snapshot_stem))
+
+    async def look_after(self, now: datetime, write: Write) -> str | None:
+        writer: sqlite3.Connection | None = await write(engine.shared_connection)
+        if self._copying is not None and not self._copying.done():
+            raise Hung(f"an earlier copy of the ledger {self._path} still hangs")
+        self._copied_at = time.monotonic()
+        copying = asyncio.create_task(
+            self._copies.run(lambda: self._copy(now, writer)), name="ledger copy"
+        )
+        self._copying = copying
+        try:
+            return await self._unless_hung(copying)
+        except asyncio.CancelledError:
+            self._stop_copying.set()
+            await asyncio.gather(copying, return_exceptions=True)
+            raise
+
+    async def close(self) -> None:
+        self._stop_copying.set()
+        self._closed = True
+        self._looks.close()
+        self._copies.close()
+        if self._copying is not None:
+            await asyncio.wait({self._copying})
+
+    async def _look(self, look: Callable[[], T]) -> T:
+        """Look at the disk; LedgerUnavailable where no thread can be had for it, or when closed."""
+        if self._closed:
+            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+        try:
+            return await self._looks.run(look)
+        except NoThread as error:
+            raise LedgerUnavailable(str(error)) from error
+
+    def _copy(self, now: datetime, writer: sqlite3.Connection | None) -> str | None:
+        def stop() -> bool:
+            self._copied_at = time.monotonic()  # it is asked at every step
+            return self._stop_copying.is_set()
+
+        terms = snapshots.Terms(self._busy_timeout_s, stop, writer)
+        return snapshots.look_after(self._path, self._snapshot_stem, now, terms)
+
+    async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
+        """Wait while the copy makes progress; no thread can be ended, so else it is left behind."""
+        while not copying.done():
+            await asyncio.wait({copying}, timeout=_LOOK_S)
+            if not copying.done() and time.monotonic() - self._copied_at > _COPY_ON_WITHIN_S:
+                copying.add_done_callback(looked_at)
+                raise Hung(f"the copy of the ledger {self._path} makes no progress")
+        return copying.result()
