@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -191,6 +192,53 @@ def test_only_the_process_that_checks_documents_and_the_simulator_load_a_parser_
         check=True,
     )
     assert loaded.stdout.split() == []
+
+
+# What SQLite alone has is said in one folder, and in the migrations, which make the tables.
+SQLITE = ("ledger/sqlite/", "ledger/migrations/")
+SQLITE_IS_CHOSEN = "ledger/ledger.py"
+SQLITES_WORDS = re.compile(r"sqlite3|PRAGMA|BEGIN IMMEDIATE|VACUUM|[-_]journal\b")
+
+
+def knows_sqlite(source: str) -> set[str]:
+    """Name what a module imports or says that is SQLite's alone."""
+    imported = set(imports(ast.parse(source), ["poller"]))
+    folder = {name for name in imported if name.startswith("poller.ledger.sqlite")}
+    return folder | set(SQLITES_WORDS.findall(source))
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in modules() if not relative(file).startswith(SQLITE)], ids=relative
+)
+def test_only_its_folder_and_the_migrations_know_sqlite(file: Path) -> None:
+    known = knows_sqlite(file.read_text())
+    if relative(file) == SQLITE_IS_CHOSEN:
+        assert known == {"poller.ledger.sqlite.sqlite_backend.SqliteBackend"}
+    else:
+        assert known == set()
+
+
+def test_the_ledger_asks_for_the_room_on_its_disk_in_sqlites_folder_only() -> None:
+    looks = {relative(file) for file in modules() if "statvfs" in file.read_text()}
+    assert {file for file in looks if not file.startswith("store/")} == {
+        "ledger/sqlite/file.py",
+        "ledger/sqlite/snapshots.py",
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sqlite3",
+        "from poller.ledger.sqlite import engine",
+        "def f():\n    from poller.ledger.sqlite.engine import sentence",
+        "run('PRAGMA cache_size')",
+        "run('BEGIN IMMEDIATE')",
+        "path.with_name('poller.db-journal')",
+    ],
+)
+def test_a_module_that_knows_sqlite_is_noticed(source: str) -> None:
+    assert knows_sqlite(source)
 
 
 def test_only_the_system_clock_reads_a_clock() -> None:

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, String, column, inspect, select, table
 
 from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger.tables import REVISION
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+_VERSION = table("alembic_version")
 
 
 def require_known(where: str, revision: str, *, may_migrate: bool) -> None:
@@ -43,8 +45,7 @@ def migrate(connection: Connection) -> bool:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return revision
+    return connection.scalar(select(column("version_num", String)).select_from(_VERSION))
 
 
 def _knows(revision: str) -> bool:

@@ -176,12 +176,13 @@ async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers
 ) -> None:
     """As on a share that hangs: nobody who asks may wait for ever."""
     fax, _ = await listed(site, simulator)
+    readers = site.shop.ledger._readers
     with monkeypatch.context() as impatient:
         impatient.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.05)
-        impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
+        impatient.setattr(readers, "run", hanging_once(readers.run))
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
             await site.shop.ledger.read(streams.all_streams, include_removed=False)
-        impatient.setattr(site.shop.ledger, "_read_now", hanging_once(site.shop.ledger._read_now))
+        impatient.setattr(readers, "run", hanging_once(readers.run))
         await site.accounts[APP].workers.run_until_idle()
     (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]
     assert "has not answered" in unusable["reason"]

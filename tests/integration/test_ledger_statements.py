@@ -1,0 +1,260 @@
+"""Every statement of the ledger, made for SQLite and compiled for PostgreSQL as well."""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from sqlalchemy import Boolean, ClauseElement, Connection, create_engine, event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.functions import FunctionElement
+
+import poller.ledger
+from poller.documents import StoredFile
+from poller.ledger import (
+    Kept,
+    NewFax,
+    accounts,
+    backfills,
+    clock_repair,
+    faxes,
+    fold,
+    jobs,
+    meta,
+    schema,
+    sidecar_import,
+    streams,
+)
+from poller.ledger.tables import metadata
+from poller.progress import (
+    Covered,
+    Polled,
+    SliceFailed,
+    SliceSplit,
+)
+from poller.stream import Stream
+from poller.window import Interval
+
+ROOT = Path(poller.ledger.__file__).parent
+POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
+# Not the folders: what is SQLite's alone, and migrations, which a test of their own holds.
+MODULES = sorted(ROOT.glob("*.py"))
+RUN = {"execute", "scalar", "scalars"}
+# SQLite's `min(a, b)` is no aggregate, and PostgreSQL has none of that name and those arguments.
+FUNCTIONS = {"coalesce": 2, "count": 1, "lower": 1, "max": 1, "min": 1, "sum": 1}
+FUNCTIONS |= {"replace": 3, "rtrim": 2}
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+DAY = Interval(NOW - 24 * HOUR, NOW)
+MORNING = Interval(DAY.start, DAY.start + 6 * HOUR)
+EVENING = Interval(DAY.end - 6 * HOUR, DAY.end)
+FILE = StoredFile("a.pdf", "pdf", 1, "0", 1, damaged=False)
+
+Site = tuple[str, int]
+
+
+def sites(file: Path) -> Iterator[tuple[int, int]]:
+    """Give the lines of each call in a module that runs a statement."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in RUN
+        ):
+            yield node.lineno, node.end_lineno or node.lineno
+
+
+class Recorded:
+    """The statements that a connection ran, and the lines of the ledger that wanted them."""
+
+    def __init__(self) -> None:
+        self.statements: list[tuple[Any, list[str]]] = []
+        self.lines: set[Site] = set()
+
+    def __call__(self, _: Connection, statement: Any, several: Any, one: Any, options: Any) -> None:
+        parameters = several[0] if several else one
+        self.statements.append((statement, sorted(parameters)))
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if Path(frame.f_code.co_filename).parent == ROOT:
+                self.lines.add((Path(frame.f_code.co_filename).name, frame.f_lineno))
+            frame = frame.f_back
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Iterator[Recorded]:
+    engine = create_engine("sqlite://")
+    recorded = Recorded()
+    with engine.begin() as connection:
+        schema.migrate(connection)
+        event.listen(connection, "before_execute", recorded)
+        Everything(connection).run()
+        schema.migrate(connection)
+    yield recorded
+    engine.dispose()
+
+
+class Everything:
+    """Calls whatever asks or tells the ledger something, each way that leads to another statement."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.connection, *args, **kwargs)
+
+    def run(self) -> None:
+        self.of_accounts()
+        stream = self.of_streams()
+        self.of_faxes(stream)
+        self.of_jobs(stream)
+        self.of_backfills(stream)
+        self.of_what_is_found(stream)
+        self(clock_repair.forget_far_future, NOW)
+        self(streams.sync, [], NOW)
+        self(jobs.fetch_again, [1], NOW)
+
+    def of_accounts(self) -> None:
+        self(accounts.pause_clock, "app", "old", NOW, paused=True)
+        self(accounts.pause_clock, "app", "main", NOW, paused=False)
+        self(accounts.set_suspended, "other", "other", NOW, "refused")
+        self(accounts.all_accounts, include_removed=False)
+        self(accounts.save_sign_in, "app", 1.0, NOW)
+        self(accounts.sign_in, "app")
+        self(accounts.keep_lists, "app", "{}")
+        self(meta.write_check, NOW)
+        self(meta.set_checked, NOW, None)
+        self(meta.checked)
+        self(meta.edits)
+
+    def of_streams(self) -> int:
+        identity = ("app", "u1", "main", "front-desk")
+        (row,) = self(streams.sync, [identity], NOW)
+        self(streams.sync, [("app", "u1", "renamed", "desk"), ("new", "u2", "b", "c")], NOW)
+        self(streams.sync, [identity], NOW)
+        self(streams.one, row.id)
+        self(streams.waiting_counts)
+        halves = (Interval(DAY.start, EVENING.start), EVENING)
+        self(fold.record, row.id, SliceFailed(DAY, NOW, "refused"), Covered(MORNING))
+        self(fold.record, row.id, SliceSplit(DAY, halves))
+        self(fold.record, row.id, Covered(EVENING), Polled(NOW))
+        self(fold.record, row.id, Covered(DAY))
+        self(fold.record_for_account, "app", Polled(NOW))
+        self(fold.all_progress)
+        self(fold.make_gap_due, row.id, DAY)
+        self(fold.dismiss_gap, row.id, DAY, "known")
+        self(accounts.note_downtime, NOW + 24 * HOUR, HOUR)
+        return int(row.id)
+
+    def of_faxes(self, stream: int) -> None:
+        listed = [NewFax(f"fax-{n}", "main/one", {"n": n}, NOW - n * HOUR) for n in range(3)]
+        for at in (NOW, NOW + HOUR):
+            self(faxes.record_page, stream, faxes.ListedPage(listed, DAY, "newest", at, DAY))
+        self(faxes.find, "fax-0", "main", "front-desk")
+        self(faxes.on_disk, 100, 10)
+        self(faxes.recent_directories)
+        self(faxes.files_of, ["main/one"])
+        self(faxes.harmed, 10)
+        self(faxes.harmed_counts)
+        self(faxes.history, 1)
+        self(accounts.lists, "app")
+        self(streams.streams_with_stored_per_hour, DAY.start)
+
+    def of_jobs(self, stream: int) -> None:
+        first, second, _ = self(jobs.due, stream, NOW, 10)
+        self(jobs.streams_with_due, "app", NOW)
+        self(jobs.still_claimed, first.id, first.claim)
+        failure = jobs.Failure(first.claim, "no", "broken", NOW, 0.0, quarantine=True)
+        self(jobs.attempt_failed, first.id, NOW, failure)
+        self(jobs.quarantined, 10)
+        self(jobs.pending_paths)
+        self(jobs.postpone, second.id, NOW)
+        self(jobs.waiting)
+        self(jobs.failing_counts, NOW, HOUR)
+        self(jobs.failing, NOW, HOUR, 10)
+        self(jobs.make_due, None, NOW)
+        for _ in range(2):
+            self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken")])
+        self(faxes.note_harm, {first.id: (FILE.sha256, "gone")}, NOW)
+        self(jobs.dismiss, first.id, now=NOW, reason="known")
+        self(jobs.fetch_again, [second.id], NOW)
+
+    def of_backfills(self, stream: int) -> None:
+        asked = self(backfills.ask, stream, DAY, NOW)
+        self(backfills.failed, asked.id, "no answer")
+        self(backfills.listed, asked.id, MORNING, [(EVENING, "refused")], NOW)
+        self(backfills.found, asked.id)
+        self(backfills.all_waiting)
+        self(backfills.withdraw, stream, NOW)
+
+    def of_what_is_found(self, stream: int) -> None:
+        stored = {
+            "account": "main", "user": "front-desk", "listed": {}, "received_at": NOW,
+            "first_seen_at": NOW, "stored_at": NOW, "file": FILE, "stored": True,
+        }  # fmt: skip
+        ids = [("u1", "fax-2"), ("u1", "unknown"), ("u3", "unknown")]
+        kept = [
+            Kept(Stream("app", user), fax_id=fax, path=f"main/{user}/{fax}", **stored)  # type: ignore[arg-type]
+            for user, fax in ids
+        ]
+        self(sidecar_import.unknown, kept)
+        self(sidecar_import.adopt, kept, NOW)
+        self(sidecar_import.list_again, {}, NOW, NOW)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
+def test_every_place_that_runs_a_statement_was_reached(recorded: Recorded, file: Path) -> None:
+    """So a query that is added without a call of it above is noticed."""
+    reached = [line for name, line in recorded.lines if name == file.name]
+    missed = [
+        f"{file.name}:{first}"
+        for first, last in sites(file)
+        if not any(first <= line <= last for line in reached)
+    ]
+    assert missed == []
+
+
+def test_every_statement_compiles_for_postgresql(recorded: Recorded) -> None:
+    assert len(recorded.statements) > 100
+    for statement, keys in recorded.statements:
+        assert isinstance(statement, ClauseElement)
+        assert str(statement.compile(dialect=POSTGRESQL, column_keys=keys))
+
+
+def test_every_statement_calls_only_functions_that_both_databases_have(recorded: Recorded) -> None:
+    for statement, _ in recorded.statements:
+        for part in visitors.iterate(statement):
+            if isinstance(part, FunctionElement):
+                name, given = part.name, list(part.clauses)
+                assert (name, len(given)) in FUNCTIONS.items(), str(statement)
+                if name == "sum":
+                    assert not isinstance(given[0].type, Boolean), str(statement)
+
+
+def test_every_table_compiles_for_postgresql() -> None:
+    for table in metadata.sorted_tables:
+        made: list[ExecutableDDLElement] = [CreateTable(table), *map(CreateIndex, table.indexes)]
+        assert all(str(one.compile(dialect=POSTGRESQL)) for one in made)
+
+
+def literals(file: Path, call: str) -> list[str]:
+    """Give what is handed to a function of this name, as it is written."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    names = [ast.unparse(node.func).rpartition(".")[2] for node in calls]
+    return [
+        ast.unparse(node.args[0]) for node, name in zip(calls, names, strict=True) if name == call
+    ]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
+def test_no_statement_is_written_as_text_but_for_savepoints_which_are_standard(file: Path) -> None:
+    standard = {"'SAVEPOINT job'", "'ROLLBACK TO job'", "'RELEASE job'"}
+    assert {*literals(file, "exec_driver_sql")} <= standard
+    assert literals(file, "text") == []
