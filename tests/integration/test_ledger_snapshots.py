@@ -268,6 +268,8 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
     while "poller.db.snapshot-part" not in others(path):
         await asyncio.sleep(0.001)
     copying.cancel()
+    while not ledger._backend._stop_copying.is_set():  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
     let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await copying

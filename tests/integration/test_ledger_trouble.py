@@ -175,6 +175,8 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
             await listed(site, simulator, "user-a" if number % 2 else "user-b")
             clock.advance(timedelta(minutes=1))
         await site.accounts[APP].workers.run_until_idle()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("VACUUM")  # a free page, such as a migration leaves, holds nothing to damage
     whole, files = path.read_bytes(), stored_files(settings.storage.directory)
     positions = flips(len(whole))
     assert len(positions) >= 30
