@@ -161,8 +161,8 @@ class Everything:
         self(faxes.on_disk, 100, 10)
         self(faxes.recent_directories)
         self(faxes.files_of, ["main/one"])
-        self(faxes.harmed, 10)
-        self(faxes.harmed_counts)
+        self(faxes.with_damage, 10)
+        self(faxes.damage_counts)
         self(faxes.history, 1)
         self(accounts.lists, "app")
         self(streams.streams_with_stored_per_hour, DAY.start)
@@ -170,8 +170,8 @@ class Everything:
     def of_jobs(self, stream: int) -> None:
         first, second, _ = self(jobs.due, stream, NOW, 10)
         self(jobs.streams_with_due, "app", NOW)
-        self(jobs.still_claimed, first.id, first.claim)
-        failure = jobs.Failure(first.claim, "no", "broken", NOW, 0.0, quarantine=True)
+        self(jobs.is_open, first.id, first.fence)
+        failure = jobs.Failure(first.fence, "no", "broken", NOW, 0.0, quarantine=True)
         self(jobs.attempt_failed, first.id, NOW, failure)
         self(jobs.quarantined, 10)
         self(jobs.pending_paths)
@@ -182,7 +182,7 @@ class Everything:
         self(jobs.make_due, None, NOW)
         for _ in range(2):
             self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken")])
-        self(faxes.note_harm, {first.id: (FILE.sha256, "gone")}, NOW)
+        self(faxes.note_damage, {first.id: (FILE.sha256, "gone")}, NOW)
         self(jobs.dismiss, first.id, now=NOW, reason="known")
         self(jobs.fetch_again, [second.id], NOW)
 
