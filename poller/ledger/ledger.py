@@ -7,11 +7,10 @@ ledger never gave out. Everything may raise LedgerUnavailable; nothing was recor
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection
@@ -53,7 +52,7 @@ async def backup(url: str, target: Path) -> int:
     return await backend_at(url).backup(target)
 
 
-class Ledger:
+class Ledger(AbstractAsyncContextManager["Ledger"]):
     """An open ledger; `created` says that this open made its tables.
 
     `restored_from`: the file was gone, and this open put its snapshot of that time in its place.
@@ -89,8 +88,8 @@ class Ledger:
         """Open the ledger at `url`, make it when there is none and `create`, migrate it when old.
 
         Its snapshots are in `directory`, or else beside it. With `readonly` nothing is made, migrated
-        or changed. Raises CannotStart with the reason; a
-        file that is damaged, foreign or of a newer poller stays byte for byte as it was.
+        or changed. Raises CannotStart with the reason; a ledger that is damaged, foreign or of a
+        newer poller stays as it was.
         """
         backend = backend_at(url, directory, busy_timeout_s)
         restored_from = await in_own_thread(
@@ -119,15 +118,7 @@ class Ledger:
             await asyncio.wait({copying, *self._reads})
             await self._readers.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # -- reading and writing -----------------------------------------------------------------------
@@ -140,8 +131,8 @@ class Ledger:
     ) -> T:
         """Run `query` in a transaction that sees all that was written before.
 
-        It begins between two commits: SQLite lets nobody read while a commit goes to the disk, and
-        whoever finds it so sleeps for up to 100 ms, which beside a busy writer can be a second.
+        It begins between two commits: a reader that meets SQLite's commit sleeps for up to 100 ms,
+        which beside a busy writer can be a second.
         """
         read = partial(self._read, lambda connection: query(connection, *args, **kwargs))
         if self._writer is None:

@@ -180,10 +180,10 @@ class Writer:
         return [outcome] * len(items)
 
     def _answer_the_rest(self) -> None:
-        error = LedgerUnavailable(f"the ledger {self._where} is closed")
+        closed = _Raised(LedgerUnavailable(f"the ledger {self._where} is closed"))
         for job in [*self._running, *self._waiting]:
             for answer in job.answers:
-                _settle(answer, _Raised(error))
+                _settle(answer, closed)
         self._running = []
         self._waiting.clear()
 

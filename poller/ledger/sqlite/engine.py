@@ -88,15 +88,11 @@ def shared_connection(connection: Connection) -> sqlite3.Connection | None:
 
 
 def writer(path: Path, *, timeout_s: float) -> Database:
-    """One connection whose transactions hold the write lock from their first statement.
-
-    A deferred transaction that turns into a write fails at once, whatever the timeout.
-    """
+    """A deferred transaction that turns into a write fails at once, whatever the timeout."""
     return _database(path, "BEGIN IMMEDIATE", _wanted(timeout_s), connections=1)
 
 
 def readers(path: Path, *, timeout_s: float) -> Database:
-    """A few connections that cannot write; each transaction sees one state of the ledger."""
     reading: dict[str, str | int] = {"cache_size": -_READERS_CACHE_KIB, "query_only": 1}
     # `query_only` comes last: the settings before it stay possible.
     return _database(path, "BEGIN", _wanted(timeout_s) | reading, connections=_READERS)

@@ -21,7 +21,6 @@ from poller.ledger.sqlite import file
 from poller.ledger.sqlite.engine import connect, name_of, sentence
 from poller.state_directory import sync
 
-KEPT = 2
 _PAGES_AT_ONCE = 256
 _RESTARTS = 3
 _LET_OTHERS_S = 0.001
@@ -33,10 +32,6 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 Stop = Callable[[], bool]
 
 
-def never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Terms:
     """How a copy is made: how long it waits for a lock, and when it is not wanted any more.
@@ -46,7 +41,7 @@ class Terms:
     """
 
     timeout_s: float
-    stop: Stop = never
+    stop: Stop = lambda: False
     writer: sqlite3.Connection | None = None
 
 
@@ -58,7 +53,7 @@ def names(stem: Path) -> list[Path]:
 
     Their order is in their names: the clock may have been set since.
     """
-    return [stem.with_name(f"{stem.name}.snapshot-{number}") for number in range(1, KEPT + 1)]
+    return [stem.with_name(f"{stem.name}.snapshot-{number}") for number in (1, 2)]
 
 
 def newest_at(stem: Path) -> datetime | None:
@@ -94,10 +89,9 @@ def look_after(path: Path, stem: Path, now: datetime, terms: Terms) -> str | Non
 def _keep(stem: Path, part: Path, now: datetime) -> None:
     os.utime(part, (now.timestamp(), now.timestamp()))
     sync(part)
-    newest, *_ = kept = names(stem)
-    for older, newer in zip(reversed(kept), list(reversed(kept))[1:], strict=False):
-        with suppress(FileNotFoundError):
-            newer.rename(older)
+    newest, older = names(stem)
+    with suppress(FileNotFoundError):
+        newest.rename(older)
     part.rename(newest)
     sync(stem.parent)
 
@@ -149,14 +143,12 @@ def _name_it(part: Path, target: Path) -> None:
 
 def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
     """Copy a database to a file that is not there yet, durable but for its name."""
-    done = False
     try:
         _copy_new(path, target, Terms(timeout_s))
         sync(target)
-        done = True
-    finally:
-        if not done:
-            target.unlink(missing_ok=True)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -208,8 +200,7 @@ def _copy_pages(source: sqlite3.Connection, part: Path, at_once: int, steps: "_S
         source.backup(made, pages=at_once, progress=steps, sleep=_BUSY_S)
 
 
-class _RestartedTooOften(Exception):
-    pass
+class _RestartedTooOften(Exception): ...
 
 
 class _Steps:
@@ -246,7 +237,7 @@ class _Steps:
             raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
 
 
-def problem_of(path: Path, stop: Stop = never) -> str | None:
+def problem_of(path: Path, stop: Stop = lambda: False) -> str | None:
     """Check a file that nobody writes to, through and through: None, or what is wrong with it."""
 
     def let_others() -> int:
