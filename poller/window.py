@@ -5,7 +5,7 @@ the server's clock.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -43,7 +43,9 @@ def _between(start: datetime, end: datetime) -> Interval | None:
     return Interval(start, end) if start < end else None
 
 
-def _merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+def _merged(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
+    if len(intervals) < 2:  # as a rule
+        return intervals
     merged: list[Interval] = []
     for interval in sorted(intervals, key=attrgetter("start")):
         if merged and interval.start <= merged[-1].end:

@@ -14,9 +14,10 @@ from sqlalchemy import BindParameter, Connection, Update, bindparam, delete, ins
 from poller.ledger import meta
 from poller.ledger.tables import backfills, coverage, failed_slices, streams
 from poller.progress import GapDismissed, GapRetried, Progress, StreamEvent
-from poller.window import Coverage, FailedSlice, Interval
+from poller.window import EARLIEST, Coverage, FailedSlice, Interval
 
 _AT_ONCE = 500  # values in one IN (...)
+_BLANK = Progress(our_first_seen=EARLIEST)
 
 # Composed once: that takes longer than the statement.
 _THESE: BindParameter[Any] = bindparam("these", expanding=True)
@@ -81,7 +82,7 @@ def some(connection: Connection, wanted: Collection[int]) -> dict[int, Progress]
         for stream, start, end, *rest in connection.execute(_FAILED, these):
             failed[stream].append(FailedSlice(Interval(start, end), *rest))
         for stream, waits, *scalars in connection.execute(_SCALARS, these):
-            held[stream] = Progress(
+            held[stream] = _BLANK.but(
                 coverage=Coverage(tuple(covered[stream])),
                 failed_slices=tuple(failed[stream]),
                 backfill_waits=waits,
@@ -139,14 +140,12 @@ def _write_scalars(
     connection: Connection, before: Mapping[int, Progress], after: Mapping[int, Progress]
 ) -> None:
     changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for stream, new in after.items():
-        old = before[stream]
-        values = {
-            name: value for name in _COLUMNS if (value := getattr(new, name)) != getattr(old, name)
-        }
-        if values:
-            named = {f"to_{name}": value for name, value in values.items()}
-            changed[tuple(values)].append({"key": stream} | named)
+    for stream, progress_now in after.items():
+        was, now = vars(before[stream]), vars(progress_now)
+        names = tuple(name for name in _COLUMNS if now[name] is not was[name] != now[name])
+        if names:
+            row = {f"to_{name}": now[name] for name in names}
+            changed[names].append({"key": stream} | row)
     for names, rows in changed.items():
         connection.execute(_set(names), rows)
 
@@ -160,7 +159,8 @@ def _write_coverage(
         was, now = before[stream].coverage.intervals, progress_now.coverage.intervals
         if was == now:
             continue
-        lost, won = list(set(was) - set(now)), list(set(now) - set(was))
+        lost = [one for one in was if one not in now]
+        won = [one for one in now if one not in was]
         if len(lost) == len(won) == 1:
             key = {"key": stream, "held_start": lost[0].start}
             grown.append(key | {"to_start": won[0].start, "to_end": won[0].end})
