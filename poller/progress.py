@@ -11,16 +11,7 @@ from typing import Any, Protocol
 
 from poller.config.model import Expect
 from poller.silence import silent_since
-from poller.window import (
-    EARLIEST,
-    Coverage,
-    FailedSlice,
-    Interval,
-    SliceKind,
-    alarming_gaps,
-    open_gaps,
-    settled_until,
-)
+from poller.window import EARLIEST, Coverage, FailedSlice, Interval, SliceKind
 
 _NOTHING = Coverage()
 
@@ -74,24 +65,33 @@ class Progress:
 
     @property
     def settled_until(self) -> datetime | None:
-        """Up to when all is listed or dismissed; what lag counts from."""
-        if self.pinned_start is None:
-            return None
-        return settled_until(self.coverage, self.pinned_start, self.failed_slices)
+        """Up to when all is listed or dismissed: the watermark, were it not for dismissed gaps.
+
+        Lag counts from here, so that a gap that cannot be had does not alarm for ever.
+        """
+        return None if self.pinned_start is None else self._settled.watermark(self.pinned_start)
 
     @property
     def gaps(self) -> tuple[Interval, ...]:
-        """What lies between the pinned start and the newest covered instant and is not listed."""
-        if self.pinned_start is None:
+        """What is neither listed nor dismissed from the pinned start to the newest covered end."""
+        newest_end = self.coverage.newest_end
+        if self.pinned_start is None or newest_end is None:
             return ()
-        return open_gaps(self.coverage, self.pinned_start, self.failed_slices)
+        return self._settled.gaps(self.pinned_start, newest_end)
 
     @property
     def failed_gaps(self) -> tuple[Interval, ...]:
-        """Gaps that were tried and could not be listed."""
-        if self.pinned_start is None:
+        """The gaps that could not be listed; others are only waiting for their turn."""
+        if not self.failed_slices:  # as a rule
             return ()
-        return alarming_gaps(self.coverage, self.pinned_start, self.failed_slices)
+        refused = Coverage(tuple(one.interval for one in self.failed_slices))
+        parts = (one.within(gap.start, gap.end) for gap in self.gaps for one in refused.intervals)
+        return tuple(part for part in parts if part)
+
+    @property
+    def _settled(self) -> Coverage:
+        dismissed = tuple(one.interval for one in self.failed_slices if one.dismissed)
+        return Coverage(self.coverage.intervals + dismissed) if dismissed else self.coverage
 
     def gaps_within(self, bounds: Interval) -> tuple[Interval, ...]:
         parts = (gap.within(bounds.start, bounds.end) for gap in self.gaps)

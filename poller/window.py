@@ -212,40 +212,6 @@ def newest_slice(
     return Slice(SliceKind.NEWEST, interval) if interval else None
 
 
-def open_gaps(
-    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice] = ()
-) -> tuple[Interval, ...]:
-    """Return what is neither listed nor dismissed between `start` and the newest covered end."""
-    return _settled(coverage, failed).gaps(start, coverage.newest_end or start)
-
-
-def settled_until(
-    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice] = ()
-) -> datetime:
-    """Return up to when all is listed or dismissed: the watermark, were it not for dismissed gaps.
-
-    Lag counts from here, so that a gap that cannot be had does not alarm for ever.
-    """
-    return _settled(coverage, failed).watermark(start)
-
-
-def _settled(coverage: Coverage, failed: Sequence[FailedSlice]) -> Coverage:
-    dismissed = tuple(one.interval for one in failed if one.dismissed)
-    return Coverage(coverage.intervals + dismissed) if dismissed else coverage
-
-
-def alarming_gaps(
-    coverage: Coverage, start: datetime, failed: Sequence[FailedSlice]
-) -> tuple[Interval, ...]:
-    """Return the open gaps that could not be listed; others are only waiting for their turn."""
-    if not failed:  # as a rule
-        return ()
-    refused = Coverage(tuple(one.interval for one in failed))
-    gaps = open_gaps(coverage, start, failed)
-    parts = (one.within(gap.start, gap.end) for gap in gaps for one in refused.intervals)
-    return tuple(part for part in parts if part)
-
-
 def gap_slices(
     coverage: Coverage,
     start: datetime,

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, and_, func, insert, select, update
 
 from poller.ledger import meta
-from poller.ledger.rows import Backfill, Found
+from poller.ledger.rows import Backfill, BackfillFound
 from poller.ledger.tables import (
     FOUND_BY_BACKFILL,
     State,
@@ -122,7 +122,7 @@ def _set(connection: Connection, backfill: int, **values: object) -> None:
     connection.execute(update(backfills).where(backfills.c.id == backfill).values(**values))
 
 
-def found(connection: Connection, backfill: int) -> Found:
+def found(connection: Connection, backfill: int) -> BackfillFound:
     """Count what it discovered; two at once over one time of one stream share what they find."""
     row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one()
     mine = and_(
@@ -137,7 +137,7 @@ def found(connection: Connection, backfill: int) -> Found:
     counts: dict[tuple[State, bool], int] = {
         (state, bool(was_tried)): count for state, was_tried, count in connection.execute(wanted)
     }
-    return Found(
+    return BackfillFound(
         discovered=sum(counts.values()),
         stored=sum(counts.get((State.STORED, tried), 0) for tried in (True, False)),
         pending=counts.get((State.PENDING, False), 0),

@@ -223,7 +223,7 @@ class Backfill:
 
 
 @dataclass(frozen=True)
-class Found:
+class BackfillFound:
     """What a backfill discovered; `pending` was not tried yet, `failed` was, in vain until now."""
 
     discovered: int

@@ -14,7 +14,7 @@ from poller.efax.timestamps import parse_timestamp
 from poller.errors import BadAnswer
 from poller.ingest.site import Site
 from poller.ingest.stream_state import StreamState
-from poller.ledger import Backfill, Found, backfills, fold, streams
+from poller.ledger import Backfill, BackfillFound, backfills, fold, streams
 from poller.problems import problems
 from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
@@ -106,11 +106,11 @@ async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_waterm
     done = await now_of(site, asked)
     assert (done.rest, done.not_listed, done.done_at is not None) == (None, (), True)
     assert said(events, "backfill-completed") == ["backfill-completed"]
-    assert await ledger.read(backfills.found, asked.id) == Found(
+    assert await ledger.read(backfills.found, asked.id) == BackfillFound(
         discovered=1, stored=0, pending=1, failed=0
     )
     await fetch(site, fax)
-    assert await ledger.read(backfills.found, asked.id) == Found(
+    assert await ledger.read(backfills.found, asked.id) == BackfillFound(
         discovered=1, stored=1, pending=0, failed=0
     )
 

@@ -25,7 +25,7 @@ from poller.ledger import (
     streams,
 )
 from poller.progress import Pinned, SliceFailed
-from poller.window import Interval, alarming_gaps, open_gaps
+from poller.window import Interval
 from tests.integration.test_ledger_open import KILLED_WHILE_MIGRATING
 from tests.integration.test_ledger_rows import (
     DAY,
@@ -239,15 +239,8 @@ async def with_a_gap(ledger: Ledger, user: StreamRow) -> StreamRow:
 
 
 async def gaps(ledger: Ledger, user: StreamRow) -> tuple[list[Interval], list[Interval]]:
-    assert user.pinned_start is not None
-    covered, failed = (
-        (await ledger.read(fold.progress, user.id)).coverage,
-        (await ledger.read(fold.progress, user.id)).failed_slices,
-    )
-    return (
-        list(open_gaps(covered, user.pinned_start, failed)),
-        list(alarming_gaps(covered, user.pinned_start, failed)),
-    )
+    progress = await ledger.read(fold.progress, user.id)
+    return list(progress.gaps), list(progress.failed_gaps)
 
 
 async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(

@@ -1,6 +1,7 @@
 """Progress is a value: what happened to a stream leads from one to the next, and to no other stream's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -86,6 +87,37 @@ def test_watermark_gaps_and_lag_are_read_from_it() -> None:
     assert GAPPED.gaps_within(hours(-3, 5)) == (hours(-3, -2),)
     assert [one.interval for one in GAPPED.failed_touching(hours(-6, 0))] == [hours(-8, -5)]
     assert GAPPED.failed_touching(hours(-5, 0)) == ()
+
+
+def failed(interval: Interval, *, dismissed: bool = False) -> FailedSlice:
+    return FailedSlice(interval, 1, NOON + HOUR, "refused", dismissed)
+
+
+def test_gaps_shown_are_those_not_dismissed_and_gaps_that_alarm_those_that_failed() -> None:
+    marks = (
+        failed(hours(-8.25, -7)),
+        failed(hours(-7, -6), dismissed=True),
+        failed(hours(-5, -4)),
+    )
+    listed = covering((-10, -8), (-1, 0))
+    start = NOON - 12 * HOUR
+    progress = replace(NEW, pinned_start=start, coverage=listed, failed_slices=marks)
+    assert progress.gaps == (hours(-12, -10), hours(-8, -7), hours(-6, -1))
+    assert progress.failed_gaps == (hours(-8, -7), hours(-5, -4))
+    assert replace(progress, failed_slices=()).failed_gaps == ()
+    assert replace(progress, coverage=Coverage()).gaps == ()
+    refusals = tuple(failed(hours(n, n + 1)) for n in range(-24, -6))
+    refused = replace(progress, pinned_start=NOON - DAY, failed_slices=refusals)
+    assert replace(refused, coverage=covering((-6, 0))).gaps == (hours(-24, -6),)
+
+
+def test_a_dismissed_gap_holds_up_the_watermark_and_not_what_lag_counts_from() -> None:
+    listed, start = covering((-12, -8), (-6, -3), (-1, 0)), NOON - 12 * HOUR
+    marks = (failed(hours(-8.25, -6), dismissed=True), failed(hours(-3, -1)))
+    progress = replace(NEW, pinned_start=start, coverage=listed, failed_slices=marks)
+    assert progress.watermark == NOON - 8 * HOUR
+    assert replace(progress, failed_slices=marks[1:]).settled_until == NOON - 8 * HOUR
+    assert progress.settled_until == NOON - 3 * HOUR
 
 
 def test_silence_counts_from_the_last_fax_or_from_the_first_day() -> None:

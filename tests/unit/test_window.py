@@ -16,15 +16,12 @@ from poller.window import (
     Slice,
     SliceKind,
     WindowRules,
-    alarming_gaps,
     backfill_slice,
     first_seen_at_server,
     gap_slices,
     is_late,
     newest_slice,
-    open_gaps,
     pinned_start,
-    settled_until,
     slices_in,
     sweep_slices,
 )
@@ -449,7 +446,6 @@ def test_a_refused_old_slice_does_not_delay_the_newest_slice() -> None:
     coverage = coverage.add(newest.interval)
     assert gap_slices(coverage, start, NOON, RULES, refusals) == []
     assert coverage.watermark(start) == start
-    assert open_gaps(coverage, start, refusals) == (hours(-24, -6),)
     again = gap_slices(coverage, start, NOON + HOUR, RULES, refusals)
     assert spans(again) == [one.interval for one in refusals]
 
@@ -472,27 +468,6 @@ def test_an_earlier_start_adds_a_gap() -> None:
     coverage = covering((-10, 0))
     assert gaps_at_noon(coverage, -10) == []
     assert gaps_at_noon(coverage, -12) == [hours(-12, -10)]
-
-
-def test_gaps_shown_are_those_not_dismissed_and_gaps_that_alarm_those_that_failed() -> None:
-    coverage, start = covering((-10, -8), (-1, 0)), NOON - 12 * HOUR
-    marks = [
-        failed(hours(-8.25, -7), due_in=-SECOND),
-        failed(hours(-7, -6), dismissed=True),
-        failed(hours(-5, -4)),
-    ]
-    assert open_gaps(coverage, start, marks) == (hours(-12, -10), hours(-8, -7), hours(-6, -1))
-    assert alarming_gaps(coverage, start, marks) == (hours(-8, -7), hours(-5, -4))
-    assert alarming_gaps(coverage, start, ()) == ()
-    assert open_gaps(Coverage(), start, marks) == ()
-
-
-def test_a_dismissed_gap_holds_up_the_watermark_and_not_what_lag_counts_from() -> None:
-    coverage, start = covering((-12, -8), (-6, -3), (-1, 0)), NOON - 12 * HOUR
-    marks = [failed(hours(-8.25, -6), dismissed=True), failed(hours(-3, -1))]
-    assert coverage.watermark(start) == NOON - 8 * HOUR
-    assert settled_until(coverage, start, marks[1:]) == NOON - 8 * HOUR
-    assert settled_until(coverage, start, marks) == NOON - 3 * HOUR
 
 
 @settings(max_examples=80)
