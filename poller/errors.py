@@ -12,6 +12,7 @@ PollerError
 │   ├── StorageHung       a step there does not end: its fax fails, its thread is left alone
 │   └── NotChecked        nothing could check this document just now: its fax is postponed
 ├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
+│   └── MovedAway         its directory went away meanwhile: its ticket is void, it is stored again
 ├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
 ├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
 ├── NoThread              the system allows no further thread: tried again later
@@ -88,7 +89,11 @@ class ConfigError(PollerError):
 
 
 class StorageUnusable(PollerError):
-    """The storage directory cannot take a fax now; `str()` says why."""
+    """The storage cannot take a fax now; `str()` says why, `fault` what the system said of one step."""
+
+    def __init__(self, message: str, *, fault: str | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class StorageFull(StorageUnusable):
@@ -105,6 +110,10 @@ class NotChecked(StorageUnusable):
 
 class StorageConflict(PollerError):
     """A file that is not this fax already has its name; it is never overwritten."""
+
+
+class MovedAway(StorageConflict):
+    """The fax's directory was renamed meanwhile: nothing of it is published, and its ticket is void."""
 
 
 class FaxTooLarge(PollerError):

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from poller.own_threads import OwnThreads
 IMAGE_BYTES_MAX = 16 << 20
 KEPT_PER_FAX = 5  # so that one fax that fails for a week does not push out all others
 _CHUNK = 1 << 20
+Opened = Callable[[], BinaryIO]  # raises FileNotFoundError
 _SUFFIXES = (".json", ".image")
 _NAME = re.compile(r"\d{8}T\d{12}Z-\d+\.(json|image)")
 
@@ -62,20 +63,20 @@ class EvidenceStore:
 
     async def keep(
         self,
-        app_id: str,
-        user_id: str,
-        fax_id: str,
+        identity: tuple[str, str, str],
         *,
         at: datetime,
         error: str,
         evidence: Evidence,
-        image: Path | bytes | None = None,
+        image: Opened | None = None,
     ) -> bool:
         """Keep what was received in one failed attempt; False when that was not possible.
 
-        Of the image the first 16 MiB are kept.
+        `identity` is App ID, User ID and fax id. Of the image, which `image` opens, the first 16 MiB
+        are kept.
         """
-        ending = _ending(app_id, user_id, fax_id)
+        app_id, user_id, fax_id = identity
+        ending = _ending(*identity)
         fax = self._directory / (self._text(safe_id(fax_id)) + ending)
         content: dict[str, object] = {
             "app_id": app_id,
@@ -108,41 +109,43 @@ class EvidenceStore:
         return b"".join(self._clean([data], is_text=True)).decode("utf-8", "replace")
 
     def _keep(
-        self, fax: Path, at: datetime, content: dict[str, object], image: Path | bytes | None
+        self, fax: Path, at: datetime, content: dict[str, object], image: Opened | None
     ) -> bool:
         with self._lock:
+            path = None
             try:
                 items = self._known()
                 for directory in (self._directory, fax):
                     directory.mkdir(mode=0o700, exist_ok=True)
                 path = _unused(fax, at)
-            except OSError:
-                return False
-            try:
                 item = _Item(path, self._write(path, content, image))
             except OSError:
-                _remove(path)
+                if path is not None:
+                    _remove(path)
                 return False
             items.append(item)
             self._items = self._trimmed(items, fax)
             return item in self._items
 
-    def _write(self, path: Path, content: dict[str, object], image: Path | bytes | None) -> int:
+    def _write(self, path: Path, content: dict[str, object], image: Opened | None) -> int:
         kept = 0
-        if image is not None and (isinstance(image, bytes) or image.is_file()):
-            kept, size = self._write_image(path.with_suffix(".image"), image)
-            content = {**content, "image": {"bytes": size, "kept": kept}}
+        with ExitStack() as opened:
+            if image is not None:
+                with suppress(FileNotFoundError):  # nothing has arrived
+                    kept, size = self._copy(opened.enter_context(image()), path)
+                    content = {**content, "image": {"bytes": size, "kept": kept}}
         data = json.dumps(content, indent=1).encode() + b"\n"
         with _created(path.with_suffix(".json")) as file:
             file.write(data)
         return kept + len(data)
 
-    def _write_image(self, path: Path, image: Path | bytes) -> tuple[int, int]:
+    def _copy(self, image: BinaryIO, path: Path) -> tuple[int, int]:
         """Copy the beginning; how many bytes were kept, and how many there were."""
         limit = min(IMAGE_BYTES_MAX, self._max_bytes // 2)
-        with _created(path) as file:
-            kept = sum(map(file.write, self._clean(_chunks(image, limit), is_text=False)))
-        return kept, len(image) if isinstance(image, bytes) else image.stat().st_size
+        size = image.seek(0, os.SEEK_END)
+        image.seek(0)
+        with _created(path.with_suffix(".image")) as file:
+            return sum(map(file.write, self._clean(_chunks(image, limit), is_text=False))), size
 
     def _known(self) -> list[_Item]:
         if self._items is None:
@@ -185,14 +188,10 @@ def _body(body: bytes) -> dict[str, str]:
         return {"body_base64": base64.b64encode(body).decode()}
 
 
-def _chunks(image: Path | bytes, limit: int) -> Iterator[bytes]:
-    if isinstance(image, bytes):
-        yield image[:limit]
-        return
-    with image.open("rb") as file:
-        while limit and (chunk := file.read(min(_CHUNK, limit))):
-            limit -= len(chunk)
-            yield chunk
+def _chunks(image: BinaryIO, limit: int) -> Iterator[bytes]:
+    while limit and (chunk := image.read(min(_CHUNK, limit))):
+        limit -= len(chunk)
+        yield chunk
 
 
 def _created(path: Path) -> BinaryIO:

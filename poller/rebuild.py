@@ -12,7 +12,7 @@ from poller.errors import CannotStart, StorageUnusable
 from poller.ledger import Kept, Ledger, meta, replacement, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
-from poller.store import Found, Storage, Unreadable
+from poller.store import FoundSidecar, Storage, Unreadable
 from poller.stream import Stream
 
 _NAMED = 100  # of each kind of trouble; all are counted
@@ -98,7 +98,7 @@ async def rebuild(
 async def _marker(settings: Config, storage: Storage) -> str:
     """Without its disk the files that are there would be fetched again."""
     try:
-        marker = await storage.marked()
+        marker, _ = await storage.ask(lambda store: store.marked())
     except StorageUnusable as error:
         raise CannotStart(f"{error}; nothing was changed, {_READS_SIDECARS}") from error
     if not marker:
@@ -137,7 +137,7 @@ async def _read_sidecars(
     read = 0
     async with contextlib.aclosing(storage.sidecars()) as batches:
         async for batch in batches:
-            found = [one for one in batch if isinstance(one, Found)]
+            found = [one for one in batch if isinstance(one, FoundSidecar)]
             for one in batch:
                 if isinstance(one, Unreadable):
                     done.unreadable.add(one.file, one.why)
@@ -158,7 +158,7 @@ async def _read_sidecars(
 
 
 async def _believed(
-    ledger: Ledger, storage: Storage, done: Rebuilt, found: list[Found], kept: list[Kept]
+    ledger: Ledger, storage: Storage, done: Rebuilt, found: list[FoundSidecar], kept: list[Kept]
 ) -> list[Kept]:
     """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
 
@@ -166,8 +166,9 @@ async def _believed(
     which is for an operator to mend.
     """
     unknown = await ledger.read(sidecar_import.unknown, kept)
-    troubles = await storage.troubles([found[place] for place in unknown])
-    trouble = dict(zip(unknown, troubles, strict=True))
+    trouble = await storage.ask(
+        lambda store: {place: store.trouble(found[place]) for place in unknown}
+    )
     for place, why in trouble.items():
         if why is not None and found[place].visible:
             done.damaged.add(found[place].stored.file, why)
@@ -178,7 +179,7 @@ async def _believed(
     ]
 
 
-def _kept(found: Found) -> Kept:
+def _kept(found: FoundSidecar) -> Kept:
     origin = found.origin
     return Kept(
         key=Stream(origin.identity.app_id, origin.identity.user_id),

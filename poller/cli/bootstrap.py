@@ -13,7 +13,7 @@ from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.ledger import Ledger, meta
-from poller.store import Storage
+from poller.store import Storage, store_of
 
 DEFAULT_CONFIG = Path("/etc/poller")
 
@@ -98,7 +98,7 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) -> dict[str, Any]:
     """Give what the status shows of the storage; `reason` is why it is unusable."""
     return {
-        "directory": str(settings.storage.directory),
+        "directory": store_of(settings.storage).where(),
         "usable": reason is None,
         "reason": reason,
         "free_bytes": free_bytes,

@@ -13,7 +13,7 @@ from poller.cli.lookup import counted, name_of
 from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
-from poller.errors import CannotStart
+from poller.errors import CannotStart, StorageConflict, StorageUnusable
 from poller.problems import not_in_time
 from poller.store import Storage
 
@@ -66,7 +66,11 @@ async def _storage_trouble(settings: Config) -> str | None:
     if not os.access(settings.storage.directory, os.W_OK):
         return None
     with closing(Storage(settings.storage)) as storage:
-        return await storage.prove()
+        try:
+            await storage.ask(lambda store: store.prove())
+        except (StorageUnusable, StorageConflict) as error:
+            return str(error)
+    return None
 
 
 def _warnings(settings: Config) -> Iterator[str]:

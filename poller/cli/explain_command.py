@@ -17,6 +17,7 @@ from poller.config.model import Config
 from poller.evidence import EvidenceStore
 from poller.ledger import Attempt, FaxRow, faxes
 from poller.status import instant, span
+from poller.store import store_of
 from poller.window import Interval
 
 _FOUND_BY = {
@@ -56,7 +57,7 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
     store = EvidenceStore(settings.state_directory, settings.evidence_max)
     return {
         **{name: getattr(fax, _CALLED_IN_THE_LEDGER.get(name, name)) for name in _FACTS},
-        "file": None if fax.file is None else settings.storage.directory / fax.file,
+        "file": None if fax.file is None else store_of(settings.storage).where(fax.file),
         "taken": None if gone is None else bool(gone),
         "evidence": await store.find(fax.app_id, fax.user_id, fax.fax_id),
         "timeline": sorted(_timeline(fax, history), key=lambda one: str(one["at"])),

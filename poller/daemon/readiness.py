@@ -76,7 +76,7 @@ class Readiness:
         """What only this process knows, for those who ask the ledger."""
         clients = {one.account.name: one.client for one in self.site.accounts.values()}
         return RuntimeReport(
-            directory=str(self.site.config.storage.directory),
+            directory=self.site.shop.storage.where(),
             reason=self.site.shop.gate.reason,
             rejected=self.site.rejected,
             rates={

@@ -70,6 +70,18 @@ class StoredFile:
     damaged: bool
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A fax that is about to be published: its image has its name, its sidecar waits for it.
+
+    `ticket` is the store's own word for that; `problem` names how the document came damaged.
+    """
+
+    file: StoredFile
+    ticket: str
+    problem: str | None = None
+
+
 def not_whole(kind: DocumentFormat, code: str, pages: int | None = None) -> Document:
     """Say of a document that it is not whole; `code` is a key of PROBLEMS."""
     return Document(kind, pages, f"{code}: {PROBLEMS[code]}")

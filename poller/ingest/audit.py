@@ -1,13 +1,13 @@
 """Compare what the ledger says of stored faxes with what is on the disk."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from poller.clock import Clock
 from poller.documents import StoredFile
 from poller.ledger import Ledger, OnDisk, State, faxes
-from poller.store import Condition, Finding, Identity, Storage
+from poller.store import Condition, Finding, Identity, Storage, Store
 
 _LOOK_AGAIN_S = 1.0
 _STEP = 8  # faxes looked at in one go
@@ -98,7 +98,7 @@ class Auditor:
         waiting = [""]
         while waiting:
             directory = waiting.pop()
-            files, below = await self.storage.visible_files(directory)
+            files, below = await self.storage.ask(_listing(directory))
             waiting += [f"{directory}/{name}" if directory else name for name in reversed(below)]
             for begin in range(0, len(files), _AT_ONCE):
                 some = files[begin : begin + _AT_ONCE]
@@ -106,6 +106,10 @@ class Auditor:
                 for file, path in some:
                     if not _belongs(file, path, known):
                         yield file
+
+
+def _listing(directory: str) -> Callable[[Store], tuple[list[tuple[str, str]], list[str]]]:
+    return lambda store: store.visible_files(directory)
 
 
 def _belongs(file: str, path: str, known: dict[str, str | None]) -> bool:

@@ -2,17 +2,17 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from poller import events, retry
 from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
-from poller.documents import Document
+from poller.documents import Document, Staged, StoredFile
 from poller.efax.responses import listed_pages
 from poller.errors import (
     ALONE,
@@ -21,6 +21,7 @@ from poller.errors import (
     BadAnswer,
     Evidence,
     LedgerUnavailable,
+    MovedAway,
     NotChecked,
     NotYet,
     PollerError,
@@ -28,6 +29,7 @@ from poller.errors import (
     Rejected,
     SignInDelayed,
     SignInRefused,
+    StorageConflict,
     StorageFull,
     StorageHung,
     StorageUnusable,
@@ -39,8 +41,10 @@ from poller.evidence import EvidenceStore
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State, jobs
 from poller.metrics import Metrics
-from poller.store import Draft, Identity, Origin, Storage, StoredFile, sidecar
+from poller.own_threads import looked_at
+from poller.store import Draft, Identity, Origin, Storage, sidecar
 
+T = TypeVar("T")
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
 _NO_FAULT_OF_IT = (
@@ -108,12 +112,12 @@ class Fetcher:
         self._client = client
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
-        self._carried_on: set[int] = set()  # without a download
+        self._writing: set[int] = set()  # what the ledger is asked to record of a hand-over
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
         draft = self._drafts.get(fax)
-        return fax in self._carried_on or (draft is not None and draft.begun)
+        return draft is not None and draft.begun
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
@@ -143,117 +147,143 @@ class Fetcher:
             return await self._failed(fax, error)
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
-        shop = self._shop
-        async with self._recorded_if_cancelled(fax):
-            carried_on = await self._resume(fax)
-        if carried_on is not None:
-            await self._settle(fax, carried_on)
-            return Outcome.STORED
-        draft_of = shop.storage.draft(fax.path, replacing=fax.refetch)
-        async with draft_of as draft, self._under_way(fax, draft):
-            stored, problem = await self._download_with_evidence(fax, user, draft)
-            await self._record(fax, stored, problem)
-            await draft.finish()
-        if problem is not None:
-            is_unchecked = _is_unchecked(problem)
-            shop.emit(events.FaxDamaged(*fax.names, stored.file, problem, is_unchecked))
+        draft_of = self._shop.storage.draft(fax.path, _identity(fax), replacing=fax.refetch)
+        async with draft_of as draft:
+            with self._under_way(fax, draft):
+                if not await self._to_its_end(fax, self._carry_on(fax, draft)):
+                    await self._download_with_evidence(fax, user, draft)
         return Outcome.STORED
 
-    async def _resume(self, fax: FaxRow) -> StoredFile | None:
-        if not fax.refetch:
-            return await self._shop.storage.resume(fax.path, _identity(fax))
-        held = fax.stored_file
-        stored_at = fax.stored_at or self._shop.clock.now()
-        content = None if held is None else sidecar(held, _origin(fax), stored_at=stored_at)
-        return await self._shop.storage.resume_again(
-            fax.path, _identity(fax), held=held, content=content
+    async def _carry_on(self, fax: FaxRow, draft: Draft) -> bool:
+        """Bring to its end what an earlier attempt has left; False: the fax has to be fetched."""
+        found = await self._left_before(fax, draft)
+        if isinstance(found, Staged):
+            await self._publish(fax, draft, found)
+        elif found is not None:
+            await self._record(fax, found, fax.staged.problem if fax.staged else None)
+        return found is not None
+
+    async def _left_before(self, fax: FaxRow, draft: Draft) -> StoredFile | Staged | None:
+        make = self._sidecar_of(fax)
+        if fax.staged is not None:
+            found = await draft.settle(fax.staged, make)
+            if found is not None:
+                return found
+            await self._shop.ledger.write_together(jobs.staged, (fax.id, None))
+        return await draft.resume(
+            lambda document: _problem(document, fax) is None,
+            self._sidecar_of(fax, stored_at=fax.stored_at if fax.refetch else None),
+            held=fax.stored_file,
         )
 
-    async def _settle(self, fax: FaxRow, carried_on: StoredFile) -> None:
-        self._carried_on.add(fax.id)
-        try:
-            await self._record(fax, carried_on)
-            await self._shop.storage.finish(fax.path)
-        finally:
-            self._carried_on.discard(fax.id)
-
-    @asynccontextmanager
-    async def _under_way(self, fax: FaxRow, draft: Draft) -> AsyncIterator[None]:
+    @contextmanager
+    def _under_way(self, fax: FaxRow, draft: Draft) -> Iterator[None]:
         self._drafts[fax.id] = draft
         try:
             yield
         finally:
             del self._drafts[fax.id]
 
-    async def _download_with_evidence(
-        self, fax: FaxRow, user: User, draft: Draft
-    ) -> tuple[StoredFile, str | None]:
+    async def _download_with_evidence(self, fax: FaxRow, user: User, draft: Draft) -> None:
         try:
-            return await self._download(fax, user, draft)
+            await self._download(fax, user, draft)
         except (BadAnswer, Broken, Unreachable, Rejected) as error:
             await self._keep_evidence(fax, error, draft)
             raise
 
-    async def _download(
-        self, fax: FaxRow, user: User, draft: Draft
-    ) -> tuple[StoredFile, str | None]:
-        """Download and make visible; also says how the document is broken when it was so twice."""
+    async def _download(self, fax: FaxRow, user: User, draft: Draft) -> None:
+        """Download and store; as damaged, when the document is broken in the same way twice."""
         first = await self._download_once(fax, user, draft)
-        if isinstance(first, StoredFile):
-            return first, None
+        if first is None:
+            return
         if first != fax.last_problem:
             await self._keep_evidence(fax, Broken(first), draft)
             await self._shop.clock.sleep(_AGAIN_S)
             second = await self._download_once(fax, user, draft)
-            if isinstance(second, StoredFile):
-                return second, None
+            if second is None:
+                return
             if second != first:
                 raise Broken(second)
-        async with self._recorded_if_cancelled(fax):
-            return await draft.deliver(self._sidecar_of(fax), damaged=True), first
+        staging = draft.stage(self._sidecar_of(fax), first)
+        await self._to_its_end(fax, self._hand_over(fax, draft, staging))
 
-    async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> StoredFile | str:
-        """Download and, if it is whole, make visible; else say how the document is broken."""
+    async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
+        """Download and, if it is whole, store; else say how the document is broken."""
         await self._client.fetch_image(
             user, fax.fax_id, draft, before=lambda: self._require_claimed(fax)
         )
-        async with self._recorded_if_cancelled(fax):
-            stored = await draft.deliver_if(
-                lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
-            )
-        if stored is not None:
-            return stored
+        staging = draft.stage_if(
+            lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
+        )
+        if await self._to_its_end(fax, self._hand_over(fax, draft, staging)):
+            return None
         problem = _problem(await draft.check(), fax)
-        assert problem is not None  # or it would have been delivered
+        assert problem is not None  # or it would have been stored
         return problem
+
+    async def _to_its_end(self, fax: FaxRow, work: Coroutine[Any, Any, T]) -> T:
+        """A stop waits for what is under way in the store and its row, once; not for a ledger alone.
+
+        What is cut off after the ticket is in the row is settled by it.
+        """
+        task = asyncio.create_task(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(looked_at)
+            if fax.id not in self._writing:
+                try:
+                    await asyncio.wait([task])
+                finally:
+                    task.cancel()
+            raise
+
+    @contextmanager
+    def _written(self, fax: FaxRow) -> Iterator[None]:
+        self._writing.add(fax.id)
+        try:
+            yield
+        finally:
+            self._writing.discard(fax.id)
+
+    async def _hand_over(
+        self, fax: FaxRow, draft: Draft, staging: Coroutine[Any, Any, Staged | None]
+    ) -> bool:
+        staged = await staging
+        if staged is not None:
+            await self._publish(fax, draft, staged)
+        return staged is not None
+
+    async def _publish(self, fax: FaxRow, draft: Draft, staged: Staged) -> None:
+        """The ticket is in the row before anybody can take the fax away."""
+        with self._written(fax):
+            await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+        try:
+            if not await draft.publish(staged):
+                raise StorageConflict("the fax's sidecar vanished before it had its name")
+        except MovedAway:
+            await self._shop.ledger.write_together(jobs.staged, (fax.id, None))
+            await draft.take_back(staged)
+            raise
+        await self._record(fax, staged.file, staged.problem)
 
     async def _require_claimed(self, fax: FaxRow) -> None:
         """The row was read before the fax waited for its turn."""
         if not await self._shop.ledger.read(jobs.is_open, fax.id, fax.fence):
             raise _Withdrawn("the fax is not to be fetched by what was read of it")
 
-    def _sidecar_of(self, fax: FaxRow) -> Callable[[StoredFile], dict[str, Any]]:
-        return lambda file: sidecar(file, _origin(fax), stored_at=self._shop.clock.now())
-
-    @asynccontextmanager
-    async def _recorded_if_cancelled(self, fax: FaxRow) -> AsyncIterator[None]:
-        """A stop between the links and the row would let the next start deliver what was taken."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            stored = self._shop.storage.delivered(fax.path)
-            if stored is not None:
-                with suppress(LedgerUnavailable, StorageUnusable):
-                    await self._record(fax, stored)
-                    await self._shop.storage.finish(fax.path)
-            raise
-
-    async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None = None) -> None:
-        """The write of an outcome outlives a cancellation."""
-        now = self._shop.clock.now()
-        await asyncio.shield(
-            self._shop.ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file, problem))
+    def _sidecar_of(
+        self, fax: FaxRow, stored_at: datetime | None = None
+    ) -> Callable[[StoredFile], dict[str, Any]]:
+        return lambda file: sidecar(
+            file, _origin(fax), stored_at=stored_at or self._shop.clock.now()
         )
+
+    async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None) -> None:
+        now = self._shop.clock.now()
+        with self._written(fax):
+            outcome = jobs.Stored(fax.id, now, file, problem)
+            await self._shop.ledger.write_together(jobs.stored, outcome)
         self._shop.gate.passed()
         is_again = fax.refetch
         waited = None if is_again or fax.received_at is None else now - fax.received_at
@@ -267,6 +297,9 @@ class Fetcher:
                 waited_s=None if waited is None else waited.total_seconds(),
             )
         )
+        if problem is not None:
+            is_unchecked = _is_unchecked(problem)
+            self._shop.emit(events.FaxDamaged(*fax.names, file.file, problem, is_unchecked))
 
     # -- what did not work --------------------------------------------------------------------
 
@@ -324,13 +357,11 @@ class Fetcher:
 
     async def _keep_evidence(self, fax: FaxRow, error: PollerError, draft: Draft) -> None:
         await self._shop.evidence.keep(
-            fax.app_id,
-            fax.user_id,
-            fax.fax_id,
+            _identity(fax),
             at=self._shop.clock.now(),
             error=str(error),
             evidence=error.evidence if isinstance(error, ApiError) else Evidence(),
-            image=draft.path,
+            image=draft.reader,
         )
 
 
@@ -348,11 +379,10 @@ def _problem(document: Document, fax: FaxRow) -> str | None:
 
 def _in_its_directory(fax: FaxRow, error: StorageUnusable) -> StorageUnusable:
     """Name the fax's directory: the storage as a whole can be used."""
-    cause, directory = error.__cause__, fax.path.rpartition("/")[0]
-    if not isinstance(cause, OSError) or not directory:
+    directory = fax.path.rpartition("/")[0]
+    if error.fault is None or not directory:
         return error
-    what_to_do = "; check its owner and mode" if isinstance(cause, PermissionError) else ""
-    return StorageUnusable(f"the directory {directory} {ALONE}: {cause.strerror}{what_to_do}")
+    return StorageUnusable(f"the directory {directory} {ALONE}: {error.fault}")
 
 
 def _identity(fax: FaxRow) -> Identity:

@@ -16,17 +16,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Workshop
 from poller.ingest.gate import Gate
 from poller.ingest.stream_state import StreamState, load_streams
-from poller.ledger import (
-    Ledger,
-    StreamRow,
-    accounts,
-    clock_repair,
-    faxes,
-    fold,
-    jobs,
-    meta,
-    streams,
-)
+from poller.ledger import Ledger, StreamRow, accounts, clock_repair, fold, jobs, meta, streams
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
@@ -215,7 +205,7 @@ async def _workshop(
 ) -> Workshop:
     emit = subscriber(metrics)
     known = await ledger.read(meta.value, meta.STORAGE_ID)
-    is_lost = known is None and await storage.holds_faxes_of_a_ledger()
+    is_lost = known is None and await _is_of_another_ledger(storage)
     storage_id = await storage.prepare(known)
     if storage_lock is not None:
         storage_lock.take(storage_id)
@@ -245,9 +235,17 @@ async def _workshop(
     return shop
 
 
+async def _is_of_another_ledger(storage: Storage) -> bool:
+    try:
+        marker, has_faxes = await storage.ask(lambda store: store.marked())
+    except (StorageUnusable, StorageConflict):  # the next step that uses it says so
+        return False
+    return marker is not None and has_faxes
+
+
 async def tidy(shop: Workshop) -> None:
-    """Remove the dot-files that a killed poller left, but for hand-overs that can be carried on."""
-    await shop.storage.tidy(
-        await shop.ledger.read(faxes.recent_directories),
-        keep=set(await shop.ledger.read(jobs.pending_paths)),
-    )
+    """Remove what a killed poller left hidden beside the faxes that wait.
+
+    Elsewhere it goes when the first fax comes there.
+    """
+    await shop.storage.tidy(await shop.ledger.read(jobs.pending_paths))

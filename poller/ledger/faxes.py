@@ -329,24 +329,6 @@ def find(
     return [row for row in rows if row.fax_id == fax_id] or rows
 
 
-def recent_directories(connection: Connection, limit: int = 1000) -> list[str]:
-    """Return the directories of the last `limit` stored faxes: relative, "" the topmost.
-
-    There, and in those of `jobs.pending_paths`, a crash can have left something. The directory of a
-    path is what is left when all but slashes is stripped from its end.
-    """
-    directory = func.rtrim(
-        func.rtrim(faxes.c.path, func.replace(faxes.c.path, "/", "")), "/"
-    ).label("directory")
-    last = (
-        select(directory)
-        .where(faxes.c.stored_at.is_not(None))
-        .order_by(faxes.c.stored_at.desc())
-        .limit(limit)
-    )
-    return sorted(set(connection.scalars(last)))
-
-
 def history(connection: Connection, fax: int) -> list[Attempt]:
     """Return the last fifty things that happened to a fax, oldest first."""
     wanted = select(attempts.c.at, attempts.c.outcome, attempts.c.error)

@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from poller.documents import StoredFile
+from poller.documents import Staged, StoredFile
 from poller.errors import ALONE
 from poller.ledger.faxes import (
     COUNT,
@@ -67,10 +67,12 @@ _HELD = select(
 _FENCE = (
     select(jobs.c.fence).join_from(jobs, streams).where(_JOB, _DUE, streams.c.removed.is_(False))
 )
+_SET_STAGED = update(faxes).where(_MINE).values(staged=bindparam("to_staged"))
 _SET_STORED = (
     update(faxes)
     .where(_MINE)
     .values(state=State.STORED, refetch=False, damage=None, dismissed_at=None, dismiss_reason=None)
+    .values(staged=None)
     .values({name: bindparam(f"to_{name}") for name in _AS_STORED})
 )
 _SET_JOB = update(jobs).where(_JOB)
@@ -165,6 +167,11 @@ def pending_paths(connection: Connection) -> list[str]:
 
 
 # -- what became of it -----------------------------------------------------------------------------
+
+
+def staged(connection: Connection, items: Sequence[tuple[int, Staged | None]]) -> None:
+    """Record the tickets of faxes that are published next, or with None that they have none."""
+    connection.execute(_SET_STAGED, [{"this": fax, "to_staged": one} for fax, one in items])
 
 
 def stored(connection: Connection, items: Sequence[Stored]) -> None:

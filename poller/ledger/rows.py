@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from poller.documents import DocumentFormat, StoredFile
+from poller.documents import DocumentFormat, Staged, StoredFile
 from poller.ledger.tables import State
 from poller.stream import Direction
 from poller.window import Interval
@@ -108,6 +108,7 @@ class FaxRow:
     damage: str | None
     fax_key: str | None
     fence: int | None
+    staged: Staged | None
 
     @property
     def stored_file(self) -> StoredFile | None:

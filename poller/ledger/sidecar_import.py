@@ -155,6 +155,7 @@ def _file(one: Kept) -> dict[str, Any]:
         "path": one.path,
         **vars(one.file),
         "damage": one.damage,
+        "staged": None,
     }
 
 

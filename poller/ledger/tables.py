@@ -4,6 +4,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -29,9 +30,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from poller.documents import Staged, StoredFile
 from poller.stream import Direction
 
-REVISION = "0006"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0007"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -99,6 +101,22 @@ class Listed(TypeDecorator[dict[str, Any]]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> dict[str, Any]:
         listed: dict[str, Any] = json.loads(value or "{}")
         return listed
+
+
+class StagedText(TypeDecorator[Staged]):
+    """What is staged in the store, with its ticket; JSON."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Staged | None, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(asdict(value))
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Staged | None:
+        if value is None:
+            return None
+        found = json.loads(value)
+        return Staged(StoredFile(**found.pop("file")), **found)
 
 
 class Word(TypeDecorator[Any]):
@@ -281,6 +299,8 @@ faxes = Table(
     # What is on the disk is not to be taken for the fax, and why it is not what was stored.
     _flag("refetch"),
     Column("damage", Text),
+    # Its image is in the store, and its sidecar is published next, or was: the ticket tells which.
+    Column("staged", StagedText),
     # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
     # fax looks for both in the same transaction, which holds the lock for writing.
     Column("fax_key", Text),

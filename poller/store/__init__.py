@@ -1,21 +1,24 @@
-"""The durable order: a fax becomes a file with its sidecar, whole or not at all."""
+"""Where faxes are kept: each becomes a file with its sidecar, whole or not at all."""
 
 from poller.documents import StoredFile
 from poller.store.draft import Draft
 from poller.store.inspection import Condition, Finding
 from poller.store.sidecars import Identity, Origin, sidecar
-from poller.store.storage import Storage
-from poller.store.survey import Found, Unreadable
+from poller.store.storage import Storage, store_of
+from poller.store.store import Store
+from poller.store.survey import FoundSidecar, Unreadable
 
 __all__ = [
     "Condition",
     "Draft",
     "Finding",
-    "Found",
+    "FoundSidecar",
     "Identity",
     "Origin",
     "Storage",
+    "Store",
     "StoredFile",
     "Unreadable",
     "sidecar",
+    "store_of",
 ]

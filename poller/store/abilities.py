@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from poller.config.model import StorageConfig
 from poller.errors import StorageUnusable
-from poller.store import place, syscalls
+from poller.store import folder, syscalls
 
 PROBE = ".poller-probe."
 CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
@@ -53,11 +53,8 @@ def _try_a_file(name: str, root: int) -> None:
     _create(name, root)
     if not _refused(lambda: syscalls.close(syscalls.create(name, root))):
         raise _Lack("makes a file although its name is taken (O_EXCL): use another file system")
-    fd = syscalls.open_file(name, root)
-    try:
+    with syscalls.reading(name, root) as fd:
         mode, found = syscalls.status(fd).st_mode, syscalls.read_all(fd)
-    finally:
-        syscalls.close(fd)
     if found != _CONTENT:
         raise _Lack("does not give back what was written there: use another file system")
     _require_mode(mode, syscalls.FILE_MODE, "file")
@@ -110,9 +107,9 @@ def _try_a_name(file: str, free: str, root: int) -> None:
 
 
 def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
-    wanted = place.DIRECTORY_MODES[config.consumers]
+    wanted = folder.DIRECTORY_MODES[config.consumers]
     with _needs("does not let poller set a directory's mode (chmod): mount it so that it does"):
-        fd, _ = place.enter(root, name, wanted)
+        fd, _ = folder.enter(root, name, wanted)
     try:
         _require_mode(syscalls.status(fd).st_mode, wanted, "directory")
         file = syscalls.create(".file", fd)
@@ -160,10 +157,7 @@ def _remove(names: list[str], root: int) -> int:
 def _remove_one(name: str, root: int) -> bool:
     if not syscalls.is_directory(name, root):
         return syscalls.unlink(name, root)
-    fd = syscalls.open_directory(name, root)
-    try:
+    with syscalls.listing(name, root) as fd:
         _remove(syscalls.names(fd), fd)
-    finally:
-        syscalls.close(fd)
     syscalls.remove_directory(name, root)
     return True

@@ -1,57 +1,61 @@
-"""One fax that is being downloaded."""
+"""One fax on its way into the store, from its first byte to its sidecar."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
-from poller.documents import Document, StoredFile
+from poller.documents import Document, Staged, StoredFile
 from poller.errors import StorageHung
-from poller.store.handover import Handover
+from poller.store import recovery, sidecars
+from poller.store.recovery import Accept, Fate
+from poller.store.sidecars import Identity
+from poller.store.spool import Inspect, Spool
+from poller.store.store import Store
 from poller.store.threads import Threads
 
 T = TypeVar("T")
+MakeSidecar = Callable[[StoredFile], dict[str, Any]]
 _BATCH = 1 << 20
 
 
-class Draft:
-    """A fax on its way into the storage; an async context manager that leaves no rests.
+@dataclass(frozen=True)
+class Berth:
+    """What a draft works with: `take` gives it the path alone, `release` lets it go."""
 
-    `reset`, `write`… , `deliver_if` or `check` and `deliver`, and `finish` when the row is stored.
-    Raises StorageUnusable, StorageConflict, FaxTooLarge.
+    store: Store
+    threads: Threads
+    inspect: Inspect
+    take: Callable[[], None]
+    release: Callable[[], None]
+
+
+class Draft:  # more than 20 methods: half of them are steps that run in a thread
+    """An async context manager that leaves no rests.
+
+    `settle` what has a ticket, `resume` what has none; else `reset`, `write`…, `stage_if` or `check`
+    and `stage`. When the ticket is in the ledger, `publish`. Raises StorageUnusable, StorageConflict,
+    FaxTooLarge.
     """
 
     def __init__(
-        self,
-        threads: Threads,
-        path: Path,
-        *,
-        begin: Callable[[], Handover],
-        end: Callable[[], None],
-        note: Callable[[StoredFile | None], None] = lambda _: None,
+        self, berth: Berth, path: str, identity: Identity, *, replacing: bool = False
     ) -> None:
-        self._threads = threads
+        """With `replacing`, other files that have the fax's names are damaged and are put aside."""
+        self._berth = berth
         self._path = path
-        self._begin = begin
-        self._end = end
-        self._note = note  # what is visible from now on; None: its row is stored
-        self._handover: Handover | None = None
+        self._identity = identity
+        self._replacing = replacing
+        self.begun = False  # whether an image has begun to arrive, or has been found
+        self._is_taken = False
+        self._spool: Spool | None = None
+        self._staged: Staged | None = None
         self._document: Document | None = None
         self._batch = bytearray()
         # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
         self._lock = Lock()
         self._left = False  # by everybody but a thread that hangs: it closes when it ends
-
-    @property
-    def path(self) -> Path:
-        """Where the bytes are while the draft is open and not delivered."""
-        return self._path
-
-    @property
-    def begun(self) -> bool:
-        """Whether an image has begun to arrive."""
-        return self._handover is not None
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,14 +70,66 @@ class Draft:
         self._left = True
         if isinstance(error, StorageHung) and self._lock.locked():
             return  # the step that hangs closes when it ends
-        if self._handover is not None:
-            await self._threads.run(self._close)
+        if self._is_taken:
+            await self._berth.threads.run(self._close)
+
+    # -- what was there before --------------------------------------------------------------------
+
+    async def settle(self, staged: Staged, sidecar: MakeSidecar) -> StoredFile | Staged | None:
+        """Find out what became of a ticket that is in the row; it can never be consumed after this.
+
+        The file when it was published, a new ticket when only its image is there. None: the ticket
+        says nothing, and the row has to forget it before anything else is done.
+        """
+
+        def step() -> StoredFile | Staged | None:
+            fate = recovery.settle(self._berth.store, staged, self._identity)
+            if fate is Fate.PUBLISHED:
+                return staged.file
+            if fate is Fate.PLACED:
+                self._spool = recovery.taken_up(self._berth.store, staged.file)
+            if self._spool is None:
+                return None
+            return self._stage(staged.file, sidecar, staged.problem)
+
+        return await self._run(step, taking=True)
+
+    async def resume(
+        self, accept: Accept, sidecar: MakeSidecar, *, held: StoredFile | None = None
+    ) -> StoredFile | Staged | None:
+        """Carry on from what is there, if that can be: visible already, or staged now.
+
+        `held` is what was stored of a fax that is to be replaced. None: it has to be fetched, and its
+        directory takes it, or can be made.
+        """
+
+        def step() -> StoredFile | Staged | None:
+            store, whose = self._berth.store, (self._path, self._identity)
+            if store.admit(self._path):
+                return None
+            found = (
+                recovery.intact(store, *whose, held)
+                if self._replacing
+                else recovery.adopted(store, *whose)
+                or recovery.placed(store, self._path, self._berth.inspect, accept)
+            )
+            if isinstance(found, StoredFile):
+                return found
+            if found is None:
+                store.admit(self._path, although_taken=True)
+                return None
+            self._spool, stored = found
+            return self._stage(stored, sidecar, None)
+
+        return await self._run_check(step, taking=True)
+
+    # -- what arrives -----------------------------------------------------------------------------
 
     async def reset(self) -> None:
         """Begin (again) with no bytes."""
         self._document = None
         self._batch.clear()
-        await self._run(self._restart)
+        await self._run(self._restart, taking=True)
 
     async def write(self, data: bytes) -> None:
         """Append; what is written is batched, so an error may come with a later call."""
@@ -83,6 +139,12 @@ class Draft:
             batch, self._batch = self._batch, bytearray()
             await self._run(lambda: self._append(batch))
 
+    def reader(self) -> BinaryIO:
+        """Open what has been written so far; blocks, raises OSError."""
+        if self._spool is None:
+            raise FileNotFoundError
+        return self._spool.reader()
+
     async def check(self) -> Document:
         """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
         if self._document is None:
@@ -90,52 +152,67 @@ class Draft:
             self._document = await self._run_check(lambda: self._inspect(batch))
         return self._document
 
-    async def deliver_if(
-        self, accept: Callable[[Document], bool], sidecar: Callable[[StoredFile], dict[str, Any]]
-    ) -> StoredFile | None:
-        """Check the fax and, if it is accepted, make it visible: one trip to a thread for both."""
+    async def stage_if(self, accept: Accept, sidecar: MakeSidecar) -> Staged | None:
+        """Check the fax and, if it is accepted, place and stage it: one trip to a thread for all."""
         batch, self._batch = self._batch, bytearray()
 
-        def step() -> StoredFile | None:
+        def step() -> Staged | None:
             self._document = document = self._inspect(batch)
-            return self._deliver(sidecar, damaged=False) if accept(document) else None
+            return self._place(sidecar, None) if accept(document) else None
 
         return await self._run_check(step)
 
-    async def deliver(
-        self,
-        sidecar: Callable[[StoredFile], dict[str, Any]] | dict[str, Any],
-        *,
-        damaged: bool,
-    ) -> StoredFile:
-        """Make the checked fax visible, with its sidecar, durably."""
-        make = sidecar if callable(sidecar) else lambda _: sidecar
-        return await self._run(lambda: self._deliver(make, damaged=damaged))
+    async def stage(self, sidecar: MakeSidecar, problem: str | None = None) -> Staged:
+        """Place and stage the checked fax; with a `problem` it is damaged."""
+        return await self._run(lambda: self._place(sidecar, problem))
 
-    async def finish(self) -> None:
-        """Unlink the dot-files; only after the row is stored."""
-        self._note(None)
-        self._left = True  # so that the step closes, too
-        await self._run(lambda: self._begun().finish())
+    async def publish(self, staged: Staged) -> bool:
+        """Make it visible, durably, once its ticket is in the row; False: the ticket was revoked.
 
-    async def _run(self, step: Callable[[], T]) -> T:
-        return await self._threads.run(lambda: self._in_turn(step))
+        Raises MovedAway when the ticket in the row is void: then `take_back`.
+        """
 
-    async def _run_check(self, step: Callable[[], T]) -> T:
-        return await self._threads.run_check(lambda: self._in_turn(step))
+        def step() -> bool:
+            is_shown = self._berth.store.publish(self._begun(), staged, self._identity)
+            self._staged = None
+            self._left = True  # so that the step closes, too
+            return is_shown
 
-    def _in_turn(self, step: Callable[[], T]) -> T:
+        return await self._run(step)
+
+    async def take_back(self, staged: Staged) -> None:
+        """Hide the image again, after the row has forgotten its ticket."""
+        await self._run(lambda: self._berth.store.take_back(self._begun(), staged.file))
+
+    # -- in a thread ------------------------------------------------------------------------------
+
+    async def _run(self, step: Callable[[], T], *, taking: bool = False) -> T:
+        return await self._berth.threads.run(lambda: self._in_turn(step, taking=taking))
+
+    async def _run_check(self, step: Callable[[], T], *, taking: bool = False) -> T:
+        return await self._berth.threads.run_check(lambda: self._in_turn(step, taking=taking))
+
+    def _in_turn(self, step: Callable[[], T], *, taking: bool) -> T:
         try:
             with self._lock:
-                return step()
+                if taking and not self._is_taken:
+                    self._berth.take()
+                    self._is_taken = True
+                try:
+                    found = step()
+                finally:
+                    if self._spool is None:
+                        self._release()
+                self.begun = self.begun or self._spool is not None or isinstance(found, StoredFile)
+                return found
         finally:
             if self._left:
                 self._close()
 
     def _restart(self) -> None:
-        if self._handover is None:
-            self._handover = self._begin()
-        self._handover.restart()
+        if self._spool is None:
+            self._spool = self._berth.store.spool(self._path)
+        self._spool.restart()
 
     def _append(self, batch: bytearray) -> None:
         if batch:
@@ -143,28 +220,46 @@ class Draft:
 
     def _inspect(self, batch: bytearray) -> Document:
         self._append(batch)
-        return self._begun().inspect()
+        return self._begun().inspect(self._berth.inspect)
 
-    def _deliver(
-        self, sidecar: Callable[[StoredFile], dict[str, Any]], *, damaged: bool
-    ) -> StoredFile:
+    def _place(self, sidecar: MakeSidecar, problem: str | None) -> Staged:
         if self._left:
             raise ValueError("nobody waits for this draft any more")
-        stored = self._begun().deliver(sidecar, damaged=damaged)
-        self._note(stored)
+        if self._document is None:
+            raise ValueError("a draft is checked before it is placed")
+        spool, store = self._begun(), self._berth.store
+        stored = spool.seal(self._document, damaged=problem is not None)
+        if self._replacing:
+            store.put_aside(self._path, stored, self._identity)
+        store.place(spool, stored, self._identity)
         self._document = None
-        return stored
+        return self._stage(stored, sidecar, problem)
+
+    def _stage(self, stored: StoredFile, sidecar: MakeSidecar, problem: str | None) -> Staged:
+        content = sidecars.encode(sidecar(stored))
+        ticket = self._berth.store.stage(self._begun(), stored, content)
+        self._staged = Staged(stored, ticket, problem)
+        return self._staged
 
     def _close(self) -> None:
+        """What was staged and is not published may have its ticket in the row: the image stays."""
         with self._lock:
-            if self._handover is not None:
-                handover, self._handover = self._handover, None
-                try:
-                    handover.close()
-                finally:
-                    self._end()
+            spool, self._spool = self._spool, None
+            staged, self._staged = self._staged, None
+            try:
+                if spool is not None:
+                    if staged is not None:
+                        self._berth.store.revoke(self._path, staged.ticket)
+                    spool.close()
+            finally:
+                self._release()
 
-    def _begun(self) -> Handover:
-        if self._handover is None:
+    def _release(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._berth.release()
+
+    def _begun(self) -> Spool:
+        if self._spool is None:
             raise ValueError("a draft begins with a reset and ends with its context")
-        return self._handover
+        return self._spool

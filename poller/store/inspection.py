@@ -2,16 +2,17 @@
 
 import errno
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
 from poller.documents import StoredFile
 from poller.errors import StorageConflict
-from poller.store import place, sidecars, syscalls
-from poller.store.handover import digest
+from poller.store import sidecars, syscalls
+from poller.store.folder import Folder, open_directory, open_folder
 from poller.store.marker import NOT_OURS
-from poller.store.place import Durable, Place
-from poller.store.sidecars import Identity
+from poller.store.publish import digest
+from poller.store.sidecars import Identity, path_of
 
 _WHOLE_STORAGES_FAULT = {errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -22,86 +23,102 @@ class Condition(Enum):
     DAMAGED = "damaged"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """`why` says how it is damaged. A fax `in_transit` looks like one that is being taken away now."""
-
-    condition: Condition
-    why: str | None = None
-    in_transit: bool = False
-
-
-OK, TAKEN = Finding(Condition.OK), Finding(Condition.TAKEN)
-_GONE = Finding(
-    Condition.DAMAGED, "the image is gone, but its sidecar is still there", in_transit=True
-)
-
-
-def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -> Finding:
-    """Compare the files of one fax with what was stored; `thorough` reads the image and hashes it.
-
-    Consumers take the image first and the sidecar last.
-    """
-    path = stored.file.removesuffix(sidecars.EXTENSIONS[stored.format])
-    try:
-        at = place.open_place(root, path, durable=Durable(), make=None)
-    except FileNotFoundError:
-        return TAKEN
-    except StorageConflict as error:
-        return Finding(Condition.DAMAGED, str(error))
-    except OSError as error:  # one bad directory says nothing about the others
-        return Finding(Condition.DAMAGED, _unreadable("directory", error))
-    try:
-        return _finding(at, stored, identity, thorough=thorough)
-    finally:
-        at.close()
-
-
-def _finding(at: Place, stored: StoredFile, identity: Identity, *, thorough: bool) -> Finding:
-    beside = _sidecar_trouble(at, stored, identity)
-    image = _image_trouble(at, stored, thorough=thorough)
-    if beside == _MISSING and image == _MISSING:
-        return TAKEN
-    if image == _MISSING:
-        return _GONE if beside is None else Finding(Condition.DAMAGED, f"{beside}; no image")
-    if beside == _MISSING:
-        beside = "the sidecar is gone, but the image is still there"
-    why = "; ".join(trouble for trouble in (image, beside) if trouble is not None)
-    return Finding(Condition.DAMAGED, why) if why else OK
-
-
 _MISSING = "missing"
 
 
-def _image_trouble(at: Place, stored: StoredFile, *, thorough: bool) -> str | None:
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a fax's image and its sidecar; None: nothing."""
+
+    image: str | None = None
+    sidecar: str | None = None
+
+    @property
+    def is_well(self) -> bool:
+        return self.image is self.sidecar is None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.image == self.sidecar == _MISSING
+
+    @property
+    def condition(self) -> Condition:
+        if self.is_well:
+            return Condition.OK
+        return Condition.TAKEN if self.is_gone else Condition.DAMAGED
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its own sidecar is there."""
+        return self.sidecar is None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its image is there, and no sidecar."""
+        return self.image is None and self.sidecar == _MISSING
+
+    @property
+    def has_image(self) -> bool:
+        """Whether an image is there, its own or another."""
+        return self.image != _MISSING
+
+    @property
+    def in_transit(self) -> bool:
+        """Whether it looks like one that is being taken away now: the image first."""
+        return self.image == _MISSING and self.sidecar is None
+
+    @property
+    def why(self) -> str | None:
+        """Say how it is damaged."""
+        if self.condition is not Condition.DAMAGED:
+            return None
+        if self.in_transit:
+            return "the image is gone, but its sidecar is still there"
+        if self.image == _MISSING:
+            return f"{self.sidecar}; no image"
+        beside = self.sidecar
+        if beside == _MISSING:
+            beside = "the sidecar is gone, but the image is still there"
+        return "; ".join(dict.fromkeys(one for one in (self.image, beside) if one is not None))
+
+
+def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -> Finding:
+    """Compare the files of one fax with what was stored; `thorough` reads the image and hashes it."""
     try:
-        fd = syscalls.open_file(at.names.image(stored.format), at.fd)
+        folder = open_folder(root, path_of(stored))
+    except FileNotFoundError:
+        return Finding(_MISSING, _MISSING)
+    except StorageConflict as error:
+        return Finding(str(error), str(error))
+    except OSError as error:  # one bad directory says nothing about the others
+        why = _unreadable("directory", error)
+        return Finding(why, why)
+    with closing(folder):
+        return Finding(
+            _image_trouble(folder, stored, thorough=thorough),
+            _sidecar_trouble(folder, stored, identity),
+        )
+
+
+def _image_trouble(folder: Folder, stored: StoredFile, *, thorough: bool) -> str | None:
+    try:
+        with syscalls.reading(folder.names.image(stored.format), folder.fd) as fd:
+            size = syscalls.status(fd).st_size
+            if size != stored.bytes:
+                return f"the image has {size} bytes instead of {stored.bytes}"
+            if thorough and digest(fd) != stored.sha256:
+                return "the content of the image has changed"
     except OSError as error:
         return _unreadable("image", error)
-    try:
-        size = syscalls.status(fd).st_size
-        if size != stored.bytes:
-            return f"the image has {size} bytes instead of {stored.bytes}"
-        if thorough and digest(fd) != stored.sha256:
-            return "the content of the image has changed"
-    except OSError as error:
-        return _unreadable("image", error)
-    finally:
-        syscalls.close(fd)
     return None
 
 
-def _sidecar_trouble(at: Place, stored: StoredFile, identity: Identity) -> str | None:
+def _sidecar_trouble(folder: Folder, stored: StoredFile, identity: Identity) -> str | None:
     try:
-        fd = syscalls.open_file(at.names.sidecar, at.fd)
+        with syscalls.reading(folder.names.sidecar, folder.fd) as fd:
+            described = sidecars.decode(syscalls.read_all(fd), folder.path)
     except OSError as error:
         return _unreadable("sidecar", error)
-    try:
-        described = sidecars.decode(syscalls.read_all(fd), at.path)
-    except OSError as error:
-        return _unreadable("sidecar", error)
-    finally:
-        syscalls.close(fd)
     if described is None:
         return "the sidecar is not one that poller writes"
     if not described[0].is_same(identity):
@@ -122,7 +139,7 @@ def _unreadable(what: str, error: OSError) -> str:
 def visible_files(root: int, directory: str) -> tuple[list[str], list[str]]:
     """List the visible files and directories of one directory of the storage, by name."""
     try:
-        fd = place.open_directory(root, directory)
+        fd = open_directory(root, directory)
     except FileNotFoundError:  # it was removed just now
         return [], []
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from poller.config.model import StorageConfig
 from poller.config.values import size_text
 from poller.errors import CannotStart, StorageFull, StorageUnusable
-from poller.store import abilities, place, syscalls
+from poller.store import abilities, folder, syscalls
 
 MARKER = ".poller-storage"
 _MARKER_PART = ".poller-storage.part"
@@ -51,22 +51,21 @@ def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
         yield root
 
 
-def unusable(directory: Path, error: OSError) -> StorageUnusable:
+def unusable(directory: Path | str, error: OSError) -> StorageUnusable:
     why = os.strerror(error.errno) if error.errno else str(error)
     kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageUnusable
-    return kind(f"the storage directory {directory} cannot be used: {why}")
+    what_to_do = "; check its owner and mode" if isinstance(error, PermissionError) else ""
+    message = f"the storage directory {directory} cannot be used: {why}"
+    return kind(message, fault=why + what_to_do)
 
 
 def read(root: int) -> str | None:
     """Read the id in the marker; None when there is no marker."""
     try:
-        fd = syscalls.open_file(MARKER, root)
+        with syscalls.reading(MARKER, root) as fd:
+            data = syscalls.read_beginning(fd, _ID_BYTES_MAX)
     except FileNotFoundError:
         return None
-    try:
-        data = syscalls.read_beginning(fd, _ID_BYTES_MAX)
-    finally:
-        syscalls.close(fd)
     return data.decode(errors="replace").strip()
 
 
@@ -108,15 +107,8 @@ def _takes_a_file(root: int) -> bool:
 def _try_a_file(root: int) -> None:
     name = f"{abilities.PROBE}{syscalls.process_id()}"
     syscalls.unlink(name, root)
-    try:
-        fd = syscalls.create(name, root)
-        try:
-            syscalls.write(fd, b"x")
-            syscalls.sync_file(
-                fd
-            )  # a dying disk takes every write and fails here, under each image
-        finally:
-            syscalls.close(fd)
+    try:  # a dying disk takes every write, and fails when it is synced, under each image
+        syscalls.create_synced(name, root, b"x")
     finally:
         syscalls.unlink(name, root)
 
@@ -153,7 +145,7 @@ def _make_root(config: StorageConfig) -> None:
     at = syscalls.open_root(str(directory))
     try:
         for name in reversed(missing):
-            child, _ = place.enter(at, name, place.DIRECTORY_MODES[config.consumers])
+            child, _ = folder.enter(at, name, folder.DIRECTORY_MODES[config.consumers])
             _sync_if_able(at)
             syscalls.close(at)
             at = child
@@ -202,16 +194,8 @@ def _mark(root: int) -> str:
     """Create the marker, complete or not at all."""
     storage_id = str(uuid.uuid4())
     syscalls.unlink(_MARKER_PART, root)
-    fd = syscalls.create(_MARKER_PART, root)
-    try:
-        syscalls.write(fd, f"{storage_id}\n".encode())
-        syscalls.sync_file(fd)
-    finally:
-        syscalls.close(fd)
-    is_gone = syscalls.move(_MARKER_PART, MARKER, root)
-    syscalls.sync_directory(root)
-    if not is_gone:
-        syscalls.unlink(_MARKER_PART, root)
+    syscalls.create_synced(_MARKER_PART, root, f"{storage_id}\n".encode())
+    syscalls.move(_MARKER_PART, MARKER, root, synced=True)
     return storage_id
 
 

@@ -11,6 +11,11 @@ from poller.naming import fax_key
 EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
 
 
+def path_of(stored: StoredFile) -> str:
+    """Give the path of a stored fax, without extension."""
+    return stored.file.removesuffix(EXTENSIONS[stored.format])
+
+
 class Identity(NamedTuple):
     """What a fax is, whatever its account and user are called."""
 

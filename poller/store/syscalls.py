@@ -1,4 +1,4 @@
-"""The single steps on the file system: nothing else in this package calls `os`.
+"""The single steps on the file system: nothing else in this folder calls `os`.
 
 Each is one thing that can fail or be interrupted, so that tests can record them, stop after any of
 them, or leave one out.
@@ -9,8 +9,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
@@ -64,11 +65,47 @@ def open_file(name: str, at: int) -> int:
     return fd
 
 
+@contextmanager
+def reading(name: str, at: int) -> Iterator[int]:
+    """Hold a regular file open for reading."""
+    fd = open_file(name, at)
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
+@contextmanager
+def listing(name: str, at: int) -> Iterator[int]:
+    """Hold a directory open."""
+    fd = open_directory(name, at)
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
+def create_synced(name: str, at: int, data: bytes) -> None:
+    """Create a file with this content, durably but for its name."""
+    fd = create(name, at)
+    try:
+        write(fd, data)
+        sync_file(fd)
+    except BaseException:
+        close(fd)
+        raise
+    close_written(fd)
+
+
 def write(fd: int, data: bytes | bytearray) -> None:
     """Write all of it: a short write is carried on."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def reader(fd: int) -> BinaryIO:
+    return os.fdopen(fd, "rb")
 
 
 def read(fd: int) -> Iterator[bytes]:
@@ -117,19 +154,22 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
-def move(existing: str, new: str, at: int) -> bool:
+def move(existing: str, new: str, at: int, *, synced: bool = False) -> None:
     """Give a file another name; never overwrites (EEXIST), where a plain rename would.
 
-    False where the file system cannot do that in one step: then the file has both names, by a hard
-    link, until the caller unlinks the first.
+    Where the file system cannot do that in one step, it has both names in between, by a hard link.
+    With `synced` the new name is durable, there before the other goes.
     """
     number = rename(existing, new, at)
     if number in _CANNOT_RENAME:
         os.link(existing, new, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=False)
-        return False
-    if number:
+        if synced:
+            sync_directory(at)
+        unlink(existing, at)
+    elif number:
         raise OSError(number, os.strerror(number), existing, None, new)
-    return True
+    elif synced:
+        sync_directory(at)
 
 
 def rename(existing: str, new: str, at: int) -> int:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from poller.errors import FaxTooLarge, StorageConflict, StorageHung, StorageUnusable
@@ -19,8 +18,8 @@ _NO_CHECKS = 2  # threads in which no document is checked
 class Threads:
     """Threads of the storage's own: when a share hangs, nothing but the storage waits for it."""
 
-    def __init__(self, directory: Path, count: int, *, hung_s: float = HUNG_S) -> None:
-        self._directory = directory
+    def __init__(self, where: str, count: int, *, hung_s: float = HUNG_S) -> None:
+        self._where = where
         self._hung_s = hung_s
         self._pool = ThreadPoolExecutor(
             count, thread_name_prefix="storage", initializer=self._note_start
@@ -103,7 +102,7 @@ class Threads:
             return StorageConflict("the fax's path is too long for the file system")
         if error.errno in {errno.ENOENT, errno.ESTALE}:
             return StorageConflict("the fax's files vanished while it was stored")
-        return unusable(self._directory, error)
+        return unusable(self._where, error)
 
     def close(self, *, wait: bool) -> None:
         self._closed = True

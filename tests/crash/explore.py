@@ -63,17 +63,22 @@ FAULTS: dict[str, set[str] | None] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run to be broken: `act` at the call `at`; then, when `again` is given, recovery is killed."""
+    """One run to be broken: `act` at the call `at`; then, when `again` is given, recovery is killed.
+
+    With `taken` a consumer takes all that is visible before the recovery.
+    """
 
     moment: Moment
     at: int
     act: str = "kill"
     again: int = 0
     planted: str = ""
+    taken: bool = False
 
     def __str__(self) -> str:
         again = f", then kill at {self.again}" if self.again else ""
-        return f"{self.moment.name} run, {self.act} at call {self.at}{again}"
+        taken = ", then all is taken" if self.taken else ""
+        return f"{self.moment.name} run, {self.act} at call {self.at}{again}{taken}"
 
 
 @dataclass
@@ -100,6 +105,7 @@ class Site:
     moment: Moment
     way: str
     logs: list[str] = field(default_factory=list)
+    taken: set[Key] = field(default_factory=set)
 
     async def once(
         self,
@@ -131,6 +137,20 @@ class Site:
         self.logs.append(ran.out + ran.err)
         return ran
 
+    def take_all(self) -> None:
+        """Take each fax whose sidecar is there: the image first, the sidecar last."""
+        for sidecar in sorted(self.installation.storage.rglob("*.json")):
+            if not sidecar.name.startswith("."):
+                about = json.loads(sidecar.read_text())
+                sidecar.with_name(about["image"]["file"]).unlink()
+                sidecar.unlink()
+                self.taken.add((about["app_id"], about["user_id"], about["fax_id"]))
+
+    def delivered_again(self) -> Iterator[str]:
+        for sidecar in self.installation.storage.rglob("*.json"):
+            if any(sidecar.name == f"{fax_id}.json" for _, _, fax_id in self.taken):
+                yield f"again: {sidecar.name} was taken and is there again"
+
     def expected(self, *, at_rest: bool, later: timedelta = timedelta(0)) -> Expected:
         return Expected(
             storage=self.installation.storage,
@@ -139,6 +159,7 @@ class Site:
             now=self.simulator.now() + later + timedelta(seconds=1),
             at_rest=at_rest,
             unobtainable={UNOBTAINABLE},
+            taken=self.taken,
         )
 
     def secure(self) -> set[Key]:
@@ -250,10 +271,13 @@ async def _recovered(site: Site, point: Point) -> list[str]:
     later = timedelta(0) if point.act == "kill" else timedelta(minutes=30)
     site.simulator.now = _shifted(site.simulator, later)
     had, secure = downloads_of(site.simulator), site.secure()
+    if point.taken:
+        site.take_all()
     asked, before = len(site.simulator.requests), progress(site.installation.ledger)
     ran = await site.once(later=later, planted=point.planted)
     found = problems(site.expected(at_rest=True), before)
     found += _run_problems(ran)
+    found += site.delivered_again()
     allowed = {UNOBTAINABLE}
     has = {key: n for key, n in downloads_of(site.simulator).items() if key not in allowed}
     damaged = {key for key in has if key[2] in ("f-damaged", "f-02", "f-11")}

@@ -5,17 +5,19 @@ They show that the checker can fail: one is planted, a call is broken, and somet
 """
 
 import errno
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
 
-from poller.documents import StoredFile
-from poller.ledger import faxes
-from poller.store import handover, recovery, syscalls
-from poller.store.place import Names, Place
-from poller.store.sidecars import Identity
+from poller.documents import Staged
+from poller.ingest.fetch import Fetcher
+from poller.ledger import faxes, jobs
+from poller.ledger.rows import FaxRow
+from poller.store import Draft, Identity, Store, recovery, syscalls
+from poller.store.folder import Names
+from poller.store.recovery import Fate
+from poller.store.sidecars import path_of
 
 
 def without_rename() -> None:
@@ -23,20 +25,35 @@ def without_rename() -> None:
 
 
 def row_before_link() -> None:
-    """The row says *stored* before the files have their names."""
-    publish, finish = handover.publish, handover.Handover.finish
-    late: dict[str, Callable[[], bool]] = {}
+    """The row says *stored* before the sidecar has its name."""
 
-    def later(place: Place, stored: StoredFile, identity: Identity) -> bool:
-        late[place.path] = lambda: publish(place, stored, identity)
-        return True
+    async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
+        await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+        await self._record(fax, staged.file, staged.problem)
+        await draft.publish(staged)
 
-    def finish_late(self: handover.Handover) -> None:
-        late.pop(self.place.path)()
-        finish(self)
+    Fetcher._publish = publish  # type: ignore[method-assign]
 
-    handover.publish = later
-    handover.Handover.finish = finish_late  # type: ignore[method-assign]
+
+def published_before_the_ticket() -> None:
+    """The sidecar has its name before the row has the ticket."""
+
+    async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
+        await draft.publish(staged)
+        await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+        await self._record(fax, staged.file, staged.problem)
+
+    Fetcher._publish = publish  # type: ignore[method-assign]
+
+
+def ticket_believed() -> None:
+    """A ticket that is gone is read as published, and nobody looks whether the image is there."""
+
+    def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
+        store.revoke(path_of(staged.file), staged.ticket)
+        return Fate.PUBLISHED
+
+    recovery.settle = settle
 
 
 def visible_while_written() -> None:
@@ -58,9 +75,6 @@ def page_forgotten() -> None:
 
 def never_resumed() -> None:
     """What a killed run had made visible is downloaded again."""
-
-    def resume(at: Place, identity: Identity) -> StoredFile | None:
-        handover.unlink_dot_files(at)
-        return None
-
-    recovery.resume = resume
+    recovery.settle = lambda *_: Fate.VOID
+    recovery.adopted = lambda *_: None
+    recovery.placed = lambda *_: None

@@ -17,7 +17,6 @@ import poller.cli.once_command  # noqa: F401 (so that it is loaded once)
 from poller.cli import main
 from poller.ledger import Ledger, jobs
 from poller.ledger.sqlite import engine
-from poller.store import handover
 from tests.crash import planted
 
 ONCE = ["once", "--json", "-c", "poller.yaml"]
@@ -64,31 +63,14 @@ def _pragmas(**changes: str | int) -> Callable[[], None]:
     return plant
 
 
-def _record_before_publishing() -> None:
-    """The row is stored before the links: as if the ledger came first."""
-    # What would be linked and synced before the row is linked when the dot-files are removed.
-    publish, unlink_dot_files = handover.publish, handover.unlink_dot_files
-    late: dict[str, Callable[[], bool]] = {}
-
-    def publish_later(place, stored, identity):  # type: ignore[no-untyped-def]
-        late[place.path] = lambda: publish(place, stored, identity)
-        return True
-
-    def unlink_then(place):  # type: ignore[no-untyped-def]
-        late.pop(place.path, lambda: True)()
-        unlink_dot_files(place)
-
-    handover.publish = publish_later
-    handover.unlink_dot_files = unlink_then
-
-
 BUGS: dict[str, Callable[[], None]] = {
     "synchronous off": _pragmas(synchronous=0),
     "synchronous normal": _pragmas(synchronous=1),
     "journal deleted, synchronous full": _pragmas(journal_mode="delete", synchronous=2),
     "journal in memory": _pragmas(journal_mode="memory"),
     "write-ahead log, synchronous normal": _pragmas(journal_mode="wal", synchronous=1),
-    "ledger before link": _record_before_publishing,
+    "ledger before link": planted.row_before_link,
+    "published before the ticket": planted.published_before_the_ticket,
 }
 
 

@@ -16,7 +16,7 @@ STORAGE, STATE = "disk/faxes", "var/state"
 LEDGER = f"{STATE}/poller.db"
 KEY_FILE = f"{STATE}/redaction.key"
 MARKER = f"{STORAGE}/.poller-storage"
-REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006"}
+REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006", "0007"}
 _EXTENSIONS = (".pdf", ".tif")
 
 
@@ -205,23 +205,26 @@ def _interrupted_problems(found: Found, rows: Rows) -> Iterator[str]:
     """What is visible of a fax that is not stored can be brought to its end without a download.
 
     A second download need not be the same to the byte; a file that is visible would contradict it.
+    An image alone is read back. Before its sidecar is visible the row has a ticket, or whoever takes
+    both leaves nothing that says so; and before the row has a ticket the image is there to stay.
     """
-    stored = {one for one, row in rows.faxes.items() if row["state"] == "stored"}
-    for path in _visible(found):
-        at, fax_id = path.rpartition("/")[0], Path(path).stem
-        if fax_id not in stored and not _can_be_finished(found, at, fax_id):
-            yield f"{path} is visible, and nothing to finish it with"
+    for row in rows.faxes.values():
+        at = f"{STORAGE}/{row['path']}"
+        sidecar = f"{at}.json" in found.files
+        if row["state"] == "stored" or not (sidecar or row.get("staged")):
+            continue
+        images = {_hash(found.files[at + one][1]) for one in _EXTENSIONS if at + one in found.files}
+        if not row.get("staged"):
+            yield f"{at}.json is visible, and its row has no ticket"
+        elif json.loads(row["staged"])["file"]["sha256"] not in images:
+            yield f"{row['fax_id']} has a ticket, and its image is not there"
+        if sidecar and not _describes_one(found.files[f"{at}.json"][1], images):
+            yield f"{at}.json is visible, and nothing to finish it with"
 
 
-def _can_be_finished(found: Found, at: str, fax_id: str) -> bool:
-    names = (f"{at}/{fax_id}.json", f"{at}/.{fax_id}.json.part")
-    images = (f"{at}/.{fax_id}.image.part", *(f"{at}/{fax_id}{one}" for one in _EXTENSIONS))
-    hashes = {_hash(found.files[one][1]) for one in images if one in found.files}
-    return any(
-        described["image"]["sha256"] in hashes
-        for one in names
-        if one in found.files and (described := _described(found.files[one][1])) is not None
-    )
+def _describes_one(sidecar: bytes, images: set[str]) -> bool:
+    described = _described(sidecar)
+    return described is not None and described["image"]["sha256"] in images
 
 
 def _claim_problems(rows: Rows, served: Iterable[Served]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_what_is_taken_between_a_kill_and_the_next_start_is_not_delivered_again(
+    shim: Path, way: str
+) -> None:
+    async def look(explorer: Explorer, calls: Calls) -> None:
+        points = [replace(one, taken=True) for one in around_visible(FIRST, calls[FIRST], 24)]
+        _, wrong = await explored(explorer, points)
+        assert not wrong
+
+    _explore(shim, look, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(shim: Path, way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
         points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=397)[1::3]]
@@ -119,6 +132,8 @@ PLANTED = {
     "visible_while_written": (("bytes:",), "writes"),
     "page_forgotten": (("coverage:",), "end"),
     "never_resumed": (("again:",), "names"),
+    "published_before_the_ticket": (("again:",), "taken"),
+    "ticket_believed": (("lost:",), "before"),
 }
 
 
@@ -147,6 +162,12 @@ def _points(where: str, calls: list[str], planted: str) -> list[Point]:
         # By the second name a row has been written; threads may move it by a few calls.
         "names": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in names],
         "writes": [Point(FIRST, at, planted=planted) for at in writes],
+        "before": [Point(FIRST, at - step, planted=planted) for step in (0, 1) for at in names],
+        "taken": [
+            Point(FIRST, at + step, planted=planted, taken=True)
+            for step in range(1, 9)
+            for at in names
+        ],
         "end": [Point(FIRST, len(calls) - 2, planted=planted)],
     }
     return found[where]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from poller.config.model import StorageConfig
-from poller.store import Identity, Origin, Storage, StoredFile, sidecar, syscalls
+from poller.documents import Staged
+from poller.errors import MovedAway
+from poller.store import Draft, Identity, Origin, Storage, StoredFile, sidecar, syscalls
 
 PATH = "main/desk/f1"
 IDENTITY = Identity("app", "user", "f1")
@@ -49,28 +52,82 @@ async def opened(directory: Path, storage_id: str | None = None, **changes: Any)
     return storage
 
 
+Ticketed = Callable[[Staged | None], None]
+Recorded = Callable[[StoredFile], None]
+
+
 async def store(
     storage: Storage,
     data: bytes,
     *,
     path: str = PATH,
-    recorded: Callable[[StoredFile], None] = lambda _: None,
+    ticketed: Ticketed = lambda _: None,
+    recorded: Recorded = lambda _: None,
+    replacing: bool = False,
 ) -> StoredFile:
-    """Store a fax as a download does; `recorded` stands for the row."""
-    async with storage.draft(path) as draft:
+    """Store a fax as a download does; `ticketed` and `recorded` stand for the row."""
+    async with storage.draft(path, IDENTITY, replacing=replacing) as draft:
         await draft.reset()
         await draft.write(data)
         document = await draft.check()
-        stored = await draft.deliver(describe, damaged=document.problem is not None)
-        recorded(stored)
-        await draft.finish()
-    return stored
+        staged = await draft.stage(describe, document.problem)
+        return await published(draft, staged, ticketed, recorded)
+
+
+async def published(
+    draft: Draft,
+    staged: Staged,
+    ticketed: Ticketed = lambda _: None,
+    recorded: Recorded = lambda _: None,
+) -> StoredFile:
+    ticketed(staged)
+    try:
+        assert await draft.publish(staged)
+    except MovedAway:
+        ticketed(None)
+        await draft.take_back(staged)
+        raise
+    recorded(staged.file)
+    return staged.file
+
+
+async def resume(
+    storage: Storage,
+    identity: Identity = IDENTITY,
+    *,
+    ticket: Staged | None = None,
+    ticketed: Ticketed = lambda _: None,
+    recorded: Recorded = lambda _: None,
+) -> StoredFile | None:
+    """Carry on from what is there, as an attempt at a row with this ticket does."""
+    async with storage.draft(PATH, identity) as draft:
+        found = None if ticket is None else await draft.settle(ticket, describe)
+        if found is None:
+            ticketed(None)
+            found = await draft.resume(lambda document: document.problem is None, describe)
+        if isinstance(found, Staged):
+            return await published(draft, found, ticketed, recorded)
+        if found is not None:
+            recorded(found)
+        return found
+
+
+def without_run(name: str) -> str:
+    """Leave out of a dot-file's name which run it is of."""
+    return re.sub(r"\.[0-9a-f]{8}(\.(image|json)\.part)", r"\1", name)
+
+
+def dot_image(root: Path, path: str = PATH) -> Path:
+    """Where the bytes of a draft are."""
+    directory, _, base = path.rpartition("/")
+    (found,) = (root / directory).glob(f".{base}.*.image.part")
+    return found
 
 
 def tree(directory: Path) -> dict[str, bytes]:
     """All files below, but the marker, by their path."""
     return {
-        str(file.relative_to(directory)): file.read_bytes()
+        without_run(str(file.relative_to(directory))): file.read_bytes()
         for file in sorted(directory.rglob("*"))
         if file.is_file() and file.name != ".poller-storage"
     }
@@ -199,7 +256,7 @@ class RecordedOs:
         if self._stop_at is not None and number >= self._stop_at:
             raise Killed
         where = "." if path == self.root else str(path).removeprefix(f"{self.root}/")
-        self.calls.append(f"{call} {where}")
+        self.calls.append(f"{call} {without_run(where)}")
         if error := self._fail(self.calls[-1], number):
             raise error
 

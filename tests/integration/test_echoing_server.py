@@ -1,6 +1,7 @@
 """A server that sends back what it was sent: the key and the tokens are in nothing that is kept or shown."""
 
 import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -115,7 +116,11 @@ async def test_evidence_of_an_id_that_was_a_secret_is_found_by_who_does_not_know
     image = b"%PDF-" + 600_000 * b"\0" + TOKEN.encode() + 700_000 * b"\0" + BASIC.encode()[:-3]
     log.register_secret(KEY)
     assert await store.keep(
-        "app", "user", fax_id, at=NOON, error=f"no {TOKEN}", evidence=sent, image=image
+        ("app", "user", fax_id),
+        at=NOON,
+        error=f"no {TOKEN}",
+        evidence=sent,
+        image=lambda: io.BytesIO(image),
     )
     (kept, answer) = await EvidenceStore(tmp_path, 1 << 20).find("app", "user", fax_id)
     assert TOKEN not in str(kept)

@@ -24,12 +24,13 @@ from poller.ingest.site import Site
 from poller.ledger import FaxRow, State, faxes, jobs, streams
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
-from poller.store import syscalls
-from poller.store.place import Names
+from poller.store import Identity, recovery, syscalls
+from poller.store.folder import Names
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
 from tests.hostile_documents import bomb
 from tests.integration.at_work import (
     WITHIN_S,
+    Held,
     calls,
     end_outage,
     fetch,
@@ -312,7 +313,7 @@ async def test_slow_documents_leave_the_storage_threads_for_looks(
     storage = site.shop.storage
 
     async def check(path: str) -> Document:
-        async with storage.draft(path) as draft:
+        async with storage.draft(path, Identity("app", "user", path)) as draft:
             await draft.reset()
             await draft.write(SAMPLE)
             return await draft.check()
@@ -618,14 +619,14 @@ async def test_bug_met_by_one_fax_does_not_stop_the_others(
     account, _ = parts(site)
     unlucky, found = await listed(site, simulator)
     others = [(await listed(site, simulator))[0] for _ in range(3)]
-    real = site.shop.storage.resume
+    real = site.shop.storage.store.admit
 
-    async def resume(path: str, identity: Any) -> Any:
+    def admit(path: str, **how: bool) -> bool:
         if path == found.path:
             raise ZeroDivisionError("a bug")
-        return await real(path, identity)
+        return real(path, **how)
 
-    monkeypatch.setattr(site.shop.storage, "resume", resume)
+    monkeypatch.setattr(site.shop.storage.store, "admit", admit)
     await account.workers.run_until_idle()
 
     failed = await row(site, unlucky)
@@ -841,7 +842,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
 
 
 async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simulator) -> FaxRow:
-    """A fax that is visible, by links, and has its dot-files still; its row is not stored."""
+    """A fax that is visible, by links, and has its sidecar's dot-name still; its row is not stored."""
 
     async def crash(*_: Any, **__: Any) -> None:
         raise asyncio.CancelledError
@@ -853,7 +854,10 @@ async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simula
             patch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
             with pytest.raises(asyncio.CancelledError):
                 await fetch(site, fax)
-    assert len(files(settings.storage.directory, f".*{fax.fax_id}*")) == 2
+        ticket = (await row(site, fax)).staged
+    assert ticket is not None
+    sidecar = settings.storage.directory / f"{found.path}.json"
+    sidecar.with_name(ticket.ticket.partition("/")[2]).hardlink_to(sidecar)
     return found
 
 
@@ -888,15 +892,17 @@ async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_i
     settings = make_config(simulator.base_url)
     fax = await left_by_a_crash(settings, clock, simulator)
     async with opened_site(settings, clock) as site:
-        real = site.shop.storage.resume
-
-        async def resume(path: str, identity: Any) -> Any:
-            await real(path, identity)
-            raise asyncio.CancelledError
-
-        monkeypatch.setattr(site.shop.storage, "resume", resume)
+        settle = Held(recovery.settle)
+        monkeypatch.setattr(recovery, "settle", settle)
         _, state = parts(site)
+        fetcher = site.accounts[APP].workers._fetcher
+        now = await site.shop.ledger.read(faxes.one, fax.id)
+        attempt = asyncio.create_task(fetcher.fetch(now, state.user))
+        await settle.reached()
+        attempt.cancel()
+        await asyncio.sleep(0.02)
+        settle.let_go.set()
         with pytest.raises(asyncio.CancelledError):
-            await site.accounts[APP].workers._fetcher.fetch(fax, state.user)
+            await attempt
         assert (await site.shop.ledger.read(faxes.one, fax.id)).state is State.STORED
     assert not files(settings.storage.directory, f".*{fax.fax_id}*")

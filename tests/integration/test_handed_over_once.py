@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.site import Site
 from poller.ledger import State, jobs
 from poller.simulator import Simulator
-from poller.store import handover, survey, syscalls
+from poller.store import survey, syscalls
 from poller.store.threads import HUNG_S
 from tests.conftest import pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
 from tests.integration.in_between import around
 
 
-def is_image(fd: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{fd}").endswith(".image.part")
+def is_sidecar(existing: str, *_: object) -> bool:
+    return existing.endswith(".json.part")
 
 
 def take_all(site: Site) -> int:
@@ -46,7 +45,6 @@ async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
     assert take_all(site) == 2
     assert await fetch(site, fax) is Outcome.STORED
     assert stored_files(site.config.storage.directory) == []
-    assert site.shop.storage._delivered == {}
 
 
 async def test_stop_while_a_fax_is_made_visible_records_it(
@@ -86,13 +84,13 @@ async def test_fax_taken_after_its_hung_delivery_ended_is_not_delivered_again(
     site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax, _ = await listed(site, simulator)
-    sync = Held(syscalls.sync_file, is_image)
-    monkeypatch.setattr(syscalls, "sync_file", sync)
+    move = Held(syscalls.move, is_sidecar)
+    monkeypatch.setattr(syscalls, "move", move)
     attempt = asyncio.create_task(fetch(site, fax))
-    await sync.reached()
+    await move.reached()
     pass_time(HUNG_S)
     assert await attempt is Outcome.FAILED
-    sync.let_go.set()
+    move.let_go.set()
     await until(lambda: not site.shop.storage._active)
     assert take_all(site) == 2
     assert await fetch(site, fax) is Outcome.STORED
@@ -104,17 +102,17 @@ async def test_resume_that_hangs_keeps_the_fax_to_itself(
 ) -> None:
     fax, listed_row = await listed(site, simulator)
     (site.config.storage.directory / listed_row.path).parent.mkdir(parents=True)
-    unlink = Held(handover.unlink_dot_files)
+    look = Held(site.shop.storage.store.admit)
     with monkeypatch.context() as hung:
-        hung.setattr(handover, "unlink_dot_files", unlink)
+        hung.setattr(site.shop.storage.store, "admit", look)
         attempt = asyncio.create_task(fetch(site, fax))
-        await unlink.reached()
+        await look.reached()
         pass_time(HUNG_S)
         assert await attempt is Outcome.FAILED
         assert await fetch(site, fax) is Outcome.FAILED
     assert "still hangs" in str((await row(site, fax)).last_error)
     assert simulator.downloads[fax] == 0
-    unlink.let_go.set()
+    look.let_go.set()
     await until(lambda: not site.shop.storage._active)
     assert await fetch(site, fax) is Outcome.STORED
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from poller.documents import StoredFile
+from poller.documents import Staged, StoredFile
 from poller.ledger import (
     FaxRow,
     Ledger,
@@ -694,18 +694,32 @@ def _suffix(fax_id: str) -> str:
     return disambiguated("", f"app/u1/{fax_id}")
 
 
-async def test_directories_of_lately_stored_faxes_and_paths_of_waiting_ones(
+async def test_paths_of_waiting_faxes_are_those_that_are_fetched_next(
     ledger: Ledger, user: StreamRow
 ) -> None:
-    paths = ["a/1/x", "a/1/y", "a/2/x", "top", "b/x", "c/old", "c/gone"]
+    paths = ["a/1/x", "a/1/y", "a/2/x", "top", "b/x", "c/gone"]
     rows = {fax.path: fax for fax in await record(ledger, user, *(new_fax(p, p) for p in paths))}
-    for age, path in enumerate(["a/2/x", "b/x", "c/old"]):
-        await store(ledger, rows[path], now=NOW - age * DAY)
+    for path in ("a/2/x", "b/x", "top"):
+        await store(ledger, rows[path])
     await ledger.write(jobs.dismiss, rows["c/gone"].id, now=NOW, reason="lost")
-    await store(ledger, rows["top"], now=NOW - DAY)
-    assert await ledger.read(faxes.recent_directories) == ["", "a/2", "b", "c"]
-    assert await ledger.read(faxes.recent_directories, limit=1) == ["a/2"]
     assert sorted(await ledger.read(jobs.pending_paths)) == ["a/1/x", "a/1/y"]
+
+
+async def test_ticket_of_a_fax_that_is_published_next_stays_in_its_row_until_it_is_stored(
+    ledger: Ledger, user: StreamRow
+) -> None:
+    fax = await one_fax(ledger, user)
+    file = StoredFile(f"{fax.path}.pdf", "pdf", 12345, "ab" * 32, pages=None, damaged=True)
+    staged = Staged(file, "1:2/.f.json.part", "pdf-no-eof: it is cut")
+    await ledger.write_together(jobs.staged, (fax.id, staged))
+    await fail(ledger, fax)
+    await ledger.write(jobs.make_due, [fax.id], NOW)
+    held = await ledger.read(faxes.one, fax.id)
+    assert (held.staged, held.state, held.file) == (staged, State.PENDING, None)
+    await ledger.write_together(jobs.staged, (fax.id, None))
+    assert (await ledger.read(faxes.one, fax.id)).staged is None
+    await ledger.write_together(jobs.staged, (fax.id, staged))
+    assert (await store(ledger, fax)).staged is None
 
 
 # -- counters --------------------------------------------------------------------------------------

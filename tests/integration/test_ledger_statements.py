@@ -16,7 +16,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
 
 import poller.ledger
-from poller.documents import StoredFile
+from poller.documents import Staged, StoredFile
 from poller.ledger import (
     Kept,
     NewFax,
@@ -159,7 +159,6 @@ class Everything:
             self(faxes.record_page, stream, faxes.ListedPage(listed, DAY, "newest", at, DAY))
         self(faxes.find, "fax-0", "main", "front-desk")
         self(faxes.on_disk, 100, 10)
-        self(faxes.recent_directories)
         self(faxes.files_of, ["main/one"])
         self(faxes.with_damage, 10)
         self(faxes.damage_counts)
@@ -180,6 +179,7 @@ class Everything:
         self(jobs.failing_counts, NOW, HOUR)
         self(jobs.failing, NOW, HOUR, 10)
         self(jobs.make_due, None, NOW)
+        self(jobs.staged, [(first.id, Staged(FILE, "ticket"))])
         for _ in range(2):
             self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken")])
         self(faxes.note_damage, {first.id: (FILE.sha256, "gone")}, NOW)

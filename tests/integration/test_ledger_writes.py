@@ -427,7 +427,6 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     await ledger.write_together(jobs.stored, jobs.Stored(fax.id, NOW, file))
     await ledger.read(faxes.find, "one", "main", "front-desk")
     await ledger.read(faxes.history, fax.id)
-    await ledger.read(faxes.recent_directories)
     await ledger.write(streams.sync, [], NOW)
     await ledger.write(fold.record, user.id, SliceFailed(HOUR, NOW, "refused"))
     await ledger.write(fold.record, user.id, Covered(HOUR), NotPolled(NOW, "no answer"))

@@ -21,7 +21,7 @@ from poller.ingest.sweeps import Sweeps
 from poller.ledger import faxes
 from poller.listing import Listing, Step
 from poller.progress import Covered
-from poller.store import handover
+from poller.store import publish
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
 from tests.integration.state_machine import PollerMachine, fixed
 
@@ -85,7 +85,7 @@ def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
 
 
 def stored_without_the_file(patch: Patch) -> None:
-    patch.setattr(handover, "publish", lambda *_: None)
+    patch.setattr(publish, "publish", lambda *_: True)
 
 
 def no_sweeps(patch: Patch) -> None:

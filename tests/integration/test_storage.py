@@ -27,7 +27,7 @@ from poller.errors import (
     StorageUnusable,
 )
 from poller.store import Draft, Identity, Storage, StoredFile, sidecar, syscalls
-from poller.store.place import Durable
+from poller.store.folder import Durable
 from tests.integration.at_work import HELD_S, Held
 from tests.integration.storage_seam import (
     IDENTITY,
@@ -36,8 +36,11 @@ from tests.integration.storage_seam import (
     PATH,
     RecordedOs,
     describe,
+    dot_image,
     opened,
+    published,
     recording,
+    resume,
     store,
     tiff,
     tree,
@@ -110,41 +113,28 @@ async def test_fax_becomes_an_image_and_its_sidecar(root: Path) -> None:
 async def test_sidecar_keeps_text_that_is_no_unicode(root: Path) -> None:
     storage = await opened(root)
     odd = replace(ORIGIN, received_at=None, metadata={"tsid": "\ud800", "n": 10**30})
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         await draft.write(FAX)
         await draft.check()
-        await draft.deliver(lambda stored: sidecar(stored, odd, stored_at=NOW), damaged=False)
-        await draft.finish()
+        staged = await draft.stage(lambda stored: sidecar(stored, odd, stored_at=NOW))
+        await published(draft, staged)
     content = json.loads(tree(root)[SIDECAR])
     assert content["metadata"] == odd.metadata
     assert content["received_at"] is None
-
-
-async def test_sidecar_may_be_given_ready_made(root: Path) -> None:
-    storage = await opened(root)
-    stored = await store(storage, FAX)
-    async with storage.draft("main/desk/f2") as draft:
-        await draft.reset()
-        await draft.write(FAX)
-        await draft.check()
-        await draft.deliver(describe(stored), damaged=False)
-        await draft.finish()
-    assert tree(root)["main/desk/f2.json"] == tree(root)[SIDECAR]
 
 
 async def test_large_fax_is_written_in_batches(root: Path) -> None:
     storage = await opened(root)
     data = tiff(os.urandom(3_500_000))
     with recording(root) as recorded:
-        async with storage.draft(PATH) as draft:
+        async with storage.draft(PATH, IDENTITY) as draft:
             await draft.reset()
             for start in range(0, len(data), 70_000):
                 await draft.write(data[start : start + 70_000])
-            held = draft.path.stat().st_size
+            held = dot_image(root).stat().st_size
             await draft.check()
-            await draft.deliver(describe, damaged=False)
-            await draft.finish()
+            await published(draft, await draft.stage(describe))
     assert 3_000_000 < held < len(data)
     assert recorded.calls.count(f"fsync {DOT_IMAGE}") == 1
     assert tree(root)[IMAGE] == data
@@ -153,11 +143,11 @@ async def test_large_fax_is_written_in_batches(root: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 async def test_reset_leaves_nothing_that_could_be_taken_for_the_fax(root: Path, count: int) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         for _ in range(count):
             await draft.write(tiff(bytes(1 << 20)))
-        assert draft.path.stat().st_size > 1 << 20
+        assert dot_image(root).stat().st_size > 1 << 20
         await draft.reset()
         with pytest.raises(NotADocument, match="empty"):
             await draft.check()
@@ -170,7 +160,7 @@ async def test_fax_that_came_in_pieces_is_proved_as_one_that_came_whole(root: Pa
     for fax in (data, data[:-1]):
         found = []
         for pieces in ([fax], [fax[:1_100_000], fax[1_100_000:]]):
-            async with storage.draft(PATH) as draft:
+            async with storage.draft(PATH, IDENTITY) as draft:
                 await draft.reset()
                 for piece in pieces:
                     await draft.write(piece)
@@ -180,27 +170,26 @@ async def test_fax_that_came_in_pieces_is_proved_as_one_that_came_whole(root: Pa
 
 async def test_dot_file_that_lost_bytes_is_not_delivered(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         await draft.write(FAX)
         await draft.check()
-        os.truncate(draft.path, len(FAX) - 1)
+        os.truncate(dot_image(root), len(FAX) - 1)
         with pytest.raises(StorageConflict, match="not as long"):
-            await draft.deliver(describe, damaged=False)
+            await draft.stage(describe)
     assert tree(root) == {}
 
 
 async def test_reset_forgets_what_was_written(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         await draft.write(OTHER * 200_000)
         await draft.write(OTHER)  # too little to be written yet
         await draft.reset()
         await draft.write(FAX)
         assert await draft.check() == Document("tiff", 1)
-        stored = await draft.deliver(describe, damaged=False)
-        await draft.finish()
+        stored = await published(draft, await draft.stage(describe))
     assert stored.sha256 == hashlib.sha256(FAX).hexdigest()
     assert tree(root)[IMAGE] == FAX
 
@@ -209,11 +198,11 @@ async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
     storage = await opened(root)
 
     async def fail() -> None:
-        async with storage.draft(PATH) as draft:
+        async with storage.draft(PATH, IDENTITY) as draft:
             await draft.reset()
             await draft.write(FAX)
             await draft.check()
-            assert draft.path.read_bytes() == FAX
+            assert dot_image(root).read_bytes() == FAX
             raise NotADocument("as if")
 
     with pytest.raises(NotADocument):
@@ -224,7 +213,7 @@ async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"<html>"])
 async def test_check_refuses_what_is_no_document(root: Path, data: bytes) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         await draft.write(data)
         with pytest.raises(NotADocument):
@@ -240,22 +229,23 @@ async def test_damaged_fax_is_stored_as_such(root: Path) -> None:
 
 async def test_draft_is_used_in_its_order(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         with pytest.raises(ValueError, match="reset"):
             await draft.check()
         await draft.reset()
         with pytest.raises(ValueError, match="checked"):
-            await draft.deliver(describe, damaged=False)
+            await draft.stage(describe)
         with pytest.raises(StorageConflict, match="an earlier attempt"):
-            storage.draft(PATH)
+            await store(storage, FAX)
         await draft.write(FAX)
         await draft.check()
-        await draft.deliver(describe, damaged=False)
-        with pytest.raises(ValueError, match="delivered"):
-            await draft.check()
-        await draft.finish()
-    async with storage.draft(PATH) as unused:
-        assert not unused.path.exists()
+        staged = await draft.stage(describe)
+        with pytest.raises(ValueError, match="checked"):
+            await draft.stage(describe)
+        await published(draft, staged)
+    async with storage.draft(PATH, IDENTITY):
+        pass
+    assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
 async def test_longest_names_fit(root: Path) -> None:
@@ -387,9 +377,9 @@ async def test_symlinked_directory_is_not_followed(
     ):
         await store(storage, FAX)
     with pytest.raises(StorageConflict):
-        await storage.resume(PATH, IDENTITY)
+        await resume(storage)
     with pytest.raises(StorageConflict):
-        await storage.hash_of(IMAGE)
+        await storage.ask(lambda store: store.read(IMAGE))
     assert list(target.iterdir()) == []
     assert await storage.check() is None
 
@@ -414,124 +404,116 @@ async def test_path_that_leads_outside_is_a_conflict(root: Path, path: str) -> N
 # Carrying on
 
 
-def _dots(root: Path, image: bytes = FAX, described: bytes = FAX) -> None:
-    stored = StoredFile(
-        IMAGE, "tiff", len(described), hashlib.sha256(described).hexdigest(), 1, damaged=False
-    )
+def _dots(root: Path, run: str = "") -> None:
+    """What a run that was killed has left; an earlier release named no run."""
+    stored = StoredFile(IMAGE, "tiff", len(FAX), hashlib.sha256(FAX).hexdigest(), 1, damaged=False)
     (root / PATH).parent.mkdir(parents=True, exist_ok=True)
-    (root / DOT_IMAGE).write_bytes(image)
-    (root / DOT_SIDECAR).write_text(json.dumps(describe(stored)))
+    (root / f"main/desk/.f1{run}.image.part").write_bytes(FAX)
+    (root / f"main/desk/.f1{run}.json.part").write_text(json.dumps(describe(stored)))
 
 
-async def test_complete_dot_files_become_the_fax(root: Path) -> None:
+@pytest.mark.parametrize("run", ["", ".0123abcd"])
+async def test_placed_image_is_read_back_and_becomes_the_fax(root: Path, run: str) -> None:
     storage = await opened(root)
-    _dots(root)
-    assert await storage.tidy(["main/desk"], {PATH}) == 0
-    stored = await storage.resume(PATH, IDENTITY)
+    _dots(root, run)
+    (root / f"main/desk/.f1{run}.image.part").rename(root / IMAGE)
+    stored = await resume(storage)
     assert stored is not None
-    assert stored.file == IMAGE
-    await storage.finish(PATH)
-    assert visible(root) == tree(root)
-    assert tree(root)[IMAGE] == FAX
-
-
-async def test_complete_dot_sidecar_is_carried_on_from_with_the_final_image(root: Path) -> None:
-    storage = await opened(root)
-    _dots(root)
-    (root / DOT_IMAGE).rename(root / IMAGE)
-    assert await storage.tidy(["main/desk"], {PATH}) == 0
-    assert await storage.resume(PATH, IDENTITY)
-    await storage.finish(PATH)
+    assert (stored.file, stored.sha256) == (IMAGE, hashlib.sha256(FAX).hexdigest())
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
 @pytest.mark.parametrize(
-    ("image", "change"),
+    ("data", "name"),
     [
-        pytest.param(FAX[:-1], {}, id="image-cut"),
-        pytest.param(FAX[:-1] + b"!", {}, id="image-changed"),
-        pytest.param(FAX, {"user_id": "other"}, id="other-identity"),
-        pytest.param(FAX, {"image": {}}, id="sidecar-without-image"),
-        pytest.param(FAX, {"image": []}, id="sidecar-with-an-odd-image"),
-        pytest.param(
-            FAX,
-            {"image": {"format": "tiff", "file": "x.tif", "pages": None}},
-            id="sidecar-of-another-file",
-        ),
+        pytest.param(FAX[:-1], IMAGE, id="cut"),
+        pytest.param(b"somebody else's", IMAGE, id="no-document"),
+        pytest.param(FAX, f"{PATH}.pdf", id="of-another-format"),
     ],
 )
-async def test_incomplete_dot_files_are_removed(
-    root: Path, image: bytes, change: dict[str, object]
+async def test_image_that_is_not_whole_is_no_fax_and_stays(
+    root: Path, data: bytes, name: str
 ) -> None:
     storage = await opened(root)
-    _dots(root, image)
-    content = json.loads((root / DOT_SIDECAR).read_bytes()) | change
-    (root / DOT_SIDECAR).write_text(json.dumps(content))
-    assert await storage.resume(PATH, IDENTITY) is None
+    (root / "main/desk").mkdir(parents=True)
+    (root / name).write_bytes(data)
+    assert await resume(storage) is None
+    assert tree(root) == {name: data}
+
+
+async def test_image_beside_another_sidecar_is_no_fax_and_stays(root: Path) -> None:
+    storage = await opened(root)
+    (root / "main/desk").mkdir(parents=True)
+    (root / IMAGE).write_bytes(FAX)
+    (root / SIDECAR).write_text("{}")
+    assert await resume(storage) is None
+    assert tree(root) == {IMAGE: FAX, SIDECAR: b"{}"}
+
+
+async def test_dot_files_without_a_placed_image_are_removed(root: Path) -> None:
+    storage = await opened(root)
+    _dots(root)
+    assert await resume(storage) is None
     assert tree(root) == {}
 
 
 async def test_resume_removes_nothing_of_another_fax(root: Path) -> None:
     storage = await opened(root)
-    (root / "main/desk").mkdir(parents=True)
-    (root / "main/desk/.f2.image.part").write_bytes(FAX)
-    (root / DOT_IMAGE).write_bytes(FAX)
-    assert await storage.resume(PATH, IDENTITY) is None
-    assert set(tree(root)) == {"main/desk/.f2.image.part"}
+    async with storage.draft("main/desk/f2", IDENTITY) as draft:
+        await draft.reset()
+        (root / DOT_IMAGE).write_bytes(FAX)
+        assert await resume(storage) is None
+        assert "main/desk/.f2.image.part" in tree(root)
 
 
 async def test_pair_without_a_row_is_adopted(root: Path) -> None:
     storage = await opened(root)
     stored = await store(storage, FAX)
     storage = await opened(root)  # what another process has left
-    assert await storage.resume(PATH, Identity("app", "user", "f2")) is None
-    assert await storage.resume(PATH, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
+    assert await resume(storage, Identity("app", "user", "f2")) is None
+    assert await resume(storage, tuple(IDENTITY)) == stored  # type: ignore[arg-type]
     storage = await opened(root)
     (root / IMAGE).write_bytes(OTHER)
-    assert await storage.resume(PATH, IDENTITY) is None
+    assert await resume(storage) is None
     assert tree(root)[IMAGE] == OTHER
     (root / IMAGE).unlink()
-    assert await storage.resume(PATH, IDENTITY) is None
+    assert await resume(storage) is None
     assert set(tree(root)) == {SIDECAR}
 
 
-async def test_resume_and_finish_of_what_never_began_do_nothing(root: Path) -> None:
+async def test_resume_of_what_never_began_does_nothing(root: Path) -> None:
     storage = await opened(root)
-    assert await storage.resume(PATH, IDENTITY) is None
-    await storage.finish(PATH)
+    assert await resume(storage) is None
     assert list(root.iterdir()) == [root / ".poller-storage"]
 
 
 async def test_tidy_removes_only_own_dot_files(root: Path) -> None:
     storage = await opened(root)
     await store(storage, FAX)
+    storage = await opened(root)
     _dots(root)
     kept = ["main/desk/.damaged-f1.tif", "main/desk/.hidden", "main/desk/x.image.part", ".profile"]
-    gone = ["main/desk/.f7.image.part", "main/desk/.f8.json.part", ".poller-probe.4194305"]
+    gone = ["main/desk/.f7.image.part", "main/desk/.f8.0123abcd.json.part"]
+    gone += [".f9.0123abcd.image.part", ".poller-probe.4194305"]
     for name in kept + gone:
         (root / name).write_bytes(b"x")
-    removed = await storage.tidy(["main/desk", "main/desk", "never/made"], ["main/desk/f8"])
-    assert removed == len(gone) + 2
+    assert await storage.tidy([PATH, "main/desk/f8", "never/made"]) == len(gone) + 2
     assert set(tree(root)) == {IMAGE, SIDECAR, *kept}
 
 
-async def test_tidy_keeps_only_what_can_be_carried_on_from(root: Path) -> None:
-    storage = await opened(root)
-    _dots(root, image=FAX[:-1])
-    assert await storage.tidy(["main/desk"], [PATH]) == 2
+async def test_directory_is_tidied_when_the_first_fax_comes_there(root: Path) -> None:
     _dots(root)
-    (root / DOT_IMAGE).unlink()
-    assert await storage.tidy(["main/desk"], [PATH]) == 1
-    _dots(root)
-    (root / DOT_SIDECAR).write_bytes(b"{")
-    assert await storage.tidy(["main/desk"], [PATH]) == 2
+    (root / ".poller-storage").write_text("known\n")
+    storage = await opened(root, "known")
+    await store(storage, FAX, path="main/desk/f2")
+    assert set(tree(root)) == {"main/desk/f2.tif", "main/desk/f2.json"}
 
 
 async def test_tidy_passes_over_what_is_no_directory(root: Path) -> None:
     storage = await opened(root)
     _dots(root)
     (root / "main/another").write_bytes(b"x")
-    assert await storage.tidy(["main/another", "main/desk"], []) == 2
+    assert await storage.tidy(["main/another/f1", PATH]) == 2
 
 
 async def test_tidy_finds_its_way_to_the_directories_of_all_that_wait(root: Path) -> None:
@@ -544,7 +526,7 @@ async def test_tidy_finds_its_way_to_the_directories_of_all_that_wait(root: Path
     (root / "a/w").write_bytes(b"no directory")
     (root / "a/z").symlink_to(root / "b")
     nowhere = ["a/w/1/f", "a/x/2/3/f", "a/z/1/f", "c/1/f", "c/2/f", "../f"]
-    assert await storage.tidy(["b/1/", "a//x"], [*left, *nowhere]) == len(left)
+    assert await storage.tidy([*left, *nowhere]) == len(left)
     assert not list(root.rglob("*.part"))
 
 
@@ -558,7 +540,7 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
         disk.wait(HELD_S)
         yield from ()
 
-    monkeypatch.setattr("poller.store.survey.walk", hanging)
+    monkeypatch.setattr("poller.store.directory.survey.walk", hanging)
     monkeypatch.setattr(storage._threads, "_hung_s", 0.1)
     with pytest.raises(StorageHung):
         await anext(storage.sidecars())
@@ -567,10 +549,10 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
 
 async def test_tidy_leaves_a_fax_that_is_being_stored(root: Path) -> None:
     storage = await opened(root)
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
-        assert await storage.tidy(["main/desk"], []) == 0
-        assert draft.path.exists()
+        assert await storage.tidy([PATH]) == 0
+        assert dot_image(root).exists()
 
 
 async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(
@@ -580,7 +562,7 @@ async def test_sidecar_larger_than_any_of_ours_is_not_read_to_its_end(
     await store(storage, FAX)
     monkeypatch.setattr(syscalls, "SMALL_FILE_MAX", 100)
     monkeypatch.setattr(syscalls, "_READ_CHUNK", 10)
-    assert await storage.resume(PATH, IDENTITY) is None
+    assert await resume(storage) is None
 
 
 async def test_created_file_whose_mode_cannot_be_set_is_not_used(root: Path) -> None:
@@ -591,14 +573,6 @@ async def test_created_file_whose_mode_cannot_be_set_is_not_used(root: Path) -> 
 
     with recording(root, fail=fail), pytest.raises(StorageUnusable):
         await store(storage, FAX)
-
-
-async def test_hash_of_a_stored_file(root: Path) -> None:
-    storage = await opened(root)
-    stored = await store(storage, FAX)
-    assert await storage.hash_of(stored.file) == stored.sha256
-    assert await storage.hash_of("main/desk/f2.tif") is None
-    assert await storage.hash_of("main/other/f2.tif") is None
 
 
 # Cancellation
@@ -618,8 +592,7 @@ async def test_cancelled_delivery_is_finished_and_found_again(
     gate.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await storage.resume(PATH, IDENTITY)
-    await storage.finish(PATH)
+    assert await resume(storage)
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
@@ -628,9 +601,10 @@ async def test_cancelled_resume_does_not_run_on_behind_its_caller(
 ) -> None:
     storage = await opened(root)
     _dots(root)
+    (root / DOT_IMAGE).rename(root / IMAGE)
     gate = Held(syscalls.move)
     monkeypatch.setattr(syscalls, "move", gate)
-    task = asyncio.create_task(storage.resume(PATH, IDENTITY))
+    task = asyncio.create_task(resume(storage))
     await gate.reached()
     task.cancel()
     await asyncio.sleep(0.01)
@@ -655,9 +629,8 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
     gate.let_go.set()
     await asyncio.to_thread(storage.close, wait=True)
     restarted = await opened(root)
-    if await restarted.resume(PATH, IDENTITY) is None:
+    if await resume(restarted) is None:
         await store(restarted, FAX)
-    await restarted.finish(PATH)
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
@@ -706,7 +679,7 @@ async def test_thread_that_cannot_be_started_is_unusable_storage(root: Path) -> 
     storage = await opened(root)
     storage.close()
     with pytest.raises(StorageUnusable, match="no thread"):
-        await storage.resume(PATH, IDENTITY)
+        await resume(storage)
 
 
 async def test_file_size_limit_fails_only_the_fax_that_is_too_large(root: Path) -> None:
@@ -792,7 +765,7 @@ async def test_read_only_disk_is_unusable_and_heals(small_disk: Path) -> None:
 async def test_unmounted_disk_gets_no_fax(small_disk: Path) -> None:
     storage = await opened(small_disk)
     draft: Draft
-    async with storage.draft(PATH) as draft:
+    async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
         subprocess.run(["umount", "-l", str(small_disk)], check=True)
         assert "is its disk mounted?" in str(await storage.check())

@@ -156,7 +156,7 @@ async def test_start_removes_no_probe_of_another_process_that_runs(root: Path) -
     for name in (mine, left, other):
         (root / name).touch()
     storage = await opened(root)
-    await storage.tidy([], [])
+    await storage.tidy([])
     assert {path.name for path in root.iterdir()} == {MARKER, other}
 
 

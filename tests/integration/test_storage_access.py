@@ -9,7 +9,7 @@ import pytest
 
 _PROGRAM = """
 import os, sys
-from poller.store.place import require_takes_names
+from poller.store.folder import require_takes_names
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 root = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
 for path in sys.argv[2:]:

@@ -135,7 +135,7 @@ async def test_storage_that_is_not_the_ledger_s_is_unusable(
     with pytest.raises(StorageUnusable):
         await store(storage, tiff())
     with pytest.raises(StorageUnusable):
-        await storage.tidy([], [])
+        await storage.tidy([])
 
 
 async def test_storage_that_was_never_prepared_is_unusable(root: Path) -> None:
@@ -200,7 +200,7 @@ async def test_kill_at_any_step_of_the_first_start_is_made_good(tmp_path: Path, 
         storage_id = await storage.prepare(None)
         assert (root / MARKER).read_text() == f"{storage_id}\n"
         assert await storage.check(storage_id) is None
-        await storage.tidy([], [])
+        await storage.tidy([])
         assert set(os.listdir(root)) <= {MARKER, f"{MARKER}.part"}
         if len(recorded.calls) < stop_at:
             break

@@ -16,7 +16,7 @@ from poller.simulator import Simulator
 from poller.store import Storage, syscalls
 from tests.conftest import Event, stored_files
 from tests.integration.at_work import fetch, listed
-from tests.integration.storage_seam import IDENTITY, PATH, opened, store, tiff, tree, visible, way
+from tests.integration.storage_seam import opened, resume, store, tiff, tree, visible, way
 
 __all__ = ["way"]
 pytestmark = pytest.mark.usefixtures("way")
@@ -49,16 +49,15 @@ class _Move:
         self._by_moment = by_moment
         self._numbers = itertools.count(1)
 
-    def __call__(self, *args: Any) -> bool:
+    def __call__(self, *args: Any) -> None:
         number = next(self._numbers)
         self._by_moment.get(f"before_{number}", lambda: None)()
-        is_gone = self._real(*args)
+        self._real(*args)
         self._by_moment.get(f"after_{number}", lambda: None)()
-        return is_gone
 
 
 async def _stored_again(storage: Storage, root: Path) -> None:
-    assert await storage.resume(PATH, IDENTITY) is None
+    assert await resume(storage) is None
     await store(storage, FAX)
     assert set(tree(root)) == PAIR
 
@@ -72,7 +71,7 @@ async def test_fax_whose_directory_was_moved_while_it_came_is_shown_nowhere_and_
         _move_away(root)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(syscalls, "sync_directory", moved)
+        patched.setattr(syscalls, "sync_file", moved)
         patched.setattr(syscalls, "move", None)
         with pytest.raises(StorageConflict, match="moved away: the directory main/desk"):
             await store(storage, FAX)
@@ -104,7 +103,6 @@ async def test_fax_that_was_shown_in_its_place_is_taken_with_its_directory(root:
     storage = await opened(root)
     await store(storage, FAX)
     _move_away(root)
-    await storage.finish(PATH)
     assert tree(root) == {}
     assert sorted(os.listdir(root.parent / "away")) == ["f1.json", "f1.tif"]
 
@@ -120,7 +118,7 @@ async def test_what_was_taken_out_of_a_directory_that_was_moved_is_delivered(
             (root.parent / "away" / name).unlink()
 
     with monkeypatch.context() as patched:
-        moved: dict[str, Callable[[], Any]] = {"before_1": lambda: _move_away(root)}
+        moved: dict[str, Callable[[], Any]] = {"before_2": lambda: _move_away(root)}
         patched.setattr(syscalls, "move", _Move(**moved, after_2=take))
         await store(storage, FAX)
     assert visible(root) == {}

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from poller.documents import Staged
 from poller.errors import PollerError, StorageConflict, StorageUnusable
 from poller.store import Storage, StoredFile, syscalls
 from tests.integration.storage_seam import (
-    IDENTITY,
     PATH,
     opened,
     recording,
+    resume,
     store,
     tiff,
     tree,
@@ -43,7 +44,13 @@ async def test_steps_come_in_the_durable_order(tmp_path: Path, way: str) -> None
     root = tmp_path / "faxes"
     storage = await opened(root)
     with recording(root) as recorded:
-        await store(storage, FIRST)
+        calls = recorded.calls
+        await store(
+            storage,
+            FIRST,
+            ticketed=lambda _: calls.append("ticket"),
+            recorded=lambda _: calls.append("row"),
+        )
     directory = "main/desk"
     image, description = f"{directory}/.f1.image.part", f"{directory}/.f1.json.part"
     assert [call for call in recorded.calls if not call.startswith("fchmod")] == [
@@ -52,16 +59,19 @@ async def test_steps_come_in_the_durable_order(tmp_path: Path, way: str) -> None
         f"create {image}",
         f"write {image}",
         f"fsync {image}",
+        f"{way} main/desk/f1.tif",
+        *([f"unlink {image}"] if way == "link" else []),
         f"create {description}",
         f"write {description}",
         f"fsync {description}",
         f"fsync {directory}",
-        f"{way} main/desk/f1.tif",
-        f"{way} main/desk/f1.json",
-        f"fsync {directory}",
         "fsync .",
         "fsync main",
-        *([f"unlink {description}", f"unlink {image}"] if way == "link" else []),
+        "ticket",
+        f"{way} main/desk/f1.json",
+        *([f"unlink {description}"] if way == "link" else []),
+        f"fsync {directory}",
+        "row",
     ]
 
 
@@ -123,6 +133,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.row: StoredFile | None = None
+        self.ticket: Staged | None = None
         self.storage_id: str | None = None
 
     async def install(self) -> None:
@@ -138,25 +149,27 @@ class World:
             finally:
                 storage.close()
 
+    def note(self, staged: Staged | None) -> None:
+        self.ticket = staged
+
     def record(self, stored: StoredFile) -> None:
-        self.row = stored
+        self.row, self.ticket = stored, None
 
     async def download(self, data: bytes, **how: int) -> None:
         async with self.started(**how) as storage:
-            await store(storage, data, recorded=self.record)
+            await store(storage, data, ticketed=self.note, recorded=self.record)
 
     async def recover(self, **how: int) -> None:
-        """What a start does, and then a worker: tidy, resume, else download again."""
+        """What a start does, and then a worker: tidy, settle or resume, else download again."""
         async with self.started(**how) as storage:
-            await storage.tidy(["main/desk"], [] if self.row else [PATH])
+            await storage.tidy([] if self.row else [PATH])
             if self.row is not None:
                 return
-            stored = await storage.resume(PATH, IDENTITY)
-            if stored is None:
-                await store(storage, SECOND, recorded=self.record)
-            else:
-                self.record(stored)
-                await storage.finish(PATH)
+            found = await resume(
+                storage, ticket=self.ticket, ticketed=self.note, recorded=self.record
+            )
+            if found is None:
+                await store(storage, SECOND, ticketed=self.note, recorded=self.record)
 
     def check_visible(self, *, after_power_loss: bool = False) -> None:
         """Nothing partial is visible, and what is recorded is there, whole.
@@ -203,7 +216,7 @@ async def _stops(tmp_path: Path) -> range:
     return range(len(await _steps(tmp_path)) + 1)
 
 
-async def test_kill_at_any_step_ends_with_one_whole_pair(tmp_path: Path) -> None:
+async def test_kill_at_any_step_ends_with_one_whole_pair(tmp_path: Path, way: str) -> None:
     resumed, calls = 0, await _steps(tmp_path)
     for stop_at in range(len(calls) + 1):
         world = await _killed(tmp_path / str(stop_at), stop_at)
@@ -214,8 +227,8 @@ async def test_kill_at_any_step_ends_with_one_whole_pair(tmp_path: Path) -> None
         before = tree(world.root)
         await world.recover()
         assert tree(world.root) == before
-    # From the moment the sidecar's dot-file is whole there is no download.
-    assert resumed > len(calls) - calls.index("fsync main/desk/.f1.json.part")
+    # From the moment the image is placed there is no download.
+    assert resumed >= len(calls) - calls.index(f"{way} main/desk/f1.tif")
 
 
 async def test_kill_at_any_step_of_the_recovery_changes_nothing_about_that(tmp_path: Path) -> None:
@@ -263,25 +276,25 @@ async def test_power_loss_finds_a_forgotten_fsync(
 async def test_power_loss_finds_forgotten_parents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poller.store.place.Place.sync_parents", lambda _self: None)
+    monkeypatch.setattr("poller.store.folder.Folder.sync_parents", lambda _self: None)
     with pytest.raises((AssertionError, FileNotFoundError, PollerError)):
         await _lose_power_everywhere(tmp_path)
 
 
 async def test_kill_finds_a_copy_in_place_of_another_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    def copy(existing: str, new: str, at: int) -> bool:
+    def copy(existing: str, new: str, at: int, **_: bool) -> None:
         data = b"".join(syscalls.read(source := syscalls.open_file(existing, at)))
         syscalls.close(source)
         target = syscalls.create(new, at)
         syscalls.write(target, data)
         syscalls.close(target)
-        return False
+        syscalls.unlink(existing, at)
 
     monkeypatch.setattr(syscalls, "move", copy)
     with pytest.raises(AssertionError):
-        await test_kill_at_any_step_ends_with_one_whole_pair(tmp_path)
+        await test_kill_at_any_step_ends_with_one_whole_pair(tmp_path, way)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +302,7 @@ async def test_kill_finds_a_copy_in_place_of_another_name(
     [
         pytest.param("fsync main/desk/.f1.image.part", 1, id="image"),
         pytest.param("fsync main/desk/.f1.json.part", 1, id="sidecar"),
-        pytest.param("fsync main/desk", 1, id="directory-before-the-links"),
-        pytest.param("fsync main/desk", 2, id="directory-after-the-links"),
+        pytest.param("fsync main/desk", 1, id="directory-of-the-image"),
         pytest.param("fsync .", 1, id="parent"),
     ],
 )
@@ -312,25 +324,46 @@ async def test_failed_fsync_is_never_repeated_and_all_is_thrown_away(
         await store(storage, FIRST)
     assert recorded.calls.count(failing) == number
     assert tree(root) == {}
-    assert await storage.resume(PATH, IDENTITY) is None
+    assert await resume(storage) is None
     await store(storage, SECOND)
     assert tree(root)["main/desk/f1.tif"] == SECOND
 
 
-async def test_failed_fsync_while_resuming_throws_the_dot_files_away(
-    tmp_path: Path, way: str
+async def test_sidecar_whose_name_could_not_be_synced_is_hidden_and_written_anew(
+    tmp_path: Path,
 ) -> None:
-    first_name = (await _steps(tmp_path)).index(f"{way} main/desk/f1.tif")
-    world = await _killed(tmp_path / "faxes", first_name)
-    assert set(tree(world.root)) == {"main/desk/.f1.image.part", "main/desk/.f1.json.part"}
+    """The image stays: with its ticket in the row, both missing would mean that both were taken."""
+    root = tmp_path / "faxes"
+    storage = await opened(root)
+    tickets: list[Staged | None] = []
+    seen = itertools.count(1)
+
+    def fail(call: str, _number: int) -> OSError | None:
+        hit = call == "fsync main/desk" and next(seen) == 2
+        return OSError(errno.EIO, "Input/output error") if hit else None
+
+    with recording(root, fail=fail), pytest.raises(StorageUnusable, match="Input/output error"):
+        await store(storage, FIRST, ticketed=tickets.append)
+    assert tree(root) == {"main/desk/f1.tif": FIRST}
+    with recording(root) as recorded:
+        assert await resume(storage, ticket=tickets[-1], ticketed=tickets.append)
+    assert "create main/desk/.f1.json.part" in recorded.calls
+    assert len(tickets) == 2
+    assert set(tree(root)) == {"main/desk/f1.tif", "main/desk/f1.json"}
+
+
+async def test_failed_fsync_while_resuming_shows_no_sidecar(tmp_path: Path, way: str) -> None:
+    after_the_image = (await _steps(tmp_path)).index("create main/desk/.f1.json.part")
+    world = await _killed(tmp_path / "faxes", after_the_image)
+    assert set(tree(world.root)) == {"main/desk/f1.tif"}
 
     def fail(call: str, _number: int) -> OSError | None:
         return OSError(errno.EIO, "") if call == "fsync main/desk" else None
 
     restarted = await opened(world.root, world.storage_id)
     with recording(world.root, fail=fail), pytest.raises(StorageUnusable):
-        await restarted.resume(PATH, IDENTITY)
-    assert tree(world.root) == {}
+        await resume(restarted)
+    assert set(tree(world.root)) == {"main/desk/f1.tif"}
 
 
 @pytest.mark.parametrize("lost", [1, 2])
@@ -343,16 +376,16 @@ async def test_name_that_was_given_although_the_share_answered_with_an_error_is_
     storage = await opened(root)
     move, numbers = syscalls.move, itertools.count(1)
 
-    def answer_lost(existing: str, new: str, at: int) -> bool:
-        done = move(existing, new, at)
+    def answer_lost(existing: str, new: str, at: int) -> None:
+        move(existing, new, at)
         if next(numbers) == lost:
             raise OSError(errno.EIO, "Input/output error")
-        return done
 
     with monkeypatch.context() as patch:
         patch.setattr(syscalls, "move", answer_lost)
         with pytest.raises(StorageUnusable):
             await store(storage, FIRST)
-    assert tree(root) == {}
-    await store(storage, SECOND)
-    assert tree(root)["main/desk/f1.tif"] == SECOND
+    assert tree(root) == ({} if lost == 1 else {"main/desk/f1.tif": FIRST})
+    if await resume(storage) is None:
+        await store(storage, SECOND)
+    assert set(tree(root)) == {"main/desk/f1.tif", "main/desk/f1.json"}

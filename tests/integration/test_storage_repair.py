@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from poller.documents import Staged
 from poller.errors import StorageUnusable
 from poller.store import Condition, Identity, Storage, StoredFile, syscalls
 from tests.integration.storage_seam import (
@@ -17,6 +18,7 @@ from tests.integration.storage_seam import (
     RecordedOs,
     describe,
     opened,
+    published,
     recording,
     store,
     tiff,
@@ -104,6 +106,7 @@ class World:
         self.root = root
         self.damage = DAMAGES[damage][0]
         self.row: StoredFile | None = None
+        self.ticket: Staged | None = None
         self.bad: list[bytes] = []
         self.downloads = 0
 
@@ -122,27 +125,33 @@ class World:
         with recording(self.root, **how) as self.recorded:
             storage = await opened(self.root, self.storage_id)
             try:
-                await storage.tidy(["main/desk"], [] if self.row else [PATH])
+                await storage.tidy([] if self.row else [PATH])
                 if self.row is None:
                     await self._repair(storage, data)
             finally:
                 storage.close()
 
     async def _repair(self, storage: Storage, data: bytes) -> None:
-        stored = await storage.resume_again(
-            PATH, IDENTITY, held=self.held, content=describe(self.held)
-        )
-        if stored is not None:
-            self.row = stored
-            await storage.finish(PATH)
-            return
-        self.downloads += 1
-        async with storage.draft(PATH, replacing=True) as draft:
-            await draft.reset()
-            await draft.write(data)
-            await draft.check()
-            self.row = await draft.deliver(describe, damaged=False)
-            await draft.finish()
+        async with storage.draft(PATH, IDENTITY, replacing=True) as draft:
+            found = None
+            if self.ticket is not None:
+                found = await draft.settle(self.ticket, describe)
+            if found is None:
+                self.ticket = None
+                found = await draft.resume(lambda _: False, describe, held=self.held)
+            if isinstance(found, Staged):
+                await published(draft, found, self._note, self._record)
+            elif found is not None:
+                self._record(found)
+        if self.row is None:
+            self.downloads += 1
+            await store(storage, data, replacing=True, ticketed=self._note, recorded=self._record)
+
+    def _note(self, staged: Staged | None) -> None:
+        self.ticket = staged
+
+    def _record(self, stored: StoredFile) -> None:
+        self.row, self.ticket = stored, None
 
     def check_nothing_lost(self) -> None:
         """Every bad file is still there, under its name or aside; so is the good image."""
@@ -212,7 +221,7 @@ async def test_nothing_is_said_of_a_storage_without_its_marker(tmp_path: Path) -
     with pytest.raises(StorageUnusable, match="is its disk mounted"):
         await storage.look([(held, IDENTITY)], thorough=True)
     with pytest.raises(StorageUnusable, match="is its disk mounted"):
-        await storage.visible_files("")
+        await storage.ask(lambda store: store.visible_files(""))
     storage.close()
 
 

@@ -14,7 +14,7 @@ from tests.integration.at_work import HELD_S, WITHIN_S, until
 
 @pytest.fixture
 def threads(tmp_path: Path) -> Iterator[Threads]:
-    running = Threads(tmp_path, 2)
+    running = Threads(str(tmp_path), 2)
     yield running
     running.close(wait=True)
 
@@ -53,7 +53,7 @@ async def test_step_that_was_refused_for_want_of_any_thread_is_not_done_later(
 async def test_cancelled_caller_waits_for_a_step_that_hangs_no_longer_than_others(
     tmp_path: Path,
 ) -> None:
-    threads, release = Threads(tmp_path, 1, hung_s=0.1), threading.Event()
+    threads, release = Threads(str(tmp_path), 1, hung_s=0.1), threading.Event()
     step = asyncio.create_task(threads.run(lambda: release.wait(HELD_S)))
     await asyncio.sleep(0.02)
     step.cancel()

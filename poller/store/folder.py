@@ -4,8 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,21 +24,36 @@ _NO_DIRECTORY = {errno.ELOOP, errno.ENOTDIR}
 
 @dataclass(frozen=True)
 class Names:
-    """The names that a fax can have inside its directory; `base` is the last part of its path."""
+    """The names that a fax can have inside its directory; `base` is the last part of its path.
+
+    Those of its dot-files bear the id of the run that makes them.
+    """
 
     base: str
+    run: str = ""
 
     @property
     def dot_image(self) -> str:
-        return _dot_name(self.base, IMAGE_PART)
+        return self._dot_name(IMAGE_PART)
 
     @property
     def dot_sidecar(self) -> str:
-        return _dot_name(self.base, SIDECAR_PART)
+        return self._dot_name(SIDECAR_PART)
+
+    def _dot_name(self, suffix: str) -> str:
+        name = f".{self.base}.{self.run}{suffix}"
+        if len(os.fsencode(name)) <= _NAME_MAX:
+            return name
+        hashed = hashlib.sha256(os.fsencode(self.base)).hexdigest()[:16]
+        return f".{self.base[:40]}~{hashed}.{self.run}{suffix}"
 
     @property
     def sidecar(self) -> str:
         return self.base + ".json"
+
+    @property
+    def visible(self) -> list[str]:
+        return [self.sidecar, *map(self.image, EXTENSIONS)]
 
     def image(self, form: DocumentFormat) -> str:
         return self.base + EXTENSIONS[form]
@@ -53,15 +67,15 @@ class Names:
         return f"{DAMAGED}{number}-{name[:40]}~{hashed}{name[-5:]}"
 
 
-def _dot_name(base: str, suffix: str) -> str:
-    name = f".{base}{suffix}"
-    if len(os.fsencode(name)) <= _NAME_MAX:
-        return name
-    return f".{base[:40]}~{hashlib.sha256(os.fsencode(base)).hexdigest()[:16]}{suffix}"
+def is_dot_file(name: str, *, of_run: str | None = None) -> bool:
+    """Tell a dot-file that a delivery made; with `of_run`, one of this run alone."""
+    run = "" if of_run is None else f".{of_run}"
+    return name.startswith(".") and name.endswith((run + IMAGE_PART, run + SIDECAR_PART))
 
 
-def is_own_dot_file(name: str) -> bool:
-    return name.startswith(".") and name.endswith((IMAGE_PART, SIDECAR_PART))
+def staged_base(name: str) -> str:
+    """Give the last part of the path of the fax whose sidecar is staged under `name`."""
+    return name[1:].removesuffix(SIDECAR_PART).rpartition(".")[0]
 
 
 def split(path: str) -> tuple[list[str], str]:
@@ -96,7 +110,7 @@ class Durable:
 
 
 @dataclass
-class Place:
+class Folder:
     """The open directory of one fax; `shown_as` is where others find it, "" where nobody looks."""
 
     path: str
@@ -135,24 +149,32 @@ class Place:
         syscalls.close(self.fd)
 
 
-def open_place(root: int, path: str, *, durable: Durable, make: Consumers | None) -> Place:
+def open_folder(
+    root: int,
+    path: str,
+    *,
+    run: str = "",
+    durable: Durable | None = None,
+    make: Consumers | None = None,
+) -> Folder:
     """Open the directory of the fax at `path`; with `make`, missing directories are made.
 
     Raises FileNotFoundError when they are missing and not to be made, StorageConflict when one is
     a symbolic link or a file. `root` stays open.
     """
     directories, base = split(path)
+    durable = durable or Durable()
     known = _known(directories, root, durable)
     if known is not None:
-        return Place(path, Names(base), known, durable)
-    place = Place(path, Names(base), syscalls.open_directory(".", root), durable)
+        return Folder(path, Names(base, run), known, durable)
+    folder = Folder(path, Names(base, run), syscalls.open_directory(".", root), durable)
     try:
         for depth, name in enumerate(directories, start=1):
-            _descend(place, name, "/".join(directories[:depth]), make)
+            _descend(folder, name, "/".join(directories[:depth]), make)
     except BaseException:
-        place.close()
+        folder.close()
         raise
-    return place
+    return folder
 
 
 def require_takes_names(root: int, path: str) -> None:
@@ -189,83 +211,23 @@ def _known(directories: list[str], root: int, durable: Durable) -> int | None:
 
 def open_directory(root: int, path: str) -> int:
     """Open a directory of the storage; `path` is empty for the storage directory itself."""
-    with _closing(
-        open_place(root, f"{path}/x" if path else "x", durable=Durable(), make=None)
-    ) as p:
-        return syscalls.open_directory(".", p.fd)
+    with closing(open_folder(root, f"{path}/x" if path else "x")) as found:
+        return syscalls.open_directory(".", found.fd)
 
 
-class _Way:
-    """The directories from the storage's own down to the present one; None for what is not there."""
-
-    def __init__(self, root: int) -> None:
-        self._names: list[str] = []
-        self._fds: list[int | None] = [root]
-
-    def go(self, path: str) -> int | None:
-        """Go to a directory, by way of what is shared with the way to the one before."""
-        names = path.split("/") if path else []
-        self.back(_shared(self._names, names))
-        for name in names[len(self._fds) - 1 :]:
-            at = self._fds[-1]
-            self._fds.append(None if at is None else _enter_if_there(at, name))
-        self._names = names
-        return self._fds[-1]
-
-    def back(self, depth: int = 0) -> None:
-        while len(self._fds) > depth + 1:
-            fd = self._fds.pop()
-            if fd is not None:
-                syscalls.close(fd)
-
-
-def _shared(names: list[str], others: list[str]) -> int:
-    pairs = enumerate(zip(names, others, strict=False))
-    differ = (depth for depth, (one, other) in pairs if one != other)
-    return next(differ, min(len(names), len(others)))
-
-
-def open_directories(root: int, paths: Iterable[str]) -> Generator[tuple[str, int], None, None]:
-    """Give those of these directories that can be entered, each open until the next one's turn.
-
-    A hundred thousand take a second: the way to them is gone once, and not for each.
-    """
-    way = _Way(root)
+def _descend(folder: Folder, name: str, path: str, make: Consumers | None) -> None:
     try:
-        for path in sorted(paths):
-            fd = way.go(path)
-            if fd is not None:
-                yield path, fd
-    finally:
-        way.back()
-
-
-def _enter_if_there(at: int, name: str) -> int | None:
-    if not _is_inside(name):
-        return None
-    try:
-        return syscalls.open_directory(name, at)
-    except (FileNotFoundError, PermissionError):
-        return None
-    except OSError as error:
-        if error.errno in _NO_DIRECTORY:
-            return None
-        raise
-
-
-def _descend(place: Place, name: str, path: str, make: Consumers | None) -> None:
-    try:
-        child, made = enter(place.fd, name, None if make is None else DIRECTORY_MODES[make])
+        child, made = enter(folder.fd, name, None if make is None else DIRECTORY_MODES[make])
     except OSError as error:
         if error.errno in _NO_DIRECTORY:
             raise StorageConflict(f"the directory {path} {ALONE}: it is not a directory") from error
         raise
     status = syscalls.status(child)
-    if made or not place.durable.holds(path, status):
-        place.parents.append((place.fd, path, status))
+    if made or not folder.durable.holds(path, status):
+        folder.parents.append((folder.fd, path, status))
     else:
-        syscalls.close(place.fd)
-    place.fd = child
+        syscalls.close(folder.fd)
+    folder.fd = child
 
 
 def enter(at: int, name: str, mode: int | None) -> tuple[int, bool]:
@@ -303,11 +265,3 @@ def _lacks_its_mode(fd: int, mode: int) -> bool:
         and status.st_uid == syscalls.effective_user()
         and not syscalls.names(fd)
     )
-
-
-@contextmanager
-def _closing(place: Place) -> Iterator[Place]:
-    try:
-        yield place
-    finally:
-        place.close()

@@ -1,0 +1,224 @@
+"""The durable order in one directory, up to its names; `Storage` and the ledger do the rest.
+
+image to a dot-file, in the directory where it will stay      Spool.restart, write
+proved whole, in a process of its own                           Spool.inspect
+fsync, close                                                    Spool.seal
+image gets its name (never overwriting)                         place
+sidecar to a dot-file, fsync, close                            ┐
+fsync the directory and every parent that may be new           │ stage
+the directory still has its path                               ┘
+row bears the ticket: the dot-file's name                      the caller
+sidecar gets its name (never overwriting)                      ┐
+the directory still has its path                               │ publish
+fsync the directory                                            ┘
+row stored, without a ticket                                   the caller
+only then anything said to eFax                                the caller
+
+Consumers act on a sidecar. Without a ticket in its row a fax was never published, and an image that
+has its name is read back. With one, `recovery.settle` tells what became of it by what is there.
+
+A consumer may rename the directory meanwhile. What was visible in it while it had its path is
+delivered, wherever it is taken then. What came into it later is taken back and delivered again; only
+what somebody has already taken out of it counts.
+"""
+
+import errno
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+
+from poller.documents import StoredFile
+from poller.errors import MovedAway, StorageConflict
+from poller.store import sidecars, syscalls
+from poller.store.folder import Folder
+from poller.store.sidecars import Identity
+
+IsSame = Callable[[int], bool]
+FOREIGN = {errno.ELOOP, errno.EINVAL, errno.EACCES, errno.ENXIO}
+_NUMBERS = range(1, 1000)
+
+
+def place(folder: Folder, stored: StoredFile, identity: Identity) -> bool:
+    """Give the image its name, or let one count that is there and the same; whether it is ours."""
+    if syscalls.is_there(folder.names.sidecar, folder.fd):
+        _adopt(folder, folder.names.sidecar, describes(folder, stored, identity))
+    if folder.is_moved(folder.names.dot_image):
+        _refuse_moved(folder)
+    return _show(folder, folder.names.dot_image, folder.names.image(stored.format), holds(stored))
+
+
+def stage(folder: Folder, image: str, data: bytes) -> str:
+    """Write the sidecar, hidden, and make it durable with the names beside it; its dot-name."""
+    name = folder.names.dot_sidecar
+    syscalls.unlink(name, folder.fd)
+    syscalls.create_synced(name, folder.fd, data)
+    syscalls.sync_directory(folder.fd)
+    folder.sync_parents()
+    if folder.is_moved(image):
+        _refuse_moved(folder)
+    return name
+
+
+def publish(folder: Folder, staged: str, stored: StoredFile, identity: Identity) -> bool:
+    """Give the staged sidecar its name, durably; False when it is not there any more.
+
+    When it fails, the sidecar is hidden again: a name whose fsync failed must not be believed later,
+    on the word of a second fsync that would succeed.
+    """
+    name, image = folder.names.sidecar, folder.names.image(stored.format)
+    try:
+        is_ours = _show(folder, staged, name, describes(folder, stored, identity))
+    except FileNotFoundError:
+        return False
+    try:
+        if is_ours and folder.is_moved(name) and _is_taken_back(folder, name, staged, image):
+            _refuse_moved(folder)
+        syscalls.sync_directory(folder.fd)
+    except OSError:
+        if is_ours:
+            with suppress(OSError):
+                _hide(folder, name, staged)
+        raise
+    return True
+
+
+def hide_image(folder: Folder, stored: StoredFile) -> None:
+    """Take a placed image back: nothing of it was published, and nothing will be."""
+    with suppress(FileNotFoundError):
+        _hide(folder, folder.names.image(stored.format), folder.names.dot_image)
+
+
+def _refuse_moved(folder: Folder) -> None:
+    directory = folder.path.rpartition("/")[0]
+    raise MovedAway(
+        f"moved away: the directory {directory} was renamed or removed while the fax was written "
+        "into it; the fax is delivered again"
+    )
+
+
+def _is_taken_back(folder: Folder, name: str, staged: str, image: str) -> bool:
+    """Hide what was shown in the wrong place; False when a consumer takes it, and it counts.
+
+    A consumer takes the image first and the sidecar last.
+    """
+    try:
+        _hide(folder, name, staged)
+    except OSError:
+        return False
+    if syscalls.is_there(image, folder.fd):
+        return True
+    syscalls.move(staged, name, folder.fd)
+    return False
+
+
+def _hide(folder: Folder, name: str, dot_file: str) -> None:
+    try:
+        syscalls.move(name, dot_file, folder.fd)
+    except FileExistsError:  # it has both names
+        syscalls.unlink(name, folder.fd)
+
+
+def _show(folder: Folder, dot_file: str, name: str, is_same: IsSame) -> bool:
+    """Give a dot-file its name, or let a file count that has it and is the same; whether it is ours."""
+    try:
+        syscalls.move(dot_file, name, folder.fd)
+    except FileNotFoundError:
+        raise
+    except FileExistsError:
+        _adopt(folder, name, is_same)
+        is_ours = syscalls.is_same_file(dot_file, name, folder.fd)
+        syscalls.unlink(dot_file, folder.fd)
+        return is_ours
+    except OSError:
+        with suppress(OSError):
+            _undo_unanswered(folder, name, dot_file)
+        raise
+    return True
+
+
+def _undo_unanswered(folder: Folder, name: str, dot_file: str) -> None:
+    """A share may have done what its answer, lost on the way, said nothing of."""
+    at = folder.fd
+    if not syscalls.is_there(dot_file, at) or syscalls.is_same_file(dot_file, name, at):
+        _hide(folder, name, dot_file)
+
+
+def _adopt(folder: Folder, name: str, is_same: IsSame) -> None:
+    try:
+        with syscalls.reading(name, folder.fd) as fd:
+            if not is_same(fd):
+                raise StorageConflict(f"another file already has the name {name}")
+            syscalls.sync_file(fd)
+    except OSError as error:
+        if error.errno in FOREIGN:
+            raise StorageConflict(f"{name} is there and is no file of ours") from error
+        raise
+
+
+def put_aside(folder: Folder, stored: StoredFile, identity: Identity) -> None:
+    """Move what stands in the way of a fax that was fetched again to `.damaged-<name>`.
+
+    The sidecar goes first: consumers act on it. A file that is the fax stays.
+    """
+    names = folder.names
+    _put_aside(folder, names.sidecar, describes(folder, stored, identity))
+    for form in sidecars.EXTENSIONS:  # it may have come in the other one the last time
+        is_same = holds(stored) if form == stored.format else lambda _: False
+        _put_aside(folder, names.image(form), is_same)
+
+
+def put_foreign_aside(folder: Folder) -> None:
+    """Move what has the fax's names and is no file that could be read to `.damaged-<name>`."""
+    for name in folder.names.visible:
+        _put_aside(folder, name, lambda _: True)
+
+
+def _put_aside(folder: Folder, name: str, is_same: IsSame) -> None:
+    try:
+        with syscalls.reading(name, folder.fd) as fd:
+            if is_same(fd):
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in {*FOREIGN, errno.EIO}:  # a bad sector
+            raise
+    _move_aside(folder, name)
+
+
+def _move_aside(folder: Folder, name: str) -> None:
+    for number in _NUMBERS:
+        kept = folder.names.damaged(name, number)
+        try:
+            return syscalls.move(name, kept, folder.fd, synced=True)
+        except FileExistsError:
+            if syscalls.is_same_file(name, kept, folder.fd):  # an earlier run was killed in between
+                syscalls.sync_directory(folder.fd)
+                syscalls.unlink(name, folder.fd)
+                return None
+        except PermissionError as error:
+            raise StorageConflict(f"{name} is there and is no file of ours") from error
+    raise StorageConflict(f"{name} was put aside too often")
+
+
+def holds(stored: StoredFile) -> IsSame:
+    def is_same(fd: int) -> bool:
+        return syscalls.status(fd).st_size == stored.bytes and digest(fd) == stored.sha256
+
+    return is_same
+
+
+def describes(folder: Folder, stored: StoredFile, identity: Identity) -> IsSame:
+    def is_same(fd: int) -> bool:
+        found = sidecars.decode(syscalls.read_all(fd), folder.path)
+        return found is not None and found[0].is_same(identity) and found[1].sha256 == stored.sha256
+
+    return is_same
+
+
+def digest(fd: int) -> str:
+    """Hash an open file from where it stands; SHA-256 in hexadecimal."""
+    sha256 = hashlib.sha256()
+    for chunk in syscalls.read(fd):
+        sha256.update(chunk)
+    return sha256.hexdigest()

@@ -1,0 +1,108 @@
+"""What arrives of one fax, in a file with a dot-name, until it is proved and has its own name."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import BinaryIO
+
+from poller.documents import Document, DocumentFormat, StoredFile
+from poller.errors import StorageConflict
+from poller.store import syscalls
+from poller.store.folder import Folder
+from poller.store.sidecars import EXTENSIONS
+
+Inspect = Callable[[int], Document]
+
+
+class Spool:
+    """The bytes of one fax; blocks, and is used by one thread at a time.
+
+    They arrive in the directory where they will stay, so that placing them needs no copy.
+    """
+
+    def __init__(self, folder: Folder, name: str | None = None) -> None:
+        """With `name`, the bytes are in that file already: an image that an earlier run has placed."""
+        self.folder = folder
+        self.name = name or folder.names.dot_image
+        self.is_placed = name is not None
+        self.is_ours = False  # whether this run gave it its name
+        self._fd: int | None = None
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    @property
+    def path(self) -> str:
+        return self.folder.path
+
+    def restart(self) -> None:
+        """Begin with an empty file."""
+        self.discard()
+        self._fd = syscalls.create(self.name, self.folder.fd)
+        self._hash, self._bytes = hashlib.sha256(), 0
+
+    def write(self, data: bytes | bytearray) -> None:
+        syscalls.write(self._open_fd(), data)
+        self._count(data)
+
+    def inspect(self, inspect: Inspect) -> Document:
+        """Prove the document; raises NotADocument, and StorageUnusable when nothing can prove it."""
+        with syscalls.reading(self.name, self.folder.fd) as fd:
+            return inspect(fd)
+
+    def reader(self) -> BinaryIO:
+        """Open what has arrived so far for reading; raises OSError."""
+        return syscalls.reader(syscalls.open_file(self.name, self.folder.fd))
+
+    def read_back(self) -> None:
+        """Count and hash what is there, and make it durable: whose run wrote it nobody knows."""
+        with syscalls.reading(self.name, self.folder.fd) as fd:
+            for chunk in syscalls.read(fd):
+                self._count(chunk)
+            syscalls.sync_file(fd)
+
+    def seal(self, document: Document, *, damaged: bool) -> StoredFile:
+        """Make all that was written durable; it is never synced again, should that fail."""
+        if not self.is_placed:
+            fd = self._open_fd()
+            if syscalls.status(fd).st_size != self._bytes:
+                raise StorageConflict("the fax's dot-file is not as long as what was written to it")
+            syscalls.sync_file(fd)
+            self._fd = None
+            syscalls.close_written(fd)
+        return self._stored(document.format, document.pages, damaged=damaged)
+
+    def _stored(self, form: DocumentFormat, pages: int | None, *, damaged: bool) -> StoredFile:
+        return StoredFile(
+            file=self.path + EXTENSIONS[form],
+            format=form,
+            bytes=self._bytes,
+            sha256=self._hash.hexdigest(),
+            pages=pages,
+            damaged=damaged,
+        )
+
+    def _count(self, data: bytes | bytearray) -> None:
+        self._hash.update(data)
+        self._bytes += len(data)
+
+    def discard(self) -> None:
+        """Throw the dot-file away; a placed image stays."""
+        self._close_fd()
+        syscalls.unlink(self.folder.names.dot_image, self.folder.fd)
+
+    def close(self) -> None:
+        """Leave nothing but what has been placed."""
+        with suppress(OSError):  # the next run removes it
+            self.discard()
+        self.folder.close()
+
+    def _close_fd(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with suppress(OSError):
+                syscalls.close(fd)
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise ValueError("a spool begins with a restart")
+        return self._fd

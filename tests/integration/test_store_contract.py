@@ -1,0 +1,369 @@
+"""What every kind of store keeps, whoever is killed between two of its steps, and takes over."""
+
+import errno
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from poller.documents import Document, Staged, StoredFile
+from poller.errors import StorageConflict, StorageUnusable
+from poller.store import Identity, Store, recovery, store_of, syscalls
+from poller.store.recovery import Fate
+from poller.store.sidecars import decode, encode
+from poller.store.spool import Spool
+from tests.integration.storage_seam import IDENTITY, PATH, config, describe, tiff
+
+FAX, OTHER = tiff(b"one fax"), tiff(b"another fax")
+DOCUMENT = Document("tiff", 1)
+Open = Callable[[], Store]
+
+
+@pytest.fixture(params=["directory", "directory without renameat2"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each implementation, and each way in which one works. A new one needs a line here."""
+    if request.param == "directory without renameat2":
+        monkeypatch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
+    return str(request.param)
+
+
+@pytest.fixture
+def run(kind: str, tmp_path: Path) -> Open:
+    """Give the same store to one process after the other, or to two at once."""
+    settings = config(tmp_path / "faxes")
+    store_id = store_of(settings).prepare()
+
+    def opened() -> Store:
+        store = store_of(settings)
+        store.know(store_id)
+        return store
+
+    return opened
+
+
+@pytest.fixture
+def store(run: Open) -> Store:
+    return run()
+
+
+def arrived(store: Store, data: bytes = FAX, *, path: str = PATH) -> tuple[Spool, StoredFile]:
+    spool = store.spool(path)
+    spool.restart()
+    spool.write(data)
+    return spool, spool.seal(DOCUMENT, damaged=False)
+
+
+def placed(store: Store, data: bytes = FAX) -> tuple[Spool, StoredFile]:
+    spool, stored = arrived(store, data)
+    store.place(spool, stored, IDENTITY)
+    return spool, stored
+
+
+def staged(store: Store, data: bytes = FAX) -> tuple[Spool, Staged]:
+    spool, stored = placed(store, data)
+    return spool, Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+
+
+def published(store: Store, data: bytes = FAX) -> Staged:
+    spool, ticket = staged(store, data)
+    assert store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    return ticket
+
+
+def visible(store: Store) -> dict[str, bytes]:
+    """What a consumer sees."""
+    found: dict[str, bytes] = {}
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        files, below = store.visible_files(here)
+        waiting += [f"{here}/{name}" if here else name for name in below]
+        found |= {file: store.read(file) or b"" for file, _ in files}
+    return found
+
+
+def take(tmp_path: Path, *names: str) -> None:
+    """A consumer takes the image first and the sidecar last."""
+    for name in names or (f"{PATH}.tif", f"{PATH}.json"):
+        (tmp_path / "faxes" / name).unlink(missing_ok=True)
+
+
+# -- the way of a fax ------------------------------------------------------------------------------
+
+
+def test_nothing_is_visible_until_it_is_placed_and_no_sidecar_until_it_is_published(
+    store: Store,
+) -> None:
+    spool, stored = arrived(store)
+    assert visible(store) == {}
+    store.place(spool, stored, IDENTITY)
+    assert visible(store) == {stored.file: FAX}
+    ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+    assert visible(store) == {stored.file: FAX}
+    assert store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    assert set(visible(store)) == {stored.file, f"{PATH}.json"}
+    assert decode(visible(store)[f"{PATH}.json"], PATH) == (IDENTITY, stored)
+
+
+def test_spool_that_is_closed_early_leaves_nothing(store: Store) -> None:
+    spool, _ = arrived(store)
+    spool.close()
+    assert visible(store) == {}
+    assert store.read_back(PATH) is None
+
+
+def test_same_image_under_the_name_counts_and_another_is_never_overwritten(store: Store) -> None:
+    placed(store)[0].close()
+    again, stored = arrived(store)
+    store.place(again, stored, IDENTITY)
+    again.close()
+    other, another = arrived(store, OTHER)
+    with pytest.raises(StorageConflict):
+        store.place(other, another, IDENTITY)
+    other.close()
+    assert visible(store) == {stored.file: FAX}
+
+
+def test_sidecar_of_another_fax_is_never_overwritten(store: Store) -> None:
+    published(store)
+    spool, stored = arrived(store)
+    with pytest.raises(StorageConflict):
+        store.place(spool, stored, Identity("app", "user", "f2"))
+    spool.close()
+
+
+def test_ticket_is_consumed_once(store: Store) -> None:
+    spool, ticket = staged(store)
+    assert store.publish(spool, ticket, IDENTITY)
+    assert not store.publish(spool, ticket, IDENTITY)
+    spool.close()
+
+
+# -- revoking --------------------------------------------------------------------------------------
+
+
+def test_ticket_that_was_revoked_is_not_published_however_often_it_was_revoked(
+    run: Open, store: Store
+) -> None:
+    spool, ticket = staged(store)
+    for one in (run(), store, run()):
+        assert one.revoke(PATH, ticket.ticket)
+        assert one.revoke(PATH, ticket.ticket)
+    assert not store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    assert visible(store) == {ticket.file.file: FAX}
+
+
+def test_revoking_hides_nothing_that_was_published(run: Open, store: Store) -> None:
+    ticket = published(store)
+    before = visible(store)
+    assert run().revoke(PATH, ticket.ticket)
+    assert visible(store) == before
+
+
+def test_what_is_missing_says_nothing_where_the_place_itself_is_gone(
+    run: Open, store: Store, tmp_path: Path
+) -> None:
+    spool, ticket = staged(store)
+    (tmp_path / "faxes/main").rename(tmp_path / "away")
+    assert not run().revoke(PATH, ticket.ticket)
+    (tmp_path / "faxes/main/desk").mkdir(parents=True)
+    assert not run().revoke(PATH, ticket.ticket)
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.VOID
+    spool.folder.close()
+
+
+# -- the table of recovery -------------------------------------------------------------------------
+
+
+def test_sidecar_there_means_published_whatever_became_of_the_image(
+    run: Open, store: Store, tmp_path: Path
+) -> None:
+    ticket = published(store)
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
+    take(tmp_path, f"{PATH}.tif")
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
+
+
+def test_image_alone_means_not_published_and_it_never_will_be(run: Open, store: Store) -> None:
+    spool, ticket = staged(store)
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.PLACED
+    assert not store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    taken_up = recovery.taken_up(store, ticket.file)
+    assert taken_up is not None
+    anew = Staged(ticket.file, store.stage(taken_up, ticket.file, encode(describe(ticket.file))))
+    assert store.publish(taken_up, anew, IDENTITY)
+    taken_up.close()
+
+
+def test_both_gone_means_published_and_taken(run: Open, store: Store, tmp_path: Path) -> None:
+    ticket = published(store)
+    take(tmp_path)
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
+
+
+@pytest.mark.parametrize("name", [f"{PATH}.tif", f"{PATH}.json"])
+def test_another_file_in_its_place_says_nothing(
+    run: Open, store: Store, tmp_path: Path, name: str
+) -> None:
+    ticket = published(store)
+    take(tmp_path)
+    (tmp_path / "faxes" / name).write_bytes(OTHER)
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.VOID
+
+
+# -- two at once -----------------------------------------------------------------------------------
+
+
+def test_two_spools_at_one_name_never_show_each_others_bytes(run: Open) -> None:
+    first, second = run(), run()
+    one, other = first.spool(PATH), second.spool(PATH)
+    one.restart()
+    other.restart()
+    one.write(FAX)
+    other.write(OTHER[:10])
+    stored = one.seal(DOCUMENT, damaged=False)
+    first.place(one, stored, IDENTITY)
+    assert visible(first) == {stored.file: FAX}
+    other.write(OTHER[10:])
+    with pytest.raises(StorageConflict):
+        second.place(other, other.seal(DOCUMENT, damaged=False), IDENTITY)
+    one.close()
+    other.close()
+    assert visible(first) == {stored.file: FAX}
+
+
+class Lab:
+    """A run that is stopped after each of its steps, and one that takes over and ends the fax.
+
+    A consumer takes what is published at once. Then the first one is woken.
+    """
+
+    def __init__(self, run: Open, tmp_path: Path) -> None:
+        self.run, self.tmp_path = run, tmp_path
+        self.ticket: Staged | None = None
+        self.stored = False
+        self.deliveries = 0
+
+    def consume(self, store: Store) -> None:
+        if f"{PATH}.json" in visible(store):
+            take(self.tmp_path)
+            self.deliveries += 1
+
+    def steps(self, store: Store, data: bytes) -> Iterator[None]:
+        spool, stored = arrived(store, data)
+        yield
+        store.place(spool, stored, IDENTITY)
+        yield
+        ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+        yield
+        if self.stored or self.ticket is not None:
+            return  # another has its ticket in the row
+        self.ticket = ticket
+        yield
+        shown = store.publish(spool, ticket, IDENTITY)
+        self.consume(store)
+        yield
+        self.stored = self.stored or shown
+        spool.close()
+
+    def take_over(self, store: Store) -> None:
+        found: tuple[Spool, StoredFile] | None = None
+        if (ticket := self.ticket) is not None:
+            self.ticket = None
+            if (fate := recovery.settle(store, ticket, IDENTITY)) is Fate.PUBLISHED:
+                self.stored = True
+                return
+            if fate is Fate.PLACED and (spool := recovery.taken_up(store, ticket.file)):
+                found = spool, ticket.file
+        found = found or recovery.placed(store, PATH, lambda _: DOCUMENT, lambda _: True)
+        if found is None:
+            found = arrived(store, OTHER)
+            store.place(*found, IDENTITY)
+        spool, stored = found
+        self.ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+        assert store.publish(spool, self.ticket, IDENTITY)
+        self.consume(store)
+        self.stored = True
+        spool.close()
+
+
+def _in_the_lab(run: Open, tmp_path: Path) -> Iterator[Lab]:
+    """Stop the first run after each of its steps."""
+    for stopped_after in itertools.count(1):
+        lab = Lab(run, tmp_path)
+        steps = lab.steps(run(), FAX)
+        done = sum(1 for _ in itertools.islice(steps, stopped_after))
+        if done < stopped_after:
+            return
+        lab.take_over(run())
+        try:
+            for _ in steps:
+                lab.consume(run())
+        except (StorageConflict, StorageUnusable, OSError):
+            pass  # it is too late
+        lab.consume(run())
+        yield lab
+
+
+def test_run_that_is_stopped_anywhere_and_woken_after_a_takeover_delivers_nothing_twice(
+    run: Open, tmp_path: Path
+) -> None:
+    deliveries = [lab.deliveries for lab in _in_the_lab(run, tmp_path)]
+    assert deliveries == [1] * 5
+
+
+@pytest.mark.parametrize("bug", ["no revoke", "ticket believed", "both gone is not taken"])
+def test_lab_finds_a_planted_bug(
+    run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str
+) -> None:
+    real = recovery.settle
+
+    def settle(store: Store, ticket: Staged, identity: Identity) -> Fate:
+        if bug == "no revoke":
+            monkeypatch.setattr(store, "revoke", lambda *_: True)
+            monkeypatch.setattr(store, "_tidy", lambda *_: 0)  # it revokes all of other runs
+            monkeypatch.setattr(recovery, "settle", real)
+            return recovery.settle(store, ticket, identity)
+        store.revoke(PATH, ticket.ticket)
+        if bug == "ticket believed":
+            return Fate.PUBLISHED
+        gone = store.look(ticket.file, identity, thorough=True).is_gone
+        return Fate.VOID if gone else real(store, ticket, identity)
+
+    monkeypatch.setattr(recovery, "settle", settle)
+    assert [lab.deliveries for lab in _in_the_lab(run, tmp_path)] != [1] * 5
+
+
+# -- what was fetched again ------------------------------------------------------------------------
+
+
+def test_what_is_damaged_is_put_aside_and_what_is_the_fax_stays(
+    store: Store, tmp_path: Path
+) -> None:
+    ticket = published(store)
+    store.put_aside(PATH, ticket.file, IDENTITY)
+    assert visible(store)[ticket.file.file] == FAX
+    (tmp_path / "faxes" / ticket.file.file).write_bytes(OTHER)
+    store.put_aside(PATH, ticket.file, IDENTITY)
+    assert set(visible(store)) == {f"{PATH}.json"}
+    kept = [path.read_bytes() for path in (tmp_path / "faxes").rglob(".damaged-*")]
+    assert kept == [OTHER]
+
+
+def test_looks_change_nothing_and_find_what_is_there(store: Store) -> None:
+    ticket = published(store)
+    before = visible(store)
+    assert store.look(ticket.file, IDENTITY, thorough=True).is_well
+    assert [found.stored for found in store.walk() if hasattr(found, "stored")] == [ticket.file]
+    assert store.read(f"{PATH}.none") is None
+    assert json.loads(store.read(f"{PATH}.json") or b"")["fax_id"] == "f1"
+    assert store.room() > 0
+    assert store.marked()[1]
+    assert store.where(ticket.file.file).endswith(ticket.file.file)
+    assert visible(store) == before
