@@ -22,7 +22,7 @@ from poller.ingest.poll import Poller
 from poller.ingest.poll_run import PollOutcome
 from poller.ingest.reading import ListReader
 from poller.ingest.stream_state import StreamState
-from poller.ingest.workers import FetchWorkers
+from poller.ingest.workers import FetchWorkers, images_at_once
 from poller.ledger import FaxRow, Ledger, accounts
 from poller.progress import RefusalLifted
 from poller.suspension import EndsBy
@@ -150,15 +150,11 @@ class AccountRunner:
         self._empties.record = reader.record
         self._poller = Poller(self.client, reader, self._empties, shop)
         self.workers = FetchWorkers(
-            self.account.app_id,
-            shop.ledger,
+            self.account,
+            shop,
             Fetcher(shop, self.client, paused_s=self.paused_s),
-            shop.gate,
-            shop.clock,
-            account=self.account.name,
             users=self.states,
             may_ask=lambda: not self.is_suspended,
-            at_once=images_at_once(self.account.limits.in_flight),
             on_outcome=self._on_fetched,
         )
 
@@ -405,8 +401,3 @@ class SignIns:
 
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         await self._ledger.write(accounts.save_sign_in, app_id, level, at)
-
-
-def images_at_once(in_flight: int) -> int:
-    """Images leave a quarter of the slots free; as many again may be checked and written meanwhile."""
-    return max(1, in_flight - -(-in_flight // 4)) * 2

@@ -145,7 +145,7 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(
+async def open_site(  # four of them only for tests, in the place of what is real
     settings: Config,
     environ: Mapping[str, str],
     *,
@@ -194,7 +194,7 @@ def _report_restored(ledger: Ledger) -> None:
         log.say(events.LedgerRestored(ledger.restored_from))
 
 
-async def _workshop(
+async def _workshop(  # all that the site has at that point
     settings: Config,
     ledger: Ledger,
     storage: Storage,

@@ -5,13 +5,12 @@ import collections
 from collections.abc import Callable
 
 from poller import events, log
-from poller.clock import Clock
+from poller.config.model import Account
 from poller.errors import LedgerUnavailable
-from poller.ingest.fetch import Fetcher, Outcome
-from poller.ingest.gate import Gate
+from poller.ingest.fetch import Fetcher, Outcome, Workshop
 from poller.ingest.patience import cut_off_if_hung
 from poller.ingest.stream_state import StreamState
-from poller.ledger import FaxRow, Ledger, jobs
+from poller.ledger import FaxRow, jobs
 
 _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
 _CUT_OFF_S = 5.0
@@ -20,7 +19,7 @@ _AHEAD = 64  # rows read at once per user
 _AHEAD_OF_ALL = 1_000  # so that a backlog of ten thousand users is not held in memory
 
 
-class Turns:
+class Ring:
     """Whose fax is next: users in a ring, each with the rows read ahead of their turn."""
 
     def __init__(self) -> None:
@@ -63,29 +62,25 @@ class FetchWorkers:
 
     def __init__(
         self,
-        app_id: str,
-        ledger: Ledger,
+        account: Account,
+        shop: Workshop,
         fetcher: Fetcher,
-        gate: Gate,
-        clock: Clock,
         *,
-        account: str,
         users: dict[int, StreamState],
         may_ask: Callable[[], bool],
-        at_once: int,
         on_outcome: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None,
     ) -> None:
-        self.at_once = at_once
-        self._app_id = app_id
-        self._account = account
-        self._ledger = ledger
+        self.at_once = images_at_once(account.limits.in_flight)
+        self._app_id = account.app_id
+        self._account = account.name
+        self._ledger = shop.ledger
         self._fetcher = fetcher
-        self._gate = gate
-        self._clock = clock
+        self._gate = shop.gate
+        self._clock = shop.clock
         self._users = users
         self._may_ask = may_ask
         self._on_outcome = on_outcome
-        self._turns = Turns()
+        self._turns = Ring()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._met_bugs: dict[int, float] = {}  # faxes, and until when they are left (monotonic)
         self._wake = asyncio.Event()
@@ -233,3 +228,8 @@ class FetchWorkers:
             self._turns.pass_on()
             return rows.popleft()
         return None
+
+
+def images_at_once(in_flight: int) -> int:
+    """Images leave a quarter of the slots free; as many again may be checked and written meanwhile."""
+    return max(1, in_flight - -(-in_flight // 4)) * 2

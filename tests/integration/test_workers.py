@@ -13,10 +13,10 @@ import pytest
 from poller.config.model import Limits, User
 from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
-from poller.ingest.account import AccountRunner, images_at_once
+from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.site import Site
-from poller.ingest.workers import FetchWorkers, Turns
+from poller.ingest.workers import FetchWorkers, Ring, images_at_once
 from poller.ledger import FaxRow, State, jobs, meta, streams
 from poller.simulator import Faults
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
@@ -100,7 +100,7 @@ async def test_retry_that_falls_due_does_not_wait_for_anothers_backlog(
 def test_rows_read_ahead_are_about_a_thousand_or_one_of_each_user_who_waits(
     users: int, held: int
 ) -> None:
-    turns = Turns()
+    turns = Ring()
     for user in range(users):
         turns.add(user)
     assert users * turns.ahead() == held  # one is fetched as soon as it is read
@@ -394,16 +394,13 @@ async def test_no_fax_is_fetched_twice_at_once_however_often_the_workers_are_wok
     chance = random.Random(seed)
     restless = Restless(site, chance)
     workers = FetchWorkers(
-        APP,
-        site.shop.ledger,
+        account.account,
+        site.shop,
         restless,
-        site.shop.gate,
-        site.shop.clock,
-        account="main",
         users=account.states,
         may_ask=lambda: chance.random() < 0.9,
-        at_once=5,
     )
+    workers.at_once = 5
     async with in_background(workers.run()), asyncio.timeout(WITHIN_S):
         while await stored(site, "user-a") + await stored(site, "user-b") < 40:
             workers.wake(chance.choice([None, *account.states]))
