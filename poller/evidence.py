@@ -61,7 +61,7 @@ class EvidenceStore:
         self._threads = OwnThreads("evidence")
         self._items: list[_Item] | None = None  # oldest first; read when first needed
 
-    async def keep(
+    async def keep(  # whose attempt it was, and all that is known of it
         self,
         identity: tuple[str, str, str],
         *,

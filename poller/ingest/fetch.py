@@ -102,7 +102,7 @@ class _Withdrawn(PollerError):
     """The fax is no longer what it was when its row was read."""
 
 
-class Fetcher:
+class Fetcher:  # a method for each step of an attempt, and for each way in which it ends
     """Fetches the faxes of one account. `paused_s` says how long its give-up clock has stood still."""
 
     def __init__(
