@@ -15,9 +15,7 @@ from poller.store.spool import Spool
 from poller.store.survey import FoundSidecar, Unreadable
 
 
-class Store(
-    Protocol
-):  # more than 20 methods: the store as a whole, a fax on its way, what is there
+class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, what is there
     """Paths are those of faxes, without extension, relative to the store; files have one.
 
     Each verb may raise StorageUnusable, StorageConflict and OSError.
