@@ -84,7 +84,9 @@ def _read(db: sqlite3.Connection) -> Rows:
         return Rows(problem=f"the ledger is half made: {revisions}, {sorted(tables)}")
     columns = {row[1] for row in db.execute("PRAGMA table_info(faxes)")}
     has_streams = revisions[0] >= "0006"
-    if ("harm" in columns) != (revisions[0] != "0001") or ("streams" in tables) != has_streams:
+    damage = "damage" if has_streams else "harm"
+    made = [damage in columns, "streams" in tables, "jobs" in tables]
+    if made != [revisions[0] != "0001", has_streams, has_streams]:
         return Rows(problem=f"the ledger is half migrated: {revisions}, {sorted(columns)}")
     owner, owners = ("stream", "streams") if has_streams else ("user", "users")
     users = {row["id"]: row["user_id"] for row in db.execute(f"SELECT * FROM {owners}")}
