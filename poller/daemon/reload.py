@@ -117,7 +117,7 @@ async def prepare(site: Site, settings: Config) -> Prepared:
         for account in (*planned.replaced, *planned.new):
             one = await site.open_account(account, secrets[account.app_id])
             opened.append(one)
-        rows = await site.record_users(planned.settings)
+        rows = await site.record_streams(planned.settings)
     except BaseException:
         for one in opened:
             await one.close()
@@ -143,7 +143,7 @@ async def carry_out(
     for account in planned.stay:
         site.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
     await site.end_suspensions(but={account.app_id for account in planned.stay})
-    await site.take_users(prepared.rows)
+    await site.take_streams(prepared.rows)
     for one in old:
         site.shop.metrics.forget_account(one.account.name)
     for one in prepared.opened:

@@ -85,7 +85,7 @@ class Site:
                     accounts.set_suspended, row.app_id, row.account, None, None
                 )
 
-    async def record_users(self, settings: Config) -> list[StreamRow]:
+    async def record_streams(self, settings: Config) -> list[StreamRow]:
         """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
         return await self.shop.ledger.write(
             streams.sync,
@@ -97,7 +97,7 @@ class Site:
             self.shop.clock.now(),
         )
 
-    async def take_users(self, rows: Sequence[StreamRow]) -> None:
+    async def take_streams(self, rows: Sequence[StreamRow]) -> None:
         """Bring the states in line with the configuration, whose users have these rows."""
         users = self.config.users
         self.shop.metrics.keep(frozenset(user.names for user in users))
@@ -179,7 +179,7 @@ async def open_site(  # four of them only for tests, in the place of what is rea
                 await site.add_account(account)
             # What a process that was ended meanwhile had left there holds no longer.
             await site.end_suspensions()
-            await site.take_users(await site.record_users(settings))
+            await site.take_streams(await site.record_streams(settings))
             yield site
         finally:
             for account_at_work in site.accounts.values():

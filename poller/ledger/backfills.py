@@ -71,12 +71,8 @@ def waiting(connection: Connection, stream: int) -> list[Backfill]:
 
 def all_waiting(connection: Connection) -> dict[int, list[Backfill]]:
     """Return what still has to be backfilled of all streams that have some."""
-    return {stream: waiting(connection, stream) for stream in streams_waiting(connection)}
-
-
-def streams_waiting(connection: Connection) -> set[int]:
-    wanted = select(backfills.c.stream).where(backfills.c.done_at.is_(None))
-    return set(connection.scalars(wanted))
+    theirs = select(backfills.c.stream).where(backfills.c.done_at.is_(None)).distinct()
+    return {stream: waiting(connection, stream) for stream in connection.scalars(theirs).all()}
 
 
 def withdraw(connection: Connection, stream: int, now: datetime) -> list[Backfill]:

@@ -38,7 +38,7 @@ from tests.crash.scenario import FIRST, SECOND, UNOBTAINABLE, Moment, efax, inst
 from tests.crash.served import downloads_of, served_by
 
 KILLED = -9
-# A run asks for a token, lists some slices of two users by three nets, and downloads a dozen faxes.
+# A run asks for a token, lists some slices of two users in three ways, and downloads a dozen faxes.
 MOST_REQUESTS = 150
 SECOND_RUN_EVERY = 4  # of the points: a run that only looks costs as much as one that works
 # How faxes get their names: where the file system renames without replacing, and where it cannot.

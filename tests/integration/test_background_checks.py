@@ -311,7 +311,7 @@ async def test_an_edit_of_gaps_reaches_the_running_service(
         name = 'poller_settled_timestamp_seconds{account="main",user="user-a"} '
         (value,) = (line for line in shown.splitlines() if line.startswith(name))
         assert float(value.removeprefix(name)) == settled.timestamp()
-        assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
+        assert calls(simulator, "list", "user-a") - asked <= 3  # newest and sweeps, no gap
         simulator.switches = Switches()
         await site.shop.ledger.write(fold.make_gap_due, state.id, failed[0].interval)
         await until(lambda: not all(one.dismissed for one in state.progress.failed_slices))
@@ -343,7 +343,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     clock.advance(timedelta(hours=7))
     asked = calls(simulator, "list", "user-a")
     await poll(site)
-    assert calls(simulator, "list", "user-a") - asked <= 3  # newest and nets, no gap
+    assert calls(simulator, "list", "user-a") - asked <= 3  # newest and sweeps, no gap
     await site.read_edits()
     assert state.progress.failed_gaps == ()
 

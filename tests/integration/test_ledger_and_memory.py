@@ -12,6 +12,7 @@ from poller.config.model import Poll
 from poller.errors import BadAnswer, LedgerUnavailable
 from poller.ingest.site import Site
 from poller.ledger import Ledger, fold, streams
+from poller.progress import Covered, NotPolled
 from poller.simulator import Simulator, Switches
 from poller.window import Interval
 from tests.conftest import APP, MakeConfig, QuickClock, opened_site
@@ -175,4 +176,24 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
         go_on.set()
         await asyncio.wait({reading})
     assert state.progress.failed_slices
+    assert await remembered_is_held(site)
+
+
+async def test_answer_that_was_overtaken_by_what_was_said_meanwhile_is_read_again(
+    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof that another user's poll brings covers what waits, whatever this one's poll does."""
+    await poll(site)
+    _, state = parts(site)
+    later = Interval(clock.now(), clock.now() + DAY)
+
+    async def overtaken(really_record: Asked) -> Any:
+        held = await really_record()
+        await state.record_soon(Covered(later))
+        return held
+
+    around(monkeypatch, site.shop.ledger, fold.record, overtaken)
+    await state.record(NotPolled(clock.now(), "no answer"))
+    assert state.progress.coverage.covers(later.start)
+    assert state.progress.last_error == "no answer"
     assert await remembered_is_held(site)

@@ -1,4 +1,4 @@
-"""Poll one user of a simulated eFax: windows, gaps, the two nets, refusals."""
+"""Poll one user of a simulated eFax: windows, gaps, the two sweeps, refusals."""
 
 import asyncio
 from dataclasses import replace
@@ -608,6 +608,8 @@ async def test_clock_that_was_a_month_ahead_puts_nothing_off_for_a_month(
     simulator.switches, simulator.faults = Switches(), Faults()
     async with opened_site(settings, clock) as second:
         account, state = parts(second)
+        assert state.progress.last_success_at is not None
+        assert state.progress.last_success_at <= clock.now()  # it vouches for nothing to come
         assert not (await account.poll(state)).failed
         await account.workers.run_until_idle()
         row = await second.shop.ledger.read(streams.one, state.id)
