@@ -182,7 +182,7 @@ async def _believed(
 def _kept(found: FoundSidecar) -> Kept:
     origin = found.origin
     return Kept(
-        key=Stream(origin.identity.app_id, origin.identity.user_id),
+        key=Stream(origin.identity.app_id, origin.identity.user_id, origin.direction),
         account=origin.account,
         user=origin.user,
         fax_id=origin.identity.fax_id,

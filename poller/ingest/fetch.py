@@ -398,4 +398,5 @@ def _origin(fax: FaxRow) -> Origin:
         first_seen_at=fax.first_seen_at,
         listed_pages=listed_pages(fax.listed),
         metadata=fax.listed,
+        direction=fax.direction,
     )

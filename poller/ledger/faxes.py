@@ -57,7 +57,8 @@ TO_FETCH = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.FETCH)
 FAX = (
     select(
         *faxes.c,
-        *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
+        *(streams.c.app_id, streams.c.user_id, streams.c.direction, streams.c.account),
+        streams.c.name.label("user"),
         *(jobs.c.first_failed_at, jobs.c.last_error, jobs.c.fence),
         jobs.c.due.label("next_attempt_at"),
         func.coalesce(jobs.c.failures, 0).label("failures"),

@@ -75,6 +75,7 @@ class FaxRow:
     stream: int
     app_id: str
     user_id: str
+    direction: Direction
     account: str
     user: str
     fax_id: str

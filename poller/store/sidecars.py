@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from poller.documents import DocumentFormat, StoredFile
 from poller.naming import fax_key
+from poller.stream import Direction
 
 EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
 
@@ -41,6 +42,7 @@ class Origin:
     first_seen_at: datetime
     listed_pages: int | None
     metadata: dict[str, Any]
+    direction: Direction = Direction.RECEIVED
 
 
 def sidecar(stored: StoredFile, origin: Origin, *, stored_at: datetime) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def sidecar(stored: StoredFile, origin: Origin, *, stored_at: datetime) -> dict[
     received_at = origin.received_at
     return {
         "fax_id": origin.identity.fax_id,
+        "direction": origin.direction.value,
         "account": origin.account,
         "user": origin.user,
         "app_id": origin.identity.app_id,
@@ -118,6 +121,7 @@ def _origin(content: dict[str, Any], image: dict[str, Any]) -> Origin:
         first_seen_at=_time(content["first_seen_at"]),
         listed_pages=image.get("listed_pages"),
         metadata=content["metadata"],
+        direction=Direction(content.get("direction", Direction.RECEIVED)),  # of old, there was one
     )
 
 

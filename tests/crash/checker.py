@@ -25,7 +25,16 @@ DIRECTORY_MODE, FILE_MODE = 0o750, 0o640
 STATE_DIRECTORY_MODE, STATE_FILE_MODE = 0o700, 0o600
 _EXTENSIONS: dict[str, tuple[bytes, ...]] = {".pdf": (b"%PDF",), ".tif": (b"II*\0", b"MM\0*")}
 _SIDECAR_KEYS = {
-    *("fax_id", "account", "user", "app_id", "user_id", "received_at", "first_seen_at"),
+    *(
+        "fax_id",
+        "direction",
+        "account",
+        "user",
+        "app_id",
+        "user_id",
+        "received_at",
+        "first_seen_at",
+    ),
     *("stored_at", "image", "metadata"),
 }
 _IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "damaged"}

@@ -90,6 +90,7 @@ async def test_fax_becomes_an_image_and_its_sidecar(root: Path) -> None:
     assert "Grüße".encode() in files[SIDECAR]
     assert json.loads(files[SIDECAR]) == {
         "fax_id": "f1",
+        "direction": "received",
         "account": "main",
         "user": "desk",
         "app_id": "app",
