@@ -162,7 +162,12 @@ def _points(where: str, calls: list[str], planted: str) -> list[Point]:
         # By the second name a row has been written; threads may move it by a few calls.
         "names": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in names],
         "writes": [Point(FIRST, at, planted=planted) for at in writes],
-        "before": [Point(FIRST, at - step, planted=planted) for step in (0, 1) for at in names],
+        # Between the ticket's commit and the sidecar's name are few calls, and threads move them.
+        "before": [
+            Point(FIRST, at + step, planted=planted)
+            for step in (0, 2, -1, 8, 1, 14, -2, 3, -3, 5)
+            for at in names
+        ],
         "taken": [
             Point(FIRST, at + step, planted=planted, taken=True)
             for step in range(1, 9)
