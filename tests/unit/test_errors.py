@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from poller.errors import AccountSuspended, Evidence, SignInDelayed, Unforeseen
+from poller.errors import AccountSuspended, Evidence, SignInDelayed, StorageUnusable, Unforeseen
 
 
 def test_an_error_of_the_api_bears_its_evidence_and_what_to_wait_for() -> None:
@@ -17,3 +17,12 @@ def test_an_error_that_is_a_bug_is_told_by_its_type_and_never_by_its_text() -> N
     told = str(Unforeseen(KeyError("Dr. Jane Roe")))
     assert "KeyError" in told
     assert "Roe" not in told
+
+
+def test_a_failed_step_of_the_storage_bears_what_the_system_said() -> None:
+    failed = StorageUnusable("the storage cannot be written: Permission denied", fault="denied")
+    assert (str(failed), failed.fault) == (
+        "the storage cannot be written: Permission denied",
+        "denied",
+    )
+    assert StorageUnusable("its marker is missing").fault is None
