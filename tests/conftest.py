@@ -25,7 +25,7 @@ from poller.config.model import (
     User,
 )
 from poller.documents.checkers import Checkers
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
 from tests.efax import Simulator
 
@@ -174,18 +174,18 @@ def make_config(tmp_path: Path) -> MakeConfig:
 
 
 @pytest.fixture
-async def site(
+async def runtime(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     """An installation at work on the simulated eFax."""
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as opened:
+    async with opened_runtime(settings, clock) as opened:
         yield opened
 
 
-def opened_site(settings: Config, clock: QuickClock) -> Any:
+def opened_runtime(settings: Config, clock: QuickClock) -> Any:
     """Open an installation as `run` and `once` do, with the clock of the test."""
-    return open_site(
+    return open_runtime(
         settings, {"KEY": KEY}, metrics=Metrics("test"), clock=clock, random=lambda: 0.5
     )
 

@@ -66,16 +66,16 @@ class Simulator(simulator.Simulator):
 
     async def close_port(self) -> None:
         """Refuse connections from now on, and reset the open ones: the machine is gone."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        if self._runtime is not None:
+            await self._runtime.stop()
+            self._runtime = None
             self._kept = kept_port(self.port)
         for transport in list(self._transports):
             transport.abort()
 
     async def open_port(self) -> None:
         """Listen again, on the same port."""
-        if self._site is None:
+        if self._runtime is None:
             self._let_go()
             await self._listen()
 

@@ -12,7 +12,7 @@ from typing import Any
 from poller.cli import bootstrap
 from poller.cli.console import Advance, answer, print_figures, progress, say
 from poller.cli.follow import wait
-from poller.cli.foreground import keep_only, require_configured, usable_site, work_or_follow
+from poller.cli.foreground import keep_only, require_configured, usable_runtime, work_or_follow
 from poller.cli.lookup import find_user
 from poller.config.model import Config
 from poller.errors import LedgerUnavailable, PollerError, UsageError
@@ -174,12 +174,12 @@ async def _report(
 async def _work(
     settings: Config, key: str, window: Interval, storage_lock: StorageLock
 ) -> dict[str, Any]:
-    async with usable_site(settings, storage_lock) as site:
-        keep_only(site, key)
-        (state,) = site.states
-        account = site.accounts[state.user.app_id]
-        ledger = site.shop.ledger
-        asked = await ledger.write(backfills.ask, state.id, window, site.shop.clock.now())
+    async with usable_runtime(settings, storage_lock) as runtime:
+        keep_only(runtime, key)
+        (state,) = runtime.states
+        account = runtime.accounts[state.user.app_id]
+        ledger = runtime.services.ledger
+        asked = await ledger.write(backfills.ask, state.id, window, runtime.services.clock.now())
         await state.reread()
         with progress(f"backfilling {key}") as show:
             showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
@@ -198,7 +198,7 @@ async def _list(account: AccountRunner, state: StreamState) -> str | None:
         if error is not None:
             return f"{error} The next run, or the same command again, continues from here"
         if state.progress.backfill_waits:
-            clock = account.shop.clock
+            clock = account.services.clock
             await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))
     return None
 

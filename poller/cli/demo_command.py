@@ -25,7 +25,7 @@ _USER_IDS = ("demo-user-a", "demo-user-b", "demo-user-c")
 _BACKLOG = 5
 _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
-_PATIENCE_S = 60.0  # on a busy machine; it ends as soon as all are there
+_HANG_TIMEOUT_S = 60.0  # on a busy machine; it ends as soon as all are there
 _STOPS_WITHIN_S = 40.0  # its drain, and some
 # Counted, not by chance: nobody's first look ends with a fax that had bad luck.
 _FAULTS = ("500@image=every:5", "cut-no-length@image=every:7", "429@list+1=first:1")
@@ -104,7 +104,7 @@ class _Demo:
             fax = self._simulator.receive_somewhere()
             self._say(f"[dim]eFax       received {counted(fax.pages, 'page', 'pages')}[/]")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_HANG_TIMEOUT_S):
                 while len(self._sidecars()) < len(self._simulator.faxes()):
                     if await _ends_within(daemon, 0.2):
                         return

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 
 from poller import events, log
 
-_PATIENCE_S = 1.0
+_HANG_TIMEOUT_S = 1.0
 
 
 def leave(code: int) -> int:
@@ -16,12 +16,12 @@ def leave(code: int) -> int:
 
     Call it when all that can be closed is closed.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _HANG_TIMEOUT_S
     for thread in _others():
         thread.join(max(0.0, deadline - time.monotonic()))
     if left := _others():
         _end(code, "poller stopped, except for threads that hang.", left)
-    log.flush(_PATIENCE_S)
+    log.flush(_HANG_TIMEOUT_S)
     return code
 
 
@@ -54,7 +54,7 @@ def _others() -> list[threading.Thread]:
 def _end(code: int, sentence: str, left: list[threading.Thread]) -> None:
     threads = sorted({one.name for one in left})
     log.say(events.Stalled("stop", threads=threads, told=sentence))
-    log.flush(_PATIENCE_S)
+    log.flush(_HANG_TIMEOUT_S)
     if sys.stdout is not None:
         sys.stdout.flush()
     os._exit(code)

@@ -11,7 +11,7 @@ from poller import VERSION
 from poller.cli import bootstrap
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, UsageError
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 
@@ -50,19 +50,19 @@ def work_or_follow(
 
 
 @asynccontextmanager
-async def usable_site(settings: Config, storage_lock: StorageLock) -> AsyncIterator[Site]:
+async def usable_runtime(settings: Config, storage_lock: StorageLock) -> AsyncIterator[Runtime]:
     """Open ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
-    async with open_site(
+    async with open_runtime(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
-    ) as site:
-        if not await site.shop.gate.check():
-            raise CannotStart(f"the storage is unusable: {site.shop.gate.reason}")
-        yield site
+    ) as runtime:
+        if not await runtime.services.gate.check():
+            raise CannotStart(f"the storage is unusable: {runtime.services.gate.reason}")
+        yield runtime
 
 
-def keep_only(site: Site, key: str) -> None:
+def keep_only(runtime: Runtime, key: str) -> None:
     """Leave all users but ACCOUNT/USER alone."""
-    for account in site.accounts.values():
+    for account in runtime.accounts.values():
         for state in list(account.states.values()):
             if state.key != key:
                 del account.states[state.id]

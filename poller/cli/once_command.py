@@ -8,14 +8,14 @@ from pathlib import Path
 
 from poller.cli import bootstrap, stdio
 from poller.cli.console import Advance, answer, print_figures, progress
-from poller.cli.foreground import holding, keep_only, require_configured, usable_site
+from poller.cli.foreground import holding, keep_only, require_configured, usable_runtime
 from poller.cli.troubles import Troubles, Waits
 from poller.config.model import Config
 from poller.errors import CannotStart
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.poll_run import PollOutcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, jobs, streams
 from poller.lock import StorageLock
@@ -66,32 +66,32 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
 
 async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -> Round:
     done = Round()
-    async with usable_site(settings, storage_lock) as site:
+    async with usable_runtime(settings, storage_lock) as runtime:
         if only is not None:
-            keep_only(site, only)
+            keep_only(runtime, only)
         with progress("fetching") as show:
-            accounts = [account for account in site.accounts.values() if account.states]
+            accounts = [account for account in runtime.accounts.values() if account.states]
             await asyncio.gather(*(_round(account, done, show) for account in accounts))
-        await _sum_up(site, done)
+        await _sum_up(runtime, done)
     return done
 
 
-async def _sum_up(site: Site, done: Round) -> None:
+async def _sum_up(runtime: Runtime, done: Round) -> None:
     """Note what remains, and why."""
-    ledger = site.shop.ledger
-    mine = {state.id: state for state in site.states}
+    ledger = runtime.services.ledger
+    mine = {state.id: state for state in runtime.states}
     rows = [row for row in await ledger.read(streams.all_streams) if row.id in mine]
     done.summary.pending = sum(row.pending for row in rows)
     done.summary.quarantined = sum(row.quarantined for row in rows)
-    done.unusable = site.shop.gate.reason
+    done.unusable = runtime.services.gate.reason
     for waiting in await ledger.read(jobs.waiting):
         if waiting.stream in mine and done.unusable is None:
             state = mine[waiting.stream]
-            suspended = site.accounts[state.user.app_id].client.suspension.reason
+            suspended = runtime.accounts[state.user.app_id].client.suspension.reason
             done.troubles.faxes_wait(state.key, waiting, suspended)
-    for account in site.accounts.values():
+    for account in runtime.accounts.values():
         if account.is_suspended:
-            now = site.shop.clock.now()
+            now = runtime.services.clock.now()
             done.failed |= bool(
                 await ledger.read(jobs.streams_with_due, account.account.app_id, now)
             )
@@ -123,7 +123,7 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
     if error is not None:
         done.failed = True
         done.troubles.unproved(account.account.name, error, suspended)
-    rows = await account.shop.ledger.read(streams.all_streams, include_removed=False)
+    rows = await account.services.ledger.read(streams.all_streams, include_removed=False)
     done.to_fetch += sum(row.pending for row in rows if row.id in account.states)
     show_fetched()
     await account.workers.run_until_idle()

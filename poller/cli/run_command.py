@@ -16,7 +16,7 @@ from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import Pace, StoredLately, Surroundings, status
@@ -51,11 +51,11 @@ async def _run(
     secret = config.read_secret(token, os.environ) if token is not None else None
 
     @asynccontextmanager
-    async def serve(site: Site, monitor: Monitor) -> AsyncIterator[None]:
+    async def serve(runtime: Runtime, monitor: Monitor) -> AsyncIterator[None]:
         ready = monitor.readiness
-        answers = Answers(metrics, lambda: _status(site, lately), ready.troubles, ready.alive)
+        answers = Answers(metrics, lambda: _status(runtime, lately), ready.troubles, ready.alive)
         server = StatusServer(settings.http, secret, answers)
-        site.on_http_token = server.take_token
+        runtime.on_http_token = server.take_token
         await server.start()
         _leave_users_out_of_garbage()
         try:
@@ -65,7 +65,7 @@ async def _run(
 
     await service.run(
         settings,
-        open_site(settings, os.environ, metrics=metrics, storage_lock=storage_lock),
+        open_runtime(settings, os.environ, metrics=metrics, storage_lock=storage_lock),
         load=lambda: bootstrap.load(paths),
         serve=serve,
         on_stop=lambda drain: deadline.start(drain.total_seconds() + _CLOSING_S),
@@ -95,18 +95,18 @@ def _leave_users_out_of_garbage() -> None:
     gc.set_threshold(_GARBAGE)
 
 
-async def _status(site: Site, lately: StoredLately) -> dict[str, Any]:
-    shop, settings = site.shop, site.config
-    now_s = shop.clock.monotonic()
+async def _status(runtime: Runtime, lately: StoredLately) -> dict[str, Any]:
+    services, settings = runtime.services, runtime.config
+    now_s = services.clock.monotonic()
     seen = Surroundings(
-        bootstrap.storage_shown(settings, shop.gate.reason, shop.gate.free_bytes),
-        evidence=shop.evidence,
-        paces={one.account.name: _pace(one.client, now_s) for one in site.accounts.values()},
-        rejected=site.rejected,
+        bootstrap.storage_shown(settings, services.gate.reason, services.gate.free_bytes),
+        evidence=services.evidence,
+        paces={one.account.name: _pace(one.client, now_s) for one in runtime.accounts.values()},
+        rejected=runtime.rejected,
         alarm_after=settings.retry.alarm_after,
         accounts=settings.accounts,
     )
-    return await status(shop.ledger, shop.clock.now(), seen, lately)
+    return await status(services.ledger, services.clock.now(), seen, lately)
 
 
 def _pace(client: Client, now_s: float) -> Pace:

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Final
 
-_PATIENCE_S: Final = 5.0
+_HANG_TIMEOUT_S: Final = 5.0
 
 
 def prepare() -> None:
@@ -27,7 +27,7 @@ def complain(sentence: str) -> None:
     encoding = sys.stderr.encoding or "utf-8"
     output = LineOutput(sys.stderr)
     output.write(sentence.encode(encoding, "backslashreplace").decode(encoding))
-    output.flush(_PATIENCE_S)
+    output.flush(_HANG_TIMEOUT_S)
 
 
 def flush() -> None:

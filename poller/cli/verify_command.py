@@ -13,7 +13,7 @@ from typing import Any
 from poller.cli import bootstrap
 from poller.cli.console import answer, print_figures, progress, say
 from poller.cli.follow import wait_for_faxes
-from poller.cli.foreground import usable_site, work_or_follow
+from poller.cli.foreground import usable_runtime, work_or_follow
 from poller.cli.lookup import counted, fax_name, find_one
 from poller.clock import SystemClock
 from poller.config.model import Config
@@ -208,10 +208,10 @@ async def _follow(settings: Config, report: VerifyReport) -> None:
 
 async def _work(settings: Config, report: VerifyReport, storage_lock: StorageLock) -> None:
     """Without a service: fetch what was asked for, and all else that is due, within the limits."""
-    async with usable_site(settings, storage_lock) as site:
-        accounts = site.accounts.values()
+    async with usable_runtime(settings, storage_lock) as runtime:
+        accounts = runtime.accounts.values()
         await asyncio.gather(*(account.workers.run_until_idle() for account in accounts))
-        report.tried(await site.shop.ledger.read(faxes.some, list(report.asked)))
+        report.tried(await runtime.services.ledger.read(faxes.some, list(report.asked)))
 
 
 def _print(report: VerifyReport) -> None:

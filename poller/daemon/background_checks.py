@@ -7,8 +7,8 @@ from typing import Any
 from poller import events, log
 from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor
-from poller.ingest.patience import cut_off_if_hung
-from poller.ingest.site import Site
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import State, meta
 
@@ -20,17 +20,21 @@ _REST_FACTOR = 4  # at least as many times as long as it took: a fifth of one di
 
 
 class BackgroundChecks:
-    """Looks after one site; `loops` are its background tasks."""
+    """Looks after one runtime; `loops` are its background tasks."""
 
     def __init__(
-        self, site: Site, poll_soon: Callable[[StreamState], None] = lambda _: None
+        self, runtime: Runtime, poll_soon: Callable[[StreamState], None] = lambda _: None
     ) -> None:
-        self._site = site
+        self._runtime = runtime
         self._poll_soon = poll_soon
-        self._ledger = site.shop.ledger
-        self._clock = site.shop.clock
+        self._ledger = runtime.services.ledger
+        self._clock = runtime.services.clock
         self._auditor = Auditor(
-            site.shop.ledger, site.shop.storage, site.shop.clock, page=64, threads=1
+            runtime.services.ledger,
+            runtime.services.storage,
+            runtime.services.clock,
+            page=64,
+            threads=1,
         )
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -46,14 +50,14 @@ class BackgroundChecks:
                 with suppress(LedgerUnavailable):
                     edits = await self._ledger.read(meta.edits)
                     if edits != seen:
-                        await self._site.read_edits()
+                        await self._runtime.read_edits()
                         self._begin_backfills()
                         seen = edits
             await self._clock.sleep(_LOOK_S)
 
     def _begin_backfills(self) -> None:
         """A poll that is under way looks for them itself, and another comes after it if need be."""
-        for state in self._site.states:
+        for state in self._runtime.states:
             if state.progress.backfill_waits and state.poll_began_at is None:
                 self._poll_soon(state)
 

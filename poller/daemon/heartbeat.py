@@ -6,7 +6,7 @@ import aiohttp
 
 from poller import events
 from poller.client import Resolver
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.log import Episode
 
 _TIMEOUT_S = 10.0
@@ -15,15 +15,15 @@ _TIMEOUT_S = 10.0
 class HeartbeatPinger:
     """Pings only while users are really polled and no fax fails for a day, as `is_well` says."""
 
-    def __init__(self, site: Site, is_well: Callable[[], bool]) -> None:
-        self._site = site
+    def __init__(self, runtime: Runtime, is_well: Callable[[], bool]) -> None:
+        self._runtime = runtime
         self._is_well = is_well
-        self._emit = site.shop.emit
+        self._emit = runtime.services.emit
         self._episode = Episode()
         self._resolver = Resolver("the heartbeat")
 
     async def ping(self) -> None:
-        url = self._site.config.heartbeat.url
+        url = self._runtime.config.heartbeat.url
         if url is None or not self._is_well():
             return
         try:
@@ -41,6 +41,6 @@ class HeartbeatPinger:
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=self._resolver),
-            proxy=self._site.config.heartbeat.proxy,
+            proxy=self._runtime.config.heartbeat.proxy,
             timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
         )

@@ -14,8 +14,8 @@ from poller.daemon.planner import Planner
 from poller.daemon.readiness import Readiness, lag_s
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner
-from poller.ingest.patience import cut_off_if_hung
-from poller.ingest.site import Site
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.runtime import Runtime
 from poller.ledger import FailingCount, StreamRow, faxes, jobs, meta, streams
 from poller.progress import OurClockSet
 from poller.runtime_report import RuntimeReport
@@ -33,17 +33,17 @@ _LOW, _LOW_NO_MORE = 2.0, 2.2  # times `min_free`
 
 
 class Monitor:
-    """Watches one site; `loops` are its background tasks, `readiness` what it answers."""
+    """Watches one runtime; `loops` are its background tasks, `readiness` what it answers."""
 
-    def __init__(self, site: Site, planner: Planner) -> None:
-        self._site = site
+    def __init__(self, runtime: Runtime, planner: Planner) -> None:
+        self._runtime = runtime
         self._planner = planner
-        self._ledger = site.shop.ledger
-        self._clock = site.shop.clock
-        self._emit = site.shop.emit
+        self._ledger = runtime.services.ledger
+        self._clock = runtime.services.clock
+        self._emit = runtime.services.emit
         self._ledger_check = LedgerCheck(self._ledger, self._clock)
-        self.readiness = Readiness(site, planner, self._ledger_check)
-        self._heartbeat = HeartbeatPinger(site, self.readiness.is_well)
+        self.readiness = Readiness(runtime, planner, self._ledger_check)
+        self._heartbeat = HeartbeatPinger(runtime, self.readiness.is_well)
         self._clocks = (self._clock.now(), self._clock.monotonic())
         self._disk_low = False
         self._silent: set[int] = set()
@@ -65,7 +65,7 @@ class Monitor:
         }
         if (interval := systemd.watchdog_interval()) is not None:
             works["watchdog"] = (interval / 3, self._feed_watchdog)
-        heartbeat = self._site.config.heartbeat
+        heartbeat = self._runtime.config.heartbeat
         if heartbeat.url is not None:
             log.register_secret(heartbeat.url)
             works["heartbeat"] = (heartbeat.every.total_seconds(), self._heartbeat.ping)
@@ -102,22 +102,22 @@ class Monitor:
     # -- storage --------------------------------------------------------------------------------
 
     async def _watch_gate(self) -> None:
-        gate = self._site.shop.gate
+        gate = self._runtime.services.gate
         while True:
             usable = False
             async with cut_off_if_hung("gate"):
                 usable = await gate.check()
             if self._ledger.ended:
                 raise RuntimeError("the ledger's writer ended; only a new start helps")
-            self._watch_disk(gate.free_bytes, self._site.config.storage.min_free)
+            self._watch_disk(gate.free_bytes, self._runtime.config.storage.min_free)
             await self._clock.sleep(_GATE_S if usable else _GATE_SHUT_S)
 
     def _watch_disk(self, free: int | None, floor: int) -> None:
         """Warn well before `min_free` stops the fetching."""
-        metrics = self._site.shop.metrics
+        metrics = self._runtime.services.metrics
         metrics.set("storage_min_free_bytes", floor)
         metrics.set("storage_free_bytes", math.nan if free is None else free)
-        metrics.set("storage_usable", self._site.shop.gate.usable)
+        metrics.set("storage_usable", self._runtime.services.gate.usable)
         if free is None:
             return
         low = free < floor * (_LOW_NO_MORE if self._disk_low else _LOW)
@@ -138,14 +138,14 @@ class Monitor:
         way = "back" if step < timedelta(0) else "forward"
         by = timedelta(seconds=round(abs(step).total_seconds()))
         self._emit(events.ClockStepped(round(step.total_seconds(), 1), f"{way} by {by}"))
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
-        for state in self._site.states:
+        for state in self._runtime.states:
             with suppress(LedgerUnavailable):  # the gate says so
                 await state.record_soon(OurClockSet(step))
         self._planner.plan()
         with suppress(LedgerUnavailable):  # the gate says so; the next start does it
-            await self._site.forget_far_future()
+            await self._runtime.forget_far_future()
 
     # -- accounts -------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Monitor:
 
         A poll of any user is the probe; users take turns, one of them may be refused.
         """
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             until = account.client.suspension.until
             states = list(account.states.values())
             if until is not None and self._clock.now() >= until and states:
@@ -164,24 +164,24 @@ class Monitor:
                 self._probes += 1
 
     async def _settle(self) -> None:
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             account.settle_in_time()
 
     # -- what is said regularly -------------------------------------------------------------------
 
     async def _gauges(self) -> None:
-        metrics = self._site.shop.metrics
+        metrics = self._runtime.services.metrics
         metrics.set("ready", not self.readiness.troubles())
-        for account in self._site.accounts.values():  # 0 is a series, too
+        for account in self._runtime.accounts.values():  # 0 is a series, too
             metrics.set("account_suspended", account.is_suspended, account.account.name)
-        for state in self._site.states:
+        for state in self._runtime.states:
             metrics.set_user(*state.user.names, overdue=self._planner.is_overdue(state))
         try:
             waiting = await self._ledger.read(streams.waiting_counts)
             harmed = await self._ledger.read(faxes.damage_counts)
         except LedgerUnavailable:
             return  # the gate says so
-        for state in self._site.states:
+        for state in self._runtime.states:
             pending, quarantined = waiting.get(state.id, (0, 0))
             metrics.set_user(
                 *state.user.names,
@@ -206,7 +206,7 @@ class Monitor:
             rows = await self._ledger.read(streams.all_streams, include_removed=False)
         except LedgerUnavailable:
             return  # the gate says so; what was counted is told the next time
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             mine = [row for row in rows if row.app_id == account.account.app_id]
             self._emit(self._summary(account, mine))
             account.tally.clear()
@@ -234,9 +234,9 @@ class Monitor:
     async def _look_for_silence(self) -> None:
         """Say it once of each user to whom nothing came for longer than expected."""
         silent = set()
-        for state in self._site.states:
+        for state in self._runtime.states:
             is_silent = state.polled and state.silent_since is not None
-            self._site.shop.metrics.set_user(*state.user.names, silent=is_silent)
+            self._runtime.services.metrics.set_user(*state.user.names, silent=is_silent)
             if is_silent:
                 silent.add(state.id)
             if is_silent and state.id not in self._silent:
@@ -246,16 +246,16 @@ class Monitor:
     async def _look_for_failing(self) -> None:
         """A fax that fails for longer than `retry.alarm_after`, or at once where its directory cannot be
         used, is said once for its user."""
-        alarm_after = self._site.config.retry.alarm_after
+        alarm_after = self._runtime.config.retry.alarm_after
         try:
             found = await self._ledger.read(jobs.failing_counts, self._clock.now(), alarm_after)
         except LedgerUnavailable:
             return  # the gate says so
         none = FailingCount()
-        for state in self._site.states:
+        for state in self._runtime.states:
             names = state.user.names
             one, before = found.get(state.id, none), self.readiness.failing.get(state.id, none)
-            self._site.shop.metrics.set_user(*names, failing_s=one.oldest_s)
+            self._runtime.services.metrics.set_user(*names, failing_s=one.oldest_s)
             if one.late and not before.late:
                 self._emit(events.FetchFailed(*names, one.late, round(one.oldest_s)))
             elif before.late and not one.late:

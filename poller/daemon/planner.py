@@ -12,7 +12,7 @@ from poller import events, plan, schedule
 from poller.config.model import Poll
 from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountRunner
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
@@ -24,10 +24,10 @@ _TICK = Poll(every=timedelta(seconds=10))
 class Planner:
     """Plans and runs the polls of all users. `tick_at` is when the scheduler last worked (monotonic)."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._clock = site.shop.clock
-        self._emit = site.shop.emit
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._clock = runtime.services.clock
+        self._emit = runtime.services.emit
         self._polls: dict[asyncio.Task[object], tuple[AccountRunner, StreamState]] = {}
         self.tick_at = self._clock.monotonic()
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
@@ -52,7 +52,7 @@ class Planner:
         await self._end(list(self._polls))
 
     async def end_polls(self, account: AccountRunner) -> None:
-        """End the polls of an account that is not the site's any more; what they listed is recorded.
+        """End the polls of an account that is not the runtime's any more; what they listed is recorded.
 
         They must end before the account is closed: nobody gives them their turn afterwards.
         """
@@ -69,7 +69,7 @@ class Planner:
         """Give every user a job at its own time; polls already under way are not disturbed."""
         self._scheduler.remove_all_jobs()
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             self._plan_account(account)
 
     def poll_within(self, account: AccountRunner, spread: timedelta) -> None:
@@ -112,7 +112,7 @@ class Planner:
         polls = [state.user.poll for state in account.states.values()]
         factor = plan.demand(polls, limit, self._clock.now()).factor
         name = account.account.name
-        self._site.shop.metrics.set("schedule_stretch_ratio", factor, name)
+        self._runtime.services.metrics.set("schedule_stretch_ratio", factor, name)
         if factor > 1:
             self._emit(events.ScheduleStretched(name, round(factor, 2), limit))
         per_second = min(limit * schedule.LISTS_SHARE, POLLS_PER_S)
@@ -147,7 +147,7 @@ class Planner:
 
     async def _poll(self, account: AccountRunner, state: StreamState, trigger: PollTrigger) -> None:
         """Run one poll; what it raises stays here, so that the job goes on."""
-        if self._site.accounts.get(account.account.app_id) is not account:
+        if self._runtime.accounts.get(account.account.app_id) is not account:
             return  # a reload is closing it; it plans anew when it is done
         now = self._clock.now()
         pause = trigger.get_next_fire_time(None, now) - now
@@ -187,7 +187,7 @@ class Planner:
         job = self._scheduler.get_job(event.job_id)
         if job is not None:
             account, _, user = job.name.partition("/")
-            self._site.shop.metrics.poll(account, user, "skipped")
+            self._runtime.services.metrics.poll(account, user, "skipped")
 
     async def _tick(self) -> None:
         self.tick_at = self._clock.monotonic()

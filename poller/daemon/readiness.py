@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from poller.daemon.ledger_check import LedgerCheck
 from poller.daemon.planner import Planner
 from poller.ingest.account import AccountRunner
-from poller.ingest.patience import NO_PROGRESS_S
-from poller.ingest.site import Site
+from poller.ingest.hang_timeout import NO_PROGRESS_S
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FailingCount
 from poller.runtime_report import RuntimeReport
@@ -22,7 +22,7 @@ _FAX_FAILS_FOR = timedelta(days=1)
 class Readiness:
     """`waiting` are each user's pending and quarantined faxes, `failing` those that fail too long."""
 
-    site: Site
+    runtime: Runtime
     planner: Planner
     ledger_check: LedgerCheck
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -34,8 +34,11 @@ class Readiness:
 
     def stalled(self) -> list[str]:
         """Name what has made no progress; the loop itself is seen by whoever waits for an answer."""
-        since = {"scheduler": self.planner.tick_at, "ledger": self.site.shop.ledger.waiting_since}
-        now = self.site.shop.clock.monotonic()
+        since = {
+            "scheduler": self.planner.tick_at,
+            "ledger": self.runtime.services.ledger.waiting_since,
+        }
+        now = self.runtime.services.clock.monotonic()
         return [name for name, at in since.items() if at is not None and now - at >= NO_PROGRESS_S]
 
     def troubles(self) -> list[str]:
@@ -48,37 +51,37 @@ class Readiness:
         return (
             not self.troubles()
             and all(
-                one.progress.last_success_at and not one.failed_polls for one in self.site.states
+                one.progress.last_success_at and not one.failed_polls for one in self.runtime.states
             )
             and longest <= _FAX_FAILS_FOR.total_seconds()
         )
 
     def status_line(self) -> str:
         """One line for `systemctl status`."""
-        site = self.site
-        now = site.shop.clock.now()
-        lags = [lag for state in site.states if (lag := lag_s(state, now)) is not None]
-        suspended = [one.account.name for one in site.accounts.values() if one.is_suspended]
+        runtime = self.runtime
+        now = runtime.services.clock.now()
+        lags = [lag for state in runtime.states if (lag := lag_s(state, now)) is not None]
+        suspended = [one.account.name for one in runtime.accounts.values() if one.is_suspended]
         parts = {
-            f"{len(site.states)} users": True,
+            f"{len(runtime.states)} users": True,
             f"{sum(pending for pending, _ in self.waiting.values())} pending": True,
             f"{sum(given_up for _, given_up in self.waiting.values())} quarantined": True,
             f"largest lag {round(max(lags, default=0.0))} s": bool(lags),
             f"suspended: {', '.join(suspended)}": bool(suspended),
-            f"degraded: {site.shop.gate.reason}": not site.shop.gate.usable,
+            f"degraded: {runtime.services.gate.reason}": not runtime.services.gate.usable,
             "the last reload was rejected: the configuration before it is at work": bool(
-                site.rejected
+                runtime.rejected
             ),
         }
         return ", ".join(part for part, is_so in parts.items() if is_so)
 
     def report(self) -> RuntimeReport:
         """What only this process knows, for those who ask the ledger."""
-        clients = {one.account.name: one.client for one in self.site.accounts.values()}
+        clients = {one.account.name: one.client for one in self.runtime.accounts.values()}
         return RuntimeReport(
-            directory=self.site.shop.storage.where(),
-            reason=self.site.shop.gate.reason,
-            rejected=self.site.rejected,
+            directory=self.runtime.services.storage.where(),
+            reason=self.runtime.services.gate.reason,
+            rejected=self.runtime.rejected,
             rates={
                 name: float(f"{client.pacing.speed.rate:.2g}")
                 for name, client in clients.items()
@@ -88,18 +91,18 @@ class Readiness:
         )
 
     def _troubles(self) -> Iterator[str]:
-        if self.site.shop.gate.reason is not None:
-            yield f"Nothing is fetched: {self.site.shop.gate.reason}"
+        if self.runtime.services.gate.reason is not None:
+            yield f"Nothing is fetched: {self.runtime.services.gate.reason}"
         if self.ledger_check.trouble is not None:
             yield self.ledger_check.trouble
-        for account in self.site.accounts.values():
-            yield from _of_account(account, self.site.shop.clock.now())
-        yield from self._of_users(self.site.states)
+        for account in self.runtime.accounts.values():
+            yield from _of_account(account, self.runtime.services.clock.now())
+        yield from self._of_users(self.runtime.states)
         if not self.alive():
             yield "The scheduler or the ledger has made no progress for two minutes."
 
     def _of_users(self, states: Sequence[StreamState]) -> Iterator[str]:
-        configured = {(user.app_id, user.user_id) for user in self.site.config.users}
+        configured = {(user.app_id, user.user_id) for user in self.runtime.config.users}
         at_work = {(state.user.app_id, state.user.user_id) for state in states}
         if at_work != configured:
             yield (

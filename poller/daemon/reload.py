@@ -14,7 +14,7 @@ from poller.client import tls_context
 from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountRunner
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import StreamRow, streams
 from poller.own_threads import in_own_thread
 
@@ -93,31 +93,31 @@ def _as_it_was(old: Config, new: Config) -> Config:
     )
 
 
-async def prepare(site: Site, settings: Config) -> Prepared:
+async def prepare(runtime: Runtime, settings: Config) -> Prepared:
     """Do all that may fail; `carry_out` must follow at once.
 
     Raises with nothing changed: ConfigError when a secret, CannotStart when a CA file of the new
     configuration cannot be had, LedgerUnavailable when its users could not be recorded.
     """
-    planned = plan(site.config, settings)
+    planned = plan(runtime.config, settings)
     # A share that hangs holds up neither polls nor downloads.
-    secrets = await in_own_thread("secrets", lambda: _secrets(settings.accounts, site.environ))
+    secrets = await in_own_thread("secrets", lambda: _secrets(settings.accounts, runtime.environ))
     http_token = await in_own_thread(
-        "secrets", lambda: _read_again(planned.settings.http.token, site.environ)
+        "secrets", lambda: _read_again(planned.settings.http.token, runtime.environ)
     )
     await in_own_thread("authorities", lambda: [tls_context(a) for a in settings.accounts])
-    await site.shop.ledger.check_writable()
+    await runtime.services.ledger.check_writable()
     left = left_behind(
-        site.config,
+        runtime.config,
         settings,
-        await site.shop.ledger.read(streams.all_streams, include_removed=False),
+        await runtime.services.ledger.read(streams.all_streams, include_removed=False),
     )
     opened: list[AccountRunner] = []
     try:
         for account in (*planned.replaced, *planned.new):
-            one = await site.open_account(account, secrets[account.app_id])
+            one = await runtime.open_account(account, secrets[account.app_id])
             opened.append(one)
-        rows = await site.record_streams(planned.settings)
+        rows = await runtime.record_streams(planned.settings)
     except BaseException:
         for one in opened:
             await one.close()
@@ -126,40 +126,40 @@ async def prepare(site: Site, settings: Config) -> Prepared:
 
 
 async def carry_out(
-    site: Site,
+    runtime: Runtime,
     prepared: Prepared,
     *,
     close: Callable[[AccountRunner], Awaitable[None]],
     start: Callable[[AccountRunner], None],
 ) -> None:
-    """Make the new configuration the site's.
+    """Make the new configuration the runtime's.
 
-    What this raises leaves the site with half of it: the process has to start anew.
+    What this raises leaves the runtime with half of it: the process has to start anew.
     """
     planned = prepared.plan
     # Two accounts with one App ID would end each other's tokens: the old one is closed first.
-    old = _swap(site, prepared)
+    old = _swap(runtime, prepared)
     await asyncio.gather(*(close(account) for account in old))
     for account in planned.stay:
-        site.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
-    await site.end_suspensions(but={account.app_id for account in planned.stay})
-    await site.take_streams(prepared.rows)
+        runtime.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
+    await runtime.end_suspensions(but={account.app_id for account in planned.stay})
+    await runtime.take_streams(prepared.rows)
     for one in old:
-        site.shop.metrics.forget_account(one.account.name)
+        runtime.services.metrics.forget_account(one.account.name)
     for one in prepared.opened:
         start(one)
 
 
-def _swap(site: Site, prepared: Prepared) -> list[AccountRunner]:
+def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:
     """Put the new accounts in the place of the old ones, which are returned: none is polled now."""
     planned = prepared.plan
-    site.config = planned.settings
+    runtime.config = planned.settings
     log.set_level(planned.settings.log.level)
     if prepared.http_token is not None:
-        site.on_http_token(prepared.http_token)
+        runtime.on_http_token(prepared.http_token)
     replaced = [account.app_id for account in planned.replaced]
-    old = [site.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
-    site.accounts |= {one.account.app_id: one for one in prepared.opened}
+    old = [runtime.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
+    runtime.accounts |= {one.account.app_id: one for one in prepared.opened}
     return old
 
 

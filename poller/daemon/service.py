@@ -16,22 +16,22 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread, PollerError
 from poller.ingest.account import AccountRunner
-from poller.ingest.patience import NO_PROGRESS_S
-from poller.ingest.site import Site
+from poller.ingest.hang_timeout import NO_PROGRESS_S
+from poller.ingest.runtime import Runtime
 from poller.own_threads import OwnThreads
 
-Serve = Callable[[Site, Monitor], contextlib.AbstractAsyncContextManager[None]]
+Serve = Callable[[Runtime, Monitor], contextlib.AbstractAsyncContextManager[None]]
 
 
 async def run(
     settings: Config,
-    opening: contextlib.AbstractAsyncContextManager[Site],
+    opening: contextlib.AbstractAsyncContextManager[Runtime],
     *,
     load: Callable[[], Config],
     serve: Serve,
     on_stop: Callable[[timedelta], None] = lambda _: None,
 ) -> None:
-    """Open the site and work until SIGTERM or SIGINT; `load` reads the configuration on SIGHUP.
+    """Open the runtime and work until SIGTERM or SIGINT; `load` reads the configuration on SIGHUP.
 
     `serve` is open while the service works: the status server. `on_stop` is called when it begins
     to stop. Raises what keeps it from
@@ -41,12 +41,12 @@ async def run(
     log.say(events.ServiceStarted(len(settings.users)))
     is_up = False
     try:
-        async with opening as site:
-            planner = Planner(site)
-            monitor = Monitor(site, planner)
-            async with serve(site, monitor):
+        async with opening as runtime:
+            planner = Planner(runtime)
+            monitor = Monitor(runtime, planner)
+            async with serve(runtime, monitor):
                 is_up = True
-                await Service(site, planner, monitor, load, on_stop=on_stop).work()
+                await Service(runtime, planner, monitor, load, on_stop=on_stop).work()
     except PollerError as error:
         if not is_up:  # the sentence on stderr reaches no aggregator
             log.say(events.StartRefused(error))
@@ -59,17 +59,17 @@ class Service:
 
     def __init__(
         self,
-        site: Site,
+        runtime: Runtime,
         planner: Planner,
         monitor: Monitor,
         load: Callable[[], Config],
         *,
         on_stop: Callable[[timedelta], None] = lambda _: None,
     ) -> None:
-        self._site = site
+        self._runtime = runtime
         self._planner = planner
         self._monitor = monitor
-        self._emit = site.shop.emit
+        self._emit = runtime.services.emit
         self._load = load
         self._on_stop = on_stop
         self._stop = asyncio.Event()
@@ -98,25 +98,25 @@ class Service:
             self._emit(events.ServiceStopping())
             systemd.notify(STOPPING=1)
             self._stop.set()
-            self._on_stop(self._site.config.drain)  # which a reload may have changed
+            self._on_stop(self._runtime.config.drain)  # which a reload may have changed
 
     def _start(self) -> None:
-        self._site.shop.gate.on_change = self._gate_changed
-        for account in self._site.accounts.values():
+        self._runtime.services.gate.on_change = self._gate_changed
+        for account in self._runtime.accounts.values():
             self._start_account(account)
         self._planner.start()
         loops = {
             **self._monitor.loops(),
-            **BackgroundChecks(self._site, self._planner.poll_soon).loops(),
+            **BackgroundChecks(self._runtime, self._planner.poll_soon).loops(),
         }
         for name, work in loops.items():
             self._spawn(work, name)
         systemd.notify(READY=1, STATUS=self._monitor.readiness.status_line())
         self._emit(
             events.ServiceReady(
-                accounts=len(self._site.accounts),
-                users=len(self._site.config.users),
-                storage=self._site.shop.gate.reason or "usable",
+                accounts=len(self._runtime.accounts),
+                users=len(self._runtime.config.users),
+                storage=self._runtime.services.gate.reason or "usable",
             )
         )
 
@@ -126,9 +126,9 @@ class Service:
         self._spawn(account.workers.run(), f"workers {account.account.name}")
 
     async def _close_account(self, account: AccountRunner) -> None:
-        """End the work of an account that a reload has taken out of the site."""
+        """End the work of an account that a reload has taken out of the runtime."""
         await self._planner.end_polls(account)
-        await self._site.close_account(account)
+        await self._runtime.close_account(account)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run `work` in the background; if it dies, the service ends."""
@@ -148,7 +148,7 @@ class Service:
     async def _wind_down(self) -> None:
         """Downloads under way have `drain` to end; polls are cut off, their pages are recorded."""
         await self._planner.stop()
-        await self._site.drain(self._site.config.drain.total_seconds())
+        await self._runtime.drain(self._runtime.config.drain.total_seconds())
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -162,7 +162,7 @@ class Service:
         self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))
 
     def _gate_changed(self) -> None:
-        for account in self._site.accounts.values():
+        for account in self._runtime.accounts.values():
             account.note_pause()
             account.workers.wake()
         systemd.notify(STATUS=self._monitor.readiness.status_line())
@@ -188,7 +188,7 @@ class Service:
             # A configuration on a hung share, or a ledger that does not answer, ends this reload only.
             async with asyncio.timeout(NO_PROGRESS_S):
                 settings = await self._loading.run(self._load)
-                prepared = await reload.prepare(self._site, settings)
+                prepared = await reload.prepare(self._runtime, settings)
         except TimeoutError:
             self._emit(events.Stalled("reload"))
             self._note_rejected("It could not be read within two minutes.")
@@ -200,7 +200,7 @@ class Service:
         else:
             self._note_rejected(None)
             await reload.carry_out(
-                self._site, prepared, close=self._close_account, start=self._start_account
+                self._runtime, prepared, close=self._close_account, start=self._start_account
             )
             self._planner.plan()
             self._say_reloaded(settings, prepared)
@@ -228,8 +228,8 @@ class Service:
         )
 
     def _note_rejected(self, problem: str | None) -> None:
-        self._site.rejected = problem
-        self._site.shop.metrics.set("config_rejected", problem is not None)
+        self._runtime.rejected = problem
+        self._runtime.services.metrics.set("config_rejected", problem is not None)
 
 
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:

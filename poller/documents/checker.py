@@ -15,7 +15,7 @@ from poller.documents import Document, DocumentFormat, not_whole
 from poller.documents.protocol import MESSAGE_MAX, WALL_S, CheckResult
 from poller.errors import NotChecked, StorageUnusable
 
-# The modules of this process, wherever they come from; `site` is not asked again.
+# The modules of this process, wherever they come from; `runtime` is not asked again.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from poller.documents.child import main; main()"
 # Some systems cannot start the interpreter without; the rest may hold secrets.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME")

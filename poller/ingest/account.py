@@ -17,7 +17,7 @@ from poller.efax.responses import listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
 from poller.events import Event
 from poller.ingest.empties import EmptyLists
-from poller.ingest.fetch import Fetcher, Outcome, Workshop
+from poller.ingest.fetch import Fetcher, Outcome, Services
 from poller.ingest.poll import Poller
 from poller.ingest.poll_run import PollOutcome
 from poller.ingest.reading import ListReader
@@ -36,8 +36,8 @@ class ClientObserver(Observer):
 
     def __init__(self, owner: "AccountRunner") -> None:
         self._owner = owner
-        self._metrics = owner.shop.metrics
-        self._emit = owner.shop.emit
+        self._metrics = owner.services.metrics
+        self._emit = owner.services.emit
         self._name = owner.account.name
         self._suspended = False
         self._noted_until: datetime | None = None
@@ -45,7 +45,7 @@ class ClientObserver(Observer):
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         self._metrics.request(self._name, call.value, status, seconds)
-        now = self._owner.shop.clock.monotonic()
+        now = self._owner.services.clock.monotonic()
         state = _POLLED.get()
         if state is not None:
             state.progress_at = now
@@ -60,7 +60,7 @@ class ClientObserver(Observer):
         self._owner.on_wait("a call failed and is made again then", seconds)
         state = _POLLED.get()
         if state is not None:
-            state.progress_at = self._owner.shop.clock.monotonic() + seconds
+            state.progress_at = self._owner.services.clock.monotonic() + seconds
 
     def sign_in_waits(self, seconds: float) -> None:
         self._owner.on_wait("the next sign-in may go then", seconds)
@@ -112,7 +112,7 @@ class AccountRunner:
     """Polls and fetches for one account. Open it, poll its states, run its workers, close it."""
 
     account: Account
-    shop: Workshop
+    services: Services
     retry: RetryConfig
     path_template: str
     secret: str = field(repr=False)
@@ -127,32 +127,38 @@ class AccountRunner:
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        shop = self.shop
-        self.progress_at = shop.clock.monotonic()
+        services = self.services
+        self.progress_at = services.clock.monotonic()
         self._observer = ClientObserver(self)
         self.client = Client(
             self.account,
-            Ports(shop.clock, shop.random, SignIns(shop.ledger), self._observer, shop.timeouts),
+            Ports(
+                services.clock,
+                services.random,
+                SignIns(services.ledger),
+                self._observer,
+                services.timeouts,
+            ),
             api_key=lambda: self.secret,
             retry=self.retry,
         )
         self._empties = EmptyLists(
-            self.client, shop.ledger, shop.clock, self.states, emit=shop.emit
+            self.client, services.ledger, services.clock, self.states, emit=services.emit
         )
         reader = ListReader(
             self.client,
-            shop.ledger,
-            shop.clock,
+            services.ledger,
+            services.clock,
             self._empties,
             path_template=self.path_template,
             on_discovered=self._on_discovered,
         )
         self._empties.record = reader.record
-        self._poller = Poller(self.client, reader, self._empties, shop)
+        self._poller = Poller(self.client, reader, self._empties, services)
         self.workers = FetchWorkers(
             self.account,
-            shop,
-            Fetcher(shop, self.client, paused_s=self.paused_s),
+            services,
+            Fetcher(services, self.client, paused_s=self.paused_s),
             users=self.states,
             may_ask=lambda: not self.is_suspended,
             on_outcome=self._on_fetched,
@@ -185,7 +191,7 @@ class AccountRunner:
         """Take a poll that a bug has ended for one that failed."""
         if not state.bug_alarm:
             state.bug_alarm = True
-            self.shop.emit(
+            self.services.emit(
                 events.InternalError(
                     "A poll ended by an error that nobody expected; it is repeated on schedule, "
                     "and this is said again only after one has succeeded.",
@@ -250,12 +256,12 @@ class AccountRunner:
 
     async def paused_s(self) -> float:
         """How long, in seconds, the give-up clock of this account has stood still."""
-        return await self.shop.ledger.write(
+        return await self.services.ledger.write(
             accounts.pause_clock,
             self.account.app_id,
             self.account.name,
-            self.shop.clock.now(),
-            paused=self.is_suspended or not self.shop.gate.usable,
+            self.services.clock.now(),
+            paused=self.is_suspended or not self.services.gate.usable,
         )
 
     def on_suspended(self, until: datetime, reason: str) -> None:
@@ -267,12 +273,12 @@ class AccountRunner:
     def note_suspended(self, until: datetime, reason: str) -> None:
         names = self.account.app_id, self.account.name
         self._note(
-            self.shop.ledger.write(accounts.set_suspended, *names, until, log.redact(reason))
+            self.services.ledger.write(accounts.set_suspended, *names, until, log.redact(reason))
         )
 
     def on_resumed(self) -> None:
         self._note(
-            self.shop.ledger.write(
+            self.services.ledger.write(
                 accounts.set_suspended, self.account.app_id, self.account.name, None, None
             )
         )
@@ -299,7 +305,7 @@ class AccountRunner:
             try:
                 await writing
             except LedgerUnavailable as error:
-                self.shop.gate.close(str(error))
+                self.services.gate.close(str(error))
 
         task = asyncio.create_task(write(), name=f"note {self.account.name}")
         self._notes.add(task)
@@ -309,7 +315,7 @@ class AccountRunner:
 
     def _on_discovered(self, state: StreamState, faxes: Sequence[FaxRow]) -> None:
         self._empties.memory.discovered(faxes)
-        now, last = self.shop.clock.now(), state.progress.last_success_at
+        now, last = self.services.clock.now(), state.progress.last_success_at
         steady = last is not None and now - last < _FRESH
         gaps = state.progress.gaps  # what was in one was not looked for: that says nothing of eFax
         self.tally["discovered"] += len(faxes)
@@ -320,7 +326,7 @@ class AccountRunner:
                 if steady and not in_gap and fax.found_by != "backfill":
                     delay_s = (now - fax.received_at).total_seconds()
             pages = listed_pages(fax.listed)
-            self.shop.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
+            self.services.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
         self.workers.wake(state.id)
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
@@ -329,10 +335,10 @@ class AccountRunner:
 
     def _report(self, state: StreamState, outcome: PollOutcome) -> None:
         if outcome.skipped is not None:
-            self.shop.metrics.poll(*state.user.names, "skipped")
+            self.services.metrics.poll(*state.user.names, "skipped")
             return
         self.tally["polls" if outcome.error is None else "failed_polls"] += 1
-        self.shop.metrics.set_user(
+        self.services.metrics.set_user(
             *state.user.names,
             watermark=state.progress.watermark,
             settled=state.progress.settled_until,
@@ -345,7 +351,7 @@ class AccountRunner:
             if error is None
             else failed(state, error, is_suspended=self.is_suspended)
         ):
-            self.shop.emit(happened)
+            self.services.emit(happened)
 
 
 def failed(state: StreamState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from poller import events, retry
 from poller.errors import ApiError
 from poller.ingest.empties import EmptyLists
-from poller.ingest.fetch import Workshop
+from poller.ingest.fetch import Services
 from poller.ingest.poll_run import PollRun
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
 from poller.ingest.stream_state import StreamState
@@ -18,13 +18,13 @@ _FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 class Backfills:
     """Goes on with the backfills of the streams of one account."""
 
-    def __init__(self, lister: SliceLister, empties: EmptyLists, shop: Workshop) -> None:
+    def __init__(self, lister: SliceLister, empties: EmptyLists, services: Services) -> None:
         self._lister = lister
         self._empties = empties
-        self._ledger = shop.ledger
-        self._clock = shop.clock
-        self._random = shop.random
-        self._emit = shop.emit
+        self._ledger = services.ledger
+        self._clock = services.clock
+        self._random = services.random
+        self._emit = services.emit
 
     async def go_on(self, state: StreamState, run: PollRun) -> None:
         """Go on with what was asked for, as far as this poll's time reaches."""

@@ -73,7 +73,7 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Services:
     """What fetching needs, the same for all accounts."""
 
     ledger: Ledger
@@ -106,9 +106,9 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     """Fetches the faxes of one account. `paused_s` says how long its give-up clock has stood still."""
 
     def __init__(
-        self, shop: Workshop, client: Client, *, paused_s: Callable[[], Awaitable[float]]
+        self, services: Services, client: Client, *, paused_s: Callable[[], Awaitable[float]]
     ) -> None:
-        self._shop = shop
+        self._services = services
         self._client = client
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
@@ -124,7 +124,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         try:
             return await self._attempt(fax, user)
         except LedgerUnavailable as error:
-            self._shop.gate.close(str(error))
+            self._services.gate.close(str(error))
             return Outcome.POSTPONED
 
     async def _attempt(self, fax: FaxRow, user: User) -> Outcome:
@@ -133,13 +133,13 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         except LedgerUnavailable:
             raise
         except StorageFull as error:
-            self._shop.gate.close(str(error))
+            self._services.gate.close(str(error))
             return await self._postpone(fax, error)
         except _NO_FAULT_OF_IT as error:
             return await self._postpone(fax, error)
         except StorageUnusable as error:
             if isinstance(error, StorageHung):
-                self._shop.emit(events.Stalled("storage", *fax.names))
+                self._services.emit(events.Stalled("storage", *fax.names))
             return await self._storage_failed(fax, error)
         except _Withdrawn:
             return Outcome.WITHDRAWN
@@ -147,7 +147,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             return await self._failed(fax, error)
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
-        draft_of = self._shop.storage.draft(fax.path, _identity(fax), replacing=fax.refetch)
+        draft_of = self._services.storage.draft(fax.path, _identity(fax), replacing=fax.refetch)
         async with draft_of as draft:
             with self._under_way(fax, draft):
                 if not await self._to_its_end(fax, self._carry_on(fax, draft)):
@@ -169,7 +169,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             found = await draft.settle(fax.staged, make)
             if found is not None:
                 return found
-            await self._shop.ledger.write_together(jobs.staged, (fax.id, None))
+            await self._services.ledger.write_together(jobs.staged, (fax.id, None))
         return await draft.resume(
             lambda document: _problem(document, fax) is None,
             self._sidecar_of(fax, stored_at=fax.stored_at if fax.refetch else None),
@@ -198,7 +198,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             return
         if first != fax.last_problem:
             await self._keep_evidence(fax, Broken(first), draft)
-            await self._shop.clock.sleep(_AGAIN_S)
+            await self._services.clock.sleep(_AGAIN_S)
             second = await self._download_once(fax, user, draft)
             if second is None:
                 return
@@ -257,37 +257,37 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     async def _publish(self, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         """The ticket is in the row before anybody can take the fax away."""
         with self._written(fax):
-            await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+            await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
         try:
             if not await draft.publish(staged):
                 raise StorageConflict("the fax's sidecar vanished before it had its name")
         except MovedAway:
-            await self._shop.ledger.write_together(jobs.staged, (fax.id, None))
+            await self._services.ledger.write_together(jobs.staged, (fax.id, None))
             await draft.take_back(staged)
             raise
         await self._record(fax, staged.file, staged.problem)
 
     async def _require_claimed(self, fax: FaxRow) -> None:
         """The row was read before the fax waited for its turn."""
-        if not await self._shop.ledger.read(jobs.is_open, fax.id, fax.fence):
+        if not await self._services.ledger.read(jobs.is_open, fax.id, fax.fence):
             raise _Withdrawn("the fax is not to be fetched by what was read of it")
 
     def _sidecar_of(
         self, fax: FaxRow, stored_at: datetime | None = None
     ) -> Callable[[StoredFile], dict[str, Any]]:
         return lambda file: sidecar(
-            file, _origin(fax), stored_at=stored_at or self._shop.clock.now()
+            file, _origin(fax), stored_at=stored_at or self._services.clock.now()
         )
 
     async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None) -> None:
-        now = self._shop.clock.now()
+        now = self._services.clock.now()
         with self._written(fax):
             outcome = jobs.Stored(fax.id, now, file, problem)
-            await self._shop.ledger.write_together(jobs.stored, outcome)
-        self._shop.gate.passed()
+            await self._services.ledger.write_together(jobs.stored, outcome)
+        self._services.gate.passed()
         is_again = fax.refetch
         waited = None if is_again or fax.received_at is None else now - fax.received_at
-        self._shop.emit(
+        self._services.emit(
             events.FaxStored(
                 *fax.names,
                 file=file.file,
@@ -299,12 +299,12 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         )
         if problem is not None:
             is_unchecked = _is_unchecked(problem)
-            self._shop.emit(events.FaxDamaged(*fax.names, file.file, problem, is_unchecked))
+            self._services.emit(events.FaxDamaged(*fax.names, file.file, problem, is_unchecked))
 
     # -- what did not work --------------------------------------------------------------------
 
     async def _storage_failed(self, fax: FaxRow, error: StorageUnusable) -> Outcome:
-        gate = self._shop.gate
+        gate = self._services.gate
         if not await gate.look_again():
             return Outcome.POSTPONED  # the gate is shut; it stays due
         if gate.half_open:  # nobody knows whose fault it is; another fax shall try next
@@ -314,13 +314,15 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
 
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
-        await self._shop.ledger.write(jobs.postpone, fax.id, self._shop.clock.now() + _POSTPONED)
-        self._shop.emit(events.FaxPostponed(*fax.names, error))
+        await self._services.ledger.write(
+            jobs.postpone, fax.id, self._services.clock.now() + _POSTPONED
+        )
+        self._services.emit(events.FaxPostponed(*fax.names, error))
         return Outcome.POSTPONED
 
     async def _failed(self, fax: FaxRow, error: Exception) -> Outcome:
-        shop = self._shop
-        now = shop.clock.now()
+        services = self._services
+        now = services.clock.now()
         paused_s = await self._paused_s()
         quarantine = fax.state is State.QUARANTINED or (
             fax.first_failed_at is not None
@@ -328,12 +330,12 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
                 now,
                 fax.first_failed_at,
                 timedelta(seconds=paused_s - fax.paused_s_at_first_failure),
-                shop.give_up_after,
+                services.give_up_after,
             )
         )
-        pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=shop.random())
+        pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=services.random())
         recorded = await asyncio.shield(
-            shop.ledger.write(
+            services.ledger.write(
                 jobs.attempt_failed,
                 fax.id,
                 now,
@@ -348,17 +350,17 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             )
         )
         if recorded.state is State.QUARANTINED and fax.state is not State.QUARANTINED:
-            shop.emit(events.FaxQuarantined(*fax.names, error, fax.failures + 1))
+            services.emit(events.FaxQuarantined(*fax.names, error, fax.failures + 1))
             return Outcome.QUARANTINED
         is_news = fax.failures == 0 or fax.last_error != str(error)
         pause_s = round(pause.total_seconds())
-        shop.emit(events.FaxRetry(*fax.names, error, fax.failures + 1, pause_s, is_news))
+        services.emit(events.FaxRetry(*fax.names, error, fax.failures + 1, pause_s, is_news))
         return Outcome.NOT_YET if isinstance(error, NotYet) else Outcome.FAILED
 
     async def _keep_evidence(self, fax: FaxRow, error: PollerError, draft: Draft) -> None:
-        await self._shop.evidence.keep(
+        await self._services.evidence.keep(
             _identity(fax),
-            at=self._shop.clock.now(),
+            at=self._services.clock.now(),
             error=str(error),
             evidence=error.evidence if isinstance(error, ApiError) else Evidence(),
             image=draft.reader,

@@ -12,7 +12,7 @@ from poller.ledger import Ledger
 from poller.store import Storage
 
 _TRUSTED_FOR_S = 1.0
-_PATIENCE_S = 30.0
+_HANG_TIMEOUT_S = 30.0
 _DOUBTED_FOR_S = 120.0  # without an attempt meanwhile a look is believed again
 _SHUT_FIRST, _SHUT_CAP = timedelta(seconds=2), timedelta(minutes=1)
 
@@ -87,9 +87,9 @@ class Gate:
         """A share that hangs must not hang its watcher, nor be asked again before it answers."""
         looking = self._looking or asyncio.create_task(self._ask_storage(), name="storage check")
         self._looking = looking
-        await asyncio.wait({looking}, timeout=_PATIENCE_S)
+        await asyncio.wait({looking}, timeout=_HANG_TIMEOUT_S)
         if not looking.done():
-            return f"the storage directory has not answered for {_PATIENCE_S:.0f} seconds"
+            return f"the storage directory has not answered for {_HANG_TIMEOUT_S:.0f} seconds"
         if self._looking is looking:  # another waiter may have begun the next one
             self._looking = None
         reason, self.free_bytes = looking.result()

@@ -15,7 +15,7 @@ from poller.errors import (
 from poller.ingest.agreed_time import AgreedTime
 from poller.ingest.backfill import Backfills
 from poller.ingest.empties import EmptyLists
-from poller.ingest.fetch import Workshop
+from poller.ingest.fetch import Services
 from poller.ingest.poll_run import PollOutcome, PollRun
 from poller.ingest.reading import ListReader
 from poller.ingest.refusals import Refusals
@@ -39,16 +39,16 @@ class Poller:
     """Polls the streams of one account."""
 
     def __init__(
-        self, client: Client, reader: ListReader, empties: EmptyLists, shop: Workshop
+        self, client: Client, reader: ListReader, empties: EmptyLists, services: Services
     ) -> None:
         self._empties = empties
-        self._clock = shop.clock
-        self._emit = shop.emit
-        self._time = AgreedTime(client, shop.clock)
-        self._refusals = Refusals(client, shop.random, shop.emit)
-        self._lister = SliceLister(reader, clock=shop.clock, random=shop.random)
-        self._sweeps = Sweeps(self._lister, reader, shop.clock, shop.emit)
-        self._backfills = Backfills(self._lister, empties, shop)
+        self._clock = services.clock
+        self._emit = services.emit
+        self._time = AgreedTime(client, services.clock)
+        self._refusals = Refusals(client, services.random, services.emit)
+        self._lister = SliceLister(reader, clock=services.clock, random=services.random)
+        self._sweeps = Sweeps(self._lister, reader, services.clock, services.emit)
+        self._backfills = Backfills(self._lister, empties, services)
 
     async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
         """List what is due of `state` and record it; old gaps only until monotonic `until`.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from poller import events, log
 from poller.config.model import Account
 from poller.errors import LedgerUnavailable
-from poller.ingest.fetch import Fetcher, Outcome, Workshop
-from poller.ingest.patience import cut_off_if_hung
+from poller.ingest.fetch import Fetcher, Outcome, Services
+from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, jobs
 
@@ -63,7 +63,7 @@ class FetchWorkers:
     def __init__(
         self,
         account: Account,
-        shop: Workshop,
+        services: Services,
         fetcher: Fetcher,
         *,
         users: dict[int, StreamState],
@@ -73,10 +73,10 @@ class FetchWorkers:
         self.at_once = images_at_once(account.limits.in_flight)
         self._app_id = account.app_id
         self._account = account.name
-        self._ledger = shop.ledger
+        self._ledger = services.ledger
         self._fetcher = fetcher
-        self._gate = shop.gate
-        self._clock = shop.clock
+        self._gate = services.gate
+        self._clock = services.clock
         self._users = users
         self._may_ask = may_ask
         self._on_outcome = on_outcome
@@ -131,9 +131,9 @@ class FetchWorkers:
         for task in late:
             task.cancel()
         # A step in a hung share lets itself be cancelled only the second time.
-        for patience_s in (_CUT_OFF_S, 1.0):
+        for hang_timeout_s in (_CUT_OFF_S, 1.0):
             if late:
-                _, late = await asyncio.wait(late, timeout=patience_s)
+                _, late = await asyncio.wait(late, timeout=hang_timeout_s)
             for task in late:
                 task.cancel()
 

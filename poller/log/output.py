@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final, TextIO
 
 _PIECE: Final = 4096  # PIPE_BUF: what poll promises to take without blocking
-_PATIENCE_S: Final = 0.2
+_HANG_TIMEOUT_S: Final = 0.2
 _QUEUE_BYTES: Final = 1 << 20
 _IDLE_S: Final = 10.0  # so long a thread waits for the next line before it ends
 
@@ -99,7 +99,7 @@ class LineOutput:
         return self._polled[descriptor]
 
     def _write_polled(self, descriptor: int, line: bytes) -> None:
-        deadline = time.monotonic() + (0.0 if self._stuck else _PATIENCE_S)
+        deadline = time.monotonic() + (0.0 if self._stuck else _HANG_TIMEOUT_S)
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
 
@@ -122,7 +122,7 @@ class LineOutput:
         self._queued_bytes += len(line)
         self._changed.notify_all()
         if not self._stuck:
-            self._stuck = not self._changed.wait_for(lambda: not self._queue, _PATIENCE_S)
+            self._stuck = not self._changed.wait_for(lambda: not self._queue, _HANG_TIMEOUT_S)
 
     def _have_thread(self) -> bool:
         """Start the thread unless it lives: it ends when it is idle, and a fork leaves it behind."""

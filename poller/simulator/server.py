@@ -26,7 +26,7 @@ class Simulator(FakeEfax):
         super().__init__(**settings)
         self.port = port
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._runtime: web.TCPSite | None = None
 
     @property
     def base_url(self) -> str:
@@ -88,8 +88,8 @@ class Simulator(FakeEfax):
 
     async def _listen(self) -> None:
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
-        await self._site.start()
+        self._runtime = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await self._runtime.start()
         self.port = self._runner.addresses[0][1]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:

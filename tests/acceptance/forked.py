@@ -69,7 +69,7 @@ class ForkedInstallation(Installation):
         *words: str,
         config: bool = True,
         environ: Mapping[str, str] = NOTHING,
-        patience_s: float = PATIENCE_S * 2,
+        hang_timeout_s: float = PATIENCE_S * 2,
     ) -> Done:
         where = ("-c", str(self.config)) if config else ()
         out, err = self.root / "out", self.root / "err"
@@ -79,7 +79,7 @@ class ForkedInstallation(Installation):
             out=str(out),
             err=str(err),
             environ={**self.environ, **environ},
-            patience_s=round(patience_s),
+            hang_timeout_s=round(hang_timeout_s),
         )
         code = await asyncio.to_thread(self._forks.run, order)
         return Done(code, out.read_text(), err.read_text())

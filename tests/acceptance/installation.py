@@ -210,12 +210,12 @@ class Installation:
         *words: str,
         config: bool = True,
         environ: Mapping[str, str] = NOTHING,
-        patience_s: float = PATIENCE_S * 2,
+        hang_timeout_s: float = PATIENCE_S * 2,
     ) -> Done:
         """Run a command to its end; `environ` is laid over the usual one."""
         process = await self._start(*words, config=config, environ=environ)
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(hang_timeout_s):
                 out, err = await process.communicate()
         finally:
             await _end(process)

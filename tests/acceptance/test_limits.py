@@ -36,7 +36,7 @@ async def test_2000_faxes_of_600_users_drain_without_a_single_429(tmp_path: Path
         installation.settings["accounts"] = accounts
         installation.write({})
         installation.environ[KEY_VARIABLE] = "key"
-        done = await installation.poller("once", "--json", patience_s=270)
+        done = await installation.poller("once", "--json", hang_timeout_s=270)
         assert done.code == 0, done
         summary = done.json
         assert (summary["polled"], summary["stored"]) == (ACCOUNTS * USERS_EACH, FAXES)

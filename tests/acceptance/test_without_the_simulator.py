@@ -23,10 +23,10 @@ async def simulator() -> AsyncIterator[Simulator]:
 @pytest.fixture
 def server(simulator: Simulator, tmp_path: Path) -> Installation:
     installation = Installation(tmp_path, simulator.base_url)
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(_NOT_INSTALLED)
-    paths = (str(site), os.environ.get("PYTHONPATH"))
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    (runtime / "sitecustomize.py").write_text(_NOT_INSTALLED)
+    paths = (str(runtime), os.environ.get("PYTHONPATH"))
     installation.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return installation
 

@@ -20,7 +20,7 @@ from poller import VERSION, config, log
 from poller.config.model import Config
 from poller.documents import StoredFile
 from poller.ingest.account import AccountRunner
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.ledger import Ledger, jobs
 from poller.metrics import Metrics
 from poller.status import Surroundings, status
@@ -87,27 +87,27 @@ async def _measure(small: Sized, large: Sized, rounds: int) -> None:
     async with AsyncExitStack() as stack:
         both = [(one, await stack.enter_async_context(_at_work(one))) for one in (small, large)]
         for _ in range(rounds):
-            for one, site in both:
-                await _work(one, site)
+            for one, runtime in both:
+                await _work(one, runtime)
         for one, _ in both * rounds:
             one.took["status"].append(await _timed(one.installation.status()))
-        for one, site in both:
-            await _poll_beside_snapshot(one, site)
+        for one, runtime in both:
+            await _poll_beside_snapshot(one, runtime)
 
 
 @asynccontextmanager
-async def _at_work(one: Sized) -> AsyncIterator[Site]:
+async def _at_work(one: Sized) -> AsyncIterator[Runtime]:
     settings = config.load([one.installation.config])
-    async with open_site(settings, {KEY_VARIABLE: KEY}, metrics=Metrics(VERSION)) as site:
-        account = _account(site)
+    async with open_runtime(settings, {KEY_VARIABLE: KEY}, metrics=Metrics(VERSION)) as runtime:
+        account = _account(runtime)
         for state in account.states.values():
             state.sweep_now = False
             await account.poll(state)  # the first one has the gap since the ledger was made
-        yield site
+        yield runtime
 
 
-def _account(site: Site) -> AccountRunner:
-    (account,) = site.accounts.values()
+def _account(runtime: Runtime) -> AccountRunner:
+    (account,) = runtime.accounts.values()
     return account
 
 
@@ -117,15 +117,15 @@ async def _timed(work: Awaitable[object]) -> float:
     return time.perf_counter() - began
 
 
-async def _work(one: Sized, site: Site) -> None:
+async def _work(one: Sized, runtime: Runtime) -> None:
     """Every user is polled once, which finds one fax more, and one is noted as stored."""
-    account, ledger = _account(site), site.shop.ledger
+    account, ledger = _account(runtime), runtime.services.ledger
     for state in account.states.values():
         one.took["poll"].append(await _timed(account.poll(state)))
         while state.id not in await ledger.read(jobs.streams_with_due, "app-1", datetime.now(UTC)):
             await account.poll(state)  # the server's clock, which has whole seconds, was behind
         one.took["fetch"].append(await _timed(_bookkeeping(ledger, state.id)))
-    one.took["query"].append(await _timed(_status(ledger, site.config)))
+    one.took["query"].append(await _timed(_status(ledger, runtime.config)))
 
 
 async def _bookkeeping(ledger: Ledger, user: int) -> None:
@@ -141,11 +141,11 @@ async def _status(ledger: Ledger, settings: Config) -> None:
     await status(ledger, datetime.now(UTC), Surroundings({}))
 
 
-async def _poll_beside_snapshot(one: Sized, site: Site) -> None:
+async def _poll_beside_snapshot(one: Sized, runtime: Runtime) -> None:
     """Poll user after user while the daily snapshot is made and checked."""
-    account = _account(site)
+    account = _account(runtime)
     began = time.perf_counter()
-    copying = asyncio.create_task(site.shop.ledger.look_after(datetime.now(UTC)))
+    copying = asyncio.create_task(runtime.services.ledger.look_after(datetime.now(UTC)))
     while not copying.done():
         for state in account.states.values():
             one.meanwhile.append(await _timed(account.poll(state)))

@@ -96,7 +96,7 @@ class Ran:
 
 
 @dataclass
-class Site:
+class Runtime:
     """One installation on disk and the eFax that serves it, at one moment."""
 
     installation: Installation
@@ -191,7 +191,7 @@ class Explorer:
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @asynccontextmanager
-    async def site(self, moment: Moment) -> AsyncIterator[Site]:
+    async def runtime(self, moment: Moment) -> AsyncIterator[Runtime]:
         """A fresh installation, or one that the first run has been through."""
         root = self.work / "now" / "root"
         shutil.rmtree(root.parent, ignore_errors=True)
@@ -203,7 +203,9 @@ class Explorer:
         async with efax(moment, self.began) as simulator:
             if moment is SECOND:
                 _already_served(simulator, progress(self._base / "state" / "poller.db").stored)
-            yield Site(install(root, simulator.base_url), simulator, self.server, moment, self.way)
+            yield Runtime(
+                install(root, simulator.base_url), simulator, self.server, moment, self.way
+            )
 
     @property
     def _base(self) -> Path:
@@ -211,32 +213,32 @@ class Explorer:
 
     async def calls_of(self, moment: Moment) -> list[str]:
         """Run without a fault and give the calls that it made, in order: `N CALL PATH`."""
-        async with self.site(moment) as site:
+        async with self.runtime(moment) as runtime:
             names = self.work / "names"
-            ran = await site.once(names=str(names))
+            ran = await runtime.once(names=str(names))
             assert ran.code == 1, ran  # one fax cannot be had
-            found = problems(site.expected(at_rest=True))
+            found = problems(runtime.expected(at_rest=True))
             assert not found, found
             if moment is FIRST:
                 shutil.rmtree(self._base, ignore_errors=True)
-                shutil.copytree(site.installation.root, self._base)
+                shutil.copytree(runtime.installation.root, self._base)
             return names.read_text().splitlines()
 
     async def broken(self, point: Point) -> tuple[bool, list[str]]:
         """Break one run there and let it recover; whether the point was reached, and what is wrong."""
-        async with self.site(point.moment) as site:
-            before = progress(site.installation.ledger)
-            ran = await site.once(at=point.at, act=point.act, planted=point.planted)
+        async with self.runtime(point.moment) as runtime:
+            before = progress(runtime.installation.ledger)
+            ran = await runtime.once(at=point.at, act=point.act, planted=point.planted)
             reached = ran.code == KILLED or point.act != "kill"
-            found = [f"crashed: {one}" for one in _after(site, before, ran, point)]
+            found = [f"crashed: {one}" for one in _after(runtime, before, ran, point)]
             if found:
                 return reached, found
             if point.again:
-                await site.once(at=point.again, act="kill", planted=point.planted)
-                found = problems(site.expected(at_rest=False), before)
+                await runtime.once(at=point.again, act="kill", planted=point.planted)
+                found = problems(runtime.expected(at_rest=False), before)
                 if found:
                     return reached, [f"crashed again: {one}" for one in found]
-            return reached, await _recovered(site, point)
+            return reached, await _recovered(runtime, point)
 
 
 def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
@@ -248,9 +250,9 @@ def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
         simulator.served[fax] = [hashlib.sha256(document(fax, fmt)).hexdigest() for fmt in formats]
 
 
-def _after(site: Site, before: Progress, ran: Ran, point: Point) -> Iterator[str]:
+def _after(runtime: Runtime, before: Progress, ran: Ran, point: Point) -> Iterator[str]:
     """What may not be so after the break, before anybody starts again."""
-    yield from problems(site.expected(at_rest=False), before)
+    yield from problems(runtime.expected(at_rest=False), before)
     if ran.left:
         yield f"orphans: {ran.left}"
     if point.act == "kill":
@@ -261,42 +263,42 @@ def _after(site: Site, before: Progress, ran: Ran, point: Point) -> Iterator[str
         yield "bug: a traceback was printed: " + ran.err[-1500:]
     if not ran.complained or ran.code == 0:
         # Then the fault had no consequence but perhaps a dot-file for the next start to remove.
-        silent = problems(site.expected(at_rest=True), before)
+        silent = problems(runtime.expected(at_rest=True), before)
         yield from (f"silent: {one}" for one in silent if not one.startswith("left over"))
 
 
-async def _recovered(site: Site, point: Point) -> list[str]:
+async def _recovered(runtime: Runtime, point: Point) -> list[str]:
     """Start again without faults, twice; what is wrong then."""
     # After a failed attempt a fax is due again only after a while.
     later = timedelta(0) if point.act == "kill" else timedelta(minutes=30)
-    site.simulator.now = _shifted(site.simulator, later)
-    had, secure = downloads_of(site.simulator), site.secure()
+    runtime.simulator.now = _shifted(runtime.simulator, later)
+    had, secure = downloads_of(runtime.simulator), runtime.secure()
     if point.taken:
-        site.take_all()
-    asked, before = len(site.simulator.requests), progress(site.installation.ledger)
-    ran = await site.once(later=later, planted=point.planted)
-    found = problems(site.expected(at_rest=True), before)
+        runtime.take_all()
+    asked, before = len(runtime.simulator.requests), progress(runtime.installation.ledger)
+    ran = await runtime.once(later=later, planted=point.planted)
+    found = problems(runtime.expected(at_rest=True), before)
     found += _run_problems(ran)
-    found += site.delivered_again()
+    found += runtime.delivered_again()
     allowed = {UNOBTAINABLE}
-    has = {key: n for key, n in downloads_of(site.simulator).items() if key not in allowed}
+    has = {key: n for key, n in downloads_of(runtime.simulator).items() if key not in allowed}
     damaged = {key for key in has if key[2] in ("f-damaged", "f-02", "f-11")}
     single = {key: n for key, n in has.items() if key not in damaged}
     found += download_problems(had, single, stored=secure, open_=1)
     found += download_problems(had, {k: has[k] for k in damaged}, stored=secure, open_=2)
-    if len(site.simulator.requests) - asked > MOST_REQUESTS:
-        found.append(f"storm: {len(site.simulator.requests) - asked} requests")
-    found += secret_problems("".join(site.logs), [KEY, *_numbers(site.simulator)])
+    if len(runtime.simulator.requests) - asked > MOST_REQUESTS:
+        found.append(f"storm: {len(runtime.simulator.requests) - asked} requests")
+    found += secret_problems("".join(runtime.logs), [KEY, *_numbers(runtime.simulator)])
     if found:
         return [f"recovered: {one}" for one in found] + [ran.err[-1500:]]
     if point.at % SECOND_RUN_EVERY:
         return []
-    was, downloads = site.everything(), sum(has.values())
-    await site.once(later=later)
-    found = problems(site.expected(at_rest=True))
-    if site.everything() != was:
+    was, downloads = runtime.everything(), sum(has.values())
+    await runtime.once(later=later)
+    found = problems(runtime.expected(at_rest=True))
+    if runtime.everything() != was:
         found.append("restless: a second run changed the storage")
-    again = downloads_of(site.simulator)
+    again = downloads_of(runtime.simulator)
     if sum(n for key, n in again.items() if key not in allowed) != downloads:
         found.append("again: a second run downloaded something")
     return [f"second run: {one}" for one in found]

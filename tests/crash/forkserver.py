@@ -37,7 +37,7 @@ def _serve() -> None:
 def _run(shim: Any, order: dict[str, Any]) -> None:
     code = 70
     try:
-        signal.alarm(order["patience_s"])  # a run that hangs is a defect, not a hung explorer
+        signal.alarm(order["hang_timeout_s"])  # a run that hangs is a defect, not a hung explorer
         for number, name in ((1, "out"), (2, "err")):
             fd = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(fd, number)

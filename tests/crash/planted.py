@@ -28,7 +28,7 @@ def row_before_link() -> None:
     """The row says *stored* before the sidecar has its name."""
 
     async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
-        await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+        await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
         await self._record(fax, staged.file, staged.problem)
         await draft.publish(staged)
 
@@ -40,7 +40,7 @@ def published_before_the_ticket() -> None:
 
     async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         await draft.publish(staged)
-        await self._shop.ledger.write_together(jobs.staged, (fax.id, staged))
+        await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
         await self._record(fax, staged.file, staged.problem)
 
     Fetcher._publish = publish  # type: ignore[method-assign]

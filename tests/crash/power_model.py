@@ -27,7 +27,7 @@ class Call:
     op: str
     inode: int
     number: int
-    site: str
+    runtime: str
     path: str
     other: str
     data: bytes
@@ -38,9 +38,9 @@ def read_record(file: Path) -> list[Call]:
     raw, at, calls = file.read_bytes(), 0, list[Call]()
     while at < len(raw):
         end = raw.index(b"\n", at)
-        op, inode, number, size, site, path, other = raw[at:end].decode().split("\t")
+        op, inode, number, size, runtime, path, other = raw[at:end].decode().split("\t")
         at = end + 1 + int(size)
-        calls.append(Call(op, int(inode), int(number), site, path, other, raw[end + 1 : at]))
+        calls.append(Call(op, int(inode), int(number), runtime, path, other, raw[end + 1 : at]))
     return calls
 
 
@@ -272,12 +272,12 @@ def crashes(
 ) -> Iterator[Crash]:
     """Give distinct crash states, in the order of the run: the plain fates, then random ones.
 
-    An fsync whose site is in `forgotten` does nothing. `see` is told each call before its crashes.
+    An fsync whose runtime is in `forgotten` does nothing. `see` is told each call before its crashes.
     """
     seen: set[int] = set()
     counts = defaultdict[str, int](int)
     for after, call in enumerate(calls, start=1):
-        disk.apply(call, synced=call.site not in forgotten)
+        disk.apply(call, synced=call.runtime not in forgotten)
         see(call)
         counts[call.op] += 1
         some: list[Fate] = ["some"] * samples

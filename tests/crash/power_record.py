@@ -21,7 +21,7 @@ from tests.crash.power_model import Call, Found, read_record
 from tests.crash.power_rules import LEDGER, STORAGE, Ledgers, Served
 
 _SOURCE = Path(__file__).with_name("record.c")
-_PATIENCE_S = 180.0
+_HANG_TIMEOUT_S = 180.0
 NOTHING = Found({}, {})
 
 
@@ -80,7 +80,7 @@ class Run:
 
     def sites(self) -> set[str]:
         """Every place in the program that asked for an fsync; `sqlite` has none."""
-        return {call.site for call in self.calls if call.op == "sync" and call.site}
+        return {call.runtime for call in self.calls if call.op == "sync" and call.runtime}
 
 
 class Program:
@@ -105,7 +105,7 @@ class Program:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{root}\t{self._way}\t{bug}\n".encode())
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_HANG_TIMEOUT_S):
             code = int(await self._process.stdout.readline())
         said = (root / "err").read_text() + (root / "out").read_text()
         run = Run(disk, found, look(disk), read_record(root / "record"), code, said)

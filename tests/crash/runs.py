@@ -34,7 +34,7 @@ class Order:
     planted: str = ""
     names: str = ""
     later_s: float = 0
-    patience_s: int = PATIENCE_S
+    hang_timeout_s: int = PATIENCE_S
 
 
 class ForkServer:
@@ -48,7 +48,7 @@ class ForkServer:
         assert self._process.stdout is not None
         async with self._turn:
             self._process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
-            async with asyncio.timeout(order.patience_s + 30):
+            async with asyncio.timeout(order.hang_timeout_s + 30):
                 line = await self._process.stdout.readline()
         assert line, "the fork server died"
         return int(json.loads(line))

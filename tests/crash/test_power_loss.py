@@ -136,14 +136,16 @@ def _as_the_first_release_left_it(found: Found, poller: Program) -> Found:
 async def test_forgetting_any_one_fsync_is_found(lab: Lab) -> None:
     run = await _run(lab)
     sites = run.sites()
-    assert {_without_line(site) for site in sites} >= ONLY_PROBES
-    needed = {site for site in sites if _without_line(site) not in ONLY_PROBES | LATER_PROBES}
+    assert {_without_line(runtime) for runtime in sites} >= ONLY_PROBES
+    needed = {
+        runtime for runtime in sites if _without_line(runtime) not in ONLY_PROBES | LATER_PROBES
+    }
     assert len(needed) >= 11
-    assert [site for site in sorted(needed) if not lab.finds(run, {site})] == []
+    assert [runtime for runtime in sorted(needed) if not lab.finds(run, {runtime})] == []
 
 
-def _without_line(site: str) -> str:
-    where, _, caller = site.partition(" from ")
+def _without_line(runtime: str) -> str:
+    where, _, caller = runtime.partition(" from ")
     return f"{where.rpartition(':')[0]} from {caller}"
 
 
@@ -201,8 +203,8 @@ def _kills(run: Run) -> list[int]:
     """Before the first fsync of each place in the code, and at some other calls."""
     first: dict[str, int] = {}
     for at, call in enumerate(run.calls):
-        if call.op == "sync" and call.site:
-            first.setdefault(call.site, at)
+        if call.op == "sync" and call.runtime:
+            first.setdefault(call.runtime, at)
     others = [at for at in range(len(run.calls)) if at not in first.values()]
     places = list(first.values()) if EXHAUSTIVE else _sampled(list(first.values()), 3)
     return sorted([*places, *_sampled(others, KILLS)])

@@ -28,7 +28,7 @@ from poller.config.model import (
 )
 from poller.ingest.account import AccountRunner
 from poller.ingest.poll_run import PollOutcome
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, faxes, streams
 from poller.metrics import Metrics
@@ -64,14 +64,14 @@ class Bench:
     simulator: Simulator
     proxy: Proxy
     clock: QuickClock
-    site: Site
+    runtime: Runtime
     storage: Path
 
     def account(self, app: str = APP) -> AccountRunner:
-        return self.site.accounts[app]
+        return self.runtime.accounts[app]
 
     def state(self, user: str) -> StreamState:
-        return next(state for state in self.site.states if state.user.user_id == user)
+        return next(state for state in self.runtime.states if state.user.user_id == user)
 
     async def poll(self, user: str = "user-a") -> PollOutcome:
         state = self.state(user)
@@ -80,7 +80,7 @@ class Bench:
     async def fetch(self) -> None:
         """Fetch all that is due, of every account at once."""
         await asyncio.gather(
-            *(account.workers.run_until_idle() for account in self.site.accounts.values())
+            *(account.workers.run_until_idle() for account in self.runtime.accounts.values())
         )
 
     async def cycle(self) -> dict[str, PollOutcome]:
@@ -100,11 +100,13 @@ class Bench:
         return self.receive("user-a"), self.receive("user-b"), self.receive("user-c")
 
     async def row(self, fax: Fax) -> FaxRow:
-        (found,) = await self.site.shop.ledger.read(faxes.find, fax.fax_id)
+        (found,) = await self.runtime.services.ledger.read(faxes.find, fax.fax_id)
         return found
 
     async def last_error(self, user: str) -> str | None:
-        return (await self.site.shop.ledger.read(streams.one, self.state(user).id)).last_error
+        return (
+            await self.runtime.services.ledger.read(streams.one, self.state(user).id)
+        ).last_error
 
     def visible(self, user: str) -> list[Path]:
         """What of this user's faxes a consumer can see."""
@@ -116,7 +118,7 @@ class Bench:
 
     async def counted(self, account: str = "main", call: str | None = None) -> int:
         """How many requests the program says that it has sent."""
-        text = (await self.site.shop.metrics.render()).decode()
+        text = (await self.runtime.services.metrics.render()).decode()
         lines = [line for line in text.splitlines() if line.startswith("poller_requests_total{")]
         wanted = [f'account="{account}"', f'call="{call}"' if call else ""]
         return round(
@@ -137,7 +139,7 @@ class Bench:
         outcomes = await self.cycle()
         assert not any(outcome.failed or outcome.skipped for outcome in outcomes.values())
         assert not any(outcome.discovered for outcome in outcomes.values())
-        assert not any(state.progress.gaps for state in self.site.states)
+        assert not any(state.progress.gaps for state in self.runtime.states)
         assert_stored(self, self.simulator, names=NAMES)
 
 
@@ -178,15 +180,15 @@ async def bench(
             http=HttpConfig(host=None),
         )
         secrets = {APP: KEY, OTHER_APP: OTHER_KEY}
-        async with open_site(
+        async with open_runtime(
             settings,
             secrets,
             metrics=Metrics("test"),
             clock=clock,
             random=lambda: 0.5,
             timeouts=timeouts,
-        ) as site:
-            yield Bench(simulator, proxy, clock, site, settings.storage.directory)
+        ) as runtime:
+            yield Bench(simulator, proxy, clock, runtime, settings.storage.directory)
 
 
 def _account(name: str, app: str, base_url: str, users: tuple[str, ...]) -> Account:

@@ -18,12 +18,12 @@ import pytest
 from poller.config.model import Poll
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import State, fold
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from tests.acceptance.installation import assert_stored
-from tests.conftest import APP, KEY, NOON, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, KEY, NOON, MakeConfig, QuickClock, opened_runtime
 from tests.faults.network import trying
 from tests.integration.at_work import faults, parts, poll, row
 
@@ -60,12 +60,12 @@ class World:
             APP, "user-a", completed=self.clock.true() - before, distinct=False
         )
 
-    async def poll(self, site: Site) -> bool:
+    async def poll(self, runtime: Runtime) -> bool:
         """Poll and fetch; whether the poll went well. The watermark must be true after each."""
-        outcome = await poll(site)
-        await site.accounts[APP].workers.run_until_idle()
-        _, state = parts(site)
-        covered = (await site.shop.ledger.read(fold.progress, state.id)).coverage
+        outcome = await poll(runtime)
+        await runtime.accounts[APP].workers.run_until_idle()
+        _, state = parts(runtime)
+        covered = (await runtime.services.ledger.read(fold.progress, state.id)).coverage
         assert covered == state.progress.coverage
         if covered.newest_end is not None:
             assert covered.newest_end <= self.clock.true(), "it claims to have listed the future"
@@ -75,11 +75,11 @@ class World:
         self.watermark = state.progress.watermark
         return not outcome.failed and outcome.skipped is None
 
-    async def rounds(self, site: Site, count: int) -> None:
+    async def rounds(self, runtime: Runtime, count: int) -> None:
         """A new fax every minute, and a poll."""
         for _ in range(count):
             self.receive()
-            await self.poll(site)
+            await self.poll(runtime)
             self.clock.advance(MINUTE)
 
 
@@ -92,7 +92,7 @@ async def installed(
         simulator.add_user(APP, "user-a")
         settings = make_config(simulator.base_url, users=("user-a",), poll=Poll(start=2 * DAY))
         yield World(
-            clock, simulator, lambda: opened_site(settings, clock), settings.storage.directory
+            clock, simulator, lambda: opened_runtime(settings, clock), settings.storage.directory
         )
 
 
@@ -104,11 +104,11 @@ async def world(make_config: MakeConfig) -> AsyncIterator[World]:
 
 async def settle(world: World, *, rounds: int = 4) -> None:
     """Let a last start and some more polls find the rest; all is there once, and asked for once."""
-    async with world.open() as site:
-        await world.rounds(site, rounds)
+    async with world.open() as runtime:
+        await world.rounds(runtime, rounds)
         world.clock.advance(MINUTE)
-        assert await world.poll(site)
-        assert not parts(site)[1].progress.gaps
+        assert await world.poll(runtime)
+        assert not parts(runtime)[1].progress.gaps
     assert_stored(world, world.simulator, names=NAMES)
     assert set(world.simulator.downloads.values()) <= {1}
 
@@ -119,8 +119,8 @@ async def test_row_53_a_clock_that_is_wrong_from_the_start_misses_nothing(
 ) -> None:
     world.clock.step(ahead)
     world.receive(47 * HOUR)  # within the look-back, by eFax's time
-    async with world.open() as site:
-        await world.rounds(site, 5)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 5)
     world.clock.step(-ahead)  # set right while it was down
     world.receive()
     world.clock.advance(3 * HOUR)
@@ -132,30 +132,30 @@ async def test_row_53_a_clock_that_is_wrong_from_the_start_misses_nothing(
 async def test_row_53_a_clock_that_steps_while_running_misses_nothing(
     world: World, step: timedelta, noticed: bool
 ) -> None:
-    async with world.open() as site:
-        await world.rounds(site, 3)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 3)
         world.clock.step(step)
         if noticed:
-            await _noticed(site, step)
+            await _noticed(runtime, step)
         requests = len(world.simulator.requests)
-        await world.rounds(site, 4)
+        await world.rounds(runtime, 4)
         # Four polls of one list each, their images, and what a sweep may add: no storm.
         assert len(world.simulator.requests) - requests <= 30
         world.clock.step(-step)
         if noticed:
-            await _noticed(site, -step)
-        await world.rounds(site, 2)
+            await _noticed(runtime, -step)
+        await world.rounds(runtime, 2)
         world.receive()
     world.clock.advance(HOUR)
     world.receive(40 * MINUTE)  # while it was down
     await settle(world)
 
 
-async def _noticed(site: Site, step: timedelta) -> None:
+async def _noticed(runtime: Runtime, step: timedelta) -> None:
     """What the monitor does within five seconds."""
-    planner = Planner(site)
+    planner = Planner(runtime)
     try:
-        await Monitor(site, planner)._stepped(step)
+        await Monitor(runtime, planner)._stepped(step)
     finally:
         await planner.stop()
 
@@ -163,13 +163,13 @@ async def _noticed(site: Site, step: timedelta) -> None:
 async def test_row_53_a_machine_that_slept_for_hours_catches_up_and_claims_nothing(
     world: World,
 ) -> None:
-    async with world.open() as site:
-        await world.rounds(site, 3)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 3)
         for _ in range(3):
             world.receive()
             world.clock.wall += 4 * HOUR  # the monotonic clock stands still in a suspended machine
             world.receive(2 * HOUR)
-            await world.rounds(site, 3)
+            await world.rounds(runtime, 3)
     await settle(world)
 
 
@@ -177,18 +177,18 @@ async def test_row_53_a_step_puts_off_no_retry_and_quarantines_nothing(world: Wo
     """A clock thirty days ahead must not make a fax that failed once look given up, or due in a month."""
     world.simulator.faults = faults("404@image=always")
     fax = world.receive()
-    async with world.open() as site:
-        await world.poll(site)
+    async with world.open() as runtime:
+        await world.poll(runtime)
         world.clock.step(30 * DAY)
-        await _noticed(site, 30 * DAY)
+        await _noticed(runtime, 30 * DAY)
         world.clock.advance(5 * MINUTE)
-        await world.poll(site)
+        await world.poll(runtime)
         world.clock.step(-30 * DAY)
-        await _noticed(site, -30 * DAY)
+        await _noticed(runtime, -30 * DAY)
         world.simulator.faults = Faults()
         world.clock.advance(2 * MINUTE)
-        await world.poll(site)
-        assert (await row(site, fax)).state is State.STORED
+        await world.poll(runtime)
+        assert (await row(runtime, fax)).state is State.STORED
 
 
 # -- 1970 and beyond 2038 -----------------------------------------------------------------------------
@@ -208,24 +208,24 @@ async def test_row_54_a_machine_that_starts_in_another_epoch_works_and_harms_no_
     step = EPOCHS[name] - NOON
     world.clock.step(step)
     world.receive(47 * HOUR)
-    async with world.open() as site:
-        await world.rounds(site, 4)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 4)
         assert len(world.simulator.downloads) == 5
         world.clock.step(-step)
-        await _noticed(site, -step)
-        await world.rounds(site, 2)
+        await _noticed(runtime, -step)
+        await world.rounds(runtime, 2)
     await settle(world)
 
 
 async def test_row_54_an_installation_that_worked_wakes_up_in_1970_and_harms_no_watermark(
     world: World,
 ) -> None:
-    async with world.open() as site:
-        await world.rounds(site, 3)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 3)
     step = EPOCHS["1970"] - NOON
     world.clock.step(step)
-    async with world.open() as site:
-        await world.rounds(site, 3)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 3)
     world.clock.step(-step)
     await settle(world)
 
@@ -246,21 +246,21 @@ async def test_row_53_a_server_whose_date_is_wrong_for_a_while_misses_nothing(
         ("none", 0.0, True),
     ]:
         with trying(name):
-            async with world.open() as site:
-                await world.rounds(site, 1)
+            async with world.open() as runtime:
+                await world.rounds(runtime, 1)
                 world.simulator.switches = replace(
                     HONEST, date_skew_s=skew, date_header="missing" if missing else "present"
                 )
                 for _ in range(2):
                     world.receive()
-                    await poll(site)
+                    await poll(runtime)
                     world.clock.advance(10 * SECOND)
                 world.simulator.switches = HONEST
-                await site.accounts[APP].workers.run_until_idle()
+                await runtime.accounts[APP].workers.run_until_idle()
             world.clock.advance(10 * MINUTE)
-    async with world.open() as site:
-        await poll(site)
-        await site.accounts[APP].workers.run_until_idle()
+    async with world.open() as runtime:
+        await poll(runtime)
+        await runtime.accounts[APP].workers.run_until_idle()
     assert_stored(world, world.simulator, names=NAMES)
 
 
@@ -268,14 +268,14 @@ async def test_a_server_without_any_date_is_listed_up_to_five_minutes_ago_and_mi
     world: World,
 ) -> None:
     world.simulator.switches = Switches(date_header="missing")
-    async with world.open() as site:
-        await world.rounds(site, 12)
-        watermark = parts(site)[1].progress.watermark
+    async with world.open() as runtime:
+        await world.rounds(runtime, 12)
+        watermark = parts(runtime)[1].progress.watermark
         assert watermark is not None
         assert 5 * MINUTE <= world.clock.true() - watermark <= 7 * MINUTE
         world.clock.advance(10 * MINUTE)
-        await world.poll(site)
-        await site.accounts[APP].workers.run_until_idle()
+        await world.poll(runtime)
+        await runtime.accounts[APP].workers.run_until_idle()
     assert_stored(world, world.simulator, names=NAMES)
 
 
@@ -288,12 +288,12 @@ async def test_a_fax_with_a_time_in_the_future_is_stored_once_and_moves_no_water
 ) -> None:
     """A list up to now need not show it; it is there at the latest when its time has come."""
     fax = world.receive(-later)
-    async with world.open() as site:
-        await world.rounds(site, 2)
+    async with world.open() as runtime:
+        await world.rounds(runtime, 2)
         for _ in range(12):
             world.clock.advance(later / 10)
-            await world.poll(site)
-        assert (await row(site, fax)).state is State.STORED
+            await world.poll(runtime)
+        assert (await row(runtime, fax)).state is State.STORED
     await settle(world)
 
 
@@ -308,10 +308,10 @@ async def test_row_55_a_server_of_another_zone_and_the_hour_that_comes_twice(
     clock = WrongClock(wall=datetime(2026, 11, 1, 7, 30, tzinfo=UTC))
     with in_zone("America/Los_Angeles"):
         async with installed(make_config, clock, Switches(timestamp=spelling)) as world:
-            async with world.open() as site:
+            async with world.open() as runtime:
                 for _ in range(5):
                     world.receive(5 * MINUTE)
-                    await world.poll(site)
+                    await world.poll(runtime)
                     world.clock.advance(35 * MINUTE)
             await settle(world)
 

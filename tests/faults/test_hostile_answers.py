@@ -510,7 +510,7 @@ async def test_what_is_no_list_is_said_covers_nothing_and_stops_nobody_else(
             assert str(outcome.error) == error
             assert error.startswith(case.says), error
             assert work.state(A).progress.watermark == watermark
-            assert not await work.site.shop.ledger.read(faxes.find, fax.fax_id)
+            assert not await work.runtime.services.ledger.read(faxes.find, fax.fax_id)
             assert_nothing_private_and_no_bug(out, error)
             work.clock.advance(MINUTE)
             assert [row.fax_id for row in (await work.poll(A)).discovered] == [fax.fax_id]
@@ -641,7 +641,7 @@ async def test_what_is_no_image_is_said_kept_pending_and_stops_nobody_else(
             assert not work.visible(A)
             assert_nothing_private_and_no_bug(out, row.last_error)
             work.clock.advance(MINUTE)
-            await work.site.shop.ledger.write(jobs.make_due, [row.id], work.clock.now())
+            await work.runtime.services.ledger.write(jobs.make_due, [row.id], work.clock.now())
     await work.heal()
 
 
@@ -718,7 +718,7 @@ async def test_a_strange_date_never_brings_the_watermark_past_the_servers_now(
         with trying(name):
             answer = json_of({"faxes": []}, f"Date: {date}")
             await round_with(work, Harm(LIST_OF_A, answer=answer))
-            for state in work.site.states:
+            for state in work.runtime.states:
                 assert state.progress.watermark is not None
                 assert state.progress.watermark <= work.simulator.now()
             assert_nothing_private_and_no_bug(out)

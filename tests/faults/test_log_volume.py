@@ -16,12 +16,12 @@ from poller import log
 from poller.config.model import Expect, Poll, RetryConfig, User
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.progress import Swept
 from poller.simulator import Simulator
 from poller.window import SliceKind
 from tests.acceptance.filled_ledger import fill, names
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import settled
 
 USERS = 1000
@@ -38,9 +38,9 @@ def out() -> Iterator[io.StringIO]:
 
 
 @pytest.fixture
-async def site(
+async def runtime(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, out: io.StringIO
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     for user in names(USERS):
         simulator.add_user(APP, f"id-of-{user}")
     settings = make_config(
@@ -53,7 +53,7 @@ async def site(
     (account,) = settings.accounts
     settings = replace(settings, accounts=(replace(account, users=users),))
     await fill(settings.state_url, USERS, clock.now(), well=True)
-    async with opened_site(settings, clock) as opened:
+    async with opened_runtime(settings, clock) as opened:
         for state in opened.states:  # as after the sweeps of a start
             state.sweep_now = False
             state.apply(
@@ -71,12 +71,12 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 async def day(
-    site: Site, simulator: Simulator, clock: QuickClock, effects: tuple[str, ...]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, effects: tuple[str, ...]
 ) -> None:
     """24 hours in which eFax fails in these ways, one after the other, and others than the probe poll too."""
-    account, turn = site.accounts[APP], itertools.count()
+    account, turn = runtime.accounts[APP], itertools.count()
     states, ways = itertools.cycle(account.states.values()), itertools.cycle(effects)
-    monitor = Monitor(site, Planner(site))
+    monitor = Monitor(runtime, Planner(runtime))
     end = clock.now() + timedelta(days=1)
     while clock.now() < end:
         simulator.outage(True, next(ways))
@@ -90,15 +90,19 @@ async def day(
 
 @pytest.mark.parametrize("effects", [("503",), ("503", "html-502", "reset", "401")])
 async def test_a_day_of_outage_for_a_thousand_users_is_few_lines_and_its_end_one(
-    site: Site, simulator: Simulator, clock: QuickClock, out: io.StringIO, effects: tuple[str, ...]
+    runtime: Runtime,
+    simulator: Simulator,
+    clock: QuickClock,
+    out: io.StringIO,
+    effects: tuple[str, ...],
 ) -> None:
-    account = site.accounts[APP]
+    account = runtime.accounts[APP]
     some = list(account.states.values())[::100]
     for state in some:
         assert (await account.poll(state)).error is None
     assert lines(out) == []
 
-    await day(site, simulator, clock, effects)
+    await day(runtime, simulator, clock, effects)
     said = Counter(one["event"]["action"] for one in lines(out))
     assert said.total() <= MOST_LINES
     assert said["account-suspended"] <= 2 * len(effects)  # of the list call, and of the sign-in

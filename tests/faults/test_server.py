@@ -56,7 +56,7 @@ async def assert_image_refused(work: Bench, effect: str, sentence: str) -> None:
     assert sentence in row.last_error
     assert not [path for path in work.visible(A) if mine.fax_id in path.name]
     assert work.dot_files() == []
-    assert await work.site.shop.evidence.find(APP, A, mine.fax_id)
+    assert await work.runtime.services.evidence.find(APP, A, mine.fax_id)
     assert [(await work.row(fax)).state for fax in theirs] == [State.STORED] * 2
     # Asked as often as a call may be, and once for user-b; all of it is counted.
     assert await work.counted(call="image") - before == ATTEMPTS + 1
@@ -252,9 +252,9 @@ async def test_row_45_an_image_that_is_gone_is_not_yet_there_until_it_is_quarant
     assert (row.last_error or "").startswith(f"eFax answered the image call with HTTP {status}")
     assert said(events, "fax-quarantined") == ["fax-quarantined"]
     assert b'fax_quarantined{account="main",user="user-a"}' in (
-        await work.site.shop.metrics.render()
+        await work.runtime.services.metrics.render()
     )
-    assert (await work.site.shop.ledger.read(streams.one, work.state(A).id)).quarantined == 1
+    assert (await work.runtime.services.ledger.read(streams.one, work.state(A).id)).quarantined == 1
     assert work.visible(B)
     work.simulator.faults = Faults()
     work.clock.advance(2 * DAY)
@@ -311,7 +311,7 @@ async def test_row_47_an_outage_of_hours_is_met_with_few_requests_and_caught_up_
         sent = len(work.proxy.requests) - before
         assert sent > 72  # every fax of the outage, and the lists
         assert sent - 10 <= (work.clock.mono - began) * 5 + 2
-        assert not await work.site.shop.ledger.read(jobs.pending_paths)
+        assert not await work.runtime.services.ledger.read(jobs.pending_paths)
         assert work.simulator.most_in_flight <= 8
         await work.heal()
 
@@ -363,5 +363,7 @@ async def test_row_49_a_fax_older_than_the_overlap_is_found_by_a_sweep_and_count
 
     assert [row.fax_id for row in outcomes[A].discovered] == [late.fax_id]
     assert (await work.row(late)).found_by == "sweep"
-    assert (await work.site.shop.ledger.read(streams.one, work.state(A).id)).found_by_sweep == 1
+    assert (
+        await work.runtime.services.ledger.read(streams.one, work.state(A).id)
+    ).found_by_sweep == 1
     await work.heal()

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from poller.config.model import RetryConfig
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import parts, poll, row, said
 
 EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
@@ -52,24 +52,24 @@ class Hours:
 @pytest.fixture
 async def at_work(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     settings = make_config(
         simulator.base_url,
         users=("user-a",),
         retry=RetryConfig(attempts=2, max_delay=timedelta(seconds=10)),
     )
-    async with opened_site(settings, clock) as site:
-        yield site
+    async with opened_runtime(settings, clock) as runtime:
+        yield runtime
 
 
-async def hour(site: Site, clock: QuickClock, rival: Rival, hours: Hours) -> None:
+async def hour(runtime: Runtime, clock: QuickClock, rival: Rival, hours: Hours) -> None:
     """An hour of polls, each followed by fetching; the rival comes in between."""
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     end = clock.now() + timedelta(hours=1)
     while clock.now() < end:
         due = clock.now() + STEP
         rival.act()
-        await poll(site)
+        await poll(runtime)
         await account.workers.run_until_idle()
         hours.look()
         clock.advance(max(timedelta(0), due - clock.now()))
@@ -78,7 +78,7 @@ async def hour(site: Site, clock: QuickClock, rival: Rival, hours: Hours) -> Non
 @pytest.mark.timeout(900 if EXHAUSTIVE else 300)
 @pytest.mark.parametrize("every_s", [1, 300, 3000])
 async def test_a_war_of_a_day_is_said_once_costs_few_sign_ins_and_delays_no_fax_for_an_hour(
-    at_work: Site, simulator: Simulator, clock: QuickClock, events: list[Event], every_s: int
+    at_work: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event], every_s: int
 ) -> None:
     rival, hours = Rival(simulator, timedelta(seconds=every_s)), Hours(simulator)
     await poll(at_work)
@@ -96,20 +96,20 @@ async def test_a_war_of_a_day_is_said_once_costs_few_sign_ins_and_delays_no_fax_
 
 
 async def test_peace_is_said_when_the_other_program_has_stopped_for_a_day(
-    at_work: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    at_work: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     rival, hours = Rival(simulator, timedelta(minutes=5)), Hours(simulator)
     await hour(at_work, clock, rival, hours)
     fought = simulator.sign_ins[APP]
     at_war = 'poller_token_war{account="main"} '
     assert at_work.accounts[APP].client.is_at_war
-    assert at_war + "1.0" in (await at_work.shop.metrics.render()).decode()
+    assert at_war + "1.0" in (await at_work.services.metrics.render()).decode()
     for _ in range(26):
         await poll(at_work)
         clock.advance(timedelta(hours=1))
     assert said(events, "token-war", "token-war-over") == ["token-war", "token-war-over"]
     assert not at_work.accounts[APP].client.is_at_war
-    assert at_war + "0.0" in (await at_work.shop.metrics.render()).decode()
+    assert at_war + "0.0" in (await at_work.services.metrics.render()).decode()
     assert simulator.sign_ins[APP] - fought <= 3  # the last lost one, and a day's end
 
 
@@ -121,15 +121,15 @@ async def test_a_service_that_restarts_all_the_time_in_a_war_keeps_its_budget(
     began = clock.now()
     fax = arrived(simulator)
     for _ in range(15):
-        async with opened_site(settings, clock) as site:
+        async with opened_runtime(settings, clock) as runtime:
             simulator.end_token(APP)
-            await poll(site)
-            await parts(site)[0].workers.run_until_idle()
+            await poll(runtime)
+            await parts(runtime)[0].workers.run_until_idle()
         clock.advance(timedelta(seconds=10))
         passed_s = (clock.now() - began).total_seconds()
     assert simulator.sign_ins[APP] <= 5 + passed_s / 30 + 1
-    async with opened_site(settings, clock) as site:
-        assert (await row(site, fax)).stored_at is not None
+    async with opened_runtime(settings, clock) as runtime:
+        assert (await row(runtime, fax)).stored_at is not None
 
 
 def arrived(simulator: Simulator) -> Fax:

@@ -32,7 +32,7 @@ from tests.compiled import library
 from tests.efax import Simulator
 
 TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
-_PATIENCE_S = 90.0
+_HANG_TIMEOUT_S = 90.0
 _CLONE_NEWNS = 0x00020000
 _SOURCE = Path(__file__).with_name("disk_trouble.c")
 
@@ -123,7 +123,7 @@ class Disk:
     async def hold(self) -> None:
         """Let no fsync end from now on; returns once one has begun."""
         self.set("hold")
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_HANG_TIMEOUT_S):
             while not self._switch.with_name(self._switch.name + ".held").exists():
                 await asyncio.sleep(0.01)
 
@@ -140,7 +140,7 @@ class Scene:
         self.installation.write({"http": {"listen": f"127.0.0.1:{self.port}"}})
 
     async def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-        timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
+        timeout = aiohttp.ClientTimeout(total=_HANG_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.get(f"http://127.0.0.1:{self.port}{path}", headers=headers) as answer,
@@ -231,6 +231,6 @@ async def stored(scene: Scene, daemon: Daemon, faxes: list[Fax]) -> None:
     """Wait until these are stored, and until nothing of their hand-over is left."""
     for fax in faxes:
         await daemon.event("fax-stored", fax_id=fax.fax_id)
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(_HANG_TIMEOUT_S):
         while any(scene.installation.storage.rglob("*.part")):
             await asyncio.sleep(0.05)

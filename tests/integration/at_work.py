@@ -13,7 +13,7 @@ import pytest
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.poll_run import PollOutcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, faxes
 from poller.simulator import Fault, Faults, Simulator, Switches, selection
@@ -26,36 +26,36 @@ WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a l
 HELD_S = 240.0  # a thread is held for longer than a test waits for anything else
 
 
-def parts(site: Site, user: str = "user-a") -> tuple[AccountRunner, StreamState]:
-    account = site.accounts[APP]
+def parts(runtime: Runtime, user: str = "user-a") -> tuple[AccountRunner, StreamState]:
+    account = runtime.accounts[APP]
     return account, next(s for s in account.states.values() if s.user.name == user)
 
 
-async def poll(site: Site, user: str = "user-a") -> PollOutcome:
-    account, state = parts(site, user)
+async def poll(runtime: Runtime, user: str = "user-a") -> PollOutcome:
+    account, state = parts(runtime, user)
     return await account.poll(state)
 
 
 async def listed(
-    site: Site, simulator: Simulator, user: str = "user-a", **fields: Any
+    runtime: Runtime, simulator: Simulator, user: str = "user-a", **fields: Any
 ) -> tuple[Fax, FaxRow]:
     """A fax that came in a minute ago, or as `fields` say, and its row once it was discovered."""
     completed = fields.pop("completed", simulator.now() - timedelta(minutes=1))
     fax = simulator.receive(APP, user, completed=completed, **fields)
-    await poll(site, user)
-    return fax, await row(site, fax)
+    await poll(runtime, user)
+    return fax, await row(runtime, fax)
 
 
-async def row(site: Site, fax: Fax) -> FaxRow:
-    (found,) = await site.shop.ledger.read(faxes.find, fax.fax_id)
+async def row(runtime: Runtime, fax: Fax) -> FaxRow:
+    (found,) = await runtime.services.ledger.read(faxes.find, fax.fax_id)
     return found
 
 
-async def fetch(site: Site, fax: Fax) -> Outcome:
+async def fetch(runtime: Runtime, fax: Fax) -> Outcome:
     """One attempt at a fax, as a worker makes it."""
-    account, state = parts(site, fax.user_id)
-    fetcher = Fetcher(site.shop, account.client, paused_s=account.paused_s)
-    return await fetcher.fetch(await row(site, fax), state.user)
+    account, state = parts(runtime, fax.user_id)
+    fetcher = Fetcher(runtime.services, account.client, paused_s=account.paused_s)
+    return await fetcher.fetch(await row(runtime, fax), state.user)
 
 
 def faults(*rules: str, script: tuple[str | None, ...] = ()) -> Faults:
@@ -86,20 +86,20 @@ def said(events: list[Event], *actions: str) -> list[str]:
     return [event.action for event in events if event.action in actions]
 
 
-def unmount(site: Site) -> None:
+def unmount(runtime: Runtime) -> None:
     """The storage directory is an empty mount point now."""
-    marker = site.config.storage.directory / MARKER
+    marker = runtime.config.storage.directory / MARKER
     marker.rename(marker.with_suffix(".elsewhere"))
 
 
-def mount(site: Site) -> None:
-    marker = site.config.storage.directory / MARKER
+def mount(runtime: Runtime) -> None:
+    marker = runtime.config.storage.directory / MARKER
     marker.with_suffix(".elsewhere").rename(marker)
 
 
-async def suspend(site: Site, simulator: Simulator) -> None:
+async def suspend(runtime: Runtime, simulator: Simulator) -> None:
     """Let an outage begin and suspend the account."""
-    account = site.accounts[APP]
+    account = runtime.accounts[APP]
     simulator.outage(True)
     while not account.is_suspended:
         for state in list(account.states.values()):
@@ -107,9 +107,9 @@ async def suspend(site: Site, simulator: Simulator) -> None:
     await settled(account)
 
 
-async def end_outage(site: Site, simulator: Simulator, clock: QuickClock) -> None:
+async def end_outage(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> None:
     """Let the outage end, and a poll find that out."""
-    account = site.accounts[APP]
+    account = runtime.accounts[APP]
     simulator.outage(False)
     clock.advance(timedelta(minutes=6))
     for state in list(account.states.values()):

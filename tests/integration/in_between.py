@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, jobs
 from poller.store import Storage
 from tests.conftest import APP
@@ -26,8 +26,8 @@ class Between:
     request has its turn.
     """
 
-    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._site = site
+    def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._runtime = runtime
         self._monkeypatch = monkeypatch
         self._left = 0
         self._act: Act | None = None
@@ -35,10 +35,13 @@ class Between:
     @asynccontextmanager
     async def each(self) -> AsyncIterator[None]:
         with self._monkeypatch.context() as patched:
-            for kind, one in ((Ledger, self._site.shop.ledger), (Storage, self._site.shop.storage)):
+            for kind, one in (
+                (Ledger, self._runtime.services.ledger),
+                (Storage, self._runtime.services.storage),
+            ):
                 for name in _coroutines(kind):
                     patched.setattr(one, name, self._after(getattr(one, name)))
-            pacer = self._site.accounts[APP].client._pacer
+            pacer = self._runtime.accounts[APP].client._pacer
             patched.setattr(pacer, "turn", self._in_turn(pacer.turn))
             yield
 

@@ -46,7 +46,7 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ingest.account import AccountRunner
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import faxes, jobs
 from poller.metrics import Metrics
@@ -176,7 +176,7 @@ def _fresh_installation() -> Path:
     async def make() -> None:
         world = World()
         with in_place(world):
-            async with open_site(
+            async with open_runtime(
                 _config(directory, False), KEYS, metrics=Metrics("test"), clock=world.clocks
             ):
                 pass
@@ -226,7 +226,7 @@ class PollerMachine(RuleBasedStateMachine):
         loop = self.runner.get_loop()
         loop.set_exception_handler(lambda _loop, _context: None)  # of tasks that died in a crash
         self.world.death.loop = loop
-        self.site: Site | None = None
+        self.runtime: Runtime | None = None
         self.opened: Any = None
         self.book = Book()
         self.taken: set[Key] = set()
@@ -479,7 +479,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        if self.site is not None:
+        if self.runtime is not None:
             self.world.death.dead = True
             self._bury()
 
@@ -574,9 +574,9 @@ class PollerMachine(RuleBasedStateMachine):
 
     def _do(self, work: Callable[[], Coroutine[Any, Any, Any]], crash: int | None) -> None:
         """Let poller work; it may die before its `crash`-th step on disk or ledger."""
-        if self.site is None:
+        if self.runtime is None:
             self._start()
-        if self.site is None:
+        if self.runtime is None:
             return
         before = set(self.world.listed)
         self.world.death.countdown = crash
@@ -586,7 +586,7 @@ class PollerMachine(RuleBasedStateMachine):
         if self.world.death.dead:
             STEPS["deaths"] += 1
             self._bury()
-        if self.site is None or self.world.refusing_transactions != refused:
+        if self.runtime is None or self.world.refusing_transactions != refused:
             self.crashed_with |= self.world.listed - before
 
     async def _until_death(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -604,8 +604,8 @@ class PollerMachine(RuleBasedStateMachine):
 
     async def _settled(self, work: Coroutine[Any, Any, Any]) -> None:
         await work
-        assert self.site is not None
-        for account in self.site.accounts.values():
+        assert self.runtime is not None
+        for account in self.runtime.accounts.values():
             while account._notes:
                 await asyncio.wait(account._notes)
 
@@ -616,39 +616,39 @@ class PollerMachine(RuleBasedStateMachine):
             self.runner.run(self._open())
         except (Crash, CannotStart, LedgerUnavailable):
             assert crash is not None or locked
-            self.opened = self.site = None
+            self.opened = self.runtime = None
         self.world.death.countdown = None
         if self.world.death.dead:
             STEPS["deaths at start"] += 1
             self._bury()
 
     async def _open(self) -> None:
-        self.opened = open_site(
+        self.opened = open_runtime(
             self.config,
             KEYS,
             metrics=Metrics("test"),
             clock=self.world.clocks,
             random=lambda: 0.5,
         )
-        self.site = site = await self.opened.__aenter__()
-        self.monitor = Monitor(site, Planner(site))
-        for account in site.accounts.values():
+        self.runtime = runtime = await self.opened.__aenter__()
+        self.monitor = Monitor(runtime, Planner(runtime))
+        for account in runtime.accounts.values():
             account.workers.at_once = 1  # one after the other, so that a run can be repeated
             account.note_pause()
 
         def pause() -> None:
-            for account in site.accounts.values():
+            for account in runtime.accounts.values():
                 account.note_pause()
 
-        site.shop.gate.on_change = pause
+        runtime.services.gate.on_change = pause
         await self._settled(asyncio.sleep(0))
 
     def _stop(self) -> None:
-        if self.site is not None:
+        if self.runtime is not None:
             self.runner.run(self._close())
 
     async def _close(self) -> None:
-        opened, self.opened, self.site = self.opened, None, None
+        opened, self.opened, self.runtime = self.opened, None, None
         if opened is not None:
             await opened.__aexit__(None, None, None)
 
@@ -669,10 +669,10 @@ class PollerMachine(RuleBasedStateMachine):
     # -- what poller is asked to do ----------------------------------------------------------------
 
     def _parts(self) -> list[tuple[AccountRunner, StreamState]]:
-        assert self.site is not None
+        assert self.runtime is not None
         return [
             (account, state)
-            for account in self.site.accounts.values()
+            for account in self.runtime.accounts.values()
             for state in account.states.values()
         ]
 
@@ -694,8 +694,8 @@ class PollerMachine(RuleBasedStateMachine):
         }
 
     async def _fetch_all(self) -> None:
-        assert self.site is not None
-        for account in self.site.accounts.values():
+        assert self.runtime is not None
+        for account in self.runtime.accounts.values():
             await account.workers.run_until_idle()
 
     async def _work(self) -> None:
@@ -705,15 +705,15 @@ class PollerMachine(RuleBasedStateMachine):
         await self._fetch_all()
 
     async def _watch_gate(self) -> None:
-        assert self.site is not None
-        await self.site.shop.gate.check()
+        assert self.runtime is not None
+        await self.runtime.services.gate.check()
 
     async def _notice_step(self, by: timedelta) -> None:
         await self.monitor._stepped(by)
 
     async def _retry(self, key: Key | None) -> None:
-        assert self.site is not None
-        ledger = self.site.shop.ledger
+        assert self.runtime is not None
+        ledger = self.runtime.services.ledger
         with suppress(LedgerUnavailable):
             rows = (
                 None if key is None else [row.id for row in await ledger.read(faxes.find, key[2])]
@@ -721,8 +721,8 @@ class PollerMachine(RuleBasedStateMachine):
             await ledger.write(jobs.make_due, rows, self.world.clocks.now())
 
     async def _dismiss(self, key: Key) -> None:
-        assert self.site is not None
-        ledger = self.site.shop.ledger
+        assert self.runtime is not None
+        ledger = self.runtime.services.ledger
         with suppress(LedgerUnavailable):
             for row in await ledger.read(faxes.find, key[2]):
                 self.dismissed.add((row.app_id, row.user_id, row.fax_id))
@@ -748,10 +748,10 @@ class PollerMachine(RuleBasedStateMachine):
             (self.directory / "marker").rename(marker)
 
     def _is_paused(self) -> bool:
-        if self.site is None:
+        if self.runtime is None:
             return False
-        suspended = any(account.is_suspended for account in self.site.accounts.values())
-        return suspended or not self.site.shop.gate.usable
+        suspended = any(account.is_suspended for account in self.runtime.accounts.values())
+        return suspended or not self.runtime.services.gate.usable
 
     @invariant()
     def promises_are_kept(self) -> None:

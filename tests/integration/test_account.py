@@ -12,10 +12,10 @@ from poller.config.model import Limits
 from poller.efax.responses import Page, parse_page
 from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import AccountRow, accounts
 from poller.simulator import Faults, Simulator, Switches
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import (
     end_outage,
     faults,
@@ -35,8 +35,8 @@ from tests.integration.in_between import around
 SECOND = timedelta(seconds=1)
 
 
-async def account_row(site: Site) -> AccountRow:
-    (found,) = await site.shop.ledger.read(accounts.all_accounts)
+async def account_row(runtime: Runtime) -> AccountRow:
+    (found,) = await runtime.services.ledger.read(accounts.all_accounts)
     return found
 
 
@@ -44,8 +44,8 @@ def of_stream(name: str, more: str = "") -> str:
     return f'{name}{{account="main",direction="received",{more}user="user-a"}}'
 
 
-async def samples(site: Site) -> dict[str, float]:
-    lines = (await site.shop.metrics.render()).decode().splitlines()
+async def samples(runtime: Runtime) -> dict[str, float]:
+    lines = (await runtime.services.metrics.render()).decode().splitlines()
     return {
         name: float(value)
         for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
@@ -56,10 +56,10 @@ async def samples(site: Site) -> dict[str, float]:
 
 
 async def test_poll_that_found_something_is_info_and_a_quiet_one_is_debug(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    await listed(site, simulator)
-    await poll(site)
+    await listed(runtime, simulator)
+    await poll(runtime)
 
     completed = [event.fields for event in events if event.action == "poll-completed"]
     assert [fields["level"] for fields in completed] == ["info", "debug"]
@@ -75,7 +75,7 @@ async def test_poll_that_found_something_is_info_and_a_quiet_one_is_debug(
     ],
 )
 async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
-    listed_as: object, said_as: object, site: Site, simulator: Simulator, events: list[Event],
+    listed_as: object, said_as: object, runtime: Runtime, simulator: Simulator, events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def page(body: bytes) -> Page:
@@ -86,7 +86,7 @@ async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
 
     monkeypatch.setattr("poller.client.client.parse_page", page)
     simulator.receive(APP, "user-a", completed=simulator.now() - timedelta(minutes=1))
-    await poll(site)
+    await poll(runtime)
     (discovered,) = [event.fields for event in events if event.action == "fax-discovered"]
     assert discovered["pages"] == said_as
     assert type(discovered["pages"]) in (int, type(None))
@@ -95,20 +95,20 @@ async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
 
 
 async def test_polls_and_faxes_are_tallied_and_counted(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    account, _ = parts(site)
-    await poll(site)
+    account, _ = parts(runtime)
+    await poll(runtime)
     clock.advance(30 * SECOND)
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     await account.workers.run_until_idle()
     simulator.faults = faults("html-200@list=always")
-    await poll(site)
+    await poll(runtime)
 
     assert account.tally["polls"] == 2
     assert account.tally["failed_polls"] == 1
     assert account.tally["discovered"] == account.tally["stored"] == 1
-    counted = await samples(site)
+    counted = await samples(runtime)
     assert counted['poller_polls_total{account="main",outcome="ok",user="user-a"}'] == 2
     assert counted['poller_polls_total{account="main",outcome="failed",user="user-a"}'] == 1
     assert (
@@ -133,13 +133,13 @@ async def test_polls_and_faxes_are_tallied_and_counted(
 
 
 async def test_fax_that_used_up_half_the_overlap_is_counted_as_late(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await poll(site)
+    await poll(runtime)
     clock.advance(10 * 60 * SECOND)
-    await listed(site, simulator)
-    await listed(site, simulator, completed=clock.now() - timedelta(minutes=9))
-    counted = await samples(site)
+    await listed(runtime, simulator)
+    await listed(runtime, simulator, completed=clock.now() - timedelta(minutes=9))
+    counted = await samples(runtime)
     assert (
         counted[
             'poller_faxes_total{account="main",direction="received",outcome="discovered",user="user-a"}'
@@ -155,18 +155,18 @@ async def test_fax_that_used_up_half_the_overlap_is_counted_as_late(
 
 
 async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(oldest_window_s=5.5 * 86_400.0)
-    await poll(site)
-    _, state = parts(site)
+    await poll(runtime)
+    _, state = parts(runtime)
     assert state.progress.gaps
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     simulator.switches = Switches()
     while state.progress.gaps:  # each success a moment ago, as when the service catches up
         clock.advance(5 * 60 * SECOND)
-        await poll(site)
-    counted = await samples(site)
+        await poll(runtime)
+    counted = await samples(runtime)
     assert (
         counted[
             'poller_faxes_total{account="main",direction="received",outcome="discovered",user="user-a"}'
@@ -177,64 +177,64 @@ async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
 
 
 async def test_skipped_poll_is_counted_and_not_said(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     name = 'poller_polls_total{account="main",outcome="skipped",user="user-a"}'
-    before, counted = len(events), (await samples(site))[name]
+    before, counted = len(events), (await samples(runtime))[name]
 
-    outcome = await poll(site)
+    outcome = await poll(runtime)
 
     assert outcome.skipped
     assert len(events) == before
-    assert (await samples(site))[name] == counted + 1
+    assert (await samples(runtime))[name] == counted + 1
 
 
 async def test_429_is_said_with_its_pause_and_counted(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     simulator.faults = faults("429@list+7=first:1")
 
-    assert not (await poll(site)).failed
+    assert not (await poll(runtime)).failed
 
     (limited,) = [event.fields for event in events if event.action == "rate-limited"]
     assert limited["pause_s"] == 7
     assert limited["requests_per_second"] == 500
-    assert site.accounts[APP].tally["rate_limited"] == 1
+    assert runtime.accounts[APP].tally["rate_limited"] == 1
 
 
 async def test_every_token_is_registered_as_a_secret_of_its_account(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered: list[tuple[str, str | None]] = []
     monkeypatch.setattr(
         "poller.log.register_secret", lambda secret, slot=None: registered.append((secret, slot))
     )
-    await poll(site)
+    await poll(runtime)
     simulator.end_token(APP)
-    await poll(site)
+    await poll(runtime)
     first, _of_another_program, second = simulator._owners
     assert registered == [(first, "token:main"), (second, "token:main")]
 
 
 async def test_another_program_with_our_app_id_is_said_once(
-    site: Site, simulator: Simulator, events: list[Event], clock: QuickClock
+    runtime: Runtime, simulator: Simulator, events: list[Event], clock: QuickClock
 ) -> None:
     simulator.faults = faults("end-token@list=always")
     for _ in range(12):
-        await poll(site)
+        await poll(runtime)
         clock.advance(40 * SECOND)
 
     assert said(events, "token-war") == ["token-war"]
-    assert (await samples(site))['poller_token_war{account="main"}'] == 1
+    assert (await samples(runtime))['poller_token_war{account="main"}'] == 1
 
 
 async def test_gap_is_not_said_again_while_it_stays(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.switches = Switches(oldest_window_s=6.8 * 86_400.0)
     for _ in range(3):
-        await poll(site)
+        await poll(runtime)
         clock.advance(timedelta(hours=1))
 
     assert said(events, "gap-opened", "gap-closed") == ["gap-opened"]
@@ -244,31 +244,31 @@ async def test_gap_is_not_said_again_while_it_stays(
 
 
 async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     changes: list[bool] = []
     account.on_suspension_change = lambda one: changes.append(one.is_suspended)
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     for _ in range(3):  # probes
         clock.advance(timedelta(minutes=6))
-        await poll(site)
+        await poll(runtime)
     await settled(account)
 
-    suspended = await account_row(site)
+    suspended = await account_row(runtime)
     assert suspended.suspended_until is not None
     assert suspended.suspended_until > clock.now()
     assert "503" in str(suspended.reason)
     assert suspended.paused_since is not None
-    assert (await samples(site))['poller_account_suspended{account="main"}'] == 1
+    assert (await samples(runtime))['poller_account_suspended{account="main"}'] == 1
     assert said(events, "account-suspended") == ["account-suspended"]
 
-    await end_outage(site, simulator, clock)
+    await end_outage(runtime, simulator, clock)
 
-    resumed = await account_row(site)
+    resumed = await account_row(runtime)
     assert (resumed.suspended_until, resumed.reason, resumed.paused_since) == (None, None, None)
     assert resumed.paused_s > 1000
-    assert (await samples(site))['poller_account_suspended{account="main"}'] == 0
+    assert (await samples(runtime))['poller_account_suspended{account="main"}'] == 0
     (message,) = [event.message for event in events if event.action == "account-resumed"]
     assert message.startswith("The account works again; polling and fetching go on. ")
     assert str(suspended.reason) in message
@@ -281,14 +281,14 @@ async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
 
 
 async def test_end_of_a_suspension_sweeps_every_user_and_wakes_the_workers(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     for user in ("user-a", "user-b"):
-        await poll(site, user)
-    account, state = parts(site)
-    _, other = parts(site, "user-b")
-    fax, _ = await listed(site, simulator)
-    await suspend(site, simulator)
+        await poll(runtime, user)
+    account, state = parts(runtime)
+    _, other = parts(runtime, "user-b")
+    fax, _ = await listed(runtime, simulator)
+    await suspend(runtime, simulator)
     async with in_background(account.workers.run()):
         await asyncio.sleep(0.01)
         assert not simulator.downloads
@@ -304,16 +304,16 @@ async def test_refused_sign_in_suspends_at_once_and_never_says_the_key(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.apps[APP].api_key = "another key"
-    async with opened_site(make_config(simulator.base_url), clock) as site:
-        await poll(site)
-        account, _ = parts(site)
+    async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
+        await poll(runtime)
+        account, _ = parts(runtime)
         await settled(account)
         assert account.is_suspended
-        assert (await account_row(site)).suspended_until is not None
+        assert (await account_row(runtime)).suspended_until is not None
 
         account.take(account.account, "another key")
         clock.advance(timedelta(minutes=6))
-        assert not (await poll(site)).failed
+        assert not (await poll(runtime)).failed
         await settled(account)
     assert said(events, "account-suspended", "account-resumed") == [
         "account-suspended",
@@ -327,37 +327,37 @@ async def test_suspension_that_a_stopped_process_left_in_the_ledger_is_not_shown
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        await suspend(site, simulator)
-        assert (await account_row(site)).suspended_until is not None
+    async with opened_runtime(settings, clock) as runtime:
+        await suspend(runtime, simulator)
+        assert (await account_row(runtime)).suspended_until is not None
     simulator.outage(False)
 
-    async with opened_site(settings, clock) as site:
-        assert not (await poll(site)).failed
-        await settled(site.accounts[APP])
-        assert (await account_row(site)).suspended_until is None
+    async with opened_runtime(settings, clock) as runtime:
+        assert not (await poll(runtime)).failed
+        await settled(runtime.accounts[APP])
+        assert (await account_row(runtime)).suspended_until is None
 
 
 async def test_ledger_that_takes_no_note_closes_the_gate(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuses(*_: Any, **__: Any) -> None:
         raise LedgerUnavailable("the ledger is locked")
 
-    around(monkeypatch, site.shop.ledger, accounts.set_suspended, refuses)
-    await suspend(site, simulator)
+    around(monkeypatch, runtime.services.ledger, accounts.set_suspended, refuses)
+    await suspend(runtime, simulator)
 
-    assert site.shop.gate.reason == "the ledger is locked"
+    assert runtime.services.gate.reason == "the ledger is locked"
 
 
 async def test_give_up_clock_stands_still_while_the_storage_is_unusable(
-    site: Site, clock: QuickClock
+    runtime: Runtime, clock: QuickClock
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     assert await account.paused_s() == 0
-    unmount(site)
+    unmount(runtime)
     clock.advance(SECOND)
-    assert not await site.shop.gate.check()
+    assert not await runtime.services.gate.check()
     account.note_pause()
     await settled(account)
     clock.advance(timedelta(hours=1))
@@ -369,9 +369,9 @@ async def test_give_up_clock_stands_still_while_the_storage_is_unusable(
 
 
 async def test_changed_limits_hold_from_the_next_request_on(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     account.take(replace(account.account, limits=Limits(3.0, 4, 2)), "key-of-app-1")
 
     assert account.client.pacing.speed.limit == 3.0
@@ -380,12 +380,12 @@ async def test_changed_limits_hold_from_the_next_request_on(
 
 
 async def test_tally_names_what_became_of_each_attempt(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     heard: list[str] = []
     account.on_fetched = lambda fax, outcome: heard.append(outcome.name)
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     simulator.faults = faults("404@image=first:1")
     await account.workers.run_until_idle()
     clock.advance(timedelta(minutes=1))
@@ -401,34 +401,36 @@ async def test_sign_ins_are_counted_in_the_ledger_over_restarts(
     settings = make_config(simulator.base_url)
     levels = []
     for _ in range(3):
-        async with opened_site(settings, clock) as site:
-            await poll(site)
-            levels.append((await account_row(site)).sign_in_level)
+        async with opened_runtime(settings, clock) as runtime:
+            await poll(runtime)
+            levels.append((await account_row(runtime)).sign_in_level)
     assert levels == pytest.approx([4, 3, 2], abs=0.2)
 
 
-async def test_closing_waits_for_what_is_being_noted(site: Site, simulator: Simulator) -> None:
-    account: AccountRunner = site.accounts[APP]
-    fax, _ = await listed(site, simulator)
+async def test_closing_waits_for_what_is_being_noted(
+    runtime: Runtime, simulator: Simulator
+) -> None:
+    account: AccountRunner = runtime.accounts[APP]
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = Faults()
-    await fetch(site, fax)
+    await fetch(runtime, fax)
     for _ in range(5):
         account.note_pause()
-    await site.close_account(account)
+    await runtime.close_account(account)
     assert not account._notes
-    assert site.accounts == {}
+    assert runtime.accounts == {}
 
 
 async def test_suspension_that_has_another_reason_now_is_said_again(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     simulator.outage(False)
     simulator.apps[APP].api_key = "another key"
     simulator.end_token(APP)
     for _ in range(3):
         clock.advance(timedelta(minutes=6))
-        await poll(site)
+        await poll(runtime)
 
     reasons = [e.fields["reason"] for e in events if e.action == "account-suspended"]
     assert len(reasons) == 2
@@ -451,62 +453,62 @@ async def test_account_whose_users_are_all_refused_is_suspended_and_no_user_is_b
     status: str,
     *,
     was_accepted: bool,
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     events: list[Event],
 ) -> None:
     users = ("user-a", "user-b")
     for user in users if was_accepted else ():
-        await poll(site, user)
+        await poll(runtime, user)
     simulator.faults = refusing(status=status)
     for user in users:
-        assert (await poll(site, user)).failed
-    account, _ = parts(site)
+        assert (await poll(runtime, user)).failed
+    account, _ = parts(runtime)
     await settled(account)
     assert account.is_suspended
-    reason = str((await account_row(site)).reason)
+    reason = str((await account_row(runtime)).reason)
     assert f"HTTP {status}" in reason
     for culprit in ("every user", "proxy", "headers", "App ID"):
         assert culprit in reason
-    assert (await samples(site))['poller_account_suspended{account="main"}'] == 1
+    assert (await samples(runtime))['poller_account_suspended{account="main"}'] == 1
 
     for number in range(6):  # probes, the users taking turns
         clock.advance(6 * 60 * SECOND)
         before = len(simulator.requests)
-        parts(site, users[number % 2])[1].ask_anyway = True
-        assert (await poll(site, users[number % 2])).failed
+        parts(runtime, users[number % 2])[1].ask_anyway = True
+        assert (await poll(runtime, users[number % 2])).failed
         assert len(simulator.requests) == before + 1
     assert said(events, "account-suspended", "user-refused", "poll-failed") == ["account-suspended"]
 
     simulator.faults = Faults()
     clock.advance(6 * 60 * SECOND)
-    parts(site)[1].ask_anyway = True
+    parts(runtime)[1].ask_anyway = True
     for user in users:
-        assert not (await poll(site, user)).failed
+        assert not (await poll(runtime, user)).failed
     assert said(events, "account-resumed", "user-accepted") == ["account-resumed"]
 
 
 async def test_refused_user_is_named_as_soon_as_another_one_is_accepted(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     simulator.faults = refusing("user-a")
-    await poll(site)
+    await poll(runtime)
     assert not said(events, "user-refused")
-    await poll(site, "user-b")
+    await poll(runtime, "user-b")
     (refused,) = [event for event in events if event.action == "user-refused"]
     assert refused.fields["user"] == "user-a"
     assert "403" in str(refused.fields["error"])
-    assert not site.accounts[APP].is_suspended
+    assert not runtime.accounts[APP].is_suspended
 
 
 async def test_user_who_was_accepted_before_is_said_to_have_been(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    await poll(site)
+    await poll(runtime)
     simulator.faults = refusing("user-a")
-    await poll(site)
-    await poll(site, "user-b")
+    await poll(runtime)
+    await poll(runtime, "user-b")
     (refused,) = [event for event in events if event.action == "user-refused"]
     assert "accepted before" in refused.message
 
@@ -515,37 +517,37 @@ async def test_only_user_of_an_account_is_refused_at_once_and_the_proxy_named_be
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.faults = refusing()
-    async with opened_site(make_config(simulator.base_url, users=("user-a",)), clock) as site:
-        assert (await poll(site)).failed
-        assert not site.accounts[APP].is_suspended
+    async with opened_runtime(make_config(simulator.base_url, users=("user-a",)), clock) as runtime:
+        assert (await poll(runtime)).failed
+        assert not runtime.accounts[APP].is_suspended
         (refused,) = [event for event in events if event.action == "user-refused"]
         assert "user_id" in refused.message
         assert "proxy" in refused.message
-        assert (await poll(site)).skipped  # for a minute
+        assert (await poll(runtime)).skipped  # for a minute
 
 
 async def test_users_who_are_refused_one_by_one_suspend_no_account_that_has_a_good_one(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     for refused, good in (("user-a", "user-b"), ("user-b", "user-a")) * 3:
         simulator.faults = refusing(refused)
         clock.advance(timedelta(hours=2))
-        assert (await poll(site, refused)).failed
-        assert not (await poll(site, good)).failed
-        assert not site.accounts[APP].is_suspended
+        assert (await poll(runtime, refused)).failed
+        assert not (await poll(runtime, good)).failed
+        assert not runtime.accounts[APP].is_suspended
 
 
 async def test_probe_of_an_account_whose_users_are_refused_ends_it_by_an_empty_list_too(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     clock.advance(timedelta(hours=2))
     simulator.faults = refusing()
     for user in ("user-a", "user-b"):
-        await poll(site, user)
-    assert site.accounts[APP].is_suspended
+        await poll(runtime, user)
+    assert runtime.accounts[APP].is_suspended
     simulator.faults = Faults()
     clock.advance(6 * 60 * SECOND)
-    parts(site)[1].ask_anyway = True
-    assert not (await poll(site)).failed
-    assert not (await poll(site, "user-b")).failed
+    parts(runtime)[1].ask_anyway = True
+    assert not (await poll(runtime)).failed
+    assert not (await poll(runtime, "user-b")).failed

@@ -12,7 +12,7 @@ from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.planner import Planner
 from poller.efax.timestamps import parse_timestamp
 from poller.errors import BadAnswer
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Backfill, BackfillFound, backfills, fold, streams
 from poller.problems import problems
@@ -21,7 +21,7 @@ from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import Surroundings, span, status
 from poller.window import Coverage, Interval
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import (
     end_outage,
     faults,
@@ -38,11 +38,11 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-async def polled(site: Site, simulator: Simulator) -> StreamState:
+async def polled(runtime: Runtime, simulator: Simulator) -> StreamState:
     """A user whose week is listed; requests from here on are the test's."""
-    await poll(site)
+    await poll(runtime)
     simulator.requests.clear()
-    _, state = parts(site)
+    _, state = parts(runtime)
     return state
 
 
@@ -57,16 +57,18 @@ def days_ago(clock: QuickClock, start: float, end: float) -> Interval:
     return Interval(clock.now() - start * DAY, clock.now() - end * DAY)
 
 
-async def ask(site: Site, window: Interval) -> Backfill:
+async def ask(runtime: Runtime, window: Interval) -> Backfill:
     """What `poller backfill` writes, and what the daemon makes of it."""
-    _, state = parts(site)
-    asked = await site.shop.ledger.write(backfills.ask, state.id, window, site.shop.clock.now())
-    await site.read_edits()
+    _, state = parts(runtime)
+    asked = await runtime.services.ledger.write(
+        backfills.ask, state.id, window, runtime.services.clock.now()
+    )
+    await runtime.read_edits()
     return asked
 
 
-async def now_of(site: Site, asked: Backfill) -> Backfill:
-    return await site.shop.ledger.read(backfills.one, asked.id)
+async def now_of(runtime: Runtime, asked: Backfill) -> Backfill:
+    return await runtime.services.ledger.read(backfills.one, asked.id)
 
 
 def windows(simulator: Simulator, before: datetime) -> list[Interval]:
@@ -86,14 +88,18 @@ def windows(simulator: Simulator, before: datetime) -> list[Interval]:
 
 
 async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_watermark(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
+    runtime: Runtime,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: StreamState,
+    events: list[Event],
 ) -> None:
     fax = old_fax(simulator, 20)
     watermark, gaps = polled.progress.watermark, polled.progress.gaps
     window = days_ago(clock, 25, 15)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
 
-    outcome = await poll(site)
+    outcome = await poll(runtime)
 
     assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
     assert outcome.discovered[0].found_by == "backfill"
@@ -101,27 +107,27 @@ async def test_backfill_finds_what_lies_before_the_look_back_and_moves_no_waterm
     assert watermark is not None
     assert polled.progress.watermark >= watermark
     assert polled.progress.gaps == gaps == ()
-    ledger = site.shop.ledger
+    ledger = runtime.services.ledger
     assert window in (await ledger.read(fold.progress, polled.id)).coverage.intervals
-    done = await now_of(site, asked)
+    done = await now_of(runtime, asked)
     assert (done.rest, done.not_listed, done.done_at is not None) == (None, (), True)
     assert said(events, "backfill-completed") == ["backfill-completed"]
     assert await ledger.read(backfills.found, asked.id) == BackfillFound(
         discovered=1, stored=0, pending=1, failed=0
     )
-    await fetch(site, fax)
+    await fetch(runtime, fax)
     assert await ledger.read(backfills.found, asked.id) == BackfillFound(
         discovered=1, stored=1, pending=0, failed=0
     )
 
 
 async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_already(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 6, 2)
-    await ask(site, window)
-    await poll(site)
-    await poll(site)
+    await ask(runtime, window)
+    await poll(runtime)
+    await poll(runtime)
     asked_for = windows(simulator, before=window.end + timedelta(minutes=1))
     assert len(asked_for) == 5
     assert asked_for == sorted(asked_for, reverse=True)
@@ -129,7 +135,7 @@ async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_alr
 
 
 async def test_live_polls_come_first_and_a_backfill_goes_on_where_time_was_up(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     polled: StreamState,
@@ -140,11 +146,11 @@ async def test_live_polls_come_first_and_a_backfill_goes_on_where_time_was_up(
         return clock.mono
 
     monkeypatch.setattr(clock, "monotonic", ticking)
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     window = days_ago(clock, 30, 20)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
     rests = {window}
-    while (rest := (await now_of(site, asked)).rest) is not None:
+    while (rest := (await now_of(runtime, asked)).rest) is not None:
         rests.add(rest)
         seen = len(simulator.requests)
         await account.poll(polled, until=clock.mono + 0.5)
@@ -164,22 +170,26 @@ def windows_of(simulator: Simulator, since: int) -> list[Interval]:
 
 
 async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
+    runtime: Runtime,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: StreamState,
+    events: list[Event],
 ) -> None:
     simulator.switches = Switches(oldest_window_s=20.5 * 86_400)
     fax = old_fax(simulator, 18)
     window = days_ago(clock, 25, 15)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
 
-    outcome = await poll(site)
+    outcome = await poll(runtime)
 
     assert not outcome.failed
     assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
-    done = await now_of(site, asked)
+    done = await now_of(runtime, asked)
     assert done.rest is None
     assert all("400" in reason for _, reason in done.not_listed)
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
-    covered = (await site.shop.ledger.read(fold.progress, polled.id)).coverage
+    covered = (await runtime.services.ledger.read(fold.progress, polled.id)).coverage
     assert unlisted.intervals[0].start == window.start
     assert not any(covered.covers(one.start) for one in unlisted.intervals)
     both = Coverage(unlisted.intervals + covered.intervals)
@@ -190,15 +200,15 @@ async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
 
 
 async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_goes_on(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 15.9, 15.1)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
     simulator.faults = faults("bad-json@list=always")
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     outcome = await account.backfill(polled)
     assert [type(error) for error in outcome.trouble] == [BadAnswer]
-    held = await now_of(site, asked)
+    held = await now_of(runtime, asked)
     assert held.rest == window
     assert held.last_error
     before = len(simulator.requests)
@@ -207,9 +217,9 @@ async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_
 
     simulator.faults = faults()
     clock.advance(timedelta(minutes=6))
-    outcome = await poll(site)
+    outcome = await poll(runtime)
     assert not outcome.failed
-    done = await now_of(site, asked)
+    done = await now_of(runtime, asked)
     assert (done.rest, done.not_listed, done.last_error) == (None, (), None)
     asked_for = windows_of(simulator, before)
     old = [one.length for one in asked_for if one.end < window.end + timedelta(minutes=1)]
@@ -217,24 +227,26 @@ async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_
 
 
 async def test_an_hour_that_fails_again_and_again_is_given_up_and_said(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 15.1, 15)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
     simulator.faults = faults("bad-json@list=always")
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     for _ in range(30):
         await account.backfill(polled)
         clock.advance(timedelta(minutes=6))
-    done = await now_of(site, asked)
+    done = await now_of(runtime, asked)
     assert done.rest is None
     assert Coverage(tuple(one for one, _ in done.not_listed)).intervals == (window,)
-    assert not (await site.shop.ledger.read(fold.progress, polled.id)).coverage.covers(window.start)
+    assert not (await runtime.services.ledger.read(fold.progress, polled.id)).coverage.covers(
+        window.start
+    )
 
 
 @pytest.mark.parametrize("status", [403, 404])
 async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refuses_no_user(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     polled: StreamState,
@@ -244,145 +256,150 @@ async def test_a_window_that_is_answered_with_403_or_404_is_not_listed_and_refus
 ) -> None:
     refuse_windows(monkeypatch, status, older_than=20.5 * DAY)
     window = days_ago(clock, 25, 19)
-    asked = await ask(site, window)
+    asked = await ask(runtime, window)
     for _ in range(20):
-        outcome = await poll(site)
+        outcome = await poll(runtime)
         assert (outcome.skipped, outcome.error) == (None, None)
         clock.advance(timedelta(minutes=6))
-    done = await now_of(site, asked)
+    done = await now_of(runtime, asked)
     assert (done.rest, done.done_at is not None) == (None, True)
     unlisted = Coverage(tuple(interval for interval, _ in done.not_listed))
     assert unlisted.intervals[0].start == window.start
     assert all(str(status) in reason for _, reason in done.not_listed)
-    covered = (await site.shop.ledger.read(fold.progress, polled.id)).coverage
+    covered = (await runtime.services.ledger.read(fold.progress, polled.id)).coverage
     assert Coverage(unlisted.intervals + covered.intervals).gaps(window.start, window.end) == ()
     assert said(events, "user-refused", "backfill-completed") == ["backfill-completed"]
 
 
 async def test_a_user_who_is_refused_in_the_middle_of_a_backfill_is_refused_and_it_stays_asked_for(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState, events: list[Event]
+    runtime: Runtime,
+    simulator: Simulator,
+    clock: QuickClock,
+    polled: StreamState,
+    events: list[Event],
 ) -> None:
-    asked = await ask(site, days_ago(clock, 16, 15))
+    asked = await ask(runtime, days_ago(clock, 16, 15))
     simulator.faults = faults("403@list=always")
     for _ in range(3):
-        await poll(site)
+        await poll(runtime)
         clock.advance(timedelta(minutes=6))
     assert polled.progress.refusals
-    held = await now_of(site, asked)
+    held = await now_of(runtime, asked)
     assert (held.rest, held.not_listed) == (asked.window, ())
     assert said(events, "user-refused") == ["user-refused"]
 
 
 async def test_a_suspended_account_leaves_the_backfill_asked_for_and_it_is_done_afterwards(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
-    asked = await ask(site, days_ago(clock, 16, 15))
-    await suspend(site, simulator)
-    account, _ = parts(site)
+    asked = await ask(runtime, days_ago(clock, 16, 15))
+    await suspend(runtime, simulator)
+    account, _ = parts(runtime)
     assert (await account.backfill(polled)).error is not None
-    held = await now_of(site, asked)
+    held = await now_of(runtime, asked)
     assert held.rest is not None
     assert held.last_error
-    await end_outage(site, simulator, clock)
-    await poll(site)
-    assert (await now_of(site, asked)).done_at is not None
+    await end_outage(runtime, simulator, clock)
+    await poll(runtime)
+    assert (await now_of(runtime, asked)).done_at is not None
 
 
 async def test_a_backfill_outlives_the_process(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        await poll(site)
-        asked = await ask(site, days_ago(clock, 16, 15))
+    async with opened_runtime(settings, clock) as runtime:
+        await poll(runtime)
+        asked = await ask(runtime, days_ago(clock, 16, 15))
     fax = old_fax(simulator, 15.5)
-    async with opened_site(settings, clock) as site:
-        _, state = parts(site)
+    async with opened_runtime(settings, clock) as runtime:
+        _, state = parts(runtime)
         assert state.progress.backfill_waits is True
-        assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
-        assert (await now_of(site, asked)).done_at is not None
-        assert not await site.shop.ledger.read(backfills.all_waiting)
-    async with opened_site(settings, clock) as site:
-        assert not parts(site)[1].progress.backfill_waits
+        assert [row.fax_id for row in (await poll(runtime)).discovered] == [fax.fax_id]
+        assert (await now_of(runtime, asked)).done_at is not None
+        assert not await runtime.services.ledger.read(backfills.all_waiting)
+    async with opened_runtime(settings, clock) as runtime:
+        assert not parts(runtime)[1].progress.backfill_waits
 
 
 async def test_what_is_still_to_come_is_not_waited_for(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
-    asked = await ask(site, Interval(clock.now() - DAY, clock.now() + DAY))
-    await poll(site)
-    assert (await now_of(site, asked)).done_at is not None
-    newest = (await site.shop.ledger.read(fold.progress, polled.id)).coverage.newest_end
+    asked = await ask(runtime, Interval(clock.now() - DAY, clock.now() + DAY))
+    await poll(runtime)
+    assert (await now_of(runtime, asked)).done_at is not None
+    newest = (await runtime.services.ledger.read(fold.progress, polled.id)).coverage.newest_end
     assert newest is not None
     assert newest <= simulator.now()
 
 
 async def test_a_user_who_was_never_polled_is_listed_from_its_start_all_the_same(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    account, state = parts(site)
+    account, state = parts(runtime)
     old, recent = old_fax(simulator, 15.5), old_fax(simulator, 3)
-    await ask(site, days_ago(clock, 16, 15))
+    await ask(runtime, days_ago(clock, 16, 15))
     first = await account.backfill(state)
     assert [row.fax_id for row in first.discovered] == [old.fax_id]
-    assert [row.fax_id for row in (await poll(site)).discovered] == [recent.fax_id]
+    assert [row.fax_id for row in (await poll(runtime)).discovered] == [recent.fax_id]
     assert state.progress.gaps == ()
 
 
 async def test_the_same_window_asked_for_again_goes_on_and_a_new_one_begins_when_it_is_through(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 16, 15)
-    first = await ask(site, window)
-    assert (await ask(site, window)).id == first.id
-    await poll(site)
-    again = await ask(site, window)
+    first = await ask(runtime, window)
+    assert (await ask(runtime, window)).id == first.id
+    await poll(runtime)
+    again = await ask(runtime, window)
     assert again.id != first.id
     assert again.rest == window
 
 
 async def test_a_find_of_a_backfill_does_not_count_as_late(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     old_fax(simulator, 2)  # the window had missed it
-    await ask(site, days_ago(clock, 3, 1))
-    account, _ = parts(site)
+    await ask(runtime, days_ago(clock, 3, 1))
+    account, _ = parts(runtime)
     assert len((await account.backfill(polled)).discovered) == 1
-    assert (await site.shop.ledger.read(streams.one, polled.id)).late_max_s == 0
+    assert (await runtime.services.ledger.read(streams.one, polled.id)).late_max_s == 0
     assert (
-        "poller_visibility_delay_seconds_count 0.0" in (await site.shop.metrics.render()).decode()
+        "poller_visibility_delay_seconds_count 0.0"
+        in (await runtime.services.metrics.render()).decode()
     )
 
 
 async def test_daemon_takes_a_backfill_up_and_carries_it_through_between_two_rare_polls(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     clock.wall = datetime.now(clock.wall.tzinfo)  # by which APScheduler goes
-    for state in site.states:
+    for state in runtime.states:
         state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
-        await poll(site, state.user.name)
-    _, state = parts(site)
+        await poll(runtime, state.user.name)
+    _, state = parts(runtime)
     simulator.requests.clear()
-    planner = Planner(site)
+    planner = Planner(runtime)
     planner.start()
     try:
-        asked = await ask(site, days_ago(clock, 16, 15))
-        BackgroundChecks(site, planner.poll_soon)._begin_backfills()
+        asked = await ask(runtime, days_ago(clock, 16, 15))
+        BackgroundChecks(runtime, planner.poll_soon)._begin_backfills()
         await until(lambda: said(events, "backfill-completed"))
     finally:
         await planner.stop()
-    assert (await now_of(site, asked)).done_at is not None
+    assert (await now_of(runtime, asked)).done_at is not None
     assert {seen.user for seen in simulator.requests} == {"user-a"}
 
 
 async def test_poll_follows_at_once_where_a_backfill_is_not_through(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock.wall = datetime.now(clock.wall.tzinfo)
-    account, state = parts(site)
+    account, state = parts(runtime)
     state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
-    await poll(site)
-    planner = Planner(site)
+    await poll(runtime)
+    planner = Planner(runtime)
     planner.start()
     try:
         state.progress = replace(state.progress, backfill_waits=True)
@@ -398,18 +415,18 @@ async def test_poll_follows_at_once_where_a_backfill_is_not_through(
 
 @pytest.mark.parametrize("trouble", ["500@list=always", "403@list=always", "refused"])
 async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_waits(
-    site: Site, simulator: Simulator, clock: QuickClock, trouble: str
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, trouble: str
 ) -> None:
     clock.wall = datetime.now(clock.wall.tzinfo)
-    account, state = parts(site)
+    account, state = parts(runtime)
     state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
-    await poll(site)
-    await ask(site, days_ago(clock, 16, 15))
+    await poll(runtime)
+    await ask(runtime, days_ago(clock, 16, 15))
     if trouble == "refused":
         await state.record(NotPolled(clock.now(), "refused", clock.now() + timedelta(hours=1)))
     else:
         simulator.faults = faults(trouble)
-    planner = Planner(site)
+    planner = Planner(runtime)
     planner.start()
     try:
         later = clock.now() + timedelta(hours=6)
@@ -423,7 +440,7 @@ async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_wait
 
 
 async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays_ended(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     polled: StreamState,
@@ -431,9 +448,9 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     window = days_ago(clock, 30, 20)
-    asked = await ask(site, window)
-    ledger = site.shop.ledger
-    account, _ = parts(site)
+    asked = await ask(runtime, window)
+    ledger = runtime.services.ledger
+    account, _ = parts(runtime)
     real = account._poller._lister._reader.read
 
     async def withdraw_at_once(*arguments: Any) -> Any:
@@ -442,32 +459,32 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
 
     monkeypatch.setattr(account._poller._lister._reader, "read", withdraw_at_once)
     await account.backfill(polled)
-    held = await now_of(site, asked)
+    held = await now_of(runtime, asked)
     assert held.withdrawn
     assert held.rest == window
     assert len(windows(simulator, before=window.end + timedelta(minutes=1))) == 1
     assert not polled.progress.backfill_waits
     assert said(events, "backfill-completed") == []
-    assert (await ask(site, window)).id != asked.id
+    assert (await ask(runtime, window)).id != asked.id
 
 
 async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
-    site: Site, simulator: Simulator, clock: QuickClock, polled: StreamState
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     async def shown() -> tuple[dict[str, Any], list[str]]:
-        answer = await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
+        answer = await status(runtime.services.ledger, clock.now(), Surroundings({"usable": True}))
         return next(row for row in answer["users"] if row["user"] == "user-a"), problems(answer, [])
 
-    asked = await ask(site, days_ago(clock, 16, 15))
+    asked = await ask(runtime, days_ago(clock, 16, 15))
     row, sentences = await shown()
     assert (row["backfills"], row["backfill_error"]) == ([span(asked.window)], None)
     assert sentences == []
     simulator.faults = faults("bad-json@list=always")
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     await account.backfill(polled)
     row, sentences = await shown()
     assert row["backfill_error"]
     assert sentences == ["A backfill makes no progress, and is tried again, for main/user-a."]
-    await site.shop.ledger.write(backfills.withdraw, polled.id, clock.now())
+    await runtime.services.ledger.write(backfills.withdraw, polled.id, clock.now())
     row, sentences = await shown()
     assert (row["backfills"], row["backfill_error"], sentences) == ([], None, [])

@@ -317,7 +317,7 @@ def test_once_of_a_suspended_account_says_that_what_is_due_waits_for_it(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a command's waits cost no time."""
-    monkeypatch.setattr("poller.ingest.site.SystemClock", lambda: QuickClock(datetime.now(UTC)))
+    monkeypatch.setattr("poller.ingest.runtime.SystemClock", lambda: QuickClock(datetime.now(UTC)))
 
 
 def test_once_says_that_it_waits_to_sign_in_and_until_when(
@@ -1363,7 +1363,7 @@ def test_demo_does_not_wait_for_ever_for_a_daemon_that_does_not_stop(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("_ARRIVES_EVERY_S", "_PATIENCE_S", "_STOPS_WITHIN_S"):
+    for name in ("_ARRIVES_EVERY_S", "_HANG_TIMEOUT_S", "_STOPS_WITHIN_S"):
         monkeypatch.setattr(demo_module, name, 0.2)
     fake_daemon("trap '' TERM; while :; do sleep 0.1; done")
     assert main(["demo"]) == 1

@@ -239,8 +239,8 @@ class Bench:
 async def serving(server: Server, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     runner = web.ServerRunner(web.Server(server.handle), shutdown_timeout=0.01)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-    await site.start()
+    runtime = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await runtime.start()
     port = runner.addresses[0][1]
     yield f"{'https' if context else 'http'}://127.0.0.1:{port}"
     await runner.cleanup()

@@ -14,7 +14,7 @@ from poller import log
 from poller.errors import Evidence
 from poller.evidence import EvidenceStore
 from poller.ledger import faxes, streams
-from tests.conftest import APP, KEY, NOON, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, KEY, NOON, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import poll
 
 TOKEN = "eyJhbGciOiJub25lIn0.e30.token-that-nobody-may-see"
@@ -67,8 +67,8 @@ async def echo(clock: QuickClock) -> AsyncIterator[tuple[Echo, str]]:
     app.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    runtime = web.TCPSite(runner, "127.0.0.1", 0)
+    await runtime.start()
     yield server, f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
@@ -86,13 +86,13 @@ async def test_secrets_that_a_server_sends_back_are_kept_nowhere(
     server, url = echo
     server.status = status
     monkeypatch.setenv("KEY", KEY)
-    async with opened_site(make_config(url), clock) as site:
-        await poll(site, "user-a")
-        await poll(site, "user-b")
-        await site.accounts[APP].workers.run_until_idle()
-        rows = [(await site.shop.ledger.read(faxes.find, one))[0] for one in server.faxes]
-        users = await site.shop.ledger.read(streams.all_streams)
-        kept = [await site.shop.evidence.find(f.app_id, f.user_id, f.fax_id) for f in rows]
+    async with opened_runtime(make_config(url), clock) as runtime:
+        await poll(runtime, "user-a")
+        await poll(runtime, "user-b")
+        await runtime.accounts[APP].workers.run_until_idle()
+        rows = [(await runtime.services.ledger.read(faxes.find, one))[0] for one in server.faxes]
+        users = await runtime.services.ledger.read(streams.all_streams)
+        kept = [await runtime.services.evidence.find(f.app_id, f.user_id, f.fax_id) for f in rows]
     said = [str(f.last_error) for f in rows] + [str(user.last_error) for user in users]
     evidence = tmp_path / "state" / "evidence"
     names = [str(path.relative_to(tmp_path)) for path in evidence.rglob("*")]

@@ -14,13 +14,13 @@ from poller.emptiness import CANARIES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
 from poller.ingest.reading import Read
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.sweeps import Sweeps
 from poller.ledger import State, accounts, backfills, faxes, fold, streams
 from poller.progress import SweepsForgotten
 from poller.simulator import Faults, Simulator, Switches
 from poller.window import Interval
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import calls, listed, parts, poll, said, settled
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
@@ -32,31 +32,33 @@ OWN = {"array": "full-200", "missing": "zero-200", "bare": "bare-200"}  # by swi
 
 
 @pytest.fixture
-async def quiet(site: Site, simulator: Simulator, clock: QuickClock) -> Site:
+async def quiet(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Runtime:
     """A fax is known, and its time lies before every window that is still asked for."""
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     for _ in range(2):
         clock.advance(20 * MINUTE)
         for user in ("user-a", "user-b"):
-            assert not (await poll(site, user)).failed
-    return site
+            assert not (await poll(runtime, user)).failed
+    return runtime
 
 
-async def covered(site: Site, user: str = "user-a") -> Any:
+async def covered(runtime: Runtime, user: str = "user-a") -> Any:
     """Up to when the ledger says that this user's faxes are listed."""
-    return (await site.shop.ledger.read(fold.progress, parts(site, user)[1].id)).coverage.newest_end
+    return (
+        await runtime.services.ledger.read(fold.progress, parts(runtime, user)[1].id)
+    ).coverage.newest_end
 
 
 def asked_for_1990(simulator: Simulator) -> int:
     return sum("1990-01-01" in one.target for one in simulator.requests)
 
 
-async def probe(site: Site, clock: QuickClock, user: str = "user-a") -> None:
+async def probe(runtime: Runtime, clock: QuickClock, user: str = "user-a") -> None:
     """Poll when the next probe is due."""
-    until = site.accounts[APP].client.suspension.until
+    until = runtime.accounts[APP].client.suspension.until
     assert until is not None
     clock.advance(max(until - clock.now(), timedelta(0)))
-    await poll(site, user)
+    await poll(runtime, user)
 
 
 # -- how an empty list is spelled ---------------------------------------------------------------
@@ -68,11 +70,11 @@ async def test_first_fax_teaches_how_this_server_spells_an_empty_list_once_for_a
 ) -> None:
     simulator.switches = Switches(empty_list=shape)
     for _ in range(2):
-        async with opened_site(make_config(simulator.base_url), clock) as site:
+        async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
             for user in ("user-a", "user-b", "user-a"):
-                await listed(site, simulator, user)
+                await listed(runtime, simulator, user)
                 clock.advance(MINUTE)
-            lists = Lists.read((await site.shop.ledger.read(accounts.lists, APP))[0])
+            lists = Lists.read((await runtime.services.ledger.read(accounts.lists, APP))[0])
             assert lists.shapes is not None
             assert len(lists.shapes) == 1
             assert lists.tells_gone
@@ -82,36 +84,36 @@ async def test_first_fax_teaches_how_this_server_spells_an_empty_list_once_for_a
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_installation_without_any_fax_is_polled_however_an_empty_list_is_spelled(
-    shape: Any, site: Site, simulator: Simulator, clock: QuickClock
+    shape: Any, runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(empty_list=shape)
     for _ in range(3):
         before = len(simulator.requests)
-        assert not (await poll(site)).failed
+        assert not (await poll(runtime)).failed
         clock.advance(2 * MINUTE)
     assert [one.call for one in simulator.requests[before:]] == ["list"]
-    assert await covered(site) == clock.now() - 2 * MINUTE
+    assert await covered(runtime) == clock.now() - 2 * MINUTE
 
 
 @pytest.mark.parametrize("effect", NO_LISTS)
 @pytest.mark.parametrize("has_fax", [False, True])
 async def test_answer_that_no_list_is_spelled_like_fails_the_poll_and_covers_nothing(
-    effect: str, *, has_fax: bool, site: Site, simulator: Simulator, clock: QuickClock
+    effect: str, *, has_fax: bool, runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     if has_fax:
-        await listed(site, simulator)
-    assert not (await poll(site)).failed
-    before = await covered(site)
+        await listed(runtime, simulator)
+    assert not (await poll(runtime)).failed
+    before = await covered(runtime)
     simulator.faults = Faults.of(f"{effect}@list=always")
     clock.advance(5 * MINUTE)
-    outcome = await poll(site)
+    outcome = await poll(runtime)
     assert isinstance(outcome.error, BadAnswer)
-    assert await covered(site) == before
+    assert await covered(runtime) == before
 
     simulator.faults = Faults()
     fax = simulator.receive(APP, "user-a", completed=clock.now() - 2 * MINUTE)
     clock.advance(MINUTE)
-    assert [row.fax_id for row in (await poll(site)).discovered] == [fax.fax_id]
+    assert [row.fax_id for row in (await poll(runtime)).discovered] == [fax.fax_id]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -128,13 +130,13 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
     simulator.switches = Switches(empty_list=shape)
     back = replace(Poll().sweep, back=MINUTE)
     rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=replace(back, every=24 * HOUR))
-    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
-        account, _ = parts(site)
-        await listed(site, simulator)
-        await poll(site, "user-b")
+    async with opened_runtime(make_config(simulator.base_url, poll=rules), clock) as runtime:
+        account, _ = parts(runtime)
+        await listed(runtime, simulator)
+        await poll(runtime, "user-b")
         clock.advance(5 * MINUTE)
-        await poll(site)
-        before = [await covered(site, user) for user in ("user-a", "user-b")]
+        await poll(runtime)
+        before = [await covered(runtime, user) for user in ("user-a", "user-b")]
 
         simulator.outage(True, effect)
         clock.advance(2 * MINUTE)
@@ -142,25 +144,25 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
         for _ in range(8):
             clock.advance(2 * MINUTE)
             for user in ("user-a", "user-b"):
-                await poll(site, user)
+                await poll(runtime, user)
         assert account.is_suspended
-        assert [await covered(site, user) for user in ("user-a", "user-b")] == before
+        assert [await covered(runtime, user) for user in ("user-a", "user-b")] == before
         await settled(account)
-        (row,) = await site.shop.ledger.read(accounts.all_accounts)
+        (row,) = await runtime.services.ledger.read(accounts.all_accounts)
         assert "lists nothing that it listed before" in str(row.reason)
         assert said(events, "account-suspended") == ["account-suspended"]
 
         simulator.outage(False)
-        await probe(site, clock)
+        await probe(runtime, clock)
         (resumed,) = [event for event in events if event.action == "account-resumed"]
         assert "lists nothing that it listed before" in resumed.message
-        found = (await poll(site, "user-b")).discovered
+        found = (await poll(runtime, "user-b")).discovered
         assert [fax.fax_id for fax in found] == [lost.fax_id]
-        assert await covered(site, "user-b") == clock.now()
+        assert await covered(runtime, "user-b") == clock.now()
 
 
 async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     """The canary is listed, so it is no outage: one user's lists are broken."""
     before = clock.now()
@@ -180,7 +182,7 @@ async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list
 
 
 async def test_server_that_comes_to_spell_its_empty_lists_otherwise_is_asked_once_and_believed(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(empty_list="bare")
     for _ in range(3):
@@ -191,7 +193,7 @@ async def test_server_that_comes_to_spell_its_empty_lists_otherwise_is_asked_onc
 
 
 async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_then_believed(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     for fax in simulator.faxes():
         simulator.delete(fax)
@@ -205,7 +207,7 @@ async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_the
         clock.advance(2 * MINUTE)
     assert HOUR <= clock.now() - began <= HOUR + 2 * MINUTE
     assert before < await covered(quiet)
-    lists = Lists.read((await quiet.shop.ledger.read(accounts.lists, APP))[0])
+    lists = Lists.read((await quiet.services.ledger.read(accounts.lists, APP))[0])
     assert lists.believed_since == began  # it may have been none: all since then is listed again
 
 
@@ -214,17 +216,17 @@ async def test_server_that_refuses_1990_is_believed_as_long_as_it_lists_a_known_
     shape: Any, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(empty_list=shape, oldest_window_s=8 * 86_400.0)
-    async with opened_site(make_config(simulator.base_url), clock) as site:
-        await listed(site, simulator)
+    async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
+        await listed(runtime, simulator)
         for _ in range(3):
             clock.advance(20 * MINUTE)
-            assert not (await poll(site)).failed
-        assert await covered(site) == clock.now()
+            assert not (await poll(runtime)).failed
+        assert await covered(runtime) == clock.now()
         simulator.faults = Faults.of(f"{OWN[shape]}@list=always")
         clock.advance(20 * MINUTE)
-        assert (await poll(site)).skipped
-        assert site.accounts[APP].is_suspended
-        assert await covered(site) == clock.now() - 20 * MINUTE
+        assert (await poll(runtime)).skipped
+        assert runtime.accounts[APP].is_suspended
+        assert await covered(runtime) == clock.now() - 20 * MINUTE
 
 
 async def test_installation_that_began_in_an_outage_lists_everything_again(
@@ -232,14 +234,14 @@ async def test_installation_that_began_in_an_outage_lists_everything_again(
 ) -> None:
     old = simulator.receive(APP, "user-b", completed=clock.now() - timedelta(days=20))
     rules = Poll(start=timedelta(days=30))
-    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
+    async with opened_runtime(make_config(simulator.base_url, poll=rules), clock) as runtime:
         simulator.faults = Faults.of("bare-200@list=always")
         for user in ("user-a", "user-b"):
-            assert not (await poll(site, user)).failed
+            assert not (await poll(runtime, user)).failed
         simulator.faults = Faults()
         clock.advance(10 * MINUTE)
-        await listed(site, simulator)
-        assert [fax.fax_id for fax in (await poll(site, "user-b")).discovered] == [old.fax_id]
+        await listed(runtime, simulator)
+        assert [fax.fax_id for fax in (await poll(runtime, "user-b")).discovered] == [old.fax_id]
 
 
 async def test_run_that_began_in_an_outage_has_the_next_ones_list_everything_again(
@@ -251,23 +253,25 @@ async def test_run_that_began_in_an_outage_has_the_next_ones_list_everything_aga
     old.image_downloaded = True
     settings = make_config(simulator.base_url, poll=Poll(start=30 * days))
     simulator.faults = Faults.of("bare-200@list=always")
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         for user in ("user-a", "user-b"):
-            assert not (await poll(site, user)).failed
+            assert not (await poll(runtime, user)).failed
     simulator.faults = Faults()
     clock.advance(10 * MINUTE)
-    async with opened_site(settings, clock) as site:
-        await listed(site, simulator)  # the first fax; that run ends before it has listed the rest
+    async with opened_runtime(settings, clock) as runtime:
+        await listed(
+            runtime, simulator
+        )  # the first fax; that run ends before it has listed the rest
     clock.advance(10 * MINUTE)
-    async with opened_site(settings, clock) as site:
-        assert [fax.fax_id for fax in (await poll(site, "user-b")).discovered] == [old.fax_id]
+    async with opened_runtime(settings, clock) as runtime:
+        assert [fax.fax_id for fax in (await poll(runtime, "user-b")).discovered] == [old.fax_id]
 
 
 async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_end_that(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another user's poll finds that out while this one's sweep reads its last list."""
-    _, state = parts(site)
+    _, state = parts(runtime)
     read = Sweeps._read_not_downloaded
 
     async def meanwhile(sweeps: Sweeps, *arguments: Any) -> Read:
@@ -276,9 +280,11 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
         return await read(sweeps, *arguments)
 
     monkeypatch.setattr(Sweeps, "_read_not_downloaded", meanwhile)
-    assert not (await poll(site)).failed
+    assert not (await poll(runtime)).failed
     assert state.progress.deep_sweep_end is None
-    (row,) = [row for row in await site.shop.ledger.read(streams.all_streams) if row.id == state.id]
+    (row,) = [
+        row for row in await runtime.services.ledger.read(streams.all_streams) if row.id == state.id
+    ]
     assert row.deep_sweep_end is None
 
 
@@ -286,7 +292,7 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
 
 
 async def test_quiet_account_asks_for_a_known_fax_every_fifteen_seconds_for_all_its_users(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     before = len(simulator.requests)
     for _ in range(20):
@@ -297,7 +303,7 @@ async def test_quiet_account_asks_for_a_known_fax_every_fifteen_seconds_for_all_
 
 
 async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     clock.advance(2 * MINUTE)
     await poll(quiet)
@@ -319,27 +325,27 @@ async def test_empty_list_whose_proof_could_not_be_had_is_asked_for_again(
     """A proof that comes hours later says nothing of it; no net lies below."""
     back = replace(Poll().sweep, back=MINUTE, every=24 * HOUR)
     rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=back)
-    async with opened_site(make_config(simulator.base_url, poll=rules), clock) as site:
+    async with opened_runtime(make_config(simulator.base_url, poll=rules), clock) as runtime:
         for user in ("user-a", "user-b"):
-            await listed(site, simulator, user)
-        await poll(site, "user-b")
-        before = await covered(site, "user-b")
+            await listed(runtime, simulator, user)
+        await poll(runtime, "user-b")
+        before = await covered(runtime, "user-b")
         clock.advance(20 * HOUR)
         lost = simulator.receive(APP, "user-b", completed=clock.now() - 10 * HOUR)
         script = ("full-200", *["503"] * 30)
         simulator.faults = Faults(script=script, script_calls=frozenset({"list"}))
-        assert (await poll(site, "user-b")).failed
+        assert (await poll(runtime, "user-b")).failed
 
         simulator.faults = Faults()
         clock.advance(2 * HOUR)
-        await listed(site, simulator)
-        assert await covered(site, "user-b") == before
-        found = (await poll(site, "user-b")).discovered
+        await listed(runtime, simulator)
+        assert await covered(runtime, "user-b") == before
+        found = (await poll(runtime, "user-b")).discovered
         assert [fax.fax_id for fax in found] == [lost.fax_id]
 
 
 async def test_empty_list_from_before_a_suspension_is_asked_for_again(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     clock.advance(2 * MINUTE)
     await poll(quiet)  # a proof
@@ -359,7 +365,7 @@ async def test_empty_list_from_before_a_suspension_is_asked_for_again(
 
 
 async def test_what_waits_for_a_proof_is_proved_after_a_minute_without_any_poll(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     """The next poll may come in hours only."""
     account, _ = parts(quiet)
@@ -380,7 +386,7 @@ async def test_what_waits_for_a_proof_is_proved_after_a_minute_without_any_poll(
 
 
 async def test_known_fax_whose_window_is_refused_is_not_asked_for_again(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     """It is too old by now, and those of a refused user are left alone as its polls are."""
     simulator.switches = Switches(oldest_window_s=8 * 86_400.0)
@@ -397,29 +403,29 @@ async def test_known_fax_whose_window_is_refused_is_not_asked_for_again(
 
 
 async def test_known_fax_of_a_refused_user_is_not_asked_for(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await listed(site, simulator, "user-b")
-    assert not (await poll(site)).failed
+    await listed(runtime, simulator, "user-b")
+    assert not (await poll(runtime)).failed
     rule = replace(Faults.of("403@list=always").rules[0], user_id="user-b")
     simulator.faults = Faults(rules=(rule,))
-    assert (await poll(site, "user-b")).failed
+    assert (await poll(runtime, "user-b")).failed
     before = calls(simulator, "list")
     clock.advance(20 * MINUTE)
-    assert not (await poll(site)).failed
+    assert not (await poll(runtime)).failed
     assert calls(simulator, "list") == before + 1
 
 
 async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanwhile(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
     """A poll may wait for another one's proof, which finds that out."""
-    await listed(site, simulator)
-    client, states = site.accounts[APP].client, site.accounts[APP].states
-    empties = EmptyLists(client, site.shop.ledger, site.shop.clock, states)
-    await site.shop.ledger.write(accounts.keep_lists, APP, Lists(tells_gone=True).text())
+    await listed(runtime, simulator)
+    client, states = runtime.accounts[APP].client, runtime.accounts[APP].states
+    empties = EmptyLists(client, runtime.services.ledger, runtime.services.clock, states)
+    await runtime.services.ledger.write(accounts.keep_lists, APP, Lists(tells_gone=True).text())
     await empties.spelling.believe("", is_end=True)
-    await empties.listed(parts(site)[1].user, Page(()))
+    await empties.listed(parts(runtime)[1].user, Page(()))
     simulator.delete(simulator.faxes()[0])
     proving, learning = empties.prove(), empties.spelling.learn()
     await asyncio.gather(proving, learning)
@@ -427,7 +433,7 @@ async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanw
 
 
 async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     clock.advance(2 * MINUTE)
     await poll(quiet)
@@ -440,40 +446,40 @@ async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
 
 
 async def test_fax_that_a_canary_happens_to_list_is_new_and_recorded(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=41))
     clock.advance(2 * MINUTE)
     await poll(quiet, "user-b")
-    (row,) = await quiet.shop.ledger.read(faxes.find, late.fax_id)
+    (row,) = await quiet.services.ledger.read(faxes.find, late.fax_id)
     assert row.found_by == "canary"
 
 
 async def test_fax_that_is_missed_in_its_own_window_is_noticed_at_once(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     simulator.faults = Faults.of(f"{OWN['array']}@list=always")
     clock.advance(SECOND)
-    assert (await poll(site)).skipped
-    assert site.accounts[APP].is_suspended
+    assert (await poll(runtime)).skipped
+    assert runtime.accounts[APP].is_suspended
 
 
 async def test_fax_that_somebody_deleted_at_once_costs_one_canary(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await listed(site, simulator, completed=clock.now() - HOUR)
-    fax, _ = await listed(site, simulator)
+    await listed(runtime, simulator, completed=clock.now() - HOUR)
+    fax, _ = await listed(runtime, simulator)
     simulator.delete(fax)
     before = len(simulator.requests)
     for _ in range(3):
         clock.advance(SECOND)
-        assert not (await poll(site)).failed
+        assert not (await poll(runtime)).failed
     assert len(simulator.requests) <= before + 3 + 1
 
 
 async def test_faxes_that_were_deleted_at_efax_suspend_nobody_and_it_is_said_once(
-    quiet: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    quiet: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     for fax in simulator.faxes():
         simulator.delete(fax)
@@ -487,30 +493,30 @@ async def test_faxes_that_were_deleted_at_efax_suspend_nobody_and_it_is_said_onc
 
 
 async def test_next_run_does_not_ask_for_what_was_deleted(
-    quiet: Site, simulator: Simulator, clock: QuickClock, make_config: MakeConfig
+    quiet: Runtime, simulator: Simulator, clock: QuickClock, make_config: MakeConfig
 ) -> None:
     for fax in simulator.faxes():
         simulator.delete(fax)
     clock.advance(2 * MINUTE)
     assert not (await poll(quiet)).failed
-    known = await quiet.shop.ledger.read(accounts.lists, APP)
+    known = await quiet.services.ledger.read(accounts.lists, APP)
     assert Lists.read(known[0]).is_deleted(known[1][0][2].end)
 
 
 async def test_when_the_newest_fax_was_deleted_an_older_one_is_asked_for(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     for _ in range(CANARIES):
-        fax, _ = await listed(site, simulator)
+        fax, _ = await listed(runtime, simulator)
         clock.advance(30 * MINUTE)
     simulator.delete(fax)
-    assert not (await poll(site)).failed
-    assert not site.accounts[APP].is_suspended
-    assert await covered(site) == clock.now()
+    assert not (await poll(runtime)).failed
+    assert not runtime.accounts[APP].is_suspended
+    assert await covered(runtime) == clock.now()
 
 
 async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_after_an_hour(
-    quiet: Site,
+    quiet: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     events: list[Event],
@@ -541,18 +547,18 @@ def hide(simulator: Simulator) -> None:
             faxes.remove(fax)
 
 
-async def given_up(site: Site, clock: QuickClock) -> timedelta:
+async def given_up(runtime: Runtime, clock: QuickClock) -> timedelta:
     """Poll as long as the known faxes are missed, and return how long that was."""
     clock.advance(2 * MINUTE)
     began = clock.now()
-    await poll(site)
-    while site.accounts[APP].is_suspended:
-        await probe(site, clock)
+    await poll(runtime)
+    while runtime.accounts[APP].is_suspended:
+        await probe(runtime, clock)
     return clock.now() - began
 
 
 async def test_later_deletions_that_efax_does_not_tell_of_cost_minutes_and_are_said_each_time(
-    quiet: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    quiet: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     hide(simulator)
     assert await given_up(quiet, clock) >= HOUR
@@ -566,7 +572,7 @@ async def test_later_deletions_that_efax_does_not_tell_of_cost_minutes_and_are_s
 
 
 async def test_doubt_is_long_again_when_what_was_taken_for_deleted_is_listed(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     """It was an outage."""
     simulator.faults = Faults.of("full-200@list=always")
@@ -574,7 +580,7 @@ async def test_doubt_is_long_again_when_what_was_taken_for_deleted_is_listed(
     simulator.faults = Faults()
     clock.advance(2 * MINUTE)
     await listed(quiet, simulator)
-    lists = Lists.read((await quiet.shop.ledger.read(accounts.lists, APP))[0])
+    lists = Lists.read((await quiet.services.ledger.read(accounts.lists, APP))[0])
     assert (lists.given_up, lists.deleted_until, lists.believed_since) == ((), None, None)
     clock.advance(20 * MINUTE)
     simulator.faults = Faults.of("full-200@list=always")
@@ -589,12 +595,12 @@ async def test_all_since_the_first_doubt_is_listed_again_after_a_long_outage_tha
     days = timedelta(days=1)
     settings = make_config(simulator.base_url)
     async with AsyncExitStack() as stack:
-        site = await stack.enter_async_context(opened_site(settings, clock))
+        runtime = await stack.enter_async_context(opened_runtime(settings, clock))
         for user in ("user-a", "user-b"):
-            await listed(site, simulator, user)
+            await listed(runtime, simulator, user)
         clock.advance(20 * MINUTE)
         simulator.faults = Faults.of("full-200@list=always")
-        await given_up(site, clock)
+        await given_up(runtime, clock)
         lost = [
             simulator.receive(APP, user, completed=clock.now() + HOUR)
             for user in ("user-a", "user-b")
@@ -604,18 +610,18 @@ async def test_all_since_the_first_doubt_is_listed_again_after_a_long_outage_tha
         for _ in range(20):
             clock.advance(days)
             for user in ("user-a", "user-b"):
-                assert not (await poll(site, user)).failed
-        assert await covered(site) == clock.now()
+                assert not (await poll(runtime, user)).failed
+        assert await covered(runtime) == clock.now()
         if restarts:
             await stack.aclose()
-            site = await stack.enter_async_context(opened_site(settings, clock))
+            runtime = await stack.enter_async_context(opened_runtime(settings, clock))
         simulator.faults = Faults()
         clock.advance(MINUTE)
-        await listed(site, simulator)
+        await listed(runtime, simulator)
         for user in ("user-a", "user-b"):
-            await poll(site, user)
+            await poll(runtime, user)
         for fax in lost:
-            assert await site.shop.ledger.read(faxes.find, fax.fax_id)
+            assert await runtime.services.ledger.read(faxes.find, fax.fax_id)
 
 
 @pytest.mark.parametrize("step", [timedelta(0), 2 * HOUR])
@@ -623,25 +629,25 @@ async def test_doubt_counts_neither_downtime_nor_a_clock_that_was_set_ahead(
     step: timedelta, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        await listed(site, simulator)
+    async with opened_runtime(settings, clock) as runtime:
+        await listed(runtime, simulator)
         clock.advance(20 * MINUTE)
         simulator.faults = Faults.of("full-200@list=always")
-        await poll(site)
-        assert site.accounts[APP].is_suspended
+        await poll(runtime)
+        assert runtime.accounts[APP].is_suspended
         if step:
             clock.wall += step
-            await probe(site, clock)
-            assert site.accounts[APP].is_suspended
+            await probe(runtime, clock)
+            assert runtime.accounts[APP].is_suspended
     if not step:
         clock.advance(2 * HOUR)
-        async with opened_site(settings, clock) as site:
-            await poll(site)
-            assert site.accounts[APP].is_suspended
+        async with opened_runtime(settings, clock) as runtime:
+            await poll(runtime)
+            assert runtime.accounts[APP].is_suspended
 
 
 async def test_broken_answers_before_an_outage_of_the_lists_are_no_doubt_that_counts(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     clock.advance(2 * MINUTE)
     simulator.outage(True, "full-200")
@@ -657,7 +663,7 @@ async def test_broken_answers_before_an_outage_of_the_lists_are_no_doubt_that_co
 
 @pytest.mark.parametrize("effect", MAYBE_LISTS)
 async def test_outage_of_every_call_is_never_taken_for_deleted_faxes(
-    effect: str, quiet: Site, simulator: Simulator, clock: QuickClock
+    effect: str, quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     before = await covered(quiet)
     simulator.outage(True, effect)
@@ -672,12 +678,12 @@ async def test_server_without_metadata_is_not_believed_that_a_fax_was_deleted(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     simulator.faults = Faults.of("404@metadata=always")
-    async with opened_site(make_config(simulator.base_url), clock) as site:
-        await listed(site, simulator)
+    async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
+        await listed(runtime, simulator)
         clock.advance(20 * MINUTE)
         simulator.faults = Faults.of("404@metadata=always", "full-200@list=always")
-        assert (await poll(site)).skipped
-        assert site.accounts[APP].is_suspended
+        assert (await poll(runtime)).skipped
+        assert runtime.accounts[APP].is_suspended
 
 
 @pytest.mark.parametrize("status", [404, 403, 400])
@@ -685,20 +691,20 @@ async def test_where_metadata_are_not_served_deleted_faxes_are_given_up_after_an
     status: int, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     simulator.faults = Faults.of(f"{status}@metadata=always")
-    async with opened_site(make_config(simulator.base_url), clock) as site:
-        await listed(site, simulator)
+    async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
+        await listed(runtime, simulator)
         clock.advance(20 * MINUTE)
         hide(simulator)
         clock.advance(2 * MINUTE)
         began = clock.now()
-        await poll(site)
-        while site.accounts[APP].is_suspended and clock.now() - began < 2 * HOUR:
-            await probe(site, clock)
+        await poll(runtime)
+        while runtime.accounts[APP].is_suspended and clock.now() - began < 2 * HOUR:
+            await probe(runtime, clock)
         assert HOUR <= clock.now() - began <= HOUR + 10 * MINUTE
 
 
 async def test_fax_that_arrives_ends_the_suspension_also_where_the_known_ones_stay_away(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     for fax in simulator.faxes():
         simulator.apps[APP].users[fax.user_id].faxes.remove(fax)
@@ -708,12 +714,12 @@ async def test_fax_that_arrives_ends_the_suspension_also_where_the_known_ones_st
     fax = simulator.receive(APP, "user-a", completed=clock.now())
     await probe(quiet, clock)
     assert not quiet.accounts[APP].is_suspended
-    (row,) = await quiet.shop.ledger.read(faxes.find, fax.fax_id)
+    (row,) = await quiet.services.ledger.read(faxes.find, fax.fax_id)
     assert row.state is State.PENDING
 
 
 async def test_outage_is_met_with_two_requests_a_probe_at_growing_intervals(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.faults = Faults.of("full-200@list=always")
     clock.advance(2 * MINUTE)
@@ -730,7 +736,7 @@ async def test_outage_is_met_with_two_requests_a_probe_at_growing_intervals(
 
 
 async def test_give_up_clock_stands_still_while_nothing_is_listed(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     account, _ = parts(quiet)
     simulator.faults = Faults.of("full-200@list=always")
@@ -746,29 +752,29 @@ async def test_outage_goes_on_over_a_restart_and_is_told_again(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        await listed(site, simulator)
+    async with opened_runtime(settings, clock) as runtime:
+        await listed(runtime, simulator)
     simulator.outage(True, "full-200")
     for _ in range(2):
         clock.advance(20 * MINUTE)
         simulator.outage(False)
-        async with opened_site(settings, clock) as site:
-            account, _ = parts(site)
+        async with opened_runtime(settings, clock) as runtime:
+            account, _ = parts(runtime)
             await account.client.sign_in()
-            before = await covered(site)
+            before = await covered(runtime)
             simulator.outage(True, "full-200")
-            assert (await poll(site)).skipped
+            assert (await poll(runtime)).skipped
             assert account.is_suspended
-            assert await covered(site) == before
+            assert await covered(runtime) == before
 
 
 async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
-    quiet: Site, simulator: Simulator, clock: QuickClock
+    quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     account, state = parts(quiet)
     old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=20))
     window = Interval(clock.now() - timedelta(days=21), clock.now() - timedelta(days=19))
-    await quiet.shop.ledger.write(backfills.ask, state.id, window, clock.now())
+    await quiet.services.ledger.write(backfills.ask, state.id, window, clock.now())
     await state.reread()
     simulator.faults = Faults.of("full-200@list=always")
     assert (await account.backfill(state)).error is not None
@@ -776,23 +782,23 @@ async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
     await probe(quiet, clock)
     state.backfill_not_before = 0.0
     await account.backfill(state)
-    assert await quiet.shop.ledger.read(faxes.find, old.fax_id)
-    assert not await quiet.shop.ledger.read(backfills.waiting, state.id)
+    assert await quiet.services.ledger.read(faxes.find, old.fax_id)
+    assert not await quiet.services.ledger.read(backfills.waiting, state.id)
 
 
 async def test_gap_is_not_closed_by_an_outage(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
     """The newest slice holds a fax; the outage begins right behind it."""
-    async with opened_site(make_config(simulator.base_url), clock) as site:
+    async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
         old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=5))
         simulator.receive(APP, "user-a", completed=clock.now() - MINUTE)
         script = (None, None, *["full-200"] * 30)
         simulator.faults = Faults(script=script, script_calls=frozenset({"list"}))
-        await poll(site)
-        assert site.accounts[APP].is_suspended
-        assert parts(site)[1].progress.gaps
+        await poll(runtime)
+        assert runtime.accounts[APP].is_suspended
+        assert parts(runtime)[1].progress.gaps
         simulator.faults = Faults()
-        await probe(site, clock)
-        assert await site.shop.ledger.read(faxes.find, old.fax_id)
-        assert not parts(site)[1].progress.gaps
+        await probe(runtime, clock)
+        assert await runtime.services.ledger.read(faxes.find, old.fax_id)
+        assert not parts(runtime)[1].progress.gaps

@@ -20,13 +20,13 @@ from poller.documents.child import SAMPLE
 from poller.efax.responses import listed_pages
 from poller.errors import LedgerUnavailable
 from poller.ingest.fetch import Broken, Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, State, faxes, jobs, streams
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from poller.store import Identity, recovery, syscalls
 from poller.store.folder import Names
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime, stored_files
 from tests.hostile_documents import bomb
 from tests.integration.at_work import (
     WITHIN_S,
@@ -66,16 +66,16 @@ def always(effect: str) -> Faults:
 
 
 async def test_fetched_fax_is_a_file_a_sidecar_and_a_stored_row(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator, pages=2)
+    fax, _ = await listed(runtime, simulator, pages=2)
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    stored = await row(site, fax)
+    stored = await row(runtime, fax)
     assert stored.state is State.STORED
     assert stored.next_attempt_at is None
-    image, sidecar = sorted(stored_files(site.config.storage.directory), reverse=True)
+    image, sidecar = sorted(stored_files(runtime.config.storage.directory), reverse=True)
     assert image.read_bytes() == simulator.image_bytes(fax)
     content = json.loads(sidecar.read_text())
     assert content["fax_id"] == fax.fax_id
@@ -83,16 +83,16 @@ async def test_fetched_fax_is_a_file_a_sidecar_and_a_stored_row(
     assert content["image"]["pages"] == content["image"]["listed_pages"] == 2
     assert content["image"]["damaged"] is False
     assert said(events, *FETCHED) == ["fax-stored"]
-    assert not files(site.config.storage.directory, ".fax*")
+    assert not files(runtime.config.storage.directory, ".fax*")
 
 
 async def test_latency_is_not_measured_for_a_fax_without_a_time(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
-    fax, found = await listed(site, simulator, fields={"completed_timestamp": None})
+    fax, found = await listed(runtime, simulator, fields={"completed_timestamp": None})
     assert found.received_at is None
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_listed_page_count_may_be_missing_or_a_text(pages: Any, count: int | Non
     ["bad-base64", "wrong-fax-id", "bad-json", "html-200", "null-image", "no-image", "cut"],
 )
 async def test_bad_answer_is_repeated_inside_the_attempt_and_heals(
-    site: Site, simulator: Simulator, effect: str
+    runtime: Runtime, simulator: Simulator, effect: str
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = faults(effect, effect)
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
     assert calls(simulator, "image") == 3
 
 
@@ -125,44 +125,44 @@ async def test_bad_answer_is_repeated_inside_the_attempt_and_heals(
     [("bad-base64", 3), ("html-200", 3), ("500", 3), ("reset-mid-body", 3), ("400", 1)],
 )
 async def test_answer_that_stays_bad_fails_the_attempt_and_is_kept_as_evidence(
-    site: Site, simulator: Simulator, clock: QuickClock, effect: str, requests: int
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, effect: str, requests: int
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always(effect)
 
-    assert await fetch(site, fax) is Outcome.FAILED
+    assert await fetch(runtime, fax) is Outcome.FAILED
 
-    failed = await row(site, fax)
+    failed = await row(runtime, fax)
     assert calls(simulator, "image") == requests
     assert failed.state is State.PENDING
     assert failed.failures == 1
     assert failed.first_failed_at is not None
     assert failed.next_attempt_at is not None
     assert failed.next_attempt_at - clock.now() <= timedelta(seconds=30)
-    assert await site.shop.evidence.find(APP, "user-a", fax.fax_id)
-    assert stored_files(site.config.storage.directory) == []
+    assert await runtime.services.evidence.find(APP, "user-a", fax.fax_id)
+    assert stored_files(runtime.config.storage.directory) == []
 
 
 async def test_bytes_that_are_no_document_fail_and_are_kept_as_evidence(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("no-document")
 
-    assert await fetch(site, fax) is Outcome.FAILED
+    assert await fetch(runtime, fax) is Outcome.FAILED
 
-    kept = await site.shop.evidence.find(APP, "user-a", fax.fax_id)
+    kept = await runtime.services.evidence.find(APP, "user-a", fax.fax_id)
     assert any(path.suffix == ".image" for path in kept)
-    assert stored_files(site.config.storage.directory) == []
+    assert stored_files(runtime.config.storage.directory) == []
 
 
 async def test_repeated_failure_is_a_warning_once_until_its_kind_changes(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     for effect in ("400", "400", "413"):
         simulator.faults = always(effect)
-        await fetch(site, fax)
+        await fetch(runtime, fax)
 
     levels = [event.fields["level"] for event in events if event.action == "fax-retry"]
     assert levels == ["warning", "debug", "warning"]
@@ -172,43 +172,45 @@ async def test_repeated_failure_is_a_warning_once_until_its_kind_changes(
 
 
 async def test_document_that_is_cut_once_is_fetched_again_and_stored_whole(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = faults("cut-document")
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    assert not (await row(site, fax)).damaged
-    assert await site.shop.evidence.find(APP, "user-a", fax.fax_id)
+    assert not (await row(runtime, fax)).damaged
+    assert await runtime.services.evidence.find(APP, "user-a", fax.fax_id)
     assert "fax-damaged" not in said(events, *FETCHED)
 
 
 async def test_document_that_is_cut_the_same_way_twice_is_stored_damaged_and_said(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("cut-document")
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    stored = await row(site, fax)
-    (sidecar,) = files(site.config.storage.directory, "*.json")
+    stored = await row(runtime, fax)
+    (sidecar,) = files(runtime.config.storage.directory, "*.json")
     assert stored.damaged
     assert json.loads(sidecar.read_text())["image"]["damaged"] is True
     assert said(events, *FETCHED) == ["fax-stored", "fax-damaged"]
-    assert 'outcome="damaged",user="user-a"} 1.0' in (await site.shop.metrics.render()).decode()
+    assert (
+        'outcome="damaged",user="user-a"} 1.0' in (await runtime.services.metrics.render()).decode()
+    )
     assert calls(simulator, "image") == 2
 
 
 async def test_page_count_other_than_listed_is_stored_and_flagged(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator, pages=1, fields={"pages": "3"})
+    fax, _ = await listed(runtime, simulator, pages=1, fields={"pages": "3"})
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    (sidecar,) = files(site.config.storage.directory, "*.json")
+    (sidecar,) = files(runtime.config.storage.directory, "*.json")
     image = json.loads(sidecar.read_text())["image"]
     assert (image["pages"], image["listed_pages"], image["damaged"]) == (1, 3, True)
     assert [e.fields["problem"] for e in events if e.action == "fax-damaged"] == [
@@ -217,66 +219,66 @@ async def test_page_count_other_than_listed_is_stored_and_flagged(
 
 
 async def test_document_broken_in_two_ways_fails_and_the_second_way_again_stores_it(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
-    fax, _ = await listed(site, simulator, pages=1, fields={"pages": 3})
+    fax, _ = await listed(runtime, simulator, pages=1, fields={"pages": 3})
     simulator.faults = faults("cut-document", None)
 
-    assert await fetch(site, fax) is Outcome.FAILED
-    assert (await row(site, fax)).last_problem == "pages-differ: it has 1 pages, the list says 3"
-    assert stored_files(site.config.storage.directory) == []
+    assert await fetch(runtime, fax) is Outcome.FAILED
+    assert (await row(runtime, fax)).last_problem == "pages-differ: it has 1 pages, the list says 3"
+    assert stored_files(runtime.config.storage.directory) == []
 
     before = calls(simulator, "image")
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
     assert calls(simulator, "image") == before + 1
-    assert (await row(site, fax)).damaged
+    assert (await row(runtime, fax)).damaged
 
 
 async def test_document_that_ends_the_process_that_checks_it_is_stored_damaged_and_said(
-    site: Site, simulator: Simulator, events: list[Event]
+    runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     fax.documents = {"pdf": bomb(2000)}
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    (image,) = files(site.config.storage.directory, "*.pdf")
-    (sidecar,) = files(site.config.storage.directory, "*.json")
+    (image,) = files(runtime.config.storage.directory, "*.pdf")
+    (sidecar,) = files(runtime.config.storage.directory, "*.json")
     about = json.loads(sidecar.read_text())["image"]
     assert (about["damaged"], about["pages"], about["format"]) == (True, None, "pdf")
     assert image.read_bytes() == bomb(2000)
     (problem,) = [e.fields["problem"] for e in events if e.action == "fax-damaged"]
     assert problem.startswith("unchecked-memory: the document could not be checked")
     assert calls(simulator, "image") == 2
-    other, _ = await listed(site, simulator)
-    assert await fetch(site, other) is Outcome.STORED
-    assert not (await row(site, other)).damaged
+    other, _ = await listed(runtime, simulator)
+    assert await fetch(runtime, other) is Outcome.STORED
+    assert not (await row(runtime, other)).damaged
 
 
 async def test_process_that_was_killed_twice_in_a_row_says_nothing_of_the_fax(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     """By the kernel, where memory was short, or by an operator."""
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     with monkeypatch.context() as patched:
         patched.setattr(Checker, "check", killed)
         for _ in range(2):
-            assert await fetch(site, fax) is Outcome.POSTPONED
-    postponed = await row(site, fax)
+            assert await fetch(runtime, fax) is Outcome.POSTPONED
+    postponed = await row(runtime, fax)
     assert (postponed.state, postponed.failures) == (State.PENDING, 0)
-    assert site.shop.gate.usable
-    assert await fetch(site, fax) is Outcome.STORED
-    assert not (await row(site, fax)).damaged
+    assert runtime.services.gate.usable
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert not (await row(runtime, fax)).damaged
     assert "fax-damaged" not in said(events, *FETCHED)
 
 
 async def test_fax_whose_check_is_killed_each_time_is_stored_damaged_and_said_to_be_unchecked(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     """A machine too small for it: it must not be fetched for ever."""
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     monkeypatch.setattr(Checker, "check", killed)
-    outcomes = [await fetch(site, fax) for _ in range(3)]
+    outcomes = [await fetch(runtime, fax) for _ in range(3)]
     assert outcomes == [Outcome.POSTPONED, Outcome.POSTPONED, Outcome.STORED]
     (damaged,) = [e for e in events if e.action == "fax-damaged"]
     assert damaged.fields["problem"].startswith("unchecked-crash: ")
@@ -300,7 +302,7 @@ def test_what_could_not_be_checked_is_not_called_broken(problem: str, said: str)
 
 
 async def test_slow_documents_leave_the_storage_threads_for_looks(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on, checks = threading.Event(), Counter[str]()
 
@@ -310,7 +312,7 @@ async def test_slow_documents_leave_the_storage_threads_for_looks(
         return Document("pdf", 1)
 
     monkeypatch.setattr(Checkers, "inspect", slow)
-    storage = site.shop.storage
+    storage = runtime.services.storage
 
     async def check(path: str) -> Document:
         async with storage.draft(path, Identity("app", "user", path)) as draft:
@@ -331,24 +333,24 @@ async def test_slow_documents_leave_the_storage_threads_for_looks(
 
 
 async def test_fax_is_postponed_while_all_processes_that_check_documents_are_busy(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    checkers = site.shop.storage._checkers
+    fax, _ = await listed(runtime, simulator)
+    checkers = runtime.services.storage._checkers
     monkeypatch.setattr("poller.documents.checkers._MOMENT_S", 0)
     monkeypatch.setattr("poller.documents.checkers.FREE_S", 0.1)
     monkeypatch.setattr(checkers, "_idle", [])
     monkeypatch.setattr(checkers, "_count", MOST)
-    assert await fetch(site, fax) is Outcome.POSTPONED
-    assert (await row(site, fax)).failures == 0
-    assert site.shop.gate.usable
+    assert await fetch(runtime, fax) is Outcome.POSTPONED
+    assert (await row(runtime, fax)).failures == 0
+    assert runtime.services.gate.usable
 
 
 async def test_process_that_ended_while_it_checked_a_good_document_blames_it_for_nothing(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     """The second download decides."""
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     real = Checker.check
 
     def killed_once(self: Checker, fd: int, kind: DocumentFormat) -> Document:
@@ -357,32 +359,32 @@ async def test_process_that_ended_while_it_checked_a_good_document_blames_it_for
         return not_whole(kind, "unchecked-crash")
 
     monkeypatch.setattr(Checker, "check", killed_once)
-    assert await fetch(site, fax) is Outcome.STORED
-    assert not (await row(site, fax)).damaged
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert not (await row(runtime, fax)).damaged
     assert calls(simulator, "image") == 2
     assert "fax-damaged" not in said(events, *FETCHED)
 
 
 async def test_fax_is_postponed_while_no_document_can_be_checked(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    site.shop.storage._checkers = checkers = Checkers()  # whose first process is started now
+    fax, _ = await listed(runtime, simulator)
+    runtime.services.storage._checkers = checkers = Checkers()  # whose first process is started now
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr(checker, "_interpreter", lambda: "/there/is/none")
-        assert await fetch(site, fax) is Outcome.POSTPONED
-        gate = site.shop.gate
+        assert await fetch(runtime, fax) is Outcome.POSTPONED
+        gate = runtime.services.gate
         assert "no document can be checked" in str(gate.reason)
         clock.advance(timedelta(seconds=5))
         assert not await gate.check()  # so that no image is asked for in vain
-        assert await poll(site)
-    postponed = await row(site, fax)
+        assert await poll(runtime)
+    postponed = await row(runtime, fax)
     assert (postponed.state, postponed.failures, postponed.damaged) == (State.PENDING, 0, False)
-    assert stored_files(site.config.storage.directory) == []
+    assert stored_files(runtime.config.storage.directory) == []
     clock.advance(timedelta(seconds=5))
     assert await gate.check()
-    assert await fetch(site, fax) is Outcome.STORED
-    assert not (await row(site, fax)).damaged
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert not (await row(runtime, fax)).damaged
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable",
         "storage-usable",
@@ -394,14 +396,14 @@ async def test_fax_is_postponed_while_no_document_can_be_checked(
 
 
 async def test_image_that_is_not_there_yet_is_asked_for_at_growing_intervals(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("404")
     waits = []
     for _ in range(4):
-        assert await fetch(site, fax) is Outcome.NOT_YET
-        due = (await row(site, fax)).next_attempt_at
+        assert await fetch(runtime, fax) is Outcome.NOT_YET
+        due = (await row(runtime, fax)).next_attempt_at
         assert due is not None
         waits.append((due - clock.now()).total_seconds())
 
@@ -409,43 +411,43 @@ async def test_image_that_is_not_there_yet_is_asked_for_at_growing_intervals(
     assert calls(simulator, "image") == 4
 
     simulator.faults = Faults()
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
 
 async def test_fax_is_quarantined_only_by_a_failed_attempt_of_its_own_after_the_time(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("404")
-    assert await fetch(site, fax) is Outcome.NOT_YET
+    assert await fetch(runtime, fax) is Outcome.NOT_YET
     clock.advance(timedelta(days=6, hours=23))
-    assert await fetch(site, fax) is Outcome.NOT_YET
+    assert await fetch(runtime, fax) is Outcome.NOT_YET
 
     clock.advance(timedelta(hours=2))
-    await poll(site)
-    assert (await row(site, fax)).state is State.PENDING
-    assert await fetch(site, fax) is Outcome.QUARANTINED
+    await poll(runtime)
+    assert (await row(runtime, fax)).state is State.PENDING
+    assert await fetch(runtime, fax) is Outcome.QUARANTINED
 
-    assert (await row(site, fax)).state is State.QUARANTINED
+    assert (await row(runtime, fax)).state is State.QUARANTINED
     assert said(events, *FETCHED)[-1] == "fax-quarantined"
-    _, state = parts(site)
-    assert (await site.shop.ledger.read(streams.one, state.id)).quarantined == 1
+    _, state = parts(runtime)
+    assert (await runtime.services.ledger.read(streams.one, state.id)).quarantined == 1
 
 
-async def quarantined(site: Site, simulator: Simulator, clock: QuickClock) -> Fax:
-    fax, _ = await listed(site, simulator)
+async def quarantined(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Fax:
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("404")
-    await fetch(site, fax)
+    await fetch(runtime, fax)
     clock.advance(8 * DAY)
-    assert await fetch(site, fax) is Outcome.QUARANTINED
+    assert await fetch(runtime, fax) is Outcome.QUARANTINED
     return fax
 
 
 async def test_quarantined_fax_is_tried_once_a_day_and_leaves_when_it_can_be_had(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    fax = await quarantined(site, simulator, clock)
-    account, state = parts(site)
+    fax = await quarantined(runtime, simulator, clock)
+    account, state = parts(runtime)
     requests = []
     for _ in range(3):
         before = calls(simulator, "image")
@@ -460,41 +462,41 @@ async def test_quarantined_fax_is_tried_once_a_day_and_leaves_when_it_can_be_had
     clock.advance(DAY)
     await account.workers.run_until_idle()
 
-    assert (await row(site, fax)).state is State.STORED
-    user = await site.shop.ledger.read(streams.one, state.id)
+    assert (await row(runtime, fax)).state is State.STORED
+    user = await runtime.services.ledger.read(streams.one, state.id)
     assert (user.quarantined, user.pending, user.stored) == (0, 0, 1)
 
 
 async def test_outage_of_ten_days_quarantines_nothing(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("500")
-    assert await fetch(site, fax) is Outcome.FAILED
-    await suspend(site, simulator)
+    assert await fetch(runtime, fax) is Outcome.FAILED
+    await suspend(runtime, simulator)
     clock.advance(10 * DAY)
-    assert await fetch(site, fax) is Outcome.POSTPONED
-    await end_outage(site, simulator, clock)
+    assert await fetch(runtime, fax) is Outcome.POSTPONED
+    await end_outage(runtime, simulator, clock)
 
-    assert await fetch(site, fax) is Outcome.FAILED
-    assert (await row(site, fax)).state is State.PENDING
+    assert await fetch(runtime, fax) is Outcome.FAILED
+    assert (await row(runtime, fax)).state is State.PENDING
 
     clock.advance(7 * DAY)  # of eFax at work, that is long enough
-    assert await fetch(site, fax) is Outcome.QUARANTINED
+    assert await fetch(runtime, fax) is Outcome.QUARANTINED
 
 
 async def test_disk_that_is_full_for_ten_days_quarantines_nothing(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    account, _ = parts(site)
-    site.shop.gate.on_change = account.note_pause
-    fax, _ = await listed(site, simulator)
+    account, _ = parts(runtime)
+    runtime.services.gate.on_change = account.note_pause
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("404")
-    assert await fetch(site, fax) is Outcome.NOT_YET
+    assert await fetch(runtime, fax) is Outcome.NOT_YET
     with monkeypatch.context() as full:
         full.setattr(syscalls, "space", no_space)
         clock.advance(timedelta(seconds=5))
-        assert not await site.shop.gate.check()
+        assert not await runtime.services.gate.check()
         await settled(account)
         before = calls(simulator, "image")
         for _ in range(10):
@@ -502,11 +504,11 @@ async def test_disk_that_is_full_for_ten_days_quarantines_nothing(
             await account.workers.run_until_idle()
         assert calls(simulator, "image") == before
     clock.advance(timedelta(seconds=5))
-    assert await site.shop.gate.check()
+    assert await runtime.services.gate.check()
     await settled(account)
 
-    assert await fetch(site, fax) is Outcome.NOT_YET
-    assert (await row(site, fax)).state is State.PENDING
+    assert await fetch(runtime, fax) is Outcome.NOT_YET
+    assert (await row(runtime, fax)).state is State.PENDING
 
 
 def no_space(root: int) -> Any:
@@ -520,52 +522,52 @@ def no_space(root: int) -> Any:
 
 
 async def test_fax_of_a_suspended_account_is_postponed_and_nothing_is_held_against_it(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    await suspend(site, simulator)
+    fax, _ = await listed(runtime, simulator)
+    await suspend(runtime, simulator)
     before = len(simulator.requests)
 
-    assert await fetch(site, fax) is Outcome.POSTPONED
+    assert await fetch(runtime, fax) is Outcome.POSTPONED
 
-    postponed = await row(site, fax)
+    postponed = await row(runtime, fax)
     assert len(simulator.requests) == before
     assert (postponed.failures, postponed.attempts, postponed.first_failed_at) == (0, 0, None)
     assert postponed.next_attempt_at == clock.now() + timedelta(seconds=30)
 
 
-async def test_fax_that_met_only_429_is_postponed(site: Site, simulator: Simulator) -> None:
-    fax, _ = await listed(site, simulator)
+async def test_fax_that_met_only_429_is_postponed(runtime: Runtime, simulator: Simulator) -> None:
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("429")
 
-    assert await fetch(site, fax) is Outcome.POSTPONED
-    assert (await row(site, fax)).failures == 0
+    assert await fetch(runtime, fax) is Outcome.POSTPONED
+    assert (await row(runtime, fax)).failures == 0
 
 
 # -- storage and ledger -------------------------------------------------------------------------------
 
 
 async def test_nothing_is_asked_for_while_the_storage_is_unusable_and_the_fax_stays_due(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    account, state = parts(site)
-    fax, _ = await listed(site, simulator)
-    unmount(site)
+    account, state = parts(runtime)
+    fax, _ = await listed(runtime, simulator)
+    unmount(runtime)
 
-    assert await fetch(site, fax) is Outcome.POSTPONED
-    assert not site.shop.gate.usable
+    assert await fetch(runtime, fax) is Outcome.POSTPONED
+    assert not runtime.services.gate.usable
     await account.workers.run_until_idle()
 
     assert not simulator.downloads
     assert calls(simulator, "image") == 0
-    due = await site.shop.ledger.read(jobs.due, state.id, clock.now(), 10)
+    due = await runtime.services.ledger.read(jobs.due, state.id, clock.now(), 10)
     assert [one.fax_id for one in due] == [fax.fax_id]
     assert due[0].failures == 0
 
-    mount(site)
+    mount(runtime)
     clock.advance(timedelta(seconds=2))
     await account.workers.run_until_idle()
-    assert (await row(site, fax)).state is State.STORED
+    assert (await row(runtime, fax)).state is State.STORED
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable",
         "storage-usable",
@@ -573,31 +575,31 @@ async def test_nothing_is_asked_for_while_the_storage_is_unusable_and_the_fax_st
 
 
 async def test_foreign_file_of_the_same_name_fails_that_fax_alone_and_stays_as_it_is(
-    site: Site, simulator: Simulator
+    runtime: Runtime, simulator: Simulator
 ) -> None:
-    account, _ = parts(site)
-    fax, found = await listed(site, simulator)
-    other, _ = await listed(site, simulator)
-    foreign = site.config.storage.directory / f"{found.path}.pdf"
+    account, _ = parts(runtime)
+    fax, found = await listed(runtime, simulator)
+    other, _ = await listed(runtime, simulator)
+    foreign = runtime.config.storage.directory / f"{found.path}.pdf"
     foreign.parent.mkdir(parents=True, exist_ok=True)
     foreign.write_bytes(b"somebody else's")
 
     await account.workers.run_until_idle()
 
-    failed = await row(site, fax)
+    failed = await row(runtime, fax)
     assert (failed.state, failed.failures) == (State.PENDING, 1)
     assert foreign.name in str(failed.last_error)
     assert foreign.read_bytes() == b"somebody else's"
-    assert (await row(site, other)).state is State.STORED
-    assert site.shop.gate.usable
+    assert (await row(runtime, other)).state is State.STORED
+    assert runtime.services.gate.usable
 
 
 async def test_fax_larger_than_the_file_system_takes_fails_alone(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    account, _ = parts(site)
-    large, _ = await listed(site, simulator)
-    small, _ = await listed(site, simulator)
+    account, _ = parts(runtime)
+    large, _ = await listed(runtime, simulator)
+    small, _ = await listed(runtime, simulator)
     real = syscalls.write
     size = len(simulator.image_bytes(large))
 
@@ -609,33 +611,35 @@ async def test_fax_larger_than_the_file_system_takes_fails_alone(
     monkeypatch.setattr(syscalls, "write", write)
     await account.workers.run_until_idle()
 
-    assert (await row(site, large)).failures == 1
-    assert (await row(site, small)).state is State.STORED
+    assert (await row(runtime, large)).failures == 1
+    assert (await row(runtime, small)).state is State.STORED
 
 
 async def test_bug_met_by_one_fax_does_not_stop_the_others(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    account, _ = parts(site)
-    unlucky, found = await listed(site, simulator)
-    others = [(await listed(site, simulator))[0] for _ in range(3)]
-    real = site.shop.storage.store.admit
+    account, _ = parts(runtime)
+    unlucky, found = await listed(runtime, simulator)
+    others = [(await listed(runtime, simulator))[0] for _ in range(3)]
+    real = runtime.services.storage.store.admit
 
     def admit(path: str, **how: bool) -> bool:
         if path == found.path:
             raise ZeroDivisionError("a bug")
         return real(path, **how)
 
-    monkeypatch.setattr(site.shop.storage.store, "admit", admit)
+    monkeypatch.setattr(runtime.services.storage.store, "admit", admit)
     await account.workers.run_until_idle()
 
-    failed = await row(site, unlucky)
+    failed = await row(runtime, unlucky)
     assert (failed.state, failed.failures, failed.last_error) == (State.PENDING, 1, "a bug")
-    assert [(await row(site, fax)).state for fax in others] == [State.STORED] * 3
+    assert [(await row(runtime, fax)).state for fax in others] == [State.STORED] * 3
     assert said(events, *FETCHED).count("fax-retry") == 1
 
 
-def held_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+def held_record(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
     """Hold the record of a stored fax: what tells that it has begun, and what lets it go on."""
     recording, go_on = asyncio.Event(), asyncio.Event()
 
@@ -644,16 +648,16 @@ def held_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Ev
         await go_on.wait()
         await write()
 
-    around(monkeypatch, site.shop.ledger, jobs.stored, stored)
+    around(monkeypatch, runtime.services.ledger, jobs.stored, stored)
     return recording, go_on
 
 
 async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    recording, go_on = held_record(site, monkeypatch)
-    attempt = asyncio.create_task(fetch(site, fax))
+    fax, _ = await listed(runtime, simulator)
+    recording, go_on = held_record(runtime, monkeypatch)
+    attempt = asyncio.create_task(fetch(runtime, fax))
     await recording.wait()
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -662,14 +666,14 @@ async def test_outcome_is_recorded_although_the_attempt_is_cancelled_meanwhile(
 
     rows: list[FaxRow] = []
     while not rows or rows[-1].state is not State.STORED:
-        rows.append(await row(site, fax))
+        rows.append(await row(runtime, fax))
     assert sum(simulator.downloads.values()) == 1
 
 
 async def test_failure_is_recorded_although_the_attempt_is_cancelled_meanwhile(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = always("404")
     recording, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -679,8 +683,8 @@ async def test_failure_is_recorded_although_the_attempt_is_cancelled_meanwhile(
         await write()
         done.set()
 
-    around(monkeypatch, site.shop.ledger, jobs.attempt_failed, attempt_failed)
-    attempt = asyncio.create_task(fetch(site, fax))
+    around(monkeypatch, runtime.services.ledger, jobs.attempt_failed, attempt_failed)
+    attempt = asyncio.create_task(fetch(runtime, fax))
     await recording.wait()
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -688,48 +692,48 @@ async def test_failure_is_recorded_although_the_attempt_is_cancelled_meanwhile(
     go_on.set()
     await done.wait()
 
-    assert (await row(site, fax)).failures == 1
+    assert (await row(runtime, fax)).failures == 1
 
 
 async def test_ledger_that_does_not_take_the_record_closes_the_gate_and_costs_no_second_download(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
 
     async def refuses(*_: Any, **__: Any) -> None:
         raise LedgerUnavailable("the ledger is locked")
 
     with monkeypatch.context() as locked:
-        around(locked, site.shop.ledger, jobs.stored, refuses)
-        assert await fetch(site, fax) is Outcome.POSTPONED
-    assert site.shop.gate.reason == "the ledger is locked"
-    assert (await row(site, fax)).state is State.PENDING
+        around(locked, runtime.services.ledger, jobs.stored, refuses)
+        assert await fetch(runtime, fax) is Outcome.POSTPONED
+    assert runtime.services.gate.reason == "the ledger is locked"
+    assert (await row(runtime, fax)).state is State.PENDING
 
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
     assert sum(simulator.downloads.values()) == 1
-    assert not files(site.config.storage.directory, f".*{fax.fax_id}*")
+    assert not files(runtime.config.storage.directory, f".*{fax.fax_id}*")
 
 
 async def test_crash_between_link_and_record_costs_no_second_download_after_the_restart(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        fax, _ = await listed(site, simulator)
+    async with opened_runtime(settings, clock) as runtime:
+        fax, _ = await listed(runtime, simulator)
 
         async def crash(*_: Any, **__: Any) -> None:
             raise asyncio.CancelledError
 
         with pytest.MonkeyPatch.context() as patch:
-            around(patch, site.shop.ledger, jobs.stored, crash)
+            around(patch, runtime.services.ledger, jobs.stored, crash)
             with pytest.raises(asyncio.CancelledError):
-                await fetch(site, fax)
-        assert (await row(site, fax)).state is State.PENDING
+                await fetch(runtime, fax)
+        assert (await row(runtime, fax)).state is State.PENDING
     assert len(stored_files(settings.storage.directory)) == 2
 
-    async with opened_site(settings, clock) as site:
-        await site.accounts[APP].workers.run_until_idle()
-        assert (await row(site, fax)).state is State.STORED
+    async with opened_runtime(settings, clock) as runtime:
+        await runtime.accounts[APP].workers.run_until_idle()
+        assert (await row(runtime, fax)).state is State.STORED
 
     assert sum(simulator.downloads.values()) == 1
     assert len(stored_files(settings.storage.directory)) == 2
@@ -740,26 +744,26 @@ async def test_crash_in_mid_download_leaves_nothing_behind_after_the_restart(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
-        fax, found = await listed(site, simulator)
+    async with opened_runtime(settings, clock) as runtime:
+        fax, found = await listed(runtime, simulator)
     directory = (settings.storage.directory / found.path).parent
     directory.mkdir(parents=True)
     half = directory / Names(fax.fax_id).dot_image
     half.write_bytes(b"%PDF-1.4 half of")
 
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         assert not half.exists()
-        assert await fetch(site, fax) is Outcome.STORED
+        assert await fetch(runtime, fax) is Outcome.STORED
 
     assert {path.suffix for path in stored_files(settings.storage.directory)} == {".pdf", ".json"}
 
 
 async def test_image_that_can_be_had_only_later_is_not_asked_for_in_between(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(image_not_yet_s=45.0)
-    account, _ = parts(site)
-    fax, _ = await listed(site, simulator, completed=clock.now())
+    account, _ = parts(runtime)
+    fax, _ = await listed(runtime, simulator, completed=clock.now())
     for _ in range(20):
         await account.workers.run_until_idle()
     assert calls(simulator, "image") == 1
@@ -767,16 +771,16 @@ async def test_image_that_can_be_had_only_later_is_not_asked_for_in_between(
     clock.advance(timedelta(seconds=60))
     await account.workers.run_until_idle()
     assert calls(simulator, "image") == 2
-    assert (await row(site, fax)).state is State.STORED
+    assert (await row(runtime, fax)).state is State.STORED
     await until(lambda: account.workers.in_flight == 0)
 
 
 async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
     events: list[Event],
 ) -> None:  # fmt: skip
-    bad, _ = await listed(site, simulator, "user-a")
-    good, _ = await listed(site, simulator, "user-b")
+    bad, _ = await listed(runtime, simulator, "user-a")
+    good, _ = await listed(runtime, simulator, "user-b")
     make = syscalls.make_directory
 
     def refused(name: str, at: int, mode: int) -> None:
@@ -786,10 +790,10 @@ async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
 
     monkeypatch.setattr(syscalls, "make_directory", refused)
 
-    assert await fetch(site, bad) is Outcome.FAILED
-    assert site.shop.gate.usable
-    assert await fetch(site, good) is Outcome.STORED
-    failed = await row(site, bad)
+    assert await fetch(runtime, bad) is Outcome.FAILED
+    assert runtime.services.gate.usable
+    assert await fetch(runtime, good) is Outcome.STORED
+    failed = await row(runtime, bad)
     assert failed.failures == 1
     assert str(failed.last_error).startswith("the directory main/user-a/")
     assert str(failed.last_error).endswith("Permission denied; check its owner and mode")
@@ -801,20 +805,20 @@ async def test_directory_of_one_user_that_takes_nothing_stops_nobody_else(
 async def test_image_that_is_always_cut_off_does_not_suspend_the_only_users_account(
     simulator: Simulator, clock: QuickClock, make_config: MakeConfig
 ) -> None:
-    async with opened_site(make_config(simulator.base_url, users=("user-a",)), clock) as site:
+    async with opened_runtime(make_config(simulator.base_url, users=("user-a",)), clock) as runtime:
         simulator.faults = always("cut")
         for _ in range(3):
-            fax, _ = await listed(site, simulator)
-            assert await fetch(site, fax) is Outcome.FAILED
-        assert not site.accounts[APP].is_suspended
+            fax, _ = await listed(runtime, simulator)
+            assert await fetch(runtime, fax) is Outcome.FAILED
+        assert not runtime.accounts[APP].is_suspended
 
 
 async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
     events: list[Event],
 ) -> None:  # fmt: skip
     """A quota: a small file still fits, and the free space that is reported is plenty."""
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     write = syscalls.write
 
     def full(fd: int, data: bytes | bytearray) -> None:
@@ -826,15 +830,17 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
         patch.setattr(syscalls, "write", full)
         for _ in range(5):
             clock.advance(timedelta(minutes=1))
-            assert await site.shop.gate.check()  # a look finds nothing, so an attempt may try
-            assert await fetch(site, fax) is Outcome.POSTPONED
-            assert not site.shop.gate.usable
-    assert (await row(site, fax)).failures == 0
+            assert (
+                await runtime.services.gate.check()
+            )  # a look finds nothing, so an attempt may try
+            assert await fetch(runtime, fax) is Outcome.POSTPONED
+            assert not runtime.services.gate.usable
+    assert (await row(runtime, fax)).failures == 0
 
     clock.advance(timedelta(minutes=1))
-    assert await site.shop.gate.check()
-    assert await fetch(site, fax) is Outcome.STORED
-    assert site.shop.gate.usable
+    assert await runtime.services.gate.check()
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert runtime.services.gate.usable
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable",
         "storage-usable",
@@ -847,14 +853,14 @@ async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simula
     async def crash(*_: Any, **__: Any) -> None:
         raise asyncio.CancelledError
 
-    async with opened_site(settings, clock) as site:
-        fax, found = await listed(site, simulator)
+    async with opened_runtime(settings, clock) as runtime:
+        fax, found = await listed(runtime, simulator)
         with pytest.MonkeyPatch.context() as patch:
-            around(patch, site.shop.ledger, jobs.stored, crash)
+            around(patch, runtime.services.ledger, jobs.stored, crash)
             patch.setattr(syscalls, "rename", lambda *_: errno.EINVAL)
             with pytest.raises(asyncio.CancelledError):
-                await fetch(site, fax)
-        ticket = (await row(site, fax)).staged
+                await fetch(runtime, fax)
+        ticket = (await row(runtime, fax)).staged
     assert ticket is not None
     sidecar = settings.storage.directory / f"{found.path}.json"
     sidecar.with_name(ticket.ticket.partition("/")[2]).hardlink_to(sidecar)
@@ -869,9 +875,9 @@ async def test_a_drain_lets_what_a_crash_has_left_be_carried_to_its_end(
 ) -> None:
     settings = make_config(simulator.base_url)
     fax = await left_by_a_crash(settings, clock, simulator)
-    async with opened_site(settings, clock) as site:
-        recording, go_on = held_record(site, monkeypatch)
-        workers = site.accounts[APP].workers
+    async with opened_runtime(settings, clock) as runtime:
+        recording, go_on = held_record(runtime, monkeypatch)
+        workers = runtime.accounts[APP].workers
         async with in_background(workers.run()) as (work,):
             await recording.wait()
             async with in_background(workers.drain(WITHIN_S)) as (drained,):
@@ -879,7 +885,7 @@ async def test_a_drain_lets_what_a_crash_has_left_be_carried_to_its_end(
                 go_on.set()
                 await drained
             await work
-        assert (await site.shop.ledger.read(faxes.one, fax.id)).state is State.STORED
+        assert (await runtime.services.ledger.read(faxes.one, fax.id)).state is State.STORED
     assert not files(settings.storage.directory, f".*{fax.fax_id}*")
 
 
@@ -891,12 +897,12 @@ async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_i
 ) -> None:
     settings = make_config(simulator.base_url)
     fax = await left_by_a_crash(settings, clock, simulator)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         settle = Held(recovery.settle)
         monkeypatch.setattr(recovery, "settle", settle)
-        _, state = parts(site)
-        fetcher = site.accounts[APP].workers._fetcher
-        now = await site.shop.ledger.read(faxes.one, fax.id)
+        _, state = parts(runtime)
+        fetcher = runtime.accounts[APP].workers._fetcher
+        now = await runtime.services.ledger.read(faxes.one, fax.id)
         attempt = asyncio.create_task(fetcher.fetch(now, state.user))
         await settle.reached()
         attempt.cancel()
@@ -904,5 +910,5 @@ async def test_what_a_crash_has_left_is_recorded_and_tidied_by_an_attempt_that_i
         settle.let_go.set()
         with pytest.raises(asyncio.CancelledError):
             await attempt
-        assert (await site.shop.ledger.read(faxes.one, fax.id)).state is State.STORED
+        assert (await runtime.services.ledger.read(faxes.one, fax.id)).state is State.STORED
     assert not files(settings.storage.directory, f".*{fax.fax_id}*")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from poller.errors import LedgerUnavailable
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import mount, said, unmount
 
@@ -14,13 +14,13 @@ STORAGE = ("storage-unusable", "storage-usable")
 SECOND = timedelta(seconds=1)
 
 
-async def look(site: Site, clock: QuickClock) -> bool:
+async def look(runtime: Runtime, clock: QuickClock) -> bool:
     clock.advance(SECOND)
-    return await site.shop.gate.check()
+    return await runtime.services.gate.check()
 
 
 async def test_missing_disk_shuts_the_gate_and_its_return_opens_it_each_said_once(
-    site: Site, clock: QuickClock, events: list[Event]
+    runtime: Runtime, clock: QuickClock, events: list[Event]
 ) -> None:
     changes = 0
 
@@ -28,60 +28,60 @@ async def test_missing_disk_shuts_the_gate_and_its_return_opens_it_each_said_onc
         nonlocal changes
         changes += 1
 
-    site.shop.gate.on_change = changed
-    assert await look(site, clock)
-    unmount(site)
+    runtime.services.gate.on_change = changed
+    assert await look(runtime, clock)
+    unmount(runtime)
     for _ in range(3):
-        assert not await look(site, clock)
-    assert "is its disk mounted" in str(site.shop.gate.reason)
-    mount(site)
+        assert not await look(runtime, clock)
+    assert "is its disk mounted" in str(runtime.services.gate.reason)
+    mount(runtime)
     for _ in range(3):
-        assert await look(site, clock)
+        assert await look(runtime, clock)
 
     assert said(events, *STORAGE) == list(STORAGE)
     assert changes == 2
-    assert site.shop.gate.free_bytes
+    assert runtime.services.gate.free_bytes
 
 
 async def test_answer_is_trusted_for_a_second(
-    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    real = site.shop.storage.check
+    real = runtime.services.storage.check
 
     async def check(storage_id: str | None = None) -> str | None:
         nonlocal looks
         looks += 1
         return await real(storage_id)
 
-    monkeypatch.setattr(site.shop.storage, "check", check)
+    monkeypatch.setattr(runtime.services.storage, "check", check)
     for _ in range(5):
         clock.advance(SECOND / 2)
-        assert await site.shop.gate.check()
+        assert await runtime.services.gate.check()
     assert looks == 2
 
 
 async def test_ledger_that_takes_no_writes_shuts_the_gate(
-    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     async def refuses(*_: Any) -> None:
         raise LedgerUnavailable("the ledger's disk is full")
 
     with monkeypatch.context() as full:
-        full.setattr(site.shop.ledger, "check_writable", refuses)
-        assert not await look(site, clock)
-        assert site.shop.gate.reason == "the ledger's disk is full"
-    assert await look(site, clock)
+        full.setattr(runtime.services.ledger, "check_writable", refuses)
+        assert not await look(runtime, clock)
+        assert runtime.services.gate.reason == "the ledger's disk is full"
+    assert await look(runtime, clock)
     assert said(events, *STORAGE) == list(STORAGE)
 
 
 async def test_gate_that_attempts_have_shut_stays_so_the_longer_the_more_often_it_was_in_vain(
-    site: Site, clock: QuickClock, events: list[Event]
+    runtime: Runtime, clock: QuickClock, events: list[Event]
 ) -> None:
     """A check cannot see a quota; without the pause the same image is fetched again and again."""
-    gate = site.shop.gate
+    gate = runtime.services.gate
     for pause_s in (2, 4, 8, 16, 32, 60, 60):
-        assert await look(site, clock)
+        assert await look(runtime, clock)
         gate.close("no space is left of the quota")
         gate.close("no space is left of the quota")  # another attempt of the same time
         clock.advance(timedelta(seconds=pause_s - 0.5))
@@ -95,11 +95,11 @@ async def test_gate_that_attempts_have_shut_stays_so_the_longer_the_more_often_i
 
 
 async def test_storage_that_fails_in_every_way_shuts_the_gate_and_raises_nothing(
-    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> Any:
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr("poller.store.syscalls.space", fails)
-    assert not await look(site, clock)
-    assert site.shop.gate.reason
+    assert not await look(runtime, clock)
+    assert runtime.services.gate.reason

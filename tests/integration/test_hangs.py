@@ -15,7 +15,7 @@ from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import jobs, meta, streams
 from tests.conftest import APP, Event, QuickClock
 from tests.efax import Simulator
@@ -33,8 +33,8 @@ def clock() -> QuickClock:
 
 
 @pytest.fixture
-async def planner(site: Site) -> AsyncIterator[Planner]:
-    planner = Planner(site)
+async def planner(runtime: Runtime) -> AsyncIterator[Planner]:
+    planner = Planner(runtime)
     yield planner
     await planner.stop()
 
@@ -42,7 +42,7 @@ async def planner(site: Site) -> AsyncIterator[Planner]:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minutes are less than one second, which a busy machine may take all the same."""
-    monkeypatch.setattr("poller.ingest.patience.NO_PROGRESS_S", 0.7)
+    monkeypatch.setattr("poller.ingest.hang_timeout.NO_PROGRESS_S", 0.7)
 
 
 def hanging_once(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,11 +69,11 @@ async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_g
 ) -> None:
     """One asks for the time, or signs in, for all; the others wait behind a lock for that."""
     async with bench(tmp_path, clock=clock, timeouts=Timeouts()) as work:
-        for state in work.site.states:
+        for state in work.runtime.states:
             state.user = _polled(state.user, OFTEN)
         assert not (await work.poll("user-c")).failed
-        planner = Planner(work.site)
-        monitor = Monitor(work.site, planner)
+        planner = Planner(work.runtime)
+        monitor = Monitor(work.runtime, planner)
         with work.simulator.hold(call) as gate:
             planner.start()
             await gate.reached()
@@ -89,7 +89,7 @@ async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_g
             ("poll", "user-a"), ("poll", "user-b"),
         }  # fmt: skip
         assert (await work.row(fax)).user == "user-c"
-        await until(lambda: all(state.progress.last_success_at for state in work.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in work.runtime.states))
         await planner.stop()
 
 
@@ -100,27 +100,27 @@ def _polled(user: User, poll: Poll) -> User:
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("step", [jobs.streams_with_due, jobs.due])
 async def test_search_for_what_is_due_hangs_and_is_done_again(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
     step: Callable[..., object],
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    around(monkeypatch, site.shop.ledger, step, hanging_once(lambda read: read()))
-    async with in_background(site.accounts[APP].workers.run()):
+    fax, _ = await listed(runtime, simulator)
+    around(monkeypatch, runtime.services.ledger, step, hanging_once(lambda read: read()))
+    async with in_background(runtime.accounts[APP].workers.run()):
         await until(lambda: said(events, "fax-stored"))
     assert set(stalled(events)) == {"fetching"}
     event = next(event for event in events if event.action == "stalled")
     assert event.fields["account"] == "main"
-    assert (await row(site, fax)).stored_at is not None
+    assert (await row(runtime, fax)).stored_at is not None
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_gate_that_hangs_is_looked_at_again(
-    site: Site, planner: Planner, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, planner: Planner, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = site.shop.gate
+    gate = runtime.services.gate
     looks = 0
     real = gate.check
 
@@ -130,19 +130,19 @@ async def test_gate_that_hangs_is_looked_at_again(
         return await real()
 
     monkeypatch.setattr(gate, "check", hanging_once(counted))
-    await loop_until(Monitor(site, planner).loops(), "gate", lambda: looks >= 2)
+    await loop_until(Monitor(runtime, planner).loops(), "gate", lambda: looks >= 2)
     assert set(stalled(events)) == {"gate"}
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_step_of_the_clock_that_the_ledger_holds_up_is_said_and_the_next_one_is_seen(
-    site: Site,
+    runtime: Runtime,
     planner: Planner,
     clock: QuickClock,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(site, "forget_far_future", hanging_once(site.forget_far_future))
+    monkeypatch.setattr(runtime, "forget_far_future", hanging_once(runtime.forget_far_future))
 
     def stepped() -> bool:
         if not stalled(events):
@@ -151,13 +151,13 @@ async def test_step_of_the_clock_that_the_ledger_holds_up_is_said_and_the_next_o
         clock.wall += timedelta(minutes=1)
         return len(said(events, "clock-stepped")) >= 2
 
-    await loop_until(Monitor(site, planner).loops(), "clock", stepped)
+    await loop_until(Monitor(runtime, planner).loops(), "clock", stepped)
     assert set(stalled(events)) == {"clock"}
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_look_for_edited_gaps_hangs_and_is_done_again(
-    site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
 
@@ -166,31 +166,31 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
         looks += 1
         return await read()
 
-    around(monkeypatch, site.shop.ledger, meta.edits, hanging_once(counted))
-    await loop_until(BackgroundChecks(site).loops(), "edits", lambda: looks >= 2)
+    around(monkeypatch, runtime.services.ledger, meta.edits, hanging_once(counted))
+    await loop_until(BackgroundChecks(runtime).loops(), "edits", lambda: looks >= 2)
     assert set(stalled(events)) == {"edits"}
 
 
 async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers(
-    site: Site, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a share that hangs: nobody who asks may wait for ever."""
-    fax, _ = await listed(site, simulator)
-    readers = site.shop.ledger._readers
+    fax, _ = await listed(runtime, simulator)
+    readers = runtime.services.ledger._readers
     with monkeypatch.context() as impatient:
         impatient.setattr("poller.ledger.ledger.READ_WITHIN_S", 0.05)
         impatient.setattr(readers, "run", hanging_once(readers.run))
         with pytest.raises(LedgerUnavailable, match="has not answered for"):
-            await site.shop.ledger.read(streams.all_streams, include_removed=False)
+            await runtime.services.ledger.read(streams.all_streams, include_removed=False)
         impatient.setattr(readers, "run", hanging_once(readers.run))
-        await site.accounts[APP].workers.run_until_idle()
+        await runtime.accounts[APP].workers.run_until_idle()
     (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]
     assert "has not answered" in unusable["reason"]
-    for task in list(site.shop.ledger._reads):
+    for task in list(runtime.services.ledger._reads):
         task.cancel()  # what hangs here has no thread that would end it
-    site.shop.clock.advance(timedelta(minutes=1))  # type: ignore[attr-defined]
-    await site.accounts[APP].workers.run_until_idle()
-    assert (await row(site, fax)).stored_at is not None
+    runtime.services.clock.advance(timedelta(minutes=1))  # type: ignore[attr-defined]
+    await runtime.accounts[APP].workers.run_until_idle()
+    assert (await row(runtime, fax)).stored_at is not None
 
 
 async def loop_until(loops: dict[str, Any], name: str, happened: Callable[[], Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.store import syscalls
 from poller.store.threads import HUNG_S
@@ -29,39 +29,39 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 
 async def test_fax_whose_fsync_hangs_is_named_and_the_others_are_stored(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
 ) -> None:
-    stuck, _ = await listed(site, simulator)
-    other, _ = await listed(site, simulator, user="user-b")
+    stuck, _ = await listed(runtime, simulator)
+    other, _ = await listed(runtime, simulator, user="user-b")
 
-    waiting = asyncio.create_task(fetch(site, stuck))
+    waiting = asyncio.create_task(fetch(runtime, stuck))
     await hung.reached()
-    assert await fetch(site, other) is Outcome.STORED
+    assert await fetch(runtime, other) is Outcome.STORED
     pass_time(HUNG_S)
     assert await waiting is Outcome.FAILED
 
     (event,) = [event for event in events if event.action == "stalled"]
     assert (event.fields["what"], event.fields["fax_id"]) == ("storage", stuck.fax_id)
-    assert site.shop.gate.usable
+    assert runtime.services.gate.usable
 
 
 async def test_fax_whose_fsync_hung_is_stored_once_it_has_ended(
-    site: Site, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event], hung: Held
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     before = set(os.listdir("/proc/self/fd"))
-    waiting = asyncio.create_task(fetch(site, fax))
+    waiting = asyncio.create_task(fetch(runtime, fax))
     await hung.reached()
     pass_time(HUNG_S)
     assert await waiting is Outcome.FAILED
-    assert await fetch(site, fax) is Outcome.FAILED
-    assert "still hangs" in str((await row(site, fax)).last_error)
+    assert await fetch(runtime, fax) is Outcome.FAILED
+    assert "still hangs" in str((await row(runtime, fax)).last_error)
 
     hung.let_go.set()
-    await until(lambda: not site.shop.storage._active)
-    assert await fetch(site, fax) is Outcome.STORED
+    await until(lambda: not runtime.services.storage._active)
+    assert await fetch(runtime, fax) is Outcome.STORED
 
-    assert len(stored_files(site.config.storage.directory)) == 2
-    assert [file.name for file in site.config.storage.directory.rglob(".*.part")] == []
+    assert len(stored_files(runtime.config.storage.directory)) == 2
+    assert [file.name for file in runtime.config.storage.directory.rglob(".*.part")] == []
     assert simulator.downloads[fax] == 1  # the step that hung carried it to its end
     await until(lambda: len(set(os.listdir("/proc/self/fd")) - before) <= 2)

@@ -10,12 +10,12 @@ import pytest
 
 from poller.config.model import Poll
 from poller.errors import BadAnswer, LedgerUnavailable
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, fold, streams
 from poller.progress import Covered, NotPolled
 from poller.simulator import Simulator, Switches
 from poller.window import Interval
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import in_background, parts, poll
 from tests.integration.in_between import Asked, Between, around
 
@@ -25,22 +25,22 @@ HALF_A_MINUTE = timedelta(seconds=30)
 
 
 @pytest.fixture
-async def site(
+async def runtime(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     settings = make_config(simulator.base_url, users=("user-a",), poll=Poll(start=START))
-    async with opened_site(settings, clock) as opened:
+    async with opened_runtime(settings, clock) as opened:
         yield opened
 
 
 @pytest.fixture
-def between(site: Site, monkeypatch: pytest.MonkeyPatch) -> Between:
-    return Between(site, monkeypatch)
+def between(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Between:
+    return Between(runtime, monkeypatch)
 
 
-async def remembered_is_held(site: Site) -> bool:
-    _, state = parts(site)
-    return state.progress == await site.shop.ledger.progress(state.id)
+async def remembered_is_held(runtime: Runtime) -> bool:
+    _, state = parts(runtime)
+    return state.progress == await runtime.services.ledger.progress(state.id)
 
 
 async def _unanswered(*_: Any, **__: Any) -> Any:
@@ -52,25 +52,25 @@ async def _refuses(_jobs: Any) -> Any:
 
 
 async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
-    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await poll(site)  # covers all of it, which is written down a moment later
+    await poll(runtime)  # covers all of it, which is written down a moment later
     with monkeypatch.context() as patched:
-        patched.setattr(site.shop.ledger._writer, "_transaction", _refuses)
+        patched.setattr(runtime.services.ledger._writer, "_transaction", _refuses)
         with pytest.raises(LedgerUnavailable):
-            await site.shop.ledger.check_writable()
+            await runtime.services.ledger.check_writable()
     clock.advance(HALF_A_MINUTE)
-    assert (await poll(site)).error is None
-    assert await remembered_is_held(site)
-    _, state = parts(site)
+    assert (await poll(runtime)).error is None
+    assert await remembered_is_held(runtime)
+    _, state = parts(runtime)
     assert state.progress.coverage.covers(clock.now() - START + DAY)
 
 
 async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_ledger(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
-    writer = site.shop.ledger._writer
+    writer = runtime.services.ledger._writer
     assert writer is not None
     real = writer._transaction
     for number in itertools.count(1):
@@ -85,31 +85,31 @@ async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_led
         clock.advance(timedelta(hours=7))  # gaps are tried again
         with monkeypatch.context() as patched:
             patched.setattr(writer, "_transaction", fails_once)
-            await poll(site)
-            await site.shop.ledger.read(
+            await poll(runtime)
+            await runtime.services.ledger.read(
                 streams.all_streams
             )  # what was put off is written, or fails
         clock.advance(HALF_A_MINUTE)
-        assert (await poll(site)).error is None
-        assert await remembered_is_held(site)
+        assert (await poll(runtime)).error is None
+        assert await remembered_is_held(runtime)
         if left > 0:
             break
     assert number > 5
 
 
 async def test_poll_that_is_cut_off_at_any_point_leaves_memory_as_the_ledger(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     between: Between,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
     for number in itertools.count(1, 3):
         simulator.receive(APP, "user-a", completed=clock.now() - timedelta(seconds=40))
         clock.advance(timedelta(hours=7))
-        task = asyncio.create_task(poll(site))
+        task = asyncio.create_task(poll(runtime))
 
         async def cut_off(task: asyncio.Task[Any] = task) -> None:
             task.cancel()
@@ -120,8 +120,8 @@ async def test_poll_that_is_cut_off_at_any_point_leaves_memory_as_the_ledger(
         clock.advance(HALF_A_MINUTE)
         with monkeypatch.context() as patched:
             patched.setattr(account.client, "list_received", _unanswered)
-            assert (await poll(site)).error is not None
-        assert await remembered_is_held(site)
+            assert (await poll(runtime)).error is not None
+        assert await remembered_is_held(runtime)
         if not between.is_done:
             break
     assert number > 5
@@ -129,12 +129,12 @@ async def test_poll_that_is_cut_off_at_any_point_leaves_memory_as_the_ledger(
 
 @pytest.mark.parametrize("edit", ["dismiss", "make due"])
 async def test_edit_of_gaps_at_any_point_of_a_poll_is_known_after_it(
-    site: Site, simulator: Simulator, clock: QuickClock, between: Between, edit: str
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, between: Between, edit: str
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
-    _, state = parts(site)
-    await poll(site)
-    async with await Ledger.open(site.config.state_url) as operator:
+    _, state = parts(runtime)
+    await poll(runtime)
+    async with await Ledger.open(runtime.config.state_url) as operator:
 
         async def act() -> None:
             bounds = Interval(clock.now() - 60 * DAY, clock.now() - 2 * DAY)
@@ -142,24 +142,24 @@ async def test_edit_of_gaps_at_any_point_of_a_poll_is_known_after_it(
                 assert await operator.write(fold.dismiss_gap, state.id, bounds, "old")
             else:
                 await operator.write(fold.make_gap_due, state.id, bounds)
-            await site.read_edits()
+            await runtime.read_edits()
 
         for number in itertools.count(1):
             clock.advance(timedelta(hours=7))
             between.at(number, act)
             async with between.each():
-                await poll(site)
-            assert await remembered_is_held(site)
+                await poll(runtime)
+            assert await remembered_is_held(runtime)
             if not between.is_done:
                 break
     assert number > 5
 
 
 async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
-    _, state = parts(site)
+    _, state = parts(runtime)
     read, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(really_read: Asked) -> Any:
@@ -168,23 +168,23 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
         await go_on.wait()
         return held
 
-    around(monkeypatch, site.shop.ledger, fold.all_progress, slow)
-    async with in_background(site.read_edits()) as (reading,):
+    around(monkeypatch, runtime.services.ledger, fold.all_progress, slow)
+    async with in_background(runtime.read_edits()) as (reading,):
         await read.wait()
-        await poll(site)
+        await poll(runtime)
         assert state.progress.failed_slices
         go_on.set()
         await asyncio.wait({reading})
     assert state.progress.failed_slices
-    assert await remembered_is_held(site)
+    assert await remembered_is_held(runtime)
 
 
 async def test_answer_that_was_overtaken_by_what_was_said_meanwhile_is_read_again(
-    site: Site, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proof that another user's poll brings covers what waits, whatever this one's poll does."""
-    await poll(site)
-    _, state = parts(site)
+    await poll(runtime)
+    _, state = parts(runtime)
     later = Interval(clock.now(), clock.now() + DAY)
 
     async def overtaken(really_record: Asked) -> Any:
@@ -192,8 +192,8 @@ async def test_answer_that_was_overtaken_by_what_was_said_meanwhile_is_read_agai
         await state.record_soon(Covered(later))
         return held
 
-    around(monkeypatch, site.shop.ledger, fold.record, overtaken)
+    around(monkeypatch, runtime.services.ledger, fold.record, overtaken)
     await state.record(NotPolled(clock.now(), "no answer"))
     assert state.progress.coverage.covers(later.start)
     assert state.progress.last_error == "no answer"
-    assert await remembered_is_held(site)
+    assert await remembered_is_held(runtime)

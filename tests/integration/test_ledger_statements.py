@@ -57,7 +57,7 @@ MORNING = Interval(DAY.start, DAY.start + 6 * HOUR)
 EVENING = Interval(DAY.end - 6 * HOUR, DAY.end)
 FILE = StoredFile("a.pdf", "pdf", 1, "0", 1, damaged=False)
 
-Site = tuple[str, int]
+Runtime = tuple[str, int]
 
 
 def sites(file: Path) -> Iterator[tuple[int, int]]:
@@ -76,7 +76,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.statements: list[tuple[Any, list[str]]] = []
-        self.lines: set[Site] = set()
+        self.lines: set[Runtime] = set()
 
     def __call__(self, _: Connection, statement: Any, several: Any, one: Any, options: Any) -> None:
         parameters = several[0] if several else one

@@ -17,12 +17,12 @@ from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerDamaged
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, jobs, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
 from poller.status import Surroundings, instant, status
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site, stored_files
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime, stored_files
 from tests.integration.at_work import fetch, listed, poll, row, said
 from tests.integration.in_between import Asked, around
 from tests.integration.test_ledger_snapshots import break_index
@@ -41,10 +41,10 @@ def path(settings: Config) -> Path:
     return Path(settings.state_url.removeprefix("sqlite:///"))
 
 
-async def catch_up(site: Site) -> None:
+async def catch_up(runtime: Runtime) -> None:
     for user in ("user-a", "user-b"):
-        assert (await poll(site, user)).error is None
-    await site.accounts[APP].workers.run_until_idle()
+        assert (await poll(runtime, user)).error is None
+    await runtime.accounts[APP].workers.run_until_idle()
 
 
 @contextlib.contextmanager
@@ -62,8 +62,8 @@ def locked(path: Path) -> Iterator[None]:
 @pytest.fixture
 async def impatient(
     settings: Config, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Site]:
-    """A site whose ledger waits for a lock no longer than a moment."""
+) -> AsyncIterator[Runtime]:
+    """A runtime whose ledger waits for a lock no longer than a moment."""
     opened = Ledger.open.__func__  # type: ignore[attr-defined]
 
     async def soon(cls: type[Ledger], url: str, /, **how: object) -> Ledger:
@@ -71,27 +71,27 @@ async def impatient(
         return ledger
 
     monkeypatch.setattr(Ledger, "open", classmethod(soon))
-    async with opened_site(settings, clock) as site:
-        yield site
+    async with opened_runtime(settings, clock) as runtime:
+        yield runtime
 
 
 async def test_locked_ledger_postpones_polls_and_fetches_and_drops_nothing(
-    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
+    impatient: Runtime, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
 ) -> None:
-    site = impatient
-    waiting, _ = await listed(site, simulator)
+    runtime = impatient
+    waiting, _ = await listed(runtime, simulator)
     with locked(path):
         unseen = simulator.receive(APP, "user-a", completed=simulator.now())
         clock.advance(timedelta(minutes=1))
-        outcome = await poll(site)
+        outcome = await poll(runtime)
         assert "locked by another program" in str(outcome.error)
-        assert not await site.shop.gate.look_again()
-        assert "locked by another program" in (site.shop.gate.reason or "")
-        await site.accounts[APP].workers.run_until_idle()
+        assert not await runtime.services.gate.look_again()
+        assert "locked by another program" in (runtime.services.gate.reason or "")
+        await runtime.accounts[APP].workers.run_until_idle()
         assert not simulator.downloads
     clock.advance(timedelta(minutes=2))
-    await catch_up(site)
-    assert {(await row(site, fax)).state for fax in (waiting, unseen)} == {State.STORED}
+    await catch_up(runtime)
+    assert {(await row(runtime, fax)).state for fax in (waiting, unseen)} == {State.STORED}
     assert set(simulator.downloads.values()) == {1}
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable", "storage-usable",
@@ -99,10 +99,10 @@ async def test_locked_ledger_postpones_polls_and_fetches_and_drops_nothing(
 
 
 async def test_fax_that_was_delivered_while_the_ledger_was_locked_is_not_downloaded_again(
-    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path
+    impatient: Runtime, simulator: Simulator, clock: QuickClock, path: Path
 ) -> None:
-    site = impatient
-    fax, _ = await listed(site, simulator)
+    runtime = impatient
+    fax, _ = await listed(runtime, simulator)
     lock = contextlib.ExitStack()
 
     async def locked_out(record: Asked) -> None:
@@ -111,14 +111,14 @@ async def test_fax_that_was_delivered_while_the_ledger_was_locked_is_not_downloa
 
     with lock:
         with pytest.MonkeyPatch.context() as recording:
-            around(recording, site.shop.ledger, jobs.stored, locked_out)
-            await fetch(site, fax)
-        assert not site.shop.gate.usable
-    assert (await row(site, fax)).state is State.PENDING
+            around(recording, runtime.services.ledger, jobs.stored, locked_out)
+            await fetch(runtime, fax)
+        assert not runtime.services.gate.usable
+    assert (await row(runtime, fax)).state is State.PENDING
     clock.advance(timedelta(minutes=5))
-    assert await site.shop.gate.check()
-    await site.accounts[APP].workers.run_until_idle()
-    assert (await row(site, fax)).state is State.STORED
+    assert await runtime.services.gate.check()
+    await runtime.accounts[APP].workers.run_until_idle()
+    assert (await row(runtime, fax)).state is State.STORED
     assert set(simulator.downloads.values()) == {1}
 
 
@@ -135,24 +135,24 @@ def immutable(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("what", ["file", "journal"])
 async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
-    site: Site, simulator: Simulator, clock: QuickClock, path: Path, what: str
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, path: Path, what: str
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    await site.shop.ledger.check_writable()
+    fax, _ = await listed(runtime, simulator)
+    await runtime.services.ledger.check_writable()
     # Connections that are open could go on writing; a commit that fails makes new ones.
-    await site.shop.ledger._writer._database.let_go()  # type: ignore[union-attr]
+    await runtime.services.ledger._writer._database.let_go()  # type: ignore[union-attr]
     with immutable(path if what == "file" else path.with_name("poller.db-journal")):
-        assert not await site.shop.gate.look_again()
-        assert "the ledger" in (site.shop.gate.reason or "")
-        assert (await site.shop.ledger.read(streams.all_streams))[
+        assert not await runtime.services.gate.look_again()
+        assert "the ledger" in (runtime.services.gate.reason or "")
+        assert (await runtime.services.ledger.read(streams.all_streams))[
             0
         ].pending == 1  # status can still be read
-        await site.accounts[APP].workers.run_until_idle()
+        await runtime.accounts[APP].workers.run_until_idle()
         assert not simulator.downloads
     clock.advance(timedelta(minutes=2))
-    assert await site.shop.gate.check()
-    await site.accounts[APP].workers.run_until_idle()
-    assert (await row(site, fax)).state is State.STORED
+    assert await runtime.services.gate.check()
+    await runtime.accounts[APP].workers.run_until_idle()
+    assert (await row(runtime, fax)).state is State.STORED
 
 
 # -- damaged -----------------------------------------------------------------------------------------
@@ -170,11 +170,11 @@ def flips(size: int) -> list[tuple[int, int]]:
 async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_each(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path
 ) -> None:
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         for number in range(25):
-            await listed(site, simulator, "user-a" if number % 2 else "user-b")
+            await listed(runtime, simulator, "user-a" if number % 2 else "user-b")
             clock.advance(timedelta(minutes=1))
-        await site.accounts[APP].workers.run_until_idle()
+        await runtime.accounts[APP].workers.run_until_idle()
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("VACUUM")  # a free page, such as a migration leaves, holds nothing to damage
     whole, files = path.read_bytes(), stored_files(settings.storage.directory)
@@ -194,37 +194,37 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
         assert done.added == 25
         assert done.kept_aside is not None
         assert done.kept_aside.read_bytes() == spoilt
-        async with opened_site(settings, clock) as site:
-            await catch_up(site)
+        async with opened_runtime(settings, clock) as runtime:
+            await catch_up(runtime)
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == files
 
 
 async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goes_on(
-    site: Site, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, path: Path, events: list[Event]
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    await site.shop.ledger.check_writable()
+    fax, _ = await listed(runtime, simulator)
+    await runtime.services.ledger.check_writable()
     break_index(path)
-    monitor = Monitor(site, Planner(site))
+    monitor = Monitor(runtime, Planner(runtime))
     await monitor._ledger_check.look()
     assert said(events, "ledger-damaged") == ["ledger-damaged"]
     assert "poller rebuild" in monitor.readiness.troubles()[0]
-    shown = await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
+    shown = await status(runtime.services.ledger, clock.now(), Surroundings({"usable": True}))
     assert shown["ledger"]["ok"] is False
     assert "ix_attempts_fax" in shown["ledger"]["problem"]
     assert shown["ledger"]["checked_at"] == instant(clock.now())
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
 
 
 # -- lost, or an old one -----------------------------------------------------------------------------
 
 
-async def store(site: Site, simulator: Simulator, clock: QuickClock) -> Path:
+async def store(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Path:
     clock.advance(timedelta(minutes=2))
-    fax, _ = await listed(site, simulator)
-    await fetch(site, fax)
-    (image,) = site.config.storage.directory.rglob(f"{fax.fax_id}.pdf")
+    fax, _ = await listed(runtime, simulator)
+    await fetch(runtime, fax)
+    (image,) = runtime.config.storage.directory.rglob(f"{fax.fax_id}.pdf")
     return image
 
 
@@ -236,40 +236,40 @@ def take(image: Path) -> None:
 async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_the_files(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path, events: list[Event]
 ) -> None:
-    async with opened_site(settings, clock) as site:
-        await store(site, simulator, clock)
+    async with opened_runtime(settings, clock) as runtime:
+        await store(runtime, simulator, clock)
     assert said(events, "ledger-lost") == []
     path.unlink()
     before = stored_files(settings.storage.directory)
-    async with opened_site(settings, clock) as site:
-        await catch_up(site)
-        assert (await site.shop.ledger.read(streams.all_streams))[0].stored == 1
+    async with opened_runtime(settings, clock) as runtime:
+        await catch_up(runtime)
+        assert (await runtime.services.ledger.read(streams.all_streams))[0].stored == 1
     assert set(simulator.downloads.values()) == {1}
     assert stored_files(settings.storage.directory) == before
-    async with opened_site(settings, clock):
+    async with opened_runtime(settings, clock):
         assert said(events, "ledger-lost") == ["ledger-lost"]
 
 
 async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path, events: list[Event]
 ) -> None:
-    async with opened_site(settings, clock) as site:
-        known = await store(site, simulator, clock)
-        await site.shop.ledger.look_after(clock.now())
-        late = await store(site, simulator, clock)
-        forgotten = await store(site, simulator, clock)
+    async with opened_runtime(settings, clock) as runtime:
+        known = await store(runtime, simulator, clock)
+        await runtime.services.ledger.look_after(clock.now())
+        late = await store(runtime, simulator, clock)
+        forgotten = await store(runtime, simulator, clock)
     for image in (known, forgotten):
         take(image)
     path.unlink()
     path.with_name("poller.db-journal").write_bytes(b"\xd9\xd5\x05\xf9 of the ledger that is gone")
-    async with opened_site(settings, clock) as site:
-        await catch_up(site)
+    async with opened_runtime(settings, clock) as runtime:
+        await catch_up(runtime)
     assert said(events, "ledger-restored") == ["ledger-restored"]
     again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
     # What was stored and taken after the snapshot is the documented exception.
     assert (again[known.stem], again[late.stem], again[forgotten.stem]) == (1, 1, 2)
     assert path.with_name("poller.db.lost-journal").exists()
-    async with opened_site(settings, clock):
+    async with opened_runtime(settings, clock):
         pass
     assert said(events, "ledger-restored") == ["ledger-restored"]
 
@@ -277,9 +277,9 @@ async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
 async def test_deleted_ledger_whose_snapshots_are_damaged_is_for_rebuild(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path
 ) -> None:
-    async with opened_site(settings, clock) as site:
-        await store(site, simulator, clock)
-        await site.shop.ledger.look_after(clock.now())
+    async with opened_runtime(settings, clock) as runtime:
+        await store(runtime, simulator, clock)
+        await runtime.services.ledger.look_after(clock.now())
     path.unlink()
     path.with_name("poller.db.snapshot-1").write_bytes(b"nothing " * 1000)
     with pytest.raises(LedgerDamaged, match="poller rebuild"):
@@ -291,20 +291,20 @@ async def test_deleted_ledger_whose_snapshots_are_damaged_is_for_rebuild(
 async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothing(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path
 ) -> None:
-    async with opened_site(settings, clock) as site:
-        first = await store(site, simulator, clock)
+    async with opened_runtime(settings, clock) as runtime:
+        first = await store(runtime, simulator, clock)
     old = path.read_bytes()
-    async with opened_site(settings, clock) as site:
-        second, third = [await store(site, simulator, clock) for _ in range(2)]
+    async with opened_runtime(settings, clock) as runtime:
+        second, third = [await store(runtime, simulator, clock) for _ in range(2)]
         clock.advance(3 * DAY)
-        await catch_up(site)
+        await catch_up(runtime)
     take(third)
     path.write_bytes(old)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         for _ in range(3):
-            await catch_up(site)
+            await catch_up(runtime)
             clock.advance(timedelta(minutes=5))
-        assert (await site.shop.ledger.read(streams.all_streams))[0].stored == 3
+        assert (await runtime.services.ledger.read(streams.all_streams))[0].stored == 3
     again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
     assert (again[first.stem], again[second.stem], again[third.stem]) == (1, 1, 2)
     assert len(stored_files(settings.storage.directory)) == 6
@@ -314,20 +314,20 @@ async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothin
 
 
 async def test_reader_that_keeps_a_transaction_open_does_not_stop_the_service_for_good(
-    impatient: Site, simulator: Simulator, clock: QuickClock, path: Path
+    impatient: Runtime, simulator: Simulator, clock: QuickClock, path: Path
 ) -> None:
     """Somebody's sqlite3 shell: commits wait for it, are postponed, and nothing is lost."""
-    site = impatient
-    fax, _ = await listed(site, simulator)
+    runtime = impatient
+    fax, _ = await listed(runtime, simulator)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM faxes").fetchone()
-        assert not await site.shop.gate.look_again()
-        assert "locked" in (site.shop.gate.reason or "")
+        assert not await runtime.services.gate.look_again()
+        assert "locked" in (runtime.services.gate.reason or "")
     clock.advance(timedelta(minutes=2))
-    assert await site.shop.gate.check()
-    await site.accounts[APP].workers.run_until_idle()
-    assert (await row(site, fax)).state is State.STORED
+    assert await runtime.services.gate.check()
+    await runtime.accounts[APP].workers.run_until_idle()
+    assert (await row(runtime, fax)).state is State.STORED
 
 
 async def test_status_whose_output_nobody_reads_holds_up_no_commit(

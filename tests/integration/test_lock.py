@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from poller.errors import CannotStart, LockHeld
-from poller.ingest.site import open_site
+from poller.ingest.runtime import open_runtime
 from poller.lock import DAEMON, StateLock, StorageLock, holder, is_held
 from poller.metrics import Metrics
 from poller.store import Storage
 from poller.store.marker import MARKER
-from tests.conftest import KEY, MakeConfig, QuickClock, opened_site
+from tests.conftest import KEY, MakeConfig, QuickClock, opened_runtime
 
 _HOLDER = """
 import sys, time
@@ -184,14 +184,14 @@ async def test_poller_that_is_refused_the_storage_lets_its_threads_go(
     make_config: MakeConfig, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_config("http://127.0.0.1:9")
-    async with opened_site(settings, clock):
+    async with opened_runtime(settings, clock):
         pass
     closed = []
     monkeypatch.setattr(Storage, "close", lambda _: closed.append("storage"))
     with StorageLock() as held, StorageLock() as wanted:
         held.take((settings.storage.directory / MARKER).read_text().strip())
         with pytest.raises(LockHeld):
-            async with open_site(
+            async with open_runtime(
                 settings, {"KEY": KEY}, metrics=Metrics("test"), clock=clock, storage_lock=wanted
             ):
                 pass

@@ -22,13 +22,13 @@ from poller.config.model import Config, Expect, Heartbeat, Poll
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
 from poller.errors import LedgerUnavailable
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import jobs, meta, streams
 from poller.progress import NotPolled
 from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
 from poller.store import syscalls
-from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import (
     calls,
     faults,
@@ -59,15 +59,15 @@ def clock() -> QuickClock:
 
 
 @pytest.fixture
-async def planner(site: Site) -> AsyncIterator[Planner]:
-    planner = Planner(site)
+async def planner(runtime: Runtime) -> AsyncIterator[Planner]:
+    planner = Planner(runtime)
     yield planner
     await planner.stop()
 
 
 @pytest.fixture
-async def monitor(site: Site, planner: Planner) -> Monitor:
-    return Monitor(site, planner)
+async def monitor(runtime: Runtime, planner: Planner) -> Monitor:
+    return Monitor(runtime, planner)
 
 
 @asynccontextmanager
@@ -88,15 +88,15 @@ def count(events: list[Event], action: str) -> int:
 
 
 async def test_gate_is_looked_at_again_and_again_and_opens_by_itself(
-    site: Site, monitor: Monitor, events: list[Event]
+    runtime: Runtime, monitor: Monitor, events: list[Event]
 ) -> None:
     async with running(monitor, "gate"):
-        unmount(site)
-        await until(lambda: not site.shop.gate.usable)
+        unmount(runtime)
+        await until(lambda: not runtime.services.gate.usable)
         assert monitor.readiness.troubles()[0].startswith("Nothing is fetched")
         assert "degraded" in monitor.readiness.status_line()
-        mount(site)
-        await until(lambda: site.shop.gate.usable)
+        mount(runtime)
+        await until(lambda: runtime.services.gate.usable)
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable",
         "storage-usable",
@@ -104,13 +104,13 @@ async def test_gate_is_looked_at_again_and_again_and_opens_by_itself(
 
 
 async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
-    site: Site,
+    runtime: Runtime,
     monitor: Monitor,
     clock: QuickClock,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site.config = replace(site.config, storage=replace(site.config.storage, min_free=1000))
+    runtime.config = replace(runtime.config, storage=replace(runtime.config.storage, min_free=1000))
     free = 5000
 
     def space(root: int) -> Any:
@@ -127,7 +127,7 @@ async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
             await until(lambda: len(clock.slept) > rounds)  # noqa: B023
             assert monitor._disk_low is low
     assert said(events, "disk-low", "disk-ok") == ["disk-low", "disk-ok", "disk-low"]
-    shown = (await site.shop.metrics.render()).decode()
+    shown = (await runtime.services.metrics.render()).decode()
     assert "\npoller_storage_min_free_bytes 1000.0\n" in shown
 
 
@@ -136,11 +136,11 @@ async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
 
 @pytest.mark.parametrize("step", [timedelta(days=2), timedelta(days=-1)])
 async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
-    site: Site, planner: Planner, monitor: Monitor, clock: QuickClock, events: list[Event],
+    runtime: Runtime, planner: Planner, monitor: Monitor, clock: QuickClock, events: list[Event],
     step: timedelta,
 ) -> None:  # fmt: skip
-    account, state = parts(site)
-    await poll(site)
+    account, state = parts(runtime)
+    await poll(runtime)
     server = account.client.server_clock.now(clock.now())
     assert server is not None
     await state.record(NotPolled(clock.now(), "refused", clock.now() + timedelta(hours=1)))
@@ -154,7 +154,7 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
 
     (stepped,) = [event.fields for event in events if event.action == "clock-stepped"]
     assert stepped["step_s"] == pytest.approx(step.total_seconds(), abs=1)
-    assert parts(site)[1].progress.refused_until is None
+    assert parts(runtime)[1].progress.refused_until is None
     assert planner._scheduler.get_job(str(state.id)) is not None
     now = account.client.server_clock.now(clock.now())
     assert now is not None
@@ -171,42 +171,42 @@ def expecting(settings: Config, within: timedelta) -> Config:
     return replace(settings, accounts=(replace(account, users=users),))
 
 
-async def poll_both(site: Site) -> None:
+async def poll_both(runtime: Runtime) -> None:
     for user in ("user-a", "user-b"):
-        await poll(site, user)
+        await poll(runtime, user)
 
 
 async def test_silence_is_said_once_until_a_fax_comes(
-    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
 ) -> None:
-    _, state = parts(site)
+    _, state = parts(runtime)
     state.user = replace(state.user, expect=Expect(timedelta(days=2)))
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     for days in (1, 0.9, 0.2, 1, 1):
         clock.advance(timedelta(days=days))
-        await poll(site)
+        await poll(runtime)
         await monitor._look_for_silence()
     assert count(events, "silence") == 1
     silent = 'poller_user_silent{account="main",user="user-a"} '
-    assert silent + "1.0" in (await site.shop.metrics.render()).decode()
+    assert silent + "1.0" in (await runtime.services.metrics.render()).decode()
 
     clock.advance(timedelta(hours=1))
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     await monitor._look_for_silence()
-    assert silent + "0.0" in (await site.shop.metrics.render()).decode()
+    assert silent + "0.0" in (await runtime.services.metrics.render()).decode()
     clock.advance(timedelta(days=3))
-    await poll(site)
+    await poll(runtime)
     await monitor._look_for_silence()
     assert count(events, "silence") == 2
 
 
 async def test_user_who_never_received_anything_is_silent_too(
-    site: Site, monitor: Monitor, clock: QuickClock, events: list[Event]
+    runtime: Runtime, monitor: Monitor, clock: QuickClock, events: list[Event]
 ) -> None:
-    _, state = parts(site)
+    _, state = parts(runtime)
     state.user = replace(state.user, expect=Expect(timedelta(hours=1)))
     clock.advance(timedelta(hours=1, minutes=1))
-    await poll(site)
+    await poll(runtime)
     async with running(monitor, "silence"):
         await until(lambda: count(events, "silence"))
         await asyncio.sleep(0.01)
@@ -214,14 +214,14 @@ async def test_user_who_never_received_anything_is_silent_too(
 
 
 async def test_time_of_a_fax_that_lies_in_the_future_does_not_hide_silence(
-    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
 ) -> None:
-    account, state = parts(site)
+    account, state = parts(runtime)
     state.user = replace(state.user, expect=Expect(timedelta(hours=1)))
-    _, row = await listed(site, simulator)
+    _, row = await listed(runtime, simulator)
     account._on_discovered(state, [replace(row, received_at=clock.now() + timedelta(days=999))])
     clock.advance(timedelta(hours=2))
-    await poll(site)
+    await poll(runtime)
     await monitor._look_for_silence()
     assert count(events, "silence") == 1
 
@@ -231,19 +231,19 @@ async def test_an_outage_is_no_silence_of_its_users(
 ) -> None:
     """Nor after a restart in its midst, which remembers nothing of how long it lasted."""
     settings = expecting(make_config(simulator.base_url), timedelta(hours=2))
-    async with opened_site(settings, clock) as site:
-        await poll_both(site)
-        await suspend(site, simulator)
-        monitor = Monitor(site, Planner(site))
+    async with opened_runtime(settings, clock) as runtime:
+        await poll_both(runtime)
+        await suspend(runtime, simulator)
+        monitor = Monitor(runtime, Planner(runtime))
         for _ in range(6):
             await monitor._look_for_silence()
             clock.advance(timedelta(hours=1))
-    async with opened_site(settings, clock) as site:
-        monitor = Monitor(site, Planner(site))
+    async with opened_runtime(settings, clock) as runtime:
+        monitor = Monitor(runtime, Planner(runtime))
         await monitor._look_for_silence()
         assert not said(events, "silence")
         simulator.outage(False)
-        await poll_both(site)
+        await poll_both(runtime)
         await monitor._look_for_silence()
         assert said(events, "silence") == ["silence", "silence"]
 
@@ -253,20 +253,20 @@ async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhil
 ) -> None:
     """Both were silent before; faxes of one came in while poller was off."""
     settings = expecting(make_config(simulator.base_url), timedelta(days=2))
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         clock.advance(timedelta(days=2, hours=1))
-        await poll_both(site)
-        await Monitor(site, Planner(site))._look_for_silence()
+        await poll_both(runtime)
+        await Monitor(runtime, Planner(runtime))._look_for_silence()
         assert said(events, "silence") == ["silence", "silence"]
     clock.advance(timedelta(days=3))
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=50))
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=47))
     events.clear()
-    async with opened_site(settings, clock) as site:
-        monitor = Monitor(site, Planner(site))
+    async with opened_runtime(settings, clock) as runtime:
+        monitor = Monitor(runtime, Planner(runtime))
         await monitor._look_for_silence()
         assert not said(events, "silence")
-        await poll_both(site)
+        await poll_both(runtime)
         await monitor._look_for_silence()
         assert [e.fields["user"] for e in events if e.action == "silence"] == ["user-b"]
 
@@ -275,11 +275,11 @@ async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhil
 
 
 async def test_account_summary_tells_what_happened_since_the_last_one(
-    site: Site, simulator: Simulator, monitor: Monitor, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monitor: Monitor, events: list[Event]
 ) -> None:
-    await listed(site, simulator)
-    await site.accounts[APP].workers.run_until_idle()
-    await listed(site, simulator)
+    await listed(runtime, simulator)
+    await runtime.accounts[APP].workers.run_until_idle()
+    await listed(runtime, simulator)
     await monitor._summarise()
     await monitor._summarise()
 
@@ -293,7 +293,7 @@ async def test_account_summary_tells_what_happened_since_the_last_one(
 
 
 async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
-    site: Site, monitor: Monitor, monkeypatch: pytest.MonkeyPatch, clock: QuickClock
+    runtime: Runtime, monitor: Monitor, monkeypatch: pytest.MonkeyPatch, clock: QuickClock
 ) -> None:
     asked = 0
 
@@ -302,47 +302,47 @@ async def test_ledger_that_cannot_be_read_ends_none_of_the_loops(
         asked += 1
         raise LedgerUnavailable("the ledger is locked")
 
-    around(monkeypatch, site.shop.ledger, streams.all_streams, refuses)
+    around(monkeypatch, runtime.services.ledger, streams.all_streams, refuses)
     async with running(monitor, "summary", "gauges"):
         await until(lambda: asked > 40)
 
 
 async def test_the_status_line_knows_what_is_pending_from_the_start(
-    site: Site, simulator: Simulator, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(_: float) -> None:
         await asyncio.Event().wait()
 
-    await listed(site, simulator)
-    monkeypatch.setattr(site.shop.clock, "sleep", never)
+    await listed(runtime, simulator)
+    monkeypatch.setattr(runtime.services.clock, "sleep", never)
     async with running(monitor, "gauges"):
         await until(lambda: "1 pending" in monitor.readiness.status_line())
 
 
 async def test_gauges_and_status_line_follow_the_ledger(
-    site: Site, simulator: Simulator, monitor: Monitor
+    runtime: Runtime, simulator: Simulator, monitor: Monitor
 ) -> None:
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     async with running(monitor, "gauges"):
         await until(lambda: "1 pending" in monitor.readiness.status_line())
     assert monitor.readiness.status_line().startswith(
         "2 users, 1 pending, 0 quarantined, largest lag "
     )
-    rendered = (await site.shop.metrics.render()).decode()
+    rendered = (await runtime.services.metrics.render()).decode()
     assert 'poller_fax_pending{account="main",direction="received",user="user-a"} 1.0' in rendered
     assert 'poller_account_suspended{account="main"} 0.0' in rendered
 
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     assert "suspended: main" in monitor.readiness.status_line()
-    site.rejected = "a.yaml:1: poll: mistake"
+    runtime.rejected = "a.yaml:1: poll: mistake"
     assert "the last reload was rejected" in monitor.readiness.status_line()
 
 
 async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_changes(
-    site: Site, simulator: Simulator, monitor: Monitor, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, monitor: Monitor, clock: QuickClock
 ) -> None:
-    ledger, client = site.shop.ledger, site.accounts[APP].client
-    directory = str(site.config.storage.directory)
+    ledger, client = runtime.services.ledger, runtime.accounts[APP].client
+    directory = str(runtime.config.storage.directory)
     await monitor._gauges()
     assert RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT)) == RuntimeReport(
         directory
@@ -352,14 +352,14 @@ async def test_what_only_the_service_knows_is_kept_for_those_outside_when_it_cha
     await monitor._gauges()
     assert ledger.commits == commits
 
-    unmount(site)
-    await site.shop.gate.look_again()
-    site.rejected = "a.yaml:1: poll: mistake"
+    unmount(runtime)
+    await runtime.services.gate.look_again()
+    runtime.rejected = "a.yaml:1: poll: mistake"
     client.pacing.rate_limited(clock.monotonic(), 1.0)
     await monitor._gauges()
     said = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
     assert said is not None
-    assert (said.reason, said.rejected) == (site.shop.gate.reason, site.rejected)
+    assert (said.reason, said.rejected) == (runtime.services.gate.reason, runtime.rejected)
     assert said.reason is not None
     assert said.rates == {"main": float(f"{client.pacing.speed.rate:.2g}")}
 
@@ -389,7 +389,7 @@ def heard(told: socket.socket) -> list[bytes]:
 
 @pytest.mark.parametrize("what", ["scheduler", "ledger"])
 async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
-    site: Site, planner: Planner, monitor: Monitor, clock: QuickClock, systemd: socket.socket,
+    runtime: Runtime, planner: Planner, monitor: Monitor, clock: QuickClock, systemd: socket.socket,
     monkeypatch: pytest.MonkeyPatch, what: str,
 ) -> None:  # fmt: skip
     planner.tick_at = clock.monotonic() + 1e6
@@ -401,7 +401,7 @@ async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
                 stands_still.setattr(planner, "tick_at", since)
             else:
                 stands_still.setattr(
-                    type(site.shop.ledger), "waiting_since", property(lambda _: since)
+                    type(runtime.services.ledger), "waiting_since", property(lambda _: since)
                 )
             heard(systemd)
             await asyncio.sleep(0.01)
@@ -436,7 +436,7 @@ async def test_part_of_the_monitoring_that_hangs_is_named_and_the_next_one_comes
         began += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("poller.ingest.patience.NO_PROGRESS_S", 0.02)
+    monkeypatch.setattr("poller.ingest.hang_timeout.NO_PROGRESS_S", 0.02)
     monkeypatch.setattr(monitor, "_gauges", hang)
     async with running(monitor, "gauges"):
         await until(lambda: began >= 3)
@@ -444,11 +444,11 @@ async def test_part_of_the_monitoring_that_hangs_is_named_and_the_next_one_comes
 
 
 async def test_loops_are_those_that_are_asked_for(
-    site: Site, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     for url, more in [(None, set()), ("http://127.0.0.1:1/", {"heartbeat"})]:
-        site.config = replace(site.config, heartbeat=Heartbeat(url))
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(url))
         loops = monitor.loops()
         for loop in loops.values():
             loop.close()
@@ -456,7 +456,7 @@ async def test_loops_are_those_that_are_asked_for(
 
 
 async def test_stuck_polls_are_looked_for(
-    site: Site, monitor: Monitor, planner: Planner, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, monitor: Monitor, planner: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = asyncio.Event()
     monkeypatch.setattr(planner, "end_stuck_polls", looks.set)
@@ -480,8 +480,8 @@ async def dead_man() -> AsyncIterator[Any]:
     app.router.add_get("/ping", ping)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    runtime = web.TCPSite(runner, "127.0.0.1", 0)
+    await runtime.start()
     service.url = f"http://127.0.0.1:{runner.addresses[0][1]}/ping"
     try:
         yield service
@@ -489,133 +489,135 @@ async def dead_man() -> AsyncIterator[Any]:
         await runner.cleanup()
 
 
-async def all_polled(site: Site, planner: Planner) -> None:
-    for state in site.states:
-        await poll(site, state.user.name)
+async def all_polled(runtime: Runtime, planner: Planner) -> None:
+    for state in runtime.states:
+        await poll(runtime, state.user.name)
         state.sweep_now = False
         state.user = replace(state.user, poll=CRON)
     planner.plan()
 
 
-async def overdue(site: Site, monitor: Monitor) -> dict[str, str]:
+async def overdue(runtime: Runtime, monitor: Monitor) -> dict[str, str]:
     """What the metrics say of each user, and of the whole."""
     await monitor._gauges()
-    shown = (await site.shop.metrics.render()).decode()
+    shown = (await runtime.services.metrics.render()).decode()
     of_users = re.findall(r'^poller_user_overdue\{.*user="(.*)"\} (.*)$', shown, re.MULTILINE)
     return {**dict(of_users), "ready": re.findall("^poller_ready (.*)$", shown, re.MULTILINE)[0]}
 
 
 async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
     async with dead_man() as service:
-        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
-        await poll(site, "user-a")
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(service.url))
+        await poll(runtime, "user-a")
         planner.plan()
         await monitor._heartbeat.ping()
         assert service.pings == 0
         assert monitor.readiness.troubles() == []  # not yet
         clock.advance(timedelta(minutes=6))
         planner.tick_at = clock.monotonic()
-        await poll(site, "user-a")
+        await poll(runtime, "user-a")
         assert monitor.readiness.troubles() == [
             "1 of 2 users were not polled in time, main/user-b among them."
         ]
-        assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "1.0", "ready": "0.0"}
+        assert await overdue(runtime, monitor) == {"user-a": "0.0", "user-b": "1.0", "ready": "0.0"}
 
-        await all_polled(site, planner)
+        await all_polled(runtime, planner)
         await monitor._heartbeat.ping()
         assert service.pings == 1
         assert monitor.readiness.troubles() == []
-        assert await overdue(site, monitor) == {"user-a": "0.0", "user-b": "0.0", "ready": "1.0"}
+        assert await overdue(runtime, monitor) == {"user-a": "0.0", "user-b": "0.0", "ready": "1.0"}
 
-        site.shop.gate.close("the disk is gone")
+        runtime.services.gate.close("the disk is gone")
         await monitor._heartbeat.ping()
         assert service.pings == 1
 
 
 @pytest.mark.parametrize("fault", ["html-200@list=always", "403@list=always"])
 async def test_heartbeat_stops_while_the_last_poll_of_a_user_failed(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, fault: str
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, fault: str
 ) -> None:
     async with dead_man() as service:
-        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
-        await all_polled(site, planner)
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(service.url))
+        await all_polled(runtime, planner)
         simulator.faults = faults(fault)
-        await poll(site, "user-a")
+        await poll(runtime, "user-a")
         assert monitor.readiness.troubles() == []
         await monitor._heartbeat.ping()
         assert service.pings == 0
         simulator.faults = faults()
-        parts(site)[1].ask_anyway = True
-        await poll(site, "user-a")
+        parts(runtime)[1].ask_anyway = True
+        await poll(runtime, "user-a")
         await monitor._heartbeat.ping()
         assert service.pings == 1
 
 
 async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_users_are_overdue(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
-    await all_polled(site, planner)
+    await all_polled(runtime, planner)
     simulator.faults = faults("html-200@list=always")
     clock.advance(timedelta(minutes=3))
     for user in ("user-a", "user-a", "user-b"):
-        await poll(site, user)
+        await poll(runtime, user)
         planner.tick_at = clock.monotonic()
         assert monitor.readiness.troubles() == []  # one bad poll, or one user's trouble
-    await poll(site, "user-b")
+    await poll(runtime, "user-b")
     (trouble,) = monitor.readiness.troubles()
     assert trouble.startswith("Every user's last polls in account main have failed")
-    assert (await overdue(site, monitor))["ready"] == "0.0"
+    assert (await overdue(runtime, monitor))["ready"] == "0.0"
 
-    _, state = parts(site)
+    _, state = parts(runtime)
     state.progress = replace(state.progress, refusals=1)  # that is the user's own
     assert monitor.readiness.troubles() == [trouble]
     state.progress = replace(state.progress, refusals=0)
     simulator.faults = faults()
-    await poll(site, "user-a")
+    await poll(runtime, "user-a")
     assert monitor.readiness.troubles() == []
 
 
 async def test_heartbeat_stops_while_the_account_is_suspended(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
-    await all_polled(site, planner)
-    await suspend(site, simulator)
+    await all_polled(runtime, planner)
+    await suspend(runtime, simulator)
     async with dead_man() as service:
-        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(service.url))
         await monitor._heartbeat.ping()
         assert service.pings == 0
     assert monitor.readiness.troubles()[0].startswith("Account main is suspended: ")
 
 
 async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismissed(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
-    fax, row = await listed(site, simulator, trouble="null-image")
-    await fetch(site, fax)
+    fax, row = await listed(runtime, simulator, trouble="null-image")
+    await fetch(runtime, fax)
     async with dead_man() as service:
-        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(service.url))
         for hours in (23, 2):
             clock.advance(timedelta(hours=hours))
-            await all_polled(site, planner)
+            await all_polled(runtime, planner)
             planner.tick_at = clock.monotonic()
             await monitor._look_for_failing()
             await monitor._heartbeat.ping()
             assert monitor.readiness.troubles() == []
             assert service.pings == 1  # at 23 hours, not at 25
-        await site.shop.ledger.write(jobs.dismiss, row.id, now=clock.now(), reason="eFax lost it")
+        await runtime.services.ledger.write(
+            jobs.dismiss, row.id, now=clock.now(), reason="eFax lost it"
+        )
         await monitor._look_for_failing()
         await monitor._heartbeat.ping()
         assert service.pings == 2
 
 
 async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_the_count(
-    site: Site, planner: Planner, monitor: Monitor, events: list[Event]
+    runtime: Runtime, planner: Planner, monitor: Monitor, events: list[Event]
 ) -> None:
-    await all_polled(site, planner)
+    await all_polled(runtime, planner)
     async with dead_man() as service:
-        site.config = replace(site.config, heartbeat=Heartbeat(service.url))
+        runtime.config = replace(runtime.config, heartbeat=Heartbeat(service.url))
         service.status = 500
         for _ in range(3):
             await monitor._heartbeat.ping()
@@ -630,35 +632,35 @@ async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_th
 
 @pytest.mark.parametrize("host", ["hc..invalid", "h" * 64 + ".invalid", "h\u200dc.invalid"])
 async def test_heartbeat_to_a_name_that_nobody_can_look_up_fails_like_any_other(
-    site: Site, planner: Planner, monitor: Monitor, events: list[Event], host: str
+    runtime: Runtime, planner: Planner, monitor: Monitor, events: list[Event], host: str
 ) -> None:
-    await all_polled(site, planner)
-    site.config = replace(site.config, heartbeat=Heartbeat(f"http://{host}/secret"))
+    await all_polled(runtime, planner)
+    runtime.config = replace(runtime.config, heartbeat=Heartbeat(f"http://{host}/secret"))
     await monitor._heartbeat.ping()
     (failed,) = [event for event in events if event.action == "heartbeat-failed"]
     assert "secret" not in repr(failed)
 
 
 async def test_heartbeat_goes_through_its_proxy(
-    site: Site, planner: Planner, monitor: Monitor, events: list[Event]
+    runtime: Runtime, planner: Planner, monitor: Monitor, events: list[Event]
 ) -> None:
-    await all_polled(site, planner)
+    await all_polled(runtime, planner)
     async with dead_man() as proxy:
         heartbeat = Heartbeat("http://monitor.invalid/ping", proxy=proxy.url.removesuffix("/ping"))
-        site.config = replace(site.config, heartbeat=heartbeat)
+        runtime.config = replace(runtime.config, heartbeat=heartbeat)
         await monitor._heartbeat.ping()
         assert proxy.pings == 1
     assert not said(events, "heartbeat-failed")
 
 
 async def test_heartbeat_whose_name_is_not_answered_holds_its_own_threads_alone(
-    site: Site, planner: Planner, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, planner: Planner, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(60))
     monitor._heartbeat._resolver = Resolver("the heartbeat", within_s=0.001)
-    await all_polled(site, planner)
-    site.config = replace(site.config, heartbeat=Heartbeat("http://monitor.invalid/ping"))
+    await all_polled(runtime, planner)
+    runtime.config = replace(runtime.config, heartbeat=Heartbeat("http://monitor.invalid/ping"))
     for _ in range(2 * MOST):
         await monitor._heartbeat.ping()
     names = [one.name for one in threading.enumerate()]
@@ -673,14 +675,14 @@ async def test_heartbeat_whose_name_is_not_answered_holds_its_own_threads_alone(
 async def test_suspended_account_is_probed_although_its_schedule_is_a_cron_time_far_away(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
-    async with opened_site(make_config(simulator.base_url, poll=CRON), clock) as site:
-        planner = Planner(site)
-        monitor = Monitor(site, planner)
-        account = site.accounts[APP]
-        for state in site.states:
+    async with opened_runtime(make_config(simulator.base_url, poll=CRON), clock) as runtime:
+        planner = Planner(runtime)
+        monitor = Monitor(runtime, planner)
+        account = runtime.accounts[APP]
+        for state in runtime.states:
             state.sweep_now = False
         planner.start()
-        await suspend(site, simulator)
+        await suspend(runtime, simulator)
         before = len(simulator.requests)
         async with running(monitor, "probes"):
             await until(lambda: len(simulator.requests) > before)
@@ -692,56 +694,56 @@ async def test_suspended_account_is_probed_although_its_schedule_is_a_cron_time_
 
 
 async def test_probes_end_with_the_account_and_are_those_of_the_one_that_replaces_it(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
-    old = site.accounts[APP]
+    old = runtime.accounts[APP]
     asked: list[str] = []
-    await suspend(site, simulator)
-    await site.close_account(old)
+    await suspend(runtime, simulator)
+    await runtime.close_account(old)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "poll_soon", lambda state: asked.append(state.key))
         async with running(monitor, "probes"):
             slept = len(clock.slept)
             await until(lambda: len(clock.slept) > slept + 400)
             assert asked == []
-            new = await site.add_account(old.account)
+            new = await runtime.add_account(old.account)
             new.states = old.states
-            await suspend(site, simulator)
+            await suspend(runtime, simulator)
             await until(lambda: len(set(asked)) == 2)
 
 
 async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
-    site: Site, planner: Planner, monitor: Monitor
+    runtime: Runtime, planner: Planner, monitor: Monitor
 ) -> None:
-    for state in site.states:
+    for state in runtime.states:
         state.sweep_now = False
     planner.start()
-    for state in site.states:
-        await site.accounts[APP].poll(state)
+    for state in runtime.states:
+        await runtime.accounts[APP].poll(state)
     assert monitor.readiness.troubles() == []
-    site.accounts[APP].states.popitem()
+    runtime.accounts[APP].states.popitem()
     (trouble,) = monitor.readiness.troubles()
     assert trouble.startswith("1 users are at work and 2 are configured")
 
 
 async def test_probing_goes_on_with_another_user_when_one_is_refused(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
-    for state in site.states:
+    for state in runtime.states:
         state.sweep_now = False
         state.user = replace(state.user, poll=CRON)
     planner.start()
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     before = {user: calls(simulator, "list", user) for user in ("user-a", "user-b")}
     simulator.faults = replace(faults("503@list=always"), outage=False)
     async with running(monitor, "probes"):
         await until(lambda: all(calls(simulator, "list", user) > before[user] for user in before))
 
 
-async def test_fetch_of_a_healthy_site_is_no_trouble(
-    site: Site, simulator: Simulator, planner: Planner, monitor: Monitor
+async def test_fetch_of_a_healthy_runtime_is_no_trouble(
+    runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    await fetch(site, fax)
-    await all_polled(site, planner)
+    fax, _ = await listed(runtime, simulator)
+    await fetch(runtime, fax)
+    await all_polled(runtime, planner)
     assert monitor.readiness.troubles() == []

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, jobs, streams
 from poller.simulator import Simulator
 from tests.conftest import Event, QuickClock
@@ -18,25 +18,25 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-async def operator(site: Site) -> AsyncIterator[Ledger]:
+async def operator(runtime: Runtime) -> AsyncIterator[Ledger]:
     """The ledger as `poller dismiss` and `poller retry` open it, beside the service."""
-    async with await Ledger.open(site.config.state_url) as ledger:
+    async with await Ledger.open(runtime.config.state_url) as ledger:
         yield ledger
 
 
 @pytest.fixture
-def between(site: Site, monkeypatch: pytest.MonkeyPatch) -> Between:
-    return Between(site, monkeypatch)
+def between(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Between:
+    return Between(runtime, monkeypatch)
 
 
 async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
-    site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger, between: Between
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger, between: Between
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     account.workers.at_once = 1  # or a look for more goes on beside it
     states = []
     for number in itertools.count(1):
-        fax, held = await listed(site, simulator)
+        fax, held = await listed(runtime, simulator)
         before = calls(simulator, "image")
         asked: list[int] = []
 
@@ -51,26 +51,26 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
             break
         had = asked[0] > before
         assert calls(simulator, "image") == asked[0]
-        assert (await row(site, fax)).state is (State.STORED if had else State.DISMISSED)
+        assert (await row(runtime, fax)).state is (State.STORED if had else State.DISMISSED)
         states.append(had)
     assert states.index(True) > 2  # so often before its image was asked for
     assert all(states[states.index(True) :])
 
 
 async def test_failure_of_an_attempt_undoes_no_retry(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     operator: Ledger,
     between: Between,
     events: list[Event],
 ) -> None:
-    account, _ = parts(site)
+    account, _ = parts(runtime)
     account.workers.at_once = 1
     simulator.faults = faults("404@image=always")
     for number in itertools.count(1):
-        fax, held = await listed(site, simulator)
-        await fetch(site, fax)
+        fax, held = await listed(runtime, simulator)
+        await fetch(runtime, fax)
         clock.advance(8 * DAY)  # the next failure quarantines it
         events.clear()
         retried: list[object] = []
@@ -82,7 +82,7 @@ async def test_failure_of_an_attempt_undoes_no_retry(
         between.at(number, retry)
         async with between.each():
             await account.workers.run_until_idle()
-        now = await row(site, fax)
+        now = await row(runtime, fax)
         if not between.is_done:
             assert now.state is State.QUARANTINED
             break
@@ -94,10 +94,10 @@ async def test_failure_of_an_attempt_undoes_no_retry(
 
 
 async def test_fax_of_a_user_who_is_removed_while_it_waits_is_not_asked_for(
-    site: Site, simulator: Simulator, clock: QuickClock, operator: Ledger
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger
 ) -> None:
-    fax, held = await listed(site, simulator)
+    fax, held = await listed(runtime, simulator)
     await operator.write(streams.sync, [], clock.now())
-    assert await fetch(site, fax) is Outcome.WITHDRAWN
+    assert await fetch(runtime, fax) is Outcome.WITHDRAWN
     assert not calls(simulator, "image")
-    assert (await row(site, fax)) == held
+    assert (await row(runtime, fax)) == held

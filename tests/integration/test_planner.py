@@ -13,11 +13,11 @@ from poller.daemon import planner as planner_module
 from poller.daemon.planner import Planner
 from poller.daemon.trigger import PollTrigger
 from poller.ingest import account as account_module
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import streams
 from poller.progress import OurClockSet
-from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
 from tests.integration.at_work import calls, faults, parts, poll, said, until
 
@@ -32,14 +32,14 @@ def clock() -> QuickClock:
 
 
 @pytest.fixture
-async def planner(site: Site) -> AsyncIterator[Planner]:
-    planner = Planner(site)
+async def planner(runtime: Runtime) -> AsyncIterator[Planner]:
+    planner = Planner(runtime)
     yield planner
     await planner.stop()
 
 
-def change(site: Site, poll: Poll) -> None:
-    for state in site.states:
+def change(runtime: Runtime, poll: Poll) -> None:
+    for state in runtime.states:
         state.user = replace(state.user, poll=poll)
 
 
@@ -53,9 +53,9 @@ def next_run(planner: Planner, state: StreamState) -> datetime:
 
 
 async def test_each_user_has_one_job_that_drops_no_late_run(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
-    change(site, SELDOM)
+    change(runtime, SELDOM)
     planner.start()
 
     jobs = {job.name: job for job in planner._scheduler.get_jobs() if job.id != "tick"}
@@ -63,40 +63,40 @@ async def test_each_user_has_one_job_that_drops_no_late_run(
     for one in jobs.values():
         assert isinstance(one.trigger, PollTrigger)
         assert (one.coalesce, one.max_instances, one.misfire_grace_time) == (True, 1, None)
-    for state in site.states:
+    for state in runtime.states:
         assert next_run(planner, state) - clock.now() < timedelta(seconds=1)
 
 
 async def test_every_user_is_polled_soon_after_the_start_and_then_on_schedule(
-    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, planner: Planner, simulator: Simulator, clock: QuickClock
 ) -> None:
-    change(site, SELDOM)
+    change(runtime, SELDOM)
     planner.start()
-    await until(lambda: all(state.progress.last_success_at for state in site.states))
-    await until(lambda: all(state.poll_began_at is None for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in runtime.states))
+    await until(lambda: all(state.poll_began_at is None for state in runtime.states))
 
-    assert all(next_run(planner, state) > datetime.now(UTC) for state in site.states)
+    assert all(next_run(planner, state) > datetime.now(UTC) for state in runtime.states)
     assert calls(simulator, "list") > 2
 
 
 async def test_first_polls_of_an_account_are_spread_whatever_its_limit(
-    site: Site, planner: Planner, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, planner: Planner, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change(site, Poll(every=timedelta(days=9)))
+    change(runtime, Poll(every=timedelta(days=9)))
     monkeypatch.setattr(planner_module, "POLLS_PER_S", 2 / 86_400)  # both users within a day
     planner.start()
-    later = [next_run(planner, state) - clock.now() for state in site.states]
+    later = [next_run(planner, state) - clock.now() for state in runtime.states]
     assert timedelta(minutes=1) < max(later) <= timedelta(days=1)
 
 
 async def test_user_who_needs_no_sweep_waits_for_the_schedule(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
-    change(site, SELDOM)
-    for state in site.states:
+    change(runtime, SELDOM)
+    for state in runtime.states:
         state.sweep_now = False
     planner.start()
-    for state in site.states:
+    for state in runtime.states:
         trigger = PollTrigger(SELDOM, f"{APP}/{state.user.user_id}")
         assert next_run(planner, state) == trigger.get_next_fire_time(None, clock.now())
 
@@ -107,11 +107,11 @@ async def test_schedule_that_asks_for_more_than_the_limit_is_stretched_evenly_an
     settings = make_config(
         simulator.base_url, poll=Poll(every=timedelta(seconds=1)), limits=Limits(1.0, 3, 2)
     )
-    async with opened_site(settings, clock) as site:
-        planner = Planner(site)
+    async with opened_runtime(settings, clock) as runtime:
+        planner = Planner(runtime)
         planner.start()
-        factors = [planner._scheduler.get_job(str(s.id)).trigger.factor for s in site.states]
-        shown = (await site.shop.metrics.render()).decode()
+        factors = [planner._scheduler.get_job(str(s.id)).trigger.factor for s in runtime.states]
+        shown = (await runtime.services.metrics.render()).decode()
         await planner.stop()
     # Each user's sweep is two lists an hour and its deep one ten a day, which do not stretch.
     sweeps_per_s = 2 * (2 / 3600 + 10 / 86_400)
@@ -122,26 +122,26 @@ async def test_schedule_that_asks_for_more_than_the_limit_is_stretched_evenly_an
 
 
 async def test_hung_poll_does_not_stop_those_of_others_and_its_later_ones_are_counted_as_skipped(
-    site: Site, planner: Planner, simulator: Simulator
+    runtime: Runtime, planner: Planner, simulator: Simulator
 ) -> None:
-    change(site, OFTEN)
+    change(runtime, OFTEN)
     with simulator.hold("list", user="user-a"):
         planner.start()
         await until(lambda: calls(simulator, "list", "user-b") > 2)
-        _, hung = parts(site)
+        _, hung = parts(runtime)
         assert hung.poll_began_at is not None
         assert calls(simulator, "list", "user-a") == 1
-        while b'outcome="skipped",user="user-a"} 1' not in await site.shop.metrics.render():
+        while b'outcome="skipped",user="user-a"} 1' not in await runtime.services.metrics.render():
             await asyncio.sleep(0.02)
     await until(lambda: hung.progress.last_success_at)
     await until(lambda: calls(simulator, "list", "user-a") > 2)
 
 
 async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
-    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock, events: list[Event]
+    runtime: Runtime, planner: Planner, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    change(site, OFTEN)
-    _, stuck = parts(site)
+    change(runtime, OFTEN)
+    _, stuck = parts(runtime)
     with simulator.hold("list", user="user-a"):
         planner.start()
         await until(lambda: calls(simulator, "list", "user-a"))
@@ -158,9 +158,9 @@ async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
 
 
 async def test_poll_that_pauses_between_two_tries_is_not_stuck(
-    site: Site, planner: Planner, clock: QuickClock, events: list[Event]
+    runtime: Runtime, planner: Planner, clock: QuickClock, events: list[Event]
 ) -> None:
-    account, state = parts(site)
+    account, state = parts(runtime)
     state.poll_began_at = clock.monotonic()
     polled = account_module._POLLED.set(state)
     account_module.ClientObserver(account).pausing(60)
@@ -173,27 +173,27 @@ async def test_poll_that_pauses_between_two_tries_is_not_stuck(
 
 
 async def test_stop_ends_polls_under_way(
-    site: Site, planner: Planner, simulator: Simulator
+    runtime: Runtime, planner: Planner, simulator: Simulator
 ) -> None:
-    change(site, SELDOM)
+    change(runtime, SELDOM)
     with simulator.hold("list"):
         planner.start()
         await until(lambda: calls(simulator, "list") == 2)
         await planner.stop()
-    assert all(state.poll_began_at is None for state in site.states)
-    assert all(state.progress.last_success_at is None for state in site.states)
+    assert all(state.poll_began_at is None for state in runtime.states)
+    assert all(state.progress.last_success_at is None for state in runtime.states)
 
 
 async def test_polls_of_one_account_can_be_ended_while_those_of_others_go_on(
-    site: Site, planner: Planner, simulator: Simulator
+    runtime: Runtime, planner: Planner, simulator: Simulator
 ) -> None:
-    change(site, SELDOM)
-    other = replace(site.accounts[APP].account, name="other", app_id="app-2", users=())
-    ended = await site.open_account(other, KEY)
-    account, moved = parts(site, "user-b")
+    change(runtime, SELDOM)
+    other = replace(runtime.accounts[APP].account, name="other", app_id="app-2", users=())
+    ended = await runtime.open_account(other, KEY)
+    account, moved = parts(runtime, "user-b")
     del account.states[moved.id]
     ended.states[moved.id] = moved
-    site.accounts["app-2"] = ended
+    runtime.accounts["app-2"] = ended
     simulator.add_app("app-2", KEY)
     with simulator.hold("health"):
         planner.start()
@@ -205,10 +205,10 @@ async def test_polls_of_one_account_can_be_ended_while_those_of_others_go_on(
 
 
 async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
-    site: Site, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    change(site, OFTEN)
-    account, unlucky = parts(site)
+    change(runtime, OFTEN)
+    account, unlucky = parts(runtime)
     real, bugs = account.poll, 0
 
     async def poll(state: StreamState, *, until: float | None = None) -> object:
@@ -220,7 +220,7 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
 
     monkeypatch.setattr(account, "poll", poll)
     planner.start()
-    await until(lambda: all(state.progress.last_success_at for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in runtime.states))
 
     assert bugs == 2
     own = ("internal-error", "poll-failed", "poll-recovered")
@@ -228,9 +228,9 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
 
 
 async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_until_one_succeeds(
-    site: Site, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    account, state = parts(site)
+    account, state = parts(runtime)
     trigger = PollTrigger(state.user.poll, state.key, 1.0)
 
     async def meets_a_bug(*_: object, **__: object) -> object:
@@ -241,7 +241,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
             broken.setattr(account._poller._time, "now", meets_a_bug)
             await planner._poll(account, state, trigger)
             await planner._poll(account, state, trigger)
-        (row, _) = await site.shop.ledger.read(streams.all_streams)
+        (row, _) = await runtime.services.ledger.read(streams.all_streams)
         assert (row.failed_polls, state.failed_polls) == (2, 2)
         assert row.last_error == (
             "An error that nobody expected (KeyError): see internal-error in the log."
@@ -254,14 +254,14 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
     traced = [event.fields["error"] for event in events if event.action == "internal-error"]
     assert [type(error) for error in traced] == [KeyError, KeyError]
     counted = 'poller_polls_total{account="main",outcome="failed",user="user-a"} 4.0'
-    assert counted in (await site.shop.metrics.render()).decode()
+    assert counted in (await runtime.services.metrics.render()).decode()
 
 
 async def test_plan_gives_every_job_a_new_time_and_leaves_polls_under_way_alone(
-    site: Site, planner: Planner, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, planner: Planner, simulator: Simulator, clock: QuickClock
 ) -> None:
-    change(site, SELDOM)
-    _, state = parts(site)
+    change(runtime, SELDOM)
+    _, state = parts(runtime)
     with simulator.hold("list", user="user-a"):
         planner.start()
         await until(lambda: calls(simulator, "list", "user-a"))
@@ -274,12 +274,12 @@ async def test_plan_gives_every_job_a_new_time_and_leaves_polls_under_way_alone(
 
 
 async def test_next_poll_can_be_brought_forward_but_not_put_off(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
-    change(site, Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC")))
-    for state in site.states:
+    change(runtime, Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC")))
+    for state in runtime.states:
         state.sweep_now = False
-    account, state = parts(site)
+    account, state = parts(runtime)
     planner.start()
     assert next_run(planner, state) > clock.now() + timedelta(days=1)
 
@@ -295,12 +295,12 @@ async def test_next_poll_can_be_brought_forward_but_not_put_off(
 
 
 async def test_user_is_overdue_when_the_poll_after_the_last_good_one_is_long_past(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
-    _, state = parts(site)
-    change(site, SELDOM)
+    _, state = parts(runtime)
+    change(runtime, SELDOM)
     assert planner.is_overdue(state)  # never polled
-    await poll(site)
+    await poll(runtime)
     planner.plan()
     assert not planner.is_overdue(state)
     clock.wall += timedelta(hours=1, minutes=55)
@@ -310,18 +310,18 @@ async def test_user_is_overdue_when_the_poll_after_the_last_good_one_is_long_pas
 
 
 async def test_removed_user_can_neither_be_brought_forward_nor_be_in_time(
-    site: Site, planner: Planner
+    runtime: Runtime, planner: Planner
 ) -> None:
-    _, state = parts(site)
+    _, state = parts(runtime)
     planner.poll_soon(state)
     assert job(planner, state) is None
     assert planner.is_overdue(state)
 
 
 async def test_tick_tells_that_the_scheduler_works(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
-    change(site, SELDOM)
+    change(runtime, SELDOM)
     planner.start()
     tick = planner._scheduler.get_job("tick")
     clock.advance(timedelta(seconds=30))
@@ -330,16 +330,16 @@ async def test_tick_tells_that_the_scheduler_works(
 
 
 async def test_failing_poll_is_no_reason_to_stop_polling(
-    site: Site, planner: Planner, simulator: Simulator
+    runtime: Runtime, planner: Planner, simulator: Simulator
 ) -> None:
-    change(site, OFTEN)
+    change(runtime, OFTEN)
     simulator.faults = faults("html-200@list=first:4")
     planner.start()
-    await until(lambda: all(state.progress.last_success_at for state in site.states))
+    await until(lambda: all(state.progress.last_success_at for state in runtime.states))
 
 
 async def test_every_job_finds_its_next_time_at_once_after_a_clock_set_forward_by_decades(
-    site: Site, planner: Planner
+    runtime: Runtime, planner: Planner
 ) -> None:
     planner.start()
     for job in planner._scheduler.get_jobs():
@@ -347,11 +347,11 @@ async def test_every_job_finds_its_next_time_at_once_after_a_clock_set_forward_b
 
 
 async def test_user_is_overdue_also_when_the_last_good_poll_bears_the_time_of_a_clock_that_was_ahead(
-    site: Site, planner: Planner, clock: QuickClock
+    runtime: Runtime, planner: Planner, clock: QuickClock
 ) -> None:
     planner.start()
-    await poll(site)
-    _, state = parts(site)
+    await poll(runtime)
+    _, state = parts(runtime)
     clock.wall -= timedelta(days=30)
     await state.record_soon(OurClockSet(timedelta(days=-30)))
     clock.wall += timedelta(days=2)

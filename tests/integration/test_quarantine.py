@@ -11,11 +11,11 @@ import pytest
 from poller.config.model import Account, Config, User
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import State
 from poller.simulator import Fault, Faults, Simulator
 from poller.simulator.state import Fax
-from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import (
     end_outage,
     fetch,
@@ -46,22 +46,24 @@ def settings(simulator: Simulator, make_config: MakeConfig) -> Config:
 
 
 @asynccontextmanager
-async def started(settings: Config, clock: QuickClock) -> AsyncIterator[Site]:
+async def started(settings: Config, clock: QuickClock) -> AsyncIterator[Runtime]:
     """An installation at work, as the service starts it."""
-    async with opened_site(settings, clock) as site:
-        for account in site.accounts.values():
+    async with opened_runtime(settings, clock) as runtime:
+        for account in runtime.accounts.values():
             account.note_pause()
             await settled(account)
-        site.shop.gate.on_change = lambda: [a.note_pause() for a in site.accounts.values()] and None
-        yield site
+        runtime.services.gate.on_change = lambda: (
+            [a.note_pause() for a in runtime.accounts.values()] and None
+        )
+        yield runtime
 
 
-async def work(site: Site, clock: QuickClock, days: int) -> None:
+async def work(runtime: Runtime, clock: QuickClock, days: int) -> None:
     """Let the days pass as the service does: polls, due faxes, a look at the storage, twice a day."""
     for _ in range(days * 2):
         clock.advance(12 * HOUR)
-        await site.shop.gate.check()
-        for account in site.accounts.values():
+        await runtime.services.gate.check()
+        for account in runtime.accounts.values():
             await settled(account)
             for state in list(account.states.values()):
                 await account.poll(state)
@@ -69,26 +71,26 @@ async def work(site: Site, clock: QuickClock, days: int) -> None:
             await settled(account)
 
 
-async def failed_once(site: Site, simulator: Simulator, effect: str = "500") -> Fax:
+async def failed_once(runtime: Runtime, simulator: Simulator, effect: str = "500") -> Fax:
     """A fax of `main` whose first attempt failed, for a reason that will pass."""
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     simulator.faults = Faults.of(f"{effect}@image=always")
-    assert await fetch(site, fax) is not Outcome.STORED
+    assert await fetch(runtime, fax) is not Outcome.STORED
     simulator.faults = Faults()
-    assert (await row(site, fax)).first_failed_at is not None
+    assert (await row(runtime, fax)).first_failed_at is not None
     return fax
 
 
-async def poison(site: Site, simulator: Simulator) -> Fax:
+async def poison(runtime: Runtime, simulator: Simulator) -> Fax:
     """A fax of `second` that cannot be had, whatever happens."""
-    account = site.accounts[OTHER_APP]
+    account = runtime.accounts[OTHER_APP]
     (state,) = account.states.values()
     fax = simulator.receive(
         OTHER_APP, "user-c", completed=simulator.now() - timedelta(minutes=1), trouble="null-image"
     )
     await account.poll(state)
     await account.workers.run_until_idle()
-    assert (await row(site, fax)).failures == 1
+    assert (await row(runtime, fax)).failures == 1
     return fax
 
 
@@ -105,80 +107,80 @@ def said_quarantined(events: list[Event]) -> list[str]:
 async def test_suspended_account_of_ten_days_with_a_restart_quarantines_only_the_poison_of_another(
     settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    async with started(settings, clock) as site:
-        fax = await failed_once(site, simulator)
-        bad = await poison(site, simulator)
+    async with started(settings, clock) as runtime:
+        fax = await failed_once(runtime, simulator)
+        bad = await poison(runtime, simulator)
         main_is_out(simulator)
-        await work(site, clock, 5)
-        assert site.accounts[APP].is_suspended
-        assert not site.accounts[OTHER_APP].is_suspended
-    async with started(settings, clock) as site:
-        await work(site, clock, 5)
-        assert site.accounts[APP].is_suspended
-        assert (await row(site, fax)).state is State.PENDING
-        assert (await row(site, bad)).state is State.QUARANTINED
+        await work(runtime, clock, 5)
+        assert runtime.accounts[APP].is_suspended
+        assert not runtime.accounts[OTHER_APP].is_suspended
+    async with started(settings, clock) as runtime:
+        await work(runtime, clock, 5)
+        assert runtime.accounts[APP].is_suspended
+        assert (await row(runtime, fax)).state is State.PENDING
+        assert (await row(runtime, bad)).state is State.QUARANTINED
         assert said_quarantined(events) == [bad.fax_id]
 
         # It comes back for lists, but the image still fails: that is not yet long enough.
         simulator.faults = Faults.of("500@image=always")
-        await work(site, clock, 1)
-        assert not site.accounts[APP].is_suspended
-        assert (await row(site, fax)).state is State.PENDING
-        assert (await row(site, fax)).failures > 1
+        await work(runtime, clock, 1)
+        assert not runtime.accounts[APP].is_suspended
+        assert (await row(runtime, fax)).state is State.PENDING
+        assert (await row(runtime, fax)).failures > 1
 
         simulator.faults = Faults()
-        await work(site, clock, 1)
-        assert (await row(site, fax)).state is State.STORED
-        assert (await row(site, bad)).state is State.QUARANTINED
+        await work(runtime, clock, 1)
+        assert (await row(runtime, fax)).state is State.STORED
+        assert (await row(runtime, bad)).state is State.QUARANTINED
         assert said_quarantined(events) == [bad.fax_id]
 
         bad.trouble = None  # it heals: the daily attempt brings it
-        await work(site, clock, 2)
-        assert (await row(site, bad)).state is State.STORED
+        await work(runtime, clock, 2)
+        assert (await row(runtime, bad)).state is State.STORED
 
 
 async def test_unusable_storage_of_ten_days_with_a_restart_quarantines_nothing(
     settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    async with started(settings, clock) as site:
-        fax = await failed_once(site, simulator, "404")
-        bad = await poison(site, simulator)
-        await work(site, clock, 5)
-        assert (await row(site, fax)).state is State.STORED
-        late = await failed_once(site, simulator, "404")
-        unmount(site)
-        await work(site, clock, 5)
-        assert not site.shop.gate.usable
+    async with started(settings, clock) as runtime:
+        fax = await failed_once(runtime, simulator, "404")
+        bad = await poison(runtime, simulator)
+        await work(runtime, clock, 5)
+        assert (await row(runtime, fax)).state is State.STORED
+        late = await failed_once(runtime, simulator, "404")
+        unmount(runtime)
+        await work(runtime, clock, 5)
+        assert not runtime.services.gate.usable
     asked = len([seen for seen in simulator.requests if seen.call == "image"])
-    async with started(settings, clock) as site:
-        await work(site, clock, 5)
+    async with started(settings, clock) as runtime:
+        await work(runtime, clock, 5)
         assert len([seen for seen in simulator.requests if seen.call == "image"]) == asked
-        mount(site)
-        await work(site, clock, 1)
+        mount(runtime)
+        await work(runtime, clock, 1)
         # What had failed for five days before is six days old now, not sixteen.
-        assert (await row(site, bad)).state is State.PENDING
-        assert (await row(site, late)).state is State.STORED
+        assert (await row(runtime, bad)).state is State.PENDING
+        assert (await row(runtime, late)).state is State.STORED
         assert said_quarantined(events) == []
-        await work(site, clock, 3)
+        await work(runtime, clock, 3)
         assert said_quarantined(events) == [bad.fax_id]
 
 
-async def _down_while_suspended(site: Site, simulator: Simulator) -> None:
-    await suspend(site, simulator)
+async def _down_while_suspended(runtime: Runtime, simulator: Simulator) -> None:
+    await suspend(runtime, simulator)
 
 
-async def _down_while_unusable(site: Site, _: Simulator) -> None:
-    unmount(site)
-    assert not await site.shop.gate.look_again()
-    await settled(site.accounts[APP])
+async def _down_while_unusable(runtime: Runtime, _: Simulator) -> None:
+    unmount(runtime)
+    assert not await runtime.services.gate.look_again()
+    await settled(runtime.accounts[APP])
 
 
-async def _down_before_anything_was_noticed(site: Site, simulator: Simulator) -> None:
-    await poll(site)
+async def _down_before_anything_was_noticed(runtime: Runtime, simulator: Simulator) -> None:
+    await poll(runtime)
     simulator.outage(True)
 
 
-Begin = Callable[[Site, Simulator], Any]
+Begin = Callable[[Runtime, Simulator], Any]
 
 
 @pytest.mark.parametrize(
@@ -191,25 +193,25 @@ async def test_ten_days_in_which_the_process_itself_was_down_quarantine_nothing(
     events: list[Event],
     begin: Begin,
 ) -> None:
-    async with started(settings, clock) as site:
-        fax = await failed_once(site, simulator)
-        await begin(site, simulator)
+    async with started(settings, clock) as runtime:
+        fax = await failed_once(runtime, simulator)
+        await begin(runtime, simulator)
     clock.advance(10 * DAY)
-    async with started(settings, clock) as site:
+    async with started(settings, clock) as runtime:
         # The first attempt after that fails as well, for the trouble lasts.
-        assert await fetch(site, fax) in (Outcome.FAILED, Outcome.POSTPONED)
-        await work(site, clock, 1)
-        assert (await row(site, fax)).state is State.PENDING
+        assert await fetch(runtime, fax) in (Outcome.FAILED, Outcome.POSTPONED)
+        await work(runtime, clock, 1)
+        assert (await row(runtime, fax)).state is State.PENDING
         if begin is _down_while_unusable:
-            mount(site)
+            mount(runtime)
         else:
-            await end_outage(site, simulator, clock)
+            await end_outage(runtime, simulator, clock)
         simulator.faults = Faults.of("500@image=always")
-        await work(site, clock, 1)
-        assert (await row(site, fax)).state is State.PENDING
-        assert (await row(site, fax)).failures > 1
+        await work(runtime, clock, 1)
+        assert (await row(runtime, fax)).state is State.PENDING
+        assert (await row(runtime, fax)).failures > 1
         assert said_quarantined(events) == []
-        await work(site, clock, 8)
+        await work(runtime, clock, 8)
         assert said_quarantined(events) == [fax.fax_id]
 
 
@@ -217,12 +219,12 @@ async def test_many_short_runs_give_up_all_the_same(
     settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     """`poller once` every twenty hours: the time between two runs counts."""
-    async with started(settings, clock) as site:
-        bad = await poison(site, simulator)
+    async with started(settings, clock) as runtime:
+        bad = await poison(runtime, simulator)
     for _ in range(10):
         clock.advance(20 * HOUR)
-        async with started(settings, clock) as site:
-            account: AccountRunner = site.accounts[OTHER_APP]
+        async with started(settings, clock) as runtime:
+            account: AccountRunner = runtime.accounts[OTHER_APP]
             await account.poll(next(iter(account.states.values())))
             await account.workers.run_until_idle()
     assert said_quarantined(events) == [bad.fax_id]
@@ -231,28 +233,28 @@ async def test_many_short_runs_give_up_all_the_same(
 async def test_one_long_downtime_is_counted_once(
     settings: Config, clock: QuickClock, simulator: Simulator
 ) -> None:
-    async with started(settings, clock) as site:
-        await poll(site)
+    async with started(settings, clock) as runtime:
+        await poll(runtime)
     clock.advance(10 * DAY)
     for _ in range(3):
-        async with started(settings, clock) as site:
-            account, _ = parts(site)
+        async with started(settings, clock) as runtime:
+            account, _ = parts(runtime)
             assert await account.paused_s() == pytest.approx(10 * DAY.total_seconds(), abs=60)
 
 
 async def test_time_between_two_polls_of_a_weekly_schedule_is_no_downtime(
     settings: Config, clock: QuickClock, simulator: Simulator
 ) -> None:
-    async with started(settings, clock) as site:
-        await poll(site)
+    async with started(settings, clock) as runtime:
+        await poll(runtime)
         for _ in range(6 * 24):  # the service looks at its gate all the time, and polls nobody
             clock.advance(HOUR)
-            assert await site.shop.gate.check()
+            assert await runtime.services.gate.check()
     clock.advance(HOUR)
-    async with started(settings, clock) as site:
-        account, _ = parts(site)
+    async with started(settings, clock) as runtime:
+        account, _ = parts(runtime)
         assert await account.paused_s() == 0
     clock.advance(6 * DAY)
-    async with started(settings, clock) as site:
-        account, _ = parts(site)
+    async with started(settings, clock) as runtime:
+        account, _ = parts(runtime)
         assert await account.paused_s() == pytest.approx(6 * DAY.total_seconds(), abs=60)

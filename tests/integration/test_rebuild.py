@@ -18,7 +18,7 @@ import pytest
 
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, faxes, fold, jobs, meta, streams
 from poller.ledger.sqlite import replacement
 from poller.lock import StorageLock
@@ -26,7 +26,7 @@ from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from poller.store.marker import MARKER
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
+from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime, stored_files
 from tests.integration.at_work import fetch, listed, poll
 
 DAY = timedelta(days=1)
@@ -43,18 +43,18 @@ class Installation:
         self.faxes = settings.storage.directory
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Site]:
-        async with opened_site(self.settings, self.clock) as site:
-            yield site
+    async def open(self) -> AsyncIterator[Runtime]:
+        async with opened_runtime(self.settings, self.clock) as runtime:
+            yield runtime
 
     async def store(self, count: int = 1, user: str = "user-a") -> list[Fax]:
         """Let faxes come in and be stored, and close again."""
-        async with self.open() as site:
+        async with self.open() as runtime:
             made = []
             for _ in range(count):
                 self.clock.advance(timedelta(minutes=2))
-                fax, _ = await listed(site, self.simulator, user)
-                await fetch(site, fax)
+                fax, _ = await listed(runtime, self.simulator, user)
+                await fetch(runtime, fax)
                 made.append(fax)
         return made
 
@@ -69,12 +69,12 @@ class Installation:
 
     async def catch_up(self) -> None:
         """List and fetch all that the new ledger wants, until nothing is due."""
-        async with self.open() as site:
+        async with self.open() as runtime:
             for _ in range(3):
                 for user in ("user-a", "user-b"):
-                    outcome = await poll(site, user)
+                    outcome = await poll(runtime, user)
                     assert outcome.error is None
-                await site.accounts[APP].workers.run_until_idle()
+                await runtime.accounts[APP].workers.run_until_idle()
                 self.clock.advance(timedelta(minutes=5))
 
     def downloads(self) -> dict[str, int]:
@@ -197,11 +197,13 @@ async def test_a_taken_fax_is_known_by_the_snapshot_and_only_by_that(place: Inst
 async def test_what_waits_in_the_snapshot_waits_on_and_all_since_is_listed_again(
     place: Installation,
 ) -> None:
-    async with place.open() as site:
-        pending, _ = await listed(site, place.simulator)
-        dismissed, row = await listed(site, place.simulator)
-        await site.shop.ledger.write(jobs.dismiss, row.id, now=place.clock.now(), reason="spam")
-        (user, _) = await site.shop.ledger.read(streams.all_streams)
+    async with place.open() as runtime:
+        pending, _ = await listed(runtime, place.simulator)
+        dismissed, row = await listed(runtime, place.simulator)
+        await runtime.services.ledger.write(
+            jobs.dismiss, row.id, now=place.clock.now(), reason="spam"
+        )
+        (user, _) = await runtime.services.ledger.read(streams.all_streams)
     await place.snapshot()
     pinned = user.pinned_start
     place.clock.advance(30 * DAY)

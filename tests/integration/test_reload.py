@@ -28,7 +28,7 @@ from poller.daemon import reload
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import State, accounts, streams
 from tests.conftest import APP, KEY, MakeConfig, QuickClock
 from tests.efax import Simulator
@@ -50,12 +50,15 @@ from tests.integration.in_between import around
 OTHER = "app-2"
 
 
-async def apply(site: Site, settings: Config) -> tuple[list[str], list[str]]:
+async def apply(runtime: Runtime, settings: Config) -> tuple[list[str], list[str]]:
     """What needs a restart, and the accounts that were started."""
     started: list[str] = []
-    prepared = await reload.prepare(site, settings)
+    prepared = await reload.prepare(runtime, settings)
     await reload.carry_out(
-        site, prepared, close=site.close_account, start=lambda one: started.append(one.account.name)
+        runtime,
+        prepared,
+        close=runtime.close_account,
+        start=lambda one: started.append(one.account.name),
     )
     return list(prepared.plan.restart_for), started
 
@@ -75,149 +78,151 @@ def second(settings: Config, simulator: Simulator) -> Config:
 
 
 async def test_user_that_is_added_is_polled_and_one_that_is_removed_is_forgotten(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     simulator.add_user(APP, "user-c")
-    await poll(site, "user-b")
-    before = site.accounts[APP]
+    await poll(runtime, "user-b")
+    before = runtime.accounts[APP]
 
     restart_for, started = await apply(
-        site, make_config(simulator.base_url, users=("user-b", "user-c"))
+        runtime, make_config(simulator.base_url, users=("user-b", "user-c"))
     )
 
     assert (restart_for, started) == ([], [])
-    assert site.accounts[APP] is before
-    assert {state.key for state in site.states} == {"main/user-b", "main/user-c"}
+    assert runtime.accounts[APP] is before
+    assert {state.key for state in runtime.states} == {"main/user-b", "main/user-c"}
     assert before.client.suspension.user_count == 2
-    await listed(site, simulator, "user-c")
-    rows = {row.user: row.removed for row in await site.shop.ledger.read(streams.all_streams)}
+    await listed(runtime, simulator, "user-c")
+    rows = {
+        row.user: row.removed for row in await runtime.services.ledger.read(streams.all_streams)
+    }
     assert rows == {"user-a": True, "user-b": False, "user-c": False}
-    assert 'user="user-a"' not in (await site.shop.metrics.render()).decode()
+    assert 'user="user-a"' not in (await runtime.services.metrics.render()).decode()
 
 
 async def test_changed_poll_of_a_user_keeps_what_is_remembered(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    await poll(site)
-    _, before = parts(site)
-    await apply(site, make_config(simulator.base_url, poll=Poll(every=timedelta(minutes=7))))
+    await poll(runtime)
+    _, before = parts(runtime)
+    await apply(runtime, make_config(simulator.base_url, poll=Poll(every=timedelta(minutes=7))))
 
-    _, after = parts(site)
+    _, after = parts(runtime)
     assert after is before
     assert after.user.poll.every == timedelta(minutes=7)
 
 
 async def test_changed_limits_and_secret_are_taken_without_a_new_connection(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    account = site.accounts[APP]
-    site.environ = {"KEY": "another-key", "KEY_2": KEY}
+    account = runtime.accounts[APP]
+    runtime.environ = {"KEY": "another-key", "KEY_2": KEY}
     settings = make_config(simulator.base_url, limits=Limits(2.0, 3, 4))
-    await apply(site, with_account(settings, api_key=SecretRef("env", "KEY_2")))
+    await apply(runtime, with_account(settings, api_key=SecretRef("env", "KEY_2")))
 
-    assert site.accounts[APP] is account
+    assert runtime.accounts[APP] is account
     assert account.client.pacing.speed.limit == 2.0
     assert account.workers.at_once == 6
-    assert not (await poll(site)).failed
+    assert not (await poll(runtime)).failed
 
 
 async def test_changed_secret_is_signed_in_with_at_the_next_call_and_an_unchanged_one_is_not(
-    site: Site, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
-    await poll(site)
-    await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
-    await poll(site)
+    await poll(runtime)
+    await apply(runtime, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+    await poll(runtime)
     assert simulator.sign_ins[APP] == 1
 
-    site.environ = {"KEY": "another-key"}
-    await apply(site, make_config(simulator.base_url))
-    assert isinstance((await poll(site)).error, SignInRefused)
+    runtime.environ = {"KEY": "another-key"}
+    await apply(runtime, make_config(simulator.base_url))
+    assert isinstance((await poll(runtime)).error, SignInRefused)
     clock.advance(timedelta(seconds=1))
-    assert (await poll(site)).skipped is not None  # suspended, and no probe is due
+    assert (await poll(runtime)).skipped is not None  # suspended, and no probe is due
     asked = calls(simulator, "token")
 
-    site.environ = {"KEY": KEY}
-    await apply(site, make_config(simulator.base_url))
-    assert not (await poll(site)).failed
-    assert site.accounts[APP].client.suspension.until is None
+    runtime.environ = {"KEY": KEY}
+    await apply(runtime, make_config(simulator.base_url))
+    assert not (await poll(runtime)).failed
+    assert runtime.accounts[APP].client.suspension.until is None
     assert calls(simulator, "token") == asked + 1
 
 
 async def test_account_that_is_added_is_started_and_one_that_is_removed_is_closed(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     alone = make_config(simulator.base_url)
-    restart_for, started = await apply(site, second(alone, simulator))
+    restart_for, started = await apply(runtime, second(alone, simulator))
     assert (restart_for, started) == ([], ["second"])
-    (state,) = site.accounts[OTHER].states.values()
-    assert not (await site.accounts[OTHER].poll(state)).failed
+    (state,) = runtime.accounts[OTHER].states.values()
+    assert not (await runtime.accounts[OTHER].poll(state)).failed
 
-    assert await apply(site, alone) == ([], [])
-    assert set(site.accounts) == {APP}
+    assert await apply(runtime, alone) == ([], [])
+    assert set(runtime.accounts) == {APP}
 
 
 @pytest.mark.parametrize("change", [{"name": "renamed"}, {"base_url": "other"}])
 async def test_account_with_another_name_or_address_is_closed_and_opened_anew(
-    site: Site, simulator: Simulator, make_config: MakeConfig, change: dict[str, str]
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, change: dict[str, str]
 ) -> None:
-    fax, _ = await listed(site, simulator)
-    await fetch(site, fax)
-    before = site.accounts[APP]
+    fax, _ = await listed(runtime, simulator)
+    await fetch(runtime, fax)
+    before = runtime.accounts[APP]
     if "base_url" in change:
         change = {"base_url": f"http://localhost:{simulator.port}"}
 
-    _, started = await apply(site, with_account(make_config(simulator.base_url), **change))
+    _, started = await apply(runtime, with_account(make_config(simulator.base_url), **change))
 
-    assert started == [site.accounts[APP].account.name]
-    assert site.accounts[APP] is not before
-    assert (await poll(site)).discovered == []
+    assert started == [runtime.accounts[APP].account.name]
+    assert runtime.accounts[APP] is not before
+    assert (await poll(runtime)).discovered == []
 
 
 async def test_missing_secret_rejects_everything_and_changes_nothing(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    before, config = dict(site.accounts), site.config
+    before, config = dict(runtime.accounts), runtime.config
     settings = second(make_config(simulator.base_url, users=("user-a",)), simulator)
     broken = replace(settings.accounts[1], api_key=SecretRef("env", "NOT_SET"))
     with pytest.raises(ConfigError, match="NOT_SET"):
-        await apply(site, replace(settings, accounts=(settings.accounts[0], broken)))
+        await apply(runtime, replace(settings, accounts=(settings.accounts[0], broken)))
 
-    assert site.accounts == before
-    assert site.config is config
-    assert len(site.states) == 2
+    assert runtime.accounts == before
+    assert runtime.config is config
+    assert len(runtime.states) == 2
 
 
 async def test_missing_ca_file_rejects_everything_and_changes_nothing(
-    site: Site, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    before, config = dict(site.accounts), site.config
+    before, config = dict(runtime.accounts), runtime.config
     settings = with_account(make_config(simulator.base_url), ca_file=tmp_path / "none.pem")
     with pytest.raises(CannotStart, match="ca_file"):
-        await apply(site, settings)
+        await apply(runtime, settings)
 
-    assert site.accounts == before
-    assert site.config is config
-    assert not (await poll(site)).failed
+    assert runtime.accounts == before
+    assert runtime.config is config
+    assert not (await poll(runtime)).failed
 
 
 async def test_ledger_that_takes_no_writes_rejects_everything_and_changes_nothing(
-    site: Site, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuses(*_: Any) -> None:
         raise LedgerUnavailable("the ledger is locked")
 
-    monkeypatch.setattr(site.shop.ledger, "check_writable", refuses)
-    config = site.config
+    monkeypatch.setattr(runtime.services.ledger, "check_writable", refuses)
+    config = runtime.config
     with pytest.raises(LedgerUnavailable):
-        await apply(site, make_config(simulator.base_url, users=("user-a",)))
-    assert site.config is config
-    assert len(site.states) == 2
+        await apply(runtime, make_config(simulator.base_url, users=("user-a",)))
+    assert runtime.config is config
+    assert len(runtime.states) == 2
 
 
 async def test_what_only_a_restart_can_change_is_named_and_stays(
-    site: Site, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = site.config
+    config = runtime.config
     settings = make_config(
         simulator.base_url,
         state=StateConfig(tmp_path / "elsewhere"),
@@ -226,17 +231,17 @@ async def test_what_only_a_restart_can_change_is_named_and_stays(
         http=HttpConfig(None, 9411),
         drain=timedelta(seconds=3),
     )
-    restart_for, _ = await apply(site, settings)
+    restart_for, _ = await apply(runtime, settings)
 
     assert restart_for == ["state", "evidence.max", "log.format", "http.listen"]
-    assert (site.config.log, site.config.http) == (LogConfig(level="debug"), config.http)
-    assert site.config.state == config.state
-    assert site.config.drain == timedelta(seconds=3)
+    assert (runtime.config.log, runtime.config.http) == (LogConfig(level="debug"), config.http)
+    assert runtime.config.state == config.state
+    assert runtime.config.drain == timedelta(seconds=3)
 
 
 @pytest.mark.parametrize(("kind", "heard"), [("file", ["the new one"]), ("credential", [])])
 async def test_token_of_the_page_is_read_again_unless_it_is_a_credential(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     make_config: MakeConfig,
     tmp_path: Path,
@@ -246,24 +251,24 @@ async def test_token_of_the_page_is_read_again_unless_it_is_a_credential(
     file = tmp_path / "token"
     file.write_text("the new one\n")
     http = HttpConfig(None, token=SecretRef(kind, str(file)))
-    site.config = replace(site.config, http=http)
+    runtime.config = replace(runtime.config, http=http)
     taken: list[str] = []
-    site.on_http_token = taken.append
-    restart_for, _ = await apply(site, make_config(simulator.base_url, http=http))
+    runtime.on_http_token = taken.append
+    restart_for, _ = await apply(runtime, make_config(simulator.base_url, http=http))
     assert (restart_for, taken) == ([], heard)
 
 
 async def test_token_that_cannot_be_read_any_more_rejects_the_reload(
-    site: Site, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     http = HttpConfig(None, token=SecretRef("file", str(tmp_path / "none")))
-    site.config = replace(site.config, http=http)
+    runtime.config = replace(runtime.config, http=http)
     with pytest.raises(ConfigError, match="cannot be read"):
-        await apply(site, make_config(simulator.base_url, http=http))
+        await apply(runtime, make_config(simulator.base_url, http=http))
 
 
 async def test_level_of_the_log_is_changed_by_a_reload(
-    site: Site, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = io.StringIO()
     monkeypatch.setattr(log, "_route_standard_logging", lambda: None)
@@ -271,7 +276,7 @@ async def test_level_of_the_log_is_changed_by_a_reload(
     try:
         log.event("token-refreshed", "Said at debug only.", level="debug")
         assert lines.getvalue() == ""
-        await apply(site, make_config(simulator.base_url, log=LogConfig(level="debug")))
+        await apply(runtime, make_config(simulator.base_url, log=LogConfig(level="debug")))
         log.event("token-refreshed", "Said at debug only.", level="debug")
         assert "token-refreshed" in lines.getvalue()
     finally:
@@ -280,113 +285,115 @@ async def test_level_of_the_log_is_changed_by_a_reload(
 
 
 async def test_downloads_that_are_coming_in_go_on_over_a_reload(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    account, _ = parts(site)
-    fax, _ = await listed(site, simulator)
+    account, _ = parts(runtime)
+    fax, _ = await listed(runtime, simulator)
     with simulator.hold("image") as gate:
         fetching = asyncio.create_task(account.workers.run_until_idle())
         await asyncio.wait_for(gate.reached(), 60)
-        await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+        await apply(runtime, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
     await fetching
-    assert (await row(site, fax)).state is State.STORED
+    assert (await row(runtime, fax)).state is State.STORED
     assert calls(simulator, "image") == 1
 
 
 async def test_start_is_told_the_account_itself(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     started: list[AccountRunner] = []
-    prepared = await reload.prepare(site, second(make_config(simulator.base_url), simulator))
-    await reload.carry_out(site, prepared, close=site.close_account, start=started.append)
-    assert started == [site.accounts[OTHER]]
+    prepared = await reload.prepare(runtime, second(make_config(simulator.base_url), simulator))
+    await reload.carry_out(runtime, prepared, close=runtime.close_account, start=started.append)
+    assert started == [runtime.accounts[OTHER]]
 
 
 async def test_ledger_that_does_not_take_the_users_rejects_everything_and_changes_nothing(
-    site: Site, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuses(*_: Any) -> None:
         raise LedgerUnavailable("the ledger is full")
 
     opened: list[AccountRunner] = []
-    open_account = site.open_account
+    open_account = runtime.open_account
 
     async def watched(account: Account, secret: str) -> AccountRunner:
         opened.append(await open_account(account, secret))
         return opened[-1]
 
-    monkeypatch.setattr(site, "open_account", watched)
-    around(monkeypatch, site.shop.ledger, streams.sync, refuses)
-    before, config, states = dict(site.accounts), site.config, site.states
+    monkeypatch.setattr(runtime, "open_account", watched)
+    around(monkeypatch, runtime.services.ledger, streams.sync, refuses)
+    before, config, states = dict(runtime.accounts), runtime.config, runtime.states
     settings = with_account(second(make_config(simulator.base_url), simulator), name="renamed")
     with pytest.raises(LedgerUnavailable, match="full"):
-        await apply(site, settings)
+        await apply(runtime, settings)
 
-    assert (site.accounts, site.config, site.states) == (before, config, states)
-    assert not (await poll(site)).failed
+    assert (runtime.accounts, runtime.config, runtime.states) == (before, config, states)
+    assert not (await poll(runtime)).failed
     assert [one.account.name for one in opened] == ["renamed"]
     assert not any(one.client._transport._sessions for one in opened)
 
 
 async def test_what_is_known_of_accounts_that_are_gone_or_renamed_is_forgotten(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     alone = make_config(simulator.base_url)
-    await apply(site, second(alone, simulator))
-    await poll(site)
-    (state,) = site.accounts[OTHER].states.values()
-    await site.accounts[OTHER].poll(state)
-    await suspend(site, simulator)
-    site.accounts[OTHER].on_suspended(site.shop.clock.now(), "no answer")
-    site.shop.metrics.set("account_suspended", 1, "second")
-    await settled(site.accounts[OTHER])
-    assert all(row.suspended_until for row in await site.shop.ledger.read(accounts.all_accounts))
+    await apply(runtime, second(alone, simulator))
+    await poll(runtime)
+    (state,) = runtime.accounts[OTHER].states.values()
+    await runtime.accounts[OTHER].poll(state)
+    await suspend(runtime, simulator)
+    runtime.accounts[OTHER].on_suspended(runtime.services.clock.now(), "no answer")
+    runtime.services.metrics.set("account_suspended", 1, "second")
+    await settled(runtime.accounts[OTHER])
+    assert all(
+        row.suspended_until for row in await runtime.services.ledger.read(accounts.all_accounts)
+    )
 
     users = tuple(replace(user, account="renamed") for user in alone.accounts[0].users)
-    await apply(site, with_account(alone, name="renamed", users=users))
+    await apply(runtime, with_account(alone, name="renamed", users=users))
 
-    rows = {row.app_id: row for row in await site.shop.ledger.read(accounts.all_accounts)}
+    rows = {row.app_id: row for row in await runtime.services.ledger.read(accounts.all_accounts)}
     assert set(rows) == {APP, OTHER}
     assert not any(row.suspended_until or row.reason for row in rows.values())
-    shown = (await site.shop.metrics.render()).decode().splitlines()
+    shown = (await runtime.services.metrics.render()).decode().splitlines()
     of_users = [line for line in shown if ',user="' in line or "account_suspended{" in line]
     assert not [line for line in of_users if "second" in line or "main" in line]
 
 
 async def test_suspension_of_an_account_that_stays_is_not_forgotten(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    await suspend(site, simulator)
-    await apply(site, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
+    await suspend(runtime, simulator)
+    await apply(runtime, make_config(simulator.base_url, limits=Limits(2.0, 3, 4)))
 
-    (row,) = await site.shop.ledger.read(accounts.all_accounts)
+    (row,) = await runtime.services.ledger.read(accounts.all_accounts)
     assert row.suspended_until is not None
-    shown = (await site.shop.metrics.render()).decode()
+    shown = (await runtime.services.metrics.render()).decode()
     assert 'poller_account_suspended{account="main"} 1.0' in shown
 
 
 async def test_user_who_is_removed_while_its_poll_runs_is_not_counted_at_its_end(
-    site: Site, simulator: Simulator, make_config: MakeConfig
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
-    account, state = parts(site, "user-b")
+    account, state = parts(runtime, "user-b")
     simulator.receive(APP, "user-b", completed=simulator.now() - timedelta(minutes=1))
     with simulator.hold("list"):
         polling = asyncio.create_task(account.poll(state))
         await until(lambda: calls(simulator, "list", "user-b"))
-        await apply(site, make_config(simulator.base_url, users=("user-a",)))
+        await apply(runtime, make_config(simulator.base_url, users=("user-a",)))
     assert len((await polling).discovered) == 1
-    assert 'user="user-b"' not in (await site.shop.metrics.render()).decode()
+    assert 'user="user-b"' not in (await runtime.services.metrics.render()).decode()
 
 
 async def test_user_who_is_renamed_leaves_no_series_behind(
-    site: Site, make_config: MakeConfig, simulator: Simulator
+    runtime: Runtime, make_config: MakeConfig, simulator: Simulator
 ) -> None:
-    await poll(site)
+    await poll(runtime)
     settings = make_config(simulator.base_url)
     first, *others = settings.accounts[0].users
-    await apply(site, with_account(settings, users=(replace(first, name="reception"), *others)))
-    await poll(site, "reception")
-    shown = (await site.shop.metrics.render()).decode()
+    await apply(runtime, with_account(settings, users=(replace(first, name="reception"), *others)))
+    await poll(runtime, "reception")
+    shown = (await runtime.services.metrics.render()).decode()
     assert 'user="reception"' in shown
     assert 'user="user-a"' not in shown
 
@@ -426,17 +433,19 @@ def hung_secret(directory: Path) -> tuple[SecretRef, threading.Event]:
 
 @pytest.mark.parametrize("which", ["api_key", "http.token"])
 async def test_secret_on_a_share_that_hangs_stops_nothing_but_its_reload(
-    site: Site, simulator: Simulator, tmp_path: Path, which: str
+    runtime: Runtime, simulator: Simulator, tmp_path: Path, which: str
 ) -> None:
     secret, go_on = hung_secret(tmp_path)
     if which == "api_key":
-        accounts = tuple(replace(one, api_key=secret) for one in site.config.accounts)
-        changed = replace(site.config, accounts=accounts)
+        accounts = tuple(replace(one, api_key=secret) for one in runtime.config.accounts)
+        changed = replace(runtime.config, accounts=accounts)
     else:
-        site.config = changed = replace(site.config, http=replace(site.config.http, token=secret))
-    async with in_background(reload.prepare(site, changed)) as (preparing,):
-        fax, _ = await listed(site, simulator)
-        assert await fetch(site, fax) is Outcome.STORED
+        runtime.config = changed = replace(
+            runtime.config, http=replace(runtime.config.http, token=secret)
+        )
+    async with in_background(reload.prepare(runtime, changed)) as (preparing,):
+        fax, _ = await listed(runtime, simulator)
+        assert await fetch(runtime, fax) is Outcome.STORED
         assert not preparing.done()
         go_on.set()
         prepared = await preparing

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from poller.config.model import Poll
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState, load_streams
 from poller.ledger import faxes, fold, streams, tables
 from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
 from poller.stream import Direction
 from poller.window import Interval
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site
+from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import parts, settled
 
 DAY = timedelta(days=1)
@@ -32,12 +32,12 @@ OTHER: Any = MadeUp.OTHER
 
 
 @pytest.fixture
-async def site(
+async def runtime(
     simulator: Simulator,
     make_config: MakeConfig,
     clock: QuickClock,
     monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     poll = Poll(start=timedelta(days=3))
     settings = make_config(simulator.base_url, users=("user-a",), poll=poll)
     read = tables.Word.process_result_value
@@ -46,26 +46,26 @@ async def site(
         return OTHER if value == OTHER else read(word, value, dialect)
 
     monkeypatch.setattr(tables.Word, "process_result_value", known)
-    async with opened_site(settings, clock) as opened:
+    async with opened_runtime(settings, clock) as opened:
         yield opened
 
 
-async def both(site: Site) -> tuple[StreamState, StreamState]:
+async def both(runtime: Runtime) -> tuple[StreamState, StreamState]:
     """The user's received faxes, and its stream of the other direction, at work beside it."""
-    _, received = parts(site)
-    user, ledger = received.user, site.shop.ledger
+    _, received = parts(runtime)
+    user, ledger = received.user, runtime.services.ledger
     identity = (user.app_id, user.user_id, user.account, user.name)
-    (row,) = await ledger.write(streams.sync, [identity], site.shop.clock.now(), OTHER)
+    (row,) = await ledger.write(streams.sync, [identity], runtime.services.clock.now(), OTHER)
     (other,) = await load_streams(ledger, [(user, row.id)])
-    site.accounts[APP].states[row.id] = other
+    runtime.accounts[APP].states[row.id] = other
     return received, other
 
 
 async def test_streams_of_one_user_are_polled_each_by_itself(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    received, other = await both(site)
-    account, ledger = site.accounts[APP], site.shop.ledger
+    received, other = await both(runtime)
+    account, ledger = runtime.accounts[APP], runtime.services.ledger
     assert other.id != received.id
     fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=1))
     untouched = other.progress
@@ -94,10 +94,10 @@ async def test_streams_of_one_user_are_polled_each_by_itself(
 
 
 async def test_what_is_decided_of_one_stream_leaves_the_others_of_its_user_alone(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    received, other = await both(site)
-    account, ledger = site.accounts[APP], site.shop.ledger
+    received, other = await both(runtime)
+    account, ledger = runtime.accounts[APP], runtime.services.ledger
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
     for state in (received, other):
         assert not (await account.poll(state)).failed

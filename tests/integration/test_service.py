@@ -19,7 +19,7 @@ from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.gate import Gate
-from poller.ingest.site import Site, open_site
+from poller.ingest.runtime import Runtime, open_runtime
 from poller.ledger import accounts, meta, streams
 from poller.metrics import Metrics
 from poller.runtime_report import RuntimeReport
@@ -71,9 +71,9 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Running:
-    """A service at work: its site, its monitor, and the task that it runs in."""
+    """A service at work: its runtime, its monitor, and the task that it runs in."""
 
-    site: Site
+    runtime: Runtime
     monitor: Monitor
     task: asyncio.Task[None]
 
@@ -84,12 +84,12 @@ async def started(settings: Config, load: Load | None = None) -> AsyncIterator[R
     now, ready = Running(), asyncio.Event()
 
     @asynccontextmanager
-    async def serve(site: Site, monitor: Monitor) -> AsyncIterator[None]:
-        now.site, now.monitor = site, monitor
+    async def serve(runtime: Runtime, monitor: Monitor) -> AsyncIterator[None]:
+        now.runtime, now.monitor = runtime, monitor
         ready.set()
         yield
 
-    opening = open_site(settings, {"KEY": KEY}, metrics=Metrics("test"))
+    opening = open_runtime(settings, {"KEY": KEY}, metrics=Metrics("test"))
     work = service.run(settings, opening, load=load or (lambda: settings), serve=serve)
     try:
         async with in_background(work) as (now.task,):
@@ -163,12 +163,12 @@ async def test_unusable_storage_is_ready_but_degraded(
         async with started(settings) as running:
             await until(lambda: said(events, "fax-discovered"))
             await stopped(running)
-        unmount(running.site)
+        unmount(running.runtime)
     async with started(settings) as running:
         await until(lambda: said(events, "service-ready") == ["service-ready"] * 2)
-        rows = await running.site.shop.ledger.read(accounts.all_accounts)
+        rows = await running.runtime.services.ledger.read(accounts.all_accounts)
         while rows[0].paused_since is None:  # the give-up clock stands still from the start
-            rows = await running.site.shop.ledger.read(accounts.all_accounts)
+            rows = await running.runtime.services.ledger.read(accounts.all_accounts)
         await stopped(running)
     assert "degraded: the storage directory" in "".join(told())
 
@@ -178,7 +178,7 @@ async def test_gate_that_shuts_and_opens_again_is_told_and_fetching_goes_on(
 ) -> None:
     async with started(make_config(efax.base_url, poll=OFTEN)) as running:
         await until(lambda: said(events, "service-ready"))
-        running.site.shop.gate.close("the share is gone")
+        running.runtime.services.gate.close("the share is gone")
         assert "degraded: the share is gone" in "".join(told())
         efax.receive(APP, "user-a", completed=datetime.now(UTC) - timedelta(seconds=1))
         await until(lambda: said(events, "fax-stored"))
@@ -190,11 +190,11 @@ async def test_outage_is_probed_and_everybody_is_polled_when_it_ends(
 ) -> None:
     efax.faults = faults("403@token=first:1")
     async with started(make_config(efax.base_url, poll=Poll(every=timedelta(days=1)))) as running:
-        account = running.site.accounts[APP]
+        account = running.runtime.accounts[APP]
         await until(lambda: account.is_suspended)
         account.client.suspension.until = datetime.now(UTC)  # five seconds are long
         await until(lambda: said(events, "account-resumed"))
-        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
+        await until(lambda: all(state.progress.last_success_at for state in running.runtime.states))
         await stopped(running)
 
 
@@ -293,14 +293,14 @@ async def test_what_makes_the_storage_unusable_is_kept_for_those_outside_at_once
 ) -> None:
     monkeypatch.setattr("poller.daemon.monitor._GAUGES_S", 1e6)
     async with started(make_config(efax.base_url, poll=OFTEN)) as running:
-        ledger, gate = running.site.shop.ledger, running.site.shop.gate
+        ledger, gate = running.runtime.services.ledger, running.runtime.services.gate
 
         async def reason() -> str | None:
             verdict = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
             return verdict.reason if verdict is not None else None
 
         await until(lambda: calls(efax, "list"))
-        unmount(running.site)
+        unmount(running.runtime)
         await until(lambda: gate.reason)
         while await reason() != gate.reason:
             await asyncio.sleep(0)
@@ -319,18 +319,18 @@ async def test_a_rejected_configuration_is_shown_until_one_is_taken(
         raise ConfigError([Problem("a.yaml", 1, "poll", "x"), Problem("a.yaml", 2, "poll", "y")])
 
     async with started(settings, load) as running:
-        site = running.site
+        runtime = running.runtime
         await until(lambda: calls(efax, "list"))
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "config-rejected") == ["config-rejected"] * 2)
-        assert site.rejected is not None
-        assert site.rejected.startswith("a.yaml:1: poll: x")
-        assert "poller_config_rejected 1.0" in (await site.shop.metrics.render()).decode()
+        assert runtime.rejected is not None
+        assert runtime.rejected.startswith("a.yaml:1: poll: x")
+        assert "poller_config_rejected 1.0" in (await runtime.services.metrics.render()).decode()
         mended = True
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "service-reloaded"))
-        assert running.site.rejected is None
-        assert "poller_config_rejected 0.0" in (await site.shop.metrics.render()).decode()
+        assert running.runtime.rejected is None
+        assert "poller_config_rejected 0.0" in (await runtime.services.metrics.render()).decode()
         await stopped(running)
 
 
@@ -384,9 +384,9 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
     settings = make_config(efax.base_url, poll=OFTEN)
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
-        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
-        old = running.site.accounts[APP]
-        old.client.pacing.rate_limited(running.site.shop.clock.monotonic(), 600)
+        await until(lambda: all(state.progress.last_success_at for state in running.runtime.states))
+        old = running.runtime.accounts[APP]
+        old.client.pacing.rate_limited(running.runtime.services.clock.monotonic(), 600)
         await until(
             lambda: old.client.pacing.slots.waiting == 2 and not old.client.pacing.slots.under_way
         )
@@ -394,7 +394,7 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
         await until(lambda: said(events, "service-reloaded"))
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
         await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
-        assert running.site.accounts[APP] is not old
+        assert running.runtime.accounts[APP] is not old
         assert running.monitor.readiness.troubles() == []
         await stopped(running)
 
@@ -411,13 +411,13 @@ async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_i
     settings = make_config(efax.base_url, poll=OFTEN)
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
-        await until(lambda: all(state.progress.last_success_at for state in running.site.states))
-        around(monkeypatch, running.site.shop.ledger, streams.sync, refuses)
+        await until(lambda: all(state.progress.last_success_at for state in running.runtime.states))
+        around(monkeypatch, running.runtime.services.ledger, streams.sync, refuses)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "config-rejected"))
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
         await until(lambda: all(calls(efax, "list", user) > before[user] for user in before))
-        assert {state.key for state in running.site.states} == {"main/user-a", "main/user-b"}
+        assert {state.key for state in running.runtime.states} == {"main/user-a", "main/user-b"}
         assert running.monitor.readiness.troubles() == []
         await stopped(running)
 
@@ -436,9 +436,9 @@ async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
     with pytest.raises(LedgerUnavailable, match="locked"):  # noqa: PT012
         async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
             await until(
-                lambda: all(state.progress.last_success_at for state in running.site.states)
+                lambda: all(state.progress.last_success_at for state in running.runtime.states)
             )
-            monkeypatch.setattr("poller.ingest.site.load_streams", refuses)
+            monkeypatch.setattr("poller.ingest.runtime.load_streams", refuses)
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.wait([running.task], timeout=WITHIN_S)
             assert (
@@ -459,13 +459,13 @@ async def test_service_that_is_stopped_while_a_reload_drains_an_account_ends(
     changed = replace(settings, accounts=(account,), drain=timedelta(minutes=1))
     efax.faults = faults("stall-mid-body@image=always")
     async with started(settings, lambda: changed) as running:
-        old = running.site.accounts[APP]
+        old = running.runtime.accounts[APP]
         await until(lambda: calls(efax, "image"))
         await until(lambda: old.workers._running)
         fax = next(iter(old.workers._running))
         await until(lambda: old.workers._fetcher.is_arriving(fax))
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(lambda: running.site.accounts[APP] is not old)
+        await until(lambda: running.runtime.accounts[APP] is not old)
         await stopped(running)
         assert not old.workers._running
         assert not old.client._transport._sessions
@@ -489,7 +489,7 @@ async def test_reloads_that_come_close_together_are_done_one_after_the_other(
             await until(lambda: times)  # noqa: B023
             await asyncio.sleep(0)
         await until(lambda: len(said(events, "service-reloaded")) == 3)
-        assert running.site.accounts[APP].account.name == "three"
+        assert running.runtime.accounts[APP].account.name == "three"
         await stopped(running)
     assert said(events, "poll-failed", "internal-error") == []
 

@@ -15,11 +15,11 @@ from poller.cli.lookup import find_one
 from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ingest.audit import Auditor
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, faxes, jobs, streams
 from poller.rebuild import rebuild
 from poller.simulator import Simulator, Switches
-from tests.conftest import APP, MakeConfig, QuickClock, opened_site, stored_files
+from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime, stored_files
 from tests.earlier_tables import put_back
 from tests.integration.at_work import calls, fetch, listed, parts, poll, row
 
@@ -34,88 +34,88 @@ def receive(simulator: Simulator, *fax_ids: str) -> None:
         simulator.receive(APP, "user-a", completed=simulator.now() - MINUTE, fax_id=fax_id)
 
 
-async def settle(site: Site, clock: QuickClock, polls: int = 4) -> list[str]:
+async def settle(runtime: Runtime, clock: QuickClock, polls: int = 4) -> list[str]:
     """Poll a few times, sweeps included, and fetch all; the ids that the ledger holds now."""
-    account, state = parts(site)
+    account, state = parts(runtime)
     for _ in range(polls):
-        assert not (await poll(site)).failed
+        assert not (await poll(runtime)).failed
         await account.workers.run_until_idle()
         clock.advance(timedelta(hours=7))
-    held = await site.shop.ledger.read(faxes.on_disk, None, 100)
-    assert (await site.shop.ledger.read(streams.one, state.id)).discovered == len(held)
+    held = await runtime.services.ledger.read(faxes.on_disk, None, 100)
+    assert (await runtime.services.ledger.read(streams.one, state.id)).discovered == len(held)
     return sorted(one.fax_id for one in held)
 
 
 @pytest.mark.parametrize("images", ["same", "lower", "upper", "mixed"])
 @pytest.mark.parametrize("lists", ["upper", "mixed"])
 async def test_fax_is_stored_once_however_lists_and_images_spell_its_id(
-    site: Site, simulator: Simulator, clock: QuickClock, lists: str, images: str
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, lists: str, images: str
 ) -> None:
     simulator.switches = Switches.parse([f"list_fax_id={lists}", f"image_fax_id={images}"])
     receive(simulator, *(f"{number}{LOWER[1:]}" for number in range(5)))
-    (first, *_) = (await poll(site)).discovered
-    ids = await settle(site, clock)
+    (first, *_) = (await poll(runtime)).discovered
+    ids = await settle(runtime, clock)
     assert first.fax_id in ids
     assert len(ids) == 5
     assert calls(simulator, "image") == 5
-    assert len(stored_files(site.config.storage.directory)) == 10
+    assert len(stored_files(runtime.config.storage.directory)) == 10
 
 
 async def test_list_that_holds_both_spellings_is_of_one_fax_named_as_the_first(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     receive(simulator, LOWER, UPPER)  # newest first: the upper one
-    assert await settle(site, clock) == [UPPER]
-    (image,) = site.config.storage.directory.rglob("*.pdf")
+    assert await settle(runtime, clock) == [UPPER]
+    (image,) = runtime.config.storage.directory.rglob("*.pdf")
     assert image.stem == UPPER
 
 
 async def test_pages_that_spell_their_ids_differently_are_one_list(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(list_fax_id="mixed", page_cap=3)
     receive(simulator, *(f"{number:02}{LOWER[2:]}" for number in range(20)))
-    assert len((await poll(site)).discovered) == 20
+    assert len((await poll(runtime)).discovered) == 20
     assert calls(simulator, "list", "user-a") < 40
 
 
 async def test_ids_that_are_no_uuids_are_exact(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     ids = ["CaseId", "caseid", LOWER.replace("-", ""), UPPER.replace("-", ""), f"{{{LOWER}}}"]
     receive(simulator, *ids)
-    assert await settle(site, clock) == sorted(ids)
+    assert await settle(runtime, clock) == sorted(ids)
 
 
 async def test_operator_may_name_a_fax_in_any_spelling(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     receive(simulator, MIXED, "CaseId")
-    await settle(site, clock)
+    await settle(runtime, clock)
     for name in (LOWER, UPPER, MIXED, f"main/user-a/{UPPER}"):
-        assert (await find_one(site.shop.ledger, name)).fax_id == MIXED
-    assert await site.shop.ledger.read(faxes.find, "caseid") == []
+        assert (await find_one(runtime.services.ledger, name)).fax_id == MIXED
+    assert await runtime.services.ledger.read(faxes.find, "caseid") == []
 
 
 _NEVER_STORED = "UPDATE faxes SET refetch = 0"
 
 
 async def test_sidecar_in_another_spelling_is_that_of_the_fax(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    fax, held = await listed(site, simulator, fax_id=LOWER)
-    await fetch(site, fax)
-    respell(site.config)
-    auditor = Auditor(site.shop.ledger, site.shop.storage, clock)
+    fax, held = await listed(runtime, simulator, fax_id=LOWER)
+    await fetch(runtime, fax)
+    respell(runtime.config)
+    auditor = Auditor(runtime.services.ledger, runtime.services.storage, clock)
     ((one,),) = [page async for page in auditor.pages(thorough=True)]
     assert not one.is_damaged
     # A crash before the row: what is there is carried on from.
-    async with await Ledger.open(site.config.state_url) as other:
+    async with await Ledger.open(runtime.config.state_url) as other:
         await other.write(jobs.fetch_again, [held.id], clock.now())
         await other.write(lambda connection: connection.exec_driver_sql(_NEVER_STORED))
-    await fetch(site, fax)
-    assert (await row(site, fax)).state is State.STORED
-    assert (await row(site, fax)).path == held.path
+    await fetch(runtime, fax)
+    assert (await row(runtime, fax)).state is State.STORED
+    assert (await row(runtime, fax)).path == held.path
     assert calls(simulator, "image") == 1
 
 
@@ -132,9 +132,9 @@ async def test_rebuilt_ledger_knows_a_fax_by_its_sidecar_in_another_spelling(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, LOWER)
-        await settle(site, clock)
+        await settle(runtime, clock)
     sidecar = respell(settings)
     again = [sidecar.with_name(f"{LOWER}-2{kind}") for kind in (".pdf", ".json")]
     again[0].write_bytes(sidecar.with_suffix(".pdf").read_bytes())
@@ -144,8 +144,8 @@ async def test_rebuilt_ledger_knows_a_fax_by_its_sidecar_in_another_spelling(
     lose(settings)
     done = await rebuild(settings, since=None, now=clock.now)
     assert (done.added, done.doubles.count) == (1, 1)
-    async with opened_site(settings, clock) as site:
-        assert len(await settle(site, clock)) == 1
+    async with opened_runtime(settings, clock) as runtime:
+        assert len(await settle(runtime, clock)) == 1
     assert calls(simulator, "image") == 1
 
 
@@ -174,9 +174,9 @@ async def test_id_in_an_older_ledger_that_only_begins_as_a_uuid_is_exact(
 ) -> None:
     settings = make_config(simulator.base_url)
     path = Path(settings.state_url.removeprefix("sqlite:///"))
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, LOWER)
-        await settle(site, clock)
+        await settle(runtime, clock)
     before_keys(path, f"{UPPER}\n")
     async with await Ledger.open(settings.state_url):
         pass
@@ -189,15 +189,15 @@ async def test_older_ledger_that_holds_spellings_apart_goes_on_and_adds_none(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, spellings: tuple[str, ...]
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, spellings[0])
-        assert await settle(site, clock) == [spellings[0]]
+        assert await settle(runtime, clock) == [spellings[0]]
     before_keys(Path(settings.state_url.removeprefix("sqlite:///")), *spellings[1:])
 
     simulator.switches = Switches(list_fax_id="mixed")
-    async with opened_site(settings, clock) as site:
-        assert await settle(site, clock) == sorted(spellings)
-        ledger = site.shop.ledger
+    async with opened_runtime(settings, clock) as runtime:
+        assert await settle(runtime, clock) == sorted(spellings)
+        ledger = runtime.services.ledger
         for spelling in spellings:
             assert (await find_one(ledger, spelling)).fax_id == spelling
         with pytest.raises(UsageError, match="ambiguous"):
@@ -209,13 +209,13 @@ async def test_older_ledger_of_one_spelling_knows_its_faxes_in_the_others(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, MIXED)
-        await settle(site, clock)
+        await settle(runtime, clock)
     before_keys(Path(settings.state_url.removeprefix("sqlite:///")))
     simulator.switches = Switches(list_fax_id="lower")
-    async with opened_site(settings, clock) as site:
-        assert await settle(site, clock) == [MIXED]
+    async with opened_runtime(settings, clock) as runtime:
+        assert await settle(runtime, clock) == [MIXED]
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ async def test_of_two_spellings_in_an_older_ledger_one_waits_at_most(
     left: tuple[str, ...],
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, UPPER)
-        await settle(site, clock)
+        await settle(runtime, clock)
     path = Path(settings.state_url.removeprefix("sqlite:///"))
     before_keys(path, LOWER)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as older:
@@ -258,9 +258,9 @@ async def test_migration_reads_an_older_ledger_as_often_however_many_spellings_i
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)
-    async with opened_site(settings, clock) as site:
+    async with opened_runtime(settings, clock) as runtime:
         receive(simulator, UPPER)
-        await settle(site, clock)
+        await settle(runtime, clock)
     reads = []
     for pairs in (1, 20):
         ids = [f"{number:08x}{LOWER[8:]}" for number in range(pairs)]

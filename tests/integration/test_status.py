@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poller.config.model import Expect
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.ledger import fold, streams
 from poller.simulator import Simulator, Switches
 from poller.status import StoredLately, Surroundings, instant, status
@@ -22,8 +22,8 @@ CONTRACT = {
 }  # fmt: skip
 
 
-async def shown(site: Site, clock: QuickClock) -> dict[str, Any]:
-    return await status(site.shop.ledger, clock.now(), Surroundings({"usable": True}))
+async def shown(runtime: Runtime, clock: QuickClock) -> dict[str, Any]:
+    return await status(runtime.services.ledger, clock.now(), Surroundings({"usable": True}))
 
 
 def user(answer: dict[str, Any], name: str = "user-a") -> dict[str, Any]:
@@ -32,9 +32,9 @@ def user(answer: dict[str, Any], name: str = "user-a") -> dict[str, Any]:
 
 
 async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
-    site: Site, clock: QuickClock
+    runtime: Runtime, clock: QuickClock
 ) -> None:
-    answer = await shown(site, clock)
+    answer = await shown(runtime, clock)
 
     assert set(answer) == {
         "at", "running", "version", "storage", "ledger", "accounts", "users",
@@ -58,42 +58,44 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
 
 
 async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fax_comes(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    (account,) = site.config.accounts
+    (account,) = runtime.config.accounts
     one, other = account.users
     expecting = replace(account, users=(replace(one, expect=Expect(timedelta(hours=1))), other))
 
     async def silent() -> list[Any]:
-        answer = await status(site.shop.ledger, clock.now(), Surroundings({}, accounts=[expecting]))
+        answer = await status(
+            runtime.services.ledger, clock.now(), Surroundings({}, accounts=[expecting])
+        )
         return [row["silent_since"] for row in answer["users"]]
 
     first_seen = clock.now()
     clock.advance(timedelta(hours=2))
     assert await silent() == [None, None]  # nothing is listed yet: who knows
-    await poll(site, one.name)
-    await poll(site, other.name)
+    await poll(runtime, one.name)
+    await poll(runtime, other.name)
     assert await silent() == [instant(first_seen), None]
-    await listed(site, simulator)
+    await listed(runtime, simulator)
     assert await silent() == [None, None]
     clock.advance(timedelta(hours=2))
-    await poll(site, one.name)
+    await poll(runtime, one.name)
     assert (await silent())[0] is not None
-    await site.shop.ledger.write(
+    await runtime.services.ledger.write(
         streams.sync, [], clock.now()
     )  # a removed user is expected nothing of
     assert await silent() == [None, None]
 
 
 async def test_stored_and_pending_faxes_lag_and_times_are_shown(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    first, _ = await listed(site, simulator)
-    await fetch(site, first)
-    await listed(site, simulator)
+    first, _ = await listed(runtime, simulator)
+    await fetch(runtime, first)
+    await listed(runtime, simulator)
     clock.advance(timedelta(minutes=2))
 
-    one = user(await shown(site, clock))
+    one = user(await shown(runtime, clock))
 
     assert (one["stored"], one["pending"], one["quarantined"]) == (1, 1, 0)
     assert 119 < one["lag_s"] < 125
@@ -102,110 +104,110 @@ async def test_stored_and_pending_faxes_lag_and_times_are_shown(
 
 
 async def test_refused_user_and_last_error_are_shown_until_the_refusal_has_passed(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.faults = faults("403@list=always")
-    await poll(site)
+    await poll(runtime)
 
-    refused = user(await shown(site, clock))
+    refused = user(await shown(runtime, clock))
     assert refused["refused"]
     assert "403" in refused["last_error"]
 
     clock.advance(timedelta(hours=2))
-    assert not user(await shown(site, clock))["refused"]
+    assert not user(await shown(runtime, clock))["refused"]
 
 
 async def test_gap_is_shown_with_its_bounds(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(oldest_window_s=6.8 * 86_400.0)
-    await poll(site)
+    await poll(runtime)
 
-    ((start, end),) = user(await shown(site, clock))["gaps"]
+    ((start, end),) = user(await shown(runtime, clock))["gaps"]
     assert datetime.fromisoformat(start) < datetime.fromisoformat(end) < clock.now()
 
 
 async def test_suspension_is_shown_with_its_reason_and_the_running_pause(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    await suspend(site, simulator)
+    await suspend(runtime, simulator)
     clock.advance(timedelta(minutes=10))
-    (account,) = (await shown(site, clock))["accounts"]
+    (account,) = (await shown(runtime, clock))["accounts"]
     assert account["suspended_until"].endswith("Z")
     assert "503" in account["reason"]
     assert account["paused_s"] >= 600
 
-    await end_outage(site, simulator, clock)
-    (account,) = (await shown(site, clock))["accounts"]
+    await end_outage(runtime, simulator, clock)
+    (account,) = (await shown(runtime, clock))["accounts"]
     assert account["suspended_until"] is account["reason"] is None
     assert account["paused_s"] >= 600
 
 
 async def test_fax_stored_while_the_status_is_read_is_in_both_counts_or_in_none(
-    site: Site, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
 
     async def storing_meanwhile(read: Asked) -> Any:
-        await fetch(site, fax)
+        await fetch(runtime, fax)
         return await read()
 
-    around(monkeypatch, site.shop.ledger, fold.all_progress, storing_meanwhile)
-    one = user(await shown(site, clock))
+    around(monkeypatch, runtime.services.ledger, fold.all_progress, storing_meanwhile)
+    one = user(await shown(runtime, clock))
     assert (one["stored"], sum(one["stored_by_hour"])) == (0, 0)
 
 
 # -- stored lately ---------------------------------------------------------------------------------
 
 
-async def store(site: Site, simulator: Simulator, clock: QuickClock, at: datetime) -> None:
+async def store(runtime: Runtime, simulator: Simulator, clock: QuickClock, at: datetime) -> None:
     clock.advance(at - clock.now())
-    fax, _ = await listed(site, simulator)
-    await fetch(site, fax)
+    fax, _ = await listed(runtime, simulator)
+    await fetch(runtime, fax)
 
 
 async def lately(
-    site: Site, clock: QuickClock, reader: StoredLately | None = None
+    runtime: Runtime, clock: QuickClock, reader: StoredLately | None = None
 ) -> tuple[int, list[int]]:
-    answer = await status(site.shop.ledger, clock.now(), Surroundings({}), reader)
+    answer = await status(runtime.services.ledger, clock.now(), Surroundings({}), reader)
     return user(answer)["stored_today"], user(answer)["stored_by_hour"]
 
 
 async def test_faxes_stored_today_and_in_each_of_the_last_24_hours_are_counted(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     # The same after a restart, when nothing is remembered, as for whoever looks all the time.
     reader = StoredLately()
-    assert await lately(site, clock, reader) == (0, [0] * 24)
+    assert await lately(runtime, clock, reader) == (0, [0] * 24)
     evening = datetime(2026, 3, 2, 22, 10, tzinfo=UTC)
     for minutes in (0, 1, 60, 130, 135):  # 22:10, 22:11, 23:10, and 0:20, 0:25 the next day
-        await store(site, simulator, clock, evening + timedelta(minutes=minutes))
-        assert await lately(site, clock, reader) == await lately(site, clock)
-    assert await lately(site, clock, reader) == (2, [0] * 21 + [2, 1, 2])
+        await store(runtime, simulator, clock, evening + timedelta(minutes=minutes))
+        assert await lately(runtime, clock, reader) == await lately(runtime, clock)
+    assert await lately(runtime, clock, reader) == (2, [0] * 21 + [2, 1, 2])
     for hours, by_hour in ((20, [0, 2, 1, 2]), (2, [1, 2, 0, 0]), (3, [0, 0, 0, 0])):
         clock.advance(timedelta(hours=hours))
-        assert (await lately(site, clock, reader))[1] == by_hour + [0] * 20
-        assert (await lately(site, clock))[1] == by_hour + [0] * 20
+        assert (await lately(runtime, clock, reader))[1] == by_hour + [0] * 20
+        assert (await lately(runtime, clock))[1] == by_hour + [0] * 20
 
 
 async def test_an_hour_that_was_looked_at_before_it_ended_is_read_again(
-    site: Site, simulator: Simulator, clock: QuickClock
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     reader = StoredLately()
     hour = datetime(2026, 3, 2, 14, tzinfo=UTC)
     for minutes in (10, 50):
-        await store(site, simulator, clock, hour + timedelta(minutes=minutes))
+        await store(runtime, simulator, clock, hour + timedelta(minutes=minutes))
         if minutes == 10:
-            assert (await lately(site, clock, reader))[1][-1] == 1
+            assert (await lately(runtime, clock, reader))[1][-1] == 1
     clock.advance(timedelta(hours=5))
-    assert (await lately(site, clock, reader))[1] == [0] * 18 + [2] + [0] * 5
+    assert (await lately(runtime, clock, reader))[1] == [0] * 18 + [2] + [0] * 5
 
 
 @pytest.mark.parametrize(
     ("zone", "today"), [("UTC", 1), ("America/Los_Angeles", 2), ("Asia/Kathmandu", 0)]
 )
 async def test_today_begins_at_midnight_where_the_machine_is(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -216,10 +218,10 @@ async def test_today_begins_at_midnight_where_the_machine_is(
     time.tzset()
     try:
         for at in ((2, 23, 50), (3, 0, 10)):  # Kathmandu's midnight is 18:15 UTC
-            await store(site, simulator, clock, datetime(2026, 3, *at, tzinfo=UTC))
+            await store(runtime, simulator, clock, datetime(2026, 3, *at, tzinfo=UTC))
         clock.advance(datetime(2026, 3, 3, 1 if today else 18, 20, tzinfo=UTC) - clock.now())
-        assert (await lately(site, clock))[0] == today
-        assert sum((await lately(site, clock))[1]) == 2
+        assert (await lately(runtime, clock))[0] == today
+        assert sum((await lately(runtime, clock))[1]) == 2
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -13,7 +13,7 @@ import pytest
 
 from poller.errors import CannotStart, StorageUnusable
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.store import Storage, abilities, syscalls
 from tests.conftest import Event, QuickClock
@@ -220,25 +220,25 @@ async def test_inode_numbers_that_change_at_each_look_are_no_change(
 
 
 async def test_delivery_that_fails_by_the_storage_pauses_fetching_after_one_download(
-    site: Site,
+    runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fax, _ = await listed(site, simulator)
+    fax, _ = await listed(runtime, simulator)
     with monkeypatch.context() as patch:
         _lacking(patch, "no link")
-        assert await site.shop.gate.check()  # nothing changed that a look would see
-        assert await fetch(site, fax) is Outcome.POSTPONED
+        assert await runtime.services.gate.check()  # nothing changed that a look would see
+        assert await fetch(runtime, fax) is Outcome.POSTPONED
         for _ in range(20):
             clock.advance(timedelta(minutes=1))
-            assert not await site.shop.gate.check()
-        assert "can neither rename a file" in str(site.shop.gate.reason)
+            assert not await runtime.services.gate.check()
+        assert "can neither rename a file" in str(runtime.services.gate.reason)
     assert simulator.downloads[fax] == 1
     clock.advance(timedelta(minutes=1))
-    assert await site.shop.gate.check()
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await runtime.services.gate.check()
+    assert await fetch(runtime, fax) is Outcome.STORED
     assert said(events, "storage-unusable", "storage-usable") == [
         "storage-unusable",
         "storage-usable",

@@ -11,7 +11,7 @@ import pytest
 
 from poller.errors import StorageConflict
 from poller.ingest.fetch import Outcome
-from poller.ingest.site import Site
+from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.store import Storage, syscalls
 from tests.conftest import Event, stored_files
@@ -142,17 +142,17 @@ async def test_directory_whose_inode_number_changes_at_each_look_is_not_called_m
 
 
 async def test_fax_that_went_with_its_directory_is_said_and_fetched_again(
-    site: Site, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    fax, listed_fax = await listed(site, simulator)
-    directory = site.config.storage.directory
+    fax, listed_fax = await listed(runtime, simulator)
+    directory = runtime.config.storage.directory
     day = directory / listed_fax.path.rpartition("/")[0]
     moves = _Move(before_1=lambda: day.rename(directory.parent / "away"))
     with monkeypatch.context() as patched:
         patched.setattr(syscalls, "move", moves)
-        assert await fetch(site, fax) is Outcome.FAILED
+        assert await fetch(runtime, fax) is Outcome.FAILED
     (retry,) = [event for event in events if event.action == "fax-retry"]
     assert "moved away" in str(retry.fields["error"])
-    assert await fetch(site, fax) is Outcome.STORED
+    assert await fetch(runtime, fax) is Outcome.STORED
     assert len(stored_files(directory)) == 2
     assert list((directory.parent / "away").iterdir()) == []

@@ -650,7 +650,7 @@ def test_a_reader_that_has_gone_loses_lines_and_nothing_else() -> None:
 def test_a_reader_that_sleeps_does_not_stall_and_sees_whole_lines_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("poller.log.output._PATIENCE_S", 0.01)
+    monkeypatch.setattr("poller.log.output._HANG_TIMEOUT_S", 0.01)
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb") as source:
         output = LineOutput(stream)

@@ -48,7 +48,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(module, "_HANG_TIMEOUT_S", 0.01)
     made = Terminal()
     yield made
     made.close()
@@ -79,7 +79,7 @@ class Share:
 
 @pytest.fixture
 def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(module, "_HANG_TIMEOUT_S", 0.01)
     made = Share(tmp_path / "log", monkeypatch)
     yield made
     made.answers.set()
@@ -150,7 +150,7 @@ def test_a_line_of_the_queue_that_cannot_be_written_is_counted(share: Share) -> 
 def test_a_line_is_in_a_file_when_it_has_been_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE_S", WITHIN_S)
+    monkeypatch.setattr(module, "_HANG_TIMEOUT_S", WITHIN_S)
     with (tmp_path / "log").open("w") as stream:
         output = LineOutput(stream)
         for number in range(200):
@@ -230,7 +230,7 @@ from poller import log
 from poller.cli import stdio
 from poller.cli.exit import leave
 from poller.log import output
-output._PATIENCE_S = stdio._PATIENCE_S = 0.01
+output._HANG_TIMEOUT_S = stdio._HANG_TIMEOUT_S = 0.01
 log.configure("info", "json", b"k" * 32)
 for _ in range(100):
     log.event("service-started", "x" * 5000)

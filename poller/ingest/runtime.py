@@ -13,7 +13,7 @@ from poller.config.model import Account, Config
 from poller.errors import StorageConflict, StorageUnusable
 from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountRunner
-from poller.ingest.fetch import Workshop
+from poller.ingest.fetch import Services
 from poller.ingest.gate import Gate
 from poller.ingest.stream_state import StreamState, load_streams
 from poller.ledger import Ledger, StreamRow, accounts, clock_repair, fold, jobs, meta, streams
@@ -29,11 +29,11 @@ _LONG_DOWN = 0.25
 
 
 @dataclass
-class Site:
+class Runtime:
     """Everything that one process works with; `accounts` by App ID."""
 
     config: Config
-    shop: Workshop
+    services: Services
     environ: Mapping[str, str]
     accounts: dict[str, AccountRunner] = field(default_factory=dict)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
@@ -57,7 +57,7 @@ class Site:
         log.register_secret(secret)
         at_work = AccountRunner(
             account,
-            self.shop,
+            self.services,
             self.config.retry,
             self.config.storage.path,
             secret=secret,
@@ -79,28 +79,28 @@ class Site:
 
     async def end_suspensions(self, but: Collection[str] = ()) -> None:
         """Note that no account is suspended but those App IDs; the others start afresh or are gone."""
-        for row in await self.shop.ledger.read(accounts.all_accounts):
+        for row in await self.services.ledger.read(accounts.all_accounts):
             if row.suspended_until is not None and row.app_id not in but:
-                await self.shop.ledger.write(
+                await self.services.ledger.write(
                     accounts.set_suspended, row.app_id, row.account, None, None
                 )
 
     async def record_streams(self, settings: Config) -> list[StreamRow]:
         """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
-        return await self.shop.ledger.write(
+        return await self.services.ledger.write(
             streams.sync,
             [
                 (user.app_id, user.user_id, user.account, user.name)
                 for account in settings.accounts
                 for user in account.users
             ],
-            self.shop.clock.now(),
+            self.services.clock.now(),
         )
 
     async def take_streams(self, rows: Sequence[StreamRow]) -> None:
         """Bring the states in line with the configuration, whose users have these rows."""
         users = self.config.users
-        self.shop.metrics.keep(frozenset(user.names for user in users))
+        self.services.metrics.keep(frozenset(user.names for user in users))
         new = []
         for user, row in zip(users, rows, strict=True):
             state = self.accounts[user.app_id].states.get(row.id)
@@ -108,7 +108,7 @@ class Site:
                 new.append((user, row.id))
             else:
                 state.user = user
-        for state in await load_streams(self.shop.ledger, new):
+        for state in await load_streams(self.services.ledger, new):
             self.accounts[state.user.app_id].states[state.id] = state
         configured = {row.id for row in rows}
         for account in self.accounts.values():
@@ -121,7 +121,7 @@ class Site:
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""
-        await self.shop.ledger.write(clock_repair.forget_far_future, self.shop.clock.now())
+        await self.services.ledger.write(clock_repair.forget_far_future, self.services.clock.now())
         await self.read_edits()
 
     async def read_edits(self) -> None:
@@ -130,7 +130,7 @@ class Site:
         A poll that is under way goes by it from there on.
         """
         began = {state.id: state.changes for state in self.states}
-        held = await self.shop.ledger.write(fold.all_progress)
+        held = await self.services.ledger.write(fold.all_progress)
         known = [state for state in self.states if state.id in began]  # a reload adds some
         for state in known:
             state.take(held[state.id], began[state.id])
@@ -145,7 +145,7 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(  # four of them only for tests, in the place of what is real
+async def open_runtime(  # four of them only for tests, in the place of what is real
     settings: Config,
     environ: Mapping[str, str],
     *,
@@ -154,7 +154,7 @@ async def open_site(  # four of them only for tests, in the place of what is rea
     random: Callable[[], float] = random_module.random,
     timeouts: Timeouts | None = None,
     storage_lock: StorageLock | None = None,
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Runtime]:
     """Open ledger, storage and accounts; raises CannotStart (73), LockHeld (75), ConfigError (78).
 
     The state lock must be held; `storage_lock` is taken here, where it is known which storage it
@@ -171,18 +171,20 @@ async def open_site(  # four of them only for tests, in the place of what is rea
         await ledger.write(
             accounts.note_downtime, clock.now(), settings.retry.give_up_after * _LONG_DOWN
         )
-        shop = await _workshop(settings, ledger, storage, metrics, clock, random, storage_lock)
-        shop = replace(shop, timeouts=timeouts or shop.timeouts)
-        site = Site(settings, shop, environ)
+        services = await _services_of(
+            settings, ledger, storage, metrics, clock, random, storage_lock
+        )
+        services = replace(services, timeouts=timeouts or services.timeouts)
+        runtime = Runtime(settings, services, environ)
         try:
             for account in settings.accounts:
-                await site.add_account(account)
+                await runtime.add_account(account)
             # What a process that was ended meanwhile had left there holds no longer.
-            await site.end_suspensions()
-            await site.take_streams(await site.record_streams(settings))
-            yield site
+            await runtime.end_suspensions()
+            await runtime.take_streams(await runtime.record_streams(settings))
+            yield runtime
         finally:
-            for account_at_work in site.accounts.values():
+            for account_at_work in runtime.accounts.values():
                 await account_at_work.close()
     finally:
         storage.close()
@@ -194,7 +196,7 @@ def _report_restored(ledger: Ledger) -> None:
         log.say(events.LedgerRestored(ledger.restored_from))
 
 
-async def _workshop(  # all that the site has at that point
+async def _services_of(  # all that the runtime has at that point
     settings: Config,
     ledger: Ledger,
     storage: Storage,
@@ -202,7 +204,7 @@ async def _workshop(  # all that the site has at that point
     clock: Clock,
     random: Callable[[], float],
     storage_lock: StorageLock | None,
-) -> Workshop:
+) -> Services:
     emit = subscriber(metrics)
     known = await ledger.read(meta.value, meta.STORAGE_ID)
     is_lost = known is None and await _is_of_another_ledger(storage)
@@ -214,7 +216,7 @@ async def _workshop(  # all that the site has at that point
     if is_lost:
         emit(events.LedgerLost(str(settings.storage.directory)))
     gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)
-    shop = Workshop(
+    services = Services(
         ledger=ledger,
         storage=storage,
         evidence=EvidenceStore(
@@ -229,10 +231,10 @@ async def _workshop(  # all that the site has at that point
     )
     if await gate.check():
         try:
-            await tidy(shop)
+            await tidy(services)
         except (StorageUnusable, StorageConflict) as error:  # it went away just now
             gate.close(str(error))
-    return shop
+    return services
 
 
 async def _is_of_another_ledger(storage: Storage) -> bool:
@@ -243,9 +245,9 @@ async def _is_of_another_ledger(storage: Storage) -> bool:
     return marker is not None and has_faxes
 
 
-async def tidy(shop: Workshop) -> None:
+async def tidy(services: Services) -> None:
     """Remove what a killed poller left hidden beside the faxes that wait.
 
     Elsewhere it goes when the first fax comes there.
     """
-    await shop.storage.tidy(await shop.ledger.read(jobs.pending_paths))
+    await services.storage.tidy(await services.ledger.read(jobs.pending_paths))
