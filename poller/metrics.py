@@ -282,6 +282,8 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.TokenWarOver: _gauge("token_war", 0),
     events.SuspensionBegan: _gauge("account_suspended", 1),
     events.SuspensionEnded: _gauge("account_suspended", 0),
+    events.StorageLost: lambda metrics, _: metrics.set("storage_usable", 0),
+    events.StorageUsable: lambda metrics, _: metrics.set("storage_usable", 1),
 }
 
 

@@ -160,7 +160,11 @@ def _points(where: str, calls: list[str], planted: str) -> list[Point]:
     ]
     found = {
         # By the second name a row has been written; threads may move it by a few calls.
-        "names": [Point(FIRST, at + step, planted=planted) for step in (2, 8, 14) for at in names],
+        "names": [
+            Point(FIRST, at + step, planted=planted)
+            for step in (2, 8, 14, 9, 7, 10, 6, 11, 5, 12, 4, 13, 3)
+            for at in names
+        ],
         "writes": [Point(FIRST, at, planted=planted) for at in writes],
         # Between the ticket's commit and the sidecar's name are few calls, and threads move them.
         "before": [

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ class Watch:
         while data:
             _, mask, _, size = _HEAD.unpack_from(data)
             name = data[_HEAD.size : _HEAD.size + size].rstrip(b"\0").decode()
+            name = re.sub(r"^(\.f1)\.[0-9a-f]{8}\.", r"\1.", name)  # without the id of the run
             data = data[_HEAD.size + size :]
             found += [f"{word} {name}" for bit, word in _EVENTS.items() if mask & bit]
         return found
