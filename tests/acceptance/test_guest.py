@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import earlier_tables
 from tests.acceptance.guest import CannotBoot, Guest, booted, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -505,31 +506,15 @@ def test_faxes_go_to_a_disk_of_their_own_with_the_drop_in(service: Service) -> N
 # -- upgrading, going back, removing ---------------------------------------------------------------
 
 
-OLDER_LEDGER = f"""
-import sqlite3
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import create_engine
-
-config = Config()
-config.set_main_option("script_location", "poller.ledger:migrations")
-with create_engine("sqlite:///{STATE}/older.db").begin() as connection:
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
-older = sqlite3.connect("{STATE}/older.db", isolation_level=None)
-older.execute("ATTACH '{STATE}/poller.db' AS now")
-for (table,) in older.execute("SELECT name FROM main.sqlite_master WHERE type='table'").fetchall():
-    if table != "alembic_version":
-        names = [row[1] for row in older.execute(f"PRAGMA main.table_info({{table}})")]
-        columns = ", ".join(f'"{{name}}"' for name in names)
-        older.execute(f"INSERT INTO main.{{table}} ({{columns}}) SELECT {{columns}} FROM now.{{table}}")
-"""
+OLDER_LEDGER = (
+    f"{Path(earlier_tables.__file__).read_text()}\nput_back(Path('{STATE}/poller.db'), '0001')\n"
+)
 
 
 def _make_older(guest: Guest) -> None:
     """Put a ledger of the first migration, with all that is known, in the place of the present one."""
     guest.run("/opt/poller/bin/python", "-c", OLDER_LEDGER)
-    guest.sh(f"cd {STATE}; chown poller:poller-faxes older.db; mv older.db poller.db")
+    guest.sh(f"chown poller:poller-faxes {STATE}/poller.db")
 
 
 ASK = f"""
