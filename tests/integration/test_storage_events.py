@@ -73,10 +73,10 @@ async def test_visible_names_come_by_a_move_image_first_and_nothing_comes_after(
     assert [event for event in events if not event.startswith("ATTRIB")] == [
         "CREATE .f1.image.part",
         "CLOSE_WRITE .f1.image.part",
-        "CREATE .f1.json.part",
-        "CLOSE_WRITE .f1.json.part",
         "MOVED_FROM .f1.image.part",
         "MOVED_TO f1.tif",
+        "CREATE .f1.json.part",
+        "CLOSE_WRITE .f1.json.part",
         "MOVED_FROM .f1.json.part",
         "MOVED_TO f1.json",
     ]
