@@ -33,7 +33,7 @@ from tests.crash.checker import (
     progress,
     secret_problems,
 )
-from tests.crash.runs import ForkServer, Order, built_shim, fork_server
+from tests.crash.runs import After, ForkServer, Order, built_shim, fork_server
 from tests.crash.scenario import FIRST, SECOND, UNOBTAINABLE, Moment, efax, install
 from tests.crash.served import downloads_of, served_by
 
@@ -65,7 +65,8 @@ FAULTS: dict[str, set[str] | None] = {
 class Point:
     """One run to be broken: `act` at the call `at`; then, when `again` is given, recovery is killed.
 
-    With `taken` a consumer takes all that is visible before the recovery.
+    With `after` its call is chosen by what it does. With `taken` a consumer takes all that is visible
+    before the recovery.
     """
 
     moment: Moment
@@ -74,6 +75,7 @@ class Point:
     again: int = 0
     planted: str = ""
     taken: bool = False
+    after: After | None = None
 
     def __str__(self) -> str:
         again = f", then kill at {self.again}" if self.again else ""
@@ -112,6 +114,7 @@ class Runtime:
         *,
         at: int = 0,
         act: str = "",
+        after: After | None = None,
         planted: str = "",
         names: str = "",
         later: timedelta = timedelta(0),
@@ -128,6 +131,7 @@ class Runtime:
                 environ={KEY_VARIABLE: KEY},
                 at=at,
                 act=act,
+                after=after,
                 planted=f"{WAYS[self.way]} {planted}",
                 names=names,
                 later_s=(self.moment.later + later).total_seconds(),
@@ -228,7 +232,9 @@ class Explorer:
         """Break one run there and let it recover; whether the point was reached, and what is wrong."""
         async with self.runtime(point.moment) as runtime:
             before = progress(runtime.installation.ledger)
-            ran = await runtime.once(at=point.at, act=point.act, planted=point.planted)
+            ran = await runtime.once(
+                at=point.at, act=point.act, after=point.after, planted=point.planted
+            )
             reached = ran.code == KILLED or point.act != "kill"
             found = [f"crashed: {one}" for one in _after(runtime, before, ran, point)]
             if found:

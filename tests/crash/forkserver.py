@@ -63,6 +63,10 @@ def _run(shim: Any, order: dict[str, Any]) -> None:
 def _arm(shim: Any, order: dict[str, Any]) -> None:
     if order["names"]:
         shim.shim_names(order["names"].encode())
+    if after := order["after"]:
+        shim.shim_strike_after(
+            after["call"].encode(), after["part"].encode(), after["nth"], after["more"]
+        )
     shim.shim_arm(order["prefix"].encode(), order["at"], order["act"].encode())
 
 

@@ -16,11 +16,21 @@ PATIENCE_S = 300
 
 
 @dataclass(frozen=True)
+class After:
+    """The call that comes `more` after the `nth` one of this name with `part` in its path."""
+
+    call: str
+    part: str
+    nth: int = 1
+    more: int = 0
+
+
+@dataclass(frozen=True)
 class Order:
     """One run of `words` in `directory`; what the shim does below `prefix` is said in shim.c.
 
     Without a `prefix` nothing is done to the run. `planted` are functions, each `module:name`, called
-    in the run before it begins. `later_s` moves its clock.
+    in the run before it begins. `later_s` moves its clock. `after` chooses the call in place of `at`.
     """
 
     words: Sequence[str]
@@ -31,6 +41,7 @@ class Order:
     environ: Mapping[str, str] = field(default_factory=dict)
     at: int = 0
     act: str = ""
+    after: After | None = None
     planted: str = ""
     names: str = ""
     later_s: float = 0

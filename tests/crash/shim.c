@@ -5,6 +5,9 @@
 //   shim_arm(prefix, at, act)   act: "", kill, eio, enospc, emfile, short, lie, stick-…
 //                               child: kill the processes that this one has started, and go on
 //                               stick-ACT: from that call on
+//   shim_strike_after(call, part, nth, more)
+//                               choose the call by what it does: `more` after the `nth` of this name
+//                               that has `part` in its path
 //   shim_names(path)            write the name of each call to this file
 //   shim_count()                how many calls there were since shim_arm
 //
@@ -29,6 +32,8 @@ static size_t prefix_length;
 static int count, at, armed, sticks;
 static char act[32];
 static int names_fd = -1;
+static char awaited[16], awaited_part[64];
+static int awaited_nth, awaited_more;
 
 #define REAL(name) ((__typeof__(&name))real(#name))
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
@@ -41,6 +46,12 @@ void shim_arm(const char *below, int number, const char *what) {
     sticks = !strncmp(what, "stick-", 6);
     snprintf(act, sizeof act, "%s", sticks ? what + 6 : what);
     armed = 1;
+}
+void shim_strike_after(const char *call, const char *part, int nth, int more) {
+    snprintf(awaited, sizeof awaited, "%s", call);
+    snprintf(awaited_part, sizeof awaited_part, "%s", part);
+    awaited_nth = nth;
+    awaited_more = more;
 }
 int shim_count(void) { return count; }
 void shim_names(const char *path) {
@@ -110,6 +121,9 @@ static int is_error(const char *name, int number) {
 static int struck(const char *call, const char *path) {
     if (names_fd >= 0) dprintf(names_fd, "%d %s %s\n", count + 1, call, path);
     int number = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+    if (awaited_nth && !strcmp(call, awaited) && strstr(path, awaited_part) &&
+        !__atomic_sub_fetch(&awaited_nth, 1, __ATOMIC_SEQ_CST))
+        at = number + awaited_more;
     if (!at || !(number == at || (sticks && number >= at))) return GO;
     if (!strcmp(act, "kill")) {
         kill(getpid(), SIGKILL);

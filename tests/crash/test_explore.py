@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.crash.explore import (
-    NAMES,
     WAYS,
     Explorer,
     Point,
@@ -21,7 +20,7 @@ from tests.crash.explore import (
     in_memory,
     kills,
 )
-from tests.crash.runs import built_shim, fork_server
+from tests.crash.runs import After, built_shim, fork_server
 from tests.crash.scenario import FIRST, SECOND, Moment
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,12 +31,19 @@ Calls = dict[Moment, list[str]]
 def _explore(
     shim: Path, work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]], way: str = "rename"
 ) -> None:
+    async def with_its_calls(explorer: Explorer) -> None:
+        await work(explorer, {moment: await explorer.calls_of(moment) for moment in MOMENTS})
+
+    _explored(shim, with_its_calls, way)
+
+
+def _explored(
+    shim: Path, work: Callable[[Explorer], Coroutine[Any, Any, None]], way: str = "rename"
+) -> None:
     async def all_of_it() -> None:
         with tempfile.TemporaryDirectory(dir=in_memory()) as name:
             async with fork_server(shim) as server:
-                explorer = Explorer(server, Path(name), way)
-                calls = {moment: await explorer.calls_of(moment) for moment in MOMENTS}
-                await work(explorer, calls)
+                await work(Explorer(server, Path(name), way))
 
     asyncio.run(all_of_it())
 
@@ -126,57 +132,37 @@ def _while_checked(calls: list[str]) -> list[int]:
     ]
 
 
+SIDECAR = After("", ".json")  # gets its name, by the call of that way
+
 # A bug that is planted, where to break the run, and what the checker then says.
-PLANTED = {
-    "row_before_link": (("lost:",), "names"),
-    "visible_while_written": (("bytes:",), "writes"),
-    "page_forgotten": (("coverage:",), "end"),
-    "never_resumed": (("again:",), "names"),
-    "published_before_the_ticket": (("again:",), "taken"),
-    "ticket_believed": (("lost:",), "before"),
+PLANTED: dict[str, tuple[str, list[Point]]] = {
+    "row_before_link": ("lost:", [Point(FIRST, 0, after=SIDECAR)]),
+    "ticket_believed": ("lost:", [Point(FIRST, 0, after=SIDECAR)]),
+    "never_resumed": ("again:", [Point(FIRST, 0, after=replace(SIDECAR, more=1))]),
+    "published_before_the_ticket": (
+        "again:",
+        [Point(FIRST, 0, after=replace(SIDECAR, more=1), taken=True)],
+    ),
+    "visible_while_written": (
+        "bytes:",
+        [Point(FIRST, 0, after=After("write", "/faxes/main", nth)) for nth in (2, 3, 4)],
+    ),
+    "page_forgotten": ("coverage:", [Point(FIRST, 0, act="")]),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(shim: Path, name: str, way: str) -> None:
-    said, where = PLANTED[name]
+    said, points = PLANTED[name]
 
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        for point in _points(where, calls[FIRST], f"tests.crash.planted:{name}"):
-            _, found = await explorer.broken(point)
-            if any(word in one for one in found for word in said):
+    async def look(explorer: Explorer) -> None:
+        for point in points:
+            after = point.after and replace(point.after, call=point.after.call or way)
+            bug = replace(point, after=after, planted=f"tests.crash.planted:{name}")
+            _, found = await explorer.broken(bug)
+            if any(said in one for one in found):
                 return
         pytest.fail(f"{name} was not found")
 
-    _explore(shim, look, way)
-
-
-def _points(where: str, calls: list[str], planted: str) -> list[Point]:
-    split = [call.split(" ", 2) for call in calls]
-    names = [int(n) for n, kind, path in split if kind in NAMES and path.endswith(".json")]
-    writes = [
-        int(n) for n, kind, path in split if kind in ("write", "close") and "/faxes/main" in path
-    ]
-    found = {
-        # By the second name a row has been written; threads may move it by a few calls.
-        "names": [
-            Point(FIRST, at + step, planted=planted)
-            for step in (2, 8, 14, 9, 7, 10, 6, 11, 5, 12, 4, 13, 3)
-            for at in names
-        ],
-        "writes": [Point(FIRST, at, planted=planted) for at in writes],
-        # Between the ticket's commit and the sidecar's name are few calls, and threads move them.
-        "before": [
-            Point(FIRST, at + step, planted=planted)
-            for step in (0, 2, -1, 8, 1, 14, -2, 3, -3, 5)
-            for at in names
-        ],
-        "taken": [
-            Point(FIRST, at + step, planted=planted, taken=True)
-            for step in range(1, 9)
-            for at in names
-        ],
-        "end": [Point(FIRST, len(calls) - 2, planted=planted)],
-    }
-    return found[where]
+    _explored(shim, look, way)

@@ -30,7 +30,7 @@ def whole(pages: int) -> bytes:
 
 def main() -> None:
     proof.inspect = inspect
-    vars(child)["CPU_S"] = 0
+    vars(child)["CPU_S"] = 1  # not 0: its start may have taken all but a moment of a second
     child.main()
 
 
