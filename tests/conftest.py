@@ -34,18 +34,35 @@ from tests.efax import Simulator
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG_S = 600.0  # a test that may take as long as this is a long one
+
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take longest comes first.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What may take longest comes first, so that at the end nobody waits for it.
 
-    Of several processes one gets all of it: it alone boots a guest, and at the end nobody waits.
+    Each of several processes begins with a sixteenth of all, in this order (pytest-xdist's way to
+    deal them out): so each gets some of the long ones, and one all that a guest is booted for.
     """
     items.sort(key=_allowed_s, reverse=True)
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if _allowed_s(item) >= LONG_S]
+    if count == 1 or len(items) < 100 * count:
+        return
+    in_guest = [item for item in long if item.path.name == "test_guest.py"]
+    others = [item for item in long if item not in in_guest]
+    hands = [in_guest, *(others[n :: count - 1] for n in range(count - 1))]
+    rest = items[len(long) :]
+    size = len(items) // count // 4
+    items.clear()
+    for hand in hands:
+        items += [*hand, *rest[: size - len(hand)]]
+        del rest[: size - len(hand)]
+    items += rest
 
 
 def _allowed_s(item: pytest.Item) -> float:
