@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from poller.cli import bootstrap
 from poller.cli.console import answer
-from poller.cli.lookup import UnknownGap, counted, find_one, find_user, stretch
+from poller.cli.lookup import change_gap, counted, find_one
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import State, fold, jobs
@@ -31,7 +32,8 @@ def dismiss(
         raise UsageError("--reason is empty")
     settings = bootstrap.load(paths)
     if gap is not None:
-        count = asyncio.run(_dismiss_gap(settings, gap, reason))
+        command = partial(fold.dismiss_gap, reason=reason)
+        count = asyncio.run(change_gap(settings, gap, command, f"{gap[0]} has no gap"))
         what = f"{counted(count, 'stretch', 'stretches')} of time of {gap[0]}"
         undone = f"retry --gap {' '.join(gap)}"
     elif fax_id is not None and reason is not None:
@@ -51,15 +53,3 @@ async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
     if after.state is State.STORED:
         raise NothingToDismiss(f"fax {fax_id} is stored, so there is nothing to dismiss")
     return 1
-
-
-async def _dismiss_gap(settings: Config, gap: Sequence[str], reason: str | None) -> int:
-    bounds = stretch(gap[1:])
-    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
-        row = await find_user(ledger, gap[0])
-        count = await ledger.write(fold.dismiss_gap, row.id, bounds, reason)
-    if not count:
-        raise UnknownGap(
-            f"{gap[0]} has no gap from {gap[1]} to {gap[2]}; `poller status --json` shows the gaps"
-        )
-    return count

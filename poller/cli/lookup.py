@@ -1,11 +1,13 @@
 """How operators name faxes, users and stretches of time."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from poller.cli import bootstrap
 from poller.cli.commands import instant
+from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, OnDisk, StreamRow, faxes, streams
 from poller.window import Interval
@@ -67,6 +69,22 @@ async def find_user(ledger: Ledger, key: str) -> StreamRow:
     if not rows:
         raise UnknownGap(f"the ledger knows no user {key}; `poller status` shows its users")
     return min(rows, key=lambda row: row.removed)
+
+
+async def change_gap(
+    settings: Config, gap: Sequence[str], command: Callable[..., int], nothing: str
+) -> int:
+    """Run a command of the ledger on what `--gap` names; UnknownGap, saying so, where it changes nothing."""
+    key, *words = gap
+    bounds = stretch(words)
+    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
+        row = await find_user(ledger, key)
+        count = await ledger.write(command, row.id, bounds)
+    if not count:
+        raise UnknownGap(
+            f"{nothing} from {words[0]} to {words[1]}; `poller status --json` shows the gaps"
+        )
+    return count
 
 
 def stretch(words: Sequence[str]) -> Interval:

@@ -7,7 +7,7 @@ from pathlib import Path
 from poller.cli import bootstrap
 from poller.cli.console import answer, print_json
 from poller.cli.follow import wait_for_faxes
-from poller.cli.lookup import UnknownGap, counted, fax_name, find_one, find_user, stretch
+from poller.cli.lookup import change_gap, counted, fax_name, find_one
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
@@ -36,7 +36,8 @@ def retry(
     if gap is None:
         asyncio.run(_retry(settings, fax_ids, as_json=as_json))
         return 0
-    count = asyncio.run(_retry_gap(settings, gap))
+    nothing = f"nothing of {gap[0]} failed or was dismissed"
+    count = asyncio.run(change_gap(settings, gap, fold.make_gap_due, nothing))
     said = f"{counted(count, 'stretch', 'stretches')} of time made due."
     then = "The service lists them." if bootstrap.is_running(settings) else _STOPPED
     answer({"made_due": count}, lambda: print(f"{said}\n{then}"), as_json=as_json)
@@ -130,16 +131,3 @@ def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
         print(f"{row.state.value}  {fax_name(row)}: {row.last_error or 'not tried yet'}")
     if stopped is not None:
         print(f"Stopped waiting for the rest: {stopped}.")
-
-
-async def _retry_gap(settings: Config, gap: Sequence[str]) -> int:
-    bounds = stretch(gap[1:])
-    async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
-        row = await find_user(ledger, gap[0])
-        count = await ledger.write(fold.make_gap_due, row.id, bounds)
-    if not count:
-        raise UnknownGap(
-            f"nothing of {gap[0]} failed or was dismissed from {gap[1]} to {gap[2]}; "
-            "`poller status --json` shows the gaps"
-        )
-    return count
