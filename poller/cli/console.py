@@ -59,10 +59,9 @@ def table(
 
 
 def print_figures(figures: Mapping[str, object]) -> None:
-    """Print each name with its figure."""
     made = Table(show_header=False, box=None)
     for name, value in figures.items():
-        made.add_row(name, str(value))
+        made.add_row(name.replace("_", " "), str(value))
     Console().print(made)
 
 

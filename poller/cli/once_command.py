@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from poller.cli import bootstrap, stdio
@@ -20,24 +20,14 @@ from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, jobs, streams
 from poller.lock import StorageLock
 
-
-@dataclass
-class Summary:
-    """What is printed, as JSON or as figures."""
-
-    polled: int = 0
-    failed_polls: int = 0
-    discovered: int = 0
-    stored: int = 0
-    pending: int = 0
-    quarantined: int = 0
+_SUMMARY = ("polled", "failed_polls", "discovered", "stored", "pending", "quarantined")
 
 
 @dataclass
 class Round:
     """What the round comes to: its summary, and what decides the exit code; *not yet* is no failure."""
 
-    summary: Summary = field(default_factory=Summary)
+    summary: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMARY, 0))
     troubles: Troubles = field(default_factory=Troubles)
     failed: bool = False
     unusable: str | None = None
@@ -54,9 +44,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
     with holding(settings, "once", sys.stderr if as_json else None) as storage_lock:
         done = asyncio.run(_once(settings, user, storage_lock))
-    shown = asdict(done.summary)
-    named = {name.replace("_", " "): value for name, value in shown.items()}
-    answer(shown, lambda: print_figures(named), as_json=as_json)
+    answer(done.summary, lambda: print_figures(done.summary), as_json=as_json)
     for sentence in done.troubles.sentences():
         stdio.complain(f"poller: {sentence}")
     if done.unusable is not None:
@@ -81,8 +69,8 @@ async def _sum_up(runtime: Runtime, done: Round) -> None:
     ledger = runtime.services.ledger
     mine = {state.id: state for state in runtime.states}
     rows = [row for row in await ledger.read(streams.all_streams) if row.id in mine]
-    done.summary.pending = sum(row.pending for row in rows)
-    done.summary.quarantined = sum(row.quarantined for row in rows)
+    done.summary["pending"] = sum(row.pending for row in rows)
+    done.summary["quarantined"] = sum(row.quarantined for row in rows)
     done.unusable = runtime.services.gate.reason
     for waiting in await ledger.read(jobs.waiting):
         if waiting.stream in mine and done.unusable is None:
@@ -105,7 +93,7 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
         show(done.fetched, done.to_fetch or None, note)
 
     def fetched(_fax: FaxRow, outcome: Outcome) -> None:
-        done.summary.stored += outcome is Outcome.STORED
+        done.summary["stored"] += outcome is Outcome.STORED
         done.failed |= outcome in (Outcome.FAILED, Outcome.QUARANTINED, Outcome.POSTPONED)
         done.fetched += 1
         show_fetched()
@@ -139,9 +127,9 @@ async def _poll(
             outcome = await account.poll(state)
         except Exception as bug:  # noqa: BLE001 - it is this user's alone, and the others go on
             outcome = await account.broke_off(state, bug)
-    done.summary.polled += 1
-    done.summary.discovered += len(outcome.discovered)
+    done.summary["polled"] += 1
+    done.summary["discovered"] += len(outcome.discovered)
     if outcome.failed or outcome.skipped is not None:
-        done.summary.failed_polls += 1
+        done.summary["failed_polls"] += 1
         done.failed = True
     return outcome
