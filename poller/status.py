@@ -31,15 +31,8 @@ _FAXES_SHOWN = 20
 _HOUR = timedelta(hours=1)
 _HOURS = 24
 _AS_IT_IS = (
-    *(
-        "account",
-        "user",
-        "user_id",
-        "last_error",
-        "removed",
-        "found_by_sweep",
-        "found_by_deep_sweep",
-    ),
+    *("account", "user", "user_id", "last_error", "removed"),
+    *("found_by_sweep", "found_by_deep_sweep"),
     *("discovered", "stored", "pending", "quarantined", "dismissed", "damaged"),
 )
 _TIMES = ("last_poll_at", "last_success_at", "last_received_at", "last_stored_at")

@@ -31,24 +31,19 @@ def report(bug: Exception, command: str) -> int:
 
 
 def _report(bug: Exception, command: str) -> None:
-    from poller import VERSION, events, log  # whoever only asks for help need not wait for them
+    # Whoever only asks for help need not wait for them.
+    from poller import VERSION, events, log
+    from poller.log.redaction import message_of
 
     if command in _HAVE_A_LOG:
         what = "A command ended by an error that nobody expected."
         log.say(events.InternalError(what, bug))
-    what = " ".join(log.redact(f"{type(bug).__name__}: {_text(bug)}").split())
+    what = " ".join(log.redact(f"{type(bug).__name__}: {message_of(bug)}").split())
     stdio.complain(
         f"poller: `{command}` met a bug and ended. Please report this line, which holds no secret "
         f"and no whole number: {what} (poller {VERSION}, Python {platform.python_version()}, "
         f"{platform.system()}, {_where(bug)})"
     )
-
-
-def _text(bug: Exception) -> str:
-    try:
-        return str(bug)
-    except Exception:  # noqa: BLE001 - any code may be in there
-        return ""
 
 
 def _where(bug: Exception) -> str:

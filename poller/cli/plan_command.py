@@ -123,14 +123,12 @@ def _print(shown: dict[str, Any]) -> None:
     }
     console.print(table(shown["accounts"], accounts, texts=1))
     console.print()
-    console.print(table(shown["users"], users, texts=2, style=_style))
+    console.print(
+        table(shown["users"], users, texts=2, style=lambda row: "red" if row["warnings"] else "")
+    )
     console.print("Requests are lists, sweeps included; images come beside them, as faxes do.")
     if shown["lateness_unknown"] is not None:
         say(f"How late faxes become visible is not known yet: {shown['lateness_unknown']}.")
-
-
-def _style(row: dict[str, Any]) -> str:
-    return "red" if row["warnings"] else ""
 
 
 def _schedule(row: dict[str, Any]) -> str:

@@ -57,7 +57,6 @@ def configure(
     console = format == "console" or (format == "auto" and terminal)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             _timestamp,
             _exception,
             _redact,  # the last before rendering: nothing is added behind it

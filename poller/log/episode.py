@@ -10,10 +10,6 @@ class Episode:
     failures: int = 0
     reason: str = ""
 
-    @property
-    def is_failing(self) -> bool:
-        return self.failures > 0
-
     def failed(self, reason: str = "") -> bool:
         """Count a failure; True when it is to be said: the first one, or one for another reason."""
         news = self.failures == 0 or reason != self.reason

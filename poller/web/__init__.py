@@ -12,7 +12,6 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, Final
@@ -28,6 +27,7 @@ from poller.errors import CannotStart, PollerError
 from poller.metrics import CONTENT_TYPE, Metrics
 from poller.own_threads import OwnThreads
 from poller.problems import problems
+from poller.status import instant
 
 __all__ = ["Answers", "StatusServer"]
 
@@ -160,7 +160,8 @@ class StatusServer:
         try:
             return await handler(request)
         except web.HTTPException as error:  # not found, method not allowed
-            return _text(HTTPStatus(error.status), [error.reason], _allowed(error))
+            allow = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+            return _text(HTTPStatus(error.status), [error.reason], allow)
         except PollerError as error:
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": log.redact(str(error))})
         except Exception as error:  # noqa: BLE001 - a bug in the page must not end the service
@@ -205,8 +206,7 @@ class StatusServer:
     async def _fresh_status(self) -> tuple[bytes, bytes]:
         """Return the status plain and gzipped: of a thousand users it is nearly a megabyte."""
         status = dict(await self._answers.status())
-        now = self._clock.now().astimezone(UTC).isoformat(timespec="milliseconds")
-        status.setdefault("at", now.replace("+00:00", "Z"))
+        status.setdefault("at", instant(self._clock.now()))
         status.setdefault("problems", problems(status, self._answers.ready()))
 
         def encoded() -> tuple[bytes, bytes]:
@@ -275,11 +275,6 @@ def _is_local(host: str | None) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _allowed(error: web.HTTPException) -> dict[str, str]:
-    allow = error.headers.get("Allow")
-    return {} if allow is None else {"Allow": allow}
 
 
 def _text(

@@ -755,8 +755,8 @@ def test_an_episode_is_said_at_its_start_its_change_and_its_end() -> None:
     episode = log.Episode()
     assert episode.recovered() == 0
     assert [episode.failed(why) for why in ("a", "a", "b", "b")] == [True, False, True, False]
-    assert (episode.is_failing, episode.recovered()) == (True, 4)
-    assert (episode.is_failing, episode.failed("b")) == (False, True)
+    assert (episode.failures, episode.recovered()) == (4, 4)
+    assert (episode.failures, episode.failed("b")) == (0, True)
 
 
 def test_lines_that_were_lost_while_nobody_read_are_counted_once_it_goes_on() -> None:
