@@ -9,10 +9,10 @@ from pathlib import Path
 from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
-from poller.ledger import Kept, Ledger, meta, replacement, sidecar_import, streams
+from poller.ledger import Ledger, meta, replacement, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
-from poller.store import FoundSidecar, Storage, Unreadable
+from poller.store import FoundSidecar, Origin, Storage, Unreadable
 from poller.stream import Stream
 
 _NAMED = 100  # of each kind of trouble; all are counted
@@ -141,11 +141,10 @@ async def _read_sidecars(
             for one in batch:
                 if isinstance(one, Unreadable):
                     done.unreadable.add(one.file, one.why)
-            kept = [_kept(one) for one in found]
-            for fax in kept:
-                received = _time_of(fax)
-                oldest[fax.key] = min(received, oldest.get(fax.key, received))
-            believed = await _believed(ledger, storage, done, found, kept)
+            for one in found:
+                received = _time_of(one.origin)
+                oldest[one.stream] = min(received, oldest.get(one.stream, received))
+            believed = await _believed(ledger, storage, done, found)
             adopted = await ledger.write(sidecar_import.adopt, believed, now)
             done.added += adopted.added + adopted.now_stored
             done.carried_on += adopted.carried_on
@@ -158,14 +157,14 @@ async def _read_sidecars(
 
 
 async def _believed(
-    ledger: Ledger, storage: Storage, done: Rebuilt, found: list[FoundSidecar], kept: list[Kept]
-) -> list[Kept]:
+    ledger: Ledger, storage: Storage, done: Rebuilt, found: list[FoundSidecar]
+) -> list[FoundSidecar]:
     """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
 
     A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
     which is for an operator to mend.
     """
-    unknown = await ledger.read(sidecar_import.unknown, kept)
+    unknown = await ledger.read(sidecar_import.unknown, found)
     trouble = await storage.ask(
         lambda store: {place: store.trouble(found[place]) for place in unknown}
     )
@@ -174,31 +173,14 @@ async def _believed(
             done.damaged.add(found[place].stored.file, why)
     return [
         replace(one, damage=trouble.get(place))
-        for place, one in enumerate(kept)
-        if found[place].visible or trouble.get(place, "known") is None
+        for place, one in enumerate(found)
+        if one.visible or trouble.get(place, "known") is None
     ]
 
 
-def _kept(found: FoundSidecar) -> Kept:
-    origin = found.origin
-    return Kept(
-        key=Stream(origin.identity.app_id, origin.identity.user_id, origin.direction),
-        account=origin.account,
-        user=origin.user,
-        fax_id=origin.identity.fax_id,
-        path=found.path,
-        listed=origin.metadata,
-        received_at=origin.received_at,
-        first_seen_at=origin.first_seen_at,
-        stored_at=found.stored_at,
-        file=found.stored,
-        stored=found.visible,
-    )
-
-
-def _time_of(kept: Kept) -> datetime:
+def _time_of(fax: Origin) -> datetime:
     """When it was received; a date that cannot be would let decades be listed."""
-    received = kept.received_at
+    received = fax.received_at
     if received is None or received.year not in POSSIBLE_YEARS:
-        return kept.first_seen_at
+        return fax.first_seen_at
     return received

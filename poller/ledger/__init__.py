@@ -15,7 +15,6 @@ from poller.ledger.rows import (
     StreamRow,
     Waiting,
 )
-from poller.ledger.sidecar_import import Kept
 from poller.ledger.tables import State
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "FaxRow",
     "Health",
     "Hung",
-    "Kept",
     "Ledger",
     "NewFax",
     "OnDisk",

@@ -1,41 +1,21 @@
 """What the storage adds to a ledger that is made anew: the faxes that its sidecars tell of."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
-from poller.documents import StoredFile
 from poller.ledger.faxes import TO_FETCH, add_jobs, other_key, remember
 from poller.ledger.fold import chunks
 from poller.ledger.tables import JobKind, State, coverage, faxes, has_key, jobs, streams
 from poller.naming import fax_key
+from poller.store import FoundSidecar
 from poller.stream import Stream
 
 _IDENTITY = (streams.c.app_id, streams.c.user_id, streams.c.direction)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A fax as its sidecar tells of it; not `stored`: an interrupted hand-over, still pending.
-
-    `damage` says what is wrong with its image on the disk, where it was looked at.
-    """
-
-    key: Stream
-    account: str
-    user: str
-    fax_id: str
-    path: str
-    listed: dict[str, Any] = field(repr=False)
-    received_at: datetime | None
-    first_seen_at: datetime
-    stored_at: datetime
-    file: StoredFile
-    stored: bool
-    damage: str | None = None
+_SET_STREAM = update(streams).where(streams.c.id == bindparam("key"))
 
 
 @dataclass
@@ -48,96 +28,97 @@ class Adopted:
     doubles: list[str] = field(default_factory=list)
 
 
-def unknown(connection: Connection, kept: Sequence[Kept]) -> list[int]:
+def unknown(connection: Connection, found: Sequence[FoundSidecar]) -> list[int]:
     """Say which of these the ledger does not hold as stored with the same hash: their places."""
-    rows = _rows(connection, kept)
+    rows = _rows(connection, found)
     return [
         place
-        for place, one in enumerate(kept)
+        for place, one in enumerate(found)
         if (row := _row_of(one, rows)) is None
         or row.state is not State.STORED
-        or row.sha256 != one.file.sha256
+        or row.sha256 != one.stored.sha256
     ]
 
 
-def _rows(connection: Connection, kept: Iterable[Kept]) -> dict[tuple[Stream, str], Any]:
+def _rows(connection: Connection, found: Sequence[FoundSidecar]) -> dict[tuple[Stream, str], Any]:
     """Rows by the stream's key and the fax id, and by that of all its spellings: the one first seen."""
     wanted = select(
         *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.refetch),
         *_IDENTITY,
     ).join_from(faxes, streams)
-    ids = {fax_id for one in kept for fax_id in (one.fax_id, fax_key(one.fax_id))}
-    found = [
+    ids = {fax_id for one in found for fax_id in (one.fax_id, fax_key(one.fax_id))}
+    held = [
         row
         for chunk in chunks(sorted(ids))
         for row in connection.execute(wanted.where(has_key(chunk)))
     ]
     rows = {}
-    for row in sorted(found, key=lambda row: row.id):
+    for row in sorted(held, key=lambda row: row.id):
         key = Stream(row.app_id, row.user_id, row.direction)
         rows[key, row.fax_id] = row
         rows.setdefault((key, fax_key(row.fax_id)), row)
     return rows
 
 
-def _row_of(one: Kept, rows: dict[tuple[Stream, str], Any]) -> Any:
-    return rows.get((one.key, one.fax_id)) or rows.get((one.key, fax_key(one.fax_id)))
+def _row_of(one: FoundSidecar, rows: dict[tuple[Stream, str], Any]) -> Any:
+    return rows.get((one.stream, one.fax_id)) or rows.get((one.stream, fax_key(one.fax_id)))
 
 
-def adopt(connection: Connection, kept: Sequence[Kept], now: datetime) -> Adopted:
-    """Make rows of these, or make their rows what they say; a row that is stored keeps its path."""
+def adopt(connection: Connection, found: Sequence[FoundSidecar], now: datetime) -> Adopted:
+    """Make rows of these, or make their rows what they say; a row that is stored keeps its path.
+
+    What is not visible is a hand-over that was interrupted: its fax is pending.
+    """
     done = Adopted()
-    owners = _owners(connection, kept, now)
-    rows = _rows(connection, kept)
-    taken = _taken_paths(connection, kept)
-    new: dict[tuple[Stream, str], Kept] = {}
-    for one in sorted(kept, key=lambda one: not one.stored):  # a visible one before a hand-over
+    owners = _owners(connection, found, now)
+    rows = _rows(connection, found)
+    taken = _taken_paths(connection, found)
+    new: dict[tuple[Stream, str], FoundSidecar] = {}
+    for one in sorted(found, key=lambda one: not one.visible):  # before a hand-over of the same fax
         row = _row_of(one, rows)
-        identity = (one.key, fax_key(one.fax_id))
+        identity = (one.stream, fax_key(one.fax_id))
         owner = taken.get(one.path)
         if identity in new or (owner is not None and (row is None or owner != row.id)):
-            done.doubles += [one.path] if one.stored else []
+            done.doubles += [one.path] if one.visible else []
         elif row is None:
             new[identity] = one
             taken[one.path] = -1
         else:
             _update(connection, row, one, now, done)
     if new:
-        connection.execute(insert(faxes), [_new_row(owners[one.key], one) for one in new.values()])
+        rows_of_them = [_new_row(owners[one.stream], one) for one in new.values()]
+        connection.execute(insert(faxes), rows_of_them)
     for one in new.values():
-        if not one.stored:
-            add_jobs(connection, owners[one.key], [one.fax_id], now)
-    done.added = sum(one.stored for one in new.values())
+        if not one.visible:
+            add_jobs(connection, owners[one.stream], [one.fax_id], now)
+    done.added = sum(one.visible for one in new.values())
     done.carried_on += len(new) - done.added
     return done
 
 
-def _taken_paths(connection: Connection, kept: Sequence[Kept]) -> dict[str, int]:
+def _taken_paths(connection: Connection, found: Sequence[FoundSidecar]) -> dict[str, int]:
     wanted = select(faxes.c.path, faxes.c.id)
     return {
         path: fax
-        for chunk in chunks([one.path for one in kept])
+        for chunk in chunks([one.path for one in found])
         for path, fax in connection.execute(wanted.where(faxes.c.path.in_(chunk)))
     }
 
 
-def _owners(connection: Connection, kept: Sequence[Kept], now: datetime) -> dict[Stream, int]:
+def _owners(
+    connection: Connection, found: Sequence[FoundSidecar], now: datetime
+) -> dict[Stream, int]:
     """The streams of these faxes; one who is in no configuration any more is added as removed."""
     owners = _known_owners(connection)
-    labels = {one.key: (one.account, one.user) for one in kept if one.key not in owners}
-    if not labels:
+    origins = {one.stream: one.origin for one in found if one.stream not in owners}
+    if not origins:
         return owners
+    added = {"our_first_seen": now, "removed": True}
     connection.execute(
         insert(streams),
         [
-            {
-                **asdict(stream),
-                "account": account,
-                "name": name,
-                "our_first_seen": now,
-                "removed": True,
-            }
-            for stream, (account, name) in labels.items()
+            {**asdict(stream), "account": origin.account, "name": origin.user, **added}
+            for stream, origin in origins.items()
         ],
     )
     return _known_owners(connection)
@@ -148,42 +129,44 @@ def _known_owners(connection: Connection) -> dict[Stream, int]:
     return {Stream(*identity): stream for stream, *identity in rows}
 
 
-def _file(one: Kept) -> dict[str, Any]:
+def _file(one: FoundSidecar) -> dict[str, Any]:
     return {
         "state": State.STORED,
         "stored_at": one.stored_at,
         "path": one.path,
-        **vars(one.file),
+        **vars(one.stored),
         "damage": one.damage,
         "staged": None,
     }
 
 
-def _new_row(owner: int, one: Kept) -> dict[str, Any]:
+def _new_row(owner: int, one: FoundSidecar) -> dict[str, Any]:
     nothing = dict.fromkeys(_file(one))
     pending = nothing | {"damaged": False, "state": State.PENDING}
-    return (_file(one) if one.stored else pending | {"path": one.path}) | {
+    return (_file(one) if one.visible else pending | {"path": one.path}) | {
         "stream": owner,
         "fax_id": one.fax_id,
         "fax_key": other_key(one.fax_id),
-        "listed": one.listed,
-        "received_at": one.received_at,
-        "first_seen_at": one.first_seen_at,
-        "last_listed_at": one.first_seen_at,
+        "listed": one.origin.metadata,
+        "received_at": one.origin.received_at,
+        "first_seen_at": one.origin.first_seen_at,
+        "last_listed_at": one.origin.first_seen_at,
         "found_by": "rebuild",
     }
 
 
-def _update(connection: Connection, row: Any, one: Kept, now: datetime, done: Adopted) -> None:
+def _update(
+    connection: Connection, row: Any, one: FoundSidecar, now: datetime, done: Adopted
+) -> None:
     if row.state is State.STORED:
         if row.path != one.path:
-            done.doubles += [one.path] if one.stored else []
-        elif row.sha256 != one.file.sha256 and one.stored:  # fetched again since
+            done.doubles += [one.path] if one.visible else []
+        elif row.sha256 != one.stored.sha256 and one.visible:  # fetched again since
             _set(connection, row.id, _file(one), now)
             done.now_stored += 1
-    elif one.stored and row.refetch and one.damage is not None:
+    elif one.visible and row.refetch and one.damage is not None:
         return  # an operator has asked for it to be fetched again
-    elif one.stored:
+    elif one.visible:
         nothing = ("quarantined_at", "dismissed_at", "dismiss_reason")
         settled = {"refetch": False, **dict.fromkeys(nothing)}
         _set(connection, row.id, _file(one) | settled, now)
@@ -211,23 +194,18 @@ def list_again(
     """
     connection.execute(delete(coverage))
     waiting = _oldest_waiting(connection)
-    rows = connection.execute(select(streams)).mappings().all()
+    rows = connection.execute(select(streams)).all()
     starts = {}
     for row in rows:
-        key = Stream(row["app_id"], row["user_id"], row["direction"])
-        known = [row["pinned_start"], waiting.get(row["id"]), oldest.get(key), since]
-        instants = [one for one in known if one is not None]
-        if instants:
-            starts[row["id"]] = min(instants)
+        key = Stream(row.app_id, row.user_id, row.direction)
+        known = [row.pinned_start, waiting.get(row.id), oldest.get(key), since]
+        if instants := [one for one in known if one is not None]:
+            starts[row.id] = min(instants)
     if starts:
-        connection.execute(
-            update(streams)
-            .where(streams.c.id == bindparam("key"))
-            .values(pinned_start=bindparam("start")),
-            [{"key": stream, "start": start} for stream, start in starts.items()],
-        )
-    _count_anew(connection, now)
-    configured = [starts[row["id"]] for row in rows if not row["removed"] and row["id"] in starts]
+        pinned = [{"key": stream, "pinned_start": start} for stream, start in starts.items()]
+        connection.execute(_SET_STREAM, pinned)
+    _count_anew(connection, rows, now)
+    configured = [starts[row.id] for row in rows if not row.removed and row.id in starts]
     return min(configured, default=None)
 
 
@@ -241,10 +219,12 @@ def _oldest_waiting(connection: Connection) -> dict[int, datetime]:
     return {row.stream: row.oldest for row in connection.execute(wanted.group_by(faxes.c.stream))}
 
 
-_COUNTED = ("discovered", *(str(state) for state in State), "damaged")
-
-
-def _count_anew(connection: Connection, now: datetime) -> None:
+def _count_anew(connection: Connection, owners: Sequence[Any], now: datetime) -> None:
+    counted: dict[int, dict[str, Any]] = {
+        owner.id: dict.fromkeys(["discovered", *State, "damaged"], 0)
+        | {"last_received_at": owner.last_received_at, "last_stored_at": owner.last_stored_at}
+        for owner in owners
+    }
     wanted = select(
         faxes.c.stream,
         faxes.c.state,
@@ -253,35 +233,17 @@ def _count_anew(connection: Connection, now: datetime) -> None:
         func.max(faxes.c.received_at).label("received"),
         func.max(faxes.c.stored_at).label("stored"),
     ).group_by(faxes.c.stream, faxes.c.state)
-    owners = {row["id"]: dict(row) for row in connection.execute(select(streams)).mappings()}
-    counted: dict[int, dict[str, Any]] = {
-        stream: dict.fromkeys(_COUNTED, 0)
-        | {"received": owner["last_received_at"], "kept": owner["last_stored_at"]}
-        for stream, owner in owners.items()
-    }
     for row in connection.execute(wanted):
         counts = counted[row.stream]
         counts["discovered"] += row.count
-        counts[str(row.state)] += row.count
+        counts[row.state] += row.count
         counts["damaged"] += row.damaged
-        counts["received"] = _later(counts["received"], row.received and min(row.received, now))
-        counts["kept"] = _later(counts["kept"], row.stored)
+        received = row.received and min(row.received, now)
+        counts["last_received_at"] = _later(counts["last_received_at"], received)
+        counts["last_stored_at"] = _later(counts["last_stored_at"], row.stored)
     if counted:
-        connection.execute(
-            update(streams)
-            .where(streams.c.id == bindparam("key"))
-            .values(
-                {name: bindparam(f"new_{name}") for name in _COUNTED}
-                | {
-                    "last_received_at": bindparam("new_received"),
-                    "last_stored_at": bindparam("new_kept"),
-                }
-            ),
-            [
-                {"key": stream} | {f"new_{name}": value for name, value in counts.items()}
-                for stream, counts in counted.items()
-            ],
-        )
+        new = [{"key": stream} | counts for stream, counts in counted.items()]
+        connection.execute(_SET_STREAM, new)
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -1,7 +1,7 @@
 """The JSON beside an image (contract in the README), as pure functions."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Origin:
     received_at: datetime | None
     first_seen_at: datetime
     listed_pages: int | None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = field(repr=False)
     direction: Direction = Direction.RECEIVED
 
 

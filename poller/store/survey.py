@@ -10,6 +10,7 @@ from poller.documents import StoredFile
 from poller.store import inspection, sidecars, syscalls
 from poller.store.folder import SIDECAR_PART, open_directory, staged_base
 from poller.store.sidecars import Origin
+from poller.stream import Stream
 
 _SIDECAR = ".json"
 
@@ -18,7 +19,8 @@ _SIDECAR = ".json"
 class FoundSidecar:
     """A sidecar; `path` is the fax's, without extension.
 
-    Not `visible`: it was staged and never published; a `Draft` may carry on from its image.
+    Not `visible`: it was staged and never published; a `Draft` may carry on from its image. `damage`
+    says what is wrong with the image, where that was looked at.
     """
 
     path: str
@@ -26,6 +28,16 @@ class FoundSidecar:
     stored: StoredFile
     stored_at: datetime
     visible: bool
+    damage: str | None = None
+
+    @property
+    def stream(self) -> Stream:
+        whose = self.origin.identity
+        return Stream(whose.app_id, whose.user_id, self.origin.direction)
+
+    @property
+    def fax_id(self) -> str:
+        return self.origin.identity.fax_id
 
 
 @dataclass(frozen=True)

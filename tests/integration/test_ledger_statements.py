@@ -18,7 +18,6 @@ from sqlalchemy.sql.functions import FunctionElement
 import poller.ledger
 from poller.documents import Staged, StoredFile
 from poller.ledger import (
-    Kept,
     NewFax,
     accounts,
     backfills,
@@ -38,7 +37,7 @@ from poller.progress import (
     SliceFailed,
     SliceSplit,
 )
-from poller.stream import Stream
+from poller.store import FoundSidecar, Identity, Origin
 from poller.window import Interval
 
 ROOT = Path(poller.ledger.__file__).parent
@@ -195,17 +194,14 @@ class Everything:
         self(backfills.withdraw, stream, NOW)
 
     def of_what_is_found(self, stream: int) -> None:
-        stored = {
-            "account": "main", "user": "front-desk", "listed": {}, "received_at": NOW,
-            "first_seen_at": NOW, "stored_at": NOW, "file": FILE, "stored": True,
-        }  # fmt: skip
-        ids = [("u1", "fax-2"), ("u1", "unknown"), ("u3", "unknown")]
-        kept = [
-            Kept(Stream("app", user), fax_id=fax, path=f"main/{user}/{fax}", **stored)  # type: ignore[arg-type]
-            for user, fax in ids
-        ]
-        self(sidecar_import.unknown, kept)
-        self(sidecar_import.adopt, kept, NOW)
+        def sidecar(user: str, fax: str) -> FoundSidecar:
+            whose = Identity("app", user, fax)
+            origin = Origin(whose, "main", "front-desk", NOW, NOW, None, {})
+            return FoundSidecar(f"main/{user}/{fax}", origin, FILE, NOW, visible=True)
+
+        found = [sidecar("u1", "fax-2"), sidecar("u1", "unknown"), sidecar("u3", "unknown")]
+        self(sidecar_import.unknown, found)
+        self(sidecar_import.adopt, found, NOW)
         self(sidecar_import.list_again, {}, NOW, NOW)
 
 
