@@ -14,7 +14,7 @@ from poller.cli import bootstrap
 from poller.cli.console import answer, print_figures, progress, say
 from poller.cli.follow import wait_for_faxes
 from poller.cli.foreground import usable_runtime, work_or_follow
-from poller.cli.lookup import counted, fax_name, find_one
+from poller.cli.lookup import counted, fax_name, find_one, name_of
 from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
@@ -30,41 +30,38 @@ _HANG_TIMEOUT_S = 120.0
 
 @dataclass
 class VerifyReport:
-    """What was found and what came of it, and what decides the exit code."""
+    """What was found and what came of it, as it is shown, and what decides the exit code."""
 
     conditions: Counter[Condition] = field(default_factory=Counter)
-    damaged: list[Checked] = field(default_factory=list)
+    damaged: list[dict[str, Any]] = field(default_factory=list)
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
     asked: dict[int, FaxRow] = field(default_factory=dict)  # requested; as they were before
     refused: list[str] = field(default_factory=list)
-    repaired: list[FaxRow] = field(default_factory=list)
-    failed: list[FaxRow] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
     by_daemon: bool = False
     stopped: str | None = None  # why waiting for the service has stopped
+    amiss: set[int] = field(default_factory=set)  # damaged or asked for, and not mended yet
 
-    @property
-    def exit_code(self) -> int:
-        """Damage is an error until it is mended; what the service has not come to yet is not."""
-        repaired = {row.id for row in self.repaired}
-        left = {one.row.id for one in self.damaged}.union(self.asked) - repaired
-        return 1 if left or self.failed or self.refused else 0
-
-    def add_stranger(self, file: str) -> None:
-        self.unknown += 1
-        if len(self.unknown_files) < _STRANGERS_SHOWN:
-            self.unknown_files.append(file)
+    def found(self, one: Checked) -> None:
+        """Note what is on the disk of one fax."""
+        self.conditions[one.finding.condition] += 1
+        if one.is_damaged:
+            row = one.row
+            self.amiss.add(row.id)
+            named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
+            self.damaged.append({**named, "account": row.account, "user": row.user})
 
     def tried(self, rows: Sequence[FaxRow]) -> None:
         """Note how the requested faxes are now; a service may not have come to some of them."""
-        self.repaired = [row for row in rows if row.state is State.STORED]
-        self.failed = [
-            row
-            for row in rows
-            if row.state is not State.STORED
-            and (not self.by_daemon or row.attempts > self.asked[row.id].attempts)
-        ]
+        for row in rows:
+            if row.state is State.STORED:
+                self.repaired.append(fax_name(row))
+                self.amiss.discard(row.id)
+            elif not self.by_daemon or row.attempts > self.asked[row.id].attempts:
+                self.failed.append({"fax": fax_name(row), "error": row.last_error})
 
     def counts(self) -> dict[str, int]:
         return {
@@ -76,23 +73,14 @@ class VerifyReport:
     def shown(self) -> dict[str, Any]:
         return {
             **self.counts(),
-            "damaged": [
-                {
-                    "fax_id": one.row.fax_id,
-                    "path": one.row.file,
-                    "why": one.finding.why,
-                    "account": one.row.account,
-                    "user": one.row.user,
-                }
-                for one in self.damaged
-            ],
+            "damaged": self.damaged,
             "unknown": self.unknown,
             "unknown_files": self.unknown_files,
             "sweeps": self.sweeps,
             "requested": len(self.asked),
             "by_daemon": self.by_daemon,
-            "repaired": [fax_name(row) for row in self.repaired],
-            "failed": [{"fax": fax_name(row), "error": row.last_error} for row in self.failed],
+            "repaired": self.repaired,
+            "failed": self.failed,
             "refused": self.refused,
             "stopped": self.stopped,
         }
@@ -109,7 +97,7 @@ def verify(paths: Sequence[Path], *, repair: bool, taken: Sequence[str], as_json
             _fetch_again(settings, report)
     finally:  # what was found is said also when nothing can be fetched now
         answer(report.shown(), lambda: _print(report), as_json=as_json)
-    return report.exit_code
+    return 1 if report.amiss or report.refused else 0
 
 
 def _fetch_again(settings: Config, report: VerifyReport) -> None:
@@ -135,11 +123,12 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
         whole = await _audit(settings, ledger, report, named)
         wanted = named - whole
         if repair:
-            wanted |= {one.row.id for one in report.damaged}
+            wanted |= report.amiss
         if wanted:
             before = await ledger.read(faxes.some, list(wanted))
             requested = await ledger.write(jobs.fetch_again, list(wanted), bootstrap.now())
             report.asked = {row.id: row for row in before if row.id in requested}
+            report.amiss.update(report.asked)
             refused = [row for row in before if row.id not in report.asked]
             report.refused = sorted(f"{fax_name(row)}: {_why_not(row)}" for row in refused)
         report.refused += [
@@ -158,22 +147,23 @@ async def _audit(
         raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
     users = await ledger.read(streams.all_streams)
     report.sweeps = _sweeps([row for row in users if not row.removed])
-    total, checked = sum(row.stored for row in users), 0
+    total = sum(row.stored for row in users)
     whole = set()
     try:
         with closing(Storage(settings.storage)) as storage, progress("verifying") as show:
             await storage.prepare(storage_id)
             auditor = Auditor(ledger, storage, SystemClock())
             async for page in auditor.pages(thorough=True):
-                report.conditions.update(one.finding.condition for one in page)
-                report.damaged += [one for one in page if one.is_damaged]
-                whole |= named.intersection(
-                    one.row.id for one in page if one.finding.condition is Condition.OK
-                )
-                checked += len(page)
+                for one in page:
+                    report.found(one)
+                    if one.row.id in named and one.finding.condition is Condition.OK:
+                        whole.add(one.row.id)
+                checked = report.conditions.total()
                 show(checked, total, f"{checked:,} of {total:,}")
             async for file in auditor.strangers():
-                report.add_stranger(file)
+                report.unknown += 1
+                if len(report.unknown_files) < _STRANGERS_SHOWN:
+                    report.unknown_files.append(file)
     except (StorageUnusable, StorageConflict) as error:
         raise CannotStart(f"the files cannot be checked: {error}") from error
     return whole
@@ -217,10 +207,10 @@ async def _work(settings: Config, report: VerifyReport, storage_lock: StorageLoc
 def _print(report: VerifyReport) -> None:
     """Problems first; nothing of it is wrapped, so that paths can be copied."""
     for one in report.damaged:
-        say(f"damaged  {fax_name(one.row)}  {one.row.file}: {one.finding.why}", "bold red")
+        say(f"damaged  {name_of(one)}  {one['path']}: {one['why']}", "bold red")
     for fax in report.failed:
-        error = fax.last_error or "its account or the storage could not be used"
-        say(f"not fetched  {fax_name(fax)}: {error}", "bold red")
+        error = fax["error"] or "its account or the storage could not be used"
+        say(f"not fetched  {fax['fax']}: {error}", "bold red")
     for sentence in report.refused:
         say(f"not asked for  {sentence}", "bold red")
     for file in report.unknown_files:
