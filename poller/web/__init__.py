@@ -69,7 +69,9 @@ class StatusServer:
         self, http: HttpConfig, token: str | None, answers: Answers, clock: Clock | None = None
     ) -> None:
         self._http = http
-        self._token = token if token is None else self._hidden(token)
+        self._token: str | None = None
+        if token is not None:
+            self.take_token(token)
         self._answers = answers
         self._clock = clock or SystemClock()
         self._page, self._page_policy = _load_page()
@@ -81,12 +83,8 @@ class StatusServer:
 
     def take_token(self, token: str) -> None:
         """Want this token from now on, and no more the one before."""
-        self._token = self._hidden(token)
-
-    @staticmethod
-    def _hidden(token: str) -> str:
         log.register_secret(token)
-        return token
+        self._token = token
 
     @property
     def port(self) -> int:
