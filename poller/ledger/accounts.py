@@ -32,7 +32,8 @@ def _set_account(connection: Connection, app_id: str, **values: Any) -> None:
     connection.execute(update(accounts).where(accounts.c.app_id == app_id).values(**values))
 
 
-def _ensure_account(connection: Connection, app_id: str, account: str) -> AccountRow:
+def ensure(connection: Connection, app_id: str, account: str) -> AccountRow:
+    """Make the ledger know an account, under this name; an empty one leaves it as it is called."""
     row = one_account(connection, app_id)
     if row is None:
         connection.execute(insert(accounts).values(app_id=app_id, account=account))
@@ -46,7 +47,7 @@ def set_suspended(
     connection: Connection, app_id: str, account: str, until: datetime | None, reason: str | None
 ) -> None:
     """Record that the account is suspended, or with None that it is not."""
-    _ensure_account(connection, app_id, account)
+    ensure(connection, app_id, account)
     _set_account(connection, app_id, suspended_until=until, reason=reason)
 
 
@@ -57,7 +58,7 @@ def pause_clock(
 
     Returns for how many seconds it has stood still in all, the running pause included.
     """
-    row = _ensure_account(connection, app_id, account)
+    row = ensure(connection, app_id, account)
     since = row.paused_since
     # A clock that was set back must not shorten what has been counted.
     running_s = max(0.0, (now - since).total_seconds()) if since is not None else 0.0
@@ -67,16 +68,6 @@ def pause_clock(
     elif not paused and since is not None:
         _set_account(connection, app_id, paused_since=None, paused_s=total_s)
     return total_s
-
-
-def sync(connection: Connection, labels: dict[str, str]) -> None:
-    """Make the ledger know these accounts, by App ID, under these names."""
-    known = {row.app_id: row.account for row in connection.execute(select(accounts))}
-    for app_id, account in labels.items():
-        if app_id not in known:
-            connection.execute(insert(accounts).values(app_id=app_id, account=account))
-        elif known[app_id] != account:
-            _set_account(connection, app_id, account=account)
 
 
 def note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
@@ -109,7 +100,7 @@ def sign_in(connection: Connection, app_id: str) -> tuple[float, datetime] | Non
 
 def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime) -> None:
     """Keep the sign-in budget, which holds across restarts."""
-    _ensure_account(connection, app_id, "")
+    ensure(connection, app_id, "")
     _set_account(connection, app_id, sign_in_level=level, sign_in_at=at)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
@@ -55,19 +54,25 @@ def sync(
     """
     known = _by_users(connection, direction)
     asked = {(app_id, user_id): (account, name) for app_id, user_id, account, name in wanted}
-    new = [identity for identity in asked if identity not in known]
-    if new:
-        connection.execute(
-            insert(streams), [_new_stream(key, asked[key], direction, now) for key in new]
-        )
-    changed = [
-        {"key": row.id, **_labels(row, asked.get(identity))}
-        for identity, row in known.items()
-        if _differs(row, asked.get(identity))
+    new = [
+        {"app_id": app_id, "user_id": user_id, "account": account, "name": name}
+        | {"direction": direction, "our_first_seen": now}
+        for (app_id, user_id), (account, name) in asked.items()
+        if (app_id, user_id) not in known
     ]
+    if new:
+        connection.execute(insert(streams), new)
+    changed = []
+    for identity, row in known.items():
+        # One that is no longer configured keeps the labels under which operators knew it.
+        account, name = asked.get(identity, (row.account, row.user))
+        removed = identity not in asked
+        if (account, name, removed) != (row.account, row.user, row.removed):
+            changed.append({"key": row.id, "account": account, "name": name, "removed": removed})
     if changed:
-        connection.execute(_RELABEL, changed)
-    accounts.sync(connection, {app_id: account for app_id, _, account, _ in wanted})
+        connection.execute(update(streams).where(streams.c.id == bindparam("key")), changed)
+    for app_id, _, account, _ in wanted:
+        accounts.ensure(connection, app_id, account)
     if new or changed:
         known = _by_users(connection, direction)
     return [known[app_id, user_id] for app_id, user_id, _, _ in wanted]
@@ -76,34 +81,6 @@ def sync(
 def _by_users(connection: Connection, direction: Direction) -> dict[tuple[str, str], StreamRow]:
     rows = (row for row in all_streams(connection) if row.direction is direction)
     return {(row.app_id, row.user_id): row for row in rows}
-
-
-_RELABEL = (
-    update(streams)
-    .where(streams.c.id == bindparam("key"))
-    .values(
-        account=bindparam("to_account"), name=bindparam("to_name"), removed=bindparam("to_removed")
-    )
-)
-
-
-def _new_stream(
-    user: tuple[str, str], labels: tuple[str, str], direction: Direction, now: datetime
-) -> dict[str, Any]:
-    named = dict(zip(("app_id", "user_id", "account", "name"), (*user, *labels), strict=True))
-    return {**named, "direction": direction, "our_first_seen": now}
-
-
-def _labels(row: StreamRow, labels: tuple[str, str] | None) -> dict[str, Any]:
-    """A stream that is no longer configured keeps the labels under which operators knew them."""
-    account, name = labels or (row.account, row.user)
-    return {"to_account": account, "to_name": name, "to_removed": labels is None}
-
-
-def _differs(row: StreamRow, labels: tuple[str, str] | None) -> bool:
-    if labels is None:
-        return not row.removed
-    return row.removed or (row.account, row.user) != labels
 
 
 def streams_with_stored_per_hour(
