@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, case, func, insert, select, update
 
 from poller.ledger import meta
 from poller.ledger.rows import Backfill, BackfillFound
@@ -128,15 +128,17 @@ def found(connection: Connection, backfill: int) -> BackfillFound:
         faxes.c.first_window_start >= row.start - WIDENED_BY,
         faxes.c.first_window_end <= row.end + WIDENED_BY,
     )
-    tried = faxes.c.attempts > 0
-    wanted = select(faxes.c.state, tried, func.count()).where(mine).group_by(faxes.c.state, tried)
-    counts: dict[tuple[State, bool], int] = {
-        (state, bool(was_tried)): count for state, was_tried, count in connection.execute(wanted)
-    }
+    fate = case(
+        (faxes.c.state == State.STORED, "stored"),
+        (and_(faxes.c.state == State.PENDING, faxes.c.attempts == 0), "pending"),
+        (faxes.c.state != State.DISMISSED, "failed"),
+        else_="dismissed",
+    )
+    wanted = select(fate.label("fate"), func.count()).where(mine).group_by("fate")
+    counts: dict[str, int] = {row.fate: row[1] for row in connection.execute(wanted)}
     return BackfillFound(
         discovered=sum(counts.values()),
-        stored=sum(counts.get((State.STORED, tried), 0) for tried in (True, False)),
-        pending=counts.get((State.PENDING, False), 0),
-        failed=counts.get((State.PENDING, True), 0)
-        + sum(counts.get((State.QUARANTINED, tried), 0) for tried in (True, False)),
+        stored=counts.get("stored", 0),
+        pending=counts.get("pending", 0),
+        failed=counts.get("failed", 0),
     )

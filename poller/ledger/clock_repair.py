@@ -14,17 +14,11 @@ LONGEST_SLICE = timedelta(hours=12)
 
 def forget_far_future(connection: Connection, now: datetime) -> None:
     """Make due what is put off for longer than anything ever is: our clock had been ahead."""
-    connection.execute(update(jobs).where(jobs.c.due > now + LONGEST_ATTEMPT).values(due=now))
-    connection.execute(
-        update(streams)
-        .where(streams.c.refused_until > now + LONGEST_REFUSAL)
-        .values(refused_until=None)
-    )
-    connection.execute(
-        update(streams).where(streams.c.last_success_at > now).values(last_success_at=now)
-    )
-    connection.execute(
-        update(failed_slices)
-        .where(failed_slices.c.next_attempt_at > now + LONGEST_SLICE)
-        .values(next_attempt_at=now)
-    )
+    for column, longest, instead in (
+        (jobs.c.due, LONGEST_ATTEMPT, now),
+        (streams.c.refused_until, LONGEST_REFUSAL, None),
+        (streams.c.last_success_at, timedelta(0), now),
+        (failed_slices.c.next_attempt_at, LONGEST_SLICE, now),
+    ):
+        wrong = update(column.table).where(column > now + longest)
+        connection.execute(wrong.values({column: instead}))
