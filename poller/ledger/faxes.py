@@ -93,7 +93,7 @@ _JOBS = insert(jobs).from_select(
 )
 _MINE = faxes.c.id == bindparam("this")
 _ONE = FAX.where(_MINE)
-_SET = update(faxes).where(_MINE)
+SET_FAX = update(faxes).where(_MINE)
 _REMEMBER = insert(attempts)
 FORGET_OLD = delete(attempts).where(
     attempts.c.fax == bindparam("this"),
@@ -415,7 +415,7 @@ def stored_per_hour(connection: Connection, since: datetime) -> list[tuple[int, 
 
 
 def set_fax(connection: Connection, fax: int, **values: Any) -> None:
-    connection.execute(_SET, {"this": fax, **values})
+    connection.execute(SET_FAX, {"this": fax, **values})
 
 
 def remember(

@@ -6,10 +6,9 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Update, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, and_, bindparam, delete, insert, select, update
 
 from poller.ledger import meta
 from poller.ledger.tables import backfills, coverage, failed_slices, streams
@@ -32,14 +31,10 @@ _FAILED = (
     .where(failed_slices.c.stream.in_(_THESE))
     .order_by(failed_slices.c.stream, failed_slices.c.start, failed_slices.c.end)
 )
-_GROW = (
-    update(coverage)
-    .where(coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start"))
-    .values(start=bindparam("to_start"), end=bindparam("to_end"))
-)
-_UNCOVER = delete(coverage).where(
-    coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start")
-)
+_SET = update(streams).where(streams.c.id == bindparam("key"))
+_HELD = and_(coverage.c.stream == bindparam("key"), coverage.c.start == bindparam("held_start"))
+_GROW = update(coverage).where(_HELD)
+_UNCOVER = delete(coverage).where(_HELD)
 _COVER = insert(coverage)
 _FORGET = delete(failed_slices).where(
     failed_slices.c.stream == bindparam("key"),
@@ -47,12 +42,6 @@ _FORGET = delete(failed_slices).where(
     failed_slices.c.end == bindparam("held_end"),
 )
 _FAIL = insert(failed_slices)
-
-
-@lru_cache
-def _set(names: tuple[str, ...]) -> Update:
-    values: dict[str, Any] = {name: bindparam(f"to_{name}") for name in names}
-    return update(streams).where(streams.c.id == bindparam("key")).values(values)
 
 
 def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -144,10 +133,9 @@ def _write_scalars(
         was, now = vars(before[stream]), vars(progress_now)
         names = tuple(name for name in _COLUMNS if now[name] is not was[name] != now[name])
         if names:
-            row = {f"to_{name}": now[name] for name in names}
-            changed[names].append({"key": stream} | row)
-    for names, rows in changed.items():
-        connection.execute(_set(names), rows)
+            changed[names].append({"key": stream} | {name: now[name] for name in names})
+    for rows in changed.values():
+        connection.execute(_SET, rows)
 
 
 def _write_coverage(
@@ -163,7 +151,7 @@ def _write_coverage(
         won = [one for one in now if one not in was]
         if len(lost) == len(won) == 1:
             key = {"key": stream, "held_start": lost[0].start}
-            grown.append(key | {"to_start": won[0].start, "to_end": won[0].end})
+            grown.append(key | {"start": won[0].start, "end": won[0].end})
             continue
         gone += [{"key": stream, "held_start": one.start} for one in lost]
         new += [{"stream": stream, "start": one.start, "end": one.end} for one in won]

@@ -26,6 +26,7 @@ from poller.ledger.faxes import (
     COUNT,
     FAX,
     FORGET_OLD,
+    SET_FAX,
     TO_FETCH,
     count,
     moved,
@@ -50,7 +51,6 @@ from poller.ledger.tables import (
     streams,
 )
 
-_AS_STORED = (*("stored_at", "attempts", "file", "format", "bytes", "sha256", "pages", "damaged"),)
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
 
 # Said in every query of what is due, so that SQLite may use the index of nothing else.
@@ -58,7 +58,6 @@ _DUE = and_(jobs.c.kind == JobKind.FETCH, jobs.c.due.is_not(None))
 
 # What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
 # to find it among those that it has compiled than SQLite to carry it out.
-_MINE = faxes.c.id == bindparam("this")
 _JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == JobKind.FETCH)
 _HELD = select(
     *(faxes.c[name] for name in ("id", "stream", "state", "attempts")),
@@ -67,13 +66,13 @@ _HELD = select(
 _FENCE = (
     select(jobs.c.fence).join_from(jobs, streams).where(_JOB, _DUE, streams.c.removed.is_(False))
 )
-_SET_STAGED = update(faxes).where(_MINE).values(staged=bindparam("to_staged"))
-_SET_STORED = (
-    update(faxes)
-    .where(_MINE)
-    .values(state=State.STORED, refetch=False, damage=None, dismissed_at=None, dismiss_reason=None)
-    .values(staged=None)
-    .values({name: bindparam(f"to_{name}") for name in _AS_STORED})
+_SET_STORED = SET_FAX.values(
+    state=State.STORED,
+    refetch=False,
+    damage=None,
+    dismissed_at=None,
+    dismiss_reason=None,
+    staged=None,
 )
 _SET_JOB = update(jobs).where(_JOB)
 _DONE = delete(jobs).where(_JOB)
@@ -113,19 +112,16 @@ class Failure:
 # -- what is due -----------------------------------------------------------------------------------
 
 
-def _has_waiting(app_id: str) -> Any:
-    return and_(
-        streams.c.app_id == app_id,
-        streams.c.removed.is_(False),
-        streams.c.pending + streams.c.quarantined > 0,
-    )
-
-
 def streams_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
     """Return the account's streams, but for removed ones, that have a fax to be fetched now."""
     due = select(jobs.c.id).where(jobs.c.stream == streams.c.id, _DUE, jobs.c.due <= now).exists()
-    wanted = select(streams.c.id).where(_has_waiting(app_id), due)
-    return list(connection.scalars(wanted.order_by(streams.c.id)))
+    wanted = (
+        select(streams.c.id)
+        .where(streams.c.app_id == app_id, streams.c.removed.is_(False), due)
+        .where(streams.c.pending + streams.c.quarantined > 0)
+        .order_by(streams.c.id)
+    )
+    return list(connection.scalars(wanted))
 
 
 def due(
@@ -171,7 +167,7 @@ def pending_paths(connection: Connection) -> list[str]:
 
 def staged(connection: Connection, items: Sequence[tuple[int, Staged | None]]) -> None:
     """Record the tickets of faxes that are published next, or with None that they have none."""
-    connection.execute(_SET_STAGED, [{"this": fax, "to_staged": one} for fax, one in items])
+    connection.execute(SET_FAX, [{"this": fax, "staged": one} for fax, one in items])
 
 
 def stored(connection: Connection, items: Sequence[Stored]) -> None:
@@ -207,8 +203,8 @@ def _is_held(item: Stored, row: Any) -> bool:
 
 
 def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
-    values = {"stored_at": item.now, "attempts": attempts_before + 1, **vars(item.file)}
-    return {"this": item.fax, **{f"to_{name}": value for name, value in values.items()}}
+    counted = {"stored_at": item.now, "attempts": attempts_before + 1}
+    return {"this": item.fax, **counted, **vars(item.file)}
 
 
 def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> None:

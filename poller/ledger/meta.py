@@ -18,10 +18,8 @@ def value(connection: Connection, name: str) -> str | None:
 
 def keep(connection: Connection, name: str, wanted: str) -> None:
     """Keep `wanted` under this name."""
-    if (
-        connection.execute(update(meta).where(meta.c.name == name).values(value=wanted)).rowcount
-        == 0
-    ):
+    changed = connection.execute(update(meta).where(meta.c.name == name).values(value=wanted))
+    if changed.rowcount == 0:
         connection.execute(meta.insert().values(name=name, value=wanted))
 
 

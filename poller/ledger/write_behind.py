@@ -7,8 +7,7 @@ nothing, and no fax hangs on it. Rows, counts and failures are never put off.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-
-from sqlalchemy import Connection
+from typing import Any
 
 from poller.errors import LedgerUnavailable
 from poller.ledger import fold
@@ -43,7 +42,7 @@ class WriteBehind:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FOR_S, self.write_down)
 
-    def write_down(self) -> "asyncio.Future[None] | None":
+    def write_down(self) -> "asyncio.Future[Any] | None":
         """Ask for what was said so far to be written, before whatever is asked for next."""
         if self._timer is not None:
             self._timer.cancel()
@@ -51,17 +50,13 @@ class WriteBehind:
         if not self._said or self._writer is None or self._writer.ended:
             return None
         said, self._said = self._said, {}
-        written = self._writer.ask(lambda connection: _write(connection, said))
+        written = self._writer.ask(lambda connection: fold.record_all(connection, said))
         written.add_done_callback(lambda written: self._written(written, said))
         return written
 
     def _written(
-        self, written: "asyncio.Future[None]", said: Mapping[int, Sequence[StreamEvent]]
+        self, written: "asyncio.Future[Any]", said: Mapping[int, Sequence[StreamEvent]]
     ) -> None:
         self._is_failing = written.cancelled() or written.exception() is not None
         if self._is_failing:
             self.lost.update(said)
-
-
-def _write(connection: Connection, said: Mapping[int, Sequence[StreamEvent]]) -> None:
-    fold.record_all(connection, said)
