@@ -165,9 +165,9 @@ async def _believed(
     which is for an operator to mend.
     """
     unknown = await ledger.read(sidecar_import.unknown, found)
-    trouble = await storage.ask(
-        lambda store: {place: store.trouble(found[place]) for place in unknown}
-    )
+    images = [(found[place].stored, found[place].origin.identity) for place in unknown]
+    seen = await storage.look(images, thorough=True)
+    trouble = {place: one.image_trouble for place, one in zip(unknown, seen, strict=True)}
     for place, why in trouble.items():
         if why is not None and found[place].visible:
             done.damaged.add(found[place].stored.file, why)

@@ -70,11 +70,9 @@ def _create(name: str, root: int) -> None:
                 "the service's user"
             ) from error
         raise
-    try:
+    with syscalls.held(fd):
         syscalls.write(fd, _CONTENT)
         syscalls.sync_file(fd)
-    finally:
-        syscalls.close(fd)
 
 
 def _require_mode(found: int, wanted: int, what: str) -> None:
@@ -110,15 +108,10 @@ def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
     wanted = folder.DIRECTORY_MODES[config.consumers]
     with _needs("does not let poller set a directory's mode (chmod): mount it so that it does"):
         fd, _ = folder.enter(root, name, wanted)
-    try:
+    with syscalls.held(fd):
         _require_mode(syscalls.status(fd).st_mode, wanted, "directory")
-        file = syscalls.create(".file", fd)
-        try:
+        with syscalls.held(syscalls.create(".file", fd)) as file:
             group, its_own = syscalls.status(fd).st_gid, syscalls.status(file).st_gid
-        finally:
-            syscalls.close(file)
-    finally:
-        syscalls.close(fd)
     if group != its_own:
         raise _Lack(
             f"gives files group {its_own} in directories of group {group}, whose members could not "

@@ -187,16 +187,11 @@ class Directory:  # more than 20 methods: the verbs of a store
 
     def visible_files(self, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
         with self._root() as root:
-            files, below = inspection.visible_files(root, directory)
-        return list(inspection.paths_of(directory, files)), below
+            return inspection.visible_files(root, directory)
 
     def walk(self) -> Generator[FoundSidecar | Unreadable, None, None]:
         with self._root() as root:
             yield from survey.walk(root)
-
-    def trouble(self, found: FoundSidecar) -> str | None:
-        with self._root() as root:
-            return survey.trouble(root, found)
 
     # -- directories -------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """One fax on its way into the store, from its first byte to its sidecar."""
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from threading import Lock
-from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from poller.documents import Document, Staged, StoredFile
 from poller.errors import StorageHung
@@ -31,7 +31,7 @@ class Berth:
     release: Callable[[], None]
 
 
-class Draft:  # more than 20 methods: half of them are steps that run in a thread
+class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half are a thread's
     """An async context manager that leaves no rests.
 
     `settle` what has a ticket, `resume` what has none; else `reset`, `write`…, `stage_if` or `check`
@@ -57,15 +57,7 @@ class Draft:  # more than 20 methods: half of them are steps that run in a threa
         self._lock = Lock()
         self._left = False  # by everybody but a thread that hangs: it closes when it ends
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._batch.clear()
         self._left = True
         if isinstance(error, StorageHung) and self._lock.locked():

@@ -44,8 +44,7 @@ class Names:
         name = f".{self.base}.{self.run}{suffix}"
         if len(os.fsencode(name)) <= _NAME_MAX:
             return name
-        hashed = hashlib.sha256(os.fsencode(self.base)).hexdigest()[:16]
-        return f".{self.base[:40]}~{hashed}.{self.run}{suffix}"
+        return f".{_shortened(self.base)}.{self.run}{suffix}"
 
     @property
     def sidecar(self) -> str:
@@ -63,8 +62,11 @@ class Names:
         kept = f"{DAMAGED}{name}" if number == 1 else f"{DAMAGED}{number}-{name}"
         if len(os.fsencode(kept)) <= _NAME_MAX:
             return kept
-        hashed = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        return f"{DAMAGED}{number}-{name[:40]}~{hashed}{name[-5:]}"
+        return f"{DAMAGED}{number}-{_shortened(name)}{name[-5:]}"
+
+
+def _shortened(name: str) -> str:
+    return f"{name[:40]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def is_dot_file(name: str, *, of_run: str | None = None) -> bool:

@@ -1,7 +1,6 @@
 """Look whether what should be on the disk is there: well, taken away, or damaged. Changes nothing."""
 
 import errno
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -58,14 +57,18 @@ class Finding:
         return self.image is None and self.sidecar == _MISSING
 
     @property
-    def has_image(self) -> bool:
-        """Whether an image is there, its own or another."""
-        return self.image != _MISSING
-
-    @property
     def in_transit(self) -> bool:
         """Whether it looks like one that is being taken away now: the image first."""
         return self.image == _MISSING and self.sidecar is None
+
+    @property
+    def image_trouble(self) -> str | None:
+        """Say what is wrong with the image of a sidecar that no row tells of."""
+        if self.image == _MISSING:
+            return "the image is not there"
+        if self.image is not None and self.image.startswith("the image cannot be read"):
+            return "the image cannot be read"
+        return None if self.image is None else "the image has another hash"
 
     @property
     def why(self) -> str | None:
@@ -119,13 +122,7 @@ def _sidecar_trouble(folder: Folder, stored: StoredFile, identity: Identity) -> 
             described = sidecars.decode(syscalls.read_all(fd), folder.path)
     except OSError as error:
         return _unreadable("sidecar", error)
-    if described is None:
-        return "the sidecar is not one that poller writes"
-    if not described[0].is_same(identity):
-        return "the sidecar is of another fax"
-    if described[1].sha256 != stored.sha256:
-        return "the sidecar describes another image"
-    return None
+    return sidecars.mismatch(described, stored, identity)
 
 
 def _unreadable(what: str, error: OSError) -> str:
@@ -136,8 +133,11 @@ def _unreadable(what: str, error: OSError) -> str:
     return f"the {what} cannot be read: {error.strerror}"
 
 
-def visible_files(root: int, directory: str) -> tuple[list[str], list[str]]:
-    """List the visible files and directories of one directory of the storage, by name."""
+def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """List the visible files of one directory of the storage, and the names of the directories in it.
+
+    Each file comes with the path of the fax that it can belong to.
+    """
     try:
         fd = open_directory(root, directory)
     except FileNotFoundError:  # it was removed just now
@@ -146,22 +146,19 @@ def visible_files(root: int, directory: str) -> tuple[list[str], list[str]]:
         if directory == "" or error.errno in _WHOLE_STORAGES_FAULT:
             raise
         return [], []  # what the ledger knows of it is called damaged
-    try:
+    with syscalls.held(fd):
         found = [name for name in syscalls.names(fd) if _is_visible(name, directory)]
         below = {name for name in found if syscalls.is_directory(name, fd)}
-    finally:
-        syscalls.close(fd)
-    return sorted(set(found) - below), sorted(below)
+    files = (f"{directory}/{name}".lstrip("/") for name in sorted(set(found) - below))
+    return [(file, _path_of(file)) for file in files], sorted(below)
 
 
 def _is_visible(name: str, directory: str) -> bool:
     return not name.startswith(".") and not (directory == "" and name in NOT_OURS)
 
 
-def paths_of(directory: str, names: list[str]) -> Iterator[tuple[str, str]]:
-    """Give each file with the path of the fax that it can belong to, or itself."""
-    for name in names:
-        file = f"{directory}/{name}" if directory else name
-        base, dot, extension = file.rpartition(".")
-        is_ours = f"{dot}{extension}" in {".json", *sidecars.EXTENSIONS.values()}
-        yield file, base if is_ours else file
+def _path_of(file: str) -> str:
+    """Give the path of the fax that a file can belong to, or of itself."""
+    base, dot, extension = file.rpartition(".")
+    is_ours = f"{dot}{extension}" in {".json", *sidecars.EXTENSIONS.values()}
+    return base if is_ours else file

@@ -29,10 +29,8 @@ def opened(directory: Path) -> Iterator[int]:
         raise StorageUnusable(f"{directory} is not a directory") from error
     except OSError as error:
         raise unusable(directory, error) from error
-    try:
+    with syscalls.held(fd):
         yield fd
-    finally:
-        syscalls.close(fd)
 
 
 @contextmanager
@@ -158,12 +156,11 @@ def _sync_name(directory: Path) -> None:
 
     A user who may not open the directory above it has not made it.
     """
-    with suppress(PermissionError):
-        parent = syscalls.open_root(str(directory.parent))
-        try:
-            _sync_if_able(parent)
-        finally:
-            syscalls.close(parent)
+    with (
+        suppress(PermissionError),
+        syscalls.held(syscalls.open_root(str(directory.parent))) as parent,
+    ):
+        _sync_if_able(parent)
 
 
 def _sync_if_able(fd: int) -> None:

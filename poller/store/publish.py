@@ -211,7 +211,7 @@ def holds(stored: StoredFile) -> IsSame:
 def describes(folder: Folder, stored: StoredFile, identity: Identity) -> IsSame:
     def is_same(fd: int) -> bool:
         found = sidecars.decode(syscalls.read_all(fd), folder.path)
-        return found is not None and found[0].is_same(identity) and found[1].sha256 == stored.sha256
+        return sidecars.mismatch(found, stored, identity) is None
 
     return is_same
 

@@ -50,17 +50,14 @@ def taken_up(store: Store, stored: StoredFile) -> Spool | None:
 
 def adopted(store: Store, path: str, identity: Identity) -> StoredFile | None:
     """Take the pair of a fax that only lacks its row, as after a ledger was lost."""
-    stored = _described(store, path, identity)
-    if stored is None or not store.look(stored, identity, thorough=True).is_well:
+    found = sidecars.decode(store.read(f"{path}.json") or b"", path)
+    if found is None or not found[0].is_same(identity):
+        return None
+    stored = found[1]
+    if not store.look(stored, identity, thorough=True).is_well:
         return None
     store.secure(stored)
     return stored
-
-
-def _described(store: Store, path: str, identity: Identity) -> StoredFile | None:
-    """Read what the sidecar says of its image, if it is one of this fax."""
-    found = sidecars.decode(store.read(f"{path}.json") or b"", path)
-    return found[1] if found is not None and found[0].is_same(identity) else None
 
 
 def placed(

@@ -90,6 +90,19 @@ def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
         return None
 
 
+def mismatch(
+    described: tuple[Identity, StoredFile] | None, stored: StoredFile, identity: Identity
+) -> str | None:
+    """Say why what `decode` gave is not the sidecar of this fax and image; None when it is."""
+    if described is None:
+        return "the sidecar is not one that poller writes"
+    if not described[0].is_same(identity):
+        return "the sidecar is of another fax"
+    if described[1].sha256 != stored.sha256:
+        return "the sidecar describes another image"
+    return None
+
+
 def describe(data: bytes, path: str) -> tuple[Origin, StoredFile, datetime]:
     """Read all that a sidecar says: where the fax came from, its file, when that was stored.
 

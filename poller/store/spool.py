@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
-from poller.documents import Document, DocumentFormat, StoredFile
+from poller.documents import Document, StoredFile
 from poller.errors import StorageConflict
 from poller.store import syscalls
 from poller.store.folder import Folder
@@ -29,10 +29,6 @@ class Spool:
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
-
-    @property
-    def path(self) -> str:
-        return self.folder.path
 
     def restart(self) -> None:
         """Begin with an empty file."""
@@ -69,15 +65,12 @@ class Spool:
             syscalls.sync_file(fd)
             self._fd = None
             syscalls.close_written(fd)
-        return self._stored(document.format, document.pages, damaged=damaged)
-
-    def _stored(self, form: DocumentFormat, pages: int | None, *, damaged: bool) -> StoredFile:
         return StoredFile(
-            file=self.path + EXTENSIONS[form],
-            format=form,
+            file=self.folder.path + EXTENSIONS[document.format],
+            format=document.format,
             bytes=self._bytes,
             sha256=self._hash.hexdigest(),
-            pages=pages,
+            pages=document.pages,
             damaged=damaged,
         )
 
@@ -87,7 +80,10 @@ class Spool:
 
     def discard(self) -> None:
         """Throw the dot-file away; a placed image stays."""
-        self._close_fd()
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with suppress(OSError):
+                syscalls.close(fd)
         syscalls.unlink(self.folder.names.dot_image, self.folder.fd)
 
     def close(self) -> None:
@@ -95,12 +91,6 @@ class Spool:
         with suppress(OSError):  # the next run removes it
             self.discard()
         self.folder.close()
-
-    def _close_fd(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            with suppress(OSError):
-                syscalls.close(fd)
 
     def _open_fd(self) -> int:
         if self._fd is None:

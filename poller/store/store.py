@@ -105,6 +105,3 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
 
     def walk(self) -> Generator[FoundSidecar | Unreadable, None, None]:
         """Give every sidecar, visible or staged."""
-
-    def trouble(self, found: FoundSidecar) -> str | None:
-        """Say what is wrong with the image of a sidecar; None when it has its hash."""

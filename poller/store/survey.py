@@ -1,13 +1,12 @@
 """What lies in the storage by its sidecars, for a ledger that has to be rebuilt; blocks."""
 
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISREG
 
 from poller.documents import StoredFile
-from poller.store import inspection, sidecars, syscalls
+from poller.store import sidecars, syscalls
 from poller.store.folder import SIDECAR_PART, open_directory, staged_base
 from poller.store.sidecars import Origin
 from poller.stream import Stream
@@ -57,21 +56,12 @@ def walk(root: int) -> Generator[FoundSidecar | Unreadable, None, None]:
             fd = open_directory(root, here)
         except FileNotFoundError:  # a consumer removed it just now, empty
             continue
-        try:
+        with syscalls.held(fd):
             for name in syscalls.names(fd):
-                path = f"{here}/{name}" if here else name
                 if name.endswith((_SIDECAR, SIDECAR_PART)):
                     yield from _sidecar(fd, here, name)
-                elif not name.startswith(".") and _is_directory(fd, name):
-                    waiting.append(path)
-        finally:
-            syscalls.close(fd)
-
-
-def _is_directory(fd: int, name: str) -> bool:
-    with suppress(FileNotFoundError):  # a consumer took it away just now
-        return S_ISDIR(syscalls.status_of(name, fd).st_mode)
-    return False
+                elif not name.startswith(".") and syscalls.is_directory(name, fd):
+                    waiting.append(f"{here}/{name}" if here else name)
 
 
 def _sidecar(fd: int, here: str, name: str) -> Iterator[FoundSidecar | Unreadable]:
@@ -94,15 +84,3 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[FoundSidecar | Unreadabl
             yield Unreadable(f"{path}{_SIDECAR}", str(error))
         return
     yield FoundSidecar(path, *found, visible=visible)
-
-
-def trouble(root: int, found: FoundSidecar) -> str | None:
-    """Say what is wrong with the image that the sidecar is about; None when it has its hash."""
-    seen = inspection.look(root, found.stored, found.origin.identity, thorough=True)
-    if seen.image is None:
-        return None
-    if not seen.has_image:
-        return "the image is not there"
-    if seen.image.startswith("the image cannot be read"):
-        return "the image cannot be read"
-    return "the image has another hash"

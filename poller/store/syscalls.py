@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -66,23 +66,22 @@ def open_file(name: str, at: int) -> int:
 
 
 @contextmanager
-def reading(name: str, at: int) -> Iterator[int]:
+def held(fd: int) -> Iterator[int]:
+    """Close a descriptor in the end."""
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
+def reading(name: str, at: int) -> AbstractContextManager[int]:
     """Hold a regular file open for reading."""
-    fd = open_file(name, at)
-    try:
-        yield fd
-    finally:
-        close(fd)
+    return held(open_file(name, at))
 
 
-@contextmanager
-def listing(name: str, at: int) -> Iterator[int]:
+def listing(name: str, at: int) -> AbstractContextManager[int]:
     """Hold a directory open."""
-    fd = open_directory(name, at)
-    try:
-        yield fd
-    finally:
-        close(fd)
+    return held(open_directory(name, at))
 
 
 def create_synced(name: str, at: int, data: bytes) -> None:

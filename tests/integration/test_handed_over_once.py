@@ -13,7 +13,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ledger import State, jobs
 from poller.simulator import Simulator
-from poller.store import survey, syscalls
+from poller.store import syscalls
 from poller.store.threads import HUNG_S
 from tests.conftest import pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
@@ -145,14 +145,14 @@ async def test_directory_that_vanishes_during_a_survey_does_not_end_it(
     assert await fetch(runtime, fax) is Outcome.STORED
     empty = runtime.config.storage.directory / "empty"
     empty.mkdir()
-    real = survey._is_directory
+    real = syscalls.is_directory
 
-    def then_gone(fd: int, name: str) -> bool:
-        found = real(fd, name)
+    def then_gone(name: str, at: int) -> bool:
+        found = real(name, at)
         if name == "empty":
             Path(empty).rmdir()
         return found
 
-    monkeypatch.setattr(survey, "_is_directory", then_gone)
+    monkeypatch.setattr(syscalls, "is_directory", then_gone)
     found = [one async for batch in runtime.services.storage.sidecars() for one in batch]
     assert len(found) == 1
