@@ -9,7 +9,7 @@ from pathlib import Path
 from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
-from poller.ledger import Ledger, meta, replacement, sidecar_import, streams
+from poller.ledger import Ledger, backend_at, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable
@@ -78,7 +78,7 @@ async def rebuild(
         if storage_lock is not None:
             storage_lock.take(marker)
         making = await in_own_thread(
-            "rebuild", lambda: replacement(settings.state_url, settings.state_directory)
+            "rebuild", backend_at(settings.state_url, settings.state_directory).replace
         )
         done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
         try:

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from poller import ledger
 from poller.cli import bootstrap
 from poller.errors import LedgerUnavailable
+from poller.ledger import backend_at
 
 
 def backup(paths: Sequence[Path], *, target: Path) -> int:
@@ -14,7 +14,7 @@ def backup(paths: Sequence[Path], *, target: Path) -> int:
     target = target.absolute()
     settings, owner = bootstrap.load_as_owner(paths)
     try:
-        size = asyncio.run(ledger.backup(settings.state_url, target))
+        size = asyncio.run(backend_at(settings.state_url).backup(target))
     except LedgerUnavailable as error:
         if owner is None or not isinstance(error.__cause__, PermissionError):
             raise

@@ -1,7 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database that callers do not see."""
 
 from poller.ledger.backend import Hung, Stopped
-from poller.ledger.ledger import Ledger, backup, replacement
+from poller.ledger.ledger import Ledger, backend_at
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -33,6 +33,5 @@ __all__ = [
     "Stopped",
     "StreamRow",
     "Waiting",
-    "backup",
-    "replacement",
+    "backend_at",
 ]

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import fold, meta, schema
-from poller.ledger.backend import Backend, Replacement, snapshot_is_due
+from poller.ledger.backend import Backend, snapshot_is_due
 from poller.ledger.rows import Health
 from poller.ledger.sqlite.sqlite_backend import SqliteBackend
 from poller.ledger.write_behind import WriteBehind
@@ -35,21 +35,11 @@ READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 def backend_at(
     url: str, directory: Path | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S
 ) -> Backend:
-    """Choose the database by its `url`; its copies are in `directory`, or else beside it."""
-    return SqliteBackend.at(url, directory, busy_timeout_s=busy_timeout_s)
+    """Choose the database by its `url`; its copies are in `directory`, or else beside it.
 
-
-def replacement(url: str, directory: Path | None) -> Replacement:
-    """Begin a new ledger in place of the one at `url`; blocking. Raises as `Ledger.open`."""
-    return backend_at(url, directory).replace()
-
-
-async def backup(url: str, target: Path) -> int:
-    """Copy the ledger at `url` to a new file, beside a daemon too; its size in bytes.
-
-    Raises CannotStart or LedgerUnavailable, both in a sentence.
+    Raises CannotStart for what names none.
     """
-    return await backend_at(url).backup(target)
+    return SqliteBackend.at(url, directory, busy_timeout_s=busy_timeout_s)
 
 
 class Ledger(AbstractAsyncContextManager["Ledger"]):
@@ -99,7 +89,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             return cls(backend, None)
         writer = Writer(backend.writer(), backend.where, monotonic=monotonic)
         try:
-            created = await writer.run(schema.migrate)
+            created = await writer.ask(schema.migrate)
         except BaseException as error:
             await writer.close()
             if isinstance(error, LedgerUnavailable):
@@ -148,7 +138,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         **kwargs: P.kwargs,
     ) -> T:
         """Run `command` in a transaction; when this returns, what it wrote is durable."""
-        return await self._ready_writer().run(
+        return await self._ready_writer().ask(
             lambda connection: command(connection, *args, **kwargs)
         )
 

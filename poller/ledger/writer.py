@@ -61,12 +61,11 @@ class Writer:
     def ended(self) -> bool:
         return self._closing or self._task.done()
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction; a caller that is cancelled does not cancel the write."""
-        return await self.ask(work)
-
     def ask(self, work: Callable[[Connection], T]) -> "asyncio.Future[T]":
-        """Have `work` run in a transaction, after what was asked for before."""
+        """Have `work` run in a transaction, after what was asked for before.
+
+        A caller that is cancelled does not cancel the write.
+        """
         return self._add(self._new(lambda connection, _: work(connection)), None)
 
     def ask_together(

@@ -18,7 +18,7 @@ import pytest
 from poller import state_directory
 from poller.daemon.ledger_check import LedgerCheck
 from poller.errors import CannotStart, LedgerUnavailable
-from poller.ledger import Ledger, NewFax, backup, faxes, replacement, streams
+from poller.ledger import Ledger, NewFax, backend_at, faxes, streams
 from poller.ledger.sqlite import snapshots
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import HELD_S
@@ -110,7 +110,7 @@ async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_co
     assert snapshot.name == "ledger.db.snapshot-1"
     assert others(path) == set()
     path.unlink()
-    new = replacement(url, directory)
+    new = backend_at(url, directory).replace()
     assert new.base.source == snapshot
     new.abandon()
     async with await Ledger.open(url, directory=directory) as ledger:
@@ -367,7 +367,7 @@ async def test_a_backup_is_made_beside_the_writer(
 ) -> None:
     await grow(ledger, 5)
     target = tmp_path / "copy.db"
-    assert await backup(f"sqlite:///{path}", target) == target.stat().st_size
+    assert await backend_at(f"sqlite:///{path}").backup(target) == target.stat().st_size
     assert faxes_in(target) == 5
     assert target.stat().st_mode & 0o777 == 0o600
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
@@ -377,10 +377,10 @@ async def test_a_backup_overwrites_nothing(ledger: Ledger, path: Path, tmp_path:
     target = tmp_path / "copy.db"
     target.write_text("mine")
     with pytest.raises(CannotStart, match="is there already"):
-        await backup(f"sqlite:///{path}", target)
+        await backend_at(f"sqlite:///{path}").backup(target)
     (tmp_path / "dangling.db").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CannotStart, match="is there already"):
-        await backup(f"sqlite:///{path}", tmp_path / "dangling.db")
+        await backend_at(f"sqlite:///{path}").backup(tmp_path / "dangling.db")
     assert target.read_text() == "mine"
 
 
@@ -390,7 +390,7 @@ async def test_a_backup_overwrites_nothing_that_appears_while_it_is_made(
     target = tmp_path / "copy.db"
     monkeypatch.setattr(snapshots, "sync", lambda _: target.write_text("mine"))
     with pytest.raises(CannotStart, match="is there already"):
-        await backup(f"sqlite:///{path}", target)
+        await backend_at(f"sqlite:///{path}").backup(target)
     assert target.read_text() == "mine"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
 
@@ -405,7 +405,7 @@ async def test_a_backup_that_failed_leaves_nothing(
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(snapshots, "sync", refuse)
     with pytest.raises(LedgerUnavailable):
-        await backup(f"sqlite:///{path}", tmp_path / "copies" / "copy.db")
+        await backend_at(f"sqlite:///{path}").backup(tmp_path / "copies" / "copy.db")
     assert not list((tmp_path / "copies").iterdir())
 
 
@@ -420,7 +420,9 @@ async def test_a_backup_that_is_interrupted_leaves_nothing(
 
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(snapshots, "_copy", held)
-    copying = asyncio.create_task(backup(f"sqlite:///{path}", tmp_path / "copies" / "copy.db"))
+    copying = asyncio.create_task(
+        backend_at(f"sqlite:///{path}").backup(tmp_path / "copies" / "copy.db")
+    )
     await asyncio.to_thread(begun.wait, 60)
     assert list((tmp_path / "copies").iterdir())
     copying.cancel()
@@ -437,7 +439,7 @@ async def test_a_backup_goes_to_a_file_system_without_links(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    await backup(f"sqlite:///{path}", tmp_path / "copy.db")
+    await backend_at(f"sqlite:///{path}").backup(tmp_path / "copy.db")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]
 
 
@@ -446,12 +448,12 @@ async def test_a_backup_of_nothing_or_of_a_damaged_ledger_is_refused(
 ) -> None:
     target = tmp_path / "copy.db"
     with pytest.raises(CannotStart, match="there is no ledger"):
-        await backup(f"sqlite:///{tmp_path}/none.db", target)
+        await backend_at(f"sqlite:///{tmp_path}/none.db").backup(target)
     with pytest.raises(LedgerUnavailable, match="No such file or directory"):
-        await backup(f"sqlite:///{path}", tmp_path / "none" / "copy.db")
+        await backend_at(f"sqlite:///{path}").backup(tmp_path / "none" / "copy.db")
     break_index(path)
     with pytest.raises(CannotStart, match="is damaged"):
-        await backup(f"sqlite:///{path}", target)
+        await backend_at(f"sqlite:///{path}").backup(target)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["state"]
 
 

@@ -58,8 +58,20 @@ class FileReplacement:
         The journal of the old one, which would be replayed into the new one, goes aside before that
         comes.
         """
-        with snapshots.mapped(self.path):
-            return _install(self.path, now)
+        path, new, aside = self.path, _being_made(self.path), None
+        with snapshots.mapped(path):
+            journal_of(new).unlink(missing_ok=True)
+            state_directory.sync(new)
+            if os.path.lexists(path):
+                aside = _keep_aside(path, now)
+            journal = journal_of(path)
+            if journal.exists() and journal.stat().st_size > 0:
+                journal.rename(journal_of(aside or _free_name(path, now)))
+                state_directory.sync(path.parent)
+            journal.unlink(missing_ok=True)
+            new.rename(path)
+            state_directory.sync(path.parent)
+        return aside
 
 
 # -- what it begins with -------------------------------------------------------------------------
@@ -149,22 +161,6 @@ def _abandon(path: Path) -> None:
 
 
 # -- taking its place ------------------------------------------------------------------------------
-
-
-def _install(path: Path, now: datetime) -> Path | None:
-    new, aside = _being_made(path), None
-    journal_of(new).unlink(missing_ok=True)
-    state_directory.sync(new)
-    if os.path.lexists(path):
-        aside = _keep_aside(path, now)
-    journal = journal_of(path)
-    if journal.exists() and journal.stat().st_size > 0:
-        journal.rename(journal_of(aside or _free_name(path, now)))
-        state_directory.sync(path.parent)
-    journal.unlink(missing_ok=True)
-    new.rename(path)
-    state_directory.sync(path.parent)
-    return aside
 
 
 def _keep_aside(path: Path, now: datetime) -> Path:
