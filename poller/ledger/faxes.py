@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    BindParameter,
     Connection,
     and_,
     bindparam,
@@ -17,21 +15,18 @@ from sqlalchemy import (
     insert,
     literal,
     select,
-    type_coerce,
     union_all,
     update,
 )
 
 from poller import naming
 from poller.ledger import fold
-from poller.ledger.fold import chunks
+from poller.ledger.fold import THESE, chunks
 from poller.ledger.rows import Attempt, FaxRow, NewFax, OnDisk, fax_row
 from poller.ledger.tables import (
-    EPOCH,
     FAX_KEY,
     FOLDED_PATH,
     HAS_CAPITALS,
-    MICROSECOND,
     Instant,
     JobKind,
     State,
@@ -49,8 +44,6 @@ from poller.window import Interval
 # precision, so that a poll which found nothing new rewrites no fax.
 LISTED_AGAIN = timedelta(minutes=10)
 KEPT_ATTEMPTS = 50
-_HOUR = timedelta(hours=1) // MICROSECOND
-_AT_ONCE = 500  # values in one IN (...)
 _NEWEST = 100  # faxes among which windows are looked for that are not the same
 
 TO_FETCH = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.FETCH)
@@ -71,24 +64,22 @@ FAX = (
 # What most polls need is composed once: that takes longer than the statement.
 _AT = bindparam("at", type_=Instant)
 _WHOSE = faxes.c.stream == bindparam("whose")
-_KEYS: BindParameter[Any] = bindparam("these", expanding=True)
 _LAST_LISTED = (
     select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at)
-    .where(_WHOSE, has_key(_KEYS))
+    .where(_WHOSE, has_key(THESE))
     .order_by(faxes.c.id.desc())  # of two spellings the one first seen holds
 )
-_THESE = faxes.c.fax_id.in_(_KEYS)
-_ROWS = FAX.where(_WHOSE, _THESE)
-_FOLDED_ONES: BindParameter[Any] = bindparam("these", expanding=True)
+_SPELLED = faxes.c.fax_id.in_(THESE)
+_ROWS = FAX.where(_WHOSE, _SPELLED)
 _TAKEN = union_all(
-    select(faxes.c.path).where(faxes.c.path.in_(_FOLDED_ONES)),
-    select(FOLDED_PATH).where(FOLDED_PATH.in_(_FOLDED_ONES), HAS_CAPITALS),
+    select(faxes.c.path).where(faxes.c.path.in_(THESE)),
+    select(FOLDED_PATH).where(FOLDED_PATH.in_(THESE), HAS_CAPITALS),
 )
 _INSERT = insert(faxes)
 _JOBS = insert(jobs).from_select(
     ["kind", "subject", "stream", "due"],
     select(literal(JobKind.FETCH, Word(JobKind)), faxes.c.id, faxes.c.stream, _AT).where(
-        _WHOSE, _THESE
+        _WHOSE, _SPELLED
     ),
 )
 _MINE = faxes.c.id == bindparam("this")
@@ -400,15 +391,6 @@ def damage_counts(connection: Connection) -> dict[int, int]:
     wanted = select(faxes.c.stream, func.count()).where(faxes.c.damage.is_not(None))
     rows = connection.execute(wanted.group_by(faxes.c.stream))
     return {row[0]: row[1] for row in rows}
-
-
-def stored_per_hour(connection: Connection, since: datetime) -> list[tuple[int, int, int]]:
-    hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
-    wanted = select(faxes.c.stream, hour.label("hour"), func.count())
-    rows = connection.execute(
-        wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.stream, hour)
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
 
 
 # -- what every change of a fax needs ---------------------------------------------------------------

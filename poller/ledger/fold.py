@@ -19,16 +19,16 @@ _AT_ONCE = 500  # values in one IN (...)
 _BLANK = Progress(our_first_seen=EARLIEST)
 
 # Composed once: that takes longer than the statement.
-_THESE: BindParameter[Any] = bindparam("these", expanding=True)
+THESE: BindParameter[Any] = bindparam("these", expanding=True)
 _COLUMNS = [one.name for one in fields(Progress) if one.name in streams.c]
 _WAITING = select(backfills.c.stream).where(backfills.c.done_at.is_(None))
 _SCALARS = select(
     streams.c.id, streams.c.id.in_(_WAITING), *(streams.c[name] for name in _COLUMNS)
-).where(streams.c.id.in_(_THESE))
-_COVERED = select(coverage).where(coverage.c.stream.in_(_THESE))
+).where(streams.c.id.in_(THESE))
+_COVERED = select(coverage).where(coverage.c.stream.in_(THESE))
 _FAILED = (
     select(failed_slices)
-    .where(failed_slices.c.stream.in_(_THESE))
+    .where(failed_slices.c.stream.in_(THESE))
     .order_by(failed_slices.c.stream, failed_slices.c.start, failed_slices.c.end)
 )
 _SET = update(streams).where(streams.c.id == bindparam("key"))
@@ -168,27 +168,17 @@ def _write_failed(
         was, now = before[stream].failed_slices, progress_now.failed_slices
         if was == now:
             continue
-        gone += [_key(stream, one.interval) for one in set(was) - set(now)]
+        lost = [one.interval for one in set(was) - set(now)]
+        gone += [{"key": stream, "held_start": one.start, "held_end": one.end} for one in lost]
         new += [_row(stream, one) for one in set(now) - set(was)]
     _execute(connection, _FORGET, gone)
     _execute(connection, _FAIL, new)
 
 
-def _key(stream: int, interval: Interval) -> dict[str, Any]:
-    return {"key": stream, "held_start": interval.start, "held_end": interval.end}
-
-
 def _row(stream: int, failed: FailedSlice) -> dict[str, Any]:
-    return {
-        "stream": stream,
-        "start": failed.interval.start,
-        "end": failed.interval.end,
-        "failures": failed.failures,
-        "next_attempt_at": failed.next_attempt_at,
-        "reason": failed.reason,
-        "dismissed": failed.dismissed,
-        "dismiss_reason": failed.dismiss_reason,
-    }
+    row = {"stream": stream, **vars(failed)}
+    interval = row.pop("interval")
+    return row | {"start": interval.start, "end": interval.end}
 
 
 def _execute(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ from poller.ledger.faxes import (
     set_fax,
     some,
 )
-from poller.ledger.fold import chunks
+from poller.ledger.fold import THESE, chunks
 from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row, file_in
 from poller.ledger.tables import (
     EPOCH,
@@ -62,7 +62,7 @@ _JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == JobKind.FETCH)
 _HELD = select(
     *(faxes.c[name] for name in ("id", "stream", "state", "attempts")),
     *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
-).where(faxes.c.id.in_(bindparam("these", expanding=True)))
+).where(faxes.c.id.in_(THESE))
 _FENCE = (
     select(jobs.c.fence).join_from(jobs, streams).where(_JOB, _DUE, streams.c.removed.is_(False))
 )

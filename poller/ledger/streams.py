@@ -1,17 +1,28 @@
 """Streams: which are configured, and what is counted of them; how far they have come is in `fold`."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 
-from poller.ledger import accounts, faxes
+from poller.ledger import accounts
 from poller.ledger.rows import StreamRow
-from poller.ledger.tables import streams
+from poller.ledger.tables import EPOCH, MICROSECOND, faxes, streams
 from poller.stream import Direction
 
 Identity = tuple[str, str, str, str]  # app_id, user_id, account, user
 
+_HOUR = timedelta(hours=1) // MICROSECOND
 _STREAM = select(
     *(column for column in streams.c if column.name != "name"), streams.c.name.label("user")
 )
@@ -90,4 +101,8 @@ def streams_with_stored_per_hour(
 
     The hours are stream, hour (0 begins at `since`) and count, where there are any.
     """
-    return all_streams(connection), faxes.stored_per_hour(connection, since)
+    hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
+    wanted = select(faxes.c.stream, hour.label("hour"), func.count())
+    per_hour = wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.stream, hour)
+    counts = [(row[0], row[1], row[2]) for row in connection.execute(per_hour)]
+    return all_streams(connection), counts

@@ -85,7 +85,7 @@ def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
     """Read the sidecar of the fax at `path` (without extension); None unless it is one, whole."""
     try:
         content = json.loads(data)
-        return identity_in(content), _stored(content["image"], path)
+        return _identity(content), _stored(content["image"], path)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -127,7 +127,7 @@ def _origin(content: dict[str, Any], image: dict[str, Any]) -> Origin:
         raise TypeError("a text or a map is of another type")
     received_at = content["received_at"]
     return Origin(
-        identity=identity_in(content),
+        identity=_identity(content),
         account=content["account"],
         user=content["user"],
         received_at=None if received_at is None else _time(received_at),
@@ -145,7 +145,7 @@ def _time(text: str) -> datetime:
     return at.astimezone(UTC)
 
 
-def identity_in(content: dict[str, Any]) -> Identity:
+def _identity(content: dict[str, Any]) -> Identity:
     return Identity(content["app_id"], content["user_id"], content["fax_id"])
 
 
