@@ -174,8 +174,7 @@ class Metrics:
 
     def count(self, happened: Event) -> None:
         """Take what an event changes, if it changes anything."""
-        effect = _EFFECTS.get(type(happened))
-        if effect is not None:
+        if (effect := _EFFECTS.get(type(happened))) is not None:
             effect(self, happened)
 
     def poll(self, account: str, user: str, outcome: PollOutcome) -> None:
@@ -215,7 +214,6 @@ class Metrics:
         self._durations(call).observe(seconds)
 
     def waited(self, account: str, seconds: float) -> None:
-        """Count time that requests waited for their turn."""
         self._waits(account).inc(max(0.0, seconds))
 
     def discovered(self, fax: events.FaxDiscovered) -> None:
@@ -257,31 +255,19 @@ class Metrics:
         return found
 
 
-def _fax(outcome: FaxOutcome) -> Callable[[Metrics, events.OfFax], None]:
-    return lambda metrics, one: metrics.fax(one.account, one.user, outcome)
-
-
-def _poll(outcome: PollOutcome) -> Callable[[Metrics, events.OfUser], None]:
-    return lambda metrics, one: metrics.poll(one.account, one.user, outcome)
-
-
-def _gauge(name: str, value: float) -> Callable[[Metrics, events.OfAccount], None]:
-    return lambda metrics, one: metrics.set(name, value, one.account)
-
-
 _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
-    events.PollCompleted: _poll("ok"),
-    events.PollFailed: _poll("failed"),
+    events.PollCompleted: lambda metrics, one: metrics.poll(one.account, one.user, "ok"),
+    events.PollFailed: lambda metrics, one: metrics.poll(one.account, one.user, "failed"),
     events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
     events.FaxDiscovered: Metrics.discovered,
     events.FaxStored: Metrics.stored,
-    events.FaxDamaged: _fax("damaged"),
-    events.FaxQuarantined: _fax("quarantined"),
+    events.FaxDamaged: lambda metrics, one: metrics.fax(one.account, one.user, "damaged"),
+    events.FaxQuarantined: lambda metrics, one: metrics.fax(one.account, one.user, "quarantined"),
     events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
-    events.TokenWar: _gauge("token_war", 1),
-    events.TokenWarOver: _gauge("token_war", 0),
-    events.SuspensionBegan: _gauge("account_suspended", 1),
-    events.SuspensionEnded: _gauge("account_suspended", 0),
+    events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
+    events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
+    events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
+    events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
     events.StorageLost: lambda metrics, _: metrics.set("storage_usable", 0),
     events.StorageUsable: lambda metrics, _: metrics.set("storage_usable", 1),
 }
