@@ -25,7 +25,7 @@ from poller.log.episode import Episode as Episode
 from poller.log.key import load_or_create_key as load_or_create_key
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, message_of
-from poller.log.rendering import RANKS, JsonRenderer, TerminalRenderer
+from poller.log.rendering import RANKS, TerminalRenderer, as_json
 
 _EventDict = MutableMapping[str, Any]
 _DEEPEST_TRACE: Final = 40
@@ -60,7 +60,7 @@ def configure(
             _timestamp,
             _exception,
             _redact,  # the last before rendering: nothing is added behind it
-            TerminalRenderer(colors=terminal) if console else JsonRenderer(),
+            TerminalRenderer(colors=terminal) if console else as_json,
         ],
         logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=False,

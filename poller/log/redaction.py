@@ -17,12 +17,13 @@ import threading
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from poller.log import secret_bytes
 
+T = TypeVar("T")
 SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
 _DEEPEST: Final = 8
 _MOST_ITEMS: Final = 200
@@ -30,7 +31,6 @@ _KEPT_PER_SLOT: Final = 4
 _END: Final = 12 * 1024
 _MARGIN: Final = 4 * 1024  # more than a token is long
 _MOST_TEXT: Final = 128 * 1024
-# Nearly all that is logged was logged before: keys, sentences, the names of accounts and users.
 _REMEMBERED: Final = 2048
 _SHORT: Final = 256
 
@@ -93,6 +93,12 @@ _MASKED: Final = re.compile(r"…\d{0,4}#[0-9a-f]{8}")
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
+def _remembering(function: Callable[[str], T]) -> Callable[[str], T]:
+    """Remember what short texts became: nearly all keys, sentences and names were logged before."""
+    short = functools.lru_cache(_REMEMBERED)(function)
+    return lambda text: short(text) if len(text) <= _SHORT else function(text)
+
+
 class Redactor:
     """Knows the key for fax numbers and the secrets of this process; safe to use from any thread.
 
@@ -113,9 +119,8 @@ class Redactor:
 
     def _forget(self) -> None:
         """Remember no more what texts became under another key or with fewer secrets."""
-        remembering = functools.lru_cache(_REMEMBERED)
-        self._short_text = remembering(lambda text: self._ends(text, self._without_numbers))
-        self._short_identity = remembering(lambda text: self._ends(text, self._without_secrets))
+        self._clean_text = _remembering(lambda text: self._ends(text, self._without_numbers))
+        self._clean_identity = _remembering(lambda text: self._ends(text, self._without_secrets))
 
     def register(self, secret: str, slot: str | None = None) -> None:
         """Never let `secret` out again, bare, in base64, or percent-encoded.
@@ -147,15 +152,11 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return `text` as anybody may see it: no secrets, fax numbers, senders; of a long one both ends."""
-        if len(text) <= _SHORT:
-            return self._short_text(text)
-        return self._ends(text, self._without_numbers)
+        return self._clean_text(text)
 
     def identity(self, text: str) -> str:
         """Return an id, name or path, which may well look like a number, without secrets."""
-        if len(text) <= _SHORT:
-            return self._short_identity(text)
-        return self._ends(text, self._without_secrets)
+        return self._clean_identity(text)
 
     def evidence(self, chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
         """Yield bytes that an operator keeps: without secrets, with all that patients sent."""
@@ -263,19 +264,13 @@ class _Kind(NamedTuple):
     is_number: bool
 
 
+@_remembering
 def _kind(key: str) -> _Kind:
-    return _short_kind(key) if len(key) <= _SHORT else _looked_at(key)
-
-
-def _looked_at(key: str) -> _Kind:
     return _Kind(
         is_name=_NAME_KEYS.search(key) is not None,
         is_secret=_SECRET_KEYS.search(key) is not None,
         is_number=_NUMBER_KEYS.search(key) is not None,
     )
-
-
-_short_kind = functools.lru_cache(_REMEMBERED)(_looked_at)
 
 
 def cut(text: str, limit: int) -> str:
@@ -338,8 +333,6 @@ def _as_text(value: object) -> str:  # noqa: PLR0911 - one per type
         case datetime():
             utc = value.astimezone(UTC) if value.tzinfo else value
             return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        case date():
-            return str(value)
         case timedelta():
             return f"{value.total_seconds():g} s"
         case bytes() | bytearray():

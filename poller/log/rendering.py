@@ -13,23 +13,19 @@ from poller.log.redaction import cut
 
 RANKS: Final[dict[Level, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LONGEST_LINE: Final = 40 * 1024  # journald cuts at 48 KiB, in the middle of the JSON
+_ECS: Final = StructlogFormatter(ensure_ascii=False)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _EventDict = MutableMapping[str, Any]
 
 
-class JsonRenderer:
-    """ECS as `ecs-logging` writes it; a line too long loses the middle of its long strings."""
-
-    def __init__(self) -> None:
-        self._format = StructlogFormatter(ensure_ascii=False)
-
-    def __call__(self, logger: Any, name: str, event: _EventDict) -> str:
-        line: str = self._format(logger, name, dict(event))
-        limit = 8192
-        while len(line.encode("utf-8")) > LONGEST_LINE:
-            line = _dump(_shortened(json.loads(line), limit))
-            limit //= 4
-        return line
+def as_json(logger: Any, name: str, event: _EventDict) -> str:
+    """Return ECS as `ecs-logging` writes it; a line too long loses the middle of its long strings."""
+    line: str = _ECS(logger, name, dict(event))
+    limit = 8192
+    while len(line.encode("utf-8")) > LONGEST_LINE:
+        line = _dump(_shortened(json.loads(line), limit))
+        limit //= 4
+    return line
 
 
 def _shortened(value: Any, limit: int) -> Any:
