@@ -200,15 +200,11 @@ def span(interval: Interval) -> list[str | None]:
     return [instant(interval.start), instant(interval.end)]
 
 
-def _spans(intervals: Sequence[Interval]) -> list[list[str | None]]:
-    return [span(one) for one in intervals]
-
-
 def _backfills(asked: Sequence[Backfill]) -> dict[str, Any]:
     """Old windows that wait to be listed, and why they do not come on."""
     errors = [one.last_error for one in asked if one.last_error]
     return {
-        "backfills": _spans([one.window for one in asked]),
+        "backfills": [span(one.window) for one in asked],
         "backfill_error": errors[0] if errors else None,
     }
 
@@ -288,11 +284,12 @@ def _time(progress: Progress, now: datetime) -> dict[str, Any]:
     return {
         "watermark": instant(progress.watermark),
         "lag_s": None if settled is None else max(0.0, (now - settled).total_seconds()),
-        "gaps": _spans(progress.gaps),
-        "failed_gaps": _spans(progress.failed_gaps),
+        "gaps": [span(one) for one in progress.gaps],
+        "failed_gaps": [span(one) for one in progress.failed_gaps],
         "dismissed_gaps": [
             {
-                **dict(zip(("from", "to"), span(one.interval), strict=True)),
+                "from": instant(one.interval.start),
+                "to": instant(one.interval.end),
                 "reason": one.dismiss_reason,
             }
             for one in progress.failed_slices

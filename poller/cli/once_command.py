@@ -9,7 +9,7 @@ from pathlib import Path
 from poller.cli import bootstrap, stdio
 from poller.cli.console import Advance, answer, print_figures, progress
 from poller.cli.foreground import holding, keep_only, require_configured, usable_runtime
-from poller.cli.troubles import Troubles, Waits
+from poller.cli.troubles import Troubles, waits_of
 from poller.config.model import Config
 from poller.errors import CannotStart
 from poller.ingest.account import AccountRunner
@@ -65,7 +65,6 @@ async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -
 
 
 async def _sum_up(runtime: Runtime, done: Round) -> None:
-    """Note what remains, and why."""
     ledger = runtime.services.ledger
     mine = {state.id: state for state in runtime.states}
     rows = [row for row in await ledger.read(streams.all_streams) if row.id in mine]
@@ -99,7 +98,7 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
         show_fetched()
 
     account.on_fetched = fetched
-    account.on_wait = Waits(account.account.name).say
+    account.on_wait = waits_of(account.account.name)
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
     states = list(account.states.values())
     ended = await asyncio.gather(*(_poll(account, state, done, turns) for state in states))

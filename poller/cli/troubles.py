@@ -1,7 +1,7 @@
 """Why a round did not end well, and what it waits for: a sentence for each cause, not for each user."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -83,16 +83,15 @@ def _suspended(reason: str) -> str:
     return f"the account is suspended: {reason}"
 
 
-class Waits:
-    """Says for what an account waits and until when: for each reason once."""
+def waits_of(account: str) -> Callable[[str, float], None]:
+    """Return what says for what an account waits and until when: for each reason once."""
+    said = set()
 
-    def __init__(self, account: str) -> None:
-        self._account = account
-        self._said: set[str] = set()
-
-    def say(self, why: str, seconds: float) -> None:
-        if seconds < _WORTH_SAYING_S or why in self._said:
+    def say(why: str, seconds: float) -> None:
+        if seconds < _WORTH_SAYING_S or why in said:
             return
-        self._said.add(why)
+        said.add(why)
         until = bootstrap.now() + timedelta(seconds=seconds)
-        stdio.complain(f"poller: account {self._account} waits until {until:%H:%M:%S} UTC: {why}")
+        stdio.complain(f"poller: account {account} waits until {until:%H:%M:%S} UTC: {why}")
+
+    return say
