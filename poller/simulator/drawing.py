@@ -77,7 +77,6 @@ def template(pages: int) -> dict[Format, bytes]:
 
 
 def documents(fax: Fax) -> dict[Format, bytes]:
-    """Draw a fax and give it as TIFF and as PDF."""
     tiff = encode_tiff(render(fax))
     return {"tiff": tiff, "pdf": encode_pdf(tiff)}
 

@@ -257,7 +257,6 @@ class Chooser:
 
 
 def describe() -> str:
-    """List all effects by stage, a help text for a terminal."""
     lines = ["  400 … 599: that status as an error of the API, instead of carrying out the call"]
     lines += [f"  {effect}: {text}" for effect, (_, text) in EFFECTS.items()]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import Any
 from poller.errors import NotInstalled
 
 from .query import Arrival, RefusedError, parse_bearer
-from .state import App, Fax, Format, Mailbox, whole_milliseconds
+from .state import App, Fax, Format, Mailbox
 from .switches import Switches
 
 
@@ -76,7 +76,8 @@ class Mailroom:
         second). `visible_at` overrides the switch `late_visible_s`.
         """
         self._faxes += 1
-        completed = whole_milliseconds(completed or self.now())
+        completed = (completed or self.now()).astimezone(UTC)
+        completed -= timedelta(microseconds=completed.microsecond % 1000)  # as the API says times
         late = timedelta(seconds=self.switches.late_visible_s)
         fields["fax_id"] = fields.get("fax_id") or self.new_uuid()
         visible_at = visible_at or completed + late

@@ -25,8 +25,6 @@ class RefusedError(Exception):
 
 
 class MalformedError(RefusedError):
-    """The request is not what the API takes."""
-
     def __init__(self, element: str, message: str) -> None:
         super().__init__(400, message, element)
 

@@ -99,7 +99,7 @@ def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
     every: dict[str, Any] = {
         "fax_id": fax.fax_id,
         "size": number(24_000 * fax.pages),
-        "duration": number(fax.duration),
+        "duration": number(12 + 35 * fax.pages),  # seconds on the line
         "pages": number(fax.pages),
         "image_downloaded": fax.image_downloaded,
         "fax_status": "STORED",

@@ -43,7 +43,6 @@ def matching(
 
 
 def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> list[Fax]:
-    """Put a list in the order that the switch says."""
     if switches.order == "oldest":
         return newest_first[::-1]
     if switches.order == "newest":

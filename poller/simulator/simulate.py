@@ -34,7 +34,6 @@ fax. It ends with Ctrl-C, SIGTERM or --duration.
 
 
 def epilog() -> str:
-    """Describe every switch and every fault with its values."""
     return f"""\
 switches, --switch NAME=VALUE (the first value is the default):
 {Switches.describe()}

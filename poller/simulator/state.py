@@ -3,7 +3,7 @@
 import bisect
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -46,11 +46,6 @@ class Fax:
     def searched(self) -> str:
         """What `search_text` is looked for in."""
         return f"{self.originating}\n{self.destination}\n{self.tsid}".lower()
-
-    @property
-    def duration(self) -> int:
-        """Seconds on the line; a page takes about 35."""
-        return 12 + 35 * self.pages
 
 
 @dataclass
@@ -118,9 +113,3 @@ class RateLimit:
             self.level -= 1.0
             return 0.0
         return (1.0 - self.level) / self.rate
-
-
-def whole_milliseconds(instant: datetime) -> datetime:
-    """Cut to the resolution that the API's timestamps have; aware, as UTC."""
-    utc = instant.astimezone(UTC)
-    return utc - timedelta(microseconds=utc.microsecond % 1000)
