@@ -13,9 +13,9 @@ from poller.cli import bootstrap
 from poller.cli.console import Advance, answer, print_figures, progress, say
 from poller.cli.follow import wait
 from poller.cli.foreground import keep_only, require_configured, usable_runtime, work_or_follow
-from poller.cli.lookup import find_user
+from poller.cli.lookup import NotDone, find_user
 from poller.config.model import Config
-from poller.errors import LedgerUnavailable, PollerError, UsageError
+from poller.errors import LedgerUnavailable, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.backfill import BACKFILL_CAP
 from poller.ingest.stream_state import StreamState
@@ -29,14 +29,6 @@ _CANCELLED = "it was cancelled"
 _FIGURES = ("discovered", "stored", "pending", "failed")
 
 
-class NotAtWork(PollerError):
-    """The running service does not know the user yet; exit 1."""
-
-
-class NothingToCancel(PollerError):
-    """No backfill of the user waits; exit 1."""
-
-
 def backfill(
     paths: Sequence[Path],
     *,
@@ -46,7 +38,7 @@ def backfill(
     cancel: bool,
     as_json: bool,
 ) -> int:
-    """List and fetch an old window; beside a service that does it. Raises UsageError (2), NotAtWork."""
+    """List and fetch an old window; beside a service that does it. Raises UsageError (2), NotDone (1)."""
     if cancel:
         return _cancel(paths, key, (start, end), as_json=as_json)
     if start is None or end is None:
@@ -71,12 +63,12 @@ def backfill(
 def _cancel(
     paths: Sequence[Path], key: str, window: tuple[object, object], *, as_json: bool
 ) -> int:
-    """End all backfills of a user that wait, beside a service too. Raises NothingToCancel (1)."""
+    """End all backfills of a user that wait, beside a service too. Raises NotDone (1)."""
     if window != (None, None):
         raise UsageError("--cancel ends all backfills of the user; it takes no --from or --to")
     ended = asyncio.run(_withdraw(bootstrap.load(paths), key))
     if not ended:
-        raise NothingToCancel(f"{key} has no backfill that waits; `poller status` shows them")
+        raise NotDone(f"{key} has no backfill that waits; `poller status` shows them")
     answer(
         {"cancelled": [one.window for one in ended]},
         lambda: print(*(f"cancelled  {_from_to(one.window)}" for one in ended), sep="\n"),
@@ -110,7 +102,7 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
         rows = await ledger.read(streams.all_streams, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
         if not known:
-            raise NotAtWork(f"the running service does not know {key} yet: reload it first")
+            raise NotDone(f"the running service does not know {key} yet: reload it first")
         asked = await ledger.write(backfills.ask, known[0], window, bootstrap.now())
         print(
             "The running service does it, and continues if this command is interrupted.",
@@ -119,7 +111,7 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
 
         async def look() -> tuple[float, float, str]:
             if (await ledger.read(streams.one, known[0])).removed:
-                raise NotAtWork(
+                raise NotDone(
                     f"the service was reloaded without {key}; what is left waits until the user is "
                     "configured again"
                 )
@@ -129,7 +121,7 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
             stopped = await wait(
                 settings, f"backfilling {key}", look, hang_timeout_s=_HANG_TIMEOUT_S
             )
-        except NotAtWork as gone:
+        except NotDone as gone:
             stopped = str(gone)
         return await _report(ledger, key, asked, by_daemon=True, stopped=stopped)
 

@@ -7,14 +7,10 @@ from pathlib import Path
 
 from poller.cli import bootstrap
 from poller.cli.console import answer
-from poller.cli.lookup import change_gap, counted, find_one
+from poller.cli.lookup import NotDone, change_gap, counted, find_one
 from poller.config.model import Config
-from poller.errors import PollerError, UsageError
+from poller.errors import UsageError
 from poller.ledger import State, fold, jobs
-
-
-class NothingToDismiss(PollerError):
-    """The fax is on the disk, and well; exit 1."""
 
 
 def dismiss(
@@ -25,7 +21,7 @@ def dismiss(
     reason: str | None,
     as_json: bool,
 ) -> int:
-    """Dismiss one fax or gap; raises UnknownFax, UnknownGap and NothingToDismiss (1), UsageError (2)."""
+    """Dismiss one fax or gap; raises NotDone (1), UsageError (2)."""
     if (fax_id is None) == (gap is None):
         raise UsageError("dismiss takes either a FAX_ID or --gap ACCOUNT/USER FROM TO")
     if reason is not None and not reason.strip():
@@ -51,5 +47,5 @@ async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
         row = await find_one(ledger, fax_id)
         after = await ledger.write(jobs.dismiss, row.id, now=bootstrap.now(), reason=reason)
     if after.state is State.STORED:
-        raise NothingToDismiss(f"fax {fax_id} is stored, so there is nothing to dismiss")
+        raise NotDone(f"fax {fax_id} is stored, so there is nothing to dismiss")
     return 1

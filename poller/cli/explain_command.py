@@ -42,7 +42,7 @@ _CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at", "harm": "damage"}
 
 
 def explain(paths: Sequence[Path], *, fax_id: str, as_json: bool) -> int:
-    """Print what is known of one fax; raises UnknownFax (1), UsageError for an ambiguous id (2)."""
+    """Print what is known of one fax; raises NotDone (1), UsageError for an ambiguous id (2)."""
     settings = bootstrap.load(paths)
     shown = asyncio.run(_explained(settings, fax_id))
     answer(shown, lambda: _print(shown), as_json=as_json, indent=2)

@@ -16,12 +16,8 @@ _SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest
 _NAMED = 3
 
 
-class UnknownFax(PollerError):
-    """No such fax in the ledger; exit 1."""
-
-
-class UnknownGap(PollerError):
-    """No such user, or nothing that is not listed there; exit 1."""
+class NotDone(PollerError):
+    """What an operator named is unknown, or nothing can be done about it; exit 1."""
 
 
 def counted(count: int, one: str, more: str) -> str:
@@ -52,7 +48,7 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
     if fax_id:
         found += await ledger.read(faxes.find, fax_id, account, user)
     if not found:
-        raise UnknownFax(
+        raise NotDone(
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
         )
     if len(found) > 1:
@@ -67,21 +63,21 @@ async def find_user(ledger: Ledger, key: str) -> StreamRow:
         row for row in await ledger.read(streams.all_streams) if f"{row.account}/{row.user}" == key
     ]
     if not rows:
-        raise UnknownGap(f"the ledger knows no user {key}; `poller status` shows its users")
+        raise NotDone(f"the ledger knows no user {key}; `poller status` shows its users")
     return min(rows, key=lambda row: row.removed)
 
 
 async def change_gap(
     settings: Config, gap: Sequence[str], command: Callable[..., int], nothing: str
 ) -> int:
-    """Run a command of the ledger on what `--gap` names; UnknownGap, saying so, where it changes nothing."""
+    """Run a command of the ledger on what `--gap` names; NotDone, saying so, where it changes nothing."""
     key, *words = gap
     bounds = stretch(words)
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         row = await find_user(ledger, key)
         count = await ledger.write(command, row.id, bounds)
     if not count:
-        raise UnknownGap(
+        raise NotDone(
             f"{nothing} from {words[0]} to {words[1]}; `poller status --json` shows the gaps"
         )
     return count

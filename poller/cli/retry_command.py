@@ -7,10 +7,10 @@ from pathlib import Path
 from poller.cli import bootstrap
 from poller.cli.console import answer, print_json
 from poller.cli.follow import wait_for_faxes
-from poller.cli.lookup import change_gap, counted, fax_name, find_one
+from poller.cli.lookup import NotDone, change_gap, counted, fax_name, find_one
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
-from poller.errors import PollerError, UsageError
+from poller.errors import UsageError
 from poller.ledger import FaxRow, Ledger, State, accounts, faxes, fold, jobs, streams
 
 _HANG_TIMEOUT_S = 60.0
@@ -18,14 +18,10 @@ _FOLLOWED = 1000
 _STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`."
 
 
-class UserIsRemoved(PollerError):
-    """The fax is of a user who is not configured any more, so nothing fetches it; exit 1."""
-
-
 def retry(
     paths: Sequence[Path], *, fax_ids: Sequence[str], gap: Sequence[str] | None, as_json: bool
 ) -> int:
-    """Make faxes or a gap due; raises UnknownFax, UnknownGap, UserIsRemoved (1), UsageError (2).
+    """Make faxes or a gap due; raises NotDone (1), UsageError (2).
 
     It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running service
     has tried the faxes, where that can fetch now.
@@ -91,7 +87,7 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
         if (await ledger.read(streams.one, row.stream)).removed or not bootstrap.is_running(
             settings
         ):
-            raise UserIsRemoved(
+            raise NotDone(
                 f"user {row.account}/{row.user} is not configured any more, so its fax "
                 f"{row.fax_id} is not fetched: put the user back into the configuration, "
                 "`systemctl reload poller`, and retry the fax then"
