@@ -140,13 +140,7 @@ class FakeEfax(Mailroom):
             trouble = effect if stage is Stage.DOCUMENT else None
             reply = answering.carry_out(self, arrival, trouble)
         except RefusedError as refused:
-            reply = error_reply(
-                self.switches,
-                refused.status,
-                str(refused),
-                element=refused.element,
-                transaction_id=arrival.header("transaction-id"),
-            )
+            reply = self._error(refused, arrival)
         if stage is Stage.BODY:
             _spoil(reply, effect)
         return reply
@@ -169,8 +163,10 @@ class FakeEfax(Mailroom):
         return reply
 
     def _status(self, status: int, arrival: Arrival) -> Reply:
-        transaction_id = arrival.header("transaction-id")
-        return error_reply(self.switches, status, f"status {status}", transaction_id=transaction_id)
+        return self._error(RefusedError(status, f"status {status}"), arrival)
+
+    def _error(self, refused: RefusedError, arrival: Arrival) -> Reply:
+        return error_reply(self.switches, refused, arrival.header("transaction-id"))
 
     def _before(self, effect: str, seen: Seen, arrival: Arrival) -> None:
         if effect == "end-token":

@@ -10,6 +10,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any
 
+from .query import RefusedError
 from .state import Fax, Format
 from .switches import Switches
 
@@ -48,10 +49,9 @@ def html_reply(status: int, title: str) -> Reply:
     return Reply(status, _PROXY_PAGE.format(title).encode(), {"Content-Type": "text/html"})
 
 
-def error_reply(
-    switches: Switches, status: int, message: str, *, element: str = "", transaction_id: str = ""
-) -> Reply:
+def error_reply(switches: Switches, refused: RefusedError, transaction_id: str) -> Reply:
     """Give an error in the shape that `error_body` says; the transaction id comes back."""
+    status, message = refused.status, str(refused)
     code = next((known.name for known in HTTPStatus if known == status), f"ERROR_{status}")
     if switches.error_body == "empty":
         return Reply(status)
@@ -61,7 +61,7 @@ def error_reply(
         return json_reply(switches, {"errors": [{"error_code": code}]}, status)
     one = {
         "error_code": code,
-        "element_name": element,
+        "element_name": refused.element,
         "developer_message": message,
         "user_message": message,
         "more_info": "",
