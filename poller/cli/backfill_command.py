@@ -12,15 +12,15 @@ from typing import Any
 from poller.cli import bootstrap
 from poller.cli.console import Advance, answer, print_figures, progress, say
 from poller.cli.follow import wait
-from poller.cli.foreground import keep_only, require_configured, usable_runtime, work_or_follow
+from poller.cli.foreground import keep_only, require_configured, work_or_follow
 from poller.cli.lookup import NotDone, find_user
 from poller.config.model import Config
 from poller.errors import LedgerUnavailable, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.backfill import BACKFILL_CAP
+from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Backfill, Ledger, backfills, streams
-from poller.lock import StorageLock
 from poller.status import instant
 from poller.window import Coverage, Interval
 
@@ -52,7 +52,7 @@ def backfill(
         settings,
         "backfill",
         sys.stderr if as_json else None,
-        work=partial(_work, settings, key, window),
+        work=partial(_work, key, window),
         follow=partial(_follow, settings, key, window),
     )
     answer(report, lambda: _print(report), as_json=as_json)
@@ -163,24 +163,21 @@ async def _report(
 # -- without one -----------------------------------------------------------------------------------
 
 
-async def _work(
-    settings: Config, key: str, window: Interval, storage_lock: StorageLock
-) -> dict[str, Any]:
-    async with usable_runtime(settings, storage_lock) as runtime:
-        keep_only(runtime, key)
-        (state,) = runtime.states
-        account = runtime.accounts[state.user.app_id]
-        ledger = runtime.services.ledger
-        asked = await ledger.write(backfills.ask, state.id, window, runtime.services.clock.now())
-        await state.reread()
-        with progress(f"backfilling {key}") as show:
-            showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
-            try:
-                stopped = await _list(account, state)
-                await account.workers.run_until_idle()
-            finally:
-                showing.cancel()
-        return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
+async def _work(key: str, window: Interval, runtime: Runtime) -> dict[str, Any]:
+    keep_only(runtime, key)
+    (state,) = runtime.states
+    account = runtime.accounts[state.user.app_id]
+    ledger = runtime.services.ledger
+    asked = await ledger.write(backfills.ask, state.id, window, runtime.services.clock.now())
+    await state.reread()
+    with progress(f"backfilling {key}") as show:
+        showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
+        try:
+            stopped = await _list(account, state)
+            await account.workers.run_until_idle()
+        finally:
+            showing.cancel()
+    return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)
 
 
 async def _list(account: AccountRunner, state: StreamState) -> str | None:

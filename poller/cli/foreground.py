@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
@@ -35,7 +35,7 @@ def work_or_follow(
     command: str,
     log_to: TextIO | None,
     *,
-    work: Callable[[StorageLock], Coroutine[Any, Any, T]],
+    work: Callable[[Runtime], Coroutine[Any, Any, T]],
     follow: Callable[[], Coroutine[Any, Any, T]],
 ) -> T:
     """Hold the state and `work`, or `follow` the running service; LockHeld beside other commands."""
@@ -46,18 +46,19 @@ def work_or_follow(
             if not bootstrap.is_running(settings):
                 raise  # what holds it does nothing for others
             return asyncio.run(follow())
-        return asyncio.run(work(storage_lock))
+        return asyncio.run(in_runtime(settings, storage_lock, work))
 
 
-@asynccontextmanager
-async def usable_runtime(settings: Config, storage_lock: StorageLock) -> AsyncIterator[Runtime]:
-    """Open ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
+async def in_runtime(
+    settings: Config, storage_lock: StorageLock, work: Callable[[Runtime], Coroutine[Any, Any, T]]
+) -> T:
+    """Work with ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
     async with open_runtime(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
     ) as runtime:
         if not await runtime.services.gate.check():
             raise CannotStart(f"the storage is unusable: {runtime.services.gate.reason}")
-        yield runtime
+        return await work(runtime)
 
 
 def keep_only(runtime: Runtime, key: str) -> None:

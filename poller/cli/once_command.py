@@ -4,13 +4,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from poller.cli import bootstrap, stdio
 from poller.cli.console import Advance, answer, print_figures, progress
-from poller.cli.foreground import holding, keep_only, require_configured, usable_runtime
+from poller.cli.foreground import holding, in_runtime, keep_only, require_configured
 from poller.cli.troubles import Troubles, waits_of
-from poller.config.model import Config
 from poller.errors import CannotStart
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
@@ -18,7 +18,6 @@ from poller.ingest.poll_run import PollOutcome
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, jobs, streams
-from poller.lock import StorageLock
 
 _SUMMARY = ("polled", "failed_polls", "discovered", "stored", "pending", "quarantined")
 
@@ -43,7 +42,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     bootstrap.read_all_secrets(settings)
     # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
     with holding(settings, "once", sys.stderr if as_json else None) as storage_lock:
-        done = asyncio.run(_once(settings, user, storage_lock))
+        done = asyncio.run(in_runtime(settings, storage_lock, partial(_once, user)))
     answer(done.summary, lambda: print_figures(done.summary), as_json=as_json)
     for sentence in done.troubles.sentences():
         stdio.complain(f"poller: {sentence}")
@@ -52,15 +51,14 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     return 1 if done.failed else 0
 
 
-async def _once(settings: Config, only: str | None, storage_lock: StorageLock) -> Round:
+async def _once(only: str | None, runtime: Runtime) -> Round:
     done = Round()
-    async with usable_runtime(settings, storage_lock) as runtime:
-        if only is not None:
-            keep_only(runtime, only)
-        with progress("fetching") as show:
-            accounts = [account for account in runtime.accounts.values() if account.states]
-            await asyncio.gather(*(_round(account, done, show) for account in accounts))
-        await _sum_up(runtime, done)
+    if only is not None:
+        keep_only(runtime, only)
+    with progress("fetching") as show:
+        accounts = [account for account in runtime.accounts.values() if account.states]
+        await asyncio.gather(*(_round(account, done, show) for account in accounts))
+    await _sum_up(runtime, done)
     return done
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from poller.cli import bootstrap
 from poller.cli.console import answer, print_figures, progress, say
 from poller.cli.follow import wait_for_faxes
-from poller.cli.foreground import usable_runtime, work_or_follow
+from poller.cli.foreground import work_or_follow
 from poller.cli.lookup import counted, fax_name, find_one, name_of
 from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor, Checked
+from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, State, StreamRow, faxes, jobs, meta, streams
-from poller.lock import StorageLock
 from poller.status import instant
 from poller.store import Condition, Storage
 
@@ -107,7 +107,7 @@ def _fetch_again(settings: Config, report: VerifyReport) -> None:
             settings,
             "verify",
             sys.stderr,
-            work=partial(_work, settings, report),
+            work=partial(_work, report),
             follow=partial(_follow, settings, report),
         )
     except LockHeld as held_by:
@@ -196,12 +196,11 @@ async def _follow(settings: Config, report: VerifyReport) -> None:
         report.tried(await ledger.read(faxes.some, list(report.asked)))
 
 
-async def _work(settings: Config, report: VerifyReport, storage_lock: StorageLock) -> None:
+async def _work(report: VerifyReport, runtime: Runtime) -> None:
     """Without a service: fetch what was asked for, and all else that is due, within the limits."""
-    async with usable_runtime(settings, storage_lock) as runtime:
-        accounts = runtime.accounts.values()
-        await asyncio.gather(*(account.workers.run_until_idle() for account in accounts))
-        report.tried(await runtime.services.ledger.read(faxes.some, list(report.asked)))
+    accounts = runtime.accounts.values()
+    await asyncio.gather(*(account.workers.run_until_idle() for account in accounts))
+    report.tried(await runtime.services.ledger.read(faxes.some, list(report.asked)))
 
 
 def _print(report: VerifyReport) -> None:
