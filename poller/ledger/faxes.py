@@ -49,7 +49,7 @@ _NEWEST = 100  # faxes among which windows are looked for that are not the same
 TO_FETCH = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.FETCH)
 FAX = (
     select(
-        *(column for column in faxes.c if column.name != "fax_key"),
+        *faxes.c,
         *(streams.c.app_id, streams.c.user_id, streams.c.direction, streams.c.account),
         streams.c.name.label("user"),
         *(jobs.c.first_failed_at, jobs.c.last_error, jobs.c.fence),

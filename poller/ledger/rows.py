@@ -68,6 +68,7 @@ class FaxRow:
 
     `refetch`: what is on the disk is not to be taken for the fax. `damage`: why it is not what was
     stored. `fence` changes with each decision about what is to be done; None: nothing is.
+    `fax_key`: what the spellings of `fax_id` have in common, where that is something else.
     """
 
     id: int
@@ -106,6 +107,7 @@ class FaxRow:
     dismiss_reason: str | None
     refetch: bool
     damage: str | None
+    fax_key: str | None
     fence: int | None
     staged: Staged | None
 
