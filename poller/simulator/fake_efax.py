@@ -154,8 +154,7 @@ class FakeEfax(Mailroom):
         if effect in NOTHING:
             return Reply(200, NOTHING[effect].encode(), {"Content-Type": "application/json"})
         if effect == "redirect":
-            location = self.faults.redirect_to.rstrip("/") + arrival.target
-            return Reply(307, headers={"Location": location})
+            return Reply(307, headers={"Location": f"http://elsewhere.invalid{arrival.target}"})
         if effect == "errors-200":
             return replace(self._status(500, arrival), status=200)
         reply = self._status(int(effect), arrival)

@@ -182,7 +182,6 @@ class Faults:
     outage_effect: str = "503"
     drip_bytes: int = 16
     drip_interval_s: float = 0.05
-    redirect_to: str = "http://elsewhere.invalid/"
 
     def __post_init__(self) -> None:
         stage_of(self.outage_effect)
