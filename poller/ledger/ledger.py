@@ -28,18 +28,15 @@ from poller.progress import Progress, StreamEvent
 P = ParamSpec("P")
 Item = TypeVar("Item")
 T = TypeVar("T")
-BUSY_TIMEOUT_S = 5.0
 READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
 
 
-def backend_at(
-    url: str, directory: Path | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S
-) -> Backend:
+def backend_at(url: str, directory: Path | None = None) -> Backend:
     """Choose the database by its `url`; its copies are in `directory`, or else beside it.
 
     Raises CannotStart for what names none.
     """
-    return SqliteBackend.at(url, directory, busy_timeout_s=busy_timeout_s)
+    return SqliteBackend.at(url, directory)
 
 
 class Ledger(AbstractAsyncContextManager["Ledger"]):
@@ -72,7 +69,6 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         directory: Path | None = None,
         create: bool = True,
         readonly: bool = False,
-        busy_timeout_s: float = BUSY_TIMEOUT_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Open the ledger at `url`, make it when there is none and `create`, migrate it when old.
@@ -81,7 +77,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         or changed. Raises CannotStart with the reason; a ledger that is damaged, foreign or of a
         newer poller stays as it was.
         """
-        backend = backend_at(url, directory, busy_timeout_s)
+        backend = backend_at(url, directory)
         restored_from = await in_own_thread(
             "ledger opening", lambda: _make_ready(backend, create=create, readonly=readonly)
         )

@@ -241,13 +241,13 @@ def test_a_ledger_that_may_not_be_read_is_refused() -> None:
         path.chmod(0)
         path.parent.chmod(0o755)
         with unprivileged(), pytest.raises(CannotStart, match="cannot be read: permission denied"):
-            file.look(path, timeout_s=0.1, thorough=True)
+            file.look(path, thorough=True)
         path.parent.chmod(0o600)
         with (
             unprivileged(),
             pytest.raises(CannotStart, match="cannot be opened: Permission denied"),
         ):
-            file.look(path, timeout_s=0.1, thorough=True)
+            file.look(path, thorough=True)
         path.parent.chmod(0o700)
 
 
@@ -259,12 +259,15 @@ async def test_a_missing_ledger_is_not_made_unless_asked(path: Path) -> None:
     assert not path.parent.exists()
 
 
-async def test_a_locked_ledger_refuses_the_start_after_the_timeout(path: Path) -> None:
+async def test_a_locked_ledger_refuses_the_start_after_the_timeout(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await make(path)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.01)
     with locked(path, "EXCLUSIVE"), pytest.raises(CannotStart, match="locked"):
-        await Ledger.open(url(path), busy_timeout_s=0.01)
+        await Ledger.open(url(path))
     with locked(path, "IMMEDIATE"), pytest.raises(CannotStart, match="locked"):
-        await Ledger.open(url(path), busy_timeout_s=0.01)
+        await Ledger.open(url(path))
     await make(path)
 
 

@@ -19,6 +19,7 @@ from poller.errors import LedgerDamaged
 from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, jobs, streams
+from poller.ledger.sqlite import engine
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
 from poller.status import Surroundings, instant, status
@@ -64,13 +65,7 @@ async def impatient(
     settings: Config, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Runtime]:
     """A runtime whose ledger waits for a lock no longer than a moment."""
-    opened = Ledger.open.__func__  # type: ignore[attr-defined]
-
-    async def soon(cls: type[Ledger], url: str, /, **how: object) -> Ledger:
-        ledger: Ledger = await opened(cls, url, **{**how, "busy_timeout_s": 0.05})
-        return ledger
-
-    monkeypatch.setattr(Ledger, "open", classmethod(soon))
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
     async with opened_runtime(settings, clock) as runtime:
         yield runtime
 

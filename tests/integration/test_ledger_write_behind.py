@@ -14,6 +14,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.stream_state import StreamState
 from poller.ingest.sweeps import record_sweep
 from poller.ledger import Ledger, StreamRow, faxes, fold, streams
+from poller.ledger.sqlite import engine
 from poller.progress import Covered, NotPolled, Polled, SliceFailed, Swept
 from poller.window import Coverage, Interval, SliceKind
 
@@ -33,9 +34,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def ledger(path: Path) -> AsyncIterator[Ledger]:
-    opened = await Ledger.open(f"sqlite:///{path}", busy_timeout_s=0.05)
-    async with opened as ledger:
+async def ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
+    async with await Ledger.open(f"sqlite:///{path}") as ledger:
         yield ledger
 
 

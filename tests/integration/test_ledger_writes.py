@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from poller.documents import StoredFile
 from poller.errors import LedgerUnavailable
 from poller.ledger import Ledger, NewFax, StreamRow, faxes, fold, jobs, meta, streams
+from poller.ledger.sqlite import engine
 from poller.progress import Covered, NotPolled, SliceFailed
 from poller.window import Interval
 from tests.integration.at_work import HELD_S, WITHIN_S
@@ -32,8 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def ledger(path: Path) -> AsyncIterator[Ledger]:
-    async with await Ledger.open(f"sqlite:///{path}", busy_timeout_s=0.01) as ledger:
+async def ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.01)
+    async with await Ledger.open(f"sqlite:///{path}") as ledger:
         yield ledger
 
 

@@ -20,7 +20,7 @@ from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld
 from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, faxes, fold, jobs, meta, streams
-from poller.ledger.sqlite import replacement
+from poller.ledger.sqlite import engine
 from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
@@ -386,7 +386,7 @@ async def test_a_rebuilding_that_cannot_be_right_is_refused_and_changes_nothing(
 ) -> None:
     await place.store()
     await place.snapshot()
-    monkeypatch.setattr(replacement, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
     lock = contextlib.closing(sqlite3.connect(place.ledger, isolation_level=None))
     if trouble == "unmounted":
         (place.faxes / MARKER).unlink()

@@ -13,6 +13,7 @@ from sqlalchemy.pool import QueuePool
 from poller.errors import LedgerUnavailable
 from poller.ledger.database import Database
 
+BUSY_TIMEOUT_S = 5.0  # for a lock that another program holds
 _READERS = 3
 _READERS_CACHE_KIB = 512  # of SQLite's 2 MiB; each commit of the writer empties it anyway
 _SERIALIZED = 3  # DB-API: threads may share the module, connections and cursors
@@ -71,10 +72,10 @@ def trouble(path: Path, error: BaseException) -> str | None:
     return None if ours else sentence(path, origin)
 
 
-def connect(path: Path, mode: Literal["ro", "rw"], *, timeout_s: float = 5.0) -> sqlite3.Connection:
+def connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
     """Connect to a file that is there; with `rw` a journal that a crash left is replayed."""
     address = f"file:{quote(str(path))}?mode={mode}"
-    return sqlite3.connect(address, uri=True, timeout=timeout_s)
+    return sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)
 
 
 def shared_connection(connection: Connection) -> sqlite3.Connection | None:
@@ -87,19 +88,19 @@ def shared_connection(connection: Connection) -> sqlite3.Connection | None:
     return driver if sqlite3.threadsafety == _SERIALIZED else None
 
 
-def writer(path: Path, *, timeout_s: float) -> Database:
+def writer(path: Path) -> Database:
     """A deferred transaction that turns into a write fails at once, whatever the timeout."""
-    return _database(path, "BEGIN IMMEDIATE", _wanted(timeout_s), connections=1)
+    return _database(path, "BEGIN IMMEDIATE", _wanted(), connections=1)
 
 
-def readers(path: Path, *, timeout_s: float) -> Database:
+def readers(path: Path) -> Database:
     reading: dict[str, str | int] = {"cache_size": -_READERS_CACHE_KIB, "query_only": 1}
     # `query_only` comes last: the settings before it stay possible.
-    return _database(path, "BEGIN", _wanted(timeout_s) | reading, connections=_READERS)
+    return _database(path, "BEGIN", _wanted() | reading, connections=_READERS)
 
 
-def _wanted(timeout_s: float) -> dict[str, str | int]:
-    return {"busy_timeout": round(timeout_s * 1000), **_PRAGMAS}
+def _wanted() -> dict[str, str | int]:
+    return {"busy_timeout": round(BUSY_TIMEOUT_S * 1000), **_PRAGMAS}
 
 
 def _database(

@@ -15,7 +15,7 @@ _SMALLEST = 512  # bytes of a page
 _ROOM = 256 << 10
 
 
-def look(path: Path, *, timeout_s: float, thorough: bool) -> str | None:
+def look(path: Path, *, thorough: bool) -> str | None:
     """Return the revision of its tables without changing a byte of the file, but for a replay.
 
     None for no file, an empty or a half-made one. Raises CannotStart for what is no ledger or is
@@ -25,12 +25,12 @@ def look(path: Path, *, timeout_s: float, thorough: bool) -> str | None:
     if not _is_file_with_content(path):
         return None
     try:
-        return _look("ro", path, timeout_s, thorough=thorough)
+        return _look("ro", path, thorough=thorough)
     except sqlite3.Error as error:
         if not _needs_replay(path, error):
             raise _refusal(path, error) from error
     try:
-        return _look("rw", path, timeout_s, thorough=thorough)
+        return _look("rw", path, thorough=thorough)
     except sqlite3.Error as error:
         raise _refusal(path, error) from error
 
@@ -55,10 +55,10 @@ def _is_file_with_content(path: Path) -> bool:
     return status.st_size > 0
 
 
-def needs_replay(path: Path, *, timeout_s: float) -> bool:
+def needs_replay(path: Path) -> bool:
     """Whether a crash left a journal that has to be replayed before the file can be read."""
     try:
-        _look("ro", path, timeout_s, thorough=False)
+        _look("ro", path, thorough=False)
     except sqlite3.Error as error:
         return _needs_replay(path, error)
     except CannotStart:
@@ -76,8 +76,8 @@ def journal_of(path: Path) -> Path:
     return path.with_name(path.name + "-journal")
 
 
-def _look(mode: Literal["ro", "rw"], path: Path, timeout_s: float, *, thorough: bool) -> str | None:
-    with closing(connect(path, mode, timeout_s=timeout_s)) as connection:
+def _look(mode: Literal["ro", "rw"], path: Path, *, thorough: bool) -> str | None:
+    with closing(connect(path, mode)) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if not names:
             if 0 < path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty one

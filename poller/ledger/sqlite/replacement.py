@@ -20,8 +20,6 @@ from poller.ledger.sqlite import file, snapshots
 from poller.ledger.sqlite.engine import name_of
 from poller.ledger.sqlite.file import journal_of
 
-_TIMEOUT_S = 5.0
-
 
 @dataclass(frozen=True)
 class FileReplacement:
@@ -38,7 +36,7 @@ class FileReplacement:
                 base = _choose(path, snapshot_stem)
                 _abandon(path)
                 if base.source is not None:
-                    snapshots.copy_to(base.source, new, timeout_s=_TIMEOUT_S)
+                    snapshots.copy_to(base.source, new)
             except BaseException:
                 _abandon(path)
                 raise
@@ -100,7 +98,7 @@ def _choose(path: Path, snapshot_stem: Path) -> Base:
 
 def _unusable_original(path: Path) -> str | None:
     """A damaged ledger stays byte for byte as it was, so its journal is replayed into a copy."""
-    if not path.is_file() or not file.needs_replay(path, timeout_s=_TIMEOUT_S):
+    if not path.is_file() or not file.needs_replay(path):
         return _unusable(path)
     copy = _being_made(path)
     shutil.copyfile(path, copy)
@@ -111,7 +109,7 @@ def _unusable_original(path: Path) -> str | None:
 
 def _unusable(candidate: Path) -> str | None:
     try:
-        revision = file.look(candidate, timeout_s=_TIMEOUT_S, thorough=False)
+        revision = file.look(candidate, thorough=False)
         if revision is None:
             return f"{candidate} is empty"
         schema.require_known(str(candidate), revision, may_migrate=True)
@@ -142,7 +140,7 @@ def restore(path: Path, snapshot_stem: Path) -> datetime | None:
         return None
     part = path.with_name(f"{path.name}.restoring")
     part.unlink(missing_ok=True)
-    snapshots.copy_to(source, part, timeout_s=_TIMEOUT_S)
+    snapshots.copy_to(source, part)
     with suppress(FileNotFoundError):  # the lost ledger's, which would be replayed into this one
         journal_of(path).rename(path.with_name(f"{path.name}.lost-journal"))
     part.rename(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger.backend import Stopped, snapshot_is_due
-from poller.ledger.sqlite import file
+from poller.ledger.sqlite import engine, file
 from poller.ledger.sqlite.engine import connect, name_of, sentence
 from poller.state_directory import sync
 
@@ -34,13 +34,12 @@ Stop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Terms:
-    """How a copy is made: how long it waits for a lock, and when it is not wanted any more.
+    """How a copy is made, and when it is not wanted any more.
 
     Over the connection of its `writer` a ledger can be copied while that goes on writing: what it
     changes is changed in the copy as well. Any other copy has to begin anew at each write.
     """
 
-    timeout_s: float
     stop: Stop = lambda: False
     writer: sqlite3.Connection | None = None
 
@@ -99,17 +98,17 @@ def _keep(stem: Path, part: Path, now: datetime) -> None:
 # -- one copy --------------------------------------------------------------------------------------
 
 
-def backup(path: Path, target: Path, *, timeout_s: float) -> int:
+def backup(path: Path, target: Path) -> int:
     """Copy the ledger to a new file (0600), which appears when it is whole and durable; its size.
 
     Raises CannotStart when there is something at `target`, no ledger at `path`, or a bad one.
     """
     if os.path.lexists(target):
         raise CannotStart(f"{target} is there already; it is not overwritten")
-    if file.look(path, timeout_s=timeout_s, thorough=False) is None:
+    if file.look(path, thorough=False) is None:
         raise CannotStart(f"there is no ledger at {path}")
     part = part_of(target)
-    with _copied(path, part, Terms(timeout_s)):
+    with _copied(path, part, Terms()):
         problem = problem_of(part)
         if problem is not None:
             raise CannotStart(f"the ledger {path} is damaged ({problem}), so it was not copied")
@@ -141,10 +140,10 @@ def _name_it(part: Path, target: Path) -> None:
         part.rename(target)
 
 
-def copy_to(path: Path, target: Path, *, timeout_s: float) -> None:
+def copy_to(path: Path, target: Path) -> None:
     """Copy a database to a file that is not there yet, durable but for its name."""
     try:
-        _copy_new(path, target, Terms(timeout_s))
+        _copy_new(path, target, Terms())
         sync(target)
     except BaseException:
         target.unlink(missing_ok=True)
@@ -184,7 +183,7 @@ def _copy_new(path: Path, part: Path, terms: Terms) -> None:
 
 
 def _copy(path: Path, part: Path, terms: Terms) -> None:
-    with closing(connect(path, "rw", timeout_s=terms.timeout_s)) as reader:
+    with closing(connect(path, "rw")) as reader:
         reader.execute("PRAGMA query_only=1")
         try:
             _copy_pages(terms.writer or reader, part, _PAGES_AT_ONCE, _Steps(path, terms))
@@ -233,7 +232,7 @@ class _Steps:
 
     def _is_busy(self) -> None:
         """The writer's own transaction is over in a moment; a lock of others was waited for."""
-        if time.monotonic() - self._came_on_at >= self._terms.timeout_s:
+        if time.monotonic() - self._came_on_at >= engine.BUSY_TIMEOUT_S:
             raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
 
 

@@ -25,10 +25,9 @@ _COPY_ON_WITHIN_S = 100.0
 class SqliteBackend:
     """The file at `path`; the names of its snapshots begin with `snapshot_stem`."""
 
-    def __init__(self, path: Path, snapshot_stem: Path, *, busy_timeout_s: float) -> None:
+    def __init__(self, path: Path, snapshot_stem: Path) -> None:
         self._path = path
         self._snapshot_stem = snapshot_stem
-        self._busy_timeout_s = busy_timeout_s
         self._looking: asyncio.Task[None] | None = None
         self._copying: asyncio.Task[str | None] | None = None
         self._copied_at = 0.0  # when the copy last made progress (monotonic)
@@ -38,14 +37,14 @@ class SqliteBackend:
         self._copies = OwnThreads("ledger copy")
 
     @classmethod
-    def at(cls, url: str, directory: Path | None, *, busy_timeout_s: float) -> Self:
+    def at(cls, url: str, directory: Path | None) -> Self:
         """Find the file that `url` means, with its snapshots in `directory`, or else beside it."""
         name = url.removeprefix(_PREFIX)
         if name == url or name in ("", ":memory:"):
             raise CannotStart("state.url must be sqlite:/// and the path of a file")
         path = Path(name)
         stem = path if directory is None else directory / path.name
-        return cls(path, stem, busy_timeout_s=busy_timeout_s)
+        return cls(path, stem)
 
     @property
     def where(self) -> str:
@@ -54,7 +53,7 @@ class SqliteBackend:
     # -- opening, replacing ------------------------------------------------------------------------
 
     def look(self, *, thorough: bool) -> str | None:
-        return file.look(self._path, timeout_s=self._busy_timeout_s, thorough=thorough)
+        return file.look(self._path, thorough=thorough)
 
     def restore(self) -> datetime | None:
         try:
@@ -67,20 +66,17 @@ class SqliteBackend:
         file.prepare(self._path)
 
     def writer(self) -> Database:
-        return engine.writer(self._path, timeout_s=self._busy_timeout_s)
+        return engine.writer(self._path)
 
     def readers(self) -> Database:
-        return engine.readers(self._path, timeout_s=self._busy_timeout_s)
+        return engine.readers(self._path)
 
     def replace(self) -> replacement.FileReplacement:
         return replacement.FileReplacement.begin(self._path, self._snapshot_stem)
 
     async def backup(self, target: Path) -> int:
-        def copy() -> int:
-            return snapshots.backup(self._path, target, timeout_s=self._busy_timeout_s)
-
         try:
-            return await in_own_thread("backup", copy)
+            return await in_own_thread("backup", lambda: snapshots.backup(self._path, target))
         except asyncio.CancelledError:  # the thread is left behind, until the process ends
             snapshots.part_of(target).unlink(missing_ok=True)
             raise
@@ -141,7 +137,7 @@ class SqliteBackend:
             self._copied_at = time.monotonic()  # it is asked at every step
             return self._stop_copying.is_set()
 
-        terms = snapshots.Terms(self._busy_timeout_s, stop, writer)
+        terms = snapshots.Terms(stop, writer)
         return snapshots.look_after(self._path, self._snapshot_stem, now, terms)
 
     async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
