@@ -12,6 +12,7 @@ from poller.cli import stdio
 from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
+from poller.events import Level
 from poller.ledger import Ledger, meta
 from poller.store import Storage, store_of
 
@@ -29,10 +30,10 @@ def load_as_owner(paths: Sequence[Path]) -> tuple[Config, str | None]:
     return settings, become_owner(settings.state_directory)
 
 
-def start_log(settings: Config, stream: TextIO | None = None) -> None:
+def start_log(settings: Config, stream: TextIO | None = None, level: Level | None = None) -> None:
     """Log to `stream` (stdout) as configured; the state lock must be held, a missing key is made."""
     log.configure(
-        settings.log.level,
+        level or settings.log.level,
         settings.log.format,
         log.load_or_create_key(settings.state_directory),
         stream,

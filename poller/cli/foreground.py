@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
 from poller import VERSION
@@ -25,8 +24,7 @@ def holding(settings: Config, command: str, log_to: TextIO | None) -> Iterator[S
     At `info` only warnings are logged: what was found is in the summary.
     """
     with StateLock(settings.state_directory, command), StorageLock() as storage_lock:
-        level = "warning" if settings.log.level == "info" else settings.log.level
-        bootstrap.start_log(replace(settings, log=replace(settings.log, level=level)), log_to)
+        bootstrap.start_log(settings, log_to, "warning" if settings.log.level == "info" else None)
         yield storage_lock
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, TextIO
@@ -108,8 +108,7 @@ def event(
 
 def flush(within_s: float) -> None:
     """Give the last lines so long to come out, where a terminal or a share takes none just now."""
-    if _configured.output is not None:
-        _configured.output.flush(within_s)
+    _configured.output.flush(within_s)
 
 
 def install_hooks() -> None:
@@ -150,7 +149,7 @@ class _Configured:
     """The rank from which on events are said, and where they go."""
 
     rank: int = 0
-    output: LineOutput | None = None
+    output: LineOutput = field(default_factory=LineOutput)
 
 
 _configured = _Configured()
