@@ -138,12 +138,9 @@ class Storage:
         )
         return Draft(berth, path, Identity(*identity), replacing=replacing)
 
-    def close(self, *, wait: bool = False) -> None:
-        """Let the threads end when they have nothing more to do; with `wait`, wait for them.
-
-        No document is checked after it.
-        """
-        self._threads.close(wait=wait)
+    def close(self) -> None:
+        """Let the threads end when they have nothing more to do; no document is checked after it."""
+        self._threads.close()
         self._checkers.close()
 
     def _take(self, path: str) -> None:

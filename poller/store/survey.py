@@ -75,12 +75,9 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[FoundSidecar | Unreadabl
             found = sidecars.describe(syscalls.read_all(file), path)
     except FileNotFoundError:
         return
-    except OSError as error:
-        if visible:
-            yield Unreadable(f"{path}{_SIDECAR}", error.strerror or "it cannot be read")
-        return
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if visible:  # what a killed poller left half is removed at the next start
-            yield Unreadable(f"{path}{_SIDECAR}", str(error))
+            why = str(error) if isinstance(error, ValueError) else error.strerror
+            yield Unreadable(f"{path}{_SIDECAR}", why or "it cannot be read")
         return
     yield FoundSidecar(path, *found, visible=visible)

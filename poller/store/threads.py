@@ -18,9 +18,8 @@ _NO_CHECKS = 2  # threads in which no document is checked
 class Threads:
     """Threads of the storage's own: when a share hangs, nothing but the storage waits for it."""
 
-    def __init__(self, where: str, count: int, *, hung_s: float = HUNG_S) -> None:
+    def __init__(self, where: str, count: int) -> None:
         self._where = where
-        self._hung_s = hung_s
         self._pool = ThreadPoolExecutor(
             count, thread_name_prefix="storage", initializer=self._note_start
         )
@@ -58,7 +57,7 @@ class Threads:
             if not waiter.done():
                 waiter.set_result(None)
 
-        timer = loop.call_later(self._hung_s, wake)
+        timer = loop.call_later(HUNG_S, wake)
         future.add_done_callback(wake)
         try:
             await waiter
@@ -104,6 +103,6 @@ class Threads:
             return StorageConflict("the fax's files vanished while it was stored")
         return unusable(self._where, error)
 
-    def close(self, *, wait: bool) -> None:
+    def close(self) -> None:
         self._closed = True
-        self._pool.shutdown(wait=wait)
+        self._pool.shutdown(wait=False)

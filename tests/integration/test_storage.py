@@ -542,7 +542,7 @@ async def test_sidecars_of_a_disk_that_hangs_end_in_a_sentence(
         yield from ()
 
     monkeypatch.setattr("poller.store.directory.survey.walk", hanging)
-    monkeypatch.setattr(storage._threads, "_hung_s", 0.1)
+    monkeypatch.setattr("poller.store.threads.HUNG_S", 0.1)
     with pytest.raises(StorageHung):
         await anext(storage.sidecars())
     disk.set()
@@ -628,7 +628,8 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
         task.cancel()
         await asyncio.sleep(0.01)
     gate.let_go.set()
-    await asyncio.to_thread(storage.close, wait=True)
+    storage.close()
+    await asyncio.to_thread(storage._threads._pool.shutdown)
     restarted = await opened(root)
     if await resume(restarted) is None:
         await store(restarted, FAX)

@@ -16,7 +16,8 @@ from tests.integration.at_work import HELD_S, WITHIN_S, until
 def threads(tmp_path: Path) -> Iterator[Threads]:
     running = Threads(str(tmp_path), 2)
     yield running
-    running.close(wait=True)
+    running.close()
+    running._pool.shutdown()
 
 
 def refused(_thread: threading.Thread) -> None:
@@ -51,9 +52,10 @@ async def test_step_that_was_refused_for_want_of_any_thread_is_not_done_later(
 
 
 async def test_cancelled_caller_waits_for_a_step_that_hangs_no_longer_than_others(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads, release = Threads(str(tmp_path), 1, hung_s=0.1), threading.Event()
+    monkeypatch.setattr("poller.store.threads.HUNG_S", 0.1)
+    threads, release = Threads(str(tmp_path), 1), threading.Event()
     step = asyncio.create_task(threads.run(lambda: release.wait(HELD_S)))
     await asyncio.sleep(0.02)
     step.cancel()
@@ -62,4 +64,5 @@ async def test_cancelled_caller_waits_for_a_step_that_hangs_no_longer_than_other
         assert not late
     finally:
         release.set()
-        threads.close(wait=True)
+        threads.close()
+        threads._pool.shutdown()
