@@ -191,6 +191,10 @@ class RateLimited(ApiError):
     pass
 
 
+# It is the account's fault, whatever user or fax was asked for.
+OF_THE_ACCOUNT: Final = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
+
+
 class UserRefused(ApiError):
     pass
 

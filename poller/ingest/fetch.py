@@ -16,7 +16,7 @@ from poller.documents import Document, Staged, StoredFile
 from poller.efax.responses import listed_pages
 from poller.errors import (
     ALONE,
-    AccountSuspended,
+    OF_THE_ACCOUNT,
     ApiError,
     BadAnswer,
     Evidence,
@@ -25,15 +25,11 @@ from poller.errors import (
     NotChecked,
     NotYet,
     PollerError,
-    RateLimited,
     Rejected,
-    SignInDelayed,
-    SignInRefused,
     StorageConflict,
     StorageFull,
     StorageHung,
     StorageUnusable,
-    TokenRefused,
     Unreachable,
 )
 from poller.events import Emit
@@ -47,14 +43,7 @@ from poller.store import Draft, Identity, Origin, Storage, sidecar
 T = TypeVar("T")
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
 _POSTPONED = timedelta(seconds=30)
-_NO_FAULT_OF_IT = (
-    AccountSuspended,
-    SignInDelayed,
-    SignInRefused,
-    TokenRefused,
-    RateLimited,
-    NotChecked,
-)
+_NO_FAULT_OF_IT = (*OF_THE_ACCOUNT, NotChecked)
 
 
 class Outcome(enum.Enum):

@@ -7,14 +7,10 @@ from functools import lru_cache
 from poller import retry
 from poller.clock import Clock
 from poller.errors import (
-    AccountSuspended,
+    OF_THE_ACCOUNT,
     ApiError,
     BadAnswer,
     DeadlinePassed,
-    RateLimited,
-    SignInDelayed,
-    SignInRefused,
-    TokenRefused,
     UserRefused,
     WindowRefused,
 )
@@ -26,14 +22,7 @@ from poller.window import Interval, Slice, SliceKind, WindowRules
 
 HOUR = timedelta(hours=1)
 _GAP_FIRST, _GAP_CAP = timedelta(minutes=1), timedelta(hours=6)
-NOT_THIS_USERS_FAULT = (
-    AccountSuspended,
-    SignInDelayed,
-    SignInRefused,
-    TokenRefused,
-    RateLimited,
-    UserRefused,
-)
+NOT_THIS_USERS_FAULT = (*OF_THE_ACCOUNT, UserRefused)
 
 
 class SliceLister:
