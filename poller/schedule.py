@@ -50,8 +50,6 @@ def is_overdue(
     poll: Poll, identity: str, last: datetime, now: datetime, factor: float = 1.0
 ) -> bool:
     """Tell whether the poll after the good one at `last` is long past; `factor` as in `next_poll`."""
-    if now <= last + LATE_AT_LEAST:
-        return False  # as most are, whatever their schedule
     slack = max(LATE_AT_LEAST, 2 * (poll.every or timedelta(0)) * factor)
     return now > next_poll(poll, identity, last, factor) + slack
 

@@ -99,13 +99,7 @@ class Planner:
             waited_s = self._clock.monotonic() - state.planned_at
             return waited_s > schedule.LATE_AT_LEAST.total_seconds()
         trigger: PollTrigger = job.trigger
-        return schedule.is_overdue(
-            trigger.poll,
-            trigger.identity,
-            last,
-            now,
-            trigger.factor,
-        )
+        return schedule.is_overdue(trigger.poll, trigger.identity, last, now, trigger.factor)
 
     def _plan_account(self, account: AccountRunner) -> None:
         limit = account.account.limits.requests_per_second
