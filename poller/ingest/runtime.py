@@ -166,7 +166,8 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
     )
     storage = Storage(settings.storage)
     try:
-        _report_restored(ledger)
+        if ledger.restored_from is not None:
+            log.say(events.LedgerRestored(ledger.restored_from))
         await ledger.write(clock_repair.forget_far_future, clock.now())
         await ledger.write(
             accounts.note_downtime, clock.now(), settings.retry.give_up_after * _LONG_DOWN
@@ -189,11 +190,6 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
     finally:
         storage.close()
         await ledger.close()
-
-
-def _report_restored(ledger: Ledger) -> None:
-    if ledger.restored_from is not None:
-        log.say(events.LedgerRestored(ledger.restored_from))
 
 
 async def _services_of(  # all that the runtime has at that point
@@ -231,7 +227,9 @@ async def _services_of(  # all that the runtime has at that point
     )
     if await gate.check():
         try:
-            await tidy(services)
+            # What a killed poller left hidden beside the faxes that wait. Elsewhere it goes when the
+            # first fax comes there.
+            await storage.tidy(await ledger.read(jobs.pending_paths))
         except (StorageUnusable, StorageConflict) as error:  # it went away just now
             gate.close(str(error))
     return services
@@ -243,11 +241,3 @@ async def _is_of_another_ledger(storage: Storage) -> bool:
     except (StorageUnusable, StorageConflict):  # the next step that uses it says so
         return False
     return marker is not None and has_faxes
-
-
-async def tidy(services: Services) -> None:
-    """Remove what a killed poller left hidden beside the faxes that wait.
-
-    Elsewhere it goes when the first fax comes there.
-    """
-    await services.storage.tidy(await services.ledger.read(jobs.pending_paths))
