@@ -99,7 +99,9 @@ class Progress:
 
     def failed_touching(self, bounds: Interval) -> tuple[FailedSlice, ...]:
         """Return the failed slices, dismissed ones included, that reach into `bounds`."""
-        return tuple(one for one in self.failed_slices if _meet(one.interval, bounds))
+        return tuple(
+            one for one in self.failed_slices if one.interval.within(bounds.start, bounds.end)
+        )
 
     def failures(self, interval: Interval) -> int:
         """Return how often this slice has failed."""
@@ -356,7 +358,3 @@ def _with_failed(
 
 def _inside(one: Interval, other: Interval) -> bool:
     return other.start <= one.start and one.end <= other.end
-
-
-def _meet(one: Interval, other: Interval) -> bool:
-    return one.within(other.start, other.end) is not None

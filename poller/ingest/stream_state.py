@@ -31,9 +31,8 @@ class ImageHold:
     def __init__(self) -> None:
         self.fetching = 0
         self.held = False
-        self._idle: asyncio.Event | None = (
-            None  # only while somebody waits: every stream has a hold
-        )
+        # Only while somebody waits: every stream has a hold.
+        self._idle: asyncio.Event | None = None
 
     def begin(self) -> bool:
         """Note an image under way, which `end` ends; False, and no image may begin, while held."""
