@@ -65,7 +65,7 @@ def keep_only(runtime: Runtime, key: str) -> None:
         for state in list(account.states.values()):
             if state.key != key:
                 del account.states[state.id]
-        account.client.suspension.user_count = len(account.states)
+        account.client.suspension.user_count = len({state.key for state in account.states.values()})
 
 
 def require_configured(settings: Config, key: str, option: str = "") -> None:

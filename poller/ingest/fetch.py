@@ -147,6 +147,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         """Bring to its end what an earlier attempt has left; False: the fax has to be fetched."""
         found = await self._left_before(fax, draft)
         if isinstance(found, Staged):
+            await self._require_claimed(fax)
             await self._publish(fax, draft, found)
         elif found is not None:
             await self._record(fax, found, fax.staged.problem if fax.staged else None)
@@ -304,7 +305,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
         """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
         await self._services.ledger.write(
-            jobs.postpone, fax.id, self._services.clock.now() + _POSTPONED
+            jobs.postpone, fax.id, fax.fence, self._services.clock.now() + _POSTPONED
         )
         self._services.emit(events.FaxPostponed(*fax.names, error))
         return Outcome.POSTPONED

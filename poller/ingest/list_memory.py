@@ -78,7 +78,12 @@ class ListMemory:
         forgotten = SweepsForgotten(since)
         if not self.is_a_look:
             app_id = self._client.account.app_id
-            await self._ledger.write(fold.record_for_account, app_id, forgotten)
+            try:
+                await self._ledger.write(fold.record_for_account, app_id, forgotten)
+            except BaseException:
+                for state in self.states.values():
+                    state.doubt()
+                raise
         for state in self.states.values():
             state.apply(forgotten)
             state.sweeps.clear()  # one under way is not through with that

@@ -117,7 +117,7 @@ class Runtime:
     def _forget(self, account: AccountRunner, keep: set[int]) -> None:
         for gone in set(account.states) - keep:
             del account.states[gone]
-        account.client.suspension.user_count = len(account.states)
+        account.client.suspension.user_count = len({state.key for state in account.states.values()})
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""

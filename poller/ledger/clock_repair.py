@@ -4,18 +4,20 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, update
 
-from poller.ledger.tables import failed_slices, jobs, streams
+from poller.ledger.tables import JobKind, failed_slices, jobs, streams
 
 # A little more than the longest that each of them is ever put off for.
-LONGEST_ATTEMPT = timedelta(hours=30)
+LONGEST_JOB = {JobKind.FETCH: timedelta(hours=30)}
 LONGEST_REFUSAL = timedelta(hours=2)
 LONGEST_SLICE = timedelta(hours=12)
 
 
 def forget_far_future(connection: Connection, now: datetime) -> None:
     """Make due what is put off for longer than anything ever is: our clock had been ahead."""
+    for kind in JobKind:
+        wrong = update(jobs).where(jobs.c.kind == kind, jobs.c.due > now + LONGEST_JOB[kind])
+        connection.execute(wrong.values(due=now))
     for column, longest, instead in (
-        (jobs.c.due, LONGEST_ATTEMPT, now),
         (streams.c.refused_until, LONGEST_REFUSAL, None),
         (streams.c.last_success_at, timedelta(0), now),
         (failed_slices.c.next_attempt_at, LONGEST_SLICE, now),

@@ -248,9 +248,12 @@ def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any
     return values
 
 
-def postpone(connection: Connection, fax: int, next_attempt_at: datetime) -> None:
-    """Fetch a waiting fax at another time; nothing is said about the fax itself."""
-    connection.execute(_SET_JOB.where(_DUE), {"this": fax, "due": next_attempt_at})
+def postpone(
+    connection: Connection, fax: int, fence: int | None, next_attempt_at: datetime
+) -> None:
+    """Fetch a waiting fax at another time, unless it was made due meanwhile; no word about the fax."""
+    unless_changed = _SET_JOB.where(_DUE, jobs.c.fence == fence)
+    connection.execute(unless_changed, {"this": fax, "due": next_attempt_at})
 
 
 def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:

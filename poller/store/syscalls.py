@@ -6,8 +6,11 @@ them, or leave one out.
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -15,6 +18,7 @@ from typing import Any, BinaryIO
 
 FILE_MODE = 0o640
 SMALL_FILE_MAX = 16 << 20
+_GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS_IOC_GETVERSION
 _READ_CHUNK = 64 << 10
 _NOT_THROUGH_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1  # linux/fs.h
@@ -233,6 +237,16 @@ def is_at(path: str, fd: int) -> bool:
 
 def status(fd: int) -> os.stat_result:
     return os.fstat(fd)
+
+
+def generation(fd: int) -> int:
+    """Which use of its inode number this is; 0 where the file system does not say."""
+    answer = bytearray(struct.calcsize("l"))
+    try:
+        fcntl.ioctl(fd, _GET_GENERATION, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer[:4], sys.byteorder)
 
 
 def status_of(name: str, at: int) -> os.stat_result:

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ def take_all(runtime: Runtime) -> int:
     return len(taken)
 
 
-async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
+async def fetched_but_not_recorded(
     runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Any:
+    """Publish a fax that no row says to be stored, as after a kill just then."""
     fax, _ = await listed(runtime, simulator)
 
     async def refuses(*_: Any, **__: Any) -> None:
@@ -42,9 +45,81 @@ async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
     with monkeypatch.context() as locked:
         around(locked, runtime.services.ledger, jobs.stored, refuses)
         assert await fetch(runtime, fax) is Outcome.POSTPONED
+    return fax
+
+
+async def test_fax_taken_while_the_ledger_was_locked_is_not_delivered_again(
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax = await fetched_but_not_recorded(runtime, simulator, monkeypatch)
     assert take_all(runtime) == 2
     assert await fetch(runtime, fax) is Outcome.STORED
     assert stored_files(runtime.config.storage.directory) == []
+
+
+async def test_fax_taken_before_a_mount_that_changes_device_numbers_is_not_delivered_again(
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax = await fetched_but_not_recorded(runtime, simulator, monkeypatch)
+    assert take_all(runtime) == 2
+    real = syscalls.status
+
+    def mounted_again(fd: int) -> os.stat_result:
+        mode, inode, device, *rest = real(fd)
+        return os.stat_result((mode, inode, device + 1, *rest))
+
+    monkeypatch.setattr(syscalls, "status", mounted_again)
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert simulator.downloads[fax] == 1
+    assert stored_files(runtime.config.storage.directory) == []
+
+
+async def test_directory_moved_away_whose_inode_number_is_used_again_hides_no_fax(
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, held = await listed(runtime, simulator)
+    store = runtime.services.storage.store
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "publish", _fails)
+        await fetch(runtime, fax)
+    directory = (runtime.config.storage.directory / held.path).parent
+    number = directory.stat().st_ino
+    shutil.rmtree(directory)  # it was copied to another disk
+    for _ in range(50):
+        directory.mkdir()
+        if directory.stat().st_ino == number:
+            break
+        directory.rmdir()
+    else:
+        pytest.skip("this file system does not use the number again")
+    assert await fetch(runtime, fax) is Outcome.STORED
+    assert {file.suffix for file in map(Path, stored_files(runtime.config.storage.directory))} == {
+        ".json",
+        ".pdf",
+    }
+
+
+def _fails(*_: Any) -> bool:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+async def test_what_a_ticket_tells_of_is_synced_before_its_row_says_stored(
+    runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax = await fetched_but_not_recorded(runtime, simulator, monkeypatch)
+    synced: list[str] = []
+
+    def fails(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        if len(synced) == 3:
+            raise syscalls.SyncError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as unsynced:
+        unsynced.setattr(syscalls, "sync_file", fails)
+        unsynced.setattr(syscalls, "sync_directory", fails)
+        assert await fetch(runtime, fax) is not Outcome.STORED
+    assert [Path(name).suffix for name in synced] == [".pdf", ".json", ""]
+    assert (await row(runtime, fax)).state is State.PENDING
 
 
 async def test_stop_while_a_fax_is_made_visible_records_it(

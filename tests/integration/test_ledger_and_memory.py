@@ -66,6 +66,26 @@ async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
     assert state.progress.coverage.covers(clock.now() - START + DAY)
 
 
+async def test_what_concerns_a_whole_account_is_read_again_when_nobody_knows_that_it_was_recorded(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await poll(runtime)
+    account, state = parts(runtime)
+    assert state.progress.sweep_end is not None
+    real = runtime.services.ledger.write
+
+    async def then_no_answer(*asked: Any, **named: Any) -> Any:
+        await real(*asked, **named)
+        raise LedgerUnavailable("it does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.services.ledger, "write", then_no_answer)
+        with pytest.raises(LedgerUnavailable):
+            await account._empties.memory.list_again()
+    await state.refresh()
+    assert await remembered_is_held(runtime)
+
+
 async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_ledger(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

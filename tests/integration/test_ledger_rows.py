@@ -477,9 +477,9 @@ async def test_what_is_due_longest_comes_first_and_quarantined_last(
     ids = ["quarantined", "later", "soon", "not due", "stored", "dismissed"]
     faxes = {fax.fax_id: fax for fax in await record(ledger, user, *map(new_fax, ids))}
     await fail(ledger, faxes["quarantined"], next_attempt_at=NOW - DAY, quarantine=True)
-    await ledger.write(jobs.postpone, faxes["later"].id, NOW - MINUTE)
-    await ledger.write(jobs.postpone, faxes["soon"].id, NOW - HOUR)
-    await ledger.write(jobs.postpone, faxes["not due"].id, NOW + MINUTE)
+    await ledger.write(jobs.postpone, faxes["later"].id, faxes["later"].fence, NOW - MINUTE)
+    await ledger.write(jobs.postpone, faxes["soon"].id, faxes["soon"].fence, NOW - HOUR)
+    await ledger.write(jobs.postpone, faxes["not due"].id, faxes["not due"].fence, NOW + MINUTE)
     await store(ledger, faxes["stored"])
     await ledger.write(jobs.dismiss, faxes["dismissed"].id, now=NOW, reason="lost")
 
@@ -501,7 +501,7 @@ async def test_who_has_something_due(ledger: Ledger) -> None:
     (second,) = await record(ledger, three, new_fax("two"))
     assert await ledger.read(jobs.streams_with_due, "app", NOW) == [one.id, three.id]
     assert await ledger.read(jobs.streams_with_due, "other", NOW) == []
-    await ledger.write(jobs.postpone, first.id, NOW + HOUR)
+    await ledger.write(jobs.postpone, first.id, first.fence, NOW + HOUR)
     await fail(ledger, second, next_attempt_at=NOW + MINUTE, quarantine=True)
     assert await ledger.read(jobs.streams_with_due, "app", NOW) == []
     assert await ledger.read(jobs.streams_with_due, "app", NOW + MINUTE) == [three.id]
@@ -612,7 +612,7 @@ async def test_a_late_failure_does_not_bring_back_what_is_settled(
         before = await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="lost")
     after = await fail(ledger, fax, quarantine=True)
     assert after == dataclasses.replace(before, attempts=before.attempts + 1)
-    await ledger.write(jobs.postpone, fax.id, NOW)
+    await ledger.write(jobs.postpone, fax.id, fax.fence, NOW)
     assert await ledger.read(faxes.one, fax.id) == after
     assert len(await ledger.read(faxes.history, fax.id)) == 2
 
@@ -756,7 +756,7 @@ async def act(ledger: Ledger, users: list[StreamRow], known: list[FaxRow], dice:
             jobs.make_due, [one.id for one in dice.sample(known, min(3, len(known)))], NOW
         )
     else:
-        await ledger.write(jobs.postpone, fax.id, NOW + MINUTE)
+        await ledger.write(jobs.postpone, fax.id, fax.fence, NOW + MINUTE)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -173,7 +173,7 @@ class Everything:
         self(jobs.attempt_failed, first.id, NOW, failure)
         self(jobs.quarantined, 10)
         self(jobs.pending_paths)
-        self(jobs.postpone, second.id, NOW)
+        self(jobs.postpone, second.id, second.fence, NOW)
         self(jobs.waiting)
         self(jobs.failing_counts, NOW, HOUR)
         self(jobs.failing, NOW, HOUR, 10)

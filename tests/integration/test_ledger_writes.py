@@ -423,7 +423,7 @@ async def use_everything(ledger: Ledger, user: StreamRow) -> None:
     )
     await ledger.write(jobs.make_due, None, NOW)
     await ledger.write(jobs.make_due, [fax.id], NOW)
-    await ledger.write(jobs.postpone, fax.id, NOW)
+    await ledger.write(jobs.postpone, fax.id, fax.fence, NOW)
     await ledger.write(jobs.dismiss, fax.id, now=NOW, reason="x")
     file = StoredFile("a.pdf", "pdf", 1, "0", 1, damaged=False)
     await ledger.write_together(jobs.stored, jobs.Stored(fax.id, NOW, file))

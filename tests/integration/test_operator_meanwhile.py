@@ -1,20 +1,24 @@
 """What an operator does while a fax is being fetched, at every point between reading and acting."""
 
+import errno
 import itertools
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from poller.config.model import User
 from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
-from poller.ledger import Ledger, State, jobs, streams
+from poller.ledger import FaxRow, Ledger, State, jobs, streams
 from poller.simulator import Simulator
-from tests.conftest import Event, QuickClock
+from tests.conftest import Event, QuickClock, stored_files
 from tests.integration.at_work import calls, faults, fetch, listed, parts, row
 from tests.integration.in_between import Between
 
 DAY = timedelta(days=1)
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
@@ -55,6 +59,51 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
         states.append(had)
     assert states.index(True) > 2  # so often before its image was asked for
     assert all(states[states.index(True) :])
+
+
+async def test_fax_with_a_ticket_that_is_dismissed_as_it_waits_its_turn_is_not_published(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger, monkeypatch: Patch
+) -> None:
+    account, _ = parts(runtime)
+    account.workers.at_once = 1
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.services.storage.store, "publish", _fails)
+        fax, held = await listed(runtime, simulator)
+        await fetch(runtime, fax)
+    assert (await row(runtime, fax)).staged is not None
+    first, first_row = await listed(runtime, simulator)
+    for minutes, one in ((9, first_row), (5, held)):
+        await operator.write(jobs.make_due, [one.id], clock.now() - timedelta(minutes=minutes))
+    real = account.workers._fetcher.fetch
+
+    async def then_dismissed(one: FaxRow, user: User) -> Outcome:
+        outcome = await real(one, user)
+        if one.fax_id == first.fax_id:
+            await operator.write(jobs.dismiss, held.id, now=clock.now(), reason="wrong patient")
+        return outcome
+
+    monkeypatch.setattr(account.workers._fetcher, "fetch", then_dismissed)
+    await account.workers.run_until_idle()
+    assert (await row(runtime, first)).state is State.STORED
+    assert (await row(runtime, fax)).state is State.DISMISSED
+    stored = stored_files(runtime.config.storage.directory)
+    assert not any(fax.fax_id in str(file) and str(file).endswith(".json") for file in stored)
+
+
+def _fails(*_: Any) -> bool:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+async def test_fax_postponed_undoes_no_retry(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger
+) -> None:
+    fax, held = await listed(runtime, simulator)
+    assert await operator.write(jobs.make_due, [held.id], clock.now()) == 1
+    retried = await row(runtime, fax)
+    await operator.write(jobs.postpone, held.id, held.fence, clock.now() + DAY)
+    assert await row(runtime, fax) == retried
+    await operator.write(jobs.postpone, held.id, retried.fence, clock.now() + DAY)
+    assert (await row(runtime, fax)).next_attempt_at == clock.now() + DAY
 
 
 async def test_failure_of_an_attempt_undoes_no_retry(

@@ -378,7 +378,7 @@ class Restless(Fetcher):
             for _ in range(self.random.randrange(4)):
                 await asyncio.sleep(0)
             if self.random.random() < 0.5:
-                await ledger.write(jobs.postpone, fax.id, now)
+                await ledger.write(jobs.postpone, fax.id, fax.fence, now)
                 return Outcome.POSTPONED
             file = StoredFile(f"{fax.fax_id}.pdf", "pdf", 1, "0" * 64, 1, damaged=False)
             await ledger.write_together(jobs.stored, jobs.Stored(fax.id, now, file))
