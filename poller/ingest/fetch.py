@@ -49,8 +49,8 @@ _NO_FAULT_OF_IT = (*OF_THE_ACCOUNT, NotChecked)
 class Outcome(enum.Enum):
     """What became of one attempt.
 
-    *Postponed* says nothing about the fax itself. *Withdrawn*: before its image was asked for, an
-    operator dismissed it, made it due or removed its user.
+    *Postponed* says nothing about the fax itself. *Withdrawn*: before its image was asked for, or
+    before that failed, an operator dismissed it, made it due or removed its user.
     """
 
     STORED = enum.auto()
@@ -339,6 +339,8 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
                 ),
             )
         )
+        if recorded.fence != fax.fence:
+            return Outcome.WITHDRAWN
         if recorded.state is State.QUARANTINED and fax.state is not State.QUARANTINED:
             services.emit(events.FaxQuarantined(*fax.names, error, fax.failures + 1))
             return Outcome.QUARANTINED

@@ -76,16 +76,17 @@ class ListMemory:
     async def list_again(self, since: datetime | None = None) -> None:
         """What was taken for an empty list since then, or since the start, may have been none."""
         forgotten = SweepsForgotten(since)
-        if not self.is_a_look:
+        if self.is_a_look:
+            for state in self.states.values():
+                state.apply(forgotten)
+        else:
             app_id = self._client.account.app_id
             try:
                 await self._ledger.write(fold.record_for_account, app_id, forgotten)
-            except BaseException:
+            finally:
                 for state in self.states.values():
                     state.doubt()
-                raise
         for state in self.states.values():
-            state.apply(forgotten)
             state.sweeps.clear()  # one under way is not through with that
             state.sweep_now = True
 

@@ -12,9 +12,9 @@ from poller.config.model import Poll
 from poller.errors import BadAnswer, LedgerUnavailable
 from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, fold, streams
-from poller.progress import Covered, NotPolled
+from poller.progress import Covered, NotPolled, Swept
 from poller.simulator import Simulator, Switches
-from poller.window import Interval
+from poller.window import Interval, SliceKind
 from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import in_background, parts, poll
 from tests.integration.in_between import Asked, Between, around
@@ -84,6 +84,20 @@ async def test_what_concerns_a_whole_account_is_read_again_when_nobody_knows_tha
             await account._empties.memory.list_again()
     await state.refresh()
     assert await remembered_is_held(runtime)
+
+
+async def test_sweep_that_ends_while_all_are_forgotten_leaves_memory_as_the_ledger(
+    runtime: Runtime, clock: QuickClock
+) -> None:
+    await poll(runtime)
+    account, state = parts(runtime)
+    forgetting = asyncio.create_task(account._empties.memory.list_again())
+    await asyncio.sleep(0)  # its write is asked for
+    await state.record_soon(Swept(SliceKind.SWEEP, clock.now(), 0))
+    await forgetting
+    await state.refresh()
+    assert await remembered_is_held(runtime)
+    assert state.sweep_now
 
 
 async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_ledger(

@@ -142,6 +142,26 @@ async def test_failure_of_an_attempt_undoes_no_retry(
     assert number > 6
 
 
+async def test_failure_of_a_fax_that_was_dismissed_meanwhile_announces_no_retry(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    simulator.faults = faults("404@image=always")
+    fax, held = await listed(runtime, simulator)
+    events.clear()
+    real = parts(runtime)[0].client.fetch_image
+
+    async def meanwhile(*asked: Any, **named: Any) -> Any:
+        try:
+            return await real(*asked, **named)
+        finally:
+            ledger = runtime.services.ledger
+            await ledger.write(jobs.dismiss, held.id, now=clock.now(), reason="not needed")
+
+    parts(runtime)[0].client.fetch_image = meanwhile  # type: ignore[method-assign]
+    assert await fetch(runtime, fax) is Outcome.WITHDRAWN
+    assert not [event for event in events if event.action == "fax-retry"]
+
+
 async def test_fax_of_a_user_who_is_removed_while_it_waits_is_not_asked_for(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger
 ) -> None:
