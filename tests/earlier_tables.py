@@ -16,7 +16,7 @@ _SINCE = {"backfills": "0003", "backfill_failures": "0003"}
 def put_back(path: Path, revision: str) -> None:
     """Turn the closed ledger at `path` into one of `revision`, with the rows that it can hold."""
     older = path.with_name(f"{path.name}.older")
-    _make_empty(older, revision)
+    make_empty(older, revision)
     with closing(sqlite3.connect(older, isolation_level=None)) as connection:
         connection.execute("ATTACH ? AS today", (str(path),))
         tables = (*TABLES, *(table for table, since in _SINCE.items() if since <= revision))
@@ -26,7 +26,8 @@ def put_back(path: Path, revision: str) -> None:
     older.replace(path)
 
 
-def _make_empty(path: Path, revision: str) -> None:
+def make_empty(path: Path, revision: str) -> None:
+    """Make a ledger by the migrations up to this one."""
     path.unlink(missing_ok=True)
     engine = create_engine(f"sqlite:///{path}")
     try:

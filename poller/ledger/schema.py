@@ -1,16 +1,18 @@
-"""Which age the tables are of, and bringing them to the present with alembic."""
+"""Which age the tables are of: new ones are made as they are now, alembic brings older ones there."""
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, String, column, inspect, select, table
+from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select
 
 from poller.errors import CannotStart, LedgerDamaged
-from poller.ledger.tables import REVISION
+from poller.ledger.tables import REVISION, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_VERSION = table("alembic_version")
+_VERSION = Table(  # alembic's own
+    "alembic_version", MetaData(), Column("version_num", String(32), primary_key=True)
+)
 
 
 def require_known(where: str, revision: str, *, may_migrate: bool) -> None:
@@ -34,18 +36,23 @@ def migrate(connection: Connection) -> bool:
     revision = _revision(connection)
     if revision == REVISION:
         return False
+    if revision is None:
+        metadata.create_all(connection)
+        _VERSION.create(connection, checkfirst=True)
+        connection.execute(insert(_VERSION).values(version_num=REVISION))
+        return True
     from alembic import command  # noqa: PLC0415  (slow to load, and needed once in a lifetime)
 
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    return revision is None
+    return False
 
 
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
-    return connection.scalar(select(column("version_num", String)).select_from(_VERSION))
+    return connection.scalar(select(_VERSION.c.version_num))
 
 
 def _knows(revision: str) -> bool:

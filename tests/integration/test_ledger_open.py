@@ -27,6 +27,7 @@ from poller.ledger import Ledger, fold, meta, schema, streams
 from poller.ledger.sqlite import engine, file
 from poller.ledger.tables import REVISION, metadata
 from poller.progress import NotPolled
+from tests.earlier_tables import make_empty
 from tests.integration.at_work import WITHIN_S
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, 123456, tzinfo=UTC)
@@ -311,8 +312,10 @@ def test_the_newest_migration_is_the_one_that_the_program_expects() -> None:
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based")
-def test_the_migrations_make_exactly_the_tables(made: Path) -> None:
-    database = create_engine(f"sqlite:///{made}")
+def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
+    migrated_at = tmp_path / "migrated.db"
+    make_empty(migrated_at, "head")
+    database = create_engine(f"sqlite:///{migrated_at}")
     try:
         with database.connect() as connection:
             options = {"compare_type": False, "include_object": _can_be_read_back}
