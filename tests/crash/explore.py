@@ -80,7 +80,7 @@ class Point:
     def __str__(self) -> str:
         again = f", then kill at {self.again}" if self.again else ""
         taken = ", then all is taken" if self.taken else ""
-        return f"{self.moment.name} run, {self.act} at call {self.at}{again}{taken}"
+        return f"{self.moment.name} run, {self.act} at call {self.at or self.after}{again}{taken}"
 
 
 @dataclass

@@ -84,12 +84,17 @@ def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path
 def test_what_is_taken_between_a_kill_and_the_next_start_is_not_delivered_again(
     shim: Path, way: str
 ) -> None:
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [replace(one, taken=True) for one in around_visible(FIRST, calls[FIRST], 24)]
-        _, wrong = await explored(explorer, points)
+    async def look(explorer: Explorer) -> None:
+        points = [
+            Point(FIRST, 0, taken=True, after=After(way, ".json", nth, more))
+            for nth in (1, 2, 3)
+            for more in range(4)
+        ]
+        reached, wrong = await explored(explorer, points)
         assert not wrong
+        assert reached == len(points)
 
-    _explore(shim, look, way)
+    _explored(shim, look, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
