@@ -49,8 +49,8 @@ _NO_FAULT_OF_IT = (*OF_THE_ACCOUNT, NotChecked)
 class Outcome(enum.Enum):
     """What became of one attempt.
 
-    *Postponed* says nothing about the fax itself. *Withdrawn*: before its image was asked for, or
-    before that failed, an operator dismissed it, made it due or removed its user.
+    *Postponed* says nothing about the fax itself. *Withdrawn*: since its row was read,
+    an operator dismissed the fax, made it due or removed its user.
     """
 
     STORED = enum.auto()

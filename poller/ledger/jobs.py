@@ -251,7 +251,7 @@ def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any
 def postpone(
     connection: Connection, fax: int, fence: int | None, next_attempt_at: datetime
 ) -> None:
-    """Fetch a waiting fax at another time, unless it was made due meanwhile; no word about the fax."""
+    """Put a waiting fax off, unless an operator has decided about it since; its failures stay."""
     unless_changed = _SET_JOB.where(_DUE, jobs.c.fence == fence)
     connection.execute(unless_changed, {"this": fax, "due": next_attempt_at})
 

@@ -230,5 +230,5 @@ class Directory:  # more than 20 methods: the verbs of a store
 
 
 def _number(at: Folder) -> str:
-    """Name a directory for longer than a mount: the number of its device is another each time."""
+    """Identify a directory across mounts, which may change the number of its device."""
     return f"{syscalls.status(at.fd).st_ino}:{syscalls.generation(at.fd)}"

@@ -240,7 +240,7 @@ def status(fd: int) -> os.stat_result:
 
 
 def generation(fd: int) -> int:
-    """Which use of its inode number this is; 0 where the file system does not say."""
+    """Tell apart what has had the same inode number; 0 where the file system cannot."""
     answer = bytearray(struct.calcsize("l"))
     try:
         fcntl.ioctl(fd, _GET_GENERATION, answer)

@@ -30,7 +30,7 @@ from poller.ledger import (
     sidecar_import,
     streams,
 )
-from poller.ledger.tables import metadata
+from poller.ledger.tables import JobKind, metadata
 from poller.progress import (
     Covered,
     Polled,
@@ -233,6 +233,11 @@ def test_every_statement_calls_only_functions_that_both_databases_have(recorded:
                 assert (name, len(given)) in FUNCTIONS.items(), str(statement)
                 if name == "sum":
                     assert not isinstance(given[0].type, Boolean), str(statement)
+
+
+def test_every_kind_of_job_says_how_long_it_may_be_put_off() -> None:
+    """Or the clock's repair would make it due at once, or leave it for years."""
+    assert clock_repair.LONGEST_JOB.keys() == set(JobKind)
 
 
 def test_every_table_compiles_for_postgresql() -> None:
