@@ -7,8 +7,8 @@ from string import Formatter, ascii_lowercase, ascii_uppercase
 
 LONGEST_ID = 120
 LONGEST_PART = 200  # a file system takes 255 bytes; dot-files and endings need some of them
-PLACEHOLDERS = ("account", "user", "fax_id", "received")
-RECEIVED_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
+PLACEHOLDERS = ("account", "user", "fax_id")
+TIME_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
 
 # Only so: without its dashes, in braces or as a URN an id may be anything.
 _UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
@@ -56,23 +56,24 @@ def _digest(text: str, digits: int) -> str:
     return hashlib.sha256(_utf8(text)).hexdigest()[:digits]
 
 
-def fax_path(template: str, *, account: str, user: str, fax_id: str, received: datetime) -> str:
+def fax_path(template: str, *, account: str, user: str, fax_id: str, at: datetime) -> str:
     """Return where a fax belongs, relative to the storage directory and without extension.
 
-    No part is empty, `..`, or begins with a dot, whatever the values are. `received` is written in
-    UTC. A part over 200 bytes is shortened like an id.
+    No part is empty, `..`, or begins with a dot, whatever the values are. `at`, when it was received
+    or completed, is written in UTC. A part over 200 bytes is shortened like an id.
     """
     values = {"account": account, "user": user, "fax_id": safe_id(fax_id)}
-    filled = _fill(template, values, received.astimezone(UTC))
+    filled = _fill(template, values, at.astimezone(UTC))
     return "/".join(_safe_part(part) for part in filled.split("/"))
 
 
-def _fill(template: str, values: dict[str, str], received: datetime) -> str:
+def _fill(template: str, values: dict[str, str], at: datetime) -> str:
     filled = []
     for literal, name, spec, _ in Formatter().parse(template):
-        is_time = name == "received"
-        time = received.strftime(spec or RECEIVED_WITHOUT_FORMAT) if is_time else ""
-        filled.append(literal + time + values.get(name or "", ""))
+        value = values.get(name or "")
+        if name and value is None:  # the time, by either of its names
+            value = at.strftime(spec or TIME_WITHOUT_FORMAT)
+        filled.append(literal + (value or ""))
     return "".join(filled)
 
 
@@ -85,15 +86,18 @@ def _safe_part(part: str) -> str:
     return f"{kept}~{_digest(part, 16)}"
 
 
-def path_template_problem(template: str) -> str | None:
-    """Say in a sentence what is wrong with a path template, or return None."""
+def path_template_problem(template: str, time: str = "received") -> str | None:
+    """Say in a sentence what is wrong with a path template, or return None.
+
+    `time` is what the fax's time is called in it.
+    """
     try:
-        return _field_problem(template) or _part_problem(template)
+        return _field_problem(template, time) or _part_problem(template)
     except ValueError as error:
         return f"is not a path template: {error}"
 
 
-def _field_problem(template: str) -> str | None:
+def _field_problem(template: str, time: str) -> str | None:
     if _UNPRINTABLE.search(template):
         return _HOLDS_UNPRINTABLE
     names = set()
@@ -101,11 +105,11 @@ def _field_problem(template: str) -> str | None:
         names.add(name)
         if name is None:
             continue
-        if name not in PLACEHOLDERS:
-            known = ", ".join(f"{{{one}}}" for one in PLACEHOLDERS)
+        if name not in (*PLACEHOLDERS, time):
+            known = ", ".join(f"{{{one}}}" for one in (*PLACEHOLDERS, time))
             return f"has an unknown placeholder {{{name}}}; known are {known}"
-        if conversion or "{" in (spec or "") or (spec and name != "received"):
-            return f"must not say how {{{name}}} is formatted; only {{received:…}} may"
+        if conversion or "{" in (spec or "") or (spec and name != time):
+            return f"must not say how {{{name}}} is formatted; only {{{time}:…}} may"
     return None if "fax_id" in names else "must hold {fax_id}, or two faxes would have one name"
 
 

@@ -8,6 +8,7 @@ class Direction(StrEnum):
     """Which way the faxes of a stream went."""
 
     RECEIVED = "received"
+    SENT = "sent"
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _warnings(settings: Config) -> Iterator[str]:
             account=user.account,
             user=user.name,
             fax_id="1",
-            received=bootstrap.now(),
+            at=bootstrap.now(),
         )
         if (part := naming.part_closed_to_windows(f"{path}.pdf")) is not None:
             yield (

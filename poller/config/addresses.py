@@ -124,6 +124,16 @@ def _url(node: Node, example: str, *, query: bool = False) -> SplitResult:
     return url
 
 
+def hook_path(node: Node) -> str:
+    """The path of a URL; eFax is given it in the portal."""
+    value = text(node)
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+        raise WrongValueError(
+            "must be a path such as /efax/main: letters, digits, '.', '_', '~', '-'"
+        )
+    return value
+
+
 def is_loopback(host: str) -> bool:
     """127.0.0.0/8, ::1 or localhost; `host` without brackets."""
     if host.lower() == "localhost":

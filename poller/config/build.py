@@ -4,18 +4,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from poller.config import addresses, values
 from poller.config.document import given_twice
 from poller.config.keys import Settings, filled, read, tree
-from poller.config.model import Account, Config, Expect, HttpConfig, StateConfig, User
+from poller.config.model import (
+    Account,
+    AccountHook,
+    Canary,
+    Config,
+    Expect,
+    HookTls,
+    HttpConfig,
+    StateConfig,
+    User,
+    WebhookConfig,
+)
 from poller.config.position import Node, Problems
 
+T = TypeVar("T")
 _USER = tree(User)
 # For all, for an account and for a user: what is nearest counts, key by key.
-_LEVELLED = {key: _USER[key] for key in ("poll", "image", "expect")}
-_LEVELLED_FIELDS = ("poll.", "image_format", "expect")
+_LEVELLED = {key: _USER[key] for key in ("poll", "image", "expect", "sent", "delete", "canary")}
+_LEVELLED_FIELDS = (
+    *("poll.", "image_format", "mark_downloaded", "expect", "sent.", "delete.", "canary"),
+)
+# Maps that null takes away, with the key that each must have and an example of it.
+_OPTIONAL: dict[type, tuple[tuple[str, str], ...]] = {
+    Expect: (("within", "2d"),),
+    Canary: (("every", "24h"),),
+    AccountHook: (("path", "/efax/main"), ("secret", "{credential: efax-webhook}")),
+    HookTls: (("cert", "/path/of/chain.pem"), ("key", "{credential: webhook-key}")),
+}
 _ACCOUNT = tree(Account) | _LEVELLED
 _TOP = _LEVELLED | tree(Config)
 
@@ -54,10 +75,54 @@ class Builder:
             "accounts": self._accounts(root, below),
             "state": _state(found),
             "http": self._http(found),
+            "webhook": self._webhook(found),
         }
         config = Config(files=files, **given)
         self._check_apart(root, found, config)
+        self._check_hooks(root, found, config)
         return config
+
+    def _webhook(self, found: Settings) -> WebhookConfig | None:
+        if "webhook" not in found or found["webhook"].value is None:
+            return None
+        tls = self._optional(HookTls, found, "webhook.tls")
+        if "webhook.listen" not in found:
+            example = 'is missing; write listen: "127.0.0.1:9411"'
+            self._problems.missing(found["webhook"].node, "listen", example)
+        at = found.get("webhook.listen")
+        if at is None or at.value is None:
+            return None
+        host, port = at.value
+        if tls is None and "webhook.tls" not in found and not addresses.is_loopback(host):
+            self._problems.add(
+                at.node,
+                "without tls it must be 127.0.0.1, behind a proxy that speaks https; or set "
+                "webhook.tls",
+            )
+        return WebhookConfig(host, port, tls)
+
+    def _check_hooks(self, root: Node, found: Settings, config: Config) -> None:
+        """A path belongs to one account, and is listened on only with the listener."""
+        hooked = [account for account in config.accounts if account.webhook is not None]
+        paths: dict[str, str] = {}
+        for account in hooked:
+            hook = account.webhook
+            assert hook is not None
+            node = _below(root, "accounts", account.name, "webhook")
+            if "webhook" not in found or found["webhook"].value is None:
+                self._problems.add(
+                    node, 'needs the listener; write webhook: {listen: "127.0.0.1:9411"} at the top'
+                )
+            first = paths.setdefault(hook.path, account.name)
+            if first != account.name:
+                self._problems.add(
+                    node, f"has the path of the account {first}; give each a path of its own"
+                )
+        if config.webhook is not None and not hooked:
+            self._problems.add(
+                found["webhook"].node,
+                "no account has a webhook; give one of them webhook: {path, secret}, or remove this",
+            )
 
     def _http(self, found: Settings) -> HttpConfig:
         given = filled(HttpConfig, found, "http.")
@@ -100,19 +165,21 @@ class Builder:
         own = {key: given for key, given in own.items() if key.startswith(_LEVELLED_FIELDS)}
         if not own:
             return below
-        every, cron, start = (own.get(f"poll.{key}") for key in ("every", "cron", "start"))
+        every, cron = own.get("poll.every"), own.get("poll.cron")
         if every and cron:
             self._problems.add(
                 cron.node, f"stands beside 'every' at {every.node.where}; keep one of the two"
             )
-        if start and isinstance(start.value, datetime) and start.value > self._outside.now:
-            self._problems.add(
-                start.node,
-                "lies in the future; write a time in the past, or a duration such as 7d",
-            )
+        for start in (own.get("poll.start"), own.get("sent.start")):
+            if start and isinstance(start.value, datetime) and start.value > self._outside.now:
+                self._problems.add(
+                    start.node,
+                    "lies in the future; write a time in the past, or a duration such as 7d",
+                )
         gone = {"poll.every", "poll.cron"} if every or cron else set()
-        if "expect" in own and own["expect"].value is None:
-            gone |= {key for key in below if key.startswith("expect.")}
+        for name in ("expect", "canary"):
+            if name in own and own[name].value is None:
+                gone |= {key for key in below if key.startswith(f"{name}.")}
         return {key: given for key, given in below.items() if key not in gone} | own
 
     def _of_user(self, found: Settings) -> dict[str, Any]:
@@ -123,16 +190,20 @@ class Builder:
             given["poll"] = replace(poll, every=None)
         if poll.overlap >= poll.max_window:
             self._overlap_too_long(found)
-        given["expect"] = self._expect(found)
+        given["expect"] = self._optional(Expect, found, "expect")
+        given["canary"] = self._optional(Canary, found, "canary")
         return given
 
-    def _expect(self, found: Settings) -> Expect | None:
-        if "expect" not in found or found["expect"].value is None:
+    def _optional(self, model: type[T], found: Settings, name: str) -> T | None:
+        """Give a map that may be null, whose needed keys must be there."""
+        if name not in found or found[name].value is None:
             return None
-        given = filled(Expect, found, "expect.")
-        if "expect.within" not in found:
-            self._problems.missing(found["expect"].node, "within", "is missing; write within: 2d")
-        return Expect(**given) if "within" in given else None
+        given = filled(model, found, f"{name}.")
+        needed = _OPTIONAL[model]
+        for key, example in needed:
+            if f"{name}.{key}" not in found:
+                self._problems.missing(found[name].node, key, f"is missing; write {key}: {example}")
+        return model(**given) if all(key in given for key, _ in needed) else None
 
     def _overlap_too_long(self, found: Settings) -> None:
         both = [found.get("poll.overlap"), found.get("poll.max_window")]
@@ -161,6 +232,7 @@ class Builder:
                 self._problems.add(found["ca_file"].node, problem)
             levels = self._level(found, below)
             given["users"] = self._users(node, name, given.get("app_id", ""), levels)
+            given["webhook"] = self._optional(AccountHook, found, "webhook")
             if {"app_id", "api_key"} <= given.keys():
                 accounts.append(Account(**given))
         return tuple(accounts)
@@ -179,8 +251,15 @@ class Builder:
                 given = inherited = inherited or self._of_user(below)
             else:
                 given = self._of_user(levels)
-            user_id = found["user_id"].value if "user_id" in found else None
-            users.append(User(account_name, name, app_id, user_id or "", **given))
+            user_id, number = (
+                found[key].value if key in found else None for key in ("user_id", "number")
+            )
+            if given["canary"] is not None and number is None:
+                self._problems.missing(
+                    node, "number", 'is missing: the canary is sent to it; write number: "1…"'
+                )
+            own = {"user_id": user_id or "", "number": number}
+            users.append(User(account_name, name, app_id, **given | own))
         return tuple(users)
 
     def _named(self, map_: Node, key: str, singular: str, example: str) -> dict[str, Node]:
@@ -206,6 +285,13 @@ class Builder:
                 continue
             if (same := first.setdefault(node.value, node)) is not node:
                 self._problems.add(node, f"is also {same.key} at {same.where}; {why}")
+
+
+def _below(node: Node, *keys: str) -> Node:
+    """Give what is written below these keys, or as far as they lead."""
+    for key in keys:
+        node = node.entry(key) or node
+    return node
 
 
 def _state(found: Settings) -> StateConfig:

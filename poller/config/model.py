@@ -22,6 +22,8 @@ ImageFormat = Literal["pdf", "tiff"]
 Consumers = Literal["read", "move"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
+Archive = Literal["none", "metadata", "image"]
+OfTaken = Literal["keep", "delete"]
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -78,6 +80,41 @@ class Expect:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """The archive of what a user sent."""
+
+    archive: Archive = key(
+        "none", choice(Archive), "what is kept: none, metadata, or image as well"
+    )
+    every: timedelta = key(15 * MINUTE, duration("s"), "time between two lists of sent faxes")
+    start: timedelta | datetime = key(7 * DAY, values.start, "how far the first list goes back")
+    path: str = key(
+        "{account}/{user}/sent/{completed:%Y/%m/%d}/{fax_id}",
+        values.sent_path_template,
+        "a sent fax's name without extension, fixed when it is discovered",
+    )
+
+
+@dataclass(frozen=True)
+class Delete:
+    """What is deleted at eFax once it is proved to be stored here; nothing where `after` is None."""
+
+    after: timedelta | None = key(
+        None, nullable(duration("s")), "so long after a fax was stored; null: never"
+    )
+    max_per_day: int = key(500, whole(1, 1_000_000), "of an account, in any 24 hours")
+    taken: OfTaken = key("keep", choice(OfTaken), "delete: files taken away are proof enough")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A fax to the user's own number on a schedule, timed to its file."""
+
+    every: timedelta = key(MISSING, duration("s"), "time between two of them")
+    within: timedelta = key(30 * MINUTE, duration("s"), "late after so long")
+
+
+@dataclass(frozen=True)
 class User:
     """`account` and `name` are labels; (app_id, user_id) is the identity."""
 
@@ -88,10 +125,30 @@ class User:
     poll: Poll = Poll()
     image_format: ImageFormat = key("pdf", choice(ImageFormat), "to ask for", at="image.format")
     expect: Expect | None = key(None, Expect, "warn about silence")
+    number: str | None = key(
+        None, nullable(values.fax_number), "in quotes; for self-test, canary and web-hook"
+    )
+    mark_downloaded: bool = key(
+        True,  # noqa: FBT003
+        values.yes_or_no,
+        "false: eFax's mark is put back",
+        at="image.mark_downloaded",
+    )
+    sent: Sent = Sent()
+    delete: Delete = Delete()
+    canary: Canary | None = key(None, Canary, "a fax to the own number, timed to its file")
 
     @property
     def names(self) -> tuple[str, str]:
         return self.account, self.name
+
+
+@dataclass(frozen=True)
+class AccountHook:
+    """Where eFax's notices for an account arrive, and the secret that they are signed with."""
+
+    path: str = key(MISSING, addresses.hook_path, "such as /efax/main")
+    secret: SecretRef = key(MISSING, addresses.secret, "where it is to be had")
 
 
 @dataclass(frozen=True)
@@ -110,6 +167,7 @@ class Account:
     ca_file: Path | None = key(
         None, nullable(addresses.path), "a company's own authority", at="tls.ca_file"
     )
+    webhook: AccountHook | None = key(None, AccountHook, "a wake-up; needs webhook.listen")
 
 
 @dataclass(frozen=True)
@@ -165,6 +223,29 @@ class HttpConfig:
 
 
 @dataclass(frozen=True)
+class HookTls:
+    cert: Path = key(MISSING, addresses.path, "the certificate with its chain, PEM")
+    key: SecretRef = key(MISSING, addresses.secret, "where its key is to be had, PEM")
+
+
+@dataclass(frozen=True)
+class WebhookKeys:
+    """What is written under `webhook`."""
+
+    listen: tuple[str, int] = key(MISSING, addresses.listen, "host:port")
+    tls: HookTls | None = key(None, HookTls, "null: plain HTTP, on loopback only")
+
+
+@dataclass(frozen=True)
+class WebhookConfig:
+    """The one listener for all web-hooks; without `tls` on loopback only, behind a proxy."""
+
+    host: str
+    port: int
+    tls: HookTls | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     accounts: tuple[Account, ...] = key(MISSING, names, "one App ID each, by a name of yours")
     storage: StorageConfig = StorageConfig()
@@ -174,6 +255,7 @@ class Config:
     heartbeat: Heartbeat = Heartbeat()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
+    webhook: WebhookConfig | None = key(None, WebhookKeys, "the listener for eFax's notices")
     drain: timedelta = key(30 * SECOND, duration(), "on stop, for downloads to end")
     files: tuple[Path, ...] = field(default=(), compare=False)
 

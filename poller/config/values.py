@@ -195,6 +195,21 @@ def checked(problem_of: Callable[[str], str | None], hint: str = "") -> Parser[s
 
 cron = checked(cron_problem, "; write it such as '0 8,12,16 * * mon-fri'")
 path_template = checked(naming.path_template_problem)
+sent_path_template = checked(lambda text: naming.path_template_problem(text, "completed"))
+
+
+def yes_or_no(node: Node) -> bool:
+    if not isinstance(node.value, bool):
+        raise WrongValueError(f"must be true or false, and is {kind_of(node.value)}")
+    return node.value
+
+
+def fax_number(node: Node) -> str:
+    """Digits as eFax writes them (1 + ten digits in North America, else with `+`); never shown."""
+    value = identifier(node)
+    if not re.fullmatch(r"\+?[0-9]{6,20}", value):
+        raise WrongValueError("must be digits only, such as 1 and ten digits, or begin with '+'")
+    return value
 
 
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)

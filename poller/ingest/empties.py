@@ -12,7 +12,7 @@ from poller.efax.responses import Page
 from poller.emptiness import CanaryResult, Credibility, credibility
 from poller.errors import UserRefused, WindowRefused
 from poller.events import Emit
-from poller.ingest.list_memory import Canary, ListMemory
+from poller.ingest.list_memory import KnownFax, ListMemory
 from poller.ingest.spelling import Spelling
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger
@@ -114,7 +114,7 @@ class EmptyLists:
         """Ask for known faxes until one is listed; raises AccountSuspended where none is."""
         is_probe = self._client.suspension.until is not None
         proofs = self._proofs
-        found: dict[Canary, CanaryResult] = {}
+        found: dict[KnownFax, CanaryResult] = {}
         for canary in tuple(self.memory.canaries):
             found[canary] = finding = await self._look(canary, is_probe=is_probe)
             if finding is CanaryResult.LISTED or (
@@ -136,7 +136,7 @@ class EmptyLists:
         await self._release()
         return outcome
 
-    async def _look(self, canary: Canary, *, is_probe: bool) -> CanaryResult:
+    async def _look(self, canary: KnownFax, *, is_probe: bool) -> CanaryResult:
         state = self.memory.states.get(canary.stream)
         if state is None or state.is_refused:
             return CanaryResult.REFUSED
@@ -167,7 +167,7 @@ class EmptyLists:
         self.memory.canaries = canaries[1:] + canaries[:1]  # a probe asks for another one
         raise self._client.breaker.distrust(LOST, EndsBy.JUDGEMENT)
 
-    async def _forget(self, deleted: Sequence[Canary], *, is_sure: bool) -> None:
+    async def _forget(self, deleted: Sequence[KnownFax], *, is_sure: bool) -> None:
         """Ask for these no more; say so once no other one is left to be asked for."""
         self._drop(deleted)
         if self.memory.canaries or not deleted:
@@ -181,7 +181,7 @@ class EmptyLists:
         minutes = round(lists.doubted_for / timedelta(minutes=1))
         self._emit(events.CanariesDeleted(self._client.account.name, is_sure, minutes))
 
-    def _drop(self, gone: Sequence[Canary]) -> None:
+    def _drop(self, gone: Sequence[KnownFax]) -> None:
         self.memory.canaries = [one for one in self.memory.canaries if one not in gone]
 
     async def _proved(self) -> None:

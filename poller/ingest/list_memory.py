@@ -16,7 +16,7 @@ from poller.window import Interval
 
 
 @dataclass(frozen=True)
-class Canary:
+class KnownFax:
     """A fax that eFax has listed in this window; `stream` is `StreamState.id`."""
 
     stream: int
@@ -35,7 +35,7 @@ class ListMemory:
         self._clock = clock
         self.states = states
         self.is_a_look = False  # nothing of it is kept: the polls judge
-        self.canaries: list[Canary] = []  # the newest first
+        self.canaries: list[KnownFax] = []  # the newest first
         self.proved_s: float | None = None
         self.well: User | None = None
         self.lock = asyncio.Lock()  # of whoever asks for a proof
@@ -44,7 +44,7 @@ class ListMemory:
     def discovered(self, faxes: Sequence[FaxRow]) -> None:
         """Take a fax of a page as a canary."""
         if (window := faxes[0].first_window) is not None:
-            self._add_canaries([Canary(faxes[0].stream, faxes[0].fax_id, window)])
+            self._add_canaries([KnownFax(faxes[0].stream, faxes[0].fax_id, window)])
 
     def is_due(self, asked_s: float | None) -> bool:
         """Whether a proof that was asked for then is old."""
@@ -58,7 +58,7 @@ class ListMemory:
             if self._lists is None:  # nobody else has read it meanwhile
                 self._lists = lists = Lists.read(text)
                 self._add_canaries(
-                    [Canary(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
+                    [KnownFax(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
                 )
         return self._lists
 
@@ -90,7 +90,7 @@ class ListMemory:
             state.sweeps.clear()  # one under way is not through with that
             state.sweep_now = True
 
-    def _add_canaries(self, new: Sequence[Canary]) -> None:
+    def _add_canaries(self, new: Sequence[KnownFax]) -> None:
         """Keep the few of the newest windows, each once."""
         of_windows = {(one.stream, one.window): one for one in (*self.canaries, *new)}
         newest_first = sorted(of_windows.values(), key=lambda one: one.window.end, reverse=True)

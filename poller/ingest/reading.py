@@ -129,7 +129,7 @@ class ListReader:
             account=state.user.account,
             user=state.user.name,
             fax_id=fax.fax_id,
-            received=fax.received_at or now,
+            at=fax.received_at or now,
         )
         return NewFax(fax_id=fax.fax_id, path=path, listed=fax.raw, received_at=fax.received_at)
 

@@ -7,7 +7,11 @@ from sqlalchemy import Connection, update
 from poller.ledger.tables import JobKind, failed_slices, jobs, streams
 
 # A little more than the longest that each of them is ever put off for.
-LONGEST_JOB = {JobKind.FETCH: timedelta(hours=30)}
+LONGEST_JOB = {
+    JobKind.FETCH: timedelta(hours=30),
+    JobKind.DELETE: timedelta(hours=12),
+    JobKind.MARK: timedelta(hours=12),
+}
 LONGEST_REFUSAL = timedelta(hours=2)
 LONGEST_SLICE = timedelta(hours=12)
 

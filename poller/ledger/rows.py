@@ -110,6 +110,7 @@ class FaxRow:
     fax_key: str | None
     fence: int | None
     staged: Staged | None
+    deleted_at: datetime | None
 
     @property
     def stored_file(self) -> StoredFile | None:

@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeDecorator
 from poller.documents import Staged, StoredFile
 from poller.stream import Direction
 
-REVISION = "0007"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0008"  # the newest migration, known without loading alembic: opening stays quick
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -52,6 +52,19 @@ class JobKind(StrEnum):
     """What is to be done with the subject of a job."""
 
     FETCH = "fetch"
+    DELETE = "delete"  # at eFax, after proof
+    MARK = "mark"  # put eFax's mark back to "not downloaded"
+
+
+class SendState(StrEnum):
+    """How far a fax of ours has come. *In doubt*: eFax may have it, and its answer was lost."""
+
+    WAITING = "waiting"
+    SENDING = "sending"  # written before the request: after a kill it may have been sent
+    ACCEPTED = "accepted"
+    TRANSMITTED = "transmitted"
+    FAILED = "failed"
+    IN_DOUBT = "in-doubt"
 
 
 class Instant(TypeDecorator[datetime]):
@@ -304,6 +317,8 @@ faxes = Table(
     # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
     # fax looks for both in the same transaction, which holds the lock for writing.
     Column("fax_key", Text),
+    # Deleted at eFax, which is not to be mistaken for lost there.
+    Column("deleted_at", Instant),
     # This order serves both the look-up by stream and the operator's look-up by fax id alone.
     UniqueConstraint("fax_id", "stream"),
     UniqueConstraint("path"),
@@ -375,6 +390,30 @@ jobs = Table(
     UniqueConstraint("subject", "kind"),
 )
 Index("ix_jobs_due", jobs.c.stream, jobs.c.kind, jobs.c.due, sqlite_where=jobs.c.due.is_not(None))
+
+# Faxes that we send: `stream` is that of what their user receives.
+sends = Table(
+    "sends",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("stream", ForeignKey("streams.id"), nullable=False),
+    Column("transaction_id", Text, nullable=False),
+    Column("purpose", Text, nullable=False),  # operator, selftest, canary
+    Column("destination", Text, nullable=False),
+    Column("code", Text),  # on the page of a self-test or canary, by which it is known again
+    Column("state", Word(SendState), nullable=False),
+    Column("fax_id", Text),
+    Column("status", Text),  # the transmission status as eFax says it
+    Column("error", Text),
+    Column("asked_at", Instant, nullable=False),
+    Column("sent_at", Instant),  # just before the request
+    Column("accepted_at", Instant),
+    Column("finished_at", Instant),
+    Column("late_at", Instant),  # not arrived by then: it is said
+    Column("arrived", ForeignKey("faxes.id")),  # the fax that it has become at our own number
+    UniqueConstraint("transaction_id"),
+)
+Index("ix_sends_state", sends.c.state)
 
 attempts = Table(
     "attempts",

@@ -359,7 +359,7 @@ IDS = st.text(st.characters(), min_size=1, max_size=60) | st.text(
 @examples(200)
 @given(fax_id=IDS, template=st.sampled_from(["{account}/{user}/{fax_id}", "{fax_id}/{fax_id}"]))
 def test_no_id_leaves_its_directory(fax_id: str, template: str) -> None:
-    path = fax_path(template, account="main", user="desk", fax_id=fax_id, received=NOW)
+    path = fax_path(template, account="main", user="desk", fax_id=fax_id, at=NOW)
     parts = PurePosixPath(path).parts
     assert len(parts) == template.count("/") + 1
     assert not PurePosixPath(path).is_absolute()

@@ -23,7 +23,7 @@ DEFAULT = "{account}/{user}/{received:%Y/%m/%d}/{fax_id}"
 
 
 def path(template: str, fax_id: str = "f1") -> str:
-    return fax_path(template, account="main", user="desk", fax_id=fax_id, received=RECEIVED)
+    return fax_path(template, account="main", user="desk", fax_id=fax_id, at=RECEIVED)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_two_faxes_with_one_path_get_two() -> None:
 
 
 def test_received_in_utc_stays_as_it_is() -> None:
-    got = fax_path("{received}{fax_id}", account="", user="", fax_id="", received=RECEIVED)
+    got = fax_path("{received}{fax_id}", account="", user="", fax_id="", at=RECEIVED)
     same = fax_path(
-        "{received}{fax_id}", account="", user="", fax_id="", received=RECEIVED.astimezone(UTC)
+        "{received}{fax_id}", account="", user="", fax_id="", at=RECEIVED.astimezone(UTC)
     )
     assert got == same == "20240522T073000Z%"
 
