@@ -1,7 +1,7 @@
 """Whether a list without a fax is to be believed.
 
 An outage may answer 200 with nothing. Two things tell it from a mailbox in which nothing came: how
-this server spells an empty list (it is learnt, for nobody has published it), and the canary, a
+this server spells an empty list (it is learnt, for nobody has published it), and the witness, a
 window that held a fax when it was listed and must hold it now.
 """
 
@@ -17,13 +17,13 @@ from poller.window import Interval
 NEVER = Interval(datetime(1990, 1, 1, tzinfo=UTC), datetime(1990, 1, 1, 0, 0, 1, tzinfo=UTC))
 PROVE_EVERY_S = 15.0
 PROOFS_AT_MOST = 0.05  # of the requests that the account may send
-CANARIES = 3
+MOST_WITNESSES = 3
 LONGEST_DOUBT = timedelta(hours=1)
 LATER_DOUBT = timedelta(minutes=5)  # where faxes were taken for deleted before, and stayed away
 PROBES_WITHIN = timedelta(minutes=10)  # of each other; nobody has looked in the rest of a pause
 
 
-class CanaryResult(Enum):
+class WitnessResult(Enum):
     """What asking for a known fax's window came to."""
 
     LISTED = auto()  # the window holds a fax
@@ -34,27 +34,27 @@ class CanaryResult(Enum):
 
 
 class Credibility(Enum):
-    """What the canaries say of an account's empty lists."""
+    """What the witnesses say of an account's empty lists."""
 
     PROVED = auto()
     UNPROVED = auto()  # no known fax could tell
     LOST = auto()  # lists show nothing of what they showed before
 
 
-def credibility(results: Iterable[CanaryResult]) -> Credibility:
-    """Judge an account by what came of its canaries."""
+def credibility(results: Iterable[WitnessResult]) -> Credibility:
+    """Judge an account by what came of its witnesses."""
     found = set(results)
-    if CanaryResult.LISTED in found:
+    if WitnessResult.LISTED in found:
         return Credibility.PROVED
     return (
         Credibility.LOST
-        if found & {CanaryResult.ABSENT, CanaryResult.BROKEN}
+        if found & {WitnessResult.ABSENT, WitnessResult.BROKEN}
         else Credibility.UNPROVED
     )
 
 
 def is_proof_due(now_s: float, proved_s: float | None, requests_per_second: float) -> bool:
-    """Tell whether a canary is to be asked for, in an account with this limit.
+    """Tell whether a witness is to be asked for, in an account with this limit.
 
     What is empty waits for a proof that comes after it, so one proof serves all lists of its time.
     """
@@ -70,7 +70,7 @@ class Lists:
     `tells_gone`: whether metadata tell a fax that is there from one that is not. `doubted_since`:
     since when its lists show nothing of what they showed before; `doubted_at`: when that was looked
     at last, `doubted_for`: how long it was looked at. `deleted_until`: a fax of a window
-    that ended by then is no canary, for these were deleted at eFax. `unproved`: spellings that were
+    that ended by then is no witness, for these were deleted at eFax. `unproved`: spellings that were
     believed while no fax was known that could prove them. `given_up`: faxes that were taken for
     deleted without eFax saying so, the last ones; `believed_since`: what empty lists were believed
     for that, and are to be listed again once any list holds a fax. All times are eFax's.
@@ -108,7 +108,7 @@ class Lists:
     def believed(self, given_up: Sequence[str]) -> Self:
         """Note that empty lists are believed after all, and which faxes for deleted."""
         since = [one for one in (self.believed_since, self.doubted_since) if one is not None]
-        kept = (*given_up, *self.given_up)[: 2 * CANARIES]
+        kept = (*given_up, *self.given_up)[: 2 * MOST_WITNESSES]
         return replace(self, believed_since=min(since, default=None), given_up=kept)
 
     def is_deleted(self, listed_until: datetime) -> bool:

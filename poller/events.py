@@ -276,7 +276,7 @@ class ScheduleStretched(OfAccount):
     requests_per_second: float
 
 
-class CanariesDeleted(OfAccount):
+class WitnessesDeleted(OfAccount):
     """No fax is left at eFax by which an empty list could be proved. `is_sure`: eFax says so itself."""
 
     by = "is_sure"

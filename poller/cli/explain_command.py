@@ -27,7 +27,8 @@ _FOUND_BY = {
     "deep_sweep": "the deep sweep",
     "not-downloaded": "the deep sweep, among what was never downloaded",
     "backfill": "a backfill",
-    "canary": "a look whether a known fax is still listed",
+    "witness": "a look whether a known fax is still listed",
+    "canary": "a look whether a known fax is still listed",  # as it was called before 0008
     "rebuild": "its sidecar, when the ledger was rebuilt",
 }
 # Nothing of `listed`: whoever may see numbers and names finds them in the sidecar.

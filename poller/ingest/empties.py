@@ -9,10 +9,10 @@ from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
 from poller.efax.responses import Page
-from poller.emptiness import CanaryResult, Credibility, credibility
+from poller.emptiness import Credibility, WitnessResult, credibility
 from poller.errors import UserRefused, WindowRefused
 from poller.events import Emit
-from poller.ingest.list_memory import KnownFax, ListMemory
+from poller.ingest.list_memory import ListMemory, Witness
 from poller.ingest.spelling import Spelling
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger
@@ -36,7 +36,7 @@ class EmptyLists:
     """Believes the empty lists of one account, or does not.
 
     What an empty list covers waits in `StreamState.unproved` for a proof that comes after it: a list
-    that holds a fax, or a canary.
+    that holds a fax, or a witness.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EmptyLists:
         self._clock = clock
         self.memory = ListMemory(client, ledger, clock, states)
         self.spelling = Spelling(client, clock, self.memory, self._judge)
-        self.record: Record = _unrecorded  # what a canary's window lists may be new
+        self.record: Record = _unrecorded  # what a witness's window lists may be new
         self._waiting: dict[int, StreamState] = {}
         self._proofs = 0
         self._said_deleted = False
@@ -74,7 +74,7 @@ class EmptyLists:
         self._waiting[state.id] = state
         last = state.progress.last_received_at
         is_missed = last is not None and last != state.missed and covers.start <= last < covers.end
-        if not self.memory.canaries or is_missed or self.memory.is_due(self.memory.proved_s):
+        if not self.memory.witnesses or is_missed or self.memory.is_due(self.memory.proved_s):
             await self.settle()
             state.missed = last
 
@@ -84,7 +84,7 @@ class EmptyLists:
         return bool(self._waiting) and self.memory.is_due(self.memory.proved_s)
 
     async def settle(self) -> None:
-        """Prove what waits for it, with one canary for all; raises AccountSuspended."""
+        """Prove what waits for it, with one witness for all; raises AccountSuspended."""
         if not self._waiting:
             return
         async with self.memory.lock:
@@ -108,16 +108,16 @@ class EmptyLists:
         async with self.memory.lock:
             await self._judge()
 
-    # -- canaries -----------------------------------------------------------------------------
+    # -- witnesses -----------------------------------------------------------------------------
 
     async def _judge(self) -> Credibility:
         """Ask for known faxes until one is listed; raises AccountSuspended where none is."""
         is_probe = self._client.suspension.until is not None
         proofs = self._proofs
-        found: dict[KnownFax, CanaryResult] = {}
-        for canary in tuple(self.memory.canaries):
-            found[canary] = finding = await self._look(canary, is_probe=is_probe)
-            if finding is CanaryResult.LISTED or (
+        found: dict[Witness, WitnessResult] = {}
+        for witness in tuple(self.memory.witnesses):
+            found[witness] = finding = await self._look(witness, is_probe=is_probe)
+            if finding is WitnessResult.LISTED or (
                 is_probe and credibility([finding]) is Credibility.LOST
             ):
                 break
@@ -127,34 +127,38 @@ class EmptyLists:
         if outcome is Credibility.PROVED:
             await self._proved()
             return outcome
-        deleted = [one for one, what in found.items() if what is not CanaryResult.REFUSED]
+        deleted = [one for one, what in found.items() if what is not WitnessResult.REFUSED]
         if outcome is Credibility.LOST:
-            await self._require_long_doubt(is_outage=CanaryResult.BROKEN in found.values())
+            await self._require_long_doubt(is_outage=WitnessResult.BROKEN in found.values())
             lists = await self.memory.known()
             await self.memory.keep(lists.believed([fax_key(one.fax_id) for one in deleted]))
         await self._forget(deleted, is_sure=outcome is Credibility.UNPROVED)
         await self._release()
         return outcome
 
-    async def _look(self, canary: KnownFax, *, is_probe: bool) -> CanaryResult:
-        state = self.memory.states.get(canary.stream)
+    async def _look(self, witness: Witness, *, is_probe: bool) -> WitnessResult:
+        state = self.memory.states.get(witness.stream)
         if state is None or state.is_refused:
-            return CanaryResult.REFUSED
+            return WitnessResult.REFUSED
         try:
-            page = await self._client.list_received(state.user, canary.window, 0, is_probe=is_probe)
+            page = await self._client.list_received(
+                state.user, witness.window, 0, is_probe=is_probe
+            )
         except WindowRefused:  # too old by now, and it gets no younger
-            self._drop([canary])
-            return CanaryResult.REFUSED
+            self._drop([witness])
+            return WitnessResult.REFUSED
         except UserRefused:
-            return CanaryResult.REFUSED
+            return WitnessResult.REFUSED
         if page.marks:
             self.memory.well = state.user
-            await self.record(state, page, canary.window)
-            return CanaryResult.LISTED
-        has = await self._client.has_fax(state.user, canary.fax_id, is_probe=is_probe)
+            await self.record(state, page, witness.window)
+            return WitnessResult.LISTED
+        has = await self._client.has_fax(state.user, witness.fax_id, is_probe=is_probe)
         if not (await self.memory.known()).tells_gone:
-            return CanaryResult.ABSENT  # an eFax without metadata never answers for a fax
-        return {True: CanaryResult.ABSENT, False: CanaryResult.GONE, None: CanaryResult.BROKEN}[has]
+            return WitnessResult.ABSENT  # an eFax without metadata never answers for a fax
+        return {True: WitnessResult.ABSENT, False: WitnessResult.GONE, None: WitnessResult.BROKEN}[
+            has
+        ]
 
     async def _require_long_doubt(self, *, is_outage: bool) -> None:
         """Suspend the account, unless it has listed nothing for so long that this must be true."""
@@ -163,14 +167,14 @@ class EmptyLists:
             return
         self.memory.proved_s = None
         self.disbelieve()
-        canaries = self.memory.canaries
-        self.memory.canaries = canaries[1:] + canaries[:1]  # a probe asks for another one
+        witnesses = self.memory.witnesses
+        self.memory.witnesses = witnesses[1:] + witnesses[:1]  # a probe asks for another one
         raise self._client.breaker.distrust(LOST, EndsBy.JUDGEMENT)
 
-    async def _forget(self, deleted: Sequence[KnownFax], *, is_sure: bool) -> None:
+    async def _forget(self, deleted: Sequence[Witness], *, is_sure: bool) -> None:
         """Ask for these no more; say so once no other one is left to be asked for."""
         self._drop(deleted)
-        if self.memory.canaries or not deleted:
+        if self.memory.witnesses or not deleted:
             return
         until = max(one.window.end for one in deleted)
         lists = await self.memory.known()
@@ -179,10 +183,10 @@ class EmptyLists:
             return
         self._said_deleted = True
         minutes = round(lists.doubted_for / timedelta(minutes=1))
-        self._emit(events.CanariesDeleted(self._client.account.name, is_sure, minutes))
+        self._emit(events.WitnessesDeleted(self._client.account.name, is_sure, minutes))
 
-    def _drop(self, gone: Sequence[KnownFax]) -> None:
-        self.memory.canaries = [one for one in self.memory.canaries if one not in gone]
+    def _drop(self, gone: Sequence[Witness]) -> None:
+        self.memory.witnesses = [one for one in self.memory.witnesses if one not in gone]
 
     async def _proved(self) -> None:
         """The lists are well: cover what waits for that."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
-from poller.emptiness import CANARIES, Lists, is_proof_due
+from poller.emptiness import MOST_WITNESSES, Lists, is_proof_due
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, accounts, fold
 from poller.progress import SweepsForgotten
@@ -16,7 +16,7 @@ from poller.window import Interval
 
 
 @dataclass(frozen=True)
-class KnownFax:
+class Witness:
     """A fax that eFax has listed in this window; `stream` is `StreamState.id`."""
 
     stream: int
@@ -35,16 +35,16 @@ class ListMemory:
         self._clock = clock
         self.states = states
         self.is_a_look = False  # nothing of it is kept: the polls judge
-        self.canaries: list[KnownFax] = []  # the newest first
+        self.witnesses: list[Witness] = []  # the newest first
         self.proved_s: float | None = None
         self.well: User | None = None
         self.lock = asyncio.Lock()  # of whoever asks for a proof
         self._lists: Lists | None = None  # None: not read from the ledger yet
 
     def discovered(self, faxes: Sequence[FaxRow]) -> None:
-        """Take a fax of a page as a canary."""
+        """Take a fax of a page as a witness."""
         if (window := faxes[0].first_window) is not None:
-            self._add_canaries([KnownFax(faxes[0].stream, faxes[0].fax_id, window)])
+            self._add_witnesses([Witness(faxes[0].stream, faxes[0].fax_id, window)])
 
     def is_due(self, asked_s: float | None) -> bool:
         """Whether a proof that was asked for then is old."""
@@ -57,8 +57,8 @@ class ListMemory:
             text, faxes = await self._ledger.read(accounts.lists, self._client.account.app_id)
             if self._lists is None:  # nobody else has read it meanwhile
                 self._lists = lists = Lists.read(text)
-                self._add_canaries(
-                    [KnownFax(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
+                self._add_witnesses(
+                    [Witness(*fax) for fax in faxes if not lists.is_deleted(fax[2].end)]
                 )
         return self._lists
 
@@ -90,8 +90,8 @@ class ListMemory:
             state.sweeps.clear()  # one under way is not through with that
             state.sweep_now = True
 
-    def _add_canaries(self, new: Sequence[KnownFax]) -> None:
+    def _add_witnesses(self, new: Sequence[Witness]) -> None:
         """Keep the few of the newest windows, each once."""
-        of_windows = {(one.stream, one.window): one for one in (*self.canaries, *new)}
+        of_windows = {(one.stream, one.window): one for one in (*self.witnesses, *new)}
         newest_first = sorted(of_windows.values(), key=lambda one: one.window.end, reverse=True)
-        self.canaries = newest_first[:CANARIES]
+        self.witnesses = newest_first[:MOST_WITNESSES]

@@ -65,7 +65,7 @@ class ListReader:
 
     async def record(self, state: StreamState, page: Page, window: Interval) -> None:
         """Record a page of a window that was listed for another reason; it covers nothing."""
-        await self._record(state, page, window, "canary", None)
+        await self._record(state, page, window, "witness", None)
 
     async def _read(
         self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str

@@ -35,7 +35,7 @@ class Spelling:
         lists = await self._memory.known()
         if shape in (lists.shapes or ()) or (is_end and not lists.shapes):
             return
-        if not self._memory.canaries and not lists.shapes:
+        if not self._memory.witnesses and not lists.shapes:
             if shape not in lists.unproved:  # nothing was ever listed here
                 await self._memory.keep(replace(lists, unproved=lists.unproved | {shape}))
             return
@@ -45,7 +45,7 @@ class Spelling:
     async def learn(self) -> None:
         """Ask once, beside a list that held faxes, how an empty one is spelled here."""
         lists = await self._memory.known()
-        if (lists.shapes is not None and lists.tells_gone) or not self._memory.canaries:
+        if (lists.shapes is not None and lists.tells_gone) or not self._memory.witnesses:
             return
         if self._tried_to_learn or self._memory.is_due(self._memory.proved_s):
             return
@@ -56,14 +56,14 @@ class Spelling:
                 return  # at the next occasion
 
     async def _learn(self) -> None:
-        if not self._memory.canaries:
+        if not self._memory.witnesses:
             return  # they were found to be deleted meanwhile
         if (await self._memory.known()).shapes is None:
             asked = await self._ask_for_nothing()
             await self._take([] if asked is None else [asked])
-        lists, canary = await self._memory.known(), self._memory.canaries[0]
-        if not lists.tells_gone and (state := self._memory.states.get(canary.stream)):
-            tells = await self._client.has_fax(state.user, canary.fax_id)
+        lists, witness = await self._memory.known(), self._memory.witnesses[0]
+        if not lists.tells_gone and (state := self._memory.states.get(witness.stream)):
+            tells = await self._client.has_fax(state.user, witness.fax_id)
             await self._memory.keep(replace(lists, tells_gone=tells is True))
         self._tried_to_learn = True
 

@@ -10,7 +10,7 @@ import pytest
 
 from poller.config.model import Poll
 from poller.efax.responses import Page
-from poller.emptiness import CANARIES, Lists
+from poller.emptiness import MOST_WITNESSES, Lists
 from poller.errors import BadAnswer
 from poller.ingest.empties import EmptyLists
 from poller.ingest.reading import Read
@@ -164,7 +164,7 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
 async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """The canary is listed, so it is no outage: one user's lists are broken."""
+    """The witness is listed, so it is no outage: one user's lists are broken."""
     before = clock.now()
     clock.advance(2 * MINUTE)
     simulator.faults = Faults.of("bare-200@list=always")
@@ -288,7 +288,7 @@ async def test_sweep_that_was_under_way_when_all_is_to_be_listed_again_does_not_
     assert row.deep_sweep_end is None
 
 
-# -- the canary -----------------------------------------------------------------------------------
+# -- the witness -----------------------------------------------------------------------------------
 
 
 async def test_quiet_account_asks_for_a_known_fax_every_fifteen_seconds_for_all_its_users(
@@ -445,14 +445,14 @@ async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
     assert len(simulator.requests) == before + 1 + 2  # the end of a single fax is asked for
 
 
-async def test_fax_that_a_canary_happens_to_list_is_new_and_recorded(
+async def test_fax_that_a_witness_happens_to_list_is_new_and_recorded(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     late = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(minutes=41))
     clock.advance(2 * MINUTE)
     await poll(quiet, "user-b")
     (row,) = await quiet.services.ledger.read(faxes.find, late.fax_id)
-    assert row.found_by == "canary"
+    assert row.found_by == "witness"
 
 
 async def test_fax_that_is_missed_in_its_own_window_is_noticed_at_once(
@@ -465,7 +465,7 @@ async def test_fax_that_is_missed_in_its_own_window_is_noticed_at_once(
     assert runtime.accounts[APP].is_suspended
 
 
-async def test_fax_that_somebody_deleted_at_once_costs_one_canary(
+async def test_fax_that_somebody_deleted_at_once_costs_one_witness(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     await listed(runtime, simulator, completed=clock.now() - HOUR)
@@ -489,7 +489,7 @@ async def test_faxes_that_were_deleted_at_efax_suspend_nobody_and_it_is_said_onc
         assert not (await poll(quiet)).failed
         assert await covered(quiet) == clock.now()
     assert len(simulator.requests) == before + 1
-    assert said(events, "canaries-deleted", "account-suspended") == ["canaries-deleted"]
+    assert said(events, "witnesses-deleted", "account-suspended") == ["witnesses-deleted"]
 
 
 async def test_next_run_does_not_ask_for_what_was_deleted(
@@ -506,7 +506,7 @@ async def test_next_run_does_not_ask_for_what_was_deleted(
 async def test_when_the_newest_fax_was_deleted_an_older_one_is_asked_for(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    for _ in range(CANARIES):
+    for _ in range(MOST_WITNESSES):
         fax, _ = await listed(runtime, simulator)
         clock.advance(30 * MINUTE)
     simulator.delete(fax)
@@ -532,9 +532,9 @@ async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_afte
     while account.is_suspended:
         await probe(quiet, clock)
     assert HOUR <= clock.now() - began <= HOUR + 10 * MINUTE
-    assert said(events, "canaries-deleted", "account-suspended", "account-resumed") == [
+    assert said(events, "witnesses-deleted", "account-suspended", "account-resumed") == [
         "account-suspended",
-        "canaries-deleted",
+        "witnesses-deleted",
         "account-resumed",
     ]
     assert await covered(quiet) == clock.now()
@@ -567,7 +567,7 @@ async def test_later_deletions_that_efax_does_not_tell_of_cost_minutes_and_are_s
         clock.advance(20 * MINUTE)
         hide(simulator)
         assert 5 * MINUTE <= await given_up(quiet, clock) <= 10 * MINUTE
-    said_deleted = [one for one in events if one.action == "canaries-deleted"]
+    said_deleted = [one for one in events if one.action == "witnesses-deleted"]
     assert [one.fields["level"] for one in said_deleted] == ["error"] * 3
 
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from poller.emptiness import (
-    CANARIES,
+    MOST_WITNESSES,
     PROBES_WITHIN,
-    CanaryResult,
     Credibility,
     Lists,
+    WitnessResult,
     credibility,
     is_proof_due,
 )
@@ -22,30 +22,30 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
     ("found", "says"),
     [
         pytest.param([], Credibility.UNPROVED, id="no-fax-is-known"),
-        pytest.param([CanaryResult.LISTED], Credibility.PROVED, id="it-is-listed"),
-        pytest.param([CanaryResult.ABSENT], Credibility.LOST, id="it-is-not"),
-        pytest.param([CanaryResult.BROKEN], Credibility.LOST, id="nor-does-efax-answer-for-it"),
+        pytest.param([WitnessResult.LISTED], Credibility.PROVED, id="it-is-listed"),
+        pytest.param([WitnessResult.ABSENT], Credibility.LOST, id="it-is-not"),
+        pytest.param([WitnessResult.BROKEN], Credibility.LOST, id="nor-does-efax-answer-for-it"),
         pytest.param(
-            [CanaryResult.ABSENT, CanaryResult.LISTED], Credibility.PROVED, id="another-one-is"
+            [WitnessResult.ABSENT, WitnessResult.LISTED], Credibility.PROVED, id="another-one-is"
         ),
         pytest.param(
-            [CanaryResult.GONE, CanaryResult.GONE], Credibility.UNPROVED, id="all-were-deleted"
+            [WitnessResult.GONE, WitnessResult.GONE], Credibility.UNPROVED, id="all-were-deleted"
         ),
         pytest.param(
-            [CanaryResult.GONE, CanaryResult.ABSENT], Credibility.LOST, id="not-all-were-deleted"
+            [WitnessResult.GONE, WitnessResult.ABSENT], Credibility.LOST, id="not-all-were-deleted"
         ),
         pytest.param(
-            [CanaryResult.REFUSED], Credibility.UNPROVED, id="nobody-lists-so-old-a-window"
+            [WitnessResult.REFUSED], Credibility.UNPROVED, id="nobody-lists-so-old-a-window"
         ),
         pytest.param(
-            [CanaryResult.REFUSED, CanaryResult.ABSENT],
+            [WitnessResult.REFUSED, WitnessResult.ABSENT],
             Credibility.LOST,
             id="a-younger-one-is-absent",
         ),
     ],
 )
 def test_one_known_fax_that_is_listed_proves_the_lists_of_an_account(
-    found: list[CanaryResult], says: Credibility
+    found: list[WitnessResult], says: Credibility
 ) -> None:
     assert credibility(found) is says
 
@@ -144,7 +144,7 @@ def test_doubt_is_short_where_faxes_were_taken_for_deleted_and_stayed_away() -> 
     assert again.is_doubted_too_long
     later = again.believed([f"g{number}" for number in range(9)])
     assert later.believed_since == NOON  # nothing was listed in between
-    assert len(later.given_up) == 2 * CANARIES
+    assert len(later.given_up) == 2 * MOST_WITNESSES
 
 
 def test_faxes_of_windows_up_to_those_that_were_deleted_are_deleted_too() -> None:
