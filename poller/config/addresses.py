@@ -13,14 +13,15 @@ from typing import Literal, cast
 from urllib.parse import SplitResult, urlsplit
 
 from poller.config.position import Node, quoted
-from poller.config.values import WrongValueError, kind_of, text
+from poller.config.values import Parser, WrongValueError, kind_of, text
 
 
 @dataclass(frozen=True)
 class SecretRef:
     """Where a secret is to be had; it is read only when a command needs it.
 
-    `source`, `line` and `key` say where the reference is written, for messages.
+    `source`, `line` and `key` say where the reference is written, for messages. `is_pem`: it is a
+    private key, which has many lines.
     """
 
     kind: Literal["credential", "file", "env"]
@@ -28,6 +29,7 @@ class SecretRef:
     source: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
     key: str = field(default="", compare=False)
+    is_pem: bool = field(default=False, compare=False)
 
 
 _NAMES: dict[Literal["credential", "env"], tuple[str, str]] = {
@@ -57,6 +59,10 @@ def secret(node: Node) -> SecretRef:
     if not isinstance(child.value, str) or not re.fullmatch(pattern, child.value):
         raise WrongValueError(f"must be the name of {what}, never the secret itself", child)
     return SecretRef(found, child.value, *written)
+
+
+def pem_secret(node: Node) -> SecretRef:
+    return replace(secret(node), is_pem=True)
 
 
 def path(node: Node) -> Path:
@@ -125,9 +131,9 @@ def _url(node: Node, example: str, *, query: bool = False) -> SplitResult:
 
 
 def hook_path(node: Node) -> str:
-    """The path of a URL; eFax is given it in the portal."""
+    """The path of a URL; eFax is given it in the portal. Never shown: some make it hard to guess."""
     value = text(node)
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+", value):  # no part is '.' or '..'
         raise WrongValueError(
             "must be a path such as /efax/main: letters, digits, '.', '_', '~', '-'"
         )
@@ -146,12 +152,21 @@ def is_loopback(host: str) -> bool:
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
-def listen(node: Node) -> tuple[str, int]:
-    """`host:port`; the host of `[::1]:9410` without its brackets; port 0 takes a free one."""
-    form = "write host:port such as 127.0.0.1:9410 or [::1]:9410, or null to turn it off"
-    if not isinstance(node.value, str):
-        raise WrongValueError(f"is {kind_of(node.value)}; {form}")
-    match = _LISTEN.fullmatch(node.value)
-    if match is None or int(match[2]) > 65535:
-        raise WrongValueError(f"is {quoted(node.value)}; {form}")
-    return match[1].strip("[]"), int(match[2])
+def listen(example: int, off: str) -> Parser[tuple[str, int]]:
+    """`host:port`; the host of `[::1]:9410` without its brackets; port 0 takes a free one.
+
+    `off` is what to write for no listener at all.
+    """
+    form = (
+        f"write host:port such as 127.0.0.1:{example} or [::1]:{example}, or {off} to turn it off"
+    )
+
+    def parser(node: Node) -> tuple[str, int]:
+        if not isinstance(node.value, str):
+            raise WrongValueError(f"is {kind_of(node.value)}; {form}")
+        match = _LISTEN.fullmatch(node.value)
+        if match is None or int(match[2]) > 65535:
+            raise WrongValueError(f"is {quoted(node.value)}; {form}")
+        return match[1].strip("[]"), int(match[2])
+
+    return parser

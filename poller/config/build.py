@@ -43,9 +43,9 @@ _TOP = _LEVELLED | tree(Config)
 
 @dataclass(frozen=True)
 class Outside:
-    """What no text says: why a CA file is unusable, where a path really is, what time it is."""
+    """What no text says: why a certificate is unusable, where a path really is, what time it is."""
 
-    ca_problem: Callable[[Path], str | None]
+    certificate_problem: Callable[[Path], str | None]
     real: Callable[[Path], Path]
     now: datetime
 
@@ -79,21 +79,25 @@ class Builder:
         }
         config = Config(files=files, **given)
         self._check_apart(root, found, config)
-        self._check_hooks(root, found, config)
+        self._check_hooks(root, found)
+        self._check_ports(found, config)
         return config
 
     def _webhook(self, found: Settings) -> WebhookConfig | None:
         if "webhook" not in found or found["webhook"].value is None:
             return None
         tls = self._optional(HookTls, found, "webhook.tls")
-        if "webhook.listen" not in found:
+        if tls is not None and (problem := self._outside.certificate_problem(tls.cert)):
+            self._problems.add(found["webhook.tls.cert"].node, problem)
+        at = found.get("webhook.listen")
+        if at is None:
             example = 'is missing; write listen: "127.0.0.1:9411"'
             self._problems.missing(found["webhook"].node, "listen", example)
-        at = found.get("webhook.listen")
-        if at is None or at.value is None:
+        if at is None or at.wrong:
             return None
         host, port = at.value
-        if tls is None and "webhook.tls" not in found and not addresses.is_loopback(host):
+        is_plain = "webhook.tls" not in found or found["webhook.tls"].value is None
+        if is_plain and not addresses.is_loopback(host):
             self._problems.add(
                 at.node,
                 "without tls it must be 127.0.0.1, behind a proxy that speaks https; or set "
@@ -101,27 +105,36 @@ class Builder:
             )
         return WebhookConfig(host, port, tls)
 
-    def _check_hooks(self, root: Node, found: Settings, config: Config) -> None:
+    def _check_hooks(self, root: Node, found: Settings) -> None:
         """A path belongs to one account, and is listened on only with the listener."""
-        hooked = [account for account in config.accounts if account.webhook is not None]
-        paths: dict[str, str] = {}
-        for account in hooked:
-            hook = account.webhook
-            assert hook is not None
-            node = _below(root, "accounts", account.name, "webhook")
-            if "webhook" not in found or found["webhook"].value is None:
+        if self._problems.incomplete:
+            return
+        names = root.entry("accounts")
+        accounts = names.value if names and isinstance(names.value, dict) else {}
+        hooks = {
+            name: hook
+            for name, account in accounts.items()
+            if (hook := account.entry("webhook")) and hook.value is not None
+        }
+        self._refuse_twins(hooks, "path", "give each account a path of its own")
+        listener = found.get("webhook")
+        if listener is None or listener.value is None:
+            for hook in hooks.values():
                 self._problems.add(
-                    node, 'needs the listener; write webhook: {listen: "127.0.0.1:9411"} at the top'
+                    hook, 'needs the listener; write webhook: {listen: "127.0.0.1:9411"} at the top'
                 )
-            first = paths.setdefault(hook.path, account.name)
-            if first != account.name:
-                self._problems.add(
-                    node, f"has the path of the account {first}; give each a path of its own"
-                )
-        if config.webhook is not None and not hooked:
+        elif not hooks:
             self._problems.add(
-                found["webhook"].node,
+                listener.node,
                 "no account has a webhook; give one of them webhook: {path, secret}, or remove this",
+            )
+
+    def _check_ports(self, found: Settings, config: Config) -> None:
+        hook, http = config.webhook, config.http
+        if hook is not None and http.host is not None and 0 != hook.port == http.port:
+            self._problems.add(
+                found["webhook.listen"].node,
+                "has the port of http.listen; give each listener a port of its own",
             )
 
     def _http(self, found: Settings) -> HttpConfig:
@@ -177,13 +190,13 @@ class Builder:
                     "lies in the future; write a time in the past, or a duration such as 7d",
                 )
         gone = {"poll.every", "poll.cron"} if every or cron else set()
-        for name in ("expect", "canary"):
+        for name in ("expect", "canary", "sent.expect"):
             if name in own and own[name].value is None:
                 gone |= {key for key in below if key.startswith(f"{name}.")}
         return {key: given for key, given in below.items() if key not in gone} | own
 
     def _of_user(self, found: Settings) -> dict[str, Any]:
-        """Give a user's poll, image format and expectation, which must be complete and agree."""
+        """Give what is set for a user at any level, which must be complete and agree."""
         given = filled(User, found)
         poll = given["poll"]
         if poll.cron is not None:
@@ -192,6 +205,7 @@ class Builder:
             self._overlap_too_long(found)
         given["expect"] = self._optional(Expect, found, "expect")
         given["canary"] = self._optional(Canary, found, "canary")
+        given["sent"] = replace(given["sent"], expect=self._optional(Expect, found, "sent.expect"))
         return given
 
     def _optional(self, model: type[T], found: Settings, name: str) -> T | None:
@@ -228,7 +242,7 @@ class Builder:
             found = read(node, _ACCOUNT, self._problems)
             given = filled(Account, found) | {"name": name}
             ca_file = given.get("ca_file")
-            if ca_file and (problem := self._outside.ca_problem(ca_file)):
+            if ca_file and (problem := self._outside.certificate_problem(ca_file)):
                 self._problems.add(found["ca_file"].node, problem)
             levels = self._level(found, below)
             given["users"] = self._users(node, name, given.get("app_id", ""), levels)
@@ -251,14 +265,15 @@ class Builder:
                 given = inherited = inherited or self._of_user(below)
             else:
                 given = self._of_user(levels)
-            user_id, number = (
-                found[key].value if key in found else None for key in ("user_id", "number")
-            )
-            if given["canary"] is not None and number is None:
+            user_id, number = found.get("user_id"), found.get("number")
+            if given["canary"] is not None and (number is None or number.node.value is None):
                 self._problems.missing(
                     node, "number", 'is missing: the canary is sent to it; write number: "1…"'
                 )
-            own = {"user_id": user_id or "", "number": number}
+            own = {
+                "user_id": (user_id and user_id.value) or "",
+                "number": number and number.value,
+            }
             users.append(User(account_name, name, app_id, **given | own))
         return tuple(users)
 
@@ -285,13 +300,6 @@ class Builder:
                 continue
             if (same := first.setdefault(node.value, node)) is not node:
                 self._problems.add(node, f"is also {same.key} at {same.where}; {why}")
-
-
-def _below(node: Node, *keys: str) -> Node:
-    """Give what is written below these keys, or as far as they lead."""
-    for key in keys:
-        node = node.entry(key) or node
-    return node
 
 
 def _state(found: Settings) -> StateConfig:

@@ -16,7 +16,7 @@ from poller.config.position import Node, Problems, Source
 from poller.errors import ConfigError
 
 MAX_FILE = 16 << 20
-MAX_CA_FILE = 4 << 20
+MAX_CERTIFICATE = 4 << 20
 
 
 def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
@@ -31,7 +31,7 @@ def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
     nowhere = Node(_source(files[0] if files else Path()), 1, "", {})
     root = reduce(lambda a, b: merged(a, b, problems), documents) if documents else nowhere
     outside = Outside(
-        ca_problem=ca_problem,
+        certificate_problem=certificate_problem,
         real=lambda path: Path(os.path.realpath(path)),
         now=max([now or SystemClock().now(), *_written_at(files)]),
     )
@@ -109,11 +109,11 @@ def _document(file: Path, problems: Problems) -> Node | None:
     return parse(data, _source(file), problems)
 
 
-def ca_problem(file: Path) -> str | None:
-    """Say why this file cannot be used as a certificate authority, or None."""
+def certificate_problem(file: Path) -> str | None:
+    """Say why this file cannot be used as a certificate, or None."""
     try:
         with file.open("rb") as stream:
-            pem = stream.read(MAX_CA_FILE).decode("ascii", "replace")
+            pem = stream.read(MAX_CERTIFICATE).decode("ascii", "replace")
     except OSError as error:
         return f"cannot be read: {error.strerror}; name a PEM file"
     try:

@@ -81,7 +81,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class Sent:
-    """The archive of what a user sent."""
+    """The archive of what a user sent; `expect` is about sent faxes as a user's own is about received."""
 
     archive: Archive = key(
         "none", choice(Archive), "what is kept: none, metadata, or image as well"
@@ -93,6 +93,7 @@ class Sent:
         values.sent_path_template,
         "a sent fax's name without extension, fixed when it is discovered",
     )
+    expect: Expect | None = key(None, Expect, "warn when nothing was sent")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ class Delete:
     after: timedelta | None = key(
         None, nullable(duration("s")), "so long after a fax was stored; null: never"
     )
-    max_per_day: int = key(500, whole(1, 1_000_000), "of an account, in any 24 hours")
+    max_per_day: int = key(
+        500, whole(1, 1_000_000), "what the account may have deleted in any 24 hours"
+    )
     taken: OfTaken = key("keep", choice(OfTaken), "delete: files taken away are proof enough")
 
 
@@ -217,7 +220,9 @@ class LogConfig:
 class HttpConfig:
     """`host` is None when the status server is off."""
 
-    host: str | None = key("127.0.0.1", nullable(addresses.listen), "null: off", at="listen")
+    host: str | None = key(
+        "127.0.0.1", nullable(addresses.listen(9410, "null")), "null: off", at="listen"
+    )
     port: int = 9410
     token: SecretRef | None = key(None, nullable(addresses.secret), "needed off loopback")
 
@@ -225,14 +230,14 @@ class HttpConfig:
 @dataclass(frozen=True)
 class HookTls:
     cert: Path = key(MISSING, addresses.path, "the certificate with its chain, PEM")
-    key: SecretRef = key(MISSING, addresses.secret, "where its key is to be had, PEM")
+    key: SecretRef = key(MISSING, addresses.pem_secret, "where its key is to be had, PEM")
 
 
 @dataclass(frozen=True)
 class WebhookKeys:
     """What is written under `webhook`."""
 
-    listen: tuple[str, int] = key(MISSING, addresses.listen, "host:port")
+    listen: tuple[str, int] = key(MISSING, addresses.listen(9411, "webhook: null"), "host:port")
     tls: HookTls | None = key(None, HookTls, "null: plain HTTP, on loopback only")
 
 
@@ -262,6 +267,18 @@ class Config:
     @property
     def users(self) -> tuple[User, ...]:
         return tuple(user for account in self.accounts for user in account.users)
+
+    @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        """Where all the secrets are."""
+        hooks = (account.webhook for account in self.accounts)
+        tls = self.webhook.tls if self.webhook is not None else None
+        return (
+            *(account.api_key for account in self.accounts),
+            *([self.http.token] if self.http.token is not None else []),
+            *(hook.secret for hook in hooks if hook is not None),
+            *([tls.key] if tls is not None else []),
+        )
 
     @property
     def state_directory(self) -> Path:

@@ -1,10 +1,12 @@
 """Read a secret where its reference says, when a command signs in and not before."""
 
+import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from poller.config.addresses import SecretRef
+from poller.config.model import Account
 from poller.errors import ConfigError, Problem
 
 MAX_SECRET = 64 << 10
@@ -13,14 +15,38 @@ MAX_SECRET = 64 << 10
 def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
     """Give the secret without the blanks around it: no key has any, and copying adds some.
 
+    What comes of one that `is_pem` is the whole text.
+
     Raises ConfigError, which names the reference and its place and never shows what was found.
     """
     secret = _stripped(_found(ref, environ))
     if not secret:
         raise _unusable(ref, "is empty; put the secret there")
+    if ref.is_pem:
+        return _private_key(ref, secret)
     if not secret.isprintable():
         raise _unusable(ref, "holds more than one line of text; put the secret alone there")
     return secret
+
+
+def _private_key(ref: SecretRef, pem: str) -> str:
+    if not re.search("^-----BEGIN [A-Z ]*PRIVATE KEY-----", pem, re.MULTILINE):
+        raise _unusable(ref, "holds no private key; put one there in PEM form")
+    if "ENCRYPTED" in pem:  # in its first line, or in the next one
+        raise _unusable(ref, "is locked with a password; put the key there without one")
+    return pem
+
+
+def hook_secrets(accounts: Iterable[Account], environ: Mapping[str, str]) -> dict[str, str]:
+    """Read what eFax's notices are signed with, by App ID, where an account has a web-hook.
+
+    Raises ConfigError as `read_secret` does.
+    """
+    return {
+        account.app_id: read_secret(account.webhook.secret, environ)
+        for account in accounts
+        if account.webhook is not None
+    }
 
 
 def blanks_problem(ref: SecretRef, environ: Mapping[str, str]) -> Problem | None:

@@ -207,8 +207,10 @@ def yes_or_no(node: Node) -> bool:
 def fax_number(node: Node) -> str:
     """Digits as eFax writes them (1 + ten digits in North America, else with `+`); never shown."""
     value = identifier(node)
-    if not re.fullmatch(r"\+?[0-9]{6,20}", value):
-        raise WrongValueError("must be digits only, such as 1 and ten digits, or begin with '+'")
+    if not re.fullmatch(r"1[0-9]{10}|\+[1-9][0-9]{5,14}", value):
+        raise WrongValueError(
+            "must be 1, area code and number, eleven digits without spaces; elsewhere '+' and digits"
+        )
     return value
 
 

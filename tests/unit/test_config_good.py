@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -378,7 +378,9 @@ def test_example_has_every_key_with_its_default() -> None:
     (account,) = example.accounts
     front_desk, billing = account.users
     assert front_desk.poll == Poll()
-    assert front_desk.expect is None
+    assert replace(front_desk, number=None) == User(
+        "main", "front-desk", "12345", front_desk.user_id
+    )
     assert billing.poll.cron is not None
     assert account == Account("main", "12345", account.api_key, account.users)
     assert (example.storage, example.state, example.retry, example.evidence_max) == (
@@ -387,10 +389,11 @@ def test_example_has_every_key_with_its_default() -> None:
         minimal.retry,
         minimal.evidence_max,
     )
-    assert (example.heartbeat, example.log, example.http, example.drain) == (
+    assert (example.heartbeat, example.log, example.http, example.webhook, example.drain) == (
         minimal.heartbeat,
         minimal.log,
         minimal.http,
+        minimal.webhook,
         minimal.drain,
     )
 
@@ -409,7 +412,7 @@ def test_every_key_that_is_read_is_in_the_example_and_the_readme() -> None:
     for model in (Config, Account, User):
         for path in paths(tree(model)):
             *_, last = path.split(".")
-            assert f".{last}" in readme or f"`{last}" in readme, path
+            assert re.search(rf"[.`]{last}\b", readme), path
             assert f"{last}:" in example, path
 
 
@@ -423,17 +426,20 @@ def test_example_names_every_key_of_the_contract() -> None:
     sweeps = {
         f"poll.{sweep}.{key}" for sweep in ("sweep", "deep_sweep") for key in ("every", "back")
     }
-    account = ["app_id", "base_url", "api_key.credential", "proxy", "tls.ca_file"]
+    account = ["app_id", "base_url", "api_key.credential", "proxy", "webhook", "tls.ca_file"]
     limits = ["requests_per_second", "burst", "in_flight"]
     billing = ("user_id", "poll.cron", "poll.timezone")
     assert {leaf.key for leaf in leaves(example())} == {
         *(f"accounts.main.{key}" for key in account),
         *(f"accounts.main.limits.{key}" for key in limits),
         *(f"accounts.main.users.billing.{key}" for key in billing),
-        "accounts.main.users.front-desk.user_id",
+        *(f"accounts.main.users.front-desk.{key}" for key in ["user_id", "number"]),
         *(f"poll.{key}" for key in ["every", "timezone", "start", "overlap", "max_window"]),
         *sweeps,
-        "image.format",
+        *(f"image.{key}" for key in ["format", "mark_downloaded"]),
+        *(f"sent.{key}" for key in ["archive", "every", "start", "path", "expect"]),
+        *(f"delete.{key}" for key in ["after", "max_per_day", "taken"]),
+        "canary",
         *(f"storage.{key}" for key in ["directory", "path", "min_free", "consumers"]),
         *(f"state.{key}" for key in ["directory", "url"]),
         *(f"retry.{key}" for key in ["attempts", "max_delay", "alarm_after", "give_up_after"]),
@@ -446,6 +452,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         "log.format",
         "http.listen",
         "http.token",
+        "webhook",
         "drain",
     }
 
