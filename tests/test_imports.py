@@ -28,6 +28,7 @@ CORE = [
     "pacing",
 ]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
+CORE += ["hooks", "hook_record"]
 SHELL = [
     "own_threads",
     "documents",
