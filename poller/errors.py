@@ -27,6 +27,7 @@ PollerError
     ├── WindowRefused     400 on a list: the slice is halved
     ├── NotYet            404 or 410 on an image that is listed: asked again later
     ├── Rejected          any other 4xx: not repeated inside an attempt
+    ├── SendInDoubt       a fax was perhaps taken: looked for, never sent again
     ├── BadAnswer         a 2xx that is not what it should be: repeated, kept as evidence
     └── Unreachable       no connection, timeout, 5xx: repeated, counts towards suspension
         └── DeadlinePassed  a minute without a finished request: a slice is halved
@@ -215,8 +216,12 @@ class BadAnswer(ApiError):
     pass
 
 
-class Unreachable(ApiError):
+class SendInDoubt(ApiError):
     pass
+
+
+class Unreachable(ApiError):
+    was_sent = True  # perhaps; False where no connection was made
 
 
 class DeadlinePassed(Unreachable):

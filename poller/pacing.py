@@ -18,9 +18,16 @@ _MINUTE_S = 60
 class Kind(StrEnum):
     """What a request is for, in order of precedence."""
 
-    OTHER = "other"  # token, health, metadata: few, and others wait for them
+    OTHER = "other"  # token, health, metadata, what is sent: few, and others wait for them
     LIST = "list"
     IMAGE = "image"
+    SENT_LIST = "sent-list"  # lists and metadata of sent faxes
+    SENT_IMAGE = "sent-image"
+    LAST = "last"  # deletions and marks
+
+
+_LOW = (Kind.SENT_LIST, Kind.SENT_IMAGE, Kind.LAST)
+_SLOW = (Kind.SENT_IMAGE, Kind.LAST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +194,10 @@ class Slots:
 
     Kind OTHER goes first, lists before images; but an image gets every fourth turn while one waits
     and could go. Images leave a quarter of the slots free. Within a kind users take turns.
+
+    Sent faxes, and what comes last, go when none of those could go. They leave a quarter of all
+    slots free, images of sent faxes and what comes last even half of them; what they hold is not
+    there for the received ones, whose images leave a quarter of the rest free.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -224,7 +235,9 @@ class Slots:
         for kind in (Kind.OTHER, Kind.LIST):
             if self._queues[kind]:
                 return kind
-        return Kind.IMAGE if self._image_may_go() else None
+        if self._image_may_go():
+            return Kind.IMAGE
+        return next((kind for kind in _LOW if self._low_may_go(kind)), None)
 
     def start(self, kind: Kind) -> Ticket:
         """Give a slot to the next one of a kind."""
@@ -237,8 +250,21 @@ class Slots:
         return ticket
 
     def _image_may_go(self) -> bool:
-        slots = max(1, self.in_flight - math.ceil(self.in_flight / 4))
-        return bool(self._queues[Kind.IMAGE]) and len(self._under_way[Kind.IMAGE]) < slots
+        if not self._queues[Kind.IMAGE]:
+            return False
+        return self._at_work(Kind.IMAGE) < _three_quarters(self.in_flight - self._at_work(*_LOW))
+
+    def _low_may_go(self, kind: Kind) -> bool:
+        if not self._queues[kind] or self._at_work(*_LOW) >= _three_quarters(self.in_flight):
+            return False
+        return kind is Kind.SENT_LIST or self._at_work(*_SLOW) < max(1, self.in_flight // 2)
+
+    def _at_work(self, *kinds: Kind) -> int:
+        return sum(len(self._under_way[kind]) for kind in kinds)
+
+
+def _three_quarters(slots: int) -> int:
+    return max(1, slots - math.ceil(slots / 4))
 
 
 class Pacing:

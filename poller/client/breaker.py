@@ -82,7 +82,7 @@ class Breaker:
     def _say_suspended(self) -> None:
         self._ports.observer.suspended(self._refusal().until, self.suspension.reason)
         # Those who wait would only find out at their turn, and hold up the probe till then.
-        self._pacer.dismiss((Kind.LIST, Kind.IMAGE), self._refusal)
+        self._pacer.dismiss(frozenset(Kind) - {Kind.OTHER}, self._refusal)
 
     def _refusal(self) -> AccountSuspended:
         until = self.suspension.until

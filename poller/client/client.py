@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from poller.client.body import AnswerBody, whole
 from poller.client.pacer import Pacer
@@ -11,12 +12,34 @@ from poller.client.ports import ImageSink, Ports
 from poller.client.requester import Before, Exchange, Requester, nothing
 from poller.config.model import Account, Limits, RetryConfig, User
 from poller.efax.image import ImageAnswer, ImageDecoder
-from poller.efax.requests import health_request, image_request, list_request, metadata_request
+from poller.efax.notices import Notice, NoticePage, parse_notices
+from poller.efax.outgoing import AcceptedFax, OutgoingFax, parse_accepted, send_body
+from poller.efax.requests import (
+    PAGE_LIMIT,
+    delete_request,
+    details_request,
+    health_request,
+    image_request,
+    list_request,
+    mark_request,
+    metadata_request,
+    notifications_request,
+    send_request,
+    sent_list_request,
+)
 from poller.efax.responses import Page, parse_fields, parse_health, parse_page
 from poller.errors import BadAnswer, Rejected, Unreachable
 from poller.naming import fax_key
 from poller.pacing import Kind, Pacing
+from poller.stream import Direction
 from poller.window import Interval
+
+_GONE = (404, 410)
+_MOST_NOTICES = 100 * PAGE_LIMIT  # of one answer in pages; nobody knows how far back it reaches
+
+
+def _unread(_: bytes) -> None:
+    """What was asked for is done; the answer says nothing more."""
 
 
 class Client:
@@ -137,19 +160,168 @@ class Client:
         try:
             fields = await self._requester.attempt(exchange, probe=is_probe)
         except Rejected as error:
-            return False if error.status in (404, 410) else None
+            return False if error.status in _GONE else None
         except (BadAnswer, Unreachable):
             return None
         is_its_own = fax_key(str(fields.get("fax_id"))) == fax_key(fax_id)
         return True if is_its_own else None
 
+    async def list_sent(  # six: the user's, the window's, and two filters
+        self,
+        user: User,
+        bounds: Interval | None,
+        offset: int,
+        *,
+        transmission_status: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Page:
+        """List one page of a user's sent faxes, from record `offset` on.
+
+        What is refused (UserRefused, WindowRefused) is so for sent faxes only.
+        """
+        exchange = Exchange(
+            Kind.SENT_LIST,
+            user.name,
+            lambda token: sent_list_request(
+                user.user_id,
+                token,
+                bounds,
+                offset=offset,
+                transmission_status=transmission_status,
+                transaction_id=transaction_id,
+            ),
+            whole(parse_page),
+        )
+        return await self._requester.call(exchange)
+
+    async def metadata(
+        self, user: User, fax_id: str, *, direction: Direction = Direction.RECEIVED
+    ) -> dict[str, Any]:
+        """Ask for all that eFax says of one fax; Rejected (404) where it has none."""
+
+        def read(body: bytes) -> dict[str, Any]:
+            fields = parse_fields(body)
+            if fax_key(str(fields.get("fax_id", fax_id))) != fax_key(fax_id):
+                raise BadAnswer("The metadata answer names another fax.")
+            return fields
+
+        exchange = Exchange(
+            Kind.OTHER if direction is Direction.RECEIVED else Kind.SENT_LIST,
+            user.name,
+            lambda token: metadata_request(user.user_id, token, fax_id),
+            whole(read),
+        )
+        return await self._requester.call(exchange)
+
+    async def transmission_details(self, user: User, fax_id: str) -> dict[str, Any]:
+        """Ask how the transmission of a sent fax went; Rejected (404) under both of its names."""
+
+        def asked(last: str) -> Exchange[dict[str, Any]]:
+            return Exchange(
+                Kind.OTHER,
+                user.name,
+                lambda token: details_request(user.user_id, token, fax_id, last=last),
+                whole(parse_fields),
+            )
+
+        try:
+            return await self._requester.call(asked("details"))
+        except Rejected as error:
+            if error.status != 404:
+                raise
+        return await self._requester.call(asked("detail"))
+
+    async def send(
+        self, user: User, outgoing: OutgoingFax, *, before: Before = nothing
+    ) -> tuple[AcceptedFax, ...]:
+        """Send a fax; it is repeated only where it was surely not taken (401, 429, no connection).
+
+        Raises Rejected where eFax refuses it or never would take it, SendInDoubt where it was
+        perhaps taken. `before` runs before each request; what it raises passes through.
+        """
+        body = send_body(outgoing)
+        exchange = Exchange(
+            Kind.OTHER,
+            user.name,
+            lambda token: send_request(user.user_id, token, outgoing.transaction_id, body),
+            whole(parse_accepted),
+            before,
+        )
+        return await self._requester.call(exchange)
+
+    async def delete(self, user: User, fax_id: str, *, before: Before = nothing) -> None:
+        """Delete a fax at eFax; one that is gone already is deleted. Rejected where it is refused."""
+        exchange = Exchange(
+            Kind.LAST,
+            user.name,
+            lambda token: delete_request(user.user_id, token, fax_id),
+            whole(_unread),
+            before,
+        )
+        try:
+            await self._requester.call(exchange)
+        except Rejected as error:
+            if error.status not in _GONE:
+                raise
+
+    async def mark(
+        self, user: User, fax_id: str, *, downloaded: bool, before: Before = nothing
+    ) -> None:
+        """Set eFax's mark that says whether a fax's image was downloaded."""
+        exchange = Exchange(
+            Kind.LAST,
+            user.name,
+            lambda token: mark_request(user.user_id, token, fax_id, downloaded=downloaded),
+            whole(_unread),
+            before,
+        )
+        await self._requester.call(exchange)
+
+    async def notifications(self, user: User, since: datetime | None) -> tuple[Notice, ...]:
+        """Ask for all that the web-hook was told since then, as far as eFax's answer reaches.
+
+        A filter that is refused is left out, and a full page is followed by the next one while that
+        shows anything new. Rejected (404) where there is no such call.
+        """
+        found: dict[str, Notice] = {}
+        offset, known = 0, -1
+        while known < len(found) and offset < _MOST_NOTICES:
+            known = len(found)
+            page = await self._notices(user, since, offset)
+            found |= {notice.fax_id: notice for notice in page.notices}
+            offset += len(page)
+            if len(page) < PAGE_LIMIT:
+                break
+        return tuple(found.values())
+
+    async def _notices(self, user: User, since: datetime | None, offset: int) -> NoticePage:
+        exchange = Exchange(
+            Kind.OTHER,
+            user.name,
+            lambda token: notifications_request(user.user_id, token, since, offset=offset),
+            whole(parse_notices),
+        )
+        try:
+            return await self._requester.call(exchange)
+        except Rejected as error:
+            if error.status != 400 or since is None:
+                raise
+        return await self._notices(user, None, offset)
+
     async def fetch_image(
-        self, user: User, fax_id: str, sink: ImageSink, *, before: Before = nothing
+        self,
+        user: User,
+        fax_id: str,
+        sink: ImageSink,
+        *,
+        before: Before = nothing,
+        direction: Direction = Direction.RECEIVED,
     ) -> ImageAnswer:
         """Stream a fax's image into `sink`; what the sink raises passes through, unrepeated.
 
         `before` runs before each request, when it is its turn; what it raises passes through too.
         """
+        is_received = direction is Direction.RECEIVED
 
         async def read(answer: AnswerBody) -> ImageAnswer:
             decoder = ImageDecoder(fax_id)
@@ -160,7 +332,7 @@ class Client:
             return decoder.close()
 
         exchange = Exchange(
-            Kind.IMAGE,
+            Kind.IMAGE if is_received else Kind.SENT_IMAGE,
             user.name,
             lambda token: image_request(user.user_id, token, fax_id, user.image_format),
             read,
@@ -169,6 +341,6 @@ class Client:
         try:
             return await self._requester.call(exchange)
         except Unreachable as error:
-            if error.status is not None:
+            if is_received and error.status is not None:
                 self.breaker.failed(user.name, error)
             raise

@@ -16,6 +16,12 @@ from poller.config.model import Account
 from poller.efax.requests import Call
 from poller.errors import ApiError, BadAnswer, Unreachable
 
+_NOT_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,  # its answer to CONNECT
+)
+
 
 def as_api_error(error: aiohttp.ClientError, call: Call, account: Account) -> ApiError:
     """Map what aiohttp raised to our error."""
@@ -24,7 +30,9 @@ def as_api_error(error: aiohttp.ClientError, call: Call, account: Account) -> Ap
     is_answer = isinstance(error, aiohttp.ClientResponseError)
     if is_answer and not isinstance(error, aiohttp.ClientHttpProxyError):
         return BadAnswer(f"What {host} answered to the {call} call is not valid HTTP.")
-    return Unreachable(_sentence(error, call, str(host), proxy))
+    unreachable = Unreachable(_sentence(error, call, str(host), proxy))
+    unreachable.was_sent = not isinstance(error, _NOT_CONNECTED)
+    return unreachable
 
 
 def _sentence(  # noqa: PLR0911  # a table of sentences

@@ -59,6 +59,7 @@ class Timeouts:
     """
 
     total_s: float = 60.0
+    send_s: float = 120.0  # instead of total_s: a fax goes up, and eFax reads it
     connect_s: float = 10.0
     silence_s: float = 30.0
     drip_s: float = 60.0

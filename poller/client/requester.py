@@ -13,11 +13,13 @@ from poller.client.ports import Ports
 from poller.client.tokens import Tokens
 from poller.client.transport import Transport
 from poller.config.model import Account, RetryConfig
+from poller.efax.outgoing import leaves_in_doubt
 from poller.efax.requests import Call, Request, token_request
 from poller.efax.responses import Token, parse_token
 from poller.errors import (
     ApiError,
     BadAnswer,
+    SendInDoubt,
     SignInRefused,
     TokenRefused,
     Unreachable,
@@ -27,6 +29,9 @@ from poller.retry import pause_s, worth_repeating
 
 T = TypeVar("T")
 Before = Callable[[], Awaitable[None]]
+
+# Calls whose 5xx says something about the account; others may fail for one fax, or for sent ones only.
+_OF_THE_ACCOUNT = (Call.TOKEN, Call.HEALTH, Call.LIST)
 
 
 async def nothing() -> None:
@@ -145,13 +150,16 @@ class Requester:
         """Send, and let the account's suspension know how it ended."""
         try:
             value = await self.transport.send(ticket, request, read)
-        except Unreachable as error:
+        except (Unreachable, BadAnswer) as error:  # the latter may be a proxy's
             # One fax that eFax cannot render, or does not know, says little about the account:
             # `fetch_image` counts it once, however often it was tried.
-            if request.call not in (Call.IMAGE, Call.METADATA) or error.status is None:
+            told = request.call in _OF_THE_ACCOUNT or error.status is None
+            if told and isinstance(error, Unreachable):
                 self.breaker.failed(ticket.user, error)
+            if leaves_in_doubt(request.call, error):
+                raise SendInDoubt(str(error), evidence=error.evidence) from error
             raise
-        except (BadAnswer, TokenRefused):  # the one may be a proxy's, the other is met first
+        except TokenRefused:  # it is met first
             raise
         except ApiError:
             self.breaker.answered(probe=probe)

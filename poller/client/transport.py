@@ -1,13 +1,14 @@
 """The one place that talks HTTP: a session, its deadlines, its errors turned into ours."""
 
 import asyncio
+import io
 import ssl
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -33,6 +34,7 @@ from poller.own_threads import in_own_thread
 from poller.pacing import Ticket
 
 T = TypeVar("T")
+_LARGE_BODY = 1 << 20  # aiohttp writes more than that in pieces only where it is a file
 
 
 class Transport:
@@ -50,6 +52,7 @@ class Transport:
         self._tls: ssl.SSLContext | bool = True
         self._in_flight = 0
         self._sessions: list[aiohttp.ClientSession] = []  # the last one is in use
+        self._sender: aiohttp.ClientSession | None = None
 
     async def open(self, in_flight: int) -> None:
         """Open a session; CannotStart when the account's ca_file cannot be used.
@@ -64,22 +67,36 @@ class Transport:
         if in_flight <= self._in_flight:
             return
         self._in_flight = in_flight
-        connector = aiohttp.TCPConnector(
-            limit=in_flight + 2, ssl=self._tls, resolver=self._resolver
+        self._sessions.append(self._session(limit=in_flight + 2))
+
+    def _session(self, **settings: Any) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=self._tls, resolver=self._resolver, **settings)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "poller"},
+            proxy=self._account.proxy,
+            trust_env=False,
         )
-        self._sessions.append(
-            aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": "poller"},
-                proxy=self._account.proxy,
-                trust_env=False,
-            )
-        )
+
+    def _session_for(self, call: Call) -> aiohttp.ClientSession:
+        """A fax is sent over a new connection.
+
+        A kept one may be closed by the server at that moment, and then nobody knows whether it has
+        taken the fax.
+        """
+        if call is not Call.SEND:
+            return self._sessions[-1]
+        if self._sender is None:
+            self._sender = self._session(force_close=True)
+        return self._sender
 
     async def close(self) -> None:
         """Close every connection."""
         sessions, self._sessions, self._in_flight = self._sessions, [], 0
+        if self._sender is not None:
+            sessions.append(self._sender)
+            self._sender = None
         for session in sessions:
             await session.close()
         await self._resolver.close()
@@ -108,7 +125,7 @@ class Transport:
         return value
 
     async def _send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
-        deadline = asyncio.timeout(self._timeouts.total_s)
+        deadline = asyncio.timeout(self._total_s(request.call))
         sends = _Sends(request.call, self._pacer, self._clock, self._observer, deadline)
         try:
             async with deadline, self._request(request, sends) as response:
@@ -127,9 +144,11 @@ class Transport:
         except ValueError:
             if sends.status is not None:
                 raise
-            raise Unreachable(  # UnicodeError, too: a name that has no encoding for the resolver
+            unknown = Unreachable(  # UnicodeError, too: it has no encoding for the resolver
                 "base_url or proxy names no host that can be asked for: check their spelling."
-            ) from None
+            )
+            unknown.was_sent = False
+            raise unknown from None
         finally:
             sends.ended(sends.status)
 
@@ -158,12 +177,13 @@ class Transport:
     def _request(
         self, request: Request, sends: "_Sends"
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._sessions[-1].request(
+        large = request.body is not None and len(request.body) > _LARGE_BODY
+        return self._session_for(request.call).request(
             request.method,
             # Encoded already: yarl would leave the colons of a timestamp bare.
             URL(self._base + request.target, encoded=True),
             headers=request.headers,
-            data=request.body,
+            data=io.BytesIO(request.body or b"") if large else request.body,
             allow_redirects=False,
             middlewares=(sends,),
             timeout=_timeout(self._timeouts, request.call is Call.IMAGE),
@@ -183,15 +203,19 @@ class Transport:
         return bytes(body[:EVIDENCE_LIMIT])
 
     def _too_late(self, call: Call) -> ApiError:
-        kind = DeadlinePassed if call is Call.LIST else Unreachable
-        return kind(f"The {call} call was not answered within {self._timeouts.total_s:g} seconds.")
+        kind = DeadlinePassed if call in (Call.LIST, Call.SENT_LIST) else Unreachable
+        return kind(f"The {call} call was not answered within {self._total_s(call):g} seconds.")
+
+    def _total_s(self, call: Call) -> float:
+        return self._timeouts.send_s if call is Call.SEND else self._timeouts.total_s
 
 
 @dataclass
 class _Sends:
     """A middleware that counts every send of one request.
 
-    aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other.
+    aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other. It
+    repeats no POST, and for a fax that is sent no future version of it shall.
     """
 
     call: Call
@@ -207,6 +231,8 @@ class _Sends:
     ) -> aiohttp.ClientResponse:
         if self.began is not None:
             self.ended(None)
+            if self.call is Call.SEND:
+                raise aiohttp.ServerDisconnectedError
             wait_s = self.pacer.repeat()
             when = self.deadline.when()
             assert when is not None  # it is lifted only when an image's answer has begun

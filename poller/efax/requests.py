@@ -1,4 +1,4 @@
-"""What to send: method, target and headers of every call that receiving needs.
+"""What to send: method, target and headers of every call; the fax in a send call is `outgoing`'s.
 
 The rules (paging by headers, offsets without a colon, every reserved character percent-encoded) are
 the vendor's quick start guide.
@@ -24,6 +24,12 @@ class Call(StrEnum):
     LIST = "list"
     METADATA = "metadata"
     IMAGE = "image"
+    SENT_LIST = "sent-list"
+    SEND = "send"
+    DETAILS = "details"
+    DELETE = "delete"
+    MARK = "mark"
+    NOTIFICATIONS = "notifications"
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,46 @@ def list_request(
     image_downloaded: bool | None = None,
 ) -> Request:
     """List received faxes from record `offset` (from 0) on; without bounds, of all time."""
-    query: dict[str, str] = {}
-    if bounds is not None:
-        query["min_completed_timestamp"] = _encoded(bounds.start)
-        query["max_completed_timestamp"] = _encoded(bounds.end)
+    query = _bounds(bounds)
     if image_downloaded is not None:
         query["image_downloaded"] = "true" if image_downloaded else "false"
-    headers = _headers(user_id, token) | {
+    headers = _paged(user_id, token, offset)
+    return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
+
+
+def sent_list_request(  # six: the user's, the window's, and two filters
+    user_id: str,
+    token: str,
+    bounds: Interval | None,
+    *,
+    offset: int,
+    transmission_status: str | None = None,
+    transaction_id: str | None = None,
+) -> Request:
+    """List sent faxes from record `offset` (from 0) on; without bounds, of all time."""
+    query = _bounds(bounds)
+    if transmission_status is not None:
+        query["transmission_status"] = quote(transmission_status, safe="")
+    if transaction_id is not None:
+        query["transaction_id"] = quote(transaction_id, safe="")
+    headers = _paged(user_id, token, offset)
+    return Request(Call.SENT_LIST, "GET", "/faxes/sent" + _query(query), headers)
+
+
+def _bounds(bounds: Interval | None) -> dict[str, str]:
+    if bounds is None:
+        return {}
+    return {
+        "min_completed_timestamp": _encoded(bounds.start),
+        "max_completed_timestamp": _encoded(bounds.end),
+    }
+
+
+def _paged(user_id: str, token: str, offset: int) -> dict[str, str]:
+    return _headers(user_id, token) | {
         "pagination-offset": str(offset),
         "pagination-limit": str(PAGE_LIMIT),
     }
-    return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
 
 
 def _encoded(instant: datetime) -> str:
@@ -90,6 +125,42 @@ def metadata_request(user_id: str, token: str, fax_id: str) -> Request:
     """Ask for a fax's metadata."""
     target = _fax_path(fax_id) + "/metadata"
     return Request(Call.METADATA, "GET", target, _headers(user_id, token))
+
+
+def details_request(user_id: str, token: str, fax_id: str, *, last: str = "details") -> Request:
+    """Ask how a fax's transmission went; one page of the guide spells `last` without its s."""
+    target = f"{_fax_path(fax_id)}/transmission-{last}"
+    return Request(Call.DETAILS, "GET", target, _headers(user_id, token))
+
+
+def delete_request(user_id: str, token: str, fax_id: str) -> Request:
+    """Delete a fax at eFax, for everybody and for good."""
+    return Request(Call.DELETE, "DELETE", _fax_path(fax_id), _headers(user_id, token))
+
+
+def mark_request(user_id: str, token: str, fax_id: str, *, downloaded: bool) -> Request:
+    """Set eFax's mark of a fax that says whether its image was downloaded."""
+    headers = _headers(user_id, token) | {"Content-Type": "application/json"}
+    body = b'{"image_downloaded": true}' if downloaded else b'{"image_downloaded": false}'
+    return Request(Call.MARK, "PATCH", _fax_path(fax_id) + "/metadata", headers, body)
+
+
+def notifications_request(
+    user_id: str, token: str, since: datetime | None, *, offset: int
+) -> Request:
+    """Ask for what the web-hook was told; paging and the name of the filter are as for lists."""
+    query = {} if since is None else {"min_completed_timestamp": _encoded(since)}
+    headers = _paged(user_id, token, offset)
+    return Request(Call.NOTIFICATIONS, "GET", "/notifications" + _query(query), headers)
+
+
+def send_request(user_id: str, token: str, transaction_id: str, body: bytes) -> Request:
+    """Send a fax; a transaction id of ours comes back in errors and, perhaps, in the sent list."""
+    headers = _headers(user_id, token) | {
+        "Content-Type": "application/json",
+        "transaction-id": transaction_id,
+    }
+    return Request(Call.SEND, "POST", "/faxes", headers, body)
 
 
 def _headers(user_id: str, token: str) -> dict[str, str]:

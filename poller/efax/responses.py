@@ -114,7 +114,8 @@ def parse_fields(body: bytes) -> dict[str, Any]:
     fields = strict_object(body, "metadata")
     if fields.get("errors"):
         raise BadAnswer("The metadata answer is an error message.")
-    return fields
+    kept: dict[str, Any] = no_deeper(fields)
+    return kept
 
 
 def parse_page(body: bytes) -> Page:
@@ -132,7 +133,7 @@ def parse_page(body: bytes) -> Page:
         return Page((), shape=_shape(fields))
     if not isinstance(records, list):
         raise BadAnswer("The list answer holds no list of faxes.")
-    records = [_no_deeper(record, DEEPEST_FIELD) for record in records]
+    records = [no_deeper(record) for record in records]
     listed = [(_listed(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
     marks = tuple(fax_key(fax.fax_id) if fax else _stand_in(record) for fax, record in listed)
@@ -147,7 +148,7 @@ def _shape(fields: dict[str, Any]) -> str:
     return "{" + ", ".join(keys) + "}"
 
 
-def _no_deeper(value: Any, levels: int) -> Any:
+def no_deeper(value: Any, levels: int = DEEPEST_FIELD) -> Any:
     """Keep what is nested deeper as its JSON text.
 
     What could just be read could perhaps not be written again: from a deeper stack, or by the
@@ -162,8 +163,8 @@ def _no_deeper(value: Any, levels: int) -> Any:
         except RecursionError:
             return "[nested too deeply]"
     if isinstance(value, list):
-        return [_no_deeper(one, levels - 1) for one in value]
-    return {name: _no_deeper(one, levels - 1) for name, one in value.items()}
+        return [no_deeper(one, levels - 1) for one in value]
+    return {name: no_deeper(one, levels - 1) for name, one in value.items()}
 
 
 def _stand_in(record: object) -> str:
@@ -185,7 +186,7 @@ def _check_empty(fields: dict[str, Any]) -> None:
 def _listed(record: object) -> ListedFax | None:
     if not isinstance(record, dict):
         return None
-    fax_id = _fax_id(record.get("fax_id"))
+    fax_id = usable_fax_id(record.get("fax_id"))
     if fax_id is None:
         return None
     completed = record.get("completed_timestamp")
@@ -193,7 +194,8 @@ def _listed(record: object) -> ListedFax | None:
     return ListedFax(fax_id, received_at, _count(record.get("pages")), record)
 
 
-def _fax_id(value: object) -> str | None:
+def usable_fax_id(value: object) -> str | None:
+    """Read a fax id; None where it is none that could be asked for."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or len(value) > FAX_ID_LIMIT:
@@ -250,6 +252,9 @@ _REFUSALS: dict[tuple[Call, int], type[ApiError]] = {
     (Call.LIST, 400): WindowRefused,
     (Call.LIST, 403): UserRefused,
     (Call.LIST, 404): UserRefused,
+    (Call.SENT_LIST, 400): WindowRefused,
+    (Call.SENT_LIST, 403): UserRefused,
+    (Call.SENT_LIST, 404): UserRefused,
     (Call.IMAGE, 404): NotYet,
     (Call.IMAGE, 410): NotYet,
 }

@@ -1,4 +1,4 @@
-"""JSON as the API may send it: UTF-8, an object, no key twice, no NaN."""
+"""JSON as the API may send it: UTF-8, no key twice, no NaN."""
 
 import json
 import math
@@ -9,14 +9,19 @@ from poller.errors import BadAnswer
 
 def strict_object(body: bytes, answer: str) -> dict[str, Any]:
     """Parse an answer that has to be a JSON object; `answer` names it in the error's sentence."""
-    try:
-        # Decoded here, for json.loads would guess UTF-16 and UTF-32 from bytes.
-        value = _DECODER.decode(body.decode())
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of 5,000 digits, `[[[[…`
-        raise BadAnswer(f"The {answer} answer is not JSON.") from None
+    value = strict_value(body, answer)
     if not isinstance(value, dict):
         raise BadAnswer(f"The {answer} answer is not a JSON object.")
     return value
+
+
+def strict_value(body: bytes, answer: str) -> Any:
+    """Parse an answer of any shape; `answer` names it in the error's sentence."""
+    try:
+        # Decoded here, for json.loads would guess UTF-16 and UTF-32 from bytes.
+        return _DECODER.decode(body.decode())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of 5,000 digits, `[[[[…`
+        raise BadAnswer(f"The {answer} answer is not JSON.") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""What GET /notifications answers: which faxes the web-hook was told of."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from poller.efax.responses import no_deeper, usable_fax_id
+from poller.efax.strict_json import strict_value
+from poller.efax.timestamps import parse_timestamp
+from poller.errors import BadAnswer
+from poller.stream import Direction
+
+_DIRECTIONS = {
+    **dict.fromkeys(("INBOUND", "RECEIVED"), Direction.RECEIVED),
+    **dict.fromkeys(("OUTBOUND", "SENT"), Direction.SENT),
+}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One entry; what it does not say in a form that is known is None."""
+
+    fax_id: str
+    user_id: str | None
+    direction: Direction | None
+    completed_at: datetime | None
+    raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class NoticePage:
+    """One answer; `unusable` counts entries without a fax id that could be asked for."""
+
+    notices: tuple[Notice, ...] = ()
+    unusable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.notices) + self.unusable
+
+
+def parse_notices(body: bytes) -> NoticePage:
+    """Read a bare array; an object around it, or nothing at all, is taken as well."""
+    if not body.strip():
+        return NoticePage()
+    value = strict_value(body, "notifications")
+    if isinstance(value, dict):
+        if value.get("errors"):
+            raise BadAnswer("The notifications answer is an error message.")
+        value = next((one for one in value.values() if isinstance(one, list)), [])
+    if not isinstance(value, list):
+        raise BadAnswer("The notifications answer holds no list.")
+    read = [_notice(entry) for entry in value]
+    notices = tuple(one for one in read if one is not None)
+    return NoticePage(notices, len(read) - len(notices))
+
+
+def _notice(entry: object) -> Notice | None:
+    if not isinstance(entry, dict):
+        return None
+    fax_id = usable_fax_id(entry.get("fax_id"))
+    if fax_id is None:
+        return None
+    user_id, direction = entry.get("user_id"), entry.get("fax_direction")
+    completed = entry.get("fax_completed_timestamp")
+    return Notice(
+        fax_id,
+        user_id if isinstance(user_id, str) and user_id else None,
+        _DIRECTIONS.get(direction.strip().upper()) if isinstance(direction, str) else None,
+        parse_timestamp(completed) if isinstance(completed, str) else None,
+        no_deeper(entry),
+    )

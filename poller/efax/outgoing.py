@@ -1,0 +1,96 @@
+"""A fax that is sent: what goes out, what is accepted, and when nobody knows.
+
+Sources: the vendor's guide (fields, 25 documents, 100 MB with base64). Retry keys have two spellings
+in it, so none are sent.
+"""
+
+import base64
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from poller.efax.requests import Call
+from poller.efax.responses import usable_fax_id
+from poller.efax.strict_json import strict_value
+from poller.errors import ApiError, BadAnswer, Rejected, Unreachable
+
+MOST_DOCUMENTS = 25
+LARGEST_BYTES = 100_000_000
+
+_CSID = re.compile(r"[ -~]{1,20}")
+
+
+@dataclass(frozen=True)
+class OutgoingDocument:
+    kind: Literal["PDF", "TIFF"]
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OutgoingFax:
+    """One fax to one number; `reference` is eFax's client_reference_id, else the transaction id is."""
+
+    transaction_id: str
+    destination: str = field(repr=False)
+    documents: tuple[OutgoingDocument, ...]
+    csid: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class AcceptedFax:
+    """eFax has taken a fax; `destination` as it spells the number, perhaps without the leading 1."""
+
+    fax_id: str
+    destination: str | None = field(repr=False)
+
+
+def send_body(fax: OutgoingFax) -> bytes:
+    """Write the body of a send call; Rejected where eFax would not take it."""
+    if not 1 <= len(fax.documents) <= MOST_DOCUMENTS:
+        raise Rejected(f"Not sent: a fax has 1 to {MOST_DOCUMENTS} documents.")
+    if fax.csid is not None and not _CSID.fullmatch(fax.csid):
+        raise Rejected("Not sent: a CSID is 1 to 20 printable ASCII characters.")
+    if 4 * sum(-(-len(one.content) // 3) for one in fax.documents) > LARGEST_BYTES:
+        raise Rejected("Not sent: the documents are larger than the 100 MB (base64) of a fax.")
+    documents = b",".join(
+        b'{"document_type":"%b","document_content":"%b"}'
+        % (one.kind.encode(), base64.b64encode(one.content))
+        for one in fax.documents
+    )
+    options: dict[str, object] = {"include_cover_page": False}
+    if fax.csid is not None:
+        options["custom_CSID"] = fax.csid
+    others = {
+        "destinations": [{"fax_number": fax.destination}],
+        "fax_options": options,
+        "client_data": {"client_reference_id": fax.reference or fax.transaction_id},
+    }
+    # By hand, for json.dumps would copy 100 MB of base64 character by character.
+    return json.dumps(others).encode()[:-1] + b',"documents":[' + documents + b"]}"
+
+
+def parse_accepted(body: bytes) -> tuple[AcceptedFax, ...]:
+    """Read the answer to a send call: an array, one entry for each number; BadAnswer where it is none."""
+    value = strict_value(body, "send")
+    entries = value if isinstance(value, list) else [value]
+    found = []
+    for entry in entries:
+        fax_id = usable_fax_id(entry.get("fax_id")) if isinstance(entry, dict) else None
+        if fax_id is not None:
+            number = entry.get("destination_fax_number")
+            found.append(AcceptedFax(fax_id, number if isinstance(number, str) else None))
+    if not found:
+        raise BadAnswer("The send answer names no fax.")
+    return tuple(found)
+
+
+def leaves_in_doubt(call: Call, error: ApiError) -> bool:
+    """Say whether a call that failed so has perhaps sent a fax.
+
+    Only where no connection was made, or eFax refused it with a 4xx, it surely has not.
+    """
+    if call is not Call.SEND:
+        return False
+    return isinstance(error, BadAnswer) or (isinstance(error, Unreachable) and error.was_sent)
