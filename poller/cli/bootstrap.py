@@ -46,17 +46,11 @@ def read_all_secrets(settings: Config) -> None:
 
     Raises ConfigError with every one that cannot.
     """
-    if problems := unreadable(references(settings)):
+    if problems := unreadable(settings.secrets):
         raise ConfigError(problems)
-    for reference in references(settings):
+    for reference in settings.secrets:
         if (problem := config.blanks_problem(reference, os.environ)) is not None:
             stdio.complain(str(problem))
-
-
-def references(settings: Config) -> list[SecretRef]:
-    """Where all the secrets are."""
-    keys = [account.api_key for account in settings.accounts]
-    return keys if settings.http.token is None else [*keys, settings.http.token]
 
 
 def unreadable(references: Iterable[SecretRef]) -> list[Problem]:

@@ -129,7 +129,7 @@ def _amiss(
                 "(`systemctl reload poller`) or restart it"
             )
     # The secrets that the next reload or start cannot have, as far as they can be had from here.
-    ours = [one for one in bootstrap.references(settings) if _is_for_us(one)]
+    ours = [one for one in settings.secrets if _is_for_us(one)]
     yield from map(str, bootstrap.unreadable(ours))
     if not shown["storage"]["usable"]:
         yield f"nothing is fetched: {shown['storage']['reason']}"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from poller.config import addresses, values
 from poller.config.document import given_twice
-from poller.config.keys import Settings, filled, read, tree
+from poller.config.keys import Settings, filled, is_unset, needed, read, tree
 from poller.config.model import (
     Account,
     AccountHook,
@@ -30,12 +30,10 @@ _LEVELLED = {key: _USER[key] for key in ("poll", "image", "expect", "sent", "del
 _LEVELLED_FIELDS = (
     *("poll.", "image_format", "mark_downloaded", "expect", "sent.", "delete.", "canary"),
 )
-# Maps that null takes away, with the key that each must have and an example of it.
-_OPTIONAL: dict[type, tuple[tuple[str, str], ...]] = {
-    Expect: (("within", "2d"),),
-    Canary: (("every", "24h"),),
-    AccountHook: (("path", "/efax/main"), ("secret", "{credential: efax-webhook}")),
-    HookTls: (("cert", "/path/of/chain.pem"), ("key", "{credential: webhook-key}")),
+# Of these maps the levels together must give one key; here with an example of it.
+_OF_SOME_LEVEL: dict[type, tuple[str, str]] = {
+    Expect: ("within", "2d"),
+    Canary: ("every", "24h"),
 }
 _ACCOUNT = tree(Account) | _LEVELLED
 _TOP = _LEVELLED | tree(Config)
@@ -84,20 +82,16 @@ class Builder:
         return config
 
     def _webhook(self, found: Settings) -> WebhookConfig | None:
-        if "webhook" not in found or found["webhook"].value is None:
+        if is_unset(found, "webhook"):
             return None
         tls = self._optional(HookTls, found, "webhook.tls")
         if tls is not None and (problem := self._outside.certificate_problem(tls.cert)):
             self._problems.add(found["webhook.tls.cert"].node, problem)
         at = found.get("webhook.listen")
-        if at is None:
-            example = 'is missing; write listen: "127.0.0.1:9411"'
-            self._problems.missing(found["webhook"].node, "listen", example)
         if at is None or at.wrong:
             return None
         host, port = at.value
-        is_plain = "webhook.tls" not in found or found["webhook.tls"].value is None
-        if is_plain and not addresses.is_loopback(host):
+        if is_unset(found, "webhook.tls") and not addresses.is_loopback(host):
             self._problems.add(
                 at.node,
                 "without tls it must be 127.0.0.1, behind a proxy that speaks https; or set "
@@ -117,15 +111,14 @@ class Builder:
             if (hook := account.entry("webhook")) and hook.value is not None
         }
         self._refuse_twins(hooks, "path", "give each account a path of its own")
-        listener = found.get("webhook")
-        if listener is None or listener.value is None:
+        if is_unset(found, "webhook"):
             for hook in hooks.values():
                 self._problems.add(
                     hook, 'needs the listener; write webhook: {listen: "127.0.0.1:9411"} at the top'
                 )
         elif not hooks:
             self._problems.add(
-                listener.node,
+                found["webhook"].node,
                 "no account has a webhook; give one of them webhook: {path, secret}, or remove this",
             )
 
@@ -143,7 +136,7 @@ class Builder:
             given["host"], given["port"] = given["host"] or (None, HttpConfig.port)
         http = HttpConfig(**given)
         reachable = http.host is not None and not addresses.is_loopback(http.host)
-        if reachable and "http.token" not in found:
+        if reachable and is_unset(found, "http.token"):
             self._problems.add(
                 found["http.host"].node,
                 "others can reach this address; set http.token, or listen on 127.0.0.1",
@@ -191,7 +184,7 @@ class Builder:
                 )
         gone = {"poll.every", "poll.cron"} if every or cron else set()
         for name in ("expect", "canary", "sent.expect"):
-            if name in own and own[name].value is None:
+            if name in own and is_unset(own, name):
                 gone |= {key for key in below if key.startswith(f"{name}.")}
         return {key: given for key, given in below.items() if key not in gone} | own
 
@@ -209,15 +202,14 @@ class Builder:
         return given
 
     def _optional(self, model: type[T], found: Settings, name: str) -> T | None:
-        """Give a map that may be null, whose needed keys must be there."""
-        if name not in found or found[name].value is None:
+        """Give a map that may be null; None also where a key that it needs is wrong or missing."""
+        if is_unset(found, name):
             return None
+        key, example = _OF_SOME_LEVEL.get(model, ("", ""))
+        if key and f"{name}.{key}" not in found:
+            self._problems.missing(found[name].node, key, f"is missing; write {key}: {example}")
         given = filled(model, found, f"{name}.")
-        needed = _OPTIONAL[model]
-        for key, example in needed:
-            if f"{name}.{key}" not in found:
-                self._problems.missing(found[name].node, key, f"is missing; write {key}: {example}")
-        return model(**given) if all(key in given for key, _ in needed) else None
+        return model(**given) if needed(model) <= given.keys() else None
 
     def _overlap_too_long(self, found: Settings) -> None:
         both = [found.get("poll.overlap"), found.get("poll.max_window")]
@@ -266,7 +258,7 @@ class Builder:
             else:
                 given = self._of_user(levels)
             user_id, number = found.get("user_id"), found.get("number")
-            if given["canary"] is not None and (number is None or number.node.value is None):
+            if given["canary"] is not None and is_unset(found, "number"):
                 self._problems.missing(
                     node, "number", 'is missing: the canary is sent to it; write number: "1…"'
                 )

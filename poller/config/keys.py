@@ -1,6 +1,6 @@
 """Read a map of keys as the dataclasses of `model` say: what is wrong or unknown is reported."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from poller.config.position import Node, Problems
@@ -84,6 +84,11 @@ def _given(node: Node, parser: Parser[Any], problems: Problems) -> Given:
         return Given(None, node, wrong=True)
 
 
+def is_unset(found: Settings, field: str) -> bool:
+    """Whether nothing was written for a field, or null."""
+    return field not in found or found[field].node.value is None
+
+
 def filled(model: type, found: Settings, above: str = "") -> dict[str, Any]:
     """Give the fields of a dataclass that something was written for, and nested ones whole."""
     given: dict[str, Any] = {}
@@ -94,3 +99,8 @@ def filled(model: type, found: Settings, above: str = "") -> dict[str, Any]:
         elif is_dataclass(default) and not isinstance(default, type):
             given[field.name] = replace(default, **filled(type(default), found, f"{name}."))
     return given
+
+
+def needed(model: type) -> set[str]:
+    """Name the fields of a dataclass that have no default."""
+    return {field.name for field in fields(model) if field.default is MISSING}

@@ -104,7 +104,7 @@ class Delete:
         None, nullable(duration("s")), "so long after a fax was stored; null: never"
     )
     max_per_day: int = key(
-        500, whole(1, 1_000_000), "what the account may have deleted in any 24 hours"
+        500, whole(1, 100_000), "what the account may have deleted in any 24 hours"
     )
     taken: OfTaken = key("keep", choice(OfTaken), "delete: files taken away are proof enough")
 
@@ -150,8 +150,10 @@ class User:
 class AccountHook:
     """Where eFax's notices for an account arrive, and the secret that they are signed with."""
 
-    path: str = key(MISSING, addresses.hook_path, "such as /efax/main")
-    secret: SecretRef = key(MISSING, addresses.secret, "where it is to be had")
+    path: str = key(MISSING, addresses.hook_path, "such as /efax/main", needed="/efax/main")
+    secret: SecretRef = key(
+        MISSING, addresses.secret, "where it is to be had", needed="{credential: efax-webhook}"
+    )
 
 
 @dataclass(frozen=True)
@@ -229,15 +231,27 @@ class HttpConfig:
 
 @dataclass(frozen=True)
 class HookTls:
-    cert: Path = key(MISSING, addresses.path, "the certificate with its chain, PEM")
-    key: SecretRef = key(MISSING, addresses.pem_secret, "where its key is to be had, PEM")
+    cert: Path = key(
+        MISSING, addresses.path, "the certificate with its chain, PEM", needed="/path/of/chain.pem"
+    )
+    key: SecretRef = key(
+        MISSING,
+        addresses.pem_secret,
+        "where its key is to be had, PEM",
+        needed="{credential: webhook-key}",
+    )
 
 
 @dataclass(frozen=True)
 class WebhookKeys:
     """What is written under `webhook`."""
 
-    listen: tuple[str, int] = key(MISSING, addresses.listen(9411, "webhook: null"), "host:port")
+    listen: tuple[str, int] = key(
+        MISSING,
+        addresses.listen(9411, "webhook: null"),
+        "host:port, not that of http.listen",
+        needed='"127.0.0.1:9411"',
+    )
     tls: HookTls | None = key(None, HookTls, "null: plain HTTP, on loopback only")
 
 

@@ -209,7 +209,7 @@ def fax_number(node: Node) -> str:
     value = identifier(node)
     if not re.fullmatch(r"1[0-9]{10}|\+[1-9][0-9]{5,14}", value):
         raise WrongValueError(
-            "must be 1, area code and number, eleven digits without spaces; elsewhere '+' and digits"
+            "must be eleven digits, the first a 1; outside North America '+' and digits"
         )
     return value
 

@@ -28,6 +28,7 @@ _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
     "log.format": attrgetter("log.format"),
     "http.listen": attrgetter("http.host", "http.port"),
     "http.token": attrgetter("http.token"),
+    "webhook": attrgetter("webhook"),
 }
 
 
@@ -57,6 +58,7 @@ class Prepared:
 
     plan: Plan
     secrets: Mapping[str, str] = field(repr=False)
+    hook_secrets: Mapping[str, str] = field(repr=False)  # of the web-hooks, by App ID too
     opened: Sequence[AccountRunner]
     rows: Sequence[StreamRow]
     left_behind: Sequence[StreamRow]
@@ -90,6 +92,7 @@ def _as_it_was(old: Config, new: Config) -> Config:
         heartbeat=old.heartbeat,
         log=replace(new.log, format=old.log.format),
         http=old.http,
+        webhook=old.webhook,
     )
 
 
@@ -102,6 +105,7 @@ async def prepare(runtime: Runtime, settings: Config) -> Prepared:
     planned = plan(runtime.config, settings)
     # A share that hangs holds up neither polls nor downloads.
     secrets = await in_own_thread("secrets", lambda: _secrets(settings.accounts, runtime.environ))
+    hook_secrets = await runtime.read_hook_secrets(settings)
     http_token = await in_own_thread(
         "secrets", lambda: _read_again(planned.settings.http.token, runtime.environ)
     )
@@ -122,7 +126,7 @@ async def prepare(runtime: Runtime, settings: Config) -> Prepared:
         for one in opened:
             await one.close()
         raise
-    return Prepared(planned, secrets, opened, rows, left, http_token)
+    return Prepared(planned, secrets, hook_secrets, opened, rows, left, http_token)
 
 
 async def carry_out(
@@ -154,6 +158,7 @@ def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:
     """Put the new accounts in the place of the old ones, which are returned: none is polled now."""
     planned = prepared.plan
     runtime.config = planned.settings
+    runtime.hook_secrets = prepared.hook_secrets
     log.set_level(planned.settings.log.level)
     if prepared.http_token is not None:
         runtime.on_http_token(prepared.http_token)

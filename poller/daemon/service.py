@@ -234,9 +234,8 @@ class Service:
 
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
     """Say what the reload could not change; a credential is systemd's copy of the start."""
-    references = [settings.http.token, *(account.api_key for account in settings.accounts)]
     need = "needs" if len(restart_for) == 1 else "need"
     said = [f"{', '.join(restart_for)} {need} a restart"] if restart_for else []
-    if any(one is not None and one.kind == "credential" for one in references):
+    if any(one.kind == "credential" for one in settings.secrets):
         said.append("a credential that has changed needs `systemctl restart poller`")
     return "; ".join(said)

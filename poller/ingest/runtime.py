@@ -30,12 +30,16 @@ _LONG_DOWN = 0.25
 
 @dataclass
 class Runtime:
-    """Everything that one process works with; `accounts` by App ID."""
+    """Everything that one process works with; `accounts` by App ID.
+
+    `hook_secrets`, by App ID too, are what eFax's notices are signed with; a reload replaces them.
+    """
 
     config: Config
     services: Services
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     accounts: dict[str, AccountRunner] = field(default_factory=dict)
+    hook_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
     rejected: str | None = None  # why the last configuration was not taken at a reload
 
@@ -51,6 +55,15 @@ class Runtime:
         at_work = await self.open_account(account, secret)
         self.accounts[account.app_id] = at_work
         return at_work
+
+    async def read_hook_secrets(self, settings: Config) -> Mapping[str, str]:
+        """Read what the notices of these accounts are signed with; raises ConfigError."""
+        found = await in_own_thread(
+            "secrets", lambda: config.hook_secrets(settings.accounts, self.environ)
+        )
+        for secret in found.values():
+            log.register_secret(secret)
+        return found
 
     async def open_account(self, account: Account, secret: str) -> AccountRunner:
         """Open an account that is not at work yet; raises CannotStart when its CA file cannot be had."""
@@ -180,6 +193,7 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
         try:
             for account in settings.accounts:
                 await runtime.add_account(account)
+            runtime.hook_secrets = await runtime.read_hook_secrets(settings)
             # What a process that was ended meanwhile had left there holds no longer.
             await runtime.end_suspensions()
             await runtime.take_streams(await runtime.record_streams(settings))

@@ -15,14 +15,19 @@ import structlog
 from poller import log
 from poller.config.model import (
     Account,
+    AccountHook,
+    Canary,
     Config,
+    Delete,
     HttpConfig,
     Limits,
     LogConfig,
     Poll,
     SecretRef,
+    Sent,
     StateConfig,
     User,
+    WebhookConfig,
 )
 from poller.daemon import reload
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, SignInRefused
@@ -30,7 +35,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ledger import State, accounts, streams
-from tests.conftest import APP, KEY, MakeConfig, QuickClock
+from tests.conftest import APP, KEY, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
 from tests.integration.at_work import (
     WITHIN_S,
@@ -229,13 +234,14 @@ async def test_what_only_a_restart_can_change_is_named_and_stays(
         evidence_max=1,
         log=LogConfig(level="debug", format="console"),
         http=HttpConfig(None, 9411),
+        webhook=WebhookConfig("127.0.0.1", 9412),
         drain=timedelta(seconds=3),
     )
     restart_for, _ = await apply(runtime, settings)
 
-    assert restart_for == ["state", "evidence.max", "log.format", "http.listen"]
+    assert restart_for == ["state", "evidence.max", "log.format", "http.listen", "webhook"]
     assert (runtime.config.log, runtime.config.http) == (LogConfig(level="debug"), config.http)
-    assert runtime.config.state == config.state
+    assert (runtime.config.state, runtime.config.webhook) == (config.state, None)
     assert runtime.config.drain == timedelta(seconds=3)
 
 
@@ -265,6 +271,68 @@ async def test_token_that_cannot_be_read_any_more_rejects_the_reload(
     runtime.config = replace(runtime.config, http=http)
     with pytest.raises(ConfigError, match="cannot be read"):
         await apply(runtime, make_config(simulator.base_url, http=http))
+
+
+async def test_path_and_secret_of_a_web_hook_are_taken_at_once_and_its_listener_is_not(
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert runtime.hook_secrets == {}
+    settings = make_config(simulator.base_url, webhook=WebhookConfig("127.0.0.1", 9411))
+    runtime.config = replace(runtime.config, webhook=WebhookConfig("127.0.0.1", 9410))
+    file = tmp_path / "hook"
+    for path, secret in (("/one", "the first"), ("/two", "the second")):
+        file.write_text(secret)
+        hook = AccountHook(path, SecretRef("file", str(file)))
+        restart_for, _ = await apply(runtime, with_account(settings, webhook=hook))
+        assert restart_for == ["webhook"]
+        assert runtime.accounts[APP].account.webhook == hook
+        assert runtime.hook_secrets == {APP: secret}
+        assert runtime.config.webhook == WebhookConfig("127.0.0.1", 9410)
+    await apply(runtime, settings)
+    assert runtime.hook_secrets == {}
+
+
+async def test_secret_of_a_web_hook_that_cannot_be_read_rejects_the_reload_and_the_start(
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    hook = AccountHook("/efax", SecretRef("env", "NO_HOOK"))
+    settings = with_account(make_config(simulator.base_url), webhook=hook)
+    config = runtime.config
+    with pytest.raises(ConfigError, match="environment variable NO_HOOK is not set"):
+        await apply(runtime, settings)
+    assert runtime.config is config
+    with pytest.raises(ConfigError, match="environment variable NO_HOOK is not set"):
+        async with opened_runtime(settings, clock):
+            raise AssertionError
+
+
+async def test_secret_of_a_web_hook_is_read_at_a_start_and_never_shown(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    hook = AccountHook("/efax", SecretRef("env", "KEY"))
+    settings = with_account(make_config(simulator.base_url), webhook=hook)
+    async with opened_runtime(settings, clock) as runtime:
+        assert runtime.hook_secrets == {APP: KEY}
+        assert KEY not in repr(runtime)
+        assert KEY not in repr(await reload.prepare(runtime, settings))
+
+
+async def test_what_is_new_for_users_is_taken_at_once(
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig
+) -> None:
+    settings = make_config(simulator.base_url)
+    new: dict[str, Any] = {
+        "number": "13235550142",
+        "mark_downloaded": False,
+        "sent": Sent("image"),
+        "delete": Delete(timedelta(days=30)),
+        "canary": Canary(timedelta(days=1)),
+    }
+    users = tuple(replace(user, **new) for user in settings.accounts[0].users)
+    restart_for, _ = await apply(runtime, with_account(settings, users=users))
+    assert restart_for == []
+    # In the streams of the users, as many as they have now.
+    assert {state.user for state in runtime.states} == set(users)
 
 
 async def test_level_of_the_log_is_changed_by_a_reload(

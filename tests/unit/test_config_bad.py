@@ -1,6 +1,7 @@
 """What is refused, and in which words: tests/data/configs/bad, each beside the messages it must give."""
 
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_no_message_shows_a_secret() -> None:
     assert len(hidden) > 10
 
 
+def test_no_message_shows_a_fax_number() -> None:
+    shown = [
+        path.name for path in BAD.glob("*.txt") if re.search(r"5550142|800-FAX", path.read_text())
+    ]
+    written = [path for path in BAD.glob("*.yaml") if b"5550142" in path.read_bytes()]
+    assert shown == []
+    assert len(written) >= 2
+
+
 def test_each_problem_bears_file_line_and_key_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BAD)
     with pytest.raises(ConfigError) as caught:
@@ -78,6 +88,19 @@ def test_directory_that_cannot_be_listed_is_refused(
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     assert messages(tmp_path) == [f"{tmp_path}: cannot be read: Permission denied"]
+
+
+def test_web_hook_whose_other_half_may_stand_in_a_file_that_cannot_be_read_is_no_problem(
+    tmp_path: Path,
+) -> None:
+    file, none = tmp_path / "poller.yaml", tmp_path / "none.yaml"
+    hook = "    webhook: {path: /efax, secret: {env: HOOK}}\n    users:"
+    for text in (
+        MINIMAL.replace("    users:", hook),
+        MINIMAL + "webhook: {listen: '[::1]:9411'}\n",
+    ):
+        file.write_text(text)
+        assert messages(file, none) == [f"{none}: cannot be read: No such file or directory"]
 
 
 def test_file_given_twice_is_refused_once(tmp_path: Path) -> None:

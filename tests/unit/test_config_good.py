@@ -20,20 +20,27 @@ from poller.config.keys import Leaf, Tree, tree
 from poller.config.model import (
     UTC_ZONE,
     Account,
+    AccountHook,
+    Canary,
     Config,
+    Delete,
     During,
     Expect,
     Heartbeat,
+    HookTls,
     HttpConfig,
     Limits,
     LogConfig,
     Poll,
     RetryConfig,
     SecretRef,
+    Sent,
     StateConfig,
     StorageConfig,
     Sweep,
     User,
+    WebhookConfig,
+    WebhookKeys,
 )
 from poller.config.position import Node, Problems, Source
 from poller.config.values import size_text
@@ -90,7 +97,21 @@ def test_everything_that_can_be_set_is_set() -> None:
     )
     assert config.log == LogConfig("debug", "json")
     assert config.http == HttpConfig("::", 0, SecretRef("env", "STATUS_TOKEN"))
+    assert account.webhook == AccountHook("/efax/~main_1", SecretRef("env", "HOOK_SECRET"))
+    key = SecretRef("file", str(GOOD / "secrets" / "hook.key"))
+    assert config.webhook == WebhookConfig("::", 8443, HookTls(GOOD / "company-ca.pem", key))
     assert config.drain == timedelta(seconds=10)
+
+
+def test_every_secret_is_named_and_only_the_key_of_tls_has_many_lines() -> None:
+    secrets = load([GOOD / "everything.yaml"]).secrets
+    assert [(one.key, one.is_pem) for one in secrets] == [
+        ("accounts.main.api_key", False),
+        ("http.token", False),
+        ("accounts.main.webhook.secret", False),
+        ("webhook.tls.key", True),
+    ]
+    assert [one.key for one in load([GOOD / "minimal.yaml"]).secrets] == ["accounts.main.api_key"]
 
 
 def test_settings_are_merged_key_by_key_from_defaults_over_account_to_user() -> None:
@@ -128,6 +149,53 @@ def test_expectation_is_merged_and_null_takes_it_away() -> None:
     assert user["front-desk"].expect == expect
     assert user["billing"].expect == Expect(2 * DAY, expect.during, ZoneInfo("America/New_York"))
     assert user["quiet"].expect is None
+
+
+def test_sending_deleting_and_the_canary_are_merged_key_by_key_and_null_turns_them_off() -> None:
+    user = users(load([GOOD / "everything.yaml"]))
+    front_desk, billing, quiet = (user[name] for name in ("front-desk", "billing", "quiet"))
+    path, start = "out/{completed:%Y}/{fax_id}", datetime(2024, 5, 21, tzinfo=UTC)
+    expect = Expect(DAY / 2)
+    assert front_desk.sent == Sent("metadata", HOUR / 12, start, path, expect)
+    in_new_york = replace(expect, timezone=ZoneInfo("America/New_York"))
+    assert billing.sent == Sent("image", HOUR / 12, start, path, in_new_york)
+    assert quiet.sent == replace(front_desk.sent, expect=None)
+    assert front_desk.delete == Delete(30 * DAY, 100, "delete")
+    assert billing.delete == Delete(None, 10, "delete")
+    assert front_desk.canary == Canary(DAY / 2, HOUR * 3 / 4)
+    assert billing.canary == Canary(DAY / 2, HOUR / 4)
+    assert quiet.canary is None
+    assert [one.number for one in (front_desk, billing, quiet)] == [
+        "+4930555014",
+        "13235550142",
+        None,
+    ]
+    assert [one.mark_downloaded for one in (front_desk, billing)] == [False, False]
+
+
+def test_what_is_left_out_of_a_canary_and_a_web_hook_has_its_default(tmp_path: Path) -> None:
+    text = (GOOD / "minimal.yaml").read_text()
+    user = 'front-desk: {user_id: "0f8a", number: "13235550142", canary: {every: 1s}}'
+    text = text.replace('front-desk: {user_id: "0f8a"}', user)
+    text = text.replace("    users:", "    webhook: {path: /a/b, secret: {env: H}}\n    users:")
+    file = tmp_path / "poller.yaml"
+    file.write_text(text + "webhook: {listen: 'localhost:0', tls: null}\n")
+    config = load([file])
+    assert users(config)["front-desk"].canary == Canary(timedelta(seconds=1), HOUR / 2)
+    assert config.webhook == WebhookConfig("localhost", 0, None)
+
+
+def test_two_listeners_may_both_take_a_free_port_and_any_when_the_page_is_off(
+    tmp_path: Path,
+) -> None:
+    text = (GOOD / "minimal.yaml").read_text()
+    text = text.replace("    users:", "    webhook: {path: /a, secret: {env: H}}\n    users:")
+    file = tmp_path / "poller.yaml"
+    for page, port in (("'127.0.0.1:0'", 0), ("null", 9410)):
+        file.write_text(
+            f"{text}http: {{listen: {page}}}\nwebhook: {{listen: '127.0.0.1:{port}'}}\n"
+        )
+        assert load([file]).webhook == WebhookConfig("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +285,10 @@ def durations(draw: st.DrawFn) -> str:
     return f"{count:0{draw(st.integers(1, 12))}}{unit}"
 
 
-@pytest.mark.parametrize("key", [*like(DURATION), "expect.within"])
+UNSET = ["expect.within", "sent.expect.within", "delete.after"]  # by default
+
+
+@pytest.mark.parametrize("key", [*like(DURATION), *UNSET])
 @given(written=durations())
 def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written: str) -> None:
     around = {"poll.overlap": "{max_window: 3650d}", "poll.max_window": "{overlap: 1s}"}
@@ -417,7 +488,9 @@ def test_every_key_that_is_read_is_in_the_example_and_the_readme() -> None:
 
 
 def test_every_key_says_in_a_line_what_it_is() -> None:
-    for model in (Config, Account, User, Poll, Sweep, Expect, Limits, StorageConfig, StateConfig):
+    models = (Config, Account, User, Poll, Sweep, Expect, Limits, StorageConfig, StateConfig)
+    of_the_rest = (Sent, Delete, Canary, AccountHook, HookTls, WebhookKeys)
+    for model in (*models, *of_the_rest):
         keys = [field.metadata for field in fields(model) if field.metadata]
         assert all(0 < len(key["doc"]) < 100 for key in keys)
 

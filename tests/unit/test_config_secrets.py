@@ -1,11 +1,12 @@
 """Secrets: read where the reference says, never shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from poller.config import blanks_problem, read_secret
-from poller.config.model import SecretRef
+from poller.config import blanks_problem, hook_secrets, read_secret
+from poller.config.model import Account, AccountHook, SecretRef
 from poller.errors import ConfigError
 
 
@@ -61,6 +62,47 @@ def test_blanks_around_a_secret_are_said_but_for_an_editors(
     assert (problem is not None) == said
     assert "s3cr3t" not in str(problem)
     assert problem is None or "has blanks around the secret, which are left out" in str(problem)
+
+
+PEM = "-----BEGIN {0}PRIVATE KEY-----\ns3cr3t\nlines\n-----END {0}PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize("kind", ["", "EC ", "RSA "])
+def test_private_key_comes_with_all_its_lines(tmp_path: Path, kind: str) -> None:
+    whole = f"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n{PEM.format(kind)}"
+    ref = replace(in_file(tmp_path, f"{whole}\n".encode()), is_pem=True)
+    assert read_secret(ref, {}) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param("s3cr3t", "holds no private key; put one there in PEM form", id="no key"),
+        pytest.param(PEM.format("ENCRYPTED "), "is locked with a password", id="locked"),
+        pytest.param(
+            PEM.format("RSA ").replace("s3cr3t", "Proc-Type: 4,ENCRYPTED"),
+            "is locked with a password",
+            id="locked in the old form",
+        ),
+        pytest.param("", "is empty", id="empty"),
+    ],
+)
+def test_private_key_that_no_listener_could_use_is_refused(
+    tmp_path: Path, content: str, why: str
+) -> None:
+    message = refusal(replace(in_file(tmp_path, content.encode()), is_pem=True), {})
+    assert why in message
+    assert "s3cr3t" not in message
+
+
+def test_secrets_of_web_hooks_come_by_app_id_for_the_accounts_that_have_one() -> None:
+    main, other = (
+        Account(app_id, app_id, SecretRef("env", "KEY"), users=()) for app_id in ("app-1", "app-2")
+    )
+    main = replace(main, webhook=AccountHook("/efax", SecretRef("env", "HOOK")))
+    assert hook_secrets([main, other], {"HOOK": "s3cr3t"}) == {"app-1": "s3cr3t"}
+    with pytest.raises(ConfigError, match="environment variable HOOK is not set"):
+        hook_secrets([main, other], {})
 
 
 def test_secret_of_the_environment_is_its_variable() -> None:
