@@ -29,6 +29,7 @@ CORE = [
 ]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 CORE += ["hooks", "hook_record"]
+CORE += ["recognition"]
 SHELL = [
     "own_threads",
     "documents",

@@ -12,10 +12,11 @@ from poller.ledger.rows import (
     Health,
     NewFax,
     OnDisk,
+    SendRow,
     StreamRow,
     Waiting,
 )
-from poller.ledger.tables import State
+from poller.ledger.tables import SendState, State
 
 __all__ = [
     "AccountRow",
@@ -29,6 +30,8 @@ __all__ = [
     "Ledger",
     "NewFax",
     "OnDisk",
+    "SendRow",
+    "SendState",
     "State",
     "Stopped",
     "StreamRow",

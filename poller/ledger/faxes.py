@@ -23,6 +23,7 @@ from poller import naming
 from poller.ledger import fold
 from poller.ledger.fold import THESE, chunks
 from poller.ledger.rows import Attempt, FaxRow, NewFax, OnDisk, fax_row
+from poller.ledger.sends import IS_CANARY, note_arrivals
 from poller.ledger.tables import (
     FAX_KEY,
     FOLDED_PATH,
@@ -56,6 +57,7 @@ FAX = (
         jobs.c.due.label("next_attempt_at"),
         func.coalesce(jobs.c.failures, 0).label("failures"),
         func.coalesce(jobs.c.paused_s_at_first_failure, 0.0).label("paused_s_at_first_failure"),
+        IS_CANARY.label("canary"),
     )
     .join_from(faxes, streams)
     .outerjoin(jobs, TO_FETCH)
@@ -161,7 +163,10 @@ def record_page(connection: Connection, stream: int, page: ListedPage) -> Record
     _listed_again(connection, known, page)
     happened = list(_happened(new, page))
     progress = fold.record(connection, stream, *happened) if happened else None
-    return RecordedPage(_by_fax_ids(connection, stream, [fax.fax_id for fax in new]), progress)
+    discovered = _by_fax_ids(connection, stream, [fax.fax_id for fax in new])
+    if discovered:
+        note_arrivals(connection, stream, discovered, page.now)
+    return RecordedPage(discovered, progress)
 
 
 def _happened(new: Sequence[NewFax], page: ListedPage) -> Iterator[StreamEvent]:

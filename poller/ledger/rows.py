@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from poller.documents import DocumentFormat, Staged, StoredFile
-from poller.ledger.tables import State
+from poller.ledger.tables import SendState, State
 from poller.stream import Direction
 from poller.window import Interval
 
@@ -111,6 +111,7 @@ class FaxRow:
     fence: int | None
     staged: Staged | None
     deleted_at: datetime | None
+    canary: bool = False
 
     @property
     def stored_file(self) -> StoredFile | None:
@@ -233,6 +234,58 @@ class BackfillFound:
     stored: int
     pending: int
     failed: int
+
+
+@dataclass(frozen=True)
+class SendRow:
+    """A fax that we send; `stream` is that of what its user receives, `fax_id` eFax's for what went out.
+
+    `purpose` is operator, selftest or canary. What is said from `arrived_fax_id` on is of the fax
+    that a self-test or canary has become at our own number.
+    """
+
+    id: int
+    stream: int
+    transaction_id: str
+    purpose: str
+    destination: str
+    code: str | None
+    state: SendState
+    fax_id: str | None
+    status: str | None
+    error: str | None
+    asked_at: datetime
+    sent_at: datetime | None
+    accepted_at: datetime | None
+    transmitted_at: datetime | None
+    late_at: datetime | None
+    late_said: bool
+    finished_at: datetime | None
+    app_id: str
+    user_id: str
+    account: str
+    user: str
+    arrived_fax_id: str | None
+    arrived_at: datetime | None
+    stored_at: datetime | None
+    file: str | None
+    pages: int | None
+    damaged: bool | None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Account and user, as logs and metrics show them."""
+        return self.account, self.user
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the page has arrived and is a file."""
+        return self.stored_at is not None
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """From asking for it to its file."""
+        return None if self.stored_at is None else (self.stored_at - self.asked_at).total_seconds()
 
 
 def file_in(row: Any) -> StoredFile:

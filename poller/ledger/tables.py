@@ -408,12 +408,16 @@ sends = Table(
     Column("asked_at", Instant, nullable=False),
     Column("sent_at", Instant),  # just before the request
     Column("accepted_at", Instant),
-    Column("finished_at", Instant),
+    Column("transmitted_at", Instant),
     Column("late_at", Instant),  # not arrived by then: it is said
+    _flag("late_said"),
+    Column("finished_at", Instant),  # nothing more is to be found out
     Column("arrived", ForeignKey("faxes.id")),  # the fax that it has become at our own number
     UniqueConstraint("transaction_id"),
 )
-Index("ix_sends_state", sends.c.state)
+Index("ix_sends_stream", sends.c.stream, sends.c.asked_at)
+Index("ix_sends_open", sends.c.id, sqlite_where=sends.c.finished_at.is_(None))
+Index("ix_sends_arrived", sends.c.arrived, sqlite_where=sends.c.arrived.is_not(None))
 
 attempts = Table(
     "attempts",

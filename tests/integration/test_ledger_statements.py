@@ -27,6 +27,7 @@ from poller.ledger import (
     jobs,
     meta,
     schema,
+    sends,
     sidecar_import,
     streams,
 )
@@ -115,6 +116,7 @@ class Everything:
         stream = self.of_streams()
         self.of_faxes(stream)
         self.of_jobs(stream)
+        self.of_sends(stream)
         self.of_backfills(stream)
         self.of_what_is_found(stream)
         self(clock_repair.forget_far_future, NOW)
@@ -185,6 +187,26 @@ class Everything:
         self(faxes.note_damage, {first.id: (FILE.sha256, "gone")}, NOW)
         self(jobs.dismiss, first.id, now=NOW, reason="known")
         self(jobs.fetch_again, [second.id], NOW)
+
+    def of_sends(self, stream: int) -> None:
+        page = sends.NewSend(stream, "ours", "canary", "13235551212", "7K3Q9X2M", NOW + HOUR)
+        asked = self(sends.ask, page, NOW)
+        self(sends.begin, asked.id, None, NOW)
+        self(sends.begin, asked.id, NOW, NOW)
+        self(sends.accepted, asked.id, "sent-1", NOW)
+        listed = {"originating_fax_tsid": "POLLER 7K3Q9X2M"}
+        arrived = NewFax("canary-1", "main/canary", listed, NOW)
+        self(faxes.record_page, stream, faxes.ListedPage([arrived], DAY, "newest", NOW))
+        self(sends.transmitted, asked.id, "COMPLETE", NOW)
+        self(sends.note_late, asked.id)
+        self(sends.unfinished)
+        self(sends.finish, asked.id, NOW)
+        self(sends.last_canaries, "app")
+        self(sends.last_asked, stream)
+        self(sends.known_fax_ids, stream, NOW)
+        other = self(sends.ask, sends.NewSend(stream, "other", "operator", "1"), NOW)
+        self(sends.withdraw, other.id, NOW, "stopped")
+        self(sends.in_outbox)
 
     def of_backfills(self, stream: int) -> None:
         asked = self(backfills.ask, stream, DAY, NOW)

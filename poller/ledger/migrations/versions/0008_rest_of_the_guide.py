@@ -26,12 +26,20 @@ def upgrade() -> None:
         sa.Column("asked_at", sa.BigInteger(), nullable=False),
         sa.Column("sent_at", sa.BigInteger()),
         sa.Column("accepted_at", sa.BigInteger()),
-        sa.Column("finished_at", sa.BigInteger()),
+        sa.Column("transmitted_at", sa.BigInteger()),
         sa.Column("late_at", sa.BigInteger()),
+        sa.Column("late_said", sa.Boolean(), server_default="0", nullable=False),
+        sa.Column("finished_at", sa.BigInteger()),
         sa.Column("arrived", sa.Integer()),
         sa.ForeignKeyConstraint(["stream"], ["streams.id"], name="fk_sends_stream_streams"),
         sa.ForeignKeyConstraint(["arrived"], ["faxes.id"], name="fk_sends_arrived_faxes"),
         sa.PrimaryKeyConstraint("id", name="pk_sends"),
         sa.UniqueConstraint("transaction_id", name="uq_sends_transaction_id"),
     )
-    op.create_index("ix_sends_state", "sends", ["state"])
+    op.create_index("ix_sends_stream", "sends", ["stream", "asked_at"])
+    for name, column, condition in (
+        ("ix_sends_open", "id", "finished_at IS NULL"),
+        ("ix_sends_arrived", "arrived", "arrived IS NOT NULL"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, "sends", [column], sqlite_where=where, postgresql_where=where)

@@ -1,0 +1,197 @@
+"""Faxes that we send: what was asked for, and how far each has come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+
+from poller.efax.responses import ListedFax, listed_pages
+from poller.ledger.rows import FaxRow, SendRow
+from poller.ledger.tables import Instant, SendState, faxes, sends, streams
+from poller.recognition import Expected, find_arrived
+
+EXPECTED_FOR = timedelta(days=7)  # a page that has not arrived by then is lost
+
+_SEND = (
+    select(
+        *(column for column in sends.c if column is not sends.c.arrived),
+        *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
+        faxes.c.fax_id.label("arrived_fax_id"),
+        faxes.c.first_seen_at.label("arrived_at"),
+        *(faxes.c.stored_at, faxes.c.file, faxes.c.pages, faxes.c.damaged),
+    )
+    .join_from(sends, streams)
+    .outerjoin(faxes, sends.c.arrived == faxes.c.id)
+)
+# Whether a fax is a canary of ours.
+IS_CANARY = exists().where(sends.c.arrived == faxes.c.id, sends.c.purpose == "canary")
+_MINE = sends.c.id == bindparam("this")
+_OPEN = sends.c.finished_at.is_(None)
+_IS_EXPECTED = and_(sends.c.code.is_not(None), sends.c.arrived.is_(None))
+# Composed once: asked for with each page that holds a new fax.
+_EXPECTED = select(sends.c.id, sends.c.code, sends.c.destination, sends.c.sent_at).where(
+    sends.c.stream == bindparam("whose"),
+    sends.c.asked_at > bindparam("since", type_=Instant),
+    sends.c.sent_at.is_not(None),
+    _IS_EXPECTED,
+)
+
+
+@dataclass(frozen=True)
+class NewSend:
+    """What is to be sent; its documents are in the outbox. `code` and `late_at` of our own pages."""
+
+    stream: int
+    transaction_id: str
+    purpose: str
+    destination: str
+    code: str | None = None
+    late_at: datetime | None = None
+
+
+def ask(connection: Connection, new: NewSend, now: datetime) -> SendRow:
+    """Ask for a fax to be sent."""
+    wanted = insert(sends).values(**vars(new), state=SendState.WAITING, asked_at=now)
+    return one(connection, connection.execute(wanted.returning(sends.c.id)).scalar_one())
+
+
+def one(connection: Connection, send: int) -> SendRow:
+    """Return one of them as it is now."""
+    row = connection.execute(_SEND.where(_MINE), {"this": send}).one_or_none()
+    if row is None:
+        raise LookupError(f"the ledger knows no send {send}")
+    return _row(row)
+
+
+def unfinished(connection: Connection) -> list[SendRow]:
+    """Return those of which more is to be found out, in the order asked for; none of removed users."""
+    rows = connection.execute(_SEND.where(_OPEN, streams.c.removed.is_(False)).order_by(sends.c.id))
+    return [_row(row) for row in rows]
+
+
+def begin(connection: Connection, send: int, began: datetime | None, now: datetime) -> bool:
+    """Note that the request goes out now; False, and it must not, unless it is ours to send.
+
+    It waits, or `began` is when the try before went out, which eFax has surely not taken.
+    """
+    before = sends.c.state == SendState.WAITING
+    if began is not None:
+        before = and_(sends.c.state == SendState.SENDING, sends.c.sent_at == began)
+    values = {"state": SendState.SENDING, "sent_at": now}
+    done = connection.execute(update(sends).where(sends.c.id == send, before).values(values))
+    return done.rowcount == 1
+
+
+def accepted(connection: Connection, send: int, fax_id: str, now: datetime) -> SendRow:
+    """Record the id that eFax gave it."""
+    return _set(connection, send, state=SendState.ACCEPTED, fax_id=fax_id, accepted_at=now)
+
+
+def transmitted(connection: Connection, send: int, status: str | None, now: datetime) -> SendRow:
+    """Record that it has come to its number."""
+    values = {"state": SendState.TRANSMITTED, "status": status, "transmitted_at": now}
+    return _end(connection, send, now, **values)
+
+
+def failed(
+    connection: Connection, send: int, error: str, now: datetime, status: str | None = None
+) -> SendRow:
+    """Record that it was not sent, or did not come to its number."""
+    return _end(connection, send, now, state=SendState.FAILED, error=error, status=status)
+
+
+def in_doubt(connection: Connection, send: int, error: str, now: datetime) -> SendRow:
+    """Record that nobody can say whether it was sent; it is never sent again."""
+    return _end(connection, send, now, state=SendState.IN_DOUBT, error=error)
+
+
+def left(connection: Connection, send: int, error: str, now: datetime) -> SendRow:
+    """Record that it was accepted, and that nobody looks any more what has become of it."""
+    return _end(connection, send, now, state=SendState.ACCEPTED, error=error)
+
+
+def withdraw(connection: Connection, send: int, now: datetime, why: str) -> SendRow:
+    """See to it that what still waits is not sent."""
+    held = one(connection, send)
+    return failed(connection, send, why, now) if held.state is SendState.WAITING else held
+
+
+def _end(connection: Connection, send: int, now: datetime, **values: Any) -> SendRow:
+    """A page of ours is not at its end before it is here, or said to be late."""
+    if one(connection, send).code is None:
+        values["finished_at"] = now
+    return _set(connection, send, **values)
+
+
+def _set(connection: Connection, send: int, **values: Any) -> SendRow:
+    connection.execute(update(sends).where(_MINE).values(values), {"this": send})
+    return one(connection, send)
+
+
+# -- our own pages on their way ---------------------------------------------------------------------
+
+
+def note_arrivals(
+    connection: Connection, stream: int, new: Sequence[FaxRow], now: datetime
+) -> None:
+    """Note which of these faxes, just discovered, are pages that were sent to our own number."""
+    asked = {"whose": stream, "since": now - EXPECTED_FOR}
+    expected = [Expected(*row) for row in connection.execute(_EXPECTED, asked)]
+    for fax in new if expected else ():
+        pages = listed_pages(fax.listed)
+        listed = ListedFax(fax.fax_id, fax.received_at, pages, fax.listed)
+        found = find_arrived(expected, listed)
+        if found is not None:
+            expected.remove(found)
+            _set(connection, found.send, arrived=fax.id)
+
+
+def note_late(connection: Connection, send: int) -> SendRow:
+    """Record that it was said to be late."""
+    return _set(connection, send, late_said=True)
+
+
+def finish(connection: Connection, send: int, now: datetime) -> SendRow:
+    """Record that nothing more is to be found out of a page of ours."""
+    return _set(connection, send, finished_at=now)
+
+
+def last_canaries(connection: Connection, app_id: str) -> dict[int, SendRow]:
+    """Return the last canary of each stream of an account that has arrived and is stored."""
+    last = (
+        select(sends.c.stream, func.max(sends.c.asked_at).label("asked_at"))
+        .join_from(sends, faxes, sends.c.arrived == faxes.c.id)
+        .where(sends.c.purpose == "canary", faxes.c.stored_at.is_not(None))
+        .group_by(sends.c.stream)
+        .subquery()
+    )
+    wanted = _SEND.join(
+        last, and_(last.c.stream == sends.c.stream, last.c.asked_at == sends.c.asked_at)
+    )
+    rows = connection.execute(wanted.where(streams.c.app_id == app_id))
+    return {row.stream: _row(row) for row in rows}
+
+
+def last_asked(connection: Connection, stream: int) -> datetime | None:
+    """Return when this stream's last canary was asked for."""
+    wanted = select(sends.c.asked_at).where(sends.c.stream == stream, sends.c.purpose == "canary")
+    last: datetime | None = connection.scalar(wanted.order_by(sends.c.asked_at.desc()).limit(1))
+    return last
+
+
+def known_fax_ids(connection: Connection, stream: int, since: datetime) -> frozenset[str]:
+    """Return the ids that eFax gave to what this user has sent through poller since then."""
+    wanted = select(sends.c.fax_id).where(sends.c.stream == stream, sends.c.asked_at >= since)
+    return frozenset(connection.scalars(wanted.where(sends.c.fax_id.is_not(None))))
+
+
+def in_outbox(connection: Connection) -> set[str]:
+    """Return the transaction ids whose documents may still be needed."""
+    needed = or_(sends.c.state == SendState.WAITING, sends.c.state == SendState.SENDING)
+    return set(connection.scalars(select(sends.c.transaction_id).where(_OPEN, needed)))
+
+
+def _row(row: Any) -> SendRow:
+    return SendRow(**dict(zip(row._fields, row, strict=True)))

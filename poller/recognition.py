@@ -1,0 +1,153 @@
+"""Which fax is ours: in the list of sent ones after an answer was lost, and among those that arrive.
+
+Of two mistakes the one is kept away from: to take another's fax for ours would hide that ours was
+never sent. Where nothing tells them apart, nothing is recognised.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from poller.efax.responses import ListedFax
+
+CSID_BEGINS: Final = "POLLER"
+# Both clocks may be off by a little, and eFax's times have whole seconds in some answers.
+_TOLERANCE: Final = timedelta(minutes=2)
+_DEEPEST: Final = 6
+_NORTH_AMERICA: Final = re.compile(r"1?([2-9]\d{2}[2-9]\d{6})")
+_TYPED: Final = re.compile(r"[\s().\-/]")
+
+
+# -- numbers ----------------------------------------------------------------------------------------
+
+
+def to_dial(typed: str) -> str:
+    """Give a number as eFax wants it: 1 and ten digits in North America, else with `+`.
+
+    Blanks, brackets and dashes are left out. ValueError says what is wrong.
+    """
+    plain = _TYPED.sub("", typed)
+    digits = plain.removeprefix("+")
+    if not re.fullmatch(r"[0-9]+", digits):
+        raise ValueError("holds more than digits, blanks, brackets, dashes and a leading +")
+    if plain.startswith("+") and not digits.startswith("1"):
+        if not 7 <= len(digits) <= 15:
+            raise ValueError("has not the 7 to 15 digits of a number that begins with +")
+        return plain
+    if (found := _NORTH_AMERICA.fullmatch(digits)) is None:
+        raise ValueError(
+            "is no number of North America (1 and ten digits, such as 13235551212); begin a number "
+            "of another country with + and its code"
+        )
+    return f"1{found[1]}"
+
+
+def is_same_number(one: str, other: str) -> bool:
+    """Compare by digits; a leading 1 before ten digits does not count."""
+    return _digits(one) == _digits(other) != ""
+
+
+def _digits(number: str) -> str:
+    digits = "".join(re.findall(r"[0-9]", number))
+    return digits[1:] if len(digits) == 11 and digits.startswith("1") else digits
+
+
+# -- what was sent ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What we sent and had no answer to; `taken` are fax ids that are known to be others."""
+
+    transaction_id: str
+    destination: str
+    sent_at: datetime
+    taken: frozenset[str] = frozenset()
+
+
+def find_sent(lost: Lost, listed: Iterable[ListedFax], *, is_filtered: bool) -> str | None:
+    """Give the id of the sent fax that is ours, or None.
+
+    It is ours if our transaction id stands anywhere in it. `is_filtered`: eFax was asked for our
+    transaction id alone. Then a single fax is ours also without it, if its number and time fit;
+    where eFax ignores that filter, the list holds others too, and nothing is recognised.
+    """
+    found = list(listed)
+    for fax in found:
+        if _bears(fax.raw, lost.transaction_id):
+            return fax.fax_id
+    if not is_filtered or len(found) != 1:
+        return None
+    (only,) = found
+    number = only.raw.get("destination_fax_number")
+    fits = (
+        only.fax_id not in lost.taken
+        and is_same_number(str(number), lost.destination)
+        and only.received_at is not None
+        and only.received_at >= lost.sent_at - _TOLERANCE
+        and not _reference(only.raw)
+    )
+    return only.fax_id if fits else None
+
+
+def _bears(value: Any, text: str, depth: int = 0) -> bool:
+    if isinstance(value, str):
+        return value.strip().casefold() == text.casefold()
+    if depth == _DEEPEST:
+        return False
+    if isinstance(value, Mapping):
+        return any(_bears(item, text, depth + 1) for item in value.values())
+    return isinstance(value, list) and any(_bears(item, text, depth + 1) for item in value)
+
+
+def _reference(raw: Mapping[str, Any]) -> str:
+    """Give the reference of whoever sent a fax; it is somebody else's."""
+    tracking = raw.get("client_tracking_data")
+    some = tracking if isinstance(tracking, list) else [tracking]
+    given = [one.get("client_reference_id") for one in some if isinstance(one, Mapping)]
+    return next((str(one) for one in (*given, raw.get("transaction_id")) if one), "")
+
+
+# -- what has arrived -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A page on its way to our own `number`: `code` stands on it and in the sender's id that we gave."""
+
+    send: int
+    code: str
+    number: str
+    sent_at: datetime
+
+
+def csid_of(code: str) -> str:
+    """Give the sender's id of a page with this code: 20 printable ASCII characters at most."""
+    return f"{CSID_BEGINS} {code}"
+
+
+def find_arrived(expected: Sequence[Expected], fax: ListedFax) -> Expected | None:
+    """Say which of the pages on their way this received fax is, or None: it is somebody else's.
+
+    A carrier may put its own text in the place of our sender's id. Then it is one page, from our
+    own number, that came after it was sent.
+    """
+    tsid = _letters(str(fax.raw.get("originating_fax_tsid") or ""))
+    for one in expected:
+        if _letters(one.code) in tsid:
+            return one
+    if CSID_BEGINS in tsid:
+        return None  # another code: another poller's, or one that is not waited for any more
+    sender = str(fax.raw.get("originating_fax_number") or "")
+    if fax.pages != 1 or fax.received_at is None:
+        return None
+    for one in sorted(expected, key=lambda page: page.sent_at):
+        if is_same_number(sender, one.number) and fax.received_at >= one.sent_at - _TOLERANCE:
+            return one
+    return None
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "", text.upper())
