@@ -29,7 +29,7 @@ CORE = [
 ]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 CORE += ["hooks", "hook_record"]
-CORE += ["recognition"]
+CORE += ["recognition", "advice"]
 SHELL = [
     "own_threads",
     "documents",

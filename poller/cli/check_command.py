@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from poller import lock, naming
+from poller import advice, lock
 from poller.cli import bootstrap
 from poller.cli.lookup import counted, name_of
 from poller.cli.owner import require_readable
@@ -29,14 +29,15 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
     settings, owner = bootstrap.load_as_owner(paths)
     if owner is not None:
         asked = paths or [bootstrap.DEFAULT_CONFIG]
-        ca_files = [one.ca_file for one in settings.accounts if one.ca_file is not None]
-        require_readable([*asked, *settings.files, *ca_files], owner)
+        require_readable([*asked, *settings.files, *settings.certificates], owner)
     files = ", ".join(str(path) for path in settings.files)
     print(
         f"The configuration is valid: {counted(len(settings.accounts), 'account', 'accounts')}, "
         f"{counted(len(settings.users), 'user', 'users')}, from {files}."
     )
-    for sentence in _warnings(settings):
+    for sentence in advice.consequences(settings):
+        print(f"on: {sentence}")
+    for sentence in advice.warnings(settings, bootstrap.now()):
         print(f"warning: {sentence}")
     if online and bootstrap.is_running(settings):
         return _ask_the_daemons_ledger(settings)
@@ -71,31 +72,6 @@ async def _storage_trouble(settings: Config) -> str | None:
         except (StorageUnusable, StorageConflict) as error:
             return str(error)
     return None
-
-
-def _warnings(settings: Config) -> Iterator[str]:
-    heartbeat = settings.heartbeat
-    have_proxy = any(account.proxy is not None for account in settings.accounts)
-    if have_proxy and heartbeat.url is not None and heartbeat.proxy is None:
-        yield (
-            "accounts have a proxy and the heartbeat has none: if this server reaches the "
-            "internet only through a proxy, set heartbeat.proxy too"
-        )
-    if settings.storage.consumers != "move":
-        return
-    for user in settings.users:  # consumers that move files often do it by way of a share
-        path = naming.fax_path(
-            settings.storage.path,
-            account=user.account,
-            user=user.name,
-            fax_id="1",
-            at=bootstrap.now(),
-        )
-        if (part := naming.part_closed_to_windows(f"{path}.pdf")) is not None:
-            yield (
-                f"{'/'.join(user.names)}: a Windows client cannot open {part!r} in the path "
-                f"{path}.pdf: change storage.path or the name"
-            )
 
 
 def _ask_the_daemons_ledger(settings: Config) -> int:

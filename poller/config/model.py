@@ -295,6 +295,16 @@ class Config:
         )
 
     @property
+    def certificates(self) -> tuple[Path, ...]:
+        """The files of certificates, which are no secrets."""
+        authorities = (account.ca_file for account in self.accounts)
+        tls = self.webhook.tls if self.webhook is not None else None
+        return (
+            *(file for file in authorities if file is not None),
+            *([tls.cert] if tls is not None else []),
+        )
+
+    @property
     def state_directory(self) -> Path:
         return self.state.directory
 

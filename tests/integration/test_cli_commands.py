@@ -467,6 +467,21 @@ def test_check_warns_of_names_that_windows_clients_cannot_open(run: Run, directo
     )
 
 
+def test_check_says_what_is_on_and_needs_no_secret_for_it(run: Run, directory: Path) -> None:
+    file = directory / "poller.yaml"
+    hook = "    webhook: {path: /efax, secret: {env: NO_SUCH_SECRET}}\n    users:"
+    text = file.read_text().replace("    users:", hook)
+    file.write_text(text + "webhook: {listen: '127.0.0.1:9411'}\ndelete: {after: 5m}\n")
+    code, out, err = run("check")
+    assert (code, err) == (0, "")
+    on = [line for line in out.splitlines() if line.startswith("on: ")]
+    assert ["deleting at eFax" in on[0], "127.0.0.1:9411" in on[1]] == [True, True]
+    assert "warning: main/a and 1 more: delete.after is 5m" in out
+    code, out, err = run("check", "--online")
+    assert code == 78
+    assert "accounts.main.webhook.secret: environment variable NO_SUCH_SECRET is not set" in err
+
+
 def test_check_of_a_broken_configuration_prints_every_problem(run: Run, directory: Path) -> None:
     (directory / "poller.yaml").write_text("accounts: {}\npol: 1\n")
     code, _, err = run("check")

@@ -111,6 +111,8 @@ def test_every_secret_is_named_and_only_the_key_of_tls_has_many_lines() -> None:
         ("accounts.main.webhook.secret", False),
         ("webhook.tls.key", True),
     ]
+    assert load([GOOD / "everything.yaml"]).certificates == 2 * (GOOD / "company-ca.pem",)
+    assert load([GOOD / "minimal.yaml"]).certificates == ()
     assert [one.key for one in load([GOOD / "minimal.yaml"]).secrets] == ["accounts.main.api_key"]
 
 
