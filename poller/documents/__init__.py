@@ -9,6 +9,7 @@ from typing import Literal
 from poller.errors import BadAnswer
 
 DocumentFormat = Literal["pdf", "tiff"]
+StoredFormat = Literal["pdf", "tiff", "json"]
 
 PDF_MAGIC = b"%PDF-"
 # Byte order, and whether it is a BigTIFF.
@@ -59,11 +60,12 @@ class Document:
 class StoredFile:
     """An image in the store: `file` is its path there, with the extension; `bytes` its size.
 
-    `damaged`: it came broken in the same way twice, and is kept as it came.
+    `damaged`: it came broken in the same way twice, and is kept as it came. A fax without an image is
+    its sidecar alone: the `format` is json, and file, bytes and hash are the sidecar's own.
     """
 
     file: str
-    format: DocumentFormat
+    format: StoredFormat
     bytes: int
     sha256: str
     pages: int | None

@@ -264,7 +264,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
 
     def _sidecar_of(
         self, fax: FaxRow, stored_at: datetime | None = None
-    ) -> Callable[[StoredFile], dict[str, Any]]:
+    ) -> Callable[[StoredFile | None], dict[str, Any]]:
         return lambda file: sidecar(
             file, _origin(fax), stored_at=stored_at or self._services.clock.now()
         )

@@ -338,8 +338,8 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 _ON_DISK = select(
     *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
     *(faxes.c[name] for name in ("sha256", "pages", "damaged", "refetch", "damage")),
-    *(streams.c.app_id, streams.c.user_id, streams.c.account, streams.c.name.label("user")),
-    streams.c.removed,
+    *(streams.c.app_id, streams.c.user_id, streams.c.direction, streams.c.account),
+    *(streams.c.name.label("user"), streams.c.removed),
 ).join_from(faxes, streams)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from poller.documents import DocumentFormat, Staged, StoredFile
+from poller.documents import Staged, StoredFile, StoredFormat
 from poller.ledger.tables import SendState, State
 from poller.stream import Direction
 from poller.window import Interval
@@ -131,6 +131,7 @@ class OnDisk:
     id: int
     app_id: str
     user_id: str
+    direction: Direction
     account: str
     user: str
     removed: bool
@@ -290,7 +291,7 @@ class SendRow:
 
 def file_in(row: Any) -> StoredFile:
     """Give the stored file that the columns of a row of `faxes` tell of."""
-    form: DocumentFormat = "tiff" if row.format == "tiff" else "pdf"
+    form: StoredFormat = row.format if row.format in ("tiff", "json") else "pdf"
     return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, bool(row.damaged))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from poller.config.model import StorageConfig
-from poller.documents import DocumentFormat, Staged, StoredFile
+from poller.documents import Staged, StoredFile, StoredFormat
 from poller.errors import StorageConflict
 from poller.store import abilities, folder, inspection, marker, publish, survey, syscalls
 from poller.store.folder import Durable, Folder
@@ -98,7 +98,7 @@ class Directory:  # more than 20 methods: the verbs of a store
                 return Spool(self._open(path, make=True))
         return Spool(self._open(path, make=True))
 
-    def read_back(self, path: str, form: DocumentFormat | None = None) -> Spool | None:
+    def read_back(self, path: str, form: StoredFormat | None = None) -> Spool | None:
         try:
             at = self._open(path)
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class Directory:  # more than 20 methods: the verbs of a store
         spool.is_ours = publish.place(spool.folder, stored, identity)
         spool.is_placed = True
 
-    def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes) -> str:
+    def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes | None) -> str:
         at = spool.folder
         try:
             name = publish.stage(at, at.names.image(stored.format), sidecar)
@@ -166,6 +166,8 @@ class Directory:  # more than 20 methods: the verbs of a store
                     syscalls.sync_file(fd)  # one that is missing is being taken
             syscalls.sync_directory(at.fd)
             at.sync_parents()
+            if stored.format == "json":  # where a link gives the name, it may have both
+                syscalls.unlink(at.names.image("json"), at.fd)
 
     def read(self, file: str) -> bytes | None:
         try:

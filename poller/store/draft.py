@@ -16,7 +16,7 @@ from poller.store.store import Store
 from poller.store.threads import Threads
 
 T = TypeVar("T")
-MakeSidecar = Callable[[StoredFile], dict[str, Any]]
+MakeSidecar = Callable[[StoredFile | None], dict[str, Any]]  # None: there is no image
 _BATCH = 1 << 20
 
 
@@ -35,8 +35,8 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
     """An async context manager that leaves no rests.
 
     `settle` what has a ticket, `resume` what has none; else `reset`, `write`…, `stage_if` or `check`
-    and `stage`. When the ticket is in the ledger, `publish`. Raises StorageUnusable, StorageConflict,
-    FaxTooLarge.
+    and `stage`, or for a fax without an image `stage_alone`. When the ticket is in the ledger,
+    `publish`. Raises StorageUnusable, StorageConflict, FaxTooLarge.
     """
 
     def __init__(
@@ -158,6 +158,11 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         """Place and stage the checked fax; with a `problem` it is damaged."""
         return await self._run(lambda: self._place(sidecar, problem))
 
+    async def stage_alone(self, sidecar: MakeSidecar) -> Staged:
+        """Place and stage the sidecar of a fax that has no image; what has arrived is thrown away."""
+        self._batch.clear()
+        return await self._run(lambda: self._place_alone(sidecar), taking=True)
+
     async def publish(self, staged: Staged) -> bool:
         """Make it visible, durably, once its ticket is in the row; False: the ticket was revoked.
 
@@ -215,20 +220,30 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._begun().inspect(self._berth.inspect)
 
     def _place(self, sidecar: MakeSidecar, problem: str | None) -> Staged:
+        document = self._document
+        if document is None:
+            raise ValueError("a draft is checked before it is placed")
+        stored = self._begun().seal(document.format, document.pages, damaged=problem is not None)
+        self._document = None
+        return self._stage_sealed(stored, sidecar, problem)
+
+    def _place_alone(self, sidecar: MakeSidecar) -> Staged:
+        self._restart()
+        self._append(bytearray(sidecars.encode(sidecar(None))))
+        return self._stage_sealed(self._begun().seal("json", None, damaged=False), sidecar, None)
+
+    def _stage_sealed(
+        self, stored: StoredFile, sidecar: MakeSidecar, problem: str | None
+    ) -> Staged:
         if self._left:
             raise ValueError("nobody waits for this draft any more")
-        if self._document is None:
-            raise ValueError("a draft is checked before it is placed")
-        spool, store = self._begun(), self._berth.store
-        stored = spool.seal(self._document, damaged=problem is not None)
         if self._replacing:
-            store.put_aside(self._path, stored, self._identity)
-        store.place(spool, stored, self._identity)
-        self._document = None
+            self._berth.store.put_aside(self._path, stored, self._identity)
+        self._berth.store.place(self._begun(), stored, self._identity)
         return self._stage(stored, sidecar, problem)
 
     def _stage(self, stored: StoredFile, sidecar: MakeSidecar, problem: str | None) -> Staged:
-        content = sidecars.encode(sidecar(stored))
+        content = None if stored.format == "json" else sidecars.encode(sidecar(stored))
         ticket = self._berth.store.stage(self._begun(), stored, content)
         self._staged = Staged(stored, ticket, problem)
         return self._staged

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from poller.documents import DocumentFormat
+from poller.documents import StoredFormat
 from poller.errors import ALONE, StorageConflict
 from poller.store import syscalls
 from poller.store.sidecars import EXTENSIONS
@@ -17,6 +17,7 @@ Consumers = Literal["read", "move"]
 DIRECTORY_MODES: dict[Consumers, int] = {"read": 0o750, "move": 0o2770}
 IMAGE_PART = ".image.part"
 SIDECAR_PART = ".json.part"
+COMES_ALONE = "alone"  # in place of a run: it outlives the one that made it
 DAMAGED = ".damaged-"
 _NAME_MAX = 255
 _NO_DIRECTORY = {errno.ELOOP, errno.ENOTDIR}
@@ -54,7 +55,14 @@ class Names:
     def visible(self) -> list[str]:
         return [self.sidecar, *map(self.image, EXTENSIONS)]
 
-    def image(self, form: DocumentFormat) -> str:
+    def image(self, form: StoredFormat) -> str:
+        """Name the image, or what a sidecar that comes alone is until it is published.
+
+        That one stays hidden, and goes only by getting the sidecar's name: so it tells, as an image
+        does, that nobody has taken the fax yet.
+        """
+        if form == "json":
+            return Names(self.base, COMES_ALONE).dot_sidecar
         return self.base + EXTENSIONS[form]
 
     def damaged(self, name: str, number: int) -> str:
@@ -70,9 +78,11 @@ def _shortened(name: str) -> str:
 
 
 def is_dot_file(name: str, *, of_run: str | None = None) -> bool:
-    """Tell a dot-file that a delivery made; with `of_run`, one of this run alone."""
+    """Tell a dot-file that a delivery made and may leave; with `of_run`, one of this run alone."""
     run = "" if of_run is None else f".{of_run}"
-    return name.startswith(".") and name.endswith((run + IMAGE_PART, run + SIDECAR_PART))
+    is_placed = name.endswith(f".{COMES_ALONE}{SIDECAR_PART}")
+    is_ours = name.startswith(".") and name.endswith((run + IMAGE_PART, run + SIDECAR_PART))
+    return is_ours and not is_placed
 
 
 def staged_base(name: str) -> str:

@@ -27,7 +27,10 @@ _MISSING = "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a fax's image and its sidecar; None: nothing."""
+    """What is wrong with a fax's image and its sidecar; None: nothing.
+
+    The image of a sidecar that comes alone is the sidecar itself: visible, or still hidden.
+    """
 
     image: str | None = None
     sidecar: str | None = None
@@ -97,10 +100,10 @@ def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -
         why = _unreadable("directory", error)
         return Finding(why, why)
     with closing(folder):
-        return Finding(
-            _image_trouble(folder, stored, thorough=thorough),
-            _sidecar_trouble(folder, stored, identity),
-        )
+        sidecar = _sidecar_trouble(folder, stored, identity)
+        if stored.format == "json" and sidecar != _MISSING:
+            return Finding(sidecar, sidecar)
+        return Finding(_image_trouble(folder, stored, thorough=thorough), sidecar)
 
 
 def _image_trouble(folder: Folder, stored: StoredFile, *, thorough: bool) -> str | None:

@@ -39,7 +39,13 @@ _NUMBERS = range(1, 1000)
 
 
 def place(folder: Folder, stored: StoredFile, identity: Identity) -> bool:
-    """Give the image its name, or let one count that is there and the same; whether it is ours."""
+    """Give the image its name, or let one count that is there and the same; whether it is ours.
+
+    A sidecar that comes alone takes the place of one that was left there: no row bears its ticket.
+    """
+    if stored.format == "json":
+        _require_no_image(folder)
+        syscalls.unlink(folder.names.image("json"), folder.fd)
     if syscalls.is_there(folder.names.sidecar, folder.fd):
         _adopt(folder, folder.names.sidecar, describes(folder, stored, identity))
     if folder.is_moved(folder.names.dot_image):
@@ -47,11 +53,21 @@ def place(folder: Folder, stored: StoredFile, identity: Identity) -> bool:
     return _show(folder, folder.names.dot_image, folder.names.image(stored.format), holds(stored))
 
 
-def stage(folder: Folder, image: str, data: bytes) -> str:
-    """Write the sidecar, hidden, and make it durable with the names beside it; its dot-name."""
-    name = folder.names.dot_sidecar
-    syscalls.unlink(name, folder.fd)
-    syscalls.create_synced(name, folder.fd, data)
+def _require_no_image(folder: Folder) -> None:
+    for form in sidecars.EXTENSIONS:
+        if syscalls.is_there(name := folder.names.image(form), folder.fd):
+            raise StorageConflict(f"{name} is there, and the fax has no image")
+
+
+def stage(folder: Folder, image: str, data: bytes | None) -> str:
+    """Write the sidecar, hidden, and make it durable with the names beside it; its dot-name.
+
+    Without `data` it comes alone, and is placed already: `image`.
+    """
+    name = image if data is None else folder.names.dot_sidecar
+    if data is not None:
+        syscalls.unlink(name, folder.fd)
+        syscalls.create_synced(name, folder.fd, data)
     syscalls.sync_directory(folder.fd)
     folder.sync_parents()
     if folder.is_moved(image):
@@ -67,7 +83,8 @@ def publish(folder: Folder, staged: str, stored: StoredFile, identity: Identity)
     """
     name, image = folder.names.sidecar, folder.names.image(stored.format)
     try:
-        is_ours = _show(folder, staged, name, describes(folder, stored, identity))
+        is_same, alone = describes(folder, stored, identity), stored.format == "json"
+        is_ours = _show(folder, staged, name, is_same, synced=alone)
     except FileNotFoundError:
         return False
     try:
@@ -118,10 +135,15 @@ def _hide(folder: Folder, name: str, dot_file: str) -> None:
         syscalls.unlink(name, folder.fd)
 
 
-def _show(folder: Folder, dot_file: str, name: str, is_same: IsSame) -> bool:
-    """Give a dot-file its name, or let a file count that has it and is the same; whether it is ours."""
+def _show(
+    folder: Folder, dot_file: str, name: str, is_same: IsSame, *, synced: bool = False
+) -> bool:
+    """Give a dot-file its name, or let a file count that has it and is the same; whether it is ours.
+
+    `synced`: both names must not be lost at a power loss, where a link gives the name.
+    """
     try:
-        syscalls.move(dot_file, name, folder.fd)
+        syscalls.move(dot_file, name, folder.fd, synced=synced)
     except FileNotFoundError:
         raise
     except FileExistsError:

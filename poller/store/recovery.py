@@ -25,7 +25,7 @@ def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
 
     Consumers take the image first and the sidecar last. So with both gone it was published and
     taken: before that the image was there. And the ticket being revoked, an image alone will never
-    be followed by that sidecar.
+    be followed by that sidecar. A sidecar that comes alone is still hidden, or was published.
     """
     is_where_it_was = store.revoke(path_of(staged.file), staged.ticket)
     seen = store.look(staged.file, identity, thorough=True)
@@ -42,7 +42,7 @@ def taken_up(store: Store, stored: StoredFile) -> Spool | None:
     spool = store.read_back(path_of(stored), stored.format)
     if spool is None:
         return None
-    if spool.seal(Document(stored.format, stored.pages), damaged=stored.damaged) == stored:
+    if spool.seal(stored.format, stored.pages, damaged=stored.damaged) == stored:
         return spool
     spool.close()
     return None
@@ -73,7 +73,7 @@ def placed(
     try:
         document = spool.inspect(inspect)
         if spool.name.endswith(EXTENSIONS[document.format]) and accept(document):
-            return spool, spool.seal(document, damaged=False)
+            return spool, spool.seal(document.format, document.pages, damaged=False)
     except NotADocument:
         pass
     except BaseException:

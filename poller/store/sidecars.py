@@ -1,20 +1,27 @@
 """The JSON beside an image (contract in the README), as pure functions."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from poller.documents import DocumentFormat, StoredFile
+from poller.documents import DocumentFormat, StoredFile, StoredFormat
 from poller.naming import fax_key
 from poller.stream import Direction
 
-EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}
+_TIME = {Direction.RECEIVED: "received_at", Direction.SENT: "completed_at"}
+EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}  # of images
+
+
+def file_of(path: str, form: StoredFormat) -> str:
+    """Name the file of the fax at `path` (without extension)."""
+    return path + (".json" if form == "json" else EXTENSIONS[form])
 
 
 def path_of(stored: StoredFile) -> str:
     """Give the path of a stored fax, without extension."""
-    return stored.file.removesuffix(EXTENSIONS[stored.format])
+    return stored.file.rpartition(".")[0]
 
 
 class Identity(NamedTuple):
@@ -33,7 +40,10 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a fax came from and what its listing said; `metadata` exactly as listed."""
+    """Where a fax came from and what its listing said; `metadata` exactly as listed.
+
+    `received_at`: of a sent fax, when it was completed. `canary`: we sent it to our own number.
+    """
 
     identity: Identity
     account: str
@@ -43,10 +53,11 @@ class Origin:
     listed_pages: int | None
     metadata: dict[str, Any] = field(repr=False)
     direction: Direction = Direction.RECEIVED
+    canary: bool = False
 
 
-def sidecar(stored: StoredFile, origin: Origin, *, stored_at: datetime) -> dict[str, Any]:
-    """Describe a stored fax for its consumers."""
+def sidecar(stored: StoredFile | None, origin: Origin, *, stored_at: datetime) -> dict[str, Any]:
+    """Describe a stored fax for its consumers; None: it has no image."""
     received_at = origin.received_at
     return {
         "fax_id": origin.identity.fax_id,
@@ -55,19 +66,24 @@ def sidecar(stored: StoredFile, origin: Origin, *, stored_at: datetime) -> dict[
         "user": origin.user,
         "app_id": origin.identity.app_id,
         "user_id": origin.identity.user_id,
-        "received_at": None if received_at is None else _instant(received_at),
+        _TIME[origin.direction]: None if received_at is None else _instant(received_at),
         "first_seen_at": _instant(origin.first_seen_at),
         "stored_at": _instant(stored_at),
-        "image": {
-            "file": stored.file.rpartition("/")[2],
-            "format": stored.format,
-            "bytes": stored.bytes,
-            "sha256": stored.sha256,
-            "pages": stored.pages,
-            "listed_pages": origin.listed_pages,
-            "damaged": stored.damaged,
-        },
+        **({"canary": True} if origin.canary else {}),
+        "image": None if stored is None else _image(stored, origin),
         "metadata": origin.metadata,
+    }
+
+
+def _image(stored: StoredFile, origin: Origin) -> dict[str, Any]:
+    return {
+        "file": stored.file.rpartition("/")[2],
+        "format": stored.format,
+        "bytes": stored.bytes,
+        "sha256": stored.sha256,
+        "pages": stored.pages,
+        "listed_pages": origin.listed_pages,
+        "damaged": stored.damaged,
     }
 
 
@@ -85,7 +101,7 @@ def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
     """Read the sidecar of the fax at `path` (without extension); None unless it is one, whole."""
     try:
         content = json.loads(data)
-        return _identity(content), _stored(content["image"], path)
+        return _identity(content), _stored(content, data, path)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -98,6 +114,8 @@ def mismatch(
         return "the sidecar is not one that poller writes"
     if not described[0].is_same(identity):
         return "the sidecar is of another fax"
+    if described[1].sha256 != stored.sha256 and stored.format == "json":
+        return "the content of the sidecar has changed"
     if described[1].sha256 != stored.sha256:
         return "the sidecar describes another image"
     return None
@@ -110,31 +128,32 @@ def describe(data: bytes, path: str) -> tuple[Origin, StoredFile, datetime]:
     """
     try:
         content = json.loads(data)
-        image = content["image"]
-        stored = _stored(image, path)
-        return _origin(content, image), stored, _time(content["stored_at"])
+        stored = _stored(content, data, path)
+        return _origin(content), stored, _time(content["stored_at"])
     except KeyError as error:
         raise ValueError("it is no sidecar of poller: something is missing") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is no sidecar of poller, or of a file of another name") from error
 
 
-def _origin(content: dict[str, Any], image: dict[str, Any]) -> Origin:
+def _origin(content: dict[str, Any]) -> Origin:
     texts = [content[name] for name in ("app_id", "user_id", "fax_id", "account", "user")]
     if not all(isinstance(text, str) for text in texts) or not isinstance(
         content["metadata"], dict
     ):
         raise TypeError("a text or a map is of another type")
-    received_at = content["received_at"]
+    direction = Direction(content.get("direction", Direction.RECEIVED))  # of old, there was one
+    received_at = content[_TIME[direction]]
     return Origin(
         identity=_identity(content),
         account=content["account"],
         user=content["user"],
         received_at=None if received_at is None else _time(received_at),
         first_seen_at=_time(content["first_seen_at"]),
-        listed_pages=image.get("listed_pages"),
+        listed_pages=(content["image"] or {}).get("listed_pages"),
         metadata=content["metadata"],
-        direction=Direction(content.get("direction", Direction.RECEIVED)),  # of old, there was one
+        direction=direction,
+        canary=content.get("canary") is True,
     )
 
 
@@ -149,7 +168,11 @@ def _identity(content: dict[str, Any]) -> Identity:
     return Identity(content["app_id"], content["user_id"], content["fax_id"])
 
 
-def _stored(image: dict[str, Any], path: str) -> StoredFile:
+def _stored(content: dict[str, Any], data: bytes, path: str) -> StoredFile:
+    image = content["image"]
+    if image is None:
+        sha256 = hashlib.sha256(data).hexdigest()
+        return StoredFile(file_of(path, "json"), "json", len(data), sha256, None, damaged=False)
     file = path + EXTENSIONS[image["format"]]
     if image["file"] != file.rpartition("/")[2]:
         raise ValueError("the sidecar is about another file")

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
-from poller.documents import Document, StoredFile
+from poller.documents import Document, StoredFile, StoredFormat
 from poller.errors import StorageConflict
 from poller.store import syscalls
 from poller.store.folder import Folder
-from poller.store.sidecars import EXTENSIONS
+from poller.store.sidecars import file_of
 
 Inspect = Callable[[int], Document]
 
@@ -56,7 +56,7 @@ class Spool:
                 self._count(chunk)
             syscalls.sync_file(fd)
 
-    def seal(self, document: Document, *, damaged: bool) -> StoredFile:
+    def seal(self, form: StoredFormat, pages: int | None, *, damaged: bool) -> StoredFile:
         """Make all that was written durable; it is never synced again, should that fail."""
         if not self.is_placed:
             fd = self._open_fd()
@@ -66,11 +66,11 @@ class Spool:
             self._fd = None
             syscalls.close_written(fd)
         return StoredFile(
-            file=self.folder.path + EXTENSIONS[document.format],
-            format=document.format,
+            file=file_of(self.folder.path, form),
+            format=form,
             bytes=self._bytes,
             sha256=self._hash.hexdigest(),
-            pages=document.pages,
+            pages=pages,
             damaged=damaged,
         )
 

@@ -2,13 +2,14 @@
 
 A fax is placed, staged, published: its image has its name, its sidecar waits under a ticket that the
 ledger keeps, its sidecar has its name. What a killed run has left is told by `revoke` and `look`.
+A fax without an image is a sidecar alone, which plays the image's part until it is published.
 tests/integration/test_store_contract.py says it of every implementation.
 """
 
 from collections.abc import Generator, Iterable
 from typing import Protocol
 
-from poller.documents import DocumentFormat, Staged, StoredFile
+from poller.documents import Staged, StoredFile, StoredFormat
 from poller.store.inspection import Finding
 from poller.store.sidecars import Identity
 from poller.store.spool import Spool
@@ -54,17 +55,22 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
     def spool(self, path: str) -> Spool:
         """Begin a fax; its owner closes it."""
 
-    def read_back(self, path: str, form: DocumentFormat | None = None) -> Spool | None:
+    def read_back(self, path: str, form: StoredFormat | None = None) -> Spool | None:
         """Take up the image that an earlier run has placed and not published, counted and hashed."""
 
     def place(self, spool: Spool, stored: StoredFile, identity: Identity) -> None:
         """Give a sealed spool its name, or let the same image that has it count; never overwrites.
 
+        A sidecar that comes alone gets a hidden name, which it keeps until it is published.
+
         Raises StorageConflict where another file has this name, or the sidecar's.
         """
 
-    def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes) -> str:
-        """Keep the sidecar hidden and all so far durable; the ticket. What fails takes the image back."""
+    def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes | None) -> str:
+        """Keep the sidecar hidden and all so far durable; the ticket. What fails takes the image back.
+
+        None where the sidecar comes alone: it is what was placed.
+        """
 
     def publish(self, spool: Spool, staged: Staged, identity: Identity) -> bool:
         """Consume the ticket: the sidecar has its name, durably. False: the ticket was revoked.
@@ -79,6 +85,7 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
     def revoke(self, path: str, ticket: str) -> bool:
         """Make sure that the ticket can never be consumed, however often this is called.
 
+        A sidecar that comes alone stays: it is what the next ticket is for, and can be published once.
         False: where it was staged is not there any more, and what is missing there says nothing.
         """
 

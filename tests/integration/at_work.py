@@ -152,11 +152,11 @@ class Held:
         self._real, self._when = real, when
         self._reached, self.let_go = threading.Event(), threading.Event()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **how: Any) -> Any:
         if not self._reached.is_set() and self._when(*args):
             self._reached.set()
             assert self.let_go.wait(HELD_S)
-        return self._real(*args)
+        return self._real(*args, **how)
 
     async def reached(self) -> None:
         await until(self._reached.is_set)

@@ -42,7 +42,7 @@ def config(directory: Path, **changes: Any) -> StorageConfig:
     return StorageConfig(directory=directory, **{"min_free": 0} | changes)
 
 
-def describe(stored: StoredFile) -> dict[str, Any]:
+def describe(stored: StoredFile | None) -> dict[str, Any]:
     return sidecar(stored, ORIGIN, stored_at=NOW)
 
 

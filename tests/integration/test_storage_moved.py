@@ -49,10 +49,10 @@ class _Move:
         self._by_moment = by_moment
         self._numbers = itertools.count(1)
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any, **how: Any) -> None:
         number = next(self._numbers)
         self._by_moment.get(f"before_{number}", lambda: None)()
-        self._real(*args)
+        self._real(*args, **how)
         self._by_moment.get(f"after_{number}", lambda: None)()
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -376,8 +377,8 @@ async def test_name_that_was_given_although_the_share_answered_with_an_error_is_
     storage = await opened(root)
     move, numbers = syscalls.move, itertools.count(1)
 
-    def answer_lost(existing: str, new: str, at: int) -> None:
-        move(existing, new, at)
+    def answer_lost(existing: str, new: str, at: int, **how: Any) -> None:
+        move(existing, new, at, **how)
         if next(numbers) == lost:
             raise OSError(errno.EIO, "Input/output error")
 

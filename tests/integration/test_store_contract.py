@@ -10,13 +10,27 @@ import pytest
 
 from poller.documents import Document, Staged, StoredFile
 from poller.errors import StorageConflict, StorageUnusable
-from poller.store import Identity, Store, recovery, store_of, syscalls
+from poller.store import (
+    Condition,
+    FoundSidecar,
+    Identity,
+    Store,
+    folder,
+    recovery,
+    store_of,
+    syscalls,
+)
 from poller.store.recovery import Fate
 from poller.store.sidecars import decode, encode
+from poller.store.sidecars import describe as described
 from poller.store.spool import Spool
 from tests.integration.storage_seam import IDENTITY, PATH, config, describe, tiff
 
 FAX, OTHER = tiff(b"one fax"), tiff(b"another fax")
+ALONE, LATER = (
+    encode(describe(None)),
+    encode(describe(None) | {"stored_at": "2026-01-01T00:00:00Z"}),
+)
 DOCUMENT = Document("tiff", 1)
 Open = Callable[[], Store]
 
@@ -52,7 +66,9 @@ def arrived(store: Store, data: bytes = FAX, *, path: str = PATH) -> tuple[Spool
     spool = store.spool(path)
     spool.restart()
     spool.write(data)
-    return spool, spool.seal(DOCUMENT, damaged=False)
+    if data.startswith(b"{"):  # a sidecar, which comes alone
+        return spool, spool.seal("json", None, damaged=False)
+    return spool, spool.seal("tiff", 1, damaged=False)
 
 
 def placed(store: Store, data: bytes = FAX) -> tuple[Spool, StoredFile]:
@@ -63,7 +79,12 @@ def placed(store: Store, data: bytes = FAX) -> tuple[Spool, StoredFile]:
 
 def staged(store: Store, data: bytes = FAX) -> tuple[Spool, Staged]:
     spool, stored = placed(store, data)
-    return spool, Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+    return spool, ticketed(store, spool, stored)
+
+
+def ticketed(store: Store, spool: Spool, stored: StoredFile) -> Staged:
+    content = None if stored.format == "json" else encode(describe(stored))
+    return Staged(stored, store.stage(spool, stored, content))
 
 
 def published(store: Store, data: bytes = FAX) -> Staged:
@@ -101,7 +122,7 @@ def test_nothing_is_visible_until_it_is_placed_and_no_sidecar_until_it_is_publis
     assert visible(store) == {}
     store.place(spool, stored, IDENTITY)
     assert visible(store) == {stored.file: FAX}
-    ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+    ticket = ticketed(store, spool, stored)
     assert visible(store) == {stored.file: FAX}
     assert store.publish(spool, ticket, IDENTITY)
     spool.close()
@@ -196,7 +217,7 @@ def test_image_alone_means_not_published_and_it_never_will_be(run: Open, store: 
     spool.close()
     taken_up = recovery.taken_up(store, ticket.file)
     assert taken_up is not None
-    anew = Staged(ticket.file, store.stage(taken_up, ticket.file, encode(describe(ticket.file))))
+    anew = ticketed(store, taken_up, ticket.file)
     assert store.publish(taken_up, anew, IDENTITY)
     taken_up.close()
 
@@ -227,15 +248,20 @@ def test_two_spools_at_one_name_never_show_each_others_bytes(run: Open) -> None:
     other.restart()
     one.write(FAX)
     other.write(OTHER[:10])
-    stored = one.seal(DOCUMENT, damaged=False)
+    stored = one.seal("tiff", 1, damaged=False)
     first.place(one, stored, IDENTITY)
     assert visible(first) == {stored.file: FAX}
     other.write(OTHER[10:])
     with pytest.raises(StorageConflict):
-        second.place(other, other.seal(DOCUMENT, damaged=False), IDENTITY)
+        second.place(other, other.seal("tiff", 1, damaged=False), IDENTITY)
     one.close()
     other.close()
     assert visible(first) == {stored.file: FAX}
+
+
+both_kinds = pytest.mark.parametrize(
+    ("data", "anew"), [(FAX, OTHER), (ALONE, LATER)], ids=["image", "sidecar alone"]
+)
 
 
 class Lab:
@@ -244,8 +270,9 @@ class Lab:
     A consumer takes what is published at once. Then the first one is woken.
     """
 
-    def __init__(self, run: Open, tmp_path: Path) -> None:
+    def __init__(self, run: Open, tmp_path: Path, data: bytes, anew: bytes) -> None:
         self.run, self.tmp_path = run, tmp_path
+        self.data, self.anew = data, anew
         self.ticket: Staged | None = None
         self.stored = False
         self.deliveries = 0
@@ -255,12 +282,12 @@ class Lab:
             take(self.tmp_path)
             self.deliveries += 1
 
-    def steps(self, store: Store, data: bytes) -> Iterator[None]:
-        spool, stored = arrived(store, data)
+    def steps(self, store: Store) -> Iterator[None]:
+        spool, stored = arrived(store, self.data)
         yield
         store.place(spool, stored, IDENTITY)
         yield
-        ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+        ticket = ticketed(store, spool, stored)
         yield
         if self.stored or self.ticket is not None:
             return  # another has its ticket in the row
@@ -283,21 +310,21 @@ class Lab:
                 found = spool, ticket.file
         found = found or recovery.placed(store, PATH, lambda _: DOCUMENT, lambda _: True)
         if found is None:
-            found = arrived(store, OTHER)
+            found = arrived(store, self.anew)
             store.place(*found, IDENTITY)
         spool, stored = found
-        self.ticket = Staged(stored, store.stage(spool, stored, encode(describe(stored))))
+        self.ticket = ticketed(store, spool, stored)
         assert store.publish(spool, self.ticket, IDENTITY)
         self.consume(store)
         self.stored = True
         spool.close()
 
 
-def _in_the_lab(run: Open, tmp_path: Path) -> Iterator[Lab]:
+def _in_the_lab(run: Open, tmp_path: Path, data: bytes, anew: bytes) -> Iterator[Lab]:
     """Stop the first run after each of its steps."""
     for stopped_after in itertools.count(1):
-        lab = Lab(run, tmp_path)
-        steps = lab.steps(run(), FAX)
+        lab = Lab(run, tmp_path, data, anew)
+        steps = lab.steps(run())
         done = sum(1 for _ in itertools.islice(steps, stopped_after))
         if done < stopped_after:
             return
@@ -311,18 +338,37 @@ def _in_the_lab(run: Open, tmp_path: Path) -> Iterator[Lab]:
         yield lab
 
 
+@both_kinds
 def test_run_that_is_stopped_anywhere_and_woken_after_a_takeover_delivers_nothing_twice(
-    run: Open, tmp_path: Path
+    run: Open, tmp_path: Path, data: bytes, anew: bytes
 ) -> None:
-    deliveries = [lab.deliveries for lab in _in_the_lab(run, tmp_path)]
+    deliveries = [lab.deliveries for lab in _in_the_lab(run, tmp_path, data, anew)]
     assert deliveries == [1] * 5
 
 
-@pytest.mark.parametrize("bug", ["no revoke", "ticket believed", "both gone is not taken"])
+@pytest.mark.parametrize(
+    ("bug", "data", "anew"),
+    [
+        ("no revoke", FAX, OTHER),  # a sidecar alone is its own ticket: there is nothing to revoke
+        ("ticket believed", FAX, OTHER),
+        ("removed with other dot-files", ALONE, LATER),
+        ("both gone is not taken", FAX, OTHER),
+        ("both gone is not taken", ALONE, LATER),
+    ],
+)
 def test_lab_finds_a_planted_bug(
-    run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str
+    run: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bug: str,
+    data: bytes,
+    anew: bytes,
 ) -> None:
     real = recovery.settle
+    if bug == "removed with other dot-files":
+        monkeypatch.setattr(
+            folder, "is_dot_file", lambda name, of_run="": name.endswith(f"{of_run}.part")
+        )
 
     def settle(store: Store, ticket: Staged, identity: Identity) -> Fate:
         if bug == "no revoke":
@@ -330,6 +376,8 @@ def test_lab_finds_a_planted_bug(
             monkeypatch.setattr(store, "_tidy", lambda *_: 0)  # it revokes all of other runs
             monkeypatch.setattr(recovery, "settle", real)
             return recovery.settle(store, ticket, identity)
+        if bug == "removed with other dot-files":
+            return real(store, ticket, identity)
         store.revoke(PATH, ticket.ticket)
         if bug == "ticket believed":
             return Fate.PUBLISHED
@@ -337,7 +385,7 @@ def test_lab_finds_a_planted_bug(
         return Fate.VOID if gone else real(store, ticket, identity)
 
     monkeypatch.setattr(recovery, "settle", settle)
-    assert [lab.deliveries for lab in _in_the_lab(run, tmp_path)] != [1] * 5
+    assert [lab.deliveries for lab in _in_the_lab(run, tmp_path, data, anew)] != [1] * 5
 
 
 # -- what was fetched again ------------------------------------------------------------------------
@@ -367,3 +415,110 @@ def test_looks_change_nothing_and_find_what_is_there(store: Store) -> None:
     assert store.marked()[1]
     assert store.where(ticket.file.file).endswith(ticket.file.file)
     assert visible(store) == before
+
+
+# -- a sidecar that comes alone --------------------------------------------------------------------
+
+
+def test_sidecar_alone_is_hidden_until_it_is_published_and_leaves_nothing_else(
+    store: Store, tmp_path: Path
+) -> None:
+    spool, ticket = staged(store, ALONE)
+    assert visible(store) == {}
+    assert store.publish(spool, ticket, IDENTITY)
+    assert not store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    assert visible(store) == {f"{PATH}.json": ALONE}
+    assert decode(ALONE, PATH) == (IDENTITY, ticket.file)
+    assert [path.name for path in (tmp_path / "faxes/main/desk").iterdir()] == ["f1.json"]
+
+
+def test_sidecar_alone_that_was_staged_stays_for_the_next_run(run: Open, store: Store) -> None:
+    spool, ticket = staged(store, ALONE)
+    spool.close()
+    later = run()
+    later.tidy([PATH])
+    assert recovery.settle(later, ticket, IDENTITY) is Fate.PLACED
+    assert recovery.settle(run(), ticket, IDENTITY) is Fate.PLACED
+    taken_up = recovery.taken_up(later, ticket.file)
+    assert taken_up is not None
+    assert later.publish(taken_up, ticketed(later, taken_up, ticket.file), IDENTITY)
+    taken_up.close()
+    assert visible(store) == {f"{PATH}.json": ALONE}
+
+
+def test_sidecar_alone_takes_the_place_of_one_that_no_row_knows(store: Store) -> None:
+    staged(store, ALONE)[0].close()
+    spool, ticket = staged(store, LATER)
+    assert store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    assert visible(store) == {f"{PATH}.json": LATER}
+
+
+@pytest.mark.parametrize("name", [f"{PATH}.json", f"{PATH}.pdf", f"{PATH}.tif"])
+def test_sidecar_alone_overwrites_nothing_and_stands_beside_no_image(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    spool, stored = arrived(store, ALONE)
+    (tmp_path / "faxes" / name).write_bytes(b"of somebody else")
+    with pytest.raises(StorageConflict):
+        store.place(spool, stored, IDENTITY)
+    spool.close()
+    assert visible(store) == {name: b"of somebody else"}
+
+
+def test_sidecar_alone_that_somebody_has_the_name_of_by_then_is_not_published(
+    store: Store, tmp_path: Path
+) -> None:
+    spool, ticket = staged(store, ALONE)
+    (tmp_path / "faxes" / f"{PATH}.json").write_bytes(b"of somebody else")
+    with pytest.raises(StorageConflict):
+        store.publish(spool, ticket, IDENTITY)
+    spool.close()
+    assert visible(store) == {f"{PATH}.json": b"of somebody else"}
+
+
+@pytest.mark.parametrize(
+    ("content", "condition", "why"),
+    [
+        (ALONE, Condition.OK, None),
+        (None, Condition.TAKEN, None),
+        (LATER, Condition.DAMAGED, "the content of the sidecar has changed"),
+        (ALONE[:-9], Condition.DAMAGED, "the sidecar is not one that poller writes"),
+        (ALONE.replace(b'"f1"', b'"f2"'), Condition.DAMAGED, "the sidecar is of another fax"),
+    ],
+    ids=["as it was", "taken", "changed", "cut", "of another fax"],
+)
+@pytest.mark.parametrize("thorough", [True, False])
+def test_sidecar_alone_is_well_taken_or_damaged(
+    store: Store,
+    tmp_path: Path,
+    thorough: bool,
+    content: bytes | None,
+    condition: Condition,
+    why: str | None,
+) -> None:
+    ticket = published(store, ALONE)
+    take(tmp_path)
+    if content is not None:
+        (tmp_path / "faxes" / f"{PATH}.json").write_bytes(content)
+    found = store.look(ticket.file, IDENTITY, thorough=thorough)
+    assert (found.condition, found.why) == (condition, why)
+    assert not found.in_transit
+
+
+def test_walk_gives_a_sidecar_alone_published_and_staged(store: Store) -> None:
+    published(store, ALONE)
+    spool, other = arrived(store, LATER, path="main/desk/f2")
+    store.place(spool, other, IDENTITY)
+    ticketed(store, spool, other)
+    spool.close()
+    found = sorted(store.walk(), key=str)
+    assert [(one.path, one.visible) for one in found if isinstance(one, FoundSidecar)] == [
+        (PATH, True),
+        ("main/desk/f2", False),
+    ]
+    assert [one.stored for one in found if isinstance(one, FoundSidecar)] == [
+        described(ALONE, PATH)[1],
+        other,
+    ]
