@@ -7,7 +7,7 @@ way a fault (`Faults`).
 from .fake_efax import Seen
 from .faults import Fault, Faults
 from .server import Simulator
-from .state import Fax
+from .state import Fax, SentFax
 from .switches import Switches
 
-__all__ = ["Fault", "Faults", "Fax", "Seen", "Simulator", "Switches"]
+__all__ = ["Fault", "Faults", "Fax", "Seen", "SentFax", "Simulator", "Switches"]

@@ -1,15 +1,18 @@
-"""Carrying out each call of the API."""
+"""Carrying out each call of the API; those about sent faxes are `outbound`'s."""
 
 import hashlib
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
-from . import query, replies, selection
+from . import outbound, query, replies, selection
 from .mailroom import Mailroom
 from .query import Arrival, MalformedError, RefusedError
 from .replies import Reply, json_reply
-from .state import Fax, Format, Mailbox, is_uuid
+from .state import Fax, Format, Mailbox, SentFax, is_uuid
+
+F = TypeVar("F", bound=Fax)
 
 _TOKEN_BODY = b"grant_type=client_credentials"
 _FORMATS: dict[str, Format] = {"PDF": "pdf", "TIFF": "tiff"}
@@ -17,6 +20,9 @@ _FIXED_ROUTES = {
     ("POST", "tokens"): "token",
     ("GET", "health"): "health",
     ("GET", "faxes/received"): "list",
+    ("GET", "faxes/sent"): "sent-list",
+    ("POST", "faxes"): "send",
+    ("GET", "notifications"): "notifications",
 }
 # What follows after /faxes/{fax_id}.
 _FAX_ROUTES = {
@@ -24,6 +30,8 @@ _FAX_ROUTES = {
     ("GET", "image"): "image",
     ("GET", "metadata"): "metadata",
     ("PATCH", "metadata"): "mark",
+    ("GET", "transmission-details"): "details",
+    ("GET", "transmission-detail"): "details",
 }
 
 
@@ -48,19 +56,29 @@ def carry_out(efax: Mailroom, arrival: Arrival, trouble: str | None) -> Reply:
         return _sign_in(efax, arrival)
     mailbox = efax.authorized(arrival)
     if fax_id is None:
-        return _list(efax, mailbox, arrival)
+        return _OF_A_USER[call](efax, mailbox, arrival)
+    return _of_a_fax(efax, mailbox, arrival, trouble)
+
+
+def _of_a_fax(efax: Mailroom, mailbox: Mailbox, arrival: Arrival, trouble: str | None) -> Reply:
+    call, fax_id = route(arrival)
     allowed = frozenset({"desired_format"} if call == "image" else ())
     values = _query(efax, arrival, allowed)
-    fax = mailbox.find(fax_id)
+    fax = mailbox.find(fax_id or "")
     if fax is None or fax.visible_at > efax.now():
         raise RefusedError(404, "no such fax")
     if call == "image":
         return _image(efax, fax, values.get("desired_format", "PDF"), trouble)
+    if call == "details":
+        return outbound.details(efax, fax, arrival)
     if call == "delete":
         mailbox.remove(fax)
-        return Reply(204)
+        deleted = efax.switches.delete_status == "200"
+        return json_reply(efax.switches, {"fax_id": fax.fax_id}) if deleted else Reply(204)
     if call == "mark":
         fax.image_downloaded = _wanted_mark(arrival)
+    if isinstance(fax, SentFax):
+        return json_reply(efax.switches, outbound.metadata_body(efax, fax))
     return json_reply(efax.switches, replies.metadata_body(efax.switches, fax))
 
 
@@ -92,22 +110,57 @@ def _sign_in(efax: Mailroom, arrival: Arrival) -> Reply:
     return json_reply(efax.switches, body)
 
 
-def _list(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
-    switches = efax.switches
+def _received_list(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
     window, faxes = listed(efax, mailbox, arrival)
-    selection.check_window(switches, window, efax.said_now())
-    refuse = switches.limit_above_100 == "refuse"
+    selection.check_window(efax.switches, window, efax.said_now())
+    in_order = selection.ordered(efax.switches, faxes, efax.random)
+    page, offset = _page(efax, in_order, arrival)
+    records = [replies.listed_fax(efax.switches, fax) for fax in page]
+    return json_reply(efax.switches, replies.list_body(efax.switches, records, offset))
+
+
+def _sent_list(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
+    values = _query(efax, arrival, query.SENT_PARAMETERS)
+    selection.check_window(efax.switches, query.parse_window(values), efax.said_now())
+    page, offset = _page(efax, outbound.listed(efax, mailbox, values), arrival)
+    records = [outbound.listed_fax(efax, fax) for fax in page]
+    return json_reply(efax.switches, replies.list_body(efax.switches, records, offset))
+
+
+def _notifications(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
+    values = _query(efax, arrival, query.NOTICE_PARAMETERS)
+    paging = query.parse_paging(arrival.headers, refuse_above_100=False)
+    return outbound.notifications(efax, mailbox, values, paging)
+
+
+def _send(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
+    _query(efax, arrival, frozenset())
+    return outbound.send(efax, mailbox, arrival)
+
+
+# Calls of a user that name no fax.
+_OF_A_USER = {
+    "list": _received_list,
+    "sent-list": _sent_list,
+    "notifications": _notifications,
+    "send": _send,
+}
+
+
+def _page(efax: Mailroom, faxes: list[F], arrival: Arrival) -> tuple[list[F], int]:
+    """Cut a page out of a list, its fax ids spelled as the switches say."""
+    refuse = efax.switches.limit_above_100 == "refuse"
     paging = query.parse_paging(arrival.headers, refuse_above_100=refuse)
-    in_order = selection.ordered(switches, faxes, efax.random)
-    page, offset = selection.page_of(switches, in_order, paging)
-    letters = _letters(efax, switches.list_fax_id)
-    spelled = [_spelled(fax, letters) for fax in page]
-    return json_reply(switches, replies.list_body(switches, spelled, offset))
+    page, offset = selection.page_of(efax.switches, faxes, paging)
+    letters = _letters(efax, efax.switches.list_fax_id)
+    return [_spelled(fax, letters) for fax in page], offset
 
 
 def _image(efax: Mailroom, fax: Fax, wanted: str, trouble: str | None) -> Reply:
     if wanted not in _FORMATS:
         raise MalformedError("desired_format", "PDF or TIFF")
+    if isinstance(fax, SentFax) and not fax.has_image:
+        raise RefusedError(404, "there is no image")
     if efax.now() < fax.visible_at + timedelta(seconds=efax.switches.image_not_yet_s):
         raise RefusedError(404, "there is no image")
     fax.image_downloaded = True
@@ -128,7 +181,7 @@ def _letters(efax: Mailroom, how: str) -> str:
     return efax.random.choice(("lower", "upper")) if how == "mixed" else how
 
 
-def _spelled(fax: Fax, letters: str) -> Fax:
+def _spelled(fax: F, letters: str) -> F:
     """Give the fax as an answer spells its id."""
     if letters == "same" or not is_uuid(fax.fax_id):
         return fax

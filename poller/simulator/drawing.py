@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 
 import img2pdf
+import pikepdf
 from PIL import Image, ImageDraw, ImageFont
 
 from .state import Fax, Format
@@ -101,6 +102,34 @@ def encode_pdf(tiff: bytes) -> bytes:
     pdf: bytes = img2pdf.convert(tiff, nodate=True, subject=_PLACEHOLDER)
     own = hashlib.sha256(tiff).hexdigest()[:_ID_LENGTH].encode()
     return _FILE_ID.sub(lambda found: found[1] + own + found[2] + own + found[3], pdf)
+
+
+def as_received(contents: list[bytes]) -> tuple[int, dict[Format, bytes]]:
+    """Give what arrives where these PDFs and TIFFs are sent as one fax, and how many pages it has.
+
+    ValueError where one of them is neither, or broken.
+    """
+    if len(contents) == 1 and contents[0][:2] in (b"II", b"MM"):
+        tiff = contents[0]
+        return _pages_of_tiff(tiff), {"tiff": tiff, "pdf": encode_pdf(tiff)}
+    pdfs = [encode_pdf(one) if one[:2] in (b"II", b"MM") else one for one in contents]
+    try:
+        with pikepdf.new() as joined:
+            for one in pdfs:
+                with pikepdf.open(io.BytesIO(one)) as part:
+                    joined.pages.extend(part.pages)
+            pages = len(joined.pages)
+            out = io.BytesIO()
+            joined.save(out)
+    except pikepdf.PdfError as error:
+        raise ValueError("a document is no PDF") from error
+    pdf = pdfs[0] if len(pdfs) == 1 else out.getvalue()
+    return pages, {"tiff": pdf, "pdf": pdf}
+
+
+def _pages_of_tiff(tiff: bytes) -> int:
+    with Image.open(io.BytesIO(tiff)) as opened:
+        return int(getattr(opened, "n_frames", 1))
 
 
 def _page(fax: Fax, number: int) -> Image.Image:

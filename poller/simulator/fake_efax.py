@@ -141,6 +141,8 @@ class FakeEfax(Mailroom):
             reply = answering.carry_out(self, arrival, trouble)
         except RefusedError as refused:
             reply = self._error(refused, arrival)
+        if effect == "done-500":
+            return self._status(500, arrival)
         if stage is Stage.BODY:
             _spoil(reply, effect)
         return reply

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-CALLS = ("token", "health", "list", "metadata", "image", "mark", "delete")
+CALLS = (
+    *("token", "health", "list", "metadata", "image", "mark", "delete"),
+    *("sent-list", "send", "details", "notifications"),
+)
 
 
 class Stage(Enum):
@@ -57,6 +60,7 @@ EFFECTS: dict[str, tuple[Stage, str]] = {
     "bad-json": (Stage.BODY, "the JSON ends before its last bracket; the length is right"),
     "bom": (Stage.BODY, "a byte order mark stands before the JSON"),
     "trailing-garbage": (Stage.BODY, "something follows after the JSON"),
+    "done-500": (Stage.BODY, "carried out, but the answer is a 500"),
     "reset": (Stage.DELIVERY, "carried out, but the connection is reset before the answer"),
     "reset-mid-body": (Stage.DELIVERY, "the connection is reset in the middle of the body"),
     "cut": (Stage.DELIVERY, "the connection is closed in mid-body, short of its Content-Length"),

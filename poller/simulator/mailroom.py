@@ -1,6 +1,7 @@
 """The App IDs, users and faxes of a made-up eFax, and what a test or a demonstration does to them."""
 
 import base64
+import heapq
 import json
 import random
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from poller.errors import NotInstalled
 
 from .query import Arrival, RefusedError, parse_bearer
-from .state import App, Fax, Format, Mailbox
+from .state import App, Course, Fax, Format, HookTarget, Mailbox, SentFax, whole_milliseconds
 from .switches import Switches
 
 
@@ -34,13 +35,14 @@ class Mailroom:
     ) -> None:
         try:
             # Here, because its packages are an extra, and the options of `simulate` need none.
-            from .drawing import document  # noqa: PLC0415
+            from .drawing import as_received, document  # noqa: PLC0415
         except ModuleNotFoundError as missing:
             raise NotInstalled(
                 f"the simulator needs {missing.name}, which is not installed; in poller's source "
                 f"directory, run: {sys.executable} -m pip install '.[simulator]'"
             ) from missing
         self._document = document
+        self.as_received = as_received
         self.switches = switches or Switches()
         self.now = now
         self.monotonic = monotonic
@@ -49,15 +51,18 @@ class Mailroom:
         self.downloads: Counter[Fax] = Counter()
         self.served: dict[Fax, list[str]] = {}
         self.sign_ins: Counter[str] = Counter()
+        self.hooks: dict[str, HookTarget] = {}  # by App ID
+        self.notices: list[tuple[datetime, int, Fax]] = []  # a heap: when, and a number of its own
         self._owners: dict[str, App] = {}
-        self._faxes = 0
+        self._faxes = self._notices = 0
 
     def add_app(self, app_id: str, api_key: str) -> App:
         self.apps[app_id] = App(app_id, api_key)
         return self.apps[app_id]
 
-    def add_user(self, app_id: str, user_id: str) -> Mailbox:
-        return self.apps[app_id].users.setdefault(user_id, Mailbox())
+    def add_user(self, app_id: str, user_id: str, *, number: str | None = None) -> Mailbox:
+        """Add a user; faxes that are sent to its `number` arrive there."""
+        return self.apps[app_id].users.setdefault(user_id, Mailbox(app_id, user_id, number))
 
     def receive(
         self,
@@ -76,8 +81,7 @@ class Mailroom:
         second). `visible_at` overrides the switch `late_visible_s`.
         """
         self._faxes += 1
-        completed = (completed or self.now()).astimezone(UTC)
-        completed -= timedelta(microseconds=completed.microsecond % 1000)  # as the API says times
+        completed = whole_milliseconds(completed or self.now())
         late = timedelta(seconds=self.switches.late_visible_s)
         fields["fax_id"] = fields.get("fax_id") or self.new_uuid()
         visible_at = visible_at or completed + late
@@ -91,6 +95,39 @@ class Mailroom:
         if document is not None:
             fax.documents = {"pdf": document, "tiff": document}
         self.apps[app_id].users[user_id].add(fax)
+        self.expect_notice(fax, visible_at)
+        return fax
+
+    def sent(
+        self,
+        app_id: str,
+        user_id: str,
+        *,
+        created: datetime | None = None,
+        course: Course = ((0.0, "COMPLETE"),),
+        **fields: Any,
+    ) -> SentFax:
+        """Let a user have sent a fax, now by default; `fields` are those of `SentFax`.
+
+        `course` is what becomes of it, e.g. `((0, "NEW"), (5, "INPROGRESS"), (60, "ERROR"))`.
+        """
+        self._faxes += 1
+        created = whole_milliseconds(created or self.now())
+        mailbox = self.apps[app_id].users[user_id]
+        fields["fax_id"] = fields.get("fax_id") or self.new_uuid()
+        fields.setdefault("originating", mailbox.number or "18005550100")
+        fields.setdefault("destination", "13235551212")
+        fax = SentFax(
+            *(app_id, user_id),
+            completed=whole_milliseconds(created + timedelta(seconds=course[-1][0])),
+            visible_at=created,
+            number=self._faxes,
+            course=course,
+            **fields,
+        )
+        mailbox.add(fax)
+        for after_s, _ in course:
+            self.expect_notice(fax, created + timedelta(seconds=after_s))
         return fax
 
     def delete(self, fax: Fax) -> None:
@@ -101,6 +138,21 @@ class Mailroom:
         """Give every fax that exists, listed yet or not."""
         boxes = (box for app in self.apps.values() for box in app.users.values())
         return [fax for box in boxes for fax in box.faxes]
+
+    def expect_notice(self, fax: Fax, at: datetime) -> None:
+        """Let the web-hook of the fax's App ID, where there is one, be told of it then."""
+        if fax.app_id in self.hooks:
+            self._notices += 1
+            due = at + timedelta(seconds=self.switches.hook_delay_s)
+            heapq.heappush(self.notices, (due, self._notices, fax))
+
+    def owner_of_number(self, number: str) -> tuple[str, str] | None:
+        """Give the App ID and the user whose number it is."""
+        for app in self.apps.values():
+            for user_id, mailbox in app.users.items():
+                if mailbox.number is not None and mailbox.number.lstrip("+") == number.lstrip("+"):
+                    return app.app_id, user_id
+        return None
 
     def image_bytes(self, fax: Fax, fmt: Format = "pdf", download: int | None = None) -> bytes:
         """Give the bytes that a download gets when `fmt` is asked for.

@@ -87,6 +87,10 @@ _FILTERS: dict[str, tuple[str, Callable[[Fax, str], bool]]] = {
 }
 _BOUNDS = ("min_completed_timestamp", "max_completed_timestamp")
 LIST_PARAMETERS = frozenset((*_BOUNDS, *_FILTERS))
+SENT_PARAMETERS = LIST_PARAMETERS | {
+    *("transmission_status", "fax_status", "error_code", "transaction_id")
+}
+NOTICE_PARAMETERS = frozenset((*_BOUNDS, "sent_status", "fax_direction"))
 
 # Only unreserved characters, percent-encoded ones and, where it is not refused, the colon. A bare
 # plus is let through here because servers read it as a blank; the timestamp then is malformed.

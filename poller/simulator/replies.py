@@ -82,14 +82,14 @@ def http_date(instant: datetime) -> str:
     return format_datetime(instant.astimezone(UTC), usegmt=True)
 
 
-def list_body(switches: Switches, page: Sequence[Fax], offset: int) -> dict[str, Any]:
-    """Give a page of the list; `offset` is where it begins, from 0."""
+def list_body(switches: Switches, page: Sequence[dict[str, Any]], offset: int) -> dict[str, Any]:
+    """Give a page of a list, made of its records; `offset` is where it begins, from 0."""
     if not page and switches.empty_list == "bare":
         return {}
     first, last = (offset + 1, offset + len(page)) if page else (0, 0)
     body: dict[str, Any] = {"first_record": first, "last_record": last}
     if page or switches.empty_list == "array":
-        body["faxes"] = [listed_fax(switches, fax) for fax in page]
+        body["faxes"] = page
     return body | _unknown(switches)
 
 

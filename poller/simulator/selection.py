@@ -4,10 +4,13 @@ import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import TypeVar
 
 from .query import Filter, MalformedError, Paging, Window
 from .state import Fax, Mailbox
 from .switches import Switches
+
+F = TypeVar("F", bound=Fax)
 
 
 def check_window(switches: Switches, window: Window, now: datetime) -> None:
@@ -28,13 +31,7 @@ def matching(
     switches: Switches, mailbox: Mailbox, window: Window, passes: Filter, now: datetime
 ) -> list[Fax]:
     """Give what is visible, inside the bounds and passes the filters, newest first."""
-    start = window.start
-    if start is None and switches.default_window_s is not None:
-        start = now - timedelta(seconds=switches.default_window_s)
-    excluded = {
-        start if switches.lower_bound == "exclusive" else None,
-        window.end if switches.upper_bound == "exclusive" else None,
-    }
+    start, excluded = _bounds(switches, window, now)
     return [
         fax
         for fax in reversed(mailbox.between(start, window.end))
@@ -42,12 +39,33 @@ def matching(
     ]
 
 
-def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> list[Fax]:
+def lies_in(switches: Switches, window: Window, instant: datetime, now: datetime) -> bool:
+    """Say whether a time is inside the bounds."""
+    start, excluded = _bounds(switches, window, now)
+    is_before = start is not None and instant < start
+    is_after = window.end is not None and instant > window.end
+    return not is_before and not is_after and instant not in excluded
+
+
+def _bounds(
+    switches: Switches, window: Window, now: datetime
+) -> tuple[datetime | None, set[datetime | None]]:
+    """Where a window begins, and which of its bounds are not part of it."""
+    start = window.start
+    if start is None and switches.default_window_s is not None:
+        start = now - timedelta(seconds=switches.default_window_s)
+    return start, {
+        start if switches.lower_bound == "exclusive" else None,
+        window.end if switches.upper_bound == "exclusive" else None,
+    }
+
+
+def ordered(switches: Switches, newest_first: list[F], rng: random.Random) -> list[F]:
     if switches.order == "oldest":
         return newest_first[::-1]
     if switches.order == "newest":
         return newest_first
-    shuffled: list[Fax] = []
+    shuffled: list[F] = []
     for _, same_second in groupby(newest_first, lambda fax: fax.completed.replace(microsecond=0)):
         group = list(same_second)
         rng.shuffle(group)
@@ -55,7 +73,7 @@ def ordered(switches: Switches, newest_first: list[Fax], rng: random.Random) -> 
     return shuffled
 
 
-def page_of(switches: Switches, faxes: Sequence[Fax], paging: Paging) -> tuple[Sequence[Fax], int]:
+def page_of(switches: Switches, faxes: Sequence[F], paging: Paging) -> tuple[Sequence[F], int]:
     """Cut one page out of a list; gives it and the offset at which it really begins."""
     if switches.paging_headers == "ignored":
         paging = Paging()

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from . import outbound
 from .delivery import deliver, drop_unwanted_headers
 from .fake_efax import FakeEfax, Seen
 from .faults import Stage
+from .notifier import Notifier, hook_target
 from .query import Arrival
 from .state import Fax
 
@@ -25,6 +27,7 @@ class Simulator(FakeEfax):
     def __init__(self, *, port: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
         self.port = port
+        self.notifier = Notifier(self)
         self._runner: web.AppRunner | None = None
         self._runtime: web.TCPSite | None = None
 
@@ -71,10 +74,24 @@ class Simulator(FakeEfax):
             if on_arrival is not None:
                 on_arrival(fax)
 
+    async def departures(self, per_hour: float) -> None:
+        """Let users taken at random send faxes at random times, until cancelled; 0 means none."""
+        while per_hour:
+            await asyncio.sleep(self.random.expovariate(per_hour / 3600))
+            self.sent(
+                *self._somebody(),
+                course=outbound.course(self.switches),
+                pages=self.random.choice((1, 1, 2, 3)),
+                destination=self.random.choice(_SENDERS[:-1]),
+            )
+
+    def _somebody(self) -> tuple[str, str]:
+        users = [(app.app_id, user_id) for app in self.apps.values() for user_id in app.users]
+        return self.random.choice(users)
+
     def receive_somewhere(self, **fields: Any) -> Fax:
         """Let a fax of 1 to 4 pages come in for a user taken at random."""
-        users = [(app.app_id, user_id) for app in self.apps.values() for user_id in app.users]
-        app_id, user_id = self.random.choice(users)
+        app_id, user_id = self._somebody()
         return self.receive(
             app_id,
             user_id,
@@ -82,6 +99,20 @@ class Simulator(FakeEfax):
             originating=self.random.choice(_SENDERS),
             **fields,
         )
+
+    def hook(self, app_id: str, url: str, secret: str) -> None:
+        """Post notices of this App ID's faxes from now on, to an address on this machine.
+
+        They go out when `notifier.post_due` is called, or by `keep_posting`. ValueError for an
+        address elsewhere.
+        """
+        self.hooks[app_id] = hook_target(url, secret)
+
+    async def keep_posting(self, every_s: float = 0.1) -> None:
+        """Post notices soon after they are due, until cancelled."""
+        while True:
+            await self.notifier.post_due()
+            await asyncio.sleep(every_s)
 
     async def before_delivery(self, seen: Seen) -> None:
         """Wait before an answer is sent; here not at all."""

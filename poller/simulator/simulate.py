@@ -10,9 +10,10 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TextIO, TypeVar
 
-from poller.errors import CannotStart
+from poller.errors import CannotStart, UsageError
 
 from . import faults
 from .faults import Fault, Faults
@@ -27,6 +28,8 @@ Speaks the eFax Enterprise API on 127.0.0.1, with made-up faxes: real black and 
 and as TIFF. On stdout it prints a configuration for the poller, on stderr a line for each arriving
 fax. It ends with Ctrl-C, SIGTERM or --duration.
 
+A fax that is sent to the number of one of its users arrives there.
+
   poller simulate --users 3 --arrivals-per-minute 20 >sim.yaml   # in one terminal
   head sim.yaml                                                  # says what to export
   poller -c sim.yaml run                                         # in another one
@@ -40,7 +43,8 @@ switches, --switch NAME=VALUE (the first value is the default):
 
 faults, --fault EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN:
   WHEN is 5% (by chance), every:7 (each seventh request), first:3 (the first three), fax:10 (always,
-  for each tenth fax) or always. CALL is one of {", ".join(faults.CALLS)}.
+  for each tenth fax) or always. CALL is one of {", ".join(faults.CALLS[:7])},
+  {", ".join(faults.CALLS[7:])}.
   e.g. --fault 500@image=5%  --fault 429@list+30=every:20  --fault cut-document=fax:10
 {faults.describe()}
 """
@@ -55,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     port, backlog = _number(0, 65_535), _number(0, 1_000_000)
     arriving = "how many faxes come in, at random times, for random users (6; 0 for none)"
     late = "faxes that came in during the last day, before the start (5)"
+    sending = "how many faxes users send, at random times (0)"
+    told = "post a notice of each fax to this address on this machine, as eFax's web-hook does"
+    signed = "a file with the secret that the notices are signed with"
     limited = "answer 429 above F requests a second per App ID"
     open_point = "how this eFax behaves where its behaviour is not published; see below"
     trouble = "a trouble and how often it strikes; see below"
@@ -63,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--users", type=count, default=3, metavar="N", help="users of each App ID (3)")
     add("--arrivals-per-minute", type=amount, default=6.0, metavar="F", help=arriving)
     add("--backlog", type=backlog, default=5, metavar="N", help=late)
+    add("--sent-per-hour", type=amount, default=0.0, metavar="F", help=sending)
+    add("--hook", metavar="URL", help=told)
+    add("--hook-secret-file", type=Path, metavar="FILE", help=signed)
     add("--rate", type=amount, metavar="F", help=limited)
     add("--burst", type=count, default=12, metavar="N", help="burst that --rate allows (12)")
     # Not a fixed one: a poller that knows the fax ids of one run would ignore those of the next.
@@ -86,6 +96,8 @@ async def run(args: argparse.Namespace) -> int:
         seed=secrets.randbits(32) if args.seed is None else args.seed,
     )
     keys = populate(simulator, apps=args.apps, users=args.users, backlog=args.backlog)
+    if args.hook:
+        _tell_hook(simulator, args.hook, args.hook_secret_file)
     try:
         await simulator.start()
     except OSError as error:
@@ -103,15 +115,31 @@ def populate(simulator: Simulator, *, apps: int, users: int, backlog: int) -> di
     """Set up App IDs, users and a backlog of the last day; gives each App ID's key."""
     # Keys are really random: the simulator's port may be open to other users of the machine.
     keys = {f"simulated-app-{app}": secrets.token_urlsafe(18) for app in range(1, apps + 1)}
+    numbered = 0
     for app_id, key in keys.items():
         simulator.add_app(app_id, key)
         for user in range(1, users + 1):
-            simulator.add_user(app_id, f"{app_id}-user-{user:03}")
+            numbered += 1
+            number = f"1{8_005_550_000 + numbered}"
+            simulator.add_user(app_id, f"{app_id}-user-{user:03}", number=number)
     now = simulator.now()
     ages = sorted((simulator.random.uniform(60, 86_000) for _ in range(backlog)), reverse=True)
     for age_s in ages:
         simulator.receive_somewhere(completed=now - timedelta(seconds=age_s))
     return keys
+
+
+def _tell_hook(simulator: Simulator, url: str, secret_file: Path | None) -> None:
+    if secret_file is None:
+        raise UsageError("--hook needs --hook-secret-file")
+    try:
+        secret = secret_file.read_text().strip()
+        for app_id in simulator.apps:
+            simulator.hook(app_id, url, secret)
+    except OSError as error:
+        raise UsageError(f"{secret_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"--hook: {error}") from None
 
 
 def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
@@ -133,8 +161,8 @@ def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
             burst = max(1, simulator.burst - 2)
             lines.append(f"    limits: {{requests_per_second: {simulator.rate:g}, burst: {burst}}}")
         lines.append("    users:")
-        for number, user_id in enumerate(simulator.apps[app_id].users, start=1):
-            lines.append(f'      user-{number:03}: {{user_id: "{user_id}"}}')
+        for count, (user_id, box) in enumerate(simulator.apps[app_id].users.items(), start=1):
+            lines.append(f'      user-{count:03}: {{user_id: "{user_id}", number: "{box.number}"}}')
     lines += [
         "storage: {directory: simulated/faxes, min_free: 64MiB}",
         'state: {url: "sqlite:///simulated/state/poller.db"}',
@@ -151,15 +179,20 @@ async def _until_ended(simulator: Simulator, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    arriving = asyncio.create_task(simulator.arrivals(args.arrivals_per_minute, _tell))
+    at_work = [
+        asyncio.create_task(simulator.arrivals(args.arrivals_per_minute, _tell)),
+        asyncio.create_task(simulator.departures(args.sent_per_hour)),
+        asyncio.create_task(simulator.keep_posting()),
+    ]
     try:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), args.duration)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-        arriving.cancel()
-        await asyncio.gather(arriving, return_exceptions=True)
+        for task in at_work:
+            task.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
 
 
 def _tell(fax: Fax) -> None:

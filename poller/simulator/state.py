@@ -3,7 +3,7 @@
 import bisect
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -48,17 +48,64 @@ class Fax:
         return f"{self.originating}\n{self.destination}\n{self.tsid}".lower()
 
 
+Course = tuple[tuple[float, str], ...]
+FINAL = frozenset({"COMPLETE", "ERROR", "CANCELED"})
+
+
+@dataclass(eq=False, repr=False)
+class SentFax(Fax):
+    """One sent fax; it exists from `visible_at` on, when it was accepted.
+
+    `course` says after how many seconds it reaches which state (NEW, INPROGRESS, PENDING RETRY, and
+    the three of FINAL); `completed` is when it reaches the last one. `error_code` is of ERROR.
+    """
+
+    course: Course = ((0.0, "COMPLETE"),)
+    error_code: str = "E42"
+    transaction_id: str = ""
+    reference: str = ""
+    has_image: bool = True
+
+    def status(self, now: datetime) -> str:
+        since_s = (now - self.visible_at).total_seconds()
+        reached = [state for after_s, state in self.course if after_s <= since_s]
+        return reached[-1] if reached else self.course[0][1]
+
+    def is_final(self, now: datetime) -> bool:
+        return self.status(now) in FINAL
+
+    def ends(self, now: datetime, state: str, error_code: str = "E42") -> None:
+        """Let it reach a state now, and stay there."""
+        since_s = (now - self.visible_at).total_seconds()
+        before = tuple(step for step in self.course if step[0] < since_s)
+        self.course, self.error_code = (*before, (since_s, state)), error_code
+        self.completed = whole_milliseconds(now)
+
+
+def whole_milliseconds(instant: datetime) -> datetime:
+    """Cut a time as the API says times."""
+    utc = instant.astimezone(UTC)
+    return utc - timedelta(microseconds=utc.microsecond % 1000)
+
+
 @dataclass
 class Mailbox:
-    """The received faxes of one user, oldest first."""
+    """The faxes of one user: received ones oldest first, sent ones as they were sent."""
 
+    app_id: str
+    user_id: str
+    number: str | None = None
     faxes: list[Fax] = field(default_factory=list)
+    sent: list[SentFax] = field(default_factory=list)
     by_id: dict[str, Fax] = field(default_factory=dict)
 
     def add(self, fax: Fax) -> None:
         if fax.fax_id in self.by_id:
             raise ValueError(f"fax {fax.fax_id!r} exists already")
-        bisect.insort(self.faxes, fax, key=lambda one: (one.completed, one.number))
+        if isinstance(fax, SentFax):
+            self.sent.append(fax)
+        else:
+            bisect.insort(self.faxes, fax, key=lambda one: (one.completed, one.number))
         self.by_id[fax.fax_id] = fax
 
     def find(self, fax_id: str) -> Fax | None:
@@ -70,7 +117,10 @@ class Mailbox:
         return found
 
     def remove(self, fax: Fax) -> None:
-        self.faxes.remove(fax)
+        if isinstance(fax, SentFax):
+            self.sent.remove(fax)
+        else:
+            self.faxes.remove(fax)
         del self.by_id[fax.fax_id]
         fax.deleted = True
 
@@ -83,6 +133,14 @@ class Mailbox:
 
 def is_uuid(text: str) -> bool:
     return re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text) is not None
+
+
+@dataclass(frozen=True)
+class HookTarget:
+    """Where the notices of an App ID are posted, and the secret that they are signed with."""
+
+    url: str
+    secret: str = field(repr=False)
 
 
 @dataclass

@@ -9,6 +9,7 @@ _Range = tuple[float, float]
 _PAGE: _Range = (1, 100)
 _LENGTH: _Range = (1, 1e9)
 _DELAY: _Range = (0, 1e9)
+_REPEATS: _Range = (0, 100)
 _EITHER_WAY: _Range = (-1e9, 1e9)
 _LETTERS = ("same", "lower", "upper", "mixed")
 
@@ -137,6 +138,64 @@ class Switches:
     )
     wrong_user: str = _switch("status for a wrong User ID", "403", "404")
     expires_in_s: int = _switch("how long a token is good", 86_399, 120, within=_LENGTH)
+    sent_filter_by: str = _switch(
+        "the time that the window of a sent list goes by", "completed", "created"
+    )
+    sent_status_demanded: str = _switch(
+        "without transmission_status a sent list is refused with 400, or of COMPLETE",
+        *("no", "yes", "defaults-to-complete"),
+    )
+    sent_status_words: str = _switch(
+        "how the states of a sent fax are spelled, the others accordingly",
+        *("COMPLETE", "COMPLETED"),
+    )
+    sent_under_way_listed: str = _switch("are sent faxes under way in the list", "yes", "no")
+    sent_completed_while_under_way: str = _switch(
+        "the completed_timestamp of a sent fax under way", "missing", "created"
+    )
+    transmission_data: str = _switch(
+        "transmission_data of a sent fax; only the list may lack it",
+        *("object", "array", "missing-in-list"),
+    )
+    client_tracking_data: str = _switch(
+        "client_tracking_data of a sent fax", "object", "array", "missing"
+    )
+    details_path: str = _switch("is it transmission-details, or -detail", "s", "no-s")
+    send_number: str = _switch(
+        "how the answer to a send call spells the number", "as-is", "without-1"
+    )
+    send_answer: str = _switch(
+        "the answer to a send call: an array, or a lone object", "array", "object"
+    )
+    send_transaction_id_in_list: str = _switch(
+        "is our transaction id in sent lists; ignored: it is not, nor the filter",
+        *("yes", "no", "ignored"),
+    )
+    send_takes_s: float = _switch(
+        "seconds from a send call to the end of the transmission", 2.0, 60.0, within=_DELAY
+    )
+    send_ends: str = _switch("how that ends", "COMPLETE", "ERROR", "CANCELED")
+    send_csid: str = _switch(
+        "the tsid at the other end: our custom_CSID, or the carrier's own text", "kept", "carrier"
+    )
+    delete_status: str = _switch("status of an answer to a deletion", "204", "200")
+    notifications: str = _switch(
+        "GET /notifications: all at once, in pages, refusing filters, empty, or not there",
+        *("paging-free", "paged", "no-filter", "empty", "404"),
+    )
+    notifications_of: str = _switch(
+        "whose notices they are: the user's, or all of its App ID", "user", "account"
+    )
+    hook_fields: str = _switch(
+        "how a notice to the web-hook is spelled", "snake", "camel", "nested", "form"
+    )
+    hook_names: str = _switch("what it names a fax by", "all", "user", "fax", "number", "nothing")
+    hook_repeats: int = _switch("how often each notice is posted again", 0, 2, within=_REPEATS)
+    hook_delay_s: float = _switch("seconds from the fax to its notice", 0.0, 60.0, within=_DELAY)
+    hook_lost: int = _switch("3: every third notice is lost (0: none is)", *(0, 3), within=_REPEATS)
+    hook_signature: str = _switch(
+        "the signature of a notice", "present", "missing", "wrong", "prefixed"
+    )
     refuse_bare_colon: bool = _switch(
         "a colon in the query that is not percent-encoded is refused with 400", *(True, False)
     )

@@ -4,11 +4,13 @@ import argparse
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 from ruamel.yaml import YAML
 
-from poller.errors import CannotStart
+from poller.errors import CannotStart, UsageError
 from poller.simulator import Simulator, Switches, simulate
 from poller.simulator.faults import EFFECTS
 
@@ -75,6 +77,45 @@ async def test_without_a_rate_the_configuration_has_no_limits(
     out, err = capsys.readouterr()
     assert "limits" not in YAML(typ="safe").load(out)["accounts"]["simulated-app-1"]
     assert err == ""
+
+
+async def test_it_sends_faxes_and_tells_a_web_hook_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        told.append((await request.content.read()).decode())
+        if {"INBOUND" in one for one in told} == {True, False}:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    secret = tmp_path / "secret"
+    secret.write_text("s\n")
+    words = [f"--hook=http://127.0.0.1:{runner.addresses[0][1]}/x", f"--hook-secret-file={secret}"]
+    words += ["--arrivals-per-minute=6000", "--sent-per-hour=360000"]
+    assert await asyncio.wait_for(simulate.run(parsed(*words)), 90) == 0
+    await runner.cleanup()
+    users = YAML(typ="safe").load(capsys.readouterr().out)["accounts"]["simulated-app-1"]["users"]
+    assert users["user-001"]["number"] == "18005550001"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--hook=http://127.0.0.1/x"], "--hook needs --hook-secret-file"),
+        (["--hook=http://127.0.0.1/x", "--hook-secret-file=nowhere"], "nowhere cannot be read"),
+        (["--hook=https://example.com", f"--hook-secret-file={__file__}"], "on this machine"),
+    ],
+)
+async def test_a_web_hook_that_cannot_be_told_is_wrong_usage(
+    words: list[str], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        await simulate.run(parsed(*words))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

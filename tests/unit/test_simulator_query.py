@@ -150,7 +150,7 @@ def test_bearer_authorization_is_read() -> None:
 
 
 def mailbox(*minutes: float, pages: int = 1, late: timedelta = timedelta(0)) -> Mailbox:
-    box = Mailbox()
+    box = Mailbox("app", "user")
     for number, minute in enumerate(minutes, start=1):
         completed = NOON - timedelta(minutes=minute)
         box.add(Fax("a", "u", f"f{number}", completed, completed + late, number, pages=pages))
