@@ -503,6 +503,36 @@ class FilesDamaged(OfFax):
     problem: str | None
 
 
+class FaxDeleted(OfFax):
+    """`proof`: its `file`, read again, or that a consumer has `taken` it."""
+
+    sentence = "A fax that is stored here was deleted at eFax."
+    proof: str
+
+
+class DeleteRefused(OfFax):
+    """Said when it begins or has another reason, and when it is left after seven days (`is_left`)."""
+
+    by = "is_left"
+    severity = ("error", "warning")
+    sentence = (
+        "eFax has refused for seven days to delete a fax that is stored here; it is left there.",
+        "eFax refuses to delete a fax that is stored here; it is asked again at growing intervals.",
+    )
+    error: BaseException
+    failures: int
+    is_left: bool
+
+
+class MarkLeft(OfFax):
+    severity = "warning"
+    sentence = (
+        "eFax has refused for seven days to mark a stored fax as not downloaded; the mark stays as "
+        "it is."
+    )
+    error: BaseException
+
+
 # -- storage and ledger -----------------------------------------------------------------------------
 
 

@@ -112,6 +112,7 @@ _USER_GAUGES: Final[Mapping[str, _UserGauge]] = {
 class _User:
     polls: Tally[str] = field(default_factory=Tally)
     faxes: Tally[str] = field(default_factory=Tally)
+    deleted: int = 0
     gauges: dict[str, float] = field(default_factory=dict)
 
 
@@ -226,6 +227,9 @@ class Metrics:
         if fax.waited_s is not None:
             self._latency.observe(max(0.0, fax.waited_s))
 
+    def deleted(self, fax: events.FaxDeleted) -> None:
+        self._user(fax.account, fax.user).deleted += 1
+
     async def render(self, *, full: bool = False) -> bytes:
         """Return the text for Prometheus, made in a thread.
 
@@ -233,7 +237,7 @@ class Metrics:
         """
         # Copied here, where nothing changes meanwhile.
         users = {
-            who: _User(user.polls.copy(), user.faxes.copy(), user.gauges.copy())
+            who: _User(user.polls.copy(), user.faxes.copy(), user.deleted, user.gauges.copy())
             for who, user in self._users.items()
         }
         return await self._threads.run(lambda: self._rendered(users, full=full))
@@ -261,6 +265,7 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
     events.FaxDiscovered: Metrics.discovered,
     events.FaxStored: Metrics.stored,
+    events.FaxDeleted: Metrics.deleted,
     events.FaxDamaged: lambda metrics, one: metrics.fax(one.account, one.user, "damaged"),
     events.FaxQuarantined: lambda metrics, one: metrics.fax(one.account, one.user, "quarantined"),
     events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
@@ -284,7 +289,9 @@ class _UserCollector(Collector):
         yield GaugeMetricFamily("poller_users", "Users that are polled.", value=self._count)
         polls = CounterMetricFamily("poller_polls", "Polls.", labels=[*_OF_USER, "outcome"])
         faxes = CounterMetricFamily("poller_faxes", "Faxes.", labels=[*_OF_STREAM, "outcome"])
+        gone = CounterMetricFamily("poller_deleted", "Faxes deleted at eFax.", labels=_OF_USER)
         for who, user in self._users.items():
+            gone.add_metric(who, user.deleted)
             # Also those that never happened: an increase from 0 shows.
             for outcome in get_args(PollOutcome):
                 polls.add_metric((*who, outcome), user.polls[outcome])
@@ -292,6 +299,7 @@ class _UserCollector(Collector):
                 faxes.add_metric((*who, _RECEIVED, outcome), user.faxes[outcome])
         yield polls
         yield faxes
+        yield gone
         for name, gauge in _USER_GAUGES.items():
             family = GaugeMetricFamily(f"poller_{gauge.metric}", gauge.help, labels=gauge.labels)
             for who, user in self._users.items():
@@ -310,6 +318,7 @@ def _by_account(users: _Users) -> _Users:
         (account, ""): _User(
             sum((user.polls for user in some), Tally()),
             sum((user.faxes for user in some), Tally()),
+            sum(user.deleted for user in some),
             {
                 name: gauge.joined(values)
                 for name, gauge in _USER_GAUGES.items()

@@ -18,6 +18,7 @@ from poller.ledger import (
     Ledger,
     StreamRow,
     backfills,
+    failing,
     faxes,
     fold,
     jobs,
@@ -100,7 +101,7 @@ async def status(
 ) -> dict[str, Any]:
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
     given_up = await ledger.read(jobs.quarantined, _FAXES_SHOWN)
-    failing = await ledger.read(jobs.failing, now, around.alarm_after, _FAXES_SHOWN)
+    alarming = await ledger.read(failing.oldest, now, around.alarm_after, _FAXES_SHOWN)
     return {
         "at": instant(now),
         "running": around.running,
@@ -117,7 +118,7 @@ async def status(
             await _not_fetched(fax, fax.quarantined_at, around.evidence) for fax in given_up
         ],
         "failing_faxes": [
-            await _not_fetched(fax, fax.first_failed_at, around.evidence) for fax in failing
+            await _not_fetched(fax, fax.first_failed_at, around.evidence) for fax in alarming
         ],
         "damaged_faxes": [
             {**_names(fax), "path": fax.file, "why": fax.damage}
@@ -133,7 +134,7 @@ async def _users(
     held = await ledger.read(fold.all_progress)
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.damage_counts)
-    failing = await ledger.read(jobs.failing_counts, now, around.alarm_after)
+    failing_counts = await ledger.read(failing.counts, now, around.alarm_after)
     overdue = _overdue(around.accounts, rows, now)
     silent = _silent(around.accounts, rows, held)
     none = FailingCount()
@@ -146,8 +147,8 @@ async def _users(
             "overdue": row.id in overdue,
             "silent_since": instant(silent.get(row.id)),
             "damaged_files": harmed.get(row.id, 0),
-            "failing": failing.get(row.id, none).late,
-            "oldest_failing_s": failing.get(row.id, none).oldest_s,
+            "failing": failing_counts.get(row.id, none).late,
+            "oldest_failing_s": failing_counts.get(row.id, none).oldest_s,
         }
         for row in rows
     ]

@@ -28,6 +28,7 @@ CORE = [
     "pacing",
 ]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
+CORE += ["deletion"]
 CORE += ["hooks", "hook_record"]
 CORE += ["recognition", "advice"]
 SHELL = [

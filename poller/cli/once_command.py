@@ -17,7 +17,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.poll_run import PollOutcome
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
-from poller.ledger import FaxRow, jobs, streams
+from poller.ledger import FaxRow, failing, jobs, streams
 
 _SUMMARY = ("polled", "failed_polls", "discovered", "stored", "pending", "quarantined")
 
@@ -69,7 +69,7 @@ async def _sum_up(runtime: Runtime, done: Round) -> None:
     done.summary["pending"] = sum(row.pending for row in rows)
     done.summary["quarantined"] = sum(row.quarantined for row in rows)
     done.unusable = runtime.services.gate.reason
-    for waiting in await ledger.read(jobs.waiting):
+    for waiting in await ledger.read(failing.waiting):
         if waiting.stream in mine and done.unusable is None:
             state = mine[waiting.stream]
             suspended = runtime.accounts[state.user.app_id].client.suspension.reason

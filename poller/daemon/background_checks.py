@@ -52,6 +52,8 @@ class BackgroundChecks:
                     if edits != seen:
                         await self._runtime.read_edits()
                         self._begin_backfills()
+                        for account in self._runtime.accounts.values():
+                            account.errands.wake()  # `poller purge` may have asked for something
                         seen = edits
             await self._clock.sleep(_LOOK_S)
 

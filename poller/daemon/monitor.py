@@ -16,7 +16,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
-from poller.ledger import FailingCount, StreamRow, faxes, jobs, meta, streams
+from poller.ledger import FailingCount, StreamRow, failing, faxes, meta, streams
 from poller.progress import OurClockSet
 from poller.runtime_report import RuntimeReport
 
@@ -248,7 +248,7 @@ class Monitor:
         used, is said once for its user."""
         alarm_after = self._runtime.config.retry.alarm_after
         try:
-            found = await self._ledger.read(jobs.failing_counts, self._clock.now(), alarm_after)
+            found = await self._ledger.read(failing.counts, self._clock.now(), alarm_after)
         except LedgerUnavailable:
             return  # the gate says so
         none = FailingCount()

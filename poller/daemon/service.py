@@ -124,6 +124,7 @@ class Service:
         account.on_suspension_change = self._suspension_changed
         account.note_pause()  # the storage may be unusable from the start
         self._spawn(account.workers.run(), f"workers {account.account.name}")
+        self._spawn(account.errands.run(), f"errands {account.account.name}")
 
     async def _close_account(self, account: AccountRunner) -> None:
         """End the work of an account that a reload has taken out of the runtime."""
@@ -165,6 +166,7 @@ class Service:
         for account in self._runtime.accounts.values():
             account.note_pause()
             account.workers.wake()
+            account.errands.wake()
         systemd.notify(STATUS=self._monitor.readiness.status_line())
         self._spawn(self._monitor.keep_report(), "runtime report")
 
@@ -203,6 +205,8 @@ class Service:
                 self._runtime, prepared, close=self._close_account, start=self._start_account
             )
             self._planner.plan()
+            for account in self._runtime.accounts.values():
+                account.errands.wake()
             self._say_reloaded(settings, prepared)
         systemd.notify(READY=1, STATUS=self._monitor.readiness.status_line())
         await self._monitor.keep_report()

@@ -218,6 +218,11 @@ def listed_pages(raw: Mapping[str, Any]) -> int | None:
     return _count(raw.get("pages")) or None
 
 
+def listed_as_new(raw: Mapping[str, Any]) -> bool:
+    """Whether a record says that nobody had downloaded the fax when it was listed."""
+    return raw.get("image_downloaded") in (False, "false")
+
+
 def evidence(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> Evidence:
     """Keep of an answer what may be kept: no secret headers, no token, the first 64 KiB."""
     kept = {name: value for name, value in headers.items() if name.lower() not in _SECRET_HEADERS}

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,7 +16,9 @@ from poller.efax.requests import Call
 from poller.efax.responses import listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
 from poller.events import Event
+from poller.ingest.deleting import DELETED_WITHIN_S
 from poller.ingest.empties import EmptyLists
+from poller.ingest.errand_runner import ErrandRunner
 from poller.ingest.fetch import Fetcher, Outcome, Services
 from poller.ingest.poll import Poller
 from poller.ingest.poll_run import PollOutcome
@@ -155,14 +157,17 @@ class AccountRunner:
         )
         self._empties.record = reader.record
         self._poller = Poller(self.client, reader, self._empties, services)
+        fetcher = Fetcher(services, self.client, paused_s=self.paused_s)
         self.workers = FetchWorkers(
             self.account,
             services,
-            Fetcher(services, self.client, paused_s=self.paused_s),
+            fetcher,
             users=self.states,
             may_ask=lambda: not self.is_suspended,
             on_outcome=self._on_fetched,
         )
+        memory, may_ask = self._empties.memory, self.workers.may_ask
+        self.errands = ErrandRunner(services, self.client, memory, self.states, may_ask=may_ask)
 
     @property
     def is_suspended(self) -> bool:
@@ -170,7 +175,7 @@ class AccountRunner:
 
     async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
         """Poll one user, and say and count what came of it."""
-        with _progress_of(state):
+        async with _listing(state):
             outcome = await self._poller.poll(state, until=until)
         self._blame_account(state, outcome)
         self._observer.probed()
@@ -206,7 +211,7 @@ class AccountRunner:
 
     async def backfill(self, state: StreamState) -> PollOutcome:
         """List the old windows that an operator asked for, and nothing else."""
-        with _progress_of(state):
+        async with _listing(state):
             outcome = await self._poller.backfill(state)
         self._observer.probed()
         return outcome
@@ -290,6 +295,7 @@ class AccountRunner:
                 self._note(state.record_soon(RefusalLifted()))
         self._refused.clear()
         self.workers.wake()
+        self.errands.wake()
         self.on_suspension_change(self)
 
     def note_pause(self) -> None:
@@ -331,6 +337,9 @@ class AccountRunner:
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
         self.tally[outcome.name.lower()] += 1
+        state = self.states.get(fax.stream)
+        if outcome is Outcome.STORED and state is not None and not state.user.mark_downloaded:
+            self.errands.wake()
         self.on_fetched(fax, outcome)
 
     def _report(self, state: StreamState, outcome: PollOutcome) -> None:
@@ -394,6 +403,14 @@ def _progress_of(state: StreamState) -> Iterator[None]:
         yield
     finally:
         _POLLED.set(None)
+
+
+@asynccontextmanager
+async def _listing(state: StreamState) -> AsyncIterator[None]:
+    """Requests in here are progress of this user's poll, and nothing of it is deleted meanwhile."""
+    async with state.deletions.while_held(DELETED_WITHIN_S):
+        with _progress_of(state):
+            yield
 
 
 class SignIns:

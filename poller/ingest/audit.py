@@ -53,22 +53,26 @@ class Auditor:
             rows = await self.ledger.read(faxes.on_disk, below, count)
             if not rows:
                 return
-            checked = await self._checked(rows, thorough=thorough)
-            await self._note(checked, thorough=thorough)
-            yield checked
+            yield await self.check(rows, thorough=thorough)
             below = rows[-1].id
             left = None if left is None else left - len(rows)
 
+    async def check(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
+        """Look at the files of these faxes, and note what is damaged or well again."""
+        checked = await self._checked(rows, thorough=thorough)
+        await self._note(checked, thorough=thorough)
+        return checked
+
     async def _checked(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        found = await self._look(rows, thorough=thorough)
+        found = await self.look(rows, thorough=thorough)
         again = [one.row for one in found if one.finding.in_transit]
         if again:  # a consumer takes the image first and the sidecar last, perhaps just now
             await self.clock.sleep(_LOOK_AGAIN_S)
-            later = {one.row.id: one for one in await self._look(again, thorough=thorough)}
+            later = {one.row.id: one for one in await self.look(again, thorough=thorough)}
             found = [later.get(one.row.id, one) for one in found]
         return found
 
-    async def _look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
+    async def look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
         """In small steps: a thread cannot be stopped, and a stop of the service waits for it."""
         turns = asyncio.Semaphore(self.threads)
 

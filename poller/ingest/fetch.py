@@ -13,7 +13,7 @@ from poller.client import Client, Timeouts
 from poller.clock import Clock
 from poller.config.model import User
 from poller.documents import Document, Staged, StoredFile
-from poller.efax.responses import listed_pages
+from poller.efax.responses import listed_as_new, listed_pages
 from poller.errors import (
     ALONE,
     OF_THE_ACCOUNT,
@@ -102,6 +102,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         self._paused_s = paused_s
         self._drafts: dict[int, Draft] = {}
         self._writing: set[int] = set()  # what the ledger is asked to record of a hand-over
+        self._to_mark: set[int] = set()  # those whose mark at eFax is put back once they are stored
 
     def is_arriving(self, fax: int) -> bool:
         """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
@@ -110,11 +111,15 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
         """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
+        if not user.mark_downloaded and not fax.refetch and listed_as_new(fax.listed):
+            self._to_mark.add(fax.id)
         try:
             return await self._attempt(fax, user)
         except LedgerUnavailable as error:
             self._services.gate.close(str(error))
             return Outcome.POSTPONED
+        finally:
+            self._to_mark.discard(fax.id)
 
     async def _attempt(self, fax: FaxRow, user: User) -> Outcome:
         try:
@@ -272,7 +277,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     async def _record(self, fax: FaxRow, file: StoredFile, problem: str | None) -> None:
         now = self._services.clock.now()
         with self._written(fax):
-            outcome = jobs.Stored(fax.id, now, file, problem)
+            outcome = jobs.Stored(fax.id, now, file, problem, fax.id in self._to_mark)
             await self._services.ledger.write_together(jobs.stored, outcome)
         self._services.gate.passed()
         is_again = fax.refetch

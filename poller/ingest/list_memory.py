@@ -62,6 +62,20 @@ class ListMemory:
                 )
         return self._lists
 
+    def give_up(self, stream: int, fax_id: str) -> bool:
+        """Ask for a fax no more, for it is deleted next; False while somebody may be asking for it."""
+        mine = [one for one in self.witnesses if (one.stream, one.fax_id) == (stream, fax_id)]
+        if mine and self.lock.locked():
+            return False
+        self.witnesses = [one for one in self.witnesses if one not in mine]
+        return True
+
+    async def refill(self) -> None:
+        """Take others from the ledger where none is left."""
+        if not self.witnesses:
+            self._lists = None
+            await self.known()
+
     async def keep(self, lists: Lists) -> None:
         self._lists = lists
         if not self.is_a_look:

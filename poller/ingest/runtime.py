@@ -83,9 +83,9 @@ class Runtime:
         if self.accounts.get(account.account.app_id) is account:
             del self.accounts[account.account.app_id]
         try:
-            await account.workers.drain(self.config.drain.total_seconds())
+            await _drain(account, self.config.drain.total_seconds())
         except asyncio.CancelledError:  # the service ends and waits no longer
-            await account.workers.drain(0)
+            await _drain(account, 0)
             raise
         finally:
             await account.close()
@@ -151,10 +151,12 @@ class Runtime:
             await state.refresh()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let the downloads under way end for `timeout_s`, then cut them off."""
-        await asyncio.gather(
-            *(account.workers.drain(timeout_s) for account in self.accounts.values())
-        )
+        """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
+        await asyncio.gather(*(_drain(account, timeout_s) for account in self.accounts.values()))
+
+
+async def _drain(account: AccountRunner, timeout_s: float) -> None:
+    await asyncio.gather(account.workers.drain(timeout_s), account.errands.drain(timeout_s))
 
 
 @asynccontextmanager

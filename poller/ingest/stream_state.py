@@ -3,7 +3,8 @@
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -20,39 +21,40 @@ _SWEEP_FAILURES = 3
 Answer = TypeVar("Answer", Progress, faxes.RecordedPage)
 
 
-class ImageHold:
-    """Keeps images of one stream from being fetched while its not-downloaded list is read.
+class Hold:
+    """Keeps work on one stream from beginning while its list is read, for it would shift the pages.
 
-    Fetching marks a fax as downloaded, so that list shrinks under the reader otherwise.
+    Fetching an image marks its fax as downloaded, so the not-downloaded list shrinks; a deletion
+    shifts every list.
     """
 
-    __slots__ = ("_idle", "fetching", "held")
+    __slots__ = ("_idle", "held", "under_way")
 
     def __init__(self) -> None:
-        self.fetching = 0
+        self.under_way = 0
         self.held = False
         # Only while somebody waits: every stream has a hold.
         self._idle: asyncio.Event | None = None
 
     def begin(self) -> bool:
-        """Note an image under way, which `end` ends; False, and no image may begin, while held."""
+        """Note work under way, which `end` ends; False, and none may begin, while held."""
         if self.held:
             return False
-        self.fetching += 1
+        self.under_way += 1
         return True
 
     def end(self) -> None:
-        self.fetching -= 1
-        if not self.fetching and self._idle is not None:
+        self.under_way -= 1
+        if not self.under_way and self._idle is not None:
             self._idle.set()
 
     async def hold(self, timeout_s: float) -> bool:
-        """Start no more images and wait for those under way; False when they take too long.
+        """Let nothing more begin and wait for what is under way; False when that takes too long.
 
         Whatever else ends the wait lets go, too.
         """
         self.held = True
-        if not self.fetching:
+        if not self.under_way:
             return True
         self._idle = asyncio.Event()
         try:
@@ -70,6 +72,16 @@ class ImageHold:
 
     def let_go(self) -> None:
         self.held = False
+
+    @asynccontextmanager
+    async def while_held(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold while in here; what takes too long to end is not waited for any more."""
+        is_held = await self.hold(timeout_s)
+        try:
+            yield
+        finally:
+            if is_held:
+                self.let_go()
 
 
 @dataclass
@@ -120,7 +132,8 @@ class StreamState:
     planned_at: float = math.inf  # when it was first planned (monotonic)
     # When a request of its polls last ended, or the pause after it does (monotonic).
     progress_at: float = 0.0
-    images: ImageHold = field(default_factory=ImageHold)
+    images: Hold = field(default_factory=Hold)
+    deletions: Hold = field(default_factory=Hold)
 
     # -- what the ledger holds ------------------------------------------------------------------
 

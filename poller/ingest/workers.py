@@ -78,7 +78,7 @@ class FetchWorkers:
         self._gate = services.gate
         self._clock = services.clock
         self._users = users
-        self._may_ask = may_ask
+        self.may_ask = may_ask
         self._on_outcome = on_outcome
         self._turns = Ring()
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -145,7 +145,7 @@ class FetchWorkers:
             return
 
     async def _start_one(self, *, look: bool = False) -> bool:
-        if len(self._running) >= self.at_once or self._stopping or not self._may_ask():
+        if len(self._running) >= self.at_once or self._stopping or not self.may_ask():
             return False
         fax = await self._next(look=look)
         if fax is None or not await self._gate.check() or self._stopping:

@@ -11,9 +11,11 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     literal,
+    or_,
     select,
     union_all,
     update,
@@ -99,8 +101,13 @@ FORGET_OLD = delete(attempts).where(
     .scalar_subquery(),
 )
 _THIS_STREAM = streams.c.id == bindparam("this")
+# Nothing of this is still there where it was deleted, or may have been by a run that was killed.
+_TO_DELETE = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.DELETE)
 _NEWEST_LISTED = (
-    select(faxes.c.stream, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end)
+    select(
+        *(faxes.c.stream, faxes.c.fax_id, faxes.c.first_window_start, faxes.c.first_window_end),
+        or_(faxes.c.deleted_at.is_not(None), exists().where(_TO_DELETE)).label("is_gone"),
+    )
     .join_from(faxes, streams)
     .where(
         streams.c.app_id == bindparam("app"),
@@ -288,9 +295,16 @@ class _Paths:
 
 
 def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:
-    """Return stream, fax id and window of the account's newest faxes that a window has listed."""
+    """Return stream, fax id and window of the account's newest faxes that a window has listed.
+
+    Not of those that were deleted at eFax.
+    """
     rows = connection.execute(_NEWEST_LISTED, {"app": app_id})
-    return [(stream, fax_id, Interval(start, end)) for stream, fax_id, start, end in rows]
+    return [
+        (stream, fax_id, Interval(start, end))
+        for stream, fax_id, start, end, is_gone in rows
+        if not is_gone
+    ]
 
 
 # -- looking up ---------------------------------------------------------------------------------
@@ -353,6 +367,18 @@ def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDis
     if below is not None:
         wanted = wanted.where(faxes.c.id < below)
     rows = connection.execute(wanted.order_by(faxes.c.id.desc()).limit(limit))
+    return [OnDisk(**dict(zip(row._fields, row, strict=True))) for row in rows]
+
+
+def on_disk_of(connection: Connection, wanted: Sequence[int]) -> list[OnDisk]:
+    """Return those of these faxes whose files should be there, in any order."""
+    rows = (
+        row
+        for chunk in chunks(sorted(set(wanted)))
+        for row in connection.execute(
+            _ON_DISK.where(faxes.c.id.in_(chunk), faxes.c.file.is_not(None))
+        )
+    )
     return [OnDisk(**dict(zip(row._fields, row, strict=True))) for row in rows]
 
 

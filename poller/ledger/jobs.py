@@ -1,27 +1,22 @@
-"""From a pending fax to a stored one: what is due, what became of each attempt, and what fails."""
+"""From a pending fax to a stored one: what is due, and what became of each attempt."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
     and_,
     bindparam,
     case,
     delete,
-    func,
     insert,
-    or_,
     select,
-    type_coerce,
     update,
 )
 
 from poller.documents import Staged, StoredFile
-from poller.errors import ALONE
 from poller.ledger.faxes import (
     COUNT,
     FAX,
@@ -37,14 +32,12 @@ from poller.ledger.faxes import (
     some,
 )
 from poller.ledger.fold import THESE, chunks
-from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row, file_in
+from poller.ledger.rows import FaxRow, fax_row, file_in
 from poller.ledger.tables import (
-    EPOCH,
-    MICROSECOND,
     Instant,
     JobKind,
     State,
-    accounts,
+    Word,
     attempts,
     faxes,
     jobs,
@@ -54,17 +47,21 @@ from poller.ledger.tables import (
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
 
 # Said in every query of what is due, so that SQLite may use the index of nothing else.
-_DUE = and_(jobs.c.kind == JobKind.FETCH, jobs.c.due.is_not(None))
+DUE_TO_FETCH = and_(jobs.c.kind == JobKind.FETCH, jobs.c.due.is_not(None))
 
 # What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
 # to find it among those that it has compiled than SQLite to carry it out.
-_JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == JobKind.FETCH)
+# Fetches, where nothing else is named.
+_KIND = bindparam("of_kind", JobKind.FETCH, type_=Word(JobKind))
+_JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == _KIND)
 _HELD = select(
     *(faxes.c[name] for name in ("id", "stream", "state", "attempts")),
     *(faxes.c[name] for name in ("file", "format", "bytes", "sha256", "pages", "damaged")),
 ).where(faxes.c.id.in_(THESE))
 _FENCE = (
-    select(jobs.c.fence).join_from(jobs, streams).where(_JOB, _DUE, streams.c.removed.is_(False))
+    select(jobs.c.fence)
+    .join_from(jobs, streams)
+    .where(_JOB, jobs.c.due.is_not(None), streams.c.removed.is_(False))
 )
 _SET_STORED = SET_FAX.values(
     state=State.STORED,
@@ -74,8 +71,8 @@ _SET_STORED = SET_FAX.values(
     dismiss_reason=None,
     staged=None,
 )
-_SET_JOB = update(jobs).where(_JOB)
-_DONE = delete(jobs).where(_JOB)
+SET_JOB = update(jobs).where(_JOB)
+DONE = delete(jobs).where(_JOB)
 _AT = bindparam("at", type_=Instant)
 _COUNT_STORED = COUNT.values(
     damaged=streams.c.damaged + bindparam("damaged_by"),
@@ -85,12 +82,16 @@ _COUNT_STORED = COUNT.values(
 
 @dataclass(frozen=True)
 class Stored:
-    """A fax that is on the disk now; `problem` names how it came damaged."""
+    """A fax that is on the disk now; `problem` names how it came damaged.
+
+    `mark`: eFax's mark is to be put back to "not downloaded".
+    """
 
     fax: int
     now: datetime
     file: StoredFile
     problem: str | None = None
+    mark: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,11 @@ class Failure:
 
 def streams_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
     """Return the account's streams, but for removed ones, that have a fax to be fetched now."""
-    due = select(jobs.c.id).where(jobs.c.stream == streams.c.id, _DUE, jobs.c.due <= now).exists()
+    due = (
+        select(jobs.c.id)
+        .where(jobs.c.stream == streams.c.id, DUE_TO_FETCH, jobs.c.due <= now)
+        .exists()
+    )
     wanted = (
         select(streams.c.id)
         .where(streams.c.app_id == app_id, streams.c.removed.is_(False), due)
@@ -132,7 +137,9 @@ def due(
     found: list[FaxRow] = []
     for state in DUE_STATES:
         wanted = (
-            FAX.where(jobs.c.stream == stream, _DUE, jobs.c.due <= now, faxes.c.state == state)
+            FAX.where(
+                jobs.c.stream == stream, DUE_TO_FETCH, jobs.c.due <= now, faxes.c.state == state
+            )
             .order_by(jobs.c.due, faxes.c.id)
             .limit(limit - len(found) + len(left_out))
         )
@@ -143,14 +150,16 @@ def due(
     return found[:limit]
 
 
-def is_open(connection: Connection, fax: int, fence: int | None) -> bool:
-    """Whether nobody has dismissed the fax, made it due or removed its stream since its row was read."""
-    return connection.scalar(_FENCE, {"this": fax}) == fence is not None
+def is_open(
+    connection: Connection, fax: int, fence: int | None, kind: JobKind = JobKind.FETCH
+) -> bool:
+    """Whether nobody has decided otherwise about the fax or removed its stream since its job was read."""
+    return connection.scalar(_FENCE, {"this": fax, "of_kind": kind}) == fence is not None
 
 
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
     """Return some of the faxes that are quarantined, those that are tried next first."""
-    wanted = FAX.where(faxes.c.state == State.QUARANTINED, _DUE)
+    wanted = FAX.where(faxes.c.state == State.QUARANTINED, DUE_TO_FETCH)
     rows = connection.execute(wanted.order_by(jobs.c.due).limit(limit))
     return [fax_row(row) for row in rows]
 
@@ -158,7 +167,9 @@ def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
 def pending_paths(connection: Connection) -> list[str]:
     """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
     return list(
-        connection.scalars(select(faxes.c.path).join_from(faxes, jobs, TO_FETCH).where(_DUE))
+        connection.scalars(
+            select(faxes.c.path).join_from(faxes, jobs, TO_FETCH).where(DUE_TO_FETCH)
+        )
     )
 
 
@@ -181,7 +192,9 @@ def stored(connection: Connection, items: Sequence[Stored]) -> None:
     new = [(item, held[item.fax]) for item in first.values() if not _is_held(item, held[item.fax])]
     if new:
         connection.execute(_SET_STORED, [_as_stored(item, row.attempts) for item, row in new])
-        connection.execute(_DONE, [{"this": item.fax} for item, _ in new])
+        connection.execute(DONE, [{"this": item.fax} for item, _ in new])
+        if marks := [_mark(item, row) for item, row in new if item.mark]:
+            connection.execute(insert(jobs), marks)
         connection.execute(
             insert(attempts),
             [
@@ -200,6 +213,15 @@ def stored(connection: Connection, items: Sequence[Stored]) -> None:
 
 def _is_held(item: Stored, row: Any) -> bool:
     return row.state is State.STORED and file_in(row) == item.file
+
+
+def _mark(item: Stored, row: Any) -> dict[str, Any]:
+    return {
+        "kind": JobKind.MARK,
+        "subject": item.fax,
+        "stream": row.stream,
+        "due": item.now,
+    }
 
 
 def _as_stored(item: Stored, attempts_before: int) -> dict[str, Any]:
@@ -227,7 +249,7 @@ def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Fai
     values: dict[str, Any] = {"attempts": row.attempts + 1}
     # Else it was stored, dismissed or made due meanwhile, and that holds.
     if row.state in DUE_STATES and row.fence == failure.fence:
-        connection.execute(_SET_JOB, {"this": fax, **_consequences(row, now, failure)})
+        connection.execute(SET_JOB, {"this": fax, **_consequences(row, now, failure)})
         if failure.problem is not None:  # other failures between say nothing about the document
             values["last_problem"] = failure.problem
         if failure.quarantine and row.state is State.PENDING:
@@ -249,11 +271,15 @@ def _consequences(row: FaxRow, now: datetime, failure: Failure) -> dict[str, Any
 
 
 def postpone(
-    connection: Connection, fax: int, fence: int | None, next_attempt_at: datetime
+    connection: Connection,
+    fax: int,
+    fence: int | None,
+    next_attempt_at: datetime,
+    kind: JobKind = JobKind.FETCH,
 ) -> None:
     """Put a waiting fax off, unless an operator has decided about it since; its failures stay."""
-    unless_changed = _SET_JOB.where(_DUE, jobs.c.fence == fence)
-    connection.execute(unless_changed, {"this": fax, "due": next_attempt_at})
+    unless_changed = SET_JOB.where(jobs.c.due.is_not(None), jobs.c.fence == fence)
+    connection.execute(unless_changed, {"this": fax, "of_kind": kind, "due": next_attempt_at})
 
 
 def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:
@@ -279,10 +305,14 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
     """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
 
     None means all quarantined faxes of streams who are configured. Stored ones are left alone, unless
-    they are damaged on the disk. Returns how many were made due.
+    they are damaged on the disk, and so is what eFax has no more. Returns how many were made due.
     """
     held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
-    rows = [row for row in held if row.state is not State.STORED or row.damage is not None]
+    rows = [
+        row
+        for row in held
+        if (row.state is not State.STORED or row.damage is not None) and row.deleted_at is None
+    ]
     for row in rows:
         _set_due(connection, row, now, refetch=row.refetch or row.damage is not None)
         remember(connection, row.id, now, "made due", None)
@@ -291,7 +321,9 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
 
 
 def _all_quarantined(connection: Connection) -> list[FaxRow]:
-    wanted = FAX.where(_DUE, faxes.c.state == State.QUARANTINED, streams.c.removed.is_(False))
+    wanted = FAX.where(
+        DUE_TO_FETCH, faxes.c.state == State.QUARANTINED, streams.c.removed.is_(False)
+    )
     return [fax_row(row) for row in connection.execute(wanted)]
 
 
@@ -314,97 +346,23 @@ def _decide(connection: Connection, row: FaxRow, **values: Any) -> None:
         job = {"kind": JobKind.FETCH, "subject": row.id, "stream": row.stream}
         connection.execute(insert(jobs), {**job, **values, "fence": row.attempts + 1})
     else:
-        connection.execute(_SET_JOB, {"this": row.id, **values, "fence": row.fence + 1})
+        connection.execute(SET_JOB, {"this": row.id, **values, "fence": row.fence + 1})
 
 
 def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
     """Fetch stored faxes once more; whose request was taken.
 
-    Not those of removed streams, and not what was dismissed.
+    Not those of removed streams, and not what was dismissed, or deleted at eFax.
     """
     removed = set(connection.scalars(select(streams.c.id).where(streams.c.removed)))
     rows = [
         row
         for row in some(connection, wanted)
         if row.file is not None and row.stream not in removed and row.state is not State.DISMISSED
+        if row.deleted_at is None
     ]
     for row in rows:
         _set_due(connection, row, now, refetch=True)
         remember(connection, row.id, now, "to be fetched again", row.damage)
     count(connection, rows, State.PENDING)
     return [row.id for row in rows]
-
-
-# -- what fails ------------------------------------------------------------------------------------
-
-# Faxes that fail and that an operator should know of, counted well before they are given up: they
-# have failed for long, or for a reason that no further attempt mends.
-_SECOND = timedelta(seconds=1) // MICROSECOND
-_FAILING = and_(_DUE, jobs.c.first_failed_at.is_not(None))
-
-
-def _failing_for(now: datetime) -> Any:
-    """Microseconds since the first failure in a row, on the clock that quarantines a fax.
-
-    It stands still while the account is suspended or the storage unusable.
-    """
-    now_us = (now - EPOCH) // MICROSECOND
-    since = type_coerce(jobs.c.first_failed_at, BigInteger)
-    paused_since = type_coerce(accounts.c.paused_since, BigInteger)
-    paused = (accounts.c.paused_s - jobs.c.paused_s_at_first_failure) * _SECOND
-    return (
-        now_us - since - paused - case((paused_since.is_not(None), now_us - paused_since), else_=0)
-    )
-
-
-def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
-    late = or_(age > alarm_after // MICROSECOND, jobs.c.last_error.contains(ALONE))
-    return and_(faxes.c.state == State.PENDING, late)
-
-
-def failing_counts(
-    connection: Connection, now: datetime, alarm_after: timedelta
-) -> dict[int, FailingCount]:
-    """Count failing faxes of the streams that have some, but for removed ones."""
-    age = _failing_for(now)
-    late = case((_is_alarming(age, alarm_after), 1), else_=0)
-    wanted = (
-        select(faxes.c.stream, func.sum(late), func.max(age))
-        .join_from(faxes, streams)
-        .join(jobs, TO_FETCH)
-        .join(accounts, accounts.c.app_id == streams.c.app_id)
-        .where(_FAILING, streams.c.removed.is_(False))
-        .group_by(faxes.c.stream)
-    )
-    return {
-        stream: FailingCount(int(late), max(0.0, float(oldest) / _SECOND))
-        for stream, late, oldest in connection.execute(wanted)
-    }
-
-
-def waiting(connection: Connection) -> list[Waiting]:
-    """Count what waits, of streams that are not removed, by stream, state and reason."""
-    alike = (faxes.c.stream, faxes.c.state, jobs.c.last_error)
-    wanted = (
-        select(*alike, func.count())
-        .join_from(faxes, streams)
-        .join(jobs, TO_FETCH)
-        .where(_DUE, streams.c.removed.is_(False))
-        .group_by(*alike)
-        .order_by(*alike)
-    )
-    return [Waiting(*row) for row in connection.execute(wanted)]
-
-
-def failing(
-    connection: Connection, now: datetime, alarm_after: timedelta, limit: int
-) -> list[FaxRow]:
-    """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
-    age = _failing_for(now)
-    wanted = (
-        FAX.join(accounts, accounts.c.app_id == streams.c.app_id)
-        .where(_FAILING, streams.c.removed.is_(False), _is_alarming(age, alarm_after))
-        .order_by(age.desc(), faxes.c.id)
-        .limit(limit)
-    )
-    return [fax_row(row) for row in connection.execute(wanted)]

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from poller.documents import Staged, StoredFile, StoredFormat
-from poller.ledger.tables import SendState, State
+from poller.ledger.tables import JobKind, SendState, State
 from poller.stream import Direction
 from poller.window import Interval
 
@@ -122,6 +122,28 @@ class FaxRow:
     def names(self) -> tuple[str, str, str]:
         """Account, user and fax id, as logs and metrics show them."""
         return self.account, self.user, self.fax_id
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What is to be done at eFax with a stored fax.
+
+    `failures` in a row, refused since `first_failed_at`. `stored_before`: asked for by hand, for what
+    was stored before then. `is_left`: it was refused for so long that it is not tried any more.
+    """
+
+    fax: FaxRow
+    kind: JobKind
+    due: datetime | None
+    fence: int
+    failures: int
+    first_failed_at: datetime | None
+    last_error: str | None
+    stored_before: datetime | None
+
+    @property
+    def is_left(self) -> bool:
+        return self.due is None
 
 
 @dataclass(frozen=True)

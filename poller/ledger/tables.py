@@ -340,6 +340,12 @@ Index(
 )
 
 Index(
+    "ix_faxes_deleted_at",
+    faxes.c.deleted_at,
+    sqlite_where=faxes.c.deleted_at.is_not(None),
+)
+
+Index(
     "ix_faxes_damage",
     faxes.c.stream,
     sqlite_where=faxes.c.damage.is_not(None),
@@ -387,9 +393,14 @@ jobs = Table(
     Column("last_error", Text),
     # Grows with whatever makes an attempt under way void: an outcome names the one it began with.
     _number("fence"),
+    # Of a deletion by hand: the fax must have been stored before this, however long ago that is.
+    Column("stored_before", Instant),
     UniqueConstraint("subject", "kind"),
 )
 Index("ix_jobs_due", jobs.c.stream, jobs.c.kind, jobs.c.due, sqlite_where=jobs.c.due.is_not(None))
+# Errands are few, and looked for in all streams at once; with a value that SQLite sees.
+IS_ERRAND = jobs.c.kind != literal_column("'fetch'")
+Index("ix_jobs_errand", jobs.c.kind, jobs.c.due, sqlite_where=IS_ERRAND)
 
 # Faxes that we send: `stream` is that of what their user receives.
 sends = Table(

@@ -18,10 +18,14 @@ from sqlalchemy.sql.functions import FunctionElement
 import poller.ledger
 from poller.documents import Staged, StoredFile
 from poller.ledger import (
+    FaxRow,
     NewFax,
     accounts,
     backfills,
     clock_repair,
+    deletions,
+    errands,
+    failing,
     faxes,
     fold,
     jobs,
@@ -177,13 +181,14 @@ class Everything:
         self(jobs.quarantined, 10)
         self(jobs.pending_paths)
         self(jobs.postpone, second.id, second.fence, NOW)
-        self(jobs.waiting)
-        self(jobs.failing_counts, NOW, HOUR)
-        self(jobs.failing, NOW, HOUR, 10)
+        self(failing.waiting)
+        self(failing.counts, NOW, HOUR)
+        self(failing.oldest, NOW, HOUR, 10)
         self(jobs.make_due, None, NOW)
         self(jobs.staged, [(first.id, Staged(FILE, "ticket"))])
         for _ in range(2):
-            self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken")])
+            self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken", mark=True)])
+        self.of_errands(stream, second)
         self(faxes.note_damage, {first.id: (FILE.sha256, "gone")}, NOW)
         self(jobs.dismiss, first.id, now=NOW, reason="known")
         self(jobs.fetch_again, [second.id], NOW)
@@ -207,6 +212,22 @@ class Everything:
         other = self(sends.ask, sends.NewSend(stream, "other", "operator", "1"), NOW)
         self(sends.withdraw, other.id, NOW, "stopped")
         self(sends.in_outbox)
+
+    def of_errands(self, stream: int, fax: FaxRow) -> None:
+        for anew in (False, True):
+            self(errands.ask, [fax], JobKind.DELETE, NOW, stored_before=NOW, anew=anew)
+        (errand,) = self(errands.due, "app", JobKind.DELETE, NOW, 10)
+        self(errands.waiting, "app")
+        self(errands.waiting, "app", JobKind.DELETE)
+        self(errands.failed, errand, "refused", None, refused_at=NOW)
+        self(errands.left, JobKind.DELETE)
+        self(deletions.asked, [fax.id])
+        self(deletions.walk, deletions.Place(), NOW, 10)
+        self(deletions.page, [stream], 0, 10)
+        self(deletions.deleted_since, "app", DAY.start)
+        self(deletions.refused, errand, "refused", NOW)
+        self(deletions.deleted, errand, NOW)
+        self(faxes.on_disk_of, [fax.id])
 
     def of_backfills(self, stream: int) -> None:
         asked = self(backfills.ask, stream, DAY, NOW)

@@ -11,6 +11,13 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("faxes", sa.Column("deleted_at", sa.BigInteger()))
+    op.add_column("jobs", sa.Column("stored_before", sa.BigInteger()))
+    for name, table, columns, condition in (
+        ("ix_faxes_deleted_at", "faxes", ["deleted_at"], "deleted_at IS NOT NULL"),
+        ("ix_jobs_errand", "jobs", ["kind", "due"], "kind != 'fetch'"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "sends",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -1,0 +1,133 @@
+"""Errands: what is to be done at eFax with a stored fax, its deletion or its mark put back."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from poller.ledger.faxes import some
+from poller.ledger.fold import chunks
+from poller.ledger.jobs import DONE, SET_JOB
+from poller.ledger.rows import Errand, FaxRow
+from poller.ledger.tables import IS_ERRAND, JobKind, jobs, streams
+
+_COLUMNS = ("kind", "subject", "due", "fence", "failures", "first_failed_at", "last_error")
+_ERRAND = select(*(jobs.c[name] for name in _COLUMNS), jobs.c.stored_before).where(IS_ERRAND)
+_WAITS = (
+    select(func.count())
+    .select_from(jobs)
+    .join(streams, streams.c.id == jobs.c.stream)
+    .where(IS_ERRAND, jobs.c.due.is_not(None), streams.c.removed.is_(False))
+)
+
+
+def ask(
+    connection: Connection,
+    wanted: Sequence[FaxRow],
+    kind: JobKind,
+    now: datetime,
+    *,
+    stored_before: datetime | None = None,
+    anew: bool = False,
+) -> None:
+    """Have this done, where it is not asked for yet.
+
+    `anew`: by hand, also what was refused for so long that it was left; its failures are forgotten.
+    """
+    held = {one.fax.id: one for one in of_faxes(connection, [fax.id for fax in wanted], kind)}
+    for fax in wanted:
+        values: dict[str, Any] = {"due": now, "stored_before": stored_before}
+        if fax.id not in held:
+            job = {"kind": kind, "subject": fax.id, "stream": fax.stream}
+            connection.execute(insert(jobs), {**job, **values})
+        elif anew:
+            values |= {"failures": 0, "first_failed_at": None, "last_error": None}
+            values["fence"] = held[fax.id].fence + 1
+            connection.execute(SET_JOB, {"this": fax.id, "of_kind": kind, **values})
+
+
+def due(
+    connection: Connection,
+    app_id: str,
+    kind: JobKind,
+    now: datetime,
+    limit: int,
+    exclude: Collection[int] = (),
+) -> list[Errand]:
+    """Return what of an account is due, the longest due first, but for the faxes of `exclude`."""
+    wanted = (
+        _ERRAND.join(streams, streams.c.id == jobs.c.stream)
+        .where(jobs.c.kind == kind, jobs.c.due <= now)
+        .where(streams.c.app_id == app_id, streams.c.removed.is_(False))
+        .order_by(jobs.c.due, jobs.c.id)
+        .limit(limit + len(exclude))
+    )
+    found = _errands(connection, connection.execute(wanted).all())
+    return [one for one in found if one.fax.id not in exclude][:limit]
+
+
+def waiting(connection: Connection, app_id: str, kind: JobKind | None = None) -> int:
+    """Count what is asked for, due or not, of an account; what was left is not."""
+    wanted = _WAITS.where(streams.c.app_id == app_id)
+    return connection.scalar(wanted if kind is None else wanted.where(jobs.c.kind == kind)) or 0
+
+
+def of_faxes(connection: Connection, wanted: Sequence[int], kind: JobKind) -> list[Errand]:
+    """Return what is asked for of these faxes, or was left."""
+    rows = [
+        row
+        for chunk in chunks(sorted(set(wanted)))
+        for row in connection.execute(_ERRAND.where(jobs.c.kind == kind, jobs.c.subject.in_(chunk)))
+    ]
+    return _errands(connection, rows)
+
+
+def _errands(connection: Connection, rows: Sequence[Any]) -> list[Errand]:
+    held = {fax.id: fax for fax in some(connection, [row.subject for row in rows])}
+    return [
+        Errand(
+            held[row.subject],
+            row.kind,
+            row.due,
+            row.fence,
+            row.failures,
+            row.first_failed_at,
+            row.last_error,
+            row.stored_before,
+        )
+        for row in rows
+    ]
+
+
+def left(connection: Connection, kind: JobKind) -> dict[int, int]:
+    """Count what was left, for each stream that has some."""
+    wanted = select(jobs.c.stream, func.count()).where(
+        IS_ERRAND, jobs.c.kind == kind, jobs.c.due.is_(None)
+    )
+    return {row[0]: row[1] for row in connection.execute(wanted.group_by(jobs.c.stream))}
+
+
+def failed(
+    connection: Connection,
+    errand: Errand,
+    error: str,
+    due: datetime | None,
+    *,
+    refused_at: datetime | None = None,
+) -> None:
+    """Record that it failed and when it is tried again; with None it is left.
+
+    `refused_at`: eFax refused it, which starts the clock that ends it.
+    """
+    values: dict[str, Any] = {"due": due, "last_error": error, "failures": errand.failures + 1}
+    if refused_at is not None:
+        values["first_failed_at"] = errand.first_failed_at or refused_at
+    mine = SET_JOB.where(jobs.c.fence == errand.fence)
+    connection.execute(mine, {"this": errand.fax.id, "of_kind": errand.kind, **values})
+
+
+def end(connection: Connection, errand: Errand) -> None:
+    """End an errand that is done or not to be done, unless it was asked for anew."""
+    mine = DONE.where(jobs.c.fence == errand.fence)
+    connection.execute(mine, {"this": errand.fax.id, "of_kind": errand.kind})
