@@ -293,6 +293,47 @@ class WitnessesDeleted(OfAccount):
     minutes: int
 
 
+class WebhookReceived(OfAccount):
+    """A well-signed notice; said is the first one, and the first one after refused ones (`is_news`).
+
+    `names_nobody`: no user of ours was found in it, and all of the account are polled.
+    """
+
+    by = "is_news"
+    severity = ("info", "debug")
+    sentence = (
+        "The web-hook works: a notice is signed as it should be. The users whom one names are "
+        "polled at once.",
+        "A notice of the web-hook came.",
+    )
+    unsaid = ("names_nobody",)
+    users: int
+    names_nobody: bool
+    is_news: bool
+
+
+class WebhookRefused(OfAccount):
+    """Each one is counted; said is that they begin (`is_news`)."""
+
+    by = "is_news"
+    severity = ("warning", None)
+    sentence = (
+        "A request to the web-hook was refused: it is not signed with this account's secret. "
+        "Compare webhook.secret with what was entered at eFax; or it was somebody else's."
+    )
+    is_news: bool
+
+
+class NotificationsOff(OfAccount):
+    """eFax has no list of notices for us; polls and sweeps do not need it."""
+
+    sentence = (
+        "eFax does not answer GET /notifications, which would show what it told the web-hook; it "
+        "is asked again in a day. Polls and sweeps go on."
+    )
+    error: BaseException
+
+
 # -- users ------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from poller.own_threads import OwnThreads
 PollOutcome = Literal["ok", "failed", "skipped"]
 # `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
 FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
+HookOutcome = Literal["accepted", "refused", "unknown"]
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
@@ -145,6 +146,11 @@ class Metrics:
             "rate_limit_wait_seconds", "Time that requests waited for their turn.", "account"
         )
         self.sign_ins = self._counter("sign_ins", "Sign-ins, by why.", "account", "reason")
+        self._webhooks = self._counter(
+            "webhooks",
+            "Requests to the web-hook; unknown: well signed, but naming no user of ours.",
+            *("account", "outcome"),
+        )
         durations = self._histogram(
             "request_duration_seconds",
             "From sending a request to the end of its answer.",
@@ -214,6 +220,14 @@ class Metrics:
         self._requests(account, call, str(status or "error")).inc()
         self._durations(call).observe(seconds)
 
+    def webhook(self, account: str, outcome: HookOutcome, count: int = 1) -> None:
+        self._webhooks(account, outcome).inc(count)
+
+    def show_webhook(self, account: str) -> None:
+        """Begin its series: an increase from 0 shows."""
+        for outcome in get_args(HookOutcome):
+            self.webhook(account, outcome, 0)
+
     def waited(self, account: str, seconds: float) -> None:
         self._waits(account).inc(max(0.0, seconds))
 
@@ -273,6 +287,10 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
     events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
     events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
+    events.WebhookReceived: lambda metrics, one: metrics.webhook(
+        one.account, "unknown" if one.names_nobody else "accepted"
+    ),
+    events.WebhookRefused: lambda metrics, one: metrics.webhook(one.account, "refused"),
     events.StorageLost: lambda metrics, _: metrics.set("storage_usable", 0),
     events.StorageUsable: lambda metrics, _: metrics.set("storage_usable", 1),
 }

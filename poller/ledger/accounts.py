@@ -114,3 +114,13 @@ def lists(
 def keep_lists(connection: Connection, app_id: str, text: str) -> None:
     """Keep what is known of the account's lists."""
     meta.keep(connection, f"lists:{app_id}", text)
+
+
+def hook(connection: Connection, app_id: str) -> str | None:
+    """Return what `keep_hook` kept."""
+    return meta.value(connection, f"webhook:{app_id}")
+
+
+def keep_hook(connection: Connection, app_id: str, text: str) -> None:
+    """Keep how the account's web-hook has done."""
+    meta.keep(connection, f"webhook:{app_id}", text)

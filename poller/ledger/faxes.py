@@ -117,6 +117,12 @@ _NEWEST_LISTED = (
     .order_by(faxes.c.id.desc())
     .limit(_NEWEST)
 )
+_WHOSE_FAX = (
+    select(faxes.c.stream)
+    .distinct()
+    .join_from(faxes, streams)
+    .where(streams.c.app_id == bindparam("app"), has_key(THESE))
+)
 _OWNER = select(streams.c.app_id, streams.c.user_id).where(_THIS_STREAM)
 COUNT = (
     update(streams)
@@ -292,6 +298,23 @@ class _Paths:
             for chunk in chunks([naming.folded(path) for path in paths])
             for path in self._connection.scalars(_TAKEN, {"these": chunk})
         }
+
+
+def unknown(connection: Connection, stream: int, fax_ids: Sequence[str]) -> list[str]:
+    """Return those of these fax ids that the stream has no fax of, each in one spelling."""
+    asked = {naming.fax_key(fax_id): fax_id for fax_id in fax_ids}
+    known = _last_listed(connection, stream, list(asked))
+    return [fax_id for key, fax_id in asked.items() if key not in known]
+
+
+def streams_of(connection: Connection, app_id: str, words: Sequence[str]) -> set[int]:
+    """Return the account's streams that have a fax of which one of these words is the id."""
+    keys = list({*words, *map(naming.fax_key, words)})
+    return {
+        stream
+        for chunk in chunks(keys)
+        for stream in connection.scalars(_WHOSE_FAX, {"app": app_id, "these": chunk})
+    }
 
 
 def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:

@@ -29,7 +29,7 @@ from poller.own_threads import OwnThreads
 from poller.problems import problems
 from poller.status import instant
 
-__all__ = ["Answers", "StatusServer"]
+__all__ = ["Answers", "StatusServer", "addresses_of"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -101,7 +101,7 @@ class StatusServer:
         )
         await runner.setup()
         try:
-            for address in await _addresses(self._http.host, self._http.port):
+            for address in await addresses_of(self._http.host, self._http.port, "http.listen"):
                 await web.TCPSite(runner, address, self._http.port).start()
         except OSError as error:
             await runner.cleanup()
@@ -220,9 +220,9 @@ class StatusServer:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _addresses(host: str, port: int) -> list[str]:
-    """The addresses of a name; asyncio would ask for them in its default executor."""
-    resolver = Resolver("http.listen")
+async def addresses_of(host: str, port: int, key: str) -> list[str]:
+    """The addresses of a name under `key`; asyncio would ask for them in its default executor."""
+    resolver = Resolver(key)
     try:
         found = await resolver.look_up(host, port, socket.AF_UNSPEC, socket.AI_PASSIVE)
     finally:

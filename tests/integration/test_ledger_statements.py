@@ -135,6 +135,8 @@ class Everything:
         self(accounts.save_sign_in, "app", 1.0, NOW)
         self(accounts.sign_in, "app")
         self(accounts.keep_lists, "app", "{}")
+        self(accounts.keep_hook, "app", "{}")
+        self(accounts.hook, "app")
         self(meta.write_check, NOW)
         self(meta.set_checked, NOW, None)
         self(meta.checked)
@@ -164,6 +166,8 @@ class Everything:
         for at in (NOW, NOW + HOUR):
             self(faxes.record_page, stream, faxes.ListedPage(listed, DAY, "newest", at, DAY))
         self(faxes.find, "fax-0", "main", "front-desk")
+        self(faxes.unknown, stream, ["fax-0", "fax-9"])
+        self(faxes.streams_of, "app", ["fax-0"])
         self(faxes.on_disk, 100, 10)
         self(faxes.files_of, ["main/one"])
         self(faxes.with_damage, 10)
