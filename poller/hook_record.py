@@ -14,7 +14,7 @@ class HookRecord:
     """Well-signed notices (`accepted`, the last one at `last_at`) and `refused` ones.
 
     `proven_since`: the first notice since a fax last came without one. `silent_since`: the first fax
-    that came without one since the last notice.
+    that came without one since the last notice. `found`: faxes that only eFax's list of notices had.
     """
 
     last_at: datetime | None = None
@@ -22,6 +22,7 @@ class HookRecord:
     refused: int = 0
     proven_since: datetime | None = None
     silent_since: datetime | None = None
+    found: int = 0
 
     def after_notice(self, now: datetime) -> Self:
         return replace(
@@ -34,6 +35,9 @@ class HookRecord:
 
     def after_refused(self) -> Self:
         return replace(self, refused=self.refused + 1)
+
+    def after_found(self, count: int) -> Self:
+        return replace(self, found=self.found + count)
 
     def after_missing(self, now: datetime) -> Self:
         """A fax came that no notice had announced."""

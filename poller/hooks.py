@@ -31,7 +31,7 @@ _OF_SENT = frozenset({"outbound", "sent"})
 
 
 @dataclass(frozen=True)
-class Names:
+class KnownNames:
     """The users of an account by what may stand for them in a notice: User IDs by key and number."""
 
     by_user_id: Mapping[str, str]
@@ -62,17 +62,17 @@ def is_signed(body: bytes, secret: str, signature: str) -> bool:
     return hmac.compare_digest(wanted, found[1].lower())
 
 
-def names_of(users: Iterable[User]) -> Names:
+def names_of(users: Iterable[User]) -> KnownNames:
     """Make the tables by which notices are read; once for each configuration."""
     by_user_id, by_number = {}, defaultdict(list)
     for user in users:
         by_user_id[fax_key(user.user_id)] = user.user_id
         if user.number is not None:
             by_number[_digits(user.number)].append(user.user_id)
-    return Names(by_user_id, {number: tuple(ids) for number, ids in by_number.items()})
+    return KnownNames(by_user_id, {number: tuple(ids) for number, ids in by_number.items()})
 
 
-def read(body: bytes, names: Names) -> Named:
+def read(body: bytes, names: KnownNames) -> Named:
     """Search a notice for what it names; in time that grows with it, not with the users."""
     user_ids: set[str] = set()
     words: dict[str, None] = {}

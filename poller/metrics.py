@@ -65,6 +65,20 @@ _GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "ready": ("1 while /readyz says 200.", ()),
 }
 
+# Of the service and its accounts: what has happened since the start.
+_COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "requests": (
+        "Requests sent, by answer; error where none came.",
+        ("account", "call", "status"),
+    ),
+    "rate_limit_wait_seconds": ("Time that requests waited for their turn.", ("account",)),
+    "sign_ins": ("Sign-ins, by why.", ("account", "reason")),
+    "webhooks": (
+        "Requests to the web-hook; unknown: well signed, but naming no user of ours.",
+        ("account", "outcome"),
+    ),
+}
+
 
 class _UserGauge(NamedTuple):
     """`unset`: until it is set; None is no series. `joined`: what several users have as one."""
@@ -137,20 +151,10 @@ class Metrics:
             name: Gauge(f"poller_{name}", about, labels, registry=registry)
             for name, (about, labels) in _GAUGES.items()
         }
-        self._requests = self._counter(
-            "requests",
-            "Requests sent, by answer; error where none came.",
-            *("account", "call", "status"),
-        )
-        self._waits = self._counter(
-            "rate_limit_wait_seconds", "Time that requests waited for their turn.", "account"
-        )
-        self.sign_ins = self._counter("sign_ins", "Sign-ins, by why.", "account", "reason")
-        self._webhooks = self._counter(
-            "webhooks",
-            "Requests to the web-hook; unknown: well signed, but naming no user of ours.",
-            *("account", "outcome"),
-        )
+        self._requests = self._counter("requests")
+        self._waits = self._counter("rate_limit_wait_seconds")
+        self.sign_ins = self._counter("sign_ins")
+        self._webhooks = self._counter("webhooks")
         durations = self._histogram(
             "request_duration_seconds",
             "From sending a request to the end of its answer.",
@@ -169,8 +173,9 @@ class Metrics:
             _MINUTES_TO_DAYS,
         )
 
-    def _counter(self, name: str, about: str, *labels: str) -> Callable[..., Counter]:
+    def _counter(self, name: str) -> Callable[..., Counter]:
         """`labels()` locks and checks each time, and what it returns is always the same."""
+        about, labels = _COUNTERS[name]
         made = Counter(f"poller_{name}_total", about, labels, registry=self._registry)
         return functools.cache(made.labels)
 

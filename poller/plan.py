@@ -13,6 +13,7 @@ from poller.config.model import Poll
 from poller.window import WindowRules, is_late, slices_in
 
 _HOUR_S = 3600.0
+_WITH_HOOK = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def account_warnings(asked: Demand) -> Iterator[str]:
             f"sweeps and cron times alone ask for {_per_hour(asked.fixed)} lists an hour, so that "
             "polls will be late: let sweep and deep_sweep come less often or reach back less far"
         )
+
+
+def hook_hint(polls: Sequence[Poll]) -> str | None:
+    """Say what a web-hook that has worked for a day allows for; nothing changes by itself."""
+    if all(poll.every is None or poll.every >= _WITH_HOOK for poll in polls):
+        return None
+    return (
+        "the web-hook has worked for a day: every may be longer, e.g. "
+        f"{spelled(_WITH_HOOK)}; each fax of that day came after a notice"
+    )
 
 
 def user_warnings(poll: Poll, factor: float, late: timedelta, now: datetime) -> Iterator[str]:

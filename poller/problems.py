@@ -35,6 +35,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *map(_suspended, suspended),
         *map(_at_war, _with("token_war", accounts)),
         *[_slowed(row) for row in accounts if _is_slowed(row)],
+        *[_unheard(row) for row in accounts if (row.get("webhook") or {}).get("silent_since")],
         *_refused(_with("refused", asked), Counter(row["account"] for row in users)),
         *_failed([row for row in _with("last_error", asked) if not row.get("refused")]),
         *_failing(_with("failing", users), status.get("failing_faxes", [])),
@@ -114,6 +115,13 @@ def _slowed(row: _Row) -> str:
     return (
         f"eFax limits account {row['account']}: {row['rate']:.2g} of {row['limit']:g} requests per "
         'second are allowed now; see "eFax limits an account" in the README.'
+    )
+
+
+def _unheard(row: _Row) -> str:
+    return (
+        f"The web-hook of account {row['account']} is configured, but for a day faxes have come and no "
+        'notice of them; polls fetch them all the same: see "Web-hook" in the README.'
     )
 
 

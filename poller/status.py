@@ -9,6 +9,7 @@ from typing import Any
 from poller import VERSION, plan, schedule
 from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
+from poller.hook_record import HookRecord
 from poller.ledger import (
     AccountRow,
     Backfill,
@@ -24,7 +25,7 @@ from poller.ledger import (
     jobs,
     streams,
 )
-from poller.ledger.accounts import all_accounts
+from poller.ledger.accounts import all_accounts, hook
 from poller.progress import Progress
 from poller.window import Interval
 
@@ -85,6 +86,7 @@ class Surroundings:
     """What the ledger does not hold; `rejected` is why the last reload was not taken.
 
     `accounts`, as configured, tell who is not polled in time and who should have received something.
+    `hooks` are what the running service knows of its web-hooks, by App ID.
     """
 
     storage: dict[str, Any]
@@ -94,6 +96,7 @@ class Surroundings:
     rejected: str | None = None
     alarm_after: timedelta = RetryConfig.alarm_after
     accounts: Sequence[Account] = ()
+    hooks: Mapping[str, HookRecord] | None = None
 
 
 async def status(
@@ -102,6 +105,7 @@ async def status(
     """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
     given_up = await ledger.read(jobs.quarantined, _FAXES_SHOWN)
     alarming = await ledger.read(failing.oldest, now, around.alarm_after, _FAXES_SHOWN)
+    hooks = await kept_hooks(ledger, around.accounts) if around.hooks is None else around.hooks
     return {
         "at": instant(now),
         "running": around.running,
@@ -111,6 +115,7 @@ async def status(
         "ledger": _ledger(await ledger.health()),
         "accounts": [
             _account(row, now, around.paces.get(row.account, Pace()))
+            | {"webhook": _hook(hooks.get(row.app_id), now)}
             for row in await ledger.read(all_accounts, include_removed=False)
         ],
         "users": await _users(ledger, now, around, lately or StoredLately()),
@@ -218,6 +223,28 @@ def _account(row: AccountRow, now: datetime, pace: Pace) -> dict[str, Any]:
         "reason": row.reason if row.suspended_until is not None else None,
         "paused_s": row.paused_s + standing_s,
         **asdict(pace),
+    }
+
+
+async def kept_hooks(ledger: Ledger, configured: Sequence[Account]) -> dict[str, HookRecord]:
+    """Read what is kept of the accounts' web-hooks, by App ID; LedgerUnavailable."""
+    return {
+        one.app_id: HookRecord.read(await ledger.read(hook, one.app_id))
+        for one in configured
+        if one.webhook is not None
+    }
+
+
+def _hook(record: HookRecord | None, now: datetime) -> dict[str, Any] | None:
+    """None where an account has no web-hook."""
+    if record is None:
+        return None
+    return {
+        "last_at": instant(record.last_at),
+        "accepted": record.accepted,
+        "refused": record.refused,
+        "found_by_notifications": record.found,
+        "silent_since": instant(record.silent_since) if record.is_silent(now) else None,
     }
 
 

@@ -47,7 +47,7 @@ SHELL = [
     "metrics",
     "reporting",
 ]
-SHELL += ["systemd", "client", "ingest", "daemon", "web", "simulator", "cli", "__main__"]
+SHELL += ["systemd", "client", "ingest", "daemon", "web", "webhook", "simulator", "cli", "__main__"]
 ORDER = [*CORE, *SHELL]
 
 # What only touches the disk, names a system call or waits; a core module may not even import it.

@@ -1,7 +1,8 @@
 """`poller plan`: when the next polls are, what they ask of each limit, and what is wrong with it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from poller.cli.console import answer, for_tables, say, table
 from poller.cli.lookup import listed, name_of
 from poller.config.model import Account, Config, User
 from poller.errors import PollerError
+from poller.hook_record import HookRecord
 from poller.ledger import streams
 from poller.plan import Demand
+from poller.status import kept_hooks
 
 _HOUR_S = 3600.0
 _NEXT = 3
@@ -23,44 +26,65 @@ _NEXT = 3
 def plan(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the plan as tables, warnings first, or as JSON; with or without a daemon or a ledger."""
     settings = bootstrap.load(paths)
-    late, why_not = asyncio.run(_lateness(settings))
-    shown = planned(settings, late, bootstrap.now()) | {"lateness_unknown": why_not}
+    measured, why_not = asyncio.run(_measured(settings))
+    shown = planned(settings, measured, bootstrap.now()) | {"lateness_unknown": why_not}
     answer(shown, lambda: _print(shown), as_json=as_json, indent=2)
     return 0
 
 
-async def _lateness(settings: Config) -> tuple[dict[tuple[str, str], timedelta], str | None]:
-    """Read how late faxes became visible, by (app_id, user_id); why not, where that cannot be had."""
+@dataclass(frozen=True)
+class Measured:
+    """How late faxes became visible, by (app_id, user_id), and how web-hooks have done, by App ID."""
+
+    late: Mapping[tuple[str, str], timedelta] = field(default_factory=dict)
+    hooks: Mapping[str, HookRecord] = field(default_factory=dict)
+
+
+async def _measured(settings: Config) -> tuple[Measured, str | None]:
+    """Read what was measured; why not, where that cannot be had."""
     try:
         async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
             rows = await ledger.read(streams.all_streams, include_removed=False)
+            hooks = await kept_hooks(ledger, settings.accounts)
     except PollerError as error:
-        return {}, str(error)
-    return {(row.app_id, row.user_id): timedelta(seconds=row.late_max_s) for row in rows}, None
+        return Measured(), str(error)
+    late = {(row.app_id, row.user_id): timedelta(seconds=row.late_max_s) for row in rows}
+    return Measured(late, hooks), None
 
 
-def planned(
-    settings: Config, late: dict[tuple[str, str], timedelta], now: datetime
-) -> dict[str, Any]:
+def planned(settings: Config, measured: Measured, now: datetime) -> dict[str, Any]:
     """Work out the whole plan, as `--json` shows it; times by this machine's clock."""
     accounts, users = [], []
     for account in settings.accounts:
         limit = account.limits.requests_per_second
         asked = planning.demand([user.poll for user in account.users], limit, now)
-        accounts.append(_account(account, asked))
+        accounts.append(_account(account, asked) | {"hints": _hints(account, measured, now)})
         for user in account.users:
-            measured = late.get((user.app_id, user.user_id), timedelta(0))
-            users.append(_user(user, asked, measured, now))
-    return {"accounts": accounts, "users": users, "warnings": _warnings([*accounts, *users])}
+            late = measured.late.get((user.app_id, user.user_id), timedelta(0))
+            users.append(_user(user, asked, late, now))
+    return {
+        "accounts": accounts,
+        "users": users,
+        "warnings": _of_all([*accounts, *users], "warnings"),
+        "hints": _of_all(accounts, "hints"),
+    }
 
 
-def _warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Who shares a warning shares its line, so that a thousand users are still a few lines."""
+def _hints(account: Account, measured: Measured, now: datetime) -> list[str]:
+    record = measured.hooks.get(account.app_id)
+    if record is None or not record.has_worked(now):
+        return []
+    hint = planning.hook_hint([user.poll for user in account.users])
+    return [] if hint is None else [hint]
+
+
+def _of_all(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
+    """Who shares a sentence shares its line, so that a thousand users are still a few lines."""
     who: dict[str, list[str]] = {}
     for row in rows:
-        for warning in row["warnings"]:
-            who.setdefault(warning, []).append(name_of(row))
-    return [f"{listed(names)}: {warning}" for warning, names in who.items()]
+        for sentence in row[key]:
+            who.setdefault(sentence, []).append(name_of(row))
+    return [f"{listed(names)}: {sentence}" for sentence, names in who.items()]
 
 
 def _account(account: Account, asked: Demand) -> dict[str, Any]:
@@ -104,6 +128,8 @@ def _print(shown: dict[str, Any]) -> None:
     console = for_tables()
     for warning in shown["warnings"]:
         say(warning, "bold red")
+    for hint in shown["hints"]:
+        say(hint)
     accounts = {
         "account": name_of,
         "users": lambda row: str(row["users"]),

@@ -16,11 +16,13 @@ from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
+from poller.daemon.webhooks import Webhooks
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
 from poller.status import Pace, StoredLately, Surroundings, status
 from poller.web import Answers, StatusServer
+from poller.webhook import HookListener, server_context
 
 _CLOSING_S = 20.0  # for all that comes after the drain
 # Of the allocator, by glibc's malloc.h.
@@ -51,15 +53,20 @@ async def _run(
     secret = config.read_secret(token, os.environ) if token is not None else None
 
     @asynccontextmanager
-    async def serve(runtime: Runtime, monitor: Monitor) -> AsyncIterator[None]:
+    async def serve(
+        runtime: Runtime, monitor: Monitor, webhooks: Webhooks | None
+    ) -> AsyncIterator[None]:
         ready = monitor.readiness
-        answers = Answers(metrics, lambda: _status(runtime, lately), ready.troubles, ready.alive)
+        answers = Answers(
+            metrics, lambda: _status(runtime, lately, webhooks), ready.troubles, ready.alive
+        )
         server = StatusServer(settings.http, secret, answers)
         runtime.on_http_token = server.take_token
         await server.start()
-        _leave_users_out_of_garbage()
         try:
-            yield
+            async with _listening(settings, webhooks):
+                _leave_users_out_of_garbage()
+                yield
         finally:
             await server.stop()
 
@@ -70,6 +77,26 @@ async def _run(
         serve=serve,
         on_stop=lambda drain: deadline.start(drain.total_seconds() + _CLOSING_S),
     )
+
+
+@asynccontextmanager
+async def _listening(settings: Config, webhooks: Webhooks | None) -> AsyncIterator[None]:
+    """Take eFax's notices, where that is configured."""
+    at = settings.webhook
+    if at is None or webhooks is None:
+        yield
+        return
+    tls = None
+    if at.tls is not None:
+        tls = server_context(at.tls, config.read_secret(at.tls.key, os.environ))
+    listener = HookListener(
+        at, tls, find=webhooks.find, taken=webhooks.taken, refused=webhooks.refused
+    )
+    await listener.start()
+    try:
+        yield
+    finally:
+        await listener.stop()
 
 
 def _keep_little_memory() -> None:
@@ -95,7 +122,9 @@ def _leave_users_out_of_garbage() -> None:
     gc.set_threshold(_GARBAGE)
 
 
-async def _status(runtime: Runtime, lately: StoredLately) -> dict[str, Any]:
+async def _status(
+    runtime: Runtime, lately: StoredLately, webhooks: Webhooks | None
+) -> dict[str, Any]:
     services, settings = runtime.services, runtime.config
     now_s = services.clock.monotonic()
     seen = Surroundings(
@@ -105,6 +134,7 @@ async def _status(runtime: Runtime, lately: StoredLately) -> dict[str, Any]:
         rejected=runtime.rejected,
         alarm_after=settings.retry.alarm_after,
         accounts=settings.accounts,
+        hooks=None if webhooks is None else webhooks.records(),
     )
     return await status(services.ledger, services.clock.now(), seen, lately)
 

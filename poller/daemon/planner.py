@@ -77,8 +77,8 @@ class Planner:
         for state in account.states.values():
             self._bring_forward(state, schedule.phase(state.key, spread))
 
-    def poll_soon(self, state: StreamState) -> None:
-        self._bring_forward(state, timedelta(0))
+    def poll_soon(self, state: StreamState, delay: timedelta = timedelta(0)) -> None:
+        self._bring_forward(state, delay)
 
     def end_stuck_polls(self) -> None:
         """End polls that made no progress for two minutes; name them."""

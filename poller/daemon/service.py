@@ -14,13 +14,14 @@ from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
+from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread, PollerError
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import NO_PROGRESS_S
 from poller.ingest.runtime import Runtime
 from poller.own_threads import OwnThreads
 
-Serve = Callable[[Runtime, Monitor], contextlib.AbstractAsyncContextManager[None]]
+Serve = Callable[[Runtime, Monitor, Webhooks | None], contextlib.AbstractAsyncContextManager[None]]
 
 
 async def run(
@@ -33,9 +34,9 @@ async def run(
 ) -> None:
     """Open the runtime and work until SIGTERM or SIGINT; `load` reads the configuration on SIGHUP.
 
-    `serve` is open while the service works: the status server. `on_stop` is called when it begins
-    to stop. Raises what keeps it from
-    starting (CannotStart, ConfigError), and the bug that ended it.
+    `serve` is open while the service works: the status server, and the web-hook's listener. `on_stop`
+    is called when it begins to stop. Raises what keeps it from starting (CannotStart, ConfigError),
+    and the bug that ended it.
     """
     asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
     log.say(events.ServiceStarted(len(settings.users)))
@@ -44,9 +45,12 @@ async def run(
         async with opening as runtime:
             planner = Planner(runtime)
             monitor = Monitor(runtime, planner)
-            async with serve(runtime, monitor):
+            webhooks = None if settings.webhook is None else Webhooks(runtime, planner.poll_soon)
+            async with serve(runtime, monitor, webhooks):
                 is_up = True
-                await Service(runtime, planner, monitor, load, on_stop=on_stop).work()
+                await Service(
+                    runtime, planner, monitor, load, webhooks=webhooks, on_stop=on_stop
+                ).work()
     except PollerError as error:
         if not is_up:  # the sentence on stderr reaches no aggregator
             log.say(events.StartRefused(error))
@@ -64,8 +68,10 @@ class Service:
         monitor: Monitor,
         load: Callable[[], Config],
         *,
+        webhooks: Webhooks | None = None,
         on_stop: Callable[[timedelta], None] = lambda _: None,
     ) -> None:
+        self._webhooks = webhooks
         self._runtime = runtime
         self._planner = planner
         self._monitor = monitor
@@ -108,6 +114,7 @@ class Service:
         loops = {
             **self._monitor.loops(),
             **BackgroundChecks(self._runtime, self._planner.poll_soon).loops(),
+            **(self._webhooks.loops() if self._webhooks else {}),
         }
         for name, work in loops.items():
             self._spawn(work, name)
@@ -125,10 +132,14 @@ class Service:
         account.note_pause()  # the storage may be unusable from the start
         self._spawn(account.workers.run(), f"workers {account.account.name}")
         self._spawn(account.errands.run(), f"errands {account.account.name}")
+        if self._webhooks is not None:
+            self._webhooks.start(account)
 
     async def _close_account(self, account: AccountRunner) -> None:
         """End the work of an account that a reload has taken out of the runtime."""
         await self._planner.end_polls(account)
+        if self._webhooks is not None:
+            await self._webhooks.end(account)
         await self._runtime.close_account(account)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -149,6 +160,8 @@ class Service:
     async def _wind_down(self) -> None:
         """Downloads under way have `drain` to end; polls are cut off, their pages are recorded."""
         await self._planner.stop()
+        if self._webhooks is not None:
+            await self._webhooks.stop()
         await self._runtime.drain(self._runtime.config.drain.total_seconds())
         for task in self._background:
             task.cancel()

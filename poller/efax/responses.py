@@ -134,7 +134,7 @@ def parse_page(body: bytes) -> Page:
     if not isinstance(records, list):
         raise BadAnswer("The list answer holds no list of faxes.")
     records = [no_deeper(record) for record in records]
-    listed = [(_listed(record), record) for record in records]
+    listed = [(listed_fax(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
     marks = tuple(fax_key(fax.fax_id) if fax else _stand_in(record) for fax, record in listed)
     return Page(faxes, len(records) - len(faxes), marks, "" if records else _shape(fields))
@@ -183,7 +183,8 @@ def _check_empty(fields: dict[str, Any]) -> None:
         raise BadAnswer("The list answer counts faxes and holds none.")
 
 
-def _listed(record: object) -> ListedFax | None:
+def listed_fax(record: object) -> ListedFax | None:
+    """Read a record of a list; None where it bears no fax id that could be asked for."""
     if not isinstance(record, dict):
         return None
     fax_id = usable_fax_id(record.get("fax_id"))

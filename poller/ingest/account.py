@@ -120,6 +120,7 @@ class AccountRunner:
     secret: str = field(repr=False)
     on_suspension_change: Callable[["AccountRunner"], None] = lambda _: None
     on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
+    on_discovered: Callable[[StreamState, Sequence[FaxRow]], None] = lambda _state, _faxes: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
     states: dict[int, StreamState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
@@ -147,7 +148,7 @@ class AccountRunner:
         self._empties = EmptyLists(
             self.client, services.ledger, services.clock, self.states, emit=services.emit
         )
-        reader = ListReader(
+        self.reader = reader = ListReader(
             self.client,
             services.ledger,
             services.clock,
@@ -325,6 +326,7 @@ class AccountRunner:
         steady = last is not None and now - last < _FRESH
         gaps = state.progress.gaps  # what was in one was not looked for: that says nothing of eFax
         self.tally["discovered"] += len(faxes)
+        state.discovered += len(faxes)
         for fax in faxes:
             delay_s = None
             if fax.received_at is not None:
@@ -334,6 +336,7 @@ class AccountRunner:
             pages = listed_pages(fax.listed)
             self.services.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
         self.workers.wake(state.id)
+        self.on_discovered(state, faxes)
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
         self.tally[outcome.name.lower()] += 1

@@ -67,6 +67,10 @@ class ListReader:
         """Record a page of a window that was listed for another reason; it covers nothing."""
         await self._record(state, page, window, "witness", None)
 
+    async def record_noticed(self, state: StreamState, fax: ListedFax) -> bool:
+        """Record a fax that no list has shown, if it is the operator's; whether it was new."""
+        return bool(await self._record(state, Page((fax,)), None, "notifications", None))
+
     async def _read(
         self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
     ) -> Read:

@@ -134,6 +134,7 @@ class StreamState:
     progress_at: float = 0.0
     images: Hold = field(default_factory=Hold)
     deletions: Hold = field(default_factory=Hold)
+    discovered: int = 0  # faxes, by this process
 
     # -- what the ledger holds ------------------------------------------------------------------
 

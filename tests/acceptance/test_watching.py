@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
 from poller.simulator import Faults, Simulator
-from tests.acceptance.installation import APP, Installation, own_port, populated
+from tests.acceptance.installation import APP, KEY_VARIABLE, Installation, own_port, populated
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config/prometheus/poller.rules.yml"
@@ -56,7 +56,14 @@ async def simulator() -> AsyncIterator[Simulator]:
 async def exported(installation: Installation, simulator: Simulator) -> str:
     """What `/metrics` of a service at work says, that has stored a fax and met a 429."""
     port = own_port()
-    installation.write({"http": {"listen": f"127.0.0.1:{port}"}})
+    hook = {"path": "/efax/main", "secret": {"env": KEY_VARIABLE}}
+    installation.write(
+        {
+            "http": {"listen": f"127.0.0.1:{port}"},
+            "webhook": {"listen": "127.0.0.1:0"},
+            "accounts": {"main": {"webhook": hook}},
+        }
+    )
     simulator.faults = Faults.of("429@list=first:1")
     async with installation.daemon() as daemon:
         await daemon.event("poll-completed", count=2)

@@ -17,6 +17,7 @@ import pytest
 from poller.config.model import Config, HttpConfig, Poll, SecretRef
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
+from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ingest.gate import Gate
 from poller.ingest.runtime import Runtime, open_runtime
@@ -84,7 +85,7 @@ async def started(settings: Config, load: Load | None = None) -> AsyncIterator[R
     now, ready = Running(), asyncio.Event()
 
     @asynccontextmanager
-    async def serve(runtime: Runtime, monitor: Monitor) -> AsyncIterator[None]:
+    async def serve(runtime: Runtime, monitor: Monitor, _: Webhooks | None) -> AsyncIterator[None]:
         now.runtime, now.monitor = runtime, monitor
         ready.set()
         yield

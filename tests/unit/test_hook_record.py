@@ -37,6 +37,7 @@ def test_a_hook_is_silent_when_faxes_come_for_a_day_and_no_notice() -> None:
 
 def test_a_refused_notice_is_counted_and_proves_nothing() -> None:
     assert HookRecord().after_refused() == HookRecord(refused=1)
+    assert HookRecord(found=1).after_found(2) == HookRecord(found=3)
 
 
 def test_a_record_is_read_as_it_was_written() -> None:

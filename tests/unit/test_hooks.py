@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.config.model import User
-from poller.hooks import Names, is_signed, names_of, read
+from poller.hooks import KnownNames, is_signed, names_of, read
 
 DESK = "0F8A3C1E-1111-4222-8333-444455556666"
 BODY = b'{"fax_id": "1"}'
@@ -129,7 +129,7 @@ def test_only_so_much_of_a_notice_is_looked_at() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_can_be_read(body: bytes) -> None:
-    assert read(body, Names({}, {})).user_ids == frozenset()
+    assert read(body, KnownNames({}, {})).user_ids == frozenset()
 
 
 VALUES = st.recursive(

@@ -1,0 +1,97 @@
+"""When `GET /notifications` is asked, where a web-hook is configured: hourly, and after a notice."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from poller import events
+from poller.errors import ApiError, BadAnswer, LedgerUnavailable, Rejected
+from poller.ingest.account import AccountRunner
+from poller.ingest.fetch import Services
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.notifications import NoticeReader
+from poller.ingest.stream_state import StreamState
+
+_TICK_S = 1.0
+_HOUR_S = 3600.0
+_DAY_S = 24 * _HOUR_S
+_POLL_FIRST_S = 5.0  # what a poll lists is none of this net's
+_APART_S = 15.0
+_AFTER_FAILURE_S = 300.0
+_SHARE = 0.1  # of the account's limit, at most
+
+
+@dataclass
+class ThirdNet:
+    """Asks for one account; `run` does until the account ends."""
+
+    account: AccountRunner
+    services: Services
+    found: int = 0  # that neither polls nor sweeps had shown
+    _soon: dict[int, float] = field(default_factory=dict)  # streams, and from when on (monotonic)
+    _round: deque[int] = field(default_factory=deque)
+    _round_at: float = 0.0
+    _not_before: float = 0.0
+    _is_off: bool = False
+
+    def __post_init__(self) -> None:
+        self._clock = self.services.clock
+        self._reader = NoticeReader(self.account, self.services.ledger, self._clock)
+
+    def ask_soon(self, streams: list[StreamState]) -> None:
+        """Ask after the poll that a notice has brought about."""
+        at = self._clock.monotonic() + _POLL_FIRST_S
+        for stream in streams:
+            self._soon.setdefault(stream.id, at)
+
+    async def run(self) -> None:
+        while True:
+            async with cut_off_if_hung("notifications", self.account.account.name):
+                await self._ask_next()
+            await self._clock.sleep(_TICK_S)
+
+    async def _ask_next(self) -> None:
+        stream = self._next()
+        if stream is None:
+            return
+        now = self._clock.monotonic()
+        limit = self.account.account.limits.requests_per_second
+        self._not_before = now + max(
+            _APART_S if self._reader.is_of_all else 1.0, 1 / limit / _SHARE
+        )
+        try:
+            self.found += await self._reader.read(stream)
+            self._is_off = False
+        except (Rejected, BadAnswer) as error:
+            self._turn_off(error)
+        except (ApiError, LedgerUnavailable):
+            self._not_before = self._clock.monotonic() + _AFTER_FAILURE_S  # polls say what is wrong
+        except Exception as bug:  # noqa: BLE001 - polls and sweeps do not need this
+            self._not_before = self._clock.monotonic() + _HOUR_S
+            what = "Reading GET /notifications ended by an error that nobody expected."
+            self.services.emit(events.InternalError(what, bug, self.account.account.name))
+
+    def _next(self) -> StreamState | None:
+        """Whose turn it is; nobody's before a first poll, which may list all that is noticed."""
+        now, states = self._clock.monotonic(), self.account.states
+        if now < self._not_before or self.account.is_suspended:
+            return None
+        if now >= self._round_at and any(state.polled for state in states.values()):
+            self._round = deque(states)
+            self._round_at = now + _HOUR_S
+        due = [stream for stream, at in self._soon.items() if at <= now]
+        if not due and not self._round:
+            return None
+        chosen = due[0] if due else self._round.popleft()
+        self._soon.pop(chosen, None)
+        if self._reader.is_of_all:
+            self._soon = {stream: at for stream, at in self._soon.items() if at > now}
+            self._round.clear()
+        return states.get(chosen)
+
+    def _turn_off(self, error: ApiError) -> None:
+        if not self._is_off:
+            self._is_off = True
+            self.services.emit(events.NotificationsOff(self.account.account.name, error))
+        self._soon.clear()
+        self._round.clear()
+        self._round_at = self._not_before = self._clock.monotonic() + _DAY_S

@@ -1,0 +1,263 @@
+"""What comes of eFax's notices: whom they name is polled, and how well each account's hook does is kept."""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from poller import events, hooks, log, schedule
+from poller.config.model import Account
+from poller.daemon.planner import POLLS_PER_S
+from poller.daemon.third_net import ThirdNet
+from poller.daemon.wakeups import PollSoon, Wakeups
+from poller.errors import LedgerUnavailable
+from poller.hook_record import HookRecord
+from poller.ingest.account import AccountRunner
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.runtime import Runtime
+from poller.ingest.stream_state import StreamState
+from poller.ledger import FaxRow, accounts, faxes
+
+_TICK_S = 5.0
+_KEEP_S = 30.0  # between two writes of a record
+_NOTICE_BEFORE = timedelta(minutes=5)  # its fax, by another clock
+_NOTICE_AFTER_S = 120.0  # its fax was discovered
+_MOST_LOOK_UPS = 1_000
+
+
+@dataclass
+class _Hook:
+    """One account's web-hook: its record, as it was last kept, and what tells whether it works."""
+
+    runner: AccountRunner
+    net: ThirdNet
+    work: asyncio.Task[None] | None = None
+    record: HookRecord = field(default_factory=HookRecord)
+    kept: HookRecord | None = None  # None: not read yet
+    keep_at: float = 0.0
+    refusals: log.Episode = field(default_factory=log.Episode)
+    is_heard: bool = False  # in this process
+    account: Account | None = None  # of which `names` are
+    names: hooks.KnownNames = field(default_factory=lambda: hooks.KnownNames({}, {}))
+    by_user: dict[str, list[StreamState]] = field(default_factory=dict)
+    noticed: dict[str, datetime] = field(default_factory=dict)  # by User ID; "": all
+    unproved: deque[tuple[float, str, datetime]] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        return self.runner.account.name
+
+    def read(self, body: bytes) -> hooks.Named:
+        if self.account is not self.runner.account:  # a reload has changed it
+            self.account = self.runner.account
+            self.names = hooks.names_of(self.account.users)
+        return hooks.read(body, self.names)
+
+    def streams(self, user_id: str, *, of_sent: bool) -> list[StreamState]:
+        """Return the streams of a user; what has come or gone is noticed by their number."""
+        states = self.runner.states
+        if user_id not in self.by_user or sum(map(len, self.by_user.values())) != len(states):
+            by_user = defaultdict(list)
+            for state in states.values():
+                by_user[state.user.user_id].append(state)
+            self.by_user = dict(by_user)
+        return [one for one in self.by_user.get(user_id, ()) if of_sent or _is_received(one)]
+
+
+class Webhooks:
+    """Takes notices of all accounts; `start` and `end` tell which are at work."""
+
+    def __init__(self, runtime: Runtime, poll_soon: PollSoon) -> None:
+        self._runtime = runtime
+        self._ledger = runtime.services.ledger
+        self._clock = runtime.services.clock
+        self._emit = runtime.services.emit
+        self._since = self._clock.now()
+        self._wakeups = Wakeups(poll_soon, self._clock)
+        self._hooks: dict[str, _Hook] = {}  # by App ID
+        self._look_ups: deque[tuple[str, hooks.Named]] = deque()
+        self._anything = asyncio.Event()
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """The background work by name; each runs until it is cancelled."""
+        return {
+            "wake-ups": self._wakeups.run(),
+            "notices": self._look_up(),
+            "web-hooks": self._keep_records(),
+        }
+
+    def start(self, runner: AccountRunner) -> None:
+        """Begin with an account, which may have no hook."""
+        app_id = runner.account.app_id
+        net = ThirdNet(runner, self._runtime.services)
+        hook = self._hooks[app_id] = _Hook(runner, net)
+        runner.on_discovered = lambda state, found: self._discovered(hook, state, found)
+        self._follow(hook)
+
+    async def end(self, runner: AccountRunner) -> None:
+        """Leave an account that is about to be closed."""
+        hook = self._hooks.pop(runner.account.app_id, None)
+        if hook is not None and hook.work is not None:
+            hook.work.cancel()
+            await asyncio.gather(hook.work, return_exceptions=True)
+
+    async def stop(self) -> None:
+        for hook in list(self._hooks.values()):
+            await self._keep(hook, at_once=True)
+            await self.end(hook.runner)
+
+    # -- what the listener asks and tells ---------------------------------------------------------
+
+    async def find(self, path: str) -> tuple[str, str] | None:
+        """Return App ID and secret of the account whose path this is."""
+        for account in self._runtime.config.accounts:
+            if account.webhook is not None and account.webhook.path == path:
+                secret = self._runtime.hook_secrets.get(account.app_id)
+                hook = self._hooks.get(account.app_id)
+                if secret is None or hook is None:
+                    return None  # a reload is under way
+                await self._know(hook)
+                return account.app_id, secret
+        return None
+
+    def refused(self, app_id: str) -> None:
+        """A request was not signed as it should be."""
+        hook = self._hooks[app_id]
+        hook.record = hook.record.after_refused()
+        is_news = hook.refusals.failed()
+        self._emit(events.WebhookRefused(hook.name, is_news))
+
+    def taken(self, app_id: str, body: bytes) -> None:
+        """Take a well-signed notice; where no user is named, a fax that we know may be."""
+        hook = self._hooks[app_id]
+        hook.record = hook.record.after_notice(self._clock.now())
+        named = hook.read(body)
+        if named.user_ids or not named.words or len(self._look_ups) >= _MOST_LOOK_UPS:
+            self._notice(hook, named.user_ids, of_sent=named.of_sent)
+        else:
+            self._look_ups.append((app_id, named))
+            self._anything.set()
+
+    def records(self) -> Mapping[str, HookRecord]:
+        """How the hook of each App ID that has one has done."""
+        return {app_id: hook.record for app_id, hook in self._hooks.items() if _has_hook(hook)}
+
+    # -- notices ----------------------------------------------------------------------------------
+
+    async def _look_up(self) -> None:
+        """Find the users whose faxes notices name."""
+        while True:
+            self._anything.clear()
+            while self._look_ups:
+                app_id, named = self._look_ups.popleft()
+                streams: set[int] = set()
+                async with cut_off_if_hung("notices"):
+                    with suppress(LedgerUnavailable):
+                        streams = await self._ledger.read(faxes.streams_of, app_id, named.words)
+                hook = self._hooks.get(app_id)
+                if hook is not None:
+                    states = hook.runner.states
+                    user_ids = {states[one].user.user_id for one in streams & states.keys()}
+                    self._notice(hook, user_ids, of_sent=named.of_sent)
+            await self._anything.wait()
+
+    def _notice(self, hook: _Hook, user_ids: Collection[str], *, of_sent: bool) -> None:
+        """Have these users polled, or all of the account."""
+        found = {one: hook.streams(one, of_sent=of_sent) for one in user_ids}
+        named = {user_id: streams for user_id, streams in found.items() if streams}
+        for streams in named.values():
+            self._wakeups.wake(streams)
+        every = list(hook.runner.states.values())
+        if not named:
+            streams = [one for one in every if of_sent or _is_received(one)]
+            self._wakeups.wake(streams, _spread(hook.runner))
+        hook.noticed |= dict.fromkeys(named or [""], self._clock.now())
+        hook.net.ask_soon([streams[0] for streams in named.values()] or every[:1])
+        is_news = not hook.is_heard or hook.refusals.recovered() > 0
+        hook.is_heard = True
+        users = len(named or hook.runner.account.users)
+        self._emit(
+            events.WebhookReceived(hook.name, users, names_nobody=not named, is_news=is_news)
+        )
+
+    # -- whether a hook works ---------------------------------------------------------------------
+
+    def _discovered(self, hook: _Hook, state: StreamState, found: Sequence[FaxRow]) -> None:
+        """Faxes that came since the start should have been announced."""
+        if not _has_hook(hook) or not _is_received(state):
+            return
+        judge_at = self._clock.monotonic() + _NOTICE_AFTER_S
+        for fax in found:
+            if fax.received_at is not None and fax.received_at >= self._since:
+                hook.unproved.append((judge_at, state.user.user_id, fax.received_at))
+
+    def _judge(self, hook: _Hook) -> None:
+        """Note which faxes came without a notice, and which ones only the third net has found."""
+        if hook.net.found:
+            hook.record = hook.record.after_found(hook.net.found)
+            hook.net.found = 0
+        while hook.unproved and hook.unproved[0][0] <= self._clock.monotonic():
+            _, user_id, received_at = hook.unproved.popleft()
+            notices = [hook.noticed[one] for one in (user_id, "") if one in hook.noticed]
+            if not notices or max(notices) < received_at - _NOTICE_BEFORE:
+                hook.record = hook.record.after_missing(self._clock.now())
+
+    async def _keep_records(self) -> None:
+        while True:
+            for hook in list(self._hooks.values()):
+                async with cut_off_if_hung("web-hooks", hook.name):
+                    self._follow(hook)
+                    self._judge(hook)
+                    await self._keep(hook)
+            await self._clock.sleep(_TICK_S)
+
+    def _follow(self, hook: _Hook) -> None:
+        """A reload may have given an account a hook, or taken it away."""
+        if _has_hook(hook) and hook.work is None:
+            name = hook.name
+            self._runtime.services.metrics.show_webhook(name)
+            hook.work = asyncio.create_task(hook.net.run(), name=f"notifications {name}")
+        elif not _has_hook(hook) and hook.work is not None:
+            hook.work.cancel()
+            hook.work = None
+
+    async def _know(self, hook: _Hook) -> None:
+        """Go on with the record that an earlier process has kept."""
+        if hook.kept is not None:
+            return
+        kept = HookRecord()
+        with suppress(LedgerUnavailable):
+            app_id = hook.runner.account.app_id
+            kept = HookRecord.read(await self._ledger.read(accounts.hook, app_id))
+        if hook.kept is None:  # nobody was faster
+            hook.kept = hook.record = kept
+
+    async def _keep(self, hook: _Hook, *, at_once: bool = False) -> None:
+        now = self._clock.monotonic()
+        if not _has_hook(hook):
+            return
+        await self._know(hook)
+        if hook.record == hook.kept or (now < hook.keep_at and not at_once):
+            return
+        record = hook.record
+        with suppress(LedgerUnavailable):  # the next time, then
+            app_id = hook.runner.account.app_id
+            await self._ledger.write(accounts.keep_hook, app_id, record.text())
+            hook.kept, hook.keep_at = record, now + _KEEP_S
+
+
+def _has_hook(hook: _Hook) -> bool:
+    return hook.runner.account.webhook is not None
+
+
+def _is_received(_: StreamState) -> bool:
+    return True
+
+
+def _spread(runner: AccountRunner) -> timedelta:
+    """How long the limit needs to list all users of an account."""
+    per_s = min(runner.account.limits.requests_per_second * schedule.LISTS_SHARE, POLLS_PER_S)
+    return timedelta(seconds=len(runner.states) / per_s)

@@ -1,0 +1,86 @@
+"""What eFax told the web-hook, as it lists that itself: a fax that no list shows is fetched all the same."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from poller.clock import Clock
+from poller.efax.notices import Notice
+from poller.efax.responses import listed_fax
+from poller.errors import BadAnswer, Rejected
+from poller.ingest.account import AccountRunner
+from poller.ingest.stream_state import StreamState
+from poller.ledger import Ledger, faxes
+from poller.stream import Direction
+
+_FIRST_BACK = timedelta(days=1)
+_OVERLAP = timedelta(hours=1)
+_WAIT = timedelta(days=1)
+_MOST_ASKED_FOR = 100  # of one answer
+
+
+class NoticeReader:
+    """Reads `GET /notifications` of one account, which finds what polls and sweeps have missed.
+
+    `is_of_all`: an answer bears notices of other users than the one for whom it was asked, so one
+    user's is enough.
+    """
+
+    def __init__(self, account: AccountRunner, ledger: Ledger, clock: Clock) -> None:
+        self.is_of_all = False
+        self._account = account
+        self._ledger = ledger
+        self._clock = clock
+        self._read_at: dict[str, datetime] = {}  # by User ID; "" where an answer is of all
+        # User ID and fax id of what is nowhere yet, and since when.
+        self._waiting: dict[tuple[str, str], datetime] = {}
+
+    async def read(self, state: StreamState) -> int:
+        """Ask on behalf of a user; returns how many faxes only this has found.
+
+        Raises ApiError of a call that failed, LedgerUnavailable.
+        """
+        now = self._clock.now()
+        since = self._read_at.get(self._whose(state), now - _FIRST_BACK) - _OVERLAP
+        notices = await self._account.client.notifications(state.user, since)
+        self.is_of_all = self.is_of_all or any(
+            one.user_id not in (None, state.user.user_id) for one in notices
+        )
+        found = await self._record(state, notices)
+        self._read_at[self._whose(state)] = now
+        return found
+
+    def _whose(self, state: StreamState) -> str:
+        return "" if self.is_of_all else state.user.user_id
+
+    async def _record(self, asked: StreamState, notices: Iterable[Notice]) -> int:
+        states = {state.user.user_id: state for state in self._account.states.values()}
+        waiting, self._waiting = self._waiting, {}
+        noticed = defaultdict(list)
+        for user_id, fax_id in waiting:
+            noticed[user_id].append(fax_id)
+        for one in notices:
+            if one.direction is not Direction.SENT:
+                noticed[one.user_id or asked.user.user_id].append(one.fax_id)
+        found = asked_for = 0
+        for user_id in noticed.keys() & states.keys():
+            state = states[user_id]
+            for fax_id in await self._ledger.read(faxes.unknown, state.id, noticed[user_id]):
+                since = waiting.get((user_id, fax_id), self._clock.now())
+                if asked_for < _MOST_ASKED_FOR and await self._is_there(state, fax_id, since):
+                    found += 1
+                asked_for += 1
+        return found
+
+    async def _is_there(self, state: StreamState, fax_id: str, since: datetime) -> bool:
+        """Record a fax that no list has shown; one that is not there yet is asked for again for a day."""
+        try:
+            fields = await self._account.client.metadata(state.user, fax_id)
+        except (Rejected, BadAnswer):
+            if self._clock.now() - since < _WAIT:
+                self._waiting[state.user.user_id, fax_id] = since
+            return False
+        fax = listed_fax({"fax_id": fax_id} | fields)
+        if fax is None or str(fields.get("direction", "")).upper() == "OUTBOUND":
+            return False
+        return await self._account.reader.record_noticed(state, fax)
