@@ -499,14 +499,15 @@ def hung_secret(directory: Path) -> tuple[SecretRef, threading.Event]:
     return SecretRef("file", str(fifo)), go_on
 
 
-@pytest.mark.parametrize("which", ["api_key", "http.token"])
+@pytest.mark.parametrize("which", ["api_key", "webhook.secret", "http.token"])
 async def test_secret_on_a_share_that_hangs_stops_nothing_but_its_reload(
     runtime: Runtime, simulator: Simulator, tmp_path: Path, which: str
 ) -> None:
     secret, go_on = hung_secret(tmp_path)
     if which == "api_key":
-        accounts = tuple(replace(one, api_key=secret) for one in runtime.config.accounts)
-        changed = replace(runtime.config, accounts=accounts)
+        changed = with_account(runtime.config, api_key=secret)
+    elif which == "webhook.secret":
+        changed = with_account(runtime.config, webhook=AccountHook("/efax", secret))
     else:
         runtime.config = changed = replace(
             runtime.config, http=replace(runtime.config.http, token=secret)
@@ -517,4 +518,5 @@ async def test_secret_on_a_share_that_hangs_stops_nothing_but_its_reload(
         assert not preparing.done()
         go_on.set()
         prepared = await preparing
-    assert "a-secret" in (*prepared.secrets.values(), prepared.http_token)
+    of_accounts = (*prepared.secrets.values(), *prepared.hook_secrets.values())
+    assert "a-secret" in (*of_accounts, prepared.http_token)
