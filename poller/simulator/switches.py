@@ -168,7 +168,7 @@ class Switches:
         "the answer to a send call: an array, or a lone object", "array", "object"
     )
     send_transaction_id_in_list: str = _switch(
-        "is our transaction id in sent lists; ignored: it is not, nor the filter",
+        "is our transaction id in sent lists; ignored: no, and no filter",
         *("yes", "no", "ignored"),
     )
     send_takes_s: float = _switch(

@@ -140,6 +140,16 @@ async def test_a_connection_that_is_reset_leaves_in_doubt(bench: Bench, client: 
     assert bench.server.count("send") == 1
 
 
+async def test_no_http_client_that_repeats_posts_sends_a_fax_twice(
+    bench: Bench, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiohttp.client.IDEMPOTENT_METHODS", {"POST"})
+    bench.server.scripts["send"] = [reset]
+    with pytest.raises(errors.SendInDoubt):
+        await client.send(bench.ann, FAX)
+    assert bench.server.count("send") == 1
+
+
 async def test_an_answer_that_does_not_come_leaves_in_doubt(bench: Bench, client: Client) -> None:
     async def step(_: web.Request) -> web.StreamResponse:
         pass_time(bench.timeouts.total_s + 1)  # more time than other calls have

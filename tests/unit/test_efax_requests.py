@@ -142,6 +142,36 @@ def test_the_other_calls_are_as_documented() -> None:
     assert "Authorization" not in health.headers
 
 
+def test_sent_faxes_are_listed_with_encoded_filters() -> None:
+    request = requests.sent_list_request(
+        "u", "t", BOUNDS, offset=3, transmission_status="IN PROGRESS", transaction_id="a&b"
+    )
+    assert request.call is Call.SENT_LIST
+    assert request.target == (
+        "/faxes/sent?min_completed_timestamp=2024-05-21T04%3A27%3A56.999%2B0000"
+        "&max_completed_timestamp=2024-05-21T05%3A27%3A56.999%2B0000"
+        "&transmission_status=IN%20PROGRESS&transaction_id=a%26b"
+    )
+    assert request.headers["pagination-offset"] == "3"
+    assert requests.sent_list_request("u", "t", None, offset=0).target == "/faxes/sent"
+
+
+def test_calls_that_change_a_fax_are_as_documented() -> None:
+    delete = requests.delete_request("u", "t", "a/b")
+    assert (delete.call, delete.method, delete.target) == (Call.DELETE, "DELETE", "/faxes/a%2Fb")
+    for downloaded, body in ((True, b'{"image_downloaded": true}'), (False, None)):
+        mark = requests.mark_request("u", "t", "f", downloaded=downloaded)
+        assert (mark.call, mark.method, mark.target) == (Call.MARK, "PATCH", "/faxes/f/metadata")
+        assert mark.headers["Content-Type"] == "application/json"
+        assert mark.body == (body or b'{"image_downloaded": false}')
+
+
+@pytest.mark.parametrize("last", ["details", "detail"])
+def test_transmission_details_have_two_names(last: str) -> None:
+    request = requests.details_request("u", "t", "f", last=last)
+    assert (request.call, request.target) == (Call.DETAILS, f"/faxes/f/transmission-{last}")
+
+
 def test_a_request_does_not_show_its_secrets() -> None:
     assert "tok-en" not in repr(requests.list_request("u", "tok-en", None, offset=0))
     assert "Basic" not in repr(requests.token_request("1", "key"))

@@ -245,6 +245,93 @@ def test_of_any_four_tokens_one_is_for_an_image_that_could_go(
     assert pacing.slots.waiting == 0
 
 
+LOW = (Kind.SENT_LIST, Kind.SENT_IMAGE, Kind.LAST)
+
+
+def test_sent_faxes_go_after_received_ones_and_deletions_come_last() -> None:
+    pacing = Pacing(5, burst=100, in_flight=100, now=0.0)
+    waiting(pacing, [Ticket(kind, "a") for kind in reversed(Kind)])
+    assert [ticket.kind for ticket in pacing.grant(0.0)] == list(Kind)
+
+
+def test_a_sent_list_goes_where_no_image_could_go() -> None:
+    pacing = Pacing(5, burst=100, in_flight=4, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 9) + tickets(Kind.SENT_LIST, "a", 1))
+    kinds = [ticket.kind for ticket in pacing.grant(0.0)]
+    assert kinds == [Kind.IMAGE] * 3 + [Kind.SENT_LIST]
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "slow", "low"),
+    [
+        pytest.param(1, 1, 1, id="one slot is for all"),
+        pytest.param(2, 1, 1, id="of two one is left"),
+        pytest.param(3, 1, 2, id="of three one, but for lists"),
+        pytest.param(4, 2, 3, id="of four two"),
+        pytest.param(5, 2, 3, id="of five two"),
+        pytest.param(8, 4, 6, id="of eight four"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Kind.SENT_IMAGE, Kind.LAST])
+def test_sent_images_and_deletions_leave_half_of_the_slots_free_and_sent_lists_a_quarter(
+    kind: Kind, in_flight: int, slow: int, low: int
+) -> None:
+    pacing = Pacing(5, burst=100, in_flight=in_flight, now=0.0)
+    waiting(pacing, tickets(Kind.SENT_IMAGE, "a", 50) + tickets(kind, "a", 50))
+    assert len(pacing.grant(0.0)) == slow
+    waiting(pacing, tickets(Kind.SENT_LIST, "a", 50))
+    assert len(pacing.grant(0.0)) == low - slow
+    waiting(pacing, tickets(Kind.LIST, "a", 50))
+    assert len(pacing.grant(0.0)) == in_flight - low
+
+
+def test_where_sent_images_hold_slots_a_list_still_finds_one_beside_images() -> None:
+    pacing = Pacing(5, burst=100, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.SENT_IMAGE, "a", 50))
+    assert len(pacing.grant(0.0)) == 4
+    waiting(pacing, tickets(Kind.IMAGE, "a", 50))
+    assert [ticket.kind for ticket in pacing.grant(0.0)] == [Kind.IMAGE] * 3
+    waiting(pacing, tickets(Kind.LIST, "a", 2))
+    assert [ticket.kind for ticket in pacing.grant(0.0)] == [Kind.LIST]
+
+
+def test_fewer_slots_than_are_held_let_nobody_go() -> None:
+    pacing = Pacing(5, burst=100, in_flight=8, now=0.0)
+    waiting(pacing, tickets(Kind.SENT_IMAGE, "a", 5) + tickets(Kind.IMAGE, "a", 1))
+    assert len(pacing.grant(0.0)) == 5
+    pacing.set_limits(5, burst=100, in_flight=2, now=0.0)
+    waiting(pacing, tickets(Kind.IMAGE, "a", 1))
+    assert pacing.grant(0.0) == []
+
+
+@quick
+@given(arrivals_of_all_kinds, rates, st.integers(1, 12), st.integers(1, 9))
+def test_received_faxes_keep_their_rules_among_themselves_whatever_else_there_is(
+    arrivals: list[Arrival], rate: float, burst: int, in_flight: int
+) -> None:
+    """Nobody of a lower kind goes while one of a higher kind could, and all of it is within bounds."""
+    pacing = Pacing(rate, burst, in_flight, now=0.0)
+    slots = pacing.slots
+    start = slots.start
+
+    def checked(kind: Kind) -> Ticket:
+        if kind in LOW:
+            assert not slots._queues[Kind.OTHER]
+            assert not slots._queues[Kind.LIST]
+            assert not slots._image_may_go()
+        ticket = start(kind)
+        held = {one: len(slots._under_way[one]) for one in Kind}
+        low = sum(held[one] for one in LOW)
+        if kind in LOW:
+            assert low <= max(1, in_flight - -(-in_flight // 4))
+        if kind in (Kind.SENT_IMAGE, Kind.LAST):
+            assert held[Kind.SENT_IMAGE] + held[Kind.LAST] <= max(1, in_flight // 2)
+        return ticket
+
+    slots.start = checked  # type: ignore[method-assign]
+    assert len({ticket for _, ticket in simulate(pacing, arrivals)}) == len(arrivals)
+
+
 @pytest.mark.parametrize(
     ("in_flight", "images"),
     [
