@@ -7,15 +7,17 @@ sentence, the level or a metric needs them. The README's table of events is held
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar, Final, Literal, TypeVar, dataclass_transform
+
+from poller.stream import Direction
 
 Level = Literal["debug", "info", "warning", "error"]
 _T = TypeVar("_T")
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Event:
     """Each subclass is a frozen dataclass.
 
@@ -54,12 +56,27 @@ class Event:
 Emit = Callable[[Event], None]
 
 
+def of_sent(emit: Emit) -> Emit:
+    """Return what the work on sent faxes emits to: each of its events says so."""
+
+    def tagged(happened: Event) -> None:
+        if isinstance(happened, OfUser):
+            sent: Any = happened
+            happened = replace(sent, direction=Direction.SENT)
+        emit(happened)
+
+    return tagged
+
+
 class OfAccount(Event):
     account: str
 
 
 class OfUser(OfAccount):
+    """`direction`: which of the user's streams it is about; `of_sent` sets it."""
+
     user: str
+    direction: Direction = field(default=Direction.RECEIVED, kw_only=True)
 
 
 class OfFax(OfUser):

@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from poller import events
 from poller.events import Event
 from poller.own_threads import OwnThreads
+from poller.stream import Direction
 
 PollOutcome = Literal["ok", "failed", "skipped"]
 # `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
@@ -45,7 +46,8 @@ _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 _OF_USER: Final = ("account", "user")
 _OF_STREAM: Final = (*_OF_USER, "direction")
-_RECEIVED: Final = "received"
+# Metrics without that label are of received faxes; those of sent ones have a name of their own.
+_PREFIXES: Final = {Direction.RECEIVED: "poller_", Direction.SENT: "poller_sent_"}
 
 # Of the service, and of its accounts where there is a label: what is there now.
 _GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -131,7 +133,7 @@ class _User:
     gauges: dict[str, float] = field(default_factory=dict)
 
 
-_Users = dict[tuple[str, str], _User]
+_Users = dict[tuple[str, str, Direction], _User]
 
 
 class Metrics:
@@ -142,7 +144,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._users: _Users = {}
-        self._configured: frozenset[tuple[str, str]] | None = None
+        self._configured: frozenset[tuple[str, str, Direction]] | None = None
         self._threads = OwnThreads("metrics")
         ProcessCollector(namespace="poller", registry=registry)
         build = Info("poller_build", "What is running.", registry=registry)
@@ -189,15 +191,27 @@ class Metrics:
         if (effect := _EFFECTS.get(type(happened))) is not None:
             effect(self, happened)
 
-    def poll(self, account: str, user: str, outcome: PollOutcome) -> None:
-        self._user(account, user).polls[outcome] += 1
+    def poll(
+        self,
+        account: str,
+        user: str,
+        outcome: PollOutcome,
+        direction: Direction = Direction.RECEIVED,
+    ) -> None:
+        self._user(account, user, direction).polls[outcome] += 1
 
-    def fax(self, account: str, user: str, outcome: FaxOutcome, count: int = 1) -> None:
-        self._user(account, user).faxes[outcome] += count
+    def fax(self, of: events.OfUser, outcome: FaxOutcome, count: int = 1) -> None:
+        self._user(of.account, of.user, of.direction).faxes[outcome] += count
 
-    def set_user(self, account: str, user: str, **values: float | datetime | None) -> None:
-        """Set what is there now of a user, by the names of `_USER_GAUGES`; None leaves it as it is."""
-        gauges = self._user(account, user).gauges
+    def set_user(
+        self,
+        account: str,
+        user: str,
+        direction: Direction = Direction.RECEIVED,
+        **values: float | datetime | None,
+    ) -> None:
+        """Set what is there now of a stream, by the names of `_USER_GAUGES`; None leaves it as it is."""
+        gauges = self._user(account, user, direction).gauges
         for name, value in values.items():
             assert name in _USER_GAUGES, name
             if value is not None:
@@ -208,10 +222,10 @@ class Metrics:
         of = self._gauges[gauge]
         (of.labels(*account) if account else of).set(value)
 
-    def keep(self, users: frozenset[tuple[str, str]]) -> None:
-        """Drop the users but these; what comes of others later is for nobody, either."""
-        self._configured = users
-        self._users = {who: user for who, user in self._users.items() if who in users}
+    def keep(self, streams: frozenset[tuple[str, str, Direction]]) -> None:
+        """Drop the streams but these; what comes of others later is for nobody, either."""
+        self._configured = streams
+        self._users = {who: user for who, user in self._users.items() if who in streams}
 
     def forget_account(self, account: str) -> None:
         """Drop the state of an account that is no longer configured; its counters stay."""
@@ -237,17 +251,17 @@ class Metrics:
         self._waits(account).inc(max(0.0, seconds))
 
     def discovered(self, fax: events.FaxDiscovered) -> None:
-        self.fax(fax.account, fax.user, "discovered")
-        if fax.delay_s is not None:
+        self.fax(fax, "discovered")
+        if fax.delay_s is not None and fax.direction is Direction.RECEIVED:
             self._visibility.observe(max(0.0, fax.delay_s))
 
     def stored(self, fax: events.FaxStored) -> None:
-        self.fax(fax.account, fax.user, "stored")
-        if fax.waited_s is not None:
+        self.fax(fax, "stored")
+        if fax.waited_s is not None and fax.direction is Direction.RECEIVED:
             self._latency.observe(max(0.0, fax.waited_s))
 
     def deleted(self, fax: events.FaxDeleted) -> None:
-        self._user(fax.account, fax.user).deleted += 1
+        self._user(fax.account, fax.user, fax.direction).deleted += 1
 
     async def render(self, *, full: bool = False) -> bytes:
         """Return the text for Prometheus, made in a thread.
@@ -262,14 +276,15 @@ class Metrics:
         return await self._threads.run(lambda: self._rendered(users, full=full))
 
     def _rendered(self, users: _Users, *, full: bool) -> bytes:
-        shown = users if full or len(users) <= MOST_USERS else _by_account(users)
+        count = sum(direction is Direction.RECEIVED for _, _, direction in users)
+        shown = users if full or count <= MOST_USERS else _by_account(users)
         of_users = CollectorRegistry(auto_describe=False)
-        of_users.register(_UserCollector(shown, len(users)))
+        of_users.register(_UserCollector(shown, count))
         return generate_latest(of_users) + generate_latest(self._registry)
 
-    def _user(self, account: str, user: str) -> _User:
+    def _user(self, account: str, user: str, direction: Direction) -> _User:
         """A poll or an image may end after a reload has removed its user: that is for nobody."""
-        who = (account, user)
+        who = (account, user, direction)
         found = self._users.get(who)
         if found is None:
             found = _User()
@@ -279,14 +294,18 @@ class Metrics:
 
 
 _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
-    events.PollCompleted: lambda metrics, one: metrics.poll(one.account, one.user, "ok"),
-    events.PollFailed: lambda metrics, one: metrics.poll(one.account, one.user, "failed"),
-    events.LateArrivals: lambda metrics, one: metrics.fax(one.account, one.user, "late", one.count),
+    events.PollCompleted: lambda metrics, one: metrics.poll(
+        one.account, one.user, "ok", one.direction
+    ),
+    events.PollFailed: lambda metrics, one: metrics.poll(
+        one.account, one.user, "failed", one.direction
+    ),
+    events.LateArrivals: lambda metrics, one: metrics.fax(one, "late", one.count),
     events.FaxDiscovered: Metrics.discovered,
     events.FaxStored: Metrics.stored,
     events.FaxDeleted: Metrics.deleted,
-    events.FaxDamaged: lambda metrics, one: metrics.fax(one.account, one.user, "damaged"),
-    events.FaxQuarantined: lambda metrics, one: metrics.fax(one.account, one.user, "quarantined"),
+    events.FaxDamaged: lambda metrics, one: metrics.fax(one, "damaged"),
+    events.FaxQuarantined: lambda metrics, one: metrics.fax(one, "quarantined"),
     events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
     events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
     events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
@@ -310,35 +329,52 @@ class _UserCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("poller_users", "Users that are polled.", value=self._count)
-        polls = CounterMetricFamily("poller_polls", "Polls.", labels=[*_OF_USER, "outcome"])
-        faxes = CounterMetricFamily("poller_faxes", "Faxes.", labels=[*_OF_STREAM, "outcome"])
         gone = CounterMetricFamily("poller_deleted", "Faxes deleted at eFax.", labels=_OF_USER)
-        for who, user in self._users.items():
-            gone.add_metric(who, user.deleted)
-            # Also those that never happened: an increase from 0 shows.
-            for outcome in get_args(PollOutcome):
-                polls.add_metric((*who, outcome), user.polls[outcome])
-            for outcome in get_args(FaxOutcome):
-                faxes.add_metric((*who, _RECEIVED, outcome), user.faxes[outcome])
-        yield polls
-        yield faxes
+        for direction, prefix in _PREFIXES.items():
+            mine = {who[:2]: user for who, user in self._users.items() if who[2] is direction}
+            if mine or direction is Direction.RECEIVED:
+                yield _polls(prefix, mine)
+                yield from _gauges(prefix, mine, _OF_USER)
+        for (account, name, direction), user in self._users.items():
+            if direction is Direction.RECEIVED:
+                gone.add_metric((account, name), user.deleted)
         yield gone
-        for name, gauge in _USER_GAUGES.items():
-            family = GaugeMetricFamily(f"poller_{gauge.metric}", gauge.help, labels=gauge.labels)
-            for who, user in self._users.items():
-                value = user.gauges.get(name, gauge.unset)
-                if value is not None:  # a time that is not known yet is no series, not 1970
-                    family.add_metric((*who, _RECEIVED)[: len(gauge.labels)], value)
-            yield family
+        faxes = CounterMetricFamily("poller_faxes", "Faxes.", labels=[*_OF_STREAM, "outcome"])
+        for who, user in self._users.items():
+            for outcome in get_args(FaxOutcome):
+                faxes.add_metric((*who, outcome), user.faxes[outcome])
+        yield faxes
+        yield from _gauges("poller_", self._users, _OF_STREAM)
+
+
+def _polls(prefix: str, users: Mapping[Any, _User]) -> Metric:
+    """Also those that never happened: an increase from 0 shows."""
+    polls = CounterMetricFamily(f"{prefix}polls", "Polls.", labels=[*_OF_USER, "outcome"])
+    for who, user in users.items():
+        for outcome in get_args(PollOutcome):
+            polls.add_metric((*who, outcome), user.polls[outcome])
+    return polls
+
+
+def _gauges(prefix: str, users: Mapping[Any, _User], labels: tuple[str, ...]) -> Iterator[Metric]:
+    for name, gauge in _USER_GAUGES.items():
+        if gauge.labels != labels:
+            continue
+        family = GaugeMetricFamily(f"{prefix}{gauge.metric}", gauge.help, labels=labels)
+        for who, user in users.items():
+            value = user.gauges.get(name, gauge.unset)
+            if value is not None:  # a time that is not known yet is no series, not 1970
+                family.add_metric(who, value)
+        yield family
 
 
 def _by_account(users: _Users) -> _Users:
     """Add up the users of each account; of times the oldest one, of durations the longest."""
-    of_account: dict[str, list[_User]] = defaultdict(list)
-    for (account, _), user in users.items():
-        of_account[account].append(user)
+    of_account: dict[tuple[str, Direction], list[_User]] = defaultdict(list)
+    for (account, _, direction), user in users.items():
+        of_account[account, direction].append(user)
     return {
-        (account, ""): _User(
+        (account, "", direction): _User(
             sum((user.polls for user in some), Tally()),
             sum((user.faxes for user in some), Tally()),
             sum(user.deleted for user in some),
@@ -348,5 +384,5 @@ def _by_account(users: _Users) -> _Users:
                 if (values := [user.gauges[name] for user in some if name in user.gauges])
             },
         )
-        for account, some in of_account.items()
+        for (account, direction), some in of_account.items()
     }

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from poller.config.values import size_text
+from poller.status import by_stream
+from poller.stream import Direction
 
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
@@ -14,6 +16,7 @@ _NO_PROGRESS: Final = "A backfill makes no progress, and is tried again, for {wh
 _SILENT: Final = (
     "Nothing was received for longer than expected by {who}: {words} still theirs? Send a test fax."
 )
+_SENT_NOTHING: Final = "Nothing was sent for longer than expected by {who}."
 _Row = dict[str, Any]
 
 
@@ -22,7 +25,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
 
     Users with the same trouble share a sentence, so that an outage of thousands is still one.
     """
-    every, accounts = status.get("users", []), status.get("accounts", [])
+    every, accounts = by_stream(status), status.get("accounts", [])
     users = [row for row in every if not row.get("removed")]
     suspended = _with("suspended_until", accounts)
     silenced = {row["account"] for row in suspended}
@@ -44,7 +47,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *_damaged(_with("damaged_files", every)),
         *_about(_with("failed_gaps", users), _NOT_LISTED),
         *_about(_with("backfill_error", asked), _NO_PROGRESS),
-        *_about(_with("silent_since", asked), _SILENT, ("is the number", "are the numbers")),
+        *_silent(_with("silent_since", asked)),
     ]
 
 
@@ -56,7 +59,7 @@ def not_in_time(status: dict[str, Any]) -> str | None:
     suspended = {row["account"] for row in status["accounts"] if row["suspended_until"]}
     late = [
         row
-        for row in status["users"]
+        for row in by_stream(status)
         if row["overdue"] and not row["refused"] and row["account"] not in suspended
     ]
     if not late:
@@ -168,6 +171,13 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
         f"({_names(rows)}). The oldest has failed since {since}: "
         f"{str(first['error']).rstrip('.')}. See `poller explain {first['fax_id']}`."
     ]
+
+
+def _silent(rows: list[_Row]) -> list[str]:
+    received = [row for row in rows if row["direction"] == Direction.RECEIVED]
+    sent = [row for row in rows if row["direction"] == Direction.SENT]
+    words = ("is the number", "are the numbers")
+    return [*_about(received, _SILENT, words), *_about(sent, _SENT_NOTHING)]
 
 
 def _left_behind(removed: list[_Row]) -> list[str]:

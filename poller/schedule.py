@@ -6,11 +6,18 @@ from functools import lru_cache
 
 from poller.config.model import Poll
 from poller.cron import next_cron
+from poller.stream import Direction
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GRID = timedelta(milliseconds=100)  # users due together share one wake-up of the event loop
 LATE_AT_LEAST = timedelta(minutes=5)
 LISTS_SHARE = 0.75  # of the limit; the rest stays for images, sign-ins and repeats
+
+
+def identity(app_id: str, user_id: str, direction: Direction = Direction.RECEIVED) -> str:
+    """Name what has a phase of its own."""
+    of_user = f"{app_id}/{user_id}"
+    return of_user if direction is Direction.RECEIVED else f"{of_user}/{direction}"
 
 
 @lru_cache(maxsize=1 << 15)  # asked for twice a poll, and always the same

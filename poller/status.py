@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time, timedelta
+from itertools import product
 from typing import Any
 
 from poller import VERSION, plan, schedule
@@ -27,13 +28,14 @@ from poller.ledger import (
 )
 from poller.ledger.accounts import all_accounts, hook
 from poller.progress import Progress
+from poller.stream import Direction
 from poller.window import Interval
 
 _FAXES_SHOWN = 20
 _HOUR = timedelta(hours=1)
 _HOURS = 24
 _AS_IT_IS = (
-    *("account", "user", "user_id", "last_error", "removed"),
+    *("account", "user", "user_id", "direction", "last_error", "removed"),
     *("found_by_sweep", "found_by_deep_sweep"),
     *("discovered", "stored", "pending", "quarantined", "dismissed", "damaged"),
 )
@@ -135,6 +137,7 @@ async def status(
 async def _users(
     ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately
 ) -> list[dict[str, Any]]:
+    """Every user by its received faxes, with those of its sent ones, if there are any, as `sent`."""
     rows, stored = await lately.read(ledger, now)
     held = await ledger.read(fold.all_progress)
     asked = await ledger.read(backfills.all_waiting)
@@ -143,8 +146,8 @@ async def _users(
     overdue = _overdue(around.accounts, rows, now)
     silent = _silent(around.accounts, rows, held)
     none = FailingCount()
-    return [
-        _user(row, now)
+    shown = {
+        (row.app_id, row.user_id, row.direction): _user(row, now)
         | _time(held[row.id], now)
         | _backfills(asked.get(row.id, ()))
         | _stored_lately(stored, row.id, now)
@@ -156,7 +159,22 @@ async def _users(
             "oldest_failing_s": failing_counts.get(row.id, none).oldest_s,
         }
         for row in rows
+    }
+    return [
+        user | {"sent": shown.get((app_id, user_id, Direction.SENT))}
+        for (app_id, user_id, direction), user in shown.items()
+        if direction is Direction.RECEIVED
     ]
+
+
+def by_stream(shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the users of a status with those of their sent faxes as rows of their own."""
+    rows = []
+    for user in shown.get("users", []):
+        rows.append(user)
+        if sent := user.get("sent"):
+            rows.append(sent | {"user": f"{user['user']}/{Direction.SENT}"})
+    return rows
 
 
 def instant(at: datetime | None) -> str | None:
@@ -265,10 +283,10 @@ def _stored_lately(
 
 
 def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: datetime) -> set[int]:
-    """The users who were not polled in time, whoever or whatever is to blame."""
+    """The streams that were not polled in time, whoever or whatever is to blame."""
     last = {row.id: row.last_success_at or row.our_first_seen for row in rows if not row.removed}
     late = {
-        (row.app_id, row.user_id): row.id
+        (row.app_id, row.user_id, row.direction): row.id
         for row in rows
         if row.id in last and now > last[row.id] + schedule.LATE_AT_LEAST
     }
@@ -276,10 +294,12 @@ def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: dateti
     for account in accounts if late else ():
         polls = [user.poll for user in account.users]
         factor = plan.demand(polls, account.limits.requests_per_second, now).factor
-        for user in account.users:
-            at = late.get((user.app_id, user.user_id))
-            identity = f"{user.app_id}/{user.user_id}"
-            if at is not None and schedule.is_overdue(user.poll, identity, last[at], now, factor):
+        for user, direction in product(account.users, Direction):
+            if (at := late.get((user.app_id, user.user_id, direction))) is None:
+                continue
+            identity = schedule.identity(user.app_id, user.user_id, direction)
+            stretch = factor if direction is Direction.RECEIVED else 1.0
+            if schedule.is_overdue(user.of(direction).poll, identity, last[at], now, stretch):
                 overdue.add(at)
     return overdue
 
@@ -289,10 +309,14 @@ def _silent(
 ) -> dict[int, datetime | None]:
     """Since when nothing was received by those of whom more is expected."""
     expected = {
-        (user.app_id, user.user_id): user.expect for account in accounts for user in account.users
+        (user.app_id, user.user_id, direction): user.expect
+        if direction is Direction.RECEIVED
+        else user.sent.expect
+        for account in accounts
+        for user, direction in product(account.users, Direction)
     }
     return {
-        row.id: held[row.id].silent_since(expected.get((row.app_id, row.user_id)))
+        row.id: held[row.id].silent_since(expected.get((row.app_id, row.user_id, row.direction)))
         for row in rows
         if not row.removed
     }

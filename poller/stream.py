@@ -18,3 +18,8 @@ class Stream:
     app_id: str
     user_id: str
     direction: Direction = Direction.RECEIVED
+
+
+def label(account: str, user: str, direction: Direction = Direction.RECEIVED) -> str:
+    """Name a stream as operators do: `account/user`, or `account/user/sent`."""
+    return f"{account}/{user}" + ("" if direction is Direction.RECEIVED else f"/{direction}")

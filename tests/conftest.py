@@ -168,6 +168,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
         users: tuple[str, ...] = ("user-a", "user-b"),
         poll: Poll | None = None,
         limits: Limits | None = None,
+        of_user: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Config:
         account = Account(
@@ -176,7 +177,10 @@ def make_config(tmp_path: Path) -> MakeConfig:
             api_key=SecretRef("env", "KEY"),
             base_url=base_url,
             limits=limits or Limits(1000, 1000, 8),
-            users=tuple(User("main", name, APP, name, poll=poll or Poll()) for name in users),
+            users=tuple(
+                User("main", name, APP, name, poll=poll or Poll(), **of_user or {})
+                for name in users
+            ),
         )
         config = Config(
             accounts=(account,),

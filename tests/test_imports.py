@@ -17,9 +17,9 @@ ROOT = Path(poller.__file__).parent
 
 CORE = [
     "errors",
+    "stream",
     "events",
     "clock",
-    "stream",
     "window",
     "listing",
     "naming",

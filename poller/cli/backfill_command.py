@@ -22,6 +22,7 @@ from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Backfill, Ledger, backfills, streams
 from poller.status import instant
+from poller.stream import label
 from poller.window import Coverage, Interval
 
 _HANG_TIMEOUT_S = 2 * BACKFILL_CAP.total_seconds()  # it may do nothing between two attempts
@@ -97,10 +98,14 @@ def _window(start: datetime, end: datetime) -> Interval:
 
 
 async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any]:
-    (user,) = (one for one in settings.users if "/".join(one.names) == key)
+    (wanted,) = (
+        (user.app_id, user.user_id, direction)
+        for user, direction in settings.streams
+        if label(*user.names, direction) == key
+    )
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         rows = await ledger.read(streams.all_streams, include_removed=False)
-        known = [row.id for row in rows if (row.app_id, row.user_id) == (user.app_id, user.user_id)]
+        known = [row.id for row in rows if (row.app_id, row.user_id, row.direction) == wanted]
         if not known:
             raise NotDone(f"the running service does not know {key} yet: reload it first")
         asked = await ledger.write(backfills.ask, known[0], window, bootstrap.now())
@@ -165,7 +170,7 @@ async def _report(
 
 async def _work(key: str, window: Interval, runtime: Runtime) -> dict[str, Any]:
     keep_only(runtime, key)
-    (state,) = runtime.states
+    (state,) = (one for one in runtime.streams if one.key == key)
     account = runtime.accounts[state.user.app_id]
     ledger = runtime.services.ledger
     asked = await ledger.write(backfills.ask, state.id, window, runtime.services.clock.now())
@@ -174,7 +179,7 @@ async def _work(key: str, window: Interval, runtime: Runtime) -> dict[str, Any]:
         showing = asyncio.create_task(_show(ledger, asked, show), name="progress")
         try:
             stopped = await _list(account, state)
-            await account.workers.run_until_idle()
+            await account.lanes[state.direction].workers.run_until_idle()
         finally:
             showing.cancel()
     return await _report(ledger, key, asked, by_daemon=False, stopped=stopped)

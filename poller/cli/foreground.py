@@ -13,6 +13,7 @@ from poller.errors import CannotStart, LockHeld, UsageError
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
+from poller.stream import label
 
 T = TypeVar("T")
 
@@ -60,15 +61,17 @@ async def in_runtime(
 
 
 def keep_only(runtime: Runtime, key: str) -> None:
-    """Leave all users but ACCOUNT/USER alone."""
+    """Leave all streams but those of ACCOUNT/USER, or but ACCOUNT/USER/sent, alone."""
     for account in runtime.accounts.values():
-        for state in list(account.states.values()):
-            if state.key != key:
-                del account.states[state.id]
-        account.client.suspension.user_count = len({state.key for state in account.states.values()})
+        for state in account.streams:
+            if key not in (state.key, label(*state.user.names)):
+                del account.lanes[state.direction].states[state.id]
+        account.client.suspension.user_count = max(
+            len(lane.states) for lane in account.lanes.values()
+        )
 
 
 def require_configured(settings: Config, key: str, option: str = "") -> None:
-    """Raise UsageError where the configuration has no user ACCOUNT/USER."""
-    if key not in {"/".join(user.names) for user in settings.users}:
+    """Raise UsageError where the configuration has no user ACCOUNT/USER, or no archive of its sent faxes."""
+    if key not in {label(*user.names, direction) for user, direction in settings.streams}:
         raise UsageError(f"{option}{key}: the configuration has no such ACCOUNT/USER")

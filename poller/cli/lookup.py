@@ -58,10 +58,8 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
 
 
 async def find_user(ledger: Ledger, key: str) -> StreamRow:
-    """Find the user `ACCOUNT/USER`, a configured one before a removed one of that name."""
-    rows = [
-        row for row in await ledger.read(streams.all_streams) if f"{row.account}/{row.user}" == key
-    ]
+    """Find the stream `ACCOUNT/USER` or `ACCOUNT/USER/sent`, a configured one before a removed one."""
+    rows = [row for row in await ledger.read(streams.all_streams) if row.key == key]
     if not rows:
         raise NotDone(f"the ledger knows no user {key}; `poller status` shows its users")
     return min(rows, key=lambda row: row.removed)

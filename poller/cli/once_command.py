@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from poller.cli import bootstrap, stdio
 from poller.cli.console import Advance, answer, print_figures, progress
@@ -18,20 +19,32 @@ from poller.ingest.poll_run import PollOutcome
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, failing, jobs, streams
+from poller.stream import Direction
 
 _SUMMARY = ("polled", "failed_polls", "discovered", "stored", "pending", "quarantined")
 
 
 @dataclass
 class Round:
-    """What the round comes to: its summary, and what decides the exit code; *not yet* is no failure."""
+    """What the round comes to: its figures, and what decides the exit code; *not yet* is no failure."""
 
-    summary: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMARY, 0))
+    figures: dict[Direction, dict[str, int]]
     troubles: Troubles = field(default_factory=Troubles)
     failed: bool = False
     unusable: str | None = None
     to_fetch: int = 0
     fetched: int = 0
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The figures of received faxes, with those of sent ones, where they are archived, as `sent`."""
+        sent = self.figures.get(Direction.SENT)
+        return self.figures[Direction.RECEIVED] | ({"sent": sent} if sent else {})
+
+    def print(self) -> None:
+        for direction, figures in self.figures.items():
+            before = "" if direction is Direction.RECEIVED else f"{direction} "
+            print_figures({f"{before}{name}": count for name, count in figures.items()})
 
 
 def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
@@ -43,7 +56,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
     with holding(settings, "once", sys.stderr if as_json else None) as storage_lock:
         done = asyncio.run(in_runtime(settings, storage_lock, partial(_once, user)))
-    answer(done.summary, lambda: print_figures(done.summary), as_json=as_json)
+    answer(done.summary, done.print, as_json=as_json)
     for sentence in done.troubles.sentences():
         stdio.complain(f"poller: {sentence}")
     if done.unusable is not None:
@@ -52,22 +65,25 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
 
 
 async def _once(only: str | None, runtime: Runtime) -> Round:
-    done = Round()
     if only is not None:
         keep_only(runtime, only)
+    directions = [Direction.RECEIVED, *sorted({one.direction for one in runtime.streams})]
+    done = Round({direction: dict.fromkeys(_SUMMARY, 0) for direction in directions})
     with progress("fetching") as show:
-        accounts = [account for account in runtime.accounts.values() if account.states]
-        await asyncio.gather(*(_round(account, done, show) for account in accounts))
+        for direction in done.figures:
+            accounts = [one for one in runtime.accounts.values() if one.lanes[direction].states]
+            await asyncio.gather(*(_round(one, direction, done, show) for one in accounts))
     await _sum_up(runtime, done)
     return done
 
 
 async def _sum_up(runtime: Runtime, done: Round) -> None:
     ledger = runtime.services.ledger
-    mine = {state.id: state for state in runtime.states}
-    rows = [row for row in await ledger.read(streams.all_streams) if row.id in mine]
-    done.summary["pending"] = sum(row.pending for row in rows)
-    done.summary["quarantined"] = sum(row.quarantined for row in rows)
+    mine = {state.id: state for state in runtime.streams}
+    for row in await ledger.read(streams.all_streams):
+        if row.id in mine:
+            done.figures[row.direction]["pending"] += row.pending
+            done.figures[row.direction]["quarantined"] += row.quarantined
     done.unusable = runtime.services.gate.reason
     for waiting in await ledger.read(failing.waiting):
         if waiting.stream in mine and done.unusable is None:
@@ -82,15 +98,15 @@ async def _sum_up(runtime: Runtime, done: Round) -> None:
             )
 
 
-async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
-    """Poll all users of one account, then fetch all that is due there."""
+async def _round(account: AccountRunner, direction: Direction, done: Round, show: Advance) -> None:
+    """Poll all streams of one account and direction, then fetch all that is due there."""
 
     def show_fetched() -> None:
         note = f"{done.fetched:,} of {done.to_fetch:,}" if done.to_fetch else ""
         show(done.fetched, done.to_fetch or None, note)
 
     def fetched(_fax: FaxRow, outcome: Outcome) -> None:
-        done.summary["stored"] += outcome is Outcome.STORED
+        done.figures[direction]["stored"] += outcome is Outcome.STORED
         done.failed |= outcome in (Outcome.FAILED, Outcome.QUARANTINED, Outcome.POSTPONED)
         done.fetched += 1
         show_fetched()
@@ -98,7 +114,7 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
     account.on_fetched = fetched
     account.on_wait = waits_of(account.account.name)
     turns = asyncio.Semaphore(max(1, account.account.limits.in_flight))
-    states = list(account.states.values())
+    states = list(account.lanes[direction].states.values())
     ended = await asyncio.gather(*(_poll(account, state, done, turns) for state in states))
     error = await account.settle()
     suspended = account.client.suspension.reason
@@ -109,9 +125,9 @@ async def _round(account: AccountRunner, done: Round, show: Advance) -> None:
         done.failed = True
         done.troubles.unproved(account.account.name, error, suspended)
     rows = await account.services.ledger.read(streams.all_streams, include_removed=False)
-    done.to_fetch += sum(row.pending for row in rows if row.id in account.states)
+    done.to_fetch += sum(row.pending for row in rows if row.id in account.lanes[direction].states)
     show_fetched()
-    await account.workers.run_until_idle()
+    await account.lanes[direction].workers.run_until_idle()
 
 
 async def _poll(
@@ -124,9 +140,10 @@ async def _poll(
             outcome = await account.poll(state)
         except Exception as bug:  # noqa: BLE001 - it is this user's alone, and the others go on
             outcome = await account.broke_off(state, bug)
-    done.summary["polled"] += 1
-    done.summary["discovered"] += len(outcome.discovered)
+    figures = done.figures[state.direction]
+    figures["polled"] += 1
+    figures["discovered"] += len(outcome.discovered)
     if outcome.failed or outcome.skipped is not None:
-        done.summary["failed_polls"] += 1
+        figures["failed_polls"] += 1
         done.failed = True
     return outcome

@@ -18,6 +18,7 @@ from poller.ingest.account import SignIns, all_refused
 from poller.ingest.empties import EmptyLists
 from poller.ingest.stream_state import load_streams
 from poller.ledger import Ledger, streams
+from poller.stream import Direction
 from poller.window import Interval
 
 _LOOK_BACK = timedelta(hours=1)
@@ -82,11 +83,15 @@ async def _are_believed(
     rows = [
         row
         for row in await ledger.read(streams.all_streams, include_removed=False)
-        if row.app_id == client.account.app_id and row.user_id in users
+        if row.app_id == client.account.app_id
+        and row.user_id in users
+        and row.direction is Direction.RECEIVED
     ]
     if not rows:
         return True
-    states = await load_streams(ledger, [(users[row.user_id], row.id) for row in rows])
+    states = await load_streams(
+        ledger, [(users[row.user_id], row.id, row.direction) for row in rows]
+    )
     empties = EmptyLists(client, ledger, clock, {state.id: state for state in states})
     empties.memory.is_a_look = True
     try:

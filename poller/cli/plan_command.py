@@ -119,7 +119,7 @@ def _user(user: User, asked: Demand, late: timedelta, now: datetime) -> dict[str
 def _next_polls(user: User, factor: float, now: datetime) -> list[datetime]:
     times = [now]
     for _ in range(_NEXT):
-        identity = f"{user.app_id}/{user.user_id}"
+        identity = schedule.identity(user.app_id, user.user_id)
         times.append(schedule.next_poll(user.poll, identity, times[-1], factor))
     return times[1:]
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from poller.cli.console import for_tables, say, table
 from poller.cli.lookup import counted, name_of
 from poller.config.values import size_text
+from poller.status import by_stream
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
@@ -30,7 +31,7 @@ def print_status(shown: dict[str, Any]) -> None:
         console.print("All is well.", style="bold green")
     console.print(_headline(shown), style="dim", markup=False, highlight=False)
     suspended = {one["account"] for one in shown["accounts"] if one["suspended_until"]}
-    users = [row | {"state": _state(row, suspended)} for row in shown["users"]]
+    users = [row | {"state": _state(row, suspended)} for row in by_stream(shown)]
     users.sort(key=lambda row: (_RANKS[row["state"]], row["account"], row["user"]))
     # More would push the problems out of sight.
     room = max(10, console.height - _BESIDES - len(shown["problems"]))
@@ -147,7 +148,7 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
     for fax in shown["damaged_faxes"]:
         yield f"damaged  {name_of(fax)}  {fax['path']}: {fax['why']}"
     yield from _came_damaged(shown)
-    for row in shown["users"]:
+    for row in by_stream(shown):
         for start, end in row["backfills"]:
             why = f"  {row['backfill_error']}" if row["backfill_error"] else ""
             yield f"waiting backfill  {name_of(row)}  {start} to {end}{why}"
@@ -158,7 +159,7 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
 
 def _came_damaged(shown: dict[str, Any]) -> Iterator[str]:
     """It is no trouble that can be mended, and never over: so it is no problem of the service."""
-    counts = {name_of(row): row["damaged"] for row in shown["users"]}
+    counts = {name_of(row): row["damaged"] for row in by_stream(shown)}
     who = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     if who:
         total = sum(counts.values())

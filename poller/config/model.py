@@ -5,7 +5,7 @@ All is resolved and valid (contract in the README).
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from poller.config.addresses import SecretRef as SecretRef
 from poller.config.position import Node
 from poller.config.values import During as During
 from poller.config.values import choice, duration, nullable, number, size, whole
+from poller.stream import Direction
 
 UTC_ZONE = ZoneInfo("UTC")
 ImageFormat = Literal["pdf", "tiff"]
@@ -144,6 +145,13 @@ class User:
     @property
     def names(self) -> tuple[str, str]:
         return self.account, self.name
+
+    def of(self, direction: Direction) -> "User":
+        """Return the user as one of its streams goes by it: sent faxes have a schedule of their own."""
+        if direction is Direction.RECEIVED:
+            return self
+        poll = replace(self.poll, every=self.sent.every, cron=None, start=self.sent.start)
+        return replace(self, poll=poll, expect=self.sent.expect)
 
 
 @dataclass(frozen=True)
@@ -303,6 +311,13 @@ class Config:
             *(file for file in authorities if file is not None),
             *([tls.cert] if tls is not None else []),
         )
+
+    @property
+    def streams(self) -> list[tuple[User, Direction]]:
+        """All that is polled: what each user receives, then what is archived of what it sends."""
+        return [(user, Direction.RECEIVED) for user in self.users] + [
+            (user, Direction.SENT) for user in self.users if user.sent.archive != "none"
+        ]
 
     @property
     def state_directory(self) -> Path:

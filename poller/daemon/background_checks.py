@@ -59,7 +59,7 @@ class BackgroundChecks:
 
     def _begin_backfills(self) -> None:
         """A poll that is under way looks for them itself, and another comes after it if need be."""
-        for state in self._runtime.states:
+        for state in self._runtime.streams:
             if state.progress.backfill_waits and state.poll_began_at is None:
                 self._poll_soon(state)
 

@@ -140,7 +140,7 @@ class Monitor:
         self._emit(events.ClockStepped(round(step.total_seconds(), 1), f"{way} by {by}"))
         for account in self._runtime.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
-        for state in self._runtime.states:
+        for state in self._runtime.streams:
             with suppress(LedgerUnavailable):  # the gate says so
                 await state.record_soon(OurClockSet(step))
         self._planner.plan()
@@ -174,17 +174,17 @@ class Monitor:
         metrics.set("ready", not self.readiness.troubles())
         for account in self._runtime.accounts.values():  # 0 is a series, too
             metrics.set("account_suspended", account.is_suspended, account.account.name)
-        for state in self._runtime.states:
-            metrics.set_user(*state.user.names, overdue=self._planner.is_overdue(state))
+        for state in self._runtime.streams:
+            metrics.set_user(*state.names, overdue=self._planner.is_overdue(state))
         try:
             waiting = await self._ledger.read(streams.waiting_counts)
             harmed = await self._ledger.read(faxes.damage_counts)
         except LedgerUnavailable:
             return  # the gate says so
-        for state in self._runtime.states:
+        for state in self._runtime.streams:
             pending, quarantined = waiting.get(state.id, (0, 0))
             metrics.set_user(
-                *state.user.names,
+                *state.names,
                 pending=pending,
                 quarantined=quarantined,
                 damaged=harmed.get(state.id, 0),
@@ -234,13 +234,14 @@ class Monitor:
     async def _look_for_silence(self) -> None:
         """Say it once of each user to whom nothing came for longer than expected."""
         silent = set()
-        for state in self._runtime.states:
+        for state in self._runtime.streams:
             is_silent = state.polled and state.silent_since is not None
-            self._runtime.services.metrics.set_user(*state.user.names, silent=is_silent)
+            self._runtime.services.metrics.set_user(*state.names, silent=is_silent)
             if is_silent:
                 silent.add(state.id)
             if is_silent and state.id not in self._silent:
-                self._emit(events.Silence(*state.user.names, state.progress.last_received_at))
+                emit = state.telling(self._emit)
+                emit(events.Silence(*state.user.names, state.progress.last_received_at))
         self._silent = silent
 
     async def _look_for_failing(self) -> None:
@@ -252,12 +253,12 @@ class Monitor:
         except LedgerUnavailable:
             return  # the gate says so
         none = FailingCount()
-        for state in self._runtime.states:
-            names = state.user.names
+        for state in self._runtime.streams:
+            names, emit = state.user.names, state.telling(self._emit)
             one, before = found.get(state.id, none), self.readiness.failing.get(state.id, none)
-            self._runtime.services.metrics.set_user(*names, failing_s=one.oldest_s)
+            self._runtime.services.metrics.set_user(*state.names, failing_s=one.oldest_s)
             if one.late and not before.late:
-                self._emit(events.FetchFailed(*names, one.late, round(one.oldest_s)))
+                emit(events.FetchFailed(*names, one.late, round(one.oldest_s)))
             elif before.late and not one.late:
-                self._emit(events.FetchRecovered(*names))
+                emit(events.FetchRecovered(*names))
         self.readiness.failing = found

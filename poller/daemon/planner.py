@@ -14,6 +14,7 @@ from poller.daemon.trigger import PollTrigger
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
+from poller.stream import Direction
 
 _POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
 _BETWEEN_POLLS = timedelta(seconds=1)
@@ -112,15 +113,20 @@ class Planner:
         per_second = min(limit * schedule.LISTS_SHARE, POLLS_PER_S)
         spread = timedelta(seconds=len(account.states) / per_second)
         for state in account.states.values():
-            self._plan_user(account, state, factor, spread)
+            self._plan_stream(account, state, factor, spread)
+        for state in account.lanes[
+            Direction.SENT
+        ].states.values():  # they go when nothing that is received waits
+            self._plan_stream(account, state, 1.0, spread)
 
-    def _plan_user(
+    def _plan_stream(
         self, account: AccountRunner, state: StreamState, factor: float, spread: timedelta
     ) -> None:
         """The first poll comes at once, spread over the time that the limit needs for all users."""
         now = self._clock.now()
         state.planned_at = min(state.planned_at, self._clock.monotonic())
-        trigger = PollTrigger(state.user.poll, f"{state.user.app_id}/{state.user.user_id}", factor)
+        identity = schedule.identity(state.user.app_id, state.user.user_id, state.direction)
+        trigger = PollTrigger(state.user.poll, identity, factor)
         first = trigger.get_next_fire_time(None, now)
         if state.sweep_now or state.progress.backfill_waits:
             first = min(first, now + schedule.phase(state.key, spread))
@@ -180,8 +186,8 @@ class Planner:
     def _skipped(self, event: JobSubmissionEvent) -> None:
         job = self._scheduler.get_job(event.job_id)
         if job is not None:
-            account, _, user = job.name.partition("/")
-            self._runtime.services.metrics.poll(account, user, "skipped")
+            state: StreamState = job.args[2]
+            self._runtime.services.metrics.poll(*state.user.names, "skipped", state.direction)
 
     async def _tick(self) -> None:
         self.tick_at = self._clock.monotonic()

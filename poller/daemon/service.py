@@ -130,7 +130,8 @@ class Service:
     def _start_account(self, account: AccountRunner) -> None:
         account.on_suspension_change = self._suspension_changed
         account.note_pause()  # the storage may be unusable from the start
-        self._spawn(account.workers.run(), f"workers {account.account.name}")
+        for direction, lane in account.lanes.items():
+            self._spawn(lane.workers.run(), f"{direction} faxes of {account.account.name}")
         self._spawn(account.errands.run(), f"errands {account.account.name}")
         if self._webhooks is not None:
             self._webhooks.start(account)
@@ -178,8 +179,7 @@ class Service:
     def _gate_changed(self) -> None:
         for account in self._runtime.accounts.values():
             account.note_pause()
-            account.workers.wake()
-            account.errands.wake()
+            account.wake()
         systemd.notify(STATUS=self._monitor.readiness.status_line())
         self._spawn(self._monitor.keep_report(), "runtime report")
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,18 +15,21 @@ from poller.config.model import Account, RetryConfig
 from poller.efax.requests import Call
 from poller.efax.responses import listed_pages
 from poller.errors import ApiError, LedgerUnavailable, PollerError, Unforeseen, UserRefused
-from poller.events import Event
+from poller.ingest.archive import Archiver
 from poller.ingest.deleting import DELETED_WITHIN_S
 from poller.ingest.empties import EmptyLists
 from poller.ingest.errand_runner import ErrandRunner
 from poller.ingest.fetch import Fetcher, Outcome, Services
 from poller.ingest.poll import Poller
+from poller.ingest.poll_events import failed, succeeded
 from poller.ingest.poll_run import PollOutcome
 from poller.ingest.reading import ListReader
+from poller.ingest.sent_lists import EmptySentLists, SentReader
 from poller.ingest.stream_state import StreamState
 from poller.ingest.workers import FetchWorkers, images_at_once
 from poller.ledger import FaxRow, Ledger, accounts
 from poller.progress import RefusalLifted
+from poller.stream import Direction
 from poller.suspension import EndsBy
 
 _FRESH = timedelta(minutes=10)
@@ -109,8 +112,17 @@ class ClientObserver(Observer):
         self._owner.on_resumed()
 
 
+@dataclass(frozen=True)
+class Lane:
+    """The work on one direction of an account's faxes: its streams, and who lists and fetches."""
+
+    states: dict[int, StreamState]
+    poller: Poller
+    workers: FetchWorkers
+
+
 @dataclass
-class AccountRunner:
+class AccountRunner:  # more than 20 methods: what an account says, counts, keeps and opens
     """Polls and fetches for one account. Open it, poll its states, run its workers, close it."""
 
     account: Account
@@ -122,7 +134,7 @@ class AccountRunner:
     on_fetched: Callable[[FaxRow, Outcome], None] = lambda _fax, _outcome: None
     on_discovered: Callable[[StreamState, Sequence[FaxRow]], None] = lambda _state, _faxes: None
     on_wait: Callable[[str, float], None] = lambda _why, _seconds: None
-    states: dict[int, StreamState] = field(default_factory=dict)
+    states: dict[int, StreamState] = field(default_factory=dict)  # of received faxes
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
     settling: asyncio.Task[PollerError | None] | None = None
@@ -153,22 +165,61 @@ class AccountRunner:
             services.ledger,
             services.clock,
             self._empties,
-            path_template=self.path_template,
+            path_template=lambda _: self.path_template,
             on_discovered=self._on_discovered,
         )
         self._empties.record = reader.record
-        self._poller = Poller(self.client, reader, self._empties, services)
-        fetcher = Fetcher(services, self.client, paused_s=self.paused_s)
-        self.workers = FetchWorkers(
+        poller = Poller(self.client, reader, self._empties, services)
+        self.workers = self._make_workers(Fetcher, services, self.states)
+        self.lanes = {
+            Direction.RECEIVED: Lane(self.states, poller, self.workers),
+            Direction.SENT: self._sent_lane(),
+        }
+
+    def _sent_lane(self) -> "Lane":
+        """What is sent is archived in the same way, after what is received."""
+        services = replace(self.services, emit=events.of_sent(self.services.emit))
+        empties = EmptySentLists(self.client, services.ledger, self._empties.memory)
+        reader = SentReader(
+            self.client,
+            services.ledger,
+            services.clock,
+            empties,
+            path_template=lambda user: user.sent.path,
+            on_discovered=self._on_discovered,
+        )
+        states: dict[int, StreamState] = {}
+        poller = Poller(self.client, reader, empties, services)
+        return Lane(states, poller, self._make_workers(Archiver, services, states))
+
+    def _make_workers(
+        self, fetcher: type[Fetcher], services: Services, users: dict[int, StreamState]
+    ) -> FetchWorkers:
+        return FetchWorkers(
             self.account,
             services,
-            fetcher,
-            users=self.states,
+            fetcher(services, self.client, paused_s=self.paused_s),
+            users=users,
             may_ask=lambda: not self.is_suspended,
             on_outcome=self._on_fetched,
         )
         memory, may_ask = self._empties.memory, self.workers.may_ask
         self.errands = ErrandRunner(services, self.client, memory, self.states, may_ask=may_ask)
+
+    @property
+    def streams(self) -> list[StreamState]:
+        return [state for lane in self.lanes.values() for state in lane.states.values()]
+
+    def wake(self) -> None:
+        """Something may be due now, or may be asked for again."""
+        for lane in self.lanes.values():
+            lane.workers.wake()
+        self.errands.wake()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
+        workers = [lane.workers for lane in self.lanes.values()]
+        await asyncio.gather(*(one.drain(timeout_s) for one in (*workers, self.errands)))
 
     @property
     def is_suspended(self) -> bool:
@@ -177,8 +228,9 @@ class AccountRunner:
     async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
         """Poll one user, and say and count what came of it."""
         async with _listing(state):
-            outcome = await self._poller.poll(state, until=until)
-        self._blame_account(state, outcome)
+            outcome = await self.lanes[state.direction].poller.poll(state, until=until)
+        if state.direction is Direction.RECEIVED:
+            self._blame_account(state, outcome)
         self._observer.probed()
         self._report(state, outcome)
         return outcome
@@ -197,7 +249,7 @@ class AccountRunner:
         """Take a poll that a bug has ended for one that failed."""
         if not state.bug_alarm:
             state.bug_alarm = True
-            self.services.emit(
+            state.telling(self.services.emit)(
                 events.InternalError(
                     "A poll ended by an error that nobody expected; it is repeated on schedule, "
                     "and this is said again only after one has succeeded.",
@@ -206,14 +258,14 @@ class AccountRunner:
                 )
             )
         outcome = PollOutcome(error=Unforeseen(bug))
-        await self._poller.record(state, outcome)
+        await self.lanes[state.direction].poller.record(state, outcome)
         self._report(state, outcome)
         return outcome
 
     async def backfill(self, state: StreamState) -> PollOutcome:
         """List the old windows that an operator asked for, and nothing else."""
         async with _listing(state):
-            outcome = await self._poller.backfill(state)
+            outcome = await self.lanes[state.direction].poller.backfill(state)
         self._observer.probed()
         return outcome
 
@@ -249,7 +301,8 @@ class AccountRunner:
         if is_other:
             self.client.key_changed()
         self.client.set_limits(account.limits)
-        self.workers.at_once = images_at_once(account.limits.in_flight)
+        for lane in self.lanes.values():
+            lane.workers.at_once = images_at_once(account.limits.in_flight)
 
     async def close(self) -> None:
         if self.settling is not None:
@@ -289,14 +342,13 @@ class AccountRunner:
             )
         )
         self.note_pause()
-        for state in self.states.values():
+        for state in self.streams:
             state.sweep_now = True
             if state.is_refused:  # it may have been the account's fault
                 state.refusal = None
                 self._note(state.record_soon(RefusalLifted()))
         self._refused.clear()
-        self.workers.wake()
-        self.errands.wake()
+        self.wake()
         self.on_suspension_change(self)
 
     def note_pause(self) -> None:
@@ -321,7 +373,10 @@ class AccountRunner:
     # -- what is counted and said ---------------------------------------------------------------
 
     def _on_discovered(self, state: StreamState, faxes: Sequence[FaxRow]) -> None:
-        self._empties.memory.discovered(faxes)
+        is_received = state.direction is Direction.RECEIVED
+        if is_received:
+            self._empties.memory.discovered(faxes)
+        emit = state.telling(self.services.emit)
         now, last = self.services.clock.now(), state.progress.last_success_at
         steady = last is not None and now - last < _FRESH
         gaps = state.progress.gaps  # what was in one was not looked for: that says nothing of eFax
@@ -334,8 +389,8 @@ class AccountRunner:
                 if steady and not in_gap and fax.found_by != "backfill":
                     delay_s = (now - fax.received_at).total_seconds()
             pages = listed_pages(fax.listed)
-            self.services.emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
-        self.workers.wake(state.id)
+            emit(events.FaxDiscovered(*fax.names, fax.received_at, pages, delay_s))
+        self.lanes[state.direction].workers.wake(state.id)
         self.on_discovered(state, faxes)
 
     def _on_fetched(self, fax: FaxRow, outcome: Outcome) -> None:
@@ -347,11 +402,11 @@ class AccountRunner:
 
     def _report(self, state: StreamState, outcome: PollOutcome) -> None:
         if outcome.skipped is not None:
-            self.services.metrics.poll(*state.user.names, "skipped")
+            self.services.metrics.poll(*state.user.names, "skipped", state.direction)
             return
         self.tally["polls" if outcome.error is None else "failed_polls"] += 1
         self.services.metrics.set_user(
-            *state.user.names,
+            *state.names,
             watermark=state.progress.watermark,
             settled=state.progress.settled_until,
             last_success=state.progress.last_success_at,
@@ -363,30 +418,7 @@ class AccountRunner:
             if error is None
             else failed(state, error, is_suspended=self.is_suspended)
         ):
-            self.services.emit(happened)
-
-
-def failed(state: StreamState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:
-    """A failure is said when they begin; an account's or a user's refusal has an event of its own."""
-    state.failures_in_a_row += 1
-    is_news = not (state.poll_alarm or is_suspended or state.is_refused)
-    state.poll_alarm = state.poll_alarm or is_news
-    yield events.PollFailed(*state.user.names, error, is_news)
-
-
-def succeeded(state: StreamState, discovered: int) -> Iterator[Event]:
-    names = state.user.names
-    if state.poll_alarm:
-        yield events.PollRecovered(*names, state.failures_in_a_row)
-    state.poll_alarm = state.bug_alarm = False
-    state.failures_in_a_row = 0
-    yield events.PollCompleted(*names, discovered, state.progress.watermark)
-    gaps = state.progress.failed_gaps
-    if gaps and not state.gap_alarm:
-        yield events.GapOpened(*names, len(gaps), gaps[0].start, gaps[-1].end)
-    elif state.gap_alarm and not gaps:
-        yield events.GapClosed(*names)
-    state.gap_alarm = bool(gaps)
+            state.telling(self.services.emit)(happened)
 
 
 def all_refused(error: object) -> str:

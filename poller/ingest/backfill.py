@@ -4,9 +4,9 @@ from datetime import timedelta
 
 from poller import events, retry
 from poller.errors import ApiError
-from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Services
 from poller.ingest.poll_run import PollRun
+from poller.ingest.reading import Emptiness
 from poller.ingest.slices import SliceLister, halved, is_of_the_slice, rules
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Backfill, backfills
@@ -18,7 +18,7 @@ _FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 class Backfills:
     """Goes on with the backfills of the streams of one account."""
 
-    def __init__(self, lister: SliceLister, empties: EmptyLists, services: Services) -> None:
+    def __init__(self, lister: SliceLister, empties: Emptiness, services: Services) -> None:
         self._lister = lister
         self._empties = empties
         self._ledger = services.ledger

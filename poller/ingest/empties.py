@@ -53,6 +53,7 @@ class EmptyLists:
         self._clock = clock
         self.memory = ListMemory(client, ledger, clock, states)
         self.spelling = Spelling(client, clock, self.memory, self._judge)
+        self.believe, self.learn = self.spelling.believe, self.spelling.learn
         self.record: Record = _unrecorded  # what a witness's window lists may be new
         self._waiting: dict[int, StreamState] = {}
         self._proofs = 0

@@ -39,6 +39,7 @@ from poller.ledger import FaxRow, Ledger, State, jobs
 from poller.metrics import Metrics
 from poller.own_threads import looked_at
 from poller.store import Draft, Identity, Origin, Storage, sidecar
+from poller.stream import Direction
 
 T = TypeVar("T")
 _AGAIN_S = 2.0  # between two downloads of a document that came broken
@@ -87,6 +88,14 @@ class Broken(PollerError):
         self.problem = problem
 
 
+class NotFinal(PollerError):
+    """eFax is not through with the fax; it is looked at again after `pause`."""
+
+    def __init__(self, pause: timedelta) -> None:
+        super().__init__("eFax is still sending this fax")
+        self.pause = pause
+
+
 class _Withdrawn(PollerError):
     """The fax is no longer what it was when its row was read."""
 
@@ -126,10 +135,9 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             return await self._fetch(fax, user)
         except LedgerUnavailable:
             raise
-        except StorageFull as error:
-            self._services.gate.close(str(error))
-            return await self._postpone(fax, error)
-        except _NO_FAULT_OF_IT as error:
+        except (StorageFull, *_NO_FAULT_OF_IT) as error:
+            if isinstance(error, StorageFull):
+                self._services.gate.close(str(error))
             return await self._postpone(fax, error)
         except StorageUnusable as error:
             if isinstance(error, StorageHung):
@@ -137,6 +145,9 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             return await self._storage_failed(fax, error)
         except _Withdrawn:
             return Outcome.WITHDRAWN
+        except NotFinal as error:
+            await self._postpone(fax, error, error.pause)
+            return Outcome.NOT_YET
         except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
             return await self._failed(fax, error)
 
@@ -205,7 +216,11 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
         """Download and, if it is whole, store; else say how the document is broken."""
         await self._client.fetch_image(
-            user, fax.fax_id, draft, before=lambda: self._require_claimed(fax)
+            user,
+            fax.fax_id,
+            draft,
+            before=lambda: self._require_claimed(fax),
+            direction=fax.direction,
         )
         staging = draft.stage_if(
             lambda document: _problem(document, fax) is None, self._sidecar_of(fax)
@@ -307,10 +322,12 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             return await self._postpone(fax, error)
         return await self._failed(fax, _in_its_directory(fax, error))
 
-    async def _postpone(self, fax: FaxRow, error: PollerError) -> Outcome:
+    async def _postpone(
+        self, fax: FaxRow, error: PollerError, pause: timedelta = _POSTPONED
+    ) -> Outcome:
         """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
         await self._services.ledger.write(
-            jobs.postpone, fax.id, fax.fence, self._services.clock.now() + _POSTPONED
+            jobs.postpone, fax.id, fax.fence, self._services.clock.now() + pause
         )
         self._services.emit(events.FaxPostponed(*fax.names, error))
         return Outcome.POSTPONED
@@ -319,15 +336,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         services = self._services
         now = services.clock.now()
         paused_s = await self._paused_s()
-        quarantine = fax.state is State.QUARANTINED or (
-            fax.first_failed_at is not None
-            and retry.gives_up(
-                now,
-                fax.first_failed_at,
-                timedelta(seconds=paused_s - fax.paused_s_at_first_failure),
-                services.give_up_after,
-            )
-        )
+        quarantine = fax.state is State.QUARANTINED or self._gives_up(fax, now, paused_s)
         pause = retry.next_attempt(fax.failures + 1, quarantined=quarantine, u=services.random())
         recorded = await asyncio.shield(
             services.ledger.write(
@@ -354,6 +363,14 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         services.emit(events.FaxRetry(*fax.names, error, fax.failures + 1, pause_s, is_news))
         return Outcome.NOT_YET if isinstance(error, NotYet) else Outcome.FAILED
 
+    def _gives_up(self, fax: FaxRow, now: datetime, paused_s: float) -> bool:
+        return fax.first_failed_at is not None and retry.gives_up(
+            now,
+            fax.first_failed_at,
+            timedelta(seconds=paused_s - fax.paused_s_at_first_failure),
+            self._services.give_up_after,
+        )
+
     async def _keep_evidence(self, fax: FaxRow, error: PollerError, draft: Draft) -> None:
         await self._services.evidence.keep(
             _identity(fax),
@@ -369,8 +386,11 @@ def _is_unchecked(problem: str) -> bool:
 
 
 def _problem(document: Document, fax: FaxRow) -> str | None:
-    """Say how the document is not whole, or not what the list says of it."""
-    listed = listed_pages(fax.listed)
+    """Say how the document is not whole, or not what the list says of it.
+
+    Of a sent fax the list may count only the pages that arrived.
+    """
+    listed = listed_pages(fax.listed) if fax.direction is Direction.RECEIVED else None
     if document.problem is None and listed is not None and document.pages != listed:
         return f"pages-differ: it has {document.pages} pages, the list says {listed}"
     return document.problem

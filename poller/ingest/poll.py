@@ -14,10 +14,9 @@ from poller.errors import (
 )
 from poller.ingest.agreed_time import AgreedTime
 from poller.ingest.backfill import Backfills
-from poller.ingest.empties import EmptyLists
 from poller.ingest.fetch import Services
 from poller.ingest.poll_run import PollOutcome, PollRun
-from poller.ingest.reading import ListReader
+from poller.ingest.reading import Emptiness, ListReader
 from poller.ingest.refusals import Refusals
 from poller.ingest.slices import NOT_THIS_USERS_FAULT, SliceLister, halved, rules
 from poller.ingest.stream_state import StreamState
@@ -39,7 +38,7 @@ class Poller:
     """Polls the streams of one account."""
 
     def __init__(
-        self, client: Client, reader: ListReader, empties: EmptyLists, services: Services
+        self, client: Client, reader: ListReader, empties: Emptiness, services: Services
     ) -> None:
         self._empties = empties
         self._clock = services.clock
@@ -80,7 +79,7 @@ class Poller:
         await self._gaps(state, start, run)
         await self._sweeps.sweep(state, start, run)
         await self._backfills.go_on(state, run)
-        await self._empties.spelling.learn()
+        await self._empties.learn()
 
     async def backfill(self, state: StreamState) -> PollOutcome:
         """List old windows that an operator asked for, and nothing else; raises as `poll` does."""

@@ -1,15 +1,16 @@
 """Read one slice of a user's list to its end, recording every page as it comes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from poller import naming
 from poller.client import Client
 from poller.clock import Clock
+from poller.config.model import User
 from poller.efax.responses import ListedFax, Page
 from poller.errors import BadAnswer
-from poller.ingest.empties import EmptyLists
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, NewFax, faxes
 from poller.listing import Listing, Step
@@ -24,23 +25,36 @@ _HALVE = {
 
 @dataclass
 class Read:
-    """`halve` says why the slice could not be listed whole; None when it was."""
+    """`halve` says why the slice could not be listed whole, None when it was; `seen` counts records."""
 
     discovered: list[FaxRow] = field(default_factory=list)
     halve: str | None = None
+    seen: int = 0
+
+
+class Emptiness(Protocol):
+    """What is made of lists that hold nothing, and of those that do; raises what makes one unbelievable."""
+
+    async def listed(self, user: User, page: Page) -> None: ...
+    async def believe(self, shape: str, *, is_end: bool) -> None: ...
+    async def cover(self, state: StreamState, covers: Interval) -> None: ...
+    async def settle(self) -> None: ...
+    async def learn(self) -> None: ...
 
 
 class ListReader:
     """Reads the lists of one account's users; what it returns is already in the ledger."""
+
+    _record_page = staticmethod(faxes.record_page)
 
     def __init__(
         self,
         client: Client,
         ledger: Ledger,
         clock: Clock,
-        empties: EmptyLists,
+        empties: Emptiness,
         *,
-        path_template: str,
+        path_template: Callable[[User], str],
         on_discovered: Callable[[StreamState, Sequence[FaxRow]], None],
     ) -> None:
         self._client = client
@@ -74,20 +88,31 @@ class ListReader:
     async def _read(
         self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
     ) -> Read:
+        def ask(offset: int) -> Awaitable[Page]:
+            mark = False if covers is None else None
+            return self._client.list_received(state.user, bounds, offset, image_downloaded=mark)
+
+        return await self._read_pages(state, ask, bounds, covers, found_by)
+
+    async def _read_pages(
+        self,
+        state: StreamState,
+        ask: Callable[[int], Awaitable[Page]],
+        bounds: Interval | None,
+        covers: Interval | None,
+        found_by: str,
+    ) -> Read:
+        """Ask for page after page, by the record that each begins with."""
         listing = Listing(largest_page=self._largest_page)
         read = Read()
         unusable = 0
         while True:
-            page = await self._client.list_received(
-                state.user,
-                bounds,
-                listing.offset,
-                image_downloaded=False if covers is None else None,
-            )
+            page = await ask(listing.offset)
             if page.marks:
                 await self._empties.listed(state.user, page)
             else:
-                await self._empties.spelling.believe(page.shape, is_end=bool(listing.seen))
+                await self._empties.believe(page.shape, is_end=bool(listing.seen))
+            read.seen += len(page.marks)
             step = listing.page(page.marks)
             self._largest_page = max(self._largest_page, listing.largest_page)
             unusable += page.unusable
@@ -122,14 +147,14 @@ class ListReader:
         now = self._clock.now()
         new = [self._new_fax(state, fax, now) for fax in wanted]
         listed = faxes.ListedPage(new, bounds, found_by, now, covers)
-        recorded = await state.hear(self._ledger.write(faxes.record_page, state.id, listed))
+        recorded = await state.hear(self._ledger.write(self._record_page, state.id, listed))
         if recorded.discovered:
             self._on_discovered(state, recorded.discovered)
         return recorded.discovered
 
     def _new_fax(self, state: StreamState, fax: ListedFax, now: datetime) -> NewFax:
         path = naming.fax_path(
-            self._path_template,
+            self._path_template(state.user),
             account=state.user.account,
             user=state.user.name,
             fax_id=fax.fax_id,

@@ -22,6 +22,7 @@ from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
 from poller.reporting import subscriber
 from poller.store import Storage
+from poller.stream import Direction
 
 # Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
 # one counts, or `poller once`, run a few times a day, would never give anything up.
@@ -45,7 +46,13 @@ class Runtime:
 
     @property
     def states(self) -> list[StreamState]:
+        """The streams of received faxes."""
         return [state for account in self.accounts.values() for state in account.states.values()]
+
+    @property
+    def streams(self) -> list[StreamState]:
+        """All streams."""
+        return [state for account in self.accounts.values() for state in account.streams]
 
     async def add_account(self, account: Account) -> AccountRunner:
         """Open an account and put it to work; raises as `open_account`, and ConfigError for its secret."""
@@ -83,9 +90,9 @@ class Runtime:
         if self.accounts.get(account.account.app_id) is account:
             del self.accounts[account.account.app_id]
         try:
-            await _drain(account, self.config.drain.total_seconds())
+            await account.drain(self.config.drain.total_seconds())
         except asyncio.CancelledError:  # the service ends and waits no longer
-            await _drain(account, 0)
+            await account.drain(0)
             raise
         finally:
             await account.close()
@@ -99,38 +106,43 @@ class Runtime:
                 )
 
     async def record_streams(self, settings: Config) -> list[StreamRow]:
-        """Make the ledger know exactly the users of `settings`; their rows, in the same order."""
-        return await self.services.ledger.write(
-            streams.sync,
+        """Make the ledger know exactly the streams of `settings`; their rows, in that order."""
+        received, sent = (
             [
                 (user.app_id, user.user_id, user.account, user.name)
-                for account in settings.accounts
-                for user in account.users
-            ],
-            self.services.clock.now(),
+                for user, direction in settings.streams
+                if direction is wanted
+            ]
+            for wanted in (Direction.RECEIVED, Direction.SENT)
+        )
+        return await self.services.ledger.write(
+            streams.sync_all, received, sent, self.services.clock.now()
         )
 
     async def take_streams(self, rows: Sequence[StreamRow]) -> None:
-        """Bring the states in line with the configuration, whose users have these rows."""
-        users = self.config.users
-        self.services.metrics.keep(frozenset(user.names for user in users))
+        """Bring the states in line with the configuration, whose streams have these rows."""
+        wanted = self.config.streams
+        self.services.metrics.keep(
+            frozenset((*user.names, direction) for user, direction in wanted)
+        )
         new = []
-        for user, row in zip(users, rows, strict=True):
-            state = self.accounts[user.app_id].states.get(row.id)
+        for (user, direction), row in zip(wanted, rows, strict=True):
+            state = self.accounts[user.app_id].lanes[direction].states.get(row.id)
             if state is None:
-                new.append((user, row.id))
+                new.append((user, row.id, direction))
             else:
-                state.user = user
+                state.user = user.of(direction)
         for state in await load_streams(self.services.ledger, new):
-            self.accounts[state.user.app_id].states[state.id] = state
+            self.accounts[state.user.app_id].lanes[state.direction].states[state.id] = state
         configured = {row.id for row in rows}
         for account in self.accounts.values():
             self._forget(account, configured)
 
     def _forget(self, account: AccountRunner, keep: set[int]) -> None:
-        for gone in set(account.states) - keep:
-            del account.states[gone]
-        account.client.suspension.user_count = len({state.key for state in account.states.values()})
+        for lane in account.lanes.values():
+            for gone in set(lane.states) - keep:
+                del lane.states[gone]
+        account.client.suspension.user_count = len(account.states)
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead had put off; LedgerUnavailable."""
@@ -142,9 +154,9 @@ class Runtime:
 
         A poll that is under way goes by it from there on.
         """
-        began = {state.id: state.changes for state in self.states}
+        began = {state.id: state.changes for state in self.streams}
         held = await self.services.ledger.write(fold.all_progress)
-        known = [state for state in self.states if state.id in began]  # a reload adds some
+        known = [state for state in self.streams if state.id in began]  # a reload adds some
         for state in known:
             state.take(held[state.id], began[state.id])
         for state in known:
@@ -152,11 +164,7 @@ class Runtime:
 
     async def drain(self, timeout_s: float) -> None:
         """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
-        await asyncio.gather(*(_drain(account, timeout_s) for account in self.accounts.values()))
-
-
-async def _drain(account: AccountRunner, timeout_s: float) -> None:
-    await asyncio.gather(account.workers.drain(timeout_s), account.errands.drain(timeout_s))
+        await asyncio.gather(*(account.drain(timeout_s) for account in self.accounts.values()))
 
 
 @asynccontextmanager

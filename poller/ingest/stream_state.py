@@ -12,8 +12,10 @@ from typing import TypeVar
 from poller import log
 from poller.config.model import User
 from poller.errors import UserRefused
+from poller.events import Emit, of_sent
 from poller.ledger import Ledger, faxes, fold
 from poller.progress import Progress, StreamEvent
+from poller.stream import Direction, label
 from poller.window import Coverage, SliceKind
 
 _SWEEP_FAILURES = 3
@@ -96,16 +98,18 @@ class SweepUnderWay:
 
 @dataclass(slots=True)
 class StreamState:
-    """One stream. `progress` is what the ledger returned last, or what the same fold made of it since.
+    """One stream; `user.poll` and `user.expect` are the stream's own.
 
-    It is stale where nobody can know whether that is so: a write failed or was cut off, or something
-    was said while the ledger answered. Then it is read again before a poll goes by it.
+    `progress` is what the ledger returned last, or what the same fold made of it since. It is stale
+    where nobody can know whether that is so: a write failed or was cut off, or something was said
+    while the ledger answered. Then it is read again before a poll goes by it.
     """
 
     user: User
     id: int
     ledger: Ledger
     progress: Progress
+    direction: Direction = Direction.RECEIVED
     is_stale: bool = False
     changes: int = 0  # of `progress` and `is_stale`: whether an answer was overtaken by one
     unproved: Coverage = field(default_factory=Coverage)  # empty lists that wait for a proof
@@ -198,8 +202,17 @@ class StreamState:
 
     @property
     def key(self) -> str:
-        """The label that operators know: `account/user`."""
-        return f"{self.user.account}/{self.user.name}"
+        """The label that operators know: `account/user`, or `account/user/sent`."""
+        return label(*self.user.names, self.direction)
+
+    @property
+    def names(self) -> tuple[str, str, Direction]:
+        """Account, user and direction, as metrics show them."""
+        return *self.user.names, self.direction
+
+    def telling(self, emit: Emit) -> Emit:
+        """Return what events about this stream are emitted to."""
+        return emit if self.direction is Direction.RECEIVED else of_sent(emit)
 
     @property
     def seen(self) -> Coverage:
@@ -228,12 +241,21 @@ class StreamState:
         return any(alarm.failures >= _SWEEP_FAILURES for alarm in self.sweep_alarms.values())
 
 
-async def load_streams(ledger: Ledger, pairs: Sequence[tuple[User, int]]) -> list[StreamState]:
+async def load_streams(
+    ledger: Ledger, wanted: Sequence[tuple[User, int, Direction]]
+) -> list[StreamState]:
     """Read what the ledger knows of these streams, by its ids; thousands cost a few queries."""
-    if not pairs:
+    if not wanted:
         return []
-    held = await ledger.write(fold.some, [id_ for _, id_ in pairs])
+    held = await ledger.write(fold.some, [id_ for _, id_, _ in wanted])
     return [
-        StreamState(user, id_, ledger, held[id_], refusal_said=held[id_].refusals > 0)
-        for user, id_ in pairs
+        StreamState(
+            user.of(direction),
+            id_,
+            ledger,
+            held[id_],
+            direction,
+            refusal_said=held[id_].refusals > 0,
+        )
+        for user, id_, direction in wanted
     ]

@@ -193,6 +193,8 @@ class FetchWorkers:
     async def _look(self, *, force: bool) -> None:
         """Find users with something due, also while others have: a retry must not wait for a backlog."""
         now = self._clock.monotonic()
+        if not self._users:
+            return
         recently = self._looked_at is not None and now - self._looked_at < _LOOK_AGAIN_S
         if recently and (self._turns.next() is not None or not force):
             return

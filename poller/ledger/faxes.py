@@ -41,6 +41,7 @@ from poller.ledger.tables import (
     streams,
 )
 from poller.progress import Covered, Discovered, Progress, StreamEvent
+from poller.stream import Direction
 from poller.window import Interval
 
 # A fax inside the overlap is listed by every poll. When it was last listed is kept to this
@@ -111,6 +112,7 @@ _NEWEST_LISTED = (
     .join_from(faxes, streams)
     .where(
         streams.c.app_id == bindparam("app"),
+        streams.c.direction == Direction.RECEIVED,
         streams.c.removed.is_(False),
         faxes.c.first_window_start.is_not(None),
     )
@@ -328,6 +330,17 @@ def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, I
         for stream, fax_id, start, end, is_gone in rows
         if not is_gone
     ]
+
+
+def newest_within(connection: Connection, stream: int, within: Interval) -> str | None:
+    """Return the id of the newest fax of this time that was not deleted at eFax."""
+    wanted = select(faxes.c.fax_id).where(
+        faxes.c.stream == stream,
+        faxes.c.received_at >= within.start,
+        faxes.c.received_at < within.end,
+        faxes.c.deleted_at.is_(None),
+    )
+    return connection.scalar(wanted.order_by(faxes.c.id.desc()).limit(1))
 
 
 # -- looking up ---------------------------------------------------------------------------------

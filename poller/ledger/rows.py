@@ -8,7 +8,7 @@ from sqlalchemy import Row
 
 from poller.documents import Staged, StoredFile, StoredFormat
 from poller.ledger.tables import JobKind, SendState, State
-from poller.stream import Direction
+from poller.stream import Direction, label
 from poller.window import Interval
 
 
@@ -50,6 +50,11 @@ class StreamRow:
     late_max_s: float
     found_by_sweep: int
     found_by_deep_sweep: int
+
+    @property
+    def key(self) -> str:
+        """The label that operators know."""
+        return label(self.account, self.user, self.direction)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ _STREAM = select(
     *(column for column in streams.c if column.name != "name"), streams.c.name.label("user")
 )
 
+_HAS_SENT = (
+    select(streams.c.id)
+    .where(streams.c.direction == Direction.SENT, streams.c.removed.is_(False))
+    .limit(1)
+)
+
 
 def all_streams(connection: Connection, *, include_removed: bool = True) -> list[StreamRow]:
     """Return all streams in the order in which they were added."""
@@ -87,6 +93,16 @@ def sync(
     if new or changed:
         known = _by_users(connection, direction)
     return [known[app_id, user_id] for app_id, user_id, _, _ in wanted]
+
+
+def sync_all(
+    connection: Connection, received: Sequence[Identity], sent: Sequence[Identity], now: datetime
+) -> list[StreamRow]:
+    """Make the ledger know exactly these streams; the rows of received faxes, then of sent ones."""
+    rows = sync(connection, received, now)
+    if sent or connection.scalar(_HAS_SENT):
+        rows += sync(connection, sent, now, Direction.SENT)
+    return rows
 
 
 def _by_users(connection: Connection, direction: Direction) -> dict[tuple[str, str], StreamRow]:

@@ -26,6 +26,7 @@ from poller.log.key import load_or_create_key as load_or_create_key
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, message_of
 from poller.log.rendering import RANKS, TerminalRenderer, as_json
+from poller.stream import Direction
 
 _EventDict = MutableMapping[str, Any]
 _DEEPEST_TRACE: Final = 40
@@ -80,6 +81,8 @@ def say(happened: Event) -> None:
     level = happened.level
     if level is not None:
         about = {name: getattr(happened, name) for name in happened.fields}
+        if isinstance(happened, events.OfUser) and happened.direction is not Direction.RECEIVED:
+            about["direction"] = happened.direction
         event(happened.action, happened.message, level=level, **about)
 
 

@@ -20,6 +20,7 @@ from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import Surroundings, span, status
+from poller.stream import Direction
 from poller.window import Coverage, Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import (
@@ -451,13 +452,15 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     asked = await ask(runtime, window)
     ledger = runtime.services.ledger
     account, _ = parts(runtime)
-    real = account._poller._lister._reader.read
+    real = account.lanes[Direction.RECEIVED].poller._lister._reader.read
 
     async def withdraw_at_once(*arguments: Any) -> Any:
         await ledger.write(backfills.withdraw, polled.id, clock.now())
         return await real(*arguments)
 
-    monkeypatch.setattr(account._poller._lister._reader, "read", withdraw_at_once)
+    monkeypatch.setattr(
+        account.lanes[Direction.RECEIVED].poller._lister._reader, "read", withdraw_at_once
+    )
     await account.backfill(polled)
     held = await now_of(runtime, asked)
     assert held.withdrawn

@@ -22,6 +22,7 @@ from poller.simulator import Simulator, Switches
 from poller.simulator.state import Fax
 from poller.status import Surroundings, status
 from poller.store import Condition
+from poller.stream import Direction
 from poller.window import Interval, Slice, SliceKind
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import (
@@ -326,7 +327,7 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
     account, state = parts(runtime)
     await poll(runtime)
     clock.advance(timedelta(hours=7))
-    real = account._poller._lister._reader.read
+    real = account.lanes[Direction.RECEIVED].poller._lister._reader.read
 
     async def dismissed_meanwhile(asked: StreamState, piece: Slice, bounds: Interval) -> Read:
         if piece.kind is SliceKind.GAP:
@@ -336,7 +337,9 @@ async def test_a_gap_dismissed_while_it_was_asked_for_stays_dismissed(
         return await real(asked, piece, bounds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(account._poller._lister._reader, "read", dismissed_meanwhile)
+        patch.setattr(
+            account.lanes[Direction.RECEIVED].poller._lister._reader, "read", dismissed_meanwhile
+        )
         await poll(runtime)
     assert state.progress.failed_gaps == ()
     assert sum(one.dismissed for one in state.progress.failed_slices) > 0

@@ -32,6 +32,7 @@ from poller.ledger import (
     meta,
     schema,
     sends,
+    sent,
     sidecar_import,
     streams,
 )
@@ -147,6 +148,7 @@ class Everything:
         (row,) = self(streams.sync, [identity], NOW)
         self(streams.sync, [("app", "u1", "renamed", "desk"), ("new", "u2", "b", "c")], NOW)
         self(streams.sync, [identity], NOW)
+        self(streams.sync_all, [identity], [identity], NOW)
         self(streams.one, row.id)
         self(streams.waiting_counts)
         halves = (Interval(DAY.start, EVENING.start), EVENING)
@@ -165,6 +167,13 @@ class Everything:
         listed = [NewFax(f"fax-{n}", "main/one", {"n": n}, NOW - n * HOUR) for n in range(3)]
         for at in (NOW, NOW + HOUR):
             self(faxes.record_page, stream, faxes.ListedPage(listed, DAY, "newest", at, DAY))
+        under_way = NewFax("out", "main/out", {"fax_id": "out"}, None)
+        data = {"transmission_data": {"transmission_status": "COMPLETE"}}
+        final = NewFax("out", "main/out", {"fax_id": "out"} | data, NOW)
+        for one in (under_way, final):
+            page = faxes.ListedPage([one], DAY, "newest", NOW)
+            self(sent.record_page, stream, page)
+        self(faxes.newest_within, stream, DAY)
         self(faxes.find, "fax-0", "main", "front-desk")
         self(faxes.unknown, stream, ["fax-0", "fax-9"])
         self(faxes.streams_of, "app", ["fax-0"])

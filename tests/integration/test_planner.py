@@ -17,6 +17,7 @@ from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import streams
 from poller.progress import OurClockSet
+from poller.stream import Direction
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
 from tests.integration.at_work import calls, faults, parts, poll, said, until
@@ -238,7 +239,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
 
     for _ in range(2):
         with monkeypatch.context() as broken:
-            broken.setattr(account._poller._time, "now", meets_a_bug)
+            broken.setattr(account.lanes[Direction.RECEIVED].poller._time, "now", meets_a_bug)
             await planner._poll(account, state, trigger)
             await planner._poll(account, state, trigger)
         (row, _) = await runtime.services.ledger.read(streams.all_streams)

@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 from prometheus_client.parser import text_string_to_metric_families
 
 from poller import events
+from poller.events import OfUser
 from poller.metrics import MOST_USERS, Metrics
+from poller.stream import Direction
 
 AT = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 
@@ -24,8 +26,8 @@ async def test_what_happened_to_a_user_is_counted() -> None:
     metrics.poll("main", "desk", "ok")
     metrics.poll("main", "desk", "ok")
     metrics.poll("main", "desk", "failed")
-    metrics.fax("main", "desk", "discovered", 7)
-    metrics.fax("main", "desk", "stored")
+    metrics.fax(OfUser("main", "desk"), "discovered", 7)
+    metrics.fax(OfUser("main", "desk"), "stored")
     seen = await samples(metrics)
     assert seen["poller_polls_total", "account=main,outcome=ok,user=desk"] == 2
     assert seen["poller_polls_total", "account=main,outcome=failed,user=desk"] == 1
@@ -76,7 +78,7 @@ async def test_a_user_that_is_removed_is_no_longer_shown() -> None:
     metrics = Metrics("1.2.3")
     metrics.poll("main", "desk", "ok")
     metrics.poll("main", "lab", "ok")
-    metrics.keep(frozenset({("main", "lab")}))
+    metrics.keep(frozenset({("main", "lab", Direction.RECEIVED)}))
     metrics.poll("main", "desk", "failed")  # it was under way
     assert [labels for _, labels in await samples(metrics) if "user=lab" in labels]
     assert not [labels for _, labels in await samples(metrics) if "user=desk" in labels]
@@ -147,7 +149,7 @@ async def test_above_two_thousand_users_they_are_added_up_unless_asked_for() -> 
     for number in range(MOST_USERS + 1):
         account = "lab" if number % 2 else "main"
         metrics.poll(account, f"u{number}", "ok")
-        metrics.fax(account, f"u{number}", "stored", 2)
+        metrics.fax(OfUser(account, f"u{number}"), "stored", 2)
         metrics.set_user(account, f"u{number}", pending=1)
         metrics.set_user(account, f"u{number}", overdue=number < 10, silent=number < 4)
     metrics.set_user("main", "u0", watermark=later)

@@ -1,0 +1,133 @@
+"""The lists of sent faxes, which eFax may filter, spell and complete in ways that nobody has published."""
+
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+
+from poller.client import Client
+from poller.config.model import User
+from poller.efax.responses import Page
+from poller.errors import BadAnswer, Rejected, WindowRefused
+from poller.ingest.list_memory import ListMemory
+from poller.ingest.reading import ListReader, Read
+from poller.ingest.stream_state import StreamState
+from poller.ledger import Ledger, faxes, sent
+from poller.progress import Covered
+from poller.window import Interval, SliceKind
+
+# Where a list needs a transmission_status: both spellings of a whole fax, for an unknown word may
+# be answered with an empty list.
+_FINAL = ("COMPLETE", "COMPLETED", "ERROR", "CANCELED")
+# What a list without one may leave out. Of these too, only what is final is archived.
+_BESIDE = ("ERROR", "CANCELED")
+_UNDER_WAY = ("NEW", "INPROGRESS", "PENDING RETRY")
+
+
+class SentReader(ListReader):
+    """Reads the lists of sent faxes; a sweep asks for each status, too."""
+
+    _record_page = staticmethod(sent.record_page)
+    _is_status_demanded = False
+
+    async def _read(
+        self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
+    ) -> Read:
+        if covers is None:
+            return Read()  # nobody downloads a sent fax, so nothing can be missed by that mark
+        read = await self._read_main(state, bounds, found_by)
+        more: tuple[str, ...] = ()
+        if found_by in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
+            more = _UNDER_WAY if self._is_status_demanded else (*_BESIDE, *_UNDER_WAY)
+        if read.halve is None:
+            await self._add(read, state, bounds, found_by, more)
+        if read.halve is None and read.seen:
+            await state.record_soon(Covered(covers))
+        elif read.halve is None:
+            await self._empties.cover(state, covers)
+        return read
+
+    async def _read_main(self, state: StreamState, bounds: Interval | None, found_by: str) -> Read:
+        """List without a status; with each of them where the server refuses that."""
+        if not self._is_status_demanded:
+            with suppress(WindowRefused):
+                return await self._with(state, bounds, found_by, None)
+        read = Read()
+        refusal = await self._add(read, state, bounds, found_by, _FINAL)
+        if refusal is not None:
+            raise refusal
+        self._is_status_demanded = True
+        return read
+
+    async def _add(
+        self,
+        read: Read,
+        state: StreamState,
+        bounds: Interval | None,
+        found_by: str,
+        words: Sequence[str],
+    ) -> WindowRefused | None:
+        """List with each of these; why not, where the server took none: it may spell some otherwise."""
+        refusals: list[WindowRefused] = []
+        for word in words:
+            try:
+                one = await self._with(state, bounds, found_by, word)
+            except WindowRefused as error:
+                refusals.append(error)
+                continue
+            read.discovered += one.discovered
+            read.seen += one.seen
+            read.halve = read.halve or one.halve
+        return refusals[-1] if len(refusals) == len(words) and words else None
+
+    async def _with(
+        self, state: StreamState, bounds: Interval | None, found_by: str, word: str | None
+    ) -> Read:
+        def ask(offset: int) -> Awaitable[Page]:
+            return self._client.list_sent(state.user, bounds, offset, transmission_status=word)
+
+        return await self._read_pages(state, ask, bounds, None, found_by)
+
+
+class EmptySentLists:
+    """Believes an empty list of sent faxes unless a fax that should be in it is still at eFax.
+
+    A list that lies must not suspend the account: its received faxes may be well.
+    """
+
+    def __init__(self, client: Client, ledger: Ledger, memory: ListMemory) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._memory = memory
+
+    async def listed(self, user: User, page: Page) -> None:
+        """A list that holds faxes needs no proof."""
+
+    async def believe(self, shape: str, *, is_end: bool) -> None:
+        """Raise BadAnswer where received faxes have shown that this is no list."""
+        known = (await self._memory.known()).shapes
+        if known and shape not in known and "faxes: []" not in shape and not is_end:
+            raise BadAnswer(
+                f"eFax answered a list of sent faxes with {shape}, and that is no list."
+            )
+
+    async def cover(self, state: StreamState, covers: Interval) -> None:
+        """Cover what an empty list says; raises BadAnswer where a fax is missing from it."""
+        last = state.progress.last_received_at
+        if last is not None and covers.start <= last < covers.end:
+            await self._require_deleted(state, covers)
+        await state.record_soon(Covered(covers))
+
+    async def _require_deleted(self, state: StreamState, covers: Interval) -> None:
+        fax_id = await self._ledger.read(faxes.newest_within, state.id, covers)
+        if fax_id is None:
+            return
+        try:
+            await self._client.metadata(state.user, fax_id, direction=state.direction)
+        except Rejected:
+            return
+        raise BadAnswer("eFax lists none of the sent faxes that it listed before and still has.")
+
+    async def settle(self) -> None:
+        """Nothing waits for a proof here."""
+
+    async def learn(self) -> None:
+        """How an empty list is spelled is learnt of received faxes."""

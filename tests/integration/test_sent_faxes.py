@@ -1,0 +1,230 @@
+"""The archive of sent faxes: listed, followed until they are final, and stored with or without an image."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.config.model import Sent
+from poller.ingest.account import Lane
+from poller.ingest.runtime import Runtime
+from poller.ingest.stream_state import StreamState
+from poller.ledger import State, faxes, fold, streams
+from poller.progress import NotPolled
+from poller.simulator import Simulator, Switches
+from poller.stream import Direction
+from poller.window import Interval
+from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
+from tests.integration.at_work import calls, parts, poll, said, settled
+
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+SENT = Direction.SENT
+# A fax that is through at once, one with an end after several tries, and those that never arrive.
+COURSES: dict[str, Any] = {
+    "quick": {"course": ((0, "COMPLETE"),)},
+    "slow": {"course": ((0, "NEW"), (9, "INPROGRESS"), (60, "PENDING RETRY"), (2400, "COMPLETE"))},
+    "engaged": {"course": ((0, "INPROGRESS"), (50, "ERROR")), "error_code": "E41"},
+    "cancelled": {"course": ((0, "NEW"), (5, "CANCELED")), "has_image": False},
+}
+OPEN_POINTS = {
+    "as in the guide": {},
+    "filtered by creation": {"sent_filter_by": "created"},
+    "a status is demanded": {"sent_status_demanded": "yes"},
+    "a status is demanded, spelled otherwise": {
+        "sent_status_demanded": "yes",
+        "sent_status_words": "COMPLETED",
+        "sent_filter_by": "created",
+    },
+    "without a status only whole ones": {"sent_status_demanded": "defaults-to-complete"},
+    "never listed under way": {"sent_under_way_listed": "no", "sent_filter_by": "created"},
+    "with a time while under way": {"sent_completed_while_under_way": "created"},
+    "how it went is not in the list": {"transmission_data": "missing-in-list"},
+    "how it went is an array": {"transmission_data": "array", "details_path": "no-s"},
+}
+
+
+class Archive:
+    """One user's sent faxes at work."""
+
+    def __init__(self, runtime: Runtime, simulator: Simulator, clock: QuickClock) -> None:
+        self.runtime, self.simulator, self.clock = runtime, simulator, clock
+        self.account, _ = parts(runtime)
+
+    @property
+    def lane(self) -> Lane:
+        return self.account.lanes[SENT]
+
+    @property
+    def state(self) -> StreamState:
+        return next(s for s in self.lane.states.values() if s.user.name == "user-a")
+
+    async def round(self) -> None:
+        """One poll, and all that is due."""
+        assert not (await self.account.poll(self.state)).failed
+        await self.lane.workers.run_until_idle()
+
+    async def pass_time(self, length: timedelta, every: timedelta = 15 * MINUTE) -> None:
+        end = self.clock.now() + length
+        while self.clock.now() < end:
+            self.clock.advance(every)
+            await self.round()
+
+    def sidecars(self) -> dict[str, dict[str, Any]]:
+        found = [
+            json.loads(file.read_bytes())
+            for file in self.runtime.config.storage.directory.rglob("*.json")
+        ]
+        assert len({one["fax_id"] for one in found}) == len(found)
+        return {one["fax_id"]: one for one in found}
+
+    def images(self) -> list[Path]:
+        return sorted(self.runtime.config.storage.directory.rglob("*.pdf"))
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent(archive="image")
+
+
+@pytest.fixture
+async def archive(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock, sent: Sent
+) -> AsyncIterator[Archive]:
+    settings = make_config(simulator.base_url, of_user={"sent": sent})
+    async with opened_runtime(settings, clock) as runtime:
+        yield Archive(runtime, simulator, clock)
+
+
+@pytest.mark.parametrize("switches", OPEN_POINTS.values(), ids=OPEN_POINTS)
+async def test_every_sent_fax_is_archived_once_and_only_in_its_end(
+    archive: Archive, simulator: Simulator, switches: dict[str, Any]
+) -> None:
+    simulator.switches = Switches(**switches)
+    await archive.round()
+    sent = {name: simulator.sent(APP, "user-a", **how) for name, how in COURSES.items()}
+    await archive.pass_time(3 * HOUR)
+    found = archive.sidecars()
+    assert set(found) == {fax.fax_id for fax in sent.values()}
+    for name, fax in sent.items():
+        sidecar = found[fax.fax_id]
+        assert sidecar["direction"] == "sent", name
+        assert "received_at" not in sidecar
+        assert sidecar["completed_at"].startswith(f"{fax.completed:%Y-%m-%dT%H:%M:%S}")
+        data = sidecar["metadata"]["transmission_data"]
+        last = data[-1] if isinstance(data, list) else data
+        word = fax.course[-1][1]
+        assert last["transmission_status"].removesuffix("D") in (word, word.removesuffix("D"))
+        assert (sidecar["image"] is None) == (name == "cancelled")
+    assert len(archive.images()) == 3
+    (row,) = await archive.runtime.services.ledger.read(faxes.find, sent["slow"].fax_id)
+    assert (row.state, row.direction) == (State.STORED, SENT)
+
+
+async def test_fax_under_way_is_neither_stored_nor_a_failure(
+    archive: Archive, simulator: Simulator, events: list[Event]
+) -> None:
+    fax = simulator.sent(APP, "user-a", course=((0, "INPROGRESS"), (7200, "COMPLETE")))
+    await archive.pass_time(HOUR)
+    assert archive.sidecars() == {}
+    (row,) = await archive.runtime.services.ledger.read(faxes.find, fax.fax_id)
+    assert (row.state, row.failures) == (State.PENDING, 0)
+    assert said(events, "fax-retry", "fax-quarantined") == ["fax-retry"] * len(
+        said(events, "fax-retry")
+    )
+    assert {one.fields["level"] for one in events if one.action == "fax-retry"} == {"debug"}
+    await archive.pass_time(2 * HOUR)
+    assert set(archive.sidecars()) == {fax.fax_id}
+
+
+async def test_fax_under_way_for_a_day_is_said_and_goes_on_being_asked_for(
+    archive: Archive, simulator: Simulator, events: list[Event]
+) -> None:
+    fax = simulator.sent(APP, "user-a", course=((0, "INPROGRESS"), (3 * 86_400, "COMPLETE")))
+    await archive.pass_time(DAY, every=2 * HOUR)
+    assert "warning" not in {one.fields["level"] for one in events if one.action == "fax-retry"}
+    await archive.pass_time(4 * HOUR, every=2 * HOUR)
+    (warned,) = [one for one in events if one.fields["level"] == "warning"]
+    assert warned.action == "fax-retry"
+    assert "over a day" in str(warned.fields["error"])
+    assert warned.fields["direction"] == "sent"
+    await archive.pass_time(4 * DAY, every=4 * HOUR)
+    assert set(archive.sidecars()) == {fax.fax_id}
+
+
+@pytest.mark.parametrize("sent", [Sent(archive="metadata")])
+async def test_archive_of_metadata_asks_for_no_image(
+    archive: Archive, simulator: Simulator
+) -> None:
+    fax = simulator.sent(APP, "user-a")
+    await archive.pass_time(HOUR)
+    assert archive.sidecars()[fax.fax_id]["image"] is None
+    assert calls(simulator, "image") == 0
+
+
+async def test_whole_fax_without_an_image_is_archived_alone_once_that_is_given_up(
+    archive: Archive, simulator: Simulator, events: list[Event]
+) -> None:
+    fax = simulator.sent(APP, "user-a", has_image=False)
+    await archive.pass_time(6 * DAY, every=6 * HOUR)
+    assert archive.sidecars() == {}
+    await archive.pass_time(3 * DAY, every=6 * HOUR)
+    assert archive.sidecars()[fax.fax_id]["image"] is None
+    assert said(events, "fax-quarantined") == []
+
+
+async def test_two_streams_of_a_user_know_nothing_of_each_other(
+    archive: Archive, simulator: Simulator, clock: QuickClock
+) -> None:
+    received = parts(archive.runtime)[1]
+    ledger = archive.runtime.services.ledger
+    simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
+    await poll(archive.runtime)
+    await archive.round()
+    before, other = received.progress, archive.state
+    assert before.failed_gaps
+    assert other.progress.failed_gaps
+    bounds = Interval(clock.now() - 60 * DAY, clock.now())
+    assert await ledger.write(fold.dismiss_gap, other.id, bounds, "not needed")
+    await other.record(NotPolled(clock.now(), "refused", clock.now() + DAY))
+    assert (await archive.account.poll(other)).skipped == "the user is refused"
+    assert not other.progress.failed_gaps
+    clock.advance(MINUTE)
+    assert not (await poll(archive.runtime)).failed
+    assert received.progress.failed_gaps == before.failed_gaps
+    assert received.progress.refusals == 0
+    rows = {row.id: row for row in await ledger.read(streams.all_streams)}
+    assert rows[other.id].key == "main/user-a/sent"
+    assert rows[received.id].key == "main/user-a"
+    await settled(archive.account)
+
+
+async def test_empty_list_is_not_believed_while_a_fax_that_belongs_there_exists(
+    archive: Archive, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax = simulator.sent(APP, "user-a")
+    await archive.pass_time(30 * MINUTE)
+    assert set(archive.sidecars()) == {fax.fax_id}
+    with monkeypatch.context() as lying:
+        lying.setattr("poller.simulator.outbound.listed", lambda *_: [])
+        clock.advance(HOUR + SECOND)
+        outcome = await archive.account.poll(archive.state)
+        assert ["sent faxes" in str(one) for one in outcome.trouble] == [True]
+        assert not archive.account.is_suspended
+    simulator.delete(fax)
+    clock.advance(HOUR)
+    assert not (await archive.account.poll(archive.state)).failed
+
+
+async def test_without_an_archive_nothing_is_asked(runtime: Runtime, simulator: Simulator) -> None:
+    simulator.sent(APP, "user-a")
+    await poll(runtime)
+    account, _ = parts(runtime)
+    assert account.lanes[SENT].states == {}
+    await account.lanes[SENT].workers.run_until_idle()
+    assert calls(simulator, "sent-list") == 0
+    rows = await runtime.services.ledger.read(streams.all_streams)
+    assert {row.direction for row in rows} == {Direction.RECEIVED}
