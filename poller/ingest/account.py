@@ -175,6 +175,8 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
             Direction.RECEIVED: Lane(self.states, poller, self.workers),
             Direction.SENT: self._sent_lane(),
         }
+        memory, may_ask = self._empties.memory, self.workers.may_ask
+        self.errands = ErrandRunner(services, self.client, memory, self.states, may_ask=may_ask)
 
     def _sent_lane(self) -> "Lane":
         """What is sent is archived in the same way, after what is received."""
@@ -203,8 +205,6 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
             may_ask=lambda: not self.is_suspended,
             on_outcome=self._on_fetched,
         )
-        memory, may_ask = self._empties.memory, self.workers.may_ask
-        self.errands = ErrandRunner(services, self.client, memory, self.states, may_ask=may_ask)
 
     @property
     def streams(self) -> list[StreamState]:

@@ -124,9 +124,19 @@ class Everything:
         self.of_sends(stream)
         self.of_backfills(stream)
         self.of_what_is_found(stream)
+        self.of_sent(stream)
         self(clock_repair.forget_far_future, NOW)
         self(streams.sync, [], NOW)
         self(jobs.fetch_again, [1], NOW)
+
+    def of_sent(self, stream: int) -> None:
+        under_way = NewFax("out", "main/out", {"fax_id": "out"}, None)
+        data = {"transmission_data": {"transmission_status": "COMPLETE"}}
+        final = NewFax("out", "main/out", {"fax_id": "out"} | data, NOW)
+        for one in (under_way, final):
+            page = faxes.ListedPage([one], DAY, "newest", NOW)
+            self(sent.record_page, stream, page)
+        self(faxes.newest_within, stream, DAY)
 
     def of_accounts(self) -> None:
         self(accounts.pause_clock, "app", "old", NOW, paused=True)
@@ -167,13 +177,6 @@ class Everything:
         listed = [NewFax(f"fax-{n}", "main/one", {"n": n}, NOW - n * HOUR) for n in range(3)]
         for at in (NOW, NOW + HOUR):
             self(faxes.record_page, stream, faxes.ListedPage(listed, DAY, "newest", at, DAY))
-        under_way = NewFax("out", "main/out", {"fax_id": "out"}, None)
-        data = {"transmission_data": {"transmission_status": "COMPLETE"}}
-        final = NewFax("out", "main/out", {"fax_id": "out"} | data, NOW)
-        for one in (under_way, final):
-            page = faxes.ListedPage([one], DAY, "newest", NOW)
-            self(sent.record_page, stream, page)
-        self(faxes.newest_within, stream, DAY)
         self(faxes.find, "fax-0", "main", "front-desk")
         self(faxes.unknown, stream, ["fax-0", "fax-9"])
         self(faxes.streams_of, "app", ["fax-0"])
