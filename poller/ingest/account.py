@@ -218,8 +218,8 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
 
     async def drain(self, timeout_s: float) -> None:
         """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
-        workers = [lane.workers for lane in self.lanes.values()]
-        await asyncio.gather(*(one.drain(timeout_s) for one in (*workers, self.errands)))
+        workers = (lane.workers.drain(timeout_s) for lane in self.lanes.values())
+        await asyncio.gather(*workers, self.errands.drain(timeout_s))
 
     @property
     def is_suspended(self) -> bool:
