@@ -418,4 +418,5 @@ def _origin(fax: FaxRow) -> Origin:
         listed_pages=listed_pages(fax.listed),
         metadata=fax.listed,
         direction=fax.direction,
+        canary=fax.canary,
     )
