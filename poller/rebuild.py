@@ -13,7 +13,7 @@ from poller.ledger import Ledger, backend_at, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable
-from poller.stream import Stream
+from poller.stream import Direction, Stream
 
 _NAMED = 100  # of each kind of trouble; all are counted
 
@@ -121,8 +121,10 @@ async def _take_over(
         )
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
     await storage.prepare(marker)
-    identities = [(one.app_id, one.user_id, one.account, one.name) for one in settings.users]
-    await ledger.write(streams.sync, identities, now)
+    archiving = [user for user in settings.users if user.sent.archive != "none"]
+    for direction, users in ((Direction.RECEIVED, settings.users), (Direction.SENT, archiving)):
+        identities = [(one.app_id, one.user_id, one.account, one.name) for one in users]
+        await ledger.write(streams.sync, identities, now, direction)
 
 
 async def _read_sidecars(

@@ -203,7 +203,8 @@ def _ledger(health: Health) -> dict[str, Any]:
 
 
 def _names(fax: FaxRow) -> dict[str, Any]:
-    return {"account": fax.account, "user": fax.user, "fax_id": fax.fax_id}
+    whose = {"account": fax.account, "user": fax.user}
+    return {**whose, "direction": fax.direction, "fax_id": fax.fax_id}
 
 
 async def _not_fetched(

@@ -18,6 +18,7 @@ from poller.evidence import EvidenceStore
 from poller.ledger import Attempt, FaxRow, faxes
 from poller.status import instant, span
 from poller.store import store_of
+from poller.stream import Direction
 from poller.window import Interval
 
 _FOUND_BY = {
@@ -33,7 +34,7 @@ _FOUND_BY = {
 }
 # Nothing of `listed`: whoever may see numbers and names finds them in the sidecar.
 _FACTS = (
-    *("account", "user", "fax_id", "state", "received_at", "found_by"),
+    *("account", "user", "direction", "fax_id", "state", "found_by"),
     *("first_listed_at", "first_window", "last_listed_at", "last_window"),
     *("attempts", "failures", "last_error", "next_attempt_at"),
     *("quarantined_at", "dismissed_at", "dismiss_reason", "stored_at"),
@@ -58,6 +59,7 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
     store = EvidenceStore(settings.state_directory, settings.evidence_max)
     return {
         **{name: getattr(fax, _CALLED_IN_THE_LEDGER.get(name, name)) for name in _FACTS},
+        "completed_at" if fax.direction is Direction.SENT else "received_at": fax.received_at,
         "file": None if fax.file is None else store_of(settings.storage).where(fax.file),
         "taken": None if gone is None else bool(gone),
         "evidence": await store.find(fax.app_id, fax.user_id, fax.fax_id),
@@ -68,7 +70,8 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
 def _timeline(fax: FaxRow, history: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
     """Attempts, and what operators did, are kept to the last fifty."""
     if fax.received_at is not None:
-        yield _moment(fax.received_at, "received by eFax")
+        is_sent = fax.direction is Direction.SENT
+        yield _moment(fax.received_at, "completed at eFax" if is_sent else "received by eFax")
     found_by = _FOUND_BY.get(fax.found_by, fax.found_by)
     yield _moment(fax.first_seen_at, f"listed first, by {found_by}", fax.first_window)
     if fax.last_listed_at > fax.first_seen_at:
@@ -96,6 +99,8 @@ def _print(shown: dict[str, Any]) -> None:
         pages = "" if shown["pages"] is None else f", pages: {shown['pages']}"
         say(f"file      {shown['file']}")
         say(f"          {shown['bytes']} bytes{pages}, sha256 {shown['sha256']}")
+    if shown["format"] == "json":
+        say("          It has no image: this is its sidecar.")
     if shown["taken"]:
         say("          not there any more: its files were taken away, which is normal;")
         say(f"          {how_to_have_it_again(name)}.")

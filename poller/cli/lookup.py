@@ -10,10 +10,12 @@ from poller.cli.commands import instant
 from poller.config.model import Config
 from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, OnDisk, StreamRow, faxes, streams
+from poller.stream import Direction
 from poller.window import Interval
 
 _SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
 _NAMED = 3
+_SENT = "sent/"  # before the id, where a sent fax is named
 
 
 class NotDone(PollerError):
@@ -33,20 +35,29 @@ def listed(names: Sequence[str]) -> str:
 
 def name_of(row: Mapping[str, Any]) -> str:
     """Name an account, a user or a fax as `--json` shows it."""
+    if row.get("direction") == Direction.SENT and "fax_id" in row:
+        row = {**row, "fax_id": _SENT + row["fax_id"]}
     return "/".join(row[part] for part in ("account", "user", "fax_id") if part in row)
 
 
 def fax_name(fax: FaxRow | OnDisk) -> str:
-    return f"{fax.account}/{fax.user}/{fax.fax_id}"
+    return name_of(vars(fax))
 
 
 async def find_one(ledger: Ledger, name: str) -> FaxRow:
-    """Find the fax `FAX_ID` or `ACCOUNT/USER/FAX_ID`; a fax id may hold slashes itself."""
+    """Find the fax `FAX_ID`, `ACCOUNT/USER/FAX_ID` or, of a sent one, `ACCOUNT/USER/sent/FAX_ID`.
+
+    A fax id may hold slashes itself.
+    """
     found = await ledger.read(faxes.find, name)
     account, _, rest = name.partition("/")
     user, _, fax_id = rest.partition("/")
     if fax_id:
-        found += await ledger.read(faxes.find, fax_id, account, user)
+        named = await ledger.read(faxes.find, fax_id, account, user)
+        found += [row for row in named if row.direction is Direction.RECEIVED] or named
+    if fax_id.startswith(_SENT):
+        named = await ledger.read(faxes.find, fax_id.removeprefix(_SENT), account, user)
+        found += [row for row in named if row.direction is Direction.SENT]
     if not found:
         raise NotDone(
             f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"

@@ -12,6 +12,7 @@ from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ledger import FaxRow, Ledger, State, accounts, faxes, fold, jobs, streams
+from poller.stream import Direction
 
 _HANG_TIMEOUT_S = 60.0
 _FOLLOWED = 1000
@@ -76,7 +77,11 @@ async def _print_left_alone(
 
 
 def _is_configured(settings: Config, row: FaxRow) -> bool:
-    return any((row.app_id, row.user_id) == (user.app_id, user.user_id) for user in settings.users)
+    return any(
+        (row.app_id, row.user_id) == (user.app_id, user.user_id)
+        and (row.direction is Direction.RECEIVED or user.sent.archive != "none")
+        for user in settings.users
+    )
 
 
 async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
@@ -87,10 +92,12 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
         if (await ledger.read(streams.one, row.stream)).removed or not bootstrap.is_running(
             settings
         ):
+            is_sent = row.direction is Direction.SENT
+            what = "with `sent.archive`" if is_sent else "any more"
             raise NotDone(
-                f"user {row.account}/{row.user} is not configured any more, so its fax "
-                f"{row.fax_id} is not fetched: put the user back into the configuration, "
-                "`systemctl reload poller`, and retry the fax then"
+                f"user {row.account}/{row.user} is not configured {what}, so its fax "
+                f"{row.fax_id} is not fetched: put {'that' if is_sent else 'the user'} back into "
+                "the configuration, `systemctl reload poller`, and retry the fax then"
             )
 
 

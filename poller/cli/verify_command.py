@@ -52,7 +52,8 @@ class VerifyReport:
             row = one.row
             self.amiss.add(row.id)
             named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
-            self.damaged.append({**named, "account": row.account, "user": row.user})
+            whose = {"account": row.account, "user": row.user, "direction": row.direction}
+            self.damaged.append(named | whose)
 
     def tried(self, rows: Sequence[FaxRow]) -> None:
         """Note how the requested faxes are now; a service may not have come to some of them."""

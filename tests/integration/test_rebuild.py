@@ -1,6 +1,7 @@
 """A ledger made anew knows what snapshot and sidecars tell, and says what nothing tells."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from poller.config.model import Account, Config
+from poller.config.model import Account, Archive, Config, Sent
 from poller.errors import CannotStart, LockHeld
 from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, faxes, fold, jobs, meta, streams
@@ -25,7 +26,9 @@ from poller.lock import StorageLock
 from poller.rebuild import Rebuilt, rebuild
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
+from poller.store import Identity, Origin, sidecar
 from poller.store.marker import MARKER
+from poller.stream import Direction
 from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime, stored_files
 from tests.integration.at_work import fetch, listed, poll
 
@@ -76,6 +79,26 @@ class Installation:
                     assert outcome.error is None
                 await runtime.accounts[APP].workers.run_until_idle()
                 self.clock.advance(timedelta(minutes=5))
+
+    async def archive(self, fax_id: str, *, publish: bool = True, **origin: Any) -> Path:
+        """Leave a sidecar that comes alone, of a fax without a row, as before the ledger was lost."""
+        user, at = self.settings.users[0], self.clock.now()
+        identity = Identity(user.app_id, user.user_id, fax_id)
+        kept = {"direction": Direction.SENT, "metadata": {"fax_id": fax_id}, "listed_pages": None}
+        whose = Origin(identity, user.account, user.name, at, at, **(kept | origin))
+        async with self.open() as runtime:
+            store = runtime.services.storage
+            async with store.draft(f"main/{user.name}/sent/{fax_id}", identity) as draft:
+                staged = await draft.stage_alone(lambda _: sidecar(None, whose, stored_at=at))
+                if publish:
+                    await draft.publish(staged)
+        return self.faxes / f"main/{user.name}/sent/{fax_id}.json"
+
+    def archiving(self, what: Archive) -> None:
+        """Archive what users send from now on, with `what`."""
+        (account,) = self.settings.accounts
+        users = tuple(replace(user, sent=Sent(archive=what)) for user in account.users)
+        self.settings = replace(self.settings, accounts=(replace(account, users=users),))
 
     def downloads(self) -> dict[str, int]:
         return {fax.fax_id: self.simulator.downloads.get(fax, 0) for fax in self.simulator.faxes()}
@@ -495,3 +518,80 @@ async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_not
             (row,) = await ledger.read(faxes.find, kept.fax_id)
             assert row.state is State.STORED
     assert points > (7 if journal else 6)
+
+
+# -- sent faxes, and faxes without an image --------------------------------------------------------
+
+
+async def test_sent_faxes_become_rows_of_their_users_sent_stream(place: Installation) -> None:
+    place.archiving("metadata")
+    (received,) = await place.store()
+    alone = await place.archive("s-1")
+    place.clock.advance(DAY)
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.sidecars, done.added, done.damaged.count) == (2, 2, 0)
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        (row,) = await ledger.read(faxes.find, "s-1")
+        rows = await ledger.read(streams.all_streams)
+    assert row.direction is Direction.SENT
+    assert (row.state, row.file, row.format) == (State.STORED, "main/user-a/sent/s-1.json", "json")
+    assert row.listed == {"fax_id": "s-1"}
+    assert row.received_at is not None
+    assert hashlib.sha256(alone.read_bytes()).hexdigest() == row.sha256
+    assert row.path == "main/user-a/sent/s-1"
+    counted = {(one.user, one.direction): (one.removed, one.stored) for one in rows}
+    assert counted == {
+        ("user-a", Direction.RECEIVED): (False, 1),
+        ("user-a", Direction.SENT): (False, 1),
+        ("user-b", Direction.RECEIVED): (False, 0),
+        ("user-b", Direction.SENT): (False, 0),
+    }
+    # The sent stream begins at its own oldest fax, not at a received one's.
+    pinned = {(one.user, one.direction): one.pinned_start for one in rows}
+    assert pinned["user-a", Direction.SENT] == row.received_at
+    assert pinned["user-a", Direction.RECEIVED] == received.completed
+    again = await place.rebuild()
+    assert (again.sidecars, again.added, again.doubles.count) == (2, 0, 0)
+
+
+async def test_sent_faxes_are_kept_as_a_removed_streams_where_nothing_is_archived_any_more(
+    place: Installation,
+) -> None:
+    await place.archive("s-1")
+    gone(place.ledger)
+    assert (await place.rebuild()).added == 1
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        rows = [row for row in await ledger.read(streams.all_streams) if row.stored]
+    assert [(row.direction, row.removed) for row in rows] == [(Direction.SENT, True)]
+
+
+async def test_one_id_received_and_sent_is_two_faxes(place: Installation) -> None:
+    place.archiving("metadata")
+    (fax,) = await place.store()
+    await place.archive(fax.fax_id)
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.added, done.doubles.count) == (2, 0)
+
+
+async def test_received_fax_and_canary_without_image_are_taken_in_too(place: Installation) -> None:
+    await place.archive("r-1", direction=Direction.RECEIVED)
+    await place.archive("c-1", direction=Direction.RECEIVED, canary=True)
+    gone(place.ledger)
+    assert (await place.rebuild()).added == 2
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        found = [(await ledger.read(faxes.find, name))[0] for name in ("r-1", "c-1")]
+    assert {(row.direction, row.format) for row in found} == {(Direction.RECEIVED, "json")}
+
+
+async def test_sidecar_alone_that_was_never_published_is_carried_on(place: Installation) -> None:
+    place.archiving("metadata")
+    path = await place.archive("s-1", publish=False)
+    assert not path.exists()
+    gone(place.ledger)
+    done = await place.rebuild()
+    assert (done.sidecars, done.added, done.carried_on) == (0, 0, 1)
+    async with await Ledger.open(place.settings.state_url) as ledger:
+        (row,) = await ledger.read(faxes.find, "s-1")
+    assert (row.state, row.path) == (State.PENDING, "main/user-a/sent/s-1")
