@@ -61,6 +61,9 @@ class ThirdNet:
         try:
             self.found += await self._reader.read(stream)
             self._is_off = False
+            if self._reader.is_of_all:  # and so it was asked for all of them
+                self._round.clear()
+                self._soon = {one: at for one, at in self._soon.items() if at > now}
         except (Rejected, BadAnswer) as error:
             self._turn_off(error)
         except (ApiError, LedgerUnavailable):
@@ -83,9 +86,6 @@ class ThirdNet:
             return None
         chosen = due[0] if due else self._round.popleft()
         self._soon.pop(chosen, None)
-        if self._reader.is_of_all:
-            self._soon = {stream: at for stream, at in self._soon.items() if at > now}
-            self._round.clear()
         return states.get(chosen)
 
     def _turn_off(self, error: ApiError) -> None:

@@ -125,14 +125,18 @@ class Webhooks:
 
     def refused(self, app_id: str) -> None:
         """A request was not signed as it should be."""
-        hook = self._hooks[app_id]
+        hook = self._hooks.get(app_id)
+        if hook is None:  # a reload has just taken it away
+            return
         hook.record = hook.record.after_refused()
         is_news = hook.refusals.failed()
         self._emit(events.WebhookRefused(hook.name, is_news))
 
     def taken(self, app_id: str, body: bytes) -> None:
         """Take a well-signed notice; where no user is named, a fax that we know may be."""
-        hook = self._hooks[app_id]
+        hook = self._hooks.get(app_id)
+        if hook is None:
+            return
         hook.record = hook.record.after_notice(self._clock.now())
         named = hook.read(body)
         if named.user_ids or not named.words or len(self._look_ups) >= _MOST_LOOK_UPS:
@@ -152,17 +156,20 @@ class Webhooks:
         while True:
             self._anything.clear()
             while self._look_ups:
-                app_id, named = self._look_ups.popleft()
-                streams: set[int] = set()
                 async with cut_off_if_hung("notices"):
-                    with suppress(LedgerUnavailable):
-                        streams = await self._ledger.read(faxes.streams_of, app_id, named.words)
-                hook = self._hooks.get(app_id)
-                if hook is not None:
-                    states = hook.runner.states
-                    user_ids = {states[one].user.user_id for one in streams & states.keys()}
-                    self._notice(hook, user_ids, of_sent=named.of_sent)
+                    await self._look_up_next()
             await self._anything.wait()
+
+    async def _look_up_next(self) -> None:
+        app_id, named = self._look_ups.popleft()
+        streams: set[int] = set()
+        with suppress(LedgerUnavailable):
+            streams = await self._ledger.read(faxes.streams_of, app_id, named.words)
+        hook = self._hooks.get(app_id)
+        if hook is not None:
+            states = hook.runner.states
+            user_ids = {states[one].user.user_id for one in streams & states.keys()}
+            self._notice(hook, user_ids, of_sent=named.of_sent)
 
     def _notice(self, hook: _Hook, user_ids: Collection[str], *, of_sent: bool) -> None:
         """Have these users polled, or all of the account."""
@@ -210,6 +217,7 @@ class Webhooks:
             for hook in list(self._hooks.values()):
                 async with cut_off_if_hung("web-hooks", hook.name):
                     self._follow(hook)
+                    await self._know(hook)
                     self._judge(hook)
                     await self._keep(hook)
             await self._clock.sleep(_TICK_S)
@@ -226,7 +234,7 @@ class Webhooks:
 
     async def _know(self, hook: _Hook) -> None:
         """Go on with the record that an earlier process has kept."""
-        if hook.kept is not None:
+        if hook.kept is not None or not _has_hook(hook):
             return
         kept = HookRecord()
         with suppress(LedgerUnavailable):
@@ -237,10 +245,8 @@ class Webhooks:
 
     async def _keep(self, hook: _Hook, *, at_once: bool = False) -> None:
         now = self._clock.monotonic()
-        if not _has_hook(hook):
-            return
-        await self._know(hook)
-        if hook.record == hook.kept or (now < hook.keep_at and not at_once):
+        is_early = now < hook.keep_at and not at_once
+        if hook.kept is None or hook.record == hook.kept or is_early:
             return
         record = hook.record
         with suppress(LedgerUnavailable):  # the next time, then
