@@ -114,9 +114,8 @@ class Planner:
         spread = timedelta(seconds=len(account.states) / per_second)
         for state in account.states.values():
             self._plan_stream(account, state, factor, spread)
-        for state in account.lanes[
-            Direction.SENT
-        ].states.values():  # they go when nothing that is received waits
+        # They go when nothing that is received waits.
+        for state in account.lanes[Direction.SENT].states.values():
             self._plan_stream(account, state, 1.0, spread)
 
     def _plan_stream(

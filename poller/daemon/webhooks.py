@@ -20,6 +20,7 @@ from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, accounts, faxes
+from poller.stream import Direction
 
 _TICK_S = 5.0
 _KEEP_S = 30.0  # between two writes of a record
@@ -58,11 +59,11 @@ class _Hook:
 
     def streams(self, user_id: str, *, of_sent: bool) -> list[StreamState]:
         """Return the streams of a user; what has come or gone is noticed by their number."""
-        states = self.runner.states
-        if user_id not in self.by_user or sum(map(len, self.by_user.values())) != len(states):
+        every = self.runner.streams
+        if user_id not in self.by_user or sum(map(len, self.by_user.values())) != len(every):
             by_user = defaultdict(list)
-            for state in states.values():
-                by_user[state.user.user_id].append(state)
+            for stream in every:
+                by_user[stream.user.user_id].append(stream)
             self.by_user = dict(by_user)
         return [one for one in self.by_user.get(user_id, ()) if of_sent or _is_received(one)]
 
@@ -167,9 +168,9 @@ class Webhooks:
             streams = await self._ledger.read(faxes.streams_of, app_id, named.words)
         hook = self._hooks.get(app_id)
         if hook is not None:
-            states = hook.runner.states
-            user_ids = {states[one].user.user_id for one in streams & states.keys()}
-            self._notice(hook, user_ids, of_sent=named.of_sent)
+            found = [one for one in hook.runner.streams if one.id in streams]
+            of_sent = named.of_sent or not all(map(_is_received, found))
+            self._notice(hook, {one.user.user_id for one in found}, of_sent=of_sent)
 
     def _notice(self, hook: _Hook, user_ids: Collection[str], *, of_sent: bool) -> None:
         """Have these users polled, or all of the account."""
@@ -177,12 +178,12 @@ class Webhooks:
         named = {user_id: streams for user_id, streams in found.items() if streams}
         for streams in named.values():
             self._wakeups.wake(streams)
-        every = list(hook.runner.states.values())
+        received = list(hook.runner.states.values())
         if not named:
-            streams = [one for one in every if of_sent or _is_received(one)]
+            streams = hook.runner.streams if of_sent else received
             self._wakeups.wake(streams, _spread(hook.runner))
         hook.noticed |= dict.fromkeys(named or [""], self._clock.now())
-        hook.net.ask_soon([streams[0] for streams in named.values()] or every[:1])
+        hook.net.ask_soon([streams[0] for streams in named.values()] or received[:1])
         is_news = not hook.is_heard or hook.refusals.recovered() > 0
         hook.is_heard = True
         users = len(named or hook.runner.account.users)
@@ -259,8 +260,8 @@ def _has_hook(hook: _Hook) -> bool:
     return hook.runner.account.webhook is not None
 
 
-def _is_received(_: StreamState) -> bool:
-    return True
+def _is_received(stream: StreamState) -> bool:
+    return stream.direction is Direction.RECEIVED
 
 
 def _spread(runner: AccountRunner) -> timedelta:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poller.cli.plan_command import Measured, planned
-from poller.config.model import AccountHook, Config, SecretRef, WebhookConfig
+from poller.config.model import AccountHook, Config, SecretRef, Sent, WebhookConfig
 from poller.daemon.webhooks import Webhooks
 from poller.errors import LedgerUnavailable
 from poller.hook_record import HookRecord
@@ -34,7 +34,10 @@ HOOK = AccountHook("/efax/main", SecretRef("env", "HOOK"))
 def settings(make_config: MakeConfig, simulator: Simulator) -> Config:
     config = make_config(simulator.base_url, webhook=WebhookConfig("127.0.0.1", 0))
     (account,) = config.accounts
-    users = tuple(replace(user, number=f"1323555000{n}") for n, user in enumerate(account.users))
+    users = tuple(
+        replace(user, number=f"1323555000{n}", sent=Sent(archive="metadata"))
+        for n, user in enumerate(account.users)
+    )
     return replace(config, accounts=(replace(account, webhook=HOOK, users=users),))
 
 
@@ -49,10 +52,10 @@ async def runtime(settings: Config, clock: QuickClock) -> AsyncIterator[Runtime]
 
 
 class Woken(list[str]):
-    """Who was to be polled, in this order; nothing is polled."""
+    """Whose faxes were to be listed, in this order; nothing is polled."""
 
     def __call__(self, stream: StreamState, _: timedelta) -> None:
-        self.append(stream.user.name)
+        self.append(stream.key.removeprefix("main/"))
 
 
 @pytest.fixture
@@ -98,7 +101,13 @@ async def test_the_path_of_an_account_leads_to_its_secret(
         pytest.param({"user_id": "user-b"}, ["user-b"], id="user id"),
         pytest.param({"to": "+1 323 555 0001"}, ["user-b"], id="number"),
         pytest.param({"a": "user-a", "b": "user-b"}, ["user-a", "user-b"], id="both"),
+        pytest.param({"user": "user-b", "way": "OUTBOUND"}, ["user-b", "user-b/sent"], id="sent"),
         pytest.param({}, ["user-a", "user-b"], id="nobody"),
+        pytest.param(
+            {"direction": "sent"},
+            ["user-a", "user-a/sent", "user-b", "user-b/sent"],
+            id="nobody, of a sent fax",
+        ),
         pytest.param({"user_id": "stranger"}, ["user-a", "user-b"], id="a stranger"),
     ],
 )
