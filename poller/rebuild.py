@@ -121,10 +121,15 @@ async def _take_over(
         )
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
     await storage.prepare(marker)
-    archiving = [user for user in settings.users if user.sent.archive != "none"]
-    for direction, users in ((Direction.RECEIVED, settings.users), (Direction.SENT, archiving)):
-        identities = [(one.app_id, one.user_id, one.account, one.name) for one in users]
-        await ledger.write(streams.sync, identities, now, direction)
+    received, sent = (
+        [
+            (user.app_id, user.user_id, user.account, user.name)
+            for user, direction in settings.streams
+            if direction is wanted
+        ]
+        for wanted in (Direction.RECEIVED, Direction.SENT)
+    )
+    await ledger.write(streams.sync_all, received, sent, now)
 
 
 async def _read_sidecars(

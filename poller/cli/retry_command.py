@@ -78,9 +78,8 @@ async def _print_left_alone(
 
 def _is_configured(settings: Config, row: FaxRow) -> bool:
     return any(
-        (row.app_id, row.user_id) == (user.app_id, user.user_id)
-        and (row.direction is Direction.RECEIVED or user.sent.archive != "none")
-        for user in settings.users
+        (row.app_id, row.user_id, row.direction) == (user.app_id, user.user_id, direction)
+        for user, direction in settings.streams
     )
 
 
