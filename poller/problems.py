@@ -45,6 +45,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *_quarantined(_with("quarantined", users)),
         *_left_behind([row for row in every if row.get("removed")]),
         *_damaged(_with("damaged_files", every)),
+        *_not_deleted(_with("not_deleted", users)),
         *_about(_with("failed_gaps", users), _NOT_LISTED),
         *_about(_with("backfill_error", asked), _NO_PROGRESS),
         *_silent(_with("silent_since", asked)),
@@ -155,6 +156,14 @@ def _quarantined(rows: list[_Row]) -> list[str]:
 def _damaged(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "damaged_files", "fax is", "faxes are")
     return _about(rows, faxes + " damaged on the disk ({who}): see `poller verify --repair`.")
+
+
+def _not_deleted(rows: list[_Row]) -> list[str]:
+    faxes = _faxes(rows, "not_deleted", "fax", "faxes")
+    refused = (
+        f"For seven days eFax has refused to delete {faxes} ({{who}}), and is not asked any more: "
+    )
+    return _about(rows, refused + 'see "Deleting at eFax" in the README.')
 
 
 def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:

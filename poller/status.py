@@ -20,6 +20,7 @@ from poller.ledger import (
     Ledger,
     StreamRow,
     backfills,
+    errands,
     failing,
     faxes,
     fold,
@@ -27,6 +28,7 @@ from poller.ledger import (
     streams,
 )
 from poller.ledger.accounts import all_accounts, hook
+from poller.ledger.tables import JobKind
 from poller.progress import Progress
 from poller.stream import Direction
 from poller.window import Interval
@@ -142,6 +144,7 @@ async def _users(
     held = await ledger.read(fold.all_progress)
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.damage_counts)
+    undeleted = await ledger.read(errands.left, JobKind.DELETE)
     failing_counts = await ledger.read(failing.counts, now, around.alarm_after)
     overdue = _overdue(around.accounts, rows, now)
     silent = _silent(around.accounts, rows, held)
@@ -155,6 +158,7 @@ async def _users(
             "overdue": row.id in overdue,
             "silent_since": instant(silent.get(row.id)),
             "damaged_files": harmed.get(row.id, 0),
+            "not_deleted": undeleted.get(row.id, 0),
             "failing": failing_counts.get(row.id, none).late,
             "oldest_failing_s": failing_counts.get(row.id, none).oldest_s,
         }

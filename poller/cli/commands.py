@@ -129,6 +129,15 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
             _JSON,
         ),
     ),
+    "purge": (
+        "delete at eFax, now, what the rules of `delete` allow",
+        (
+            _argument("key", nargs="?", metavar="ACCOUNT/USER", help="only this user"),
+            _time("--before", "before", "what was stored before this, whatever delete.after says"),
+            _flag("--dry-run", "only say what would go, and why the rest would not"),
+            _JSON,
+        ),
+    ),
     "explain": (
         "one fax as a timeline: windows, attempts, file, evidence",
         (_fax("fax_id"), _JSON),

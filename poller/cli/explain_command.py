@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from poller import deletion
 from poller.cli import bootstrap
 from poller.cli.console import answer, say
 from poller.cli.lookup import find_one, name_of
 from poller.cli.taken import how_to_have_it_again, taken
 from poller.config.model import Config
 from poller.evidence import EvidenceStore
-from poller.ledger import Attempt, FaxRow, faxes
+from poller.ledger import Attempt, Errand, FaxRow, errands, faxes
+from poller.ledger.tables import JobKind
 from poller.status import instant, span
 from poller.store import store_of
 from poller.stream import Direction
@@ -38,7 +40,7 @@ _FACTS = (
     *("first_listed_at", "first_window", "last_listed_at", "last_window"),
     *("attempts", "failures", "last_error", "next_attempt_at"),
     *("quarantined_at", "dismissed_at", "dismiss_reason", "stored_at"),
-    *("file", "format", "bytes", "sha256", "pages", "damaged", "harm"),
+    *("file", "format", "bytes", "sha256", "pages", "damaged", "harm", "deleted_at"),
 )
 _CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at", "harm": "damage"}
 
@@ -56,18 +58,40 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
         fax = await find_one(ledger, fax_id)
         history = await ledger.read(faxes.history, fax.id)
         gone = await taken(settings, ledger, [fax])
+        asked = await ledger.read(errands.of_faxes, [fax.id], JobKind.DELETE)
+    planned = _deletion(settings, fax, asked)
     store = EvidenceStore(settings.state_directory, settings.evidence_max)
     return {
         **{name: getattr(fax, _CALLED_IN_THE_LEDGER.get(name, name)) for name in _FACTS},
         "completed_at" if fax.direction is Direction.SENT else "received_at": fax.received_at,
         "file": None if fax.file is None else store_of(settings.storage).where(fax.file),
         "taken": None if gone is None else bool(gone),
+        "deletion": planned,
         "evidence": await store.find(fax.app_id, fax.user_id, fax.fax_id),
-        "timeline": sorted(_timeline(fax, history), key=lambda one: str(one["at"])),
+        "timeline": sorted(_timeline(fax, history, planned), key=lambda one: str(one["at"])),
     }
 
 
-def _timeline(fax: FaxRow, history: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
+def _deletion(settings: Config, fax: FaxRow, asked: Sequence[Errand]) -> dict[str, Any] | None:
+    """Say when it is to be deleted at eFax, and what it was refused with; null where it is left."""
+    for one in asked:
+        return {"next_attempt_at": one.due, "refused": one.last_error}
+    rules = [
+        user.delete
+        for user in settings.users
+        if (user.app_id, user.user_id) == (fax.app_id, fax.user_id)
+    ]
+    for rule in rules:
+        if rule.after is not None and fax.stored_at is not None:
+            due = fax.stored_at + rule.after
+            if deletion.why_kept(fax, rule, due) is None:
+                return {"next_attempt_at": due, "refused": None}
+    return None
+
+
+def _timeline(
+    fax: FaxRow, history: Sequence[Attempt], planned: dict[str, Any] | None
+) -> Iterator[dict[str, Any]]:
     """Attempts, and what operators did, are kept to the last fifty."""
     if fax.received_at is not None:
         is_sent = fax.direction is Direction.SENT
@@ -82,6 +106,8 @@ def _timeline(fax: FaxRow, history: Sequence[Attempt]) -> Iterator[dict[str, Any
         yield _moment(fax.quarantined_at, "quarantined")
     if fax.next_attempt_at is not None:
         yield _moment(fax.next_attempt_at, "to be tried next")
+    if planned is not None and planned["next_attempt_at"] is not None:
+        yield _moment(planned["next_attempt_at"], "to be deleted at eFax")
 
 
 def _moment(at: datetime, what: str, window: Interval | None = None) -> dict[str, Any]:
@@ -102,8 +128,11 @@ def _print(shown: dict[str, Any]) -> None:
     if shown["format"] == "json":
         say("          It has no image: this is its sidecar.")
     if shown["taken"]:
-        say("          not there any more: its files were taken away, which is normal;")
-        say(f"          {how_to_have_it_again(name)}.")
+        say("          not there any more: its files were taken away, which is normal.")
+        if shown["deleted_at"] is None:
+            say(f"          {how_to_have_it_again(name)}.")
+    if shown["deleted_at"] is not None:
+        say(f"deleted   at eFax, {shown['deleted_at']}: it cannot be fetched again")
     say(f"attempts  {shown['attempts']}")
     for path in shown["evidence"]:
         say(f"evidence  {path}")
@@ -126,4 +155,8 @@ def _problems(shown: dict[str, Any]) -> Iterator[str]:
         why = f": {how[-1]}" if how else ""
         yield f"eFax served it broken, twice in the same way, so it is kept as it came{why}"
     if shown["harm"] is not None:
-        yield f"its files are not what was stored: {shown['harm']}; see `poller verify --repair`"
+        see = "" if shown["deleted_at"] else "; see `poller verify --repair`"
+        yield f"its files are not what was stored: {shown['harm']}{see}"
+    if shown["deletion"] is not None and shown["deletion"]["refused"]:
+        left = "" if shown["deletion"]["next_attempt_at"] else ", and it is left there"
+        yield f"it was not deleted at eFax{left}: {shown['deletion']['refused']}"

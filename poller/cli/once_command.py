@@ -128,6 +128,8 @@ async def _round(account: AccountRunner, direction: Direction, done: Round, show
     done.to_fetch += sum(row.pending for row in rows if row.id in account.lanes[direction].states)
     show_fetched()
     await account.lanes[direction].workers.run_until_idle()
+    if direction is Direction.RECEIVED:
+        await account.errands.run_until_idle()
 
 
 async def _poll(

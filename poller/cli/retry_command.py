@@ -8,7 +8,7 @@ from poller.cli import bootstrap
 from poller.cli.console import answer, print_json
 from poller.cli.follow import wait_for_faxes
 from poller.cli.lookup import NotDone, change_gap, counted, fax_name, find_one
-from poller.cli.taken import how_to_have_it_again, taken
+from poller.cli.taken import how_to_have_it_again, no_more, taken
 from poller.config.model import Config
 from poller.errors import UsageError
 from poller.ledger import FaxRow, Ledger, State, accounts, faxes, fold, jobs, streams
@@ -66,6 +66,10 @@ async def _print_left_alone(
     settings: Config, ledger: Ledger, rows: Sequence[FaxRow], made_due: int
 ) -> None:
     """Say why nothing is done for faxes that are stored; of well ones only where that is all."""
+    for row in rows:
+        if row.deleted_at is not None:
+            print(f"{fax_name(row)} is not fetched: {no_more(row)}.")
+    rows = [row for row in rows if row.deleted_at is None]
     stored = [row for row in rows if row.state is State.STORED and row.damage is None]
     gone = await taken(settings, ledger, stored)
     for row in gone or ():

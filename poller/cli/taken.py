@@ -7,6 +7,7 @@ from contextlib import closing
 from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
 from poller.ledger import FaxRow, Ledger, State, meta
+from poller.status import instant
 from poller.store import Condition, Identity, Storage
 
 
@@ -40,3 +41,8 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
 def how_to_have_it_again(name: str) -> str:
     """Say what fetches a fax again that was taken; `name` is ACCOUNT/USER/FAX_ID."""
     return f"`poller verify --repair --taken {shlex.quote(name)}` fetches it again"
+
+
+def no_more(row: FaxRow) -> str:
+    """Say why nothing fetches a fax again that was deleted at eFax."""
+    return f"it was deleted at eFax at {instant(row.deleted_at)}, which has it no more"

@@ -15,6 +15,7 @@ from poller.cli.console import answer, print_figures, progress, say
 from poller.cli.follow import wait_for_faxes
 from poller.cli.foreground import work_or_follow
 from poller.cli.lookup import counted, fax_name, find_one, name_of
+from poller.cli.taken import no_more
 from poller.clock import SystemClock
 from poller.config.model import Config
 from poller.errors import CannotStart, LockHeld, StorageConflict, StorageUnusable
@@ -184,6 +185,8 @@ def _sweeps(users: Sequence[StreamRow]) -> dict[str, Any]:
 def _why_not(row: FaxRow) -> str:
     if row.state is State.DISMISSED:
         return "it is dismissed; `poller retry` undoes that"
+    if row.deleted_at is not None:
+        return no_more(row)
     return "it was never stored" if row.file is None else "its user is not configured any more"
 
 

@@ -132,7 +132,7 @@ class Deleter:
             for row in await self._ledger.read(faxes.on_disk_of, [one.fax for one in some])
         }
         found = await self._auditor.look(list(rows.values()), thorough=False)
-        wanted = [one.row.id for one in found if self._why_unproved(one, self._rule(one)) is None]
+        wanted = [one.row.id for one in found if why_unproved(one, self._rule(one)) is None]
         if wanted:
             held = await self._ledger.read(faxes.some, wanted)
             await self._ledger.write(errands.ask, held, JobKind.DELETE, self._clock.now())
@@ -209,20 +209,11 @@ class Deleter:
         rule = None if state is None else state.user.delete
         return deletion.why_kept(errand.fax, rule, self.now(), errand.stored_before)
 
-    def _why_unproved(self, one: Checked, rule: Delete) -> str | None:
-        found = one.finding
-        return deletion.why_unproved(
-            rule,
-            is_well=found.condition is Condition.OK,
-            is_gone=found.condition is Condition.TAKEN,
-            harm=found.why,
-        )
-
     async def _prove(self, errand: Errand, state: StreamState) -> str | None:
         """Read the files now; how they prove it, or None where they do not."""
         rows: list[OnDisk] = await self._ledger.read(faxes.on_disk_of, [errand.fax.id])
         for one in await self._auditor.check(rows, thorough=True):
-            if self._why_unproved(one, state.user.delete) is None:
+            if why_unproved(one, state.user.delete) is None:
                 return "taken" if one.finding.condition is Condition.TAKEN else "file"
             if one.is_damaged:
                 file, why = one.row.file, one.finding.why
@@ -254,3 +245,14 @@ class Deleter:
             attempt.begun = state.deletions.begin()
             self._asking.add(row.id)
         attempt.deadline.reschedule(asyncio.get_running_loop().time() + DELETED_WITHIN_S)
+
+
+def why_unproved(one: Checked, rule: Delete) -> str | None:
+    """Say why what was found of a fax's files does not prove that it may go; None: it does."""
+    found = one.finding
+    return deletion.why_unproved(
+        rule,
+        is_well=found.condition is Condition.OK,
+        is_gone=found.condition is Condition.TAKEN,
+        harm=found.why,
+    )

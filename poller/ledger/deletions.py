@@ -6,10 +6,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from poller.ledger.errands import end
+from poller.ledger import meta
+from poller.ledger.errands import ask, end
 from poller.ledger.faxes import FAX, remember, set_fax
 from poller.ledger.rows import Errand, FaxRow, fax_row
-from poller.ledger.tables import EPOCH, JobKind, State, faxes, jobs, streams
+from poller.ledger.tables import EPOCH, JobKind, State, faxes, streams
 
 _PROMISING = and_(
     faxes.c.state == State.STORED,
@@ -79,6 +80,14 @@ def deleted_since(connection: Connection, app_id: str, since: datetime) -> int:
     return connection.scalar(wanted) or 0
 
 
+def ask_by_hand(
+    connection: Connection, wanted: Sequence[FaxRow], now: datetime, stored_before: datetime | None
+) -> None:
+    """Have these faxes deleted because an operator asks; a running service takes it up."""
+    ask(connection, wanted, JobKind.DELETE, now, stored_before=stored_before, anew=True)
+    meta.edited(connection, len(wanted))
+
+
 def deleted(connection: Connection, errand: Errand, now: datetime) -> None:
     """Record that eFax has a fax no more; whatever else was decided meanwhile, it is a fact."""
     set_fax(connection, errand.fax.id, deleted_at=now)
@@ -89,13 +98,3 @@ def deleted(connection: Connection, errand: Errand, now: datetime) -> None:
 def refused(connection: Connection, errand: Errand, error: str, now: datetime) -> None:
     """Keep a refusal in the fax's history."""
     remember(connection, errand.fax.id, now, "not deleted at eFax", error)
-
-
-def asked(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[datetime | None, str]]:
-    """Say of these faxes that are to be deleted when that is tried next and why it failed last."""
-    rows = connection.execute(
-        select(jobs.c.subject, jobs.c.due, jobs.c.last_error).where(
-            jobs.c.kind == JobKind.DELETE, jobs.c.subject.in_(wanted)
-        )
-    )
-    return {row.subject: (row.due, row.last_error or "") for row in rows}

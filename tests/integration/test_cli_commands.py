@@ -1160,6 +1160,7 @@ WORDS = {
     "verify": (),
     "backfill": ("main/a", "--from", "2024-05-21T00:00:00Z", "--to", "2024-05-22T00:00:00Z"),
     "explain": ("x",),
+    "purge": (),
     "plan": (),
     "rebuild": (),
     "simulate": (),
@@ -1178,7 +1179,7 @@ def test_the_readmes_table_has_every_command_with_its_options_and_no_other() -> 
     for row in table.splitlines():
         words = row.split("|")[1].split()
         told.setdefault(words[1].rstrip("`"), set()).update(
-            re.findall("--[a-z]+", row.split("|")[1])
+            re.findall("--[a-z-]+", row.split("|")[1])
         )
     assert told == {
         name: {option for names, _ in arguments for option in names if option.startswith("--")}

@@ -237,7 +237,7 @@ class Everything:
         self(errands.waiting, "app", JobKind.DELETE)
         self(errands.failed, errand, "refused", None, refused_at=NOW)
         self(errands.left, JobKind.DELETE)
-        self(deletions.asked, [fax.id])
+        self(deletions.ask_by_hand, [fax], NOW, NOW)
         self(deletions.walk, deletions.Place(), NOW, 10)
         self(deletions.page, [stream], 0, 10)
         self(deletions.deleted_since, "app", DAY.start)

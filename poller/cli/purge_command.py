@@ -1,0 +1,243 @@
+"""`poller purge`: delete at eFax what the rules allow, now; `--dry-run` says what would go and why not."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from poller import deletion
+from poller.cli import bootstrap
+from poller.cli.console import answer, progress, say
+from poller.cli.follow import wait
+from poller.cli.foreground import require_configured, work_or_follow
+from poller.cli.lookup import counted, fax_name
+from poller.clock import SystemClock
+from poller.config.model import Config, User
+from poller.errors import (
+    CannotStart,
+    LockHeld,
+    StorageConflict,
+    StorageUnusable,
+    UsageError,
+)
+from poller.ingest.audit import Auditor
+from poller.ingest.deleting import why_unproved
+from poller.ingest.runtime import Runtime
+from poller.ledger import FaxRow, Ledger, deletions, errands, faxes, meta, streams
+from poller.ledger.tables import JobKind
+from poller.store import Storage
+from poller.stream import Direction
+
+_PAGE = 256
+_HANG_TIMEOUT_S = 120.0
+
+
+@dataclass
+class _Purge:
+    """What is to go and what came of it; `refused` by eFax decides the exit code."""
+
+    wanted: dict[int, FaxRow] = field(default_factory=dict)
+    deleted: list[FaxRow] = field(default_factory=list)
+    kept: list[tuple[FaxRow, str]] = field(default_factory=list)
+    refused: bool = False
+    stopped: str | None = None  # why waiting for the service has stopped
+
+    def shown(self, *, dry_run: bool) -> dict[str, Any]:
+        return {
+            "deleted": [fax.fax_id for fax in self.deleted],
+            "would_delete": [fax.fax_id for fax in self.wanted.values()] if dry_run else [],
+            "kept": [
+                {"fax_id": fax.fax_id, "why": why, "account": fax.account, "user": fax.user}
+                for fax, why in self.kept
+            ],
+            "stopped": self.stopped,
+        }
+
+
+def purge(
+    paths: Sequence[Path], *, key: str | None, before: datetime | None, dry_run: bool, as_json: bool
+) -> int:
+    """Delete at eFax; beside a service that does it. Raises UsageError (2), CannotStart (73)."""
+    settings = bootstrap.load(paths)
+    if key is not None:
+        require_configured(settings, key)
+    if before is not None and before > bootstrap.now():
+        raise UsageError("--before is in the future")
+    if not dry_run and not bootstrap.is_running(settings):
+        bootstrap.read_all_secrets(settings)  # before an hour of hashing, not after it
+    report = asyncio.run(_plan(settings, key, before, dry_run=dry_run))
+    if report.wanted and not dry_run:
+        try:
+            work_or_follow(
+                settings,
+                "purge",
+                sys.stderr,
+                work=partial(_work, report),
+                follow=partial(_follow, settings, report),
+            )
+        except LockHeld as held_by:
+            raise LockHeld(
+                f"{held_by}. The requests are kept: the service deletes these faxes"
+            ) from held_by
+    answer(report.shown(dry_run=dry_run), lambda: _print(report, dry_run=dry_run), as_json=as_json)
+    return 1 if report.refused else 0
+
+
+# -- what is to go ---------------------------------------------------------------------------------
+
+
+async def _plan(
+    settings: Config, key: str | None, before: datetime | None, *, dry_run: bool
+) -> _Purge:
+    """Find what may go by the rules; unless it is a dry run, write that down."""
+    report = _Purge()
+    async with bootstrap.ledger_beside(settings, readonly=dry_run) as ledger:
+        store_id = await ledger.read(meta.value, meta.STORAGE_ID)
+        if store_id is None:
+            raise CannotStart(
+                "the ledger knows no storage yet; the service makes it when it starts"
+            )
+        users = await _users(settings, ledger, key)
+        try:
+            with closing(Storage(settings.storage)) as storage, progress("reading") as show:
+                await storage.prepare(store_id)
+                planner = _Planner(ledger, storage, users, before, report)
+                async for done in planner.go_through():
+                    show(done, None, f"{done:,}")
+        except (StorageUnusable, StorageConflict) as error:
+            raise CannotStart(f"the files cannot be read: {error}") from error
+        if report.wanted and not dry_run:
+            rows = list(report.wanted.values())
+            await ledger.write(deletions.ask_by_hand, rows, bootstrap.now(), before)
+    return report
+
+
+async def _users(settings: Config, ledger: Ledger, key: str | None) -> dict[int, User]:
+    """Return the configured users in question, by the streams of what they received."""
+    configured = {(user.app_id, user.user_id): user for user in settings.users}
+    found = {
+        row.id: user
+        for row in await ledger.read(streams.all_streams, include_removed=False)
+        if row.direction is Direction.RECEIVED
+        and (user := configured.get((row.app_id, row.user_id))) is not None
+    }
+    return {id_: user for id_, user in found.items() if key in (None, "/".join(user.names))}
+
+
+class _Planner:
+    """Goes through all faxes of these users, and puts each where it belongs in the report."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        storage: Storage,
+        users: Mapping[int, User],
+        before: datetime | None,
+        report: _Purge,
+    ) -> None:
+        self._ledger = ledger
+        self._auditor = Auditor(ledger, storage, SystemClock())
+        self._users = users
+        self._before = before
+        self._report = report
+        self._spent: Counter[str] = Counter()  # of the day, by App ID
+
+    async def go_through(self) -> AsyncIterator[int]:
+        """Give how many were looked at so far."""
+        now = bootstrap.now()
+        for app_id in {user.app_id for user in self._users.values()}:
+            since = now - deletion.A_DAY
+            self._spent[app_id] = await self._ledger.read(deletions.deleted_since, app_id, since)
+        above = done = 0
+        while rows := await self._ledger.read(deletions.page, list(self._users), above, _PAGE):
+            await self._judge([row for row in rows if row.stream in self._users], now)
+            above, done = rows[-1].id, done + len(rows)
+            yield done
+
+    async def _judge(self, rows: Sequence[FaxRow], now: datetime) -> None:
+        allowed = []
+        for row in rows:
+            rule = self._users[row.stream].delete
+            why = deletion.why_kept(row, rule, now, self._before)
+            if why is None and not deletion.left_today(rule, self._spent[row.app_id]):
+                why = f"delete.max_per_day ({rule.max_per_day}) of its account is reached"
+            if why is None:
+                self._spent[row.app_id] += 1
+                allowed.append(row)
+            else:
+                self._report.kept.append((row, why))
+        on_disk = await self._ledger.read(faxes.on_disk_of, [row.id for row in allowed])
+        found = {one.row.id: one for one in await self._auditor.look(on_disk, thorough=True)}
+        for row in allowed:
+            one = found.get(row.id)
+            why = "it has no file" if one is None else None
+            if one is not None:
+                why = why_unproved(one, self._users[row.stream].delete)
+            if why is None:
+                self._report.wanted[row.id] = row
+            else:
+                self._spent[row.app_id] -= 1
+                self._report.kept.append((row, why))
+
+
+# -- the outcome -----------------------------------------------------------------------------------
+
+
+async def _work(report: _Purge, runtime: Runtime) -> None:
+    """Without a service: delete what was asked for, within the limits."""
+    accounts = runtime.accounts.values()
+    await asyncio.gather(*(account.errands.run_until_idle() for account in accounts))
+    await _sum_up(runtime.services.ledger, report)
+
+
+async def _follow(settings: Config, report: _Purge) -> None:
+    """Beside a service: wait until it has tried them all."""
+    async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
+
+        async def look() -> tuple[float, float, str]:
+            untried = [
+                one
+                for one in await ledger.read(errands.of_faxes, list(report.wanted), JobKind.DELETE)
+                if one.last_error is None
+            ]
+            return len(report.wanted) - len(untried), len(report.wanted), ""
+
+        report.stopped = await wait(settings, "deleting", look, hang_timeout_s=_HANG_TIMEOUT_S)
+        await _sum_up(ledger, report)
+
+
+async def _sum_up(ledger: Ledger, report: _Purge) -> None:
+    wanted = list(report.wanted)
+    open_ones = {
+        one.fax.id: one for one in await ledger.read(errands.of_faxes, wanted, JobKind.DELETE)
+    }
+    for row in await ledger.read(faxes.some, wanted):
+        errand = open_ones.get(row.id)
+        if row.deleted_at is not None:
+            report.deleted.append(row)
+        elif errand is None:
+            report.kept.append((row, "it or its files have changed meanwhile"))
+        elif errand.last_error is None:
+            report.kept.append((row, "it was not its turn yet; the service deletes it"))
+        else:
+            report.refused |= errand.first_failed_at is not None
+            report.kept.append((row, f"it is tried again: {errand.last_error}"))
+
+
+def _print(report: _Purge, *, dry_run: bool) -> None:
+    """What goes comes last, where it is not scrolled away."""
+    for fax, why in report.kept:
+        say(f"kept  {fax_name(fax)}: {why}")
+    gone = list(report.wanted.values()) if dry_run else report.deleted
+    for fax in gone:
+        say(f"{'would delete' if dry_run else 'deleted'}  {fax_name(fax)}")
+    if report.stopped is not None:
+        say(f"Not all are deleted yet: {report.stopped}.")
+    what = counted(len(gone), "fax", "faxes")
+    say(f"Would delete {what} at eFax." if dry_run else f"Deleted {what} at eFax.")
