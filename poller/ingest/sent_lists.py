@@ -1,11 +1,12 @@
 """The lists of sent faxes, which eFax may filter, spell and complete in ways that nobody has published."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from poller.client import Client
 from poller.config.model import User
 from poller.efax.responses import Page
+from poller.efax.transmission import final_status
 from poller.errors import BadAnswer, Rejected, WindowRefused
 from poller.ingest.list_memory import ListMemory
 from poller.ingest.reading import ListReader, Read
@@ -23,10 +24,11 @@ _UNDER_WAY = ("NEW", "INPROGRESS", "PENDING RETRY")
 
 
 class SentReader(ListReader):
-    """Reads the lists of sent faxes; a sweep asks for each status, too."""
+    """Reads the lists of sent faxes; sweeps ask for what a list without a status may leave out, too."""
 
     _record_page = staticmethod(sent.record_page)
     _is_status_demanded = False
+    _shows_others = False  # whether a list without a status has shown a fax that is not whole
 
     async def _read(
         self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
@@ -34,16 +36,20 @@ class SentReader(ListReader):
         if covers is None:
             return Read()  # nobody downloads a sent fax, so nothing can be missed by that mark
         read = await self._read_main(state, bounds, found_by)
-        more: tuple[str, ...] = ()
-        if found_by in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
-            more = _UNDER_WAY if self._is_status_demanded else (*_BESIDE, *_UNDER_WAY)
         if read.halve is None:
-            await self._add(read, state, bounds, found_by, more)
+            await self._add(read, state, bounds, found_by, self._not_shown(found_by))
         if read.halve is None and read.seen:
             await state.record_soon(Covered(covers))
         elif read.halve is None:
             await self._empties.cover(state, covers)
         return read
+
+    def _not_shown(self, found_by: str) -> tuple[str, ...]:
+        """What the main list may leave out, and a sweep asks for: it is not known to show all."""
+        if self._shows_others or found_by not in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
+            return ()
+        under_way = _UNDER_WAY if found_by == SliceKind.DEEP_SWEEP else ()
+        return under_way if self._is_status_demanded else (*_BESIDE, *under_way)
 
     async def _read_main(self, state: StreamState, bounds: Interval | None, found_by: str) -> Read:
         """List without a status; with each of them where the server refuses that."""
@@ -81,8 +87,13 @@ class SentReader(ListReader):
     async def _with(
         self, state: StreamState, bounds: Interval | None, found_by: str, word: str | None
     ) -> Read:
-        def ask(offset: int) -> Awaitable[Page]:
-            return self._client.list_sent(state.user, bounds, offset, transmission_status=word)
+        async def ask(offset: int) -> Page:
+            page = await self._client.list_sent(
+                state.user, bounds, offset, transmission_status=word
+            )
+            said = [final_status(fax.raw) for fax in page.faxes] if word is None else []
+            self._shows_others |= any(one.status and not one.is_complete for one in said)
+            return page
 
         return await self._read_pages(state, ask, bounds, None, found_by)
 
