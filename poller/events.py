@@ -591,6 +591,68 @@ class MarkLeft(OfFax):
     error: BaseException
 
 
+# -- faxes that we send ------------------------------------------------------------------------------
+
+
+class FaxSent(OfFax):
+    """It is said when eFax accepts it, and when it has come to its number."""
+
+    by = "is_transmitted"
+    sentence = ("A fax that was sent has come to its number.", "eFax has accepted a fax.")
+    number: str
+    transaction_id: str
+    purpose: str
+    is_transmitted: bool
+
+
+class SendFailed(OfUser):
+    """eFax did not take a fax, or could not bring it to its number. `fax_id` where it had taken it."""
+
+    by = "fax_id"
+    severity = "error"
+    sentence = (
+        "A fax did not come to its number; it is not sent again by itself.",
+        "A fax was not sent, and is not sent by itself later.",
+    )
+    number: str
+    transaction_id: str
+    purpose: str
+    fax_id: str | None
+    reason: str
+
+
+class SendLost(OfUser):
+    action = "send-in-doubt"
+    severity = "error"
+    sentence = (
+        "eFax's answer to a fax that was sent is lost, and the list of sent faxes does not show it. "
+        "It is not sent again: look in eFax's portal before you do."
+    )
+    number: str
+    transaction_id: str
+    purpose: str
+    reason: str
+
+
+class CanaryArrived(OfUser):
+    by = "is_late"
+    severity = ("warning", "info")
+    sentence = (
+        "The canary, a fax to the user's own number, is stored after it was said to be late.",
+        "The canary, a fax to the user's own number, is stored.",
+    )
+    fax_id: str
+    round_trip_s: int
+    is_late: bool
+
+
+class CanaryLate(OfUser):
+    severity = "error"
+    sentence = "The canary, a fax to the user's own number, is no file in time: {reason}"
+    transaction_id: str
+    reason: str
+
+
 # -- storage and ledger -----------------------------------------------------------------------------
 
 

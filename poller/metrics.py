@@ -38,6 +38,7 @@ PollOutcome = Literal["ok", "failed", "skipped"]
 # `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
 FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
 HookOutcome = Literal["accepted", "refused", "unknown"]
+SendOutcome = Literal["accepted", "transmitted", "failed", "in_doubt"]
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
@@ -122,6 +123,21 @@ _USER_GAUGES: Final[Mapping[str, _UserGauge]] = {
     "gap_s": _UserGauge(
         "coverage_gap_seconds", "Time before the newest listing that is not listed."
     ),
+    "canary_at": _UserGauge(
+        "canary_last_success_timestamp_seconds",
+        "When a canary last became a file.",
+        unset=None,
+        joined=min,
+    ),
+    "canary_s": _UserGauge(
+        "canary_round_trip_seconds",
+        "From asking for the last canary to its file.",
+        unset=None,
+        joined=max,
+    ),
+    "canary_late": _UserGauge(
+        "canary_late", "1 while the newest canary is no file in time.", unset=None
+    ),
 }
 
 
@@ -130,6 +146,7 @@ class _User:
     polls: Tally[str] = field(default_factory=Tally)
     faxes: Tally[str] = field(default_factory=Tally)
     deleted: int = 0
+    sent: Tally[str] = field(default_factory=Tally)
     gauges: dict[str, float] = field(default_factory=dict)
 
 
@@ -270,7 +287,13 @@ class Metrics:
         """
         # Copied here, where nothing changes meanwhile.
         users = {
-            who: _User(user.polls.copy(), user.faxes.copy(), user.deleted, user.gauges.copy())
+            who: _User(
+                polls=user.polls.copy(),
+                faxes=user.faxes.copy(),
+                deleted=user.deleted,
+                sent=user.sent.copy(),
+                gauges=user.gauges.copy(),
+            )
             for who, user in self._users.items()
         }
         return await self._threads.run(lambda: self._rendered(users, full=full))
@@ -293,6 +316,10 @@ class Metrics:
         return found
 
 
+def _count_sent(metrics: Metrics, of: events.OfUser, outcome: SendOutcome) -> None:
+    metrics._user(of.account, of.user, of.direction).sent[outcome] += 1
+
+
 _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.PollCompleted: lambda metrics, one: metrics.poll(
         one.account, one.user, "ok", one.direction
@@ -306,6 +333,11 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.FaxDeleted: Metrics.deleted,
     events.FaxDamaged: lambda metrics, one: metrics.fax(one, "damaged"),
     events.FaxQuarantined: lambda metrics, one: metrics.fax(one, "quarantined"),
+    events.FaxSent: lambda metrics, one: _count_sent(
+        metrics, one, "transmitted" if one.is_transmitted else "accepted"
+    ),
+    events.SendFailed: lambda metrics, one: _count_sent(metrics, one, "failed"),
+    events.SendLost: lambda metrics, one: _count_sent(metrics, one, "in_doubt"),
     events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
     events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
     events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
@@ -339,6 +371,7 @@ class _UserCollector(Collector):
             if direction is Direction.RECEIVED:
                 gone.add_metric((account, name), user.deleted)
         yield gone
+        yield _sent(self._users)
         faxes = CounterMetricFamily("poller_faxes", "Faxes.", labels=[*_OF_STREAM, "outcome"])
         for who, user in self._users.items():
             for outcome in get_args(FaxOutcome):
@@ -368,6 +401,16 @@ def _gauges(prefix: str, users: Mapping[Any, _User], labels: tuple[str, ...]) ->
         yield family
 
 
+def _sent(users: _Users) -> Metric:
+    """Of users who send anything, or whose canary is known: most send nothing through poller."""
+    sent = CounterMetricFamily("poller_sent", "Faxes sent.", labels=[*_OF_USER, "outcome"])
+    for (account, name, _), user in users.items():
+        if user.sent or "canary_late" in user.gauges:
+            for outcome in get_args(SendOutcome):
+                sent.add_metric((account, name, outcome), user.sent[outcome])
+    return sent
+
+
 def _by_account(users: _Users) -> _Users:
     """Add up the users of each account; of times the oldest one, of durations the longest."""
     of_account: dict[tuple[str, Direction], list[_User]] = defaultdict(list)
@@ -375,10 +418,11 @@ def _by_account(users: _Users) -> _Users:
         of_account[account, direction].append(user)
     return {
         (account, "", direction): _User(
-            sum((user.polls for user in some), Tally()),
-            sum((user.faxes for user in some), Tally()),
-            sum(user.deleted for user in some),
-            {
+            polls=sum((user.polls for user in some), Tally()),
+            faxes=sum((user.faxes for user in some), Tally()),
+            deleted=sum(user.deleted for user in some),
+            sent=sum((user.sent for user in some), Tally()),
+            gauges={
                 name: gauge.joined(values)
                 for name, gauge in _USER_GAUGES.items()
                 if (values := [user.gauges[name] for user in some if name in user.gauges])

@@ -31,14 +31,14 @@ def to_dial(typed: str) -> str:
     plain = _TYPED.sub("", typed)
     digits = plain.removeprefix("+")
     if not re.fullmatch(r"[0-9]+", digits):
-        raise ValueError("holds more than digits, blanks, brackets, dashes and a leading +")
+        raise ValueError("NUMBER holds more than digits, blanks, brackets, dashes and a leading +")
     if plain.startswith("+") and not digits.startswith("1"):
         if not 7 <= len(digits) <= 15:
-            raise ValueError("has not the 7 to 15 digits of a number that begins with +")
+            raise ValueError("NUMBER has not the 7 to 15 digits of a number that begins with +")
         return plain
     if (found := _NORTH_AMERICA.fullmatch(digits)) is None:
         raise ValueError(
-            "is no number of North America (1 and ten digits, such as 13235551212); begin a number "
+            "NUMBER is no number of North America (1 and ten digits, such as 13235551212); begin a number "
             "of another country with + and its code"
         )
     return f"1{found[1]}"
@@ -57,39 +57,9 @@ def _digits(number: str) -> str:
 # -- what was sent ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Lost:
-    """What we sent and had no answer to; `taken` are fax ids that are known to be others."""
-
-    transaction_id: str
-    destination: str
-    sent_at: datetime
-    taken: frozenset[str] = frozenset()
-
-
-def find_sent(lost: Lost, listed: Iterable[ListedFax], *, is_filtered: bool) -> str | None:
-    """Give the id of the sent fax that is ours, or None.
-
-    It is ours if our transaction id stands anywhere in it. `is_filtered`: eFax was asked for our
-    transaction id alone. Then a single fax is ours also without it, if its number and time fit;
-    where eFax ignores that filter, the list holds others too, and nothing is recognised.
-    """
-    found = list(listed)
-    for fax in found:
-        if _bears(fax.raw, lost.transaction_id):
-            return fax.fax_id
-    if not is_filtered or len(found) != 1:
-        return None
-    (only,) = found
-    number = only.raw.get("destination_fax_number")
-    fits = (
-        only.fax_id not in lost.taken
-        and is_same_number(str(number), lost.destination)
-        and only.received_at is not None
-        and only.received_at >= lost.sent_at - _TOLERANCE
-        and not _reference(only.raw)
-    )
-    return only.fax_id if fits else None
+def find_sent(transaction_id: str, listed: Iterable[ListedFax]) -> str | None:
+    """Give the id of the sent fax that is ours: our transaction id stands somewhere in its record."""
+    return next((fax.fax_id for fax in listed if _bears(fax.raw, transaction_id)), None)
 
 
 def _bears(value: Any, text: str, depth: int = 0) -> bool:
@@ -100,14 +70,6 @@ def _bears(value: Any, text: str, depth: int = 0) -> bool:
     if isinstance(value, Mapping):
         return any(_bears(item, text, depth + 1) for item in value.values())
     return isinstance(value, list) and any(_bears(item, text, depth + 1) for item in value)
-
-
-def _reference(raw: Mapping[str, Any]) -> str:
-    """Give the reference of whoever sent a fax; it is somebody else's."""
-    tracking = raw.get("client_tracking_data")
-    some = tracking if isinstance(tracking, list) else [tracking]
-    given = [one.get("client_reference_id") for one in some if isinstance(one, Mapping)]
-    return next((str(one) for one in (*given, raw.get("transaction_id")) if one), "")
 
 
 # -- what has arrived -------------------------------------------------------------------------------

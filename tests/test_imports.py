@@ -30,13 +30,14 @@ CORE = [
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 CORE += ["deletion"]
 CORE += ["hooks", "hook_record"]
-CORE += ["recognition", "advice"]
+CORE += ["recognition", "advice", "drawn_page"]
 SHELL = [
     "own_threads",
     "documents",
     "state_directory",
     "lock",
     "evidence",
+    "outbox",
     "store",
     "ledger",
     "rebuild",

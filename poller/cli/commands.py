@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,17 @@ def instant(word: str) -> datetime:
     if not EARLIEST <= at < _LATEST:
         raise argparse.ArgumentTypeError(f"{word!r} is before 1970 or after 2199")
     return at
+
+
+def duration(word: str) -> timedelta:
+    """Read a length of time as the configuration has it; argparse.ArgumentTypeError says what is wrong."""
+    from poller.config import values
+    from poller.config.position import Node, Source
+
+    try:
+        return values.duration("s")(Node(Source("", Path()), value=word))
+    except values.WrongValueError as error:
+        raise argparse.ArgumentTypeError(f"{word!r} {error}") from None
 
 
 def _argument(*names: str, **options: Any) -> _Argument:
@@ -149,6 +160,35 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
             _time(
                 *("--since", "since"),
                 "list again from this time or earlier, such as 2026-03-01T00:00:00Z",
+            ),
+            _JSON,
+        ),
+    ),
+    "send": (
+        "send PDFs or TIFFs as one fax",
+        (
+            _argument("key", metavar="ACCOUNT/USER"),
+            _argument(
+                "--to",
+                metavar="NUMBER",
+                required=True,
+                help="1 and ten digits in North America, such as 13235551212; else with +",
+            ),
+            _argument("files", nargs="+", type=Path, metavar="FILE", help="a PDF or TIFF"),
+            _flag("--wait", "until it has come to its number, or cannot"),
+            _JSON,
+        ),
+    ),
+    "selftest": (
+        "send a page to the user's own number, and see that it becomes a file",
+        (
+            _argument("key", metavar="ACCOUNT/USER"),
+            _argument(
+                "--within",
+                type=duration,
+                default=timedelta(minutes=15),
+                metavar="DURATION",
+                help="such as 15m, which is the default",
             ),
             _JSON,
         ),

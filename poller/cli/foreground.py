@@ -29,13 +29,14 @@ def holding(settings: Config, command: str, log_to: TextIO | None) -> Iterator[S
         yield storage_lock
 
 
-def work_or_follow(
+def work_or_follow(  # what it needs to do either
     settings: Config,
     command: str,
     log_to: TextIO | None,
     *,
     work: Callable[[Runtime], Coroutine[Any, Any, T]],
     follow: Callable[[], Coroutine[Any, Any, T]],
+    needs_storage: bool = True,
 ) -> T:
     """Hold the state and `work`, or `follow` the running service; LockHeld beside other commands."""
     with ExitStack() as held:
@@ -45,17 +46,21 @@ def work_or_follow(
             if not bootstrap.is_running(settings):
                 raise  # what holds it does nothing for others
             return asyncio.run(follow())
-        return asyncio.run(in_runtime(settings, storage_lock, work))
+        return asyncio.run(in_runtime(settings, storage_lock, work, needs_storage=needs_storage))
 
 
 async def in_runtime(
-    settings: Config, storage_lock: StorageLock, work: Callable[[Runtime], Coroutine[Any, Any, T]]
+    settings: Config,
+    storage_lock: StorageLock,
+    work: Callable[[Runtime], Coroutine[Any, Any, T]],
+    *,
+    needs_storage: bool = True,
 ) -> T:
     """Work with ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
     async with open_runtime(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
     ) as runtime:
-        if not await runtime.services.gate.check():
+        if needs_storage and not await runtime.services.gate.check():
             raise CannotStart(f"the storage is unusable: {runtime.services.gate.reason}")
         return await work(runtime)
 

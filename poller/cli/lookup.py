@@ -7,7 +7,7 @@ from typing import Any
 
 from poller.cli import bootstrap
 from poller.cli.commands import instant
-from poller.config.model import Config
+from poller.config.model import Config, User
 from poller.errors import PollerError, UsageError
 from poller.ledger import FaxRow, Ledger, OnDisk, StreamRow, faxes, streams
 from poller.stream import Direction
@@ -74,6 +74,23 @@ async def find_user(ledger: Ledger, key: str) -> StreamRow:
     if not rows:
         raise NotDone(f"the ledger knows no user {key}; `poller status` shows its users")
     return min(rows, key=lambda row: row.removed)
+
+
+def configured_user(settings: Config, key: str) -> User:
+    """Find the user ACCOUNT/USER in the configuration; raises UsageError."""
+    for user in settings.users:
+        if "/".join(user.names) == key:
+            return user
+    raise UsageError(f"{key}: the configuration has no such ACCOUNT/USER")
+
+
+async def received_stream(ledger: Ledger, user: User) -> int:
+    """Find the row of what a configured user receives; NotDone where a reload is due."""
+    identity = user.app_id, user.user_id, Direction.RECEIVED
+    for row in await ledger.read(streams.all_streams, include_removed=False):
+        if (row.app_id, row.user_id, row.direction) == identity:
+            return row.id
+    raise NotDone(f"the running service does not know {'/'.join(user.names)} yet: reload it first")
 
 
 async def change_gap(

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+from collections.abc import Callable
 from datetime import UTC, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
@@ -31,6 +32,7 @@ class Planner:
         self._emit = runtime.services.emit
         self._polls: dict[asyncio.Task[object], tuple[AccountRunner, StreamState]] = {}
         self.tick_at = self._clock.monotonic()
+        self.plan_also: Callable[[AsyncIOScheduler], None] = lambda _: None
         # Jobs that run late run all the same: misfire_grace_time is one second by default.
         self._scheduler = AsyncIOScheduler(
             timezone=UTC,
@@ -72,6 +74,7 @@ class Planner:
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._runtime.accounts.values():
             self._plan_account(account)
+        self.plan_also(self._scheduler)
 
     def poll_within(self, account: AccountRunner, spread: timedelta) -> None:
         """Bring the next poll of every user of `account` forward, spread over a time."""

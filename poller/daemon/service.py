@@ -11,6 +11,7 @@ from poller import events, log, systemd
 from poller.config.model import Config
 from poller.daemon import reload
 from poller.daemon.background_checks import BackgroundChecks
+from poller.daemon.canaries import Canaries
 from poller.daemon.changes import NAMED, said_of_left_behind
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
@@ -19,6 +20,7 @@ from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread,
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import NO_PROGRESS_S
 from poller.ingest.runtime import Runtime
+from poller.ingest.sending import Sender
 from poller.own_threads import OwnThreads
 
 Serve = Callable[[Runtime, Monitor, Webhooks | None], contextlib.AbstractAsyncContextManager[None]]
@@ -83,6 +85,8 @@ class Service:
         self._loading = OwnThreads("configuration", most=4)  # a share may hang
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._sender = Sender(runtime)
+        self._canaries = Canaries(runtime)
 
     async def work(self) -> None:
         """Start everything, wait for a reason to stop, drain."""
@@ -110,11 +114,14 @@ class Service:
         self._runtime.services.gate.on_change = self._gate_changed
         for account in self._runtime.accounts.values():
             self._start_account(account)
+        self._planner.plan_also = self._canaries.plan
         self._planner.start()
         loops = {
             **self._monitor.loops(),
             **BackgroundChecks(self._runtime, self._planner.poll_soon).loops(),
             **(self._webhooks.loops() if self._webhooks else {}),
+            "sending": self._sender.run(),
+            "canaries": self._canaries.run(),
         }
         for name, work in loops.items():
             self._spawn(work, name)
@@ -163,7 +170,8 @@ class Service:
         await self._planner.stop()
         if self._webhooks is not None:
             await self._webhooks.stop()
-        await self._runtime.drain(self._runtime.config.drain.total_seconds())
+        timeout_s = self._runtime.config.drain.total_seconds()
+        await asyncio.gather(self._runtime.drain(timeout_s), self._sender.drain(timeout_s))
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

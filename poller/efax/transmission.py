@@ -2,8 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+# The error codes that are published; there are more.
+ERRORS: Final[Mapping[str, str]] = {
+    "E06": "an error of eFax's system",
+    "E07": "an error of eFax's sending machines",
+    "E33": "a person answered",
+    "E41": "the number was busy",
+    "E42": "nobody answered",
+    "E43": "a person answered",
+    "E44": "it was interrupted",
+    "E45": "it was cancelled",
+    "E46": "it expired",
+    "E49": "the machines could not communicate",
+    "E51": "the number has a wrong form",
+    "E52": "the number is taken for a high risk",
+    "E53": "the number is not allowed",
+}
 _COMPLETE = {"COMPLETE", "COMPLETED"}
 _FINAL = _COMPLETE | {"ERROR", "CANCELED", "CANCELLED"}
 

@@ -89,6 +89,11 @@ def accepted(connection: Connection, send: int, fax_id: str, now: datetime) -> S
     return _set(connection, send, state=SendState.ACCEPTED, fax_id=fax_id, accepted_at=now)
 
 
+def under_way(connection: Connection, send: int, status: str) -> SendRow:
+    """Record how the transmission stands."""
+    return _set(connection, send, status=status)
+
+
 def transmitted(connection: Connection, send: int, status: str | None, now: datetime) -> SendRow:
     """Record that it has come to its number."""
     values = {"state": SendState.TRANSMITTED, "status": status, "transmitted_at": now}
@@ -174,17 +179,24 @@ def last_canaries(connection: Connection, app_id: str) -> dict[int, SendRow]:
     return {row.stream: _row(row) for row in rows}
 
 
+def late_canaries(connection: Connection) -> list[SendRow]:
+    """Return the canaries that are late, but for those after which another one has arrived."""
+    later = sends.alias()
+    newer = (
+        exists()
+        .where(later.c.stream == sends.c.stream, later.c.asked_at > sends.c.asked_at)
+        .where(later.c.purpose == "canary", later.c.arrived.is_not(None))
+    )
+    wanted = _SEND.where(_OPEN, sends.c.purpose == "canary", sends.c.late_said.is_(True), ~newer)
+    rows = connection.execute(wanted.where(streams.c.removed.is_(False)).order_by(sends.c.id))
+    return [_row(row) for row in rows]
+
+
 def last_asked(connection: Connection, stream: int) -> datetime | None:
     """Return when this stream's last canary was asked for."""
     wanted = select(sends.c.asked_at).where(sends.c.stream == stream, sends.c.purpose == "canary")
     last: datetime | None = connection.scalar(wanted.order_by(sends.c.asked_at.desc()).limit(1))
     return last
-
-
-def known_fax_ids(connection: Connection, stream: int, since: datetime) -> frozenset[str]:
-    """Return the ids that eFax gave to what this user has sent through poller since then."""
-    wanted = select(sends.c.fax_id).where(sends.c.stream == stream, sends.c.asked_at >= since)
-    return frozenset(connection.scalars(wanted.where(sends.c.fax_id.is_not(None))))
 
 
 def in_outbox(connection: Connection) -> set[str]:

@@ -1149,6 +1149,7 @@ def test_command_ends_quietly_when_interrupted_or_when_nobody_reads(
 
 
 NUMBER = "+1 212 555 0187"
+DOCUMENT = Path(__file__).parents[1] / "data/documents/pdf_page_object_whole.pdf"
 WORDS = {
     "run": (),
     "once": (),
@@ -1163,6 +1164,8 @@ WORDS = {
     "purge": (),
     "plan": (),
     "rebuild": (),
+    "send": ("main/a", "--to", "13235551212", str(DOCUMENT)),
+    "selftest": ("main/a",),
     "simulate": (),
     "demo": (),
 }

@@ -1,0 +1,103 @@
+"""Canaries: now and then a fax to the user's own number, timed until it is a file."""
+
+from contextlib import suppress
+from datetime import timedelta
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from poller import events
+from poller.config.model import Canary, Poll
+from poller.daemon.trigger import PollTrigger
+from poller.errors import LedgerUnavailable, NoThread
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.runtime import Runtime
+from poller.ingest.send_request import CANARY, ask_to_send, drawn, new_page, settle_page
+from poller.ingest.stream_state import StreamState
+from poller.ledger import SendRow, sends
+
+_LOOK_S = 5.0
+
+
+class Canaries:
+    """Sends and times the canaries of one runtime: `plan` gives each its job, `run` looks after them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._services = runtime.services
+
+    def plan(self, scheduler: AsyncIOScheduler) -> None:
+        """Give each user with a canary a job at its own time."""
+        for state in self._with_one():
+            if (canary := state.user.canary) is not None:
+                scheduler.add_job(
+                    self._send_due,
+                    trigger(state, canary),
+                    args=(state, canary),
+                    id=f"canary {state.id}",
+                    name=f"canary {state.key}",
+                )
+
+    async def run(self) -> None:
+        """Say what has arrived and what is late; until it is cancelled."""
+        async with cut_off_if_hung("canaries"):
+            with suppress(LedgerUnavailable):
+                await self._remember()
+        while True:
+            async with cut_off_if_hung("canaries"):
+                with suppress(LedgerUnavailable):  # the gate says so
+                    await self._look()
+            await self._services.clock.sleep(_LOOK_S)
+
+    async def _send_due(self, state: StreamState, canary: Canary) -> None:
+        """Send one, unless the last was a moment ago: by a run before this one, or another clock."""
+        services = self._services
+        try:
+            last = await services.ledger.read(sends.last_asked, state.id)
+            now = services.clock.now()
+            if last is not None and timedelta(0) <= now - last < canary.every / 2:
+                return
+            new = new_page(state.id, state.user, CANARY, now + canary.within)
+            directory = self._runtime.config.state_directory
+            await ask_to_send(services.ledger, directory, new, [drawn(new, now)], now)
+        except LedgerUnavailable as error:
+            services.gate.close(str(error))
+        except (OSError, NoThread) as error:
+            why = f"its page cannot be kept in state.directory: {error}"
+            services.emit(events.CanaryLate(*state.user.names, "", why))
+
+    async def _remember(self) -> None:
+        """Show what runs before this one have measured."""
+        for app_id, account in self._runtime.accounts.items():
+            if any(state.user.canary for state in account.states.values()):
+                for row in (await self._services.ledger.read(sends.last_canaries, app_id)).values():
+                    self._measure(row)
+
+    async def _look(self) -> None:
+        services = self._services
+        for row in await services.ledger.read(sends.unfinished):
+            if row.code is not None:
+                await settle_page(services.ledger, row, services.clock.now(), services.emit)
+                if row.is_stored and row.purpose == CANARY:
+                    self._measure(row)
+        late = await services.ledger.read(sends.late_canaries)
+        waiting = {row.stream for row in late}
+        for state in self._with_one():
+            is_late = float(state.id in waiting)
+            services.metrics.set_user(*state.user.names, canary_late=is_late)
+
+    def _with_one(self) -> list[StreamState]:
+        """What the users with a canary receive."""
+        accounts = self._runtime.accounts.values()
+        states = (state for account in accounts for state in account.states.values())
+        return [state for state in states if state.user.canary is not None]
+
+    def _measure(self, row: SendRow) -> None:
+        self._services.metrics.set_user(
+            *row.names, canary_at=row.stored_at, canary_s=row.round_trip_s
+        )
+
+
+def trigger(state: StreamState, canary: Canary) -> PollTrigger:
+    """Say when: on a grid of its own, the same after each restart."""
+    identity = f"canary/{state.user.app_id}/{state.user.user_id}"
+    return PollTrigger(Poll(every=canary.every), identity)

@@ -1,0 +1,102 @@
+"""Ask for a fax to be sent: its documents are durable first, then the row that the sender looks for."""
+
+import secrets
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from poller import events, outbox
+from poller.config.model import User
+from poller.drawn_page import page
+from poller.events import Emit
+from poller.ledger import Ledger, SendRow, SendState, sends
+from poller.ledger.sends import NewSend
+from poller.outbox import OutboxDocument
+from poller.own_threads import in_own_thread
+
+SELFTEST: Final = "selftest"
+CANARY: Final = "canary"
+_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # none that looks like another
+_CODE_LENGTH: Final = 8
+
+
+def new_fax(stream: int, destination: str) -> NewSend:
+    """Say what an operator sends."""
+    return NewSend(stream, str(uuid.uuid4()), "operator", destination)
+
+
+def new_page(stream: int, user: User, purpose: str, late_at: datetime) -> NewSend:
+    """Say that a page of our own goes to the user's own number, which must be configured."""
+    assert user.number is not None
+    code = "".join(secrets.choice(_LETTERS) for _ in range(_CODE_LENGTH))
+    return NewSend(stream, str(uuid.uuid4()), purpose, user.number, code, late_at)
+
+
+def drawn(new: NewSend, now: datetime) -> OutboxDocument:
+    """Draw the page of a self-test or canary."""
+    lines = (
+        "This page tests the way of a fax from eFax to its file.",
+        "poller sent it to its own number. Nobody need act on it.",
+        f"{new.purpose}, {now:%Y-%m-%d %H:%M} UTC",
+    )
+    return OutboxDocument("pdf", page(new.code or "", lines))
+
+
+async def ask_to_send(
+    ledger: Ledger, state: Path, new: NewSend, documents: Sequence[OutboxDocument], now: datetime
+) -> SendRow:
+    """Have it sent; raises OSError where its documents cannot be kept, LedgerUnavailable."""
+    await in_own_thread("outbox", lambda: outbox.put(state, new.transaction_id, documents))
+    try:
+        return await ledger.write(sends.ask, new, now)
+    except Exception:
+        await in_own_thread("outbox", lambda: outbox.remove(state, new.transaction_id))
+        raise
+
+
+async def settle_page(ledger: Ledger, row: SendRow, now: datetime, emit: Emit) -> None:
+    """Note that a page of ours is stored, late, or lost, and say it of a canary; LedgerUnavailable."""
+    is_canary = row.purpose == CANARY
+    if row.is_stored:
+        await ledger.write(sends.finish, row.id, now)
+        if is_canary:
+            trip_s = round(row.round_trip_s or 0)
+            arrived = row.arrived_fax_id or ""
+            emit(events.CanaryArrived(*row.names, arrived, trip_s, row.late_said))
+    elif row.late_at is not None and row.late_at <= now and not row.late_said:
+        await ledger.write(sends.note_late, row.id)
+        if is_canary:
+            emit(events.CanaryLate(*row.names, row.transaction_id, what_is_missing(row)))
+    elif now - row.asked_at > sends.EXPECTED_FOR:
+        await ledger.write(sends.finish, row.id, now)
+
+
+def what_is_missing(row: SendRow) -> str:
+    """Say what has not happened of a page to our own number, and what to do."""
+    sent = f"eFax has it as {row.fax_id}"
+    if row.arrived_fax_id is not None:
+        return (
+            f"it is listed as {row.arrived_fax_id} and not stored: "
+            f"`poller explain {row.arrived_fax_id}` says why"
+        )
+    accepted = row.fax_id is not None
+    why = {
+        (SendState.FAILED, False): f"it was not sent: {row.error}",
+        (SendState.FAILED, True): f"{sent} and could not transmit it: {row.error}",
+        (SendState.IN_DOUBT, False): (
+            f"eFax's answer was lost, and it is not among the sent ones: {row.error}"
+        ),
+        (SendState.TRANSMITTED, True): (
+            f"{sent} and transmitted it, and it is not among the received ones: does `number` "
+            "belong to this user's user_id?"
+        ),
+        (SendState.ACCEPTED, True): (
+            f"{sent}, and its transmission is not over ({row.status or 'eFax tells no status'}): "
+            "look in eFax's portal"
+        ),
+    }
+    return why.get(
+        (row.state, accepted), "it waits to be sent: does the service run, is the account well?"
+    )

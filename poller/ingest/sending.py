@@ -1,0 +1,303 @@
+"""Send a fax once: from a row that waits to one that is accepted, and on to what became of it.
+
+The row says *sending* before the request goes out. Whatever happens after that, a kill too, the fax is
+looked for at eFax, and never sent again.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from poller import events, log, outbox
+from poller.efax.outgoing import OutgoingDocument, OutgoingFax
+from poller.efax.transmission import ERRORS, Transmission
+from poller.errors import ApiError, LedgerUnavailable, PollerError, SendInDoubt
+from poller.events import Event
+from poller.ingest.account import AccountRunner
+from poller.ingest.hang_timeout import cut_off_if_hung
+from poller.ingest.runtime import Runtime
+from poller.ingest.sent_look import SentLook
+from poller.ingest.stream_state import StreamState
+from poller.ledger import SendRow, SendState, sends
+from poller.own_threads import in_own_thread
+from poller.recognition import csid_of
+
+IN_DOUBT_AFTER_S = 120.0
+LOOK_EVERY_S = 5.0
+_OFTEN_FOR = timedelta(minutes=10)
+_SELDOM_S = 60.0
+_FOLLOWED_FOR = timedelta(days=1)
+_STALE = timedelta(hours=1)  # what an operator asked for then is not what is wanted now
+_LOOK_AGAIN_S = 2.0  # another process may have asked for one (`poller send`)
+_AFTER_BUG_S = 30.0
+_AT_ONCE = 2  # of an account: a fax may have 100 MB
+_UNDER_WAY = (SendState.WAITING, SendState.SENDING, SendState.ACCEPTED)
+
+
+class _NotOurs(PollerError):
+    """The row is not ours to send any more."""
+
+
+class _Gone(PollerError):
+    """The user is not configured any more."""
+
+
+class Sender:
+    """Sends the faxes of one runtime. `run` in the service; `send` and `follow` one fax elsewhere."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        services = runtime.services
+        self._runtime = runtime
+        self._ledger = services.ledger
+        self._clock = services.clock
+        self._emit = services.emit
+        self._gate = services.gate
+        self._state_directory = runtime.config.state_directory
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._posting: set[int] = set()
+        self._left_until: dict[int, float] = {}  # rows that met a bug (monotonic)
+        self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
+        self._stopping = False
+
+    # -- all that there is, in the service ---------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send what waits, look for what was lost, follow what is accepted; until it is cancelled."""
+        try:
+            await self._tidy()
+            while True:
+                async with cut_off_if_hung("sending"):
+                    await self._begin()
+                await self._clock.sleep(_LOOK_AGAIN_S)
+        finally:
+            await self.drain(0)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Begin nothing more, let requests under way end for `timeout_s`, then cut them off."""
+        self._stopping = True
+        for send, task in self._tasks.items():
+            if send not in self._posting:
+                task.cancel()
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _tidy(self) -> None:
+        """Remove documents that a run which was killed has left."""
+        try:
+            needed = await self._ledger.read(sends.in_outbox)
+        except LedgerUnavailable as error:
+            self._gate.close(str(error))
+            return
+        now_s = self._clock.now().timestamp()
+        await in_own_thread("outbox", lambda: outbox.tidy(self._state_directory, needed, now_s))
+
+    async def _begin(self) -> None:
+        if self._stopping:
+            return
+        try:
+            rows = await self._ledger.read(sends.unfinished)
+        except LedgerUnavailable as error:
+            self._gate.close(str(error))
+            return
+        now = self._clock.monotonic()
+        self._left_until = {one: until for one, until in self._left_until.items() if until > now}
+        for row in rows:
+            is_new = row.id not in self._tasks and row.id not in self._left_until
+            if row.state in _UNDER_WAY and is_new and self._has_user(row):
+                task = asyncio.create_task(self._bring_on(row), name=f"send {row.id}")
+                self._tasks[row.id] = task
+                task.add_done_callback(lambda _, send=row.id: self._tasks.pop(send))  # type: ignore[misc]
+
+    async def _bring_on(self, row: SendRow) -> None:
+        account = self._runtime.accounts[row.app_id]
+        try:
+            async with self._turns[row.app_id]:
+                row = await self.send(row)
+            await self.follow(row)
+        except _Gone:
+            pass
+        except LedgerUnavailable as error:
+            self._gate.close(str(error))
+        except Exception as bug:  # noqa: BLE001 - one that is met by a fax must not stop the others
+            self._left_until[row.id] = self._clock.monotonic() + _AFTER_BUG_S
+            if self._runtime.accounts.get(row.app_id) is not account:
+                return  # a reload has closed it meanwhile
+            what = "Sending a fax, or following it, ended by an error that nobody expected."
+            log.say(events.InternalError(what, bug, *row.names, row.fax_id))
+
+    # -- one fax -----------------------------------------------------------------------------------
+
+    async def send(self, row: SendRow) -> SendRow:
+        """Send what waits, look for what may have been sent; the row as it is then.
+
+        Raises LedgerUnavailable where the row could not be read, or marked before it was sent.
+        """
+        why = "poller was stopped before eFax had answered"
+        if row.state is SendState.WAITING:
+            try:
+                row = await self._post(row)
+            except SendInDoubt as error:
+                why = log.redact(str(error))
+                row = await self._ledger.read(sends.one, row.id)
+            finally:
+                self._posting.discard(row.id)
+        if row.state is SendState.SENDING:
+            row = await self._look_for(row, why)
+        return row
+
+    async def follow(self, row: SendRow) -> SendRow:
+        """Look at what eFax has accepted until it is final, for a day; the row as it is then."""
+        while row.state is SendState.ACCEPTED and not self._stopping:
+            account, state = self._whose(row)
+            found = await SentLook(account.client, state.user, row).transmission()
+            if found.is_final:
+                return await self._final(row, found)
+            if found.status is not None and found.status != row.status:
+                row = await self._record(sends.under_way, row.id, found.status)
+            waited = self._clock.now() - (row.accepted_at or row.asked_at)
+            if waited > _FOLLOWED_FOR:
+                why = f"eFax has said nothing final for a day; the last was {found.status}"
+                return await self._record(sends.left, row.id, why, self._clock.now())
+            await self._clock.sleep(LOOK_EVERY_S if waited < _OFTEN_FOR else _SELDOM_S)
+        return row
+
+    async def _post(self, row: SendRow) -> SendRow:
+        account, state = self._whose(row)
+        if self._clock.now() - row.asked_at > _STALE:
+            return await self._failed(row, "it has waited for more than an hour")
+        try:
+            outgoing = await self._outgoing(row)
+        except (OSError, KeyError, ValueError) as error:
+            return await self._failed(row, f"its documents cannot be read: {type(error).__name__}")
+        began = None
+
+        async def before() -> None:
+            nonlocal began
+            now = self._clock.now()
+            if self._stopping or not await self._ledger.write(sends.begin, row.id, began, now):
+                raise _NotOurs("the fax is not to be sent any more")
+            began = now
+            self._posting.add(row.id)
+
+        try:
+            taken = await account.client.send(state.user, outgoing, before=before)
+        except _NotOurs:
+            return await self._ledger.read(sends.one, row.id)
+        except SendInDoubt:
+            raise
+        except ApiError as error:  # of which the client knows that it was not taken
+            return await self._failed(row, str(error))
+        return await self._accepted(row, taken[0].fax_id)
+
+    async def _outgoing(self, row: SendRow) -> OutgoingFax:
+        waiting = await in_own_thread(
+            "outbox", lambda: outbox.documents(self._state_directory, row.transaction_id)
+        )
+        documents = tuple(
+            OutgoingDocument("PDF" if one.format == "pdf" else "TIFF", one.content)
+            for one in waiting
+        )
+        csid = None if row.code is None else csid_of(row.code)
+        return OutgoingFax(row.transaction_id, row.destination, documents, csid)
+
+    async def _look_for(self, row: SendRow, why: str) -> SendRow:
+        """Look for a fax that may have been sent, every few seconds for two minutes."""
+        until = self._clock.monotonic() + IN_DOUBT_AFTER_S
+        look: tuple[AccountRunner, SentLook] | None = None
+        while True:
+            account, state = self._whose(row)
+            if look is None or look[0] is not account:
+                look = account, SentLook(account.client, state.user, row)
+            is_last = self._clock.monotonic() >= until
+            try:
+                fax_id = await look[1].find()
+            except ApiError as error:
+                why, fax_id = log.redact(str(error)), None
+            if fax_id is not None:
+                return await self._accepted(row, fax_id)
+            if is_last:
+                break
+            await self._clock.sleep(LOOK_EVERY_S)
+        row = await self._record(sends.in_doubt, row.id, why, self._clock.now())
+        await self._done_with(row)
+        self._emit(events.SendLost(*_about(row), reason=why))
+        return row
+
+    # -- how it ends -------------------------------------------------------------------------------
+
+    async def _accepted(self, row: SendRow, fax_id: str) -> SendRow:
+        row = await self._record(sends.accepted, row.id, fax_id, self._clock.now())
+        await self._done_with(row)
+        self._emit(_sent(row, is_transmitted=False))
+        return row
+
+    async def _failed(self, row: SendRow, why: str) -> SendRow:
+        why = log.redact(why)
+        row = await self._record(sends.failed, row.id, why, self._clock.now())
+        await self._done_with(row)
+        self._emit(events.SendFailed(*_about(row), row.fax_id, why))
+        return row
+
+    async def _final(self, row: SendRow, found: Transmission) -> SendRow:
+        now = self._clock.now()
+        if found.is_complete:
+            row = await self._record(sends.transmitted, row.id, found.status, now)
+            self._emit(_sent(row, is_transmitted=True))
+            return row
+        why = log.redact(f"eFax says {found.status}{_code(found)}")
+        row = await self._record(sends.failed, row.id, why, now, found.status)
+        self._emit(events.SendFailed(*_about(row), row.fax_id, why))
+        return row
+
+    async def _record(self, command: Callable[..., SendRow], *args: Any) -> SendRow:
+        """Record an outcome: it is known, so it is written until the ledger takes it."""
+        while True:
+            try:
+                return await asyncio.shield(self._ledger.write(command, *args))
+            except LedgerUnavailable as error:
+                self._gate.close(str(error))
+                await self._clock.sleep(_LOOK_AGAIN_S)
+
+    async def _done_with(self, row: SendRow) -> None:
+        """Remove the documents: they are never sent again."""
+        await in_own_thread(
+            "outbox", lambda: outbox.remove(self._state_directory, row.transaction_id)
+        )
+
+    # -- whose it is -------------------------------------------------------------------------------
+
+    def _has_user(self, row: SendRow) -> bool:
+        account = self._runtime.accounts.get(row.app_id)
+        return account is not None and row.stream in account.states
+
+    def _whose(self, row: SendRow) -> tuple[AccountRunner, StreamState]:
+        """Give the account and user as they are now: a reload may have changed them."""
+        if not self._has_user(row):
+            raise _Gone("the user is not configured any more")
+        account = self._runtime.accounts[row.app_id]
+        return account, account.states[row.stream]
+
+
+def _about(row: SendRow) -> tuple[str, str, str, str, str]:
+    return (*row.names, row.destination, row.transaction_id, row.purpose)
+
+
+def _sent(row: SendRow, *, is_transmitted: bool) -> Event:
+    account, user, *about = _about(row)
+    number, transaction_id, purpose = about
+    return events.FaxSent(
+        account, user, row.fax_id or "", number, transaction_id, purpose, is_transmitted
+    )
+
+
+def _code(found: Transmission) -> str:
+    if found.error_code is None:
+        return ""
+    meaning = ERRORS.get(found.error_code.upper())
+    return f" ({found.error_code}{f': {meaning}' if meaning else ''})"

@@ -1,0 +1,70 @@
+"""Documents that wait to be sent, in `state.directory`/outbox: durable before the ledger knows of them.
+
+All of it blocks. Patients' data: for the service's own user alone.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from poller import state_directory
+from poller.documents import DocumentFormat
+
+_EXTENSIONS: Final[dict[DocumentFormat, str]] = {"pdf": ".pdf", "tiff": ".tif"}
+_FORMATS: Final = {extension: form for form, extension in _EXTENSIONS.items()}
+_LEFT_OVER_S: Final = 3600.0  # whoever puts documents here makes their row within moments
+
+
+@dataclass(frozen=True)
+class OutboxDocument:
+    format: DocumentFormat
+    content: bytes = field(repr=False)
+
+
+def put(state: Path, transaction_id: str, documents: Sequence[OutboxDocument]) -> None:
+    """Keep the documents of one fax durably; raises OSError."""
+    folder = _folder(state, transaction_id)
+    for made in (folder.parent, folder):
+        state_directory.make(made)
+    for number, document in enumerate(documents, 1):
+        _write(folder / f"{number}{_EXTENSIONS[document.format]}", document.content)
+    state_directory.sync(folder)
+
+
+def documents(state: Path, transaction_id: str) -> list[OutboxDocument]:
+    """Read the documents of one fax, in their order; raises OSError, also where there are none."""
+    paths = sorted(_folder(state, transaction_id).iterdir(), key=lambda path: int(path.stem))
+    if not paths:
+        raise FileNotFoundError("the folder is empty")
+    return [OutboxDocument(_FORMATS[path.suffix], path.read_bytes()) for path in paths]
+
+
+def remove(state: Path, transaction_id: str) -> None:
+    """Remove the documents of a fax that is sent, or never will be; what is in the way stays."""
+    with suppress(OSError):
+        shutil.rmtree(_folder(state, transaction_id))
+
+
+def tidy(state: Path, needed: Collection[str], now_s: float) -> None:
+    """Remove what no fax needs that is still to be sent; `now_s` is in seconds since 1970."""
+    with suppress(OSError):
+        for folder in (state / "outbox").iterdir():
+            is_old = now_s - folder.stat().st_mtime > _LEFT_OVER_S
+            if folder.name not in needed and is_old:
+                remove(state, folder.name)
+
+
+def _folder(state: Path, transaction_id: str) -> Path:
+    return state / "outbox" / transaction_id
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
