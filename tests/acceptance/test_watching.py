@@ -61,6 +61,7 @@ async def exported(installation: Installation, simulator: Simulator) -> str:
         {
             "http": {"listen": f"127.0.0.1:{port}"},
             "webhook": {"listen": "127.0.0.1:0"},
+            "sent": {"archive": "metadata"},
             "accounts": {"main": {"webhook": hook}},
         }
     )
