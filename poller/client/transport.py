@@ -214,8 +214,9 @@ class Transport:
 class _Sends:
     """A middleware that counts every send of one request.
 
-    aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other. It
-    repeats no POST, and for a fax that is sent no future version of it shall.
+    aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other. Not
+    so where something is done that cannot be undone: a deletion is asked for anew, after a look at
+    whether it is still to be, and a fax is not sent again, whatever a later aiohttp does with POST.
     """
 
     call: Call
@@ -231,7 +232,7 @@ class _Sends:
     ) -> aiohttp.ClientResponse:
         if self.began is not None:
             self.ended(None)
-            if self.call is Call.SEND:
+            if self.call in (Call.SEND, Call.DELETE):
                 raise aiohttp.ServerDisconnectedError
             wait_s = self.pacer.repeat()
             when = self.deadline.when()

@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from yarl import URL
+
 from poller.errors import CannotStart, UsageError
 
 from . import faults
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arriving = "how many faxes come in, at random times, for random users (6; 0 for none)"
     late = "faxes that came in during the last day, before the start (5)"
     sending = "how many faxes users send, at random times (0)"
-    told = "post a notice of each fax to this address on this machine, as eFax's web-hook does"
+    told = "post a notice of each fax there, on this machine (below it, for several App IDs)"
     signed = "a file with the secret that the notices are signed with"
     limited = "answer 429 above F requests a second per App ID"
     open_point = "how this eFax behaves where its behaviour is not published; see below"
@@ -104,7 +106,7 @@ async def run(args: argparse.Namespace) -> int:
         why = "it is taken" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
         raise CannotStart(f"port {args.port} on 127.0.0.1 cannot be used: {why}") from error
     try:
-        _print(sys.stdout, configuration(simulator, keys))
+        _print(sys.stdout, configuration(simulator, keys, args.hook_secret_file))
         await _until_ended(simulator, args)
     finally:
         await simulator.stop()
@@ -135,14 +137,17 @@ def _tell_hook(simulator: Simulator, url: str, secret_file: Path | None) -> None
     try:
         secret = secret_file.read_text().strip()
         for app_id in simulator.apps:
-            simulator.hook(app_id, url, secret)
+            own = f"{url.rstrip('/')}/{app_id}" if len(simulator.apps) > 1 else url
+            simulator.hook(app_id, own, secret)
     except OSError as error:
         raise UsageError(f"{secret_file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"--hook: {error}") from None
 
 
-def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
+def configuration(
+    simulator: Simulator, keys: dict[str, str], hook_secret: Path | None = None
+) -> str:
     """Give a poller's configuration for this simulator, and above it what to export."""
     lines = [
         f"# The simulated eFax is at {simulator.base_url} until it is ended.",
@@ -160,9 +165,14 @@ def configuration(simulator: Simulator, keys: dict[str, str]) -> str:
         if simulator.rate is not None:
             burst = max(1, simulator.burst - 2)
             lines.append(f"    limits: {{requests_per_second: {simulator.rate:g}, burst: {burst}}}")
+        if hook := simulator.hooks.get(app_id):
+            secret = f"{{file: {(hook_secret or Path()).resolve()}}}"
+            lines.append(f"    webhook: {{path: {URL(hook.url).path}, secret: {secret}}}")
         lines.append("    users:")
         for count, (user_id, box) in enumerate(simulator.apps[app_id].users.items(), start=1):
             lines.append(f'      user-{count:03}: {{user_id: "{user_id}", number: "{box.number}"}}')
+    if listeners := {URL(hook.url).authority for hook in simulator.hooks.values()}:
+        lines.append(f'webhook: {{listen: "{min(listeners)}"}}')
     lines += [
         "storage: {directory: simulated/faxes, min_free: 64MiB}",
         'state: {url: "sqlite:///simulated/state/poller.db"}',

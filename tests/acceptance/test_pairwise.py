@@ -1,4 +1,4 @@
-"""Whichever way eFax turns out to behave: every pair of values of every open point, end to end."""
+"""Whichever way eFax turns out to behave: every pair of values of each open point of receiving."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from tests.acceptance.forked import ForkedInstallation, Forks
 from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
+from tests.pairs import Row, of_receiving, pairwise
 
 # As long as `table()` has them nobody wants to wait; what matters is that they are not over at once.
 _SHORT = {"late_visible_s": (0.0, 1.0), "image_not_yet_s": (0.0, 2.0)}
@@ -24,37 +25,9 @@ _OURS: dict[str, tuple[Any, ...]] = {
 _START = "3d"
 _RECENT = timedelta(minutes=10)  # past the five minutes that a server without Date headers costs
 
-Row = dict[str, Any]
-_Choice = tuple[str, int]
-
 
 def table() -> dict[str, tuple[Any, ...]]:
-    return Switches.table() | _SHORT | _OURS
-
-
-def pairwise(parameters: dict[str, tuple[Any, ...]]) -> Iterator[Row]:
-    """Rows in which every two values of different parameters meet at least once; greedy."""
-    missing = {
-        frozenset(((one, a), (other, b)))
-        for one, other in combinations(parameters, 2)
-        for a in range(len(parameters[one]))
-        for b in range(len(parameters[other]))
-    }
-    order = sorted(parameters, key=lambda name: (-len(parameters[name]), name))
-    while missing:
-        chosen: dict[str, int] = dict(sorted(min(missing, key=sorted)))
-        for name in order:
-            if name not in chosen:
-                chosen[name] = _best(name, len(parameters[name]), chosen, missing)
-        missing -= {frozenset(pair) for pair in combinations(chosen.items(), 2)}
-        yield {name: parameters[name][index] for name, index in chosen.items()}
-
-
-def _best(name: str, count: int, chosen: dict[str, int], missing: set[frozenset[_Choice]]) -> int:
-    def gain(index: int) -> int:
-        return sum(frozenset(((name, index), other)) in missing for other in chosen.items())
-
-    return max(range(count), key=lambda index: (gain(index), -index))
+    return of_receiving() | _SHORT | _OURS
 
 
 ROWS = list(pairwise(table()))
@@ -65,7 +38,7 @@ def test_the_rows_hold_every_pair_of_values() -> None:
     for one, other in combinations(parameters, 2):
         met = {(row[one], row[other]) for row in ROWS}
         assert met == {(a, b) for a in parameters[one] for b in parameters[other]}
-    assert set(Switches.table()) < set(parameters)
+    assert set(of_receiving()) < set(parameters)
 
 
 @pytest.fixture(scope="module")

@@ -369,6 +369,19 @@ async def test_a_deletion_or_mark_can_be_withdrawn_before_each_try(
     assert (bench.server.count("delete"), bench.server.count("patch")) == (1, 1)
 
 
+async def test_a_deletion_that_was_cut_off_goes_again_only_after_another_look(
+    bench: Bench, client: Client
+) -> None:
+    tries: list[int] = []
+
+    async def before() -> None:
+        tries.append(bench.server.count("delete"))
+
+    bench.server.scripts["delete"] = [reset]
+    await client.delete(bench.ann, "a", before=before)
+    assert tries == [0, 1]
+
+
 @pytest.mark.parametrize("downloaded", [True, False])
 async def test_the_mark_is_set(bench: Bench, client: Client, downloaded: bool) -> None:
     bodies: list[Any] = []

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from ruamel.yaml import YAML
 
+from poller.config import load
 from poller.errors import CannotStart, UsageError
 from poller.simulator import Simulator, Switches, simulate
 from poller.simulator.faults import EFFECTS
@@ -93,14 +94,30 @@ async def test_it_sends_faxes_and_tells_a_web_hook_of_all(
     runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.01)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
     secret = tmp_path / "secret"
     secret.write_text("s\n")
-    words = [f"--hook=http://127.0.0.1:{runner.addresses[0][1]}/x", f"--hook-secret-file={secret}"]
+    words = [f"--hook=http://127.0.0.1:{port}/x", f"--hook-secret-file={secret}"]
     words += ["--arrivals-per-minute=6000", "--sent-per-hour=360000"]
     assert await asyncio.wait_for(simulate.run(parsed(*words)), 90) == 0
     await runner.cleanup()
-    users = YAML(typ="safe").load(capsys.readouterr().out)["accounts"]["simulated-app-1"]["users"]
-    assert users["user-001"]["number"] == "18005550001"
+    config = YAML(typ="safe").load(capsys.readouterr().out)
+    account = config["accounts"]["simulated-app-1"]
+    assert account["users"]["user-001"]["number"] == "18005550001"
+    assert account["webhook"] == {"path": "/x", "secret": {"file": str(secret)}}
+    assert config["webhook"] == {"listen": f"127.0.0.1:{port}"}
+
+
+def test_each_of_several_app_ids_has_a_web_hook_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    simulator = Simulator(port=9)
+    keys = simulate.populate(simulator, apps=2, users=1, backlog=0)
+    simulate._tell_hook(simulator, "http://127.0.0.1:9411/efax", tmp_path / "secret")
+    written = tmp_path / "poller.yaml"
+    written.write_text(simulate.configuration(simulator, keys, tmp_path / "secret"))
+    config = load([written])
+    paths = [account.webhook.path for account in config.accounts if account.webhook]
+    assert paths == ["/efax/simulated-app-1", "/efax/simulated-app-2"]
 
 
 @pytest.mark.parametrize(
