@@ -120,6 +120,7 @@ async def _take_over(
             "mount the right disk, or move the ledger and its snapshots away"
         )
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
+    await ledger.write(meta.rebuilt)
     await storage.prepare(marker)
     received, sent = (
         [

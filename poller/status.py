@@ -196,6 +196,15 @@ def damaged(problem: str) -> str:
     )
 
 
+def lost(at: datetime) -> str:
+    """Say that the ledger was lost, and what to do."""
+    return (
+        f"The ledger was lost, and a new one was begun at {at:%Y-%m-%d %H:%M} UTC that does not know "
+        "all faxes in the storage directory: stop the service and run `poller rebuild`, else faxes "
+        "that were taken away are fetched again"
+    )
+
+
 def _ledger(health: Health) -> dict[str, Any]:
     """`ok` is null until it was checked through for the first time."""
     return {
@@ -203,6 +212,7 @@ def _ledger(health: Health) -> dict[str, Any]:
         "ok": None if health.checked_at is None else health.problem is None,
         "problem": health.problem,
         "snapshot_at": instant(health.snapshot_at),
+        "lost_at": instant(health.lost_at),
     }
 
 

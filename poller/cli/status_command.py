@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def status(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print the status as tables, problems first, or as JSON."""
     settings = bootstrap.load(paths)
     shown = asyncio.run(look(settings))
-    shown["problems"] = problems(shown, list(_reasons(shown, settings)))
+    shown["problems"] = problems(shown, list(reasons(shown, settings)))
     answer(shown, lambda: print_status(shown), as_json=as_json, indent=2)
     return 0
 
@@ -67,7 +68,8 @@ def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
     return current.Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
 
 
-def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
+def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
+    """Say what the status does not say in sentences, seen from outside of the service."""
     configured, used = str(settings.storage.directory), shown["storage"]["directory"]
     if configured != used:
         yield (
@@ -85,3 +87,5 @@ def _reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
         yield f"nothing is fetched: {shown['storage']['reason']}"
     if shown["ledger"]["problem"] is not None:
         yield current.damaged(shown["ledger"]["problem"])
+    if shown["ledger"]["lost_at"] is not None:
+        yield current.lost(datetime.fromisoformat(shown["ledger"]["lost_at"]))

@@ -12,6 +12,7 @@ from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FailingCount
 from poller.runtime_report import RuntimeReport
+from poller.status import lost
 
 _ACCOUNT_FAILURES = 2  # polls in a row, of each of its users
 _ACCOUNT_FAILS_AFTER = timedelta(minutes=2)
@@ -95,6 +96,8 @@ class Readiness:
             yield f"Nothing is fetched: {self.runtime.services.gate.reason}"
         if self.ledger_check.trouble is not None:
             yield self.ledger_check.trouble
+        if self.runtime.ledger_lost_at is not None:
+            yield lost(self.runtime.ledger_lost_at)
         for account in self.runtime.accounts.values():
             yield from _of_account(account, self.runtime.services.clock.now())
         yield from self._of_users(self.runtime.states)

@@ -5,6 +5,7 @@ import random as random_module
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from poller import config, events, log
 from poller.client import Timeouts
@@ -34,6 +35,7 @@ class Runtime:
     """Everything that one process works with; `accounts` by App ID.
 
     `hook_secrets`, by App ID too, are what eFax's notices are signed with; a reload replaces them.
+    `ledger_lost_at`: when the ledger began in the place of a lost one, and is not rebuilt since.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Runtime:
     accounts: dict[str, AccountRunner] = field(default_factory=dict)
     hook_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
+    ledger_lost_at: datetime | None = None
     rejected: str | None = None  # why the last configuration was not taken at a reload
 
     @property
@@ -200,6 +203,7 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
         )
         services = replace(services, timeouts=timeouts or services.timeouts)
         runtime = Runtime(settings, services, environ)
+        runtime.ledger_lost_at = await ledger.read(meta.lost_at)
         try:
             for account in settings.accounts:
                 await runtime.add_account(account)
@@ -232,7 +236,7 @@ async def _services_of(  # all that the runtime has at that point
     if storage_lock is not None:
         storage_lock.take(storage_id)
     if known is None:
-        await ledger.write(meta.keep, meta.STORAGE_ID, storage_id)
+        await ledger.write(meta.begin, storage_id, clock.now() if is_lost else None)
     if is_lost:
         emit(events.LedgerLost(str(settings.storage.directory)))
     gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)

@@ -218,7 +218,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     async def health(self) -> Health:
         """Return what the last check found, and when the newest snapshot was made."""
         checked_at, problem = await self.read(meta.checked)
-        return Health(checked_at, problem, await self._backend.snapshot_at())
+        lost_at = await self.read(meta.lost_at)
+        return Health(checked_at, problem, await self._backend.snapshot_at(), lost_at)
 
     # -- what may be lost for a moment ---------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from poller.ledger.tables import meta
 
@@ -21,6 +21,23 @@ def keep(connection: Connection, name: str, wanted: str) -> None:
     changed = connection.execute(update(meta).where(meta.c.name == name).values(value=wanted))
     if changed.rowcount == 0:
         connection.execute(meta.insert().values(name=name, value=wanted))
+
+
+def begin(connection: Connection, storage_id: str, lost_at: datetime | None) -> None:
+    """Keep whose storage this is; `lost_at`: it holds faxes of a ledger that was gone by then."""
+    keep(connection, STORAGE_ID, storage_id)
+    if lost_at is not None:
+        _keep_instant(connection, "lost_at", lost_at)
+
+
+def lost_at(connection: Connection) -> datetime | None:
+    """Return when this ledger took the place of one that was lost and is not rebuilt yet."""
+    return _instant(connection, "lost_at")
+
+
+def rebuilt(connection: Connection) -> None:
+    """Note that this ledger knows what the storage holds."""
+    connection.execute(delete(meta).where(meta.c.name == "lost_at"))
 
 
 def _count(connection: Connection, name: str) -> None:

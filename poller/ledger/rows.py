@@ -205,11 +205,15 @@ class AccountRow:
 
 @dataclass(frozen=True)
 class Health:
-    """When the ledger was last checked through, what was wrong, when its newest snapshot was made."""
+    """When the ledger was last checked through, what was wrong, when its newest snapshot was made.
+
+    `lost_at`: when it took the place of one that was lost, until it is rebuilt.
+    """
 
     checked_at: datetime | None
     problem: str | None
     snapshot_at: datetime | None
+    lost_at: datetime | None = None
 
 
 @dataclass(frozen=True)

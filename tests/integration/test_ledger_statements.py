@@ -126,7 +126,7 @@ class Everything:
         self.of_what_is_found(stream)
         self.of_sent(stream)
         self(clock_repair.forget_far_future, NOW)
-        self(streams.sync, [], NOW)
+        self(streams.sync_all, [], [], NOW)
         self(jobs.fetch_again, [1], NOW)
 
     def of_sent(self, stream: int) -> None:
@@ -151,6 +151,9 @@ class Everything:
         self(meta.write_check, NOW)
         self(meta.set_checked, NOW, None)
         self(meta.checked)
+        self(meta.begin, "some-id", NOW)
+        self(meta.lost_at)
+        self(meta.rebuilt)
         self(meta.edits)
 
     def of_streams(self) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from poller.cli import status_command
+from poller.cli.status_command import look
 from poller.config.model import Config
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
@@ -20,6 +22,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ledger import Ledger, State, jobs, streams
 from poller.ledger.sqlite import engine
+from poller.problems import problems
 from poller.rebuild import rebuild
 from poller.simulator import Simulator
 from poller.status import Surroundings, instant, status
@@ -243,6 +246,36 @@ async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_
     assert stored_files(settings.storage.directory) == before
     async with opened_runtime(settings, clock):
         assert said(events, "ledger-lost") == ["ledger-lost"]
+
+
+async def test_lost_ledger_is_a_problem_until_it_is_rebuilt(
+    settings: Config, clock: QuickClock, simulator: Simulator, path: Path
+) -> None:
+    async with opened_runtime(settings, clock) as runtime:
+        await store(runtime, simulator, clock)
+        assert await troubles(settings, runtime) == []
+    path.unlink()
+    lost_at = clock.now()
+    for _ in range(2):  # a restart mends nothing
+        async with opened_runtime(settings, clock) as runtime:
+            await catch_up(runtime)
+            (trouble,) = await troubles(settings, runtime)
+            assert f"lost, and a new one was begun at {lost_at:%Y-%m-%d %H:%M} UTC" in trouble
+            assert "`poller rebuild`" in trouble
+        clock.advance(DAY)
+    await rebuild(settings, since=None, now=clock.now)
+    async with opened_runtime(settings, clock) as runtime:
+        assert await troubles(settings, runtime) == []
+
+
+async def troubles(settings: Config, runtime: Runtime) -> list[str]:
+    """What `/readyz` says of the ledger, and `poller status` too."""
+    ready = Monitor(runtime, Planner(runtime)).readiness.troubles()
+    shown = await look(settings)
+    told = problems(shown, list(status_command.reasons(shown, settings)))
+    about = [one for one in ready if "ledger" in one.lower()]
+    assert [one for one in told if "ledger" in one.lower()] == [f"{one}." for one in about]
+    return about
 
 
 async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
