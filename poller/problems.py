@@ -45,6 +45,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *_quarantined(_with("quarantined", users)),
         *_left_behind([row for row in every if row.get("removed")]),
         *_damaged(_with("damaged_files", every)),
+        *map(_late_canary, status.get("late_canaries", [])[:_NAMED]),
         *_not_deleted(_with("not_deleted", users)),
         *_about(_with("failed_gaps", users), _NOT_LISTED),
         *_about(_with("backfill_error", asked), _NO_PROGRESS),
@@ -156,6 +157,14 @@ def _quarantined(rows: list[_Row]) -> list[str]:
 def _damaged(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "damaged_files", "fax is", "faxes are")
     return _about(rows, faxes + " damaged on the disk ({who}): see `poller verify --repair`.")
+
+
+def _late_canary(row: _Row) -> str:
+    at = datetime.fromisoformat(row["asked_at"]).strftime("%Y-%m-%d %H:%M UTC")
+    return _sentence(
+        f"The canary of {row['account']}/{row['user']}, asked for at {at}, is no file in time: "
+        f"{row['why']}"
+    )
 
 
 def _not_deleted(rows: list[_Row]) -> list[str]:

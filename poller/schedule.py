@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from poller.config.model import Poll
+from poller.config.model import Canary, Poll
 from poller.cron import next_cron
 from poller.stream import Direction
 
@@ -51,6 +51,11 @@ def next_poll(poll: Poll, identity: str, now: datetime, factor: float = 1.0) -> 
     assert poll.every is not None
     every = real_interval(poll.every, factor)
     return next_on_grid(now, every, phase(identity, every))
+
+
+def canary_grid(canary: Canary, identity: str) -> tuple[Poll, str]:
+    """Say what `next_poll` needs for the canaries of a user: a grid of their own."""
+    return Poll(every=canary.every), f"canary/{identity}"
 
 
 def is_overdue(

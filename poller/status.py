@@ -25,10 +25,12 @@ from poller.ledger import (
     faxes,
     fold,
     jobs,
+    sends,
     streams,
 )
 from poller.ledger.accounts import all_accounts, hook
 from poller.ledger.tables import JobKind
+from poller.page_progress import what_is_missing
 from poller.progress import Progress
 from poller.stream import Direction
 from poller.window import Interval
@@ -132,6 +134,14 @@ async def status(
         "damaged_faxes": [
             {**_names(fax), "path": fax.file, "why": fax.damage}
             for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN)
+        ],
+        "late_canaries": [
+            {
+                **dict(zip(("account", "user"), row.names, strict=True)),
+                "asked_at": instant(row.asked_at),
+                "why": what_is_missing(row),
+            }
+            for row in await ledger.read(sends.late_canaries)
         ],
     }
 

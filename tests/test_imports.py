@@ -40,6 +40,7 @@ SHELL = [
     "outbox",
     "store",
     "ledger",
+    "page_progress",
     "rebuild",
     "status",
     "runtime_report",

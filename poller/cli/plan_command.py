@@ -112,6 +112,7 @@ def _user(user: User, asked: Demand, late: timedelta, now: datetime) -> dict[str
         "overlap_s": poll.overlap.total_seconds(),
         "late_s": late.total_seconds(),
         "next_polls": _next_polls(user, asked.factor, now),
+        "next_canary": _next_canary(user, now),
         "warnings": list(planning.user_warnings(poll, asked.factor, late, now)),
     }
 
@@ -122,6 +123,13 @@ def _next_polls(user: User, factor: float, now: datetime) -> list[datetime]:
         identity = schedule.identity(user.app_id, user.user_id)
         times.append(schedule.next_poll(user.poll, identity, times[-1], factor))
     return times[1:]
+
+
+def _next_canary(user: User, now: datetime) -> datetime | None:
+    if user.canary is None:
+        return None
+    grid = schedule.canary_grid(user.canary, schedule.identity(user.app_id, user.user_id))
+    return schedule.next_poll(*grid, now)
 
 
 def _print(shown: dict[str, Any]) -> None:
@@ -145,8 +153,10 @@ def _print(shown: dict[str, Any]) -> None:
         "interval": lambda row: _spelled(row["interval_s"]),
         "overlap": lambda row: _spelled(row["overlap_s"]),
         "late by": lambda row: _spelled(row["late_s"]) if row["late_s"] else "",
-        "next poll": lambda row: f"{row['next_polls'][0].astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+        "next poll": lambda row: _shown(row["next_polls"][0]),
     }
+    if any(row["next_canary"] for row in shown["users"]):
+        users["next canary"] = lambda row: _shown(row["next_canary"]) if row["next_canary"] else ""
     console.print(table(shown["accounts"], accounts, texts=1))
     console.print()
     console.print(
@@ -155,6 +165,10 @@ def _print(shown: dict[str, Any]) -> None:
     console.print("Requests are lists, sweeps included; images come beside them, as faxes do.")
     if shown["lateness_unknown"] is not None:
         say(f"How late faxes become visible is not known yet: {shown['lateness_unknown']}.")
+
+
+def _shown(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _schedule(row: dict[str, Any]) -> str:

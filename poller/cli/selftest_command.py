@@ -18,10 +18,11 @@ from poller.documents.checkers import Checkers
 from poller.errors import PollerError, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
-from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_page, what_is_missing
+from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_page
 from poller.ingest.sending import Sender
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger, SendRow, SendState, sends
+from poller.page_progress import what_is_missing
 from poller.status import instant
 
 _POLL_EVERY_S = 5.0

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from poller import events
-from poller.config.model import Canary, Poll
+from poller import events, schedule
+from poller.config.model import Canary
 from poller.daemon.trigger import PollTrigger
 from poller.errors import LedgerUnavailable, NoThread
 from poller.ingest.hang_timeout import cut_off_if_hung
@@ -29,9 +29,10 @@ class Canaries:
         """Give each user with a canary a job at its own time."""
         for state in self._with_one():
             if (canary := state.user.canary) is not None:
+                identity = schedule.identity(state.user.app_id, state.user.user_id)
                 scheduler.add_job(
                     self._send_due,
-                    trigger(state, canary),
+                    PollTrigger(*schedule.canary_grid(canary, identity)),
                     args=(state, canary),
                     id=f"canary {state.id}",
                     name=f"canary {state.key}",
@@ -95,9 +96,3 @@ class Canaries:
         self._services.metrics.set_user(
             *row.names, canary_at=row.stored_at, canary_s=row.round_trip_s
         )
-
-
-def trigger(state: StreamState, canary: Canary) -> PollTrigger:
-    """Say when: on a grid of its own, the same after each restart."""
-    identity = f"canary/{state.user.app_id}/{state.user.user_id}"
-    return PollTrigger(Poll(every=canary.every), identity)

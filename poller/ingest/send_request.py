@@ -11,10 +11,11 @@ from poller import events, outbox
 from poller.config.model import User
 from poller.drawn_page import page
 from poller.events import Emit
-from poller.ledger import Ledger, SendRow, SendState, sends
+from poller.ledger import Ledger, SendRow, sends
 from poller.ledger.sends import NewSend
 from poller.outbox import OutboxDocument
 from poller.own_threads import in_own_thread
+from poller.page_progress import what_is_missing
 
 SELFTEST: Final = "selftest"
 CANARY: Final = "canary"
@@ -71,32 +72,3 @@ async def settle_page(ledger: Ledger, row: SendRow, now: datetime, emit: Emit) -
             emit(events.CanaryLate(*row.names, row.transaction_id, what_is_missing(row)))
     elif now - row.asked_at > sends.EXPECTED_FOR:
         await ledger.write(sends.finish, row.id, now)
-
-
-def what_is_missing(row: SendRow) -> str:
-    """Say what has not happened of a page to our own number, and what to do."""
-    sent = f"eFax has it as {row.fax_id}"
-    if row.arrived_fax_id is not None:
-        return (
-            f"it is listed as {row.arrived_fax_id} and not stored: "
-            f"`poller explain {row.arrived_fax_id}` says why"
-        )
-    accepted = row.fax_id is not None
-    why = {
-        (SendState.FAILED, False): f"it was not sent: {row.error}",
-        (SendState.FAILED, True): f"{sent} and could not transmit it: {row.error}",
-        (SendState.IN_DOUBT, False): (
-            f"eFax's answer was lost, and it is not among the sent ones: {row.error}"
-        ),
-        (SendState.TRANSMITTED, True): (
-            f"{sent} and transmitted it, and it is not among the received ones: does `number` "
-            "belong to this user's user_id?"
-        ),
-        (SendState.ACCEPTED, True): (
-            f"{sent}, and its transmission is not over ({row.status or 'eFax tells no status'}): "
-            "look in eFax's portal"
-        ),
-    }
-    return why.get(
-        (row.state, accepted), "it waits to be sent: does the service run, is the account well?"
-    )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from poller.config.model import Poll
+from poller.config.model import Canary, Poll
 from poller.cron import cron_problem, next_cron
-from poller.schedule import EPOCH, GRID, is_overdue, next_on_grid, next_poll, phase
+from poller.schedule import EPOCH, GRID, canary_grid, is_overdue, next_on_grid, next_poll, phase
 
 NEW_YORK = ZoneInfo("America/New_York")
 UTC_ZONE = ZoneInfo("UTC")
@@ -322,3 +322,12 @@ def test_cron_agrees_with_a_search_minute_by_minute(
         skip = at.isoweekday() % 7 == weekday % 7 and at.hour in hours
         at += minute if skip else timedelta(minutes=60 - at.minute)
     assert next_cron(text, UTC_ZONE, now) == at
+
+
+def test_canaries_have_a_grid_of_their_own() -> None:
+    canary = Canary(every=timedelta(hours=24))
+    poll, identity = canary_grid(canary, "app/user")
+    first = next_poll(poll, identity, NOW)
+    assert NOW < first <= NOW + canary.every
+    assert next_poll(poll, identity, first) == first + canary.every
+    assert first != next_poll(poll, "app/user", NOW)
