@@ -18,6 +18,7 @@ from poller.errors import ApiError, BadAnswer, Rejected, Unreachable
 MOST_DOCUMENTS = 25
 LARGEST_BYTES = 100_000_000
 
+_NUMBER = re.compile(r"[-+() .0-9]{1,40}")
 _CSID = re.compile(r"[ -~]{1,20}")
 
 
@@ -79,11 +80,14 @@ def parse_accepted(body: bytes) -> tuple[AcceptedFax, ...]:
     for entry in entries:
         fax_id = usable_fax_id(entry.get("fax_id")) if isinstance(entry, dict) else None
         if fax_id is not None:
-            number = entry.get("destination_fax_number")
-            found.append(AcceptedFax(fax_id, number if isinstance(number, str) else None))
+            found.append(AcceptedFax(fax_id, _number(entry.get("destination_fax_number"))))
     if not found:
         raise BadAnswer("The send answer names no fax.")
     return tuple(found)
+
+
+def _number(value: object) -> str | None:
+    return value if isinstance(value, str) and _NUMBER.fullmatch(value) else None
 
 
 def leaves_in_doubt(call: Call, error: ApiError) -> bool:

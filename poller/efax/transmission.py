@@ -21,6 +21,7 @@ ERRORS: Final[Mapping[str, str]] = {
     "E53": "the number is not allowed",
 }
 _COMPLETE = {"COMPLETE", "COMPLETED"}
+_LONGEST = 64
 _FINAL = _COMPLETE | {"ERROR", "CANCELED", "CANCELLED"}
 
 
@@ -65,4 +66,6 @@ def _transmission(fields: Mapping[str, Any]) -> Transmission:
 def _text(value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and value.strip() else None
+    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST:
+        return None
+    return value if value.isprintable() else None  # else it could perhaps not be written down

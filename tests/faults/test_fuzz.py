@@ -26,10 +26,13 @@ from poller.documents import NotADocument
 from poller.documents.proof import inspect
 from poller.efax import requests, responses
 from poller.efax.image import ImageDecoder
+from poller.efax.notices import parse_notices
+from poller.efax.outgoing import parse_accepted
 from poller.efax.requests import Call
 from poller.efax.responses import Page
 from poller.efax.strict_json import strict_object
 from poller.efax.timestamps import format_timestamp, parse_timestamp
+from poller.efax.transmission import final_status
 from poller.errors import ApiError, BadAnswer
 from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
@@ -73,6 +76,12 @@ NAMES = st.sampled_from(
         "completed_timestamp",
         "expires_in",
         "status",
+        "transmission_data",
+        "transmission_status",
+        "error_code",
+        "user_id",
+        "fax_direction",
+        "destination_fax_number",
     ]
 )
 JSON = st.recursive(
@@ -123,7 +132,14 @@ ANSWERS = st.binary(max_size=300) | harmed(as_json(PLAUSIBLE_PAGE | PLAUSIBLE_TO
 
 @pytest.mark.parametrize(
     "parse",
-    [responses.parse_page, responses.parse_token, responses.parse_fields, responses.parse_health],
+    [
+        responses.parse_page,
+        responses.parse_token,
+        responses.parse_fields,
+        responses.parse_health,
+        parse_accepted,
+        parse_notices,
+    ],
 )
 @examples(150)
 @given(body=ANSWERS)
@@ -140,6 +156,20 @@ def test_any_answer_is_a_value_or_the_one_error(parse: Callable[[bytes], Any], b
         assert value.value.isascii()
         assert value.value.isprintable()
         assert 0 < value.expires_in_s <= 7 * 86400
+
+
+SENT = st.fixed_dictionaries({}, optional={"transmission_data": JSON, "transmission_status": JSON})
+
+
+@examples(150)
+@given(listed=SENT | st.dictionaries(NAMES, JSON))
+def test_any_sent_record_is_under_way_or_final_in_words_that_can_be_written_down(
+    listed: dict[str, Any],
+) -> None:
+    found = final_status(listed)
+    assert found.is_final or not found.is_complete
+    for text in (found.status, found.error_code):
+        assert text is None or (text.encode() and text.isprintable())
 
 
 def assert_plain_sentence(error: ApiError) -> None:

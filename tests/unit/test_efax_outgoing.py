@@ -101,8 +101,9 @@ def test_a_send_call_bears_our_transaction_id() -> None:
         ),
         pytest.param(b'{"fax_id": 7}', (AcceptedFax("7", None),), id="lone object"),
         pytest.param(
-            b'[null, {}, {"fax_id": "a"}, {"fax_id": "b", "destination_fax_number": 1}]',
-            (AcceptedFax("a", None), AcceptedFax("b", None)),
+            b'[null, {}, {"fax_id": "a"}, {"fax_id": "b", "destination_fax_number": 1},'
+            b' {"fax_id": "c", "destination_fax_number": "\\ud800"}]',
+            (AcceptedFax("a", None), AcceptedFax("b", None), AcceptedFax("c", None)),
             id="with what is none",
         ),
     ],

@@ -27,6 +27,7 @@ def test_what_failed_is_final_and_not_complete(status: str) -> None:
     "status",
     [
         *("NEW", "INPROGRESS", "IN PROGRESS", "INPROGESS", "PENDING RETRY"),
+        *("COMPLETE\n", "COMPLETE\ud800", "COMPLETE" + " " * 64),
         *("SOMETHING NEW", "NOT COMPLETE", "", "  ", None, True, [], {}, 7),
     ],
     ids=repr,
