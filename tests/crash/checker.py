@@ -25,21 +25,14 @@ DIRECTORY_MODE, FILE_MODE = 0o750, 0o640
 STATE_DIRECTORY_MODE, STATE_FILE_MODE = 0o700, 0o600
 _EXTENSIONS: dict[str, tuple[bytes, ...]] = {".pdf": (b"%PDF",), ".tif": (b"II*\0", b"MM\0*")}
 _SIDECAR_KEYS = {
-    *(
-        "fax_id",
-        "direction",
-        "account",
-        "user",
-        "app_id",
-        "user_id",
-        "received_at",
-        "first_seen_at",
-    ),
+    *("fax_id", "direction", "account", "user", "app_id", "user_id", "first_seen_at"),
     *("stored_at", "image", "metadata"),
 }
+_TIME_KEYS = {"received": "received_at", "sent": "completed_at"}
 _IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "damaged"}
 
 Key = tuple[str, str, str]  # app_id, user_id, fax_id
+StreamKey = tuple[str, str, str]  # app_id, user_id, direction
 
 
 @dataclass(frozen=True)
@@ -47,13 +40,19 @@ class ServedFax:
     """One fax as eFax knows it: `images` are the SHA-256 of every document that it ever sent.
 
     `late` faxes became visible after their time had been listed; nobody can be blamed for them
-    before the next sweep.
+    before the next sweep. Of one that is `alone` eFax has no image: its sidecar comes alone.
     """
 
     key: Key
     completed: datetime
     images: frozenset[str] = frozenset()
     late: bool = False
+    direction: str = "received"
+    alone: bool = False
+
+    @property
+    def stream(self) -> StreamKey:
+        return (*self.key[:2], self.direction)
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,16 @@ class Expected:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a ledger claims to have listed, by user; it may only grow."""
+    """What a ledger claims to have listed, by stream; it may only grow."""
 
-    coverage: Mapping[tuple[str, str], tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    coverage: Mapping[StreamKey, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     stored: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Row:
     key: Key
+    direction: str
     state: str
     path: str
     file: str | None
@@ -98,8 +98,8 @@ class _Row:
 @dataclass(frozen=True)
 class _Ledger:
     rows: Sequence[_Row]
-    coverage: Sequence[tuple[tuple[str, str], int, int]]
-    counters: Mapping[tuple[str, str], Mapping[str, int]]
+    coverage: Sequence[tuple[StreamKey, int, int]]
+    counters: Mapping[StreamKey, Mapping[str, int]]
     marker: str | None
 
 
@@ -147,8 +147,9 @@ def _read(path: Path) -> _Ledger:
 
 
 def _row(app_id: str, user_id: str, fax_id: str, *rest: Any) -> _Row:
-    state, path, file, size, sha256, due = rest
-    return _Row((app_id, user_id, fax_id), state, path, file, size, sha256, due=bool(due))
+    direction, state, path, file, size, sha256, due = rest
+    key = app_id, user_id, fax_id
+    return _Row(key, direction, state, path, file, size, sha256, due=bool(due))
 
 
 def _content(connection: sqlite3.Connection) -> _Ledger:
@@ -161,23 +162,25 @@ def _content(connection: sqlite3.Connection) -> _Ledger:
     if "faxes" not in tables:
         return _EMPTY
     rows = connection.execute(
-        "SELECT u.app_id, u.user_id, f.fax_id, f.state, f.path, f.file, f.bytes, f.sha256, "
-        "j.due IS NOT NULL FROM faxes f LEFT JOIN streams u ON u.id = f.stream "
+        "SELECT u.app_id, u.user_id, f.fax_id, u.direction, f.state, f.path, f.file, f.bytes, "
+        "f.sha256, j.due IS NOT NULL FROM faxes f LEFT JOIN streams u ON u.id = f.stream "
         "LEFT JOIN jobs j ON j.subject = f.id AND j.kind = 'fetch'"
     )
     counted = ", ".join(STATES)
     return _Ledger(
         rows=[_row(*row) for row in rows],
         coverage=[
-            ((app_id, user_id), start, end)
-            for app_id, user_id, start, end in connection.execute(
-                'SELECT u.app_id, u.user_id, c.start, c."end" FROM coverage c '
+            (tuple(stream), start, end)
+            for *stream, start, end in connection.execute(
+                'SELECT u.app_id, u.user_id, u.direction, c.start, c."end" FROM coverage c '
                 "JOIN streams u ON u.id = c.stream ORDER BY u.id, c.start"
             )
         ],
         counters={
-            (row[0], row[1]): dict(zip(STATES, row[2:], strict=True))
-            for row in connection.execute(f"SELECT app_id, user_id, {counted} FROM streams")
+            tuple(row[:3]): dict(zip(STATES, row[3:], strict=True))
+            for row in connection.execute(
+                f"SELECT app_id, user_id, direction, {counted} FROM streams"
+            )
         },
         marker=next(
             (v for (v,) in connection.execute("SELECT value FROM meta WHERE name='storage_id'")),
@@ -223,9 +226,9 @@ def _stored_problems(row: _Row, storage: Path) -> Iterator[str]:
 
 
 def _counter_problems(ledger: _Ledger) -> Iterator[str]:
-    real: dict[tuple[str, str], Counter[str]] = {}
+    real: dict[StreamKey, Counter[str]] = {}
     for row in ledger.rows:
-        real.setdefault(row.key[:2], Counter())[row.state] += 1
+        real.setdefault((*row.key[:2], row.direction), Counter())[row.state] += 1
     for user, counters in ledger.counters.items():
         for state, count in counters.items():
             if count != real.get(user, Counter())[state]:
@@ -250,7 +253,7 @@ def _storage_problems(ledger: _Ledger, expected: Expected) -> Iterator[str]:
             yield f"stranger: {path.name} is visible and has no row"
         elif path.suffix == ".json":
             seen[row.key] += 1
-            yield from _sidecar_problems(path, row)
+            yield from _sidecar_problems(path, row, served.get(row.key))
         else:
             yield from _image_problems(path, row, served.get(row.key))
     for key, count in seen.items():
@@ -292,18 +295,25 @@ def _marker_problems(ledger: _Ledger, storage: Path) -> Iterator[str]:
         yield "marker: there are faxes and no marker"
 
 
-def _sidecar_problems(path: Path, row: _Row) -> Iterator[str]:
+def _sidecar_problems(path: Path, row: _Row, fax: ServedFax | None) -> Iterator[str]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
         yield f"partial: {path.name} is no whole JSON"
         return
+    keys = {*_SIDECAR_KEYS, _TIME_KEYS[row.direction]}
     about = content.get("image", {})
-    if not content.keys() >= _SIDECAR_KEYS or not about.keys() >= _IMAGE_KEYS:
+    if not content.keys() >= keys or (about is not None and not about.keys() >= _IMAGE_KEYS):
         yield f"partial: {path.name} lacks fields"
         return
     if (content["app_id"], content["user_id"], content["fax_id"]) != row.key:
         yield f"twice: {path.name} is about another fax"
+    if (about is None) != (fax is not None and fax.alone):
+        yield f"bytes: {path.name} is wrong about whether there is an image"
+    if about is None:
+        if any(path.with_suffix(one).exists() for one in _EXTENSIONS):
+            yield f"bytes: {path.name} says that there is no image, and one stands beside it"
+        return
     image = path.with_name(about["file"])
     # Image first, sidecar last, also for a consumer that takes them: only a lone image may be met.
     if not image.is_file():
@@ -345,7 +355,7 @@ def _instant(at: datetime) -> int:
 def _coverage_problems(ledger: _Ledger, expected: Expected) -> Iterator[str]:
     have_row = {row.key for row in ledger.rows}
     latest = _instant(expected.now)
-    previous: dict[tuple[str, str], int] = {}
+    previous: dict[StreamKey, int] = {}
     for user, start, end in ledger.coverage:
         if start >= end or start <= previous.get(user, -1):
             yield f"coverage: the intervals of {user} are not in order"
@@ -353,13 +363,13 @@ def _coverage_problems(ledger: _Ledger, expected: Expected) -> Iterator[str]:
         if end > latest:
             yield f"coverage: {user} is listed up to a time that eFax has not reached"
         for fax in expected.faxes:
-            inside = fax.key[:2] == user and start <= _instant(fax.completed) < end
+            inside = fax.stream == user and start <= _instant(fax.completed) < end
             if inside and not fax.late and fax.key not in have_row:
                 yield f"coverage: {fax.key} lies in what was listed and has no row"
 
 
 def _progress(ledger: _Ledger) -> Progress:
-    coverage: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    coverage: dict[StreamKey, list[tuple[int, int]]] = {}
     for user, start, end in ledger.coverage:
         coverage.setdefault(user, []).append((start, end))
     return Progress(

@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 
 from poller.documents import Staged
 from poller.ingest.fetch import Fetcher
+from poller.ingest.reading import ListReader
 from poller.ledger import faxes, jobs
 from poller.ledger.rows import FaxRow
-from poller.store import Draft, Identity, Store, recovery, syscalls
+from poller.store import Draft, Identity, Store, folder, recovery, syscalls
 from poller.store.folder import Names
 from poller.store.recovery import Fate
 from poller.store.sidecars import path_of
@@ -63,18 +64,22 @@ def visible_while_written() -> None:
 
 def page_forgotten() -> None:
     """The rows of a page are not kept, and what it covered is."""
-    record = faxes.record_page
+    record = ListReader._record_page
 
     def forget(connection: Connection, stream: int, page: Any) -> faxes.RecordedPage:
         first = page.faxes[0].fax_id if page.faxes else None
         kept = replace(page, faxes=[fax for fax in page.faxes if fax.fax_id != first])
         return record(connection, stream, kept)
 
-    faxes.record_page = forget
+    ListReader._record_page = staticmethod(forget)
 
 
-def never_resumed() -> None:
-    """What a killed run had made visible is downloaded again."""
-    recovery.settle = lambda *_: Fate.VOID
-    recovery.adopted = lambda *_: None
-    recovery.placed = lambda *_: None
+def hidden_ones_swept() -> None:
+    """A sidecar that comes alone is removed with other dot-files while its ticket is in the row."""
+
+    def is_any(name: str, *, of_run: str = "") -> bool:
+        return name.startswith(".") and name.endswith(
+            (f"{of_run}.image.part", f"{of_run}.json.part")
+        )
+
+    folder.is_dot_file = is_any  # type: ignore[assignment]

@@ -4,6 +4,9 @@ The first run makes ledger, marker and directories and lists several slices and 
 is cut and tried again, one document comes damaged, one fax cannot be had. Two hours later new faxes
 have come, one of them with an old date (the sweeps find it), and what could not be had is
 quarantined.
+
+A third run, of an installation of its own, archives what was sent: one fax with its image, and two
+that eFax has no image of, which are their sidecars alone.
 """
 
 from collections.abc import Callable
@@ -34,13 +37,14 @@ UNOBTAINABLE: Key = (APP, "user-a", POISONED)
 
 @dataclass(frozen=True)
 class Moment:
-    """One of the two runs: `later` is how far its clock, and eFax's, are ahead of ours."""
+    """One of the runs: `later` is how far its clock, and eFax's, are ahead of ours."""
 
     name: str
     later: timedelta
 
 
 FIRST, SECOND = Moment("first", timedelta(0)), Moment("second", LATER)
+SENT = Moment("sent", timedelta(0))
 
 
 def clock_of(moment: Moment) -> Callable[[], datetime]:
@@ -58,6 +62,9 @@ def efax(moment: Moment, began: datetime) -> Simulator:
         faults=Faults(rules=(cut, cut_later)),
     )
     populated(simulator)
+    if moment is SENT:
+        _sent(simulator, began)
+        return simulator
     _first_wave(simulator, began)
     if moment is SECOND:
         _second_wave(simulator, began)
@@ -95,5 +102,22 @@ def _receive(
     )
 
 
-def install(root: Path, base_url: str) -> Installation:
-    return Installation(root, base_url, dict(SETTINGS))
+def _sent(simulator: Simulator, began: datetime) -> None:
+    for user, fax_id, state in (
+        ("user-a", "s-image", "COMPLETE"),
+        ("user-a", "s-error", "ERROR"),
+        ("user-b", "s-cancelled", "CANCELED"),
+    ):
+        simulator.sent(
+            APP,
+            user,
+            fax_id=fax_id,
+            created=began - timedelta(hours=1),
+            course=((0.0, state),),
+            has_image=state == "COMPLETE",
+        )
+
+
+def install(root: Path, base_url: str, moment: Moment) -> Installation:
+    sent = {"sent": {"archive": "image"}} if moment is SENT else {}
+    return Installation(root, base_url, {**SETTINGS, **sent})

@@ -21,7 +21,7 @@ from tests.crash.explore import (
     kills,
 )
 from tests.crash.runs import After, built_shim, fork_server
-from tests.crash.scenario import FIRST, SECOND, Moment
+from tests.crash.scenario import FIRST, SECOND, SENT, Moment
 
 pytestmark = pytest.mark.timeout(600)
 MOMENTS = (FIRST, SECOND)
@@ -156,7 +156,10 @@ PLANTED = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(shim: Path, name: str, way: str) -> None:
-    said, point = PLANTED[name]
+    _is_found(shim, name, way, *PLANTED[name])
+
+
+def _is_found(shim: Path, name: str, way: str, said: str, point: Point) -> None:
     after = point.after and replace(point.after, call=point.after.call or way)
 
     async def look(explorer: Explorer) -> None:
@@ -165,3 +168,54 @@ def test_a_planted_bug_is_found(shim: Path, name: str, way: str) -> None:
         assert any(said in one for one in found), found
 
     _explored(shim, look, way)
+
+
+# -- sent faxes, and sidecars that come alone ------------------------------------------------------
+
+HIDDEN, SHOWN = "s-error.alone", "s-error.json"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kill_around_a_sidecar_alone_loses_doubles_and_halves_nothing(
+    shim: Path, way: str
+) -> None:
+    async def look(explorer: Explorer) -> None:
+        calls = await explorer.calls_of(SENT)
+        assert all(any(name in call for call in calls) for name in (HIDDEN, SHOWN, "s-image.pdf"))
+        names = (HIDDEN, SHOWN) if way == "rename" else (SHOWN,)
+        points = [
+            Point(SENT, 0, after=After(way, name, 1, more)) for name in names for more in (0, 1, 3)
+        ]
+        reached, wrong = await explored(explorer, points)
+        assert not wrong
+        assert reached == len(points)
+
+    _explored(shim, look, way)
+
+
+def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again(shim: Path) -> None:
+    async def look(explorer: Explorer) -> None:
+        points = [
+            Point(SENT, 0, taken=True, after=After("rename", SHOWN, 1, more)) for more in (0, 1, 3)
+        ]
+        reached, wrong = await explored(explorer, points)
+        assert not wrong
+        assert reached == len(points)
+
+    _explored(shim, look)
+
+
+PLANTED_ALONE = {
+    "row_before_link": ("lost:", Point(SENT, 0, after=After("", SHOWN))),
+    "ticket_believed": ("lost:", Point(SENT, 0, after=After("", SHOWN))),
+    "hidden_ones_swept": ("lost:", Point(SENT, 0, after=After("", SHOWN))),
+    "published_before_the_ticket": (
+        "again:",
+        Point(SENT, 0, after=After("", SHOWN, more=1), taken=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED_ALONE)
+def test_a_planted_bug_of_a_sidecar_alone_is_found(shim: Path, name: str) -> None:
+    _is_found(shim, name, "rename", *PLANTED_ALONE[name])
