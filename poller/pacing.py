@@ -18,10 +18,10 @@ _MINUTE_S = 60
 class Kind(StrEnum):
     """What a request is for, in order of precedence."""
 
-    OTHER = "other"  # token, health, metadata, what is sent: few, and others wait for them
+    OTHER = "other"  # token, health, metadata, sending and its outcome: few, and waited for
     LIST = "list"
     IMAGE = "image"
-    SENT_LIST = "sent-list"  # lists and metadata of sent faxes
+    SENT_LIST = "sent-list"  # lists, metadata and details of sent faxes
     SENT_IMAGE = "sent-image"
     LAST = "last"  # deletions and marks
 

@@ -166,7 +166,7 @@ class Client:
         is_its_own = fax_key(str(fields.get("fax_id"))) == fax_key(fax_id)
         return True if is_its_own else None
 
-    async def list_sent(  # six: the user's, the window's, and two filters
+    async def list_sent(
         self,
         user: User,
         bounds: Interval | None,
@@ -174,13 +174,15 @@ class Client:
         *,
         transmission_status: str | None = None,
         transaction_id: str | None = None,
+        waited_for: bool = False,
     ) -> Page:
         """List one page of a user's sent faxes, from record `offset` on.
 
-        What is refused (UserRefused, WindowRefused) is so for sent faxes only.
+        What is refused (UserRefused, WindowRefused) is so for sent faxes only. `waited_for`: by
+        somebody who has sent one, so it does not wait behind a backlog of received ones.
         """
         exchange = Exchange(
-            Kind.SENT_LIST,
+            Kind.OTHER if waited_for else Kind.SENT_LIST,
             user.name,
             lambda token: sent_list_request(
                 user.user_id,
@@ -195,7 +197,12 @@ class Client:
         return await self._requester.call(exchange)
 
     async def metadata(
-        self, user: User, fax_id: str, *, direction: Direction = Direction.RECEIVED
+        self,
+        user: User,
+        fax_id: str,
+        *,
+        direction: Direction = Direction.RECEIVED,
+        waited_for: bool = False,
     ) -> dict[str, Any]:
         """Ask for all that eFax says of one fax; Rejected (404) where it has none."""
 
@@ -206,19 +213,21 @@ class Client:
             return fields
 
         exchange = Exchange(
-            Kind.OTHER if direction is Direction.RECEIVED else Kind.SENT_LIST,
+            Kind.OTHER if waited_for or direction is Direction.RECEIVED else Kind.SENT_LIST,
             user.name,
             lambda token: metadata_request(user.user_id, token, fax_id),
             whole(read),
         )
         return await self._requester.call(exchange)
 
-    async def transmission_details(self, user: User, fax_id: str) -> dict[str, Any]:
+    async def transmission_details(
+        self, user: User, fax_id: str, *, waited_for: bool = False
+    ) -> dict[str, Any]:
         """Ask how the transmission of a sent fax went; Rejected (404) under both of its names."""
 
         def asked(last: str) -> Exchange[dict[str, Any]]:
             return Exchange(
-                Kind.OTHER,
+                Kind.OTHER if waited_for else Kind.SENT_LIST,
                 user.name,
                 lambda token: details_request(user.user_id, token, fax_id, last=last),
                 whole(parse_fields),

@@ -73,14 +73,21 @@ class SentLook:
         sent_at = self._row.sent_at or self._row.asked_at
         bounds = None if transaction_id else Interval(min(sent_at, now) - _BACK, now)
         return await self._client.list_sent(
-            self._user, bounds, 0, transmission_status=status, transaction_id=transaction_id
+            self._user,
+            bounds,
+            0,
+            transmission_status=status,
+            transaction_id=transaction_id,
+            waited_for=True,
         )
 
     async def transmission(self) -> Transmission:
         """Ask how it stands, in the ways that there are, until one tells a status."""
         ways: tuple[Callable[[str], Awaitable[dict[str, Any]]], ...] = (
-            lambda fax_id: self._client.metadata(self._user, fax_id, direction=Direction.SENT),
-            lambda fax_id: self._client.transmission_details(self._user, fax_id),
+            lambda fax_id: self._client.metadata(
+                self._user, fax_id, direction=Direction.SENT, waited_for=True
+            ),
+            lambda fax_id: self._client.transmission_details(self._user, fax_id, waited_for=True),
             self._listed,
         )
         assert self._row.fax_id is not None

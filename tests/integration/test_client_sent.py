@@ -307,6 +307,26 @@ async def image(request: web.Request) -> web.StreamResponse:
     return web.json_response({"fax_id": fax_id, "file_name": "a.pdf", "image": text})
 
 
+async def test_what_is_said_of_a_sent_fax_waits_behind_received_ones_unless_somebody_waits_for_it(
+    bench: Bench, client: Client
+) -> None:
+    await client.sign_in()
+    client.set_limits(Limits(requests_per_second=1, burst=1, in_flight=1))
+    ann, bob = bench.ann, bench.bob
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.list_received(bob, BOUNDS, 0))
+        for waited_for in (False, True):
+            group.create_task(client.list_sent(ann, None, 0, waited_for=waited_for))
+            group.create_task(client.transmission_details(ann, "b", waited_for=waited_for))
+            group.create_task(
+                client.metadata(ann, "a", direction=Direction.SENT, waited_for=waited_for)
+            )
+        group.create_task(client.list_received(ann, BOUNDS, 0))
+    paths = [seen.path.rsplit("/", 1)[-1] for seen in bench.server.seen[1:]]
+    about_sent = ["sent", "transmission-details", "metadata"]
+    assert paths == ["received", *about_sent, "received", *about_sent]
+
+
 async def test_metadata_are_those_of_the_fax_that_was_asked_for(
     bench: Bench, client: Client
 ) -> None:
