@@ -34,7 +34,7 @@ class Round:
 async def main() -> None:
     options = measured.options(rounds=3, users=10_000, every=30, seconds=60.0)
     every = timedelta(seconds=options.every)
-    port = _free_port()
+    port = free_port()
     async with served() as server:
         changes = {
             "poll": {"every": f"{options.every}s", "start": "1h"},
@@ -72,7 +72,7 @@ async def _round(
     await _scrape(port)
     await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
     spent, passed = measured.cpu_s(pid) - before, time.monotonic() - began
-    lateness = _lateness_s(await server.arrivals(), every)
+    lateness = lateness_s(await server.arrivals(), every)
     on_time = sum(late <= _ON_TIME_S for late in lateness) / len(lateness)
     return Round(spent / passed, on_time, len(lateness) / passed, get_s)
 
@@ -84,7 +84,7 @@ async def _scrape(port: int) -> None:
         assert "poller_polls_total" in await answer.text()
 
 
-def _lateness_s(arrivals: Sequence[tuple[str, float]], every: timedelta) -> list[float]:
+def lateness_s(arrivals: Sequence[tuple[str, float]], every: timedelta) -> list[float]:
     """How long after its time on the grid each poll's first list came."""
     first: dict[tuple[str, int], float] = {}
     for user, at in arrivals:
@@ -94,7 +94,7 @@ def _lateness_s(arrivals: Sequence[tuple[str, float]], every: timedelta) -> list
     return list(first.values())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

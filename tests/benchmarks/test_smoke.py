@@ -8,6 +8,8 @@ import pytest
 TINY = {
     "fairness": "--rounds 1 --waiting 500 --kilobytes 20",
     "growth": "--polls 20 --polls-per-fax 2 --users 2 --kilobytes 20",
+    "hook_day": "--users 3 --every 1 --minutes 0.05 --faxes-per-hour 7200",
+    "hook_flood": "--rounds 1 --users 3 --every 1 --seconds 1.5 --rate 100",
     "idle": "--rounds 1 --users 3 --every 1 --seconds 1.5",
     "large": "--rounds 1 --faxes 2 --megabytes 0.5",
     "ledger_size": "--rounds 1 --users 3 --small 10 --large 50",

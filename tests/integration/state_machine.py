@@ -5,6 +5,7 @@ asked for, and says how many steps that were.
 """
 
 import asyncio
+import json
 import logging
 import shutil
 import sys
@@ -31,6 +32,7 @@ from hypothesis.stateful import (
 
 from poller.config.model import (
     Account,
+    AccountHook,
     Config,
     HttpConfig,
     Limits,
@@ -44,8 +46,10 @@ from poller.config.model import (
 )
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import Planner
-from poller.errors import CannotStart, LedgerUnavailable
+from poller.daemon.webhooks import Webhooks
+from poller.errors import ApiError, CannotStart, LedgerUnavailable
 from poller.ingest.account import AccountRunner
+from poller.ingest.notifications import NoticeReader
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import faxes, jobs
@@ -195,6 +199,7 @@ def _config(directory: Path, two_accounts: bool) -> Config:
             api_key=SecretRef("env", app_id),
             base_url="http://127.0.0.1:9",
             limits=Limits(1000, 1000, 8),
+            webhook=AccountHook(f"/efax/{app_id}", SecretRef("env", app_id)),
             users=tuple(
                 User(f"account-{app_id[-1]}", name, app_id, name, poll=POLL)
                 for owner, name in zip(owners, names, strict=True)
@@ -487,6 +492,18 @@ class PollerMachine(RuleBasedStateMachine):
     def ledger_will_be_locked(self, count: int) -> None:
         self.world.refusing_transactions = count
 
+    @rule(
+        user=users,
+        names=st.sampled_from(["user", "fax", "nobody", "no sense"]),
+        is_forged=st.booleans(),
+        repeats=st.integers(1, 3),
+        asks_for_notices=st.booleans(),
+        crash=crashes,
+    )
+    def notice_comes(self, crash: int | None, **notice: Any) -> None:
+        """The web-hook is posted to: rightly or not, once or again, about a fax or about none."""
+        self._do(lambda: self._take_notice(**notice), crash)
+
     # -- the machine that it runs on ------------------------------------------------------------------
 
     @rule(
@@ -632,7 +649,12 @@ class PollerMachine(RuleBasedStateMachine):
         )
         self.runtime = runtime = await self.opened.__aenter__()
         self.monitor = Monitor(runtime, Planner(runtime))
+        self.woken: set[int] = set()
+        self.webhooks = Webhooks(runtime, lambda state, _: self.woken.add(state.id))
+        # The third net is asked where a rule says so.
+        setattr(self.webhooks, "_follow", lambda _: None)  # noqa: B010
         for account in runtime.accounts.values():
+            self.webhooks.start(account)
             account.workers.at_once = 1  # one after the other, so that a run can be repeated
             account.note_pause()
 
@@ -692,6 +714,33 @@ class PollerMachine(RuleBasedStateMachine):
             and begin <= fax.completed < end
             and not any(f.interval.end > fax.completed for f in state.progress.failed_slices)
         }
+
+    async def _take_notice(
+        self, user: int, names: str, is_forged: bool, repeats: int, asks_for_notices: bool
+    ) -> None:
+        """Have polled at once whom the notice wakes, and read eFax's own list of notices."""
+        account, state = self._parts()[user]
+        app_id = account.account.app_id
+        fax = self._ever()[-1].fax_id if self._ever() else "none"
+        named = {"user": {"user_id": state.user.user_id}, "fax": {"fax_id": fax}, "nobody": {}}
+        body = json.dumps(named[names]).encode() if names in named else b"\xff{["
+        for _ in range(repeats):
+            if is_forged:
+                self.webhooks.refused(app_id)
+            else:
+                self.webhooks.taken(app_id, body)
+        while self.webhooks._look_ups:
+            await self.webhooks._look_up_next()
+        woken, self.woken = self.woken, set()
+        assert is_forged != bool(woken), "a forged notice wakes nobody, and any other somebody"
+        for index, (_, one) in enumerate(self._parts()):
+            if one.id in woken:
+                await self._poll(index)
+        if asks_for_notices and not is_forged:
+            reader = NoticeReader(account, account.services.ledger, self.world.clocks)
+            with suppress(ApiError, LedgerUnavailable):
+                await reader.read(state)
+        await self._fetch_all()
 
     async def _fetch_all(self) -> None:
         assert self.runtime is not None

@@ -17,8 +17,11 @@ import trustme
 from poller.config.model import HookTls, SecretRef, WebhookConfig
 from poller.errors import CannotStart
 from poller.hooks import LONGEST_BODY
+from poller.ingest.runtime import Runtime
 from poller.webhook import HookListener, server_context
-from tests.conftest import pass_time
+from tests.conftest import APP, pass_time
+from tests.efax import Simulator
+from tests.integration.at_work import poll, until
 
 PATH, SECRET = "/efax/main", "hook-secret"
 GOOD = b'{"user_id": "user-a"}'
@@ -196,6 +199,23 @@ async def test_a_sender_that_breaks_off_leaves_nothing_behind(heard: Heard) -> N
     while heard.listener._room._value < 31 or heard.listener._server._ends:
         await asyncio.sleep(0.01)
     assert (heard.bodies, heard.refused) == ([], [])
+
+
+async def test_polls_come_to_their_end_while_a_flood_is_still_being_refused(
+    heard: Heard, runtime: Runtime, simulator: Simulator
+) -> None:
+    """The flood is let in one by one, and polls take their turns between."""
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-HMAC-Signature: {'0' * 64}\r\n"
+    forged = f"{head}Content-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD
+    flood = [asyncio.create_task(heard.raw(forged)) for _ in range(500)]
+    await until(lambda: len(heard.refused) > 10)
+    for _ in range(3):
+        simulator.receive(APP, "user-a", completed=simulator.now(), distinct=False)
+        assert (await poll(runtime)).error is None
+    assert len(heard.refused) < 500
+    assert all(answer.startswith(b"HTTP/1.1 401 ") for answer in await asyncio.gather(*flood))
+    assert len(heard.refused) == 500
+    assert heard.bodies == []
 
 
 async def test_a_port_that_is_taken_is_said() -> None:
