@@ -7,7 +7,6 @@ from poller import events
 from poller.errors import ApiError, BadAnswer, LedgerUnavailable, Rejected
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Services
-from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.notifications import NoticeReader
 from poller.ingest.stream_state import StreamState
 
@@ -45,8 +44,7 @@ class ThirdNet:
 
     async def run(self) -> None:
         while True:
-            async with cut_off_if_hung("notifications", self.account.account.name):
-                await self._ask_next()
+            await self._ask_next()
             await self._clock.sleep(_TICK_S)
 
     async def _ask_next(self) -> None:
@@ -78,7 +76,8 @@ class ThirdNet:
         now, states = self._clock.monotonic(), self.account.states
         if now < self._not_before or self.account.is_suspended:
             return None
-        if now >= self._round_at and any(state.polled for state in states.values()):
+        is_due = now >= self._round_at and not self._round  # one of many users takes longer
+        if is_due and any(state.polled for state in states.values()):
             self._round = deque(states)
             self._round_at = now + _HOUR_S
         due = [stream for stream, at in self._soon.items() if at <= now]

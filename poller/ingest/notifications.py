@@ -67,9 +67,11 @@ class NoticeReader:
             state = states[user_id]
             for fax_id in await self._ledger.read(faxes.unknown, state.id, noticed[user_id]):
                 since = waiting.get((user_id, fax_id), self._clock.now())
-                if asked_for < _MOST_ASKED_FOR and await self._is_there(state, fax_id, since):
-                    found += 1
+                if not state.polled or asked_for >= _MOST_ASKED_FOR:  # a poll may list it first
+                    self._waiting[user_id, fax_id] = since
+                    continue
                 asked_for += 1
+                found += await self._is_there(state, fax_id, since)
         return found
 
     async def _is_there(self, state: StreamState, fax_id: str, since: datetime) -> bool:

@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from poller.config.model import Config, HttpConfig, Poll, SecretRef
+from poller.config.model import (
+    AccountHook,
+    Config,
+    HttpConfig,
+    Poll,
+    SecretRef,
+    WebhookConfig,
+)
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
 from poller.daemon.webhooks import Webhooks
@@ -72,10 +79,11 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Running:
-    """A service at work: its runtime, its monitor, and the task that it runs in."""
+    """A service at work: its parts, and the task that it runs in."""
 
     runtime: Runtime
     monitor: Monitor
+    webhooks: Webhooks | None
     task: asyncio.Task[None]
 
 
@@ -85,8 +93,10 @@ async def started(settings: Config, load: Load | None = None) -> AsyncIterator[R
     now, ready = Running(), asyncio.Event()
 
     @asynccontextmanager
-    async def serve(runtime: Runtime, monitor: Monitor, _: Webhooks | None) -> AsyncIterator[None]:
-        now.runtime, now.monitor = runtime, monitor
+    async def serve(
+        runtime: Runtime, monitor: Monitor, webhooks: Webhooks | None
+    ) -> AsyncIterator[None]:
+        now.runtime, now.monitor, now.webhooks = runtime, monitor, webhooks
         ready.set()
         yield
 
@@ -255,6 +265,34 @@ async def test_reload_names_the_users_that_changed_and_the_faxes_that_nobody_fet
     assert counts == [12, 1, 1]
     assert (second.fields["level"], second.fields["removed_count"]) == ("info", 12)
     assert "fetched any more" not in second.message
+
+
+async def test_a_web_hook_goes_on_with_an_account_whose_address_a_reload_has_changed(
+    efax: Simulator, make_config: MakeConfig, events: list[Event]
+) -> None:
+    def configured(base_url: str) -> Config:
+        hook = AccountHook("/efax/main", SecretRef("env", "KEY"))
+        listen = WebhookConfig("127.0.0.1", 0)
+        config = make_config(base_url, poll=Poll(every=timedelta(hours=6)), webhook=listen)
+        return replace(config, accounts=(replace(config.accounts[0], webhook=hook),))
+
+    elsewhere = configured(efax.base_url.replace("127.0.0.1", "localhost"))
+    async with started(configured(efax.base_url), lambda: elsewhere) as running:
+        await until(lambda: len(said(events, "poll-completed")) == 2)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: said(events, "service-reloaded"))
+        await until(lambda: len(said(events, "poll-completed")) == 4)
+        webhooks = running.webhooks
+        assert webhooks is not None
+        assert await webhooks.find("/efax/main") == (APP, KEY)
+        efax.receive(APP, "user-b", completed=datetime.now(UTC) - timedelta(seconds=1))
+        webhooks.taken(APP, b'{"user_id": "user-b"}')
+        await until(lambda: said(events, "fax-stored"))
+        await until(lambda: calls(efax, "notifications"))
+        await stopped(running)
+        assert await webhooks.find("/efax/main") is None
+    assert len(said(events, "poll-completed")) == 5
+    assert said(events, "internal-error", "stalled") == []
 
 
 async def test_reload_says_that_a_changed_credential_needs_a_restart(
