@@ -9,12 +9,13 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from poller.simulator import Simulator
-from tests.acceptance.installation import KEY, Installation, arrived, populated
+from tests.acceptance.installation import APP, KEY, Installation, arrived, populated
 from tests.crash.checker import (
     Expected,
     download_problems,
@@ -27,7 +28,7 @@ from tests.crash.served import served_by
 
 @dataclass
 class Case:
-    """A good installation with two faxes of one user, as a run without faults leaves it."""
+    """A good installation as a run without faults leaves it: two faxes of one user, one that it sent."""
 
     root: Path
     expected: Expected
@@ -39,6 +40,12 @@ class Case:
     @property
     def sidecar(self) -> Path:
         return self.image.with_suffix(".json")
+
+    @property
+    def alone(self) -> Path:
+        """The sidecar of the sent fax, which has no image."""
+        (found,) = self.expected.storage.rglob("sent/**/*.json")
+        return found
 
     def sql(self, *statements: str) -> None:
         with closing(sqlite3.connect(self.expected.ledger)) as connection:
@@ -52,7 +59,15 @@ async def _installed(root: Path) -> Expected:
     async with Simulator(seed=1) as simulator:
         populated(simulator)
         arrived(simulator, 2)
-        installation = Installation(root, simulator.base_url)
+        simulator.sent(
+            APP,
+            "user-a",
+            fax_id="s-1",
+            created=simulator.now() - timedelta(minutes=5),
+            course=((0.0, "ERROR"),),
+            has_image=False,
+        )
+        installation = Installation(root, simulator.base_url, {"sent": {"archive": "image"}})
         await installation.once()
         storage, ledger = installation.storage, installation.ledger
         return Expected(storage, ledger, served_by(simulator), simulator.now(), at_rest=True)
@@ -77,10 +92,13 @@ def _new(path: Path, data: bytes = b"%PDF-") -> None:
     path.chmod(0o640)
 
 
-def _sidecar(case: Case, change: Callable[[dict[str, object]], object]) -> None:
-    content = json.loads(case.sidecar.read_text())
+def _sidecar(
+    case: Case, change: Callable[[dict[str, object]], object], path: Path | None = None
+) -> None:
+    path = path or case.sidecar
+    content = json.loads(path.read_text())
     change(content)
-    case.sidecar.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
 
 
 def _rows_gone(case: Case) -> None:
@@ -91,7 +109,7 @@ def _unfinished(case: Case) -> None:
     case.sql(
         "UPDATE faxes SET state='pending' WHERE id=1",
         "INSERT INTO jobs (kind, subject, stream, due) SELECT 'fetch', id, stream, 1 FROM faxes WHERE id=1",
-        "UPDATE streams SET stored=1, pending=1 WHERE user_id='user-a'",
+        "UPDATE streams SET stored=1, pending=1 WHERE user_id='user-a' AND direction='received'",
     )
 
 
@@ -117,6 +135,20 @@ HARM: dict[str, tuple[str, Callable[[Case], object]]] = {
     "the sidecar is cut": ("partial", lambda c: os.truncate(c.sidecar, 100)),
     "the sidecar lacks fields": ("partial", lambda c: _sidecar(c, lambda s: s.pop("metadata"))),
     "the sidecar is of another": ("twice", lambda c: _sidecar(c, lambda s: s.update(fax_id="x"))),
+    "the sidecar says that there is no image": (
+        "bytes",
+        lambda c: _sidecar(c, lambda s: s.update(image=None)),
+    ),
+    "a sidecar alone is gone": ("lost", lambda c: c.alone.unlink()),
+    "a sidecar alone is changed": (
+        "bytes",
+        lambda c: _sidecar(c, lambda s: s.update(metadata={}), c.alone),
+    ),
+    "a sidecar alone lacks its time": (
+        "partial",
+        lambda c: _sidecar(c, lambda s: s.pop("completed_at"), c.alone),
+    ),
+    "an image beside a sidecar alone": ("bytes", lambda c: _new(c.alone.with_suffix(".pdf"))),
     "a strange image": ("stranger", lambda c: _new(c.image.with_name("x.pdf"))),
     "a strange name": ("name", lambda c: _new(c.image.with_name("x.part"))),
     "the other format beside it": ("twice", lambda c: _new(c.image.with_suffix(".tif"))),
@@ -162,7 +194,8 @@ def test_the_checker_names(case: Case, harm: str) -> None:
 
 
 def test_two_rows_for_one_fax_are_named(case: Case) -> None:
-    case.sql("DROP TABLE attempts", "CREATE TABLE copy AS SELECT * FROM faxes", "DROP TABLE faxes")
+    case.sql("DROP TABLE attempts", "DROP TABLE sends")  # they refer to faxes
+    case.sql("CREATE TABLE copy AS SELECT * FROM faxes", "DROP TABLE faxes")
     case.sql("ALTER TABLE copy RENAME TO faxes", "INSERT INTO faxes SELECT * FROM faxes LIMIT 1")
     assert any(one.startswith("twice:") for one in problems(case.expected))
 
