@@ -202,8 +202,8 @@ async def _follow(settings: Config, report: VerifyReport) -> None:
 
 async def _work(report: VerifyReport, runtime: Runtime) -> None:
     """Without a service: fetch what was asked for, and all else that is due, within the limits."""
-    accounts = runtime.accounts.values()
-    await asyncio.gather(*(account.workers.run_until_idle() for account in accounts))
+    lanes = [lane for account in runtime.accounts.values() for lane in account.lanes.values()]
+    await asyncio.gather(*(lane.workers.run_until_idle() for lane in lanes))
     report.tried(await runtime.services.ledger.read(faxes.some, list(report.asked)))
 
 

@@ -1,48 +1,35 @@
 """Commands that name a fax or look at its files take sent faxes, and faxes without an image."""
 
+import contextlib
 import json
-from datetime import UTC, datetime
+import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from poller.simulator import Simulator
-from poller.store import Identity, Origin, sidecar
-from poller.store.sidecars import encode
-from poller.stream import Direction
 from tests.conftest import APP
 from tests.integration.test_cli_commands import Run, directory, efax, receive, run
 
 __all__ = ["directory", "efax", "run"]
-AT = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 
 
 @pytest.fixture
 def sent(run: Run, efax: Simulator, directory: Path) -> Path:
-    """An installation with a received fax and, of the same id, a sent one: its sidecar."""
+    """The sidecar of a sent fax whose image is not archived, beside a received fax."""
     with (directory / "poller.yaml").open("a") as config:
         config.write("sent: {archive: metadata}\n")
-    fax = receive(efax, fax_id="f-1")
+    receive(efax, fax_id="f-1")
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    efax.sent(APP, "user-a", fax_id="s-1", created=an_hour_ago)
     assert run("once")[0] == 0
-    origin = Origin(
-        Identity(APP, fax.user_id, "f-1"),
-        account="main",
-        user="a",
-        received_at=AT,
-        first_seen_at=AT,
-        listed_pages=None,
-        metadata={"fax_id": "f-1"},
-        direction=Direction.SENT,
-    )
-    path = directory / "faxes/main/a/sent/2026/11/20/f-1.json"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(encode(sidecar(None, origin, stored_at=AT)))
-    assert json.loads(run("rebuild", "--json")[1])["added"] == 1
-    return path
+    (found,) = (directory / "faxes/main/a/sent").rglob("s-1.json")
+    return found
 
 
 def test_verify_tells_whether_a_sent_faxs_sidecar_is_well_damaged_or_taken(
-    run: Run, sent: Path
+    run: Run, sent: Path, directory: Path
 ) -> None:
     def verified() -> tuple[int, int, int, list[dict[str, str]]]:
         code, out, _ = run("verify", "--json")
@@ -54,47 +41,55 @@ def test_verify_tells_whether_a_sent_faxs_sidecar_is_well_damaged_or_taken(
     whole = sent.read_bytes()
     sent.write_bytes(whole.replace(b'"main"', b'"Main"'))
     damaged = {
-        "fax_id": "f-1",
-        "path": "main/a/sent/2026/11/20/f-1.json",
+        "fax_id": "s-1",
+        "path": str(sent.relative_to(directory / "faxes")),
         "why": "the content of the sidecar has changed",
         "account": "main",
         "user": "a",
         "direction": "sent",
     }
     assert verified() == (1, 1, 0, [damaged])
-    assert "damaged  main/a/sent/f-1  main/a/sent/2026" in run("verify")[1]
+    assert "damaged  main/a/sent/s-1  main/a/sent/20" in run("verify")[1]
     sent.write_bytes(whole)
     assert verified() == (0, 2, 0, [])
     sent.unlink()
     assert verified() == (0, 1, 1, [])
 
 
-def test_explain_tells_a_sent_fax_from_the_received_one_of_its_id(run: Run, sent: Path) -> None:
+def test_explain_tells_a_sent_fax_from_the_received_one_of_its_id(
+    run: Run, sent: Path, directory: Path
+) -> None:
+    with contextlib.closing(sqlite3.connect(directory / "state/poller.db")) as ledger:
+        ledger.execute("UPDATE faxes SET fax_id = 'f-1'")
+        ledger.commit()
     code, _, err = run("explain", "f-1")
-    assert (code, err.strip()) == (
-        2,
-        "poller: f-1 is ambiguous; name one of main/a/f-1, main/a/sent/f-1",
-    )
+    named = "main/a/f-1, main/a/sent/f-1"
+    assert (code, err.strip()) == (2, f"poller: f-1 is ambiguous; name one of {named}")
     received = json.loads(run("explain", "main/a/f-1", "--json")[1])
     assert (received["direction"], received["format"]) == ("received", "pdf")
     assert "completed_at" not in received
-    shown = json.loads(run("explain", "main/a/sent/f-1", "--json")[1])
-    assert (shown["direction"], shown["completed_at"]) == ("sent", "2026-11-20T09:30:00.000Z")
+    assert json.loads(run("explain", "main/a/sent/f-1", "--json")[1])["direction"] == "sent"
+
+
+def test_explain_shows_what_is_known_of_a_sent_fax(run: Run, sent: Path) -> None:
+    shown = json.loads(run("explain", "s-1", "--json")[1])
+    completed = json.loads(sent.read_text())["completed_at"]
+    assert (shown["direction"], shown["completed_at"]) == ("sent", completed)
     assert "received_at" not in shown
     assert (shown["file"], shown["format"], shown["pages"]) == (str(sent), "json", None)
     assert (shown["taken"], shown["timeline"][0]["what"]) == (False, "completed at eFax")
-    people = run("explain", "main/a/sent/f-1")[1]
-    assert people.startswith("main/a/sent/f-1: stored\n")
+    people = run("explain", "main/a/sent/s-1")[1]
+    assert people.startswith("main/a/sent/s-1: stored\n")
     assert "It has no image: this is its sidecar." in people
     sent.unlink()
     assert (
-        "`poller verify --repair --taken main/a/sent/f-1` fetches it again"
-        in (run("explain", "main/a/sent/f-1")[1])
+        "`poller verify --repair --taken main/a/sent/s-1` fetches it again"
+        in (run("explain", "main/a/s-1")[1])
     )
 
 
 def test_retry_of_a_sent_fax_that_is_stored_does_nothing(run: Run, sent: Path) -> None:
-    code, out, _ = run("retry", "main/a/sent/f-1")
+    code, out, _ = run("retry", "main/a/sent/s-1")
     assert (code, out.strip()) == (0, "Nothing to do: stored, and well.")
     assert sent.exists()
 
@@ -104,6 +99,44 @@ def test_retry_of_a_sent_fax_is_refused_where_none_are_archived_any_more(
 ) -> None:
     config = directory / "poller.yaml"
     config.write_text(config.read_text().replace("sent: {archive: metadata}\n", ""))
-    code, _, err = run("retry", "main/a/sent/f-1")
+    code, _, err = run("retry", "main/a/sent/s-1")
     assert code == 1
     assert err.startswith("poller: user main/a is not configured with `sent.archive`, so its fax")
+
+
+def test_damaged_sidecar_alone_is_archived_again(run: Run, sent: Path) -> None:
+    whole, bad = sent.read_bytes(), b"{}\n"
+    sent.write_bytes(bad)
+    code, out, _ = run("verify", "--repair", "--json")
+    assert (code, json.loads(out)["repaired"]) == (0, ["main/a/sent/s-1"])
+    assert sent.with_name(".damaged-s-1.json").read_bytes() == bad
+    again, before = json.loads(sent.read_text()), json.loads(whole)
+    assert again.pop("stored_at") >= before.pop("stored_at")
+    assert again == before
+    assert run("verify")[0] == 0
+
+
+def test_image_of_one_that_was_taken_can_be_had_where_images_are_archived_by_now(
+    run: Run, sent: Path, directory: Path
+) -> None:
+    config = directory / "poller.yaml"
+    config.write_text(config.read_text().replace("archive: metadata", "archive: image"))
+    code, out, _ = run("verify", "--repair", "--taken", "main/a/sent/s-1", "--json")
+    assert (code, json.loads(out)["refused"]) == (1, ["main/a/sent/s-1: it is there and whole"])
+    sent.unlink()
+    assert run("verify", "--repair", "--taken", "main/a/sent/s-1")[0] == 0
+    assert json.loads(sent.read_text())["image"]["file"] == "s-1.pdf"
+    assert sent.with_suffix(".pdf").exists()
+
+
+def test_rebuild_takes_in_what_the_service_has_archived(
+    run: Run, sent: Path, efax: Simulator, directory: Path
+) -> None:
+    (directory / "state/poller.db").unlink()
+    before = sent.read_bytes()
+    code, out, _ = run("rebuild", "--json")
+    assert (code, json.loads(out)["added"]) == (0, 2)
+    assert run("once")[0] == 0
+    assert sent.read_bytes() == before
+    assert len(list((directory / "faxes").rglob("*.json"))) == 2
+    assert set(efax.downloads.values()) == {1}
