@@ -5,7 +5,7 @@ All of it blocks. Patients' data: for the service's own user alone.
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,13 +49,19 @@ def remove(state: Path, transaction_id: str) -> None:
         shutil.rmtree(_folder(state, transaction_id))
 
 
-def tidy(state: Path, needed: Collection[str], now_s: float) -> None:
-    """Remove what no fax needs that is still to be sent; `now_s` is in seconds since 1970."""
+def folders(state: Path) -> list[str]:
+    """Return the transaction ids of which there are documents."""
     with suppress(OSError):
-        for folder in (state / "outbox").iterdir():
-            is_old = now_s - folder.stat().st_mtime > _LEFT_OVER_S
-            if folder.name not in needed and is_old:
-                remove(state, folder.name)
+        return [folder.name for folder in (state / "outbox").iterdir()]
+    return []
+
+
+def is_left_over(state: Path, transaction_id: str, now_s: float) -> bool:
+    """Tell whether whoever put documents here cannot be about to make their row; seconds since 1970."""
+    try:
+        return now_s - _folder(state, transaction_id).stat().st_mtime > _LEFT_OVER_S
+    except OSError:
+        return False
 
 
 def _folder(state: Path, transaction_id: str) -> Path:

@@ -89,13 +89,21 @@ class Sender:
 
     async def _tidy(self) -> None:
         """Remove documents that a run which was killed has left."""
+        state = self._state_directory
+        held = await in_own_thread("outbox", lambda: outbox.folders(state))
         try:
-            needed = await self._ledger.read(sends.in_outbox)
+            needed = await self._ledger.read(sends.to_be_sent, held)
         except LedgerUnavailable as error:
             self._gate.close(str(error))
             return
         now_s = self._clock.now().timestamp()
-        await in_own_thread("outbox", lambda: outbox.tidy(self._state_directory, needed, now_s))
+
+        def tidy() -> None:
+            for one in held:
+                if not needed.get(one, not outbox.is_left_over(state, one, now_s)):
+                    outbox.remove(state, one)
+
+        await in_own_thread("outbox", tidy)
 
     async def _begin(self) -> None:
         if self._stopping:

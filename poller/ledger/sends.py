@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
 
 from poller.efax.responses import ListedFax, listed_pages
+from poller.ledger.fold import chunks
 from poller.ledger.rows import FaxRow, SendRow
 from poller.ledger.tables import Instant, SendState, faxes, sends, streams
 from poller.recognition import Expected, find_arrived
@@ -199,10 +200,17 @@ def last_asked(connection: Connection, stream: int) -> datetime | None:
     return last
 
 
-def in_outbox(connection: Connection) -> set[str]:
-    """Return the transaction ids whose documents may still be needed."""
-    needed = or_(sends.c.state == SendState.WAITING, sends.c.state == SendState.SENDING)
-    return set(connection.scalars(select(sends.c.transaction_id).where(_OPEN, needed)))
+def to_be_sent(connection: Connection, transaction_ids: Sequence[str]) -> dict[str, bool]:
+    """Return those of these that are known, and whether their documents may still be needed."""
+    wanted = select(sends.c.transaction_id, sends.c.state)
+    needed = (SendState.WAITING, SendState.SENDING)
+    return {
+        transaction_id: state in needed
+        for chunk in chunks(transaction_ids)
+        for transaction_id, state in connection.execute(
+            wanted.where(sends.c.transaction_id.in_(chunk))
+        )
+    }
 
 
 def _row(row: Any) -> SendRow:

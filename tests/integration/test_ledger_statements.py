@@ -233,7 +233,7 @@ class Everything:
         self(sends.last_asked, stream)
         other = self(sends.ask, sends.NewSend(stream, "other", "operator", "1"), NOW)
         self(sends.withdraw, other.id, NOW, "stopped")
-        self(sends.in_outbox)
+        self(sends.to_be_sent, ["ours", "other"])
 
     def of_errands(self, stream: int, fax: FaxRow) -> None:
         for anew in (False, True):

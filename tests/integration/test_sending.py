@@ -4,7 +4,7 @@ import asyncio
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,20 @@ async def test_documents_wait_for_the_service_alone_and_in_their_order(runtime: 
     assert stat.S_IMODE((directory / "outbox").stat().st_mode) == 0o700
 
 
-async def test_documents_that_no_row_needs_are_removed_when_they_are_old(runtime: Runtime) -> None:
-    row = await asked(runtime)
+async def test_documents_that_no_row_needs_are_removed_at_a_start(
+    runtime: Runtime, clock: QuickClock
+) -> None:
+    waiting, done = await asked(runtime), await asked(runtime)
+    await runtime.services.ledger.write(sends.withdraw, done.id, clock.now(), "interrupted")
     directory = runtime.config.state_directory
-    outbox.put(directory, "left-over", [DOCUMENT])
-    at = in_outbox(runtime)[0].stat().st_mtime
-    outbox.tidy(directory, {row.transaction_id}, at + 10)
-    assert len(in_outbox(runtime)) == 2  # somebody may be about to write its row
-    outbox.tidy(directory, {row.transaction_id}, at + 7200)
-    (kept,) = in_outbox(runtime)
-    assert kept.parent.name == row.transaction_id
+    outbox.put(directory, "without-a-row", [DOCUMENT])
+    clock.wall = datetime.now(UTC)
+    await Sender(runtime)._tidy()
+    # Somebody may be about to write the row of the one that is new.
+    assert set(outbox.folders(directory)) == {waiting.transaction_id, "without-a-row"}
+    clock.advance(timedelta(hours=2))
+    await Sender(runtime)._tidy()
+    assert outbox.folders(directory) == [waiting.transaction_id]
 
 
 async def test_the_documents_of_a_row_that_could_not_be_written_are_removed(
