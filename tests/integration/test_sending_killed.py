@@ -119,7 +119,7 @@ class Lab:
         sender = Sender(runtime)
         running = asyncio.ensure_future(sender.run())
         try:
-            while sender._tasks or await runtime.services.ledger.read(sends.unfinished):
+            while await runtime.services.ledger.read(sends.unfinished) or sender._tasks:
                 await asyncio.sleep(0)
                 if running.done():
                     running.result()
