@@ -30,7 +30,7 @@ PollerError
     ├── SendInDoubt       a fax was perhaps taken: looked for, never sent again
     ├── BadAnswer         a 2xx that is not what it should be: repeated, kept as evidence
     └── Unreachable       no connection, timeout, 5xx: repeated, counts towards suspension
-        └── DeadlinePassed  a minute without a finished request: a slice is halved
+        └── DeadlinePassed  a minute without an answer: a slice is halved
 """
 
 from dataclasses import dataclass, field

@@ -42,6 +42,21 @@ def _unread(_: bytes) -> None:
     """What was asked for is done; the answer says nothing more."""
 
 
+def _about(kind: Kind, user: User, fax_id: str) -> Exchange[dict[str, Any]]:
+    def read(body: bytes) -> dict[str, Any]:
+        fields = parse_fields(body)
+        if fax_key(str(fields.get("fax_id", fax_id))) != fax_key(fax_id):
+            raise BadAnswer("The metadata answer names another fax.")
+        return fields
+
+    return Exchange(
+        kind,
+        user.name,
+        lambda token: metadata_request(user.user_id, token, fax_id),
+        whole(read),
+    )
+
+
 class Client:
     """Every call to eFax that one account makes; an async context manager.
 
@@ -151,20 +166,13 @@ class Client:
 
     async def has_fax(self, user: User, fax_id: str, *, is_probe: bool = False) -> bool | None:
         """Ask once for a fax's metadata: whether eFax has it, None where the answer does not tell."""
-        exchange = Exchange(
-            Kind.OTHER,
-            user.name,
-            lambda token: metadata_request(user.user_id, token, fax_id),
-            whole(parse_fields),
-        )
         try:
-            fields = await self._requester.attempt(exchange, probe=is_probe)
+            fields = await self._requester.attempt(_about(Kind.OTHER, user, fax_id), probe=is_probe)
         except Rejected as error:
             return False if error.status in _GONE else None
         except (BadAnswer, Unreachable):
             return None
-        is_its_own = fax_key(str(fields.get("fax_id"))) == fax_key(fax_id)
-        return True if is_its_own else None
+        return True if "fax_id" in fields else None
 
     async def list_sent(
         self,
@@ -205,20 +213,14 @@ class Client:
         waited_for: bool = False,
     ) -> dict[str, Any]:
         """Ask for all that eFax says of one fax; Rejected (404) where it has none."""
+        is_low = direction is Direction.SENT and not waited_for
+        kind = Kind.SENT_LIST if is_low else Kind.OTHER
+        return await self._requester.call(_about(kind, user, fax_id))
 
-        def read(body: bytes) -> dict[str, Any]:
-            fields = parse_fields(body)
-            if fax_key(str(fields.get("fax_id", fax_id))) != fax_key(fax_id):
-                raise BadAnswer("The metadata answer names another fax.")
-            return fields
-
-        exchange = Exchange(
-            Kind.OTHER if waited_for or direction is Direction.RECEIVED else Kind.SENT_LIST,
-            user.name,
-            lambda token: metadata_request(user.user_id, token, fax_id),
-            whole(read),
-        )
-        return await self._requester.call(exchange)
+    async def metadata_once(self, user: User, fax_id: str) -> dict[str, Any]:
+        """Ask as `metadata` does, once, in the turn of a received image."""
+        self.breaker.require_closed()
+        return await self._requester.attempt(_about(Kind.IMAGE, user, fax_id))
 
     async def transmission_details(
         self, user: User, fax_id: str, *, waited_for: bool = False

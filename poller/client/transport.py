@@ -34,6 +34,8 @@ from poller.own_threads import in_own_thread
 from poller.pacing import Ticket
 
 T = TypeVar("T")
+# A call of these that was not answered in time is not made again at once.
+_NOT_AGAIN = (Call.LIST, Call.SENT_LIST, Call.METADATA)
 _LARGE_BODY = 1 << 20  # aiohttp writes more than that in pieces only where it is a file
 
 
@@ -203,7 +205,7 @@ class Transport:
         return bytes(body[:EVIDENCE_LIMIT])
 
     def _too_late(self, call: Call) -> ApiError:
-        kind = DeadlinePassed if call in (Call.LIST, Call.SENT_LIST) else Unreachable
+        kind = DeadlinePassed if call in _NOT_AGAIN else Unreachable
         return kind(f"The {call} call was not answered within {self._total_s(call):g} seconds.")
 
     def _total_s(self, call: Call) -> float:

@@ -39,6 +39,7 @@ _SECRET_HEADERS = frozenset(
 )
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header line
 _ERROR_CODE = re.compile(rb'"error(?:_code)?"\s*:\s*"([A-Za-z_]{1,40})"')
+_TOLD = ("completed_timestamp", "pages", "originating_fax_number", "destination_fax_number")
 _DEFAULT_LIFE_S = 3600.0  # a token that does not say how long it lives
 _LONGEST_LIFE_S = 7 * 86400.0
 
@@ -190,9 +191,7 @@ def listed_fax(record: object) -> ListedFax | None:
     fax_id = usable_fax_id(record.get("fax_id"))
     if fax_id is None:
         return None
-    completed = record.get("completed_timestamp")
-    received_at = parse_timestamp(completed) if isinstance(completed, str) else None
-    return ListedFax(fax_id, received_at, _count(record.get("pages")), record)
+    return ListedFax(fax_id, completed_at(record), _count(record.get("pages")), record)
 
 
 def usable_fax_id(value: object) -> str | None:
@@ -217,6 +216,26 @@ def _count(value: object) -> int | None:
 def listed_pages(raw: Mapping[str, Any]) -> int | None:
     """Read the page count of a record as it was listed; None where it says none."""
     return _count(raw.get("pages")) or None
+
+
+def completed_at(raw: Mapping[str, Any]) -> datetime | None:
+    """Read when a fax was completed; None where its record does not say it."""
+    said = raw.get("completed_timestamp")
+    return parse_timestamp(said) if isinstance(said, str) else None
+
+
+def lacks_something(raw: Mapping[str, Any]) -> bool:
+    """Whether a record leaves out what a sidecar should tell: when, how long, from whom, to whom."""
+    return any(raw.get(name) is None for name in _TOLD)
+
+
+def completed(raw: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a record what its fax's metadata say besides; what was listed holds.
+
+    Not whether it was downloaded: by then that may have been we.
+    """
+    more = {name: value for name, value in said.items() if name != "image_downloaded"}
+    return {**raw, **more, **{name: value for name, value in raw.items() if value is not None}}
 
 
 def listed_as_new(raw: Mapping[str, Any]) -> bool:

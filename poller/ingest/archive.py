@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from poller.config.model import User
-from poller.efax.timestamps import parse_timestamp
+from poller.efax.responses import completed_at
 from poller.efax.transmission import final_status
 from poller.errors import NotYet, Rejected
 from poller.ingest.fetch import Fetcher, NotFinal
-from poller.ledger import FaxRow, sent
+from poller.ledger import FaxRow, faxes
 from poller.store import Draft
 from poller.stream import Direction
 
@@ -71,7 +71,6 @@ class Archiver(Fetcher):
         return listed | {"fax_id": fax.fax_id}
 
     async def _learn(self, fax: FaxRow, listed: dict[str, Any]) -> FaxRow:
-        completed = listed.get("completed_timestamp")
-        at = parse_timestamp(completed) if isinstance(completed, str) else fax.received_at
-        await self._services.ledger.write(sent.learnt, fax.id, listed, at)
+        at = completed_at(listed) or fax.received_at
+        await self._services.ledger.write(faxes.learnt, fax.id, listed, at)
         return replace(fax, listed=listed, received_at=at)

@@ -34,6 +34,7 @@ from poller.errors import (
 )
 from poller.events import Emit
 from poller.evidence import EvidenceStore
+from poller.ingest.completing import Completer
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State, jobs
 from poller.metrics import Metrics
@@ -109,6 +110,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         self._services = services
         self._client = client
         self._paused_s = paused_s
+        self._completer = Completer(client, services.ledger, services.clock)
         self._drafts: dict[int, Draft] = {}
         self._writing: set[int] = set()  # what the ledger is asked to record of a hand-over
         self._to_mark: set[int] = set()  # those whose mark at eFax is put back once they are stored
@@ -156,7 +158,9 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         async with draft_of as draft:
             with self._under_way(fax, draft):
                 if not await self._to_its_end(fax, self._carry_on(fax, draft)):
+                    fax = await self._completer.completed(fax, user)
                     await self._download_with_evidence(fax, user, draft)
+                self._completer.forget(fax)
         return Outcome.STORED
 
     async def _carry_on(self, fax: FaxRow, draft: Draft) -> bool:

@@ -467,6 +467,13 @@ def set_fax(connection: Connection, fax: int, **values: Any) -> None:
     connection.execute(SET_FAX, {"this": fax, **values})
 
 
+def learnt(
+    connection: Connection, fax: int, listed: dict[str, Any], completed_at: datetime | None
+) -> None:
+    """Keep what eFax says of a fax now; its path stays as it was fixed."""
+    set_fax(connection, fax, listed=listed, received_at=completed_at)
+
+
 def remember(
     connection: Connection, fax: int, at: datetime, outcome: str, error: str | None
 ) -> None:

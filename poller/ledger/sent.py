@@ -1,13 +1,10 @@
 """Sent faxes: what is listed of them changes until they are final."""
 
-from datetime import datetime
-from typing import Any
-
 from sqlalchemy import Connection
 
 from poller.efax.transmission import final_status
 from poller.ledger import faxes, jobs
-from poller.ledger.faxes import FAX, ListedPage, RecordedPage, set_fax
+from poller.ledger.faxes import FAX, ListedPage, RecordedPage
 from poller.ledger.fold import chunks
 from poller.ledger.rows import fax_row
 from poller.ledger.tables import faxes as table
@@ -26,13 +23,6 @@ def record_page(connection: Connection, stream: int, page: ListedPage) -> Record
             if row.id in new or row.fence is None or final_status(row.listed).is_final:
                 continue
             now_listed = final[fax_key(row.fax_id)]
-            learnt(connection, row.id, now_listed.listed, now_listed.received_at)
+            faxes.learnt(connection, row.id, now_listed.listed, now_listed.received_at)
             jobs.postpone(connection, row.id, row.fence, page.now)
     return recorded
-
-
-def learnt(
-    connection: Connection, fax: int, listed: dict[str, Any], completed_at: datetime | None
-) -> None:
-    """Keep what eFax says of a sent fax now."""
-    set_fax(connection, fax, listed=listed, received_at=completed_at)

@@ -87,6 +87,8 @@ def metadata_body(efax: Mailroom, fax: SentFax) -> dict[str, Any]:
 
 def _record(efax: Mailroom, fax: SentFax, *, in_list: bool) -> dict[str, Any]:
     switches, now = efax.switches, efax.now()
+    if not in_list:
+        switches, fax = replies.as_metadata(switches, fax)
     record = replies.listed_fax(switches, fax)
     if not fax.is_final(now) and "completed_timestamp" in record:
         created = replies.timestamp(switches, fax.visible_at)

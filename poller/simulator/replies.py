@@ -4,16 +4,17 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from .query import RefusedError
 from .state import Fax, Format
 from .switches import Switches
 
+F = TypeVar("F", bound=Fax)
 _PACIFIC = timezone(timedelta(hours=-8))
 _TIMESTAMPS = {
     "none": "{stem}{fraction}",
@@ -94,7 +95,10 @@ def list_body(switches: Switches, page: Sequence[dict[str, Any]], offset: int) -
 
 
 def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
-    """Give a fax as the list has it; `fax.fields` are put over what the switches say."""
+    """Give a fax as the list has it; `fax.fields` are put over what the switches say.
+
+    A field that is None is left out.
+    """
     number = str if switches.numbers == "text" else int
     every: dict[str, Any] = {
         "fax_id": fax.fax_id,
@@ -121,7 +125,15 @@ def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
 
 def metadata_body(switches: Switches, fax: Fax) -> dict[str, Any]:
     more = {"direction": "INBOUND", "destination_fax_csid": "eFax Enterprise"}
-    return listed_fax(switches, fax) | more
+    return listed_fax(*as_metadata(switches, fax)) | more
+
+
+def as_metadata(switches: Switches, fax: F) -> tuple[Switches, F]:
+    """Give both as the metadata have it, which may say what the list leaves out."""
+    if switches.metadata_fields == "as-listed":
+        return switches, fax
+    fields = {name: value for name, value in fax.fields.items() if value is not None}
+    return replace(switches, list_fields="all"), replace(fax, fields=fields)
 
 
 def timestamp(switches: Switches, instant: datetime) -> str:

@@ -19,7 +19,7 @@ class Fax:
 
     `completed` is what the list says, in whole milliseconds; it is listed from `visible_at` on.
     `trouble` is a fault (see faults.py) that each download of this fax meets. `fields` are put over
-    what the list says of it; None takes a field away.
+    what the list says of it; None takes a field away, there.
     """
 
     app_id: str

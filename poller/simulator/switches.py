@@ -88,6 +88,9 @@ class Switches:
     list_fields: str = _switch(
         "which known fields a listed fax has", "all", "no-timestamp", "only-id"
     )
+    metadata_fields: str = _switch(
+        "do the metadata of a fax have what its list leaves out", "all", "as-listed"
+    )
     unknown_fields: bool = _switch(
         "answers have fields that nobody has described, nested ones too", *(False, True)
     )

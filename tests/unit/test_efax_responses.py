@@ -314,3 +314,34 @@ def test_evidence_has_the_beginning_of_the_body_and_no_secrets() -> None:
 def test_evidence_never_holds_a_token() -> None:
     assert responses.evidence(Call.TOKEN, 200, {}, b'{"access_token": "t"}').body == b""
     assert responses.evidence(Call.TOKEN, 401, {}, b"refused").body == b"refused"
+
+
+FULL = {
+    "fax_id": "a",
+    "completed_timestamp": "2024-05-21T04:27:56.000+0000",
+    "pages": 0,
+    "originating_fax_number": "",
+    "destination_fax_number": "unavailable",
+}
+
+
+def test_record_that_tells_when_how_long_from_whom_and_to_whom_lacks_nothing() -> None:
+    assert not responses.lacks_something(FULL)
+
+
+@pytest.mark.parametrize("name", sorted(FULL.keys() - {"fax_id"}))
+def test_record_lacks_what_is_not_in_it_or_null(name: str) -> None:
+    assert responses.lacks_something({key: FULL[key] for key in FULL.keys() - {name}})
+    assert responses.lacks_something(FULL | {name: None})
+
+
+def test_what_was_listed_holds_and_the_rest_is_added() -> None:
+    listed = {"fax_id": "A", "pages": None, "originating_fax_tsid": "", "region": None}
+    said = {"fax_id": "a", "pages": 2, "originating_fax_tsid": "x", "new": {"y": [1]}}
+    assert responses.completed(listed, said | {"image_downloaded": True}) == {
+        "fax_id": "A",
+        "pages": 2,
+        "originating_fax_tsid": "",
+        "region": None,
+        "new": {"y": [1]},
+    }
