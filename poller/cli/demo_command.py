@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ from rich.markup import escape
 
 from poller.cli.lookup import counted
 from poller.simulator import Faults, Simulator
+from poller.simulator.state import Fax, SentFax
 
 _APP_ID = "demo-app"
 _USER_IDS = ("demo-user-a", "demo-user-b", "demo-user-c")
+_NUMBER = "18005550100"  # of the first one
 _BACKLOG = 5
 _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
@@ -32,7 +35,8 @@ _FAULTS = ("500@image=every:5", "cut-no-length@image=every:7", "429@list+1=first
 _GREETING = """\
 [bold]poller demo[/]: a simulated eFax on loopback, and the real daemon polling it.
 To make it hard, every fifth image request fails with 500, every seventh is cut in the middle, and \
-the first list call is answered with 429.
+the first list call is answered with 429. eFax tells of each fax by a web-hook, and front-desk keeps \
+what it sends. At the end a self-test sends a page to front-desk's own number.
 """
 _CONFIGURATION = """\
 accounts:
@@ -41,14 +45,16 @@ accounts:
     app_id: "demo-app"
     api_key: {env: POLLER_DEMO_KEY}
     limits: {requests_per_second: 20, burst: 20, in_flight: 8}
+    webhook: {path: /efax/demo, secret: {env: POLLER_DEMO_HOOK}}
     users:
-      front-desk: {user_id: "demo-user-a"}
+      front-desk: {user_id: "demo-user-a", number: "NUMBER", sent: {archive: image, every: 2s}}
       billing: {user_id: "demo-user-b"}
       records: {user_id: "demo-user-c"}
 poll: {every: 2s}
 storage: {directory: faxes, min_free: 16MiB}
 state: {url: "sqlite:///state/poller.db"}
 http: {listen: null}
+webhook: {listen: "127.0.0.1:HOOK_PORT"}
 log: {format: json}
 """
 
@@ -64,7 +70,11 @@ class _Demo:
         self._key = secrets.token_urlsafe(18)
         self._simulator.add_app(_APP_ID, self._key)
         for user_id in _USER_IDS:
-            self._simulator.add_user(_APP_ID, user_id)
+            own = _NUMBER if user_id == _USER_IDS[0] else None
+            self._simulator.add_user(_APP_ID, user_id, number=own)
+        self._hook_secret, self._hook_port = secrets.token_urlsafe(18), _free_port()
+        sent_at = self._simulator.now() - timedelta(hours=2)
+        self._simulator.sent(_APP_ID, _USER_IDS[0], created=sent_at)
         for number in range(_BACKLOG):
             age = timedelta(hours=5 * number + 1)
             self._simulator.receive_somewhere(completed=self._simulator.now() - age)
@@ -78,23 +88,35 @@ class _Demo:
         async with self._simulator:
             daemon = await self._started()
             watching = asyncio.create_task(self._watch(daemon))
+            url = f"http://127.0.0.1:{self._hook_port}/efax/demo"
+            self._simulator.hook(_APP_ID, url, self._hook_secret)
+            posting = asyncio.create_task(self._simulator.keep_posting())
             try:
                 await self._faxes_arrive(daemon)
+                tested = await self._self_test(daemon)
+                await self._all_stored(daemon)
                 died = daemon.returncode is not None
                 exit_code = await _stopped(daemon, _STOPS_WITHIN_S)
                 await watching
             finally:
+                posting.cancel()
                 await _stopped(daemon, 0)
-        return self._sum_up(died=died, exit_code=exit_code)
+        return self._sum_up(died=died, tested=tested, exit_code=exit_code)
 
     async def _started(self) -> asyncio.subprocess.Process:
-        self._config.write_text(_CONFIGURATION.replace("BASE_URL", self._simulator.base_url))
+        text = _CONFIGURATION.replace("BASE_URL", self._simulator.base_url)
+        text = text.replace("NUMBER", _NUMBER).replace("HOOK_PORT", str(self._hook_port))
+        self._config.write_text(text)
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "poller", "run", "-c", str(self._config)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "POLLER_DEMO_KEY": self._key},
+            env=self._environ(),
         )
+
+    def _environ(self) -> dict[str, str]:
+        ours = {"POLLER_DEMO_KEY": self._key, "POLLER_DEMO_HOOK": self._hook_secret}
+        return {**os.environ, **ours}
 
     async def _faxes_arrive(self, daemon: asyncio.subprocess.Process) -> None:
         """Let faxes come in, and wait until all are stored, or the daemon has ended."""
@@ -103,11 +125,44 @@ class _Demo:
                 return
             fax = self._simulator.receive_somewhere()
             self._say(f"[dim]eFax       received {counted(fax.pages, 'page', 'pages')}[/]")
+        await self._all_stored(daemon)
+
+    async def _all_stored(self, daemon: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HANG_TIMEOUT_S):
-                while len(self._sidecars()) < len(self._simulator.faxes()):
+                while len(self._sidecars()) < len(self._served()):
                     if await _ends_within(daemon, 0.2):
                         return
+
+    def _served(self) -> list[Fax]:
+        """What is to be on the disk: all that was received, and what front-desk has sent."""
+        return [*self._simulator.faxes(), *self._sent()]
+
+    def _sent(self) -> list[SentFax]:
+        return self._simulator.apps[_APP_ID].users[_USER_IDS[0]].sent
+
+    async def _self_test(self, daemon: asyncio.subprocess.Process) -> bool:
+        """Have a page sent to our own number; whether it came back."""
+        if daemon.returncode is not None:
+            return False
+        self._say("[dim]poller     selftest demo/front-desk[/]")
+        test = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "poller", "selftest", "demo/front-desk"),
+            *("-c", str(self._config), "--within", "1m"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=self._environ(),
+        )
+        try:
+            async with asyncio.timeout(_HANG_TIMEOUT_S):
+                out, _ = await test.communicate()
+        except TimeoutError:
+            return False
+        finally:
+            await _stopped(test, 0)
+        for line in out.decode(errors="replace").splitlines():
+            self._say(f"[cyan]self-test  {escape(line)}[/]")
+        return test.returncode == 0
 
     async def _watch(self, daemon: asyncio.subprocess.Process) -> None:
         """Show what the daemon's log says, in short."""
@@ -129,9 +184,12 @@ class _Demo:
         match event.get("event", {}).get("action"):
             case "fax-stored":
                 pages = counted(about["pages"], "page", "pages")
-                text = f"[green]{who:<10} stored {pages}[/]: {about['file']}"
+                what = "kept what was sent" if about.get("direction") == "sent" else "stored"
+                text = f"[green]{who:<10} {what}, {pages}[/]: {about['file']}"
             case "fax-retry":
                 text = f"[yellow]{who:<10} {event['message']}[/] {event['error']['message']}"
+            case "webhook-received" | "fax-sent":
+                text = f"[cyan]{who:<10} {event['message']}[/]"
             case "poll-completed":
                 text = f"{who:<10} {about.get('discovered')} new in the list"
             case "service-ready" | "service-stopped" | "rate-limited" | "service-stopping":
@@ -156,11 +214,12 @@ class _Demo:
             image = (sidecar.parent / content["image"]["file"]).read_bytes()
             if hashlib.sha256(image).hexdigest() == content["image"]["sha256"]:
                 found[content["fax_id"]] = image
-        served = {fax.fax_id: self._simulator.image_bytes(fax) for fax in self._simulator.faxes()}
+        served = {fax.fax_id: self._simulator.image_bytes(fax) for fax in self._served()}
         return sum(found.get(fax_id) != image for fax_id, image in served.items())
 
-    def _sum_up(self, *, died: bool, exit_code: int) -> int:
-        total, missing = len(self._simulator.faxes()), self._missing()
+    def _sum_up(self, *, died: bool, tested: bool, exit_code: int) -> int:
+        total, missing = len(self._served()), self._missing()
+        received, sent = len(self._simulator.faxes()), len(self._sent())
         if died or missing or exit_code != 0:
             why = f"; its last error: {escape(self._last_error)}" if self._last_error else ""
             self._say(
@@ -168,13 +227,24 @@ class _Demo:
                 f"{exit_code}{why}[/]\nLook into {self._directory}."
             )
             return 1
+        if not tested:
+            self._say(f"\n[bold red]The self-test failed.[/]\nLook into {self._directory}.")
+            return 1
         self._say(
-            f"\n[bold green]All {total} faxes are on the disk, byte for byte, once each.[/]\n"
+            f"\n[bold green]All {total} faxes are on the disk, byte for byte, once each:[/] {received} "
+            f"received, {sent} sent.\n"
             f"The faxes, each with its sidecar: {self._faxes}\n"
             f"The configuration:                {self._config}\n"
             f"How it did:  poller -c {self._config} status"
         )
         return 0
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 async def _ends_within(daemon: asyncio.subprocess.Process, seconds: float) -> bool:

@@ -616,9 +616,11 @@ async def test_the_demo_ends_by_itself_with_everything_on_the_disk(
         "demo", config=False, environ={"TMPDIR": str(installation.root)}
     )
     assert done.code == 0, done
-    assert "All 12 faxes are on the disk, byte for byte, once each" in done.out
+    assert "All 15 faxes are on the disk, byte for byte, once each: 13 received, 2 sent" in done.out
+    assert "The whole way works: the page is stored, whole." in done.out
+    assert "The web-hook works" in done.out
     (directory,) = installation.root.glob("poller-demo-*")
-    assert len(list((directory / "faxes").rglob("*.json"))) == 12
+    assert len(list((directory / "faxes").rglob("*.json"))) == 15
 
 
 # faults
