@@ -15,7 +15,9 @@ from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart, StorageConflict, StorageUnusable
 from poller.problems import not_in_time
+from poller.status import by_stream
 from poller.store import Storage
+from poller.stream import Direction
 
 _WELL = "ok"
 
@@ -78,26 +80,27 @@ def _ask_the_daemons_ledger(settings: Config) -> int:
     """A sign-in of ours would end the daemon's token, so its own findings are shown."""
     print("The service is running, so this command does not sign in a second time. It found:")
     shown = asyncio.run(look(settings))
-    users = [user for user in shown["users"] if not user["removed"]]
+    streams = [row for row in by_stream(shown) if not row["removed"]]
+    users = [row for row in streams if row["direction"] == Direction.RECEIVED]
     suspended = [account for account in shown["accounts"] if account["suspended_until"]]
     for account in suspended:
         print(f"{account['account']}: suspended: {account['reason']}")
-    found = {name_of(user): _found(user) for user in users}
-    for key, what in found.items():
-        print(f"{key}: {what}")
-    well = list(found.values()).count(_WELL)
+    for row in streams:
+        print(f"{name_of(row)}: {_found(row)}")
+    unwell = {(row["account"], row["user_id"]) for row in streams if _found(row) != _WELL}
+    well = len(users) - len(unwell)
     print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
-    amiss = list(_amiss(settings, shown, users))
+    amiss = list(_amiss(settings, shown, streams))
     for sentence in amiss:
         print(sentence)
-    return 1 if suspended or amiss or well < len(users) else 0
+    return 1 if suspended or amiss or unwell else 0
 
 
 def _amiss(
-    settings: Config, shown: Mapping[str, Any], users: Sequence[Mapping[str, Any]]
+    settings: Config, shown: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
     # Configured, or under another account's name, since the service last read the configuration.
-    known = {(user["account"], user["user_id"]) for user in users}
+    known = {(user["account"], user["user_id"]) for user in streams}
     for user in settings.users:
         if (user.account, user.user_id) not in known:
             yield (
@@ -109,7 +112,7 @@ def _amiss(
     yield from map(str, bootstrap.unreadable(ours))
     if not shown["storage"]["usable"]:
         yield f"nothing is fetched: {shown['storage']['reason']}"
-    for row in users:
+    for row in streams:
         if row["failing"]:
             yield f"{name_of(row)}: faxes cannot be fetched: see `poller status`"
     if (late := not_in_time(dict(shown))) is not None:
@@ -123,9 +126,9 @@ def _is_for_us(reference: SecretRef) -> bool:
     )
 
 
-def _found(user: Mapping[str, Any]) -> str:
-    if user["last_error"] is not None:
-        return str(user["last_error"])
-    if user["refused"]:
+def _found(row: Mapping[str, Any]) -> str:
+    if row["last_error"] is not None:
+        return str(row["last_error"])
+    if row["refused"]:
         return "refused"
-    return "not polled yet" if user["last_success_at"] is None else _WELL
+    return "not polled yet" if row["last_success_at"] is None else _WELL

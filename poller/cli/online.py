@@ -16,9 +16,10 @@ from poller.efax.responses import Page
 from poller.errors import ApiError, CannotStart, UserRefused
 from poller.ingest.account import SignIns, all_refused
 from poller.ingest.empties import EmptyLists
+from poller.ingest.sent_lists import look
 from poller.ingest.stream_state import load_streams
 from poller.ledger import Ledger, streams
-from poller.stream import Direction
+from poller.stream import Direction, label
 from poller.window import Interval
 
 _LOOK_BACK = timedelta(hours=1)
@@ -60,6 +61,7 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
         for user, answer in zip(account.users, answers, strict=True):
             said = "ok" if isinstance(answer, Page) else log.redact(str(answer))
             print(f"{user.account}/{user.name}: list: {said}")
+        well = await _list_sent(client, now) and well
         pages = [one for one in answers if isinstance(one, Page)]
         if len(pages) < len(answers):
             return False
@@ -71,6 +73,17 @@ async def _list(client: Client, user: User, now: datetime) -> Page | ApiError:
         return await client.list_received(user, Interval(now - _LOOK_BACK, now), 0)
     except ApiError as error:
         return error
+
+
+async def _list_sent(client: Client, now: datetime) -> bool:
+    """List an hour of what each user with an archive has sent."""
+    archiving = [user for user in client.account.users if user.sent.archive != "none"]
+    hour = Interval(now - _LOOK_BACK, now)
+    looks = [
+        _succeeds(f"{label(*user.names, Direction.SENT)}: list", look(client, user, hour))
+        for user in archiving
+    ]
+    return all(await asyncio.gather(*looks))
 
 
 async def _are_believed(

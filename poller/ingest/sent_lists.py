@@ -98,6 +98,20 @@ class SentReader(ListReader):
         return await self._read_pages(state, ask, bounds, None, found_by)
 
 
+async def look(client: Client, user: User, bounds: Interval) -> None:
+    """List sent faxes once to see whether eFax allows it; raises the ApiError with which it does not."""
+    refusal: WindowRefused | None = None
+    for word in (None, *_FINAL):
+        try:
+            await client.list_sent(user, bounds, 0, transmission_status=word)
+        except WindowRefused as error:
+            refusal = refusal or error
+        else:
+            return
+    assert refusal is not None
+    raise refusal
+
+
 class EmptySentLists:
     """Believes an empty list of sent faxes unless a fax that should be in it is still at eFax.
 

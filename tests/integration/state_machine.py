@@ -502,6 +502,7 @@ class PollerMachine(RuleBasedStateMachine):
     )
     def notice_comes(self, crash: int | None, **notice: Any) -> None:
         """The web-hook is posted to: rightly or not, once or again, about a fax or about none."""
+        self._pass_time(timedelta(seconds=6))  # a user is woken at most every five
         self._do(lambda: self._take_notice(**notice), crash)
 
     # -- the machine that it runs on ------------------------------------------------------------------

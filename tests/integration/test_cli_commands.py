@@ -37,7 +37,7 @@ from poller.ledger import FaxRow, Ledger, meta
 from poller.lock import StateLock
 from poller.log.key import KEY_FILE
 from poller.runtime_report import RuntimeReport
-from poller.simulator import Faults, Simulator
+from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from poller.store import syscalls
 from tests.conftest import APP, KEY, Event, QuickClock, stored_files
@@ -502,6 +502,51 @@ def test_check_online_signs_in_and_lists_each_user(
         "main: /health: ok", "main: sign-in: ok", "main/a: list: ok", "main/b: list: ok"
     ]  # fmt: skip
     assert efax.sign_ins[APP] == 1 + with_ledger
+
+
+def archive(directory: Path) -> None:
+    """Let user `a` archive what it sends."""
+    file = directory / "poller.yaml"
+    text = file.read_text()
+    assert '{user_id: "user-a"}' in text
+    file.write_text(text.replace('"user-a"}', '"user-a", sent: {archive: metadata}}'))
+
+
+@pytest.mark.parametrize("status", ["no", "yes", "defaults-to-complete"])
+def test_check_online_lists_what_a_user_with_an_archive_has_sent(
+    run: Run, efax: Simulator, directory: Path, status: str
+) -> None:
+    archive(directory)
+    efax.switches = Switches(sent_status_demanded=status, sent_status_words="COMPLETED")
+    code, out, _ = run("check", "--online")
+    assert (code, out.splitlines()[-3:]) == (
+        0,
+        ["main/a: list: ok", "main/b: list: ok", "main/a/sent: list: ok"],
+    )
+    assert sum(one.call == "sent-list" for one in efax.requests) == 1 + (status == "yes")
+
+
+@pytest.mark.parametrize("effect", ["403", "400", "html-200"])
+def test_check_online_fails_where_sent_faxes_cannot_be_listed(
+    run: Run, efax: Simulator, directory: Path, effect: str
+) -> None:
+    archive(directory)
+    efax.faults = faults(f"{effect}@sent-list=always")
+    code, out, _ = run("check", "--online")
+    assert (code, out.count(": ok")) == (1, 4)
+    assert out.splitlines()[-1].startswith("main/a/sent: list: ")
+
+
+def test_check_online_beside_a_daemon_tells_of_sent_faxes_too(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    archive(directory)
+    efax.faults = faults("403@sent-list=always")
+    assert run("once")[0] == 1
+    with StateLock(directory / "state"):
+        code, out, _ = run("check", "--online")
+    assert (code, out.splitlines()[-1]) == (1, "1 of 2 users are polled without trouble.")
+    assert "\nmain/a: ok\nmain/a/sent: eFax answered" in out
 
 
 def test_check_online_blames_the_account_where_every_user_is_refused(
