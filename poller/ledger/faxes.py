@@ -25,7 +25,7 @@ from poller import naming
 from poller.ledger import fold
 from poller.ledger.fold import THESE, chunks
 from poller.ledger.rows import Attempt, FaxRow, NewFax, OnDisk, fax_row
-from poller.ledger.sends import IS_CANARY, note_arrivals
+from poller.ledger.sends import EXPECTS_PAGE, IS_CANARY, note_arrivals
 from poller.ledger.tables import (
     FAX_KEY,
     FOLDED_PATH,
@@ -125,7 +125,9 @@ _WHOSE_FAX = (
     .join_from(faxes, streams)
     .where(streams.c.app_id == bindparam("app"), has_key(THESE))
 )
-_OWNER = select(streams.c.app_id, streams.c.user_id).where(_THIS_STREAM)
+_OWNER = select(streams.c.app_id, streams.c.user_id, EXPECTS_PAGE.label("expects_page")).where(
+    _THIS_STREAM
+)
 COUNT = (
     update(streams)
     .where(_THIS_STREAM)
@@ -173,14 +175,13 @@ def record_page(connection: Connection, stream: int, page: ListedPage) -> Record
         listed.setdefault(naming.fax_key(fax.fax_id), fax)
     known = _last_listed(connection, stream, list(listed))
     new = [fax for key, fax in listed.items() if key not in known]
-    if new:
-        _insert(connection, stream, new, page)
+    expects_page = bool(new) and _insert(connection, stream, new, page)
     _listed_again(connection, known, page)
     happened = list(_happened(new, page))
     progress = fold.record(connection, stream, *happened) if happened else None
     discovered = _by_fax_ids(connection, stream, [fax.fax_id for fax in new])
-    if discovered:
-        note_arrivals(connection, stream, discovered, page.now)
+    if expects_page:
+        note_arrivals(connection, stream, discovered)
     return RecordedPage(discovered, progress)
 
 
@@ -239,7 +240,8 @@ def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
 # -- new faxes -------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, stream: int, new: list[NewFax], page: ListedPage) -> None:
+def _insert(connection: Connection, stream: int, new: list[NewFax], page: ListedPage) -> bool:
+    """Insert new faxes with their jobs; whether one may be a page that was sent to our own number."""
     owner = connection.execute(_OWNER, {"this": stream}).one_or_none()
     if owner is None:
         raise LookupError(f"the ledger knows no stream {stream}")
@@ -269,6 +271,7 @@ def _insert(connection: Connection, stream: int, new: list[NewFax], page: Listed
     )
     add_jobs(connection, stream, [fax.fax_id for fax in new], page.now)
     connection.execute(_COUNT_NEW, {"this": stream, "more": len(new)})
+    return bool(owner.expects_page)
 
 
 def add_jobs(connection: Connection, stream: int, fax_ids: list[str], due: datetime) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select
 from poller.efax.responses import ListedFax, listed_pages
 from poller.ledger.fold import chunks
 from poller.ledger.rows import FaxRow, SendRow
-from poller.ledger.tables import Instant, SendState, faxes, sends, streams
+from poller.ledger.tables import SendState, faxes, sends, streams
 from poller.recognition import Expected, find_arrived
 
 EXPECTED_FOR = timedelta(days=7)  # a page that has not arrived by then is lost
@@ -30,13 +30,11 @@ _SEND = (
 IS_CANARY = exists().where(sends.c.arrived == faxes.c.id, sends.c.purpose == "canary")
 _MINE = sends.c.id == bindparam("this")
 _OPEN = sends.c.finished_at.is_(None)
-_IS_EXPECTED = and_(sends.c.code.is_not(None), sends.c.arrived.is_(None))
-# Composed once: asked for with each page that holds a new fax.
+_IS_EXPECTED = and_(_OPEN, sends.c.code.is_not(None), sends.c.arrived.is_(None))
+# Whether a stream is to receive a page of ours; asked for with the stream, as most never are.
+EXPECTS_PAGE = exists().where(sends.c.stream == streams.c.id, _IS_EXPECTED)
 _EXPECTED = select(sends.c.id, sends.c.code, sends.c.destination, sends.c.sent_at).where(
-    sends.c.stream == bindparam("whose"),
-    sends.c.asked_at > bindparam("since", type_=Instant),
-    sends.c.sent_at.is_not(None),
-    _IS_EXPECTED,
+    sends.c.stream == bindparam("whose"), sends.c.sent_at.is_not(None), _IS_EXPECTED
 )
 
 
@@ -139,12 +137,10 @@ def _set(connection: Connection, send: int, **values: Any) -> SendRow:
 # -- our own pages on their way ---------------------------------------------------------------------
 
 
-def note_arrivals(
-    connection: Connection, stream: int, new: Sequence[FaxRow], now: datetime
-) -> None:
+def note_arrivals(connection: Connection, stream: int, new: Sequence[FaxRow]) -> None:
     """Note which of these faxes, just discovered, are pages that were sent to our own number."""
-    asked = {"whose": stream, "since": now - EXPECTED_FOR}
-    expected = [Expected(*row) for row in connection.execute(_EXPECTED, asked)]
+    rows = connection.execute(_EXPECTED, {"whose": stream})
+    expected = [Expected(*row) for row in rows]
     for fax in new if expected else ():
         pages = listed_pages(fax.listed)
         listed = ListedFax(fax.fax_id, fax.received_at, pages, fax.listed)

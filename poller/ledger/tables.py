@@ -427,7 +427,7 @@ sends = Table(
     UniqueConstraint("transaction_id"),
 )
 Index("ix_sends_stream", sends.c.stream, sends.c.asked_at)
-Index("ix_sends_open", sends.c.id, sqlite_where=sends.c.finished_at.is_(None))
+Index("ix_sends_open", sends.c.stream, sqlite_where=sends.c.finished_at.is_(None))
 Index("ix_sends_arrived", sends.c.arrived, sqlite_where=sends.c.arrived.is_not(None))
 
 attempts = Table(
