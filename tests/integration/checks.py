@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.integration.world import Key
+from tests.integration.world import Key, stream_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXTENSIONS = {".pdf", ".tif", ".json"}
@@ -76,7 +76,7 @@ def read_ledger(path: Path) -> Book:
     return Book(
         {fact.key: fact for fact in faxes},
         {
-            (row["app_id"], row["user_id"]): Holder(
+            (row["app_id"], stream_of(row["user_id"], row["direction"])): Holder(
                 instant(row["pinned_start"]),
                 {name: row[name] for name in _COUNTERS},
                 tuple(coverage[user]),
@@ -98,7 +98,11 @@ _COUNTERS = ("discovered", *_STATES)
 
 def _fact(row: sqlite3.Row, owner: sqlite3.Row) -> Fact:
     return Fact(
-        key=(owner["app_id"], owner["user_id"], _text(row["fax_id"])),
+        key=(
+            owner["app_id"],
+            stream_of(owner["user_id"], owner["direction"]),
+            _text(row["fax_id"]),
+        ),
         state=row["state"],
         path=row["path"],
         file=row["file"],
@@ -119,10 +123,11 @@ def _text(kept: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is visible: sidecars by the fax that they name, images by their relative path."""
+    """What is visible: sidecars by the fax that they name; by their path, images and sidecars alone."""
 
     sidecars: dict[Key, tuple[str, dict[str, Any]]]
     images: dict[str, tuple[int, str]]
+    alone: dict[str, tuple[int, str]]
     dot_files: tuple[str, ...]
 
 
@@ -136,6 +141,7 @@ class Shelf:
     def look(self) -> Shown:
         sidecars: dict[Key, tuple[str, dict[str, Any]]] = {}
         images: dict[str, tuple[int, str]] = {}
+        alone: dict[str, tuple[int, str]] = {}
         dot_files = []
         for path in self._directory.rglob("*"):
             if path.is_dir():
@@ -147,12 +153,15 @@ class Shelf:
             assert path.suffix in _EXTENSIONS, f"{name} is visible"
             if path.suffix == ".json":
                 content = json.loads(path.read_bytes())
-                key = (content["app_id"], content["user_id"], content["fax_id"])
+                whose = stream_of(content["user_id"], content["direction"])
+                key = (content["app_id"], whose, content["fax_id"])
                 assert key not in sidecars, f"{key} is there twice"
                 sidecars[key] = (name, content)
+                if content["image"] is None:
+                    alone[name] = (path.stat().st_size, self._hash(path, name))
             else:
                 images[name] = (path.stat().st_size, self._hash(path, name))
-        return Shown(sidecars, images, tuple(dot_files))
+        return Shown(sidecars, images, alone, tuple(dot_files))
 
     def _hash(self, path: Path, name: str) -> str:
         status = path.stat()
@@ -180,6 +189,9 @@ def visible_is_whole(shown: Shown, served: dict[Key, set[str]]) -> None:
     for name, (_, digest) in shown.images.items():
         assert digest in everything, f"{name} is not what was served"
     for key, (name, content) in shown.sidecars.items():
+        if content["image"] is None:
+            assert content["direction"] == "sent", f"{name} has no image"
+            continue
         image = str(Path(name).with_name(content["image"]["file"]))
         assert image in shown.images, f"{name} has no image beside it"
         size, digest = shown.images[image]
@@ -192,8 +204,9 @@ def stored_is_there(book: Book, shown: Shown, taken: set[Key]) -> None:
     for key, fact in book.faxes.items():
         if fact.state != "stored" or key in taken:
             continue
-        assert fact.file in shown.images, f"{key} is stored, but its image is not there"
-        assert shown.images[fact.file] == (fact.bytes, fact.sha256), f"{key} is another image"
+        there = shown.images | shown.alone
+        assert fact.file in there, f"{key} is stored, but its image is not there"
+        assert there[fact.file] == (fact.bytes, fact.sha256), f"{key} is another image"
         assert key in shown.sidecars, f"{key} is stored, but its sidecar is not there"
 
 

@@ -33,12 +33,14 @@ from hypothesis.stateful import (
 from poller.config.model import (
     Account,
     AccountHook,
+    Archive,
     Config,
     HttpConfig,
     Limits,
     Poll,
     RetryConfig,
     SecretRef,
+    Sent,
     StateConfig,
     StorageConfig,
     Sweep,
@@ -55,11 +57,12 @@ from poller.ingest.stream_state import StreamState
 from poller.ledger import faxes, jobs
 from poller.metrics import Metrics
 from poller.simulator import Faults, Switches
-from poller.simulator.state import Fax
+from poller.simulator.state import Course, Fax, SentFax
 from poller.store.marker import MARKER
+from poller.stream import Direction
 from tests.integration import checks
-from tests.integration.checks import Book, Fact, Shelf
-from tests.integration.world import Crash, Key, World, in_place
+from tests.integration.checks import Book, Fact, Shelf, Shown
+from tests.integration.world import Crash, Key, World, in_place, stream_of
 
 KEYS = {"app-1": "key-1", "app-2": "key-2"}
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -129,9 +132,19 @@ _SWITCHES: tuple[dict[str, Any], ...] = (
     {"future_window": "refused"},
     {"image_not_yet_s": 60.0},
     {"list_fields": "only-id"},
+    {"list_fields": "only-id", "metadata_fields": "as-listed"},
+    {"sent_filter_by": "created", "sent_under_way_listed": "no"},
+    {"sent_status_demanded": "yes"},
+    {"sent_status_demanded": "defaults-to-complete", "transmission_data": "missing-in-list"},
     {"empty_list": "bare"},
     {"pdf_bytes": "differ"},
     {"sign_in_refusal": "403"},
+)
+_COURSES: tuple[Course, ...] = (
+    ((0, "COMPLETE"),),
+    ((0, "NEW"), (90, "INPROGRESS"), (400, "COMPLETE")),
+    ((0, "INPROGRESS"), (600, "PENDING RETRY"), (5400, "ERROR")),
+    ((0, "NEW"), (30, "CANCELED")),
 )
 _WRONG_DATES = (
     None,
@@ -189,7 +202,7 @@ def _fresh_installation() -> Path:
     return directory
 
 
-def _config(directory: Path, two_accounts: bool) -> Config:
+def _config(directory: Path, two_accounts: bool, archive: Archive = "none") -> Config:
     owners = ("app-1", "app-2") if two_accounts else ("app-1", "app-1")
     names = ("user-a", "user-b")
     accounts = tuple(
@@ -201,7 +214,11 @@ def _config(directory: Path, two_accounts: bool) -> Config:
             limits=Limits(1000, 1000, 8),
             webhook=AccountHook(f"/efax/{app_id}", SecretRef("env", app_id)),
             users=tuple(
-                User(f"account-{app_id[-1]}", name, app_id, name, poll=POLL)
+                User(
+                    *(f"account-{app_id[-1]}", name, app_id, name),
+                    poll=POLL,
+                    sent=Sent(archive=archive if name == names[0] else "none"),
+                )
                 for owner, name in zip(owners, names, strict=True)
                 if owner == app_id
             ),
@@ -254,10 +271,14 @@ class PollerMachine(RuleBasedStateMachine):
         two_accounts=st.booleans(),
         dates=st.sampled_from([True, True, False]),
         page_cap=st.sampled_from([1, 2, 3, 100]),
+        archive=st.sampled_from(["none", "image", "image", "metadata"]),
     )
-    def install(self, two_accounts: bool, dates: bool, page_cap: int) -> None:
+    def install(self, two_accounts: bool, dates: bool, page_cap: int, archive: Archive) -> None:
         shutil.copytree(_fresh_installation(), self.directory, dirs_exist_ok=True)
-        self.config = _config(self.directory, two_accounts)
+        self.config = _config(self.directory, two_accounts, archive)
+        self.with_images = {
+            user.user_id for user in self.config.users if user.sent.archive == "image"
+        }
         self.shelf = Shelf(self.config.storage.directory)
         self.has_dates = dates
         self.natural = Switches(date_header="present" if dates else "missing", page_cap=page_cap)
@@ -328,6 +349,16 @@ class PollerMachine(RuleBasedStateMachine):
         app_id, user_id = self.world.efax.users()[user]
         for _ in range(count):
             self.world.efax.receive(app_id, user_id, completed=self.world.clocks.true)
+        self._then(then)
+
+    @rule(
+        course=st.sampled_from(_COURSES),
+        has_image=st.sampled_from([True, True, False]),
+        then=works,
+    )
+    def fax_is_sent(self, course: Course, has_image: bool, then: bool) -> None:
+        app_id, user_id = self.world.efax.users()[0]
+        self.world.efax.sent(app_id, user_id, course=course, has_image=has_image)
         self._then(then)
 
     @rule(index=which)
@@ -555,7 +586,8 @@ class PollerMachine(RuleBasedStateMachine):
             key = there[index % len(there)]
             path = self.config.storage.directory / str(self.book.faxes[key].file)
             path.unlink()
-            path.with_name(path.name.rpartition(".")[0] + ".json").unlink()
+            if path.suffix != ".json":  # a sent fax without an image
+                path.with_name(path.name.rpartition(".")[0] + ".json").unlink()
             self.taken.add(key)
 
     @rule()
@@ -572,7 +604,9 @@ class PollerMachine(RuleBasedStateMachine):
             return
         kept, book, taken = self.kept_ledger
         self._stop()
-        if self._lacks_a_time() and self.book.faxes.keys() - book.faxes.keys():
+        forgotten_faxes = self.book.faxes.keys() - book.faxes.keys()
+        is_sent = any(key[1].endswith("/sent") for key in forgotten_faxes)
+        if is_sent or (self._lacks_a_time() and forgotten_faxes):
             return  # a path is of the day when the fax was first seen, so it gets another one
         shutil.copyfile(kept, self._ledger_path())
         forgotten = {key for key in self.taken - taken if not _is_stored(book.faxes.get(key))}
@@ -656,7 +690,8 @@ class PollerMachine(RuleBasedStateMachine):
         setattr(self.webhooks, "_follow", lambda _: None)  # noqa: B010
         for account in runtime.accounts.values():
             self.webhooks.start(account)
-            account.workers.at_once = 1  # one after the other, so that a run can be repeated
+            for lane in account.lanes.values():
+                lane.workers.at_once = 1  # one after the other, so that a run can be repeated
             account.note_pause()
 
         def pause() -> None:
@@ -746,11 +781,16 @@ class PollerMachine(RuleBasedStateMachine):
     async def _fetch_all(self) -> None:
         assert self.runtime is not None
         for account in self.runtime.accounts.values():
-            await account.workers.run_until_idle()
+            for lane in account.lanes.values():
+                await lane.workers.run_until_idle()
 
     async def _work(self) -> None:
         for user in range(2):
             await self._poll(user)
+        assert self.runtime is not None
+        for account in self.runtime.accounts.values():
+            for state in account.lanes[Direction.SENT].states.values():
+                await account.poll(state)
         await self._watch_gate()
         await self._fetch_all()
 
@@ -775,7 +815,8 @@ class PollerMachine(RuleBasedStateMachine):
         ledger = self.runtime.services.ledger
         with suppress(LedgerUnavailable):
             for row in await ledger.read(faxes.find, key[2]):
-                self.dismissed.add((row.app_id, row.user_id, row.fax_id))
+                whose = stream_of(row.user_id, row.direction)
+                self.dismissed.add((row.app_id, whose, row.fax_id))
                 await ledger.write(jobs.dismiss, row.id, now=self.world.clocks.now(), reason="test")
 
     # -- what is looked at ---------------------------------------------------------------------------
@@ -818,6 +859,7 @@ class PollerMachine(RuleBasedStateMachine):
         checks.counters_equal_the_rows(now)
         checks.visible_is_whole(shown, self.world.served)
         checks.stored_is_there(now, shown, self.taken)
+        self._sent_faxes_are_shown_in_their_end(now, shown)
         self._coverage_is_true(before, now)
         self._what_was_listed_is_known(now)
         vanished = {_key(fax) for fax in self._ever() if fax.deleted}
@@ -840,6 +882,20 @@ class PollerMachine(RuleBasedStateMachine):
                 continue
             if not before.users or not before.users[user].covers(fax.completed):
                 assert _key(fax) in now.faxes, f"{fax} is covered, but has no row"
+
+    def _sent_faxes_are_shown_in_their_end(self, now: Book, shown: Shown) -> None:
+        for fax in self.world.efax.ever_sent:
+            key, at = _key(fax), self.world.clocks.true
+            if _is_stored(now.faxes.get(key)):
+                assert fax.is_final(at), f"{fax} is stored while it is {fax.status(at)}"
+            if key not in shown.sidecars:
+                continue
+            _, content = shown.sidecars[key]
+            assert fax.is_final(at), f"{fax} is shown while it is {fax.status(at)}"
+            said = content["metadata"]["transmission_data"]["transmission_status"]
+            assert said == fax.course[-1][1], f"the sidecar of {fax} says {said}"
+            is_alone = not fax.has_image or content["user_id"] not in self.with_images
+            assert (content["image"] is None) == is_alone, f"{fax}: {content['image']}"
 
     def _what_was_listed_is_known(self, now: Book) -> None:
         unknown = self.world.listed - self.crashed_with - now.faxes.keys()
@@ -910,11 +966,19 @@ class PollerMachine(RuleBasedStateMachine):
         for fax in self._ever():
             if not fax.deleted and fax.visible_at <= owed_at:
                 self._is_done(fax)
+        for sent in self.world.efax.ever_sent if self._archives() else ():
+            fact = self.book.faxes.get(_key(sent))
+            done = _is_stored(fact) or _key(sent) in self.dismissed
+            assert done, f"{sent} is {fact and fact.state}"
         left = [name for name in self.shelf.look().dot_files if name.endswith(".part")]
         assert not left, f"{left} are left behind"
-        most = 400 + 40 * len(self._ever())
+        most = 400 + 40 * len(self._ever()) + 300 * self._archives()
+        most += 40 * len(self.world.efax.ever_sent) * self._archives()
         assert self.world.requests <= most, f"{self.world.requests} requests to heal"
         STEPS["requests to heal"] = max(STEPS["requests to heal"], self.world.requests)
+
+    def _archives(self) -> bool:
+        return any(user.sent.archive != "none" for user in self.config.users)
 
     def _is_done(self, fax: Fax) -> None:
         start = self.book.users[fax.app_id, fax.user_id].pinned_start
@@ -933,7 +997,8 @@ class PollerMachine(RuleBasedStateMachine):
 
 
 def _key(fax: Fax) -> Key:
-    return (fax.app_id, fax.user_id, fax.fax_id)
+    direction = Direction.SENT if isinstance(fax, SentFax) else Direction.RECEIVED
+    return (fax.app_id, stream_of(fax.user_id, direction), fax.fax_id)
 
 
 def _is_stored(fact: Fact | None) -> bool:

@@ -32,11 +32,11 @@ from poller.simulator.fake_efax import FakeEfax, Seen
 from poller.simulator.faults import Stage
 from poller.simulator.query import Arrival
 from poller.simulator.replies import Reply
-from poller.simulator.state import App, Fax
+from poller.simulator.state import App, Fax, SentFax
 from poller.store import syscalls
 from tests.conftest import NOON
 
-Key = tuple[str, str, str]  # App ID, User ID, fax id: what a fax is
+Key = tuple[str, str, str]  # App ID, User ID or stream, fax id: what a fax is
 _MOST_WRONG_DATES = 2  # a third that agrees would be believed, and rightly so
 _CHANGES_THE_DISK = (
     "make_directory",
@@ -49,6 +49,11 @@ _CHANGES_THE_DISK = (
     "move",
     "unlink",
 )
+
+
+def stream_of(user_id: str, direction: str) -> str:
+    """Name the sent faxes of a user as if they were another user's."""
+    return f"{user_id}/sent" if direction == "sent" else user_id
 
 
 class Crash(BaseException):
@@ -116,11 +121,21 @@ class Efax(FakeEfax):
     def __init__(self, clocks: Clocks) -> None:
         super().__init__(now=clocks.server_now, monotonic=clocks.monotonic, seed=1)
         self.ever: list[Fax] = []
+        self.ever_sent: list[SentFax] = []
 
     def receive(self, app_id: str, user_id: str, **fields: Any) -> Fax:
         fax = super().receive(app_id, user_id, **{"distinct": False, **fields})
         self.ever.append(fax)
         return fax
+
+    def sent(self, app_id: str, user_id: str, **fields: Any) -> SentFax:
+        fax = super().sent(app_id, user_id, distinct=False, **fields)
+        self.ever_sent.append(fax)
+        return fax
+
+    def stream_of(self, user_id: str, fax_id: str) -> str:
+        is_sent = any(fax.fax_id == fax_id for fax in self.ever_sent)
+        return stream_of(user_id, "sent" if is_sent else "received")
 
     def users(self) -> list[tuple[str, str]]:
         return [(app.app_id, user) for app in self.apps.values() for user in app.users]
@@ -163,7 +178,7 @@ class World:
         )
         seen = self.efax.see(arrival)
         if request.call is Call.IMAGE:
-            self.image_requests.append((self._app_of(seen), str(seen.user), str(seen.fax_id)))
+            self.image_requests.append((self._app_of(seen), *self._fax_of(seen)))
         answer, fault = self.efax.answer(seen, arrival)
         self._spoil_date(answer)
         effect = fault.effect if fault is not None and fault.stage is Stage.DELIVERY else None
@@ -175,6 +190,9 @@ class World:
         owners = [app for app, user in self.efax.users() if user == seen.user]
         return seen.app_id or (owners[0] if owners else "")
 
+    def _fax_of(self, seen: Seen) -> tuple[str, str]:
+        return self.efax.stream_of(str(seen.user), str(seen.fax_id)), str(seen.fax_id)
+
     def _remember(self, request: Request, seen: Seen, answer: Reply, *, whole: bool) -> None:
         try:
             body = json.loads(answer.body.decode())  # a byte order mark is no JSON
@@ -185,9 +203,9 @@ class World:
                 document = base64.b64decode(body["image"], validate=True)
             except binascii.Error:
                 return
-            key = (str(seen.app_id), str(seen.user), str(seen.fax_id))
+            key = (str(seen.app_id), *self._fax_of(seen))
             self.served[key].add(sha256(document).hexdigest())
-        if request.call is Call.LIST and whole:
+        if request.call in (Call.LIST, Call.SENT_LIST) and whole:
             self._remember_listed(seen, body)
 
     def _remember_listed(self, seen: Seen, body: Any) -> None:
@@ -196,7 +214,9 @@ class World:
             return
         for listed in body.get("faxes") or ():
             if isinstance(listed.get("fax_id"), str) and listed["fax_id"]:
-                self.listed.add((str(seen.app_id), str(seen.user), listed["fax_id"]))
+                fax_id = listed["fax_id"]
+                whose = self.efax.stream_of(str(seen.user), fax_id)
+                self.listed.add((str(seen.app_id), whose, fax_id))
 
     def _spoil_date(self, answer: Reply) -> None:
         wrong = self.dates.pop(0) if self.dates else None
