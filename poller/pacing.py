@@ -39,39 +39,58 @@ class Ticket:
 
 
 class Turns:
-    """Waiting tickets of one kind, users in turn; every operation is O(1)."""
+    """Waiting tickets of one kind, users in turn; every operation is O(1).
+
+    Those who are in a hurry go before all others, and take turns among themselves.
+    """
 
     def __init__(self) -> None:
         self._users: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        self._ahead: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
+        self._hurried: set[str] = set()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __contains__(self, user: str) -> bool:
-        return user in self._users
+        return user in self._users or user in self._ahead
+
+    def hurry(self, user: str) -> None:
+        """Let this user go first from now on, until `calm`."""
+        self._hurried.add(user)
+        waiting = self._users.pop(user, None)
+        if waiting is not None:
+            self._ahead[user] = waiting
+
+    def calm(self, user: str) -> None:
+        """Let what this user asks for from now on take its turn with the others."""
+        self._hurried.discard(user)
 
     def add(self, ticket: Ticket) -> None:
-        self._users.setdefault(ticket.user, OrderedDict())[ticket] = None
+        is_ahead = ticket.user in self._hurried or ticket.user in self._ahead
+        users = self._ahead if is_ahead else self._users
+        users.setdefault(ticket.user, OrderedDict())[ticket] = None
         self._count += 1
 
     def remove(self, ticket: Ticket) -> None:
         """Forget a ticket; one that does not wait here is ignored."""
-        waiting = self._users.get(ticket.user)
+        users = self._ahead if ticket.user in self._ahead else self._users
+        waiting = users.get(ticket.user)
         if waiting is None or ticket not in waiting:
             return
         del waiting[ticket]
         self._count -= 1
         if not waiting:
-            del self._users[ticket.user]
+            del users[ticket.user]
 
     def take(self) -> Ticket:
         """Return the first ticket of the user whose turn it is; that user then goes to the end."""
-        user, waiting = self._users.popitem(last=False)
+        user, waiting = (self._ahead or self._users).popitem(last=False)
         ticket, _ = waiting.popitem(last=False)
         self._count -= 1
         if waiting:
-            self._users[user] = waiting
+            (self._ahead if user in self._hurried else self._users)[user] = waiting
         return ticket
 
 
@@ -193,7 +212,8 @@ class Slots:
     """Which requests wait, which are under way, and whose turn comes next.
 
     Kind OTHER goes first, lists before images; but an image gets every fourth turn while one waits
-    and could go. Images leave a quarter of the slots free. Within a kind users take turns.
+    and could go. Images leave a quarter of the slots free. Within a kind users take turns; the lists
+    of users whom a notice names go before those of others.
 
     Sent faxes, and what comes last, go when none of those could go. They leave a quarter of all
     slots free, images of sent faxes and what comes last even half of them; what they hold is not
@@ -213,6 +233,13 @@ class Slots:
     def has_waiting(self, user: str) -> bool:
         """Whether a request of this user waits for its turn."""
         return any(user in queue for queue in self._queues.values())
+
+    def hurry(self, user: str) -> None:
+        """Let the lists of a user's received faxes go before those of others, until `calm`."""
+        self._queues[Kind.LIST].hurry(user)
+
+    def calm(self, user: str) -> None:
+        self._queues[Kind.LIST].calm(user)
 
     @property
     def under_way(self) -> int:

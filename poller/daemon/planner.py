@@ -168,6 +168,7 @@ class Planner:
         except Exception as bug:  # noqa: BLE001 - a bug met by one user must not stop the others
             await account.broke_off(state, bug)
         finally:
+            account.client.pacing.slots.calm(state.user.name)
             state.poll_began_at = None
             del self._polls[task]
             if goes_on:  # with a backfill, also where the schedule has no poll for hours

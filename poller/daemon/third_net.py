@@ -48,7 +48,7 @@ class ThirdNet:
             await self._clock.sleep(_TICK_S)
 
     async def _ask_next(self) -> None:
-        stream = self._next()
+        stream, is_of_round = self._next()
         if stream is None:
             return
         now = self._clock.monotonic()
@@ -57,10 +57,12 @@ class ThirdNet:
             _APART_S if self._reader.is_of_all else 1.0, 1 / limit / _SHARE
         )
         try:
-            self.found += await self._reader.read(stream)
+            found = await self._reader.read(stream, shortly=not is_of_round)
+            self.found += found
             self._is_off = False
             if self._reader.is_of_all:  # and so it was asked for all of them
-                self._round.clear()
+                if is_of_round:
+                    self._round.clear()
                 self._soon = {one: at for one, at in self._soon.items() if at > now}
         except (Rejected, BadAnswer) as error:
             self._turn_off(error)
@@ -71,21 +73,21 @@ class ThirdNet:
             what = "Reading GET /notifications ended by an error that nobody expected."
             self.services.emit(events.InternalError(what, bug, self.account.account.name))
 
-    def _next(self) -> StreamState | None:
-        """Whose turn it is; nobody's before a first poll, which may list all that is noticed."""
+    def _next(self) -> tuple[StreamState | None, bool]:
+        """Whose turn it is, and whether in the hourly round; nobody's before a first poll."""
         now, states = self._clock.monotonic(), self.account.states
         if now < self._not_before or self.account.is_suspended:
-            return None
+            return None, False
         is_due = now >= self._round_at and not self._round  # one of many users takes longer
         if is_due and any(state.polled for state in states.values()):
             self._round = deque(states)
             self._round_at = now + _HOUR_S
         due = [stream for stream, at in self._soon.items() if at <= now]
         if not due and not self._round:
-            return None
+            return None, False
         chosen = due[0] if due else self._round.popleft()
         self._soon.pop(chosen, None)
-        return states.get(chosen)
+        return states.get(chosen), not due
 
     def _turn_off(self, error: ApiError) -> None:
         if not self._is_off:

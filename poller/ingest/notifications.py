@@ -13,8 +13,8 @@ from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger, faxes
 from poller.stream import Direction
 
-_FIRST_BACK = timedelta(days=1)
-_OVERLAP = timedelta(hours=1)
+_BACK = timedelta(days=1)
+_OVERLAP = timedelta(minutes=10)
 _WAIT = timedelta(days=1)
 _MOST_ASKED_FOR = 100  # of one answer
 
@@ -35,13 +35,17 @@ class NoticeReader:
         # User ID and fax id of what is nowhere yet, and since when.
         self._waiting: dict[tuple[str, str], datetime] = {}
 
-    async def read(self, state: StreamState) -> int:
+    async def read(self, state: StreamState, *, shortly: bool = False) -> int:
         """Ask on behalf of a user; returns how many faxes only this has found.
 
-        Raises ApiError of a call that failed, LedgerUnavailable.
+        `shortly`: for what has come since it was last asked. Else for a day, since a fax may be
+        noticed long after it was completed, by which eFax may filter. Raises ApiError of a call that
+        failed, LedgerUnavailable.
         """
         now = self._clock.now()
-        since = self._read_at.get(self._whose(state), now - _FIRST_BACK) - _OVERLAP
+        since = now - _BACK
+        if shortly:
+            since = max(since, self._read_at.get(self._whose(state), since) - _OVERLAP)
         notices = await self._account.client.notifications(state.user, since)
         self.is_of_all = self.is_of_all or any(
             one.user_id not in (None, state.user.user_id) for one in notices

@@ -64,9 +64,8 @@ async def _times_s(options: Any, *, with_hook: bool) -> list[float]:
                 posting = asyncio.create_task(efax.keep_posting())
                 await _let_come(efax, options)
                 stored = len(efax.faxes())
-                await daemon.until(
-                    lambda: len(daemon.said("fax-stored")) >= stored, f"{stored} faxes"
-                )
+                while len(daemon.said("fax-stored")) < stored:
+                    await asyncio.sleep(1)
                 posting.cancel()
                 await daemon.stop()
             return [_took_s(path) for path in installation.sidecars().values()]

@@ -12,13 +12,16 @@ import pytest
 from poller.cli.plan_command import Measured, planned
 from poller.config.model import AccountHook, Config, SecretRef, Sent, WebhookConfig
 from poller.daemon.webhooks import Webhooks
+from poller.efax.notices import Notice
 from poller.errors import LedgerUnavailable
 from poller.hook_record import HookRecord
+from poller.ingest.notifications import NoticeReader
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import accounts, faxes
 from poller.ledger.ledger import Ledger
 from poller.metrics import Metrics
+from poller.pacing import Kind, Ticket
 from poller.problems import problems
 from poller.simulator import Faults
 from poller.status import Surroundings, status
@@ -117,6 +120,14 @@ async def test_who_is_named_is_polled_or_else_everybody(
     webhooks.taken(APP, notice(**names))
     await looked_up(webhooks)
     assert sorted(woken) == who
+
+
+async def test_the_lists_of_who_is_named_go_first(runtime: Runtime, webhooks: Webhooks) -> None:
+    slots = runtime.accounts[APP].client.pacing.slots
+    for user in ("user-c", "user-a", "user-b"):
+        slots.enqueue(Ticket(Kind.LIST, user))
+    webhooks.taken(APP, notice(user_id="user-b"))
+    assert [slots.start(Kind.LIST).user for _ in range(3)] == ["user-b", "user-c", "user-a"]
 
 
 async def test_a_fax_that_is_known_names_its_user(
@@ -266,6 +277,8 @@ async def test_faxes_that_come_after_their_notices_prove_the_hook(
     ]
     assert planned(runtime.config, measured, clock.now() + 2 * DAY)["hints"] == []
 
+    webhooks.taken(APP, notice(user_id="user-b"))  # not of the fax that comes later
+    clock.advance(HOUR)
     await comes(runtime, simulator, clock, "user-b")
     webhooks.taken(APP, notice(user_id="user-a"))
     clock.advance(HOUR)
@@ -389,6 +402,32 @@ async def test_a_fax_that_is_not_there_yet_is_asked_for_again(
         await until(lambda: len(asked(simulator)) == 2)
         clock.advance(HOUR)
         await until(lambda: said(events, "fax-discovered"))
+
+
+async def test_what_a_first_poll_may_list_is_left_to_it(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax = simulator.receive(APP, "user-b", completed=clock.now() - 3 * HOUR)
+    runner, state = parts(runtime, "user-b")
+    reader = NoticeReader(runner, runtime.services.ledger, clock)
+    assert await reader.read(state) == 0
+    for user in ("user-a", "user-b"):
+        await poll(runtime, user)
+    later = simulator.receive(APP, "user-b", completed=clock.now() - 3 * HOUR)
+    assert await reader.read(state) == 1
+    found = [await runtime.services.ledger.read(faxes.find, one.fax_id) for one in (fax, later)]
+    assert [row.found_by for rows in found for row in rows] == ["newest", "notifications"]
+
+
+async def test_a_notice_that_does_not_say_which_way_is_no_received_fax_when_its_metadata_do(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    runner, state = parts(runtime, "user-b")
+    await poll(runtime, "user-b")
+    sent = simulator.sent(APP, "user-b")
+    reader = NoticeReader(runner, runtime.services.ledger, clock)
+    assert await reader._record(state, [Notice(sent.fax_id, None, None, None, {})]) == 0
+    assert said(events, "fax-discovered") == []
 
 
 async def test_an_account_without_a_hook_asks_for_nothing_until_a_reload_gives_it_one(

@@ -578,3 +578,37 @@ def test_it_is_known_whose_requests_wait() -> None:
     assert not pacing.slots.has_waiting("a")
     assert pacing.slots.has_waiting("b")
     assert not pacing.slots.has_waiting("c")
+
+
+def test_who_is_in_a_hurry_goes_first_and_in_turn() -> None:
+    pacing = Pacing(10, 10, 8, now=0)
+    waiting(pacing, [ticket for user in "abcd" for ticket in tickets(Kind.LIST, user, 2)])
+    pacing.slots.hurry("d")
+    pacing.slots.hurry("c")
+    pacing.slots.hurry("e")  # who comes later
+    waiting(pacing, tickets(Kind.LIST, "e", 1))
+    assert [pacing.slots.start(Kind.LIST).user for _ in range(5)] == ["d", "c", "e", "d", "c"]
+    assert [pacing.slots.start(Kind.LIST).user for _ in range(4)] == ["a", "b", "a", "b"]
+
+
+def test_who_is_not_in_a_hurry_any_more_goes_last_again() -> None:
+    turns = Turns()
+    mine, other = tickets(Kind.LIST, "a", 3), tickets(Kind.LIST, "b", 2)
+    for ticket in (*other, *mine[:2]):
+        turns.add(ticket)
+    turns.hurry("a")
+    turns.calm("a")
+    turns.add(mine[2])  # behind its own, which are ahead still
+    assert "a" in turns
+    assert [turns.take() for _ in range(5)] == [mine[0], other[0], mine[1], other[1], mine[2]]
+    assert "a" not in turns
+
+
+def test_a_ticket_of_one_in_a_hurry_can_be_taken_back() -> None:
+    turns = Turns()
+    first, second = tickets(Kind.LIST, "a", 2)
+    turns.hurry("a")
+    turns.add(first)
+    turns.remove(second)
+    turns.remove(first)
+    assert (len(turns), "a" in turns) == (0, False)
