@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from poller.simulator import Simulator
-from poller.simulator.replies import listed_fax
+from poller.simulator.replies import listed_fax, metadata_body
 from poller.simulator.state import Fax
 from tests.crash.checker import tree_problems
 
@@ -309,6 +309,10 @@ _KEYS = {
     *("stored_at", "image", "metadata"),
 }
 _IMAGE_KEYS = {"file", "format", "bytes", "sha256", "pages", "listed_pages", "damaged"}
+_TOLD = {
+    *("completed_timestamp", "pages"),
+    *("originating_fax_number", "destination_fax_number"),
+}
 _UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _MAGIC = {b"%PDF": ("pdf", ".pdf"), b"II*\0": ("tiff", ".tif"), b"MM\0*": ("tiff", ".tif")}
 
@@ -379,6 +383,10 @@ def _pair_problems(
     listed = listed_fax(simulator.switches, fax)
     if "image_downloaded" in listed:
         listed["image_downloaded"] = False  # as it was when the fax was discovered
+    day = _received(simulator, fax, listed) or datetime.fromisoformat(content["first_seen_at"])
+    if not _TOLD <= listed.keys():
+        said = metadata_body(simulator.switches, fax)
+        listed = {name: said[name] for name in said if name != "image_downloaded"} | listed
     kind, extension = _MAGIC.get(data[:4], ("?", "?"))
     hashed = hashlib.sha256(data).hexdigest()
     received = _received(simulator, fax, listed)
@@ -396,7 +404,6 @@ def _pair_problems(
         "stem": ((path.stem, image.stem), (content["fax_id"], content["fax_id"])),
         "order": (content["first_seen_at"] <= content["stored_at"], True),
     }
-    day = received or datetime.fromisoformat(content["first_seen_at"])
     folder = f"{name}/{day:%Y/%m/%d}"
     checks["folder"] = (str(path.parent)[-len(folder) :], folder)
     for what, (is_, should) in checks.items():
