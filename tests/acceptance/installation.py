@@ -384,7 +384,7 @@ def _pair_problems(
     if "image_downloaded" in listed:
         listed["image_downloaded"] = False  # as it was when the fax was discovered
     day = _received(simulator, fax, listed) or datetime.fromisoformat(content["first_seen_at"])
-    if not _TOLD <= listed.keys():
+    if not listed.keys() >= _TOLD:
         said = metadata_body(simulator.switches, fax)
         listed = {name: said[name] for name in said if name != "image_downloaded"} | listed
     kind, extension = _MAGIC.get(data[:4], ("?", "?"))
