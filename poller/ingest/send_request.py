@@ -3,6 +3,7 @@
 import secrets
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from poller.ledger.sends import NewSend
 from poller.outbox import OutboxDocument
 from poller.own_threads import in_own_thread
 from poller.page_progress import what_is_missing
+from poller.recognition import to_dial
 
 SELFTEST: Final = "selftest"
 CANARY: Final = "canary"
@@ -32,7 +34,10 @@ def new_page(stream: int, user: User, purpose: str, late_at: datetime) -> NewSen
     """Say that a page of our own goes to the user's own number, which must be configured."""
     assert user.number is not None
     code = "".join(secrets.choice(_LETTERS) for _ in range(_CODE_LENGTH))
-    return NewSend(stream, str(uuid.uuid4()), purpose, user.number, code, late_at)
+    number = user.number
+    with suppress(ValueError):  # as it is written where nobody knows better
+        number = to_dial(number)
+    return NewSend(stream, str(uuid.uuid4()), purpose, number, code, late_at)
 
 
 def drawn(new: NewSend, now: datetime) -> OutboxDocument:

@@ -7,6 +7,7 @@ looked for at eFax, and never sent again.
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,8 @@ _OFTEN_FOR = timedelta(minutes=10)
 _SELDOM_S = 60.0
 _FOLLOWED_FOR = timedelta(days=1)
 _STALE = timedelta(hours=1)  # what an operator asked for then is not what is wanted now
+_DOUBTED_FOR = timedelta(days=1)  # a transmission may be listed only when it is over
+_DOUBTS_S = 600.0
 _LOOK_AGAIN_S = 2.0  # another process may have asked for one (`poller send`)
 _AFTER_BUG_S = 30.0
 _AT_ONCE = 2  # of an account: a fax may have 100 MB
@@ -60,6 +63,7 @@ class Sender:
         self._left_until: dict[int, float] = {}  # rows that met a bug (monotonic)
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
         self._stopping = False
+        self._doubts_at = self._clock.monotonic()
 
     # -- all that there is, in the service ---------------------------------------------------------
 
@@ -70,6 +74,7 @@ class Sender:
             while True:
                 async with cut_off_if_hung("sending"):
                     await self._begin()
+                    await self._doubt()
                 await self._clock.sleep(_LOOK_AGAIN_S)
         finally:
             await self.drain(0)
@@ -121,6 +126,22 @@ class Sender:
                 task = asyncio.create_task(self._bring_on(row), name=f"send {row.id}")
                 self._tasks[row.id] = task
                 task.add_done_callback(lambda _, send=row.id: self._tasks.pop(send))  # type: ignore[misc]
+
+    async def _doubt(self) -> None:
+        """Look now and then whether what is in doubt is listed after all."""
+        now = self._clock.monotonic()
+        if now < self._doubts_at or self._stopping:
+            return
+        self._doubts_at = now + _DOUBTS_S
+        with suppress(LedgerUnavailable):  # the gate says so
+            since = self._clock.now() - _DOUBTED_FOR
+            for row in await self._ledger.read(sends.in_doubt_since, since):
+                if self._has_user(row):
+                    account, state = self._whose(row)
+                    with suppress(ApiError):
+                        look = SentLook(account.client, state.user, row)
+                        if (fax_id := await look.find()) is not None:
+                            await self._accepted(row, fax_id)
 
     async def _bring_on(self, row: SendRow) -> None:
         account = self._runtime.accounts[row.app_id]

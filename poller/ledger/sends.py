@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select
 from poller.efax.responses import ListedFax, listed_pages
 from poller.ledger.fold import chunks
 from poller.ledger.rows import FaxRow, SendRow
-from poller.ledger.tables import SendState, faxes, sends, streams
+from poller.ledger.tables import IS_IN_DOUBT, SendState, faxes, sends, streams
 from poller.recognition import Expected, find_arrived
 
 EXPECTED_FOR = timedelta(days=7)  # a page that has not arrived by then is lost
@@ -70,6 +70,12 @@ def unfinished(connection: Connection) -> list[SendRow]:
     return [_row(row) for row in rows]
 
 
+def in_doubt_since(connection: Connection, since: datetime) -> list[SendRow]:
+    """Return those that are in doubt, and were asked for since then; none of removed users."""
+    wanted = _SEND.where(IS_IN_DOUBT, sends.c.asked_at >= since, streams.c.removed.is_(False))
+    return [_row(row) for row in connection.execute(wanted.order_by(sends.c.id))]
+
+
 def begin(connection: Connection, send: int, began: datetime | None, now: datetime) -> bool:
     """Note that the request goes out now; False, and it must not, unless it is ours to send.
 
@@ -84,8 +90,9 @@ def begin(connection: Connection, send: int, began: datetime | None, now: dateti
 
 
 def accepted(connection: Connection, send: int, fax_id: str, now: datetime) -> SendRow:
-    """Record the id that eFax gave it."""
-    return _set(connection, send, state=SendState.ACCEPTED, fax_id=fax_id, accepted_at=now)
+    """Record the id that eFax gave it; it is followed from there, also one that was in doubt."""
+    values = {"fax_id": fax_id, "accepted_at": now, "error": None, "finished_at": None}
+    return _set(connection, send, state=SendState.ACCEPTED, **values)
 
 
 def under_way(connection: Connection, send: int, status: str) -> SendRow:

@@ -428,6 +428,8 @@ sends = Table(
 )
 Index("ix_sends_stream", sends.c.stream, sends.c.asked_at)
 Index("ix_sends_open", sends.c.stream, sqlite_where=sends.c.finished_at.is_(None))
+IS_IN_DOUBT = sends.c.state == literal_column(f"'{SendState.IN_DOUBT}'")  # so that SQLite sees it
+Index("ix_sends_in_doubt", sends.c.asked_at, sqlite_where=IS_IN_DOUBT)
 Index("ix_sends_arrived", sends.c.arrived, sqlite_where=sends.c.arrived.is_not(None))
 
 attempts = Table(

@@ -228,6 +228,7 @@ class Everything:
         self(sends.note_late, asked.id)
         self(sends.unfinished)
         self(sends.late_canaries)
+        self(sends.in_doubt_since, NOW)
         self(sends.finish, asked.id, NOW)
         self(sends.last_canaries, "app")
         self(sends.last_asked, stream)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from poller import outbox
 from poller.config.model import Canary
@@ -348,6 +349,21 @@ async def test_what_an_earlier_run_was_sending_is_looked_for_and_never_sent(
     assert calls(simulator, "send") == 0
 
 
+async def test_what_is_in_doubt_is_found_when_it_is_listed_after_all(
+    runtime: Runtime, simulator: Simulator, events: list[Event]
+) -> None:
+    simulator.faults = faults("500@send=first:1")
+    row = await Sender(runtime).send(await asked(runtime))
+    assert row.state is SendState.IN_DOUBT
+    fax = simulator.sent(APP, "user-a", destination=NUMBER, reference=row.transaction_id)
+    async with in_background(Sender(runtime).run()):
+        while (found := await now(runtime, row)).state is not SendState.TRANSMITTED:
+            await asyncio.sleep(0.01)
+    assert (found.fax_id, found.error) == (fax.fax_id, None)
+    assert said(events, "send-in-doubt", "fax-sent") == ["send-in-doubt", "fax-sent", "fax-sent"]
+    assert calls(simulator, "send") == 1
+
+
 async def test_a_stop_waits_for_the_answer_to_what_is_being_sent(
     runtime: Runtime, simulator: Simulator
 ) -> None:
@@ -428,6 +444,16 @@ async def test_somebody_elses_fax_to_our_number_is_not_our_page(
     clock.advance(timedelta(minutes=1))
     await poll(runtime)
     assert (await now(runtime, asked_for)).arrived_fax_id is None
+
+
+async def test_the_page_goes_to_the_number_as_efax_wants_it(runtime: Runtime) -> None:
+    _, state = parts(runtime)
+    at = runtime.services.clock.now()
+    dialled = {
+        number: new_page(state.id, replace(state.user, number=number), SELFTEST, at).destination
+        for number in ("3235551212", "+13235551212", "+442079460018", "123456")
+    }
+    assert list(dialled.values()) == [NUMBER, NUMBER, "+442079460018", "123456"]
 
 
 # -- canaries -------------------------------------------------------------------------------------
@@ -554,3 +580,29 @@ async def test_what_canaries_have_measured_is_known_after_a_start(
             await asyncio.sleep(0.01)
     after = await gauges(runtime)
     assert after | {"poller_canary_late": 0.0} == before
+
+
+async def test_each_user_with_a_canary_has_a_job_of_its_own(
+    runtime: Runtime, canaries: Canaries
+) -> None:
+    scheduler = AsyncIOScheduler(timezone=UTC)
+    scheduler.start(paused=True)
+    try:
+        canaries.plan(scheduler)
+        (job,) = scheduler.get_jobs()
+        assert datetime.now(UTC) < job.next_run_time <= datetime.now(UTC) + CANARY.every
+        await job.func(*job.args)
+        (row,) = await runtime.services.ledger.read(sends.unfinished)
+        assert (row.purpose, row.destination) == ("canary", OWN_NUMBER)
+    finally:
+        scheduler.shutdown(wait=False)
+
+
+async def test_a_canary_whose_page_cannot_be_kept_is_said(
+    runtime: Runtime, canaries: Canaries, events: list[Event]
+) -> None:
+    (runtime.config.state_directory / "outbox").write_text("a file is in the way")
+    _, state = parts(runtime)
+    await canaries._send_due(state, CANARY)
+    (late,) = [event for event in events if event.action == "canary-late"]
+    assert "cannot be kept" in late.fields["reason"]

@@ -46,6 +46,7 @@ def upgrade() -> None:
     op.create_index("ix_sends_stream", "sends", ["stream", "asked_at"])
     for name, column, condition in (
         ("ix_sends_open", "stream", "finished_at IS NULL"),
+        ("ix_sends_in_doubt", "asked_at", "state = 'in-doubt'"),
         ("ix_sends_arrived", "arrived", "arrived IS NOT NULL"),
     ):
         where = sa.text(condition)
