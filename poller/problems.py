@@ -16,6 +16,9 @@ _NO_PROGRESS: Final = "A backfill makes no progress, and is tried again, for {wh
 _SILENT: Final = (
     "Nothing was received for longer than expected by {who}: {words} still theirs? Send a test fax."
 )
+_SENT_REFUSED: Final = (
+    "eFax lists received faxes but refuses {who}: ask eFax to allow it, or turn off `sent.archive`."
+)
 _SENT_NOTHING: Final = "Nothing was sent for longer than expected by {who}."
 _Row = dict[str, Any]
 
@@ -39,7 +42,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *map(_at_war, _with("token_war", accounts)),
         *[_slowed(row) for row in accounts if _is_slowed(row)],
         *[_unheard(row) for row in accounts if (row.get("webhook") or {}).get("silent_since")],
-        *_refused(_with("refused", asked), Counter(row["account"] for row in users)),
+        *_refused(_with("refused", asked), Counter(row["account"] for row in _received(users))),
         *_failed([row for row in _with("last_error", asked) if not row.get("refused")]),
         *_failing(_with("failing", users), status.get("failing_faxes", [])),
         *_quarantined(_with("quarantined", users)),
@@ -133,10 +136,17 @@ def _unheard(row: _Row) -> str:
 def _refused(rows: list[_Row], users: Counter[str]) -> list[str]:
     """An account's only user may be refused for what is the account's fault."""
     said, words = "eFax refuses {who}: check the {words}", ("User ID", "User IDs")
-    others = [row for row in rows if users[row["account"]] > 1]
-    alone = [row for row in rows if users[row["account"]] == 1]
+    refused = _received(rows)
+    others = [row for row in refused if users[row["account"]] > 1]
+    alone = [row for row in refused if users[row["account"]] == 1]
     proxy = ", and whether a proxy drops or changes headers."
-    return [*_about(others, f"{said}.", words), *_about(alone, said + proxy, words)]
+    told = {(row["account"], row["user_id"]) for row in refused}
+    sent = [row for row in rows if (row["account"], row["user_id"]) not in told]
+    return [
+        *_about(others, f"{said}.", words),
+        *_about(alone, said + proxy, words),
+        *_about(sent, _SENT_REFUSED),
+    ]
 
 
 def _failed(rows: list[_Row]) -> list[str]:
@@ -192,10 +202,9 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
 
 
 def _silent(rows: list[_Row]) -> list[str]:
-    received = [row for row in rows if row["direction"] == Direction.RECEIVED]
     sent = [row for row in rows if row["direction"] == Direction.SENT]
     words = ("is the number", "are the numbers")
-    return [*_about(received, _SILENT, words), *_about(sent, _SENT_NOTHING)]
+    return [*_about(_received(rows), _SILENT, words), *_about(sent, _SENT_NOTHING)]
 
 
 def _left_behind(removed: list[_Row]) -> list[str]:
@@ -208,6 +217,10 @@ def _left_behind(removed: list[_Row]) -> list[str]:
         f"Faxes of removed users are not fetched any more ({_names(rows)}; quarantined: {quarantined},"
         f" pending: {pending}): put the users back and reload, or see `poller dismiss`."
     ]
+
+
+def _received(rows: Sequence[_Row]) -> list[_Row]:
+    return [row for row in rows if row["direction"] == Direction.RECEIVED]
 
 
 def _with(key: str, rows: Sequence[_Row]) -> list[_Row]:

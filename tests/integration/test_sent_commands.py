@@ -5,11 +5,13 @@ import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poller.simulator import Simulator
+from poller.simulator import Simulator, Switches
 from tests.conftest import APP
+from tests.integration.at_work import faults
 from tests.integration.test_cli_commands import Run, directory, efax, receive, run
 
 __all__ = ["directory", "efax", "run"]
@@ -140,3 +142,108 @@ def test_rebuild_takes_in_what_the_service_has_archived(
     assert sent.read_bytes() == before
     assert len(list((directory / "faxes").rglob("*.json"))) == 2
     assert set(efax.downloads.values()) == {1}
+
+
+def test_backfill_of_a_sent_stream_archives_what_is_old(
+    run: Run, sent: Path, efax: Simulator, directory: Path
+) -> None:
+    now = datetime.now(UTC)
+    old = efax.sent(APP, "user-a", created=now - timedelta(days=60))
+    efax.receive(APP, "user-a", completed=now - timedelta(days=60))
+    window = ["--from", f"{now - timedelta(days=61)}", "--to", f"{now - timedelta(days=59)}"]
+    code, out, _ = run("backfill", "main/a/sent", *window, "--json")
+    assert code == 0
+    done = json.loads(out)
+    assert [done[name] for name in ("discovered", "stored", "pending", "failed")] == [1, 1, 0, 0]
+    assert [path.stem for path in (directory / "faxes").rglob(f"{old.fax_id}.*")] == [old.fax_id]
+    assert len(list((directory / "faxes").rglob("*.pdf"))) == 1  # the one that was there
+
+
+def test_backfill_of_a_sent_stream_without_an_archive_is_wrong_usage(run: Run) -> None:
+    window = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-02T00:00:00Z"]
+    code, _, err = run("backfill", "main/a/sent", *window)
+    assert code == 2
+    assert "main/a/sent" in err
+
+
+def test_gap_of_a_sent_stream_is_dismissed_and_listed_again_under_its_own_name(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    with (directory / "poller.yaml").open("a") as config:
+        config.write("sent: {archive: metadata}\n")
+    efax.switches = Switches(oldest_window_s=2 * 86_400.0)
+    assert run("once")[0] == 0
+
+    def users() -> dict[str, Any]:
+        shown = json.loads(run("status", "--json")[1])
+        return {one["user"]: one for one in shown["users"]}
+
+    before = users()["a"]
+    gap = before["sent"]["failed_gaps"][0]
+    assert before["failed_gaps"]
+    code, out, _ = run("dismiss", "--gap", "main/a/sent", *gap, "--json")
+    assert (code, json.loads(out)["dismissed"]) == (0, len(before["sent"]["failed_gaps"]))
+    after = users()["a"]
+    assert (after["sent"]["failed_gaps"], after["failed_gaps"]) == ([], before["failed_gaps"])
+    assert after["sent"]["dismissed_gaps"]
+    assert run("retry", "--gap", "main/b/sent", *gap)[0] == 1
+    assert run("retry", "--gap", "main/a/sent", *gap)[0] == 0
+    assert users()["a"]["sent"]["dismissed_gaps"] == []
+
+
+def test_status_shows_the_same_of_what_is_sent_as_of_what_is_received(
+    run: Run, sent: Path, efax: Simulator, directory: Path
+) -> None:
+    config = directory / "poller.yaml"
+    user_b = '{user_id: "user-b"'
+    config.write_text(config.read_text().replace(user_b, user_b + ", sent: {archive: none}"))
+    (directory / "state/poller.db").unlink()
+    efax.sent(APP, "user-b")
+    assert run("once")[0] == 0
+    shown = json.loads(run("status", "--json")[1])
+    a, b = shown["users"]
+    assert (a["user"], b["user"], b["sent"]) == ("a", "b", None)
+    assert a.keys() - a["sent"].keys() == {"sent"}
+    assert a["sent"]["direction"] == "sent"
+    for one in (a, a["sent"]):
+        assert [one[name] for name in ("discovered", "stored", "pending")] == [1, 1, 0]
+        assert (one["last_error"], one["overdue"], one["removed"]) == (None, False, False)
+        assert one["stored_today"] + sum(one["stored_by_hour"]) >= 1
+        assert one["watermark"] is not None
+    assert a["sent"]["last_received_at"] != a["last_received_at"]
+
+
+def test_sent_list_that_is_refused_is_told_as_such_and_received_faxes_are_not_blamed(
+    run: Run, sent: Path, efax: Simulator
+) -> None:
+    efax.faults = faults("403@sent-list=always")
+    code, out, err = run("once", "--json")
+    assert (code, json.loads(out)["failed_polls"]) == (1, 0)
+    assert "main/a/sent" in err
+    problems = json.loads(run("status", "--json")[1])["problems"]
+    (told,) = [one for one in problems if "/sent" in one]
+    assert told.startswith("eFax lists received faxes but refuses main/a/sent and main/b/sent: ")
+    assert "User ID" not in told
+    assert "main/a/sent" in run("status")[1]
+
+
+def test_archive_that_is_turned_off_keeps_what_is_there_and_goes_on_when_it_is_back(
+    run: Run, sent: Path, efax: Simulator, directory: Path
+) -> None:
+    config = directory / "poller.yaml"
+    with_archive = config.read_text()
+    config.write_text(with_archive.replace("sent: {archive: metadata}\n", ""))
+    later = efax.sent(APP, "user-a")
+    lists = sum(one.call == "sent-list" for one in efax.requests)
+    code, out, _ = run("once", "--json")
+    assert (code, "sent" in json.loads(out)) == (0, False)
+    assert sum(one.call == "sent-list" for one in efax.requests) == lists
+    shown = json.loads(run("status", "--json")[1])
+    assert shown["users"][0]["sent"]["removed"]
+    assert not [one for one in shown["problems"] if "/sent" in one]
+    assert run("verify")[0] == 0
+    config.write_text(with_archive)
+    code, out, _ = run("once", "--json")
+    assert (code, json.loads(out)["sent"]["stored"]) == (0, 1)
+    assert len(list((directory / "faxes").rglob(f"{later.fax_id}.json"))) == 1
+    assert sent.exists()
