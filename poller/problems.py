@@ -140,8 +140,10 @@ def _refused(rows: list[_Row], users: Counter[str]) -> list[str]:
     others = [row for row in refused if users[row["account"]] > 1]
     alone = [row for row in refused if users[row["account"]] == 1]
     proxy = ", and whether a proxy drops or changes headers."
-    told = {(row["account"], row["user_id"]) for row in refused}
-    sent = [row for row in rows if (row["account"], row["user_id"]) not in told]
+    told = {_names([row]) for row in refused}
+    sent = [
+        row for row in _sent(rows) if _names([row]).removesuffix(f"/{Direction.SENT}") not in told
+    ]
     return [
         *_about(others, f"{said}.", words),
         *_about(alone, said + proxy, words),
@@ -202,9 +204,8 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
 
 
 def _silent(rows: list[_Row]) -> list[str]:
-    sent = [row for row in rows if row["direction"] == Direction.SENT]
     words = ("is the number", "are the numbers")
-    return [*_about(_received(rows), _SILENT, words), *_about(sent, _SENT_NOTHING)]
+    return [*_about(_received(rows), _SILENT, words), *_about(_sent(rows), _SENT_NOTHING)]
 
 
 def _left_behind(removed: list[_Row]) -> list[str]:
@@ -220,7 +221,11 @@ def _left_behind(removed: list[_Row]) -> list[str]:
 
 
 def _received(rows: Sequence[_Row]) -> list[_Row]:
-    return [row for row in rows if row["direction"] == Direction.RECEIVED]
+    return [row for row in rows if row.get("direction") != Direction.SENT]
+
+
+def _sent(rows: Sequence[_Row]) -> list[_Row]:
+    return [row for row in rows if row.get("direction") == Direction.SENT]
 
 
 def _with(key: str, rows: Sequence[_Row]) -> list[_Row]:
