@@ -121,7 +121,7 @@ async def status(
         "ledger": _ledger(await ledger.health()),
         "accounts": [
             _account(row, now, around.paces.get(row.account, Pace()))
-            | {"webhook": _hook(hooks.get(row.app_id), now)}
+            | _hook(hooks.get(row.app_id), now)
             for row in await ledger.read(all_accounts, include_removed=False)
         ],
         "users": await _users(ledger, now, around, lately or StoredLately()),
@@ -278,17 +278,18 @@ async def kept_hooks(ledger: Ledger, configured: Sequence[Account]) -> dict[str,
     }
 
 
-def _hook(record: HookRecord | None, now: datetime) -> dict[str, Any] | None:
-    """None where an account has no web-hook."""
+def _hook(record: HookRecord | None, now: datetime) -> dict[str, Any]:
+    """Nothing where an account has no web-hook."""
     if record is None:
-        return None
-    return {
+        return {}
+    told = {
         "last_at": instant(record.last_at),
         "accepted": record.accepted,
         "refused": record.refused,
         "found_by_notifications": record.found,
         "silent_since": instant(record.silent_since) if record.is_silent(now) else None,
     }
+    return {"webhook": told}
 
 
 def _this_hour(now: datetime) -> datetime:

@@ -24,7 +24,7 @@ _LIMITS = {"requests_per_second": 5, "burst": 10, "in_flight": 8}
 
 
 async def main() -> None:
-    options = measured.options(users=1_000, minutes=15.0, every=30, faxes_per_hour=1_800)
+    options = measured.options(users=1_000, minutes=10.0, every=30, faxes_per_hour=1_800)
     alone, hooked = await asyncio.gather(
         _times_s(options, with_hook=False), _times_s(options, with_hook=True)
     )

@@ -89,7 +89,8 @@ async def _send(port: str, seconds: str, rate: str) -> None:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
             writer.write(_REQUEST)
-            answered += (await reader.read()).startswith(b"HTTP/1.1 401 ")
+            is_refused = (await reader.read()).startswith(b"HTTP/1.1 401 ")
+            answered += is_refused
             writer.close()
         except OSError:
             pass

@@ -54,7 +54,6 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "rate": None,
         "used": None,
         "token_war": None,
-        "webhook": None,
     }
 
 
