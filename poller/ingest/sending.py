@@ -6,7 +6,7 @@ looked for at eFax, and never sent again.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from poller import events, log, outbox
 from poller.efax.outgoing import OutgoingDocument, OutgoingFax
 from poller.efax.transmission import ERRORS, Transmission
-from poller.errors import ApiError, LedgerUnavailable, PollerError, SendInDoubt
+from poller.errors import ApiError, LedgerUnavailable, NoThread, PollerError, SendInDoubt
 from poller.events import Event
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
@@ -33,6 +33,7 @@ _FOLLOWED_FOR = timedelta(days=1)
 _STALE = timedelta(hours=1)  # what an operator asked for then is not what is wanted now
 _DOUBTED_FOR = timedelta(days=1)  # a transmission may be listed only when it is over
 _DOUBTS_S = 600.0
+_DOUBTS = -1  # no row's
 _LOOK_AGAIN_S = 2.0  # another process may have asked for one (`poller send`)
 _AFTER_BUG_S = 30.0
 _AT_ONCE = 2  # of an account: a fax may have 100 MB
@@ -74,7 +75,6 @@ class Sender:
             while True:
                 async with cut_off_if_hung("sending"):
                     await self._begin()
-                    await self._doubt()
                 await self._clock.sleep(_LOOK_AGAIN_S)
         finally:
             await self.drain(0)
@@ -93,22 +93,19 @@ class Sender:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _tidy(self) -> None:
-        """Remove documents that a run which was killed has left."""
+        """Remove documents that a run which was killed has left; the next start does what fails."""
         state = self._state_directory
-        held = await in_own_thread("outbox", lambda: outbox.folders(state))
-        try:
-            needed = await self._ledger.read(sends.to_be_sent, held)
-        except LedgerUnavailable as error:
-            self._gate.close(str(error))
-            return
         now_s = self._clock.now().timestamp()
+        with suppress(LedgerUnavailable, NoThread):
+            held = await in_own_thread("outbox", lambda: outbox.folders(state))
+            needed = await self._ledger.read(sends.to_be_sent, held)
 
-        def tidy() -> None:
-            for one in held:
-                if not needed.get(one, not outbox.is_left_over(state, one, now_s)):
-                    outbox.remove(state, one)
+            def tidy() -> None:
+                for one in held:
+                    if not needed.get(one, not outbox.is_left_over(state, one, now_s)):
+                        outbox.remove(state, one)
 
-        await in_own_thread("outbox", tidy)
+            await in_own_thread("outbox", tidy)
 
     async def _begin(self) -> None:
         if self._stopping:
@@ -123,25 +120,25 @@ class Sender:
         for row in rows:
             is_new = row.id not in self._tasks and row.id not in self._left_until
             if row.state in _UNDER_WAY and is_new and self._has_user(row):
-                task = asyncio.create_task(self._bring_on(row), name=f"send {row.id}")
-                self._tasks[row.id] = task
-                task.add_done_callback(lambda _, send=row.id: self._tasks.pop(send))  # type: ignore[misc]
+                self._start(row.id, self._bring_on(row))
+        if now >= self._doubts_at and _DOUBTS not in self._tasks:
+            self._doubts_at = now + _DOUBTS_S
+            self._start(_DOUBTS, self._doubt())
+
+    def _start(self, key: int, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[key] = task = asyncio.create_task(work, name=f"send {key}")
+        task.add_done_callback(lambda _: self._tasks.pop(key))
 
     async def _doubt(self) -> None:
         """Look now and then whether what is in doubt is listed after all."""
-        now = self._clock.monotonic()
-        if now < self._doubts_at or self._stopping:
-            return
-        self._doubts_at = now + _DOUBTS_S
         with suppress(LedgerUnavailable):  # the gate says so
             since = self._clock.now() - _DOUBTED_FOR
             for row in await self._ledger.read(sends.in_doubt_since, since):
-                if self._has_user(row):
+                with suppress(ApiError, _Gone):
                     account, state = self._whose(row)
-                    with suppress(ApiError):
-                        look = SentLook(account.client, state.user, row)
-                        if (fax_id := await look.find()) is not None:
-                            await self._accepted(row, fax_id)
+                    look = SentLook(account.client, state.user, row)
+                    if (fax_id := await look.find()) is not None:
+                        await self._accepted(row, fax_id)
 
     async def _bring_on(self, row: SendRow) -> None:
         account = self._runtime.accounts[row.app_id]
@@ -149,8 +146,8 @@ class Sender:
             async with self._turns[row.app_id]:
                 row = await self.send(row)
             await self.follow(row)
-        except _Gone:
-            pass
+        except (_Gone, NoThread):
+            pass  # it is looked at again
         except LedgerUnavailable as error:
             self._gate.close(str(error))
         except Exception as bug:  # noqa: BLE001 - one that is met by a fax must not stop the others
@@ -295,9 +292,9 @@ class Sender:
 
     async def _done_with(self, row: SendRow) -> None:
         """Remove the documents: they are never sent again."""
-        await in_own_thread(
-            "outbox", lambda: outbox.remove(self._state_directory, row.transaction_id)
-        )
+        directory, transaction_id = self._state_directory, row.transaction_id
+        with suppress(NoThread):  # the next start does it
+            await in_own_thread("outbox", lambda: outbox.remove(directory, transaction_id))
 
     # -- whose it is -------------------------------------------------------------------------------
 
