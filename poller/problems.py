@@ -19,6 +19,10 @@ _SILENT: Final = (
 _SENT_REFUSED: Final = (
     "eFax lists received faxes but refuses {who}: ask eFax to allow it, or turn off `sent.archive`."
 )
+_SENT_LATE: Final = (
+    "The sent faxes of {who} were not listed in time: their lists wait until nothing of the received "
+    "faxes waits."
+)
 _SENT_NOTHING: Final = "Nothing was sent for longer than expected by {who}."
 _Row = dict[str, Any]
 
@@ -53,18 +57,20 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *_about(_with("failed_gaps", users), _NOT_LISTED),
         *_about(_with("backfill_error", asked), _NO_PROGRESS),
         *_silent(_with("silent_since", asked)),
+        *_about([row for row in _sent(_with("overdue", asked)) if not row["refused"]], _SENT_LATE),
     ]
 
 
 def not_in_time(status: dict[str, Any]) -> str | None:
     """Say from outside that the service polls late, as one that hangs does not say itself.
 
-    Users who are refused, or whose account is suspended, are told of elsewhere.
+    Users who are refused, or whose account is suspended, are told of elsewhere; so are sent faxes,
+    which wait for received ones.
     """
     suspended = {row["account"] for row in status["accounts"] if row["suspended_until"]}
     late = [
         row
-        for row in by_stream(status)
+        for row in status["users"]
         if row["overdue"] and not row["refused"] and row["account"] not in suspended
     ]
     if not late:

@@ -13,8 +13,10 @@ from poller.ingest.account import Lane
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import State, faxes, fold, streams
+from poller.problems import not_in_time, problems
 from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
+from poller.status import Surroundings, status
 from poller.stream import Direction
 from poller.window import Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
@@ -228,3 +230,18 @@ async def test_without_an_archive_nothing_is_asked(runtime: Runtime, simulator: 
     assert calls(simulator, "sent-list") == 0
     rows = await runtime.services.ledger.read(streams.all_streams)
     assert {row.direction for row in rows} == {Direction.RECEIVED}
+
+
+async def test_late_list_of_sent_faxes_is_told_as_that_and_not_as_a_service_that_hangs(
+    archive: Archive, clock: QuickClock
+) -> None:
+    await archive.round()
+    clock.advance(3 * HOUR)
+    for user in ("user-a", "user-b"):
+        assert not (await poll(archive.runtime, user)).failed
+    around = Surroundings(storage={}, accounts=archive.runtime.config.accounts)
+    shown = await status(archive.runtime.services.ledger, clock.now(), around)
+    assert not_in_time(shown) is None
+    (told,) = problems(shown, [])
+    assert "main/user-a/sent" in told
+    assert "wait until nothing of the received faxes waits" in told
