@@ -18,6 +18,7 @@ from poller.ledger import (
     FaxRow,
     Health,
     Ledger,
+    SendRow,
     StreamRow,
     backfills,
     errands,
@@ -135,15 +136,22 @@ async def status(
             {**_names(fax), "path": fax.file, "why": fax.damage}
             for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN)
         ],
-        "late_canaries": [
-            {
-                **dict(zip(("account", "user"), row.names, strict=True)),
-                "asked_at": instant(row.asked_at),
-                "why": what_is_missing(row),
-            }
-            for row in await ledger.read(sends.late_canaries)
-        ],
+        **_canaries(await ledger.read(sends.late_canaries)),
     }
+
+
+def _canaries(late: Sequence[SendRow]) -> dict[str, Any]:
+    """Nothing where none is late."""
+    told = [
+        {
+            "account": row.account,
+            "user": row.user,
+            "asked_at": instant(row.asked_at),
+            "why": what_is_missing(row),
+        }
+        for row in late
+    ]
+    return {"late_canaries": told} if told else {}
 
 
 async def _users(

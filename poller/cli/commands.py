@@ -15,9 +15,9 @@ _DESCRIPTION = """\
 Gets every fax received through the eFax Enterprise API onto the disk: none lost, none twice, none half.
 """
 _EPILOG = """\
-exit codes: 0 done · 1 it did not all work, or a fax is unknown · 2 wrong usage · 73 the ledger, the
-storage directory or the port cannot be used · 75 another poller holds this state · 78 the
-configuration is wrong (every problem is printed with file and line)
+exit codes: 0 done · 1 it did not all work, or a fax is unknown · 2 wrong usage · 3 nobody knows
+whether a fax was sent · 73 the ledger, the storage directory or the port cannot be used · 75 another
+poller holds this state · 78 the configuration is wrong (every problem is printed with file and line)
 
 first steps:
   poller demo                          see it work, without an account, in half a minute

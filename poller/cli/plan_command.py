@@ -112,7 +112,7 @@ def _user(user: User, asked: Demand, late: timedelta, now: datetime) -> dict[str
         "overlap_s": poll.overlap.total_seconds(),
         "late_s": late.total_seconds(),
         "next_polls": _next_polls(user, asked.factor, now),
-        "next_canary": _next_canary(user, now),
+        **_next_canary(user, now),
         "warnings": list(planning.user_warnings(poll, asked.factor, late, now)),
     }
 
@@ -125,11 +125,12 @@ def _next_polls(user: User, factor: float, now: datetime) -> list[datetime]:
     return times[1:]
 
 
-def _next_canary(user: User, now: datetime) -> datetime | None:
+def _next_canary(user: User, now: datetime) -> dict[str, datetime]:
+    """Nothing for users without one."""
     if user.canary is None:
-        return None
+        return {}
     grid = schedule.canary_grid(user.canary, schedule.identity(user.app_id, user.user_id))
-    return schedule.next_poll(*grid, now)
+    return {"next_canary": schedule.next_poll(*grid, now)}
 
 
 def _print(shown: dict[str, Any]) -> None:
@@ -155,8 +156,10 @@ def _print(shown: dict[str, Any]) -> None:
         "late by": lambda row: _spelled(row["late_s"]) if row["late_s"] else "",
         "next poll": lambda row: _shown(row["next_polls"][0]),
     }
-    if any(row["next_canary"] for row in shown["users"]):
-        users["next canary"] = lambda row: _shown(row["next_canary"]) if row["next_canary"] else ""
+    if any("next_canary" in row for row in shown["users"]):
+        users["next canary"] = lambda row: (
+            _shown(row["next_canary"]) if "next_canary" in row else ""
+        )
     console.print(table(shown["accounts"], accounts, texts=1))
     console.print()
     console.print(

@@ -22,9 +22,11 @@ from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_fax, ne
 from poller.ingest.sending import IN_DOUBT_AFTER_S, Sender
 from poller.ledger import SendRow, SendState, faxes, sends
 from poller.outbox import OutboxDocument
+from poller.problems import problems
 from poller.recognition import csid_of
 from poller.simulator import Switches
 from poller.simulator.state import SentFax
+from poller.status import Surroundings, status
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
 from tests.integration.at_work import calls, faults, in_background, parts, poll, said, until
@@ -550,6 +552,10 @@ async def test_a_canary_that_could_not_be_sent_is_late_until_another_arrives(
     clock.advance(CANARY.every)
     await canaries._look()
     assert (await gauges(runtime))["poller_canary_late"] == 1
+    shown = await status(runtime.services.ledger, clock.now(), Surroundings({}))
+    (sentence,) = problems(shown, [])
+    assert sentence.startswith("The canary of main/user-a, asked for at 2026-03-02 12:")
+    assert "it was not sent" in sentence
     await fly(runtime, canaries)
     await receive(runtime, clock)
     await canaries._look()
