@@ -1,6 +1,8 @@
 """`send`, `selftest` and canaries as an operator runs them, alone and beside the service."""
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,9 @@ from typing import Any
 import pytest
 
 from poller.drawn_page import page
-from poller.simulator import Switches
+from poller.simulator import Faults, Switches
 from poller.simulator.state import SentFax
-from tests.acceptance.installation import APP, KEY, Installation, account
+from tests.acceptance.installation import APP, KEY, PATIENCE_S, Installation, account
 from tests.efax import Simulator
 
 OWN_NUMBER = "18005550123"
@@ -109,3 +111,25 @@ async def test_the_service_sends_tests_itself_and_flies_canaries(
     assert None in marks  # the self-test's
     assert len({fax.transaction_id for fax in sent(simulator)}) == len(sent(simulator))
     assert not any("5551212" in line for line in daemon.lines)
+
+
+async def test_a_service_that_is_killed_while_it_sends_finds_the_fax_and_sends_no_other(
+    installation: Installation, simulator: Simulator
+) -> None:
+    """The command waits meanwhile, and is told the fax id."""
+    simulator.faults = Faults.of("stall@send=first:1")
+    async with installation.daemon() as killed:
+        sending = asyncio.create_task(
+            installation.poller("send", USER, "--to", "13235551212", "letter.pdf", "--json")
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            while not sent(simulator):
+                await asyncio.sleep(0.01)
+        killed.kill(signal.SIGKILL)
+        await killed.ended()
+    async with installation.daemon() as daemon:
+        done = await sending
+        assert await daemon.stop() == 0
+    (fax,) = sent(simulator)
+    assert (done.code, done.json["fax_id"]) == (0, fax.fax_id)
+    assert sum(one.call == "send" for one in simulator.requests) == 1
