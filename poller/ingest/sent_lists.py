@@ -137,12 +137,18 @@ class EmptySentLists:
     async def cover(self, state: StreamState, covers: Interval) -> None:
         """Cover what an empty list says; raises BadAnswer where a fax is missing from it."""
         last = state.progress.last_received_at
-        if last is not None and covers.start <= last < covers.end:
+        if last is not None and covers.start <= last:
             await self._require_deleted(state, covers)
         await state.record_soon(Covered(covers))
 
     async def _require_deleted(self, state: StreamState, covers: Interval) -> None:
-        fax_id = await self._ledger.read(faxes.newest_within, state.id, covers)
+        """Ask for a fax that the list should have shown; raises BadAnswer where eFax still has it.
+
+        By whichever time eFax goes: it was completed in this time, and first listed by a window
+        inside of it. A whole one, for lists may leave out others.
+        """
+        found = await self._ledger.read(faxes.listed_within, state.id, covers)
+        fax_id = next((one for one, listed in found if final_status(listed).is_complete), None)
         if fax_id is None:
             return
         try:

@@ -335,15 +335,23 @@ def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, I
     ]
 
 
-def newest_within(connection: Connection, stream: int, within: Interval) -> str | None:
-    """Return the id of the newest fax of this time that was not deleted at eFax."""
-    wanted = select(faxes.c.fax_id).where(
+def listed_within(
+    connection: Connection, stream: int, within: Interval
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the newest faxes, with their records, that a window inside of this time has shown.
+
+    They were completed in it, too, and not deleted by us.
+    """
+    wanted = select(faxes.c.fax_id, faxes.c.listed).where(
         faxes.c.stream == stream,
         faxes.c.received_at >= within.start,
         faxes.c.received_at < within.end,
+        faxes.c.first_window_start >= within.start,
+        faxes.c.first_window_end <= within.end,
         faxes.c.deleted_at.is_(None),
     )
-    return connection.scalar(wanted.order_by(faxes.c.id.desc()).limit(1))
+    rows = connection.execute(wanted.order_by(faxes.c.id.desc()).limit(_NEWEST))
+    return [(row.fax_id, row.listed) for row in rows]
 
 
 # -- looking up ---------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Everything:
         for one in (under_way, final):
             page = faxes.ListedPage([one], DAY, "newest", NOW)
             self(sent.record_page, stream, page)
-        self(faxes.newest_within, stream, DAY)
+        self(faxes.listed_within, stream, DAY)
 
     def of_accounts(self) -> None:
         self(accounts.pause_clock, "app", "old", NOW, paused=True)

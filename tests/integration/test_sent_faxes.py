@@ -12,7 +12,7 @@ from poller.config.model import Sent
 from poller.ingest.account import Lane
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
-from poller.ledger import State, faxes, fold, streams
+from poller.ledger import State, backfills, faxes, fold, streams
 from poller.problems import not_in_time, problems
 from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
@@ -207,8 +207,9 @@ async def test_two_streams_of_a_user_know_nothing_of_each_other(
 async def test_empty_list_is_not_believed_while_a_fax_that_belongs_there_exists(
     archive: Archive, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await archive.pass_time(HOUR)
     fax = simulator.sent(APP, "user-a")
-    await archive.pass_time(30 * MINUTE)
+    await archive.pass_time(2 * HOUR)
     assert set(archive.sidecars()) == {fax.fax_id}
     with monkeypatch.context() as lying:
         lying.setattr("poller.simulator.outbound.listed", lambda *_: [])
@@ -219,6 +220,39 @@ async def test_empty_list_is_not_believed_while_a_fax_that_belongs_there_exists(
     simulator.delete(fax)
     clock.advance(HOUR)
     assert not (await archive.account.poll(archive.state)).failed
+
+
+@pytest.mark.parametrize("takes_s", [1800, 3300])
+@pytest.mark.parametrize("listed", ["yes", "no"])
+async def test_list_that_goes_by_another_time_than_completion_is_no_lie(
+    archive: Archive, simulator: Simulator, takes_s: int, listed: str
+) -> None:
+    """A fax that was completed in a window need not be in the list of that window."""
+    simulator.switches = Switches(sent_filter_by="created", sent_under_way_listed=listed)
+    await archive.round()
+    fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (takes_s, "COMPLETE")))
+    for _ in range(14):
+        archive.clock.advance(15 * MINUTE)
+        outcome = await archive.account.poll(archive.state)
+        assert (outcome.error, outcome.trouble) == (None, [])
+        await archive.lane.workers.run_until_idle()
+    assert set(archive.sidecars()) == {fax.fax_id}
+
+
+async def test_list_of_whole_faxes_alone_is_no_lie_where_one_failed(
+    archive: Archive, simulator: Simulator
+) -> None:
+    simulator.switches = Switches(sent_status_demanded="defaults-to-complete")
+    await archive.pass_time(HOUR)
+    fax = simulator.sent(APP, "user-a", course=((0, "ERROR"),))
+    await archive.pass_time(3 * HOUR)
+    assert set(archive.sidecars()) == {fax.fax_id}
+    window = Interval(archive.clock.now() - 30 * HOUR, archive.clock.now())
+    await archive.runtime.services.ledger.write(
+        backfills.ask, archive.state.id, window, archive.clock.now()
+    )
+    await archive.runtime.read_edits()
+    assert (await archive.account.poll(archive.state)).trouble == []
 
 
 async def test_without_an_archive_nothing_is_asked(runtime: Runtime, simulator: Simulator) -> None:
