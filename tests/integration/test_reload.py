@@ -16,6 +16,7 @@ from poller import log
 from poller.config.model import (
     Account,
     AccountHook,
+    Archive,
     Canary,
     Config,
     Delete,
@@ -35,6 +36,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ledger import State, accounts, streams
+from poller.stream import Direction
 from tests.conftest import APP, KEY, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
 from tests.integration.at_work import (
@@ -333,6 +335,46 @@ async def test_what_is_new_for_users_is_taken_at_once(
     assert restart_for == []
     # In the streams of the users, as many as they have now.
     assert {state.user for state in runtime.states} == set(users)
+
+
+async def test_archive_is_turned_on_and_off_by_reloads_and_goes_on_where_it_was(
+    runtime: Runtime, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    account, received = parts(runtime)
+    lane = account.lanes[Direction.SENT]
+
+    async def turn(archive: Archive) -> None:
+        settings = make_config(simulator.base_url, of_user={"sent": Sent(archive)})
+        assert await apply(runtime, settings) == ([], [])
+        assert parts(runtime) == (account, received)
+
+    async def round_of_sent() -> list[str]:
+        clock.advance(timedelta(minutes=20))
+        for state in list(lane.states.values()):
+            assert not (await account.poll(state)).failed
+        await lane.workers.run_until_idle()
+        directory = runtime.config.storage.directory
+        return sorted(path.stem for path in directory.rglob("*.json"))
+
+    fax = simulator.sent(APP, "user-a")
+    assert await round_of_sent() == []
+    await turn("metadata")
+    assert {state.key for state in lane.states.values()} == {"main/user-a/sent", "main/user-b/sent"}
+    assert await round_of_sent() == [fax.fax_id]
+    text = (await runtime.services.metrics.render()).decode()
+    assert 'direction="sent"' in text
+    await turn("none")
+    assert lane.states == {}
+    assert 'direction="sent"' not in (await runtime.services.metrics.render()).decode()
+    asked = calls(simulator, "sent-list")
+    later = simulator.sent(APP, "user-a")
+    assert await round_of_sent() == [fax.fax_id]
+    assert calls(simulator, "sent-list") == asked
+    await turn("image")
+    assert await round_of_sent() == sorted([fax.fax_id, later.fax_id])
+    state = next(one for one in lane.states.values() if one.user.name == "user-a")
+    assert state.progress.gaps == ()
+    assert (await row(runtime, later)).file == (await row(runtime, later)).path + ".pdf"
 
 
 async def test_level_of_the_log_is_changed_by_a_reload(

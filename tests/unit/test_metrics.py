@@ -177,3 +177,32 @@ async def test_what_is_rendered_is_how_it_was_when_it_was_asked_for() -> None:
     before = await rendering
     metrics.poll("main", "desk", "ok")
     assert b'outcome="ok",user="desk"} 1.0' in before
+
+
+async def test_sent_faxes_have_figures_of_their_own_beside_the_received_ones() -> None:
+    metrics = Metrics("1.2.3")
+    assert not any("sent_polls" in name for name, _ in await samples(metrics))
+    sent = OfUser("main", "desk", direction=Direction.SENT)
+    metrics.poll("main", "desk", "ok")
+    metrics.poll("main", "desk", "failed", Direction.SENT)
+    metrics.fax(OfUser("main", "desk"), "stored", 3)
+    metrics.fax(sent, "stored")
+    metrics.set_user("main", "desk", pending=5, watermark=AT, last_success=AT)
+    metrics.set_user("main", "desk", Direction.SENT, pending=2, watermark=AT, gap_s=60.0)
+    seen = await samples(metrics)
+    whose, stored = "account=main,user=desk", "account=main,direction={},outcome=stored,user=desk"
+    assert seen["poller_polls_total", "account=main,outcome=failed,user=desk"] == 0
+    assert seen["poller_sent_polls_total", "account=main,outcome=failed,user=desk"] == 1
+    assert seen["poller_faxes_total", stored.format("received")] == 3
+    assert seen["poller_faxes_total", stored.format("sent")] == 1
+    for direction, pending in (("received", 5), ("sent", 2)):
+        of_stream = f"account=main,direction={direction},user=desk"
+        assert seen["poller_fax_pending", of_stream] == pending
+        assert seen["poller_watermark_timestamp_seconds", of_stream] == AT.timestamp()
+    assert seen["poller_coverage_gap_seconds", whose] == 0
+    assert seen["poller_sent_coverage_gap_seconds", whose] == 60
+    assert seen["poller_last_success_timestamp_seconds", whose] == AT.timestamp()
+    assert ("poller_sent_last_success_timestamp_seconds", whose) not in seen
+    assert seen["poller_users", ""] == 1
+    metrics.keep(frozenset({("main", "desk", Direction.RECEIVED)}))
+    assert not any("direction=sent" in labels for _, labels in await samples(metrics))
