@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
-from poller.ledger import Ledger
+from poller.ledger import Ledger, streams
 from poller.metrics import Metrics
 from poller.status import Pace, StoredLately, Surroundings, status
+from poller.stream import Direction
 from poller.web import Answers, StatusServer
 from tests.acceptance.filled_ledger import fill
 from tests.acceptance.installation import APP, Installation, account, populated
@@ -104,6 +105,23 @@ async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[st
             yield f"http://127.0.0.1:{server.port}/"
         finally:
             await server.stop()
+
+
+async def test_sent_faxes_are_a_row_of_their_own_below_their_user(tmp_path: Path) -> None:
+    async with served(tmp_path, 2, well=True) as url:
+        async with await Ledger.open(f"sqlite:///{tmp_path}/state/poller.db") as ledger:
+            archiving = [(APP, "id-of-clinic-0000", "main", "clinic-0000")]
+            await ledger.write(streams.sync, archiving, datetime.now(UTC), Direction.SENT)
+        async with opened(url) as seen:
+            assert sorted(await seen.texts("#users td.name")) == [
+                *("main/clinic-0000", "main/clinic-0000/sent", "main/clinic-0001")
+            ]
+            await seen.page.fill("#filter", "sent")
+            await seen.page.wait_for_function("document.querySelectorAll('#users tr').length === 1")
+            assert await seen.texts("#users td.name") == ["main/clinic-0000/sent"]
+            (stored,) = await seen.texts('#users td[data-label="Stored in all"]')
+            assert stored == "0"
+            assert seen.complaints == []
 
 
 PROBLEMS = [
