@@ -15,6 +15,9 @@ def what_is_missing(row: SendRow) -> str:
     why = {
         (SendState.FAILED, False): f"it was not sent: {row.error}",
         (SendState.FAILED, True): f"{sent} and could not transmit it: {row.error}",
+        (SendState.SENDING, False): (
+            "eFax has not answered yet; if the answer is lost, the fax is looked for and not sent again"
+        ),
         (SendState.IN_DOUBT, False): (
             f"eFax's answer was lost, and it is not among the sent ones: {row.error}"
         ),

@@ -26,6 +26,7 @@ from poller.page_progress import what_is_missing
 from poller.status import instant
 
 _POLL_EVERY_S = 5.0
+_LOOK_S = 1.0
 _TRANSMITTED_WITHIN_S = 30.0  # of its file: eFax may say it a little later
 _STEPS = ("accepted", "transmitted", "listed", "stored")
 
@@ -172,12 +173,17 @@ async def _work(key: str, within: timedelta, runtime: Runtime) -> SendRow:
     sender = Sender(runtime)
     sending = asyncio.create_task(_sent(sender, row), name="send")
     try:
-        await _until_stored(runtime.accounts[state.user.app_id], state, row, sending)
-        await asyncio.wait([sending], timeout=_TRANSMITTED_WITHIN_S)
+        row = await _until_stored(runtime.accounts[state.user.app_id], state, row, sending)
+        if row.is_stored:
+            await asyncio.wait([sending], timeout=_TRANSMITTED_WITHIN_S)
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-    return await ledger.write(sends.finish, row.id, runtime.services.clock.now())
+    now = runtime.services.clock.now()
+    row = await ledger.write(sends.withdraw, row.id, now, "it was not sent in time")
+    if row.state is SendState.SENDING:
+        return row  # the service, or the next `send`, finds out
+    return await ledger.write(sends.finish, row.id, now)
 
 
 async def _sent(sender: Sender, row: SendRow) -> None:
@@ -186,7 +192,7 @@ async def _sent(sender: Sender, row: SendRow) -> None:
 
 async def _until_stored(
     account: AccountRunner, state: StreamState, row: SendRow, sending: asyncio.Task[None]
-) -> None:
+) -> SendRow:
     """Poll as `once` does, until the page is a file or need not be waited for."""
     clock = account.services.clock
     with progress("self-test") as show:
@@ -194,10 +200,10 @@ async def _until_stored(
             row = await account.services.ledger.read(sends.one, row.id)
             show(sum(one is not None for one in _times(row)), len(_STEPS), str(row.state))
             if _is_over(row, clock.now()):
-                return
+                return row
             if sending.done():
                 sending.result()  # what keeps it from being sent, if anything does
             if row.accepted_at is not None or row.state is SendState.IN_DOUBT:
                 await account.poll(state)
                 await account.workers.run_until_idle()
-            await clock.sleep(min(_POLL_EVERY_S, 1.0) if row.accepted_at is None else _POLL_EVERY_S)
+            await clock.sleep(_LOOK_S if row.accepted_at is None else _POLL_EVERY_S)

@@ -204,10 +204,24 @@ def test_a_self_test_to_a_number_of_somebody_else_says_that_nothing_is_listed(
     assert "not among the received ones" in report["problem"]
 
 
+def test_a_self_test_that_efax_does_not_answer_in_time_leaves_it_to_be_looked_for(
+    run: Run, efax: Simulator, directory: Path
+) -> None:
+    give_number(directory, NUMBER)
+    efax.faults = faults("stall@send=first:1")
+    code, out, _ = run("selftest", "main/a", "--within", "1s")
+    assert (code, "has not answered yet" in out) == (1, True)
+    with sqlite3.connect(directory / "state" / "poller.db") as ledger:
+        assert ledger.execute("SELECT state, finished_at FROM sends").fetchall() == [
+            ("sending", None)
+        ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({}, "waits to be sent"),
+        ({"state": SendState.SENDING}, "has not answered yet"),
         ({"state": SendState.FAILED, "error": "HTTP 403"}, "was not sent: HTTP 403"),
         (
             {"state": SendState.FAILED, "fax_id": "f", "error": "busy"},
