@@ -181,6 +181,11 @@ _WORK: dict[str, Any] = {
     "what": st.sampled_from(["poll 0", "poll 1", "fetch", "all", "all", "all"]),
     "crash": crashes,
 }
+_NOTHING: dict[str, Any] = {
+    "effect": st.sampled_from(["bare-200", "array-200", "zero-200", "full-200"]),
+    "user": users,
+    "polls": st.integers(1, 3),
+}
 STEPS: Counter[str] = Counter()  # what was done in this process
 SAID: Counter[str] = Counter()  # its log events
 
@@ -415,12 +420,15 @@ class PollerMachine(RuleBasedStateMachine):
         self.world.efax.outage(True, effect)
         self._then(then)
 
-    @rule(
-        effect=st.sampled_from(["bare-200", "array-200", "zero-200", "full-200"]),
-        user=users,
-        polls=st.integers(1, 3),
-    )
+    @rule(**_NOTHING)
     def efax_answers_with_nothing(self, effect: str, user: int, polls: int) -> None:
+        self._answer_with_nothing(effect, user, polls)
+
+    @rule(**_NOTHING)
+    def efax_answers_with_nothing_again(self, effect: str, user: int, polls: int) -> None:
+        self._answer_with_nothing(effect, user, polls)
+
+    def _answer_with_nothing(self, effect: str, user: int, polls: int) -> None:
         """A fax comes meanwhile, which no poll may take for listed.
 
         Where nothing was ever listed, or all of it was deleted, nobody could tell.

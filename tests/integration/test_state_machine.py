@@ -127,4 +127,4 @@ def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch
     plant(monkeypatch)
 
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(PollerMachine, settings=fixed(examples=30, steps=25))
+        run_state_machine_as_test(PollerMachine, settings=fixed(examples=60, steps=25))
