@@ -19,7 +19,7 @@ from poller.ledger.tables import JobKind
 LOOK_S = 10.0
 _READ_AT_ONCE = 200  # those of one user may have to wait for tomorrow
 _MORE_S = 1.0
-AT_ONCE = 2
+_AT_ONCE = 2
 _CUT_OFF_S = 5.0
 
 
@@ -38,6 +38,7 @@ class ErrandRunner:
         *,
         may_ask: Callable[[], bool],
     ) -> None:
+        self.at_once = _AT_ONCE
         self._app_id = client.account.app_id
         self._name = client.account.name
         self._may_ask = may_ask
@@ -110,7 +111,7 @@ class ErrandRunner:
             return 0
         begun = 0
         for kind in (JobKind.MARK, JobKind.DELETE):
-            if len(self._running) < AT_ONCE:
+            if len(self._running) < self.at_once:
                 for errand in await self._due(kind):
                     begun += self._begin(errand)
         return begun
@@ -127,14 +128,14 @@ class ErrandRunner:
             since = now - deletion.A_DAY
             lately = await self._ledger.read(deletions.deleted_since, self._app_id, since)
             return self._within_the_day(due, lately + len(under_way))
-        return due[: AT_ONCE - len(self._running)]
+        return due[: self.at_once - len(self._running)]
 
     def _within_the_day(self, due: list[Errand], lately: int) -> list[Errand]:
         """Keep what the limits of the users allow, of users whose lists are not being read."""
         wanted: list[Errand] = []
         for errand in due:
             state = self._states.get(errand.fax.stream)
-            if len(self._running) + len(wanted) >= AT_ONCE:
+            if len(self._running) + len(wanted) >= self.at_once:
                 break
             if state is None or state.deletions.held:
                 continue

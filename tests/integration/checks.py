@@ -34,6 +34,9 @@ class Fact:
     attempts: int
     failures: int
     first_failed_at: datetime | None
+    damaged: bool
+    to_delete: bool
+    deleted: bool
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def read_ledger(path: Path) -> Book:
 
 _US = timedelta(microseconds=1)
 _FAXES = (
-    "SELECT f.*, coalesce(j.failures, 0) AS failures, j.first_failed_at FROM faxes f "
-    "LEFT JOIN jobs j ON j.subject = f.id AND j.kind = 'fetch'"
+    "SELECT f.*, coalesce(j.failures, 0) AS failures, j.first_failed_at, d.id AS to_delete "
+    "FROM faxes f LEFT JOIN jobs j ON j.subject = f.id AND j.kind = 'fetch' "
+    "LEFT JOIN jobs d ON d.subject = f.id AND d.kind = 'delete'"
 )
 _COVERAGE = 'SELECT stream, start, "end" FROM coverage ORDER BY stream, start'
 _STATES = ("pending", "stored", "quarantined", "dismissed")
@@ -111,6 +115,9 @@ def _fact(row: sqlite3.Row, owner: sqlite3.Row) -> Fact:
         attempts=row["attempts"],
         failures=row["failures"],
         first_failed_at=instant(row["first_failed_at"]),
+        damaged=bool(row["damaged"] or row["damage"] or row["refetch"]),
+        to_delete=row["to_delete"] is not None,
+        deleted=row["deleted_at"] is not None,
     )
 
 
@@ -210,11 +217,24 @@ def stored_is_there(book: Book, shown: Shown, taken: set[Key]) -> None:
         assert key in shown.sidecars, f"{key} is stored, but its sidecar is not there"
 
 
+def may_be_deleted(key: Key, book: Book, shown: Shown, served: dict[Key, set[str]]) -> str | None:
+    """Say why a fax must not be deleted at eFax: no good copy of it is here, on record or on disk."""
+    fact = book.faxes.get(key)
+    if fact is None or fact.state != "stored" or fact.damaged or fact.sha256 is None:
+        return f"{key} was deleted at eFax, and the ledger says {fact}"
+    if not fact.to_delete:
+        return f"{key} was deleted at eFax, and nothing had been written down"
+    if key not in shown.sidecars or shown.images.get(fact.file or "") != (fact.bytes, fact.sha256):
+        return f"{key} was deleted at eFax, and its files are not here"
+    return None if fact.sha256 in served[key] else f"{key} is not what was served"
+
+
 def rows_only_go_forward(before: Book, now: Book) -> None:
     for key, fact in before.faxes.items():
         assert key in now.faxes, f"the row of {key} is gone"
         if fact.state == "stored":
             assert now.faxes[key].state == "stored", f"{key} was stored"
+        assert now.faxes[key].deleted or not fact.deleted, f"{key} was deleted at eFax"
 
 
 def coverage_only_grows(before: Book, now: Book) -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
@@ -35,6 +35,7 @@ from poller.config.model import (
     AccountHook,
     Archive,
     Config,
+    Delete,
     HttpConfig,
     Limits,
     Poll,
@@ -199,7 +200,10 @@ def _fresh_installation() -> Path:
         world = World()
         with in_place(world):
             async with open_runtime(
-                _config(directory, False), KEYS, metrics=Metrics("test"), clock=world.clocks
+                _config(directory, False, Delete()),
+                KEYS,
+                metrics=Metrics("test"),
+                clock=world.clocks,
             ):
                 pass
 
@@ -207,7 +211,12 @@ def _fresh_installation() -> Path:
     return directory
 
 
-def _config(directory: Path, two_accounts: bool, archive: Archive = "none") -> Config:
+def _config(
+    directory: Path,
+    two_accounts: bool,
+    archive: Archive = "none",
+    delete: Delete = Delete(),  # noqa: B008 - it is frozen
+) -> Config:
     owners = ("app-1", "app-2") if two_accounts else ("app-1", "app-1")
     names = ("user-a", "user-b")
     accounts = tuple(
@@ -223,6 +232,8 @@ def _config(directory: Path, two_accounts: bool, archive: Archive = "none") -> C
                     *(f"account-{app_id[-1]}", name, app_id, name),
                     poll=POLL,
                     sent=Sent(archive=archive if name == names[0] else "none"),
+                    delete=delete,
+                    mark_downloaded=delete.after is None,
                 )
                 for owner, name in zip(owners, names, strict=True)
                 if owner == app_id
@@ -241,6 +252,8 @@ def _config(directory: Path, two_accounts: bool, archive: Archive = "none") -> C
 
 class PollerMachine(RuleBasedStateMachine):
     """poller and its world; what is believed of eFax is in `world`, what is on the disk is read."""
+
+    delete: ClassVar[Delete] = Delete()
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,6 +284,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.is_well = True
         self.owed_by_overlap: set[Key] = set()
         self.listed_without_times = False
+        self.wrongly_deleted: list[str] = []
 
     @initialize(
         two_accounts=st.booleans(),
@@ -280,7 +294,8 @@ class PollerMachine(RuleBasedStateMachine):
     )
     def install(self, two_accounts: bool, dates: bool, page_cap: int, archive: Archive) -> None:
         shutil.copytree(_fresh_installation(), self.directory, dirs_exist_ok=True)
-        self.config = _config(self.directory, two_accounts, archive)
+        self.config = _config(self.directory, two_accounts, archive, self.delete)
+        self.world.on_delete = self._is_deleted
         self.with_images = {
             user.user_id for user in self.config.users if user.sent.archive == "image"
         }
@@ -433,7 +448,14 @@ class PollerMachine(RuleBasedStateMachine):
 
         Where nothing was ever listed, or all of it was deleted, nobody could tell.
         """
-        there = {fax.app_id for fax in self.world.efax.faxes() if _key(fax) in self.book.faxes}
+        facts = self.book.faxes
+        there = {
+            fax.app_id
+            for fax in self.world.efax.faxes()
+            if _key(fax) in facts
+            and not facts[_key(fax)].to_delete
+            and not facts[_key(fax)].deleted
+        }
         if there != self.world.efax.apps.keys():
             return
         self.world.efax.outage(True, effect)
@@ -698,6 +720,7 @@ class PollerMachine(RuleBasedStateMachine):
         setattr(self.webhooks, "_follow", lambda _: None)  # noqa: B010
         for account in runtime.accounts.values():
             self.webhooks.start(account)
+            account.errands.at_once = 1
             for lane in account.lanes.values():
                 lane.workers.at_once = 1  # one after the other, so that a run can be repeated
             account.note_pause()
@@ -827,6 +850,16 @@ class PollerMachine(RuleBasedStateMachine):
                 self.dismissed.add((row.app_id, whose, row.fax_id))
                 await ledger.write(jobs.dismiss, row.id, now=self.world.clocks.now(), reason="test")
 
+    def _is_deleted(self, key: Key) -> None:
+        """eFax is asked to delete a fax just now: see that it may go."""
+        STEPS["deletions"] += 1
+        book, taken = checks.read_ledger(self._ledger_path()), key in self.taken
+        why = checks.may_be_deleted(key, book, self.shelf.look(), self.world.served)
+        if why is not None and not (taken and self.delete.taken == "delete" and key in self.stored):
+            self.wrongly_deleted.append(why)
+        if not (self.config.storage.directory / MARKER).exists():
+            self.wrongly_deleted.append(f"{key} was deleted at eFax without a storage")
+
     # -- what is looked at ---------------------------------------------------------------------------
 
     def _ever(self) -> list[Fax]:
@@ -876,6 +909,7 @@ class PollerMachine(RuleBasedStateMachine):
         self._nothing_is_asked_for_again(now)
         self._only_failures_quarantine(before, now)
         assert not self.world.unexpected, self.world.unexpected
+        assert not self.wrongly_deleted, self.wrongly_deleted
         self.book = now
         self.checked_at = self.world.clocks.true
         self.checked_faxes = list(self._ever())
@@ -1004,6 +1038,49 @@ class PollerMachine(RuleBasedStateMachine):
         assert done, f"{fax} is {fact.state}"
 
 
+class DeletingMachine(PollerMachine):
+    """The same, and what is stored is deleted at eFax two hours later, and eFax's mark put back.
+
+    A machine of its own: one more thing that may happen makes all examples other ones.
+    """
+
+    delete = Delete(after=2 * HOUR, taken="delete")
+
+    @rule(by=times, crash=crashes)
+    def errands_are_run(self, by: timedelta, crash: int | None) -> None:
+        self._pass_time(by)
+        self._do(self._run_errands, crash)
+
+    @rule(user=users, trouble=st.sampled_from(["cut-document", None, None]), take=st.booleans())
+    def a_fax_grows_old(self, user: int, trouble: str | None, take: bool) -> None:
+        self.efax_is_well(then=False)
+        app_id, user_id = self.world.efax.users()[user]
+        self.world.efax.receive(app_id, user_id, completed=self.world.clocks.true, trouble=trouble)
+        self._then(works=True)
+        self.promises_are_kept()
+        if take:
+            self.consumer_takes_a_fax(index=30)
+        self._pass_time(3 * HOUR)
+        self._do(self._run_errands, None)
+
+    async def _work(self) -> None:
+        await super()._work()
+        await self._run_errands()
+
+    async def _run_errands(self) -> None:
+        assert self.runtime is not None
+        for account in self.runtime.accounts.values():
+            await account.errands.look()
+            with suppress(LedgerUnavailable):
+                await account.errands.run_until_idle()
+
+
+class KeepingMachine(DeletingMachine):
+    """What a consumer took stays at eFax, and few go in a day."""
+
+    delete = Delete(after=2 * HOUR, max_per_day=2)
+
+
 def _key(fax: Fax) -> Key:
     direction = Direction.SENT if isinstance(fax, SentFax) else Direction.RECEIVED
     return (fax.app_id, stream_of(fax.user_id, direction), fax.fax_id)
@@ -1034,7 +1111,8 @@ def explored(examples: int, steps: int) -> settings:
 def explore(examples: int, steps: int, number: int) -> None:
     began = time.monotonic()
     try:
-        run_state_machine_as_test(seed(number)(PollerMachine), settings=explored(examples, steps))
+        for machine in (PollerMachine, DeletingMachine, KeepingMachine):
+            run_state_machine_as_test(seed(number)(machine), settings=explored(examples, steps))
     finally:
         print(f"seed {number}, {time.monotonic() - began:.0f} s: {dict(STEPS)} {dict(SAID)}")
 

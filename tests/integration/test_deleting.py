@@ -14,6 +14,7 @@ from poller.errors import LedgerUnavailable
 from poller.ingest.deleting import Deleter
 from poller.ingest.errand_runner import LOOK_S
 from poller.ingest.runtime import Runtime
+from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, State, deletions, errands, faxes, jobs
 from poller.ledger.tables import JobKind
 from poller.simulator import Switches
@@ -444,7 +445,28 @@ async def test_nothing_is_deleted_while_the_list_of_its_user_is_read(
         assert is_gone(other)
         held.open()
         await polling
-    clock.advance(timedelta(minutes=1))
+    await run_errands(runtime)  # nothing was tried meanwhile, so it is due at once
+    assert is_gone(fax)
+
+
+async def test_a_poll_that_begins_while_a_deletion_waits_for_its_turn_goes_first(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    prove = Deleter._prove
+
+    async def poll_begins(self: Deleter, errand: Any, state: StreamState) -> Any:
+        proof = await prove(self, errand, state)
+        assert await state.deletions.hold(1.0)
+        return proof
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Deleter, "_prove", poll_begins)
+        await run_errands(runtime)
+    assert not calls(simulator, "delete")
+    parts(runtime)[1].deletions.let_go()
+    clock.advance(timedelta(seconds=10))
     await run_errands(runtime)
     assert is_gone(fax)
 

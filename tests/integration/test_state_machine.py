@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from poller.clock import ServerClock
-from poller.ingest import poll
+from poller.ingest import deleting, poll
 from poller.ingest.empties import EmptyLists
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
@@ -23,7 +24,13 @@ from poller.listing import Listing, Step
 from poller.progress import Covered
 from poller.store import publish
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
-from tests.integration.state_machine import PollerMachine, fixed
+from tests.integration.state_machine import (
+    DeletingMachine,
+    KeepingMachine,
+    PollerMachine,
+    explored,
+    fixed,
+)
 
 Patch = pytest.MonkeyPatch
 
@@ -128,3 +135,17 @@ def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch
 
     with pytest.raises(AssertionError):
         run_state_machine_as_test(PollerMachine, settings=fixed(examples=60, steps=25))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("machine", [DeletingMachine, KeepingMachine])
+def test_nothing_is_deleted_of_which_no_good_copy_exists(machine: type[PollerMachine]) -> None:
+    run_state_machine_as_test(machine, settings=fixed(examples=4, steps=25))
+
+
+@pytest.mark.timeout(600)
+def test_a_deletion_without_proof_is_found(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(deleting, "why_unproved", lambda *_: None)
+
+    with pytest.raises(AssertionError, match="was deleted at eFax"):
+        run_state_machine_as_test(seed(3)(KeepingMachine), settings=explored(20, 25))

@@ -155,6 +155,7 @@ class World:
     served: dict[Key, set[str]] = field(default_factory=lambda: defaultdict(set))
     listed: set[Key] = field(default_factory=set)
     image_requests: list[Key] = field(default_factory=list)
+    on_delete: Callable[[Key], None] = lambda _: None
     unexpected: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     requests: int = 0
@@ -179,6 +180,8 @@ class World:
         seen = self.efax.see(arrival)
         if request.call is Call.IMAGE:
             self.image_requests.append((self._app_of(seen), *self._fax_of(seen)))
+        if request.call is Call.DELETE:
+            self.on_delete((self._app_of(seen), str(seen.user), str(seen.fax_id)))
         answer, fault = self.efax.answer(seen, arrival)
         self._spoil_date(answer)
         effect = fault.effect if fault is not None and fault.stage is Stage.DELIVERY else None
