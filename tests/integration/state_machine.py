@@ -200,7 +200,7 @@ def _fresh_installation() -> Path:
         world = World()
         with in_place(world):
             async with open_runtime(
-                _config(directory, False, Delete()),
+                _config(directory, False),
                 KEYS,
                 metrics=Metrics("test"),
                 clock=world.clocks,

@@ -165,6 +165,7 @@ def test_of_a_storage_that_is_not_there_nothing_was_taken_away(
 def test_wrong_words_are_refused(
     words: list[str], said: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code: str | int | None
     try:
         code, _, err = run("purge", *words)
     except SystemExit as ended:
