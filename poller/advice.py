@@ -27,7 +27,7 @@ def consequences(settings: Config) -> Iterator[str]:
     if canaries := [user.canary for user in users if user.canary is not None]:
         a_day = sum(_DAY_S / canary.every.total_seconds() for canary in canaries)
         yield (
-            f"a canary is sent for {len(canaries):,} {all_}, about {a_day:,.3g} faxes a day, "
+            f"a canary is sent for {len(canaries):,} {all_}, about {_rounded(a_day)} faxes a day, "
             "for which eFax may charge"
         )
     if settings.webhook is not None:
@@ -58,6 +58,10 @@ def warnings(settings: Config, now: datetime) -> Iterator[str]:
             said.setdefault(sentence, []).append("/".join(user.names))
     for sentence, (first, *more) in said.items():  # what thousands inherit is one line
         yield f"{first}{f' and {len(more):,} more' if more else ''}: {sentence}"
+
+
+def _rounded(a_day: float) -> str:
+    return f"{a_day:,.0f}" if a_day >= 10 else f"{a_day:.2g}"
 
 
 def _same_numbers(account: Account) -> Iterator[str]:

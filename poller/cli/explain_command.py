@@ -107,7 +107,9 @@ def _timeline(
     if fax.next_attempt_at is not None:
         yield _moment(fax.next_attempt_at, "to be tried next")
     if planned is not None and planned["next_attempt_at"] is not None:
-        yield _moment(planned["next_attempt_at"], "to be deleted at eFax")
+        yield _moment(
+            planned["next_attempt_at"], "to be deleted at eFax, if its files prove a good copy then"
+        )
 
 
 def _moment(at: datetime, what: str, window: Interval | None = None) -> dict[str, Any]:

@@ -134,6 +134,8 @@ def populate(simulator: Simulator, *, apps: int, users: int, backlog: int) -> di
 def _tell_hook(simulator: Simulator, url: str, secret_file: Path | None) -> None:
     if secret_file is None:
         raise UsageError("--hook needs --hook-secret-file")
+    if not url.rstrip("/").partition("://")[2].partition("/")[2]:
+        raise UsageError("--hook: the address needs a path; add one such as /efax/main")
     try:
         secret = secret_file.read_text().strip()
         for app_id in simulator.apps:

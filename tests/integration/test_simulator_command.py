@@ -125,7 +125,8 @@ def test_each_of_several_app_ids_has_a_web_hook_of_its_own(tmp_path: Path) -> No
     [
         (["--hook=http://127.0.0.1/x"], "--hook needs --hook-secret-file"),
         (["--hook=http://127.0.0.1/x", "--hook-secret-file=nowhere"], "nowhere cannot be read"),
-        (["--hook=https://example.com", f"--hook-secret-file={__file__}"], "on this machine"),
+        (["--hook=https://example.com/x", f"--hook-secret-file={__file__}"], "on this machine"),
+        (["--hook=http://127.0.0.1:9411", f"--hook-secret-file={__file__}"], "needs a path"),
     ],
 )
 async def test_a_web_hook_that_cannot_be_told_is_wrong_usage(
