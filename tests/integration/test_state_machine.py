@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from poller.progress import Covered
 from poller.store import publish
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
 from tests.integration.state_machine import (
+    STEPS,
     DeletingMachine,
     KeepingMachine,
     PollerMachine,
@@ -141,6 +143,39 @@ def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch
 @pytest.mark.parametrize("machine", [DeletingMachine, KeepingMachine])
 def test_nothing_is_deleted_of_which_no_good_copy_exists(machine: type[PollerMachine]) -> None:
     run_state_machine_as_test(machine, settings=fixed(examples=4, steps=25))
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_at_any_step_of_a_deletion_ends_well() -> None:
+    """Before each step that changes disk or ledger, and after each commit of which nobody is told."""
+    killed = 0
+    for step in range(1, 40):
+        before = STEPS["deaths"]
+        _kill_while_deleting(step)
+        if STEPS["deaths"] == before:
+            break
+        killed = step
+    assert killed > 3  # intention and outcome, each before and after
+
+
+def _kill_while_deleting(step: int) -> None:
+    machine = DeletingMachine()
+    try:
+        machine.install(two_accounts=False, dates=True, page_cap=3, archive="none")
+        now = machine.world.clocks.true
+        fax = machine.world.efax.receive("app-1", "user-a", completed=now, fax_id="old")
+        machine.poll_regularly(count=1)
+        machine.promises_are_kept()
+        machine.time_passes(by=timedelta(hours=3))
+        machine.errands_are_run(by=timedelta(0), crash=step)
+        machine.promises_are_kept()
+        machine.poll_regularly(count=2)  # which tells eFax's time, too
+        machine.promises_are_kept()
+        assert fax.deleted
+        assert machine.book.faxes["app-1", "user-a", "old"].deleted
+    finally:
+        machine.is_well = False
+        machine.teardown()
 
 
 @pytest.mark.timeout(600)
