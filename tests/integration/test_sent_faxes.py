@@ -10,9 +10,11 @@ import pytest
 
 from poller.config.model import Sent
 from poller.ingest.account import Lane
+from poller.ingest.archive import Archiver
+from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
-from poller.ledger import State, backfills, faxes, fold, streams
+from poller.ledger import State, backfills, faxes, fold, jobs, streams
 from poller.problems import not_in_time, problems
 from poller.progress import NotPolled
 from poller.simulator import Simulator, Switches
@@ -20,7 +22,7 @@ from poller.status import Surroundings, status
 from poller.stream import Direction
 from poller.window import Interval
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
-from tests.integration.at_work import calls, parts, poll, said, settled
+from tests.integration.at_work import calls, faults, parts, poll, said, settled
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -253,6 +255,59 @@ async def test_list_of_whole_faxes_alone_is_no_lie_where_one_failed(
     )
     await archive.runtime.read_edits()
     assert (await archive.account.poll(archive.state)).trouble == []
+
+
+async def test_what_the_list_says_of_the_end_is_taken_at_once_where_no_other_call_tells(
+    archive: Archive, simulator: Simulator
+) -> None:
+    simulator.faults = faults("404@metadata,details=always")
+    fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (1500, "COMPLETE")))
+    await archive.pass_time(15 * MINUTE)
+    assert archive.sidecars() == {}
+    await archive.pass_time(15 * MINUTE)
+    sidecar = archive.sidecars()[fax.fax_id]
+    assert sidecar["metadata"]["transmission_data"]["transmission_status"] == "COMPLETE"
+    assert sidecar["completed_at"].startswith(f"{fax.completed:%Y-%m-%dT%H:%M:%S}")
+
+
+async def test_details_tell_of_the_end_where_the_metadata_do_not(
+    archive: Archive, simulator: Simulator
+) -> None:
+    simulator.faults = faults("404@metadata=always")
+    simulator.switches = Switches(sent_filter_by="created", details_path="no-s")
+    await archive.pass_time(HOUR)
+    fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (2400, "ERROR")), error_code="E44")
+    await archive.pass_time(2 * HOUR)
+    data = archive.sidecars()[fax.fax_id]["metadata"]["transmission_data"]
+    assert (data["transmission_status"], data["error_code"]) == ("ERROR", "E44")
+    assert calls(simulator, "details") > 0
+
+
+async def test_list_that_needs_a_status_is_not_asked_without_one_again(
+    archive: Archive, simulator: Simulator
+) -> None:
+    simulator.switches = Switches(sent_status_demanded="yes")
+    await archive.round()
+    simulator.requests.clear()
+    await archive.pass_time(HOUR)
+    asked = [one.target for one in simulator.requests if one.call == "sent-list"]
+    assert asked
+    assert all("transmission_status=" in target for target in asked)
+
+
+@pytest.mark.parametrize("sent", [Sent(archive="metadata")])
+async def test_fax_that_was_dismissed_meanwhile_is_not_archived(
+    archive: Archive, simulator: Simulator
+) -> None:
+    fax = simulator.sent(APP, "user-a")
+    assert not (await archive.account.poll(archive.state)).failed
+    ledger, clock = archive.runtime.services.ledger, archive.clock
+    (row,) = await ledger.read(faxes.find, fax.fax_id)
+    await ledger.write(jobs.dismiss, row.id, now=clock.now(), reason="not wanted")
+    account = archive.account
+    archiver = Archiver(archive.runtime.services, account.client, paused_s=account.paused_s)
+    assert await archiver.fetch(row, archive.state.user) is Outcome.WITHDRAWN
+    assert archive.sidecars() == {}
 
 
 async def test_without_an_archive_nothing_is_asked(runtime: Runtime, simulator: Simulator) -> None:
