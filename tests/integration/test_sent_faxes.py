@@ -261,8 +261,8 @@ async def test_what_the_list_says_of_the_end_is_taken_at_once_where_no_other_cal
     archive: Archive, simulator: Simulator
 ) -> None:
     simulator.faults = faults("404@metadata,details=always")
-    fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (1500, "COMPLETE")))
-    await archive.pass_time(15 * MINUTE)
+    fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (265 * 60, "COMPLETE")))
+    await archive.pass_time(255 * MINUTE)  # by now it is looked at once an hour, just now again
     assert archive.sidecars() == {}
     await archive.pass_time(15 * MINUTE)
     sidecar = archive.sidecars()[fax.fax_id]
