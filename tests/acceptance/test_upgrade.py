@@ -57,6 +57,7 @@ _OF_THE_MOMENT = {
     *("paused_s", "limit", "rate", "used", "token_war", "stored_today", "stored_by_hour"),
     *("failing_faxes", "evidence"),
 }
+_ADDED_SINCE = {"direction", "sent", "not_deleted"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z")
 
 
@@ -301,7 +302,8 @@ class Upgraded(Installation):
 def steady(value: Any, later: timedelta) -> Any:
     """Leave out what is of the moment, and take back that all happened later."""
     if isinstance(value, dict):
-        kept = {name: one for name, one in value.items() if name not in _OF_THE_MOMENT}
+        left_out = _OF_THE_MOMENT | _ADDED_SINCE
+        kept = {name: one for name, one in value.items() if name not in left_out}
         return {name: steady(one, later) for name, one in kept.items()}
     if isinstance(value, list):
         return [steady(one, later) for one in value]

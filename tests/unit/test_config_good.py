@@ -44,6 +44,7 @@ from poller.config.model import (
 )
 from poller.config.position import Node, Problems, Source
 from poller.config.values import size_text
+from poller.stream import Direction
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "data" / "configs" / "good"
@@ -544,3 +545,20 @@ def test_hundreds_of_users_with_settings_of_their_own_load_in_a_moment(tmp_path:
     assert len(config.accounts[0].users) == 500
     # 0.2 s on a quiet machine (10,000 users: 3 s); the margin is for coverage and busy ones.
     assert time.process_time() - begun < 40
+
+
+def test_a_stream_of_sent_faxes_goes_by_a_schedule_and_an_expectation_of_its_own() -> None:
+    config = load([GOOD / "everything.yaml"])
+    billing = users(config)["billing"]
+    assert billing.of(Direction.RECEIVED) is billing
+    sent = billing.of(Direction.SENT)
+    assert (sent.poll.every, sent.poll.cron) == (billing.sent.every, None)
+    assert (sent.poll.start, sent.expect) == (billing.sent.start, billing.sent.expect)
+    assert (sent.poll.overlap, sent.names) == (billing.poll.overlap, billing.names)
+    quiet = replace(billing, sent=Sent())
+    account = replace(config.accounts[0], users=(quiet, billing))
+    assert replace(config, accounts=(account,)).streams == [
+        (quiet, Direction.RECEIVED),
+        (billing, Direction.RECEIVED),
+        (billing, Direction.SENT),
+    ]

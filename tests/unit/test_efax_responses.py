@@ -345,3 +345,12 @@ def test_what_was_listed_holds_and_the_rest_is_added() -> None:
         "region": None,
         "new": {"y": [1]},
     }
+
+
+@pytest.mark.parametrize(
+    ("mark", "is_new"),
+    [(False, True), ("false", True), (True, False), ("true", False), (None, False)],
+)
+def test_a_fax_is_listed_as_new_only_where_the_list_says_so(mark: object, is_new: bool) -> None:
+    assert responses.listed_as_new({"image_downloaded": mark}) is is_new
+    assert not responses.listed_as_new({})

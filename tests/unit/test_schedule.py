@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from poller.config.model import Canary, Poll
 from poller.cron import cron_problem, next_cron
-from poller.schedule import EPOCH, GRID, canary_grid, is_overdue, next_on_grid, next_poll, phase
+from poller.schedule import (
+    EPOCH,
+    GRID,
+    canary_grid,
+    identity,
+    is_overdue,
+    next_on_grid,
+    next_poll,
+    phase,
+)
+from poller.stream import Direction
 
 NEW_YORK = ZoneInfo("America/New_York")
 UTC_ZONE = ZoneInfo("UTC")
@@ -44,6 +54,11 @@ def test_a_phase_lies_on_the_common_grid_inside_the_interval(
 
 def test_a_phase_is_the_same_after_every_restart() -> None:
     assert phase("12345/77c1", EVERY) == timedelta(seconds=29, milliseconds=800)
+
+
+def test_the_streams_of_a_user_have_phases_of_their_own() -> None:
+    assert identity("app", "user") == "app/user"
+    assert identity("app", "user", Direction.SENT) == "app/user/sent"
 
 
 def test_a_user_id_with_a_lone_surrogate_has_a_phase() -> None:
