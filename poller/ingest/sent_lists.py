@@ -7,6 +7,7 @@ from poller.client import Client
 from poller.config.model import User
 from poller.efax.responses import Page
 from poller.efax.transmission import final_status
+from poller.emptiness import NEVER
 from poller.errors import BadAnswer, Rejected, WindowRefused
 from poller.ingest.list_memory import ListMemory
 from poller.ingest.reading import ListReader, Read
@@ -52,10 +53,15 @@ class SentReader(ListReader):
         return under_way if self._is_status_demanded else (*_BESIDE, *under_way)
 
     async def _read_main(self, state: StreamState, bounds: Interval | None, found_by: str) -> Read:
-        """List without a status; with each of them where the server refuses that."""
-        if not self._is_status_demanded:
+        """List without a status; with each of them where the server refuses that.
+
+        A deep sweep tries without again: a window may have been refused for another reason.
+        """
+        if not self._is_status_demanded or found_by == SliceKind.DEEP_SWEEP:
             with suppress(WindowRefused):
-                return await self._with(state, bounds, found_by, None)
+                read = await self._with(state, bounds, found_by, None)
+                self._is_status_demanded = False
+                return read
         read = Read()
         refusal = await self._add(read, state, bounds, found_by, _FINAL)
         if refusal is not None:
@@ -122,17 +128,28 @@ class EmptySentLists:
         self._client = client
         self._ledger = ledger
         self._memory = memory
+        self._spelled: set[str] = (
+            set()
+        )  # how an empty list of sent faxes comes, beside received ones
 
     async def listed(self, user: User, page: Page) -> None:
         """A list that holds faxes needs no proof."""
 
     async def believe(self, shape: str, *, is_end: bool) -> None:
-        """Raise BadAnswer where received faxes have shown that this is no list."""
+        """Raise BadAnswer where this is not how an empty list is spelled here.
+
+        Lists of received faxes have shown that, or a time that can hold no fax shows it.
+        """
         known = (await self._memory.known()).shapes
-        if known and shape not in known and "faxes: []" not in shape and not is_end:
+        if not known or shape in known | self._spelled or "faxes: []" in shape or is_end:
+            return
+        user = self._memory.well or next(iter(self._memory.states.values())).user
+        page = await self._client.list_sent(user, NEVER, 0)
+        if page.marks or page.shape != shape:
             raise BadAnswer(
                 f"eFax answered a list of sent faxes with {shape}, and that is no list."
             )
+        self._spelled.add(shape)
 
     async def cover(self, state: StreamState, covers: Interval) -> None:
         """Cover what an empty list says; raises BadAnswer where a fax is missing from it."""

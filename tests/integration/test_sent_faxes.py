@@ -334,3 +334,33 @@ async def test_late_list_of_sent_faxes_is_told_as_that_and_not_as_a_service_that
     (told,) = problems(shown, [])
     assert "main/user-a/sent" in told
     assert "wait until nothing of the received faxes waits" in told
+
+
+async def test_empty_list_may_be_spelled_otherwise_than_that_of_received_faxes(
+    archive: Archive, simulator: Simulator, clock: QuickClock
+) -> None:
+    await poll(archive.runtime)
+    simulator.receive(APP, "user-a", completed=clock.now())
+    clock.advance(MINUTE)
+    await poll(archive.runtime)  # from here on it is known how this server spells an empty list
+    simulator.faults = faults("zero-200@sent-list=always")
+    await archive.pass_time(HOUR)
+    assert archive.state.progress.failed_polls == 0
+
+
+async def test_status_is_not_demanded_for_ever_because_of_one_refusal(
+    archive: Archive, simulator: Simulator
+) -> None:
+    def unfiltered() -> int:
+        return sum(
+            one.call == "sent-list" and "transmission_status" not in one.target
+            for one in simulator.requests
+        )
+
+    simulator.faults = faults("400@sent-list=first:1")
+    await archive.round()
+    assert archive.lane.poller._lister._reader._is_status_demanded  # type: ignore[attr-defined]
+    await archive.pass_time(25 * HOUR, every=5 * HOUR)
+    before = unfiltered()
+    await archive.pass_time(HOUR)
+    assert unfiltered() >= before + 4
