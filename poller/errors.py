@@ -59,6 +59,10 @@ class CannotStart(PollerError):
     exit_code = 73
 
 
+class NotKept(CannotStart):
+    """What is to be sent cannot be kept in the state directory."""
+
+
 class LedgerDamaged(CannotStart):
     """The file is no ledger that this program can read, and `poller rebuild` helps."""
 

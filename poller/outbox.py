@@ -13,6 +13,7 @@ from typing import Final
 
 from poller import state_directory
 from poller.documents import DocumentFormat
+from poller.errors import NotKept
 
 _EXTENSIONS: Final[dict[DocumentFormat, str]] = {"pdf": ".pdf", "tiff": ".tif"}
 _FORMATS: Final = {extension: form for form, extension in _EXTENSIONS.items()}
@@ -26,13 +27,20 @@ class OutboxDocument:
 
 
 def put(state: Path, transaction_id: str, documents: Sequence[OutboxDocument]) -> None:
-    """Keep the documents of one fax durably; raises OSError."""
+    """Keep the documents of one fax durably; raises NotKept, with none of them left."""
     folder = _folder(state, transaction_id)
-    for made in (folder.parent, folder):
-        state_directory.make(made)
-    for number, document in enumerate(documents, 1):
-        _write(folder / f"{number}{_EXTENSIONS[document.format]}", document.content)
-    state_directory.sync(folder)
+    try:
+        for made in (folder.parent, folder):
+            state_directory.make(made)
+        for number, document in enumerate(documents, 1):
+            _write(folder / f"{number}{_EXTENSIONS[document.format]}", document.content)
+        state_directory.sync(folder)
+    except OSError as error:
+        remove(state, transaction_id)
+        why = error.strerror or error
+        raise NotKept(
+            f"the fax cannot be kept in {folder.parent}: {why}; nothing was sent"
+        ) from error
 
 
 def documents(state: Path, transaction_id: str) -> list[OutboxDocument]:

@@ -8,7 +8,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from poller import events, schedule
 from poller.config.model import Canary
 from poller.daemon.trigger import PollTrigger
-from poller.errors import LedgerUnavailable, NoThread
+from poller.errors import LedgerUnavailable, NoThread, NotKept
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
 from poller.ingest.send_request import CANARY, ask_to_send, drawn, new_page, settle_page
@@ -62,8 +62,8 @@ class Canaries:
             await ask_to_send(services.ledger, directory, new, [drawn(new, now)], now)
         except LedgerUnavailable as error:
             services.gate.close(str(error))
-        except (OSError, NoThread) as error:
-            why = f"its page cannot be kept in state.directory: {error}"
+        except (NotKept, NoThread) as error:
+            why = str(error)
             services.emit(events.CanaryLate(*state.user.names, "", why))
 
     async def _remember(self) -> None:

@@ -1,6 +1,7 @@
 """A fax goes out once, whatever becomes of the answer; and a page of our own is known again."""
 
 import asyncio
+import errno
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from poller.config.model import Canary
 from poller.daemon.canaries import Canaries
 from poller.documents.checkers import Checkers
 from poller.drawn_page import page
-from poller.errors import LedgerUnavailable
+from poller.errors import LedgerUnavailable, NotKept
 from poller.ingest.runtime import Runtime
 from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_fax, new_page
 from poller.ingest.sending import IN_DOUBT_AFTER_S, Sender
@@ -613,3 +614,21 @@ async def test_a_canary_whose_page_cannot_be_kept_is_said(
     await canaries._send_due(state, CANARY)
     (late,) = [event for event in events if event.action == "canary-late"]
     assert "cannot be kept" in late.fields["reason"]
+
+
+async def test_full_disk_keeps_no_half_of_a_fax_and_is_a_sentence(
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = outbox._write
+
+    def full(path: Path, content: bytes) -> None:
+        real(path, content[:10])
+        if path.stem == "2":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outbox, "_write", full)
+    ledger, directory = runtime.services.ledger, runtime.config.state_directory
+    new = new_fax(parts(runtime)[1].id, NUMBER)
+    with pytest.raises(NotKept, match="No space left on device; nothing was sent"):
+        await ask_to_send(ledger, directory, new, [DOCUMENT, DOCUMENT], clock.now())
+    assert outbox.folders(directory) == []
