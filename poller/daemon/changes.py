@@ -6,8 +6,10 @@ from typing import Final
 
 from poller.config.model import Config
 from poller.ledger import StreamRow
+from poller.stream import Direction, label
 
 NAMED: Final = 10
+_Key = tuple[str, str, Direction]
 
 
 @dataclass(frozen=True)
@@ -26,37 +28,48 @@ class Changes:
 
 
 def changes(old: Config, new: Config) -> Changes:
-    """Compare by App ID and User ID: names are labels."""
+    """Compare by App ID and User ID: names are labels.
+
+    An archive of sent faxes is one by itself where its user stays.
+    """
     before, after = _labels(old), _labels(new)
+    of_users = {(app_id, user_id) for app_id, user_id, _ in before.keys() & after.keys()}
+
+    def counts(stream: _Key) -> bool:
+        return stream[2] is Direction.RECEIVED or stream[:2] in of_users
+
     return Changes(
-        added=tuple(label for key, label in after.items() if key not in before),
-        removed=tuple(label for key, label in before.items() if key not in after),
+        added=tuple(after[key] for key in after if key not in before and counts(key)),
+        removed=tuple(before[key] for key in before if key not in after and counts(key)),
         renamed=tuple(
             (before[key], label)
             for key, label in after.items()
-            if key in before and before[key] != label
+            if key[2] is Direction.RECEIVED and key in before and before[key] != label
         ),
     )
 
 
-def _labels(settings: Config) -> dict[tuple[str, str], str]:
-    return {(user.app_id, user.user_id): f"{user.account}/{user.name}" for user in settings.users}
+def _labels(settings: Config) -> dict[_Key, str]:
+    return {
+        (user.app_id, user.user_id, direction): label(*user.names, direction)
+        for user, direction in settings.streams
+    }
 
 
 def left_behind(old: Config, new: Config, rows: Sequence[StreamRow]) -> list[StreamRow]:
-    """Give those of the ledger's users whom this removes while faxes of theirs wait."""
+    """Give those of the ledger's streams that this removes while faxes of theirs wait."""
     gone = _labels(old).keys() - _labels(new).keys()
     return [
         row
         for row in rows
-        if (row.app_id, row.user_id) in gone and (row.pending or row.quarantined)
+        if (row.app_id, row.user_id, row.direction) in gone and (row.pending or row.quarantined)
     ]
 
 
 def said_of_left_behind(rows: Sequence[StreamRow]) -> list[str]:
     """Say of each, up to ten, what is not fetched any more."""
     said = [
-        f"user {row.account}/{row.user} was removed with {row.quarantined} quarantined and "
+        f"user {row.key} was removed with {row.quarantined} quarantined and "
         f"{row.pending} pending {'fax' if row.pending == 1 else 'faxes'}; "
         "they are not fetched any more"
         for row in rows[:NAMED]

@@ -562,3 +562,16 @@ async def test_secret_on_a_share_that_hangs_stops_nothing_but_its_reload(
         prepared = await preparing
     of_accounts = (*prepared.secrets.values(), *prepared.hook_secrets.values())
     assert "a-secret" in (*of_accounts, prepared.http_token)
+
+
+def test_archive_that_is_turned_on_or_off_is_a_change_by_itself(make_config: MakeConfig) -> None:
+    without = make_config("http://127.0.0.1:1", users=("user-a",))
+    archived = make_config(
+        "http://127.0.0.1:1", users=("user-a",), of_user={"sent": Sent(archive="image")}
+    )
+    on, off = reload.plan(without, archived).changes, reload.plan(archived, without).changes
+    assert (on.added, on.removed, on.renamed) == (("main/user-a/sent",), (), ())
+    assert (off.added, off.removed) == ((), ("main/user-a/sent",))
+    account = replace(archived.accounts[0], users=(replace(archived.users[0], user_id="other"),))
+    another = reload.plan(archived, replace(archived, accounts=(account,))).changes
+    assert (another.added, another.removed) == (("main/user-a",), ("main/user-a",))
