@@ -31,6 +31,7 @@ from poller.ingest.deleting import why_unproved
 from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, deletions, errands, faxes, meta, streams
 from poller.ledger.tables import JobKind
+from poller.runtime_report import RuntimeReport
 from poller.store import Storage
 from poller.stream import Direction
 
@@ -206,10 +207,18 @@ async def _follow(settings: Config, report: _Purge) -> None:
                 for one in await ledger.read(errands.of_faxes, list(report.wanted), JobKind.DELETE)
                 if one.last_error is None
             ]
-            return len(report.wanted) - len(untried), len(report.wanted), ""
+            return len(report.wanted) - len(untried), len(report.wanted), await _closed(ledger)
 
         report.stopped = await wait(settings, "deleting", look, hang_timeout_s=_HANG_TIMEOUT_S)
         await _sum_up(ledger, report)
+
+
+async def _closed(ledger: Ledger) -> str:
+    """Say why the service deletes nothing now; empty where nothing keeps it from that."""
+    said = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
+    if said is None or said.reason is None:
+        return ""
+    return f"nothing is deleted while the storage is unusable: {said.reason}"
 
 
 async def _sum_up(ledger: Ledger, report: _Purge) -> None:

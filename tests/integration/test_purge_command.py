@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from poller.ledger import Ledger, faxes
+from poller.cli.purge_command import _closed
+from poller.ledger import Ledger, faxes, meta
+from poller.runtime_report import RuntimeReport
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from tests.integration.at_work import faults
@@ -192,3 +194,15 @@ def test_what_eFax_has_no_more_is_neither_retried_nor_repaired(  # noqa: N802
             return row.state
 
     assert asyncio.run(state()) == "stored"
+
+
+async def test_beside_a_service_whose_storage_is_unusable_that_is_said(tmp_path: Path) -> None:
+    ledger = await Ledger.open(f"sqlite:///{tmp_path}/poller.db", directory=tmp_path)
+    try:
+        assert await _closed(ledger) == ""
+        for reason, said in ((None, ""), ("the disk is full", "unusable: the disk is full")):
+            report = RuntimeReport("/faxes", reason)
+            await ledger.write(meta.keep, meta.RUNTIME_REPORT, report.text())
+            assert (await _closed(ledger)).endswith(said)
+    finally:
+        await ledger.close()
