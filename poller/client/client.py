@@ -27,7 +27,7 @@ from poller.efax.requests import (
     send_request,
     sent_list_request,
 )
-from poller.efax.responses import Page, parse_fields, parse_health, parse_page
+from poller.efax.responses import Page, parse_done, parse_fields, parse_health, parse_page
 from poller.errors import BadAnswer, Rejected, Unreachable
 from poller.naming import fax_key
 from poller.pacing import Kind, Pacing
@@ -36,10 +36,6 @@ from poller.window import Interval
 
 _GONE = (404, 410)
 _MOST_NOTICES = 100 * PAGE_LIMIT  # of one answer in pages; nobody knows how far back it reaches
-
-
-def _unread(_: bytes) -> None:
-    """What was asked for is done; the answer says nothing more."""
 
 
 def _about(kind: Kind, user: User, fax_id: str) -> Exchange[dict[str, Any]]:
@@ -266,7 +262,7 @@ class Client:
             Kind.LAST,
             user.name,
             lambda token: delete_request(user.user_id, token, fax_id),
-            whole(_unread),
+            whole(parse_done),
             before,
         )
         try:
@@ -283,7 +279,7 @@ class Client:
             Kind.LAST,
             user.name,
             lambda token: mark_request(user.user_id, token, fax_id, downloaded=downloaded),
-            whole(_unread),
+            whole(parse_done),
             before,
         )
         await self._requester.call(exchange)

@@ -30,7 +30,7 @@ from poller.retry import pause_s, worth_repeating
 T = TypeVar("T")
 Before = Callable[[], Awaitable[None]]
 
-# Calls whose 5xx says something about the account; others may fail for one fax, or for sent ones only.
+# Calls that say something about the account however they fail; others may fail for one fax only.
 _OF_THE_ACCOUNT = (Call.TOKEN, Call.HEALTH, Call.LIST)
 
 
@@ -152,8 +152,10 @@ class Requester:
             value = await self.transport.send(ticket, request, read)
         except (Unreachable, BadAnswer) as error:  # the latter may be a proxy's
             # One fax that eFax cannot render, or does not know, says little about the account:
-            # `fetch_image` counts it once, however often it was tried.
-            told = request.call in _OF_THE_ACCOUNT or error.status is None
+            # `fetch_image` counts it once, however often it was tried. What is not about receiving
+            # says nothing: received faxes must not wait for it.
+            is_unanswered = ticket.kind is Kind.IMAGE and error.status is None
+            told = request.call in _OF_THE_ACCOUNT or is_unanswered
             if told and isinstance(error, Unreachable):
                 self.breaker.failed(ticket.user, error)
             if leaves_in_doubt(request.call, error):

@@ -119,6 +119,15 @@ def parse_fields(body: bytes) -> dict[str, Any]:
     return kept
 
 
+def parse_done(body: bytes) -> None:
+    """Check that eFax says a deletion or mark is done: by nothing or by an object, not by a page.
+
+    A proxy may answer in its place with a good status.
+    """
+    if body.strip() and strict_object(body, "deletion's or mark's").get("errors"):
+        raise BadAnswer("The deletion's or mark's answer is an error message.")
+
+
 def parse_page(body: bytes) -> Page:
     """Read one page of a list.
 

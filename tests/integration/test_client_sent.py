@@ -270,6 +270,38 @@ async def test_a_server_that_lists_no_sent_faxes_does_not_suspend_the_account(
     assert client.suspension.failures == 0
 
 
+@pytest.mark.parametrize("connects", [True, False])
+async def test_what_is_not_about_receiving_never_suspends_the_account(
+    bench: Bench, client: Client, monkeypatch: pytest.MonkeyPatch, connects: bool
+) -> None:
+    await client.sign_in()
+    if not connects:
+
+        async def refused(*_: object) -> None:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refused)
+    every = ("sent-list", "image", "get", "delete", "patch", "send", "notifications")
+    bench.server.scripts |= {call: [reset] * 99 for call in every}
+    for user in (bench.ann, bench.bob) * 2:
+        for asked in (
+            client.list_sent(user, BOUNDS, 0),
+            client.fetch_image(user, "s", Sink(), direction=Direction.SENT),
+            client.metadata(user, "s", direction=Direction.SENT, waited_for=True),
+            client.transmission_details(user, "s"),
+            client.send(user, FAX),
+            client.delete(user, "a"),
+            client.mark(user, "a", downloaded=False),
+            client.notifications(user, None),
+        ):
+            with pytest.raises((errors.Unreachable, errors.SendInDoubt)):
+                await asked
+    assert client.suspension.failures == 0
+    with pytest.raises(errors.Unreachable):  # a received one does
+        await client.fetch_image(bench.ann, "r", Sink())
+    assert client.suspension.failures > 0
+
+
 async def test_a_suspended_account_lists_no_sent_faxes_and_probes_with_none(
     bench: Bench, client: Client
 ) -> None:
@@ -360,6 +392,21 @@ async def test_a_fax_that_is_gone_is_deleted(bench: Bench, client: Client, code:
     sent = bench.server.seen[-1]
     assert (sent.method, sent.raw_path) == ("DELETE", "/faxes/a%2Fb")
     assert bench.server.count("delete") == 1
+
+
+@pytest.mark.parametrize("body", ["<html>", '"done"', "[]", '{"errors": [{}]}'])
+async def test_a_page_in_the_place_of_an_answer_neither_deletes_nor_marks(
+    bench: Bench, client: Client, body: str
+) -> None:
+    bench.server.scripts |= {call: [status(200, body)] * 3 for call in ("delete", "patch")}
+    with pytest.raises(errors.BadAnswer) as raised:
+        await client.delete(bench.ann, "a")
+    assert raised.value.evidence.body == body.encode()
+    with pytest.raises(errors.BadAnswer):
+        await client.mark(bench.ann, "a", downloaded=False)
+    await client.delete(bench.ann, "a")
+    bench.server.scripts["delete"] = [status(200, '{"fax_id": "a"}')]
+    await client.delete(bench.ann, "a")
 
 
 @pytest.mark.parametrize("code", [403, 409])

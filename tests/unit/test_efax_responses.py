@@ -174,6 +174,7 @@ def test_no_bytes_upset_the_parsers(body: bytes) -> None:
         responses.parse_token,
         responses.parse_fields,
         responses.parse_health,
+        responses.parse_done,
     ):
         with suppress(errors.BadAnswer, errors.Unreachable):
             parse(body)
@@ -235,6 +236,17 @@ def test_metadata_is_an_object_that_is_no_error() -> None:
     )
     with pytest.raises(errors.BadAnswer):
         responses.parse_fields(b'{"errors": [{}]}')
+
+
+@pytest.mark.parametrize("body", [b"", b" \n", b"{}", b'{"fax_id": "a"}'])
+def test_a_deletion_or_mark_is_done_by_nothing_or_an_object(body: bytes) -> None:
+    responses.parse_done(body)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"true", b"[]", b'{"errors": [{}]}'])
+def test_a_page_does_not_say_that_anything_is_done(body: bytes) -> None:
+    with pytest.raises(errors.BadAnswer):
+        responses.parse_done(body)
 
 
 @pytest.mark.parametrize(
