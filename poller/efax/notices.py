@@ -1,5 +1,6 @@
 """What GET /notifications answers: which faxes the web-hook was told of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ _DIRECTIONS = {
     **dict.fromkeys(("INBOUND", "RECEIVED"), Direction.RECEIVED),
     **dict.fromkeys(("OUTBOUND", "SENT"), Direction.SENT),
 }
+_OF_SENT_ONLY = ("transmission_data", "routing_data", "client_tracking_data")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,18 @@ def _notice(entry: object) -> Notice | None:
     return Notice(
         fax_id,
         user_id if isinstance(user_id, str) and user_id else None,
-        _DIRECTIONS.get(direction.strip().upper()) if isinstance(direction, str) else None,
+        _direction(direction),
         parse_timestamp(completed) if isinstance(completed, str) else None,
         no_deeper(entry),
     )
+
+
+def _direction(word: object) -> Direction | None:
+    return _DIRECTIONS.get(word.strip().upper()) if isinstance(word, str) else None
+
+
+def direction_of(fields: Mapping[str, Any]) -> Direction | None:
+    """Read a fax's direction from its metadata: as they say it, or by what only a sent fax has."""
+    said = _direction(fields.get("direction"))
+    is_sent = said is None and any(fields.get(name) is not None for name in _OF_SENT_ONLY)
+    return Direction.SENT if is_sent else said

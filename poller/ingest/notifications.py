@@ -1,16 +1,18 @@
 """What eFax told the web-hook, as it lists that itself: a fax that no list shows is fetched all the same."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from poller.clock import Clock
-from poller.efax.notices import Notice
+from poller.efax.notices import Notice, direction_of
 from poller.efax.responses import listed_fax
 from poller.errors import BadAnswer, Rejected
 from poller.ingest.account import AccountRunner
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger, faxes
+from poller.recognition import is_same_number
 from poller.stream import Direction
 
 _BACK = timedelta(days=1)
@@ -87,6 +89,15 @@ class NoticeReader:
                 self._waiting[state.user.user_id, fax_id] = since
             return False
         fax = listed_fax({"fax_id": fax_id} | fields)
-        if fax is None or str(fields.get("direction", "")).upper() == "OUTBOUND":
+        if fax is None or not _is_received(fields, state.user.number):
             return False
         return await self._account.reader.record_noticed(state, fax)
+
+
+def _is_received(fields: Mapping[str, Any], number: str | None) -> bool:
+    """Where nothing tells a fax's direction, it must have come to the user's number, if that is known."""
+    direction = direction_of(fields)
+    if direction is not None:
+        return direction is Direction.RECEIVED
+    to = fields.get("destination_fax_number")
+    return number is None or not isinstance(to, str) or is_same_number(to, number)

@@ -26,7 +26,8 @@ _AT_ONCE: Final = 32
 _BETWEEN_S: Final = 0.004  # two connections: 250 a second at most
 _WAITING: Final = 128  # in the kernel
 _BODY_S: Final = 10.0
-_CONNECTION_S: Final = 15.0  # from the first byte of the handshake to the last of the answer
+_HEAD_S: Final = 3.0  # from the connection to the last of the request's headers
+_CONNECTION_S: Final = 15.0  # from then to the last of the answer
 _LINGER_S: Final = 2.0  # for a sender to read why it is refused while it still sends
 _AGAIN_S: Final = 1.0
 
@@ -114,13 +115,17 @@ class HookListener:
             await asyncio.sleep(_BETWEEN_S)
 
     async def _serve(self, accepted: socket.socket) -> None:
-        """Let a connection live for one request, and no longer than that may take."""
+        """Let a connection live for one request, and no longer than that may take.
+
+        Whoever sends none holds a place for a moment only: those with a notice wait for it.
+        """
         loop = asyncio.get_running_loop()
         handler, ended = self._server.handler()
         transport: Any = None
         try:
             with suppress(TimeoutError, OSError):  # an SSLError is one, too
-                async with asyncio.timeout(_CONNECTION_S):
+                async with asyncio.timeout(_HEAD_S) as deadline:
+                    self._server.deadlines[handler] = deadline
                     transport, _ = await loop.connect_accepted_socket(
                         lambda: handler, accepted, ssl=self._tls
                     )
@@ -136,6 +141,7 @@ class HookListener:
     # -- one request ----------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._server.prolong(request.protocol)
         try:
             response = await self._answer(request)
         except TimeoutError:
@@ -186,6 +192,7 @@ class _Connections(web.Server):
             logger=logging.Logger("web-hook", logging.CRITICAL + 1),
         )
         self._ends: dict[asyncio.BaseProtocol, asyncio.Event] = {}
+        self.deadlines: dict[asyncio.BaseProtocol, asyncio.Timeout] = {}
 
     def handler(self) -> tuple[asyncio.BaseProtocol, asyncio.Event]:
         """Make the protocol of one connection, and what is set when that has ended."""
@@ -195,6 +202,12 @@ class _Connections(web.Server):
 
     def forget(self, handler: asyncio.BaseProtocol) -> None:
         self._ends.pop(handler)
+        self.deadlines.pop(handler, None)
+
+    def prolong(self, handler: asyncio.BaseProtocol) -> None:
+        """Its request has come: give the rest its time."""
+        if (deadline := self.deadlines.pop(handler, None)) is not None:
+            deadline.reschedule(asyncio.get_running_loop().time() + _CONNECTION_S)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)

@@ -25,6 +25,7 @@ from tests.integration.at_work import poll, until
 
 PATH, SECRET = "/efax/main", "hook-secret"
 GOOD = b'{"user_id": "user-a"}'
+_LESS_THAN_ANSWERING_S = 8.0  # of the 15 s of a request, four passed
 
 
 def signature(body: bytes, secret: str = SECRET) -> str:
@@ -173,7 +174,8 @@ async def test_a_body_that_does_not_come_to_its_end_is_cut_off(heard: Heard) -> 
 
 
 async def test_a_sender_that_never_comes_to_its_request_is_cut_off(heard: Heard) -> None:
-    assert await _sent_slowly(heard, b"POST /efax", 16) == b""
+    async with asyncio.timeout(_LESS_THAN_ANSWERING_S):
+        assert await _sent_slowly(heard, b"POST /efax", 4) == b""
     assert (await heard.post(sign=signature(GOOD)))[0] == 200
 
 
@@ -187,6 +189,18 @@ async def test_those_who_only_hold_a_connection_keep_others_waiting_and_not_out(
     for _, writer in idle:
         writer.close()
     assert (await late)[0] == 200
+
+
+async def test_those_who_say_nothing_make_room_in_a_moment(heard: Heard) -> None:
+    idle = [await asyncio.open_connection("127.0.0.1", heard.listener.port) for _ in range(32)]
+    while heard.listener._room._value:
+        await asyncio.sleep(0.01)
+    late = asyncio.create_task(heard.post(sign=signature(GOOD)))
+    pass_time(4)
+    async with asyncio.timeout(_LESS_THAN_ANSWERING_S):
+        assert (await late)[0] == 200
+    for _, writer in idle:
+        writer.close()
 
 
 async def test_a_sender_that_breaks_off_leaves_nothing_behind(heard: Heard) -> None:

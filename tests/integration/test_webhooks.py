@@ -404,6 +404,41 @@ async def test_a_fax_that_is_not_there_yet_is_asked_for_again(
         await until(lambda: said(events, "fax-discovered"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"direction": "OUTBOUND"}, 0),
+        ({"direction": " sent "}, 0),
+        ({"transmission_data": {}}, 0),
+        ({"direction": 3, "client_tracking_data": []}, 0),
+        ({"routing_data": {"to_name": ""}}, 0),
+        ({"destination_fax_number": "+1 206 555 0100"}, 0),
+        ({"destination_fax_number": "3235550000"}, 1),  # the user's own
+        ({"direction": "INBOUND", "destination_fax_number": "2065550100"}, 1),
+        ({}, 1),
+    ],
+    ids=str,
+)
+async def test_a_sent_fax_is_not_taken_for_a_received_one(
+    runtime: Runtime,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    found: int,
+) -> None:
+    async def notified(*_: Any) -> tuple[Notice, ...]:
+        return (Notice("fax-1", "user-a", None, None, {}),)
+
+    async def said_of_it(*_: Any) -> dict[str, Any]:
+        return {"fax_id": "fax-1", "completed_timestamp": "2026-03-02T11:00:00.000+0000"} | fields
+
+    runner, state = parts(runtime, "user-a")
+    await poll(runtime, "user-a")
+    monkeypatch.setattr(runner.client, "notifications", notified)
+    monkeypatch.setattr(runner.client, "metadata", said_of_it)
+    assert await NoticeReader(runner, runtime.services.ledger, clock).read(state) == found
+
+
 async def test_what_a_first_poll_may_list_is_left_to_it(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:

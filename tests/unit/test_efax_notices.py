@@ -80,3 +80,21 @@ def test_notices_are_asked_for_since_a_time_page_by_page() -> None:
     )
     assert request.headers["pagination-offset"] == "100"
     assert requests.notifications_request("u", "t", None, offset=0).target == "/notifications"
+
+
+@pytest.mark.parametrize(
+    ("fields", "direction"),
+    [
+        ({}, None),
+        ({"direction": 3, "transmission_data": None}, None),
+        ({"direction": "Inbound", "transmission_data": {}}, Direction.RECEIVED),
+        ({"direction": "OUTBOUND"}, Direction.SENT),
+        ({"transmission_data": [{}]}, Direction.SENT),
+        ({"direction": "?", "client_tracking_data": {}}, Direction.SENT),
+        ({"routing_data": {}}, Direction.SENT),
+    ],
+)
+def test_metadata_tell_the_direction_or_what_only_a_sent_fax_has_does(
+    fields: dict[str, object], direction: Direction | None
+) -> None:
+    assert notices.direction_of(fields) is direction
