@@ -19,6 +19,8 @@ class Deletable(Protocol):
     @property
     def state(self) -> str: ...
     @property
+    def received_at(self) -> datetime | None: ...
+    @property
     def stored_at(self) -> datetime | None: ...
     @property
     def deleted_at(self) -> datetime | None: ...
@@ -30,13 +32,31 @@ class Deletable(Protocol):
     def refetch(self) -> bool: ...
 
 
+class Found(Protocol):
+    """What was found where the files of a fax should be.
+
+    `is_well`: both are there, and what was read of them is what was stored. `is_gone`: neither is
+    there, in a directory that is there or not. `why` is what is wrong otherwise.
+    """
+
+    @property
+    def is_well(self) -> bool: ...
+    @property
+    def is_gone(self) -> bool: ...
+    @property
+    def has_directory(self) -> bool: ...
+    @property
+    def why(self) -> str | None: ...
+
+
 def why_kept(
     fax: Deletable, rule: Delete | None, now: datetime, stored_before: datetime | None = None
 ) -> str | None:
     """Say why a fax must not be deleted by what the ledger knows of it; None: its files decide.
 
     `rule` is that of its user, None where it is not configured. `stored_before` stands for
-    `delete.after`, and for nothing else.
+    `delete.after`, and for nothing else. What our clock calls stored before eFax had received it was
+    stored later than that.
     """
     return next(_reasons(fax, rule, now, stored_before), None)
 
@@ -58,29 +78,35 @@ def _reasons(
         yield "it is to be fetched again"
     if rule is None:
         yield "its user is not configured any more"
-    elif fax.stored_at is None:
+        return
+    if fax.stored_at is None:
         yield "nobody knows when it was stored"
-    elif stored_before is not None:
-        if fax.stored_at >= stored_before:
-            yield f"it was stored at {_shown(fax.stored_at)}, not before that time"
+        return
+    stored_at = max(fax.stored_at, fax.received_at or fax.stored_at)
+    if stored_before is not None:
+        if stored_at >= stored_before:
+            yield f"it was stored at {_shown(stored_at)}, not before that time"
     elif rule.after is None:
         yield "its user has no delete.after"
-    elif now - fax.stored_at < rule.after:
-        yield f"it was stored at {_shown(fax.stored_at)}, and delete.after has not passed since"
+    elif now - stored_at < rule.after:
+        yield f"it was stored at {_shown(stored_at)}, and delete.after has not passed since"
 
 
-def why_unproved(rule: Delete, *, is_well: bool, is_gone: bool, harm: str | None) -> str | None:
+def why_unproved(rule: Delete, found: Found) -> str | None:
     """Say why the files do not prove that a good copy exists; None: they do.
 
-    `is_well`: both are there, and their bytes, read now, are those that were stored. `is_gone`: a
-    consumer took both. `harm` is what is wrong otherwise.
+    A consumer takes files. Where their directory is gone, too, a mount may be missing or an older
+    state of the storage may have been restored, and then nobody took them.
     """
-    if is_well:
+    if found.is_well:
         return None
-    if is_gone:
-        taken = "its files were taken away, and delete.taken is keep"
-        return None if rule.taken == "delete" else taken
-    return f"its files are not what was stored: {harm or 'nobody knows why'}"
+    if not found.is_gone:
+        return f"its files are not what was stored: {found.why or 'nobody knows why'}"
+    if rule.taken == "keep":
+        return "its files were taken away, and delete.taken is keep"
+    if not found.has_directory:
+        return "its files are gone and their directory with them, so nobody may have taken them"
+    return None
 
 
 def left_today(rule: Delete, deleted_lately: int) -> int:

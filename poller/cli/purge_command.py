@@ -27,7 +27,6 @@ from poller.errors import (
     UsageError,
 )
 from poller.ingest.audit import Auditor
-from poller.ingest.deleting import why_unproved
 from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, deletions, errands, faxes, meta, streams
 from poller.ledger.tables import JobKind
@@ -179,7 +178,7 @@ class _Planner:
             one = found.get(row.id)
             why = "it has no file" if one is None else None
             if one is not None:
-                why = why_unproved(one, self._users[row.stream].delete)
+                why = deletion.why_unproved(self._users[row.stream].delete, one.finding)
             if why is None:
                 self._report.wanted[row.id] = row
             else:

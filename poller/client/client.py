@@ -256,8 +256,8 @@ class Client:
         )
         return await self._requester.call(exchange)
 
-    async def delete(self, user: User, fax_id: str, *, before: Before = nothing) -> None:
-        """Delete a fax at eFax; one that is gone already is deleted. Rejected where it is refused."""
+    async def delete(self, user: User, fax_id: str, *, before: Before = nothing) -> bool:
+        """Delete a fax at eFax; False where it says 404 or 410. Rejected where it is refused."""
         exchange = Exchange(
             Kind.LAST,
             user.name,
@@ -270,6 +270,8 @@ class Client:
         except Rejected as error:
             if error.status not in _GONE:
                 raise
+            return False
+        return True
 
     async def mark(
         self, user: User, fax_id: str, *, downloaded: bool, before: Before = nothing

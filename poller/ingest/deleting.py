@@ -1,17 +1,26 @@
 """Delete at eFax what is proved to be stored here: intention, proof, rules once more, call, outcome."""
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
 from poller import deletion, events
 from poller.client import Client
 from poller.config.model import Delete
-from poller.errors import ApiError, PollerError, StorageConflict, StorageUnusable, Unreachable
+from poller.errors import (
+    ApiError,
+    PollerError,
+    Rejected,
+    StorageConflict,
+    StorageUnusable,
+    Unreachable,
+)
 from poller.ingest.agreed_time import AgreedTime
-from poller.ingest.audit import Auditor, Checked
+from poller.ingest.audit import Auditor
 from poller.ingest.errand_ends import Ends
 from poller.ingest.fetch import Services
 from poller.ingest.list_memory import ListMemory
@@ -20,14 +29,16 @@ from poller.ledger import Errand, OnDisk, deletions, errands, faxes, jobs
 from poller.ledger.deletions import Passed, Place
 from poller.ledger.tables import JobKind
 from poller.store import Condition
+from poller.window import Interval
 
 PROVED_FOR_S = 60.0  # a request may wait for its turn for hours
 DELETED_WITHIN_S = 20.0  # the polls of the user wait for it
 _WALKED_AT_ONCE = 2_000
 _LOOKED_AT_ONCE = 200
-_OPEN_AT_MOST = (
-    200  # intentions of an account: so that what is to go is not written down years ahead
-)
+# Untried intentions of a user: so that what is to go is not written down years ahead.
+_OPEN_AT_MOST = 200
+_ANEW_S = 86_400.0
+_LISTED_BACK = timedelta(hours=1)
 
 
 class _NotNow(PollerError):
@@ -50,6 +61,15 @@ class _Attempt:
     begun: bool = False
 
 
+@dataclass
+class _WalkUnderWay:
+    """Along what was stored; from `again` on faxes of the streams `full` were passed by."""
+
+    place: Place = field(default_factory=Place)
+    again: Place | None = None
+    full: set[int] = field(default_factory=set)
+
+
 class Deleter:
     """Deletes faxes of one account. `memory` forgets a witness before it goes."""
 
@@ -70,7 +90,8 @@ class Deleter:
         self._ends = ends
         self._time = AgreedTime(client, services.clock)
         self._auditor = Auditor(services.ledger, services.storage, services.clock, threads=1)
-        self._places: dict[timedelta, Place] = {}
+        self._walks: dict[timedelta, _WalkUnderWay] = {}
+        self._begun_s = -math.inf
         self._rules: dict[int, Delete] = {}
         self._asking: set[int] = set()
 
@@ -91,8 +112,10 @@ class Deleter:
     async def plan(self) -> bool:
         """Write down what has become old enough, some at a time; True where there may be more."""
         rules = {id_: state.user.delete for id_, state in self._states.items()}
-        if rules != self._rules:  # whoever was passed by may have another rule now
-            self._rules, self._places = rules, {}
+        now_s = self._clock.monotonic()
+        # What was passed by may go by another rule now, or be well again.
+        if rules != self._rules or now_s - self._begun_s >= _ANEW_S:
+            self._rules, self._walks, self._begun_s = rules, {}, now_s
         if not self._client.server_clock.agreed:
             return False
         more = False
@@ -102,8 +125,9 @@ class Deleter:
         return more
 
     async def _plan(self, after: timedelta) -> bool:
-        place = self._places.get(after, Place())
-        passed = await self._ledger.read(deletions.walk, place, self.now() - after, _WALKED_AT_ONCE)
+        walk = self._walks.setdefault(after, _WalkUnderWay())
+        begin = walk.place
+        passed = await self._ledger.read(deletions.walk, begin, self.now() - after, _WALKED_AT_ONCE)
         mine = [
             one
             for one in passed
@@ -111,40 +135,43 @@ class Deleter:
             and one.stream in self._rules
             and self._rules[one.stream].after == after
         ]
-        waiting = await self._ledger.read(
-            errands.waiting, self._client.account.app_id, JobKind.DELETE
-        )
-        room = _OPEN_AT_MOST - waiting
-        for begin in range(0, len(mine), _LOOKED_AT_ONCE):
-            some = mine[begin : begin + _LOOKED_AT_ONCE]
-            if room <= 0:
-                self._places[after] = mine[begin - 1].place if begin else place
-                return False
-            room -= await self._intend(some)
+        app_id = self._client.account.app_id
+        waiting = Counter(await self._ledger.read(errands.untried, app_id, JobKind.DELETE))
+        for first in range(0, len(mine), _LOOKED_AT_ONCE):
+            some = mine[first : first + _LOOKED_AT_ONCE]
+            full = {one.stream for one in some if waiting[one.stream] >= _OPEN_AT_MOST}
+            if full:
+                walk.full |= full
+                walk.again = walk.again or begin
+            waiting.update(await self._intend([one for one in some if one.stream not in full]))
         if passed:
-            self._places[after] = passed[-1].place
-        return len(passed) == _WALKED_AT_ONCE
+            walk.place = passed[-1].place
+        is_through = len(passed) < _WALKED_AT_ONCE
+        if is_through and any(waiting[stream] < _OPEN_AT_MOST / 2 for stream in walk.full):
+            assert walk.again is not None
+            self._walks[after] = _WalkUnderWay(walk.again)
+            return True
+        return not is_through
 
-    async def _intend(self, some: Sequence[Passed]) -> int:
-        """Write down those whose files look well, by their sizes; how many."""
-        rows = {
+    async def _intend(self, some: Sequence[Passed]) -> list[int]:
+        """Write down those whose files look well, by their sizes; the stream of each."""
+        ids = [one.fax for one in some]
+        asked = await self._ledger.read(errands.of_faxes, ids, JobKind.DELETE)
+        new = set(ids) - {errand.fax.id for errand in asked}
+        held = {
             row.id: row
-            for row in await self._ledger.read(faxes.on_disk_of, [one.fax for one in some])
+            for row in await self._ledger.read(faxes.some, list(new))
+            if deletion.why_kept(row, self._rules[row.stream], self.now()) is None
         }
-        found = await self._auditor.look(list(rows.values()), thorough=False)
-        wanted = [one.row.id for one in found if why_unproved(one, self._rule(one)) is None]
+        on_disk = await self._ledger.read(faxes.on_disk_of, list(held))
+        wanted = [
+            held[one.row.id]
+            for one in await self._auditor.look(on_disk, thorough=False)
+            if deletion.why_unproved(self._rules[held[one.row.id].stream], one.finding) is None
+        ]
         if wanted:
-            held = await self._ledger.read(faxes.some, wanted)
-            await self._ledger.write(errands.ask, held, JobKind.DELETE, self._clock.now())
-        return len(wanted)
-
-    def _rule(self, one: Checked) -> Delete:
-        (rule,) = (
-            state.user.delete
-            for state in self._states.values()
-            if (state.user.app_id, state.user.user_id) == (one.row.app_id, one.row.user_id)
-        )
-        return rule
+            await self._ledger.write(errands.ask, wanted, JobKind.DELETE, self._clock.now())
+        return [row.stream for row in wanted]
 
     # -- one deletion -----------------------------------------------------------------------------
 
@@ -174,7 +201,10 @@ class Deleter:
         claim = partial(self._claim, attempt)
         try:
             async with deadline:
-                await self._client.delete(state.user, errand.fax.fax_id, before=claim)
+                is_done = await self._client.delete(state.user, errand.fax.fax_id, before=claim)
+            if not is_done:
+                self._end(attempt)
+                await self._see_it_gone(errand, state)
         except _NotNow:
             await self._ends.put_off(errand, shortly=True)
         except TimeoutError:
@@ -186,10 +216,23 @@ class Deleter:
         else:
             await asyncio.shield(self._record(attempt))
         finally:
-            if attempt.begun:
-                state.deletions.end()
-                self._asking.discard(errand.fax.id)
+            self._end(attempt)
+            self._asking.discard(errand.fax.id)
         await self._memory.refill()
+
+    @staticmethod
+    def _end(attempt: _Attempt) -> None:
+        """Nothing shifts the list of its user any more."""
+        if attempt.begun:
+            attempt.begun = False
+            attempt.state.deletions.end()
+
+    async def _see_it_gone(self, errand: Errand, state: StreamState) -> None:
+        """404 may be about the user, or a proxy's; raises ApiError where that is not ruled out."""
+        if await self._client.has_fax(state.user, errand.fax.fax_id):
+            raise Rejected("eFax says that there is no such fax to delete, but shows its metadata")
+        now = await self._time.now(state.user)
+        await self._client.list_received(state.user, Interval(now - _LISTED_BACK, now), 0)
 
     async def _record(self, attempt: _Attempt) -> None:
         errand = attempt.errand
@@ -213,7 +256,7 @@ class Deleter:
         """Read the files now; how they prove it, or None where they do not."""
         rows: list[OnDisk] = await self._ledger.read(faxes.on_disk_of, [errand.fax.id])
         for one in await self._auditor.check(rows, thorough=True):
-            if why_unproved(one, state.user.delete) is None:
+            if deletion.why_unproved(state.user.delete, one.finding) is None:
                 return "taken" if one.finding.condition is Condition.TAKEN else "file"
             if one.is_damaged:
                 file, why = one.row.file, one.finding.why
@@ -237,22 +280,13 @@ class Deleter:
             raise _Kept(why or "it was decided otherwise meanwhile")
         if not self._services.gate.usable:
             raise _NotNow("the storage cannot be used")
+        if state.is_refused:
+            raise _NotNow("eFax refuses the user")
+        if state.deletions.held:
+            raise _NotNow("the user's list is being read")
         if not attempt.begun:
-            if state.deletions.held:
-                raise _NotNow("the user's list is being read")
             if not self._memory.give_up(row.stream, row.fax_id):
                 raise _NotNow("it proves just now that an empty list is one")
             attempt.begun = state.deletions.begin()
             self._asking.add(row.id)
         attempt.deadline.reschedule(asyncio.get_running_loop().time() + DELETED_WITHIN_S)
-
-
-def why_unproved(one: Checked, rule: Delete) -> str | None:
-    """Say why what was found of a fax's files does not prove that it may go; None: it does."""
-    found = one.finding
-    return deletion.why_unproved(
-        rule,
-        is_well=found.condition is Condition.OK,
-        is_gone=found.condition is Condition.TAKEN,
-        harm=found.why,
-    )

@@ -1,7 +1,7 @@
 """Do the errands of one account, few at a time, after all that brings faxes here."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from poller import deletion, events, log
 from poller.client import Client
@@ -17,7 +17,7 @@ from poller.ledger import Errand, deletions, errands
 from poller.ledger.tables import JobKind
 
 LOOK_S = 10.0
-_READ_AT_ONCE = 200  # those of one user may have to wait for tomorrow
+_READ_AT_ONCE = 200
 _MORE_S = 1.0
 _AT_ONCE = 2
 _CUT_OFF_S = 5.0
@@ -68,7 +68,8 @@ class ErrandRunner:
     async def run_until_idle(self) -> None:
         """Do what was asked for and is due now, where no service does it."""
         while await self._begin_due() or self._running:
-            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            if self._running:  # what was begun may have ended while the ledger was read
+                await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def look(self) -> float | None:
         """Begin what is due; after how long to look again, None where nothing is to be done."""
@@ -117,29 +118,40 @@ class ErrandRunner:
         return begun
 
     async def _due(self, kind: JobKind) -> list[Errand]:
-        under_way = [fax for of, fax in self._running if of is kind]
-        now = self._services.clock.now()
-        due = await self._ledger.read(
-            errands.due, self._app_id, kind, now, _READ_AT_ONCE, exclude=under_way
-        )
-        if kind is JobKind.DELETE and due:
-            if not await self._services.gate.check():
-                return []
-            since = now - deletion.A_DAY
-            lately = await self._ledger.read(deletions.deleted_since, self._app_id, since)
-            return self._within_the_day(due, lately + len(under_way))
-        return due[: self.at_once - len(self._running)]
+        under_way = [fax for of, fax in self._running if of is kind]  # may end while it is read
+        due = await self._read(kind)
+        if kind is JobKind.MARK or not due:
+            free = [one for one in due if one.fax.id not in under_way]
+            return free[: self.at_once - len(self._running)]
+        if not await self._services.gate.check():
+            return []
+        since = self._services.clock.now() - deletion.A_DAY
+        lately = await self._ledger.read(deletions.deleted_since, self._app_id, since)
+        passed_by: set[int] = set()
+        wanted = self._within_the_day(due, lately, under_way)
+        while not wanted and len(due) == _READ_AT_ONCE:  # users who must wait stop no others
+            passed_by |= {one.fax.stream for one in due}
+            due = await self._read(kind, passed_by)
+            wanted = self._within_the_day(due, lately, under_way)
+        return wanted
 
-    def _within_the_day(self, due: list[Errand], lately: int) -> list[Errand]:
-        """Keep what the limits of the users allow, of users whose lists are not being read."""
+    async def _read(self, kind: JobKind, not_of: Collection[int] = ()) -> list[Errand]:
+        now = self._services.clock.now()
+        return await self._ledger.read(errands.due, self._app_id, kind, now, _READ_AT_ONCE, not_of)
+
+    def _within_the_day(self, due: list[Errand], lately: int, under_way: list[int]) -> list[Errand]:
+        """Keep what the limits of the users allow, of accepted users whose lists are not being read."""
         wanted: list[Errand] = []
         for errand in due:
             state = self._states.get(errand.fax.stream)
             if len(self._running) + len(wanted) >= self.at_once:
                 break
-            if state is None or state.deletions.held:
+            if state is None or state.is_refused or state.deletions.held:
                 continue
-            if deletion.left_today(state.user.delete, lately + len(wanted)):
+            if errand.fax.id in under_way:
+                continue
+            spent = lately + len(under_way) + len(wanted)
+            if deletion.left_today(state.user.delete, spent):
                 wanted.append(errand)
         return wanted
 

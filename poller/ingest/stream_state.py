@@ -77,13 +77,13 @@ class Hold:
 
     @asynccontextmanager
     async def while_held(self, timeout_s: float) -> AsyncIterator[None]:
-        """Hold while in here; what takes too long to end is not waited for any more."""
-        is_held = await self.hold(timeout_s)
+        """Hold while in here; what takes too long to end is not waited for, but nothing more begins."""
+        await self.hold(timeout_s)
+        self.held = True
         try:
             yield
         finally:
-            if is_held:
-                self.let_go()
+            self.let_go()
 
 
 @dataclass

@@ -14,7 +14,6 @@ from poller.ledger.tables import EPOCH, JobKind, State, faxes, streams
 
 _PROMISING = and_(
     faxes.c.state == State.STORED,
-    faxes.c.deleted_at.is_(None),
     faxes.c.damage.is_(None),
     faxes.c.damaged.is_(False),
     faxes.c.refetch.is_(False),
@@ -43,11 +42,12 @@ class Passed:
 
 
 def walk(connection: Connection, place: Place, until: datetime, limit: int) -> list[Passed]:
-    """Go on from `place` to what was stored until then, at most so many faxes of any account.
+    """Go on from `place` to what was stored until then, at most so many faxes that eFax may still have.
 
     One index that every ledger has tells the order, so that a fax costs nothing before it is here.
     """
     wanted = _STORED_IN_ORDER.where(
+        faxes.c.deleted_at.is_(None),
         faxes.c.stored_at >= place.stored_at,
         faxes.c.stored_at <= until,
         or_(faxes.c.stored_at > place.stored_at, faxes.c.id > place.fax),

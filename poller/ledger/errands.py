@@ -53,24 +53,31 @@ def due(
     kind: JobKind,
     now: datetime,
     limit: int,
-    exclude: Collection[int] = (),
+    not_of: Collection[int] = (),
 ) -> list[Errand]:
-    """Return what of an account is due, the longest due first, but for the faxes of `exclude`."""
+    """Return what of an account is due, the longest due first, but not of the streams `not_of`."""
     wanted = (
         _ERRAND.join(streams, streams.c.id == jobs.c.stream)
         .where(jobs.c.kind == kind, jobs.c.due <= now)
         .where(streams.c.app_id == app_id, streams.c.removed.is_(False))
+        .where(jobs.c.stream.not_in(not_of))
         .order_by(jobs.c.due, jobs.c.id)
-        .limit(limit + len(exclude))
+        .limit(limit)
     )
-    found = _errands(connection, connection.execute(wanted).all())
-    return [one for one in found if one.fax.id not in exclude][:limit]
+    return _errands(connection, connection.execute(wanted).all())
 
 
 def waiting(connection: Connection, app_id: str, kind: JobKind | None = None) -> int:
     """Count what is asked for, due or not, of an account; what was left is not."""
     wanted = _WAITS.where(streams.c.app_id == app_id)
     return connection.scalar(wanted if kind is None else wanted.where(jobs.c.kind == kind)) or 0
+
+
+def untried(connection: Connection, app_id: str, kind: JobKind) -> dict[int, int]:
+    """Count what is asked for and has not failed yet, for each stream that has some."""
+    wanted = _WAITS.where(streams.c.app_id == app_id, jobs.c.kind == kind, jobs.c.failures == 0)
+    rows = connection.execute(wanted.add_columns(jobs.c.stream).group_by(jobs.c.stream))
+    return {stream: count for count, stream in rows}
 
 
 def of_faxes(connection: Connection, wanted: Sequence[int], kind: JobKind) -> list[Errand]:

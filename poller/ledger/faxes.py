@@ -70,7 +70,7 @@ FAX = (
 _AT = bindparam("at", type_=Instant)
 _WHOSE = faxes.c.stream == bindparam("whose")
 _LAST_LISTED = (
-    select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at)
+    select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at, faxes.c.deleted_at)
     .where(_WHOSE, has_key(THESE))
     .order_by(faxes.c.id.desc())  # of two spellings the one first seen holds
 )
@@ -168,7 +168,8 @@ class RecordedPage:
 def record_page(connection: Connection, stream: int, page: ListedPage) -> RecordedPage:
     """Record a page of a list.
 
-    What a known fax was listed as first is kept; when it was last listed is kept to ten minutes.
+    What a known fax was listed as first is kept; when it was last listed is kept to ten minutes. What
+    eFax lists was not deleted there, whatever it has answered.
     """
     listed: dict[str, NewFax] = {}
     for fax in page.faxes:  # twice on a page: the first holds
@@ -177,6 +178,10 @@ def record_page(connection: Connection, stream: int, page: ListedPage) -> Record
     new = [fax for key, fax in listed.items() if key not in known]
     expects_page = bool(new) and _insert(connection, stream, new, page)
     _listed_again(connection, known, page)
+    for id_, _, deleted_at in known.values():
+        if deleted_at is not None:
+            set_fax(connection, id_, deleted_at=None)
+            remember(connection, id_, page.now, "listed again", "so it was not deleted at eFax")
     happened = list(_happened(new, page))
     progress = fold.record(connection, stream, *happened) if happened else None
     discovered = _by_fax_ids(connection, stream, [fax.fax_id for fax in new])
@@ -201,11 +206,14 @@ def other_key(fax_id: str) -> str | None:
 
 def _last_listed(
     connection: Connection, stream: int, keys: list[str]
-) -> dict[str, tuple[int, datetime]]:
+) -> dict[str, tuple[int, datetime, datetime | None]]:
+    """Return id, when it was last listed, and when it was deleted at eFax, by key."""
     return {
-        key: (fax, at)
+        key: (fax, at, deleted_at)
         for chunk in chunks(keys)
-        for key, fax, at in connection.execute(_LAST_LISTED, {"whose": stream, "these": chunk})
+        for key, fax, at, deleted_at in connection.execute(
+            _LAST_LISTED, {"whose": stream, "these": chunk}
+        )
     }
 
 
@@ -219,9 +227,11 @@ def _by_fax_ids(connection: Connection, stream: int, fax_ids: list[str]) -> list
 
 
 def _listed_again(
-    connection: Connection, known: dict[str, tuple[int, datetime]], page: ListedPage
+    connection: Connection,
+    known: Mapping[str, tuple[int, datetime, datetime | None]],
+    page: ListedPage,
 ) -> None:
-    stale = [fax for fax, at in known.values() if abs(page.now - at) >= LISTED_AGAIN]
+    stale = [fax for fax, at, _ in known.values() if abs(page.now - at) >= LISTED_AGAIN]
     for chunk in chunks(stale):
         connection.execute(
             update(faxes)

@@ -34,6 +34,7 @@ class Finding:
 
     image: str | None = None
     sidecar: str | None = None
+    has_directory: bool = True
 
     @property
     def is_well(self) -> bool:
@@ -93,7 +94,7 @@ def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -
     try:
         folder = open_folder(root, path_of(stored))
     except FileNotFoundError:
-        return Finding(_MISSING, _MISSING)
+        return Finding(_MISSING, _MISSING, has_directory=False)
     except StorageConflict as error:
         return Finding(str(error), str(error))
     except OSError as error:  # one bad directory says nothing about the others

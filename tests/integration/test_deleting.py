@@ -4,20 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poller.config.model import Config, Delete, Poll, Sweep
-from poller.errors import LedgerUnavailable
+from poller.errors import LedgerUnavailable, UserRefused
 from poller.ingest.deleting import Deleter
 from poller.ingest.errand_runner import LOOK_S
 from poller.ingest.runtime import Runtime
-from poller.ingest.stream_state import StreamState
+from poller.ingest.stream_state import Hold, StreamState
 from poller.ledger import FaxRow, State, deletions, errands, faxes, jobs
 from poller.ledger.tables import JobKind
-from poller.simulator import Switches
+from poller.simulator import Fault, Faults, Switches
 from poller.simulator.state import Fax
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
@@ -617,12 +618,13 @@ async def test_the_walk_is_taken_up_where_it_was_and_anew_with_another_rule(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ingest.deleting._WALKED_AT_ONCE", 2)
-    walked = []
+    walked, begun_at = [], []
     real = deletions.walk
 
-    def walk(*args: Any) -> Any:
-        found = real(*args)
+    def walk(connection: Any, place: deletions.Place, *args: Any) -> Any:
+        found = real(connection, place, *args)
         walked.append(len(found))
+        begun_at.append(place)
         return found
 
     monkeypatch.setattr(deletions, "walk", walk)
@@ -635,7 +637,8 @@ async def test_the_walk_is_taken_up_where_it_was_and_anew_with_another_rule(
     _, state = parts(runtime)
     state.user = replace(state.user, delete=Delete(after=2 * DAY))
     await run_errands(runtime)
-    assert sorted(walked[5:]) == [2, 2]  # two rules now, of two users, each from the start
+    assert begun_at[5:] == [deletions.Place()] * 2  # two rules now, of two users
+    assert walked[5:] == [0, 0]  # what is deleted is passed over by the ledger
 
 
 async def test_a_stop_waits_for_the_answer_and_records_it(
@@ -693,3 +696,243 @@ async def test_a_bug_in_one_deletion_stops_neither_the_others_nor_the_service(
     await run_errands(runtime)
     assert [is_gone(bad), is_gone(good)] == [False, True]
     assert said(events, "internal-error") == ["internal-error"]
+
+
+# -- whether eFax really has it no more ----------------------------------------------------------
+
+
+async def test_nothing_is_deleted_while_its_user_is_refused_and_404_is_no_proof_then(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    """A user whom eFax does not know is answered 404 to everything."""
+    several = [await stored(runtime, simulator) for _ in range(3)]
+    clock.advance(2 * DAY)
+    simulator.switches = replace(simulator.switches, wrong_user="404")
+    boxes = simulator.apps[APP].users
+    box = boxes.pop("user-a")
+    await run_errands(runtime)  # before any poll has found out
+    assert {(await row(runtime, fax)).deleted_at for fax, _ in several} == {None}
+    await poll(runtime)
+    assert parts(runtime)[1].is_refused
+    asked = calls(simulator, "delete")
+    for _ in range(3):
+        clock.advance(DAY / 4)
+        await run_errands(runtime)
+    assert calls(simulator, "delete") == asked
+    boxes["user-a"] = box
+    await poll(runtime)
+    clock.advance(DAY / 4)
+    await run_errands(runtime)
+    assert all(is_gone(fax) for fax, _ in several)
+
+
+async def test_a_user_who_is_refused_while_a_deletion_waits_for_its_turn_keeps_the_fax(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    prove = Deleter._prove
+
+    async def refused(self: Deleter, errand: Any, state: StreamState) -> Any:
+        proof = await prove(self, errand, state)
+        state.refusal = UserRefused("no such user")
+        return proof
+
+    monkeypatch.setattr(Deleter, "_prove", refused)
+    await run_errands(runtime)
+    assert not calls(simulator, "delete")
+
+
+async def test_404_about_a_fax_that_eFax_shows_is_a_refusal(  # noqa: N802
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
+) -> None:
+    fax, _ = await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    simulator.faults = faults("404@delete=always")
+    await run_errands(runtime)
+    assert (await row(runtime, fax)).deleted_at is None
+    assert said(events, "fax-deleted", "delete-refused") == ["delete-refused"]
+
+
+async def test_404_is_no_proof_while_no_list_of_the_user_is_answered(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, _ = await stored(runtime, simulator)
+    simulator.delete(fax)
+    clock.advance(2 * DAY)
+    simulator.faults = faults("403@list=always")
+    await run_errands(runtime)
+    assert (await row(runtime, fax)).deleted_at is None
+    simulator.faults = faults()
+    clock.advance(timedelta(minutes=5))
+    await run_errands(runtime)
+    assert (await row(runtime, fax)).deleted_at is not None
+
+
+async def test_what_eFax_lists_was_not_deleted_and_can_be_fetched_again(  # noqa: N802
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, before = await stored(runtime, simulator)
+    ledger = runtime.services.ledger
+    await ledger.write(partial(faxes.set_fax, fax=before.id, deleted_at=clock.now()))
+    await poll(runtime)
+    assert (await row(runtime, fax)).deleted_at is None
+    history = [one.outcome for one in await ledger.read(faxes.history, before.id)]
+    assert history == ["stored", "listed again"]
+    await damaged(runtime, simulator, before)
+    assert await ledger.write(jobs.make_due, [before.id], clock.now()) == 1
+
+
+# -- one does not stop the others ----------------------------------------------------------------
+
+
+@pytest.fixture
+def few_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poller.ingest.deleting._OPEN_AT_MOST", 5)
+    monkeypatch.setattr("poller.ingest.deleting._LOOKED_AT_ONCE", 5)
+    monkeypatch.setattr("poller.ingest.errand_runner._READ_AT_ONCE", 5)
+
+
+@pytest.mark.usefixtures("few_open")
+async def test_a_user_whose_deletions_are_refused_stops_nobody_elses(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    for _ in range(12):
+        await stored(runtime, simulator)
+    clock.advance(timedelta(minutes=1))
+    other, _ = await stored(runtime, simulator, "user-b")
+    simulator.faults = Faults(
+        rules=(Fault("403", frozenset({"delete"}), user_id="user-a", probability=1.0),)
+    )
+    clock.advance(2 * DAY)
+    await run_errands(runtime)
+    assert is_gone(other)
+
+
+@pytest.mark.usefixtures("few_open")
+async def test_a_user_with_a_low_limit_stops_nobody_elses_and_comes_to_the_end(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    async with opened_runtime(deleting(make_config(simulator.base_url)), clock) as runtime:
+        _, low = parts(runtime)
+        low.user = replace(low.user, delete=Delete(after=DAY, max_per_day=1))
+        mine = [(await stored(runtime, simulator))[0] for _ in range(12)]
+        clock.advance(timedelta(minutes=1))
+        others = [(await stored(runtime, simulator, "user-b"))[0] for _ in range(3)]
+        clock.advance(2 * DAY)
+        await run_errands(runtime)
+        await run_errands(runtime)
+        assert all(map(is_gone, others))
+        assert len(await runtime.services.ledger.read(errands.untried, APP, JobKind.DELETE)) == 1
+        low.user = replace(low.user, delete=Delete(after=DAY))
+        for _ in range(5):
+            await run_errands(runtime)
+        assert all(map(is_gone, mine))
+
+
+@pytest.mark.usefixtures("few_open")
+async def test_what_was_passed_by_for_want_of_room_comes_once_there_is_some(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    async with opened_runtime(deleting(make_config(simulator.base_url)), clock) as runtime:
+        mine = [(await stored(runtime, simulator))[0] for _ in range(17)]
+        clock.advance(2 * DAY)
+        for _ in range(8):
+            await run_errands(runtime)
+        assert all(map(is_gone, mine))
+
+
+async def test_what_the_walk_has_passed_is_looked_at_again_the_next_day(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, before = await stored(runtime, simulator)
+    image = image_of(runtime, before)
+    away = image.with_suffix(".away")
+    image.rename(away)  # somebody looks at it, or a restore is under way
+    clock.advance(2 * DAY)
+    await run_errands(runtime)
+    away.rename(image)
+    clock.advance(DAY)
+    await run_errands(runtime)
+    assert is_gone(fax)
+
+
+async def test_without_a_service_it_ends_although_the_last_one_ended_while_it_looked(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = deleting(make_config(simulator.base_url), max_per_day=1)
+    async with opened_runtime(settings, clock) as runtime:
+        several = [(await stored(runtime, simulator))[1] for _ in range(3)]
+        clock.advance(2 * DAY)
+        await run_errands(runtime)
+        ledger, runner = runtime.services.ledger, runtime.accounts[APP].errands
+        held = await ledger.read(faxes.some, [one.id for one in several])
+        await ledger.write(deletions.ask_by_hand, held, clock.now(), clock.now())
+        for _ in range(20):
+            await ledger.write(errands.ask, held[:1], JobKind.MARK, clock.now())
+            await runner.run_until_idle()
+
+
+# -- what holds it back ----------------------------------------------------------------------------
+
+
+async def test_while_a_list_is_read_nothing_begins_although_something_takes_too_long() -> None:
+    hold = Hold()
+    assert hold.begin()
+    async with hold.while_held(0.0):
+        assert not hold.begin()
+    assert hold.begin()
+
+
+async def test_a_poll_that_waits_goes_before_the_second_try_of_a_deletion(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fax, _ = await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    _, state = parts(runtime)
+    claim = Deleter._claim
+
+    async def poll_comes(self: Deleter, attempt: Any) -> None:
+        await claim(self, attempt)
+        state.deletions.held = True
+
+    simulator.faults = Faults(script=("429+1",), script_calls=frozenset({"delete"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(Deleter, "_claim", poll_comes)
+        await run_errands(runtime)
+    assert calls(simulator, "delete") == 1
+    state.deletions.let_go()
+    clock.advance(timedelta(minutes=1))
+    await run_errands(runtime)
+    assert is_gone(fax)
+
+
+async def test_what_nobody_took_is_no_proof_where_its_directory_is_gone_too(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    """A mount below the storage is missing, or an older state of it was restored."""
+    settings = deleting(make_config(simulator.base_url), taken="delete")
+    async with opened_runtime(settings, clock) as runtime:
+        fax, before = await stored(runtime, simulator)
+        ledger, root = runtime.services.ledger, settings.storage.directory
+        await ledger.write(errands.ask, [before], JobKind.DELETE, clock.now())
+        (root / "main").rename(root.parent / "elsewhere")
+        (root / "main").mkdir()
+        clock.advance(2 * DAY)
+        await run_errands(runtime)
+        assert not is_gone(fax)
+
+
+async def test_a_fax_that_was_stored_by_a_clock_that_was_behind_is_not_old(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    fax, before = await stored(runtime, simulator)
+    assert before.stored_at is not None
+    ledger = runtime.services.ledger
+    earlier = before.stored_at - 365 * DAY
+    await ledger.write(partial(faxes.set_fax, fax=before.id, stored_at=earlier))
+    await run_errands(runtime)
+    assert not is_gone(fax)
+    clock.advance(2 * DAY)
+    await run_errands(runtime)
+    assert is_gone(fax)

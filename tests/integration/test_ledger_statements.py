@@ -239,7 +239,8 @@ class Everything:
     def of_errands(self, stream: int, fax: FaxRow) -> None:
         for anew in (False, True):
             self(errands.ask, [fax], JobKind.DELETE, NOW, stored_before=NOW, anew=anew)
-        (errand,) = self(errands.due, "app", JobKind.DELETE, NOW, 10)
+        (errand,) = self(errands.due, "app", JobKind.DELETE, NOW, 10, [stream + 1])
+        self(errands.untried, "app", JobKind.DELETE)
         self(errands.waiting, "app")
         self(errands.waiting, "app", JobKind.DELETE)
         self(errands.failed, errand, "refused", None, refused_at=NOW)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
+from poller import deletion
 from poller.clock import ServerClock
-from poller.ingest import deleting, poll
+from poller.ingest import poll
 from poller.ingest.empties import EmptyLists
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
@@ -180,7 +181,7 @@ def _kill_while_deleting(step: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_deletion_without_proof_is_found(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(deleting, "why_unproved", lambda *_: None)
+    monkeypatch.setattr(deletion, "why_unproved", lambda *_: None)
 
     with pytest.raises(AssertionError, match="was deleted at eFax"):
         run_state_machine_as_test(seed(3)(KeepingMachine), settings=explored(20, 25))
