@@ -62,6 +62,14 @@ def find_sent(transaction_id: str, listed: Iterable[ListedFax]) -> str | None:
     return next((fax.fax_id for fax in listed if _bears(fax.raw, transaction_id)), None)
 
 
+def may_be_sent(fax: ListedFax, number: str, sent_at: datetime) -> bool:
+    """Tell whether a record can be of a fax that was sent to this number then, as far as it says."""
+    told = fax.raw.get("destination_fax_number")
+    if isinstance(told, str) and _digits(told) and not is_same_number(told, number):
+        return False
+    return fax.received_at is None or fax.received_at >= sent_at - _TOLERANCE
+
+
 def _bears(value: Any, text: str, depth: int = 0) -> bool:
     if isinstance(value, str):
         return value.strip().casefold() == text.casefold()
@@ -77,12 +85,16 @@ def _bears(value: Any, text: str, depth: int = 0) -> bool:
 
 @dataclass(frozen=True)
 class Expected:
-    """A page on its way to our own `number`: `code` stands on it and in the sender's id that we gave."""
+    """A page on its way to our own `number`: `code` stands on it and in the sender's id that we gave.
+
+    After `late_at` it is known by its code alone.
+    """
 
     send: int
     code: str
     number: str
     sent_at: datetime
+    late_at: datetime
 
 
 def csid_of(code: str) -> str:
@@ -94,7 +106,7 @@ def find_arrived(expected: Sequence[Expected], fax: ListedFax) -> Expected | Non
     """Say which of the pages on their way this received fax is, or None: it is somebody else's.
 
     A carrier may put its own text in the place of our sender's id. Then it is one page, from our
-    own number, that came after it was sent.
+    own number, that came after it was sent and not late; of several the one sent last.
     """
     tsid = _letters(str(fax.raw.get("originating_fax_tsid") or ""))
     for one in expected:
@@ -105,10 +117,13 @@ def find_arrived(expected: Sequence[Expected], fax: ListedFax) -> Expected | Non
     sender = str(fax.raw.get("originating_fax_number") or "")
     if fax.pages != 1 or fax.received_at is None:
         return None
-    for one in sorted(expected, key=lambda page: page.sent_at):
-        if is_same_number(sender, one.number) and fax.received_at >= one.sent_at - _TOLERANCE:
-            return one
-    return None
+    could_be = [
+        one
+        for one in expected
+        if is_same_number(sender, one.number)
+        and one.sent_at - _TOLERANCE <= fax.received_at <= one.late_at + _TOLERANCE
+    ]
+    return max(could_be, key=lambda page: page.sent_at, default=None)
 
 
 def _letters(text: str) -> str:

@@ -18,7 +18,6 @@ from poller.ledger import (
     FaxRow,
     Health,
     Ledger,
-    SendRow,
     StreamRow,
     backfills,
     errands,
@@ -136,11 +135,15 @@ async def status(
             {**_names(fax), "path": fax.file, "why": fax.damage}
             for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN)
         ],
-        **_canaries(await ledger.read(sends.late_canaries)),
+        **(await _canaries(ledger) if _has_canary(around.accounts) else {}),
     }
 
 
-def _canaries(late: Sequence[SendRow]) -> dict[str, Any]:
+def _has_canary(accounts: Sequence[Account]) -> bool:
+    return any(user.canary for account in accounts for user in account.users)
+
+
+async def _canaries(ledger: Ledger) -> dict[str, Any]:
     """Nothing where none is late."""
     told = [
         {
@@ -149,7 +152,7 @@ def _canaries(late: Sequence[SendRow]) -> dict[str, Any]:
             "asked_at": instant(row.asked_at),
             "why": what_is_missing(row),
         }
-        for row in late
+        for row in await ledger.read(sends.late_canaries)
     ]
     return {"late_canaries": told} if told else {}
 

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from poller.documents.checkers import Checkers
 from poller.errors import PollerError, UsageError
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
-from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_page
+from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_page, withdraw
 from poller.ingest.sending import Sender
 from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger, SendRow, SendState, sends
@@ -29,6 +29,7 @@ _POLL_EVERY_S = 5.0
 _LOOK_S = 1.0
 _TRANSMITTED_WITHIN_S = 30.0  # of its file: eFax may say it a little later
 _STEPS = ("accepted", "transmitted", "listed", "stored")
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def selftest(paths: Sequence[Path], *, key: str, within: timedelta, as_json: bool) -> int:
@@ -56,7 +57,10 @@ def selftest(paths: Sequence[Path], *, key: str, within: timedelta, as_json: boo
 
 
 def shown(row: SendRow, problem: str | None) -> dict[str, Any]:
-    """Give the JSON of `selftest`; a step that did not happen is null."""
+    """Give the JSON of `selftest`; a step that did not happen is null.
+
+    `transmitted_at` and `listed_at` are when poller saw it.
+    """
     return {
         "ok": problem is None,
         "problem": problem,
@@ -99,12 +103,12 @@ def _print(report: dict[str, Any]) -> None:
     began: datetime = report["asked_at"]
     say(f"{'asked':<12} {instant(began)}  page {report['code']}")
     about = {"accepted": "fax_id", "listed": "received_fax_id", "stored": "file"}
-    for step in _STEPS:
+    for step in sorted(_STEPS, key=lambda step: report[f"{step}_at"] or _NEVER):
         at: datetime | None = report[f"{step}_at"]
         if at is None:
             say(f"{step:<12} not", "bold red")
             continue
-        what = report[about[step]] if step in about else ""
+        what = report[about[step]] if step in about else "or before: poller looked then"
         say(f"{step:<12} {instant(at)}  +{(at - began).total_seconds():.1f} s  {what}".rstrip())
     if report["problem"] is None:
         say("The whole way works: the page is stored, whole.", "bold green")
@@ -144,7 +148,8 @@ async def _follow(settings: Config, user: User, within: timedelta) -> SendRow:
                     alive_at = loop.time()
                 elif loop.time() - alive_at > GONE_S:
                     stdio.complain("poller: the service has stopped")
-                    return await ledger.write(sends.withdraw, row.id, bootstrap.now(), "stopped")
+                    state = settings.state_directory
+                    return await withdraw(ledger, state, row, bootstrap.now(), "stopped")
                 if row.is_stored:
                     stored_at = stored_at or loop.time()
                 if _is_over(row, bootstrap.now()) and _may_end(row, stored_at, loop.time()):
@@ -180,7 +185,8 @@ async def _work(key: str, within: timedelta, runtime: Runtime) -> SendRow:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
     now = runtime.services.clock.now()
-    row = await ledger.write(sends.withdraw, row.id, now, "it was not sent in time")
+    directory = runtime.config.state_directory
+    row = await withdraw(ledger, directory, row, now, "it was not sent in time")
     if row.state is SendState.SENDING:
         return row  # the service, or the next `send`, finds out
     return await ledger.write(sends.finish, row.id, now)

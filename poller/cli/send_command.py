@@ -22,10 +22,11 @@ from poller.documents.checkers import Checkers
 from poller.efax.outgoing import LARGEST_BYTES, MOST_DOCUMENTS
 from poller.errors import StorageUnusable, UsageError
 from poller.ingest.runtime import Runtime
-from poller.ingest.send_request import ask_to_send, new_fax
+from poller.ingest.send_request import CANARY, ask_to_send, new_fax, tidy_outbox, withdraw
 from poller.ingest.sending import Sender
 from poller.ledger import Ledger, SendRow, SendState, sends
 from poller.recognition import to_dial
+from poller.status import instant
 
 IN_DOUBT = 3
 _SENT_WITHIN_S = 900.0  # also where eFax slows the account down, and the answer is looked for
@@ -95,7 +96,9 @@ def exit_code(row: SendRow, *, wait: bool) -> int:
         return IN_DOUBT
     if row.state is SendState.TRANSMITTED:
         return 0
-    return 0 if row.state is SendState.ACCEPTED and not wait else 1
+    if row.state is SendState.ACCEPTED:
+        return IN_DOUBT if wait else 0
+    return 1
 
 
 def _sentence(row: SendRow) -> str:
@@ -190,7 +193,8 @@ async def followed(settings: Config, ledger: Ledger, row: SendRow, *, wait: bool
     stopped = await wait_for(settings, "sending", look, hang_timeout_s=limit_s)
     if stopped is not None:
         stdio.complain(f"poller: {stopped}")
-        await ledger.write(sends.withdraw, row.id, bootstrap.now(), "the service did not send it")
+        why = "the service did not send it"
+        await withdraw(ledger, settings.state_directory, row, bootstrap.now(), why)
     return await ledger.read(sends.one, row.id)
 
 
@@ -202,11 +206,7 @@ async def _work(order: _Order, runtime: Runtime) -> SendRow:
     stream = next(state.id for state in runtime.states if state.key == order.key)
     ledger = runtime.services.ledger
     sender = Sender(runtime)
-    left_over = [
-        asyncio.create_task(sender.send(one), name=f"look for {one.id}")
-        for one in await ledger.read(sends.unfinished)
-        if one.state is SendState.SENDING and one.stream == stream
-    ]
+    left_over = await _left_over(runtime, sender, stream)
     row = await _asked(ledger, runtime.config, stream, order)
     try:
         row = await sender.send(row)
@@ -215,11 +215,29 @@ async def _work(order: _Order, runtime: Runtime) -> SendRow:
         await asyncio.gather(*left_over)
     except asyncio.CancelledError:
         with suppress(Exception):
-            await _say_interrupted(ledger, row)
+            await _say_interrupted(runtime, row)
         raise
     return row
 
 
-async def _say_interrupted(ledger: Ledger, row: SendRow) -> None:
-    row = await ledger.write(sends.withdraw, row.id, bootstrap.now(), "it was interrupted")
+async def _left_over(runtime: Runtime, sender: Sender, stream: int) -> list[asyncio.Task[SendRow]]:
+    """Look for what commands before were sending, and withdraw what they had not begun with."""
+    ledger, state, now = runtime.services.ledger, runtime.config.state_directory, bootstrap.now()
+    looks = []
+    for one in await ledger.read(sends.unfinished):
+        if one.stream != stream:
+            continue
+        if one.state is SendState.SENDING:
+            looks.append(asyncio.create_task(sender.send(one), name=f"look for {one.id}"))
+        elif one.state is SendState.WAITING and one.purpose != CANARY:
+            await withdraw(ledger, state, one, now, "the command that asked for it had ended")
+            about = f"{one.transaction_id}, asked for at {instant(one.asked_at)}"
+            stdio.complain(f"poller: {about}, had not been sent; it will not be.")
+    await tidy_outbox(ledger, state, now)
+    return looks
+
+
+async def _say_interrupted(runtime: Runtime, row: SendRow) -> None:
+    ledger, state = runtime.services.ledger, runtime.config.state_directory
+    row = await withdraw(ledger, state, row, bootstrap.now(), "it was interrupted")
     stdio.complain(f"poller: interrupted; {_sentence(row)}")

@@ -23,10 +23,15 @@ class BackgroundChecks:
     """Looks after one runtime; `loops` are its background tasks."""
 
     def __init__(
-        self, runtime: Runtime, poll_soon: Callable[[StreamState], None] = lambda _: None
+        self,
+        runtime: Runtime,
+        poll_soon: Callable[[StreamState], None] = lambda _: None,
+        *,
+        on_edit: Callable[[], None] = lambda: None,
     ) -> None:
         self._runtime = runtime
         self._poll_soon = poll_soon
+        self._on_edit = on_edit
         self._ledger = runtime.services.ledger
         self._clock = runtime.services.clock
         self._auditor = Auditor(
@@ -54,6 +59,7 @@ class BackgroundChecks:
                         self._begin_backfills()
                         for account in self._runtime.accounts.values():
                             account.errands.wake()  # `poller purge` may have asked for something
+                        self._on_edit()
                         seen = edits
             await self._clock.sleep(_LOOK_S)
 

@@ -1,5 +1,6 @@
 """Canaries: now and then a fax to the user's own number, timed until it is a file."""
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
@@ -24,6 +25,7 @@ class Canaries:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._services = runtime.services
+        self._wake = asyncio.Event()
 
     def plan(self, scheduler: AsyncIOScheduler) -> None:
         """Give each user with a canary a job at its own time."""
@@ -38,16 +40,28 @@ class Canaries:
                     name=f"canary {state.key}",
                 )
 
+    def wake(self) -> None:
+        """A page may be asked for now, or a canary configured."""
+        self._wake.set()
+
     async def run(self) -> None:
-        """Say what has arrived and what is late; until it is cancelled."""
+        """Say what has arrived and what is late; until it is cancelled.
+
+        Where no canary is configured and no page is on its way, nothing is looked at until `wake`.
+        """
         async with cut_off_if_hung("canaries"):
             with suppress(LedgerUnavailable):
                 await self._remember()
         while True:
+            self._wake.clear()
+            is_open = True
             async with cut_off_if_hung("canaries"):
                 with suppress(LedgerUnavailable):  # the gate says so
-                    await self._look()
-            await self._services.clock.sleep(_LOOK_S)
+                    is_open = await self._look()
+            if is_open:
+                await self._services.clock.sleep(_LOOK_S)
+            else:
+                await self._wake.wait()
 
     async def _send_due(self, state: StreamState, canary: Canary) -> None:
         """Send one, unless the last was a moment ago: by a run before this one, or another clock."""
@@ -73,18 +87,21 @@ class Canaries:
                 for row in (await self._services.ledger.read(sends.last_canaries, app_id)).values():
                     self._measure(row)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Say what is new; whether there is anything to look at again."""
         services = self._services
-        for row in await services.ledger.read(sends.unfinished):
-            if row.code is not None:
-                await settle_page(services.ledger, row, services.clock.now(), services.emit)
-                if row.is_stored and row.purpose == CANARY:
-                    self._measure(row)
-        late = await services.ledger.read(sends.late_canaries)
-        waiting = {row.stream for row in late}
-        for state in self._with_one():
+        pages = [row for row in await services.ledger.read(sends.unfinished) if row.code]
+        for row in pages:
+            await settle_page(services.ledger, row, services.clock.now(), services.emit)
+            if row.is_stored and row.purpose == CANARY:
+                self._measure(row)
+        if not (configured := self._with_one()):
+            return bool(pages)
+        waiting = {row.stream for row in await services.ledger.read(sends.late_canaries)}
+        for state in configured:
             is_late = float(state.id in waiting)
             services.metrics.set_user(*state.user.names, canary_late=is_late)
+        return True
 
     def _with_one(self) -> list[StreamState]:
         """What the users with a canary receive."""

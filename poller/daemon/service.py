@@ -118,7 +118,9 @@ class Service:
         self._planner.start()
         loops = {
             **self._monitor.loops(),
-            **BackgroundChecks(self._runtime, self._planner.poll_soon).loops(),
+            **BackgroundChecks(
+                self._runtime, self._planner.poll_soon, on_edit=self._wake_senders
+            ).loops(),
             **(self._webhooks.loops() if self._webhooks else {}),
             "sending": self._sender.run(),
             "canaries": self._canaries.run(),
@@ -133,6 +135,10 @@ class Service:
                 storage=self._runtime.services.gate.reason or "usable",
             )
         )
+
+    def _wake_senders(self) -> None:
+        self._sender.wake()
+        self._canaries.wake()
 
     def _start_account(self, account: AccountRunner) -> None:
         account.on_suspension_change = self._suspension_changed
@@ -228,6 +234,7 @@ class Service:
             self._planner.plan()
             for account in self._runtime.accounts.values():
                 account.errands.wake()
+            self._wake_senders()
             self._say_reloaded(settings, prepared)
         systemd.notify(READY=1, STATUS=self._monitor.readiness.status_line())
         await self._monitor.keep_report()

@@ -4,21 +4,23 @@ import secrets
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from poller import events, outbox
 from poller.config.model import User
 from poller.drawn_page import page
+from poller.errors import LedgerUnavailable, NoThread
 from poller.events import Emit
-from poller.ledger import Ledger, SendRow, sends
+from poller.ledger import Ledger, SendRow, SendState, sends
 from poller.ledger.sends import NewSend
 from poller.outbox import OutboxDocument
 from poller.own_threads import in_own_thread
 from poller.page_progress import what_is_missing
 from poller.recognition import to_dial
 
+STALE: Final = timedelta(hours=1)  # what was asked for before is not what is wanted now
 SELFTEST: Final = "selftest"
 CANARY: Final = "canary"
 _LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # none that looks like another
@@ -60,6 +62,39 @@ async def ask_to_send(
     except Exception:
         await in_own_thread("outbox", lambda: outbox.remove(state, new.transaction_id))
         raise
+
+
+async def withdraw(ledger: Ledger, state: Path, row: SendRow, now: datetime, why: str) -> SendRow:
+    """See to it that what still waits is not sent, and keep no documents of it; LedgerUnavailable."""
+    row = await ledger.write(sends.withdraw, row.id, now, why)
+    if row.state is SendState.FAILED:
+        await forget_documents(state, row)
+    return row
+
+
+async def forget_documents(state: Path, row: SendRow) -> None:
+    """Remove the documents of a fax that is sent, or never will be."""
+    with suppress(NoThread):  # `tidy_outbox` does it
+        await in_own_thread("outbox", lambda: outbox.remove(state, row.transaction_id))
+
+
+async def tidy_outbox(ledger: Ledger, state: Path, now: datetime) -> bool:
+    """Remove documents that are left over; whether some are there still, or it could not be done."""
+    with suppress(LedgerUnavailable, NoThread):
+        held = await in_own_thread("outbox", lambda: outbox.folders(state))
+        if not held:
+            return False
+        needed = await ledger.read(sends.to_be_sent, held, now - STALE)
+        now_s = now.timestamp()
+
+        def tidy() -> bool:
+            for one in held:
+                if not needed.get(one, not outbox.is_left_over(state, one, now_s)):
+                    outbox.remove(state, one)
+            return bool(outbox.folders(state))
+
+        return await in_own_thread("outbox", tidy)
+    return True
 
 
 async def settle_page(ledger: Ledger, row: SendRow, now: datetime, emit: Emit) -> None:

@@ -19,6 +19,7 @@ from poller.events import Event
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
+from poller.ingest.send_request import CANARY, SELFTEST, STALE, forget_documents, tidy_outbox
 from poller.ingest.sent_look import SentLook
 from poller.ingest.stream_state import StreamState
 from poller.ledger import SendRow, SendState, sends
@@ -27,14 +28,13 @@ from poller.recognition import csid_of
 
 IN_DOUBT_AFTER_S = 120.0
 LOOK_EVERY_S = 5.0
-_OFTEN_FOR = timedelta(minutes=10)
-_SELDOM_S = 60.0
+_PAUSE_SHARE = 10  # of the time that it has waited
+_SELDOM_S = 600.0
 _FOLLOWED_FOR = timedelta(days=1)
-_STALE = timedelta(hours=1)  # what an operator asked for then is not what is wanted now
 _DOUBTED_FOR = timedelta(days=1)  # a transmission may be listed only when it is over
 _DOUBTS_S = 600.0
 _DOUBTS = -1  # no row's
-_LOOK_AGAIN_S = 2.0  # another process may have asked for one (`poller send`)
+_LOOK_AGAIN_S = 2.0
 _AFTER_BUG_S = 30.0
 _AT_ONCE = 2  # of an account: a fax may have 100 MB
 _UNDER_WAY = (SendState.WAITING, SendState.SENDING, SendState.ACCEPTED)
@@ -63,19 +63,32 @@ class Sender:
         self._posting: set[int] = set()
         self._left_until: dict[int, float] = {}  # rows that met a bug (monotonic)
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_ONCE))
+        self._wake = asyncio.Event()
+        self._is_left_over = True  # documents, or something in doubt
         self._stopping = False
         self._doubts_at = self._clock.monotonic()
 
     # -- all that there is, in the service ---------------------------------------------------------
 
+    def wake(self) -> None:
+        """Something may be asked for now."""
+        self._wake.set()
+
     async def run(self) -> None:
-        """Send what waits, look for what was lost, follow what is accepted; until it is cancelled."""
+        """Send what waits, look for what was lost, follow what is accepted; until it is cancelled.
+
+        Where there is nothing of these, nothing is looked at until `wake`.
+        """
         try:
-            await self._tidy()
             while True:
+                self._wake.clear()
+                is_open = True
                 async with cut_off_if_hung("sending"):
-                    await self._begin()
-                await self._clock.sleep(_LOOK_AGAIN_S)
+                    is_open = await self._begin()
+                if is_open or self._tasks or self._is_left_over:
+                    await self._clock.sleep(_LOOK_AGAIN_S)
+                else:
+                    await self._wake.wait()
         finally:
             await self.drain(0)
 
@@ -92,29 +105,15 @@ class Sender:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _tidy(self) -> None:
-        """Remove documents that a run which was killed has left; the next start does what fails."""
-        state = self._state_directory
-        now_s = self._clock.now().timestamp()
-        with suppress(LedgerUnavailable, NoThread):
-            held = await in_own_thread("outbox", lambda: outbox.folders(state))
-            needed = await self._ledger.read(sends.to_be_sent, held)
-
-            def tidy() -> None:
-                for one in held:
-                    if not needed.get(one, not outbox.is_left_over(state, one, now_s)):
-                        outbox.remove(state, one)
-
-            await in_own_thread("outbox", tidy)
-
-    async def _begin(self) -> None:
+    async def _begin(self) -> bool:
+        """Begin with what is not under way; whether anything is open."""
         if self._stopping:
-            return
+            return True
         try:
             rows = await self._ledger.read(sends.unfinished)
         except LedgerUnavailable as error:
             self._gate.close(str(error))
-            return
+            return True
         now = self._clock.monotonic()
         self._left_until = {one: until for one, until in self._left_until.items() if until > now}
         for row in rows:
@@ -124,16 +123,21 @@ class Sender:
         if now >= self._doubts_at and _DOUBTS not in self._tasks:
             self._doubts_at = now + _DOUBTS_S
             self._start(_DOUBTS, self._doubt())
+        return bool(rows)
 
     def _start(self, key: int, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[key] = task = asyncio.create_task(work, name=f"send {key}")
         task.add_done_callback(lambda _: self._tasks.pop(key))
 
     async def _doubt(self) -> None:
-        """Look now and then whether what is in doubt is listed after all."""
+        """Look now and then whether what is in doubt is listed after all, and for left documents."""
+        self._is_left_over = True
+        is_kept = await tidy_outbox(self._ledger, self._state_directory, self._clock.now())
         with suppress(LedgerUnavailable):  # the gate says so
             since = self._clock.now() - _DOUBTED_FOR
-            for row in await self._ledger.read(sends.in_doubt_since, since):
+            rows = await self._ledger.read(sends.in_doubt_since, since)
+            self._is_left_over = is_kept or bool(rows)
+            for row in rows:
                 with suppress(ApiError, _Gone):
                     account, state = self._whose(row)
                     look = SentLook(account.client, state.user, row)
@@ -145,7 +149,7 @@ class Sender:
         try:
             async with self._turns[row.app_id]:
                 row = await self.send(row)
-            await self.follow(row)
+            await self.follow(row, waited_for=row.purpose == SELFTEST)
         except (_Gone, NoThread):
             pass  # it is looked at again
         except LedgerUnavailable as error:
@@ -177,11 +181,15 @@ class Sender:
             row = await self._look_for(row, why)
         return row
 
-    async def follow(self, row: SendRow) -> SendRow:
-        """Look at what eFax has accepted until it is final, for a day; the row as it is then."""
+    async def follow(self, row: SendRow, *, waited_for: bool = True) -> SendRow:
+        """Look at what eFax has accepted until it is final, for a day; the row as it is then.
+
+        The longer it has waited the less often, and behind received faxes unless `waited_for`.
+        """
+        look: tuple[AccountRunner, SentLook] | None = None
         while row.state is SendState.ACCEPTED and not self._stopping:
-            account, state = self._whose(row)
-            found = await SentLook(account.client, state.user, row).transmission()
+            look = self._look_at(row, look, waited_for=waited_for)
+            found = await look[1].transmission()
             if found.is_final:
                 return await self._final(row, found)
             if found.status is not None and found.status != row.status:
@@ -190,12 +198,13 @@ class Sender:
             if waited > _FOLLOWED_FOR:
                 why = f"eFax has said nothing final for a day; the last was {found.status}"
                 return await self._record(sends.left, row.id, why, self._clock.now())
-            await self._clock.sleep(LOOK_EVERY_S if waited < _OFTEN_FOR else _SELDOM_S)
+            pause_s = waited.total_seconds() / _PAUSE_SHARE
+            await self._clock.sleep(min(max(pause_s, LOOK_EVERY_S), _SELDOM_S))
         return row
 
     async def _post(self, row: SendRow) -> SendRow:
         account, state = self._whose(row)
-        if self._clock.now() - row.asked_at > _STALE:
+        if self._clock.now() - row.asked_at > STALE:
             return await self._failed(row, "it has waited for more than an hour")
         try:
             outgoing = await self._outgoing(row)
@@ -214,7 +223,10 @@ class Sender:
         try:
             taken = await account.client.send(state.user, outgoing, before=before)
         except _NotOurs:
-            return await self._ledger.read(sends.one, row.id)
+            row = await self._ledger.read(sends.one, row.id)
+            if row.state is SendState.FAILED:  # withdrawn
+                await forget_documents(self._state_directory, row)
+            return row
         except SendInDoubt:
             raise
         except ApiError as error:  # of which the client knows that it was not taken
@@ -237,9 +249,7 @@ class Sender:
         until = self._clock.monotonic() + IN_DOUBT_AFTER_S
         look: tuple[AccountRunner, SentLook] | None = None
         while True:
-            account, state = self._whose(row)
-            if look is None or look[0] is not account:
-                look = account, SentLook(account.client, state.user, row)
+            look = self._look_at(row, look, waited_for=row.purpose != CANARY)
             is_last = self._clock.monotonic() >= until
             try:
                 fax_id = await look[1].find()
@@ -251,7 +261,8 @@ class Sender:
                 break
             await self._clock.sleep(LOOK_EVERY_S)
         row = await self._record(sends.in_doubt, row.id, why, self._clock.now())
-        await self._done_with(row)
+        self._is_left_over = True
+        await forget_documents(self._state_directory, row)
         self._emit(events.SendLost(*_about(row), reason=why))
         return row
 
@@ -259,14 +270,14 @@ class Sender:
 
     async def _accepted(self, row: SendRow, fax_id: str) -> SendRow:
         row = await self._record(sends.accepted, row.id, fax_id, self._clock.now())
-        await self._done_with(row)
+        await forget_documents(self._state_directory, row)
         self._emit(_sent(row, is_transmitted=False))
         return row
 
     async def _failed(self, row: SendRow, why: str) -> SendRow:
         why = log.redact(why)
         row = await self._record(sends.failed, row.id, why, self._clock.now())
-        await self._done_with(row)
+        await forget_documents(self._state_directory, row)
         self._emit(events.SendFailed(*_about(row), row.fax_id, why))
         return row
 
@@ -290,17 +301,20 @@ class Sender:
                 self._gate.close(str(error))
                 await self._clock.sleep(_LOOK_AGAIN_S)
 
-    async def _done_with(self, row: SendRow) -> None:
-        """Remove the documents: they are never sent again."""
-        directory, transaction_id = self._state_directory, row.transaction_id
-        with suppress(NoThread):  # the next start does it
-            await in_own_thread("outbox", lambda: outbox.remove(directory, transaction_id))
-
     # -- whose it is -------------------------------------------------------------------------------
 
     def _has_user(self, row: SendRow) -> bool:
         account = self._runtime.accounts.get(row.app_id)
         return account is not None and row.stream in account.states
+
+    def _look_at(
+        self, row: SendRow, before: tuple[AccountRunner, SentLook] | None, *, waited_for: bool
+    ) -> tuple[AccountRunner, SentLook]:
+        """Go on with what the look before has learnt, unless a reload has changed the account."""
+        account, state = self._whose(row)
+        if before is not None and before[0] is account:
+            return before
+        return account, SentLook(account.client, state.user, row, waited_for=waited_for)
 
     def _whose(self, row: SendRow) -> tuple[AccountRunner, StreamState]:
         """Give the account and user as they are now: a reload may have changed them."""

@@ -1,13 +1,13 @@
 """Look at eFax for one fax of ours: was it taken at all, and how does its transmission stand?"""
 
 import uuid
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from poller.client import Client
 from poller.config.model import User
-from poller.efax.responses import Page
+from poller.efax.responses import ListedFax, Page
 from poller.efax.transmission import Transmission, final_status
 from poller.errors import (
     OF_THE_ACCOUNT,
@@ -20,11 +20,12 @@ from poller.errors import (
 )
 from poller.ledger import SendRow
 from poller.naming import fax_key
-from poller.recognition import find_sent
+from poller.recognition import find_sent, may_be_sent
 from poller.stream import Direction
 from poller.window import Interval
 
 _BACK = timedelta(hours=1)
+_MOST_PAGES = 20  # of one look
 # A list may show only one status, and complete ones where none is named.
 _STATUSES = ("INPROGRESS", "NEW", "COMPLETE", "ERROR", "PENDING RETRY")
 _NO_SUCH_ANSWER = (Rejected, BadAnswer, NotYet, UserRefused, WindowRefused)
@@ -33,12 +34,16 @@ _NO_SUCH_ANSWER = (Rejected, BadAnswer, NotYet, UserRefused, WindowRefused)
 class SentLook:
     """Looks for one fax; what eFax refuses to list in a way is not asked for in that way again."""
 
-    def __init__(self, client: Client, user: User, row: SendRow) -> None:
+    def __init__(
+        self, client: Client, user: User, row: SendRow, *, waited_for: bool = False
+    ) -> None:
         self._client = client
         self._user = user
         self._row = row
+        self._waited_for = waited_for
         self._looks = 0
         self._refused: set[tuple[bool, str | None]] = set()
+        self._ways = [self._metadata, self._details, self._listed]  # to how it stands
 
     async def find(self) -> str | None:
         """Give the id of the fax whose answer was lost, where the sent list shows it; raises ApiError.
@@ -56,42 +61,65 @@ class SentLook:
     async def _find(self, is_filtered: bool, status: str | None) -> str | None:  # noqa: FBT001
         ours = self._row.transaction_id
         try:
-            page = await self._page(status, ours if is_filtered else None)
-            if (found := find_sent(ours, page.faxes)) is not None or not is_filtered:
+            if not is_filtered:
+                return find_sent(ours, await self._all(status))
+            page = await self._page(status, ours)
+            if (found := find_sent(ours, page.faxes)) is not None:
                 return found
-            # The record does not tell. It is ours if eFax shows nothing for an id that nobody has.
-            if len(page.faxes) == len(page.marks) == 1:
-                other = await self._page(status, str(uuid.uuid4()))
-                return None if other.marks else page.faxes[0].fax_id
+            return await self._told_by_filter(status, page)
         except _NO_SUCH_ANSWER:
             self._refused.add((is_filtered, status))
         return None
 
-    async def _page(self, status: str | None, transaction_id: str | None) -> Page:
-        """List the newest; without bounds where the filter says enough: a fax under way may lack a time."""
+    async def _told_by_filter(self, status: str | None, page: Page) -> str | None:
+        """Take a record that does not tell for ours where eFax shows it for our id and for no other.
+
+        Asked twice in turn: a fax may leave the list between two calls, and an empty list may lie.
+        """
+        (sent_at, destination), shown = (self._sent_at, self._row.destination), page.faxes
+        if len(page.marks) != 1 or not shown or not may_be_sent(shown[0], destination, sent_at):
+            return None
+        for wanted in (None, self._row.transaction_id, None):
+            again = await self._page(status, wanted or str(uuid.uuid4()))
+            if again.marks != (page.marks if wanted else ()):
+                return None
+        return shown[0].fax_id
+
+    @property
+    def _sent_at(self) -> datetime:
+        return self._row.sent_at or self._row.asked_at
+
+    async def _all(self, status: str | None = None) -> list[ListedFax]:
+        """List all since it was sent, and an hour before; a page that shows nothing new is the end."""
+        found: list[ListedFax] = []
+        seen: set[str] = set()
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            page = await self._page(status, None, offset)
+            if seen.issuperset(page.marks):
+                break
+            seen.update(page.marks)
+            found += page.faxes
+            offset += len(page.marks)
+        return found
+
+    async def _page(self, status: str | None, transaction_id: str | None, offset: int = 0) -> Page:
+        """List a page; without bounds where the filter says enough: a fax under way may lack a time."""
         now = self._client.server_now()
-        sent_at = self._row.sent_at or self._row.asked_at
-        bounds = None if transaction_id else Interval(min(sent_at, now) - _BACK, now)
+        bounds = None if transaction_id else Interval(min(self._sent_at, now) - _BACK, now)
         return await self._client.list_sent(
             self._user,
             bounds,
-            0,
+            offset,
             transmission_status=status,
             transaction_id=transaction_id,
-            waited_for=True,
+            waited_for=self._waited_for and offset == 0,
         )
 
     async def transmission(self) -> Transmission:
-        """Ask how it stands, in the ways that there are, until one tells a status."""
-        ways: tuple[Callable[[str], Awaitable[dict[str, Any]]], ...] = (
-            lambda fax_id: self._client.metadata(
-                self._user, fax_id, direction=Direction.SENT, waited_for=True
-            ),
-            lambda fax_id: self._client.transmission_details(self._user, fax_id, waited_for=True),
-            self._listed,
-        )
+        """Ask how it stands, in the ways that there are, the one that told it last first."""
         assert self._row.fax_id is not None
-        for ask in ways:
+        for ask in tuple(self._ways):
             try:
                 found = final_status(await ask(self._row.fax_id))
             except OF_THE_ACCOUNT:
@@ -99,13 +127,26 @@ class SentLook:
             except ApiError:
                 continue
             if found.status is not None:
+                self._ways.sort(key=lambda way: way != ask)
                 return found
         return Transmission()
 
+    async def _metadata(self, fax_id: str) -> dict[str, Any]:
+        return await self._client.metadata(
+            self._user, fax_id, direction=Direction.SENT, waited_for=self._waited_for
+        )
+
+    async def _details(self, fax_id: str) -> dict[str, Any]:
+        return await self._client.transmission_details(
+            self._user, fax_id, waited_for=self._waited_for
+        )
+
     async def _listed(self, fax_id: str) -> dict[str, Any]:
-        for transaction_id in (self._row.transaction_id, None):
-            page = await self._page(None, transaction_id)
-            for fax in page.faxes:
-                if fax_key(fax.fax_id) == fax_key(fax_id):
-                    return fax.raw
+        filtered = await self._page(None, self._row.transaction_id)
+        if (found := _one(fax_id, filtered.faxes) or _one(fax_id, await self._all())) is not None:
+            return found.raw
         raise Rejected("The list of sent faxes does not show it.")
+
+
+def _one(fax_id: str, listed: Iterable[ListedFax]) -> ListedFax | None:
+    return next((fax for fax in listed if fax_key(fax.fax_id) == fax_key(fax_id)), None)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
 
 from poller.efax.responses import ListedFax, listed_pages
+from poller.ledger import meta
 from poller.ledger.fold import chunks
 from poller.ledger.rows import FaxRow, SendRow
 from poller.ledger.tables import IS_IN_DOUBT, SendState, faxes, sends, streams
@@ -26,16 +27,19 @@ _SEND = (
     .join_from(sends, streams)
     .outerjoin(faxes, sends.c.arrived == faxes.c.id)
 )
-# Whether a fax is a canary of ours.
-IS_CANARY = exists().where(sends.c.arrived == faxes.c.id, sends.c.purpose == "canary")
+# Whether a fax is a page of ours: of a self-test too, for that is nobody's fax either.
+IS_CANARY = exists().where(sends.c.arrived == faxes.c.id)
 _MINE = sends.c.id == bindparam("this")
 _OPEN = sends.c.finished_at.is_(None)
-_IS_EXPECTED = and_(_OPEN, sends.c.code.is_not(None), sends.c.arrived.is_(None))
+_IS_EXPECTED = and_(
+    *(_OPEN, sends.c.code.is_not(None), sends.c.arrived.is_(None)),
+    sends.c.state != SendState.FAILED,
+)
 # Whether a stream is to receive a page of ours; asked for with the stream, as most never are.
 EXPECTS_PAGE = exists().where(sends.c.stream == streams.c.id, _IS_EXPECTED)
-_EXPECTED = select(sends.c.id, sends.c.code, sends.c.destination, sends.c.sent_at).where(
-    sends.c.stream == bindparam("whose"), sends.c.sent_at.is_not(None), _IS_EXPECTED
-)
+_EXPECTED = select(
+    *(sends.c.id, sends.c.code, sends.c.destination, sends.c.sent_at, sends.c.late_at)
+).where(sends.c.stream == bindparam("whose"), sends.c.sent_at.is_not(None), _IS_EXPECTED)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class NewSend:
 
 def ask(connection: Connection, new: NewSend, now: datetime) -> SendRow:
     """Ask for a fax to be sent."""
+    meta.edited(connection, 1)  # a service waits for that
     wanted = insert(sends).values(**vars(new), state=SendState.WAITING, asked_at=now)
     return one(connection, connection.execute(wanted.returning(sends.c.id)).scalar_one())
 
@@ -203,14 +208,19 @@ def last_asked(connection: Connection, stream: int) -> datetime | None:
     return last
 
 
-def to_be_sent(connection: Connection, transaction_ids: Sequence[str]) -> dict[str, bool]:
-    """Return those of these that are known, and whether their documents may still be needed."""
-    wanted = select(sends.c.transaction_id, sends.c.state)
-    needed = (SendState.WAITING, SendState.SENDING)
+def to_be_sent(
+    connection: Connection, transaction_ids: Sequence[str], since: datetime
+) -> dict[str, bool]:
+    """Return those of these that are known, and whether their documents may still be needed.
+
+    They are where it waits, and was asked for since then; also those of removed users.
+    """
+    is_needed = and_(sends.c.state == SendState.WAITING, sends.c.asked_at >= since)
+    wanted = select(sends.c.transaction_id, is_needed)
     return {
-        transaction_id: state in needed
+        transaction_id: bool(needed)
         for chunk in chunks(transaction_ids)
-        for transaction_id, state in connection.execute(
+        for transaction_id, needed in connection.execute(
             wanted.where(sends.c.transaction_id.in_(chunk))
         )
     }

@@ -234,7 +234,7 @@ class Everything:
         self(sends.last_asked, stream)
         other = self(sends.ask, sends.NewSend(stream, "other", "operator", "1"), NOW)
         self(sends.withdraw, other.id, NOW, "stopped")
-        self(sends.to_be_sent, ["ours", "other"])
+        self(sends.to_be_sent, ["ours", "other"], NOW)
 
     def of_errands(self, stream: int, fax: FaxRow) -> None:
         for anew in (False, True):

@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poller.cli import selftest_command
 from poller.cli.send_command import exit_code
 from poller.drawn_page import page
 from poller.ingest import sending
@@ -154,11 +156,27 @@ def test_the_next_send_looks_for_what_the_one_before_it_was_sending(
     assert said(events, "send-in-doubt", "send-failed") == []
 
 
+def test_the_next_send_withdraws_what_a_command_that_was_killed_had_not_begun(
+    run: Run, efax: Simulator, letter: str, directory: Path
+) -> None:
+    assert run(*SEND, letter)[0] == 0
+    ledger_file = directory / "state" / "poller.db"
+    with sqlite3.connect(ledger_file) as ledger:
+        ledger.execute("UPDATE sends SET state = 'waiting', fax_id = NULL, accepted_at = NULL")
+    code, _, err = run(*SEND, letter)
+    assert (code, calls(efax, "send")) == (0, 2)
+    with sqlite3.connect(ledger_file) as ledger:
+        states = [one for (one,) in ledger.execute("SELECT state FROM sends ORDER BY id")]
+    assert states == ["failed", "accepted"]
+    assert "had not been sent; it will not be" in err
+    assert list((directory / "state" / "outbox").glob("*")) == []
+
+
 @pytest.mark.parametrize(
     ("state", "wait", "code"),
     [
         (SendState.ACCEPTED, False, 0),
-        (SendState.ACCEPTED, True, 1),
+        (SendState.ACCEPTED, True, 3),
         (SendState.TRANSMITTED, True, 0),
         (SendState.FAILED, False, 1),
         (SendState.IN_DOUBT, False, 3),
@@ -215,6 +233,20 @@ def test_a_self_test_that_efax_does_not_answer_in_time_leaves_it_to_be_looked_fo
         assert ledger.execute("SELECT state, finished_at FROM sends").fetchall() == [
             ("sending", None)
         ]
+
+
+def test_a_self_test_shows_its_steps_in_the_order_of_their_times(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = {
+        f"{step}_at": NOON + timedelta(seconds=seconds)
+        for step, seconds in (("accepted", 1), ("arrived", 4), ("stored", 5), ("transmitted", 8))
+    }
+    selftest_command._print(selftest_command.shown(row(**at, file="a.pdf"), None))
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split()[0] for line in lines]
+    assert steps[:5] == ["asked", "accepted", "listed", "stored", "transmitted"]
+    assert lines[4].endswith("+8.0 s  or before: poller looked then")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import asyncio
 import errno
+import json
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,14 +17,23 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from poller import outbox
 from poller.config.model import Canary
+from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.canaries import Canaries
 from poller.documents.checkers import Checkers
 from poller.drawn_page import page
 from poller.errors import LedgerUnavailable, NotKept
 from poller.ingest.runtime import Runtime
-from poller.ingest.send_request import SELFTEST, ask_to_send, drawn, new_fax, new_page
+from poller.ingest.send_request import (
+    SELFTEST,
+    ask_to_send,
+    drawn,
+    new_fax,
+    new_page,
+    tidy_outbox,
+    withdraw,
+)
 from poller.ingest.sending import IN_DOUBT_AFTER_S, Sender
-from poller.ledger import SendRow, SendState, faxes, sends
+from poller.ledger import Ledger, SendRow, SendState, faxes, sends
 from poller.outbox import OutboxDocument
 from poller.problems import problems
 from poller.recognition import csid_of
@@ -126,17 +138,18 @@ async def test_documents_wait_for_the_service_alone_and_in_their_order(runtime: 
 async def test_documents_that_no_row_needs_are_removed_at_a_start(
     runtime: Runtime, clock: QuickClock
 ) -> None:
+    clock.wall = datetime.now(UTC)  # that of the folders
     waiting, done = await asked(runtime), await asked(runtime)
     await runtime.services.ledger.write(sends.withdraw, done.id, clock.now(), "interrupted")
     directory = runtime.config.state_directory
     outbox.put(directory, "without-a-row", [DOCUMENT])
-    clock.wall = datetime.now(UTC)
-    await Sender(runtime)._tidy()
+    ledger = runtime.services.ledger
+    assert await tidy_outbox(ledger, directory, clock.now())
     # Somebody may be about to write the row of the one that is new.
     assert set(outbox.folders(directory)) == {waiting.transaction_id, "without-a-row"}
-    clock.advance(timedelta(hours=2))
-    await Sender(runtime)._tidy()
-    assert outbox.folders(directory) == [waiting.transaction_id]
+    assert not await tidy_outbox(ledger, directory, clock.now() + timedelta(hours=2))
+    assert outbox.folders(directory) == []  # what has waited that long is not sent any more
+    assert not await tidy_outbox(ledger, directory, clock.now())
 
 
 async def test_the_documents_of_a_row_that_could_not_be_written_are_removed(
@@ -216,6 +229,33 @@ async def test_a_fax_that_was_withdrawn_meanwhile_is_not_sent(
     await runtime.services.ledger.write(sends.withdraw, row.id, clock.now(), "interrupted")
     assert (await Sender(runtime).send(row)).state is SendState.FAILED
     assert calls(simulator, "send") == 0
+    assert in_outbox(runtime) == []
+
+
+async def test_what_a_command_withdraws_leaves_no_documents(
+    runtime: Runtime, clock: QuickClock
+) -> None:
+    row, ledger = await asked(runtime), runtime.services.ledger
+    done = await withdraw(ledger, runtime.config.state_directory, row, clock.now(), "interrupted")
+    assert (done.state, in_outbox(runtime)) == (SendState.FAILED, [])
+    sending = await asked(runtime)
+    await ledger.write(sends.begin, sending.id, None, clock.now())
+    held = await withdraw(ledger, runtime.config.state_directory, sending, clock.now(), "late")
+    assert held.state is SendState.SENDING
+    assert in_outbox(runtime) != []
+
+
+async def test_documents_of_a_user_who_was_removed_do_not_stay(
+    runtime: Runtime, clock: QuickClock
+) -> None:
+    await asked(runtime)
+    settings = runtime.config
+    account = settings.accounts[0]
+    fewer = replace(settings, accounts=(replace(account, users=account.users[1:]),))
+    runtime.config = fewer
+    await runtime.take_streams(await runtime.record_streams(fewer))
+    async with serving(runtime):
+        await until(lambda: in_outbox(runtime) == [])
 
 
 async def test_a_transmission_that_fails_is_said_with_its_reason(
@@ -322,6 +362,43 @@ async def test_two_lost_faxes_to_one_number_are_told_apart(
 # -- the service ----------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def serving(runtime: Runtime) -> AsyncIterator[Sender]:
+    """What a service does about sending; it learns of what is asked for by the ledger's edits."""
+    sender, canaries = Sender(runtime), Canaries(runtime)
+
+    def wake() -> None:
+        sender.wake()
+        canaries.wake()
+
+    checks = BackgroundChecks(runtime, on_edit=wake).loops()
+    checks["files"].close()
+    async with in_background(sender.run(), canaries.run(), checks["edits"]):
+        yield sender
+
+
+async def test_a_service_that_sends_nothing_reads_nothing_for_it(
+    runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Counter[str] = Counter()
+    real = Ledger.read
+
+    def read(self: Ledger, query: Any, *args: Any, **how: Any) -> Any:
+        seen[query.__name__] += query.__module__ == sends.__name__
+        return real(self, query, *args, **how)
+
+    monkeypatch.setattr(Ledger, "read", read)
+    async with serving(runtime):
+        until_then = clock.monotonic() + 600.0
+        await until(lambda: clock.monotonic() > until_then)
+        once = {"unfinished": 6, "in_doubt_since": 1}  # as the start looks around
+        assert all(count <= once.get(name, 0) for name, count in seen.items()), seen
+        row = await until_done(runtime, await asked(runtime))
+        assert row.state is SendState.TRANSMITTED
+        await status(runtime.services.ledger, clock.now(), Surroundings({}))
+        assert "late_canaries" not in seen
+
+
 async def until_done(runtime: Runtime, row: SendRow) -> SendRow:
     while (found := await now(runtime, row)).finished_at is None:
         await asyncio.sleep(0.01)
@@ -331,7 +408,7 @@ async def until_done(runtime: Runtime, row: SendRow) -> SendRow:
 async def test_the_service_sends_what_it_is_asked_for(
     runtime: Runtime, simulator: Simulator
 ) -> None:
-    async with in_background(Sender(runtime).run()):
+    async with serving(runtime):
         rows = [await asked(runtime) for _ in range(4)]
         done = [await until_done(runtime, row) for row in rows]
     assert {row.state for row in done} == {SendState.TRANSMITTED}
@@ -370,9 +447,8 @@ async def test_what_is_in_doubt_is_found_when_it_is_listed_after_all(
 async def test_a_stop_waits_for_the_answer_to_what_is_being_sent(
     runtime: Runtime, simulator: Simulator
 ) -> None:
-    sender = Sender(runtime)
     with simulator.hold("send") as hold:
-        async with in_background(sender.run()):
+        async with serving(runtime) as sender:
             row = await asked(runtime)
             await hold.reached()
             draining = asyncio.create_task(sender.drain(60))
@@ -434,6 +510,8 @@ async def test_our_page_is_known_again_and_becomes_a_file(
     own = [fax for fax in simulator.faxes() if fax.destination == OWN_NUMBER]
     assert [fax.fax_id for fax in own] == [row.arrived_fax_id]
     assert (row.is_stored, row.pages, row.damaged) == (True, 1, False)
+    sidecar = (runtime.config.storage.directory / str(row.file)).with_suffix(".json")
+    assert json.loads(sidecar.read_text())["canary"] is True  # nobody's fax
     if csid == "kept":
         assert own[0].tsid == csid_of(str(row.code))
 
@@ -553,7 +631,10 @@ async def test_a_canary_that_could_not_be_sent_is_late_until_another_arrives(
     clock.advance(CANARY.every)
     await canaries._look()
     assert (await gauges(runtime))["poller_canary_late"] == 1
-    shown = await status(runtime.services.ledger, clock.now(), Surroundings({}))
+    (account,) = runtime.config.accounts
+    users = tuple(replace(user, canary=CANARY) for user in account.users)
+    around = Surroundings({}, accounts=[replace(account, users=users)])
+    shown = await status(runtime.services.ledger, clock.now(), around)
     (sentence,) = problems(shown, [])
     assert sentence.startswith("The canary of main/user-a, asked for at 2026-03-02 12:")
     assert "it was not sent" in sentence
@@ -561,6 +642,22 @@ async def test_a_canary_that_could_not_be_sent_is_late_until_another_arrives(
     await receive(runtime, clock)
     await canaries._look()
     assert (await gauges(runtime))["poller_canary_late"] == 0
+
+
+async def test_a_canary_that_was_refused_does_not_take_the_fax_of_the_next_one(
+    runtime: Runtime, simulator: Simulator, canaries: Canaries, clock: QuickClock
+) -> None:
+    simulator.switches = Switches(send_csid="carrier")
+    await poll(runtime)
+    simulator.faults = faults("400@send=first:1")
+    await fly(runtime, canaries)
+    for _ in range(3):
+        clock.advance(timedelta(days=1))
+        await fly(runtime, canaries)
+        await receive(runtime, clock)
+    rows = [await runtime.services.ledger.read(sends.one, number) for number in range(1, 5)]
+    assert [row.arrived_fax_id is not None for row in rows] == [False, True, True, True]
+    assert all((row.round_trip_s or 0) < 600 for row in rows)
 
 
 async def test_a_start_soon_after_a_canary_sends_no_other(

@@ -12,6 +12,7 @@ from poller.recognition import (
     find_arrived,
     find_sent,
     is_same_number,
+    may_be_sent,
     to_dial,
 )
 
@@ -96,10 +97,27 @@ def test_no_other_fax_is_ours(raw: dict[str, Any]) -> None:
     assert find_sent(OURS, [sent("f-1", **raw)]) is None
 
 
+@pytest.mark.parametrize(
+    ("raw", "at", "may_be"),
+    [
+        ({}, None, True),
+        ({"destination_fax_number": "3235551212"}, NOON, True),
+        ({"destination_fax_number": ""}, NOON - MINUTE, True),
+        ({"destination_fax_number": 7}, NOON, True),
+        ({"destination_fax_number": "13235550000"}, NOON, False),
+        ({}, NOON - 5 * MINUTE, False),
+    ],
+)
+def test_a_record_of_another_number_or_time_cannot_be_of_our_fax(
+    raw: dict[str, Any], at: datetime | None, may_be: bool
+) -> None:
+    assert may_be_sent(ListedFax("f-1", at, None, raw), NUMBER, NOON) is may_be
+
+
 # -- what has arrived -----------------------------------------------------------------------------
 
-CANARY = Expected(1, "7K3Q9X2M", NUMBER, NOON)
-LATER = Expected(2, "A4B5C6D7", NUMBER, NOON + 10 * MINUTE)
+CANARY = Expected(1, "7K3Q9X2M", NUMBER, NOON, NOON + 30 * MINUTE)
+LATER = Expected(2, "A4B5C6D7", NUMBER, NOON + 10 * MINUTE, NOON + 40 * MINUTE)
 
 
 def came(
@@ -124,6 +142,11 @@ def test_a_page_whose_senders_id_was_changed_is_known_by_number_and_time() -> No
     assert find_arrived([LATER, CANARY], came(None, pages="1", number="+1 323-555-1212")) == CANARY
 
 
+def test_of_several_that_it_may_be_it_is_the_one_sent_last() -> None:
+    assert find_arrived([LATER, CANARY], came(at=NOON + 20 * MINUTE)) == LATER
+    assert find_arrived([CANARY, LATER], came(at=NOON + 20 * MINUTE)) == LATER
+
+
 @pytest.mark.parametrize(
     "fax",
     [
@@ -133,6 +156,7 @@ def test_a_page_whose_senders_id_was_changed_is_known_by_number_and_time() -> No
         pytest.param(came(number="13235550000"), id="another-number"),
         pytest.param(came(number=None), id="no-number"),
         pytest.param(came(at=NOON - 5 * MINUTE), id="before-it-was-sent"),
+        pytest.param(came(at=NOON + 33 * MINUTE), id="when-it-was-late"),
         pytest.param(came(at=None), id="without-a-time"),
     ],
 )
