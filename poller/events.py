@@ -311,7 +311,7 @@ class WitnessesDeleted(OfAccount):
 
 
 class WebhookReceived(OfAccount):
-    """A well-signed notice; said is the first one, and the first one after refused ones (`is_news`).
+    """A well-signed notice; said is the first one, and the first one after `webhook-refused` (`is_news`).
 
     `names_nobody`: no user of ours was found in it, and all of the account are polled.
     """
@@ -330,7 +330,7 @@ class WebhookReceived(OfAccount):
 
 
 class WebhookRefused(OfAccount):
-    """Each one is counted; said is that they begin (`is_news`)."""
+    """Each one is counted; said is it once an hour at most (`is_news`)."""
 
     by = "is_news"
     severity = ("warning", None)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
-from poller import events, hooks, log, schedule
+from poller import events, hooks, schedule
 from poller.config.model import Account
 from poller.daemon.planner import POLLS_PER_S
 from poller.daemon.third_net import ThirdNet
@@ -27,6 +28,8 @@ _KEEP_S = 30.0  # between two writes of a record
 _NOTICE_BEFORE = timedelta(minutes=5)  # its fax, by another clock
 _NOTICE_AFTER_S = 120.0  # its fax was discovered
 _MOST_LOOK_UPS = 1_000
+_MOST_NOTICED = 1_000  # of a user
+_SAY_REFUSED_S = 3600.0
 
 
 @dataclass
@@ -39,12 +42,17 @@ class _Hook:
     record: HookRecord = field(default_factory=HookRecord)
     kept: HookRecord | None = None  # None: not read yet
     keep_at: float = 0.0
-    refusals: log.Episode = field(default_factory=log.Episode)
-    is_heard: bool = False  # in this process
+    say_refused_at: float = 0.0
+    is_heard: bool = False  # in this process, and since it was said that one was refused
+    of_sent: bool | None = None  # all are to be polled, those of sent faxes too; None: they are not
+    not_all_before: float = 0.0
     account: Account | None = None  # of which `names` are
     names: hooks.KnownNames = field(default_factory=lambda: hooks.KnownNames({}, {}))
     by_user: dict[str, list[StreamState]] = field(default_factory=dict)
-    noticed: dict[str, datetime] = field(default_factory=dict)  # by User ID; "": all
+    # When which User ID was named; "": nobody was.
+    noticed: dict[str, deque[datetime]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=_MOST_NOTICED))
+    )
     unproved: deque[tuple[float, str, datetime]] = field(default_factory=deque)
 
     @property
@@ -66,6 +74,14 @@ class _Hook:
                 by_user[stream.user.user_id].append(stream)
             self.by_user = dict(by_user)
         return [one for one in self.by_user.get(user_id, ()) if of_sent or _is_received(one)]
+
+    def was_announced(self, user_id: str, since: datetime) -> bool:
+        """Whether a notice from then on may have been of a fax of this user; each is of one only."""
+        for times in (self.noticed[user_id], self.noticed[""]):
+            if (at := next((one for one in times if one >= since), None)) is not None:
+                times.remove(at)
+                return True
+        return False
 
 
 class Webhooks:
@@ -131,7 +147,10 @@ class Webhooks:
         if hook is None:  # a reload has just taken it away
             return
         hook.record = hook.record.after_refused()
-        is_news = hook.refusals.failed()
+        now = self._clock.monotonic()
+        if is_news := now >= hook.say_refused_at:
+            hook.say_refused_at = now + _SAY_REFUSED_S
+            hook.is_heard = False
         self._emit(events.WebhookRefused(hook.name, is_news))
 
     def taken(self, app_id: str, body: bytes) -> None:
@@ -178,32 +197,35 @@ class Webhooks:
         found = {one: hook.streams(one, of_sent=of_sent) for one in user_ids}
         named = {user_id: streams for user_id, streams in found.items() if streams}
         for streams in named.values():
-            self._hurry(hook, streams[0])  # also a poll that waits for its turn
+            _hurry(hook, streams[0])  # also a poll that waits for its turn
             self._wakeups.wake(streams)
-        received = list(hook.runner.states.values())
         if not named:
-            streams = hook.runner.streams if of_sent else received
-            self._wakeups.wake(streams, _spread(hook.runner))
-        hook.noticed |= dict.fromkeys(named or [""], self._clock.now())
-        hook.net.ask_soon([streams[0] for streams in named.values()] or received[:1])
-        is_news = not hook.is_heard or hook.refusals.recovered() > 0
-        hook.is_heard = True
+            hook.of_sent = of_sent or bool(hook.of_sent)
+            self._wake_all(hook)
+        for user_id in named or [""]:
+            hook.noticed[user_id].append(self._clock.now())
+        anybody = islice(hook.runner.states.values(), 1)
+        hook.net.ask_soon([streams[0] for streams in named.values()] or list(anybody))
+        is_news, hook.is_heard = not hook.is_heard, True
         users = len(named or hook.runner.account.users)
         self._emit(
             events.WebhookReceived(hook.name, users, names_nobody=not named, is_news=is_news)
         )
 
+    def _wake_all(self, hook: _Hook) -> None:
+        """Have all of an account polled, if a notice wants that; not for each one of a flood."""
+        now = self._clock.monotonic()
+        if hook.of_sent is None or now < hook.not_all_before:
+            return
+        streams = hook.runner.streams if hook.of_sent else list(hook.runner.states.values())
+        hook.of_sent, hook.not_all_before = None, now + _TICK_S
+        self._wakeups.wake(streams, _spread(hook.runner))
+
     def _poll(self, stream: StreamState, delay: timedelta) -> None:
         hook = self._hooks.get(stream.user.app_id)
         if hook is not None and not delay:
-            self._hurry(hook, stream)
+            _hurry(hook, stream)
         self._poll_soon(stream, delay)
-
-    @staticmethod
-    def _hurry(hook: _Hook, stream: StreamState) -> None:
-        """Let its lists go first: where the limit is used up, a turn may be minutes away."""
-        if _is_received(stream):
-            hook.runner.client.pacing.slots.hurry(stream.user.name)
 
     # -- whether a hook works ---------------------------------------------------------------------
 
@@ -223,13 +245,13 @@ class Webhooks:
             hook.net.found = 0
         while hook.unproved and hook.unproved[0][0] <= self._clock.monotonic():
             _, user_id, received_at = hook.unproved.popleft()
-            notices = [hook.noticed[one] for one in (user_id, "") if one in hook.noticed]
-            if not notices or max(notices) < received_at - _NOTICE_BEFORE:
+            if not hook.was_announced(user_id, received_at - _NOTICE_BEFORE):
                 hook.record = hook.record.after_missing(self._clock.now())
 
     async def _keep_records(self) -> None:
         while True:
             for hook in list(self._hooks.values()):
+                self._wake_all(hook)
                 async with cut_off_if_hung("web-hooks", hook.name):
                     self._follow(hook)
                     await self._know(hook)
@@ -272,6 +294,12 @@ class Webhooks:
 
 def _has_hook(hook: _Hook) -> bool:
     return hook.runner.account.webhook is not None
+
+
+def _hurry(hook: _Hook, stream: StreamState) -> None:
+    """Let its lists go first: where the limit is used up, a turn may be minutes away."""
+    if _is_received(stream):
+        hook.runner.client.pacing.slots.hurry(stream.user.name)
 
 
 def _is_received(stream: StreamState) -> bool:

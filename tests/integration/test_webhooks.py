@@ -1,7 +1,7 @@
 """What comes of notices: who is polled, what is said and kept, and whether the hook works."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -192,6 +192,47 @@ async def test_what_begins_is_said_and_the_rest_is_counted(
     assert "no sense" not in str(events)
 
 
+async def test_a_log_is_quiet_while_good_and_bad_alternate(
+    webhooks: Webhooks, clock: QuickClock, events: list[Event]
+) -> None:
+    for _ in range(100):
+        webhooks.refused(APP)
+        webhooks.taken(APP, notice(user_id="user-b"))
+        clock.advance(timedelta(seconds=30))  # fifty minutes in all
+    loud = [one.action for one in events if one.fields.get("level") in ("info", "warning")]
+    assert [one for one in loud if one.startswith("webhook")] == [
+        "webhook-refused",
+        "webhook-received",
+    ]
+    clock.advance(HOUR)
+    webhooks.refused(APP)
+    assert said(events, "webhook-refused") == ["webhook-refused"] * 2
+
+
+async def test_all_are_polled_once_for_a_flood_of_notices_and_once_more_after_it(
+    webhooks: Webhooks, woken: Woken, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakes: list[int] = []
+    wake = webhooks._wakeups.wake
+
+    def counted(streams: Sequence[StreamState], spread: timedelta = timedelta(0)) -> None:
+        wakes.append(len(streams))
+        wake(streams, spread)
+
+    monkeypatch.setattr(webhooks._wakeups, "wake", counted)
+    for one in range(100):
+        webhooks.taken(APP, notice(direction="sent") if one == 50 else notice())
+    await looked_up(webhooks)
+    assert wakes == [2]
+    async with in_background(*webhooks.loops().values()):
+        began = clock.now()
+        await until(lambda: len(wakes) > 1)
+        assert wakes == [2, 4]  # those of the sent faxes, too
+        clock.advance(timedelta(minutes=1))
+        await until(lambda: clock.now() - began > timedelta(minutes=2))
+    assert wakes == [2, 4]
+
+
 # -- what is kept ----------------------------------------------------------------------------------
 
 
@@ -284,6 +325,32 @@ async def test_faxes_that_come_after_their_notices_prove_the_hook(
     clock.advance(HOUR)
     webhooks._judge(hook)
     assert not hook.record.has_worked(clock.now())
+
+
+async def test_a_hook_that_loses_two_of_three_notices_is_not_proven(
+    runtime: Runtime, simulator: Simulator, webhooks: Webhooks, clock: QuickClock
+) -> None:
+    (hook,) = webhooks._hooks.values()
+    for _ in range(9):
+        for _ in range(3):
+            await comes(runtime, simulator, clock, "user-a")
+        webhooks.taken(APP, notice(user_id="user-a"))
+        clock.advance(3 * HOUR)
+        webhooks._judge(hook)
+        assert not hook.record.has_worked(clock.now())
+
+
+async def test_notices_that_name_nobody_prove_the_hook_one_fax_each(
+    runtime: Runtime, simulator: Simulator, webhooks: Webhooks, clock: QuickClock
+) -> None:
+    (hook,) = webhooks._hooks.values()
+    for _ in range(9):
+        for user in ("user-a", "user-b"):
+            await comes(runtime, simulator, clock, user)
+            webhooks.taken(APP, notice())
+        clock.advance(3 * HOUR)
+        webhooks._judge(hook)
+    assert hook.record.has_worked(clock.now())
 
 
 async def test_faxes_without_a_notice_for_a_day_are_silence(
