@@ -206,6 +206,20 @@ async def test_whatever_speaks_against_it_keeps_a_fax(
     assert not calls(simulator, "delete")
 
 
+@pytest.mark.parametrize("happens", [unmounted, suspended], ids=lambda happens: happens.__name__)
+async def test_while_nothing_can_be_done_nothing_is_begun(
+    happens: Any, runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    _, before = await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    ledger = runtime.services.ledger
+    await ledger.write(errands.ask, [before], JobKind.DELETE, clock.now())
+    intended = await ledger.read(errands.of_faxes, [before.id], JobKind.DELETE)
+    await happens(runtime, simulator, before)
+    await run_errands(runtime)
+    assert await ledger.read(errands.of_faxes, [before.id], JobKind.DELETE) == intended
+
+
 async def test_a_fax_that_came_broken_stays(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
@@ -390,6 +404,49 @@ async def test_a_proof_that_is_old_when_the_turn_comes_is_given_anew(
     await run_errands(runtime)
     assert not calls(simulator, "delete")
     assert not is_gone(fax)
+
+
+async def stored_anew(runtime: Runtime, _: Simulator, fax: FaxRow) -> None:
+    other = "0" * 64
+    await runtime.services.ledger.write(partial(faxes.set_fax, fax=fax.id, sha256=other))
+
+
+async def storage_is_gone(runtime: Runtime, _: Simulator, _fax: FaxRow) -> None:
+    runtime.services.gate.close("it hangs")
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        damaged,
+        to_fetch_again,
+        dismissed,
+        stored_anew,
+        storage_is_gone,
+        user_is_removed,
+        config_says_never,
+    ],
+    ids=lambda happens: happens.__name__,
+)
+async def test_what_happens_after_the_proof_keeps_a_fax_when_the_turn_comes(
+    happens: Any,
+    runtime: Runtime,
+    simulator: Simulator,
+    clock: QuickClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, before = await stored(runtime, simulator)
+    clock.advance(2 * DAY)
+    prove = Deleter._prove
+
+    async def proved_in_vain(self: Deleter, errand: Any, state: StreamState) -> Any:
+        proof = await prove(self, errand, state)
+        await happens(runtime, simulator, before)
+        return proof
+
+    monkeypatch.setattr(Deleter, "_prove", proved_in_vain)
+    await run_errands(runtime)
+    assert not calls(simulator, "delete")
 
 
 async def test_what_is_asked_for_anew_meanwhile_is_left_to_that(
@@ -719,6 +776,11 @@ async def test_nothing_is_deleted_while_its_user_is_refused_and_404_is_no_proof_
         clock.advance(DAY / 4)
         await run_errands(runtime)
     assert calls(simulator, "delete") == asked
+    ids, ledger = [before.id for _, before in several], runtime.services.ledger
+    waiting = await ledger.read(errands.of_faxes, ids, JobKind.DELETE)
+    clock.advance(DAY / 4)
+    await run_errands(runtime)
+    assert await ledger.read(errands.of_faxes, ids, JobKind.DELETE) == waiting  # none was begun
     boxes["user-a"] = box
     await poll(runtime)
     clock.advance(DAY / 4)
@@ -790,7 +852,7 @@ async def test_what_eFax_lists_was_not_deleted_and_can_be_fetched_again(  # noqa
 def few_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("poller.ingest.deleting._OPEN_AT_MOST", 5)
     monkeypatch.setattr("poller.ingest.deleting._LOOKED_AT_ONCE", 5)
-    monkeypatch.setattr("poller.ingest.errand_runner._READ_AT_ONCE", 5)
+    monkeypatch.setattr("poller.ingest.errand_runner._READ_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("few_open")
@@ -807,6 +869,9 @@ async def test_a_user_whose_deletions_are_refused_stops_nobody_elses(
     clock.advance(2 * DAY)
     await run_errands(runtime)
     assert is_gone(other)
+    for _ in range(5):
+        await run_errands(runtime)
+    assert calls(simulator, "delete", "user-a") == 12  # nor its own others
 
 
 @pytest.mark.usefixtures("few_open")
@@ -823,7 +888,8 @@ async def test_a_user_with_a_low_limit_stops_nobody_elses_and_comes_to_the_end(
         await run_errands(runtime)
         await run_errands(runtime)
         assert all(map(is_gone, others))
-        assert len(await runtime.services.ledger.read(errands.untried, APP, JobKind.DELETE)) == 1
+        untried = await runtime.services.ledger.read(errands.untried, APP, JobKind.DELETE)
+        assert untried == {low.id: 4}  # of what is to go only so many are written down
         low.user = replace(low.user, delete=Delete(after=DAY))
         for _ in range(5):
             await run_errands(runtime)
