@@ -42,7 +42,16 @@ from poller.simulator.state import SentFax
 from poller.status import Surroundings, status
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock, opened_runtime
 from tests.efax import Simulator
-from tests.integration.at_work import calls, faults, in_background, parts, poll, said, until
+from tests.integration.at_work import (
+    WITHIN_S,
+    calls,
+    faults,
+    in_background,
+    parts,
+    poll,
+    said,
+    until,
+)
 
 NUMBER, OWN_NUMBER = "13235551212", "18005550123"
 DOCUMENT = OutboxDocument("pdf", page("ORDER", ["A page"]))
@@ -444,6 +453,20 @@ async def test_what_is_in_doubt_is_found_when_it_is_listed_after_all(
     assert calls(simulator, "send") == 1
 
 
+async def test_what_comes_to_be_in_doubt_is_looked_for_though_nothing_else_is_open(
+    runtime: Runtime, simulator: Simulator
+) -> None:
+    async with serving(runtime) as sender:
+        await until(lambda: not sender._is_left_over)
+        simulator.faults = faults("500@send=first:1")
+        row = await until_done(runtime, await asked(runtime))
+        assert row.state is SendState.IN_DOUBT
+        simulator.sent(APP, "user-a", destination=NUMBER, reference=row.transaction_id)
+        async with asyncio.timeout(WITHIN_S):
+            while (await now(runtime, row)).state is not SendState.TRANSMITTED:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_stop_waits_for_the_answer_to_what_is_being_sent(
     runtime: Runtime, simulator: Simulator
 ) -> None:
@@ -658,6 +681,24 @@ async def test_a_canary_that_was_refused_does_not_take_the_fax_of_the_next_one(
     rows = [await runtime.services.ledger.read(sends.one, number) for number in range(1, 5)]
     assert [row.arrived_fax_id is not None for row in rows] == [False, True, True, True]
     assert all((row.round_trip_s or 0) < 600 for row in rows)
+
+
+async def test_a_fax_to_oneself_after_a_canary_was_refused_is_no_canary(
+    runtime: Runtime, simulator: Simulator, canaries: Canaries, clock: QuickClock
+) -> None:
+    simulator.faults = faults("400@send=first:1")
+    await fly(runtime, canaries)
+    fax = simulator.receive(
+        *(APP, "user-a"),
+        completed=clock.now(),
+        pages=1,
+        originating=OWN_NUMBER,
+        destination=OWN_NUMBER,
+        tsid="Front desk",
+    )
+    await receive(runtime, clock)
+    (row,) = await runtime.services.ledger.read(faxes.find, fax.fax_id)
+    assert not row.canary
 
 
 async def test_a_start_soon_after_a_canary_sends_no_other(
