@@ -74,6 +74,13 @@ def page_forgotten() -> None:
     ListReader._record_page = staticmethod(forget)
 
 
+def never_resumed() -> None:
+    """What a killed run had made visible is downloaded again."""
+    recovery.settle = lambda *_: Fate.VOID
+    recovery.adopted = lambda *_: None
+    recovery.placed = lambda *_: None
+
+
 def hidden_ones_swept() -> None:
     """A sidecar that comes alone is removed with other dot-files while its ticket is in the row."""
 
