@@ -127,7 +127,8 @@ class Deleter:
     async def _plan(self, after: timedelta) -> bool:
         walk = self._walks.setdefault(after, _WalkUnderWay())
         begin = walk.place
-        passed = await self._ledger.read(deletions.walk, begin, self.now() - after, _WALKED_AT_ONCE)
+        until = self.now() - after
+        passed = await self._ledger.read(deletions.walk, begin, until, _WALKED_AT_ONCE)
         mine = [
             one
             for one in passed
@@ -144,9 +145,11 @@ class Deleter:
                 walk.full |= full
                 walk.again = walk.again or begin
             waiting.update(await self._intend([one for one in some if one.stream not in full]))
-        if passed:
-            walk.place = passed[-1].place
         is_through = len(passed) < _WALKED_AT_ONCE
+        if not is_through:
+            walk.place = passed[-1].place
+        elif until > begin.stored_at:  # what is deleted need not be passed over again
+            walk.place = Place(until)
         if is_through and any(waiting[stream] < _OPEN_AT_MOST / 2 for stream in walk.full):
             assert walk.again is not None
             self._walks[after] = _WalkUnderWay(walk.again)

@@ -691,6 +691,7 @@ async def test_the_walk_is_taken_up_where_it_was_and_anew_with_another_rule(
         await run_errands(runtime)
     assert all(map(is_gone, several))
     assert walked == [2, 2, 1, 0, 0]
+    assert begun_at[3:] == [deletions.Place(clock.now() - DAY)] * 2  # nor is that read again
     _, state = parts(runtime)
     state.user = replace(state.user, delete=Delete(after=2 * DAY))
     await run_errands(runtime)
