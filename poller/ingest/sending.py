@@ -204,8 +204,11 @@ class Sender:
 
     async def _post(self, row: SendRow) -> SendRow:
         account, state = self._whose(row)
-        if self._clock.now() - row.asked_at > STALE:
+        now = self._clock.now()
+        if now - row.asked_at > STALE:
             return await self._failed(row, "it has waited for more than an hour")
+        if row.late_at is not None and row.late_at <= now:
+            return await self._failed(row, "it was late before it could be sent")
         try:
             outgoing = await self._outgoing(row)
         except (OSError, KeyError, ValueError) as error:

@@ -222,6 +222,17 @@ async def test_a_fax_whose_documents_are_gone_has_failed(
     assert calls(simulator, "send") == 0
 
 
+async def test_a_page_that_was_late_before_it_could_be_sent_is_not_sent(
+    runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    row = await asked_for_page(runtime)
+    clock.advance(timedelta(minutes=20))
+    row = await Sender(runtime).send(row)
+    assert (row.state, row.error) == (SendState.FAILED, "it was late before it could be sent")
+    assert sent(simulator) == []
+    assert in_outbox(runtime) == []
+
+
 async def test_a_fax_that_waited_for_more_than_an_hour_is_not_sent(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
