@@ -76,14 +76,12 @@ def _reasons(
         yield f"its files are not what was stored: {fax.damage}"
     if fax.refetch:
         yield "it is to be fetched again"
+    stored_at = fax.stored_at and max(fax.stored_at, fax.received_at or fax.stored_at)
     if rule is None:
         yield "its user is not configured any more"
-        return
-    if fax.stored_at is None:
+    elif stored_at is None:
         yield "nobody knows when it was stored"
-        return
-    stored_at = max(fax.stored_at, fax.received_at or fax.stored_at)
-    if stored_before is not None:
+    elif stored_before is not None:
         if stored_at >= stored_before:
             yield f"it was stored at {_shown(stored_at)}, not before that time"
     elif rule.after is None:
