@@ -28,6 +28,7 @@ from poller.recognition import csid_of
 
 IN_DOUBT_AFTER_S = 120.0
 LOOK_EVERY_S = 5.0
+_OFTEN_FOR = timedelta(minutes=5)
 _PAUSE_SHARE = 10  # of the time that it has waited
 _SELDOM_S = 600.0
 _FOLLOWED_FOR = timedelta(days=1)
@@ -198,7 +199,7 @@ class Sender:
             if waited > _FOLLOWED_FOR:
                 why = f"eFax has said nothing final for a day; the last was {found.status}"
                 return await self._record(sends.left, row.id, why, self._clock.now())
-            pause_s = waited.total_seconds() / _PAUSE_SHARE
+            pause_s = waited.total_seconds() / _PAUSE_SHARE if waited > _OFTEN_FOR else 0.0
             await self._clock.sleep(min(max(pause_s, LOOK_EVERY_S), _SELDOM_S))
         return row
 
