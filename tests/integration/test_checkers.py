@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
@@ -569,7 +569,8 @@ def test_document_that_hangs_delays_no_other(odd_checkers: Checkers, check: Chec
     with ThreadPoolExecutor(1) as threads:
         hung = threads.submit(check, odd_checkers, odd("signal SIGSTOP"))
         while not odd_checkers._busy:
-            pass
+            assert not hung.done()
+            time.sleep(0.001)
         for _ in range(3):
             assert check(odd_checkers, whole(2)) == Document("pdf", 2)
         assert not hung.done()
@@ -579,14 +580,20 @@ def test_document_that_hangs_delays_no_other(odd_checkers: Checkers, check: Chec
             hung.result(PATIENCE_S)
 
 
+def _wait_until_all_are_busy(checkers: Checkers, hung: list[Future[Document]]) -> None:
+    while len(checkers._busy) < MOST:
+        for one in hung:
+            assert not one.done(), one.exception() or one.result()
+        time.sleep(0.001)
+
+
 def test_no_more_than_three_processes_are_started(
     odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ThreadPoolExecutor(MOST) as threads:
         stop = odd("signal SIGSTOP")
         hung = [threads.submit(check, odd_checkers, stop) for _ in range(MOST)]
-        while len(odd_checkers._busy) < MOST:
-            pass
+        _wait_until_all_are_busy(odd_checkers, hung)
         with monkeypatch.context() as impatient:
             impatient.setattr("poller.documents.checkers.FREE_S", 0.1)
             with pytest.raises(NotChecked, match="busy"):
@@ -620,8 +627,7 @@ def test_room_for_another_process_is_used_by_whoever_waits_for_it(
     with ThreadPoolExecutor(MOST + 2) as threads:
         monkeypatch.setattr("poller.documents.checkers._MOMENT_S", 0)
         hung = [threads.submit(check, odd_checkers, odd("signal SIGSTOP")) for _ in range(MOST)]
-        while len(odd_checkers._busy) < MOST:
-            time.sleep(0.01)
+        _wait_until_all_are_busy(odd_checkers, hung)
         try:
             for moment_s, number in ((10 * PATIENCE_S, 1), (0, 2)):
                 monkeypatch.setattr("poller.documents.checkers._MOMENT_S", moment_s)
@@ -640,7 +646,8 @@ def test_a_close_ends_them_all_and_blames_no_document(odd_checkers: Checkers, ch
     with ThreadPoolExecutor(1) as threads:
         hung = threads.submit(check, odd_checkers, odd("signal SIGSTOP"))
         while not odd_checkers._busy:
-            pass
+            assert not hung.done()
+            time.sleep(0.001)
         (busy,) = odd_checkers._busy
         odd_checkers.close()
         with pytest.raises(StorageUnusable, match="stops"):
