@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -59,7 +60,7 @@ def check(tmp_path: Path) -> Callable[[Checkers, bytes], Document]:
 
 @contextmanager
 def _file(directory: Path, document: bytes) -> Iterator[int]:
-    file = directory / f"{hash(document)}"
+    file = directory / uuid.uuid4().hex  # several threads may check the same document
     file.write_bytes(document)
     fd = os.open(file, os.O_RDONLY)
     try:
