@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
+from poller.client import Resolver
+
 from . import replies
 from .mailroom import Mailroom
 from .state import Fax, HookTarget, SentFax
@@ -48,7 +50,10 @@ class Notifier:
         due = self._due()
         if not due:
             return 0
-        async with aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False) as session:
+        connector = aiohttp.TCPConnector(resolver=Resolver("the web-hook"))
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=_TIMEOUT, trust_env=False
+        ) as session:
             posts = (self._post(session, self._efax.hooks[fax.app_id], fax) for fax in due)
             self.posted += await asyncio.gather(*posts)
         return len(due)

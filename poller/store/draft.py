@@ -220,6 +220,7 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._begun().inspect(self._berth.inspect)
 
     def _place(self, sidecar: MakeSidecar, problem: str | None) -> Staged:
+        self._require_waited_for()
         document = self._document
         if document is None:
             raise ValueError("a draft is checked before it is placed")
@@ -228,15 +229,19 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._stage_sealed(stored, sidecar, problem)
 
     def _place_alone(self, sidecar: MakeSidecar) -> Staged:
+        self._require_waited_for()
         self._restart()
         self._append(bytearray(sidecars.encode(sidecar(None))))
         return self._stage_sealed(self._begun().seal("json", None, damaged=False), sidecar, None)
 
+    def _require_waited_for(self) -> None:
+        """Begin nothing for a draft that was left; what hangs meanwhile is carried to its end."""
+        if self._left:
+            raise ValueError("nobody waits for this draft any more")
+
     def _stage_sealed(
         self, stored: StoredFile, sidecar: MakeSidecar, problem: str | None
     ) -> Staged:
-        if self._left:
-            raise ValueError("nobody waits for this draft any more")
         if self._replacing:
             self._berth.store.put_aside(self._path, stored, self._identity)
         self._berth.store.place(self._begun(), stored, self._identity)

@@ -162,9 +162,10 @@ print("over")
 # Each of these uses it, some hidden in aiohttp or asyncio.
 _CALLS = {"to_thread", "set_default_executor", "enable_compression", "add_static", "FileResponse"}
 _CALLS |= {"open_connection", "create_connection", "create_datagram_endpoint", "start_server"}
-_CALLS |= {"create_server", "sendfile", "sock_sendfile"}
+_CALLS |= {"sendfile", "sock_sendfile"}
 _NEEDS = {"ClientSession": "connector", "TCPConnector": "resolver"}  # else aiohttp makes its own
-_OF_SOCKET = {"getaddrinfo", "getnameinfo"}  # the loop's are the same in the default executor
+# The loop's are the same in the default executor, or look a name up there.
+_OF_SOCKET = {"getaddrinfo", "getnameinfo", "create_server"}
 
 
 def default_executor_uses(source: str) -> list[str]:
