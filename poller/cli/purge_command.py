@@ -15,8 +15,8 @@ from poller import deletion
 from poller.cli import bootstrap
 from poller.cli.console import answer, progress, say
 from poller.cli.follow import wait
-from poller.cli.foreground import require_configured, work_or_follow
-from poller.cli.lookup import counted, fax_name
+from poller.cli.foreground import work_or_follow
+from poller.cli.lookup import configured_user, counted, fax_name
 from poller.clock import SystemClock
 from poller.config.model import Config, User
 from poller.errors import (
@@ -66,7 +66,7 @@ def purge(
     """Delete at eFax; beside a service that does it. Raises UsageError (2), CannotStart (73)."""
     settings = bootstrap.load(paths)
     if key is not None:
-        require_configured(settings, key)
+        configured_user(settings, key)
     if before is not None and before > bootstrap.now():
         raise UsageError("--before is in the future")
     if not dry_run and not bootstrap.is_running(settings):

@@ -1,4 +1,4 @@
-"""What a poll's end is said as."""
+"""Which events a poll emits when it has ended."""
 
 from collections.abc import Iterator
 

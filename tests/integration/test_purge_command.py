@@ -206,3 +206,11 @@ async def test_beside_a_service_whose_storage_is_unusable_that_is_said(tmp_path:
             assert (await _closed(ledger)).endswith(said)
     finally:
         await ledger.close()
+
+
+def test_sent_faxes_are_not_deleted_so_their_stream_is_no_user(directory: Path, run: Run) -> None:
+    with (directory / "poller.yaml").open("a") as file:
+        file.write("sent: {archive: metadata}\n")
+    code, _, err = run("purge", "main/a/sent", "--dry-run")
+    assert code == 2
+    assert "main/a/sent: the configuration has no such ACCOUNT/USER" in err
