@@ -32,6 +32,7 @@ CORE += ["deletion"]
 CORE += ["hooks", "hook_record"]
 CORE += ["recognition", "advice", "drawn_page"]
 SHELL = [
+    "manual",
     "own_threads",
     "documents",
     "state_directory",

@@ -193,6 +193,10 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
             _JSON,
         ),
     ),
+    "help": (
+        "the manual: pages, and what to do when something is wrong",
+        (_argument("topic", nargs="?", metavar="TOPIC", help="without one, list all topics"),),
+    ),
     "simulate": ("the eFax API on loopback, to try with", ()),  # its options are the simulator's
     "demo": ("a simulated eFax and the daemon in a temporary directory", ()),
 }

@@ -1211,6 +1211,7 @@ WORDS = {
     "rebuild": (),
     "send": ("main/a", "--to", "13235551212", str(DOCUMENT)),
     "selftest": ("main/a",),
+    "help": (),
     "simulate": (),
     "demo": (),
 }
@@ -1244,7 +1245,12 @@ def test_bug_in_a_command_is_one_sentence_that_shows_where_and_nothing_private(
         raise ValueError(f"key {KEY}\nfrom {NUMBER}")
 
     log.register_secret(KEY)
-    for place in ("cli.bootstrap.load_as_owner", "simulator.simulate.run", "cli.demo_command.demo"):
+    for place in (
+        "cli.bootstrap.load_as_owner",
+        "simulator.simulate.run",
+        "cli.demo_command.demo",
+        "manual.topics",
+    ):
         monkeypatch.setattr(f"poller.{place}", boom)
     code, out, err = run(command, *WORDS[command])
     assert (code, out, err.count("\n")) == (1, "", 1)

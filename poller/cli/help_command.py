@@ -1,0 +1,37 @@
+"""`poller help`: the manual in the terminal."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.padding import Padding
+
+from poller import manual
+from poller.cli.console import for_tables, say, table
+
+_READABLE_WIDTH = 100
+
+
+def help(paths: Sequence[Path], *, topic: str | None) -> int:  # noqa: A001, ARG001 - called by name
+    """Show a topic, or list them all; into a pipe a topic goes as Markdown."""
+    if topic is None:
+        _list()
+        return 0
+    page = manual.text(topic)
+    console = Console()
+    if not console.is_terminal:
+        say(page.rstrip())
+        return 0
+    console.width = min(console.width, _READABLE_WIDTH)
+    os.environ.setdefault("LESS", "-FRX")  # keep colours; do not page what fits
+    with console.pager(styles=True):
+        console.print(Padding(Markdown(page, hyperlinks=False), (1, 0)))
+    return 0
+
+
+def _list() -> None:
+    columns = {"topic": lambda row: row[0], "what it tells": lambda row: row[1]}
+    for_tables().print(table(manual.topics().items(), columns, texts=2))
+    say("\nRead one with `poller help TOPIC`. `poller COMMAND --help` shows a command's options.")
