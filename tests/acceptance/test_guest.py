@@ -63,8 +63,9 @@ def _make_wheels(builder: Path, made: Path) -> None:
 def _make_newer_wheel(builder: Path, made: Path) -> None:
     """The program under the number of a later version."""
     source = builder / "newer"
-    shutil.copytree(REPOSITORY / "poller", source / "poller")
-    (source / "README.md").write_text(README)
+    shutil.copytree(
+        REPOSITORY, source, ignore=shutil.ignore_patterns(".git", "*venv", "*_cache", "__pycache__")
+    )
     project = (REPOSITORY / "pyproject.toml").read_text()
     (source / "pyproject.toml").write_text(
         re.sub(r'\nversion = ".*"', f'\nversion = "{NEWER}"', project)
