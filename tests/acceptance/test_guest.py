@@ -1,4 +1,4 @@
-"""The real unit under a real systemd, installed, upgraded and removed by the README's own lines."""
+"""The real unit under a real systemd, installed, upgraded and removed by the lines of systemd/README.md."""
 
 import fcntl
 import json
@@ -21,8 +21,8 @@ from tests.acceptance.guest import CannotBoot, Guest, booted, until
 pytestmark = pytest.mark.timeout(900)
 
 REPOSITORY = Path(__file__).parents[2]
-README = (REPOSITORY / "README.md").read_text()
-SOURCE = "/usr/local/src/poller"  # where the README clones it
+README = (REPOSITORY / "systemd/README.md").read_text()
+SOURCE = "/usr/local/src/poller"  # where that page clones it
 PYTHON = "/usr/bin/python3"  # the guest is this machine's system, so it has the same
 STATE = "/var/lib/poller/state"
 
@@ -32,7 +32,7 @@ STATE = "/var/lib/poller/state"
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program and all that it needs, as the README makes them for a server without an index.
+    """The program and all that it needs, as that page makes them for a server without an index.
 
     They are made once, also where several processes run the tests.
     """
@@ -86,7 +86,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def installed(machine: Guest, wheels: Path) -> Guest:
-    """The first two steps of the README: the program, its user and its group."""
+    """The first two steps: the program, its user and its group."""
     source = machine.path(SOURCE)
     shutil.copytree(wheels, source / "wheels")
     for name in ("config", "systemd"):
@@ -98,7 +98,7 @@ def installed(machine: Guest, wheels: Path) -> Guest:
 
 
 def readme(containing: str) -> str:
-    """The README's shell block in which `containing` stands, as it can be run in the guest."""
+    """The shell block of systemd/README.md in which `containing` stands, as it can be run in the guest."""
     (block,) = (
         one for one in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if containing in one
     )
@@ -265,7 +265,7 @@ echo {key} > /etc/poller/efax-api-key
 """
 
 
-def test_the_readme_installs_a_service_that_stores_faxes(service: Service) -> None:
+def test_the_page_installs_a_service_that_stores_faxes(service: Service) -> None:
     efax = service.simulate("--users=2", "--backlog=8", "--arrivals-per-minute=120")
     configured, _, checked = readme("poller.example.yaml").rpartition("\n")
     service.guest.sh(configured + EXAMPLE_EDITED.format(url=efax.base_url, key=efax.key) + checked)
@@ -572,6 +572,7 @@ def kept(installed: Guest) -> Iterator[None]:
     installed.sh(f"cp -a /opt/poller /opt/kept; cp -a {SOURCE} /usr/local/src/kept")
     yield
     installed.sh(f"rm -rf /opt/poller {SOURCE}; mv /opt/kept /opt/poller")
+    installed.sh("ln -sf /opt/poller/bin/poller /usr/local/bin/poller")
     installed.sh(f"mv /usr/local/src/kept {SOURCE}; " + readme("systemd-sysusers"))
 
 
@@ -586,6 +587,6 @@ def test_nothing_is_left_of_it_when_it_is_uninstalled(service: Service) -> None:
     assert guest.result("systemctl", "cat", "poller").returncode != 0
     assert len(service.sidecars()) >= 2
     guest.sh(readme("userdel poller"))
-    places = ("etc/**/poller*", "opt/poller*", "usr/local/src/poller*", "var/lib/poller*")
+    places = ("etc/**/poller*", "opt/poller*", "usr/local/**/poller*", "var/lib/poller*")
     assert [path for place in places for path in guest.path("/").glob(place)] == []
     assert "poller" not in guest.sh("cat /etc/passwd /etc/group")

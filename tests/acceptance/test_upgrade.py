@@ -1,7 +1,7 @@
 """A ledger of the release before revision 0006 is brought up to date with every fact in its place.
 
 It is opened with the program as it is here, looked at from outside and through `ledger_facts`, and
-rolled back as the README says. What it holds and how that came there is in `tests/data/upgrade`.
+rolled back as systemd/README.md says. What it holds and how that came there is in `tests/data/upgrade`.
 """
 
 import re
@@ -480,7 +480,7 @@ async def test_first_round_fetches_what_waited_and_nothing_that_was_had_or_given
     assert users["ward-c"]["backfills"] == []  # the two that waited are listed
 
 
-async def test_rolling_back_as_the_readme_says_loses_nothing_and_fetches_nothing_twice(
+async def test_rolling_back_as_the_manual_says_loses_nothing_and_fetches_nothing_twice(
     installation: Upgraded, efax: Simulator
 ) -> None:
     """The older program cannot be had here: its copy of the ledger is opened by this one again."""

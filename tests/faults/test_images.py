@@ -109,7 +109,7 @@ def fate(body: bytes, pages: int) -> str:
 def test_row_40_of_flipped_bits_those_that_break_base64_or_structure_are_found(
     kind: Format, pages: int
 ) -> None:
-    """The others are inside the packed pages, which nothing but TLS protects; the README says so."""
+    """The others are inside the packed pages, which only TLS protects; the runbook says so."""
     document = template(pages)[kind]
     text = base64.b64encode(document)
     before, behind = b'{"fax_id": "a", "image": "', b'"}'

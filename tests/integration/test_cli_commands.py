@@ -1221,9 +1221,9 @@ def test_every_command_has_words_to_try_it_with() -> None:
     assert WORDS.keys() == set(COMMANDS)
 
 
-def test_the_readmes_table_has_every_command_with_its_options_and_no_other() -> None:
-    readme = (Path(poller.__file__).parents[1] / "README.md").read_text()
-    (table,) = re.findall(r"\| command \| does \| exit \|\n\|[-| ]+\n((?:\|.*\n)+)", readme)
+def test_the_manuals_table_has_every_command_with_its_options_and_no_other() -> None:
+    page = (Path(poller.__file__).parents[1] / "config/COMMANDS.md").read_text()
+    (table,) = re.findall(r"\| command \| does \| exit \|\n\|[-| ]+\n((?:\|.*\n)+)", page)
     told: dict[str, set[str]] = {}
     for row in table.splitlines():
         words = row.split("|")[1].split()

@@ -282,7 +282,7 @@ async def test_sidecar_that_is_taken_after_a_kill_is_not_delivered_again(
     tmp_path: Path, way: str
 ) -> None:
     taken = await _kill_everywhere(tmp_path, taking=True)
-    # Given by a link, it has both names until the second one is durable: README says so.
+    # Given by a link, it has both names until the second one is durable: config/FILES.md says so.
     twice: set[int] = set()
     if way == "link":
         calls = await _steps(tmp_path / "again")

@@ -481,12 +481,12 @@ def paths(known: Tree, above: str = "") -> Iterator[str]:
         yield from paths(below or {}, f"{above}{name}.")
 
 
-def test_every_key_that_is_read_is_in_the_example_and_the_readme() -> None:
-    readme, example = (ROOT / "README.md").read_text(), EXAMPLE.read_text()
+def test_every_key_that_is_read_is_in_the_example_and_the_reference() -> None:
+    page, example = (ROOT / "config/REFERENCE.md").read_text(), EXAMPLE.read_text()
     for model in (Config, Account, User):
         for path in paths(tree(model)):
             *_, last = path.split(".")
-            assert re.search(rf"[.`]{last}\b", readme), path
+            assert re.search(rf"[.`]{last}\b", page), path
             assert f"{last}:" in example, path
 
 

@@ -1,4 +1,4 @@
-"""The README's table of log events: all that the code says, and nothing else."""
+"""The manual's table of log events: all that the code says, and nothing else."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ from poller.events import Event
 from poller.log.rendering import RANKS
 
 SOURCE = Path(poller.__file__).parent
-README = SOURCE.parent / "README.md"
+README = SOURCE.parent / "config/MONITORING.md"
 LEVELS = set(RANKS)
 
 CONTRACT = [
