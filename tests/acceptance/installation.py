@@ -25,6 +25,7 @@ from poller.simulator import Simulator
 from poller.simulator.replies import listed_fax, metadata_body
 from poller.simulator.state import Fax
 from tests.crash.checker import tree_problems
+from tests.forks import Command, forks
 
 S = TypeVar("S", bound=Simulator)
 APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
@@ -109,7 +110,7 @@ class Done:
 class Daemon:
     """`poller run` at work; every line of its log is in `lines`, those that are JSON in `events`."""
 
-    process: asyncio.subprocess.Process
+    process: Command
     lines: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -254,17 +255,19 @@ class Installation:
             errors = (await process.stderr.read()).decode()
             assert "Traceback" not in errors, errors
 
-    async def _start(
-        self, *words: str, config: bool, environ: Mapping[str, str]
-    ) -> asyncio.subprocess.Process:
-        where = ("-c", str(self.config)) if config else ()
+    async def _start(self, *words: str, config: bool, environ: Mapping[str, str]) -> Command:
+        """Start a command: as a fork, which is cheap, where it makes no difference."""
+        words = (*words, "-c", str(self.config)) if config else words
+        environ = {**self.environ, **environ}
+        if not self.before_it and not _read_at_the_start(environ):
+            return await forks().start(words, self.root, environ)
         return await asyncio.create_subprocess_exec(
-            *(*self.before_it, sys.executable, "-m", "poller", *words, *where),
+            *(*self.before_it, sys.executable, "-m", "poller", *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=self.root,
-            env={**self.environ, **environ},
+            env=environ,
             limit=1 << 20,
         )
 
@@ -296,7 +299,17 @@ def account(base_url: str) -> dict[str, Any]:
     }
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+def _read_at_the_start(environ: Mapping[str, str]) -> bool:
+    """Whether the loader or the interpreter reads what differs here from the fork server's."""
+    theirs = forks().environ
+    return any(
+        environ.get(name) != theirs.get(name)
+        for name in environ.keys() | theirs.keys()
+        if name.startswith(("LD_", "PYTHON", "LC_", "LANG", "TZ", "SSL_"))
+    )
+
+
+async def _end(process: Command) -> None:
     if process.returncode is None:
         process.kill()
         await process.wait()

@@ -1,7 +1,6 @@
 """Whichever way eFax turns out to behave: every pair of values of each open point of receiving."""
 
 import asyncio
-from collections.abc import Iterator
 from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
-from tests.acceptance.forked import ForkedInstallation, Forks
 from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 from tests.pairs import Row, of_receiving, pairwise
 
@@ -41,16 +39,8 @@ def test_the_rows_hold_every_pair_of_values() -> None:
     assert set(of_receiving()) < set(parameters)
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as running:
-        yield running
-
-
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"{n:02}") for n, row in enumerate(ROWS)])
-async def test_each_fax_is_stored_once_however_the_server_behaves(
-    row: Row, tmp_path: Path, forks: Forks
-) -> None:
+async def test_each_fax_is_stored_once_however_the_server_behaves(row: Row, tmp_path: Path) -> None:
     print(row)
     simulator = populated(Simulator(switches=switches(row), seed=len(str(row))))
     if row["trouble"] is not None:
@@ -58,7 +48,7 @@ async def test_each_fax_is_stored_once_however_the_server_behaves(
     receive(simulator, row)
     changes = {"poll": {"start": _START}, "image": {"format": row["format"]}}
     async with simulator:
-        installation = ForkedInstallation(forks, tmp_path, simulator.base_url, changes)
+        installation = Installation(tmp_path, simulator.base_url, changes)
         await fetch_all(installation, simulator)
         assert_stored(installation, simulator)
         downloads = simulator.downloads.total()

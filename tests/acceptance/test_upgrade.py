@@ -35,7 +35,7 @@ from tests.acceptance.older_ledger import (
     make,
     without_the_newest_migration,
 )
-from tests.crash.runs import ForkServer, Order, built_shim, fork_server
+from tests.crash.runs import Order, carry_out, shimmed
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 COPIES = 420
@@ -151,8 +151,8 @@ def unmigrated(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Upgrade:
     """The first command of the new release that may change the ledger, broken at one of its calls."""
 
-    def __init__(self, root: Path, server: ForkServer, unmigrated: Path) -> None:
-        self.root, self._server, self._unmigrated = root, server, unmigrated
+    def __init__(self, root: Path, unmigrated: Path) -> None:
+        self.root, self._unmigrated = root, unmigrated
         self.installation = Installation(root, "http://127.0.0.1:9")
         self.before = unmigrated.read_bytes()
 
@@ -162,21 +162,18 @@ class Upgrade:
         copied(self._unmigrated, self.installation.ledger.parent)
 
     async def run(self, at: int = 0, act: str = "") -> Done:
-        out, err, names = (self.root / name for name in ("out", "err", "names"))
-        code = await self._server.run(
+        code, out, err = await carry_out(
             Order(
                 words=[*MIGRATES, "-c", str(self.installation.config)],
                 directory=str(self.root),
-                out=str(out),
-                err=str(err),
                 prefix=str(self.installation.ledger.parent),
                 environ={KEY_VARIABLE: KEY},
                 at=at,
                 act=act,
-                names=str(names),
+                names=str(self.root / "names"),
             )
         )
-        return Done(code, out.read_text(), err.read_text())
+        return Done(code, out, err)
 
     async def finish(self) -> list[str]:
         """Run it with nothing broken; what it did to the disk, call by call."""
@@ -195,13 +192,11 @@ class Upgrade:
 
 
 @pytest.fixture
-async def upgrade(
-    unmigrated: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Upgrade]:
-    async with fork_server(built_shim(tmp_path_factory.mktemp("shim"))) as server:
-        upgrade = Upgrade(tmp_path, server, unmigrated)
-        upgrade.begin()
-        yield upgrade
+def upgrade(unmigrated: Path, tmp_path: Path) -> Upgrade:
+    shimmed()  # or skipped
+    upgrade = Upgrade(tmp_path, unmigrated)
+    upgrade.begin()
+    return upgrade
 
 
 def the_commit(calls: list[str]) -> int:

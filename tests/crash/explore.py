@@ -33,7 +33,7 @@ from tests.crash.checker import (
     progress,
     secret_problems,
 )
-from tests.crash.runs import After, ForkServer, Order, built_shim, fork_server
+from tests.crash.runs import After, Order, carry_out
 from tests.crash.scenario import FIRST, SECOND, SENT, UNOBTAINABLE, Moment, efax, install
 from tests.crash.served import downloads_of, served_by
 
@@ -103,7 +103,6 @@ class Runtime:
 
     installation: Installation
     simulator: Simulator
-    server: ForkServer
     moment: Moment
     way: str
     logs: list[str] = field(default_factory=list)
@@ -120,14 +119,11 @@ class Runtime:
         later: timedelta = timedelta(0),
     ) -> Ran:
         root = self.installation.root
-        out, err = root.parent / "out", root.parent / "err"
-        code = await self.server.run(
+        code, out, err = await carry_out(
             Order(
                 words=["once", "--json", "-c", str(self.installation.config)],
                 directory=str(root),
                 prefix=str(root),
-                out=str(out),
-                err=str(err),
                 environ={KEY_VARIABLE: KEY},
                 at=at,
                 act=act,
@@ -137,7 +133,7 @@ class Runtime:
                 later_s=(self.moment.later + later).total_seconds(),
             )
         )
-        ran = Ran(code, out.read_text(), err.read_text(), await _left_behind())
+        ran = Ran(code, out, err, await _left_behind())
         self.logs.append(ran.out + ran.err)
         return ran
 
@@ -190,7 +186,6 @@ class Runtime:
 class Explorer:
     """Explores in `work`; `way` is how names are given, `began` fixes when the faxes came."""
 
-    server: ForkServer
     work: Path
     way: str = "rename"
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -208,9 +203,7 @@ class Explorer:
         async with efax(moment, self.began) as simulator:
             if moment is SECOND:
                 _already_served(simulator, progress(self._base / "state" / "poller.db").stored)
-            yield Runtime(
-                install(root, simulator.base_url, moment), simulator, self.server, moment, self.way
-            )
+            yield Runtime(install(root, simulator.base_url, moment), simulator, moment, self.way)
 
     @property
     def _base(self) -> Path:
@@ -415,11 +408,10 @@ async def _shard(kind: str, way: str, number: int, count: int, stride: int) -> i
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=in_memory()) as name:
         work = Path(name)
-        async with fork_server(built_shim(work)) as server:
-            explorer = Explorer(server, work, way)
-            calls = {moment: await explorer.calls_of(moment) for moment in (FIRST, SECOND, SENT)}
-            points = _whole(calls, kind, stride)[number::count]
-            reached, wrong = await explored(explorer, points)
+        explorer = Explorer(work, way)
+        calls = {moment: await explorer.calls_of(moment) for moment in (FIRST, SECOND, SENT)}
+        points = _whole(calls, kind, stride)[number::count]
+        reached, wrong = await explored(explorer, points)
     made = {moment.name: len(found) for moment, found in calls.items()}
     print(
         f"part {number + 1} of {count}: {len(points)} points, {reached} reached, "

@@ -1,15 +1,15 @@
-"""Runs of poller's commands in forks of one process, with the shim in them."""
+"""Runs of poller's commands with the shim in them, to be broken."""
 
-import asyncio
-import json
-import os
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tests.compiled import library
+from tests.forks import Forks
 
 HERE = Path(__file__).parent
 PATIENCE_S = 300
@@ -29,15 +29,13 @@ class After:
 class Order:
     """One run of `words` in `directory`; what the shim does below `prefix` is said in shim.c.
 
-    Without a `prefix` nothing is done to the run. `planted` are functions, each `module:name`, called
-    in the run before it begins. `later_s` moves its clock. `after` chooses the call in place of `at`.
+    `planted` are functions, each `module:name`, called in the run before it begins. `later_s` moves
+    its clock. `after` chooses the call in place of `at`.
     """
 
     words: Sequence[str]
     directory: str
-    out: str
-    err: str
-    prefix: str = ""
+    prefix: str
     environ: Mapping[str, str] = field(default_factory=dict)
     at: int = 0
     act: str = ""
@@ -48,43 +46,24 @@ class Order:
     hang_timeout_s: int = PATIENCE_S
 
 
-class ForkServer:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._turn = asyncio.Lock()
-
-    async def run(self, order: Order) -> int:
-        """Carry out an order; its exit code, negative for a signal."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        async with self._turn:
-            self._process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
-            async with asyncio.timeout(order.hang_timeout_s + 30):
-                line = await self._process.stdout.readline()
-        assert line, "the fork server died"
-        return int(json.loads(line))
-
-
-def built_shim(directory: Path) -> Path:
-    """Compile the shim; skips the test visibly where there is no C compiler."""
-    return library(HERE / "shim.c", directory)
-
-
-@asynccontextmanager
-async def fork_server(shim: Path) -> AsyncIterator[ForkServer]:
-    environ = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONWARNINGS": "default"}
-    for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "NOTIFY_SOCKET"):
-        environ.pop(name, None)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.crash.forkserver"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=HERE.parent.parent,
-        env=environ,
+async def carry_out(order: Order) -> tuple[int, str, str]:
+    """Run it; its exit code, negative for a signal, its stdout, and its stderr."""
+    server = shimmed()
+    fork = await server.start(
+        order.words,
+        Path(order.directory),
+        {**server.environ, **order.environ},
+        {"tests.crash.armed:arm": asdict(order)},
     )
-    try:
-        yield ForkServer(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    out, err = await fork.communicate()
+    return await fork.wait(), out.decode(), err.decode()
+
+
+@cache
+def shimmed() -> Forks:
+    """The fork server with the shim; skips the test visibly where there is no C compiler."""
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory)
+    server = Forks(library(HERE / "shim.c", Path(directory)))
+    atexit.register(server.close)
+    return server

@@ -20,7 +20,7 @@ from tests.crash.explore import (
     in_memory,
     kills,
 )
-from tests.crash.runs import After, built_shim, fork_server
+from tests.crash.runs import After, shimmed
 from tests.crash.scenario import FIRST, SECOND, SENT, Moment
 
 pytestmark = pytest.mark.timeout(600)
@@ -29,32 +29,25 @@ Calls = dict[Moment, list[str]]
 
 
 def _explore(
-    shim: Path, work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]], way: str = "rename"
+    work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]], way: str = "rename"
 ) -> None:
     async def with_its_calls(explorer: Explorer) -> None:
         await work(explorer, {moment: await explorer.calls_of(moment) for moment in MOMENTS})
 
-    _explored(shim, with_its_calls, way)
+    _explored(with_its_calls, way)
 
 
-def _explored(
-    shim: Path, work: Callable[[Explorer], Coroutine[Any, Any, None]], way: str = "rename"
-) -> None:
+def _explored(work: Callable[[Explorer], Coroutine[Any, Any, None]], way: str = "rename") -> None:
     async def all_of_it() -> None:
         with tempfile.TemporaryDirectory(dir=in_memory()) as name:
-            async with fork_server(shim) as server:
-                await work(Explorer(server, Path(name), way))
+            await work(Explorer(Path(name), way))
 
+    shimmed()  # or skipped
     asyncio.run(all_of_it())
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_shim(tmp_path_factory.mktemp("shim"))
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_the_runs_make_every_kind_of_call_in_their_hundreds(shim: Path, way: str) -> None:
+def test_the_runs_make_every_kind_of_call_in_their_hundreds(way: str) -> None:
     async def look(_: Explorer, calls: Calls) -> None:
         assert sum(map(len, calls.values())) > 796
         kinds = {call.split(" ")[1] for call in calls[FIRST]}
@@ -64,11 +57,11 @@ def test_the_runs_make_every_kind_of_call_in_their_hundreds(shim: Path, way: str
         paths = "\n".join([*calls[FIRST], *calls[SECOND]])
         assert all(part in paths for part in ("evidence/", "f-damaged.tif", "f-00.pdf", "f-late"))
 
-    _explore(shim, look, way)
+    _explore(look, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path, way: str) -> None:
+def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
         points = [point for moment in MOMENTS for point in kills(moment, calls[moment])[7::149]]
         for moment in MOMENTS:
@@ -77,12 +70,12 @@ def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(shim: Path
         assert not wrong
         assert reached > len(points) * 0.8
 
-    _explore(shim, look, way)
+    _explore(look, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_taken_between_a_kill_and_the_next_start_is_not_delivered_again(
-    shim: Path, way: str
+    way: str,
 ) -> None:
     async def look(explorer: Explorer) -> None:
         points = [
@@ -94,39 +87,37 @@ def test_what_is_taken_between_a_kill_and_the_next_start_is_not_delivered_again(
         assert not wrong
         assert reached == len(points)
 
-    _explored(shim, look, way)
+    _explored(look, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(shim: Path, way: str) -> None:
+def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
         points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=397)[1::3]]
         _, wrong = await explored(explorer, points)
         assert not wrong
 
-    _explore(shim, look, way)
+    _explore(look, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(shim: Path, way: str) -> None:
+def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(way: str) -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
         points = [p for m in MOMENTS for p in faults(m, calls[m], every_sticky=20)[5::499]]
         _, wrong = await explored(explorer, points)
         assert not wrong
 
-    _explore(shim, look, way)
+    _explore(look, way)
 
 
-def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_nothing(
-    shim: Path,
-) -> None:
+def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_nothing() -> None:
     async def look(explorer: Explorer, calls: Calls) -> None:
         points = [Point(m, at, "child") for m in MOMENTS for at in _while_checked(calls[m])[::7]]
         _, wrong = await explored(explorer, points)
         assert points
         assert not wrong
 
-    _explore(shim, look)
+    _explore(look)
 
 
 def _while_checked(calls: list[str]) -> list[int]:
@@ -155,11 +146,11 @@ PLANTED = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_found(shim: Path, name: str, way: str) -> None:
-    _is_found(shim, name, way, *PLANTED[name])
+def test_a_planted_bug_is_found(name: str, way: str) -> None:
+    _is_found(name, way, *PLANTED[name])
 
 
-def _is_found(shim: Path, name: str, way: str, said: str, point: Point) -> None:
+def _is_found(name: str, way: str, said: str, point: Point) -> None:
     after = point.after and replace(point.after, call=point.after.call or way)
 
     async def look(explorer: Explorer) -> None:
@@ -167,7 +158,7 @@ def _is_found(shim: Path, name: str, way: str, said: str, point: Point) -> None:
         _, found = await explorer.broken(bug)
         assert any(said in one for one in found), found
 
-    _explored(shim, look, way)
+    _explored(look, way)
 
 
 # -- sent faxes, and sidecars that come alone ------------------------------------------------------
@@ -177,7 +168,7 @@ HIDDEN, SHOWN = "s-error.alone", "s-error.json"
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_kill_around_a_sidecar_alone_loses_doubles_and_halves_nothing(
-    shim: Path, way: str
+    way: str,
 ) -> None:
     async def look(explorer: Explorer) -> None:
         calls = await explorer.calls_of(SENT)
@@ -190,10 +181,10 @@ def test_a_kill_around_a_sidecar_alone_loses_doubles_and_halves_nothing(
         assert not wrong
         assert reached == len(points)
 
-    _explored(shim, look, way)
+    _explored(look, way)
 
 
-def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again(shim: Path) -> None:
+def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again() -> None:
     async def look(explorer: Explorer) -> None:
         points = [
             Point(SENT, 0, taken=True, after=After("rename", SHOWN, 1, more)) for more in (0, 1, 3)
@@ -202,7 +193,7 @@ def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again(shim:
         assert not wrong
         assert reached == len(points)
 
-    _explored(shim, look)
+    _explored(look)
 
 
 PLANTED_ALONE = {
@@ -217,5 +208,5 @@ PLANTED_ALONE = {
 
 
 @pytest.mark.parametrize("name", PLANTED_ALONE)
-def test_a_planted_bug_of_a_sidecar_alone_is_found(shim: Path, name: str) -> None:
-    _is_found(shim, name, "rename", *PLANTED_ALONE[name])
+def test_a_planted_bug_of_a_sidecar_alone_is_found(name: str) -> None:
+    _is_found(name, "rename", *PLANTED_ALONE[name])
