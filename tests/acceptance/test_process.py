@@ -25,8 +25,8 @@ from tests.acceptance.installation import (
 from tests.compiled import library
 from tests.crash.checker import Expected, problems
 from tests.crash.served import served_by
+from tests.exhaustive import EXHAUSTIVE
 
-EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 STEPS_S = [2 * 86_400, -86_400, *([3600, -3600, 10 * 365 * 86_400] if EXHAUSTIVE else [])]
 SOURCE = Path(__file__).with_name("clock_shim.c")
 

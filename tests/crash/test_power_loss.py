@@ -3,7 +3,6 @@
 `POLLER_EXHAUSTIVE=1` explores all; the figures are printed with `-s`.
 """
 
-import os
 import random
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from tests.crash.power_record import (
 )
 from tests.crash.power_rules import LEDGER, Judge, Promises
 from tests.earlier_tables import put_back
+from tests.exhaustive import EXHAUSTIVE
 
-EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 SAMPLES = 20 if EXHAUSTIVE else 2
 SAMPLES_AFTER_A_KILL = 2
 SAMPLES_FOR_A_BUG = 12

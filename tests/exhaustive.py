@@ -1,0 +1,18 @@
+"""The one switch of the tests: with `POLLER_EXHAUSTIVE=1` they try everything, else a fair sample.
+
+`CI_NIGHTLY=1 .ci/run` sets it.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
+T = TypeVar("T")
+
+
+def sample(values: Sequence[T], count: int) -> list[T]:
+    """Some `count` of the values, evenly spread over all of them; all of them where all are tried."""
+    if EXHAUSTIVE or len(values) <= count:
+        return [*values]
+    return [values[len(values) * (2 * at + 1) // (2 * count)] for at in range(count)]
