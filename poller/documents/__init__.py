@@ -1,6 +1,6 @@
-"""PDF and TIFF: what can be said of one, and which of the two it is.
+"""PDF and TIFF documents: their formats, and what can be wrong with them.
 
-Nothing here parses: whether a document is whole is worked out by `proof`, in a process of its own.
+Nothing here parses a document. `proof` does, in a process of its own.
 """
 
 from dataclasses import dataclass
@@ -12,34 +12,32 @@ DocumentFormat = Literal["pdf", "tiff"]
 StoredFormat = Literal["pdf", "tiff", "json"]
 
 PDF_MAGIC = b"%PDF-"
-# Byte order, and whether it is a BigTIFF.
+# the byte order, and whether it is a BigTIFF
 TIFF_MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
     b"II+\0": ("<", True),
     b"MM\0+": (">", True),
 }
-HEAD = (
-    1024  # of the bytes, to know the format: readers allow some before a PDF's magic, and qpdf does
-)
+HEAD = 1024  # bytes that tell the format: readers and qpdf allow some before a PDF's magic
 
-# Constant sentences: two downloads are broken in the same way when they are equal, so no offsets.
+# Keep these constant (no offsets): two downloads with equal problems are broken in the same way.
 PROBLEMS = {
     "pdf-no-eof": "the PDF does not end with %%EOF",
     "pdf-encrypted": "the PDF needs a password",
     "pdf-unreadable": "the PDF cannot be read without repairing it",
-    "pdf-page-tree": "the PDF does not have the pages that it counts",
-    "pdf-object-lost": "what a page of the PDF shows is not there",
-    "pdf-hole": "a part of an image of the PDF is not there",
+    "pdf-page-tree": "the PDF does not have as many pages as it says",
+    "pdf-object-lost": "something that a page of the PDF shows is missing",
+    "pdf-hole": "part of an image in the PDF is missing",
     "pdf-no-pages": "the PDF has no page",
     "tiff-cut": "the TIFF refers to bytes beyond its end",
     "tiff-loop": "the TIFF's pages run in a loop",
     "tiff-no-pages": "the TIFF has no page",
     "tiff-no-image": "a page of the TIFF has no image data",
-    "tiff-hole": "a part of a page of the TIFF is not there",
-    "tiff-bad-tag": "a page of the TIFF is described wrongly",
+    "tiff-hole": "part of a page of the TIFF is missing",
+    "tiff-bad-tag": "the TIFF describes a page wrongly",
     "tiff-too-many-pages": "the TIFF has more pages than a fax can have",
-    "unchecked-crash": "the document could not be checked: it ends the process that checks it",
-    "unchecked-memory": "the document could not be checked: it takes too much memory",
-    "unchecked-time": "the document could not be checked: it takes too long",
+    "unchecked-crash": "the document could not be checked: it crashes the process that checks it",
+    "unchecked-memory": "the document could not be checked: it needs too much memory",
+    "unchecked-time": "the document could not be checked: the check takes too long",
 }
 
 
@@ -49,7 +47,7 @@ class NotADocument(BadAnswer):
 
 @dataclass(frozen=True)
 class Document:
-    """`pages` is None when they cannot be counted; `problem` is `code: sentence` when not whole."""
+    """`pages` is None when nobody can count them; `problem` is `code: sentence` when not whole."""
 
     format: DocumentFormat
     pages: int | None
@@ -58,10 +56,11 @@ class Document:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An image in the store: `file` is its path there, with the extension; `bytes` its size.
+    """An image in the store: `file` is its path there, with the extension; `bytes` is its size.
 
-    `damaged`: it came broken in the same way twice, and is kept as it came. A fax without an image is
-    its sidecar alone: the `format` is json, and file, bytes and hash are the sidecar's own.
+    A `damaged` image arrived broken in the same way twice and is kept as it arrived. A fax without
+    an image has only its sidecar: then `format` is json, and file, bytes and hash are the
+    sidecar's.
     """
 
     file: str
@@ -74,9 +73,10 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Staged:
-    """A fax that is about to be published: its image has its name, its sidecar waits for it.
+    """A fax that is ready to be published: its image has its name, its sidecar is still hidden.
 
-    `ticket` is the store's own word for that; `problem` names how the document came damaged.
+    The store chooses the `ticket`, which identifies the sidecar. `problem` says how the image is
+    damaged.
     """
 
     file: StoredFile
@@ -85,7 +85,7 @@ class Staged:
 
 
 def not_whole(kind: DocumentFormat, code: str, pages: int | None = None) -> Document:
-    """Say of a document that it is not whole; `code` is a key of PROBLEMS."""
+    """Describe a document that is not whole; `code` is a key of PROBLEMS."""
     return Document(kind, pages, f"{code}: {PROBLEMS[code]}")
 
 

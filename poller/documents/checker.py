@@ -1,4 +1,4 @@
-"""One process that checks documents, as the service sees it; `child` is what runs in it."""
+"""The service's side of one process that checks documents; `child` runs in that process."""
 
 import os
 import signal
@@ -15,23 +15,23 @@ from poller.documents import Document, DocumentFormat, not_whole
 from poller.documents.protocol import MESSAGE_MAX, WALL_S, CheckResult
 from poller.errors import NotChecked, StorageUnusable
 
-# The modules of this process, wherever they come from; `runtime` is not asked again.
+# Import the modules of this process, wherever they are; do not let `runtime` look for them again.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from poller.documents.child import main; main()"
-# Some systems cannot start the interpreter without; the rest may hold secrets.
+# Some systems cannot start the interpreter without these; other variables may hold secrets.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME")
 _ITSELF = "/proc/self/exe"
-# By its limit of time, and as it does itself without memory.
+# the signal of the CPU limit, and the child's own abort when memory runs out
 _ENDS: dict[int, str] = {signal.SIGXCPU: "unchecked-time", signal.SIGABRT: "unchecked-memory"}
 _DIES_WITHIN_S = 1.0
 NOT_READY = "it was not ready in time"
 
 
 class Ended(Exception):
-    """The process had ended before it was asked, so the document has not ended it."""
+    """The process had ended before it got the document, so the document did not end it."""
 
 
 class Killed(NotChecked):
-    """Somebody else killed the process, say the kernel where memory is short."""
+    """Something else killed the process, perhaps the kernel because memory ran out."""
 
     def __init__(self, kind: DocumentFormat) -> None:
         super().__init__("somebody, or the kernel, killed the process that checked the document")
@@ -39,16 +39,17 @@ class Killed(NotChecked):
 
 
 class Checker:
-    """Started when it is made, which raises OSError; call `get_ready` before `check`, and `close`.
+    """A process that checks documents; starting one raises OSError.
 
-    Used by one thread at a time, but for `kill`. It is started by a thread that lives as long as
-    it, and has the signals blocked that are not to end it.
+    Call `get_ready`, then `check`, and at last `close`. Use it from one thread at a time; any
+    thread may call `kill`. Start it in a thread that lives at least as long and that blocks the
+    signals that must not end the process.
     """
 
     def __init__(self) -> None:
         self.used_at = time.monotonic()
         self.usable = True
-        self._lock = Lock()  # its number may be another's as soon as its end was asked for
+        self._lock = Lock()  # once the process has ended, the system may give its number to another
         with ExitStack() as undo:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._socket.close)
@@ -61,7 +62,7 @@ class Checker:
                     stdout=DEVNULL,
                     stderr=PIPE,
                     env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    # What a terminal or systemd tells the whole group: the service ends it.
+                    # Only the service ends it, not a signal that a terminal or systemd sends to the group.
                     start_new_session=True,
                 )
             undo.pop_all()
@@ -71,12 +72,12 @@ class Checker:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, by itself or by others."""
+        """Whether the process has ended, for any reason."""
         with self._lock:
             return self._process.poll() is not None
 
     def get_ready(self, within_s: float) -> None:
-        """Wait until it can check documents; raises StorageUnusable, and closes it, when it cannot."""
+        """Wait until it can check documents; if it cannot, close it and raise StorageUnusable."""
         self._socket.settimeout(max(within_s, 0.01))
         said = why = ""
         try:
@@ -101,11 +102,12 @@ class Checker:
         return next((line for line in reversed(lines) if line.strip()), "")
 
     def check(self, fd: int, kind: DocumentFormat) -> Document:
-        """Have the document checked that can be read from `fd`; raises Ended, Killed, StorageUnusable.
+        """Have the document behind `fd` checked; raises Ended, Killed, StorageUnusable.
 
-        Whatever ends the process meanwhile is said of the document, and OSError of its file.
+        If the process ends during the check, that counts against the document. OSError is about the
+        file.
         """
-        # Unless it answers: an answer that comes late is about another document.
+        # Usable again only after an answer: a late answer would be taken for the next document's.
         self.usable = False
         self.used_at = time.monotonic()
         try:
@@ -125,12 +127,12 @@ class Checker:
         by_itself = self._wait()
         self.kill()
         signalled = -(self._process.returncode or 0)
-        if by_itself and signalled == signal.SIGKILL:  # its limits end it in other ways
+        if by_itself and signalled == signal.SIGKILL:  # its limits use other signals
             raise Killed(kind)
         return _ENDS.get(signalled, "unchecked-crash")
 
     def _understood(self, answer: bytes, kind: DocumentFormat) -> Document:
-        """Take what a process that has read foreign bytes says for as foreign."""
+        """Distrust the answer: a process that has read foreign bytes gave it."""
         try:
             said = CheckResult.read(answer)
         except ValueError:
@@ -141,7 +143,7 @@ class Checker:
         return not_whole(kind, said.code, said.pages) if said.code else Document(kind, said.pages)
 
     def kill(self) -> bool:
-        """End it; False when the system cannot end it, because it hangs in a disk."""
+        """End the process; return False if the system cannot, because it hangs in a disk access."""
         with self._lock:
             self._process.kill()
         return self._wait()
@@ -159,11 +161,11 @@ class Checker:
 
 
 def cannot_be_started(why: str) -> StorageUnusable:
-    return StorageUnusable(f"no document can be checked, for its process does not start: {why}")
+    return StorageUnusable(f"no document can be checked: their checker does not start: {why}")
 
 
 def _interpreter() -> str:
-    """What runs here, also where an upgrade has replaced its file meanwhile."""
+    """Return the running interpreter, even if an upgrade has replaced its file."""
     return _ITSELF if os.access(_ITSELF, os.X_OK) else sys.executable
 
 

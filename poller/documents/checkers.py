@@ -1,4 +1,4 @@
-"""Has documents checked in processes of their own: foreign bytes meet no parser in this one."""
+"""Check documents in separate processes, so that foreign bytes meet no parser in this one."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from poller.documents.protocol import FREE_S, START_S
 from poller.errors import NotChecked, StorageUnusable
 
 MOST = 3
-_MOMENT_S = 1.0  # many times what a document takes, and longer than a process takes to start
+_MOMENT_S = 1.0  # many times what a document takes, and longer than a process needs to start
 _UNUSED_S = 60.0
 _TRIES = 5
 
@@ -22,25 +22,26 @@ _TRIES = 5
 class Checkers:
     """The processes that check documents, shared by the storage's threads.
 
-    One does the work: a fax of 150 KB takes it half a millisecond. But a document that was made to
-    be slow keeps it for seconds, and no other fax may wait for that, so a thread that has waited for
-    a moment starts another. They are three at most, for each may take 512 MiB.
+    One process usually does all the work: a fax of 150 KB takes it half a millisecond. But a
+    malicious document can keep it busy for seconds. A thread that has waited for a moment starts
+    another process, so that no other fax waits. There are at most three, as each may use 512 MiB.
     """
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._idle: list[Checker] = []  # the one that was used last comes last
+        self._idle: list[Checker] = []  # the last one used is at the end
         self._busy: set[Checker] = set()
-        self._count = 0  # idle, busy, or being started
+        self._count = 0  # idle, busy or starting
         self._closed = False
         self._starter = _new_starter()
         weakref.finalize(self, _end_all, self._idle)
 
     def inspect(self, fd: int) -> Document:
-        """Prove the document whole that can be read from `fd`, and count its pages; blocks.
+        """Prove that the document behind `fd` is whole, and count its pages; blocks.
 
-        Raises NotADocument for other bytes, OSError when they cannot be read, StorageUnusable when
-        no process can be had to check them, and NotChecked when all are busy, or one was killed.
+        Raises NotADocument if it is neither PDF nor TIFF, OSError if it cannot be read,
+        StorageUnusable if no process can be started, and NotChecked if all are busy or something
+        killed one.
         """
         kind = format_of(os.pread(fd, HEAD, 0))
         begun_by = time.monotonic() + FREE_S + START_S
@@ -51,7 +52,7 @@ class Checkers:
             except Ended:
                 continue
             except Killed:
-                self._require_open()  # or that is what ended it
+                self._require_open()  # `close` may be what ended it
                 raise
             finally:
                 self._give_back(checker)
@@ -60,9 +61,9 @@ class Checkers:
         raise cannot_be_started("it ends as soon as it is ready")
 
     def look(self) -> None:
-        """See that documents can be checked, with a process kept for the next; raises StorageUnusable.
+        """Make sure that documents can be checked, and keep a process for the next one.
 
-        One that is being started proves nothing until it is ready.
+        Raises StorageUnusable. A process that is still starting proves nothing yet.
         """
         by = time.monotonic() + START_S
         with self._changed:
@@ -79,7 +80,7 @@ class Checkers:
         self._give_back(self._started(by))
 
     def close(self) -> None:
-        """End them all; a check under way raises StorageUnusable."""
+        """End all processes; a check that is running raises StorageUnusable."""
         with self._changed:
             self._closed = True
             _end_all(self._idle)
@@ -104,7 +105,7 @@ class Checkers:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise StorageUnusable("no document is checked any more: poller stops")
+            raise StorageUnusable("poller is stopping and checks no more documents")
 
     def _free(self) -> Checker | None:
         self._require_open()
@@ -121,14 +122,14 @@ class Checkers:
             except StorageUnusable:
                 if self._closed or not _left_s(by):
                     raise
-                checker = self._ready(by)  # once more: somebody may have killed it as it started
+                checker = self._ready(by)  # again: something may have killed it while it started
         except BaseException as error:
             with self._changed:
                 self._count -= 1
                 self._changed.notify_all()
                 if not isinstance(error, StorageUnusable):
                     raise
-                # One further process was to save time: without it there is what there was.
+                # An additional process was only to save time; wait for one of the others instead.
                 self._changed.wait_for(lambda: self._idle or not self._count, _left_s(by))
                 if (free := self._free()) is None:
                     raise
@@ -138,12 +139,12 @@ class Checkers:
         return checker
 
     def _ready(self, by: float) -> Checker:
-        """Start one from a thread that lives on: the kernel ends it together with that thread."""
+        """Start one from a thread that stays: the kernel ends the process when its thread ends."""
         try:
             starting = self._starter.submit(Checker)
         except RuntimeError as error:
             self._starter.shutdown(wait=False, cancel_futures=True)
-            self._starter = _new_starter()  # what it has no thread for it would do later
+            self._starter = _new_starter()  # the old one would start its queued process later
             raise cannot_be_started(str(error)) from None
         try:
             checker = starting.result(_left_s(by))
@@ -168,10 +169,10 @@ class Checkers:
                 checker.close()
             else:
                 self._idle.append(checker)
-            self._changed.notify_all()  # not all of them wait for the same
+            self._changed.notify_all()  # not all threads wait for the same thing
 
     def _end_unneeded(self) -> None:
-        """End those that a busy hour needed, and forget those that have ended while idle."""
+        """End processes that a busy hour needed, and forget those that ended while idle."""
         unused = time.monotonic() - _UNUSED_S
         for checker in self._idle[:]:
             if checker.ended or (len(self._idle) > 1 and checker.used_at < unused):
@@ -185,13 +186,13 @@ def _left_s(deadline: float) -> float:
 
 
 def _close_late(started: Future[Checker]) -> None:
-    """Nobody waits for it any more."""
+    """Close a process that started after its caller had given up."""
     if started.exception() is None:
         started.result().close()
 
 
 def _new_starter() -> ThreadPoolExecutor:
-    # What a terminal or systemd tells a whole group does not end what this thread starts.
+    # A signal to the whole group (from a terminal or systemd) must not end what this thread starts.
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, signals)
     return ThreadPoolExecutor(1, "checkers", initializer=block)

@@ -1,8 +1,8 @@
-"""What the process does that checks documents: it reads foreign bytes, so it may do nothing else.
+"""The process that checks documents: it reads foreign bytes, so it gives up all other rights.
 
-It gets each document as a descriptor, and says what it found as one line of JSON. It has neither
-the environment nor the descriptors of the service, and gives up what else it can. None of that is
-certain on every kernel, so nothing rests on a single one.
+It receives each document as a descriptor and answers with one line of JSON. It has neither the
+environment nor the descriptors of the service. Not every kernel offers every protection used here,
+so the design relies on no single one.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from poller.documents.protocol import CPU_S, CPU_S_PER_BYTE, MEMORY_BYTES, SOCKE
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Landlock's, the same on every architecture
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Landlock; the same on every architecture
 
-# One page. What cannot be said of it here cannot be said of any fax.
+# A document with one page. If this one cannot be checked here, no fax can.
 SAMPLE = (
     b"%PDF-1.4\n"
     b"1 0 obj<</Type/Catalog/Pages 2 0 R>> endobj\n"
@@ -47,7 +47,7 @@ SAMPLE = (
 
 
 def main() -> None:
-    """Serve the one that started this process until it closes the socket or ends."""
+    """Answer the parent process until it closes the socket or ends."""
     os.closerange(sys.stderr.fileno() + 1, 1 << 20)
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     end_with(int(sys.argv[1]))
@@ -56,33 +56,34 @@ def main() -> None:
         give_up_rights()
         if (problem := proof.inspect(io.BytesIO(SAMPLE)).problem) is not None:
             sys.exit(f"no document can be checked: {problem}")
-        os.dup2(1, 2)  # until now errors were read by the one that started this process
+        os.dup2(1, 2)  # until now the parent read the errors
         asking.send(VERSION.encode())
         while _answered(asking):
             pass
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel end this process when the thread that started it ends, in a parse as well."""
+    """Have the kernel end this process when its parent thread ends, even during a parse."""
     _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the kernel was told
+    if os.getppid() != parent:  # the parent ended before the kernel knew
         sys.exit()
 
 
 def open_random() -> None:
-    """Have qpdf open its source of random numbers, which it keeps: AES-256 needs it to read, too."""
+    """Have qpdf open its source of random numbers now and keep it: it needs one to read AES-256."""
     with pikepdf.new() as pdf:
         pdf.save(io.BytesIO(), encryption=pikepdf.Encryption(R=6))
 
 
 def give_up_rights() -> None:
-    """Give up what a check does not need; call it when everything is imported."""
+    """Give up what a check does not need; call this after all imports."""
     os.chdir("/")
-    with suppress(OSError):  # where memory is short, the kernel takes this process first
+    with suppress(OSError):  # when memory runs out, the kernel kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     _control(_PR_SET_NO_NEW_PRIVS, 1)
-    _control(_PR_SET_DUMPABLE, 0)  # no other process of this user may look into it
-    ctypes.CDLL(None).capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))  # root's
+    _control(_PR_SET_DUMPABLE, 0)  # no other process of this user may inspect it
+    # root has some
+    ctypes.CDLL(None).capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
     _end_when_memory_ends()
     _restrict_itself()
     for what, limit in (
@@ -90,7 +91,7 @@ def give_up_rights() -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_NOFILE, _free_descriptor() + 1),  # for one document
+        (resource.RLIMIT_NOFILE, _free_descriptor() + 1),  # one for the document
     ):
         _limit(what, limit, limit)
 
@@ -106,10 +107,10 @@ def _control(option: int, value: int) -> None:
 
 
 def _restrict_itself() -> None:
-    """Landlock: no file can be opened, no TCP port used, no process outside signalled."""
+    """Use Landlock: the process can open no file, use no TCP port and signal no other process."""
     call = ctypes.CDLL(None).syscall
     version = call(_CREATE_RULESET, None, 0, 1)
-    files = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)  # how many rights it knows
+    files = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)  # how many rights this version knows
     ruleset = struct.pack("QQQ", (1 << files) - 1, 0b11, 0b11)
     length = 8 if version < 4 else 16 if version < 6 else 24
     if version > 0 and (rules := call(_CREATE_RULESET, ruleset, length, 0)) >= 0:
@@ -118,14 +119,14 @@ def _restrict_itself() -> None:
 
 
 def _end_when_memory_ends() -> None:
-    """Have C++ abort where it finds no memory: qpdf takes that for an object that is not there."""
+    """Have C++ abort when memory runs out; otherwise qpdf takes it for a missing object."""
     with suppress(OSError, AttributeError):  # another C++ library
         abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p)
         ctypes.CDLL("libstdc++.so.6")._ZSt15set_new_handlerPFvvE(abort)
 
 
 def _limit(what: int, soft: int, hard: int) -> None:
-    """Lower a limit; one that is lower already stays."""
+    """Lower a limit; keep one that is already lower."""
     _, now = resource.getrlimit(what)
     if now != resource.RLIM_INFINITY:
         hard = now if hard == resource.RLIM_INFINITY else min(hard, now)
@@ -135,13 +136,13 @@ def _limit(what: int, soft: int, hard: int) -> None:
 
 
 def _answered(asking: socket.socket) -> bool:
-    """Check one document; False when no further one will come."""
+    """Check one document; return False when no more will come."""
     request, received, _, _ = socket.recv_fds(asking, 1, 1)
     if not request:
         return False
     answer = _checked(received[0])
     asking.send(answer.encode())
-    # What was allocated may not be given back: a new process has room again.
+    # The allocator may not give memory back; a new process starts with all of it.
     return answer.code != "unchecked-memory"
 
 
@@ -159,7 +160,7 @@ def _checked(fd: int) -> CheckResult:
 
 
 def _allow_time(size: int) -> None:
-    """The kernel ends this process when a document takes longer; what it took for others is past."""
+    """Have the kernel end this process if this document takes too long; others do not count."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     allowed = used.ru_utime + used.ru_stime + CPU_S + size * CPU_S_PER_BYTE
     _limit(resource.RLIMIT_CPU, int(allowed) + 1, resource.RLIM_INFINITY)

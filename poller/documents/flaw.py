@@ -1,9 +1,9 @@
-"""How a format's rules say that a document is not whole, and how they read it."""
+"""The error that says why a document is not whole, and what the checks of both formats share."""
 
 import errno
 from typing import BinaryIO
 
-# Group 4 has no code of more than a dozen zero bits in a row; a lost sector is 512 bytes of them.
+# Group 4 has no code with more than a dozen zero bits in a row; a lost sector has 512 zero bytes.
 _HOLE = bytes(256)
 
 
@@ -16,16 +16,17 @@ class Flaw(Exception):
 
 
 def exactly(file: BinaryIO, count: int) -> bytes:
-    """Read `count` bytes that are known to be there; raises OSError when they are not."""
+    """Read `count` bytes that must be there; raises OSError if they are not."""
     data = file.read(count)
     if len(data) != count:
-        raise OSError(errno.EIO, "the file became shorter while it was read")
+        raise OSError(errno.EIO, "the file became shorter during the read")
     return data
 
 
 def has_hole(group_4: bytes) -> bool:
-    """Say whether a part of an image in Group 4 was lost to zeros; behind its end they are padding.
+    """Tell whether part of a Group 4 image was lost to zeros; zeros after its end are padding.
 
-    Only there: a blank area is zeros in Deflate and in JPEG as well, and Group 3 fills with them.
+    Do not use this for others: Deflate and JPEG also write blank areas as zeros, and Group 3 pads
+    with zeros.
     """
     return _HOLE in group_4.rstrip(b"\0")

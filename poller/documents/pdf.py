@@ -1,8 +1,8 @@
-"""PDF: is it whole, and how many pages has it.
+"""PDF: prove that it is whole, and count its pages.
 
-qpdf reads the objects; what they say is judged here. Its own list of pages will not do: it rewrites
-/Count, leaves out what is no page without a word, and ends the process over some loops. Of its
-warnings only one means that something is lost, see `_LOST`.
+qpdf reads the objects; this module judges them. qpdf's own list of pages is no use: it rewrites
+/Count, silently leaves out what is not a page, and crashes on some loops. Only one of its warnings
+means that something is lost, see `_LOST`.
 """
 
 import re
@@ -16,17 +16,17 @@ from poller.documents.view import MendedView, View
 
 _END = b"%%EOF"
 _PADDING = b"\0\t\n\f\r "
-_TAIL_MAX = 1024  # pdf.js and Acrobat look for %%EOF so far before the end
+_TAIL_MAX = 1024  # pdf.js and Acrobat look this far before the end for %%EOF
 _CHUNK = 1 << 16
 
-# The cross-reference table leads to other bytes than the object. Of 947 public PDFs that show all
-# their pages elsewhere (most of them test cases of pdf.js, strange on purpose) none brings it about
-# an object that a page shows, and each page or image that is overwritten does. The others come from
-# whole ones as well: "reported number of objects" (66 of them), "expected endstream" and
+# The cross-reference table points to bytes that are not the object. We tried 947 public PDFs whose
+# pages all show elsewhere (most are test cases of pdf.js, strange on purpose): none causes this
+# warning about an object that a page shows, while each overwritten page or image does. Whole PDFs
+# cause the other warnings too: "reported number of objects" (66 files), "expected endstream" and
 # "lacks /Length" (6: qpdf finds the end itself), white space, duplicate keys, carriage returns.
 _LOST = re.compile(r"expected (\d+ \d+|n n) obj")
 
-_STREAM_MAX = 16 << 20  # longer than a page of a fax; each is read at once
+_STREAM_MAX = 16 << 20  # longer than a fax page; each stream is read at once
 
 
 def pages(file: BinaryIO, size: int) -> int:
@@ -41,9 +41,9 @@ def pages(file: BinaryIO, size: int) -> int:
 
 
 def _end(file: BinaryIO, size: int) -> int:
-    """Find where the last %%EOF ends; raises Flaw.
+    """Find the end of the last %%EOF; raises Flaw.
 
-    Padding behind it may be as long as it likes, other bytes up to a kilobyte.
+    Any amount of padding may follow it, and up to a kilobyte of other bytes.
     """
     size = _without_padding(file, size)
     start = max(0, size - _TAIL_MAX - len(_END))
@@ -66,7 +66,7 @@ def _without_padding(file: BinaryIO, size: int) -> int:
 
 
 def _begins_update(tail: bytes) -> bool:
-    """Say whether it is the cut beginning of more PDF: an object, a comment, or its xref."""
+    """Tell whether these bytes begin more PDF that was cut off: an object, a comment or a table."""
     return tail[:1].isdigit() or tail[:1] == b"%" or (bool(tail) and b"xref".startswith(tail[:4]))
 
 
@@ -78,7 +78,7 @@ def _look(view: View) -> int:
         raise
     except pikepdf.PasswordError:
         raise Flaw("pdf-encrypted") from None
-    except Exception:  # noqa: BLE001  # qpdf raises whatever it likes over malformed bytes
+    except Exception:  # noqa: BLE001  # qpdf raises all kinds of errors over malformed bytes
         raise Flaw("pdf-unreadable") from None
     finally:
         if view.failure is not None:
@@ -86,10 +86,10 @@ def _look(view: View) -> int:
 
 
 def _open(view: View) -> pikepdf.Pdf:
-    # Not mmap: an I/O error behind a mapping is a SIGBUS, and ends the process.
-    # Not inherit_page_attributes: it has qpdf make its list of pages.
+    # No mmap: an I/O error in a mapping raises SIGBUS, which ends the process. No
+    # inherit_page_attributes: it makes qpdf build its list of pages.
     return pikepdf.open(
-        view,  # type: ignore[arg-type]  # it needs no more than a reader gives
+        view,  # type: ignore[arg-type]  # qpdf needs only what a reader has
         attempt_recovery=False,
         suppress_warnings=True,
         inherit_page_attributes=False,
@@ -114,9 +114,10 @@ def _count(pdf: pikepdf.Pdf) -> int:
 
 
 def _nodes(root: Any) -> Iterator[pikepdf.Dictionary]:
-    """Walk the page tree; raises Flaw where it is none.
+    """Walk the page tree; raises Flaw if it is not a tree.
 
-    A kid that is missing is null, and one that occurs twice is another's number in a lost place.
+    A missing kid is null. A kid that occurs twice means that a damaged entry bears another's
+    number.
     """
     seen: set[tuple[int, int]] = set()
     todo = [root]
@@ -134,7 +135,7 @@ def _nodes(root: Any) -> Iterator[pikepdf.Dictionary]:
 
 
 def _shown(node: pikepdf.Dictionary, seen: set[tuple[int, int]]) -> Iterator[Any]:
-    """Give what a page shows, each thing once: its contents, and its images and forms."""
+    """Yield what a page shows, each object once: its contents, images and forms."""
     contents = node.get("/Contents")
     things = list[Any](contents) if isinstance(contents, pikepdf.Array) else [contents]
     resources = node.get("/Resources")
@@ -154,7 +155,7 @@ def _is_new(thing: Any, seen: set[tuple[int, int]]) -> bool:
 
 
 def _check_shown(thing: Any) -> None:
-    """Raise Flaw where a stream's bytes were lost to zeros: no encoding gives only these."""
+    """Raise Flaw if all bytes of a stream are zeros: no encoding writes only zeros."""
     if not isinstance(thing, pikepdf.Stream) or not 0 < int(thing.get("/Length", 0)) <= _STREAM_MAX:
         return
     encoding = _first(thing.get("/Filter"))
@@ -170,5 +171,5 @@ def _check_shown(thing: Any) -> None:
 
 
 def _first(value: Any) -> Any:
-    """Give the only one, or the first of an array: what was done last to the bytes."""
+    """Return the only value, or the first of an array: the last encoding that was applied."""
     return next(iter(value), None) if isinstance(value, pikepdf.Array) else value

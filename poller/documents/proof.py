@@ -1,4 +1,4 @@
-"""Is this PDF or TIFF whole, and how many pages has it."""
+"""Prove that a PDF or TIFF is whole, and count its pages."""
 
 import io
 import os
@@ -7,14 +7,14 @@ from typing import BinaryIO
 from poller.documents import HEAD, Document, format_of, not_whole, pdf, tiff
 from poller.documents.flaw import Flaw, exactly
 
-_SMALL = 1 << 20  # read at once: qpdf takes a file in some hundred very small steps
+_SMALL = 1 << 20  # read at once: qpdf reads a file in hundreds of very small steps
 
 
 def inspect(file: BinaryIO) -> Document:
-    """Prove a document whole and count its pages, in memory that does not grow with the file.
+    """Prove that a document is whole and count its pages, in memory of constant size.
 
-    Raises NotADocument for other bytes, OSError when the file cannot be read, and MemoryError;
-    whatever the bytes are, nothing else. They can end the process in which this runs.
+    Raises only NotADocument, OSError if the file cannot be read, and MemoryError. Malicious bytes
+    can end the process, so call this in one that may end.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

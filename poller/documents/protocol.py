@@ -1,4 +1,4 @@
-"""What the service and its checking process agree on: the socket, the limits, the result."""
+"""What the service and its checking process share: the socket, the limits, the result."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,24 +6,28 @@ from typing import Self
 
 from poller.documents import PROBLEMS
 
-SOCKET = 0  # the process is asked on this descriptor
+SOCKET = 0  # the process receives its requests on this descriptor
 MESSAGE_MAX = 4096
 _PAGES_MAX = 1 << 31
 _ERRNO_MAX = 4096
 
-# Address space: whole documents of 100 MB need a quarter of it, the interpreter included.
+# Of address space. A whole document of 100 MB needs a quarter of it, interpreter included.
 MEMORY_BYTES = 512 << 20
-# Of the processor, for a document. A whole one of 100 MB needs a tenth of a second.
+# Of processor time, per document. A whole one of 100 MB needs a tenth of a second.
 CPU_S, CPU_S_PER_BYTE = 5, 1e-7
-# By the clock, which a busy machine and a slow disk run down as well: for a place, for a process
-# that starts in it, and for the document. The first two share one deadline. All three together
-# leave some of the two minutes after which a step in the storage counts as hung to its fsyncs.
+# By the clock, which also runs on a busy machine and a slow disk: for a free process, for starting
+# one, and for the document. The first two share one deadline. Together they stay below the two
+# minutes after which a storage step counts as hung, and leave time for its fsyncs.
 FREE_S, START_S, WALL_S = 20.0, 20.0, 60.0
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`code` is a key of PROBLEMS, None for a whole document; `errno` that its file cannot be read."""
+    """The result of a check.
+
+    `code` is a key of PROBLEMS, or None for a whole document. `errno` means that the file could not
+    be read.
+    """
 
     pages: int | None = None
     code: str | None = None
@@ -34,7 +38,7 @@ class CheckResult:
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """Take what has read foreign bytes for as foreign; raises ValueError."""
+        """Read the answer of a process that has read foreign bytes: distrust it; raises ValueError."""
         try:
             said = cls(**json.loads(data))
         except (TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""TIFF 6.0, section 2, and the BigTIFF design of 2004: is it whole, and how many pages has it."""
+"""TIFF 6.0, section 2, and BigTIFF (2004): prove that it is whole, and count its pages."""
 
 import struct
 from collections.abc import Iterator
@@ -8,37 +8,37 @@ from typing import BinaryIO
 from poller.documents import TIFF_MAGIC
 from poller.documents.flaw import Flaw, exactly, has_hole
 
-# No fax comes near it; a chain that is longer was made to keep us busy.
+# No fax comes near this; a longer chain was made to keep us busy.
 PAGES_MAX = 100_000
 _CHUNK = 1 << 20
-_LOOK = 64  # an honest compressed strip is no longer nothing but zeros by then
-_TAGS_MAX = 0xFFFF  # all there are; a BigTIFF could claim more than fits into memory
+_LOOK = 64  # an honest compressed strip has a byte other than zero by then
+_TAGS_MAX = 0xFFFF  # all there are; a BigTIFF could claim more than memory holds
 
 _COMPRESSION = 259
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
-# Directories beside the chain: SubIFDs (a preview, or the layers of a fax in colour), Exif, GPS.
-# They are no pages, but a file that was cut in one was cut.
+# Directories outside the chain: SubIFDs (a preview, or the layers of a colour fax), Exif, GPS. They
+# are not pages, but a file that ends inside one was cut.
 _DIRECTORIES = (330, 34665, 34853)
 _WANTED = {_COMPRESSION, _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS}
 _WANTED |= set(_DIRECTORIES)
 
-# By field type: bytes of one value. Readers ignore a tag of another type, whose length none knows.
+# Bytes of one value, by field type. Readers ignore tags of other types, as their length is unknown.
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _WIDTHS |= {13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
-# Group 3 and Group 4. Old fax boards do not say how long a strip of these is; all readers go on
-# until the rows are there.
+# Group 3 and Group 4. Old fax boards do not give the length of such a strip; all readers decode
+# until they have all rows.
 _GROUP_4 = 4
 _FAX = {2, 3, _GROUP_4}
-# In which no strip is all zeros: CCITT has no such code, LZW begins with 256, JPEG and Deflate
-# with a header.
+# Compressions in which no strip is all zeros: CCITT has no such code, LZW begins with 256, JPEG and
+# Deflate begin with a header.
 _NEVER_ZEROS = _FAX | {5, 7, 8, 32946}
 
 
 @dataclass(frozen=True)
 class _Values:
-    """Where a tag's values are; `kind` is their field type."""
+    """Where the values of a tag are; `kind` is their field type."""
 
     kind: int
     count: int
@@ -51,7 +51,7 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Directory:
-    tags: dict[int, _Values]  # the wanted ones
+    tags: dict[int, _Values]  # only those we need
     empty: bool
     end: int
     next: int
@@ -68,12 +68,12 @@ class _Tiff:
         self._file, self._size, self._order = file, size, order
         self._word, self._count, self._entry = ("Q", "Q", 20) if big else ("I", "H", 12)
         self._first = 8 if big else 4
-        # Honest structures hardly overlap, so all of them together are not much longer than the
-        # file; without this bound a small file could keep us busy for days.
+        # Honest structures hardly overlap, so together they are not much longer than the file.
+        # Without this limit, a small file could keep us busy for days.
         self._budget = 4 * size
 
     def pages(self) -> int:
-        """Walk the whole chain of pages; raises Flaw."""
+        """Walk all pages; raises Flaw."""
         seen: set[int] = set()
         offset = self._number(self._first, self._word)
         while offset:
@@ -92,9 +92,9 @@ class _Tiff:
         return len(seen)
 
     def _ends_the_chain(self, directory: _Directory) -> bool:
-        """Say whether this is the empty directory with which some writers end a file.
+        """Tell whether this is the empty directory that some writers put at the end of a file.
 
-        One with room for a tag behind it is a page whose directory was lost to zeros.
+        If there is room for a tag after it, it is a page whose directory was lost to zeros.
         """
         behind = self._size - directory.end
         return directory.empty and not directory.next and behind < self._entry
@@ -153,7 +153,7 @@ class _Tiff:
         for offset, length in self._pieces(offsets, lengths, compression):
             if not length and (compression not in _FAX or not offset):
                 raise Flaw("tiff-no-image")
-            # Where a length is not said, a byte has to be there.
+            # Without a length, at least one byte must be there.
             if offset + max(length, 1) > self._size:
                 raise Flaw("tiff-cut")
             if compression in _NEVER_ZEROS and self._is_zeros(offset, length):
@@ -182,7 +182,7 @@ class _Tiff:
         return True
 
     def _has_hole(self, offset: int, length: int) -> bool:
-        """Look at all of a strip; where it does not say how long it is, there is nothing to look at."""
+        """Search a whole strip for a hole; a strip without a length is not searched."""
         parts = range(offset, offset + length, _CHUNK)
         end = offset + length
         return any(has_hole(self._bytes(at, min(_CHUNK, end - at))) for at in parts)

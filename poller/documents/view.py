@@ -1,4 +1,4 @@
-"""What qpdf gets to see of a file that holds a PDF."""
+"""The view of a PDF file that qpdf reads."""
 
 import io
 import os
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _START = b"startxref"
-_TAIL = 1024  # of the PDF, in which its last startxref is
+_TAIL = 1024  # bytes at the end of the PDF that hold its last startxref
 _CHUNK = 1 << 16
 
-# Some scanners number the first section from 1, though its first entry is object 0's.
+# Some scanners number the first section from 1, although its first entry is object 0's.
 _FROM_ONE = re.compile(rb"xref\s{1,4}1(?= \d{1,10}\s{1,4}0000000000 65535 f)")
 _FROM_ONE_MAX = 64
-# Since 12, qpdf leaves out objects whose number is over a third of the file's bytes.
+# From version 12, qpdf ignores objects whose number exceeds a third of the file's bytes.
 _ROOM = 3 << 31
-_QPDF_TAIL = 2048  # more than qpdf looks back for startxref
+_QPDF_TAIL = 2048  # more than qpdf searches for startxref
 
 
 class View(io.RawIOBase):
-    """Hands a file to qpdf, as far as the PDF goes, and remembers that a read failed.
+    """A reader that ends where the PDF ends, and remembers a failed read.
 
-    qpdf takes that for a broken PDF, or leaves out a page as if it had never been there.
+    qpdf takes a failed read for a broken PDF, or silently leaves out a page.
     """
 
     def __init__(self, file: BinaryIO, end: int) -> None:
@@ -57,9 +57,9 @@ class View(io.RawIOBase):
 
 
 class MendedView(View):
-    """Hands it over as other readers take it: numbers from 0, and as high as they like.
+    """A view that shows the PDF as other readers take it: numbered from 0, any object numbers.
 
-    Behind the PDF come room, of which nothing is ever read, and once more its startxref.
+    It appends empty space, which nobody reads, and a second copy of the PDF's startxref.
     """
 
     def __init__(self, file: BinaryIO, end: int) -> None:

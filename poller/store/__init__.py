@@ -1,4 +1,4 @@
-"""Where faxes are kept: each becomes a file with its sidecar, whole or not at all."""
+"""Where faxes are kept: each becomes a file with its sidecar, complete or not at all."""
 
 from poller.documents import StoredFile
 from poller.store.draft import Draft

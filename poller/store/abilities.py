@@ -1,4 +1,4 @@
-"""Can this file system keep what a delivery promises? Tried with files that are removed again."""
+"""Test whether a file system can do what a delivery needs, with files that are removed again."""
 
 import errno
 import stat
@@ -16,9 +16,9 @@ _OTHERS = 0o007
 
 
 def prove(config: StorageConfig, root: int) -> None:
-    """Do all that a delivery does; StorageUnusable names what the file system lacks, and the remedy.
+    """Do everything that a delivery does; StorageUnusable names what is missing, and the remedy.
 
-    Raises OSError for what is no lack of an ability: no space, no permission, a broken disk.
+    Raises OSError for other troubles: no space, no permission, a broken disk.
     """
     mine = f"{PROBE}{syscalls.process_id()}"
     file, free, directory = f"{mine}.file", f"{mine}.free", f"{mine}.directory"
@@ -36,7 +36,7 @@ def prove(config: StorageConfig, root: int) -> None:
 
 
 class _Lack(Exception):
-    """Ends the sentence "the file system of …"."""
+    """What the file system cannot do: it completes the sentence "the file system of …"."""
 
 
 @contextmanager
@@ -52,11 +52,11 @@ def _needs(sentence: str) -> Iterator[None]:
 def _try_a_file(name: str, root: int) -> None:
     _create(name, root)
     if not _refused(lambda: syscalls.close(syscalls.create(name, root))):
-        raise _Lack("makes a file although its name is taken (O_EXCL): use another file system")
+        raise _Lack("creates a file although its name is taken (O_EXCL): use another file system")
     with syscalls.reading(name, root) as fd:
         mode, found = syscalls.status(fd).st_mode, syscalls.read_all(fd)
     if found != _CONTENT:
-        raise _Lack("does not give back what was written there: use another file system")
+        raise _Lack("returns other bytes than poller wrote: use another file system")
     _require_mode(mode, syscalls.FILE_MODE, "file")
 
 
@@ -76,11 +76,11 @@ def _create(name: str, root: int) -> None:
 
 
 def _require_mode(found: int, wanted: int, what: str) -> None:
-    """What owner and group may do is needed, and others may do nothing."""
+    """Require all rights that `wanted` gives to owner and group, and none for others."""
     mode, wanted = stat.S_IMODE(found), wanted & ~stat.S_ISGID
     if mode & wanted != wanted or mode & _OTHERS:
         raise _Lack(
-            f"gives a {what} mode {mode:o} where {wanted:o} was set (chmod): mount it with "
+            f"gives a {what} mode {mode:o} although poller set {wanted:o} (chmod): mount it with "
             "file_mode=0640,dir_mode=0750 (CIFS) or fmask=0137,dmask=0027 (exFAT), or with "
             "0660 and 0770 where consumers move files"
         )
@@ -94,12 +94,12 @@ def _try_a_name(file: str, free: str, root: int) -> None:
     )
     with _needs(lacks):
         if not _refused(lambda: syscalls.move(file, free, root)):
-            raise _Lack("replaces a file where it was told not to: use another file system")
+            raise _Lack("replaces a file although poller forbade it: use another file system")
         syscalls.unlink(free, root)
         syscalls.move(file, free, root)
     with _needs(
-        "cannot sync a directory (fsync), so that a power failure could take faxes that were "
-        "stored: use another file system, or a kernel whose CIFS or NFS can"
+        "cannot sync a directory (fsync): a power failure could destroy stored faxes; "
+        "use another file system, or a kernel whose CIFS or NFS can sync directories"
     ):
         syscalls.sync_directory(root)
 
@@ -114,7 +114,7 @@ def _try_a_directory(config: StorageConfig, name: str, root: int) -> None:
             group, its_own = syscalls.status(fd).st_gid, syscalls.status(file).st_gid
     if group != its_own:
         raise _Lack(
-            f"gives files group {its_own} in directories of group {group}, whose members could not "
+            f"gives files group {its_own} in directories of group {group}, whose members cannot "
             "read them: make the service's user a member of that group"
         )
 
@@ -128,9 +128,9 @@ def _refused(step: Callable[[], object]) -> bool:
 
 
 def clear(root: int) -> int:
-    """Remove what proofs and looks have left when they were interrupted; how many.
+    """Remove what interrupted probes have left; return how many.
 
-    Those of another process that runs stay: `poller check` may be trying the storage right now.
+    Files of another running process stay: it may be `poller check` that tests the storage now.
     """
     return _remove([name for name in syscalls.names(root) if _is_left(name)], root)
 

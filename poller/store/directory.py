@@ -1,4 +1,4 @@
-"""A store in a directory of this machine."""
+"""A store in a local directory."""
 
 import uuid
 from collections.abc import Generator, Iterable, Iterator
@@ -19,9 +19,10 @@ _TIDIED_MAX = 10_000
 
 
 class Directory:  # more than 20 methods: the verbs of a store
-    """The lock of the state is held by whoever writes here: all other runs have ended.
+    """The verbs of a store, for a directory.
 
-    A ticket names the staged sidecar and the directory in which it lies.
+    Only the holder of the state's lock writes here, so all other runs have ended. A ticket names
+    the staged sidecar and its directory.
     """
 
     def __init__(self, config: StorageConfig) -> None:
@@ -30,7 +31,7 @@ class Directory:  # more than 20 methods: the verbs of a store
         self._run = uuid.uuid4().hex[:8]
         self._durable = Durable()
         self._tidied: set[str] = set()
-        self._proved: tuple[int, ...] | None = None  # the marker, and after how many doubts
+        self._proved: tuple[int, ...] | None = None  # the marker, and the number of doubts then
 
     def where(self, file: str = "") -> str:
         return str(self._config.directory / file)
@@ -94,7 +95,7 @@ class Directory:  # more than 20 methods: the verbs of a store
 
     def spool(self, path: str) -> Spool:
         for _ in range(_OPEN_TRIES - 1):
-            with suppress(FileNotFoundError):  # somebody removed the empty directory just now
+            with suppress(FileNotFoundError):  # something removed the empty directory meanwhile
                 return Spool(self._open(path, make=True))
         return Spool(self._open(path, make=True))
 
@@ -163,10 +164,10 @@ class Directory:  # more than 20 methods: the verbs of a store
         with closing(self._open(path_of(stored))) as at:
             for name in (at.names.image(stored.format), at.names.sidecar):
                 with suppress(FileNotFoundError), syscalls.reading(name, at.fd) as fd:
-                    syscalls.sync_file(fd)  # one that is missing is being taken
+                    syscalls.sync_file(fd)  # a consumer is taking a missing one
             syscalls.sync_directory(at.fd)
             at.sync_parents()
-            if stored.format == "json":  # where a link gives the name, it may have both
+            if stored.format == "json":  # after a link it may have both names
                 syscalls.unlink(at.names.image("json"), at.fd)
 
     def read(self, file: str) -> bytes | None:
@@ -218,7 +219,7 @@ class Directory:  # more than 20 methods: the verbs of a store
         return at
 
     def _tidy(self, fd: int, directory: str) -> int:
-        """Remove the dot-files of runs that have ended, once in each directory."""
+        """Remove the dot-files of runs that have ended, once per directory."""
         if directory in self._tidied:
             return 0
         removed = 0
@@ -232,5 +233,5 @@ class Directory:  # more than 20 methods: the verbs of a store
 
 
 def _number(at: Folder) -> str:
-    """Identify a directory across mounts, which may change the number of its device."""
+    """Identify a directory even if a new mount gives its device another number."""
     return f"{syscalls.status(at.fd).st_ino}:{syscalls.generation(at.fd)}"

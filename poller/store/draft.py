@@ -16,13 +16,13 @@ from poller.store.store import Store
 from poller.store.threads import Threads
 
 T = TypeVar("T")
-MakeSidecar = Callable[[StoredFile | None], dict[str, Any]]  # None: there is no image
+MakeSidecar = Callable[[StoredFile | None], dict[str, Any]]  # None: the fax has no image
 _BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
 class Berth:
-    """What a draft works with: `take` gives it the path alone, `release` lets it go."""
+    """What a draft needs: `take` reserves the path for it, `release` frees the path."""
 
     store: Store
     threads: Threads
@@ -32,46 +32,47 @@ class Berth:
 
 
 class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half are a thread's
-    """An async context manager that leaves no rests.
+    """One fax on its way into the store; an async context manager that leaves nothing behind.
 
-    `settle` what has a ticket, `resume` what has none; else `reset`, `write`…, `stage_if` or `check`
-    and `stage`, or for a fax without an image `stage_alone`. When the ticket is in the ledger,
-    `publish`. Raises StorageUnusable, StorageConflict, FaxTooLarge.
+    If the row has a ticket, call `settle`; if not, `resume`. For a fax that must be fetched, call
+    `reset`, `write`…, then `stage_if`, or `check` and `stage`; for one without an image,
+    `stage_alone`. When the ledger has the ticket, call `publish`. Raises StorageUnusable,
+    StorageConflict, FaxTooLarge.
     """
 
     def __init__(
         self, berth: Berth, path: str, identity: Identity, *, replacing: bool = False
     ) -> None:
-        """With `replacing`, other files that have the fax's names are damaged and are put aside."""
+        """With `replacing`, put other files that have the fax's names aside: they are damaged."""
         self._berth = berth
         self._path = path
         self._identity = identity
         self._replacing = replacing
-        self.begun = False  # whether an image has begun to arrive, or has been found
+        self.begun = False  # whether an image has begun to arrive or was found
         self._is_taken = False
         self._spool: Spool | None = None
         self._staged: Staged | None = None
         self._document: Document | None = None
         self._batch = bytearray()
-        # Nobody closes a descriptor under a thread that its caller, cancelled twice, has left.
+        # If the caller, cancelled twice, has left a thread behind, that thread closes the descriptor.
         self._lock = Lock()
-        self._left = False  # by everybody but a thread that hangs: it closes when it ends
+        self._left = False  # only a thread that hangs may still use it, and closes it at its end
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._batch.clear()
         self._left = True
         if isinstance(error, StorageHung) and self._lock.locked():
-            return  # the step that hangs closes when it ends
+            return  # the hanging step closes the draft when it ends
         if self._is_taken:
             await self._berth.threads.run(self._close)
 
     # -- what was there before --------------------------------------------------------------------
 
     async def settle(self, staged: Staged, sidecar: MakeSidecar) -> StoredFile | Staged | None:
-        """Find out what became of a ticket that is in the row; it can never be consumed after this.
+        """Find out what became of the ticket in the row; nobody can use that ticket afterwards.
 
-        The file when it was published, a new ticket when only its image is there. None: the ticket
-        says nothing, and the row has to forget it before anything else is done.
+        Returns the file if it was published, or a new ticket if only the image is there. None means
+        that the ticket proves nothing: the row must forget it before anything else happens.
         """
 
         def step() -> StoredFile | Staged | None:
@@ -89,10 +90,10 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
     async def resume(
         self, accept: Accept, sidecar: MakeSidecar, *, held: StoredFile | None = None
     ) -> StoredFile | Staged | None:
-        """Carry on from what is there, if that can be: visible already, or staged now.
+        """Continue from what is there, if possible: return the visible file, or stage what is placed.
 
-        `held` is what was stored of a fax that is to be replaced. None: it has to be fetched, and its
-        directory takes it, or can be made.
+        `held` is what was stored of a fax that is being replaced. None means that the fax must be
+        fetched; its directory exists or can be made.
         """
 
         def step() -> StoredFile | Staged | None:
@@ -118,13 +119,13 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
     # -- what arrives -----------------------------------------------------------------------------
 
     async def reset(self) -> None:
-        """Begin (again) with no bytes."""
+        """Start, or start again, with no bytes."""
         self._document = None
         self._batch.clear()
         await self._run(self._restart, taking=True)
 
     async def write(self, data: bytes) -> None:
-        """Append; what is written is batched, so an error may come with a later call."""
+        """Append data; writes are batched, so an error may come from a later call."""
         self._document = None
         self._batch += data
         if len(self._batch) >= _BATCH:
@@ -138,14 +139,14 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._spool.reader()
 
     async def check(self) -> Document:
-        """Prove the document; raises NotADocument when it is neither PDF nor TIFF."""
+        """Check the document; raises NotADocument if it is neither PDF nor TIFF."""
         if self._document is None:
             batch, self._batch = self._batch, bytearray()
             self._document = await self._run_check(lambda: self._inspect(batch))
         return self._document
 
     async def stage_if(self, accept: Accept, sidecar: MakeSidecar) -> Staged | None:
-        """Check the fax and, if it is accepted, place and stage it: one trip to a thread for all."""
+        """Check the fax and, if `accept` agrees, place and stage it; uses one thread for all steps."""
         batch, self._batch = self._batch, bytearray()
 
         def step() -> Staged | None:
@@ -155,24 +156,24 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return await self._run_check(step)
 
     async def stage(self, sidecar: MakeSidecar, problem: str | None = None) -> Staged:
-        """Place and stage the checked fax; with a `problem` it is damaged."""
+        """Place and stage the checked fax; a `problem` marks it as damaged."""
         return await self._run(lambda: self._place(sidecar, problem))
 
     async def stage_alone(self, sidecar: MakeSidecar) -> Staged:
-        """Place and stage the sidecar of a fax that has no image; what has arrived is thrown away."""
+        """Place and stage the sidecar of a fax without an image; discard what has arrived."""
         self._batch.clear()
         return await self._run(lambda: self._place_alone(sidecar), taking=True)
 
     async def publish(self, staged: Staged) -> bool:
-        """Make it visible, durably, once its ticket is in the row; False: the ticket was revoked.
+        """Make the fax visible, durably, once its row has the ticket; return False if it was revoked.
 
-        Raises MovedAway when the ticket in the row is void: then `take_back`.
+        Raises MovedAway if the ticket in the row is void: then call `take_back`.
         """
 
         def step() -> bool:
             is_shown = self._berth.store.publish(self._begun(), staged, self._identity)
             self._staged = None
-            self._left = True  # so that the step closes, too
+            self._left = True  # so that this step also closes the draft
             return is_shown
 
         return await self._run(step)
@@ -223,7 +224,7 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         self._require_waited_for()
         document = self._document
         if document is None:
-            raise ValueError("a draft is checked before it is placed")
+            raise ValueError("a draft must be checked before it is placed")
         stored = self._begun().seal(document.format, document.pages, damaged=problem is not None)
         self._document = None
         return self._stage_sealed(stored, sidecar, problem)
@@ -235,9 +236,9 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._stage_sealed(self._begun().seal("json", None, damaged=False), sidecar, None)
 
     def _require_waited_for(self) -> None:
-        """Begin nothing for a draft that was left; what hangs meanwhile is carried to its end."""
+        """Begin nothing for a draft that was left; a step that hangs still runs to its end."""
         if self._left:
-            raise ValueError("nobody waits for this draft any more")
+            raise ValueError("this draft was left: its caller has gone")
 
     def _stage_sealed(
         self, stored: StoredFile, sidecar: MakeSidecar, problem: str | None
@@ -254,7 +255,7 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
         return self._staged
 
     def _close(self) -> None:
-        """What was staged and is not published may have its ticket in the row: the image stays."""
+        """Close the draft. Keep a staged image: its ticket may be in the row."""
         with self._lock:
             spool, self._spool = self._spool, None
             staged, self._staged = self._staged, None
@@ -273,5 +274,5 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
 
     def _begun(self) -> Spool:
         if self._spool is None:
-            raise ValueError("a draft begins with a reset and ends with its context")
+            raise ValueError("reset a draft first, and use it only in its context")
         return self._spool

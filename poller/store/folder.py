@@ -1,4 +1,4 @@
-"""Where a fax belongs: its directory, opened without leaving the storage, and its names."""
+"""The directory of a fax, opened without leaving the storage, and the names of its files."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ Consumers = Literal["read", "move"]
 DIRECTORY_MODES: dict[Consumers, int] = {"read": 0o750, "move": 0o2770}
 IMAGE_PART = ".image.part"
 SIDECAR_PART = ".json.part"
-COMES_ALONE = "alone"  # in place of a run: it outlives the one that made it
+COMES_ALONE = "alone"  # instead of a run's id: the file outlives the run that made it
 DAMAGED = ".damaged-"
 _NAME_MAX = 255
 _NO_DIRECTORY = {errno.ELOOP, errno.ENOTDIR}
@@ -25,9 +25,9 @@ _NO_DIRECTORY = {errno.ELOOP, errno.ENOTDIR}
 
 @dataclass(frozen=True)
 class Names:
-    """The names that a fax can have inside its directory; `base` is the last part of its path.
+    """The names that a fax can have in its directory; `base` is the last part of its path.
 
-    Those of its dot-files bear the id of the run that makes them.
+    Names of dot-files contain the id of the run that makes them.
     """
 
     base: str
@@ -56,17 +56,17 @@ class Names:
         return [self.sidecar, *map(self.image, EXTENSIONS)]
 
     def image(self, form: StoredFormat) -> str:
-        """Name the image, or what a sidecar that comes alone is until it is published.
+        """Return the name of the image, or of an unpublished sidecar that has no image.
 
-        That one stays hidden, and goes only by getting the sidecar's name: so it tells, as an image
-        does, that nobody has taken the fax yet.
+        Such a sidecar stays hidden until it gets its visible name. While it is hidden, it proves
+        that nobody has taken the fax, just as an image does.
         """
         if form == "json":
             return Names(self.base, COMES_ALONE).dot_sidecar
         return self.base + EXTENSIONS[form]
 
     def damaged(self, name: str, number: int) -> str:
-        """Name what is kept of a damaged file: `.damaged-<name>`, or one that is still free."""
+        """Return the name under which to keep a damaged file: `.damaged-<name>`, or one that is free."""
         kept = f"{DAMAGED}{name}" if number == 1 else f"{DAMAGED}{number}-{name}"
         if len(os.fsencode(kept)) <= _NAME_MAX:
             return kept
@@ -78,7 +78,7 @@ def _shortened(name: str) -> str:
 
 
 def is_dot_file(name: str, *, of_run: str | None = None) -> bool:
-    """Tell a dot-file that a delivery made and may leave; with `of_run`, one of this run alone."""
+    """Tell whether a delivery made this dot-file and may have left it; with `of_run`, only that run's."""
     run = "" if of_run is None else f".{of_run}"
     is_placed = name.endswith(f".{COMES_ALONE}{SIDECAR_PART}")
     is_ours = name.startswith(".") and name.endswith((run + IMAGE_PART, run + SIDECAR_PART))
@@ -86,15 +86,15 @@ def is_dot_file(name: str, *, of_run: str | None = None) -> bool:
 
 
 def staged_base(name: str) -> str:
-    """Give the last part of the path of the fax whose sidecar is staged under `name`."""
+    """Return the last part of the path of the fax whose sidecar is staged as `name`."""
     return name[1:].removesuffix(SIDECAR_PART).rpartition(".")[0]
 
 
 def split(path: str) -> tuple[list[str], str]:
-    """Split a path into directories and last part; StorageConflict unless it stays inside."""
+    """Split a path into directories and last part; raises StorageConflict if it leads outside."""
     *directories, base = path.split("/")
     if not all(map(_is_inside, [*directories, base])):
-        raise StorageConflict(f"{path!r} is no path inside the storage")
+        raise StorageConflict(f"{path!r} is not a path inside the storage")
     return directories, base
 
 
@@ -104,10 +104,10 @@ def _is_inside(part: str) -> bool:
 
 @dataclass
 class Durable:
-    """Directories whose own name in their parent this process has synced, by their path.
+    """The directories, by path, whose names this process has synced in their parents.
 
-    One that another process made, or that this one made for another fax, may still be lost with
-    everything in it at a power loss: it is synced once before anything in it counts as stored.
+    A directory that another process made, or this one for another fax, may vanish with its contents
+    at a power failure. So sync it once before any fax in it counts as stored.
     """
 
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Durable:
 
 @dataclass
 class Folder:
-    """The open directory of one fax; `shown_as` is where others find it, "" where nobody looks."""
+    """The open directory of one fax; `shown_as` is its path for others, "" if nobody looks there."""
 
     path: str
     names: Names
@@ -133,20 +133,20 @@ class Folder:
     shown_as: str = ""
 
     def is_moved(self, name: str) -> bool:
-        """Tell whether another directory, or none, has its path now; `name` is a file in ours."""
+        """Tell whether its path now leads to another directory or none; `name` is a file in this one."""
         if not self.shown_as:
             return False
         try:
             if syscalls.is_at(f"{self.shown_as}/.", self.fd):
                 return False
-            # On some shares a file has another inode number at each look.
+            # On some shares, the inode number of a file changes with every look.
             syscalls.status_at(f"{self.shown_as}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return True
         return False
 
     def sync_parents(self) -> None:
-        """Make the names of all directories on the way durable."""
+        """Make the names of all parent directories durable."""
         while self.parents:
             fd, path, status = self.parents[0]
             syscalls.sync_directory(fd)
@@ -169,10 +169,10 @@ def open_folder(
     durable: Durable | None = None,
     make: Consumers | None = None,
 ) -> Folder:
-    """Open the directory of the fax at `path`; with `make`, missing directories are made.
+    """Open the directory of the fax at `path`; with `make`, create missing directories.
 
-    Raises FileNotFoundError when they are missing and not to be made, StorageConflict when one is
-    a symbolic link or a file. `root` stays open.
+    Raises FileNotFoundError if one is missing and not to be made, StorageConflict if one is a
+    symbolic link or a file. Leaves `root` open.
     """
     directories, base = split(path)
     durable = durable or Durable()
@@ -190,9 +190,10 @@ def open_folder(
 
 
 def require_takes_names(root: int, path: str) -> None:
-    """Raise PermissionError where nothing may be made in the directory of the fax at `path`, from `root` on.
+    """Raise PermissionError if nothing may be created in the directory of the fax at `path`.
 
-    Where it is missing, the nearest one above it counts. It makes nothing and holds nothing open.
+    If that directory is missing, the nearest parent below `root` counts. Creates nothing and leaves
+    nothing open.
     """
     directories, _ = split(path)
     way = ["/".join(directories[:depth]) for depth in range(len(directories), 0, -1)]
@@ -202,9 +203,9 @@ def require_takes_names(root: int, path: str) -> None:
 
 
 def _known(directories: list[str], root: int, durable: Durable) -> int | None:
-    """Open a directory at once that was gone into step by step before.
+    """Open a directory in one step if it was opened step by step before.
 
-    None unless it and all on the way to it are the same as then.
+    Returns None unless it and all its parents are still the same.
     """
     paths = ["/".join(directories[:depth]) for depth in range(1, len(directories) + 1)]
     if not paths or paths[-1] not in durable.known:
@@ -213,7 +214,7 @@ def _known(directories: list[str], root: int, durable: Durable) -> int | None:
         if not all(durable.holds(path, syscalls.status_of(path, root)) for path in paths):
             return None
         fd = syscalls.open_directory(paths[-1], root)
-    except OSError:  # a walk step by step finds out what it is
+    except OSError:  # opening it step by step will find the reason
         return None
     if durable.holds(paths[-1], syscalls.status(fd)):
         return fd
@@ -222,7 +223,7 @@ def _known(directories: list[str], root: int, durable: Durable) -> int | None:
 
 
 def open_directory(root: int, path: str) -> int:
-    """Open a directory of the storage; `path` is empty for the storage directory itself."""
+    """Open a directory of the storage; an empty `path` means the storage directory."""
     with closing(open_folder(root, f"{path}/x" if path else "x")) as found:
         return syscalls.open_directory(".", found.fd)
 
@@ -243,13 +244,13 @@ def _descend(folder: Folder, name: str, path: str, make: Consumers | None) -> No
 
 
 def enter(at: int, name: str, mode: int | None) -> tuple[int, bool]:
-    """Open a directory, made with `mode` if it is missing; also tells whether it was made."""
+    """Open a directory; create it with `mode` if it is missing. Also return whether it was created."""
     try:
         return _existing(at, name, mode), False
     except FileNotFoundError:
         if mode is None:
             raise
-    with suppress(FileExistsError):  # another fax was quicker
+    with suppress(FileExistsError):  # another fax was faster
         syscalls.make_directory(name, at, mode)
     return _existing(at, name, mode), True
 
@@ -258,7 +259,7 @@ def _existing(at: int, name: str, mode: int | None) -> int:
     fd = syscalls.open_directory(name, at)
     try:
         if mode is not None and _lacks_its_mode(fd, mode):
-            # Keeps a set-group-id bit that came from the parent: the files' group rests on it.
+            # Keep a set-group-id bit from the parent: it gives the files their group.
             syscalls.set_mode(fd, mode | (syscalls.status(fd).st_mode & stat.S_ISGID))
     except BaseException:
         syscalls.close(fd)
@@ -267,9 +268,9 @@ def _existing(at: int, name: str, mode: int | None) -> int:
 
 
 def _lacks_its_mode(fd: int, mode: int) -> bool:
-    """Tell a directory that was made just now, or whose maker was killed at once, by its emptiness.
+    """Tell whether a directory was just made, or its maker was killed at once: then it is empty.
 
-    One that is in use keeps the mode that its operator gave it.
+    A directory in use keeps the mode that its operator gave it.
     """
     status = syscalls.status(fd)
     return (

@@ -1,4 +1,4 @@
-"""Look whether what should be on the disk is there: well, taken away, or damaged. Changes nothing."""
+"""Compare the disk with what should be on it: well, taken away or damaged. Changes nothing."""
 
 import errno
 from contextlib import closing
@@ -27,9 +27,9 @@ _MISSING = "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a fax's image and its sidecar; None: nothing.
+    """What is wrong with a fax's image and its sidecar; None means nothing.
 
-    The image of a sidecar that comes alone is the sidecar itself: visible, or still hidden.
+    For a fax without an image, its sidecar, visible or still hidden, counts as the image.
     """
 
     image: str | None = None
@@ -52,31 +52,31 @@ class Finding:
 
     @property
     def is_published(self) -> bool:
-        """Whether its own sidecar is there."""
+        """Whether the fax's own sidecar is visible."""
         return self.sidecar is None
 
     @property
     def is_placed(self) -> bool:
-        """Whether its image is there, and no sidecar."""
+        """Whether the image is there and the sidecar is not."""
         return self.image is None and self.sidecar == _MISSING
 
     @property
     def in_transit(self) -> bool:
-        """Whether it looks like one that is being taken away now: the image first."""
+        """Whether a consumer seems to be taking it now: consumers take the image first."""
         return self.image == _MISSING and self.sidecar is None
 
     @property
     def image_trouble(self) -> str | None:
-        """Say what is wrong with the image of a sidecar that no row tells of."""
+        """Return what is wrong with the image of a sidecar that has no row."""
         if self.image == _MISSING:
-            return "the image is not there"
+            return "the image is missing"
         if self.image is not None and self.image.startswith("the image cannot be read"):
             return "the image cannot be read"
         return None if self.image is None else "the image has another hash"
 
     @property
     def why(self) -> str | None:
-        """Say how it is damaged."""
+        """Return how the fax is damaged."""
         if self.condition is not Condition.DAMAGED:
             return None
         if self.in_transit:
@@ -90,14 +90,14 @@ class Finding:
 
 
 def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -> Finding:
-    """Compare the files of one fax with what was stored; `thorough` reads the image and hashes it."""
+    """Compare the files of one fax with what was stored; `thorough` also hashes the image."""
     try:
         folder = open_folder(root, path_of(stored))
     except FileNotFoundError:
         return Finding(_MISSING, _MISSING, has_directory=False)
     except StorageConflict as error:
         return Finding(str(error), str(error))
-    except OSError as error:  # one bad directory says nothing about the others
+    except OSError as error:  # one bad directory proves nothing about the others
         why = _unreadable("directory", error)
         return Finding(why, why)
     with closing(folder):
@@ -138,18 +138,18 @@ def _unreadable(what: str, error: OSError) -> str:
 
 
 def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """List the visible files of one directory of the storage, and the names of the directories in it.
+    """List the visible files of one directory of the storage, and its subdirectories.
 
-    Each file comes with the path of the fax that it can belong to.
+    Each file comes with the path of the fax to which it can belong.
     """
     try:
         fd = open_directory(root, directory)
-    except FileNotFoundError:  # it was removed just now
+    except FileNotFoundError:  # something has just removed it
         return [], []
     except OSError as error:
         if directory == "" or error.errno in _WHOLE_STORAGES_FAULT:
             raise
-        return [], []  # what the ledger knows of it is called damaged
+        return [], []  # faxes that the ledger has there count as damaged
     with syscalls.held(fd):
         found = [name for name in syscalls.names(fd) if _is_visible(name, directory)]
         below = {name for name in found if syscalls.is_directory(name, fd)}
@@ -162,7 +162,7 @@ def _is_visible(name: str, directory: str) -> bool:
 
 
 def _path_of(file: str) -> str:
-    """Give the path of the fax that a file can belong to, or of itself."""
+    """Return the path of the fax to which a file can belong, or the file's own."""
     base, dot, extension = file.rpartition(".")
     is_ours = f"{dot}{extension}" in {".json", *sidecars.EXTENSIONS.values()}
     return base if is_ours else file

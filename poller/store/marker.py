@@ -1,4 +1,4 @@
-"""The storage directory as a whole: is it the one that the ledger knows, and can it take a fax."""
+"""The storage directory: whether it is the one the ledger knows, and whether it can take a fax."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ NOT_OURS = frozenset({"lost+found"})
 
 @contextmanager
 def opened(directory: Path) -> Iterator[int]:
-    """Hold the storage directory open; StorageUnusable says why that cannot be."""
+    """Hold the storage directory open; StorageUnusable says why that is impossible."""
     try:
         fd = syscalls.open_root(str(directory))
     except FileNotFoundError as error:
@@ -35,7 +35,7 @@ def opened(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
-    """Hold it open, proved to bear `storage_id`: a disk may be unmounted at any moment."""
+    """Hold it open once its marker has `storage_id`: someone may unmount a disk at any moment."""
     with opened(directory) as root:
         found = read(root)
         if found is None:
@@ -44,7 +44,7 @@ def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
             )
         if found != storage_id:
             raise StorageUnusable(
-                f"the marker {MARKER} in {directory} is of another storage than the ledger's"
+                f"the marker {MARKER} in {directory} belongs to another storage than this ledger's"
             )
         yield root
 
@@ -58,7 +58,7 @@ def unusable(directory: Path | str, error: OSError) -> StorageUnusable:
 
 
 def read(root: int) -> str | None:
-    """Read the id in the marker; None when there is no marker."""
+    """Read the id in the marker; return None if there is no marker."""
     try:
         with syscalls.reading(MARKER, root) as fd:
             data = syscalls.read_beginning(fd, _ID_BYTES_MAX)
@@ -68,16 +68,16 @@ def read(root: int) -> str | None:
 
 
 def identity(root: int) -> tuple[int, int]:
-    """Tell one marker from another; by its device alone where inode numbers change at each look."""
+    """Return what identifies the marker: only its device where inode numbers change with every look."""
     one, again = syscalls.status_of(MARKER, root), syscalls.status_of(MARKER, root)
     return one.st_dev, one.st_ino if one.st_ino == again.st_ino else 0
 
 
 def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
-    """Raise StorageUnusable or OSError when the directory cannot take a fax now.
+    """Raise StorageUnusable or OSError if the directory cannot take a fax now.
 
-    `thorough` tries all that a delivery does, else whether a file can be written; where that is
-    refused as only a file system does that lacks something, all is tried, to name it.
+    `thorough` tries all that a delivery does; otherwise only try to write a file. If that fails as
+    it does on a file system that lacks an ability, try everything to find out which.
     """
     space = syscalls.space(root)
     free = space.f_bavail * space.f_frsize
@@ -87,7 +87,7 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
             f"less than the {size_text(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:
-        raise StorageUnusable(f"no file can be made in {config.directory}: no inode is free")
+        raise StorageUnusable(f"cannot create a file in {config.directory}: no inode is free")
     if thorough or not _takes_a_file(root):
         abilities.prove(config, root)
 
@@ -105,7 +105,7 @@ def _takes_a_file(root: int) -> bool:
 def _try_a_file(root: int) -> None:
     name = f"{abilities.PROBE}{syscalls.process_id()}"
     syscalls.unlink(name, root)
-    try:  # a dying disk takes every write, and fails when it is synced, under each image
+    try:  # a dying disk accepts writes and fails at the sync, in every fax
         syscalls.create_synced(name, root, b"x")
     finally:
         syscalls.unlink(name, root)
@@ -115,11 +115,10 @@ def _try_a_file(root: int) -> None:
 
 
 def found_storage(config: StorageConfig) -> str:
-    """Pair a ledger that knows no storage yet with this directory; its id.
+    """Pair a ledger that has no storage yet with this directory; return the directory's id.
 
-    Makes the directory if it is missing and marks it if it is empty. A marker that is already
-    there is taken: its ledger was lost, or the start that made it was interrupted.
-    Raises CannotStart when this cannot be.
+    Creates a missing directory and marks an empty one. Accepts an existing marker: either its
+    ledger was lost, or the start that made it was interrupted. Raises CannotStart.
     """
     try:
         _make_root(config)
@@ -152,9 +151,9 @@ def _make_root(config: StorageConfig) -> None:
 
 
 def _sync_name(directory: Path) -> None:
-    """An earlier start that was killed may have made it, just before it would have synced it.
+    """Sync a directory's name: an earlier start may have been killed after making it.
 
-    A user who may not open the directory above it has not made it.
+    If this user may not open the parent, this user did not make the directory.
     """
     with (
         suppress(PermissionError),
@@ -164,7 +163,7 @@ def _sync_name(directory: Path) -> None:
 
 
 def _sync_if_able(fd: int) -> None:
-    """Whether the storage's own file system can do it is proved next, and said in a sentence."""
+    """Sync if the file system can; the next step tests the storage's own and names what is missing."""
     try:
         syscalls.sync_directory(fd)
     except syscalls.SyncError as error:
@@ -181,8 +180,8 @@ def _marked(directory: Path, root: int) -> str:
     strangers = sorted(name for name in names if not name.startswith(abilities.PROBE))
     if strangers:
         raise CannotStart(
-            f"the storage directory {directory} is not empty ({strangers[0]!r} is there) "
-            f"and has no marker {MARKER}: a new storage starts in an empty directory"
+            f"the storage directory {directory} is not empty (it contains {strangers[0]!r}) "
+            f"and has no marker {MARKER}: start a new storage in an empty directory"
         )
     return _mark(root)
 
@@ -197,5 +196,5 @@ def _mark(root: int) -> str:
 
 
 def clear_probes(root: int) -> int:
-    """Remove what probes, and the making of the marker, have left when they were interrupted."""
+    """Remove what interrupted probes, and an interrupted creation of the marker, have left."""
     return abilities.clear(root) + syscalls.unlink(_MARKER_PART, root)

@@ -14,12 +14,13 @@ fsync the directory                                            ┘
 row stored, without a ticket                                   the caller
 only then anything said to eFax                                the caller
 
-Consumers act on a sidecar. Without a ticket in its row a fax was never published, and an image that
-has its name is read back. With one, `recovery.settle` tells what became of it by what is there.
+Consumers act on a sidecar. A fax without a ticket in its row was never published; if its image has
+its name, read that back. For a fax with a ticket, `recovery.settle` looks at the files and finds out
+what happened.
 
-A consumer may rename the directory meanwhile. What was visible in it while it had its path is
-delivered, wherever it is taken then. What came into it later is taken back and delivered again; only
-what somebody has already taken out of it counts.
+A consumer may rename the directory meanwhile. A fax that was visible while the directory had its
+path is delivered, wherever it goes then. A fax that came later is taken back and delivered again,
+unless somebody has already taken it.
 """
 
 import errno
@@ -39,9 +40,9 @@ _NUMBERS = range(1, 1000)
 
 
 def place(folder: Folder, stored: StoredFile, identity: Identity) -> bool:
-    """Give the image its name, or let one count that is there and the same; whether it is ours.
+    """Give the image its name, or accept the same image under that name; return whether it is ours.
 
-    A sidecar that comes alone takes the place of one that was left there: no row bears its ticket.
+    A sidecar without an image replaces one that was left there, whose ticket is in no row.
     """
     if stored.format == "json":
         _require_no_image(folder)
@@ -56,13 +57,13 @@ def place(folder: Folder, stored: StoredFile, identity: Identity) -> bool:
 def _require_no_image(folder: Folder) -> None:
     for form in sidecars.EXTENSIONS:
         if syscalls.is_there(name := folder.names.image(form), folder.fd):
-            raise StorageConflict(f"{name} is there, and the fax has no image")
+            raise StorageConflict(f"{name} exists, but the fax has no image")
 
 
 def stage(folder: Folder, image: str, data: bytes | None) -> str:
-    """Write the sidecar, hidden, and make it durable with the names beside it; its dot-name.
+    """Write the hidden sidecar and make it and the names beside it durable; return its dot-name.
 
-    Without `data` it comes alone, and is placed already: `image`.
+    Without `data`, the sidecar has no image and is in place already, as `image`.
     """
     name = image if data is None else folder.names.dot_sidecar
     if data is not None:
@@ -76,10 +77,10 @@ def stage(folder: Folder, image: str, data: bytes | None) -> str:
 
 
 def publish(folder: Folder, staged: str, stored: StoredFile, identity: Identity) -> bool:
-    """Give the staged sidecar its name, durably; False when it is not there any more.
+    """Give the staged sidecar its name, durably; return False if it is gone.
 
-    When it fails, the sidecar is hidden again: a name whose fsync failed must not be believed later,
-    on the word of a second fsync that would succeed.
+    If this fails, hide the sidecar again: after a failed fsync, a second one would succeed although
+    the name may be lost.
     """
     name, image = folder.names.sidecar, folder.names.image(stored.format)
     try:
@@ -100,7 +101,7 @@ def publish(folder: Folder, staged: str, stored: StoredFile, identity: Identity)
 
 
 def hide_image(folder: Folder, stored: StoredFile) -> None:
-    """Take a placed image back: nothing of it was published, and nothing will be."""
+    """Take back a placed image that was not, and will not be, published."""
     with suppress(FileNotFoundError):
         _hide(folder, folder.names.image(stored.format), folder.names.dot_image)
 
@@ -108,15 +109,15 @@ def hide_image(folder: Folder, stored: StoredFile) -> None:
 def _refuse_moved(folder: Folder) -> None:
     directory = folder.path.rpartition("/")[0]
     raise MovedAway(
-        f"moved away: the directory {directory} was renamed or removed while the fax was written "
-        "into it; the fax is delivered again"
+        f"moved away: somebody renamed or removed the directory {directory} while poller wrote the fax "
+        "into it; poller delivers the fax again"
     )
 
 
 def _is_taken_back(folder: Folder, name: str, staged: str, image: str) -> bool:
-    """Hide what was shown in the wrong place; False when a consumer takes it, and it counts.
+    """Hide what became visible in the wrong place; return False if a consumer is taking it.
 
-    A consumer takes the image first and the sidecar last.
+    Consumers take the image first and the sidecar last.
     """
     try:
         _hide(folder, name, staged)
@@ -131,16 +132,16 @@ def _is_taken_back(folder: Folder, name: str, staged: str, image: str) -> bool:
 def _hide(folder: Folder, name: str, dot_file: str) -> None:
     try:
         syscalls.move(name, dot_file, folder.fd)
-    except FileExistsError:  # it has both names
+    except FileExistsError:  # the file has both names
         syscalls.unlink(name, folder.fd)
 
 
 def _show(
     folder: Folder, dot_file: str, name: str, is_same: IsSame, *, synced: bool = False
 ) -> bool:
-    """Give a dot-file its name, or let a file count that has it and is the same; whether it is ours.
+    """Give a dot-file its name, or accept the same file under that name; return whether it is ours.
 
-    `synced`: both names must not be lost at a power loss, where a link gives the name.
+    `synced` keeps both names safe from a power failure where a link gives the name.
     """
     try:
         syscalls.move(dot_file, name, folder.fd, synced=synced)
@@ -159,7 +160,7 @@ def _show(
 
 
 def _undo_unanswered(folder: Folder, name: str, dot_file: str) -> None:
-    """A share may have done what its answer, lost on the way, said nothing of."""
+    """Undo what a share did if its answer was lost on the way."""
     at = folder.fd
     if not syscalls.is_there(dot_file, at) or syscalls.is_same_file(dot_file, name, at):
         _hide(folder, name, dot_file)
@@ -173,24 +174,24 @@ def _adopt(folder: Folder, name: str, is_same: IsSame) -> None:
             syscalls.sync_file(fd)
     except OSError as error:
         if error.errno in FOREIGN:
-            raise StorageConflict(f"{name} is there and is no file of ours") from error
+            raise StorageConflict(f"{name} exists and is not a file of poller") from error
         raise
 
 
 def put_aside(folder: Folder, stored: StoredFile, identity: Identity) -> None:
-    """Move what stands in the way of a fax that was fetched again to `.damaged-<name>`.
+    """Move files in the way of a fax that was fetched again to `.damaged-<name>`.
 
-    The sidecar goes first: consumers act on it. A file that is the fax stays.
+    Move the sidecar first: consumers act on it. Leave a file that belongs to this fax.
     """
     names = folder.names
     _put_aside(folder, names.sidecar, describes(folder, stored, identity))
-    for form in sidecars.EXTENSIONS:  # it may have come in the other one the last time
+    for form in sidecars.EXTENSIONS:  # the earlier image may have the other format
         is_same = holds(stored) if form == stored.format else lambda _: False
         _put_aside(folder, names.image(form), is_same)
 
 
 def put_foreign_aside(folder: Folder) -> None:
-    """Move what has the fax's names and is no file that could be read to `.damaged-<name>`."""
+    """Move things with the fax's names that are not readable files to `.damaged-<name>`."""
     for name in folder.names.visible:
         _put_aside(folder, name, lambda _: True)
 
@@ -214,13 +215,14 @@ def _move_aside(folder: Folder, name: str) -> None:
         try:
             return syscalls.move(name, kept, folder.fd, synced=True)
         except FileExistsError:
-            if syscalls.is_same_file(name, kept, folder.fd):  # an earlier run was killed in between
+            # an earlier run was killed between two steps
+            if syscalls.is_same_file(name, kept, folder.fd):
                 syscalls.sync_directory(folder.fd)
                 syscalls.unlink(name, folder.fd)
                 return None
         except PermissionError as error:
-            raise StorageConflict(f"{name} is there and is no file of ours") from error
-    raise StorageConflict(f"{name} was put aside too often")
+            raise StorageConflict(f"{name} exists and is not a file of poller") from error
+    raise StorageConflict(f"poller has put {name} aside too often")
 
 
 def holds(stored: StoredFile) -> IsSame:
@@ -239,7 +241,7 @@ def describes(folder: Folder, stored: StoredFile, identity: Identity) -> IsSame:
 
 
 def digest(fd: int) -> str:
-    """Hash an open file from where it stands; SHA-256 in hexadecimal."""
+    """Hash an open file from its position to its end; SHA-256 in hexadecimal."""
     sha256 = hashlib.sha256()
     for chunk in syscalls.read(fd):
         sha256.update(chunk)

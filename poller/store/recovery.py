@@ -1,4 +1,4 @@
-"""What an earlier run, or an attempt without an answer, has left of a fax: how far it came."""
+"""Find out how far an earlier run, or an attempt without an answer, came with a fax."""
 
 from collections.abc import Callable
 from enum import Enum, auto
@@ -13,7 +13,7 @@ Accept = Callable[[Document], bool]
 
 
 class Fate(Enum):
-    """What became of a fax that has a ticket in its row; *void*: the ticket says nothing of it."""
+    """What became of a fax with a ticket in its row; *void* means that the ticket proves nothing."""
 
     PUBLISHED = auto()
     PLACED = auto()
@@ -23,9 +23,9 @@ class Fate(Enum):
 def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
     """Revoke the ticket, then look.
 
-    Consumers take the image first and the sidecar last. So with both gone it was published and
-    taken: before that the image was there. And the ticket being revoked, an image alone will never
-    be followed by that sidecar. A sidecar that comes alone is still hidden, or was published.
+    Consumers take the image first and the sidecar last. If both are gone, the fax was published and
+    taken, as its image was there before. After the revocation, no sidecar can follow an image that
+    is alone. A sidecar without an image is still hidden, or was published.
     """
     is_where_it_was = store.revoke(path_of(staged.file), staged.ticket)
     seen = store.look(staged.file, identity, thorough=True)
@@ -38,7 +38,7 @@ def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
 
 
 def taken_up(store: Store, stored: StoredFile) -> Spool | None:
-    """Take up a placed image again; None when it has gone, or is another, just now."""
+    """Take up a placed image again; return None if it has just gone or is another."""
     spool = store.read_back(path_of(stored), stored.format)
     if spool is None:
         return None
@@ -49,7 +49,7 @@ def taken_up(store: Store, stored: StoredFile) -> Spool | None:
 
 
 def adopted(store: Store, path: str, identity: Identity) -> StoredFile | None:
-    """Take the pair of a fax that only lacks its row, as after a ledger was lost."""
+    """Return the visible fax that only lacks its row, as after the loss of a ledger."""
     found = sidecars.decode(store.read(f"{path}.json") or b"", path)
     if found is None or not found[0].is_same(identity):
         return None
@@ -63,10 +63,10 @@ def adopted(store: Store, path: str, identity: Identity) -> StoredFile | None:
 def placed(
     store: Store, path: str, inspect: Inspect, accept: Accept
 ) -> tuple[Spool, StoredFile] | None:
-    """Take up an image that an earlier run placed and did not stage, if it is whole.
+    """Take up a whole image that an earlier run placed and did not stage.
 
-    Only such a run gives an image this name, or whoever had the sidecar of a ledger that was lost.
-    What is not whole, or has a sidecar beside it, is for the next download to meet.
+    Only such a run, or a consumer of a fax from a lost ledger, leaves an image without a sidecar.
+    The next download deals with an image that is not whole or has a sidecar.
     """
     if store.read(f"{path}.json") is not None or (spool := store.read_back(path)) is None:
         return None
@@ -86,10 +86,10 @@ def placed(
 def intact(
     store: Store, path: str, identity: Identity, held: StoredFile | None
 ) -> StoredFile | tuple[Spool, StoredFile] | None:
-    """Look whether a fax that is to be fetched again is well after all, or its sidecar alone is not.
+    """Tell whether a fax that should be fetched again is well after all, or only lacks its sidecar.
 
-    `held` is what was stored; beside its image, a sidecar can be written again. None: it has to be
-    fetched, and replaces what is there. What is no file at all is put aside.
+    `held` is what was stored; poller can write a new sidecar for a good image. None means that the
+    fax must be fetched, and replaces what is there. Puts things aside that are not files.
     """
     store.put_aside(path, None, identity)
     seen = None if held is None else store.look(held, identity, thorough=True)

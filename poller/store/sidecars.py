@@ -15,24 +15,24 @@ EXTENSIONS: dict[DocumentFormat, str] = {"pdf": ".pdf", "tiff": ".tif"}  # of im
 
 
 def file_of(path: str, form: StoredFormat) -> str:
-    """Name the file of the fax at `path` (without extension)."""
+    """Return the file name of the fax at `path` (without extension)."""
     return path + (".json" if form == "json" else EXTENSIONS[form])
 
 
 def path_of(stored: StoredFile) -> str:
-    """Give the path of a stored fax, without extension."""
+    """Return the path of a stored fax, without extension."""
     return stored.file.rpartition(".")[0]
 
 
 class Identity(NamedTuple):
-    """What a fax is, whatever its account and user are called."""
+    """What identifies a fax, however its account and user are named."""
 
     app_id: str
     user_id: str
     fax_id: str
 
     def is_same(self, other: "Identity") -> bool:
-        """Whether both are one fax, whose id may be spelled in two ways."""
+        """Whether both identify one fax; its id may be spelled in two ways."""
         return self._replace(fax_id=fax_key(self.fax_id)) == other._replace(
             fax_id=fax_key(other.fax_id)
         )
@@ -42,7 +42,7 @@ class Identity(NamedTuple):
 class Origin:
     """Where a fax came from and what its listing said; `metadata` exactly as listed.
 
-    `received_at`: of a sent fax, when it was completed. `canary`: we sent it to our own number.
+    `received_at` of a sent fax is when it was completed. A `canary` is a fax we sent to ourselves.
     """
 
     identity: Identity
@@ -57,7 +57,7 @@ class Origin:
 
 
 def sidecar(stored: StoredFile | None, origin: Origin, *, stored_at: datetime) -> dict[str, Any]:
-    """Describe a stored fax for its consumers; None: it has no image."""
+    """Describe a stored fax for its consumers; None if it has no image."""
     received_at = origin.received_at
     return {
         "fax_id": origin.identity.fax_id,
@@ -88,17 +88,17 @@ def _image(stored: StoredFile, origin: Origin) -> dict[str, Any]:
 
 
 def encode(content: dict[str, Any]) -> bytes:
-    """Write a sidecar as UTF-8 that ends in a newline."""
+    """Encode a sidecar as UTF-8 that ends in a newline."""
     try:
         text = json.dumps(content, ensure_ascii=False, indent=1)
         return text.encode() + b"\n"
     except UnicodeEncodeError:
-        # Half a surrogate pair can be listed (\ud800) but is no UTF-8; escaped it stays as it is.
+        # A list can contain half a surrogate pair (\ud800), which is not UTF-8; escaping keeps it.
         return json.dumps(content, indent=1).encode() + b"\n"
 
 
 def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
-    """Read the sidecar of the fax at `path` (without extension); None unless it is one, whole."""
+    """Read the sidecar of the fax at `path` (without extension); return None if it is not a whole one."""
     try:
         content = json.loads(data)
         return _identity(content), _stored(content, data, path)
@@ -109,11 +109,11 @@ def decode(data: bytes, path: str) -> tuple[Identity, StoredFile] | None:
 def mismatch(
     described: tuple[Identity, StoredFile] | None, stored: StoredFile, identity: Identity
 ) -> str | None:
-    """Say why what `decode` gave is not the sidecar of this fax and image; None when it is."""
+    """Return why a decoded sidecar does not belong to this fax and image; None if it does."""
     if described is None:
         return "the sidecar is not one that poller writes"
     if not described[0].is_same(identity):
-        return "the sidecar is of another fax"
+        return "the sidecar belongs to another fax"
     if described[1].sha256 != stored.sha256 and stored.format == "json":
         return "the content of the sidecar has changed"
     if described[1].sha256 != stored.sha256:
@@ -122,18 +122,18 @@ def mismatch(
 
 
 def describe(data: bytes, path: str) -> tuple[Origin, StoredFile, datetime]:
-    """Read all that a sidecar says: where the fax came from, its file, when that was stored.
+    """Read all that a sidecar says: where the fax came from, its file, and when that was stored.
 
-    Raises ValueError, which says what is wrong without a word of what is in it.
+    Raises ValueError, whose message contains nothing from the sidecar.
     """
     try:
         content = json.loads(data)
         stored = _stored(content, data, path)
         return _origin(content), stored, _time(content["stored_at"])
     except KeyError as error:
-        raise ValueError("it is no sidecar of poller: something is missing") from error
+        raise ValueError("it is not a sidecar of poller: something is missing") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("it is no sidecar of poller, or of a file of another name") from error
+        raise ValueError("it is not a sidecar of poller, or belongs to another file") from error
 
 
 def _origin(content: dict[str, Any]) -> Origin:
@@ -141,8 +141,9 @@ def _origin(content: dict[str, Any]) -> Origin:
     if not all(isinstance(text, str) for text in texts) or not isinstance(
         content["metadata"], dict
     ):
-        raise TypeError("a text or a map is of another type")
-    direction = Direction(content.get("direction", Direction.RECEIVED))  # of old, there was one
+        raise TypeError("a text or a map has another type")
+    # older sidecars do not say it
+    direction = Direction(content.get("direction", Direction.RECEIVED))
     received_at = content[_TIME[direction]]
     return Origin(
         identity=_identity(content),
@@ -160,7 +161,7 @@ def _origin(content: dict[str, Any]) -> Origin:
 def _time(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
-        raise ValueError("a time without its zone")
+        raise ValueError("a time has no zone")
     return at.astimezone(UTC)
 
 
@@ -175,7 +176,7 @@ def _stored(content: dict[str, Any], data: bytes, path: str) -> StoredFile:
         return StoredFile(file_of(path, "json"), "json", len(data), sha256, None, damaged=False)
     file = path + EXTENSIONS[image["format"]]
     if image["file"] != file.rpartition("/")[2]:
-        raise ValueError("the sidecar is about another file")
+        raise ValueError("the sidecar describes another file")
     pages = image["pages"]
     return StoredFile(
         file=file,

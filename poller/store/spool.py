@@ -1,4 +1,4 @@
-"""What arrives of one fax, in a file with a dot-name, until it is proved and has its own name."""
+"""The bytes of a fax as they arrive, in a file with a dot-name, until it gets its own name."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,13 +15,13 @@ Inspect = Callable[[int], Document]
 
 
 class Spool:
-    """The bytes of one fax; blocks, and is used by one thread at a time.
+    """The bytes of one fax; blocks. Use it from one thread at a time.
 
-    They arrive in the directory where they will stay, so that placing them needs no copy.
+    The bytes arrive in the directory where they will stay, so that placing them needs no copy.
     """
 
     def __init__(self, folder: Folder, name: str | None = None) -> None:
-        """With `name`, the bytes are in that file already: an image that an earlier run has placed."""
+        """With `name`, the bytes are already in that file: an image that an earlier run placed."""
         self.folder = folder
         self.name = name or folder.names.dot_image
         self.is_placed = name is not None
@@ -31,7 +31,7 @@ class Spool:
         self._bytes = 0
 
     def restart(self) -> None:
-        """Begin with an empty file."""
+        """Start with an empty file."""
         self.discard()
         self._fd = syscalls.create(self.name, self.folder.fd)
         self._hash, self._bytes = hashlib.sha256(), 0
@@ -41,7 +41,7 @@ class Spool:
         self._count(data)
 
     def inspect(self, inspect: Inspect) -> Document:
-        """Prove the document; raises NotADocument, and StorageUnusable when nothing can prove it."""
+        """Check the document; raises NotADocument, or StorageUnusable if nothing can check it."""
         with syscalls.reading(self.name, self.folder.fd) as fd:
             return inspect(fd)
 
@@ -50,18 +50,18 @@ class Spool:
         return syscalls.reader(syscalls.open_file(self.name, self.folder.fd))
 
     def read_back(self) -> None:
-        """Count and hash what is there, and make it durable: whose run wrote it nobody knows."""
+        """Count and hash what is there and make it durable: the run that wrote it may not have done so."""
         with syscalls.reading(self.name, self.folder.fd) as fd:
             for chunk in syscalls.read(fd):
                 self._count(chunk)
             syscalls.sync_file(fd)
 
     def seal(self, form: StoredFormat, pages: int | None, *, damaged: bool) -> StoredFile:
-        """Make all that was written durable; it is never synced again, should that fail."""
+        """Make all bytes durable; if that fails, never sync them again."""
         if not self.is_placed:
             fd = self._open_fd()
             if syscalls.status(fd).st_size != self._bytes:
-                raise StorageConflict("the fax's dot-file is not as long as what was written to it")
+                raise StorageConflict("the fax's dot-file has another length than poller wrote")
             syscalls.sync_file(fd)
             self._fd = None
             syscalls.close_written(fd)
@@ -79,7 +79,7 @@ class Spool:
         self._bytes += len(data)
 
     def discard(self) -> None:
-        """Throw the dot-file away; a placed image stays."""
+        """Remove the dot-file; keep a placed image."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             with suppress(OSError):
@@ -87,12 +87,12 @@ class Spool:
         syscalls.unlink(self.folder.names.dot_image, self.folder.fd)
 
     def close(self) -> None:
-        """Leave nothing but what has been placed."""
+        """Leave only what was placed."""
         with suppress(OSError):  # the next run removes it
             self.discard()
         self.folder.close()
 
     def _open_fd(self) -> int:
         if self._fd is None:
-            raise ValueError("a spool begins with a restart")
+            raise ValueError("restart a spool before you use it")
         return self._fd

@@ -1,4 +1,4 @@
-"""The store as the event loop sees it: its verbs in threads, and one draft for each fax."""
+"""The store for the event loop: its verbs run in threads, and each fax gets a draft."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,32 +22,32 @@ from poller.store.threads import Threads
 
 T = TypeVar("T")
 _THREADS = 8
-_KILLS = 2  # of checks in a row that say nothing of the document
+_KILLS = 2  # checks killed in a row that do not yet count against the document
 _SURVEYED_AT_ONCE = 500
 
 
 def store_of(config: StorageConfig) -> Store:
-    """Give the store that a configuration names; nothing is asked of it yet."""
+    """Return the store that a configuration names, without asking it anything."""
     return Directory(config)
 
 
 class Storage:
-    """Where faxes are kept, under paths relative to it.
+    """Where faxes are kept, at paths relative to it.
 
-    Its user holds the lock of the state: nobody else writes dot-files here.
+    Its user holds the state's lock, so nobody else writes dot-files here.
     """
 
     def __init__(self, config: StorageConfig) -> None:
         self.store = store_of(config)
         self._threads = Threads(self.store.where(), _THREADS)
         self._checkers = Checkers()
-        self._killed: dict[str, int] = {}  # checks in a row of what was to be stored under a path
-        self._active: set[str] = set()  # by what they are where case makes no difference
-        self._turns = Lock()  # two threads must not both find a path idle
+        self._killed: dict[str, int] = {}  # by path: how many checks in a row were killed
+        self._active: set[str] = set()  # folded as where case makes no difference
+        self._turns = Lock()  # two threads must not both find a path free
         self._doubts = 0
 
     def where(self, file: str = "") -> str:
-        """Say for people where a file is, or the store itself."""
+        """Return the full path of a file, or of the store, for people."""
         return self.store.where(file)
 
     async def ask(self, verb: Callable[[Store], T]) -> T:
@@ -55,10 +55,10 @@ class Storage:
         return await self._threads.run(lambda: verb(self.store))
 
     async def prepare(self, store_id: str | None) -> str:
-        """Tell which store to use, as the ledger knows it; its id, to be kept in the ledger.
+        """Set which store to use, by its id from the ledger; return that id for the ledger to keep.
 
-        None is a ledger that knows none: the store is made if it is missing, tried, and marked if it
-        is empty. Raises CannotStart then; a known store is looked at by `check` alone.
+        With None, the ledger has no store yet: create a missing one, test it, and mark an empty
+        one; raises CannotStart. Only `check` looks at a known store.
         """
         if store_id is None:
             store_id = await self.ask(lambda store: store.prepare())
@@ -66,10 +66,10 @@ class Storage:
         return store_id
 
     async def check(self, store_id: str | None = None, *, shortly: bool = False) -> str | None:
-        """Look whether it can take a fax now: None, or the sentence why not.
+        """Tell whether the store can take a fax now: return None, or why not.
 
-        What a delivery needs is tried at the first look, when the marker is another file, after a
-        look that found it unusable, and after `doubt`; never `shortly`.
+        The first look tests all that a delivery needs. So does a look at another marker, one after
+        an unusable store, and one after `doubt`; never one with `shortly`.
         """
         if store_id is not None:
             self.store.know(store_id)
@@ -80,11 +80,11 @@ class Storage:
         return None
 
     def doubt(self) -> None:
-        """A delivery failed for a reason of the storage: the next look tries everything again."""
+        """Note that the storage made a delivery fail, so that the next look tests everything."""
         self._doubts += 1
 
     async def check_documents(self) -> str | None:
-        """Look whether documents can be checked now: None, or the sentence why not."""
+        """Tell whether documents can be checked now: return None, or why not."""
         try:
             await self._threads.run(self._checkers.look)
         except StorageUnusable as error:
@@ -92,14 +92,14 @@ class Storage:
         return None
 
     async def free_bytes(self) -> int | None:
-        """Measure the space that is free for us; None while the store cannot be looked at."""
+        """Return the space that is free for us; None if poller cannot look at the store."""
         try:
             return await self.ask(lambda store: store.room())
         except (StorageUnusable, StorageConflict):  # a stale handle is no fax's fault here
             return None
 
     async def tidy(self, paths: Iterable[str]) -> int:
-        """Remove what earlier runs left hidden beside the faxes at these paths; how many files."""
+        """Remove what earlier runs left hidden beside the faxes at these paths; return how many files."""
         wanted = list(paths)
         return await self.ask(lambda store: store.tidy(wanted))
 
@@ -108,8 +108,8 @@ class Storage:
     ) -> list[Finding]:
         """Compare the files of these faxes with what was stored, in one thread; changes nothing.
 
-        Raises StorageUnusable when the store cannot be proved to be the ledger's: what is not
-        mounted was not taken away.
+        Raises StorageUnusable if the store does not prove to be the ledger's: files on an unmounted
+        disk were not taken away.
         """
         return await self.ask(
             lambda store: [
@@ -118,17 +118,17 @@ class Storage:
         )
 
     async def sidecars(self) -> AsyncGenerator[list[FoundSidecar | Unreadable], None]:
-        """Give all sidecars, some at a time, however many there are; images are not looked at."""
+        """Yield all sidecars in batches, however many there are, without a look at images."""
         walk = self.store.walk()
         try:
             while batch := await self.ask(lambda _: list(islice(walk, _SURVEYED_AT_ONCE))):
                 yield batch
         finally:
-            with suppress(ValueError):  # a step of it hangs still, and ends with its thread
+            with suppress(ValueError):  # a step that still hangs ends with its thread
                 walk.close()
 
     def draft(self, path: str, identity: Identity, *, replacing: bool = False) -> Draft:
-        """Begin a fax that is to be stored under `path`, without extension."""
+        """Start a fax that will be stored at `path`, without extension."""
         berth = Berth(
             self.store,
             self._threads,
@@ -139,19 +139,19 @@ class Storage:
         return Draft(berth, path, Identity(*identity), replacing=replacing)
 
     def close(self) -> None:
-        """Let the threads end when they have nothing more to do; no document is checked after it."""
+        """Let the threads end after their work; no document is checked afterwards."""
         self._threads.close()
         self._checkers.close()
 
     def _take(self, path: str) -> None:
-        """A step that hung may continue at any moment: until it has ended, nobody else touches its files."""
+        """Reserve a path: a hanging step may continue any time, so nobody else may touch its files."""
         with self._turns:
             if folded(path) in self._active:
-                raise StorageConflict(f"an earlier attempt at {path} still hangs in the storage")
+                raise StorageConflict(f"an earlier attempt to store {path} still hangs")
             self._active.add(folded(path))
 
     def _inspect(self, path: str, fd: int) -> Document:
-        """Blame the document only for the third killed process: memory may be short, and stay so."""
+        """Blame the document only for the third killed process: memory may be short for a while."""
         try:
             document = self._checkers.inspect(fd)
         except Killed as killed:

@@ -1,9 +1,9 @@
-"""What keeps faxes: the verbs that every kind of store has. They block, and run in threads.
+"""The interface of a store: verbs that every kind of store has. They block, so run them in threads.
 
-A fax is placed, staged, published: its image has its name, its sidecar waits under a ticket that the
-ledger keeps, its sidecar has its name. What a killed run has left is told by `revoke` and `look`.
-A fax without an image is a sidecar alone, which plays the image's part until it is published.
-tests/integration/test_store_contract.py says it of every implementation.
+A fax is placed (its image gets its name), staged (its sidecar is hidden and has a ticket, which the
+ledger keeps) and published (its sidecar gets its name). After a killed run, `revoke` and `look`
+tell how far it came. A fax without an image has only a sidecar, which counts as its image until it
+is published. tests/integration/test_store_contract.py tests each implementation.
 """
 
 from collections.abc import Generator, Iterable
@@ -17,98 +17,98 @@ from poller.store.survey import FoundSidecar, Unreadable
 
 
 class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, what is there
-    """Paths are those of faxes, without extension, relative to the store; files have one.
+    """Paths name faxes, without extension, relative to the store; files have an extension.
 
-    Each verb may raise StorageUnusable, StorageConflict and OSError.
+    Every verb may raise StorageUnusable, StorageConflict and OSError.
     """
 
     def where(self, file: str = "") -> str:
-        """Say for people where a file is, or the store itself; asks nothing."""
+        """Return the full path of a file, or of the store, for people; asks the store nothing."""
 
     def know(self, store_id: str | None) -> None:
-        """Tell which store the ledger knows; the others are unusable from now on."""
+        """Set which store the ledger knows; others are unusable from now on."""
 
     def prepare(self) -> str:
-        """Pair a ledger that knows no store yet with this one: its id. Raises CannotStart."""
+        """Pair a ledger that has no store yet with this one; return its id. Raises CannotStart."""
 
     def check(self, *, doubts: int, shortly: bool) -> None:
-        """Raise unless it can take a fax now; all is tried where `doubts` is another number."""
+        """Raise unless the store can take a fax now; test everything if `doubts` has changed."""
 
     def prove(self) -> None:
-        """Try what a delivery needs, marked or not; raises what is lacking."""
+        """Test all that a delivery needs, marked or not; raises what is missing."""
 
     def marked(self) -> tuple[str | None, bool]:
-        """Read the id that it is marked with, and whether anything visible lies beside it."""
+        """Return the id in its marker, and whether it holds anything visible."""
 
     def room(self) -> int:
-        """Count the bytes that are free for us."""
+        """Return the number of bytes that are free for us."""
 
     def tidy(self, paths: Iterable[str]) -> int:
-        """Remove what runs that have ended left hidden beside these paths; how many files."""
+        """Remove what ended runs left hidden beside these paths; return how many files."""
 
     def admit(self, path: str, *, although_taken: bool = False) -> bool:
-        """Tell whether none of the fax's names is taken; or else it is for a look to say more.
+        """Tell whether all names of the fax are free; if not, `look` says more.
 
-        Raises PermissionError where it is free, or `although_taken`, and nothing could be placed.
+        Raises PermissionError if the fax, free or `although_taken`, could not be placed.
         """
 
     def spool(self, path: str) -> Spool:
-        """Begin a fax; its owner closes it."""
+        """Start a fax; the caller closes it."""
 
     def read_back(self, path: str, form: StoredFormat | None = None) -> Spool | None:
-        """Take up the image that an earlier run has placed and not published, counted and hashed."""
+        """Take up the image that an earlier run placed and did not publish; count and hash it."""
 
     def place(self, spool: Spool, stored: StoredFile, identity: Identity) -> None:
-        """Give a sealed spool its name, or let the same image that has it count; never overwrites.
+        """Give a sealed spool its name, or accept the same image under that name; never overwrites.
 
-        A sidecar that comes alone gets a hidden name, which it keeps until it is published.
+        A sidecar without an image gets a hidden name, which it keeps until it is published.
 
-        Raises StorageConflict where another file has this name, or the sidecar's.
+        Raises StorageConflict if another file has this name or the sidecar's.
         """
 
     def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes | None) -> str:
-        """Keep the sidecar hidden and all so far durable; the ticket. What fails takes the image back.
+        """Keep the sidecar hidden and make everything durable; return the ticket.
 
-        None where the sidecar comes alone: it is what was placed.
+        If this fails, it takes the image back. `sidecar` is None if the placed file is the sidecar.
         """
 
     def publish(self, spool: Spool, staged: Staged, identity: Identity) -> bool:
-        """Consume the ticket: the sidecar has its name, durably. False: the ticket was revoked.
+        """Use the ticket: give the sidecar its name, durably. Return False if the ticket was revoked.
 
-        Raises MovedAway when nothing is published and the image is out of reach: the ledger has to
-        forget the ticket, and then `take_back` is due.
+        Raises MovedAway if nothing is published and the image is out of reach: then the ledger must
+        forget the ticket before `take_back`.
         """
 
     def take_back(self, spool: Spool, stored: StoredFile) -> None:
         """Hide the image of a fax that has no ticket."""
 
     def revoke(self, path: str, ticket: str) -> bool:
-        """Make sure that the ticket can never be consumed, however often this is called.
+        """Make sure that nobody can ever use the ticket; you may call this repeatedly.
 
-        A sidecar that comes alone stays: it is what the next ticket is for, and can be published once.
-        False: where it was staged is not there any more, and what is missing there says nothing.
+        A sidecar without an image stays: the next ticket is for it, and it can be published once.
+        Returns False if the place where it was staged is gone; then missing files prove nothing.
         """
 
     def look(self, stored: StoredFile, identity: Identity, *, thorough: bool) -> Finding:
         """Compare what is there with what was stored; `thorough` reads the image. Changes nothing."""
 
     def secure(self, stored: StoredFile) -> None:
-        """Make durable what a look has found, for its run may have been killed before it did."""
+        """Make durable what a look found: the run that wrote it may have been killed before."""
 
     def read(self, file: str) -> bytes | None:
-        """Read a small file; None when it is missing."""
+        """Read a small file; return None if it is missing."""
 
     def put_aside(self, path: str, stored: StoredFile | None, identity: Identity) -> None:
         """Move what has the fax's names and is not this image to `.damaged-<name>`.
 
-        With None, only what is no file that could be read.
+        With None, move only what is not a readable file.
         """
 
     def visible_files(self, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
-        """List one directory, "" the topmost: its visible files, and the directories in it.
+        """List the visible files and the subdirectories of one directory; "" is the topmost.
 
-        Each file comes with the path of the fax that it can belong to.
+        Each file comes with the path of the fax to which it can belong.
         """
 
     def walk(self) -> Generator[FoundSidecar | Unreadable, None, None]:
-        """Give every sidecar, visible or staged."""
+        """Yield every sidecar, visible or staged."""

@@ -1,4 +1,4 @@
-"""What lies in the storage by its sidecars, for a ledger that has to be rebuilt; blocks."""
+"""Find what is in the storage by its sidecars, to rebuild a ledger; blocks."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ _SIDECAR = ".json"
 class FoundSidecar:
     """A sidecar; `path` is the fax's, without extension.
 
-    Not `visible`: it was staged and never published; a `Draft` may carry on from its image. `damage`
-    says what is wrong with the image, where that was looked at.
+    If it is not `visible`, it was staged and never published; a `Draft` may continue from its
+    image. `damage` says what is wrong with the image, if anybody looked.
     """
 
     path: str
@@ -41,20 +41,20 @@ class FoundSidecar:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that has a sidecar's name and is none that can be read."""
+    """A file that has a sidecar's name and cannot be read as one."""
 
     file: str
     why: str
 
 
 def walk(root: int) -> Generator[FoundSidecar | Unreadable, None, None]:
-    """Give every sidecar in the storage, in no order; symbolic links are not followed."""
+    """Yield every sidecar in the storage, in no order; do not follow symbolic links."""
     waiting = [""]
     while waiting:
         here = waiting.pop()
         try:
             fd = open_directory(root, here)
-        except FileNotFoundError:  # a consumer removed it just now, empty
+        except FileNotFoundError:  # a consumer has just removed the empty directory
             continue
         with syscalls.held(fd):
             for name in syscalls.names(fd):
@@ -76,7 +76,7 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[FoundSidecar | Unreadabl
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        if visible:  # what a killed poller left half is removed at the next start
+        if visible:  # the next start removes what a killed poller left half done
             why = str(error) if isinstance(error, ValueError) else error.strerror
             yield Unreadable(f"{path}{_SIDECAR}", why or "it cannot be read")
         return

@@ -1,7 +1,7 @@
-"""The single steps on the file system: nothing else in this folder calls `os`.
+"""Single steps on the file system: nothing else in this folder calls `os`.
 
-Each is one thing that can fail or be interrupted, so that tests can record them, stop after any of
-them, or leave one out.
+Each can fail or be interrupted, so that tests can record the steps, stop after any of them, or
+leave one out.
 """
 
 import ctypes
@@ -22,21 +22,21 @@ _GET_GENERATION = 2 << 30 | struct.calcsize("l") << 16 | ord("v") << 8 | 1  # FS
 _READ_CHUNK = 64 << 10
 _NOT_THROUGH_LINKS = os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1  # linux/fs.h
-# What file systems, kernels and sandboxes answer that cannot rename without replacing.
+# answers of file systems, kernels and sandboxes that cannot rename without replacing
 _CANNOT_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV}
 
 
 class SyncError(OSError):
-    """What was written may be lost, and a second fsync would succeed all the same: throw away."""
+    """Written data may be lost; discard it, because a second fsync would succeed anyway."""
 
 
 def open_root(directory: str) -> int:
-    """Open the storage directory; the only place where a symbolic link is followed."""
+    """Open the storage directory; only here may the last part be a symbolic link."""
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def open_directory(name: str, at: int) -> int:
-    """Open a directory that is no symbolic link itself; those on the way to it are followed."""
+    """Open a directory that is not a symbolic link; links on the way to it are followed."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOT_THROUGH_LINKS, dir_fd=at)
 
 
@@ -49,7 +49,7 @@ def set_mode(fd: int, mode: int) -> None:
 
 
 def create(name: str, at: int) -> int:
-    """Create a file that was not there, for writing; its mode does not depend on the umask."""
+    """Create a new file for writing; its mode does not depend on the umask."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_THROUGH_LINKS
     fd = os.open(name, flags, FILE_MODE, dir_fd=at)
     try:
@@ -61,7 +61,7 @@ def create(name: str, at: int) -> int:
 
 
 def open_file(name: str, at: int) -> int:
-    """Open a regular file for reading; a fifo planted there neither blocks nor is read."""
+    """Open a regular file for reading; do not block on, or read, a fifo that somebody put there."""
     fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NOT_THROUGH_LINKS, dir_fd=at)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -71,7 +71,7 @@ def open_file(name: str, at: int) -> int:
 
 @contextmanager
 def held(fd: int) -> Iterator[int]:
-    """Close a descriptor in the end."""
+    """Close a descriptor at the end of the block."""
     try:
         yield fd
     finally:
@@ -89,7 +89,7 @@ def listing(name: str, at: int) -> AbstractContextManager[int]:
 
 
 def create_synced(name: str, at: int, data: bytes) -> None:
-    """Create a file with this content, durably but for its name."""
+    """Create a file with this content; its data is durable, its name is not."""
     fd = create(name, at)
     try:
         write(fd, data)
@@ -101,7 +101,7 @@ def create_synced(name: str, at: int, data: bytes) -> None:
 
 
 def write(fd: int, data: bytes | bytearray) -> None:
-    """Write all of it: a short write is carried on."""
+    """Write all data; continue after a short write."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
@@ -121,7 +121,7 @@ def read_beginning(fd: int, limit: int) -> bytes:
 
 
 def read_all(fd: int) -> bytes:
-    """Read a small file; of one that is larger than any of ours only the beginning."""
+    """Read a small file; of a file larger than any of ours, only the beginning."""
     data = bytearray()
     for chunk in read(fd):
         data += chunk
@@ -146,7 +146,7 @@ def _sync(fd: int) -> None:
 
 
 def close_written(fd: int) -> None:
-    """Close a file that was written to; EIO or EDQUOT may come only now (NFS)."""
+    """Close a written file; on NFS, EIO or EDQUOT may come only now."""
     try:
         os.close(fd)
     except OSError as error:
@@ -158,10 +158,10 @@ def close(fd: int) -> None:
 
 
 def move(existing: str, new: str, at: int, *, synced: bool = False) -> None:
-    """Give a file another name; never overwrites (EEXIST), where a plain rename would.
+    """Give a file another name; never overwrites (EEXIST), while a plain rename would.
 
-    Where the file system cannot do that in one step, it has both names in between, by a hard link.
-    With `synced` the new name is durable, there before the other goes.
+    If the file system cannot do that in one step, the file has both names in between, by a hard
+    link. With `synced`, the new name is durable before the old one goes.
     """
     number = rename(existing, new, at)
     if number in _CANNOT_RENAME:
@@ -176,7 +176,7 @@ def move(existing: str, new: str, at: int, *, synced: bool = False) -> None:
 
 
 def rename(existing: str, new: str, at: int) -> int:
-    """Rename without replacing, which Python cannot; the number of the error, 0 for none."""
+    """Rename without replacing, which Python cannot do; return the error number, 0 for none."""
     names = os.fsencode(existing), os.fsencode(new)
     return _renamed(_libc(), names, at)
 
@@ -219,7 +219,7 @@ def is_there(name: str, at: int) -> bool:
 
 
 def is_directory(name: str, at: int) -> bool:
-    """Tell a directory from all else; a symbolic link is none, a name that has gone neither."""
+    """Tell whether this is a directory; False for a symbolic link or a missing name."""
     try:
         return stat.S_ISDIR(status_of(name, at).st_mode)
     except FileNotFoundError:
@@ -231,7 +231,7 @@ def is_same_file(name: str, other: str, at: int) -> bool:
 
 
 def is_at(path: str, fd: int) -> bool:
-    """Tell whether this is what others find under a whole path."""
+    """Tell whether others find this at the given full path."""
     return os.path.samestat(status_at(path), status(fd))
 
 
@@ -240,7 +240,7 @@ def status(fd: int) -> os.stat_result:
 
 
 def generation(fd: int) -> int:
-    """Tell apart what has had the same inode number; 0 where the file system cannot."""
+    """Return what tells two files with one inode number apart; 0 if the file system cannot."""
     answer = bytearray(struct.calcsize("l"))
     try:
         fcntl.ioctl(fd, _GET_GENERATION, answer)
@@ -254,7 +254,7 @@ def status_of(name: str, at: int) -> os.stat_result:
 
 
 def takes_names(name: str, at: int) -> bool:
-    """Tell whether something may be made in this directory."""
+    """Tell whether this process may create something in this directory."""
     return os.access(name, os.W_OK | os.X_OK, dir_fd=at)
 
 

@@ -1,4 +1,4 @@
-"""Runs the blocking steps off the event loop, and turns what the system says into our errors."""
+"""Run blocking steps outside the event loop, and turn the system's errors into ours."""
 
 import asyncio
 import errno
@@ -12,11 +12,11 @@ from poller.store.marker import unusable
 
 T = TypeVar("T")
 HUNG_S = 120.0  # a slow disk may take half a minute for an fsync
-_NO_CHECKS = 2  # threads in which no document is checked
+_NO_CHECKS = 2  # threads that check no documents
 
 
 class Threads:
-    """Threads of the storage's own: when a share hangs, nothing but the storage waits for it."""
+    """Threads only for the storage: when a share hangs, only the storage waits for it."""
 
     def __init__(self, where: str, count: int) -> None:
         self._where = where
@@ -30,15 +30,15 @@ class Threads:
     async def run(self, step: Callable[[], T]) -> T:
         """Run one step to its end; OSError becomes StorageUnusable, FaxTooLarge or StorageConflict.
 
-        A thread cannot be stopped, so a cancelled caller waits for it (once): no one may unlink
-        what is being linked. Cancelled again, it leaves the thread alone. After two minutes
-        nobody waits any longer (StorageHung), cancelled or not.
+        A thread cannot be stopped, so a cancelled caller waits for it: nobody may unlink what it is
+        linking. A caller cancelled a second time leaves the thread. After two minutes, even a
+        cancelled caller stops waiting (StorageHung).
         """
         future = self.start(step)
         try:
             await self._ended(future)
             if not future.done():
-                raise StorageHung("a step in the storage has not ended within two minutes")
+                raise StorageHung("a step in the storage did not end within two minutes")
             return future.result()
         except asyncio.CancelledError:
             await self._ended(future)
@@ -47,7 +47,7 @@ class Threads:
             raise self._mapped(error) from error
 
     async def _ended(self, future: "asyncio.Future[T]") -> None:
-        """Wait for the step, but not too long; as `asyncio.wait`, at a fraction of its cost."""
+        """Wait for the step, within the limit; like `asyncio.wait`, but much cheaper."""
         if future.done():
             return
         loop = asyncio.get_running_loop()
@@ -66,19 +66,19 @@ class Threads:
             future.remove_done_callback(wake)
 
     async def run_check(self, step: Callable[[], T]) -> T:
-        """Run a step that checks a document, which may wait long for a process that does it.
+        """Run a step that checks a document and may wait long for a free process.
 
-        Some threads are always left for the others: looks at the storage, and faxes handed over.
+        Some threads always remain for other steps: looks at the storage, and handed over faxes.
         """
         async with self._checks:
             return await self.run(step)
 
     def start(self, step: Callable[[], T]) -> "asyncio.Future[T]":
-        """Begin a step that nobody need wait for; StorageUnusable when no thread can be had.
+        """Start a step without waiting for it; raises StorageUnusable if there is no thread.
 
-        Where no further thread can be started, one that is there will take it. The pool queues
-        first and then fails to start a thread: a step that its caller took for refused would be
-        run all the same, whenever it suits.
+        If no more threads can be started, an existing one takes the step. The pool queues a step
+        before it fails to start a thread: it would still run a step that the caller believes
+        refused.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -88,7 +88,7 @@ class Threads:
         except RuntimeError as error:
             if self._closed or not self._have_thread:
                 future.cancel()
-                raise StorageUnusable("no thread can be started for the storage") from error
+                raise StorageUnusable("cannot start a thread for the storage") from error
         return future
 
     def _note_start(self) -> None:
@@ -96,11 +96,11 @@ class Threads:
 
     def _mapped(self, error: OSError) -> Exception:
         if error.errno == errno.EFBIG:
-            return FaxTooLarge("the file system takes no file as large as this fax")
+            return FaxTooLarge("this fax is larger than the file system's largest file")
         if error.errno == errno.ENAMETOOLONG:
             return StorageConflict("the fax's path is too long for the file system")
         if error.errno in {errno.ENOENT, errno.ESTALE}:
-            return StorageConflict("the fax's files vanished while it was stored")
+            return StorageConflict("the fax's files vanished while poller stored it")
         return unusable(self._where, error)
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ async def test_fax_beyond_the_file_size_limit_is_quarantined_while_others_go_on(
         _make_due(installation, big)
         await daemon.event("fax-quarantined", fax_id=big.fax_id)
         (quarantined,) = (await installation.status())["quarantined_faxes"]
-        assert "no file as large" in quarantined["error"]
+        assert "larger than the file system" in quarantined["error"]
         unlimit(daemon, resource.RLIMIT_FSIZE)
         assert (await installation.poller("retry", big.fax_id)).code == 0
         await stored(scene, daemon, [big])

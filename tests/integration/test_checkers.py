@@ -651,10 +651,10 @@ def test_a_close_ends_them_all_and_blames_no_document(odd_checkers: Checkers, ch
             time.sleep(0.001)
         (busy,) = odd_checkers._busy
         odd_checkers.close()
-        with pytest.raises(StorageUnusable, match="stops"):
+        with pytest.raises(StorageUnusable, match="stopping"):
             hung.result(PATIENCE_S)
     assert busy.ended
-    with pytest.raises(StorageUnusable, match="stops"):
+    with pytest.raises(StorageUnusable, match="stopping"):
         check(odd_checkers, whole(1))
 
 

@@ -281,7 +281,7 @@ async def test_a_sidecar_whose_image_is_gone_or_changed_is_damaged_and_not_fetch
     gone(place.ledger)
     done = await place.rebuild()
     assert {why for _, why in done.damaged.named} == {
-        "the image is not there",
+        "the image is missing",
         "the image has another hash",
     }
     await place.catch_up()

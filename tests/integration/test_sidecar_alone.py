@@ -380,7 +380,7 @@ async def test_image_that_stands_there_is_not_left_without_its_sidecar(tmp_path:
     storage = await opened(root)
     (root / "main/desk").mkdir(parents=True)
     (root / f"{PATH}.pdf").write_bytes(b"%PDF-")
-    with pytest.raises(StorageConflict, match=r"f1\.pdf is there, and the fax has no image"):
+    with pytest.raises(StorageConflict, match=r"f1\.pdf exists, but the fax has no image"):
         await archive(storage)
     assert tree(root) == {f"{PATH}.pdf": b"%PDF-"}
 

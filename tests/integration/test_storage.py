@@ -176,7 +176,7 @@ async def test_dot_file_that_lost_bytes_is_not_delivered(root: Path) -> None:
         await draft.write(FAX)
         await draft.check()
         os.truncate(dot_image(root), len(FAX) - 1)
-        with pytest.raises(StorageConflict, match="not as long"):
+        with pytest.raises(StorageConflict, match="another length"):
             await draft.stage(describe)
     assert tree(root) == {}
 
@@ -397,7 +397,7 @@ async def test_file_in_place_of_a_directory_is_a_conflict(root: Path) -> None:
 )
 async def test_path_that_leads_outside_is_a_conflict(root: Path, path: str) -> None:
     storage = await opened(root)
-    with pytest.raises(StorageConflict, match="no path inside the storage"):
+    with pytest.raises(StorageConflict, match="not a path inside the storage"):
         await store(storage, FAX, path=path)
     assert tree(root) == {}
 
@@ -680,7 +680,7 @@ async def test_errors_of_the_system_are_sorted_by_reaction(
 async def test_thread_that_cannot_be_started_is_unusable_storage(root: Path) -> None:
     storage = await opened(root)
     storage.close()
-    with pytest.raises(StorageUnusable, match="no thread"):
+    with pytest.raises(StorageUnusable, match="cannot start a thread"):
         await resume(storage)
 
 

@@ -74,20 +74,20 @@ def _overwrites(old: str, new: str, **where: Any) -> None:
 LACKS: dict[str, tuple[OddOs, str]] = {
     "no link": (OddOs(link=_refuses(errno.EPERM)), "can neither rename .* nor give it a second"),
     "no link (95)": (OddOs(link=_refuses(errno.EOPNOTSUPP)), "can neither rename a file"),
-    "link overwrites": (OddOs(link=_overwrites), "replaces a file where it was told not to"),
+    "link overwrites": (OddOs(link=_overwrites), "replaces a file although poller forbade it"),
     "no directory fsync": (OddOs(fsync=_directory_sync_refused), "cannot sync a directory"),
     "no chmod": (OddOs(fchmod=_refuses(errno.EPERM)), r"set a file's mode \(chmod\)"),
     "chmod ignored": (
         OddOs(fchmod=lambda *_: None, open=_open_for_all),
-        "gives a file mode 755 where 640 was set",
+        "gives a file mode 755 although poller set 640",
     ),
     "directory's chmod ignored": (
         OddOs(mkdir=lambda name, _, **at: os.mkdir(name, 0o500, **at), fchmod=lambda *_: None),
-        "gives a directory mode 500 where 750 was set",
+        "gives a directory mode 500 although poller set 750",
     ),
     "another group": (OddOs(open=_open_in_another_group), "gives files group 12345 in directories"),
     "O_EXCL ignored": (OddOs(open=_open_taken), r"although its name is taken \(O_EXCL\)"),
-    "other bytes": (OddOs(read=_other_bytes), "does not give back what was written"),
+    "other bytes": (OddOs(read=_other_bytes), "returns other bytes than"),
 }
 
 

@@ -68,7 +68,7 @@ async def test_new_ledger_takes_the_storage_that_is_there(root: Path) -> None:
 async def test_directory_with_strange_files_is_refused(root: Path) -> None:
     root.mkdir()
     (root / "letter.txt").touch()
-    with pytest.raises(CannotStart, match=r"not empty \('letter.txt' is there\)"):
+    with pytest.raises(CannotStart, match=r"not empty \(it contains 'letter.txt'\)"):
         await _found(root)
     assert os.listdir(root) == ["letter.txt"]
 
@@ -119,8 +119,8 @@ def _to_a_file(root: Path) -> None:
     ("change", "why"),
     [
         pytest.param(_remove, "is its disk mounted?", id="missing"),
-        pytest.param(_replace, "of another storage", id="other"),
-        pytest.param(_garble, "of another storage", id="garbled"),
+        pytest.param(_replace, "belongs to another storage", id="other"),
+        pytest.param(_garble, "belongs to another storage", id="garbled"),
         pytest.param(_to_a_directory, "cannot be used", id="a-directory"),
         pytest.param(_to_a_file, "is not a directory", id="a-file"),
     ],

@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "image gone": (_remove_image, "the image is gone, but its sidecar is still there"),
     "sidecar gone": (_remove_sidecar, "the sidecar is gone, but the image is still there"),
     "sidecar changed": (_change_sidecar, "the sidecar is not one that poller writes"),
-    "sidecar of another": (_foreign_sidecar, "the sidecar is of another fax"),
+    "sidecar of another": (_foreign_sidecar, "the sidecar belongs to another fax"),
     "another pair": (_another_pair, "the sidecar describes another image"),
     "symbolic link": (_link_in_its_place, "the image cannot be read"),
 }
@@ -203,7 +203,7 @@ async def test_a_pair_that_is_well_and_one_that_was_taken_are_told_apart(tmp_pat
     (finding,) = await storage.look([(held, IDENTITY)], thorough=True)
     assert finding.condition is Condition.OK
     (other,) = await storage.look([(held, Identity("app", "user", "f2"))], thorough=False)
-    assert other.why == "the sidecar is of another fax"
+    assert other.why == "the sidecar belongs to another fax"
     for name in (IMAGE, SIDECAR):
         (tmp_path / "faxes" / name).unlink()
     (finding,) = await storage.look([(held, IDENTITY)], thorough=True)

@@ -45,7 +45,7 @@ async def test_step_that_was_refused_for_want_of_any_thread_is_not_done_later(
     done: list[str] = []
     with monkeypatch.context() as no_threads:
         no_threads.setattr(threading.Thread, "start", refused)
-        with pytest.raises(StorageUnusable, match="no thread can be started"):
+        with pytest.raises(StorageUnusable, match="cannot start a thread"):
             await threads.run(lambda: done.append("refused"))
     await threads.run(lambda: done.append("wanted"))
     assert done == ["wanted"]

@@ -485,7 +485,7 @@ def test_sidecar_alone_that_somebody_has_the_name_of_by_then_is_not_published(
         (None, Condition.TAKEN, None),
         (LATER, Condition.DAMAGED, "the content of the sidecar has changed"),
         (ALONE[:-9], Condition.DAMAGED, "the sidecar is not one that poller writes"),
-        (ALONE.replace(b'"f1"', b'"f2"'), Condition.DAMAGED, "the sidecar is of another fax"),
+        (ALONE.replace(b'"f1"', b'"f2"'), Condition.DAMAGED, "the sidecar belongs to another fax"),
     ],
     ids=["as it was", "taken", "changed", "cut", "of another fax"],
 )
