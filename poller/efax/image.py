@@ -1,10 +1,10 @@
-"""Decode the image answer while it streams, in memory that does not grow with the document.
+"""Decode the image answer as it streams, in memory of constant size.
 
 The answer is `{"fax_id", "file_name", "image"}` with the document as base64 text, up to 100 MB and
 more. Only that one string is decoded on the way. All other bytes are kept as the *skeleton*, with
-an empty string in the image's place, and judged at the end by a whole JSON parser. So the scanner
-need know no more than where strings begin and end and how deep it is: whatever misleads it leaves
-a skeleton that is no JSON.
+an empty string in the image's place, and a full JSON parser checks them at the end. So the scanner
+only needs to know where strings begin and end, and how deep it is: anything that misleads it leaves
+a skeleton that is not JSON.
 """
 
 import binascii
@@ -31,25 +31,25 @@ _WHITE_SPACE = (b" ", b"\t", b"\r", b"\n")
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """What the answer said besides the image; `file_name` is the server's and decides nothing."""
+    """What the answer contains besides the image; the server chose `file_name`, so nothing relies on it."""
 
     fax_id: str
     file_name: str | None = None
 
 
 class ImageDecoder:
-    """Feed the answer's bytes as they come, then close; every flaw is a `BadAnswer`.
+    """Feed the bytes of the answer as they arrive, then close; every flaw raises `BadAnswer`.
 
-    Key order, unknown fields, white space and JSON escapes inside the base64 are all allowed;
-    base64 is strict (RFC 4648: its alphabet, its padding), a second `image` is refused. At most
-    `limit` bytes are decoded, and all that is not the image is at most 1 MiB.
+    Key order, unknown fields, white space and JSON escapes inside the base64 are all allowed.
+    base64 is strict (RFC 4648: its alphabet, its padding), and a second `image` is refused. It
+    decodes at most `limit` bytes, and everything except the image may have at most 1 MiB.
     """
 
     def __init__(self, fax_id: str, *, limit: int = IMAGE_LIMIT) -> None:
         self._fax_id = fax_id
         self._limit = limit
         self._fed = 0
-        # Takes what comes next, from a position in a chunk, and returns where that ends.
+        # Takes what comes next, from a position in a chunk, and returns the position after it.
         self._scan: Callable[[ImageDecoder, bytes, int], int] = ImageDecoder._structure
         self._decoded: list[bytes] = []  # of the chunk
         self._skeleton = bytearray()
@@ -60,13 +60,13 @@ class ImageDecoder:
         self._string_is_key = False
         self._key: object = None
         self._value_of: object = None
-        self._held = b""  # the beginning of an escape that the next chunk completes
+        self._held = b""  # the beginning of an escape that the next chunk will complete
         self._base64 = _Base64()
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the answer; the image bytes that they complete."""
+        """Take the next bytes of the answer; return the image bytes that they complete."""
         self._fed += len(chunk)
-        if self._fed > 2 * self._limit + SKELETON_LIMIT:  # white space without end, for example
+        if self._fed > 2 * self._limit + SKELETON_LIMIT:  # endless white space, for example
             raise BadAnswer("The image answer is larger than any fax can be.")
         self._decoded = []
         position = 0
@@ -77,12 +77,12 @@ class ImageDecoder:
         return b"".join(self._decoded)
 
     def close(self) -> ImageAnswer:
-        """Check that the answer was whole and ours."""
+        """Check that the answer is whole and about our fax."""
         fields = strict_object(bytes(self._skeleton), "image")
         if fields.get("errors"):
             raise BadAnswer("The image answer is an error message.")
         if fields.get("image") != "" or not self._base64.decoded:
-            raise BadAnswer("The image answer holds no image.")
+            raise BadAnswer("The image answer contains no image.")
         self._check_fax_id(fields)
         name = fields.get("file_name")
         return ImageAnswer(self._fax_id, name if isinstance(name, str) else None)
@@ -95,7 +95,7 @@ class ImageDecoder:
     def _keep(self, piece: bytes) -> None:
         self._skeleton += piece
         if len(self._skeleton) > SKELETON_LIMIT:
-            raise BadAnswer("The image answer holds too much besides the image.")
+            raise BadAnswer("The image answer contains too much besides the image.")
 
     def _structure(self, chunk: bytes, position: int) -> int:
         found = _STRUCTURE.search(chunk, position)
@@ -149,7 +149,7 @@ class ImageDecoder:
 
     def _end_string(self) -> None:
         self._scan = ImageDecoder._structure
-        if self._string_is_key:  # it may be spelled "\u0069mage"
+        if self._string_is_key:  # it may be written "\u0069mage"
             try:
                 self._key = json.loads(self._skeleton[self._string_start :].decode())
             except ValueError:
@@ -171,7 +171,7 @@ class ImageDecoder:
 
 
 class _Base64:
-    """Strict base64 in pieces; white space anywhere is allowed."""
+    """Strict base64 in pieces; white space is allowed everywhere."""
 
     def __init__(self) -> None:
         self.decoded = 0
@@ -187,7 +187,7 @@ class _Base64:
         if not text:
             return b""
         if self._padded:
-            raise BadAnswer("The image goes on after its end.")
+            raise BadAnswer("The image continues after its end.")
         try:
             piece = pybase64.b64decode(text, validate=True)
         except binascii.Error:
@@ -202,7 +202,7 @@ class _Base64:
 
 
 def _split_escape(text: bytes) -> tuple[bytes, bytes]:
-    """Cut off an escape that is not complete yet."""
+    """Cut off an incomplete escape at the end."""
     start = text.rfind(b"\\", max(0, len(text) - 5))
     tail = text[start:] if start >= 0 else b""
     incomplete = tail == b"\\" or (tail.startswith(b"\\u") and len(tail) < 6)
@@ -210,8 +210,8 @@ def _split_escape(text: bytes) -> tuple[bytes, bytes]:
 
 
 def _unescape(text: bytes) -> bytes:
-    """Undo the escapes that base64 can hold; any other leaves a backslash, no base64."""
-    if b"\\\\" in text:  # else `\\nr` would pass for white space
+    """Undo the escapes that base64 can contain; any other leaves a backslash, which is not base64."""
+    if b"\\\\" in text:  # otherwise `\\nr` would pass for white space
         raise BadAnswer("The image is not strict base64.")
     text = text.replace(b"\\/", b"/")
     for escape in (b"\\n", b"\\r", b"\\t"):

@@ -1,4 +1,4 @@
-"""What GET /notifications answers: which faxes the web-hook was told of."""
+"""Read the answers of GET /notifications: about which faxes eFax notified the web-hook."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _OF_SENT_ONLY = ("transmission_data", "routing_data", "client_tracking_data")
 
 @dataclass(frozen=True)
 class Notice:
-    """One entry; what it does not say in a form that is known is None."""
+    """One entry; a field is None if it is missing or has an unknown form."""
 
     fax_id: str
     user_id: str | None
@@ -31,7 +31,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class NoticePage:
-    """One answer; `unusable` counts entries without a fax id that could be asked for."""
+    """One answer; `unusable` counts entries without a usable fax id."""
 
     notices: tuple[Notice, ...] = ()
     unusable: int = 0
@@ -41,7 +41,7 @@ class NoticePage:
 
 
 def parse_notices(body: bytes) -> NoticePage:
-    """Read a bare array; an object around it, or nothing at all, is taken as well."""
+    """Read a bare array; also accept an object around it, or an empty body."""
     if not body.strip():
         return NoticePage()
     value = strict_value(body, "notifications")
@@ -50,7 +50,7 @@ def parse_notices(body: bytes) -> NoticePage:
             raise BadAnswer("The notifications answer is an error message.")
         value = next((one for one in value.values() if isinstance(one, list)), [])
     if not isinstance(value, list):
-        raise BadAnswer("The notifications answer holds no list.")
+        raise BadAnswer("The notifications answer contains no list.")
     read = [_notice(entry) for entry in value]
     notices = tuple(one for one in read if one is not None)
     return NoticePage(notices, len(read) - len(notices))
@@ -78,7 +78,7 @@ def _direction(word: object) -> Direction | None:
 
 
 def direction_of(fields: Mapping[str, Any]) -> Direction | None:
-    """Read a fax's direction from its metadata: as they say it, or by what only a sent fax has."""
+    """Return a fax's direction as its metadata say, or by fields that only a sent fax has."""
     said = _direction(fields.get("direction"))
     is_sent = said is None and any(fields.get(name) is not None for name in _OF_SENT_ONLY)
     return Direction.SENT if is_sent else said

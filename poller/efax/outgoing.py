@@ -1,7 +1,7 @@
-"""A fax that is sent: what goes out, what is accepted, and when nobody knows.
+"""Faxes to send: what goes out, what eFax accepts, and when the result is unknown.
 
-Sources: the vendor's guide (fields, 25 documents, 100 MB with base64). Retry keys have two spellings
-in it, so none are sent.
+Source: the vendor's guide (fields, 25 documents, 100 MB with base64). The guide spells retry keys
+in two ways, so we send none.
 """
 
 import base64
@@ -30,7 +30,7 @@ class OutgoingDocument:
 
 @dataclass(frozen=True)
 class OutgoingFax:
-    """One fax to one number; `reference` is eFax's client_reference_id, else the transaction id is."""
+    """One fax to one number; without a `reference`, client_reference_id is the transaction id."""
 
     transaction_id: str
     destination: str = field(repr=False)
@@ -41,20 +41,20 @@ class OutgoingFax:
 
 @dataclass(frozen=True)
 class AcceptedFax:
-    """eFax has taken a fax; `destination` as it spells the number, perhaps without the leading 1."""
+    """A fax that eFax accepted; `destination` as it spells the number, perhaps without the leading 1."""
 
     fax_id: str
     destination: str | None = field(repr=False)
 
 
 def send_body(fax: OutgoingFax) -> bytes:
-    """Write the body of a send call; Rejected where eFax would not take it."""
+    """Write the body of a send call; raises Rejected if eFax would not accept it."""
     if not 1 <= len(fax.documents) <= MOST_DOCUMENTS:
         raise Rejected(f"Not sent: a fax has 1 to {MOST_DOCUMENTS} documents.")
     if fax.csid is not None and not _CSID.fullmatch(fax.csid):
         raise Rejected("Not sent: a CSID is 1 to 20 printable ASCII characters.")
     if 4 * sum(-(-len(one.content) // 3) for one in fax.documents) > LARGEST_BYTES:
-        raise Rejected("Not sent: the documents are larger than the 100 MB (base64) of a fax.")
+        raise Rejected("Not sent: the documents exceed the 100 MB (base64) that a fax may have.")
     documents = b",".join(
         b'{"document_type":"%b","document_content":"%b"}'
         % (one.kind.encode(), base64.b64encode(one.content))
@@ -68,12 +68,12 @@ def send_body(fax: OutgoingFax) -> bytes:
         "fax_options": options,
         "client_data": {"client_reference_id": fax.reference or fax.transaction_id},
     }
-    # By hand, for json.dumps would copy 100 MB of base64 character by character.
+    # Not json.dumps: it would copy 100 MB of base64 character by character.
     return json.dumps(others).encode()[:-1] + b',"documents":[' + documents + b"]}"
 
 
 def parse_accepted(body: bytes) -> tuple[AcceptedFax, ...]:
-    """Read the answer to a send call: an array, one entry for each number; BadAnswer where it is none."""
+    """Read the answer to a send call, an array with one entry per number; raises BadAnswer."""
     value = strict_value(body, "send")
     entries = value if isinstance(value, list) else [value]
     found = []
@@ -91,9 +91,9 @@ def _number(value: object) -> str | None:
 
 
 def leaves_in_doubt(call: Call, error: ApiError) -> bool:
-    """Say whether a call that failed so has perhaps sent a fax.
+    """Tell whether a call that failed like this may have sent a fax.
 
-    Only where no connection was made, or eFax refused it with a 4xx, it surely has not.
+    It certainly has not if there was no connection, or if eFax refused it with a 4xx.
     """
     if call is not Call.SEND:
         return False

@@ -1,7 +1,7 @@
-"""What to send: method, target and headers of every call; the fax in a send call is `outgoing`'s.
+"""What to send: method, target and headers of every call; `outgoing` makes the body of a send call.
 
-The rules (paging by headers, offsets without a colon, every reserved character percent-encoded) are
-the vendor's quick start guide.
+The rules come from the vendor's quick start guide: paging by headers, time offsets without a colon,
+every reserved character percent-encoded.
 """
 
 import base64
@@ -17,7 +17,7 @@ PAGE_LIMIT = 100
 
 
 class Call(StrEnum):
-    """A kind of call; the value is its label in metrics."""
+    """A kind of call; its value is its label in metrics."""
 
     TOKEN = "token"  # noqa: S105
     HEALTH = "health"
@@ -34,7 +34,7 @@ class Call(StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """`target` is path and query, already percent-encoded: it goes out as it is."""
+    """A request; `target` is path and query, already percent-encoded."""
 
     call: Call
     method: str
@@ -44,7 +44,7 @@ class Request:
 
 
 def token_request(app_id: str, api_key: str) -> Request:
-    """Sign in; this ends the token before it."""
+    """Sign in; this ends the previous token."""
     credentials = base64.b64encode(f"{app_id}:{api_key}".encode()).decode()
     headers = {
         "Accept": "application/json",
@@ -55,7 +55,7 @@ def token_request(app_id: str, api_key: str) -> Request:
 
 
 def health_request() -> Request:
-    """Ask whether the API is up; it needs no token."""
+    """Ask whether the API is up; this needs no token."""
     return Request(Call.HEALTH, "GET", "/health", {"Accept": "application/json"})
 
 
@@ -67,7 +67,7 @@ def list_request(
     offset: int,
     image_downloaded: bool | None = None,
 ) -> Request:
-    """List received faxes from record `offset` (from 0) on; without bounds, of all time."""
+    """List received faxes, beginning with record `offset` (from 0); without bounds, of all time."""
     query = _bounds(bounds)
     if image_downloaded is not None:
         query["image_downloaded"] = "true" if image_downloaded else "false"
@@ -75,7 +75,7 @@ def list_request(
     return Request(Call.LIST, "GET", "/faxes/received" + _query(query), headers)
 
 
-def sent_list_request(  # six: the user's, the window's, and two filters
+def sent_list_request(  # six: the user, the window and two filters
     user_id: str,
     token: str,
     bounds: Interval | None,
@@ -84,7 +84,7 @@ def sent_list_request(  # six: the user's, the window's, and two filters
     transmission_status: str | None = None,
     transaction_id: str | None = None,
 ) -> Request:
-    """List sent faxes from record `offset` (from 0) on; without bounds, of all time."""
+    """List sent faxes, beginning with record `offset` (from 0); without bounds, of all time."""
     query = _bounds(bounds)
     if transmission_status is not None:
         query["transmission_status"] = quote(transmission_status, safe="")
@@ -111,7 +111,7 @@ def _paged(user_id: str, token: str, offset: int) -> dict[str, str]:
 
 
 def _encoded(instant: datetime) -> str:
-    """All that is reserved in a timestamp; `quote` takes ten times as long, and every poll has two."""
+    """Encode what is reserved in a timestamp; `quote` is ten times slower, and each poll has two."""
     return format_timestamp(instant).replace(":", "%3A").replace("+", "%2B")
 
 
@@ -128,18 +128,18 @@ def metadata_request(user_id: str, token: str, fax_id: str) -> Request:
 
 
 def details_request(user_id: str, token: str, fax_id: str, *, last: str = "details") -> Request:
-    """Ask how a fax's transmission went; one page of the guide spells `last` without its s."""
+    """Ask about a fax's transmission; one page of the guide spells `last` without its s."""
     target = f"{_fax_path(fax_id)}/transmission-{last}"
     return Request(Call.DETAILS, "GET", target, _headers(user_id, token))
 
 
 def delete_request(user_id: str, token: str, fax_id: str) -> Request:
-    """Delete a fax at eFax, for everybody and for good."""
+    """Delete a fax at eFax, permanently and for everybody."""
     return Request(Call.DELETE, "DELETE", _fax_path(fax_id), _headers(user_id, token))
 
 
 def mark_request(user_id: str, token: str, fax_id: str, *, downloaded: bool) -> Request:
-    """Set eFax's mark of a fax that says whether its image was downloaded."""
+    """Set eFax's mark on a fax that says whether somebody downloaded its image."""
     headers = _headers(user_id, token) | {"Content-Type": "application/json"}
     body = b'{"image_downloaded": true}' if downloaded else b'{"image_downloaded": false}'
     return Request(Call.MARK, "PATCH", _fax_path(fax_id) + "/metadata", headers, body)
@@ -148,14 +148,14 @@ def mark_request(user_id: str, token: str, fax_id: str, *, downloaded: bool) -> 
 def notifications_request(
     user_id: str, token: str, since: datetime | None, *, offset: int
 ) -> Request:
-    """Ask for what the web-hook was told; paging and the name of the filter are as for lists."""
+    """Ask for what eFax has told the web-hook; paging and filter names are those of lists."""
     query = {} if since is None else {"min_completed_timestamp": _encoded(since)}
     headers = _paged(user_id, token, offset)
     return Request(Call.NOTIFICATIONS, "GET", "/notifications" + _query(query), headers)
 
 
 def send_request(user_id: str, token: str, transaction_id: str, body: bytes) -> Request:
-    """Send a fax; a transaction id of ours comes back in errors and, perhaps, in the sent list."""
+    """Send a fax; our transaction id comes back in errors and perhaps in the sent list."""
     headers = _headers(user_id, token) | {
         "Content-Type": "application/json",
         "transaction-id": transaction_id,
@@ -166,21 +166,21 @@ def send_request(user_id: str, token: str, transaction_id: str, body: bytes) -> 
 def _headers(user_id: str, token: str) -> dict[str, str]:
     return {
         "Accept": "application/json",
-        # The guide writes `bearer`. The word's case means nothing (RFC 9110, 11.1), but there are
-        # servers that compare it with this spelling, the one that RFC 6750 uses.
+        # The guide writes `bearer`. Case does not matter here (RFC 9110, 11.1), but some servers
+        # compare it with this spelling, which RFC 6750 uses.
         "Authorization": f"Bearer {token}",
         "user-id": user_id,
     }
 
 
 def _query(parameters: dict[str, str]) -> str:
-    """Join what is percent-encoded already."""
+    """Join values that are already percent-encoded."""
     pairs = [f"{name}={value}" for name, value in parameters.items()]
     return "?" + "&".join(pairs) if pairs else ""
 
 
 def _fax_path(fax_id: str) -> str:
     encoded = quote(fax_id, safe="")
-    if not encoded.strip("."):  # a bare `..` would climb out of /faxes on the way
+    if not encoded.strip("."):  # a bare `..` would lead out of /faxes
         encoded = encoded.replace(".", "%2E")
     return f"/faxes/{encoded}"

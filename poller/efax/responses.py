@@ -1,4 +1,4 @@
-"""What an answer means: the values in a good one, the one error for each bad one."""
+"""Read answers: the values in a good one, the one error for each bad one."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ BODY_LIMIT = 32 << 20
 EVIDENCE_LIMIT = 64 << 10
 FAX_ID_LIMIT = 1024
 DEEPEST_FIELD = 64
-TOKEN_LIMIT = 16 << 10  # it goes into a header of every request, and servers take no more
+TOKEN_LIMIT = 16 << 10  # every request has it in a header, and servers accept no more
 
 _SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "set-cookie2"}
@@ -40,13 +40,13 @@ _SECRET_HEADERS = frozenset(
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII: nothing that could end a header line
 _ERROR_CODE = re.compile(rb'"error(?:_code)?"\s*:\s*"([A-Za-z_]{1,40})"')
 _TOLD = ("completed_timestamp", "pages", "originating_fax_number", "destination_fax_number")
-_DEFAULT_LIFE_S = 3600.0  # a token that does not say how long it lives
+_DEFAULT_LIFE_S = 3600.0  # for a token that does not say how long it lives
 _LONGEST_LIFE_S = 7 * 86400.0
 
 
 @dataclass(frozen=True)
 class Token:
-    """Signed in; `expires_in_s` counts from the answer."""
+    """A token; `expires_in_s` counts from the answer."""
 
     value: str = field(repr=False)
     expires_in_s: float
@@ -54,7 +54,7 @@ class Token:
 
 @dataclass(frozen=True)
 class ListedFax:
-    """One record of a list; `raw` is all that the API said, unknown fields included."""
+    """One record of a list; `raw` is everything that the API said, including unknown fields."""
 
     fax_id: str
     received_at: datetime | None
@@ -64,11 +64,10 @@ class ListedFax:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a list; `unusable` counts records without a fax id that could be asked for.
+    """One page of a list; `unusable` counts records without a usable fax id.
 
-    `marks` tell all its records apart, in their order: the key of the fax id, or what stands in
-    for it.
-    `shape` says how a page without records was spelled.
+    `marks` identify all its records, in order: the key of the fax id, or a substitute. `shape` says
+    how the server wrote a page without records.
     """
 
     faxes: tuple[ListedFax, ...]
@@ -78,9 +77,9 @@ class Page:
 
 
 def succeeded(status: int) -> bool:
-    """Say whether a status is what the call is for.
+    """Tell whether a status means success.
 
-    Not 206: nobody asked for a part, and an empty part of a list would pass for an empty list.
+    206 does not: nobody asked for a part, and an empty part of a list would pass for an empty list.
     """
     return 200 <= status < 300 and status != 206
 
@@ -90,7 +89,7 @@ def parse_token(body: bytes) -> Token:
     fields = strict_object(body, "sign-in")
     value = fields.get("access_token")
     if not isinstance(value, str) or _TOKEN.fullmatch(value) is None or len(value) > TOKEN_LIMIT:
-        raise BadAnswer("The sign-in answer holds no token.")
+        raise BadAnswer("The sign-in answer contains no token.")
     return Token(value, _life(fields.get("expires_in")))
 
 
@@ -105,13 +104,13 @@ def _life(expires_in: object) -> float:
 
 
 def parse_health(body: bytes) -> None:
-    """Check that the API calls itself up."""
+    """Check that the API says it is up."""
     if strict_object(body, "health").get("status") != "UP":
-        raise Unreachable("eFax says that it is not up.")
+        raise Unreachable("eFax says that it is not available.")
 
 
 def parse_fields(body: bytes) -> dict[str, Any]:
-    """Read an answer that is one fax's metadata."""
+    """Read an answer that contains one fax's metadata."""
     fields = strict_object(body, "metadata")
     if fields.get("errors"):
         raise BadAnswer("The metadata answer is an error message.")
@@ -120,9 +119,9 @@ def parse_fields(body: bytes) -> dict[str, Any]:
 
 
 def parse_done(body: bytes) -> None:
-    """Check that eFax says a deletion or mark is done: by nothing or by an object, not by a page.
+    """Check that eFax did a deletion or a mark: the body is empty or an object, not a web page.
 
-    A proxy may answer in its place with a good status.
+    A proxy may answer instead, with a good status.
     """
     if body.strip() and strict_object(body, "deletion's or mark's").get("errors"):
         raise BadAnswer("The deletion's or mark's answer is an error message.")
@@ -131,8 +130,8 @@ def parse_done(body: bytes) -> None:
 def parse_page(body: bytes) -> Page:
     """Read one page of a list.
 
-    An empty list may come as `faxes: []`, without `faxes`, or as `{}`; an object that has only
-    other things in it is none. Which of them is this server's is for the caller to say, by `shape`.
+    An empty list may come as `faxes: []`, without `faxes`, or as `{}`; an object with only other
+    things is not a list. The caller decides by `shape` which spelling this server uses.
     """
     fields = strict_object(body, "list")
     if fields.get("errors"):
@@ -142,7 +141,7 @@ def parse_page(body: bytes) -> Page:
         _check_empty(fields)
         return Page((), shape=_shape(fields))
     if not isinstance(records, list):
-        raise BadAnswer("The list answer holds no list of faxes.")
+        raise BadAnswer("The list answer contains no list of faxes.")
     records = [no_deeper(record) for record in records]
     listed = [(listed_fax(record), record) for record in records]
     faxes = tuple(fax for fax, _ in listed if fax is not None)
@@ -151,7 +150,7 @@ def parse_page(body: bytes) -> Page:
 
 
 def _shape(fields: dict[str, Any]) -> str:
-    """Spell the keys of an empty list, without their values: positions may differ by page."""
+    """Return the keys of an empty list without their values, as positions may differ by page."""
     keys: list[str] = [name for name in ("first_record", "last_record") if name in fields]
     if "faxes" in fields:
         keys.append("faxes: null" if fields["faxes"] is None else "faxes: []")
@@ -159,11 +158,11 @@ def _shape(fields: dict[str, Any]) -> str:
 
 
 def no_deeper(value: Any, levels: int = DEEPEST_FIELD) -> Any:
-    """Keep what is nested deeper as its JSON text.
+    """Keep values nested deeper than `levels` as their JSON text.
 
-    What could just be read could perhaps not be written again: from a deeper stack, or by the
-    encoder that indents, which is Python's own and has a limit of its own since 3.12. Then this one
-    fax could never be stored.
+    A value that we could just read might be too deep to write: from a deeper stack, or by the
+    encoder that indents, which is written in Python and has its own limit since 3.12. Then this fax
+    could never be stored.
     """
     if not isinstance(value, dict | list):
         return value
@@ -178,7 +177,7 @@ def no_deeper(value: Any, levels: int = DEEPEST_FIELD) -> Any:
 
 
 def _stand_in(record: object) -> str:
-    """Begins as no fax id can that is asked for."""
+    """Return a substitute key for a record; no usable fax id begins like it."""
     text = json.dumps(record, sort_keys=True, default=str)
     return "\0" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -187,14 +186,14 @@ def _check_empty(fields: dict[str, Any]) -> None:
     if not fields:
         return
     if not fields.keys() & {"first_record", "last_record"}:
-        raise BadAnswer("The list answer holds no list of faxes.")
+        raise BadAnswer("The list answer contains no list of faxes.")
     first, last = _count(fields.get("first_record")), _count(fields.get("last_record"))
     if first and last and last >= first:
-        raise BadAnswer("The list answer counts faxes and holds none.")
+        raise BadAnswer("The list answer counts faxes and contains none.")
 
 
 def listed_fax(record: object) -> ListedFax | None:
-    """Read a record of a list; None where it bears no fax id that could be asked for."""
+    """Read a record of a list; return None if it has no usable fax id."""
     if not isinstance(record, dict):
         return None
     fax_id = usable_fax_id(record.get("fax_id"))
@@ -204,17 +203,17 @@ def listed_fax(record: object) -> ListedFax | None:
 
 
 def usable_fax_id(value: object) -> str | None:
-    """Read a fax id; None where it is none that could be asked for."""
+    """Read a fax id; return None if we could not request a fax with it."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or len(value) > FAX_ID_LIMIT:
         return None
-    # Half a surrogate pair can be neither asked for nor recorded.
+    # Half a surrogate pair can be neither requested nor recorded.
     return None if any("\ud800" <= character <= "\udfff" for character in value) else value
 
 
 def _count(value: object) -> int | None:
-    """Read a number that may come as text; None where it is no count."""
+    """Read a number that may come as text; return None if it is not a count."""
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -223,25 +222,25 @@ def _count(value: object) -> int | None:
 
 
 def listed_pages(raw: Mapping[str, Any]) -> int | None:
-    """Read the page count of a record as it was listed; None where it says none."""
+    """Read the page count of a record as listed; return None if there is none."""
     return _count(raw.get("pages")) or None
 
 
 def completed_at(raw: Mapping[str, Any]) -> datetime | None:
-    """Read when a fax was completed; None where its record does not say it."""
+    """Read when a fax was completed; return None if its record does not say."""
     said = raw.get("completed_timestamp")
     return parse_timestamp(said) if isinstance(said, str) else None
 
 
 def lacks_something(raw: Mapping[str, Any]) -> bool:
-    """Whether a record leaves out what a sidecar should tell: when, how long, from whom, to whom."""
+    """Whether a record lacks what a sidecar should contain: when, how many pages, from and to whom."""
     return any(raw.get(name) is None for name in _TOLD)
 
 
 def completed(raw: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a record what its fax's metadata say besides; what was listed holds.
+    """Add to a record what the fax's metadata say in addition; listed values stay.
 
-    Not whether it was downloaded: by then that may have been we.
+    Do not add whether it was downloaded: by then we may have done so.
     """
     more = {name: value for name, value in said.items() if name != "image_downloaded"}
     return {**raw, **more, **{name: value for name, value in raw.items() if value is not None}}
@@ -253,7 +252,7 @@ def listed_as_new(raw: Mapping[str, Any]) -> bool:
 
 
 def evidence(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> Evidence:
-    """Keep of an answer what may be kept: no secret headers, no token, the first 64 KiB."""
+    """Keep what may be kept of an answer: no secret headers, no token, the first 64 KiB."""
     kept = {name: value for name, value in headers.items() if name.lower() not in _SECRET_HEADERS}
     holds_token = call is Call.TOKEN and status < 400
     return Evidence(status, kept, b"" if holds_token else body[:EVIDENCE_LIMIT])
@@ -262,7 +261,7 @@ def evidence(call: Call, status: int, headers: Mapping[str, str], body: bytes) -
 def failure(
     call: Call, status: int, headers: Mapping[str, str], body: bytes, now: datetime
 ) -> ApiError:
-    """Map an answer that is no success to its one error; `now` (UTC) is for `Retry-After`."""
+    """Map a failed answer to its error; `now` (UTC) is for `Retry-After`."""
     seen = evidence(call, status, headers, body)
     sentence = _sentence(call, status, body)
     if status == 429 or status >= 500:
@@ -270,8 +269,8 @@ def failure(
         return kind(sentence, retry_after_s=_retry_after(headers, now), evidence=seen)
     if 300 <= status < 400:
         return Rejected(
-            f"eFax answered the {call} call with a redirect (HTTP {status}), which is never"
-            " followed: check base_url and any proxy.",
+            f"eFax answered the {call} call with a redirect (HTTP {status}). poller never follows"
+            " redirects: check base_url and any proxy.",
             evidence=seen,
         )
     if status < 300:
@@ -299,7 +298,7 @@ def _refusal(call: Call, status: int) -> type[ApiError]:
 
 
 def _sentence(call: Call, status: int, body: bytes) -> str:
-    """Say what came; the server's own words stay out, for they may name numbers and patients."""
+    """Say which answer came, without the server's words: they may contain numbers and names."""
     found = _ERROR_CODE.search(body[:EVIDENCE_LIMIT])
     code = f", {found[1].decode()}" if found else ""
     said = f"eFax answered the {call} call with HTTP {status}{code}"

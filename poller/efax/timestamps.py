@@ -1,4 +1,4 @@
-"""The API's timestamps: one spelling is sent, every spelling that is around is read."""
+"""The API's timestamps: write one spelling, read every spelling that occurs."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,16 +15,16 @@ def format_timestamp(instant: datetime) -> str:
 
     The API refuses a colon in the offset.
     """
-    # isoformat, for strftime writes the year 33 as such.
+    # isoformat, because strftime writes the year 33 as 33
     utc = instant.astimezone(UTC).replace(tzinfo=None)
     return utc.isoformat(timespec="milliseconds") + "+0000"
 
 
 def parse_timestamp(text: str) -> datetime | None:
-    """Read a timestamp as an aware UTC instant, cut to microseconds; None where it is none.
+    """Read a timestamp as an aware UTC instant, cut to microseconds; return None if it is not one.
 
-    `Z`, `+0000`, `+00:00`, `+00` and no offset at all (then UTC) are around, with 0 to 9 digits of
-    a fraction.
+    Accepts `Z`, `+0000`, `+00:00`, `+00` and no offset (which means UTC), with 0 to 9 fractional
+    digits.
     """
     match = _TIMESTAMP.fullmatch(text.strip())
     if match is None:

@@ -1,10 +1,10 @@
-"""How the transmission of a sent fax stands, from a record of the sent list or any answer like it."""
+"""The transmission of a sent fax, read from a record of the sent list or any similar answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-# The error codes that are published; there are more.
+# the published error codes; there are more
 ERRORS: Final[Mapping[str, str]] = {
     "E06": "an error of eFax's system",
     "E07": "an error of eFax's sending machines",
@@ -16,8 +16,8 @@ ERRORS: Final[Mapping[str, str]] = {
     "E45": "it was cancelled",
     "E46": "it expired",
     "E49": "the machines could not communicate",
-    "E51": "the number has a wrong form",
-    "E52": "the number is taken for a high risk",
+    "E51": "the number has the wrong form",
+    "E52": "eFax considers the number a high risk",
     "E53": "the number is not allowed",
 }
 _COMPLETE = {"COMPLETE", "COMPLETED"}
@@ -27,7 +27,7 @@ _FINAL = _COMPLETE | {"ERROR", "CANCELED", "CANCELLED"}
 
 @dataclass(frozen=True)
 class Transmission:
-    """`status` and `error_code` as eFax spells them; an unknown status is under way."""
+    """`status` and `error_code` as eFax spells them; an unknown status means still under way."""
 
     status: str | None = None
     error_code: str | None = None
@@ -48,9 +48,9 @@ class Transmission:
 def final_status(listed: Mapping[str, Any]) -> Transmission:
     """Read a sent record, its metadata or its transmission details.
 
-    `transmission_data` decides (object or array); the record itself is asked where that says no
-    status. `fax_status` is about the image. Of an array whose entries differ, one that is under way
-    counts, else the last.
+    `transmission_data` (an object or an array) decides; without a status in it, the record itself
+    does. `fax_status` is about the image. If the entries of an array differ, one under way counts,
+    otherwise the last.
     """
     data = listed.get("transmission_data")
     entries = data if isinstance(data, list) else [data]
@@ -68,4 +68,4 @@ def _text(value: object) -> str | None:
         return str(value)
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST:
         return None
-    return value if value.isprintable() else None  # else it could perhaps not be written down
+    return value if value.isprintable() else None  # otherwise we might be unable to write it down

@@ -1,4 +1,4 @@
-"""The ledger: what is known of every user and every fax, in a database that callers do not see."""
+"""The ledger: what is known of every user and every fax, in a database hidden from callers."""
 
 from poller.ledger.backend import Hung, Stopped
 from poller.ledger.ledger import Ledger, backend_at

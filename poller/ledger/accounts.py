@@ -1,4 +1,4 @@
-"""Accounts: suspensions, give-up clocks that stand still, sign-ins, and what is known of their lists."""
+"""Accounts: suspensions, stopped give-up clocks, sign-ins, and what is known of their lists."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from poller.window import Interval
 
 
 def all_accounts(connection: Connection, *, include_removed: bool = True) -> list[AccountRow]:
-    """Return the accounts that the ledger has seen, in the order of their App IDs."""
+    """Return the accounts that the ledger has seen, ordered by App ID."""
     wanted = select(accounts).order_by(accounts.c.app_id)
     if not include_removed:
         theirs = select(streams.c.id).where(
@@ -33,7 +33,7 @@ def _set_account(connection: Connection, app_id: str, **values: Any) -> None:
 
 
 def ensure(connection: Connection, app_id: str, account: str) -> AccountRow:
-    """Make the ledger know an account, under this name; an empty one leaves it as it is called."""
+    """Make the ledger know an account by this name; an empty name leaves its present one."""
     row = one_account(connection, app_id)
     if row is None:
         connection.execute(insert(accounts).values(app_id=app_id, account=account))
@@ -46,7 +46,7 @@ def ensure(connection: Connection, app_id: str, account: str) -> AccountRow:
 def set_suspended(
     connection: Connection, app_id: str, account: str, until: datetime | None, reason: str | None
 ) -> None:
-    """Record that the account is suspended, or with None that it is not."""
+    """Record until when the account is suspended; None means that it is not."""
     ensure(connection, app_id, account)
     _set_account(connection, app_id, suspended_until=until, reason=reason)
 
@@ -54,13 +54,13 @@ def set_suspended(
 def pause_clock(
     connection: Connection, app_id: str, account: str, now: datetime, *, paused: bool
 ) -> float:
-    """Stop the give-up clock of the account's faxes, or let it go on; often called, idempotent.
+    """Stop or restart the give-up clock of the account's faxes; call this as often as you like.
 
-    Returns for how many seconds it has stood still in all, the running pause included.
+    Returns for how many seconds in all the clock has stood still, including the current pause.
     """
     row = ensure(connection, app_id, account)
     since = row.paused_since
-    # A clock that was set back must not shorten what has been counted.
+    # A clock that is set back must not shorten the time already counted.
     running_s = max(0.0, (now - since).total_seconds()) if since is not None else 0.0
     total_s = row.paused_s + running_s
     if paused and since is None:
@@ -71,10 +71,10 @@ def pause_clock(
 
 
 def note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
-    """Stop the give-up clocks for the time in which no poller ran, if it was longer than that.
+    """Stop the give-up clocks for the time without a running poller, if it was `longer_than` this.
 
-    Called at each start: while no poller ran, nobody could have had the faxes. A poll is not the only
-    sign of life: a schedule may have none for days.
+    Call it at each start: while no poller ran, nobody could fetch the faxes. A poll is not the only
+    sign of life, as a schedule may have none for days.
     """
     since = meta.last_sign_of_life(connection)
     polled = func.max(streams.c.last_poll_at).label("polled")
@@ -91,7 +91,7 @@ def note_downtime(connection: Connection, now: datetime, longer_than: timedelta)
 
 
 def sign_in(connection: Connection, app_id: str) -> tuple[float, datetime] | None:
-    """Return what `save_sign_in` kept: the level of the sign-in budget and when it was so."""
+    """Return what `save_sign_in` kept: the level of the sign-in budget, and when it had that level."""
     row = one_account(connection, app_id)
     if row is None or row.sign_in_level is None or row.sign_in_at is None:
         return None
@@ -99,7 +99,7 @@ def sign_in(connection: Connection, app_id: str) -> tuple[float, datetime] | Non
 
 
 def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime) -> None:
-    """Keep the sign-in budget, which holds across restarts."""
+    """Keep the sign-in budget, which also applies after a restart."""
     ensure(connection, app_id, "")
     _set_account(connection, app_id, sign_in_level=level, sign_in_at=at)
 
@@ -107,7 +107,7 @@ def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime
 def lists(
     connection: Connection, app_id: str
 ) -> tuple[str | None, list[tuple[int, str, Interval]]]:
-    """Return what `keep_lists` kept, and the account's newest faxes: stream, fax id, window."""
+    """Return what `keep_lists` kept, and the account's newest faxes: stream, fax id and window."""
     return meta.value(connection, f"lists:{app_id}"), faxes.newest_listed(connection, app_id)
 
 
@@ -122,5 +122,5 @@ def hook(connection: Connection, app_id: str) -> str | None:
 
 
 def keep_hook(connection: Connection, app_id: str, text: str) -> None:
-    """Keep how the account's web-hook has done."""
+    """Keep how well the account's web-hook works."""
     meta.keep(connection, f"webhook:{app_id}", text)

@@ -1,6 +1,6 @@
-"""The seam for what only one database has: how it is opened, what its errors mean, and its copies.
+"""The seam for what differs by database: how to open it, what its errors mean, and its copies.
 
-Everything else in the ledger is standard SQL, which a test compiles for PostgreSQL as well.
+Everything else in the ledger is standard SQL, which a test also compiles for PostgreSQL.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,18 +19,18 @@ _SNAPSHOT_AFTER = timedelta(days=1)
 
 
 class Stopped(LedgerUnavailable):
-    """The copy was not finished because its caller does not want it any more."""
+    """The copy was not finished because its caller no longer wants it."""
 
 
 class Hung(LedgerUnavailable):
-    """The copy made no progress: a disk hangs."""
+    """The copy makes no progress: a disk hangs."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The copy that a new ledger begins with: None for none; `at` is None for the ledger itself.
+    """The copy with which a new ledger begins. A path of None means none; an `at` of None, the ledger.
 
-    `passed_over` says for each better one why it could not be used.
+    `passed_over` says for each better copy why it was unusable.
     """
 
     source: Path | None
@@ -39,7 +39,7 @@ class Base:
 
 
 class Replacement(Protocol):
-    """A new ledger that is being made beside the one at `path`; all of it blocks."""
+    """A new ledger in the making beside the one at `path`; every method blocks."""
 
     @property
     def path(self) -> Path: ...
@@ -49,63 +49,63 @@ class Replacement(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the new ledger is opened, to be filled."""
+        """Where to open the new ledger to fill it."""
 
     def abandon(self) -> None:
-        """Remove it, closed by now, where it was not finished."""
+        """Remove the unfinished ledger, which is closed by now."""
 
     def install(self, now: datetime) -> Path | None:
-        """Put the new ledger, closed by now, in place of the old; where the old one is kept."""
+        """Put the new ledger, closed by now, in place of the old; return where the old one is kept."""
 
 
 class Backend(Protocol):
-    """One database; what is no coroutine blocks.
+    """One database; every method that is not a coroutine blocks.
 
-    Before it is open it raises CannotStart, then LedgerUnavailable, both in a sentence.
+    Before it is open it raises CannotStart, afterwards LedgerUnavailable, each with a sentence.
     """
 
     @property
     def where(self) -> str:
-        """Where it is, as sentences name it; never with a password."""
+        """Where it is, for sentences; never contains a password."""
 
     def look(self, *, thorough: bool) -> str | None:
-        """Return the revision of its tables without changing anything; None where there are none."""
+        """Return the revision of its tables without changing anything; None if it has none."""
 
     def restore(self) -> datetime | None:
-        """Put the newest copy where the ledger is gone; of when that is, None without one."""
+        """Put the newest copy in place of a lost ledger; return when it was made, None if there is none."""
 
     def prepare(self) -> None:
-        """Make what the first connection needs."""
+        """Create what the first connection needs."""
 
     def writer(self) -> Database:
-        """One connection; its transactions keep all other writers out from their start."""
+        """Return one connection whose transactions lock out all other writers from their start."""
 
     def readers(self) -> Database:
-        """A few connections that cannot write; each transaction sees one state of the ledger."""
+        """Return a few connections that cannot write; each transaction sees one state of the ledger."""
 
     async def require_room(self) -> None:
-        """Raise LedgerUnavailable where the ledger cannot grow, or its disk does not say."""
+        """Raise LedgerUnavailable if the ledger cannot grow, or its disk does not answer."""
 
     async def look_after(self, now: datetime, write: Write) -> str | None:
-        """Check the whole ledger, keep a copy when one is due; returns what is wrong with it.
+        """Check the whole ledger and keep a copy if one is due; return what is wrong with the ledger.
 
-        `write` runs a function in a transaction of the writer, which goes on meanwhile. Raises Hung
-        when no progress is made for two minutes. Once cancelled it is over within a moment.
+        `write` runs a function in a transaction of the writer, which continues meanwhile. Raises
+        Hung after two minutes without progress. Ends within a moment when cancelled.
         """
 
     async def snapshot_at(self) -> datetime | None:
-        """Return when the newest copy was made; None when there is none."""
+        """Return when the newest copy was made; None if there is none."""
 
     async def close(self) -> None:
-        """End a copy that is under way; a look that hangs is left behind."""
+        """End a running copy; leave a hanging look behind."""
 
     async def backup(self, target: Path) -> int:
-        """Copy the ledger to a new file, beside a daemon too; its size in bytes."""
+        """Copy the ledger to a new file, also while a daemon runs; return its size in bytes."""
 
     def replace(self) -> Replacement:
-        """Choose what a new ledger begins with, and copy that."""
+        """Choose the copy with which a new ledger begins, and copy it."""
 
 
 def snapshot_is_due(newest: datetime | None, now: datetime) -> bool:
-    """Whether the newest is older than a day, or of a time that has not come yet."""
+    """Whether the newest copy is older than a day, or dated in the future."""
     return newest is None or not timedelta(0) <= now - newest < _SNAPSHOT_AFTER

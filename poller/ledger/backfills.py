@@ -1,4 +1,4 @@
-"""Old windows that an operator asks for: kept until they are listed, also across a kill."""
+"""Old windows that an operator asked for: kept until they are listed, even across a kill."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ from poller.window import WIDENED_BY, Interval
 
 
 def ask(connection: Connection, stream: int, window: Interval, now: datetime) -> Backfill:
-    """Ask for an old window to be listed; one that was asked for and is not through goes on."""
+    """Ask for an old window to be listed; if the same request is unfinished, continue it."""
     meta.edited(connection, 1)
     same = and_(
         backfills.c.stream == stream,
@@ -42,7 +42,7 @@ def one(connection: Connection, backfill: int) -> Backfill:
     """Return one backfill as it is now."""
     row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one_or_none()
     if row is None:
-        raise LookupError(f"the ledger knows no backfill {backfill}")
+        raise LookupError(f"the ledger has no backfill {backfill}")
     mine = backfill_failures.c.backfill == backfill
     failures = connection.execute(
         select(backfill_failures.c.start, backfill_failures.c.end, backfill_failures.c.reason)
@@ -62,7 +62,7 @@ def one(connection: Connection, backfill: int) -> Backfill:
 
 
 def waiting(connection: Connection, stream: int) -> list[Backfill]:
-    """Return what this stream still has to be backfilled, in the order asked for."""
+    """Return this stream's unfinished backfills, in the order of their requests."""
     wanted = select(backfills.c.id).where(
         backfills.c.stream == stream, backfills.c.done_at.is_(None)
     )
@@ -70,15 +70,15 @@ def waiting(connection: Connection, stream: int) -> list[Backfill]:
 
 
 def all_waiting(connection: Connection) -> dict[int, list[Backfill]]:
-    """Return what still has to be backfilled of all streams that have some."""
+    """Return the unfinished backfills of all streams that have some."""
     theirs = select(backfills.c.stream).where(backfills.c.done_at.is_(None)).distinct()
     return {stream: waiting(connection, stream) for stream in connection.scalars(theirs).all()}
 
 
 def withdraw(connection: Connection, stream: int, now: datetime) -> list[Backfill]:
-    """End what this stream still has to be backfilled, and return it.
+    """End this stream's unfinished backfills, and return them.
 
-    A rest that was never listed tells it from what is through.
+    They keep a rest that was never listed, which tells them from finished ones.
     """
     held = waiting(connection, stream)
     for asked in held:
@@ -93,9 +93,9 @@ def listed(
     not_listed: Sequence[tuple[Interval, str]],
     now: datetime,
 ) -> Backfill:
-    """Record how far a backfill has come; without a rest it is through. Return it as it is now."""
+    """Record the progress of a backfill, finished if it has no rest; return it as it is now."""
     held = one(connection, backfill)
-    if held.done_at is not None:  # withdrawn while this part was listed
+    if held.done_at is not None:  # withdrawn while this part was being listed
         return held
     for interval, reason in not_listed:
         connection.execute(
@@ -110,7 +110,7 @@ def listed(
 
 
 def failed(connection: Connection, backfill: int, error: str) -> None:
-    """Record why a backfill does not come on; its rest stays to be listed."""
+    """Record why a backfill makes no progress; its rest still has to be listed."""
     _set(connection, backfill, last_error=error)
 
 
@@ -119,7 +119,7 @@ def _set(connection: Connection, backfill: int, **values: object) -> None:
 
 
 def found(connection: Connection, backfill: int) -> BackfillFound:
-    """Count what it discovered; two at once over one time of one stream share what they find."""
+    """Count what it discovered; two backfills of the same time and stream share the count."""
     row = connection.execute(select(backfills).where(backfills.c.id == backfill)).one()
     mine = and_(
         faxes.c.stream == row.stream,

@@ -1,4 +1,4 @@
-"""Take back what a clock that was ahead has put off, and what it vouched for."""
+"""Undo what a clock that was ahead has postponed or vouched for."""
 
 from datetime import datetime, timedelta
 
@@ -6,7 +6,7 @@ from sqlalchemy import Connection, update
 
 from poller.ledger.tables import JobKind, failed_slices, jobs, streams
 
-# A little more than the longest that each of them is ever put off for.
+# a little more than the longest time for which each is ever postponed
 LONGEST_JOB = {
     JobKind.FETCH: timedelta(hours=30),
     JobKind.DELETE: timedelta(hours=12),
@@ -17,7 +17,7 @@ LONGEST_SLICE = timedelta(hours=12)
 
 
 def forget_far_future(connection: Connection, now: datetime) -> None:
-    """Make due what is put off for longer than anything ever is: our clock had been ahead."""
+    """Make due what is postponed for longer than anything ever is: our clock was ahead."""
     for kind in JobKind:
         wrong = update(jobs).where(jobs.c.kind == kind, jobs.c.due > now + LONGEST_JOB[kind])
         connection.execute(wrong.values(due=now))

@@ -1,4 +1,4 @@
-"""A database and the threads that work with it, so that no statement ever runs on the event loop."""
+"""A database and its threads, so that no statement ever runs on the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class Database:
-    """An engine with as many threads of its own as it has connections.
+    """An engine with one thread per connection.
 
-    A whole transaction is one trip to a thread: with SQLAlchemy's asyncio each statement is one,
-    which costs more than the statement. `trouble` says in a sentence, without the statement and its
-    values, what befell the database as a whole; None for a bug of ours.
+    A whole transaction is one trip to a thread. With SQLAlchemy's asyncio each statement is one
+    trip, which costs more than the statement. `trouble` says in a sentence, without the statement
+    and its values, what is wrong with the whole database; None for a bug of ours.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Database:
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction; its thread goes on when the caller is cancelled.
+        """Run `work` in a transaction; its thread continues if the caller is cancelled.
 
-        Raises LedgerUnavailable for what befell the database.
+        Raises LedgerUnavailable if something is wrong with the whole database.
         """
         try:
             return await self._in_thread(lambda: self._transaction(work))
@@ -43,11 +43,11 @@ class Database:
             raise LedgerUnavailable(sentence) from error
 
     async def let_go(self) -> None:
-        """Close the connections; the next transaction makes new ones."""
+        """Close the connections; the next transaction opens new ones."""
         await self._in_thread(self.engine.dispose)
 
     async def close(self) -> None:
-        """Close the connections and end the threads; a second time does nothing."""
+        """Close the connections and end the threads; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -62,5 +62,5 @@ class Database:
         try:
             running = asyncio.get_running_loop().run_in_executor(self._threads, step)
         except RuntimeError as error:
-            raise LedgerUnavailable("no thread can be started for the ledger") from error
+            raise LedgerUnavailable("cannot start a thread for the ledger") from error
         return await running

@@ -1,4 +1,4 @@
-"""Deletions at eFax: which faxes may be old enough, what was deleted, and how many lately."""
+"""Deletions at eFax: faxes that may be old enough, faxes that were deleted, and how many recently."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _STORED_IN_ORDER = select(
 
 @dataclass(frozen=True)
 class Place:
-    """How far a walk along the stored faxes has come, by when they were stored."""
+    """How far a walk along the stored faxes has come, by the time when they were stored."""
 
     stored_at: datetime = EPOCH
     fax: int = 0
@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Passed:
-    """A stored fax that the walk has passed; `promising` where its row alone forbids nothing."""
+    """A stored fax that the walk has passed; `promising` if its row alone forbids nothing."""
 
     fax: int
     stream: int
@@ -42,9 +42,9 @@ class Passed:
 
 
 def walk(connection: Connection, place: Place, until: datetime, limit: int) -> list[Passed]:
-    """Go on from `place` to what was stored until then, at most so many faxes that eFax may still have.
+    """Continue from `place` to `until`: return at most `limit` stored faxes that eFax may still have.
 
-    One index that every ledger has tells the order, so that a fax costs nothing before it is here.
+    The order comes from an index that every ledger has, so a fax costs nothing until its turn.
     """
     wanted = _STORED_IN_ORDER.where(
         faxes.c.deleted_at.is_(None),
@@ -61,7 +61,7 @@ def walk(connection: Connection, place: Place, until: datetime, limit: int) -> l
 def page(
     connection: Connection, stream_ids: Collection[int], above: int, limit: int
 ) -> list[FaxRow]:
-    """Return faxes of these streams that eFax may still have, oldest first; `above` is the last id had."""
+    """Return faxes of these streams that eFax may still have, oldest first; `above` is the last id seen."""
     wanted = FAX.where(faxes.c.id > above, faxes.c.deleted_at.is_(None))
     if len(stream_ids) == 1:
         wanted = wanted.where(faxes.c.stream == next(iter(stream_ids)))
@@ -70,7 +70,7 @@ def page(
 
 
 def deleted_since(connection: Connection, app_id: str, since: datetime) -> int:
-    """Count what was deleted of an account after that time."""
+    """Count the account's faxes that were deleted after that time."""
     wanted = (
         select(func.count())
         .select_from(faxes)
@@ -83,13 +83,13 @@ def deleted_since(connection: Connection, app_id: str, since: datetime) -> int:
 def ask_by_hand(
     connection: Connection, wanted: Sequence[FaxRow], now: datetime, stored_before: datetime | None
 ) -> None:
-    """Have these faxes deleted because an operator asks; a running service takes it up."""
+    """Have these faxes deleted for an operator; a running service does it."""
     ask(connection, wanted, JobKind.DELETE, now, stored_before=stored_before, anew=True)
     meta.edited(connection, len(wanted))
 
 
 def deleted(connection: Connection, errand: Errand, now: datetime) -> None:
-    """Record that eFax has a fax no more; whatever else was decided meanwhile, it is a fact."""
+    """Record that eFax no longer has a fax; this is a fact, whatever else was decided meanwhile."""
     set_fax(connection, errand.fax.id, deleted_at=now)
     remember(connection, errand.fax.id, now, "deleted at eFax", None)
     end(connection, errand)

@@ -1,4 +1,4 @@
-"""Errands: what is to be done at eFax with a stored fax, its deletion or its mark put back."""
+"""Errands: things to do at eFax with a stored fax: delete it, or restore its mark."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -31,9 +31,10 @@ def ask(
     stored_before: datetime | None = None,
     anew: bool = False,
 ) -> None:
-    """Have this done, where it is not asked for yet.
+    """Ask for this errand unless somebody has already asked for it.
 
-    `anew`: by hand, also what was refused for so long that it was left; its failures are forgotten.
+    With `anew`, by hand, also ask for one that was left after long refusals, and forget its
+    failures.
     """
     held = {one.fax.id: one for one in of_faxes(connection, [fax.id for fax in wanted], kind)}
     for fax in wanted:
@@ -55,7 +56,7 @@ def due(
     limit: int,
     not_of: Collection[int] = (),
 ) -> list[Errand]:
-    """Return what of an account is due, the longest due first, but not of the streams `not_of`."""
+    """Return an account's due errands, longest due first, except those of the streams `not_of`."""
     wanted = (
         _ERRAND.join(streams, streams.c.id == jobs.c.stream)
         .where(jobs.c.kind == kind, jobs.c.due <= now)
@@ -68,20 +69,20 @@ def due(
 
 
 def waiting(connection: Connection, app_id: str, kind: JobKind | None = None) -> int:
-    """Count what is asked for, due or not, of an account; what was left is not."""
+    """Count an account's errands, due or not, except those that were left."""
     wanted = _WAITS.where(streams.c.app_id == app_id)
     return connection.scalar(wanted if kind is None else wanted.where(jobs.c.kind == kind)) or 0
 
 
 def untried(connection: Connection, app_id: str, kind: JobKind) -> dict[int, int]:
-    """Count what is asked for and has not failed yet, for each stream that has some."""
+    """Count the errands that have not failed yet, for each stream that has some."""
     wanted = _WAITS.where(streams.c.app_id == app_id, jobs.c.kind == kind, jobs.c.failures == 0)
     rows = connection.execute(wanted.add_columns(jobs.c.stream).group_by(jobs.c.stream))
     return {stream: count for count, stream in rows}
 
 
 def of_faxes(connection: Connection, wanted: Sequence[int], kind: JobKind) -> list[Errand]:
-    """Return what is asked for of these faxes, or was left."""
+    """Return the errands of these faxes, including those that were left."""
     rows = [
         row
         for chunk in chunks(sorted(set(wanted)))
@@ -108,7 +109,7 @@ def _errands(connection: Connection, rows: Sequence[Any]) -> list[Errand]:
 
 
 def left(connection: Connection, kind: JobKind) -> dict[int, int]:
-    """Count what was left, for each stream that has some."""
+    """Count the errands that were left, for each stream that has some."""
     wanted = select(jobs.c.stream, func.count()).where(
         IS_ERRAND, jobs.c.kind == kind, jobs.c.due.is_(None)
     )
@@ -123,9 +124,9 @@ def failed(
     *,
     refused_at: datetime | None = None,
 ) -> None:
-    """Record that it failed and when it is tried again; with None it is left.
+    """Record a failure and when to try again; None means to leave the errand.
 
-    `refused_at`: eFax refused it, which starts the clock that ends it.
+    `refused_at`: when eFax refused it; this starts the clock after which it is left.
     """
     values: dict[str, Any] = {"due": due, "last_error": error, "failures": errand.failures + 1}
     if refused_at is not None:
@@ -135,6 +136,6 @@ def failed(
 
 
 def end(connection: Connection, errand: Errand) -> None:
-    """End an errand that is done or not to be done, unless it was asked for anew."""
+    """End an errand that is done or not needed, unless somebody asked for it again."""
     mine = DONE.where(jobs.c.fence == errand.fence)
     connection.execute(mine, {"this": errand.fax.id, "of_kind": errand.kind})

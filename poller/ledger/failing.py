@@ -1,4 +1,4 @@
-"""What fails: faxes that cannot be fetched, counted and shown well before they are given up."""
+"""Faxes that fail, counted and shown well before they are given up."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,8 +11,8 @@ from poller.ledger.jobs import DUE_TO_FETCH
 from poller.ledger.rows import FailingCount, FaxRow, Waiting, fax_row
 from poller.ledger.tables import EPOCH, MICROSECOND, State, accounts, faxes, jobs, streams
 
-# Faxes that fail and that an operator should know of, counted well before they are given up: they
-# have failed for long, or for a reason that no further attempt mends.
+# Faxes whose failures an operator should see well before they are given up: they have failed for
+# long, or for a reason that no further attempt can remove.
 _SECOND = timedelta(seconds=1) // MICROSECOND
 _FAILING = and_(DUE_TO_FETCH, jobs.c.first_failed_at.is_not(None))
 
@@ -20,7 +20,7 @@ _FAILING = and_(DUE_TO_FETCH, jobs.c.first_failed_at.is_not(None))
 def _failing_for(now: datetime) -> Any:
     """Microseconds since the first failure in a row, on the clock that quarantines a fax.
 
-    It stands still while the account is suspended or the storage unusable.
+    The clock stands still while the account is suspended or the storage is unusable.
     """
     now_us = (now - EPOCH) // MICROSECOND
     since = type_coerce(jobs.c.first_failed_at, BigInteger)
@@ -39,7 +39,7 @@ def _is_alarming(age: Any, alarm_after: timedelta) -> Any:
 def counts(
     connection: Connection, now: datetime, alarm_after: timedelta
 ) -> dict[int, FailingCount]:
-    """Count failing faxes of the streams that have some, but for removed ones."""
+    """Count failing faxes for each stream that has some, except removed ones."""
     age = _failing_for(now)
     late = case((_is_alarming(age, alarm_after), 1), else_=0)
     wanted = (
@@ -57,7 +57,7 @@ def counts(
 
 
 def waiting(connection: Connection) -> list[Waiting]:
-    """Count what waits, of streams that are not removed, by stream, state and reason."""
+    """Count waiting faxes of configured streams by stream, state and reason."""
     alike = (faxes.c.stream, faxes.c.state, jobs.c.last_error)
     wanted = (
         select(*alike, func.count())
@@ -73,7 +73,7 @@ def waiting(connection: Connection) -> list[Waiting]:
 def oldest(
     connection: Connection, now: datetime, alarm_after: timedelta, limit: int
 ) -> list[FaxRow]:
-    """Return pending faxes that fail for longer or must be mended by hand, the oldest first."""
+    """Return pending faxes that have failed for longer or need an operator, oldest first."""
     age = _failing_for(now)
     wanted = (
         FAX.join(accounts, accounts.c.app_id == streams.c.app_id)

@@ -1,4 +1,4 @@
-"""Faxes: what lists say of them, what is known of them, and what is on the disk."""
+"""Faxes: what lists say about them, what we know about them, and what is on the disk."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,11 +44,11 @@ from poller.progress import Covered, Discovered, Progress, StreamEvent
 from poller.stream import Direction
 from poller.window import Interval
 
-# A fax inside the overlap is listed by every poll. When it was last listed is kept to this
-# precision, so that a poll which found nothing new rewrites no fax.
+# Every poll lists the faxes inside the overlap. Keep the time of the last listing only to this
+# precision, so that a poll that finds nothing new rewrites no fax.
 LISTED_AGAIN = timedelta(minutes=10)
 KEPT_ATTEMPTS = 50
-_NEWEST = 100  # faxes among which windows are looked for that are not the same
+_NEWEST = 100  # newest faxes to search for windows that differ
 
 TO_FETCH = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.FETCH)
 FAX = (
@@ -66,13 +66,13 @@ FAX = (
     .outerjoin(jobs, TO_FETCH)
 )
 
-# What most polls need is composed once: that takes longer than the statement.
+# Compose the statements of most polls once: composing takes longer than running them.
 _AT = bindparam("at", type_=Instant)
 _WHOSE = faxes.c.stream == bindparam("whose")
 _LAST_LISTED = (
     select(FAX_KEY, faxes.c.id, faxes.c.last_listed_at, faxes.c.deleted_at)
     .where(_WHOSE, has_key(THESE))
-    .order_by(faxes.c.id.desc())  # of two spellings the one first seen holds
+    .order_by(faxes.c.id.desc())  # of two spellings, the one seen first wins
 )
 _SPELLED = faxes.c.fax_id.in_(THESE)
 _ROWS = FAX.where(_WHOSE, _SPELLED)
@@ -102,7 +102,7 @@ FORGET_OLD = delete(attempts).where(
     .scalar_subquery(),
 )
 _THIS_STREAM = streams.c.id == bindparam("this")
-# Nothing of this is still there where it was deleted, or may have been by a run that was killed.
+# A deletion, also one by a run that was killed, may have removed all of this.
 _TO_DELETE = and_(jobs.c.subject == faxes.c.id, jobs.c.kind == JobKind.DELETE)
 _NEWEST_LISTED = (
     select(
@@ -145,9 +145,9 @@ _COUNT_NEW = (
 
 @dataclass(frozen=True)
 class ListedPage:
-    """A page of a list: what it held and how it was asked for.
+    """A page of a list: its faxes, and the request for it.
 
-    `covers` comes with the last page: it is covered in the same transaction.
+    `covers` comes with the last page and is recorded in the same transaction.
     """
 
     faxes: Sequence[NewFax]
@@ -159,7 +159,7 @@ class ListedPage:
 
 @dataclass(frozen=True)
 class RecordedPage:
-    """The faxes of a page that were not known, now pending and due; `progress` where it has changed."""
+    """The new faxes of a page, now pending and due; `progress` if it has changed."""
 
     discovered: list[FaxRow]
     progress: Progress | None
@@ -168,11 +168,11 @@ class RecordedPage:
 def record_page(connection: Connection, stream: int, page: ListedPage) -> RecordedPage:
     """Record a page of a list.
 
-    What a known fax was listed as first is kept; when it was last listed is kept to ten minutes. What
-    eFax lists was not deleted there, whatever it has answered.
+    A known fax keeps its first record; the time of its last listing is kept to ten minutes. A fax
+    that eFax lists was not deleted there, whatever eFax has answered.
     """
     listed: dict[str, NewFax] = {}
-    for fax in page.faxes:  # twice on a page: the first holds
+    for fax in page.faxes:  # if a page has a fax twice, the first wins
         listed.setdefault(naming.fax_key(fax.fax_id), fax)
     known = _last_listed(connection, stream, list(listed))
     new = [fax for key, fax in listed.items() if key not in known]
@@ -199,7 +199,7 @@ def _happened(new: Sequence[NewFax], page: ListedPage) -> Iterator[StreamEvent]:
 
 
 def other_key(fax_id: str) -> str | None:
-    """Return the key of an id where that is not the id itself."""
+    """Return the key of an id, or None if the key is the id itself."""
     key = naming.fax_key(fax_id)
     return None if key == fax_id else key
 
@@ -207,7 +207,7 @@ def other_key(fax_id: str) -> str | None:
 def _last_listed(
     connection: Connection, stream: int, keys: list[str]
 ) -> dict[str, tuple[int, datetime, datetime | None]]:
-    """Return id, when it was last listed, and when it was deleted at eFax, by key."""
+    """Return by key: the id, when it was last listed, and when it was deleted at eFax."""
     return {
         key: (fax, at, deleted_at)
         for chunk in chunks(keys)
@@ -251,10 +251,10 @@ def _window(which: str, window: Interval | None) -> dict[str, datetime | None]:
 
 
 def _insert(connection: Connection, stream: int, new: list[NewFax], page: ListedPage) -> bool:
-    """Insert new faxes with their jobs; whether one may be a page that was sent to our own number."""
+    """Insert new faxes with their jobs; return whether one may be a page that we sent to ourselves."""
     owner = connection.execute(_OWNER, {"this": stream}).one_or_none()
     if owner is None:
-        raise LookupError(f"the ledger knows no stream {stream}")
+        raise LookupError(f"the ledger has no stream {stream}")
     paths = _Paths(connection, [fax.path for fax in new])
     shared = {
         "stream": stream,
@@ -291,9 +291,10 @@ def add_jobs(connection: Connection, stream: int, fax_ids: list[str], due: datet
 
 
 class _Paths:
-    """Gives each fax a path of its own: two ids can be one name on disk.
+    """Gives each fax a unique path, as two ids can be one name on disk.
 
-    Names that differ only in case are one on many a share, and the storage may move to one later.
+    On many shares, names that differ only in case are the same, and the storage may move to one
+    later.
     """
 
     def __init__(self, connection: Connection, wanted: list[str]) -> None:
@@ -316,14 +317,14 @@ class _Paths:
 
 
 def unknown(connection: Connection, stream: int, fax_ids: Sequence[str]) -> list[str]:
-    """Return those of these fax ids that the stream has no fax of, each in one spelling."""
+    """Return which of these fax ids the stream does not have, each in one spelling."""
     asked = {naming.fax_key(fax_id): fax_id for fax_id in fax_ids}
     known = _last_listed(connection, stream, list(asked))
     return [fax_id for key, fax_id in asked.items() if key not in known]
 
 
 def streams_of(connection: Connection, app_id: str, words: Sequence[str]) -> set[int]:
-    """Return the account's streams that have a fax of which one of these words is the id."""
+    """Return the account's streams with a fax whose id is one of these words."""
     keys = list({*words, *map(naming.fax_key, words)})
     return {
         stream
@@ -335,7 +336,7 @@ def streams_of(connection: Connection, app_id: str, words: Sequence[str]) -> set
 def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, Interval]]:
     """Return stream, fax id and window of the account's newest faxes that a window has listed.
 
-    Not of those that were deleted at eFax.
+    Leaves out faxes that were deleted at eFax.
     """
     rows = connection.execute(_NEWEST_LISTED, {"app": app_id})
     return [
@@ -348,9 +349,9 @@ def newest_listed(connection: Connection, app_id: str) -> list[tuple[int, str, I
 def listed_within(
     connection: Connection, stream: int, within: Interval
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return the newest faxes, with their records, that a window inside of this time has shown.
+    """Return the newest faxes, with their records, that a window within this time has shown.
 
-    They were completed in it, too, and not deleted by us.
+    They were also completed within it, and we have not deleted them.
     """
     wanted = select(faxes.c.fax_id, faxes.c.listed).where(
         faxes.c.stream == stream,
@@ -371,12 +372,12 @@ def one(connection: Connection, fax: int) -> FaxRow:
     """Return one fax."""
     row = connection.execute(_ONE, {"this": fax}).one_or_none()
     if row is None:
-        raise LookupError(f"the ledger knows no fax {fax}")
+        raise LookupError(f"the ledger has no fax {fax}")
     return fax_row(row)
 
 
 def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
-    """Return those of these faxes that there are."""
+    """Return those of these faxes that exist."""
     return [
         fax_row(row)
         for chunk in chunks(sorted(set(wanted)))
@@ -387,7 +388,7 @@ def some(connection: Connection, wanted: Sequence[int]) -> list[FaxRow]:
 def find(
     connection: Connection, fax_id: str, account: str | None = None, user: str | None = None
 ) -> list[FaxRow]:
-    """Return the faxes of this id in this spelling, or else in any; two streams may have one each."""
+    """Return the faxes with this id in this spelling, or else in any; several streams may have one."""
     wanted = FAX.where(has_key([fax_id, naming.fax_key(fax_id)]))
     if account is not None:
         wanted = wanted.where(streams.c.account == account)
@@ -415,9 +416,9 @@ _ON_DISK = select(
 
 
 def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDisk]:
-    """Return faxes whose files should be there, newest first; `below` is the last id had before.
+    """Return faxes whose files should be on the disk, newest first; `below` is the last id seen.
 
-    Stored ones, and those that are being fetched again.
+    These are the stored ones and those that are being fetched again.
     """
     waits = and_(faxes.c.refetch, faxes.c.state != State.DISMISSED)
     wanted = _ON_DISK.where(faxes.c.file.is_not(None), (faxes.c.state == State.STORED) | waits)
@@ -428,7 +429,7 @@ def on_disk(connection: Connection, below: int | None, limit: int) -> list[OnDis
 
 
 def on_disk_of(connection: Connection, wanted: Sequence[int]) -> list[OnDisk]:
-    """Return those of these faxes whose files should be there, in any order."""
+    """Return those of these faxes whose files should be on the disk, in any order."""
     rows = (
         row
         for chunk in chunks(sorted(set(wanted)))
@@ -452,14 +453,15 @@ def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | No
 def note_damage(
     connection: Connection, found: Mapping[int, tuple[str, str | None]], now: datetime
 ) -> list[int]:
-    """Record why the files of stored faxes are not what was stored, or None: they are well.
+    """Record why the files of stored faxes are damaged; None means that they are well.
 
-    By fax: the hash that was looked for, and the reason. Returns whose reason has changed.
+    `found` has, by fax, the hash that was expected and the reason. Returns the faxes whose reason
+    changed.
     """
     changed = []
     for fax, (sha256, damage) in found.items():
         row = one(connection, fax)
-        # It may have been fetched again, or asked for, since it was looked at.
+        # Since the look, the fax may have been fetched again, or an operator may have asked for that.
         if row.state is not State.STORED or row.sha256 != sha256 or row.damage == damage:
             continue
         set_fax(connection, fax, damage=damage)
@@ -475,7 +477,7 @@ def with_damage(connection: Connection, limit: int) -> list[FaxRow]:
 
 
 def damage_counts(connection: Connection) -> dict[int, int]:
-    """Return how many faxes are damaged on the disk, for each stream that has some."""
+    """Count the faxes that are damaged on the disk, for each stream that has some."""
     wanted = select(faxes.c.stream, func.count()).where(faxes.c.damage.is_not(None))
     rows = connection.execute(wanted.group_by(faxes.c.stream))
     return {row[0]: row[1] for row in rows}
@@ -491,7 +493,7 @@ def set_fax(connection: Connection, fax: int, **values: Any) -> None:
 def learnt(
     connection: Connection, fax: int, listed: dict[str, Any], completed_at: datetime | None
 ) -> None:
-    """Keep what eFax says of a fax now; its path stays as it was fixed."""
+    """Keep what eFax says about a fax now; its path does not change."""
     set_fax(connection, fax, listed=listed, received_at=completed_at)
 
 
@@ -504,13 +506,13 @@ def remember(
 
 
 def count(connection: Connection, rows: Iterable[FaxRow], to: State) -> None:
-    """Move `rows` from the counters of their states to that of `to`."""
+    """Move `rows` from the counters of their states to the counter of `to`."""
     for stream, left in out_of(rows).items():
         connection.execute(COUNT, moved(stream, left, to))
 
 
 def out_of(rows: Iterable[Any]) -> dict[int, collections.Counter[State]]:
-    """Say by streams how many, less than nothing, these rows are in each state."""
+    """Return by stream how many of these rows leave each state, as negative numbers."""
     changes: dict[int, collections.Counter[State]] = {}
     for row in rows:
         changes.setdefault(row.stream, collections.Counter())[row.state] -= 1
@@ -518,7 +520,7 @@ def out_of(rows: Iterable[Any]) -> dict[int, collections.Counter[State]]:
 
 
 def moved(stream: int, left: Mapping[State, int], to: State) -> dict[str, Any]:
-    """Say what `_COUNT` adds when so many (less than nothing) go out of their states."""
+    """Return what `_COUNT` adds when faxes leave their states (negative numbers) for `to`."""
     by = {f"{state}_by": left.get(state, 0) for state in State}
     by[f"{to}_by"] -= sum(left.values())
     return {"this": stream, **by}

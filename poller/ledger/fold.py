@@ -1,6 +1,6 @@
-"""What polls of a stream go by, in rows: read, folded with what happened, and written where it differs.
+"""The progress of a stream in rows: read it, apply events, and write what has changed.
 
-`poller.progress` alone says what an event leads to, here as in memory.
+Only `poller.progress` decides what an event does, here as in memory.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from poller.window import EARLIEST, Coverage, FailedSlice, Interval
 _AT_ONCE = 500  # values in one IN (...)
 _BLANK = Progress(our_first_seen=EARLIEST)
 
-# Composed once: that takes longer than the statement.
+# Compose these once: composing takes longer than running them.
 THESE: BindParameter[Any] = bindparam("these", expanding=True)
 _COLUMNS = [one.name for one in fields(Progress) if one.name in streams.c]
 _WAITING = select(backfills.c.stream).where(backfills.c.done_at.is_(None))
@@ -50,17 +50,17 @@ def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def progress(connection: Connection, stream: int) -> Progress:
-    """Return what polls of this stream go by."""
+    """Return this stream's progress."""
     return some(connection, [stream])[stream]
 
 
 def all_progress(connection: Connection) -> dict[int, Progress]:
-    """Return what polls of all streams go by."""
+    """Return the progress of all streams."""
     return some(connection, list(connection.scalars(select(streams.c.id))))
 
 
 def some(connection: Connection, wanted: Collection[int]) -> dict[int, Progress]:
-    """Return what polls of these streams go by; raises LookupError."""
+    """Return the progress of these streams; raises LookupError."""
     held: dict[int, Progress] = {}
     for chunk in chunks(list(wanted)):
         these = {"these": chunk}
@@ -78,19 +78,19 @@ def some(connection: Connection, wanted: Collection[int]) -> dict[int, Progress]
                 **dict(zip(_COLUMNS, scalars, strict=True)),
             )
     if missing := set(wanted) - held.keys():
-        raise LookupError(f"the ledger knows no stream {min(missing)}")
+        raise LookupError(f"the ledger has no stream {min(missing)}")
     return held
 
 
 def record(connection: Connection, stream: int, *events: StreamEvent) -> Progress:
-    """Record what happened to a stream; returns what its polls go by from here on."""
+    """Record events of a stream; return its new progress."""
     return record_all(connection, {stream: events})[stream]
 
 
 def record_all(
     connection: Connection, happened: Mapping[int, Sequence[StreamEvent]]
 ) -> dict[int, Progress]:
-    """Record what happened to several streams, in as few statements as for one."""
+    """Record events of several streams, in as few statements as for one."""
     before = some(connection, happened.keys())
     after = {stream: before[stream].apply(*events) for stream, events in happened.items()}
     _write_scalars(connection, before, after)
@@ -100,7 +100,7 @@ def record_all(
 
 
 def record_for_account(connection: Connection, app_id: str, *events: StreamEvent) -> None:
-    """Record what happened to all streams of an account, also to those that are not configured."""
+    """Record events of all streams of an account, including those that are not configured."""
     mine = connection.scalars(select(streams.c.id).where(streams.c.app_id == app_id))
     record_all(connection, dict.fromkeys(mine, events))
 
@@ -109,7 +109,7 @@ def record_for_account(connection: Connection, app_id: str, *events: StreamEvent
 
 
 def dismiss_gap(connection: Connection, stream: int, bounds: Interval, reason: str | None) -> int:
-    """Stop the alarm for the open gaps inside `bounds`; how many it concerns, dismissed before too."""
+    """Stop the alarm for the open gaps inside `bounds`; return how many, earlier dismissals included."""
     held = progress(connection, stream)
     already = [one for one in held.failed_touching(bounds) if one.dismissed]
     record(connection, stream, GapDismissed(bounds, reason))
@@ -117,12 +117,12 @@ def dismiss_gap(connection: Connection, stream: int, bounds: Interval, reason: s
 
 
 def make_gap_due(connection: Connection, stream: int, bounds: Interval) -> int:
-    """List the failed and dismissed slices that touch `bounds` again, at once; how many."""
+    """Make the failed and dismissed slices that touch `bounds` due now; return how many."""
     after = record(connection, stream, GapRetried(bounds))
     return meta.edited(connection, len(after.failed_touching(bounds)))
 
 
-# -- writing what differs --------------------------------------------------------------------------
+# -- writing what has changed ----------------------------------------------------------------------
 
 
 def _write_scalars(
@@ -141,7 +141,7 @@ def _write_scalars(
 def _write_coverage(
     connection: Connection, before: Mapping[int, Progress], after: Mapping[int, Progress]
 ) -> None:
-    """As a rule a stream's one interval grows."""
+    """Write the intervals that have changed; usually a stream has one, and it grows."""
     grown, gone, new = [], [], []
     for stream, progress_now in after.items():
         was, now = before[stream].coverage.intervals, progress_now.coverage.intervals

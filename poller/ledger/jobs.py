@@ -1,4 +1,4 @@
-"""From a pending fax to a stored one: what is due, and what became of each attempt."""
+"""From a pending fax to a stored one: what is due, and the outcome of each attempt."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ from poller.ledger.tables import (
 
 DUE_STATES = (State.PENDING, State.QUARANTINED)  # in the order in which they are fetched
 
-# Said in every query of what is due, so that SQLite may use the index of nothing else.
+# Every query of due jobs says this; SQLite needs it to use the index.
 DUE_TO_FETCH = and_(jobs.c.kind == JobKind.FETCH, jobs.c.due.is_not(None))
 
-# What every fetch needs is composed once: SQLAlchemy takes longer to put a statement together and
-# to find it among those that it has compiled than SQLite to carry it out.
-# Fetches, where nothing else is named.
+# Compose once what every fetch needs: SQLAlchemy takes longer to compose a statement, and to find
+# it among its compiled ones, than SQLite takes to run it. These are for fetches unless they say
+# otherwise.
 _KIND = bindparam("of_kind", JobKind.FETCH, type_=Word(JobKind))
 _JOB = and_(jobs.c.subject == bindparam("this"), jobs.c.kind == _KIND)
 _HELD = select(
@@ -82,9 +82,9 @@ _COUNT_STORED = COUNT.values(
 
 @dataclass(frozen=True)
 class Stored:
-    """A fax that is on the disk now; `problem` names how it came damaged.
+    """A fax that is now on the disk; `problem` names how it is damaged.
 
-    `mark`: eFax's mark is to be put back to "not downloaded".
+    `mark`: whether to put eFax's mark back to "not downloaded".
     """
 
     fax: int
@@ -96,10 +96,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt and what it leads to.
+    """A failed attempt and its consequences.
 
-    `fence` is that of the row which the attempt began with. `problem` names how the document is
-    broken. `paused_s` is what `accounts.pause_clock` said.
+    `fence` is that of the row with which the attempt began. `problem` names how the document is
+    broken. `paused_s` comes from `accounts.pause_clock`.
     """
 
     fence: int | None
@@ -114,7 +114,7 @@ class Failure:
 
 
 def streams_with_due(connection: Connection, app_id: str, now: datetime) -> list[int]:
-    """Return the account's streams, but for removed ones, that have a fax to be fetched now."""
+    """Return the account's configured streams that have a fax to fetch now."""
     due = (
         select(jobs.c.id)
         .where(jobs.c.stream == streams.c.id, DUE_TO_FETCH, jobs.c.due <= now)
@@ -153,12 +153,12 @@ def due(
 def is_open(
     connection: Connection, fax: int, fence: int | None, kind: JobKind = JobKind.FETCH
 ) -> bool:
-    """Whether nobody has decided otherwise about the fax or removed its stream since its job was read."""
+    """Whether the fax's job is unchanged since it was read, and its stream still configured."""
     return connection.scalar(_FENCE, {"this": fax, "of_kind": kind}) == fence is not None
 
 
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
-    """Return some of the faxes that are quarantined, those that are tried next first."""
+    """Return some of the quarantined faxes, those with the earliest next attempt first."""
     wanted = FAX.where(faxes.c.state == State.QUARANTINED, DUE_TO_FETCH)
     rows = connection.execute(wanted.order_by(jobs.c.due).limit(limit))
     return [fax_row(row) for row in rows]
@@ -173,16 +173,16 @@ def pending_paths(connection: Connection) -> list[str]:
     )
 
 
-# -- what became of it -----------------------------------------------------------------------------
+# -- what came of it --------------------------------------------------------------------------------
 
 
 def staged(connection: Connection, items: Sequence[tuple[int, Staged | None]]) -> None:
-    """Record the tickets of faxes that are published next, or with None that they have none."""
+    """Record the tickets of faxes that will be published next; None means that they have none."""
     connection.execute(SET_FAX, [{"this": fax, "staged": one} for fax, one in items])
 
 
 def stored(connection: Connection, items: Sequence[Stored]) -> None:
-    """Record faxes that are on the disk, in few statements however many; the same again changes nothing."""
+    """Record stored faxes in few statements; recording one again changes nothing."""
     first = {item.fax: item for item in reversed(items)}
     held = {
         row.id: row
@@ -242,15 +242,15 @@ def _count_stored(connection: Connection, new: Sequence[tuple[Stored, Any]]) -> 
 def attempt_failed(connection: Connection, fax: int, now: datetime, failure: Failure) -> FaxRow:
     """Record a failed attempt; the first one starts the give-up clock.
 
-    A fax that was dismissed or made due in the meantime stays so, with the attempt in its history.
+    A fax that was meanwhile dismissed or made due stays so; the attempt goes into its history.
     """
     row = one(connection, fax)
     remember(connection, fax, now, failure.problem or "failed", failure.error)
     values: dict[str, Any] = {"attempts": row.attempts + 1}
-    # Else it was stored, dismissed or made due meanwhile, and that holds.
+    # Otherwise it was meanwhile stored, dismissed or made due; leave it so.
     if row.state in DUE_STATES and row.fence == failure.fence:
         connection.execute(SET_JOB, {"this": fax, **_consequences(row, now, failure)})
-        if failure.problem is not None:  # other failures between say nothing about the document
+        if failure.problem is not None:  # other failures in between say nothing about the document
             values["last_problem"] = failure.problem
         if failure.quarantine and row.state is State.PENDING:
             values |= {"state": State.QUARANTINED, "quarantined_at": now}
@@ -277,20 +277,21 @@ def postpone(
     next_attempt_at: datetime,
     kind: JobKind = JobKind.FETCH,
 ) -> None:
-    """Put a waiting fax off, unless an operator has decided about it since; its failures stay."""
+    """Postpone a waiting fax, unless an operator has decided about it since; keep its failures."""
     unless_changed = SET_JOB.where(jobs.c.due.is_not(None), jobs.c.fence == fence)
     connection.execute(unless_changed, {"this": fax, "of_kind": kind, "due": next_attempt_at})
 
 
 def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:
-    """Stop fetching a fax that cannot be had; a stored one stays so, unless it is damaged."""
+    """Stop fetching a fax that nobody can get; a stored one stays stored, unless it is damaged."""
     row = one(connection, fax)
     if row.state in DUE_STATES or row.damage is not None:
         set_fax(
             connection,
             fax,
             state=State.DISMISSED,
-            refetch=row.refetch or row.damage is not None,  # when undone, the bad file is no fax
+            # if this is undone, the bad file must not count as the fax
+            refetch=row.refetch or row.damage is not None,
             damage=None,
             dismissed_at=now,
             dismiss_reason=reason,
@@ -302,10 +303,10 @@ def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> 
 
 
 def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
-    """Fetch these faxes now, quarantined and dismissed ones too, and forget their failures.
+    """Make these faxes due now, also quarantined and dismissed ones, and forget their failures.
 
-    None means all quarantined faxes of streams who are configured. Stored ones are left alone, unless
-    they are damaged on the disk, and so is what eFax has no more. Returns how many were made due.
+    None means all quarantined faxes of configured streams. Leaves alone what eFax no longer has,
+    and stored faxes unless they are damaged on the disk. Returns how many were made due.
     """
     held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
     rows = [
@@ -341,7 +342,7 @@ def _set_due(connection: Connection, row: FaxRow, now: datetime, *, refetch: boo
 
 
 def _decide(connection: Connection, row: FaxRow, **values: Any) -> None:
-    """Set what is to be done about a fax; an attempt that is under way does not change it any more."""
+    """Decide what to do with a fax; a running attempt can no longer change it."""
     if row.fence is None:
         job = {"kind": JobKind.FETCH, "subject": row.id, "stream": row.stream}
         connection.execute(insert(jobs), {**job, **values, "fence": row.attempts + 1})
@@ -350,9 +351,9 @@ def _decide(connection: Connection, row: FaxRow, **values: Any) -> None:
 
 
 def fetch_again(connection: Connection, wanted: Sequence[int], now: datetime) -> list[int]:
-    """Fetch stored faxes once more; whose request was taken.
+    """Fetch stored faxes again; return those for which this was possible.
 
-    Not those of removed streams, and not what was dismissed, or deleted at eFax.
+    Leaves out faxes of removed streams, and those that were dismissed or deleted at eFax.
     """
     removed = set(connection.scalars(select(streams.c.id).where(streams.c.removed)))
     rows = [

@@ -1,7 +1,7 @@
-"""An open ledger: it reads and writes by plain functions of a connection, each in one transaction.
+"""An open ledger: it runs plain functions of a connection, each in one transaction.
 
-Those functions are in modules by table. What they raise comes through, LookupError for an id that the
-ledger never gave out. Everything may raise LedgerUnavailable; nothing was recorded then.
+Those functions are in modules by table. Their errors pass through, such as LookupError for an
+unknown id. Everything may raise LedgerUnavailable; then nothing was recorded.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from poller.progress import Progress, StreamEvent
 P = ParamSpec("P")
 Item = TypeVar("Item")
 T = TypeVar("T")
-READ_WITHIN_S = 100.0  # a disk that hangs holds up whoever asks so long at most
+READ_WITHIN_S = 100.0  # the longest that a hanging disk keeps a caller waiting
 
 
 def backend_at(url: str, directory: Path | None = None) -> Backend:
-    """Choose the database by its `url`; its copies are in `directory`, or else beside it.
+    """Choose the database by its `url`; its copies are in `directory`, or beside it.
 
-    Raises CannotStart for what names none.
+    Raises CannotStart if the url names no database.
     """
     return SqliteBackend.at(url, directory)
 
 
 class Ledger(AbstractAsyncContextManager["Ledger"]):
-    """An open ledger; `created` says that this open made its tables.
+    """An open ledger; `created` says that this call made its tables.
 
-    `restored_from`: the file was gone, and this open put its snapshot of that time in its place.
+    `restored_from`: the file was gone, and this call put its snapshot of that time in its place.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         readonly: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """Open the ledger at `url`, make it when there is none and `create`, migrate it when old.
+        """Open the ledger at `url`; create it if it is missing and `create`; migrate an old one.
 
-        Its snapshots are in `directory`, or else beside it. With `readonly` nothing is made, migrated
-        or changed. Raises CannotStart with the reason; a ledger that is damaged, foreign or of a
-        newer poller stays as it was.
+        Its snapshots are in `directory`, or beside it. With `readonly`, nothing is created,
+        migrated or changed. Raises CannotStart with the reason; a ledger that is damaged, foreign
+        or newer than this poller stays unchanged.
         """
         backend = backend_at(url, directory)
         restored_from = await in_own_thread(
@@ -94,7 +94,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         return cls(backend, writer, created=created, restored_from=restored_from)
 
     async def close(self) -> None:
-        """Finish the reads and writes that were asked for; a second time does nothing."""
+        """Finish the reads and writes already requested; a second call does nothing."""
         copying = asyncio.create_task(self._backend.close(), name="ledger copy's end")
         try:
             if self._writer is not None:
@@ -115,10 +115,10 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `query` in a transaction that sees all that was written before.
+        """Run `query` in a transaction that sees everything written before.
 
-        It begins between two commits: a reader that meets SQLite's commit sleeps for up to 100 ms,
-        which beside a busy writer can be a second.
+        It begins between two commits: a reader that meets a commit of SQLite sleeps for up to 100
+        ms, and with a busy writer that can add up to a second.
         """
         read = partial(self._read, lambda connection: query(connection, *args, **kwargs))
         if self._writer is None:
@@ -133,7 +133,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `command` in a transaction; when this returns, what it wrote is durable."""
+        """Run `command` in a transaction; when this returns, its writes are durable."""
         return await self._ready_writer().ask(
             lambda connection: command(connection, *args, **kwargs)
         )
@@ -146,13 +146,13 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
     def _ready_writer(self) -> Writer:
         if self._writer is None:
-            raise LedgerUnavailable(f"the ledger {self._backend.where} was opened for reading only")
-        # First, so that all is recorded in the order in which it was said.
+            raise LedgerUnavailable(f"the ledger {self._backend.where} is open for reading only")
+        # First, so that everything is recorded in the order of the calls.
         self._write_behind.write_down()
         return self._writer
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        # Its thread goes on when the caller is cancelled, and `close` has to wait for it.
+        # Its thread continues if the caller is cancelled, and `close` must wait for it.
         task = asyncio.create_task(self._readers.run(work), name="ledger read")
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
@@ -167,34 +167,34 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
                 f"the ledger {self._backend.where} has not answered for {READ_WITHIN_S:.0f} seconds"
             ) from None
 
-    # -- is it well ----------------------------------------------------------------------------
+    # -- health -------------------------------------------------------------------------------
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest write without an answer was asked for (monotonic seconds)."""
+        """When the oldest unanswered write was requested (monotonic seconds)."""
         return self._writer.waiting_since if self._writer else None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can be written any more: it was closed, or a bug ended its writer."""
+        """Whether the ledger can no longer write: it was closed, or a bug ended its writer."""
         return self._writer is None or self._writer.ended
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed; one may hold many writes."""
+        """How many transactions were committed; one may contain many writes."""
         return self._writer.commits if self._writer else 0
 
     async def check_writable(self, now: datetime | None = None) -> None:
         """Write a little and wait until it is durable; raises LedgerUnavailable.
 
-        `now` is kept as a sign of life, from which `accounts.note_downtime` counts.
-        A little may still go where a page of new faxes does not, so room is looked for too.
+        `now` is kept as a sign of life, from which `accounts.note_downtime` counts. Also looks for
+        free space, since a disk may take this little and still not a page of new faxes.
         """
         await self.require_room()
         await self.write(meta.write_check, now)
 
     async def require_room(self) -> None:
-        """Look whether its disk has room for it to grow; raises LedgerUnavailable."""
+        """Check that its disk has room for it to grow; raises LedgerUnavailable."""
         await self._backend.require_room()
 
     # -- copies ---------------------------------------------------------------------------------
@@ -204,14 +204,14 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         return snapshot_is_due(await self._backend.snapshot_at(), now)
 
     async def look_after(self, now: datetime) -> Health:
-        """Check the whole ledger, and keep a snapshot of it when one is due; takes its time.
+        """Check the whole ledger, and keep a snapshot if one is due; may take long.
 
-        The caller holds the lock of the state. Raises LedgerUnavailable when it cannot be copied,
-        Stopped after `close`, and Hung when no progress was made for two minutes. Once cancelled it
-        is over within a moment.
+        The caller holds the state's lock. Raises LedgerUnavailable if the ledger cannot be copied,
+        Stopped after `close`, and Hung after two minutes without progress. Ends within a moment
+        when cancelled.
         """
         problem = await self._backend.look_after(now, self.write)
-        with suppress(LedgerUnavailable):  # a damaged one may not take it; the caller knows
+        with suppress(LedgerUnavailable):  # a damaged ledger may not take it; the caller knows
             await self.write(meta.set_checked, now, problem)
         return Health(now, problem, await self._backend.snapshot_at())
 
@@ -221,32 +221,32 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         lost_at = await self.read(meta.lost_at)
         return Health(checked_at, problem, await self._backend.snapshot_at(), lost_at)
 
-    # -- what may be lost for a moment ---------------------------------------------------------------
+    # -- what may be lost in a crash -------------------------------------------------------------------
 
     async def record_soon(self, stream: int, *events: StreamEvent) -> None:
-        """Record what happened to a stream, as `fold.record` does, in a moment; see `write_behind`."""
+        """Record events of a stream in a moment, as `fold.record` does; see `write_behind`."""
         await self._write_behind.record(stream, *events)
 
     def has_lost(self, stream: int) -> bool:
-        """Whether something that was said of this stream was not recorded, see `write_behind`."""
+        """Whether an event of this stream was lost before it was recorded, see `write_behind`."""
         return stream in self._write_behind.lost
 
     async def progress(self, stream: int) -> Progress:
-        """Return what polls of this stream go by, after all writes that were asked for before."""
+        """Return this stream's progress, after all writes requested before."""
         self._write_behind.lost.discard(stream)
         return await self.write(fold.progress, stream)
 
 
 def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime | None:
-    """See to it that the ledger can be opened; blocking. Of when the copy is that was restored."""
+    """Make sure that the ledger can be opened; blocks. Return the date of a copy that was restored."""
     revision = backend.look(thorough=not readonly)
     restored_from = None
     if revision is not None:
         schema.require_known(backend.where, revision, may_migrate=not readonly)
     elif readonly or not create:
         raise CannotStart(
-            f"there is no ledger at {backend.where}; the service, when it starts, brings the newest "
-            "snapshot back or makes a new one"
+            f"there is no ledger at {backend.where}; start the service: it restores the newest snapshot "
+            "or makes a new ledger"
         )
     else:
         restored_from = backend.restore()

@@ -6,12 +6,12 @@ from sqlalchemy import Connection, delete, select, update
 
 from poller.ledger.tables import meta
 
-STORAGE_ID = "storage_id"  # what the storage's marker file must bear
-RUNTIME_REPORT = "verdict"  # what only the service knows, for those who look from outside
+STORAGE_ID = "storage_id"  # the marker file of the storage must have this id
+RUNTIME_REPORT = "verdict"  # what only the service knows, for commands that look from outside
 
 
 def value(connection: Connection, name: str) -> str | None:
-    """Return what is kept under this name."""
+    """Return the value with this name."""
     held: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == name))
     return held
 
@@ -24,19 +24,19 @@ def keep(connection: Connection, name: str, wanted: str) -> None:
 
 
 def begin(connection: Connection, storage_id: str, lost_at: datetime | None) -> None:
-    """Keep whose storage this is; `lost_at`: it holds faxes of a ledger that was gone by then."""
+    """Keep the storage's id; with `lost_at`, it holds faxes of a ledger that was gone by then."""
     keep(connection, STORAGE_ID, storage_id)
     if lost_at is not None:
         _keep_instant(connection, "lost_at", lost_at)
 
 
 def lost_at(connection: Connection) -> datetime | None:
-    """Return when this ledger took the place of one that was lost and is not rebuilt yet."""
+    """Return when this ledger replaced a lost one, unless it has been rebuilt since."""
     return _instant(connection, "lost_at")
 
 
 def rebuilt(connection: Connection) -> None:
-    """Note that this ledger knows what the storage holds."""
+    """Note that this ledger knows what the storage contains."""
     connection.execute(delete(meta).where(meta.c.name == "lost_at"))
 
 
@@ -65,18 +65,18 @@ def set_started(connection: Connection, now: datetime) -> None:
 
 
 def last_sign_of_life(connection: Connection) -> datetime | None:
-    """Return when the ledger was last written to only to show life: at a start, or by a check."""
+    """Return when the ledger last got a sign of life: from a start or a check."""
     signs = [_instant(connection, name) for name in ("started_at", "alive_at")]
     return max((sign for sign in signs if sign is not None), default=None)
 
 
 def edits(connection: Connection) -> str | None:
-    """Return a value that changes with every edit of gaps, and every backfill asked for."""
+    """Return a value that changes with every edit of gaps and every requested backfill."""
     return value(connection, "gap_edits")
 
 
 def edited(connection: Connection, count: int) -> int:
-    """Note that an operator has edited so many things; returns the same."""
+    """Note that an operator has edited this many things; return the same number."""
     if count:
         _count(connection, "gap_edits")
     return count

@@ -1,4 +1,4 @@
-"""What the ledger hands out: frozen rows that know nothing of tables."""
+"""The ledger's results: frozen rows that know nothing of tables."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +14,11 @@ from poller.window import Interval
 
 @dataclass(frozen=True, slots=True)
 class StreamRow:
-    """(app_id, user_id, direction) is the identity, `account` and `user` are labels; counters are of faxes.
+    """A stream: (app_id, user_id, direction) identify it, `account` and `user` are labels.
 
-    `discovered` counts all, `stored`, `pending`, `quarantined` and `dismissed` by state, `damaged`
-    those stored and broken. `late_max_s` is the longest that a fax was late although its time had
-    already been listed.
+    `discovered` counts all its faxes; `stored`, `pending`, `quarantined` and `dismissed` count by
+    state; `damaged` counts stored ones that are broken. `late_max_s` is the longest that a fax was
+    late although its time was already listed.
     """
 
     id: int
@@ -59,7 +59,7 @@ class StreamRow:
 
 @dataclass(frozen=True)
 class Waiting:
-    """So many faxes of a stream are in this state for one reason; None: none of them has failed."""
+    """How many faxes of a stream are in this state for one reason; None if they have not failed."""
 
     stream: int
     state: State
@@ -71,9 +71,9 @@ class Waiting:
 class FaxRow:
     """A fax; `stream` is `StreamRow.id`, `failures` are in a row, `file` is relative to the storage.
 
-    `refetch`: what is on the disk is not to be taken for the fax. `damage`: why it is not what was
-    stored. `fence` changes with each decision about what is to be done; None: nothing is.
-    `fax_key`: what the spellings of `fax_id` have in common, where that is something else.
+    `refetch`: the file on the disk does not count as the fax. `damage`: why the file is not what
+    was stored. `fence` changes with each decision about what to do; None means nothing is to be
+    done. `fax_key`: what all spellings of `fax_id` have in common, if it differs from `fax_id`.
     """
 
     id: int
@@ -125,16 +125,17 @@ class FaxRow:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Account, user and fax id, as logs and metrics show them."""
+        """Account, user and fax id, as in logs and metrics."""
         return self.account, self.user, self.fax_id
 
 
 @dataclass(frozen=True)
 class Errand:
-    """What is to be done at eFax with a stored fax.
+    """Something to do at eFax with a stored fax.
 
-    `failures` in a row, refused since `first_failed_at`. `stored_before`: asked for by hand, for what
-    was stored before then. `is_left`: it was refused for so long that it is not tried any more.
+    `failures` are in a row, refused since `first_failed_at`. `stored_before`: an operator asked,
+    for what was stored before then. `is_left`: eFax refused it for so long that poller no longer
+    tries.
     """
 
     fax: FaxRow
@@ -153,7 +154,7 @@ class Errand:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """What should be on the disk of a fax that is stored, or that is to be fetched again."""
+    """What should be on the disk of a fax that is stored or being fetched again."""
 
     id: int
     app_id: str
@@ -181,7 +182,7 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class NewFax:
-    """A fax as it was listed, and the path that it gets if it is not known yet."""
+    """A fax as listed, and its path in case it is new."""
 
     fax_id: str
     path: str
@@ -191,7 +192,7 @@ class NewFax:
 
 @dataclass(frozen=True)
 class AccountRow:
-    """`paused_s` leaves out the pause that is running since `paused_since`."""
+    """An account; `paused_s` does not include the pause that began at `paused_since`."""
 
     app_id: str
     account: str
@@ -205,9 +206,9 @@ class AccountRow:
 
 @dataclass(frozen=True)
 class Health:
-    """When the ledger was last checked through, what was wrong, when its newest snapshot was made.
+    """When the ledger was last checked, what was wrong, and when its newest snapshot was made.
 
-    `lost_at`: when it took the place of one that was lost, until it is rebuilt.
+    `lost_at`: when it replaced a lost ledger, until it is rebuilt.
     """
 
     checked_at: datetime | None
@@ -218,9 +219,9 @@ class Health:
 
 @dataclass(frozen=True)
 class FailingCount:
-    """A stream's faxes that fail: `late` pending ones for longer than the alarm allows, and the oldest.
+    """A stream's failing faxes: `late` counts pending ones that fail for longer than the alarm allows.
 
-    `oldest_s` is for how many seconds the oldest one has failed, quarantined ones included.
+    `oldest_s` is for how many seconds the oldest one has failed, including quarantined ones.
     """
 
     late: int = 0
@@ -229,7 +230,7 @@ class FailingCount:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What happened to a fax: `outcome` is `stored`, `failed`, a problem, or an operator's act."""
+    """Something that happened to a fax; `outcome` is `stored`, `failed`, a problem or an operator's act."""
 
     at: datetime
     outcome: str
@@ -238,10 +239,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Backfill:
-    """An old window that an operator asked for; `rest` is still to be listed, None when through.
+    """An old window that an operator asked for; `rest` is still to be listed, None when finished.
 
-    `not_listed` are the parts that eFax did not list, each with the reason; `last_error` is why it
-    does not come on.
+    `not_listed` are the parts that eFax did not list, each with its reason; `last_error` is why it
+    makes no progress.
     """
 
     id: int
@@ -260,7 +261,7 @@ class Backfill:
 
 @dataclass(frozen=True)
 class BackfillFound:
-    """What a backfill discovered; `pending` was not tried yet, `failed` was, in vain until now."""
+    """What a backfill discovered; `pending` faxes are untried, `failed` ones have not succeeded yet."""
 
     discovered: int
     stored: int
@@ -270,10 +271,10 @@ class BackfillFound:
 
 @dataclass(frozen=True)
 class SendRow:
-    """A fax that we send; `stream` is that of what its user receives, `fax_id` eFax's for what went out.
+    """A fax that we send; `stream` is the user's received faxes, `fax_id` eFax's id of the sent fax.
 
-    `purpose` is operator, selftest or canary. What is said from `arrived_fax_id` on is of the fax
-    that a self-test or canary has become at our own number.
+    `purpose` is operator, selftest or canary. From `arrived_fax_id` on, fields describe the fax
+    that a self-test or canary became at our own number.
     """
 
     id: int
@@ -306,28 +307,28 @@ class SendRow:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Account and user, as logs and metrics show them."""
+        """Account and user, as in logs and metrics."""
         return self.account, self.user
 
     @property
     def is_stored(self) -> bool:
-        """Whether the page has arrived and is a file."""
+        """Whether the page has arrived and is stored in a file."""
         return self.stored_at is not None
 
     @property
     def round_trip_s(self) -> float | None:
-        """From asking for it to its file."""
+        """Seconds from the request to the file."""
         return None if self.stored_at is None else (self.stored_at - self.asked_at).total_seconds()
 
 
 def file_in(row: Any) -> StoredFile:
-    """Give the stored file that the columns of a row of `faxes` tell of."""
+    """Return the stored file that the columns of a row of `faxes` describe."""
     form: StoredFormat = row.format if row.format in ("tiff", "json") else "pdf"
     return StoredFile(row.file, form, row.bytes, row.sha256, row.pages, bool(row.damaged))
 
 
 def fax_row(row: Row[*tuple[Any, ...]]) -> FaxRow:
-    """Make a row of the columns of `faxes` and the user's labels."""
+    """Make a row from the columns of `faxes` and the user's labels."""
     fields: dict[str, Any] = dict(zip(row._fields, row, strict=True))
     for which in ("first_window", "last_window"):
         start, end = fields.pop(f"{which}_start"), fields.pop(f"{which}_end")

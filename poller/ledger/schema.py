@@ -1,4 +1,4 @@
-"""Which age the tables are of: new ones are made as they are now, alembic brings older ones there."""
+"""The age of the tables: make new ones at the present revision, migrate older ones with alembic."""
 
 from typing import TYPE_CHECKING
 
@@ -16,22 +16,24 @@ _VERSION = Table(  # alembic's own
 
 
 def require_known(where: str, revision: str, *, may_migrate: bool) -> None:
-    """Raise CannotStart for tables that this program does not know, or may not change now."""
+    """Raise CannotStart for tables that this program does not know or may not change now."""
     if revision == REVISION:
         return
     if not _knows(revision):
         raise LedgerDamaged(
             f"the ledger {where} was written by a newer poller (revision {revision}); "
-            "install that version, or make a new ledger with `poller rebuild`"
+            "install that poller, or make a new ledger with `poller rebuild`"
         )
     if not may_migrate:
-        raise CannotStart(f"the ledger {where} is of an older poller; start the service once")
+        raise CannotStart(
+            f"the ledger {where} was written by an older poller; start the service once"
+        )
 
 
 def migrate(connection: Connection) -> bool:
-    """Bring the tables to the present inside the caller's transaction; True when there were none.
+    """Bring the tables to the present inside the caller's transaction; return True if there were none.
 
-    Another process may have done so since the file was looked at, so it is asked again here.
+    Look again here, because another process may have done so since the caller looked.
     """
     revision = _revision(connection)
     if revision == REVISION:

@@ -1,4 +1,4 @@
-"""Faxes that we send: what was asked for, and how far each has come."""
+"""Faxes that we send: the requests, and how far each has come."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SEND = (
     .join_from(sends, streams)
     .outerjoin(faxes, sends.c.arrived == faxes.c.id)
 )
-# Whether a fax is a page of ours: of a self-test too, for that is nobody's fax either.
+# Whether a fax is a page of ours, also of a self-test: such a page belongs to nobody else.
 IS_CANARY = exists().where(sends.c.arrived == faxes.c.id)
 _MINE = sends.c.id == bindparam("this")
 _OPEN = sends.c.finished_at.is_(None)
@@ -35,7 +35,7 @@ _IS_EXPECTED = and_(
     *(_OPEN, sends.c.code.is_not(None), sends.c.arrived.is_(None)),
     sends.c.state != SendState.FAILED,
 )
-# Whether a stream is to receive a page of ours; asked for with the stream, as most never are.
+# Whether a stream expects a page of ours; read with the stream, as most never do.
 EXPECTS_PAGE = exists().where(sends.c.stream == streams.c.id, _IS_EXPECTED)
 _EXPECTED = select(
     *(sends.c.id, sends.c.code, sends.c.destination, sends.c.sent_at, sends.c.late_at)
@@ -44,7 +44,7 @@ _EXPECTED = select(
 
 @dataclass(frozen=True)
 class NewSend:
-    """What is to be sent; its documents are in the outbox. `code` and `late_at` of our own pages."""
+    """A fax to send; its documents are in the outbox. Only our own pages have `code` and `late_at`."""
 
     stream: int
     transaction_id: str
@@ -56,35 +56,36 @@ class NewSend:
 
 def ask(connection: Connection, new: NewSend, now: datetime) -> SendRow:
     """Ask for a fax to be sent."""
-    meta.edited(connection, 1)  # a service waits for that
+    meta.edited(connection, 1)  # a running service watches for this
     wanted = insert(sends).values(**vars(new), state=SendState.WAITING, asked_at=now)
     return one(connection, connection.execute(wanted.returning(sends.c.id)).scalar_one())
 
 
 def one(connection: Connection, send: int) -> SendRow:
-    """Return one of them as it is now."""
+    """Return one request as it is now."""
     row = connection.execute(_SEND.where(_MINE), {"this": send}).one_or_none()
     if row is None:
-        raise LookupError(f"the ledger knows no send {send}")
+        raise LookupError(f"the ledger has no send {send}")
     return _row(row)
 
 
 def unfinished(connection: Connection) -> list[SendRow]:
-    """Return those of which more is to be found out, in the order asked for; none of removed users."""
+    """Return the unfinished requests of configured users, oldest first."""
     rows = connection.execute(_SEND.where(_OPEN, streams.c.removed.is_(False)).order_by(sends.c.id))
     return [_row(row) for row in rows]
 
 
 def in_doubt_since(connection: Connection, since: datetime) -> list[SendRow]:
-    """Return those that are in doubt, and were asked for since then; none of removed users."""
+    """Return the requests of configured users that are in doubt, made since then."""
     wanted = _SEND.where(IS_IN_DOUBT, sends.c.asked_at >= since, streams.c.removed.is_(False))
     return [_row(row) for row in connection.execute(wanted.order_by(sends.c.id))]
 
 
 def begin(connection: Connection, send: int, began: datetime | None, now: datetime) -> bool:
-    """Note that the request goes out now; False, and it must not, unless it is ours to send.
+    """Note that the request goes out now; False forbids it, because it is not ours to send.
 
-    It waits, or `began` is when the try before went out, which eFax has surely not taken.
+    It is ours if it waits, or if `began` is when the previous try went out and eFax surely did not
+    take it.
     """
     before = sends.c.state == SendState.WAITING
     if began is not None:
@@ -95,18 +96,18 @@ def begin(connection: Connection, send: int, began: datetime | None, now: dateti
 
 
 def accepted(connection: Connection, send: int, fax_id: str, now: datetime) -> SendRow:
-    """Record the id that eFax gave it; it is followed from there, also one that was in doubt."""
+    """Record the id that eFax gave the fax, even one in doubt; from now on we follow it."""
     values = {"fax_id": fax_id, "accepted_at": now, "error": None, "finished_at": None}
     return _set(connection, send, state=SendState.ACCEPTED, **values)
 
 
 def under_way(connection: Connection, send: int, status: str) -> SendRow:
-    """Record how the transmission stands."""
+    """Record the state of the transmission."""
     return _set(connection, send, status=status)
 
 
 def transmitted(connection: Connection, send: int, status: str | None, now: datetime) -> SendRow:
-    """Record that it has come to its number."""
+    """Record that the fax has reached its number."""
     values = {"state": SendState.TRANSMITTED, "status": status, "transmitted_at": now}
     return _end(connection, send, now, **values)
 
@@ -114,28 +115,28 @@ def transmitted(connection: Connection, send: int, status: str | None, now: date
 def failed(
     connection: Connection, send: int, error: str, now: datetime, status: str | None = None
 ) -> SendRow:
-    """Record that it was not sent, or did not come to its number."""
+    """Record that the fax was not sent, or did not reach its number."""
     return _end(connection, send, now, state=SendState.FAILED, error=error, status=status)
 
 
 def in_doubt(connection: Connection, send: int, error: str, now: datetime) -> SendRow:
-    """Record that nobody can say whether it was sent; it is never sent again."""
+    """Record that nobody knows whether the fax was sent; it is never sent again."""
     return _end(connection, send, now, state=SendState.IN_DOUBT, error=error)
 
 
 def left(connection: Connection, send: int, error: str, now: datetime) -> SendRow:
-    """Record that it was accepted, and that nobody looks any more what has become of it."""
+    """Record that eFax accepted the fax and that nobody follows it any longer."""
     return _end(connection, send, now, state=SendState.ACCEPTED, error=error)
 
 
 def withdraw(connection: Connection, send: int, now: datetime, why: str) -> SendRow:
-    """See to it that what still waits is not sent."""
+    """Make sure that a request that still waits is not sent."""
     held = one(connection, send)
     return failed(connection, send, why, now) if held.state is SendState.WAITING else held
 
 
 def _end(connection: Connection, send: int, now: datetime, **values: Any) -> SendRow:
-    """A page of ours is not at its end before it is here, or said to be late."""
+    """End a request; one of our own pages ends only when it has arrived or was reported late."""
     if one(connection, send).code is None:
         values["finished_at"] = now
     return _set(connection, send, **values)
@@ -150,7 +151,7 @@ def _set(connection: Connection, send: int, **values: Any) -> SendRow:
 
 
 def note_arrivals(connection: Connection, stream: int, new: Sequence[FaxRow]) -> None:
-    """Note which of these faxes, just discovered, are pages that were sent to our own number."""
+    """Note which of these faxes, just discovered, are pages that we sent to our own number."""
     rows = connection.execute(_EXPECTED, {"whose": stream})
     expected = [Expected(*row) for row in rows]
     for fax in new if expected else ():
@@ -163,17 +164,17 @@ def note_arrivals(connection: Connection, stream: int, new: Sequence[FaxRow]) ->
 
 
 def note_late(connection: Connection, send: int) -> SendRow:
-    """Record that it was said to be late."""
+    """Record that it was reported late."""
     return _set(connection, send, late_said=True)
 
 
 def finish(connection: Connection, send: int, now: datetime) -> SendRow:
-    """Record that nothing more is to be found out of a page of ours."""
+    """Record that nothing more can be found out about a page of ours."""
     return _set(connection, send, finished_at=now)
 
 
 def last_canaries(connection: Connection, app_id: str) -> dict[int, SendRow]:
-    """Return the last canary of each stream of an account that has arrived and is stored."""
+    """Return the last canary of each of the account's streams that has arrived and is stored."""
     last = (
         select(sends.c.stream, func.max(sends.c.asked_at).label("asked_at"))
         .join_from(sends, faxes, sends.c.arrived == faxes.c.id)
@@ -189,7 +190,7 @@ def last_canaries(connection: Connection, app_id: str) -> dict[int, SendRow]:
 
 
 def late_canaries(connection: Connection) -> list[SendRow]:
-    """Return the canaries that are late, but for those after which another one has arrived."""
+    """Return the late canaries, except those after which another has arrived."""
     later = sends.alias()
     newer = (
         exists()
@@ -202,7 +203,7 @@ def late_canaries(connection: Connection) -> list[SendRow]:
 
 
 def last_asked(connection: Connection, stream: int) -> datetime | None:
-    """Return when this stream's last canary was asked for."""
+    """Return when this stream's last canary was requested."""
     wanted = select(sends.c.asked_at).where(sends.c.stream == stream, sends.c.purpose == "canary")
     last: datetime | None = connection.scalar(wanted.order_by(sends.c.asked_at.desc()).limit(1))
     return last
@@ -211,9 +212,9 @@ def last_asked(connection: Connection, stream: int) -> datetime | None:
 def to_be_sent(
     connection: Connection, transaction_ids: Sequence[str], since: datetime
 ) -> dict[str, bool]:
-    """Return those of these that are known, and whether their documents may still be needed.
+    """Return which of these ids are known, and whether their documents may still be needed.
 
-    They are where it waits, and was asked for since then; also those of removed users.
+    They are needed if the fax waits and was requested since then, also for removed users.
     """
     is_needed = and_(sends.c.state == SendState.WAITING, sends.c.asked_at >= since)
     wanted = select(sends.c.transaction_id, is_needed)

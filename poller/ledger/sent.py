@@ -1,4 +1,4 @@
-"""Sent faxes: what is listed of them changes until they are final."""
+"""Sent faxes: their records in lists change until they are final."""
 
 from sqlalchemy import Connection
 
@@ -13,7 +13,7 @@ from poller.naming import fax_key
 
 
 def record_page(connection: Connection, stream: int, page: ListedPage) -> RecordedPage:
-    """Record a page of a list of sent faxes; a fax that was under way and is final is due now."""
+    """Record a page of a list of sent faxes; a fax that has become final is due now."""
     recorded = faxes.record_page(connection, stream, page)
     final = {fax_key(one.fax_id): one for one in page.faxes if final_status(one.listed).is_final}
     new = {row.id for row in recorded.discovered}

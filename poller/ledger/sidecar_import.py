@@ -1,4 +1,4 @@
-"""What the storage adds to a ledger that is made anew: the faxes that its sidecars tell of."""
+"""What the storage adds to a rebuilt ledger: the faxes that its sidecars describe."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ _SET_STREAM = update(streams).where(streams.c.id == bindparam("key"))
 
 @dataclass
 class Adopted:
-    """How many rows were added, became stored, or are carried on; `doubles`: paths not taken."""
+    """Count rows that were added, became stored, or continue; `doubles` are paths that were not taken."""
 
     added: int = 0
     now_stored: int = 0
@@ -29,7 +29,7 @@ class Adopted:
 
 
 def unknown(connection: Connection, found: Sequence[FoundSidecar]) -> list[int]:
-    """Say which of these the ledger does not hold as stored with the same hash: their places."""
+    """Return the positions of those that the ledger does not have as stored with the same hash."""
     rows = _rows(connection, found)
     return [
         place
@@ -41,7 +41,7 @@ def unknown(connection: Connection, found: Sequence[FoundSidecar]) -> list[int]:
 
 
 def _rows(connection: Connection, found: Sequence[FoundSidecar]) -> dict[tuple[Stream, str], Any]:
-    """Rows by the stream's key and the fax id, and by that of all its spellings: the one first seen."""
+    """Return rows by stream key and fax id, and by the key of all spellings: the one seen first."""
     wanted = select(
         *(faxes.c.id, faxes.c.fax_id, faxes.c.state, faxes.c.path, faxes.c.sha256, faxes.c.refetch),
         *_IDENTITY,
@@ -65,16 +65,17 @@ def _row_of(one: FoundSidecar, rows: dict[tuple[Stream, str], Any]) -> Any:
 
 
 def adopt(connection: Connection, found: Sequence[FoundSidecar], now: datetime) -> Adopted:
-    """Make rows of these, or make their rows what they say; a row that is stored keeps its path.
+    """Make rows from these sidecars, or update their rows; a row that is stored keeps its path.
 
-    What is not visible is a hand-over that was interrupted: its fax is pending.
+    An invisible sidecar is an interrupted delivery: its fax is pending.
     """
     done = Adopted()
     owners = _owners(connection, found, now)
     rows = _rows(connection, found)
     taken = _taken_paths(connection, found)
     new: dict[tuple[Stream, str], FoundSidecar] = {}
-    for one in sorted(found, key=lambda one: not one.visible):  # before a hand-over of the same fax
+    # before an interrupted delivery of the same fax
+    for one in sorted(found, key=lambda one: not one.visible):
         row = _row_of(one, rows)
         identity = (one.stream, fax_key(one.fax_id))
         owner = taken.get(one.path)
@@ -108,7 +109,7 @@ def _taken_paths(connection: Connection, found: Sequence[FoundSidecar]) -> dict[
 def _owners(
     connection: Connection, found: Sequence[FoundSidecar], now: datetime
 ) -> dict[Stream, int]:
-    """The streams of these faxes; one who is in no configuration any more is added as removed."""
+    """Return the streams of these faxes; add those that are no longer configured as removed."""
     owners = _known_owners(connection)
     origins = {one.stream: one.origin for one in found if one.stream not in owners}
     if not origins:
@@ -165,7 +166,7 @@ def _update(
             _set(connection, row.id, _file(one), now)
             done.now_stored += 1
     elif one.visible and row.refetch and one.damage is not None:
-        return  # an operator has asked for it to be fetched again
+        return  # an operator asked for it to be fetched again
     elif one.visible:
         nothing = ("quarantined_at", "dismissed_at", "dismiss_reason")
         settled = {"refetch": False, **dict.fromkeys(nothing)}
@@ -187,10 +188,10 @@ def _set(connection: Connection, fax: int, values: dict[str, Any], now: datetime
 def list_again(
     connection: Connection, oldest: dict[Stream, datetime], since: datetime | None, now: datetime
 ) -> datetime | None:
-    """Let everything be listed again, and count anew; from when, over all configured streams.
+    """Have everything listed again and recount; return from when, over all configured streams.
 
     A stream's list begins at the oldest of the pinned start, what waits, `oldest` (of the sidecars)
-    and `since`. None when nothing is known of any: the configured look-back decides then.
+    and `since`. Returns None if no stream has any of these: then the configured look-back decides.
     """
     connection.execute(delete(coverage))
     waiting = _oldest_waiting(connection)

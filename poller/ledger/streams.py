@@ -1,4 +1,4 @@
-"""Streams: which are configured, and what is counted of them; how far they have come is in `fold`."""
+"""Streams: which are configured, and their counters; their progress is in `fold`."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -43,7 +43,7 @@ def all_streams(connection: Connection, *, include_removed: bool = True) -> list
 
 
 def waiting_counts(connection: Connection) -> dict[int, tuple[int, int]]:
-    """Count pending and quarantined faxes of the streams that have some, but for removed ones."""
+    """Count pending and quarantined faxes of the streams that have some, except removed ones."""
     wanted = select(streams.c.id, streams.c.pending, streams.c.quarantined).where(
         streams.c.removed.is_(False), or_(streams.c.pending > 0, streams.c.quarantined > 0)
     )
@@ -54,7 +54,7 @@ def one(connection: Connection, stream: int) -> StreamRow:
     """Return one stream."""
     row = connection.execute(_STREAM.where(streams.c.id == stream)).mappings().one_or_none()
     if row is None:
-        raise LookupError(f"the ledger knows no stream {stream}")
+        raise LookupError(f"the ledger has no stream {stream}")
     return StreamRow(**row)
 
 
@@ -64,10 +64,10 @@ def sync(
     now: datetime,
     direction: Direction = Direction.RECEIVED,
 ) -> list[StreamRow]:
-    """Make the ledger know exactly these streams of one direction (app_id, user_id, account, user).
+    """Make exactly these streams of one direction (app_id, user_id, account, user) configured.
 
-    New ones are added as first seen `now`, labels are brought up to date, all others are marked
-    removed. Returns the rows in the order asked for.
+    Add new ones as first seen `now`, update labels, and mark all others as removed. Returns the
+    rows in the order of `wanted`.
     """
     known = _by_users(connection, direction)
     asked = {(app_id, user_id): (account, name) for app_id, user_id, account, name in wanted}
@@ -81,7 +81,7 @@ def sync(
         connection.execute(insert(streams), new)
     changed = []
     for identity, row in known.items():
-        # One that is no longer configured keeps the labels under which operators knew it.
+        # A stream that is no longer configured keeps the labels that operators know.
         account, name = asked.get(identity, (row.account, row.user))
         removed = identity not in asked
         if (account, name, removed) != (row.account, row.user, row.removed):
@@ -98,7 +98,7 @@ def sync(
 def sync_all(
     connection: Connection, received: Sequence[Identity], sent: Sequence[Identity], now: datetime
 ) -> list[StreamRow]:
-    """Make the ledger know exactly these streams; the rows of received faxes, then of sent ones."""
+    """Make exactly these streams configured; return the rows of received faxes, then of sent ones."""
     rows = sync(connection, received, now)
     if sent or connection.scalar(_HAS_SENT):
         rows += sync(connection, sent, now, Direction.SENT)
@@ -115,7 +115,7 @@ def streams_with_stored_per_hour(
 ) -> tuple[list[StreamRow], list[tuple[int, int, int]]]:
     """Return all streams, and how many faxes were stored in each hour, both of one moment.
 
-    The hours are stream, hour (0 begins at `since`) and count, where there are any.
+    Each hour with faxes is a tuple of stream, hour (0 begins at `since`) and count.
     """
     hour = (type_coerce(faxes.c.stored_at, BigInteger) - (since - EPOCH) // MICROSECOND) // _HOUR
     wanted = select(faxes.c.stream, hour.label("hour"), func.count())

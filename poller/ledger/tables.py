@@ -1,4 +1,4 @@
-"""The tables as they are now; `migrations/` says how a ledger of any age becomes this."""
+"""The tables as they are now; `migrations/` brings a ledger of any age to this."""
 
 # ruff: noqa: ARG002  (the signatures of column types are SQLAlchemy's)
 
@@ -33,14 +33,14 @@ from sqlalchemy.types import TypeDecorator
 from poller.documents import Staged, StoredFile
 from poller.stream import Direction
 
-REVISION = "0008"  # the newest migration, known without loading alembic: opening stays quick
+REVISION = "0008"  # the newest migration, known without loading alembic, so that opening is fast
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 
 class State(StrEnum):
-    """What has become of a fax."""
+    """The state of a fax."""
 
     PENDING = "pending"
     STORED = "stored"
@@ -49,7 +49,7 @@ class State(StrEnum):
 
 
 class JobKind(StrEnum):
-    """What is to be done with the subject of a job."""
+    """What to do with the subject of a job."""
 
     FETCH = "fetch"
     DELETE = "delete"  # at eFax, after proof
@@ -57,10 +57,10 @@ class JobKind(StrEnum):
 
 
 class SendState(StrEnum):
-    """How far a fax of ours has come. *In doubt*: eFax may have it, and its answer was lost."""
+    """How far a fax of ours has come. *In doubt*: the answer was lost, and eFax may have the fax."""
 
     WAITING = "waiting"
-    SENDING = "sending"  # written before the request: after a kill it may have been sent
+    SENDING = "sending"  # written before the request: after a kill, it may have gone out
     ACCEPTED = "accepted"
     TRANSMITTED = "transmitted"
     FAILED = "failed"
@@ -85,9 +85,9 @@ _ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
 
 
 class Text(TypeDecorator[str]):
-    """Any text at all: NUL, lone surrogates and the backslash are escaped as `\\uXXXX`.
+    """Any text: NUL, lone surrogates and the backslash are escaped as `\\uXXXX`.
 
-    JSON may bear a lone surrogate, which UTF-8 cannot encode, and no id may be able to stop a page.
+    JSON may contain a lone surrogate, which UTF-8 cannot encode, and no id may stop a page.
     """
 
     impl = String
@@ -103,7 +103,7 @@ class Text(TypeDecorator[str]):
 
 
 class Listed(TypeDecorator[dict[str, Any]]):
-    """A fax exactly as the API listed it: key order, big numbers and odd text survive."""
+    """A fax exactly as listed: key order, big numbers and odd text survive."""
 
     impl = String
     cache_ok = True
@@ -117,7 +117,7 @@ class Listed(TypeDecorator[dict[str, Any]]):
 
 
 class StagedText(TypeDecorator[Staged]):
-    """What is staged in the store, with its ticket; JSON."""
+    """A staged fax with its ticket, as JSON."""
 
     impl = String
     cache_ok = True
@@ -133,7 +133,7 @@ class StagedText(TypeDecorator[Staged]):
 
 
 class Word(TypeDecorator[Any]):
-    """One of the values of an enumeration of texts."""
+    """One of the values of a text enumeration."""
 
     impl = String(16)
     cache_ok = True
@@ -193,7 +193,7 @@ accounts = Table(
     Column("sign_in_at", Instant),
 )
 
-# The counters are kept in the transactions that change faxes, so that status need not count rows.
+# The transactions that change faxes also change these counters, so `status` counts no rows.
 streams = Table(
     "streams",
     metadata,
@@ -229,7 +229,7 @@ streams = Table(
     UniqueConstraint("app_id", "user_id", "direction"),
 )
 
-# Merged and disjoint for each stream: listed to the last page.
+# Merged and disjoint intervals of each stream that were listed to the last page.
 coverage = Table(
     "coverage",
     metadata,
@@ -253,7 +253,7 @@ failed_slices = Table(
     CheckConstraint('"start" < "end"', name="order"),
 )
 
-# Old windows that an operator asked for; what is older than `rest_end` is still to be listed.
+# Old windows that an operator asked for; everything older than `rest_end` is still to be listed.
 backfills = Table(
     "backfills",
     metadata,
@@ -265,11 +265,11 @@ backfills = Table(
     Column("asked_at", Instant, nullable=False),
     Column("done_at", Instant),
     Column("last_error", Text),
-    Column("after_fax", Integer, nullable=False),  # the newest one when it was asked for
+    Column("after_fax", Integer, nullable=False),  # the newest fax at the time of the request
     CheckConstraint('"start" < "end"', name="order"),
 )
 
-# The parts of a backfill that could not be listed.
+# The parts of a backfill that eFax did not list.
 backfill_failures = Table(
     "backfill_failures",
     metadata,
@@ -309,17 +309,17 @@ faxes = Table(
     Column("quarantined_at", Instant),
     Column("dismissed_at", Instant),
     Column("dismiss_reason", Text),
-    # What is on the disk is not to be taken for the fax, and why it is not what was stored.
+    # Whether the file on the disk does not count as the fax, and why it is not what was stored.
     _flag("refetch"),
     Column("damage", Text),
-    # Its image is in the store, and its sidecar is published next, or was: the ticket tells which.
+    # The image is stored, and the sidecar is about to be published, or was: the ticket tells which.
     Column("staged", StagedText),
-    # What all spellings of `fax_id` have in common, where that is not `fax_id` itself. Whoever adds a
-    # fax looks for both in the same transaction, which holds the lock for writing.
+    # What all spellings of `fax_id` have in common, if it differs from `fax_id`. To add a fax, look
+    # for both in the same transaction, which holds the write lock.
     Column("fax_key", Text),
-    # Deleted at eFax, which is not to be mistaken for lost there.
+    # Deleted at eFax by us, so not lost there.
     Column("deleted_at", Instant),
-    # This order serves both the look-up by stream and the operator's look-up by fax id alone.
+    # This order serves look-ups by stream and the operator's look-up by fax id alone.
     UniqueConstraint("fax_id", "stream"),
     UniqueConstraint("path"),
 )
@@ -327,12 +327,12 @@ FAX_KEY = func.coalesce(faxes.c.fax_key, faxes.c.fax_id)
 
 
 def has_key(keys: Any) -> ColumnElement[bool]:
-    """Find the faxes of these keys; two, where both spellings were known before keys were."""
+    """Find the faxes with these keys; there are two if both spellings were known before keys existed."""
     return or_(faxes.c.fax_id.in_(keys), faxes.c.fax_key.in_(keys))
 
 
-# What PostgreSQL needs to know of these indexes is in the migrations: said here, it would load that
-# dialect at every start.
+# The migrations tell PostgreSQL about these indexes: doing it here would load its dialect at every
+# start.
 Index(
     "ix_faxes_stored_at",
     faxes.c.stored_at,
@@ -359,7 +359,7 @@ Index(
     sqlite_where=faxes.c.fax_key.is_not(None),
 )
 
-# With a value in it that SQLite sees, so that it may use the index.
+# The query must contain this value as a literal: then SQLite may use the index.
 FOUND_BY_BACKFILL = faxes.c.found_by == literal_column("'backfill'")
 Index(
     "ix_faxes_backfill",
@@ -367,8 +367,8 @@ Index(
     sqlite_where=FOUND_BY_BACKFILL,
 )
 
-# Where names that differ only in case are one: those that are not in lower case, by what they are
-# then. Of a server whose ids have no capitals the index is empty.
+# For file systems on which names that differ only in case are the same: paths that are not in lower
+# case, by their lower case. If a server's ids have no capitals, this index is empty.
 FOLDED_PATH = func.lower(faxes.c.path)
 HAS_CAPITALS = faxes.c.path != FOLDED_PATH
 Index(
@@ -377,8 +377,8 @@ Index(
     sqlite_where=HAS_CAPITALS,
 )
 
-# Work that is to be done: its subject is a fax. What is done has no job any more, so that the table
-# stays as small as the backlog, however many faxes are stored; what was dismissed is not due.
+# Work to do for a fax. Finished work has no job, so this table stays as small as the backlog,
+# however many faxes are stored. A dismissed fax is not due.
 jobs = Table(
     "jobs",
     metadata,
@@ -391,18 +391,18 @@ jobs = Table(
     Column("first_failed_at", Instant),
     _seconds("paused_s_at_first_failure"),
     Column("last_error", Text),
-    # Grows with whatever makes an attempt under way void: an outcome names the one it began with.
+    # Grows with every decision that makes a running attempt void: an outcome names the one it began with.
     _number("fence"),
-    # Of a deletion by hand: the fax must have been stored before this, however long ago that is.
+    # For a deletion by hand: the fax must have been stored before this, however long ago that is.
     Column("stored_before", Instant),
     UniqueConstraint("subject", "kind"),
 )
 Index("ix_jobs_due", jobs.c.stream, jobs.c.kind, jobs.c.due, sqlite_where=jobs.c.due.is_not(None))
-# Errands are few, and looked for in all streams at once; with a value that SQLite sees.
+# Errands are few and looked up over all streams; the value is a literal that SQLite sees.
 IS_ERRAND = jobs.c.kind != literal_column("'fetch'")
 Index("ix_jobs_errand", jobs.c.kind, jobs.c.due, sqlite_where=IS_ERRAND)
 
-# Faxes that we send: `stream` is that of what their user receives.
+# Faxes that we send; `stream` is their user's received faxes.
 sends = Table(
     "sends",
     metadata,
@@ -411,24 +411,25 @@ sends = Table(
     Column("transaction_id", Text, nullable=False),
     Column("purpose", Text, nullable=False),  # operator, selftest, canary
     Column("destination", Text, nullable=False),
-    Column("code", Text),  # on the page of a self-test or canary, by which it is known again
+    Column("code", Text),  # on the page of a self-test or canary, to recognize it
     Column("state", Word(SendState), nullable=False),
     Column("fax_id", Text),
-    Column("status", Text),  # the transmission status as eFax says it
+    Column("status", Text),  # the transmission status as eFax spells it
     Column("error", Text),
     Column("asked_at", Instant, nullable=False),
     Column("sent_at", Instant),  # just before the request
     Column("accepted_at", Instant),
     Column("transmitted_at", Instant),
-    Column("late_at", Instant),  # not arrived by then: it is said
+    Column("late_at", Instant),  # if the page has not arrived by then, we report it
     _flag("late_said"),
-    Column("finished_at", Instant),  # nothing more is to be found out
-    Column("arrived", ForeignKey("faxes.id")),  # the fax that it has become at our own number
+    Column("finished_at", Instant),  # nothing more can be found out
+    Column("arrived", ForeignKey("faxes.id")),  # the fax that it became at our own number
     UniqueConstraint("transaction_id"),
 )
 Index("ix_sends_stream", sends.c.stream, sends.c.asked_at)
 Index("ix_sends_open", sends.c.stream, sqlite_where=sends.c.finished_at.is_(None))
-IS_IN_DOUBT = sends.c.state == literal_column(f"'{SendState.IN_DOUBT}'")  # so that SQLite sees it
+# literal, so that SQLite sees it
+IS_IN_DOUBT = sends.c.state == literal_column(f"'{SendState.IN_DOUBT}'")
 Index("ix_sends_in_doubt", sends.c.asked_at, sqlite_where=IS_IN_DOUBT)
 Index("ix_sends_arrived", sends.c.arrived, sqlite_where=sends.c.arrived.is_not(None))
 

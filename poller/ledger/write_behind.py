@@ -1,8 +1,8 @@
-"""What polls say that may be lost: kept in memory for a moment, then folded together.
+"""Events that may be lost: kept in memory for a moment, then recorded together.
 
-That is what an empty list covers, that a poll went well, and where a sweep ended that found nothing.
-Whatever a crash takes of it is only listed again: coverage or a sweep that is missing claims
-nothing, and no fax hangs on it. Rows, counts and failures are never put off.
+These are the coverage of an empty list, the success of a poll, and the end of a sweep that found
+nothing. If a crash loses one, the time is only listed again: missing coverage or a missing sweep
+claims nothing, and no fax depends on it. Rows, counts and failures are never delayed.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ _FOR_S = 2.0
 
 
 class WriteBehind:
-    """Gives the writer what was said within two seconds as one job, in few statements.
+    """Gives the writer the events of two seconds as one job, in few statements.
 
-    Where that fails it is lost, and whatever is said next is written at once, so that polls fail
-    as long as the ledger takes no writes. `lost` are the streams of which something was lost.
+    If that fails, they are lost and the next event is written at once, so that polls fail as long
+    as the ledger takes no writes. `lost` are the streams that lost an event.
     """
 
     def __init__(self, writer: Writer | None) -> None:
@@ -32,7 +32,7 @@ class WriteBehind:
         self.lost: set[int] = set()
 
     async def record(self, stream: int, *events: StreamEvent) -> None:
-        """Have it recorded soon; returns at once while the ledger takes writes."""
+        """Record events soon; return at once while the ledger takes writes."""
         if self._writer is None or self._writer.ended:
             raise LedgerUnavailable("the ledger takes no writes")
         self._said.setdefault(stream, []).extend(events)
@@ -43,7 +43,7 @@ class WriteBehind:
             self._timer = asyncio.get_running_loop().call_later(_FOR_S, self.write_down)
 
     def write_down(self) -> "asyncio.Future[Any] | None":
-        """Ask for what was said so far to be written, before whatever is asked for next."""
+        """Have all events so far written, before the writes that are requested next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

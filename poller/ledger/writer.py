@@ -1,4 +1,4 @@
-"""All writes go through one task, which commits those that wait together as one transaction."""
+"""One task makes all writes; it commits those that wait together in one transaction."""
 
 import asyncio
 import collections
@@ -16,13 +16,13 @@ from poller.ledger.database import Database
 T = TypeVar("T")
 Item = TypeVar("Item")
 _TURN_WITHIN_S = 1.0
-_KEPT_BACK_S = 0.1  # a commit, by a read whose turn it is; that goes on beside it then
-_AT_ONCE = 200  # a longer queue is cut, so that the first ones do not wait for the last
+_KEPT_BACK_S = 0.1  # how long a read may delay a commit; the commit then runs beside it
+_AT_ONCE = 200  # a longer queue is split, so that the first writes do not wait for the last
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Work that is done for all items at once; each has an answer of its own."""
+    """Work that is done for all items at once; each gets its own answer."""
 
     work: Callable[[Connection, list[Any]], Any]
     items: list[Any]
@@ -31,10 +31,10 @@ class _Job:
 
 
 class Writer:
-    """Runs jobs in the order in which they were given; each is answered after its commit.
+    """Runs jobs in order; answers each after its commit.
 
-    A job is a plain function of a connection. One that raises takes back its own changes only. When
-    the transaction fails, all jobs of it fail with LedgerUnavailable and none is recorded.
+    A job is a plain function of a connection. A job that raises takes back only its own changes. If
+    the transaction fails, all its jobs fail with LedgerUnavailable and none is recorded.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Writer:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest write that has no answer yet was asked for (monotonic seconds)."""
+        """When the oldest unanswered write was requested (monotonic seconds)."""
         oldest = self._running or self._waiting
         return oldest[0].asked_at if oldest else None
 
@@ -62,28 +62,28 @@ class Writer:
         return self._closing or self._task.done()
 
     def ask(self, work: Callable[[Connection], T]) -> "asyncio.Future[T]":
-        """Have `work` run in a transaction, after what was asked for before.
+        """Have `work` run in a transaction, after all earlier requests.
 
-        A caller that is cancelled does not cancel the write.
+        Cancelling the caller does not cancel the write.
         """
         return self._add(self._new(lambda connection, _: work(connection)), None)
 
     def ask_together(
         self, work: Callable[[Connection, list[Item]], None], item: Item
     ) -> "asyncio.Future[None]":
-        """Have `work` run once for this and all other items that wait for it, one behind the other.
+        """Have `work` run once for this and all other items that wait for it, in order.
 
-        When it raises, it is run again for each alone, so that an item fails by its own fault only.
+        If it raises, run it again for each item alone, so that an item fails only by its own fault.
         """
         last = self._waiting[-1] if self._waiting and not self.ended else None
         return self._add(last if last and last.work is work else self._new(work), item)
 
     async def between_commits(self, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Begin a read when no commit is under way, and keep the next one back for a moment."""
+        """Begin a read when no commit is running, and delay the next commit for a moment."""
         try:
             async with asyncio.timeout(_TURN_WITHIN_S):
                 await self._turn.acquire()
-        except TimeoutError:  # a commit hangs: reading says so
+        except TimeoutError:  # a commit hangs; the read will say so
             return await read()
         reading = asyncio.create_task(read(), name="ledger read in turn")
         try:
@@ -110,7 +110,7 @@ class Writer:
         return answer
 
     async def close(self) -> None:
-        """Finish the writes that were given, then let the connection go."""
+        """Finish the requested writes, then let the connection go."""
         self._closing = True
         self._wake.set()
         await asyncio.wait([self._task])
@@ -138,7 +138,7 @@ class Writer:
         try:
             outcomes = await self._transaction(self._running)
         except (LedgerUnavailable, DBAPIError) as error:
-            # What the connection holds in memory may be part of what went wrong.
+            # What the connection has in memory may be part of the trouble.
             await self._database.let_go()
             raised = _Raised(self._unavailable(error))
             outcomes = [[raised] * len(job.items) for job in self._running]
@@ -164,7 +164,7 @@ class Writer:
     def _run(
         self, connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]
     ) -> list[Any]:
-        """Run `work` in a savepoint, so that its failure is its own; what became of each item."""
+        """Run `work` in a savepoint, so that it fails alone; return the outcome for each item."""
         connection.exec_driver_sql("SAVEPOINT job")
         try:
             outcome = work(connection, items)
@@ -193,7 +193,7 @@ class _Raised:
 
 
 def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
-    if answer.done():  # its caller was cancelled and does not wait any more
+    if answer.done():  # its caller was cancelled and no longer waits
         return
     if isinstance(outcome, _Raised):
         answer.set_exception(outcome.error)

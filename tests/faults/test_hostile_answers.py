@@ -78,7 +78,7 @@ class Case:
 
 
 NOT_JSON = "The list answer is not JSON."
-NO_LIST = "The list answer holds no list of faxes."
+NO_LIST = "The list answer contains no list of faxes."
 NO_HTTP = "What 127.0.0.1 answered to the list call is not valid HTTP."
 BROKEN_OFF = "127.0.0.1 broke off its answer to the list call."
 BOMB_SIZE = (1024 if EXHAUSTIVE else 36) * MEBIBYTE
@@ -100,7 +100,7 @@ LISTS = [
     Case("faxes-false", NO_LIST, json_of({"faxes": False})),
     Case(
         "counts-and-holds-none",
-        "The list answer counts faxes and holds none.",
+        "The list answer counts faxes and contains none.",
         json_of({"first_record": 1, "last_record": 7}),
     ),
     Case(
@@ -279,7 +279,7 @@ def pdf_of(pages: int) -> bytes:
 
 PDF = base64.b64encode(pdf_of(1)).decode()
 NOT_STRICT = "The image is not strict base64."
-NO_IMAGE = "The image answer holds no image."
+NO_IMAGE = "The image answer contains no image."
 IMAGE_NOT_JSON = "The image answer is not JSON."
 NO_DOCUMENT = "the image is neither a PDF nor a TIFF"
 
@@ -323,7 +323,7 @@ IMAGES = [
     Case("nested", IMAGE_NOT_JSON, http(b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")),
     Case(
         "two-megabytes-besides",
-        "The image answer holds too much besides the image.",
+        "The image answer contains too much besides the image.",
         image_of(image=PDF, more="x" * (2 * MEBIBYTE)),
     ),
     Case(
@@ -332,7 +332,7 @@ IMAGES = [
     Case("zip", NO_DOCUMENT, image_of(image=base64.b64encode(b"PK\3\4" * 99).decode())),
     Case(
         "bomb-of-white-space",
-        "The image answer holds too much besides the image.",
+        "The image answer contains too much besides the image.",
         http(packed(b"{", b" ", BOMB_SIZE, b"}"), "Content-Encoding: gzip"),
         is_big=True,
     ),
@@ -369,7 +369,7 @@ STORED_IMAGES: dict[str, tuple[bytes, int | None, bool]] = {
 
 # -- sign-ins and health ------------------------------------------------------------------------------
 
-NO_TOKEN = "The sign-in answer holds no token."
+NO_TOKEN = "The sign-in answer contains no token."
 SIGN_INS = [
     Case("html", "The sign-in answer is not JSON.", http(b"<html>")),
     Case("empty-object", NO_TOKEN, json_of({})),

@@ -70,7 +70,7 @@ MALFORMED_IMAGES = {
     "bad-padding": "base64",
     "bad-base64": "not strict base64",
     "bom": "not JSON",
-    "duplicate-image": "The image goes on after its end.",  # where the first of the two ends
+    "duplicate-image": "The image continues after its end.",  # where the first of the two ends
     "bad-json": "not JSON",
     "trailing-garbage": "not JSON",
     "html-200": "not JSON",
@@ -109,9 +109,9 @@ async def test_row_41_a_list_answer_that_is_malformed_covers_nothing(
 
 MISSING_IMAGES = {
     "errors-200": "is an error message",
-    "null-image": "holds no image",
-    "no-image": "holds no image",
-    "empty-document": "holds no image",
+    "null-image": "contains no image",
+    "no-image": "contains no image",
+    "empty-document": "contains no image",
     "wrong-fax-id": "is about another fax",
 }
 

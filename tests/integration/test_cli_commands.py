@@ -1633,7 +1633,7 @@ def test_backup_says_what_it_wrote_and_refuses_in_a_sentence(run: Run, directory
     assert out == f"Wrote {target}: {target.stat().st_size} bytes, checked through.\n"
     code, _, err = run("backup", str(target))
     assert (code, err.count("\n")) == (73, 1)
-    assert "is there already" in err
+    assert "exists already" in err
 
 
 def test_backup_works_beside_whoever_holds_the_state(run: Run, directory: Path) -> None:

@@ -376,10 +376,10 @@ async def test_a_backup_is_made_beside_the_writer(
 async def test_a_backup_overwrites_nothing(ledger: Ledger, path: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     target.write_text("mine")
-    with pytest.raises(CannotStart, match="is there already"):
+    with pytest.raises(CannotStart, match="exists already"):
         await backend_at(f"sqlite:///{path}").backup(target)
     (tmp_path / "dangling.db").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(CannotStart, match="is there already"):
+    with pytest.raises(CannotStart, match="exists already"):
         await backend_at(f"sqlite:///{path}").backup(tmp_path / "dangling.db")
     assert target.read_text() == "mine"
 
@@ -389,7 +389,7 @@ async def test_a_backup_overwrites_nothing_that_appears_while_it_is_made(
 ) -> None:
     target = tmp_path / "copy.db"
     monkeypatch.setattr(snapshots, "sync", lambda _: target.write_text("mine"))
-    with pytest.raises(CannotStart, match="is there already"):
+    with pytest.raises(CannotStart, match="exists already"):
         await backend_at(f"sqlite:///{path}").backup(target)
     assert target.read_text() == "mine"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "state"]

@@ -1,4 +1,4 @@
-"""How alembic runs here: inside the transaction that the ledger has begun, and without a word."""
+"""How alembic runs here: inside the ledger's transaction, and silently."""
 
 from alembic import context
 
@@ -8,6 +8,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     transactional_ddl=True,
-    render_as_batch=True,  # SQLite changes a table only by making it anew
+    render_as_batch=True,  # SQLite changes a table only by making a new one
 )
 context.run_migrations()

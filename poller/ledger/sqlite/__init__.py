@@ -1,1 +1,1 @@
-"""What is SQLite's alone: its file, settings, errors and copies. Nothing else knows of it."""
+"""Everything that only SQLite has: its file, settings, errors and copies. Nothing else knows of it."""

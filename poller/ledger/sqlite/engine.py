@@ -1,4 +1,4 @@
-"""Connections to the file: what they must be set to, and what their errors mean."""
+"""Connections to the file: their settings, and what their errors mean."""
 
 import sqlite3
 from contextlib import closing
@@ -15,11 +15,11 @@ from poller.ledger.database import Database
 
 BUSY_TIMEOUT_S = 5.0  # for a lock that another program holds
 _READERS = 3
-_READERS_CACHE_KIB = 512  # of SQLite's 2 MiB; each commit of the writer empties it anyway
+_READERS_CACHE_KIB = 512  # instead of SQLite's 2 MiB; each commit of the writer empties it anyway
 _SERIALIZED = 3  # DB-API: threads may share the module, connections and cursors
 
-# SQLite's defaults can lose a commit that was acknowledged when the power fails: its journal is
-# deleted, and that deletion may not have reached the disk. EXTRA syncs the directory too.
+# SQLite's defaults can lose an acknowledged commit at a power failure: it deletes its journal, and
+# that deletion may not have reached the disk. EXTRA also syncs the directory.
 _PRAGMAS: dict[str, str | int] = {"journal_mode": "truncate", "synchronous": 3, "foreign_keys": 1}
 
 SENTENCES = {
@@ -35,7 +35,7 @@ SENTENCES = {
     "SQLITE_NOTADB": "is damaged; `poller rebuild` makes a new one and keeps this one aside",
 }
 
-# What a wrong statement or value of ours is called; everything else concerns the database.
+# errors in our statements or values; all others concern the database
 _BUGS = (
     "SQLITE_ERROR",
     "SQLITE_CONSTRAINT",
@@ -47,12 +47,12 @@ _BUGS = (
 
 
 def name_of(error: BaseException | None) -> str:
-    """Return what SQLite calls an error, such as `SQLITE_IOERR_WRITE`; empty where it says nothing."""
+    """Return SQLite's name of an error, such as `SQLITE_IOERR_WRITE`; empty if it has none."""
     return getattr(error, "sqlite_errorname", None) or ""
 
 
 def sentence(path: Path, error: BaseException) -> str:
-    """Put a database error into one sentence, without the statement and its values."""
+    """Describe a database error in one sentence, without the statement and its values."""
     name = name_of(error)
     for prefix, meaning in SENTENCES.items():
         if name == prefix or name.startswith(prefix + "_"):
@@ -61,10 +61,10 @@ def sentence(path: Path, error: BaseException) -> str:
 
 
 def trouble(path: Path, error: BaseException) -> str | None:
-    """Say what befell the database as a whole, so that no savepoint can be trusted; None for a bug.
+    """Say what is wrong with the whole database, so that no savepoint can be trusted; None for a bug.
 
-    SQLite itself rolls a transaction back when the disk is full or fails; what ran after that in
-    the same group would be committed statement by statement.
+    SQLite itself rolls back the transaction when the disk is full or fails. Whatever the group ran
+    after that would be committed statement by statement.
     """
     origin = getattr(error, "orig", None) or error
     name = name_of(origin)
@@ -73,15 +73,15 @@ def trouble(path: Path, error: BaseException) -> str | None:
 
 
 def connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
-    """Connect to a file that is there; with `rw` a journal that a crash left is replayed."""
+    """Connect to an existing file; with `rw`, SQLite replays a journal that a crash left."""
     address = f"file:{quote(str(path))}?mode={mode}"
     return sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)
 
 
 def shared_connection(connection: Connection) -> sqlite3.Connection | None:
-    """Give the driver's connection, for another thread to read over it meanwhile.
+    """Return the driver's connection, so that another thread can read over it meanwhile.
 
-    None where SQLite was built without what that takes, its serialized mode.
+    Returns None if SQLite was built without its serialized mode, which this needs.
     """
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
@@ -89,13 +89,13 @@ def shared_connection(connection: Connection) -> sqlite3.Connection | None:
 
 
 def writer(path: Path) -> Database:
-    """A deferred transaction that turns into a write fails at once, whatever the timeout."""
+    """Open the one writer; BEGIN IMMEDIATE, as a deferred write fails at once despite the timeout."""
     return _database(path, "BEGIN IMMEDIATE", _wanted(), connections=1)
 
 
 def readers(path: Path) -> Database:
     reading: dict[str, str | int] = {"cache_size": -_READERS_CACHE_KIB, "query_only": 1}
-    # `query_only` comes last: the settings before it stay possible.
+    # `query_only` comes last, so that the settings before it still work.
     return _database(path, "BEGIN", _wanted() | reading, connections=_READERS)
 
 
@@ -110,9 +110,9 @@ def _database(
         URL.create(
             "sqlite",
             database=f"file:{quote(str(path))}",
-            query={"mode": "rw", "uri": "true"},  # never an empty new file where one vanished
+            query={"mode": "rw", "uri": "true"},  # never create an empty file where one vanished
         ),
-        # The transaction is begun by us (see SQLAlchemy on pysqlite), not guessed by the driver.
+        # We begin the transaction (see SQLAlchemy on pysqlite); the driver would guess.
         connect_args={"isolation_level": None, "check_same_thread": False},
         poolclass=QueuePool,
         pool_size=connections,

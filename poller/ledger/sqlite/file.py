@@ -1,4 +1,4 @@
-"""The file: what lies there before it is opened, whose it is, and whether it has room to grow; blocks."""
+"""The file: what it is before it is opened, its owner, and its room to grow; blocks."""
 
 import os
 import sqlite3
@@ -16,11 +16,11 @@ _ROOM = 256 << 10
 
 
 def look(path: Path, *, thorough: bool) -> str | None:
-    """Return the revision of its tables without changing a byte of the file, but for a replay.
+    """Return the revision of its tables without changing the file, except by a replay.
 
-    None for no file, an empty or a half-made one. Raises CannotStart for what is no ledger or is
-    damaged. With `thorough` a small file is checked through. It is opened by SQLite alone: closing
-    another descriptor of it would drop the locks that this process holds (POSIX).
+    Returns None for no file, an empty one or a half-made one. Raises CannotStart if it is not a
+    ledger or is damaged. With `thorough`, check all of a small file. Only SQLite opens it: closing
+    another descriptor of it would drop the locks of this process (POSIX).
     """
     if not _is_file_with_content(path):
         return None
@@ -56,7 +56,7 @@ def _is_file_with_content(path: Path) -> bool:
 
 
 def needs_replay(path: Path) -> bool:
-    """Whether a crash left a journal that has to be replayed before the file can be read."""
+    """Whether a crash left a journal that must be replayed before the file can be read."""
     try:
         _look("ro", path, thorough=False)
     except sqlite3.Error as error:
@@ -67,7 +67,7 @@ def needs_replay(path: Path) -> bool:
 
 
 def _needs_replay(path: Path, error: sqlite3.Error) -> bool:
-    """A journal that a crash left behind must be replayed by SQLite, which a reader may not do."""
+    """Tell whether a crash left a journal: only SQLite may replay it, and a reader may not."""
     expected = name_of(error).startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
     return expected and journal_of(path).exists()
 
@@ -80,13 +80,13 @@ def _look(mode: Literal["ro", "rw"], path: Path, *, thorough: bool) -> str | Non
     with closing(connect(path, mode)) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if not names:
-            if 0 < path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty one
+            if 0 < path.stat().st_size < _SMALLEST:  # SQLite would take it for an empty file
                 raise LedgerDamaged(f"the ledger {path} {SENTENCES['SQLITE_NOTADB']}")
             return None
         if "alembic_version" not in names:
             if names & {"faxes", "users", "coverage"}:
                 raise LedgerDamaged(f"the ledger {path} {SENTENCES['SQLITE_CORRUPT']}")
-            raise CannotStart(f"{path} is a database of another program, not a ledger")
+            raise CannotStart(f"{path} is not a ledger but a database of another program")
         if thorough and path.stat().st_size < _QUICK_CHECK_BELOW:
             ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
             if verdict != "ok":
@@ -96,9 +96,9 @@ def _look(mode: Literal["ro", "rw"], path: Path, *, thorough: bool) -> str | Non
 
 
 def prepare(path: Path) -> None:
-    """Make the directory (0700) and the file (0600) where they are missing.
+    """Make the directory (0700) and the file (0600) if they are missing.
 
-    SQLite gives its journal the mode of the file. A file that others may read is made private.
+    SQLite gives its journal the file's mode. A file that others may read is made private.
     """
     try:
         state_directory.make(path.parent)
@@ -106,13 +106,13 @@ def prepare(path: Path) -> None:
     except FileExistsError:
         _make_private(path)
     except OSError as error:
-        raise CannotStart(f"the ledger {path} cannot be made: {error.strerror}") from error
+        raise CannotStart(f"the ledger {path} cannot be created: {error.strerror}") from error
     else:
         os.close(descriptor)
 
 
 def require_room(path: Path) -> None:
-    """Raise LedgerUnavailable where the disk has no room for the ledger to grow."""
+    """Raise LedgerUnavailable if the disk has no room for the ledger to grow."""
     try:
         space = os.statvfs(path.parent)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Ledgers that are made beside the one at work: copies for operators, and a new one in its place.
+"""Ledgers that replace the present one: copies for operators, and a rebuilt ledger.
 
-The new one is made under a name of its own and renamed last, so that a rebuilding which was ended
-anywhere is begun again as if it had not been.
+The new ledger has its own name and is renamed last. So a rebuild that was killed anywhere starts
+over, as if it had never begun.
 """
 
 import os
@@ -28,7 +28,7 @@ class FileReplacement:
 
     @classmethod
     def begin(cls, path: Path, snapshot_stem: Path) -> Self:
-        """Choose what it begins with and copy that; what an earlier try left goes."""
+        """Choose the copy to begin with, and copy it; remove what an earlier try left."""
         new = _being_made(path)
         with snapshots.mapped(path):
             state_directory.make(path.parent)
@@ -51,10 +51,9 @@ class FileReplacement:
             _abandon(self.path)
 
     def install(self, now: datetime) -> Path | None:
-        """Put the new ledger in the place of the old, under whose name there is one at every instant.
+        """Put the new ledger in the place of the old; there is a ledger under that name at every instant.
 
-        The journal of the old one, which would be replayed into the new one, goes aside before that
-        comes.
+        First move the journal of the old one aside, as SQLite would replay it into the new one.
         """
         path, new, aside = self.path, _being_made(self.path), None
         with snapshots.mapped(path):
@@ -72,17 +71,17 @@ class FileReplacement:
         return aside
 
 
-# -- what it begins with -------------------------------------------------------------------------
+# -- the copy to begin with ----------------------------------------------------------------------
 
 
 def _choose(path: Path, snapshot_stem: Path) -> Base:
-    """Choose the ledger itself where it is whole after all, else its newest readable snapshot.
+    """Choose the ledger itself if it is whole after all, otherwise its newest readable snapshot.
 
-    Raises CannotStart when that cannot be told: it is locked, unreadable, or another program's.
+    Raises CannotStart if nobody can tell: it is locked, unreadable, or another program's.
     """
     passed_over: list[str] = []
     aside = _kept_aside_as(path)
-    # Without its journal, which an earlier try has moved, it may look whole and not be.
+    # Without its journal, which an earlier try has moved, it may look whole although it is not.
     lacks_journal = aside is not None and journal_of(aside).exists()
     candidates = [] if lacks_journal else [path]
     for candidate in [*candidates, *snapshots.names(snapshot_stem)]:
@@ -97,7 +96,7 @@ def _choose(path: Path, snapshot_stem: Path) -> Base:
 
 
 def _unusable_original(path: Path) -> str | None:
-    """A damaged ledger stays byte for byte as it was, so its journal is replayed into a copy."""
+    """Say why the original cannot be used. Replay its journal into a copy: it must not change."""
     if not path.is_file() or not file.needs_replay(path):
         return _unusable(path)
     copy = _being_made(path)
@@ -116,7 +115,7 @@ def _unusable(candidate: Path) -> str | None:
     except LedgerDamaged as error:
         return str(error)
     except CannotStart as error:
-        if name_of(error.__cause__).startswith("SQLITE_IOERR"):  # of the disk under this one
+        if name_of(error.__cause__).startswith("SQLITE_IOERR"):  # the disk's error, not the file's
             return str(error)
         raise
     problem = snapshots.problem_of(candidate)
@@ -124,10 +123,10 @@ def _unusable(candidate: Path) -> str | None:
 
 
 def restore(path: Path, snapshot_stem: Path) -> datetime | None:
-    """Put the newest readable snapshot where the ledger is gone; of when it is, None without one.
+    """Put the newest readable snapshot in place of a lost ledger; return its date, None if there is none.
 
-    An empty ledger in its place would fetch again what consumers have taken away, and forget what
-    waits. Raises LedgerDamaged when there are snapshots and none can be read.
+    An empty ledger would fetch again what consumers have taken, and forget what waits. Raises
+    LedgerDamaged if there are snapshots and none can be read.
     """
     kept = [name for name in snapshots.names(snapshot_stem) if os.path.lexists(name)]
     source = next((name for name in kept if _unusable(name) is None), None)
@@ -141,7 +140,8 @@ def restore(path: Path, snapshot_stem: Path) -> datetime | None:
     part = path.with_name(f"{path.name}.restoring")
     part.unlink(missing_ok=True)
     snapshots.copy_to(source, part)
-    with suppress(FileNotFoundError):  # the lost ledger's, which would be replayed into this one
+    # that of the lost ledger, which SQLite would replay into this one
+    with suppress(FileNotFoundError):
         journal_of(path).rename(path.with_name(f"{path.name}.lost-journal"))
     part.rename(path)
     state_directory.sync(path.parent)
@@ -171,7 +171,7 @@ def _keep_aside(path: Path, now: datetime) -> Path:
 
 
 def _kept_aside_as(path: Path) -> Path | None:
-    """The other name of the ledger, which an earlier try gave it that did not come to its end."""
+    """Return the other name of the ledger, which an earlier, interrupted try gave it."""
     for aside in sorted(path.parent.glob(f"{path.name}.broken-*")):
         with suppress(OSError):
             if aside.samefile(path):

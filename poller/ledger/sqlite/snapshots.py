@@ -1,8 +1,8 @@
-"""Copies of the ledger, made beside its writer, checked through and durable; all of it blocks.
+"""Copies of the ledger, made while its writer works, checked and durable; all of it blocks.
 
-A copy is what is checked, not the ledger itself: a check of a large file takes long, and a reader
-that takes long holds up every commit. `VACUUM INTO` is such a reader: beside it one commit waited
-1.5 seconds for 234 MiB, beside the backup API of the writer's own connection at most 0.07.
+Check a copy, not the ledger: a check of a large file takes long, and a reader that takes long
+blocks every commit. `VACUUM INTO` is such a reader: with 234 MiB, one commit waited 1.5 seconds.
+With the backup API on the writer's own connection, commits waited 0.07 seconds at most.
 """
 
 import errno
@@ -26,7 +26,7 @@ _RESTARTS = 3
 _LET_OTHERS_S = 0.001
 _BUSY_S = 0.005
 _INSTRUCTIONS_AT_ONCE = 100_000
-_ROOM = 16 << 20  # is left to the ledger itself
+_ROOM = 16 << 20  # leave this much for the ledger itself
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 Stop = Callable[[], bool]
@@ -34,10 +34,10 @@ Stop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Terms:
-    """How a copy is made, and when it is not wanted any more.
+    """How to make a copy, and when to stop.
 
-    Over the connection of its `writer` a ledger can be copied while that goes on writing: what it
-    changes is changed in the copy as well. Any other copy has to begin anew at each write.
+    Over its `writer`'s connection, a ledger can be copied while the writer works: SQLite writes
+    changes to the copy as well. Any other copy starts over at each write.
     """
 
     stop: Stop = lambda: False
@@ -48,15 +48,15 @@ class Terms:
 
 
 def names(stem: Path) -> list[Path]:
-    """The snapshots whose names begin with `stem`, newest first, whether they are there or not.
+    """Return the names of the snapshots that begin with `stem`, newest first, existing or not.
 
-    Their order is in their names: the clock may have been set since.
+    Names tell their order, because somebody may have set the clock since.
     """
     return [stem.with_name(f"{stem.name}.snapshot-{number}") for number in (1, 2)]
 
 
 def newest_at(stem: Path) -> datetime | None:
-    """When the newest snapshot was made; None when there is none."""
+    """Return when the newest snapshot was made; None if there is none."""
     for name in names(stem):
         with suppress(OSError):
             return made_at(name)
@@ -64,19 +64,19 @@ def newest_at(stem: Path) -> datetime | None:
 
 
 def made_at(snapshot: Path) -> datetime:
-    """When a snapshot was made; OSError when it is not there."""
+    """Return when a snapshot was made; raises OSError if it is missing."""
     return datetime.fromtimestamp(snapshot.stat().st_mtime, UTC)
 
 
 def look_after(path: Path, stem: Path, now: datetime, terms: Terms) -> str | None:
-    """Copy the ledger, check the copy, keep it as the newest snapshot if that is due.
+    """Copy the ledger, check the copy, and keep it as the newest snapshot if one is due.
 
-    Returns what is wrong with the ledger; snapshots that are there stay then. Raises
-    LedgerUnavailable when no copy can be made.
+    Returns what is wrong with the ledger; then existing snapshots stay. Raises LedgerUnavailable if
+    it cannot make a copy.
     """
     part = stem.with_name(f"{stem.name}.snapshot-part")
     with mapped(part):
-        part.unlink(missing_ok=True)  # of a run that was killed; the lock of the state is held
+        part.unlink(missing_ok=True)  # of a killed run; the state's lock is held
     with _copied(path, part, terms):
         problem = problem_of(part, terms.stop)
         if problem is None and snapshot_is_due(newest_at(stem), now):
@@ -99,41 +99,43 @@ def _keep(stem: Path, part: Path, now: datetime) -> None:
 
 
 def backup(path: Path, target: Path) -> int:
-    """Copy the ledger to a new file (0600), which appears when it is whole and durable; its size.
+    """Copy the ledger to a new file (0600) that appears when it is whole and durable; return its size.
 
-    Raises CannotStart when there is something at `target`, no ledger at `path`, or a bad one.
+    Raises CannotStart if `target` exists, or if there is no ledger at `path` or a bad one.
     """
     if os.path.lexists(target):
-        raise CannotStart(f"{target} is there already; it is not overwritten")
+        raise CannotStart(f"{target} exists already, and poller does not overwrite it")
     if file.look(path, thorough=False) is None:
         raise CannotStart(f"there is no ledger at {path}")
     part = part_of(target)
     with _copied(path, part, Terms()):
         problem = problem_of(part)
         if problem is not None:
-            raise CannotStart(f"the ledger {path} is damaged ({problem}), so it was not copied")
+            raise CannotStart(
+                f"the ledger {path} is damaged ({problem}), so poller did not copy it"
+            )
         with mapped(target):
             sync(part)
             _name_it(part, target)
             try:
                 sync(target.parent)
                 return target.stat().st_size
-            except BaseException:  # it is said to have failed, so it must not stand there
+            except BaseException:  # the command reports a failure, so no file may appear
                 target.unlink(missing_ok=True)
                 raise
 
 
 def part_of(target: Path) -> Path:
-    """Under this name a copy is made by this process."""
+    """Return the name under which this process makes a copy."""
     return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 def _name_it(part: Path, target: Path) -> None:
-    """Give it its name without overwriting: a link cannot, but not every network share has them."""
+    """Give it its name without overwriting. A link never does, but some network shares lack links."""
     try:
         os.link(part, target)
     except FileExistsError as error:
-        raise CannotStart(f"{target} is there already; it is not overwritten") from error
+        raise CannotStart(f"{target} exists already, and poller does not overwrite it") from error
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -141,7 +143,7 @@ def _name_it(part: Path, target: Path) -> None:
 
 
 def copy_to(path: Path, target: Path) -> None:
-    """Copy a database to a file that is not there yet, durable but for its name."""
+    """Copy a database to a new file; its data is durable, its name is not."""
     try:
         _copy_new(path, target, Terms())
         sync(target)
@@ -152,7 +154,7 @@ def copy_to(path: Path, target: Path) -> None:
 
 @contextmanager
 def _copied(path: Path, part: Path, terms: Terms) -> Iterator[None]:
-    """Hold a copy of the ledger under the name `part`, which is gone afterwards."""
+    """Hold a copy of the ledger under the name `part`, and remove it afterwards."""
     try:
         with mapped(part):
             _require_room(path, part)
@@ -164,7 +166,7 @@ def _copied(path: Path, part: Path, terms: Terms) -> Iterator[None]:
 
 
 def _require_room(path: Path, part: Path) -> None:
-    """A copy must not take the last space: the ledger itself may lie on the same disk."""
+    """Leave space for the ledger itself, which may be on the same disk."""
     space = os.statvfs(part.parent)
     if space.f_bavail * space.f_frsize < path.stat().st_size + _ROOM:
         raise LedgerUnavailable(
@@ -188,13 +190,13 @@ def _copy(path: Path, part: Path, terms: Terms) -> None:
         try:
             _copy_pages(terms.writer or reader, part, _PAGES_AT_ONCE, _Steps(path, terms))
         except _RestartedTooOften:
-            os.truncate(part, 0)  # half a copy is no database that could be written over
+            os.truncate(part, 0)  # half a copy is not a database that could be overwritten
             _copy_pages(reader, part, -1, _Steps(path, terms))
 
 
 def _copy_pages(source: sqlite3.Connection, part: Path, at_once: int, steps: "_Steps") -> None:
     with closing(sqlite3.connect(part)) as made:
-        for setting in ("journal_mode=OFF", "synchronous=OFF"):  # it is synced when it is whole
+        for setting in ("journal_mode=OFF", "synchronous=OFF"):  # the sync comes when it is whole
             made.execute(f"PRAGMA {setting}")
         source.backup(made, pages=at_once, progress=steps, sleep=_BUSY_S)
 
@@ -203,10 +205,10 @@ class _RestartedTooOften(Exception): ...
 
 
 class _Steps:
-    """Watches a copy that lets the writer in between its steps.
+    """Watches a copy that lets the writer work between its steps.
 
-    Whenever another connection wrote in between, SQLite begins anew. Under steady writing that
-    would never end, so after some times the whole is copied in one step, for which writers wait.
+    When another connection writes in between, SQLite starts over. Under steady writing that would
+    never end, so after some tries everything is copied in one step while writers wait.
     """
 
     def __init__(self, path: Path, terms: Terms) -> None:
@@ -231,13 +233,13 @@ class _Steps:
         time.sleep(_LET_OTHERS_S)
 
     def _is_busy(self) -> None:
-        """The writer's own transaction is over in a moment; a lock of others was waited for."""
+        """Give up if the file stays locked; the writer's own transaction ends in a moment."""
         if time.monotonic() - self._came_on_at >= engine.BUSY_TIMEOUT_S:
             raise LedgerUnavailable(f"the ledger {self._path} is locked by another program")
 
 
 def problem_of(path: Path, stop: Stop = lambda: False) -> str | None:
-    """Check a file that nobody writes to, through and through: None, or what is wrong with it."""
+    """Check a whole file to which nobody writes; return None, or what is wrong with it."""
 
     def let_others() -> int:
         time.sleep(_LET_OTHERS_S)
@@ -258,7 +260,7 @@ def problem_of(path: Path, stop: Stop = lambda: False) -> str | None:
 
 @contextmanager
 def mapped(path: Path) -> Iterator[None]:
-    """Turn what the system says into LedgerUnavailable."""
+    """Turn the system's errors into LedgerUnavailable."""
     try:
         yield
     except OSError as error:

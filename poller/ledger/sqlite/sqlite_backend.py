@@ -1,4 +1,4 @@
-"""An SQLite file as the ledger; its disk is looked at in threads: one that hangs holds one of them."""
+"""An SQLite file as the ledger; threads look at its disk, so that a hanging disk holds only one."""
 
 import asyncio
 import sqlite3
@@ -38,10 +38,10 @@ class SqliteBackend:
 
     @classmethod
     def at(cls, url: str, directory: Path | None) -> Self:
-        """Find the file that `url` means, with its snapshots in `directory`, or else beside it."""
+        """Find the file that `url` names, with its snapshots in `directory`, or beside it."""
         name = url.removeprefix(_PREFIX)
         if name == url or name in ("", ":memory:"):
-            raise CannotStart("state.url must be sqlite:/// and the path of a file")
+            raise CannotStart("state.url must be sqlite:/// followed by the path of a file")
         path = Path(name)
         stem = path if directory is None else directory / path.name
         return cls(path, stem)
@@ -77,11 +77,11 @@ class SqliteBackend:
     async def backup(self, target: Path) -> int:
         try:
             return await in_own_thread("backup", lambda: snapshots.backup(self._path, target))
-        except asyncio.CancelledError:  # the thread is left behind, until the process ends
+        except asyncio.CancelledError:  # leave the thread behind until the process ends
             snapshots.part_of(target).unlink(missing_ok=True)
             raise
 
-    # -- is it well --------------------------------------------------------------------------------
+    # -- health ------------------------------------------------------------------------------------
 
     async def require_room(self) -> None:
         if self._looking is None or self._looking.done():
@@ -124,7 +124,7 @@ class SqliteBackend:
             await asyncio.wait({self._copying})
 
     async def _look(self, look: Callable[[], T]) -> T:
-        """Look at the disk; LedgerUnavailable where no thread can be had for it, or when closed."""
+        """Look at the disk; raises LedgerUnavailable if it has no thread for this, or is closed."""
         if self._closed:
             raise LedgerUnavailable(f"the ledger {self._path} is closed")
         try:
@@ -134,14 +134,14 @@ class SqliteBackend:
 
     def _copy(self, now: datetime, writer: sqlite3.Connection | None) -> str | None:
         def stop() -> bool:
-            self._copied_at = time.monotonic()  # it is asked at every step
+            self._copied_at = time.monotonic()  # called at every step
             return self._stop_copying.is_set()
 
         terms = snapshots.Terms(stop, writer)
         return snapshots.look_after(self._path, self._snapshot_stem, now, terms)
 
     async def _unless_hung(self, copying: asyncio.Task[str | None]) -> str | None:
-        """Wait while the copy makes progress; no thread can be ended, so else it is left behind."""
+        """Wait while the copy makes progress; leave a hanging one behind, as no thread can be ended."""
         while not copying.done():
             await asyncio.wait({copying}, timeout=_LOOK_S)
             if not copying.done() and time.monotonic() - self._copied_at > _COPY_ON_WITHIN_S:

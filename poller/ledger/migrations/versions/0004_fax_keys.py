@@ -1,7 +1,7 @@
-"""Know a fax whose UUID comes in other letters.
+"""Recognize a fax whose UUID comes in other letters.
 
-Where a ledger holds two spellings as two faxes, both rows stay, and none is added. Of those that
-wait to be fetched one stays at most, so that the fax is delivered once.
+If a ledger has two spellings as two faxes, both rows stay, and no row is added. At most one of
+those that wait stays waiting, so that the fax is delivered once.
 """
 
 from itertools import groupby
@@ -25,7 +25,7 @@ has_capitals = sa.and_(faxes.c.fax_id != key, faxes.c.fax_id.regexp_match(_UUID)
 
 def upgrade() -> None:
     op.add_column("faxes", sa.Column("fax_key", sa.String))
-    # Of two spellings that both have capitals the first one has the key.
+    # If two spellings both have capitals, the first one gets the key.
     first = sa.select(sa.func.min(faxes.c.id)).where(has_capitals).group_by(faxes.c.user, key)
     op.execute(faxes.update().where(faxes.c.id.in_(first)).values(fax_key=key))
     for of_one in _doubles():
@@ -38,7 +38,7 @@ def upgrade() -> None:
 
 
 def _doubles() -> list[list[sa.Row[Any]]]:
-    """Find faxes that are in several spellings, in one query: it goes through the whole table."""
+    """Find faxes with several spellings, in one query, as it reads the whole table."""
     of = (faxes.c.user, faxes.c.fax_id, faxes.c.state)
     spelled = sa.select(faxes.c.id, key, *of).where(has_capitals)
     lower = sa.select(faxes.c.id, faxes.c.fax_id.label("key"), *of).where(
@@ -57,7 +57,7 @@ def _doubles() -> list[list[sa.Row[Any]]]:
 
 
 def _leave_one(rows: list[sa.Row[Any]]) -> None:
-    """Dismiss what waits of a fax, but for the first one where none is stored."""
+    """Dismiss the waiting spellings of a fax, except the first one if none is stored."""
     waiting = [row for row in rows if row.state in ("pending", "quarantined")]
     stored = [row for row in rows if row.state == "stored"]
     kept, *_ = stored or waiting or rows

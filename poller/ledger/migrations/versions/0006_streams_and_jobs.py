@@ -1,7 +1,7 @@
-"""What was a user's is a stream's: (app_id, user_id, direction). What is to be fetched is a job.
+"""Give streams (app_id, user_id, direction) what belonged to users, and make fetches jobs.
 
-SQLite cannot change a UNIQUE or a reference, so every table that knows of users is made anew beside
-the old one and takes its rows; the old ones go then, those that refer to others first.
+SQLite cannot change a UNIQUE or a reference. So every table that refers to users is made new beside
+the old one and takes its rows; then the old tables go, those that refer to others first.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Keep the ticket of a fax that is being published, and what is said of its file."""
+"""Keep the ticket of a fax that is being published, and the description of its file."""
 
 import sqlalchemy as sa
 from alembic import op
