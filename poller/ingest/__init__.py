@@ -1,1 +1,1 @@
-"""From a list to a file: poll one user, fetch one fax."""
+"""From a list to a file: poll one stream, fetch one fax."""

@@ -1,4 +1,4 @@
-"""One account at work: its client, its users, its workers, and what is said about them."""
+"""Run one account: its client, its users, its workers, and the events about them."""
 
 import asyncio
 from collections import Counter
@@ -37,7 +37,7 @@ _POLLED: ContextVar[StreamState | None] = ContextVar("polled", default=None)
 
 
 class ClientObserver(Observer):
-    """Counts, emits what changes, and passes suspensions on."""
+    """Counts requests, emits changes, and passes suspensions on."""
 
     def __init__(self, owner: "AccountRunner") -> None:
         self._owner = owner
@@ -54,14 +54,14 @@ class ClientObserver(Observer):
         state = _POLLED.get()
         if state is not None:
             state.progress_at = now
-        if call is Call.TOKEN:  # all were waiting for it, no matter who signs in
+        if call is Call.TOKEN:  # all users wait for a sign-in, whoever makes it
             self._owner.progress_at = now
 
     def waited(self, seconds: float) -> None:
         self._metrics.waited(self._name, seconds)
 
     def pausing(self, seconds: float) -> None:
-        """A pause that was chosen is no standing still."""
+        """Note a chosen pause, so that it does not count as standing still."""
         self._owner.on_wait("a call failed and is made again then", seconds)
         state = _POLLED.get()
         if state is not None:
@@ -74,7 +74,7 @@ class ClientObserver(Observer):
         self._owner.on_wait("eFax said 429, too many requests", pause_s)
         self._owner.tally["rate_limited"] += 1
         if rate < self._owner.account.limits.requests_per_second / 2:
-            return  # it was slowed already: said when that began, counted in each summary
+            return  # it was already slow: an event said so, and each summary counts it
         self._emit(events.AccountSlowed(self._name, round(pause_s, 1), round(rate, 2)))
 
     def signed_in(self, reason: str, token: str) -> None:
@@ -95,12 +95,12 @@ class ClientObserver(Observer):
         self._owner.on_suspended(until, reason)
 
     def probed(self) -> None:
-        """A probe that failed has put off the next one; the client tells only of the first."""
+        """Note that a failed probe has postponed the next one; the client reports only the first."""
         until, reason = self._owner.client.suspension.until, self._owner.client.suspension.reason
         if until is None or until == self._noted_until:
             return
         self._noted_until = until
-        # An outage that fails now this way, now that way, is not said with each probe.
+        # An outage whose reason alternates is not reported with each probe.
         if reason not in self._said_reasons:
             self._said_reasons.add(reason)
             self._emit(events.SuspensionBegan(self._name, reason, is_news=False))
@@ -114,7 +114,7 @@ class ClientObserver(Observer):
 
 @dataclass(frozen=True)
 class Lane:
-    """The work on one direction of an account's faxes: its streams, and who lists and fetches."""
+    """The work on one direction of an account's faxes: its streams, and what lists and fetches them."""
 
     states: dict[int, StreamState]
     poller: Poller
@@ -122,7 +122,7 @@ class Lane:
 
 
 @dataclass
-class AccountRunner:  # more than 20 methods: what an account says, counts, keeps and opens
+class AccountRunner:  # more than 20 methods: what an account reports, counts, keeps and opens
     """Polls and fetches for one account. Open it, poll its states, run its workers, close it."""
 
     account: Account
@@ -138,7 +138,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
     settling: asyncio.Task[PollerError | None] | None = None
-    _refused: set[int] = field(default_factory=set)  # states, since a user was accepted last
+    _refused: set[int] = field(default_factory=set)  # states, since eFax last accepted a user
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         self.errands = ErrandRunner(services, self.client, memory, self.states, may_ask=may_ask)
 
     def _sent_lane(self) -> "Lane":
-        """What is sent is archived in the same way, after what is received."""
+        """Archive sent faxes in the same way, after received ones."""
         services = replace(self.services, emit=events.of_sent(self.services.emit))
         empties = EmptySentLists(self.client, services.ledger, self._empties.memory)
         reader = SentReader(
@@ -211,13 +211,13 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return [state for lane in self.lanes.values() for state in lane.states.values()]
 
     def wake(self) -> None:
-        """Something may be due now, or may be asked for again."""
+        """Note that something may be due now, or may be requested again."""
         for lane in self.lanes.values():
             lane.workers.wake()
         self.errands.wake()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
+        """Let running downloads and deletions finish for `timeout_s`, then cut them off."""
         workers = (lane.workers.drain(timeout_s) for lane in self.lanes.values())
         await asyncio.gather(*workers, self.errands.drain(timeout_s))
 
@@ -226,7 +226,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return self.client.suspension.until is not None
 
     async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
-        """Poll one user, and say and count what came of it."""
+        """Poll one stream; emit events about the outcome and count it."""
         async with _listing(state):
             outcome = await self.lanes[state.direction].poller.poll(state, until=until)
         if state.direction is Direction.RECEIVED:
@@ -236,7 +236,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return outcome
 
     def _blame_account(self, state: StreamState, outcome: PollOutcome) -> None:
-        """Where all users are refused, and none accepted in between, it is not the fault of each."""
+        """Blame the account, not each user, if all are refused and none was accepted in between."""
         if outcome.error is None and outcome.skipped is None:
             self._refused.clear()
         if not isinstance(outcome.error, UserRefused) or self.is_suspended:
@@ -246,13 +246,13 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
             self.client.breaker.distrust(all_refused(outcome.error), EndsBy.LIST)
 
     async def broke_off(self, state: StreamState, bug: Exception) -> PollOutcome:
-        """Take a poll that a bug has ended for one that failed."""
+        """Treat a poll that a bug has ended as a failed one."""
         if not state.bug_alarm:
             state.bug_alarm = True
             state.telling(self.services.emit)(
                 events.InternalError(
-                    "A poll ended by an error that nobody expected; it is repeated on schedule, "
-                    "and this is said again only after one has succeeded.",
+                    "An unexpected error ended a poll. poller repeats the poll on schedule, and reports "
+                    "this again only after a poll has succeeded.",
                     bug,
                     *state.user.names,
                 )
@@ -270,7 +270,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return outcome
 
     async def settle(self) -> PollerError | None:
-        """Have what empty lists cover proved now, and not later; why it could not be, if so."""
+        """Have the coverage of empty lists proved now; return why that was impossible, if so."""
         try:
             await self._empties.settle()
         except (ApiError, LedgerUnavailable) as error:
@@ -278,9 +278,9 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return None
 
     def settle_in_time(self) -> bool:
-        """Have it proved where it has waited long enough: the next poll may come in hours only.
+        """Start the proof if it has waited long enough: the next poll may be hours away.
 
-        True when that begins here; at the end of the account's work it is cut off.
+        Returns True if a proof starts now; the end of the account's work cuts it off.
         """
         is_under_way = self.settling is not None and not self.settling.done()
         if is_under_way or self.is_suspended or not self._empties.is_proof_due:
@@ -289,11 +289,11 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         return True
 
     async def open(self) -> None:
-        """Open the session; raises CannotStart when the account's ca_file cannot be used."""
+        """Open the session; raises CannotStart if the account's ca_file is unusable."""
         await self.client.__aenter__()
 
     def take(self, account: Account, secret: str) -> None:
-        """Go on with changed limits or a changed secret, with which the next call signs in."""
+        """Continue with changed limits or a changed secret; the next call signs in with it."""
         is_other = secret != self.secret
         self.account = account
         self.secret = secret
@@ -311,10 +311,10 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         await asyncio.gather(*self._notes, return_exceptions=True)
         await self.client.__aexit__(None, None, None)
 
-    # -- suspension, and the clock that stands still meanwhile ----------------------------------
+    # -- suspensions, which stop the give-up clock -------------------------------------------------
 
     async def paused_s(self) -> float:
-        """How long, in seconds, the give-up clock of this account has stood still."""
+        """Return for how many seconds the give-up clock of this account has stood still."""
         return await self.services.ledger.write(
             accounts.pause_clock,
             self.account.app_id,
@@ -344,7 +344,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         self.note_pause()
         for state in self.streams:
             state.sweep_now = True
-            if state.is_refused:  # it may have been the account's fault
+            if state.is_refused:  # the account may have been the cause
                 state.refusal = None
                 self._note(state.record_soon(RefusalLifted()))
         self._refused.clear()
@@ -352,7 +352,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         self.on_suspension_change(self)
 
     def note_pause(self) -> None:
-        """Start or stop the pause of the give-up clock as suspension and gate say now."""
+        """Start or end the pause of the give-up clock, as suspension and gate require now."""
 
         async def note() -> None:
             await self.paused_s()
@@ -370,7 +370,7 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
 
-    # -- what is counted and said ---------------------------------------------------------------
+    # -- counters and events --------------------------------------------------------------------
 
     def _on_discovered(self, state: StreamState, faxes: Sequence[FaxRow]) -> None:
         is_received = state.direction is Direction.RECEIVED
@@ -379,7 +379,8 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
         emit = state.telling(self.services.emit)
         now, last = self.services.clock.now(), state.progress.last_success_at
         steady = last is not None and now - last < _FRESH
-        gaps = state.progress.gaps  # what was in one was not looked for: that says nothing of eFax
+        # nobody has looked inside a gap, so a fax found there says nothing about eFax
+        gaps = state.progress.gaps
         self.tally["discovered"] += len(faxes)
         state.discovered += len(faxes)
         for fax in faxes:
@@ -422,17 +423,17 @@ class AccountRunner:  # more than 20 methods: what an account says, counts, keep
 
 
 def all_refused(error: object) -> str:
-    """Say whose fault it may be that a good sign-in is followed by refusals only."""
+    """Return the possible causes when eFax accepts the sign-in and refuses everything else."""
     return (
-        f"eFax refuses every user although it takes App ID and key ({str(error).rstrip('.')}): a "
-        "proxy that drops or changes the headers user-id or Authorization may be the cause, or an "
-        "App ID that these User IDs do not belong to"
+        f"eFax refuses every user although it accepts App ID and key ({str(error).rstrip('.')}): "
+        "a proxy may drop or change the headers user-id or Authorization, or these User IDs may "
+        "not belong to the App ID"
     )
 
 
 @contextmanager
 def _progress_of(state: StreamState) -> Iterator[None]:
-    """Requests in here are progress of this user's poll."""
+    """Count requests in this block as progress of the user's poll."""
     _POLLED.set(state)
     try:
         yield
@@ -442,7 +443,7 @@ def _progress_of(state: StreamState) -> Iterator[None]:
 
 @asynccontextmanager
 async def _listing(state: StreamState) -> AsyncIterator[None]:
-    """Requests in here are progress of this user's poll, and nothing of it is deleted meanwhile."""
+    """Count requests in this block as progress of the user's poll; delete nothing meanwhile."""
     async with state.deletions.while_held(DELETED_WITHIN_S):
         with _progress_of(state):
             yield

@@ -1,4 +1,4 @@
-"""eFax's time, which nothing is listed without."""
+"""eFax's time, without which poller lists nothing."""
 
 import asyncio
 from datetime import datetime
@@ -10,7 +10,7 @@ from poller.errors import AccountSuspended, ApiError, Unreachable
 
 
 class AgreedTime:
-    """Asks /health until the server's time is known (three answers at most), for all at once."""
+    """Asks /health until the server's time is known, at most three times, for all callers at once."""
 
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
@@ -18,7 +18,7 @@ class AgreedTime:
         self._agreeing = asyncio.Lock()
 
     async def now(self, user: User) -> datetime:
-        """Return the time there; raises Unreachable, and AccountSuspended, where it stays unknown."""
+        """Return eFax's time; raises Unreachable or AccountSuspended if it remains unknown."""
         if (now := self._known()) is not None:
             return now
         async with self._agreeing:
@@ -28,8 +28,8 @@ class AgreedTime:
                 await self._ask(user)
         if (now := self._known()) is None:
             raise Unreachable(
-                "eFax's clock and ours differ by more than a minute and its answers do not agree "
-                "with each other; set this machine's clock"
+                "eFax's clock and ours differ by more than a minute, and its answers do not agree "
+                "with each other: set this machine's clock"
             )
         return now
 
@@ -43,4 +43,4 @@ class AgreedTime:
         except (Unreachable, AccountSuspended):
             raise
         except ApiError:
-            return  # any answer bears a Date header; whether /health is served does not matter
+            return  # any answer has a Date header, even one that says there is no /health

@@ -1,4 +1,4 @@
-"""Archive one sent fax: once eFax is through with it, as a sidecar with its image or alone."""
+"""Archive one sent fax when eFax has finished it, as a sidecar with its image or alone."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +19,7 @@ _UNDER_WAY_LONG = timedelta(days=1)
 
 
 class Archiver(Fetcher):
-    """Archives the sent faxes of one account, as `sent.archive` of each user says."""
+    """Archives the sent faxes of one account as each user's `sent.archive` says."""
 
     async def _download_with_evidence(self, fax: FaxRow, user: User, draft: Draft) -> None:
         fax = await self._final(fax, user)
@@ -33,7 +33,7 @@ class Archiver(Fetcher):
             await self._alone(fax, draft)
 
     async def _alone(self, fax: FaxRow, draft: Draft) -> None:
-        """Store what eFax says of a fax that has no image, or whose image is not wanted."""
+        """Store only the sidecar of a fax that has no image, or whose image is not wanted."""
         await self._require_claimed(fax)
         staging = draft.stage_alone(self._sidecar_of(fax))
         await self._to_its_end(fax, self._hand_over(fax, draft, staging))
@@ -41,10 +41,10 @@ class Archiver(Fetcher):
     async def _is_given_up(self, fax: FaxRow) -> bool:
         return self._gives_up(fax, self._services.clock.now(), await self._paused_s())
 
-    # -- is eFax through with it ------------------------------------------------------------------
+    # -- has eFax finished it ---------------------------------------------------------------------
 
     async def _final(self, fax: FaxRow, user: User) -> FaxRow:
-        """Return the fax as it is in the end; raises NotFinal, and NotYet where it takes over a day."""
+        """Return the fax in its final state; raises NotFinal, or NotYet if that takes over a day."""
         if final_status(fax.listed).is_final:
             return fax
         age = self._services.clock.now() - fax.first_seen_at
@@ -55,13 +55,15 @@ class Archiver(Fetcher):
         if said.is_final:
             return await self._learn(fax, listed)
         if age >= _UNDER_WAY_LONG:
-            raise NotYet(f"eFax has been sending this fax for over a day; it says {said.status!r}.")
+            raise NotYet(
+                f"eFax has been sending this fax for over a day; its status is {said.status!r}."
+            )
         raise NotFinal(min(max(age / 2, _SOONEST), _LATEST))
 
     async def _said_now(self, fax: FaxRow, user: User) -> dict[str, Any]:
-        """Ask for what a list may never show again; each part may be missing from an answer."""
+        """Ask for what a list may never show again; any part may be missing from the answer."""
         listed = fax.listed
-        with suppress(Rejected):  # an eFax without this call; the list says it, sooner or later
+        with suppress(Rejected):  # an eFax without this call; the list will say it, sooner or later
             listed = listed | await self._client.metadata(
                 user, fax.fax_id, direction=Direction.SENT
             )

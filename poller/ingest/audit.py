@@ -1,4 +1,4 @@
-"""Compare what the ledger says of stored faxes with what is on the disk."""
+"""Compare the ledger's stored faxes with the disk."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,13 +10,13 @@ from poller.ledger import Ledger, OnDisk, State, faxes
 from poller.store import Condition, Finding, Identity, Storage, Store
 
 _LOOK_AGAIN_S = 1.0
-_STEP = 8  # faxes looked at in one go
-_AT_ONCE = 500  # paths asked for in one query
+_STEP = 8  # faxes per step
+_AT_ONCE = 500  # paths per query
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One fax, and what was found where its files should be."""
+    """One fax, and what the look at its files found."""
 
     row: OnDisk
     finding: Finding
@@ -30,8 +30,8 @@ class Checked:
 class Auditor:
     """Reads page by page, so that neither memory nor any transaction grows with the ledger.
 
-    What it raises (StorageUnusable, StorageConflict, LedgerUnavailable) ends the audit: of a
-    storage that is not there nothing can be said.
+    StorageUnusable, StorageConflict and LedgerUnavailable end the audit: nothing can be said about
+    a storage that is not there.
     """
 
     ledger: Ledger
@@ -43,9 +43,9 @@ class Auditor:
     async def pages(
         self, *, thorough: bool, limit: int | None = None
     ) -> AsyncIterator[list[Checked]]:
-        """Go through the faxes that should be there, newest first, at most `limit`.
+        """Check the faxes whose files should be on the disk, newest first, at most `limit`.
 
-        What is damaged is noted in the ledger, and what is well again as well.
+        Notes in the ledger which are damaged and which are well again.
         """
         below, left = None, limit
         while left is None or left > 0:
@@ -58,7 +58,7 @@ class Auditor:
             left = None if left is None else left - len(rows)
 
     async def check(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        """Look at the files of these faxes, and note what is damaged or well again."""
+        """Check the files of these faxes, and note which are damaged or well again."""
         checked = await self._checked(rows, thorough=thorough)
         await self._note(checked, thorough=thorough)
         return checked
@@ -73,7 +73,7 @@ class Auditor:
         return found
 
     async def look(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        """In small steps: a thread cannot be stopped, and a stop of the service waits for it."""
+        """Look in small steps: a thread cannot be stopped, and the end of the service waits for it."""
         turns = asyncio.Semaphore(self.threads)
 
         async def look(some: Sequence[OnDisk]) -> list[Checked]:
@@ -86,7 +86,7 @@ class Auditor:
         return [one for answer in answers for one in answer]
 
     async def _note(self, checked: Sequence[Checked], *, thorough: bool) -> None:
-        """A quick look does not take back what a thorough one has found."""
+        """Note the results; a quick look does not undo what a thorough one found."""
         found = {
             one.row.id: (one.row.sha256, one.finding.why)
             for one in checked
@@ -98,7 +98,7 @@ class Auditor:
             await self.ledger.write(faxes.note_damage, found, self.clock.now())
 
     async def strangers(self) -> AsyncIterator[str]:
-        """Give the visible files that belong to no fax; directory by directory."""
+        """Yield the visible files that belong to no fax, directory by directory."""
         waiting = [""]
         while waiting:
             directory = waiting.pop()

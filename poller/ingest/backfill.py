@@ -1,4 +1,4 @@
-"""Old windows that an operator asked for, listed beside the live ones."""
+"""List old windows that an operator asked for, in addition to the live ones."""
 
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ _FIRST, BACKFILL_CAP = timedelta(seconds=10), timedelta(minutes=5)
 
 
 class Backfills:
-    """Goes on with the backfills of the streams of one account."""
+    """Continues the backfills of one account's streams."""
 
     def __init__(self, lister: SliceLister, empties: Emptiness, services: Services) -> None:
         self._lister = lister
@@ -27,25 +27,25 @@ class Backfills:
         self._emit = services.emit
 
     async def go_on(self, state: StreamState, run: PollRun) -> None:
-        """Go on with what was asked for, as far as this poll's time reaches."""
+        """Continue the requested backfills within this poll's time."""
         too_early = self._clock.monotonic() < state.backfill_not_before
         if not state.progress.backfill_waits or too_early:
             return
         if await self._all_through(state, run):
-            await state.reread()  # another one may have been asked for meanwhile
+            await state.reread()  # an operator may have requested another meanwhile
 
     async def _all_through(self, state: StreamState, run: PollRun) -> bool:
         for asked in await self._ledger.read(backfills.waiting, state.id):
             now = asked
             while (rest := now.rest) is not None and now.done_at is None:
-                left = None  # of what lies in the future
+                left = None  # the rest is in the future
                 if planned := backfill_slice(rest, run.now, _rules(state)):
                     piece, left = planned
                     if run.is_over(self._clock.monotonic()):
                         return False
                     if not await self._list(state, asked, piece, run):
                         return False
-                    await self._empties.settle()  # it is not asked for a second time
+                    await self._empties.settle()  # nothing will ask for it a second time
                 now = await self._ledger.write(
                     backfills.listed, asked.id, left, run.not_listed, self._clock.now()
                 )
@@ -60,7 +60,7 @@ class Backfills:
         return True
 
     async def _list(self, state: StreamState, asked: Backfill, piece: Slice, run: PollRun) -> bool:
-        """List one slice; what cannot be listed of it is noted. False: it is to be asked for again."""
+        """List one slice and note what could not be listed; return False to ask for it again."""
         try:
             through = await self._lister.list_halving(state, piece, run)
         except ApiError as error:
@@ -72,7 +72,7 @@ class Backfills:
                 return False
             run.not_listed = [(piece.interval, str(error))]
             through = True
-        # What took too long for one poll is asked for in shorter slices from here on.
+        # From now on, ask for shorter slices of what took too long for one poll.
         state.backfill_failures = max(0, state.backfill_failures + (-1 if through else 1))
         run.not_listed = run.not_listed if through else []
         return through
@@ -91,5 +91,5 @@ class Backfills:
 
 
 def _rules(state: StreamState) -> WindowRules:
-    """The slices of a backfill are halved, down to an hour, each time that one failed."""
+    """Halve the slices of a backfill after each failure, down to an hour."""
     return halved(rules(state), state.backfill_failures)

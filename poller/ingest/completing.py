@@ -1,4 +1,4 @@
-"""What a list leaves out of a received fax: asked for once, just before the fax is fetched."""
+"""Ask once, just before the fetch, for what a list leaves out of a received fax."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -11,14 +11,15 @@ from poller.errors import ApiError, DeadlinePassed, RateLimited, Rejected, Token
 from poller.ledger import FaxRow, Ledger, faxes
 from poller.stream import Direction
 
-# A refused token costs a sign-in, which the polls may need; a call without an answer costs a minute.
+# A refused token costs a sign-in, which polls may need; a call without an answer costs a minute.
 _PAUSE_S = timedelta(minutes=10).total_seconds()
 
 
 class Completer:
-    """Completes the records of one account's faxes from what `GET /faxes/{id}/metadata` says.
+    """Completes the records of one account's faxes with `GET /faxes/{id}/metadata`.
 
-    Before the image is asked for, which marks it at eFax: what follows shall not wait for this.
+    It runs before the image request, which marks the fax at eFax, so that nothing after that must
+    wait.
     """
 
     def __init__(self, client: Client, ledger: Ledger, clock: Clock) -> None:
@@ -26,12 +27,12 @@ class Completer:
         self._ledger = ledger
         self._clock = clock
         self._answered: set[int] = set()
-        self._not_before = 0.0  # of the monotonic clock
+        self._not_before = 0.0  # monotonic
 
     async def completed(self, fax: FaxRow, user: User) -> FaxRow:
-        """Return the fax as eFax knows it; as it was listed, where eFax does not say more.
+        """Return the fax with what eFax adds to its record; as listed, if eFax adds nothing.
 
-        Raises LedgerUnavailable; whatever eFax answers holds no fax back.
+        Raises LedgerUnavailable. No answer of eFax can delay a fax.
         """
         if fax.direction is not Direction.RECEIVED or not lacks_something(fax.listed):
             return fax
@@ -46,14 +47,14 @@ class Completer:
         return replace(fax, listed=listed, received_at=at)
 
     def forget(self, fax: FaxRow) -> None:
-        """Drop what is known of a fax that is stored."""
+        """Forget what is known about a stored fax."""
         self._answered.discard(fax.id)
 
     async def _asked(self, fax: FaxRow, user: User) -> dict[str, object] | None:
         for _ in range(2):
             try:
                 said = await self._client.metadata_once(user, fax.fax_id)
-            except RateLimited:  # the next turn comes when eFax lets us ask again
+            except RateLimited:  # wait until eFax allows requests again
                 continue
             except Rejected:
                 said = {}

@@ -1,4 +1,4 @@
-"""Delete at eFax what is proved to be stored here: intention, proof, rules once more, call, outcome."""
+"""Delete at eFax what is proved stored: intention, proof, rules again, call, outcome."""
 
 import asyncio
 import math
@@ -31,27 +31,27 @@ from poller.ledger.tables import JobKind
 from poller.store import Condition
 from poller.window import Interval
 
-PROVED_FOR_S = 60.0  # a request may wait for its turn for hours
-DELETED_WITHIN_S = 20.0  # the polls of the user wait for it
+PROVED_FOR_S = 60.0  # a request may wait for hours until it is sent
+DELETED_WITHIN_S = 20.0  # the user's polls wait for it
 _WALKED_AT_ONCE = 2_000
 _LOOKED_AT_ONCE = 200
-# Untried intentions of a user: so that what is to go is not written down years ahead.
+# Untried intentions per user, so that nothing is written down years ahead.
 _OPEN_AT_MOST = 200
 _ANEW_S = 86_400.0
 _LISTED_BACK = timedelta(hours=1)
 
 
 class _NotNow(PollerError):
-    """What must hold at the moment of the call does not; nothing was asked of eFax."""
+    """A condition does not hold at the moment of the call, so eFax was not asked."""
 
 
 class _Kept(PollerError):
-    """The fax is not to be deleted any more."""
+    """The fax must not be deleted any longer."""
 
 
 @dataclass
 class _Attempt:
-    """One attempt: what was proved and when (monotonic), and whether the user's list is held back."""
+    """One attempt: what was proved and when (monotonic), and whether it holds the user's list."""
 
     errand: Errand
     state: StreamState
@@ -63,7 +63,7 @@ class _Attempt:
 
 @dataclass
 class _WalkUnderWay:
-    """Along what was stored; from `again` on faxes of the streams `full` were passed by."""
+    """A walk along the stored faxes; from `again` on, it left out those of the streams in `full`."""
 
     place: Place = field(default_factory=Place)
     again: Place | None = None
@@ -71,7 +71,7 @@ class _WalkUnderWay:
 
 
 class Deleter:
-    """Deletes faxes of one account. `memory` forgets a witness before it goes."""
+    """Deletes faxes of one account. `memory` forgets a witness before eFax deletes it."""
 
     def __init__(
         self,
@@ -100,20 +100,20 @@ class Deleter:
         return any(state.user.delete.after is not None for state in self._states.values())
 
     def is_asking(self, fax: int) -> bool:
-        """Whether eFax is being asked to delete this one now; before that, nothing is lost by ending it."""
+        """Whether the request to delete this fax is under way; before that, an end loses nothing."""
         return fax in self._asking
 
     def now(self) -> datetime:
-        """Return the earlier of two clocks: one that is ahead must not make a fax old."""
+        """Return the earlier of two clocks, so that a clock ahead does not make a fax old."""
         return min(self._clock.now(), self._client.server_now())
 
-    # -- what is to go ----------------------------------------------------------------------------
+    # -- what to delete ---------------------------------------------------------------------------
 
     async def plan(self) -> bool:
-        """Write down what has become old enough, some at a time; True where there may be more."""
+        """Write down some faxes that have become old enough; return whether there may be more."""
         rules = {id_: state.user.delete for id_, state in self._states.items()}
         now_s = self._clock.monotonic()
-        # What was passed by may go by another rule now, or be well again.
+        # A fax that was left out may meanwhile have another rule, or be well again.
         if rules != self._rules or now_s - self._begun_s >= _ANEW_S:
             self._rules, self._walks, self._begun_s = rules, {}, now_s
         if not self._client.server_clock.agreed:
@@ -148,7 +148,7 @@ class Deleter:
         is_through = len(passed) < _WALKED_AT_ONCE
         if not is_through:
             walk.place = passed[-1].place
-        elif until > begin.stored_at:  # what is deleted need not be passed over again
+        elif until > begin.stored_at:  # do not walk over deleted faxes again
             walk.place = Place(until)
         if is_through and any(waiting[stream] < _OPEN_AT_MOST / 2 for stream in walk.full):
             assert walk.again is not None
@@ -157,7 +157,7 @@ class Deleter:
         return not is_through
 
     async def _intend(self, some: Sequence[Passed]) -> list[int]:
-        """Write down those whose files look well, by their sizes; the stream of each."""
+        """Write down those whose files, by their sizes, look well; return their streams."""
         ids = [one.fax for one in some]
         asked = await self._ledger.read(errands.of_faxes, ids, JobKind.DELETE)
         new = set(ids) - {errand.fax.id for errand in asked}
@@ -179,9 +179,9 @@ class Deleter:
     # -- one deletion -----------------------------------------------------------------------------
 
     async def run(self, errand: Errand, state: StreamState) -> None:
-        """Delete it, or record why not; raises LedgerUnavailable, where nothing could be recorded."""
+        """Delete the fax, or record why not; raises LedgerUnavailable if nothing could be recorded."""
         try:
-            await self._time.now(state.user)  # from here on `now` knows eFax's
+            await self._time.now(state.user)  # from now on, `now` knows eFax's time
         except ApiError as error:
             await self._ends.failed(errand, error)
             return
@@ -190,7 +190,7 @@ class Deleter:
             return
         try:
             proof = await self._prove(errand, state)
-        except (StorageUnusable, StorageConflict):  # what is not mounted proves nothing
+        except (StorageUnusable, StorageConflict):  # an unmounted disk proves nothing
             await self._ends.put_off(errand)
             return
         if proof is None:
@@ -211,7 +211,7 @@ class Deleter:
         except _NotNow:
             await self._ends.put_off(errand, shortly=True)
         except TimeoutError:
-            await self._failed(errand, Unreachable("eFax has not answered in time"))
+            await self._failed(errand, Unreachable("eFax did not answer in time"))
         except _Kept:
             await self._ledger.write(errands.end, errand)
         except PollerError as error:
@@ -225,13 +225,13 @@ class Deleter:
 
     @staticmethod
     def _end(attempt: _Attempt) -> None:
-        """Nothing shifts the list of its user any more."""
+        """Release the user's list: this deletion no longer shifts it."""
         if attempt.begun:
             attempt.begun = False
             attempt.state.deletions.end()
 
     async def _see_it_gone(self, errand: Errand, state: StreamState) -> None:
-        """404 may be about the user, or a proxy's; raises ApiError where that is not ruled out."""
+        """Confirm that a 404 means this fax and not the user or a proxy; raises ApiError."""
         if await self._client.has_fax(state.user, errand.fax.fax_id):
             raise Rejected("eFax says that there is no such fax to delete, but shows its metadata")
         now = await self._time.now(state.user)
@@ -245,7 +245,7 @@ class Deleter:
     async def _failed(self, errand: Errand, error: PollerError) -> None:
         end = await self._ends.failed(errand, error)
         if end is None or (not end.is_left and str(error) == errand.last_error):
-            return  # it says nothing new
+            return  # nothing new
         await self._ledger.write(deletions.refused, errand, str(error), self._clock.now())
         self._services.emit(
             events.DeleteRefused(*errand.fax.names, error, errand.failures + 1, end.is_left)
@@ -256,7 +256,7 @@ class Deleter:
         return deletion.why_kept(errand.fax, rule, self.now(), errand.stored_before)
 
     async def _prove(self, errand: Errand, state: StreamState) -> str | None:
-        """Read the files now; how they prove it, or None where they do not."""
+        """Read the files now; return how they prove the fax, or None if they do not."""
         rows: list[OnDisk] = await self._ledger.read(faxes.on_disk_of, [errand.fax.id])
         for one in await self._auditor.check(rows, thorough=True):
             if deletion.why_unproved(state.user.delete, one.finding) is None:
@@ -267,29 +267,29 @@ class Deleter:
         return None
 
     async def _claim(self, attempt: _Attempt) -> None:
-        """It is the request's turn, perhaps long after the proof: see that all of it still holds.
+        """Check again that everything holds, as the request may go out long after the proof.
 
-        From the last look at the ledger on nothing else runs before the request is sent.
+        After the last look at the ledger, nothing else runs until the request is sent.
         """
         errand, state = attempt.errand, attempt.state
         if self._clock.monotonic() - attempt.proved_at > PROVED_FOR_S:
-            raise _NotNow("it is proved anew first")
+            raise _NotNow("the fax must be proved again first")
         job = (errand.fax.id, errand.fence, JobKind.DELETE)
         is_open = await self._ledger.read(jobs.is_open, *job)
         (row,) = await self._ledger.read(faxes.some, [errand.fax.id])
         rule = state.user.delete if self._states.get(state.id) is state else None
         why = deletion.why_kept(row, rule, self.now(), errand.stored_before)
         if not is_open or why is not None or row.sha256 != errand.fax.sha256:
-            raise _Kept(why or "it was decided otherwise meanwhile")
+            raise _Kept(why or "somebody has decided otherwise meanwhile")
         if not self._services.gate.usable:
-            raise _NotNow("the storage cannot be used")
+            raise _NotNow("the storage is unusable")
         if state.is_refused:
             raise _NotNow("eFax refuses the user")
         if state.deletions.held:
-            raise _NotNow("the user's list is being read")
+            raise _NotNow("poller is reading the user's list")
         if not attempt.begun:
             if not self._memory.give_up(row.stream, row.fax_id):
-                raise _NotNow("it proves just now that an empty list is one")
+                raise _NotNow("the fax is the proof of an empty list right now")
             attempt.begun = state.deletions.begin()
             self._asking.add(row.id)
         attempt.deadline.reschedule(asyncio.get_running_loop().time() + DELETED_WITHIN_S)

@@ -1,4 +1,4 @@
-"""The empty lists of one account: known faxes are asked for as proof that nothing came."""
+"""The empty lists of one account: asking for known faxes proves that nothing has arrived."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from poller.window import Coverage, Interval
 
 LOST = (
     "eFax lists nothing that it listed before: faxes that are stored here are missing from the "
-    "lists that held them"
+    "lists that contained them"
 )
 
 Record = Callable[[StreamState, Page, Interval], Awaitable[None]]
@@ -33,10 +33,10 @@ async def _unrecorded(_state: StreamState, _page: Page, _window: Interval) -> No
 
 
 class EmptyLists:
-    """Believes the empty lists of one account, or does not.
+    """Decides whether to believe the empty lists of one account.
 
-    What an empty list covers waits in `StreamState.unproved` for a proof that comes after it: a list
-    that holds a fax, or a witness.
+    The coverage of an empty list waits in `StreamState.unproved` for a later proof: a list that
+    contains a fax, or a witness.
     """
 
     def __init__(
@@ -54,23 +54,24 @@ class EmptyLists:
         self.memory = ListMemory(client, ledger, clock, states)
         self.spelling = Spelling(client, clock, self.memory, self._judge)
         self.believe, self.learn = self.spelling.believe, self.spelling.learn
-        self.record: Record = _unrecorded  # what a witness's window lists may be new
+        self.record: Record = _unrecorded  # the list of a witness's window may contain new faxes
         self._waiting: dict[int, StreamState] = {}
         self._proofs = 0
         self._said_deleted = False
 
-    # -- what waits for a proof ---------------------------------------------------------------
+    # -- coverage that waits for a proof ------------------------------------------------------
 
     async def listed(self, user: User, page: Page) -> None:
-        """Take a list of this user that holds faxes for the proof that it is."""
+        """Take a list of this user that contains faxes as the proof."""
         self.memory.well = user
         lists = await self.memory.known()
-        if not set(page.marks).isdisjoint(lists.given_up):  # it was an outage
+        # the missing faxes are back, so it was an outage
+        if not set(page.marks).isdisjoint(lists.given_up):
             await self.memory.keep(replace(lists, given_up=(), deleted_until=None))
         await self._proved()
 
     async def cover(self, state: StreamState, covers: Interval) -> None:
-        """Cover what an empty list says, once that is proved; raises AccountSuspended if it is not."""
+        """Cover what an empty list covers, once proved; raises AccountSuspended if it is not."""
         state.unproved = state.unproved.add(covers)
         self._waiting[state.id] = state
         last = state.progress.last_received_at
@@ -85,12 +86,12 @@ class EmptyLists:
         return bool(self._waiting) and self.memory.is_due(self.memory.proved_s)
 
     async def settle(self) -> None:
-        """Prove what waits for it, with one witness for all; raises AccountSuspended."""
+        """Prove everything that waits, with one witness for all; raises AccountSuspended."""
         if not self._waiting:
             return
         async with self.memory.lock:
             if not self._waiting:
-                return  # somebody's proof has come in the meantime
+                return  # another caller's proof has arrived meanwhile
             try:
                 await self._judge()
             except BaseException:
@@ -98,13 +99,13 @@ class EmptyLists:
                 raise
 
     def disbelieve(self) -> None:
-        """List again what waits for a proof: one that comes much later would prove nothing of it."""
+        """Have everything listed again that waits for a proof: a much later one would prove nothing."""
         for state in self._waiting.values():
             state.unproved = Coverage()
         self._waiting.clear()
 
     async def prove(self) -> None:
-        """Ask for a known fax now; raises AccountSuspended where none is listed any more."""
+        """Ask for a known fax now; raises AccountSuspended if eFax no longer lists any."""
         await self.memory.known()
         async with self.memory.lock:
             await self._judge()
@@ -112,7 +113,7 @@ class EmptyLists:
     # -- witnesses -----------------------------------------------------------------------------
 
     async def _judge(self) -> Credibility:
-        """Ask for known faxes until one is listed; raises AccountSuspended where none is."""
+        """Ask for known faxes until eFax lists one; raises AccountSuspended if it lists none."""
         is_probe = self._client.suspension.until is not None
         proofs = self._proofs
         found: dict[Witness, WitnessResult] = {}
@@ -124,7 +125,7 @@ class EmptyLists:
                 break
         outcome = credibility(found.values())
         if outcome is Credibility.LOST and self._proofs > proofs:
-            return Credibility.PROVED  # by a list that came in the meantime
+            return Credibility.PROVED  # by a list that arrived meanwhile
         if outcome is Credibility.PROVED:
             await self._proved()
             return outcome
@@ -145,7 +146,7 @@ class EmptyLists:
             page = await self._client.list_received(
                 state.user, witness.window, 0, is_probe=is_probe
             )
-        except WindowRefused:  # too old by now, and it gets no younger
+        except WindowRefused:  # too old by now, and it will not get younger
             self._drop([witness])
             return WitnessResult.REFUSED
         except UserRefused:
@@ -169,11 +170,11 @@ class EmptyLists:
         self.memory.proved_s = None
         self.disbelieve()
         witnesses = self.memory.witnesses
-        self.memory.witnesses = witnesses[1:] + witnesses[:1]  # a probe asks for another one
+        self.memory.witnesses = witnesses[1:] + witnesses[:1]  # the next probe asks for another fax
         raise self._client.breaker.distrust(LOST, EndsBy.JUDGEMENT)
 
     async def _forget(self, deleted: Sequence[Witness], *, is_sure: bool) -> None:
-        """Ask for these no more; say so once no other one is left to be asked for."""
+        """Stop asking for these faxes; emit an event if there is no other left to ask for."""
         self._drop(deleted)
         if self.memory.witnesses or not deleted:
             return
@@ -190,7 +191,7 @@ class EmptyLists:
         self.memory.witnesses = [one for one in self.memory.witnesses if one not in gone]
 
     async def _proved(self) -> None:
-        """The lists are well: cover what waits for that."""
+        """Believe the lists: record the coverage that waited for this."""
         self._proofs += 1
         lists = await self.memory.known()
         if lists.believed_since is not None:
@@ -203,8 +204,8 @@ class EmptyLists:
         self.memory.proved_s = self._clock.monotonic()
         if self._client.suspension.ends_by is EndsBy.JUDGEMENT:
             self._client.breaker.trust()
-        for id_ in list(self._waiting):  # what a ledger that fails leaves there goes on waiting
+        for id_ in list(self._waiting):  # what remains after a failure of the ledger keeps waiting
             if (state := self._waiting.pop(id_, None)) is None:
-                continue  # released by another proof
+                continue  # another proof released it
             unproved, state.unproved = state.unproved, Coverage()
             await state.record_soon(*map(Covered, unproved.intervals))

@@ -1,4 +1,4 @@
-"""How an errand ends that is not done: put off, tried again at growing intervals, or left."""
+"""How an unfinished errand ends: postponed, tried again at growing intervals, or left."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _SHORTLY_S = 3.0
 
 @dataclass(frozen=True)
 class Refused:
-    """eFax refused it; `is_left`: for so long that it is not tried any more."""
+    """eFax refused the errand; `is_left`: for so long that poller stops trying."""
 
     is_left: bool
 
@@ -28,9 +28,9 @@ class Ends:
         self._services = services
 
     async def put_off(self, errand: Errand, *, shortly: bool = False) -> None:
-        """It is no fault of the fax: it is due again soon, and nothing is counted.
+        """Make the errand due again soon, without counting a failure: the fax is not to blame.
 
-        `shortly`: something else was under way. Never after the same time, or it could meet each poll.
+        `shortly`: other work was in the way. The pause varies, or it could coincide with each poll.
         """
         pause_s = _SHORTLY_S * (1 + self._services.random())
         due = self._services.clock.now() + (timedelta(seconds=pause_s) if shortly else _PUT_OFF)
@@ -38,7 +38,7 @@ class Ends:
         await self._services.ledger.write(jobs.postpone, *job)
 
     async def failed(self, errand: Errand, error: PollerError) -> Refused | None:
-        """Record it; what it comes to where eFax refused it, None where it may only be unreachable."""
+        """Record a failure; return Refused if eFax refused it, None if it may just be unreachable."""
         if isinstance(error, OF_THE_ACCOUNT):
             await self.put_off(errand)
             return None

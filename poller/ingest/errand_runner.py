@@ -1,4 +1,4 @@
-"""Do the errands of one account, few at a time, after all that brings faxes here."""
+"""Do the errands of one account, few at a time, after all work that brings faxes here."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -24,7 +24,7 @@ _CUT_OFF_S = 5.0
 
 
 class ErrandRunner:
-    """Looks for what is due while something is configured, asked for or left over; else when woken.
+    """Looks regularly while deletions are configured or errands remain; otherwise when woken.
 
     `may_ask` is False while the account is suspended. `drain()` ends it.
     """
@@ -53,7 +53,7 @@ class ErrandRunner:
         self._stopping = False
 
     def wake(self) -> None:
-        """Something may be asked for now."""
+        """Note that there may be a new errand."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -66,13 +66,13 @@ class ErrandRunner:
             await self._wait(pause_s)
 
     async def run_until_idle(self) -> None:
-        """Do what was asked for and is due now, where no service does it."""
+        """Do the errands that are due now, if no service does."""
         while await self._begin_due() or self._running:
-            if self._running:  # what was begun may have ended while the ledger was read
+            if self._running:  # a task may have ended while the ledger was read
                 await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def look(self) -> float | None:
-        """Begin what is due; after how long to look again, None where nothing is to be done."""
+        """Start what is due; return when to look again, None if nothing remains."""
         is_on = self._deleter.is_configured
         try:
             may_ask = not self._stopping and self._may_ask()
@@ -82,11 +82,11 @@ class ErrandRunner:
                 return _MORE_S
             waits = is_on or await self._ledger.read(errands.waiting, self._app_id) > 0
         except (LedgerUnavailable, StorageUnusable, StorageConflict):
-            return LOOK_S  # the gate says so
+            return LOOK_S  # the gate reports it
         return LOOK_S if waits else None
 
     async def drain(self, timeout_s: float) -> None:
-        """Begin nothing more, let deletions that eFax was asked for end, then cut them off."""
+        """Start nothing more, let requested deletions finish, then cut them off."""
         self._stopping = True
         self._wake.set()
         for (_, fax), task in self._running.items():
@@ -107,7 +107,7 @@ class ErrandRunner:
             return
 
     async def _begin_due(self) -> int:
-        """Begin as many as may be under way at once; how many."""
+        """Start as many errands as may run at once; return how many."""
         if self._stopping or not self._may_ask():
             return 0
         begun = 0
@@ -118,7 +118,7 @@ class ErrandRunner:
         return begun
 
     async def _due(self, kind: JobKind) -> list[Errand]:
-        under_way = [fax for of, fax in self._running if of is kind]  # may end while it is read
+        under_way = [fax for of, fax in self._running if of is kind]  # one may end during the read
         due = await self._read(kind)
         if kind is JobKind.MARK or not due:
             free = [one for one in due if one.fax.id not in under_way]
@@ -129,7 +129,7 @@ class ErrandRunner:
         lately = await self._ledger.read(deletions.deleted_since, self._app_id, since)
         passed_by: set[int] = set()
         wanted = self._within_the_day(due, lately, under_way)
-        while not wanted and len(due) == _READ_AT_ONCE:  # users who must wait stop no others
+        while not wanted and len(due) == _READ_AT_ONCE:  # users who must wait block no others
             passed_by |= {one.fax.stream for one in due}
             due = await self._read(kind, passed_by)
             wanted = self._within_the_day(due, lately, under_way)
@@ -140,7 +140,7 @@ class ErrandRunner:
         return await self._ledger.read(errands.due, self._app_id, kind, now, _READ_AT_ONCE, not_of)
 
     def _within_the_day(self, due: list[Errand], lately: int, under_way: list[int]) -> list[Errand]:
-        """Keep what the limits of the users allow, of accepted users whose lists are not being read."""
+        """Keep the errands that limits and holds allow now, of users whom eFax accepts."""
         wanted: list[Errand] = []
         for errand in due:
             state = self._states.get(errand.fax.stream)
@@ -156,7 +156,7 @@ class ErrandRunner:
         return wanted
 
     def _begin(self, errand: Errand) -> bool:
-        """The ledger was read meanwhile; False where the user is gone or the end has come."""
+        """Start an errand; return False if the user has gone or the end has come meanwhile."""
         state, key = self._states.get(errand.fax.stream), (errand.kind, errand.fax.id)
         if state is None or self._stopping or key in self._running:
             return False
@@ -177,7 +177,7 @@ class ErrandRunner:
             except LedgerUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - a bug met by one fax must not stop the others
-                what = f"An attempt to {errand.kind} a fax at eFax ended by an error that nobody expected."
+                what = f"An unexpected error ended an attempt to {errand.kind} a fax at eFax."
                 log.say(events.InternalError(what, error, *errand.fax.names))
                 await self._ends.put_off(errand)
         except LedgerUnavailable as error:

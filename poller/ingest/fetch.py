@@ -1,4 +1,4 @@
-"""Fetch one fax: from a pending row to a stored one, or to a failed attempt that says why."""
+"""Fetch one fax: from a pending row to a stored one, or to a failed attempt with its reason."""
 
 import asyncio
 import enum
@@ -43,16 +43,16 @@ from poller.store import Draft, Identity, Origin, Storage, sidecar
 from poller.stream import Direction
 
 T = TypeVar("T")
-_AGAIN_S = 2.0  # between two downloads of a document that came broken
+_AGAIN_S = 2.0  # between two downloads of a broken document
 _POSTPONED = timedelta(seconds=30)
 _NO_FAULT_OF_IT = (*OF_THE_ACCOUNT, NotChecked)
 
 
 class Outcome(enum.Enum):
-    """What became of one attempt.
+    """The outcome of one attempt.
 
-    *Postponed* says nothing about the fax itself. *Withdrawn*: since its row was read,
-    an operator dismissed the fax, made it due or removed its user.
+    *Postponed* says nothing about the fax itself. *Withdrawn*: since the row was read, an operator
+    has dismissed the fax, made it due or removed its user.
     """
 
     STORED = enum.auto()
@@ -65,7 +65,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Services:
-    """What fetching needs, the same for all accounts."""
+    """What fetching needs, shared by all accounts."""
 
     ledger: Ledger
     storage: Storage
@@ -80,7 +80,7 @@ class Services:
 
 
 class Broken(PollerError):
-    """It came whole over the wire but is not whole, or could not be checked; `problem` names how."""
+    """The document arrived completely but is not whole, or could not be checked; see `problem`."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(
@@ -90,7 +90,7 @@ class Broken(PollerError):
 
 
 class NotFinal(PollerError):
-    """eFax is not through with the fax; it is looked at again after `pause`."""
+    """eFax has not finished the fax; look again after `pause`."""
 
     def __init__(self, pause: timedelta) -> None:
         super().__init__("eFax is still sending this fax")
@@ -98,11 +98,11 @@ class NotFinal(PollerError):
 
 
 class _Withdrawn(PollerError):
-    """The fax is no longer what it was when its row was read."""
+    """The fax has changed since its row was read."""
 
 
-class Fetcher:  # a method for each step of an attempt, and for each way in which it ends
-    """Fetches the faxes of one account. `paused_s` says how long its give-up clock has stood still."""
+class Fetcher:  # a method for each step of an attempt and for each way it ends
+    """Fetches the faxes of one account. `paused_s` returns how long its give-up clock stood still."""
 
     def __init__(
         self, services: Services, client: Client, *, paused_s: Callable[[], Awaitable[float]]
@@ -112,16 +112,16 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         self._paused_s = paused_s
         self._completer = Completer(client, services.ledger, services.clock)
         self._drafts: dict[int, Draft] = {}
-        self._writing: set[int] = set()  # what the ledger is asked to record of a hand-over
-        self._to_mark: set[int] = set()  # those whose mark at eFax is put back once they are stored
+        self._writing: set[int] = set()  # faxes whose hand-over the ledger is recording
+        self._to_mark: set[int] = set()  # faxes whose mark to restore at eFax once they are stored
 
     def is_arriving(self, fax: int) -> bool:
-        """Whether the image of this fax has begun to come in; before that, nothing is lost by ending it."""
+        """Whether this fax's image has begun to arrive; before that, an end loses nothing."""
         draft = self._drafts.get(fax)
         return draft is not None and draft.begun
 
     async def fetch(self, fax: FaxRow, user: User) -> Outcome:
-        """Bring `fax` to the disk or record why not; raises nothing but cancellation."""
+        """Store `fax` on the disk or record why not; raises only cancellation."""
         if not user.mark_downloaded and not fax.refetch and listed_as_new(fax.listed):
             self._to_mark.add(fax.id)
         try:
@@ -164,7 +164,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         return Outcome.STORED
 
     async def _carry_on(self, fax: FaxRow, draft: Draft) -> bool:
-        """Bring to its end what an earlier attempt has left; False: the fax has to be fetched."""
+        """Finish what an earlier attempt left; return False if the fax must be fetched."""
         found = await self._left_before(fax, draft)
         if isinstance(found, Staged):
             await self._require_claimed(fax)
@@ -202,7 +202,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             raise
 
     async def _download(self, fax: FaxRow, user: User, draft: Draft) -> None:
-        """Download and store; as damaged, when the document is broken in the same way twice."""
+        """Download and store the fax; store it as damaged if it is broken in the same way twice."""
         first = await self._download_once(fax, user, draft)
         if first is None:
             return
@@ -218,7 +218,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         await self._to_its_end(fax, self._hand_over(fax, draft, staging))
 
     async def _download_once(self, fax: FaxRow, user: User, draft: Draft) -> str | None:
-        """Download and, if it is whole, store; else say how the document is broken."""
+        """Download the fax and store it if it is whole; otherwise return how it is broken."""
         await self._client.fetch_image(
             user,
             fax.fax_id,
@@ -232,13 +232,13 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         if await self._to_its_end(fax, self._hand_over(fax, draft, staging)):
             return None
         problem = _problem(await draft.check(), fax)
-        assert problem is not None  # or it would have been stored
+        assert problem is not None  # otherwise it would be stored
         return problem
 
     async def _to_its_end(self, fax: FaxRow, work: Coroutine[Any, Any, T]) -> T:
-        """A stop waits for what is under way in the store and its row, once; not for a ledger alone.
+        """Let running work in the store and its row finish, once, before a stop; not for the ledger alone.
 
-        What is cut off after the ticket is in the row is settled by it.
+        If the stop cuts it off after the ticket is in the row, the ticket settles it.
         """
         task = asyncio.create_task(work)
         try:
@@ -269,12 +269,12 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         return staged is not None
 
     async def _publish(self, fax: FaxRow, draft: Draft, staged: Staged) -> None:
-        """The ticket is in the row before anybody can take the fax away."""
+        """Record the ticket before anybody can take the fax away, then publish."""
         with self._written(fax):
             await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
         try:
             if not await draft.publish(staged):
-                raise StorageConflict("the fax's sidecar vanished before it had its name")
+                raise StorageConflict("the fax's sidecar vanished before it got its name")
         except MovedAway:
             await self._services.ledger.write_together(jobs.staged, (fax.id, None))
             await draft.take_back(staged)
@@ -282,9 +282,9 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
         await self._record(fax, staged.file, staged.problem)
 
     async def _require_claimed(self, fax: FaxRow) -> None:
-        """The row was read before the fax waited for its turn."""
+        """Check the job again: its row was read before the fax waited for its turn."""
         if not await self._services.ledger.read(jobs.is_open, fax.id, fax.fence):
-            raise _Withdrawn("the fax is not to be fetched by what was read of it")
+            raise _Withdrawn("the fax's job has changed since it was read")
 
     def _sidecar_of(
         self, fax: FaxRow, stored_at: datetime | None = None
@@ -315,13 +315,13 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
             is_unchecked = _is_unchecked(problem)
             self._services.emit(events.FaxDamaged(*fax.names, file.file, problem, is_unchecked))
 
-    # -- what did not work --------------------------------------------------------------------
+    # -- failures -----------------------------------------------------------------------------
 
     async def _storage_failed(self, fax: FaxRow, error: StorageUnusable) -> Outcome:
         gate = self._services.gate
         if not await gate.look_again():
-            return Outcome.POSTPONED  # the gate is shut; it stays due
-        if gate.half_open:  # nobody knows whose fault it is; another fax shall try next
+            return Outcome.POSTPONED  # the gate is shut; the fax stays due
+        if gate.half_open:  # the cause is unknown; let another fax try next
             gate.close(str(error))
             return await self._postpone(fax, error)
         return await self._failed(fax, _in_its_directory(fax, error))
@@ -329,7 +329,7 @@ class Fetcher:  # a method for each step of an attempt, and for each way in whic
     async def _postpone(
         self, fax: FaxRow, error: PollerError, pause: timedelta = _POSTPONED
     ) -> Outcome:
-        """The account's fault, or this machine's, says nothing about the fax: it is due again soon."""
+        """Make the fax due again soon: a fault of the account or this machine says nothing about it."""
         await self._services.ledger.write(
             jobs.postpone, fax.id, fax.fence, self._services.clock.now() + pause
         )
@@ -390,9 +390,9 @@ def _is_unchecked(problem: str) -> bool:
 
 
 def _problem(document: Document, fax: FaxRow) -> str | None:
-    """Say how the document is not whole, or not what the list says of it.
+    """Return how the document is not whole, or differs from its record.
 
-    Of a sent fax the list may count only the pages that arrived.
+    For a sent fax, the list may count only the pages that arrived.
     """
     listed = listed_pages(fax.listed) if fax.direction is Direction.RECEIVED else None
     if document.problem is None and listed is not None and document.pages != listed:
@@ -401,7 +401,7 @@ def _problem(document: Document, fax: FaxRow) -> str | None:
 
 
 def _in_its_directory(fax: FaxRow, error: StorageUnusable) -> StorageUnusable:
-    """Name the fax's directory: the storage as a whole can be used."""
+    """Name the fax's directory, as the storage as a whole is usable."""
     directory = fax.path.rpartition("/")[0]
     if error.fault is None or not directory:
         return error

@@ -1,4 +1,4 @@
-"""May an image be asked for? Asking marks it downloaded at eFax, so the storage must be able to take it."""
+"""Decide whether to request images: eFax marks a requested fax, so the storage must take it."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from poller.store import Storage
 
 _TRUSTED_FOR_S = 1.0
 _HANG_TIMEOUT_S = 30.0
-_DOUBTED_FOR_S = 120.0  # without an attempt meanwhile a look is believed again
+_DOUBTED_FOR_S = 120.0  # if no attempt happens meanwhile, believe a look again
 _SHUT_FIRST, _SHUT_CAP = timedelta(seconds=2), timedelta(minutes=1)
 
 
 class Gate:
-    """Open while the storage is usable and the ledger takes writes; says when that changes."""
+    """Open while the storage is usable and the ledger takes writes; emits changes."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Gate:
 
     @property
     def half_open(self) -> bool:
-        """An attempt met trouble that a look does not see: one more may find out, not many at once."""
+        """An attempt met trouble that a look does not see: let one more try, not many at once."""
         return self.reason is not None
 
     async def check(self) -> bool:
-        """Look at storage and ledger, at most once a second; True when an image may be asked for."""
+        """Look at storage and ledger, at most once a second; return whether an image may be requested."""
         now = self._clock.monotonic()
         if now < self._shut_until:
             return False
@@ -63,12 +63,12 @@ class Gate:
         reason = await self._look()
         self._checked_at = self._clock.monotonic()
         if reason is None and self._checked_at < self._doubted_until:
-            return True  # an attempt may try; only its success takes back what an attempt has found
+            return True  # let an attempt try; only its success undoes what an attempt found
         self._settle(reason)
         return self.usable
 
     async def look_again(self) -> bool:
-        """Look now, thoroughly: an attempt met trouble. What another attempt has found stays found."""
+        """Look now, thoroughly, because an attempt met trouble; keep what other attempts found."""
         self._storage.doubt()
         self._checked_at = None
         return await self.check()
@@ -84,13 +84,13 @@ class Gate:
         return None
 
     async def _look_at_storage(self) -> str | None:
-        """A share that hangs must not hang its watcher, nor be asked again before it answers."""
+        """Look, without hanging with a share that hangs and without a second look before it answers."""
         looking = self._looking or asyncio.create_task(self._ask_storage(), name="storage check")
         self._looking = looking
         await asyncio.wait({looking}, timeout=_HANG_TIMEOUT_S)
         if not looking.done():
-            return f"the storage directory has not answered for {_HANG_TIMEOUT_S:.0f} seconds"
-        if self._looking is looking:  # another waiter may have begun the next one
+            return f"the storage directory did not answer for {_HANG_TIMEOUT_S:.0f} seconds"
+        if self._looking is looking:  # another waiter may have started the next one
             self._looking = None
         reason, self.free_bytes = looking.result()
         return reason
@@ -101,22 +101,22 @@ class Gate:
         return reason, await self._storage.free_bytes()
 
     def close(self, reason: str) -> None:
-        """An attempt met an unusable storage or ledger: no further image until a check passes.
+        """Stop image requests until a check passes, because an attempt met an unusable storage or ledger.
 
-        What a check cannot see (a quota, a limit) would open it at once, so it stays shut for a
-        while, longer each time until an attempt gets through.
+        A check may not see the trouble (a quota, a limit) and would open the gate at once. So it
+        stays shut for a while, longer each time until an attempt succeeds.
         """
         self._storage.doubt()
         self._settle(reason)
         if self._clock.monotonic() < self._shut_until:
-            return  # another attempt of the same time
+            return  # another attempt at the same time
         self._closed_in_a_row += 1
         pause = retry.growing(self._closed_in_a_row, first=_SHUT_FIRST, cap=_SHUT_CAP, u=0.5)
         self._shut_until = self._clock.monotonic() + pause.total_seconds()
         self._doubted_until = self._shut_until + _DOUBTED_FOR_S
 
     def passed(self) -> None:
-        """An attempt got through."""
+        """Note that an attempt succeeded."""
         if self._closed_in_a_row:
             self._closed_in_a_row = 0
             self._doubted_until = 0.0

@@ -1,4 +1,4 @@
-"""An end to what would else never end, with its name in the log."""
+"""A time-out for work that might never end, with its name in the log."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,12 +11,12 @@ NO_PROGRESS_S = 120.0
 
 @asynccontextmanager
 async def cut_off_if_hung(what: str, account: str | None = None) -> AsyncIterator[None]:
-    """Cut the block off after two minutes and say so; the loop around it continues with the next one."""
+    """Cut the block off after two minutes and log it; the loop around it continues."""
     deadline = asyncio.timeout(NO_PROGRESS_S)
     try:
         async with deadline:
             yield
     except TimeoutError:
         if not deadline.expired():
-            raise  # its own, not ours
+            raise  # the block's own time-out, not ours
         log.say(events.Stalled(what, account))

@@ -1,4 +1,4 @@
-"""What is remembered of one account's lists: how they were spelled, what they held, when that was proved."""
+"""What is known of one account's lists: their spelling, their contents, and the last proof."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Witness:
 
 
 class ListMemory:
-    """Of one account. `proved_s` is when its lists were proved last, `well` for which user."""
+    """Memory of one account. `proved_s` is when its lists were last proved, `well` for which user."""
 
     def __init__(
         self, client: Client, ledger: Ledger, clock: Clock, states: Mapping[int, StreamState]
@@ -34,12 +34,12 @@ class ListMemory:
         self._ledger = ledger
         self._clock = clock
         self.states = states
-        self.is_a_look = False  # nothing of it is kept: the polls judge
-        self.witnesses: list[Witness] = []  # the newest first
+        self.is_a_look = False  # keep nothing: only polls judge
+        self.witnesses: list[Witness] = []  # newest first
         self.proved_s: float | None = None
         self.well: User | None = None
-        self.lock = asyncio.Lock()  # of whoever asks for a proof
-        self._lists: Lists | None = None  # None: not read from the ledger yet
+        self.lock = asyncio.Lock()  # held while somebody asks for a proof
+        self._lists: Lists | None = None  # None: not yet read from the ledger
 
     def discovered(self, faxes: Sequence[FaxRow]) -> None:
         """Take a fax of a page as a witness."""
@@ -47,7 +47,7 @@ class ListMemory:
             self._add_witnesses([Witness(faxes[0].stream, faxes[0].fax_id, window)])
 
     def is_due(self, asked_s: float | None) -> bool:
-        """Whether a proof that was asked for then is old."""
+        """Whether the last proof is too old, if it was requested at this time."""
         limits = self._client.account.limits
         return is_proof_due(self._clock.monotonic(), asked_s, limits.requests_per_second)
 
@@ -63,7 +63,7 @@ class ListMemory:
         return self._lists
 
     def give_up(self, stream: int, fax_id: str) -> bool:
-        """Ask for a fax no more, for it is deleted next; False while somebody may be asking for it."""
+        """Stop asking for a fax that is about to be deleted; False if somebody may be asking now."""
         mine = [one for one in self.witnesses if (one.stream, one.fax_id) == (stream, fax_id)]
         if mine and self.lock.locked():
             return False
@@ -71,7 +71,7 @@ class ListMemory:
         return True
 
     async def refill(self) -> None:
-        """Take others from the ledger where none is left."""
+        """Take others from the ledger when none is left."""
         if not self.witnesses:
             self._lists = None
             await self.known()
@@ -82,13 +82,13 @@ class ListMemory:
             await self._ledger.write(accounts.keep_lists, self._client.account.app_id, lists.text())
 
     async def doubt(self, *, is_outage: bool = False) -> Lists:
-        """Note that nothing is listed of what was listed before."""
+        """Note that eFax lists nothing that it listed before."""
         lists = await self.known()
         await self.keep(doubted := lists.doubted(self._client.server_now(), is_outage=is_outage))
         return doubted
 
     async def list_again(self, since: datetime | None = None) -> None:
-        """What was taken for an empty list since then, or since the start, may have been none."""
+        """List again the empty lists since then, or since the start: they may have been wrong."""
         forgotten = SweepsForgotten(since)
         if self.is_a_look:
             for state in self.states.values():
@@ -101,11 +101,11 @@ class ListMemory:
                 for state in self.states.values():
                     state.doubt()
         for state in self.states.values():
-            state.sweeps.clear()  # one under way is not through with that
+            state.sweeps.clear()  # a running sweep must include that
             state.sweep_now = True
 
     def _add_witnesses(self, new: Sequence[Witness]) -> None:
-        """Keep the few of the newest windows, each once."""
+        """Keep a few witnesses of the newest windows, each once."""
         of_windows = {(one.stream, one.window): one for one in (*self.witnesses, *new)}
         newest_first = sorted(of_windows.values(), key=lambda one: one.window.end, reverse=True)
         self.witnesses = newest_first[:MOST_WITNESSES]

@@ -1,4 +1,4 @@
-"""Put eFax's mark back to "not downloaded", so that a fax is still new to whoever reads in the portal."""
+"""Restore eFax's mark "not downloaded", so that the fax stays new to people who use the portal."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ _NOT_THERE = (404, 410)
 
 
 class Marker:
-    """Puts back the marks of one account's faxes."""
+    """Restores the marks of one account's faxes."""
 
     def __init__(self, services: Services, client: Client, ends: Ends) -> None:
         self._services = services
@@ -22,7 +22,7 @@ class Marker:
         self._ends = ends
 
     async def run(self, errand: Errand, state: StreamState) -> None:
-        """Put one back, or record why not; raises LedgerUnavailable."""
+        """Restore one mark, or record why not; raises LedgerUnavailable."""
         fax, user = errand.fax, state.user
         if fax.deleted_at is None and not user.mark_downloaded:
             try:

@@ -1,4 +1,4 @@
-"""What eFax told the web-hook, as it lists that itself: a fax that no list shows is fetched all the same."""
+"""Read which notices eFax sent to the web-hook, and fetch faxes that no list shows."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,13 @@ from poller.stream import Direction
 _BACK = timedelta(days=1)
 _OVERLAP = timedelta(minutes=10)
 _WAIT = timedelta(days=1)
-_MOST_ASKED_FOR = 100  # of one answer
+_MOST_ASKED_FOR = 100  # per answer
 
 
 class NoticeReader:
-    """Reads `GET /notifications` of one account, which finds what polls and sweeps have missed.
+    """Reads `GET /notifications` of one account, to find what polls and sweeps have missed.
 
-    `is_of_all`: an answer bears notices of other users than the one for whom it was asked, so one
-    user's is enough.
+    `is_of_all`: an answer contains notices of all users, so it is enough to ask for one of them.
     """
 
     def __init__(self, account: AccountRunner, ledger: Ledger, clock: Clock) -> None:
@@ -33,16 +32,16 @@ class NoticeReader:
         self._account = account
         self._ledger = ledger
         self._clock = clock
-        self._read_at: dict[str, datetime] = {}  # by User ID; "" where an answer is of all
-        # User ID and fax id of what is nowhere yet, and since when.
+        self._read_at: dict[str, datetime] = {}  # by User ID; "" if an answer is about all users
+        # User ID and fax id of faxes that are nowhere yet, and since when.
         self._waiting: dict[tuple[str, str], datetime] = {}
 
     async def read(self, state: StreamState, *, shortly: bool = False) -> int:
-        """Ask on behalf of a user; returns how many faxes only this has found.
+        """Ask on behalf of a user; return how many faxes only this has found.
 
-        `shortly`: for what has come since it was last asked. Else for a day, since a fax may be
-        noticed long after it was completed, by which eFax may filter. Raises ApiError of a call that
-        failed, LedgerUnavailable.
+        With `shortly`, ask for what is new since the last time. Otherwise ask for a day: eFax may
+        send a notice long after it completed the fax, and may filter by that time. Raises the
+        ApiError of a failed call, and LedgerUnavailable.
         """
         now = self._clock.now()
         since = now - _BACK
@@ -73,7 +72,7 @@ class NoticeReader:
             state = states[user_id]
             for fax_id in await self._ledger.read(faxes.unknown, state.id, noticed[user_id]):
                 since = waiting.get((user_id, fax_id), self._clock.now())
-                if not state.polled or asked_for >= _MOST_ASKED_FOR:  # a poll may list it first
+                if not state.polled or asked_for >= _MOST_ASKED_FOR:  # let a poll list it first
                     self._waiting[user_id, fax_id] = since
                     continue
                 asked_for += 1
@@ -81,7 +80,7 @@ class NoticeReader:
         return found
 
     async def _is_there(self, state: StreamState, fax_id: str, since: datetime) -> bool:
-        """Record a fax that no list has shown; one that is not there yet is asked for again for a day."""
+        """Record a fax that no list has shown; ask for a day again if it is not there yet."""
         try:
             fields = await self._account.client.metadata(state.user, fax_id)
         except (Rejected, BadAnswer):
@@ -95,7 +94,7 @@ class NoticeReader:
 
 
 def _is_received(fields: Mapping[str, Any], number: str | None) -> bool:
-    """Where nothing tells a fax's direction, it must have come to the user's number, if that is known."""
+    """Tell whether a fax of unknown direction came to the user's number, if that is known."""
     direction = direction_of(fields)
     if direction is not None:
         return direction is Direction.RECEIVED

@@ -1,4 +1,4 @@
-"""Poll one stream: the newest slice first, then old gaps, the sweeps, and what was asked for."""
+"""Poll one stream: the newest slice first, then old gaps, sweeps, and requested backfills."""
 
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ from poller.window import (
     pinned_start,
 )
 
-_LATE_AGAIN_S = 3600.0  # this often at most it is said again
+_LATE_AGAIN_S = 3600.0  # report it at most this often
 
 
 class Poller:
@@ -50,7 +50,7 @@ class Poller:
         self._backfills = Backfills(self._lister, empties, services)
 
     async def poll(self, state: StreamState, *, until: float | None = None) -> PollOutcome:
-        """List what is due of `state` and record it; old gaps only until monotonic `until`.
+        """List what is due of `state` and record it; list old gaps only until monotonic `until`.
 
         Never raises ApiError or LedgerUnavailable: they are in the outcome, and recorded.
         """
@@ -58,7 +58,7 @@ class Poller:
         refused_until, anyway = state.progress.refused_until, state.ask_anyway
         state.ask_anyway = False
         if refused_until is not None and self._clock.now() < refused_until and not anyway:
-            outcome.skipped = "the user is refused"
+            outcome.skipped = "eFax refuses the user"
             return outcome
         try:
             await self._poll(state, until, outcome)
@@ -67,7 +67,7 @@ class Poller:
         except (ApiError, LedgerUnavailable) as error:
             outcome.error = error
         await self.record(state, outcome)
-        with suppress(LedgerUnavailable):  # then before the next poll
+        with suppress(LedgerUnavailable):  # the next poll will do it
             await state.refresh()
         return outcome
 
@@ -82,7 +82,7 @@ class Poller:
         await self._empties.learn()
 
     async def backfill(self, state: StreamState) -> PollOutcome:
-        """List old windows that an operator asked for, and nothing else; raises as `poll` does."""
+        """List old windows that an operator asked for, and nothing else; raises what `poll` raises."""
         outcome = PollOutcome()
         try:
             await self._backfills.go_on(state, await self._begin(state, None, outcome))
@@ -104,13 +104,13 @@ class Poller:
             seen = first_seen_at_server(state.progress.our_first_seen, self._clock.now(), now)
             await state.record(Pinned(pinned_start(state.user.poll.start, seen), configured))
             pinned = state.progress.pinned_start
-            assert pinned is not None  # as of now
+            assert pinned is not None  # since the call just before
         return pinned
 
     # -- newest slice and gaps ----------------------------------------------------------------
 
     async def _newest(self, state: StreamState, start: datetime, run: PollRun) -> None:
-        # It is halved, down to an hour, each time that it failed twice.
+        # Each slice that failed twice is halved, down to an hour.
         shortened = halved(rules(state), state.newest_failures // 2)
         piece = newest_slice(state.seen, start, run.now, shortened)
         if piece is None:
@@ -132,12 +132,12 @@ class Poller:
                 if run.is_over(self._clock.monotonic()):
                     break
                 await self._gap(state, piece, run)
-            await self._empties.settle()  # the overlap of later polls does not reach there
+            await self._empties.settle()  # later polls' overlap does not reach this far back
             if run.is_over(self._clock.monotonic()):
                 return
 
     async def _gap(self, state: StreamState, piece: Slice, run: PollRun) -> None:
-        """List a gap; a slice that fails twice while the account is well is halved."""
+        """List a gap; halve a slice that fails twice while the account is well."""
         try:
             await self._lister.list_halving(state, piece, run)
         except NOT_THIS_USERS_FAULT:
@@ -151,10 +151,10 @@ class Poller:
                 older_and_newer = tuple(half.interval for half in reversed(halves))
                 await state.record(SliceSplit(piece.interval, older_and_newer))
 
-    # -- what the poll leaves behind ----------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------
 
     async def record(self, state: StreamState, outcome: PollOutcome) -> None:
-        """Keep what came of a poll; where the ledger does not take it, that is in the outcome."""
+        """Record the outcome of a poll; if the ledger refuses it, put that into the outcome."""
         if outcome.skipped is not None:
             return
         now, error, refused_until = self._clock.now(), outcome.error, None

@@ -1,4 +1,4 @@
-"""Which events a poll emits when it has ended."""
+"""The events that a poll emits when it has ended."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from poller.ingest.stream_state import StreamState
 
 
 def failed(state: StreamState, error: PollerError, *, is_suspended: bool) -> Iterator[Event]:
-    """A failure is said when they begin; an account's or a user's refusal has an event of its own."""
+    """Report the first failure in a row; refusals of an account or a user have their own events."""
     state.failures_in_a_row += 1
     is_news = not (state.poll_alarm or is_suspended or state.is_refused)
     state.poll_alarm = state.poll_alarm or is_news

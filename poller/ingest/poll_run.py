@@ -1,4 +1,4 @@
-"""One poll under way, and what came of it."""
+"""A poll that is running, and its outcome."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +10,7 @@ from poller.window import Coverage, Interval
 
 @dataclass
 class PollOutcome:
-    """What one poll did. `error`: the newest slice failed; `trouble`: an older one or a sweep did."""
+    """What one poll did. `error`: the newest slice failed; `trouble`: an older one or a sweep failed."""
 
     discovered: list[FaxRow] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
@@ -25,9 +25,9 @@ class PollOutcome:
 
 @dataclass
 class PollRun:
-    """The server's now as it was read once, and what has been listed since.
+    """The server's time, read once, and what has been listed since.
 
-    `until`: when its time is over (monotonic); None is never.
+    `until` is when the poll's time is over (monotonic); None means never.
     """
 
     now: datetime
@@ -36,7 +36,7 @@ class PollRun:
     covered_before: Coverage
     listed: Coverage = field(default_factory=Coverage)
     not_listed: list[tuple[Interval, str]] = field(default_factory=list)  # of a backfill
-    asked_up_to_now: bool = False  # for a window that reached beyond now was refused
+    asked_up_to_now: bool = False  # because a window that reached beyond now was refused
 
     def is_over(self, monotonic: float) -> bool:
         return self.until is not None and monotonic >= self.until

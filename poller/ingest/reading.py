@@ -1,4 +1,4 @@
-"""Read one slice of a user's list to its end, recording every page as it comes."""
+"""Read one slice of a user's list to its end, and record each page at once."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from poller.progress import Covered
 from poller.window import Interval, Slice
 
 _HALVE = {
-    Step.HALVE_SHIFTING: "the list kept changing while it was read",
+    Step.HALVE_SHIFTING: "the list kept changing during the read",
     Step.HALVE_OFFSET_IGNORED: "the server ignores the paging headers and may have more",
 }
 
 
 @dataclass
 class Read:
-    """`halve` says why the slice could not be listed whole, None when it was; `seen` counts records."""
+    """`halve` is why the slice could not be listed whole, None if it was; `seen` counts records."""
 
     discovered: list[FaxRow] = field(default_factory=list)
     halve: str | None = None
@@ -33,7 +33,7 @@ class Read:
 
 
 class Emptiness(Protocol):
-    """What is made of lists that hold nothing, and of those that do; raises what makes one unbelievable."""
+    """What to do with empty lists and with others; raises if an empty list is not believable."""
 
     async def listed(self, user: User, page: Page) -> None: ...
     async def believe(self, shape: str, *, is_end: bool) -> None: ...
@@ -43,7 +43,7 @@ class Emptiness(Protocol):
 
 
 class ListReader:
-    """Reads the lists of one account's users; what it returns is already in the ledger."""
+    """Reads the lists of one account's users; whatever it returns is already in the ledger."""
 
     _record_page = staticmethod(faxes.record_page)
 
@@ -68,13 +68,13 @@ class ListReader:
     async def read(self, state: StreamState, piece: Slice, bounds: Interval) -> Read:
         """List `piece` within `bounds` to its end; its coverage is recorded with the last page.
 
-        Raises ApiError of the call that failed, BadAnswer when an entry had no usable id (the
-        usable ones are recorded, the coverage is not), LedgerUnavailable.
+        Raises the ApiError of the failed call, LedgerUnavailable, and BadAnswer if an entry has no
+        usable id: then the usable entries are recorded, and the coverage is not.
         """
         return await self._read(state, bounds, piece.interval, str(piece.kind))
 
     async def read_not_downloaded(self, state: StreamState, bounds: Interval | None) -> Read:
-        """List what eFax holds to be not downloaded; proves nothing about coverage."""
+        """List what eFax considers not downloaded; this proves nothing about coverage."""
         return await self._read(state, bounds, None, "not-downloaded")
 
     async def record(self, state: StreamState, page: Page, window: Interval) -> None:
@@ -82,7 +82,7 @@ class ListReader:
         await self._record(state, page, window, "witness", None)
 
     async def record_noticed(self, state: StreamState, fax: ListedFax) -> bool:
-        """Record a fax that no list has shown, if it is the operator's; whether it was new."""
+        """Record a fax that no list has shown, if it is in our time; return whether it was new."""
         return bool(await self._record(state, Page((fax,)), None, "notifications", None))
 
     async def _read(
@@ -102,7 +102,7 @@ class ListReader:
         covers: Interval | None,
         found_by: str,
     ) -> Read:
-        """Ask for page after page, by the record that each begins with."""
+        """Ask for one page after another, each by the number of its first record."""
         listing = Listing(largest_page=self._largest_page)
         read = Read()
         unusable = 0
@@ -125,7 +125,7 @@ class ListReader:
                 )
             if step is Step.DONE:
                 if unusable:
-                    raise BadAnswer(f"{unusable} entries of the list bear no usable fax_id")
+                    raise BadAnswer(f"{unusable} entries of the list have no usable fax_id")
                 return read
             if step in _HALVE:
                 read.halve = _HALVE[step]
@@ -164,7 +164,7 @@ class ListReader:
 
 
 def _is_ours(state: StreamState, fax: ListedFax, bounds: Interval | None) -> bool:
-    """A list without bounds reaches further back than the operator asked for."""
+    """Tell whether to take a fax: a list without bounds goes further back than the operator wants."""
     start = state.progress.pinned_start
     if bounds is not None or fax.received_at is None or start is None:
         return True

@@ -1,4 +1,4 @@
-"""Users whom eFax refuses: when they are asked again, and when that is said."""
+"""Users whom eFax refuses: when to ask again, and when to report it."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -13,30 +13,30 @@ _FIRST, _CAP = timedelta(minutes=1), timedelta(hours=1)
 
 
 class Refusals:
-    """Of the streams of one account. `random` gives values in [0, 1)."""
+    """The refusals of one account's streams. `random` returns values in [0, 1)."""
 
     def __init__(self, client: Client, random: Callable[[], float], emit: Emit) -> None:
         self._client = client
         self._random = random
         self._emit = emit
-        self._not_said: dict[int, StreamState] = {}  # perhaps it is the account's fault
+        self._not_said: dict[int, StreamState] = {}  # the account may be the cause
 
     def refused(self, state: StreamState, error: UserRefused, now: datetime) -> datetime:
-        """Take note that a user was refused; returns until when."""
+        """Note that eFax refused a user; return until when."""
         refusals = state.progress.refusals + 1
         state.refusal = error
         self._not_said[state.id] = state
-        # One that fails alone says nothing of the others: who is at fault shows when they are asked.
+        # One failure says nothing about the other users: ask them to find out who is the cause.
         if self._client.suspension.until is None and (refusals > 1 or self._is_only_user):
             self._say([self._not_said.pop(state.id)])
         return now + retry.growing(refusals, first=_FIRST, cap=_CAP, u=self._random())
 
     def accepted(self, state: StreamState) -> None:
-        """Take note, before it is recorded, that a user was not refused."""
+        """Note, before it is recorded, that eFax did not refuse a user."""
         if state.refusal_said:
             self._emit(events.RefusalEnded(*state.user.names, state.progress.refusals))
         state.refusal, state.refusal_said = None, False
-        if self._not_said:  # the account is well, so it is those users
+        if self._not_said:  # the account is well, so those users are the cause
             not_said, self._not_said = self._not_said, {}
             self._say(not_said.values())
 

@@ -25,8 +25,8 @@ from poller.reporting import subscriber
 from poller.store import Storage
 from poller.stream import Direction
 
-# Of `give_up_after`: so long a downtime could quarantine what failed only once before. A shorter
-# one counts, or `poller once`, run a few times a day, would never give anything up.
+# As a share of `give_up_after`: a downtime this long could quarantine faxes that failed only once.
+# Shorter ones count, or `poller once`, run a few times a day, would never give up.
 _LONG_DOWN = 0.25
 
 
@@ -34,8 +34,8 @@ _LONG_DOWN = 0.25
 class Runtime:
     """Everything that one process works with; `accounts` by App ID.
 
-    `hook_secrets`, by App ID too, are what eFax's notices are signed with; a reload replaces them.
-    `ledger_lost_at`: when the ledger began in the place of a lost one, and is not rebuilt since.
+    `hook_secrets`, also by App ID, sign eFax's notices; a reload replaces them. `ledger_lost_at` is
+    when this ledger replaced a lost one, until it is rebuilt.
     """
 
     config: Config
@@ -43,9 +43,9 @@ class Runtime:
     environ: Mapping[str, str] = field(repr=False)
     accounts: dict[str, AccountRunner] = field(default_factory=dict)
     hook_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    on_http_token: Callable[[str], None] = lambda _: None  # when a reload has read it again
+    on_http_token: Callable[[str], None] = lambda _: None  # called when a reload has read it again
     ledger_lost_at: datetime | None = None
-    rejected: str | None = None  # why the last configuration was not taken at a reload
+    rejected: str | None = None  # why the last reload rejected its configuration
 
     @property
     def states(self) -> list[StreamState]:
@@ -58,7 +58,7 @@ class Runtime:
         return [state for account in self.accounts.values() for state in account.streams]
 
     async def add_account(self, account: Account) -> AccountRunner:
-        """Open an account and put it to work; raises as `open_account`, and ConfigError for its secret."""
+        """Open an account and start its work; raises like `open_account`, and ConfigError for its secret."""
         secret = await in_own_thread(
             "secrets", lambda: config.read_secret(account.api_key, self.environ)
         )
@@ -67,7 +67,7 @@ class Runtime:
         return at_work
 
     async def read_hook_secrets(self, settings: Config) -> Mapping[str, str]:
-        """Read what the notices of these accounts are signed with; raises ConfigError."""
+        """Read the secrets that sign these accounts' notices; raises ConfigError."""
         found = await in_own_thread(
             "secrets", lambda: config.hook_secrets(settings.accounts, self.environ)
         )
@@ -76,7 +76,7 @@ class Runtime:
         return found
 
     async def open_account(self, account: Account, secret: str) -> AccountRunner:
-        """Open an account that is not at work yet; raises CannotStart when its CA file cannot be had."""
+        """Open an account that is not at work yet; raises CannotStart if its CA file is unusable."""
         log.register_secret(secret)
         at_work = AccountRunner(
             account,
@@ -94,14 +94,14 @@ class Runtime:
             del self.accounts[account.account.app_id]
         try:
             await account.drain(self.config.drain.total_seconds())
-        except asyncio.CancelledError:  # the service ends and waits no longer
+        except asyncio.CancelledError:  # the service is ending and no longer waits
             await account.drain(0)
             raise
         finally:
             await account.close()
 
     async def end_suspensions(self, but: Collection[str] = ()) -> None:
-        """Note that no account is suspended but those App IDs; the others start afresh or are gone."""
+        """Note that no other account is suspended: they start afresh or are gone."""
         for row in await self.services.ledger.read(accounts.all_accounts):
             if row.suspended_until is not None and row.app_id not in but:
                 await self.services.ledger.write(
@@ -109,7 +109,7 @@ class Runtime:
                 )
 
     async def record_streams(self, settings: Config) -> list[StreamRow]:
-        """Make the ledger know exactly the streams of `settings`; their rows, in that order."""
+        """Make the streams of `settings` the configured ones; return their rows in that order."""
         received, sent = (
             [
                 (user.app_id, user.user_id, user.account, user.name)
@@ -123,7 +123,7 @@ class Runtime:
         )
 
     async def take_streams(self, rows: Sequence[StreamRow]) -> None:
-        """Bring the states in line with the configuration, whose streams have these rows."""
+        """Make the states match the configured streams, which have these rows."""
         wanted = self.config.streams
         self.services.metrics.keep(
             frozenset((*user.names, direction) for user, direction in wanted)
@@ -148,30 +148,30 @@ class Runtime:
         account.client.suspension.user_count = len(account.states)
 
     async def forget_far_future(self) -> None:
-        """Make due what a clock that was ahead had put off; LedgerUnavailable."""
+        """Make due what a clock that was ahead has postponed; raises LedgerUnavailable."""
         await self.services.ledger.write(clock_repair.forget_far_future, self.services.clock.now())
         await self.read_edits()
 
     async def read_edits(self) -> None:
-        """Take what operators edit: slices that failed, and old windows that they ask for.
+        """Read what operators edit: failed slices, and requested backfills.
 
-        A poll that is under way goes by it from there on.
+        A running poll uses it from then on.
         """
         began = {state.id: state.changes for state in self.streams}
         held = await self.services.ledger.write(fold.all_progress)
-        known = [state for state in self.streams if state.id in began]  # a reload adds some
+        known = [state for state in self.streams if state.id in began]  # a reload may add streams
         for state in known:
             state.take(held[state.id], began[state.id])
         for state in known:
             await state.refresh()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let downloads and deletions under way end for `timeout_s`, then cut them off."""
+        """Let running downloads and deletions finish for `timeout_s`, then cut them off."""
         await asyncio.gather(*(account.drain(timeout_s) for account in self.accounts.values()))
 
 
 @asynccontextmanager
-async def open_runtime(  # four of them only for tests, in the place of what is real
+async def open_runtime(  # tests replace four of them
     settings: Config,
     environ: Mapping[str, str],
     *,
@@ -183,8 +183,9 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
 ) -> AsyncIterator[Runtime]:
     """Open ledger, storage and accounts; raises CannotStart (73), LockHeld (75), ConfigError (78).
 
-    The state lock must be held; `storage_lock` is taken here, where it is known which storage it
-    is, and let go by the caller. Unusable storage is no error: the gate stays shut until it is back.
+    The caller holds the state's lock. This takes `storage_lock` when it knows which storage it is;
+    the caller releases it. An unusable storage is not an error: the gate stays shut until it is
+    back.
     """
     clock = clock or SystemClock()
     ledger = await Ledger.open(
@@ -208,7 +209,7 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
             for account in settings.accounts:
                 await runtime.add_account(account)
             runtime.hook_secrets = await runtime.read_hook_secrets(settings)
-            # What a process that was ended meanwhile had left there holds no longer.
+            # What an interrupted process left there no longer holds.
             await runtime.end_suspensions()
             await runtime.take_streams(await runtime.record_streams(settings))
             yield runtime
@@ -220,7 +221,7 @@ async def open_runtime(  # four of them only for tests, in the place of what is 
         await ledger.close()
 
 
-async def _services_of(  # all that the runtime has at that point
+async def _services_of(  # all that the runtime has so far
     settings: Config,
     ledger: Ledger,
     storage: Storage,
@@ -255,10 +256,10 @@ async def _services_of(  # all that the runtime has at that point
     )
     if await gate.check():
         try:
-            # What a killed poller left hidden beside the faxes that wait. Elsewhere it goes when the
-            # first fax comes there.
+            # Files that a killed poller left hidden beside waiting faxes. Elsewhere they go when
+            # the first fax arrives there.
             await storage.tidy(await ledger.read(jobs.pending_paths))
-        except (StorageUnusable, StorageConflict) as error:  # it went away just now
+        except (StorageUnusable, StorageConflict) as error:  # the storage has just gone away
             gate.close(str(error))
     return services
 
@@ -266,6 +267,6 @@ async def _services_of(  # all that the runtime has at that point
 async def _is_of_another_ledger(storage: Storage) -> bool:
     try:
         marker, has_faxes = await storage.ask(lambda store: store.marked())
-    except (StorageUnusable, StorageConflict):  # the next step that uses it says so
+    except (StorageUnusable, StorageConflict):  # the next step that uses it reports this
         return False
     return marker is not None and has_faxes

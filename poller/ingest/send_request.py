@@ -1,4 +1,4 @@
-"""Ask for a fax to be sent: its documents are durable first, then the row that the sender looks for."""
+"""Request that a fax be sent: first its documents are durable, then the row that the sender sees."""
 
 import secrets
 import uuid
@@ -20,24 +20,24 @@ from poller.own_threads import in_own_thread
 from poller.page_progress import what_is_missing
 from poller.recognition import to_dial
 
-STALE: Final = timedelta(hours=1)  # what was asked for before is not what is wanted now
+STALE: Final = timedelta(hours=1)  # an older request may no longer be wanted
 SELFTEST: Final = "selftest"
 CANARY: Final = "canary"
-_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # none that looks like another
+_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # no two look alike
 _CODE_LENGTH: Final = 8
 
 
 def new_fax(stream: int, destination: str) -> NewSend:
-    """Say what an operator sends."""
+    """Make the request for an operator's fax."""
     return NewSend(stream, str(uuid.uuid4()), "operator", destination)
 
 
 def new_page(stream: int, user: User, purpose: str, late_at: datetime) -> NewSend:
-    """Say that a page of our own goes to the user's own number, which must be configured."""
+    """Make the request for a page to the user's own number, which must be configured."""
     assert user.number is not None
     code = "".join(secrets.choice(_LETTERS) for _ in range(_CODE_LENGTH))
     number = user.number
-    with suppress(ValueError):  # as it is written where nobody knows better
+    with suppress(ValueError):  # keep the number as written if it cannot be read
         number = to_dial(number)
     return NewSend(stream, str(uuid.uuid4()), purpose, number, code, late_at)
 
@@ -46,7 +46,7 @@ def drawn(new: NewSend, now: datetime) -> OutboxDocument:
     """Draw the page of a self-test or canary."""
     lines = (
         "This page tests the way of a fax from eFax to its file.",
-        "poller sent it to its own number. Nobody need act on it.",
+        "poller sent it to its own number. You need not do anything.",
         f"{new.purpose}, {now:%Y-%m-%d %H:%M} UTC",
     )
     return OutboxDocument("pdf", page(new.code or "", lines))
@@ -55,7 +55,7 @@ def drawn(new: NewSend, now: datetime) -> OutboxDocument:
 async def ask_to_send(
     ledger: Ledger, state: Path, new: NewSend, documents: Sequence[OutboxDocument], now: datetime
 ) -> SendRow:
-    """Have it sent; raises OSError where its documents cannot be kept, LedgerUnavailable."""
+    """Record the request and keep its documents; raises OSError for those, and LedgerUnavailable."""
     await in_own_thread("outbox", lambda: outbox.put(state, new.transaction_id, documents))
     try:
         return await ledger.write(sends.ask, new, now)
@@ -65,7 +65,7 @@ async def ask_to_send(
 
 
 async def withdraw(ledger: Ledger, state: Path, row: SendRow, now: datetime, why: str) -> SendRow:
-    """See to it that what still waits is not sent, and keep no documents of it; LedgerUnavailable."""
+    """Withdraw a request that still waits, and remove its documents; raises LedgerUnavailable."""
     row = await ledger.write(sends.withdraw, row.id, now, why)
     if row.state is SendState.FAILED:
         await forget_documents(state, row)
@@ -73,13 +73,13 @@ async def withdraw(ledger: Ledger, state: Path, row: SendRow, now: datetime, why
 
 
 async def forget_documents(state: Path, row: SendRow) -> None:
-    """Remove the documents of a fax that is sent, or never will be."""
-    with suppress(NoThread):  # `tidy_outbox` does it
+    """Remove the documents of a fax that is sent or never will be."""
+    with suppress(NoThread):  # `tidy_outbox` will do it
         await in_own_thread("outbox", lambda: outbox.remove(state, row.transaction_id))
 
 
 async def tidy_outbox(ledger: Ledger, state: Path, now: datetime) -> bool:
-    """Remove documents that are left over; whether some are there still, or it could not be done."""
+    """Remove leftover documents; return whether some remain."""
     with suppress(LedgerUnavailable, NoThread):
         held = await in_own_thread("outbox", lambda: outbox.folders(state))
         if not held:
@@ -98,7 +98,7 @@ async def tidy_outbox(ledger: Ledger, state: Path, now: datetime) -> bool:
 
 
 async def settle_page(ledger: Ledger, row: SendRow, now: datetime, emit: Emit) -> None:
-    """Note that a page of ours is stored, late, or lost, and say it of a canary; LedgerUnavailable."""
+    """Note that a page of ours is stored, late or lost; emit it for a canary; raises LedgerUnavailable."""
     is_canary = row.purpose == CANARY
     if row.is_stored:
         await ledger.write(sends.finish, row.id, now)

@@ -1,7 +1,7 @@
-"""Send a fax once: from a row that waits to one that is accepted, and on to what became of it.
+"""Send a fax once: from a waiting row to an accepted one, and on to its result.
 
-The row says *sending* before the request goes out. Whatever happens after that, a kill too, the fax is
-looked for at eFax, and never sent again.
+The row says *sending* before the request goes out. Whatever happens then, even a kill, poller looks
+for the fax at eFax and never sends it again.
 """
 
 import asyncio
@@ -32,25 +32,25 @@ _OFTEN_FOR = timedelta(minutes=5)
 _PAUSE_SHARE = 10  # of the time that it has waited
 _SELDOM_S = 600.0
 _FOLLOWED_FOR = timedelta(days=1)
-_DOUBTED_FOR = timedelta(days=1)  # a transmission may be listed only when it is over
+_DOUBTED_FOR = timedelta(days=1)  # eFax may list a transmission only when it is over
 _DOUBTS_S = 600.0
-_DOUBTS = -1  # no row's
+_DOUBTS = -1  # the key of no row
 _LOOK_AGAIN_S = 2.0
 _AFTER_BUG_S = 30.0
-_AT_ONCE = 2  # of an account: a fax may have 100 MB
+_AT_ONCE = 2  # per account, as a fax may have 100 MB
 _UNDER_WAY = (SendState.WAITING, SendState.SENDING, SendState.ACCEPTED)
 
 
 class _NotOurs(PollerError):
-    """The row is not ours to send any more."""
+    """The row is no longer ours to send."""
 
 
 class _Gone(PollerError):
-    """The user is not configured any more."""
+    """The user is no longer configured."""
 
 
 class Sender:
-    """Sends the faxes of one runtime. `run` in the service; `send` and `follow` one fax elsewhere."""
+    """Sends the faxes of one runtime. The service calls `run`; commands `send` and `follow` one fax."""
 
     def __init__(self, runtime: Runtime) -> None:
         services = runtime.services
@@ -69,16 +69,16 @@ class Sender:
         self._stopping = False
         self._doubts_at = self._clock.monotonic()
 
-    # -- all that there is, in the service ---------------------------------------------------------
+    # -- all requests, in the service --------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something may be asked for now."""
+        """Note that there may be a new request."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Send what waits, look for what was lost, follow what is accepted; until it is cancelled.
+        """Send what waits, look for what was lost, and follow what was accepted, until cancelled.
 
-        Where there is nothing of these, nothing is looked at until `wake`.
+        If there is none of these, it looks at nothing until `wake`.
         """
         try:
             while True:
@@ -94,7 +94,7 @@ class Sender:
             await self.drain(0)
 
     async def drain(self, timeout_s: float) -> None:
-        """Begin nothing more, let requests under way end for `timeout_s`, then cut them off."""
+        """Start nothing more, let running requests finish for `timeout_s`, then cut them off."""
         self._stopping = True
         for send, task in self._tasks.items():
             if send not in self._posting:
@@ -107,7 +107,7 @@ class Sender:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _begin(self) -> bool:
-        """Begin with what is not under way; whether anything is open."""
+        """Start work on open requests that have none; return whether any is open."""
         if self._stopping:
             return True
         try:
@@ -131,10 +131,10 @@ class Sender:
         task.add_done_callback(lambda _: self._tasks.pop(key))
 
     async def _doubt(self) -> None:
-        """Look now and then whether what is in doubt is listed after all, and for left documents."""
+        """Look from time to time whether eFax lists what is in doubt, and remove leftover documents."""
         self._is_left_over = True
         is_kept = await tidy_outbox(self._ledger, self._state_directory, self._clock.now())
-        with suppress(LedgerUnavailable):  # the gate says so
+        with suppress(LedgerUnavailable):  # the gate reports it
             since = self._clock.now() - _DOUBTED_FOR
             rows = await self._ledger.read(sends.in_doubt_since, since)
             self._is_left_over = is_kept or bool(rows)
@@ -152,24 +152,24 @@ class Sender:
                 row = await self.send(row)
             await self.follow(row, waited_for=row.purpose == SELFTEST)
         except (_Gone, NoThread):
-            pass  # it is looked at again
+            pass  # it will be looked at again
         except LedgerUnavailable as error:
             self._gate.close(str(error))
-        except Exception as bug:  # noqa: BLE001 - one that is met by a fax must not stop the others
+        except Exception as bug:  # noqa: BLE001 - a bug met by one fax must not stop the others
             self._left_until[row.id] = self._clock.monotonic() + _AFTER_BUG_S
             if self._runtime.accounts.get(row.app_id) is not account:
                 return  # a reload has closed it meanwhile
-            what = "Sending a fax, or following it, ended by an error that nobody expected."
+            what = "An unexpected error ended the work on a fax to be sent."
             log.say(events.InternalError(what, bug, *row.names, row.fax_id))
 
     # -- one fax -----------------------------------------------------------------------------------
 
     async def send(self, row: SendRow) -> SendRow:
-        """Send what waits, look for what may have been sent; the row as it is then.
+        """Send what waits, or look for what may have been sent; return the row afterwards.
 
-        Raises LedgerUnavailable where the row could not be read, or marked before it was sent.
+        Raises LedgerUnavailable if the row could not be read, or marked before the request.
         """
-        why = "poller was stopped before eFax had answered"
+        why = "poller was stopped before eFax answered"
         if row.state is SendState.WAITING:
             try:
                 row = await self._post(row)
@@ -183,9 +183,10 @@ class Sender:
         return row
 
     async def follow(self, row: SendRow, *, waited_for: bool = True) -> SendRow:
-        """Look at what eFax has accepted until it is final, for a day; the row as it is then.
+        """Watch an accepted fax until it is final, for a day at most; return the row afterwards.
 
-        The longer it has waited the less often, and behind received faxes unless `waited_for`.
+        The longer it waits the less often it asks, and only after received faxes unless
+        `waited_for`.
         """
         look: tuple[AccountRunner, SentLook] | None = None
         while row.state is SendState.ACCEPTED and not self._stopping:
@@ -197,7 +198,7 @@ class Sender:
                 row = await self._record(sends.under_way, row.id, found.status)
             waited = self._clock.now() - (row.accepted_at or row.asked_at)
             if waited > _FOLLOWED_FOR:
-                why = f"eFax has said nothing final for a day; the last was {found.status}"
+                why = f"eFax gave no final status for a day; the last was {found.status}"
                 return await self._record(sends.left, row.id, why, self._clock.now())
             pause_s = waited.total_seconds() / _PAUSE_SHARE if waited > _OFTEN_FOR else 0.0
             await self._clock.sleep(min(max(pause_s, LOOK_EVERY_S), _SELDOM_S))
@@ -207,20 +208,22 @@ class Sender:
         account, state = self._whose(row)
         now = self._clock.now()
         if now - row.asked_at > STALE:
-            return await self._failed(row, "it has waited for more than an hour")
+            return await self._failed(row, "it waited for more than an hour")
         if row.late_at is not None and row.late_at <= now:
-            return await self._failed(row, "it was late before it could be sent")
+            return await self._failed(row, "it was late before poller could send it")
         try:
             outgoing = await self._outgoing(row)
         except (OSError, KeyError, ValueError) as error:
-            return await self._failed(row, f"its documents cannot be read: {type(error).__name__}")
+            return await self._failed(
+                row, f"poller cannot read its documents: {type(error).__name__}"
+            )
         began = None
 
         async def before() -> None:
             nonlocal began
             now = self._clock.now()
             if self._stopping or not await self._ledger.write(sends.begin, row.id, began, now):
-                raise _NotOurs("the fax is not to be sent any more")
+                raise _NotOurs("the fax must not be sent any more")
             began = now
             self._posting.add(row.id)
 
@@ -233,7 +236,7 @@ class Sender:
             return row
         except SendInDoubt:
             raise
-        except ApiError as error:  # of which the client knows that it was not taken
+        except ApiError as error:  # the client knows that eFax did not take it
             return await self._failed(row, str(error))
         return await self._accepted(row, taken[0].fax_id)
 
@@ -297,7 +300,7 @@ class Sender:
         return row
 
     async def _record(self, command: Callable[..., SendRow], *args: Any) -> SendRow:
-        """Record an outcome: it is known, so it is written until the ledger takes it."""
+        """Record an outcome; since it is known, try until the ledger takes it."""
         while True:
             try:
                 return await asyncio.shield(self._ledger.write(command, *args))
@@ -305,7 +308,7 @@ class Sender:
                 self._gate.close(str(error))
                 await self._clock.sleep(_LOOK_AGAIN_S)
 
-    # -- whose it is -------------------------------------------------------------------------------
+    # -- whose request it is -----------------------------------------------------------------------
 
     def _has_user(self, row: SendRow) -> bool:
         account = self._runtime.accounts.get(row.app_id)
@@ -314,16 +317,16 @@ class Sender:
     def _look_at(
         self, row: SendRow, before: tuple[AccountRunner, SentLook] | None, *, waited_for: bool
     ) -> tuple[AccountRunner, SentLook]:
-        """Go on with what the look before has learnt, unless a reload has changed the account."""
+        """Keep what the previous look has learnt, unless a reload has changed the account."""
         account, state = self._whose(row)
         if before is not None and before[0] is account:
             return before
         return account, SentLook(account.client, state.user, row, waited_for=waited_for)
 
     def _whose(self, row: SendRow) -> tuple[AccountRunner, StreamState]:
-        """Give the account and user as they are now: a reload may have changed them."""
+        """Return the account and user as they are now: a reload may have changed them."""
         if not self._has_user(row):
-            raise _Gone("the user is not configured any more")
+            raise _Gone("the user is no longer configured")
         account = self._runtime.accounts[row.app_id]
         return account, account.states[row.stream]
 

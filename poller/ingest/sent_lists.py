@@ -1,4 +1,4 @@
-"""The lists of sent faxes, which eFax may filter, spell and complete in ways that nobody has published."""
+"""The lists of sent faxes, whose filters, spelling and completeness eFax has not published."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,26 +16,26 @@ from poller.ledger import Ledger, faxes, sent
 from poller.progress import Covered
 from poller.window import Interval, SliceKind
 
-# Where a list needs a transmission_status: both spellings of a whole fax, for an unknown word may
-# be answered with an empty list.
+# For lists that require a transmission_status: both spellings of a complete fax, since the answer
+# to an unknown word may be an empty list.
 _FINAL = ("COMPLETE", "COMPLETED", "ERROR", "CANCELED")
-# What a list without one may leave out. Of these too, only what is final is archived.
+# What a list without a status may leave out. Of these too, only final ones are archived.
 _BESIDE = ("ERROR", "CANCELED")
 _UNDER_WAY = ("NEW", "INPROGRESS", "PENDING RETRY")
 
 
 class SentReader(ListReader):
-    """Reads the lists of sent faxes; sweeps ask for what a list without a status may leave out, too."""
+    """Reads the lists of sent faxes; sweeps also ask for what a list without a status may leave out."""
 
     _record_page = staticmethod(sent.record_page)
     _is_status_demanded = False
-    _shows_others = False  # whether a list without a status has shown a fax that is not whole
+    _shows_others = False  # whether a list without a status has shown an incomplete fax
 
     async def _read(
         self, state: StreamState, bounds: Interval | None, covers: Interval | None, found_by: str
     ) -> Read:
         if covers is None:
-            return Read()  # nobody downloads a sent fax, so nothing can be missed by that mark
+            return Read()  # nobody downloads a sent fax, so that mark can reveal nothing
         read = await self._read_main(state, bounds, found_by)
         if read.halve is None:
             await self._add(read, state, bounds, found_by, self._not_shown(found_by))
@@ -46,16 +46,16 @@ class SentReader(ListReader):
         return read
 
     def _not_shown(self, found_by: str) -> tuple[str, ...]:
-        """What the main list may leave out, and a sweep asks for: it is not known to show all."""
+        """Return the statuses that a sweep asks for, because the main list may leave them out."""
         if self._shows_others or found_by not in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
             return ()
         under_way = _UNDER_WAY if found_by == SliceKind.DEEP_SWEEP else ()
         return under_way if self._is_status_demanded else (*_BESIDE, *under_way)
 
     async def _read_main(self, state: StreamState, bounds: Interval | None, found_by: str) -> Read:
-        """List without a status; with each of them where the server refuses that.
+        """List without a status; if the server refuses that, list once for each status.
 
-        A deep sweep tries without again: a window may have been refused for another reason.
+        A deep sweep tries without again: the server may have refused a window for another reason.
         """
         if not self._is_status_demanded or found_by == SliceKind.DEEP_SWEEP:
             with suppress(WindowRefused):
@@ -77,7 +77,7 @@ class SentReader(ListReader):
         found_by: str,
         words: Sequence[str],
     ) -> WindowRefused | None:
-        """List with each of these; why not, where the server took none: it may spell some otherwise."""
+        """List with each of these; return the refusal if the server took none."""
         refusals: list[WindowRefused] = []
         for word in words:
             try:
@@ -105,7 +105,7 @@ class SentReader(ListReader):
 
 
 async def look(client: Client, user: User, bounds: Interval) -> None:
-    """List sent faxes once to see whether eFax allows it; raises the ApiError with which it does not."""
+    """List sent faxes once, to see whether eFax allows it; raises the ApiError if it does not."""
     refusal: WindowRefused | None = None
     for word in (None, *_FINAL):
         try:
@@ -119,9 +119,9 @@ async def look(client: Client, user: User, bounds: Interval) -> None:
 
 
 class EmptySentLists:
-    """Believes an empty list of sent faxes unless a fax that should be in it is still at eFax.
+    """Believes an empty list of sent faxes, unless eFax still has a fax that should be in it.
 
-    A list that lies must not suspend the account: its received faxes may be well.
+    A wrong list must not suspend the account, whose received faxes may be well.
     """
 
     def __init__(self, client: Client, ledger: Ledger, memory: ListMemory) -> None:
@@ -130,15 +130,15 @@ class EmptySentLists:
         self._memory = memory
         self._spelled: set[str] = (
             set()
-        )  # how an empty list of sent faxes comes, beside received ones
+        )  # how this server writes an empty list, if received faxes have not shown it
 
     async def listed(self, user: User, page: Page) -> None:
-        """A list that holds faxes needs no proof."""
+        """Do nothing: a list that contains faxes needs no proof."""
 
     async def believe(self, shape: str, *, is_end: bool) -> None:
-        """Raise BadAnswer where this is not how an empty list is spelled here.
+        """Raise BadAnswer unless this is how the server writes an empty list.
 
-        Lists of received faxes have shown that, or a time that can hold no fax shows it.
+        Lists of received faxes have shown it, or a list of a time that can contain no fax shows it.
         """
         known = (await self._memory.known()).shapes
         if not known or shape in known | self._spelled or "faxes: []" in shape or is_end:
@@ -147,22 +147,22 @@ class EmptySentLists:
         page = await self._client.list_sent(user, NEVER, 0)
         if page.marks or page.shape != shape:
             raise BadAnswer(
-                f"eFax answered a list of sent faxes with {shape}, and that is no list."
+                f"eFax answered a list of sent faxes with {shape}, which is not a list."
             )
         self._spelled.add(shape)
 
     async def cover(self, state: StreamState, covers: Interval) -> None:
-        """Cover what an empty list says; raises BadAnswer where a fax is missing from it."""
+        """Cover what an empty list covers; raises BadAnswer if a fax is missing from it."""
         last = state.progress.last_received_at
         if last is not None and covers.start <= last:
             await self._require_deleted(state, covers)
         await state.record_soon(Covered(covers))
 
     async def _require_deleted(self, state: StreamState, covers: Interval) -> None:
-        """Ask for a fax that the list should have shown; raises BadAnswer where eFax still has it.
+        """Ask for a fax that the list should have shown; raises BadAnswer if eFax still has it.
 
-        By whichever time eFax goes: it was completed in this time, and first listed by a window
-        inside of it. A whole one, for lists may leave out others.
+        Choose a fax that was both completed and first listed within this time, since eFax may use
+        either, and a complete one, since lists may leave out others.
         """
         found = await self._ledger.read(faxes.listed_within, state.id, covers)
         fax_id = next((one for one, listed in found if final_status(listed).is_complete), None)
@@ -175,7 +175,7 @@ class EmptySentLists:
         raise BadAnswer("eFax lists none of the sent faxes that it listed before and still has.")
 
     async def settle(self) -> None:
-        """Nothing waits for a proof here."""
+        """Do nothing: nothing waits for a proof here."""
 
     async def learn(self) -> None:
-        """How an empty list is spelled is learnt of received faxes."""
+        """Do nothing: received faxes show how an empty list is spelled."""

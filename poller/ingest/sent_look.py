@@ -1,4 +1,4 @@
-"""Look at eFax for one fax of ours: was it taken at all, and how does its transmission stand?"""
+"""Look for one fax of ours at eFax: did eFax take it, and what is its transmission status?"""
 
 import uuid
 from collections.abc import Iterable
@@ -25,14 +25,14 @@ from poller.stream import Direction
 from poller.window import Interval
 
 _BACK = timedelta(hours=1)
-_MOST_PAGES = 20  # of one look
-# A list may show only one status, and complete ones where none is named.
+_MOST_PAGES = 20  # per look
+# A list may show only one status, or only complete faxes if none is given.
 _STATUSES = ("INPROGRESS", "NEW", "COMPLETE", "ERROR", "PENDING RETRY")
 _NO_SUCH_ANSWER = (Rejected, BadAnswer, NotYet, UserRefused, WindowRefused)
 
 
 class SentLook:
-    """Looks for one fax; what eFax refuses to list in a way is not asked for in that way again."""
+    """Looks for one fax; does not repeat a kind of question that eFax refuses."""
 
     def __init__(
         self, client: Client, user: User, row: SendRow, *, waited_for: bool = False
@@ -43,12 +43,12 @@ class SentLook:
         self._waited_for = waited_for
         self._looks = 0
         self._refused: set[tuple[bool, str | None]] = set()
-        self._ways = [self._metadata, self._details, self._listed]  # to how it stands
+        self._ways = [self._metadata, self._details, self._listed]  # to learn the status
 
     async def find(self) -> str | None:
-        """Give the id of the fax whose answer was lost, where the sent list shows it; raises ApiError.
+        """Return the id of a fax whose answer was lost, if the sent list shows it; raises ApiError.
 
-        Each look asks for our transaction id, for all of the last hour in case eFax does not know that
+        Each look asks for our transaction id, for the whole last hour in case eFax ignores that
         filter, and for one status in turn.
         """
         status = _STATUSES[self._looks % len(_STATUSES)]
@@ -72,9 +72,10 @@ class SentLook:
         return None
 
     async def _told_by_filter(self, status: str | None, page: Page) -> str | None:
-        """Take a record that does not tell for ours where eFax shows it for our id and for no other.
+        """Take a record for ours, even without our id in it, if eFax lists it for our id and no other.
 
-        Asked twice in turn: a fax may leave the list between two calls, and an empty list may lie.
+        Ask twice in turn: a fax may leave the list between two calls, and an empty list may be
+        wrong.
         """
         (sent_at, destination), shown = (self._sent_at, self._row.destination), page.faxes
         if len(page.marks) != 1 or not shown or not may_be_sent(shown[0], destination, sent_at):
@@ -90,7 +91,7 @@ class SentLook:
         return self._row.sent_at or self._row.asked_at
 
     async def _all(self, status: str | None = None) -> list[ListedFax]:
-        """List all since it was sent, and an hour before; a page that shows nothing new is the end."""
+        """List everything since an hour before it was sent; a page that shows nothing new is the end."""
         found: list[ListedFax] = []
         seen: set[str] = set()
         offset = 0
@@ -104,7 +105,7 @@ class SentLook:
         return found
 
     async def _page(self, status: str | None, transaction_id: str | None, offset: int = 0) -> Page:
-        """List a page; without bounds where the filter says enough: a fax under way may lack a time."""
+        """List a page; without bounds if the filter is enough, as a fax under way may have no time."""
         now = self._client.server_now()
         bounds = None if transaction_id else Interval(min(self._sent_at, now) - _BACK, now)
         return await self._client.list_sent(
@@ -117,7 +118,7 @@ class SentLook:
         )
 
     async def transmission(self) -> Transmission:
-        """Ask how it stands, in the ways that there are, the one that told it last first."""
+        """Ask for the status in all ways that work, beginning with the one that worked last."""
         assert self._row.fax_id is not None
         for ask in tuple(self._ways):
             try:
@@ -145,7 +146,7 @@ class SentLook:
         filtered = await self._page(None, self._row.transaction_id)
         if (found := _one(fax_id, filtered.faxes) or _one(fax_id, await self._all())) is not None:
             return found.raw
-        raise Rejected("The list of sent faxes does not show it.")
+        raise Rejected("The list of sent faxes does not show the fax.")
 
 
 def _one(fax_id: str, listed: Iterable[ListedFax]) -> ListedFax | None:

@@ -1,4 +1,4 @@
-"""List slices for one poll: in halves where need be; what cannot be listed is left as a gap."""
+"""List slices for one poll, in halves if necessary; what cannot be listed stays a gap."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,7 +26,7 @@ NOT_THIS_USERS_FAULT = (*OF_THE_ACCOUNT, UserRefused)
 
 
 class SliceLister:
-    """Lists slices of the users of one account. `random` gives values in [0, 1)."""
+    """Lists slices of one account's users. `random` returns values in [0, 1)."""
 
     def __init__(self, reader: ListReader, *, clock: Clock, random: Callable[[], float]) -> None:
         self._reader = reader
@@ -35,9 +35,9 @@ class SliceLister:
         self._future_is_refused = False
 
     async def list_halving(self, state: StreamState, whole: Slice, run: PollRun) -> bool:
-        """List `whole`; what the server will not list in one piece is listed in halves, newest first.
+        """List `whole`; what the server refuses to list in one piece is listed in halves, newest first.
 
-        False when this poll's time ended before it was through; what was not listed stays a gap.
+        Returns False if this poll's time ended first; what was not listed stays a gap.
         """
         pieces = [whole]
         while pieces:
@@ -68,8 +68,8 @@ class SliceLister:
     ) -> bool:
         """Whether the first and the last hour of a refused slice are refused as well.
 
-        Then it is not too long but too old, and halving it would only repeat that, some sixty times
-        a day of it and again at every attempt.
+        Then the slice is not too long but too old. Halving it would repeat the refusal some sixty
+        times per day of the slice, and again at every attempt.
         """
         if not isinstance(refusal, WindowRefused) or piece.interval.end == run.now:
             return False
@@ -95,9 +95,10 @@ class SliceLister:
         return read
 
     async def _read_ahead(self, state: StreamState, piece: Slice, run: PollRun) -> Read:
-        """Ask a little beyond now, and up to now where the server refuses that.
+        """Ask for a little beyond now, or only up to now if the server refuses that.
 
-        In one poll it is tried once: if it was not the reason, it is not that of shorter slices.
+        Try this once per poll: if that was not the reason, it is not the reason for shorter slices
+        either.
         """
         up_to_now = piece.bounds(run.now, ahead=timedelta(0))
         bounds = piece.bounds(run.now)
@@ -121,26 +122,26 @@ class SliceLister:
                 run.outcome.late_s.append((run.now - fax.received_at).total_seconds())
 
     async def leave_gap(self, state: StreamState, piece: Slice, reason: str, run: PollRun) -> None:
-        """Note that a slice could not be listed, and when it is tried again."""
+        """Note that a slice could not be listed, and when to try it again."""
         if piece.kind is SliceKind.BACKFILL:
             run.not_listed.append((piece.interval, reason))
         if piece.kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP, SliceKind.BACKFILL):
-            return  # listed before, or a gap of its own
+            return  # it was listed before, or is another gap
         count = state.progress.failures(piece.interval) + 1
         pause = retry.growing(count, first=_GAP_FIRST, cap=_GAP_CAP, u=self._random())
         await state.record(SliceFailed(piece.interval, run.now + pause, reason))
 
 
 def rules(state: StreamState) -> WindowRules:
-    """Return how a stream's windows are cut."""
+    """Return how to cut a stream's windows."""
     return _configured(state.user.poll.overlap, state.user.poll.max_window)
 
 
-_configured = lru_cache(WindowRules.configured)  # few are configured, each for many users
+_configured = lru_cache(WindowRules.configured)  # few rules are configured, each for many users
 
 
 def halved(whole: WindowRules, times: int) -> WindowRules:
-    """Shorten the longest window to half of it so many times, but not below an hour."""
+    """Halve the longest window this many times, but not below an hour."""
     if not times:
         return whole
     longest = max(whole.max_window / 2 ** min(times, 16), min(HOUR, whole.max_window))
@@ -148,10 +149,10 @@ def halved(whole: WindowRules, times: int) -> WindowRules:
 
 
 def _is_of_the_window(state: StreamState, piece: Slice, run: PollRun) -> bool:
-    """Whether a 403 or 404 is meant for the window: the user had a slice listed in this poll.
+    """Whether a 403 or 404 is about the window: the user had a slice listed in this poll.
 
-    A sweep must not pass over it as listed before, and a backfill not at the first time: the user
-    may be refused since.
+    A sweep must not count it as already listed, and a backfill must not give up the first time: the
+    user may have been refused since.
     """
     if piece.kind is SliceKind.BACKFILL and not state.backfill_failures:
         return False
@@ -160,7 +161,7 @@ def _is_of_the_window(state: StreamState, piece: Slice, run: PollRun) -> bool:
 
 
 def is_of_the_slice(error: ApiError, run: PollRun) -> bool:
-    """Whether a slice is to be tried again later by itself, and not its user or account."""
+    """Whether to try the slice again later, rather than its user or account."""
     if isinstance(error, UserRefused):
         return bool(run.listed.intervals)
     return not isinstance(error, NOT_THIS_USERS_FAULT)
@@ -168,5 +169,5 @@ def is_of_the_slice(error: ApiError, run: PollRun) -> bool:
 
 def _newest_unlisted(refusal: ApiError | None, reason: str) -> ApiError:
     if isinstance(refusal, WindowRefused):
-        return UserRefused(f"every window is refused, down to an hour: {reason}")
-    return refusal or BadAnswer(f"the newest hour could not be listed: {reason}")
+        return UserRefused(f"eFax refuses every window, down to an hour: {reason}")
+    return refusal or BadAnswer(f"poller could not list the newest hour: {reason}")

@@ -1,4 +1,4 @@
-"""How one account spells an empty list: it is learnt, for nobody has published it."""
+"""Learn how the server writes an empty list for one account, as nobody has published it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from poller.ingest.list_memory import ListMemory
 
 
 class Spelling:
-    """`judge` asks for known faxes, and tells whether one is listed."""
+    """`judge` asks for known faxes, and returns whether one is listed."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Spelling:
         self._tried_to_learn = False
 
     async def believe(self, shape: str, *, is_end: bool) -> None:
-        """Return where an answer is an empty list of this server; raises BadAnswer where it is not.
+        """Return if the answer is an empty list of this server; raise BadAnswer if it is not.
 
         `is_end`: pages with faxes came before it.
         """
@@ -43,7 +43,7 @@ class Spelling:
             await self._learn_again(shape)
 
     async def learn(self) -> None:
-        """Ask once, beside a list that held faxes, how an empty one is spelled here."""
+        """Ask once, after a list that contained faxes, how the server writes an empty one."""
         lists = await self._memory.known()
         if (lists.shapes is not None and lists.tells_gone) or not self._memory.witnesses:
             return
@@ -57,7 +57,7 @@ class Spelling:
 
     async def _learn(self) -> None:
         if not self._memory.witnesses:
-            return  # they were found to be deleted meanwhile
+            return  # they turned out to be deleted
         if (await self._memory.known()).shapes is None:
             asked = await self._ask_for_nothing()
             await self._take([] if asked is None else [asked])
@@ -68,7 +68,7 @@ class Spelling:
         self._tried_to_learn = True
 
     async def _learn_again(self, shape: str) -> None:
-        """Take an answer that is spelled otherwise for an empty list where that can be proved."""
+        """Accept another spelling of an empty list if it can be proved."""
         lists = await self._memory.known()
         if shape in (lists.shapes or ()):
             return
@@ -90,9 +90,9 @@ class Spelling:
         raise _no_list(shape, await self._memory.known())
 
     async def _ask_for_nothing(self) -> str | None:
-        """Ask for what must be empty; None where the server does not list such a time.
+        """Ask for a time that must be empty; return None if the server does not list such a time.
 
-        For the user whose lists are known to be well, if there is one.
+        If one user's lists are known to be well, ask for that user.
         """
         user = self._memory.well or next(iter(self._memory.states.values())).user
         try:
@@ -112,5 +112,5 @@ class Spelling:
 def _no_list(shape: str, lists: Lists) -> BadAnswer:
     known = " or ".join(sorted(lists.shapes or ["otherwise"]))
     return BadAnswer(
-        f"eFax answered a list with {shape}, and that is no list: it spells an empty one {known}."
+        f"eFax answered a list with {shape}, which is not a list: it writes an empty one as {known}."
     )

@@ -1,4 +1,4 @@
-"""One stream in memory: its progress as the ledger holds it, and what only this process knows."""
+"""One stream in memory: its progress as in the ledger, and what only this process knows."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ Answer = TypeVar("Answer", Progress, faxes.RecordedPage)
 
 
 class Hold:
-    """Keeps work on one stream from beginning while its list is read, for it would shift the pages.
+    """Blocks work that would shift a stream's pages while its list is read.
 
     Fetching an image marks its fax as downloaded, so the not-downloaded list shrinks; a deletion
     shifts every list.
@@ -35,11 +35,11 @@ class Hold:
     def __init__(self) -> None:
         self.under_way = 0
         self.held = False
-        # Only while somebody waits: every stream has a hold.
+        # only while somebody waits, because every stream has a hold
         self._idle: asyncio.Event | None = None
 
     def begin(self) -> bool:
-        """Note work under way, which `end` ends; False, and none may begin, while held."""
+        """Note that work starts, which `end` ends; return False, and forbid it, while held."""
         if self.held:
             return False
         self.under_way += 1
@@ -51,9 +51,9 @@ class Hold:
             self._idle.set()
 
     async def hold(self, timeout_s: float) -> bool:
-        """Let nothing more begin and wait for what is under way; False when that takes too long.
+        """Let no more work start, and wait for running work; return False if that takes too long.
 
-        Whatever else ends the wait lets go, too.
+        If the wait ends in any other way, this lets go too.
         """
         self.held = True
         if not self.under_way:
@@ -77,7 +77,7 @@ class Hold:
 
     @asynccontextmanager
     async def while_held(self, timeout_s: float) -> AsyncIterator[None]:
-        """Hold while in here; what takes too long to end is not waited for, but nothing more begins."""
+        """Hold during the block; let no more work start, even if running work takes too long to end."""
         await self.hold(timeout_s)
         self.held = True
         try:
@@ -88,7 +88,7 @@ class Hold:
 
 @dataclass
 class SweepUnderWay:
-    """A sweep may take several polls: to `end`, of which `listed` is done and `missed` was found."""
+    """A sweep over several polls, up to `end`: `listed` is done, and it has found `missed` faxes."""
 
     kind: SliceKind
     end: datetime
@@ -100,9 +100,9 @@ class SweepUnderWay:
 class StreamState:
     """One stream; `user.poll` and `user.expect` are the stream's own.
 
-    `progress` is what the ledger returned last, or what the same fold made of it since. It is stale
-    where nobody can know whether that is so: a write failed or was cut off, or something was said
-    while the ledger answered. Then it is read again before a poll goes by it.
+    `progress` is what the ledger returned last, with later events applied. It is stale if nobody
+    can know whether it is right: a write failed or was cut off, or events came while the ledger
+    answered. Then it is read again before a poll uses it.
     """
 
     user: User
@@ -111,13 +111,15 @@ class StreamState:
     progress: Progress
     direction: Direction = Direction.RECEIVED
     is_stale: bool = False
-    changes: int = 0  # of `progress` and `is_stale`: whether an answer was overtaken by one
-    unproved: Coverage = field(default_factory=Coverage)  # empty lists that wait for a proof
-    missed: datetime | None = None  # a last fax that is not listed, while others are
-    refusal: UserRefused | None = None  # the last one, until the user is accepted
+    # counts changes of `progress` and `is_stale`, to see whether an answer is outdated
+    changes: int = 0
+    # coverage of empty lists that waits for a proof
+    unproved: Coverage = field(default_factory=Coverage)
+    missed: datetime | None = None  # a last fax that eFax does not list, although it lists others
+    refusal: UserRefused | None = None  # the last one, until eFax accepts the user
     refusal_said: bool = False
-    ask_anyway: bool = False  # once, although the user is refused
-    polled: bool = False  # whether a poll succeeded since the start of the process
+    ask_anyway: bool = False  # once, although eFax refuses the user
+    polled: bool = False  # whether a poll has succeeded since the start of the process
     sweep_now: bool = True
     sweeps: dict[SliceKind, SweepUnderWay] = field(default_factory=dict)
     sweep_not_before: float = 0.0
@@ -134,20 +136,20 @@ class StreamState:
     failures_in_a_row: int = 0
     poll_began_at: float | None = None
     planned_at: float = math.inf  # when it was first planned (monotonic)
-    # When a request of its polls last ended, or the pause after it does (monotonic).
+    # When a request of its polls last ended, or the pause after it will end (monotonic).
     progress_at: float = 0.0
     images: Hold = field(default_factory=Hold)
     deletions: Hold = field(default_factory=Hold)
     discovered: int = 0  # faxes, by this process
 
-    # -- what the ledger holds ------------------------------------------------------------------
+    # -- the ledger -----------------------------------------------------------------------------
 
     async def record(self, *events: StreamEvent) -> None:
-        """Have the ledger record what happened, and go by what it holds then."""
+        """Record events in the ledger, and use the progress that it returns."""
         await self.hear(self.ledger.write(fold.record, self.id, *events))
 
     async def record_soon(self, *events: StreamEvent) -> None:
-        """Have recorded what may be lost for a moment, and go by it at once."""
+        """Record events that may be lost in a crash, and use them at once."""
         began = self.changes
         try:
             await self.ledger.record_soon(self.id, *events)
@@ -160,7 +162,7 @@ class StreamState:
             self.doubt()
 
     async def hear(self, asked: Awaitable[Answer]) -> Answer:
-        """Wait for what the ledger was asked for, and go by the progress that it answers with."""
+        """Wait for an answer of the ledger, and use the progress in it."""
         began = self.changes
         try:
             answer = await asked
@@ -174,7 +176,7 @@ class StreamState:
         return answer
 
     def take(self, progress: Progress, began: int) -> None:
-        """Go by what the ledger held; not if anything was said since it was asked, at `began`."""
+        """Use the ledger's progress, unless events came since the request, which was at `began`."""
         if self.changes == began:
             self.progress, self.is_stale = progress, False
             self.changes += 1
@@ -186,19 +188,19 @@ class StreamState:
         self.changes += 1
 
     def doubt(self) -> None:
-        """What is under way here or at the ledger may end otherwise than it is known."""
+        """Note that running work, here or in the ledger, may end in an unknown way."""
         self.is_stale = True
         self.changes += 1
 
     async def refresh(self) -> None:
-        """Read again what is stale; raises LedgerUnavailable."""
+        """Read stale progress again; raises LedgerUnavailable."""
         while self.is_stale or self.ledger.has_lost(self.id):
             await self.reread()
 
     async def reread(self) -> None:
         await self.hear(self.ledger.progress(self.id))
 
-    # -- what it looks like ---------------------------------------------------------------------
+    # -- for others ----------------------------------------------------------------------------
 
     @property
     def key(self) -> str:
@@ -207,16 +209,16 @@ class StreamState:
 
     @property
     def names(self) -> tuple[str, str, Direction]:
-        """Account, user and direction, as metrics show them."""
+        """Account, user and direction, as in metrics."""
         return *self.user.names, self.direction
 
     def telling(self, emit: Emit) -> Emit:
-        """Return what events about this stream are emitted to."""
+        """Return the function to which events about this stream go."""
         return emit if self.direction is Direction.RECEIVED else of_sent(emit)
 
     @property
     def seen(self) -> Coverage:
-        """What need not be listed: the coverage, and what is to be part of it once it is proved."""
+        """What need not be listed: the coverage, and what will be part of it once proved."""
         if not self.unproved.intervals:
             return self.progress.coverage
         return Coverage(self.progress.coverage.intervals + self.unproved.intervals)
@@ -227,24 +229,24 @@ class StreamState:
 
     @property
     def failed_polls(self) -> int:
-        """How many polls failed in a row, also those of which the ledger could not know."""
+        """How many polls have failed in a row, including those that the ledger could not record."""
         return max(self.progress.failed_polls, self.failures_in_a_row)
 
     @property
     def silent_since(self) -> datetime | None:
-        """Since when nothing was received, if that is longer than expected."""
+        """Since when nothing has arrived, if that is longer than expected."""
         return self.progress.silent_since(self.user.expect)
 
     @property
     def fails_to_sweep(self) -> bool:
-        """Whether a sweep has failed so often that it is no passing trouble."""
+        """Whether a sweep has failed so often that the trouble is not passing."""
         return any(alarm.failures >= _SWEEP_FAILURES for alarm in self.sweep_alarms.values())
 
 
 async def load_streams(
     ledger: Ledger, wanted: Sequence[tuple[User, int, Direction]]
 ) -> list[StreamState]:
-    """Read what the ledger knows of these streams, by its ids; thousands cost a few queries."""
+    """Read the ledger's progress of these streams by id; thousands cost a few queries."""
     if not wanted:
         return []
     held = await ledger.write(fold.some, [id_ for _, id_, _ in wanted])

@@ -1,4 +1,4 @@
-"""Sweeps, which list again, and the list of what nobody has downloaded."""
+"""Sweeps, which list again, and the list of faxes that nobody has downloaded."""
 
 from datetime import datetime
 
@@ -21,7 +21,7 @@ _PASSES = 5
 
 
 class Sweeps:
-    """Finds for the users of one account what their windows have missed."""
+    """Finds what the windows of one account's users have missed."""
 
     def __init__(self, lister: SliceLister, reader: ListReader, clock: Clock, emit: Emit) -> None:
         self._lister = lister
@@ -30,7 +30,7 @@ class Sweeps:
         self._emit = emit
 
     async def sweep(self, state: StreamState, start: datetime, run: PollRun) -> None:
-        """List again what a window may have missed, as far as this poll's time reaches."""
+        """List again what a window may have missed, within this poll's time."""
         if self._clock.monotonic() < state.sweep_not_before:
             return
         for kind in (SliceKind.SWEEP, SliceKind.DEEP_SWEEP):
@@ -58,7 +58,7 @@ class Sweeps:
     async def _go_on(
         self, state: StreamState, start: datetime, run: PollRun, sweep: SweepUnderWay
     ) -> None:
-        """Go on with a sweep; once completed, its end says where the next one begins."""
+        """Continue a sweep; when it is complete, its end is where the next one begins."""
         kind = sweep.kind
         before = len(run.outcome.discovered)
         try:
@@ -70,7 +70,7 @@ class Sweeps:
                 fax.received_at is None or run.covered_before.covers(fax.received_at)
                 for fax in run.outcome.discovered[before:]
             )
-        if not through or state.sweeps.get(kind) is not sweep:  # or all is to be listed again
+        if not through or state.sweeps.get(kind) is not sweep:  # or everything must be listed again
             return
         await record_sweep(state, Swept(kind, sweep.end, sweep.missed))
         state.sweeps.pop(kind, None)
@@ -81,10 +81,10 @@ class Sweeps:
     async def _list_again(
         self, state: StreamState, start: datetime, run: PollRun, sweep: SweepUnderWay
     ) -> bool:
-        """List what of the sweep was not listed in this poll; False where its time is over."""
+        """List the parts of a sweep that this poll has not listed; return False if its time is over."""
         last_end, back = state.progress.swept_to(sweep.kind), _sweep_rule(state, sweep.kind).back
         for piece in sweep_slices(sweep.kind, last_end, back, start, sweep.end, rules(state)):
-            # A gap that could not be listed has a time of its own when it is tried again.
+            # A gap that could not be listed is tried again at its own time.
             refused = tuple(failed.interval for failed in state.progress.failed_slices)
             done = Coverage(run.listed.intervals + sweep.listed.intervals + refused)
             if not done.gaps(piece.interval.start, piece.interval.end):
@@ -99,7 +99,8 @@ class Sweeps:
     async def _not_downloaded(self, state: StreamState, bounds: Interval, run: PollRun) -> bool:
         """Read the not-downloaded list until a whole pass shows nothing unknown.
 
-        False when a slow image stands in the way: it must hold up neither polls nor other images.
+        Returns False if a slow image is in the way: the sweep must delay neither polls nor other
+        images.
         """
         if not await state.images.hold(_HOLD_IMAGES_S):
             state.sweep_not_before = self._clock.monotonic() + _SWEEP_AGAIN_S
@@ -117,7 +118,7 @@ class Sweeps:
         return True
 
     async def _read_not_downloaded(self, state: StreamState, bounds: Interval) -> Read:
-        """Some servers may refuse so long a window; their own default is better than nothing."""
+        """Read the list; if a server refuses so long a window, read what it lists by default."""
         try:
             return await self._reader.read_not_downloaded(state, bounds)
         except WindowRefused:
@@ -125,7 +126,7 @@ class Sweeps:
 
 
 async def record_sweep(state: StreamState, swept: Swept) -> None:
-    """Record a completed sweep; one that found nothing may be lost for a moment."""
+    """Record a completed sweep; in a crash, one that found nothing may be lost."""
     await (state.record(swept) if swept.found else state.record_soon(swept))
 
 

@@ -1,4 +1,4 @@
-"""Fetch what is due, users taking turns."""
+"""Fetch what is due; users take turns."""
 
 import asyncio
 import collections
@@ -16,11 +16,12 @@ _LOOK_AGAIN_S = 2.0  # another process may have made faxes due (`poller retry`)
 _CUT_OFF_S = 5.0
 _AFTER_BUG_S = 30.0
 _AHEAD = 64  # rows read at once per user
-_AHEAD_OF_ALL = 1_000  # so that a backlog of ten thousand users is not held in memory
+# rows read in all, so that memory does not hold the backlog of ten thousand users
+_AHEAD_OF_ALL = 1_000
 
 
 class Ring:
-    """Whose fax is next: users in a ring, each with the rows read ahead of their turn."""
+    """The order of users: a ring, in which each has the rows that were read for it."""
 
     def __init__(self) -> None:
         self._ring: collections.deque[int] = collections.deque()
@@ -42,15 +43,15 @@ class Ring:
         return self._rows[user]
 
     def ahead(self) -> int:
-        """How many rows to read of a user, so that all who are in the ring now hold about a thousand."""
+        """How many rows to read per user, so that all users in the ring have about a thousand."""
         return max(1, min(_AHEAD, _AHEAD_OF_ALL // len(self._ring)))
 
     def pass_on(self) -> None:
-        """The first one had its turn."""
+        """Move the first user, whose turn it was, to the end."""
         self._ring.rotate(-1)
 
     def leave(self) -> None:
-        """The first one has nothing more."""
+        """Remove the first user, who has nothing more."""
         del self._rows[self._ring.popleft()]
 
 
@@ -82,7 +83,7 @@ class FetchWorkers:
         self._on_outcome = on_outcome
         self._turns = Ring()
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._met_bugs: dict[int, float] = {}  # faxes, and until when they are left (monotonic)
+        self._met_bugs: dict[int, float] = {}  # faxes, and until when to leave them (monotonic)
         self._wake = asyncio.Event()
         self._stopping = False
         self._looked_at: float | None = None
@@ -92,7 +93,7 @@ class FetchWorkers:
         return len(self._running)
 
     def wake(self, user: int | None = None) -> None:
-        """Something may be due now; `user` has new faxes."""
+        """Note that something may be due now; `user` has new faxes."""
         if user is not None:
             self._turns.add(user)
         self._wake.set()
@@ -108,7 +109,7 @@ class FetchWorkers:
                 await self._wait()
 
     async def run_until_idle(self) -> None:
-        """Fetch all that is due now, for `poller once`; ends early when nothing can be asked."""
+        """Fetch all that is due now, for `poller once`; end early if eFax cannot be asked."""
         while True:
             started = await self._start_one(look=True)
             if started:
@@ -118,7 +119,7 @@ class FetchWorkers:
             await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, timeout_s: float) -> None:
-        """Start nothing more, let images that are coming in end for `timeout_s`, then cut them off."""
+        """Start nothing more, let arriving images finish for `timeout_s`, then cut them off."""
         self._stopping = True
         self._wake.set()
         for fax, task in self._running.items():
@@ -130,7 +131,7 @@ class FetchWorkers:
         _, late = await asyncio.wait(tasks, timeout=timeout_s)
         for task in late:
             task.cancel()
-        # A step in a hung share lets itself be cancelled only the second time.
+        # A step in a hanging share stops only when it is cancelled the second time.
         for hang_timeout_s in (_CUT_OFF_S, 1.0):
             if late:
                 _, late = await asyncio.wait(late, timeout=hang_timeout_s)
@@ -154,7 +155,7 @@ class FetchWorkers:
             return False
         state = self._users.get(fax.stream)
         if state is None or not state.images.begin():
-            return True  # removed or held while ledger and gate were looked at; it stays due
+            return True  # its user was removed or held meanwhile; the fax stays due
         task = asyncio.create_task(self._fetch(fax, state), name=f"fetch {state.key}")
         self._running[fax.id] = task
         task.add_done_callback(lambda _: self._ended(fax.id, state))
@@ -169,20 +170,20 @@ class FetchWorkers:
         try:
             outcome = await self._fetcher.fetch(fax, state.user)
         except Exception as error:  # noqa: BLE001 - not even its failure could be recorded
-            what = "An attempt to fetch a fax ended by an error that nobody expected."
+            what = "An unexpected error ended an attempt to fetch a fax."
             log.say(events.InternalError(what, error, *fax.names))
             self._met_bugs[fax.id] = self._clock.monotonic() + _AFTER_BUG_S
             outcome = Outcome.FAILED
         self._on_outcome(fax, outcome)
 
     def _passed_over(self) -> list[int]:
-        """Faxes that are due and must not begin: under way already, or not at once again after a bug."""
+        """Return due faxes that must not start: running ones, and those that recently met a bug."""
         now = self._clock.monotonic()
         self._met_bugs = {fax: until for fax, until in self._met_bugs.items() if until > now}
         return [*self._running, *self._met_bugs]
 
     async def _next(self, *, look: bool) -> FaxRow | None:
-        """The next due row, or None; a user whose list is being read is passed over."""
+        """Return the next due row, or None; skip a user whose list is being read."""
         try:
             await self._look(force=look)
             return await self._take_turn()
@@ -191,7 +192,7 @@ class FetchWorkers:
             return None
 
     async def _look(self, *, force: bool) -> None:
-        """Find users with something due, also while others have: a retry must not wait for a backlog."""
+        """Find users with due faxes, even while others have some: a retry must not wait for a backlog."""
         now = self._clock.monotonic()
         if not self._users:
             return
@@ -233,5 +234,5 @@ class FetchWorkers:
 
 
 def images_at_once(in_flight: int) -> int:
-    """Images leave a quarter of the slots free; as many again may be checked and written meanwhile."""
+    """Leave a quarter of the slots free of images; as many again may be checked and written meanwhile."""
     return max(1, in_flight - -(-in_flight // 4)) * 2

@@ -532,7 +532,7 @@ async def test_a_record_without_an_id_leaves_the_window_open_and_takes_no_other_
                 work, Harm(FIRST_LIST_OF_A, answer=first), Harm(LIST_OF_A, answer=second)
             )
 
-            error = "1 entries of the list bear no usable fax_id"
+            error = "1 entries of the list have no usable fax_id"
             assert str(outcome.error) == await work.last_error(A) == error
             await assert_stored_rows(work, fax)
             assert work.state(A).progress.watermark == watermark

@@ -171,7 +171,7 @@ async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list
     rule = simulator.faults.rules[0]
     simulator.faults = replace(simulator.faults, rules=(replace(rule, user_id="user-b"),))
     outcome = await poll(quiet, "user-b")
-    assert "that is no list" in str(outcome.error)
+    assert "which is not a list" in str(outcome.error)
     assert not quiet.accounts[APP].is_suspended
     assert await covered(quiet, "user-b") == before
 

@@ -218,7 +218,7 @@ async def test_a_fax_whose_documents_are_gone_has_failed(
     outbox.remove(runtime.config.state_directory, row.transaction_id)
     failed = await Sender(runtime).send(row)
     assert failed.state is SendState.FAILED
-    assert "documents cannot be read" in (failed.error or "")
+    assert "cannot read its documents" in (failed.error or "")
     assert calls(simulator, "send") == 0
 
 
@@ -228,7 +228,7 @@ async def test_a_page_that_was_late_before_it_could_be_sent_is_not_sent(
     row = await asked_for_page(runtime)
     clock.advance(timedelta(minutes=20))
     row = await Sender(runtime).send(row)
-    assert (row.state, row.error) == (SendState.FAILED, "it was late before it could be sent")
+    assert (row.state, row.error) == (SendState.FAILED, "it was late before poller could send it")
     assert sent(simulator) == []
     assert in_outbox(runtime) == []
 

@@ -194,7 +194,7 @@ async def test_two_streams_of_a_user_know_nothing_of_each_other(
     bounds = Interval(clock.now() - 60 * DAY, clock.now())
     assert await ledger.write(fold.dismiss_gap, other.id, bounds, "not needed")
     await other.record(NotPolled(clock.now(), "refused", clock.now() + DAY))
-    assert (await archive.account.poll(other)).skipped == "the user is refused"
+    assert (await archive.account.poll(other)).skipped == "eFax refuses the user"
     assert not other.progress.failed_gaps
     clock.advance(MINUTE)
     assert not (await poll(archive.runtime)).failed
