@@ -1,4 +1,4 @@
-"""What time it is: callables that the shell hands in, and eFax's own time by its answers."""
+"""The time: callables that the shell passes in, and eFax's own time from its answers."""
 
 import asyncio
 import time
@@ -16,14 +16,14 @@ class NoOffsetError(ValueError):
 
 
 def instant(word: str) -> datetime:
-    """Read an ISO 8601 time with offset, as UTC; ValueError goes on after the word: `is no time …`.
+    """Read an ISO 8601 time with offset, as UTC; the ValueError continues the word: `is not a time …`.
 
-    The offset of a time that has no year in UTC, such as one before the year 1, does not count.
+    Ignores the offset of a time that has no year in UTC, such as one before the year 1.
     """
     try:
         at = datetime.fromisoformat(word)
     except ValueError:
-        raise ValueError(f"is no time; {_TIME_FORM}") from None
+        raise ValueError(f"is not a time; {_TIME_FORM}") from None
     if at.tzinfo is None:
         raise NoOffsetError(f"has no offset from UTC; {_TIME_FORM}")
     try:
@@ -33,7 +33,7 @@ def instant(word: str) -> datetime:
 
 
 class Clock(Protocol):
-    """Wall clock (aware, UTC), monotonic clock and sleep; tests hand in one that they move."""
+    """Wall clock (aware, UTC), monotonic clock and sleep; tests pass one that they move."""
 
     def now(self) -> datetime: ...
     def monotonic(self) -> float: ...
@@ -45,7 +45,7 @@ class SystemClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    monotonic = staticmethod(time.monotonic)  # asked for twenty times a poll
+    monotonic = staticmethod(time.monotonic)  # called twenty times per poll
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -56,10 +56,10 @@ Reading = tuple[datetime, float]  # wall clock, monotonic seconds, read together
 
 
 def clock_step(previous: Reading, current: Reading) -> timedelta | None:
-    """Return by how much the wall clock was set between two readings, None if it was not.
+    """Return by how much the wall clock was set between two readings; None if it was not.
 
-    A suspended machine counts too: its monotonic clock stood still. Slewing stays below
-    two seconds when the readings are not hours apart.
+    A suspended machine counts too, as its monotonic clock stood still. Slewing stays below two
+    seconds unless the readings are hours apart.
     """
     step = (current[0] - previous[0]) - timedelta(seconds=current[1] - previous[1])
     return step if abs(step) > STEP else None
@@ -73,12 +73,12 @@ POSSIBLE_YEARS = range(2000, 2200)
 
 
 class ServerClock:
-    """eFax's now, as the median of its last `Date` headers; values in, values out.
+    """eFax's time, the median of its last `Date` headers; values in, values out.
 
-    A `Date` that is more than a minute off from what is believed (at first: our own clock) counts
-    only when three in a row agree. A `Date` is cut to the second and as old as its answer, so `now`
-    is not ahead of the server. Three answers in a row that bear none mean our clock less five
-    minutes, unless one was believed before.
+    A `Date` that differs by more than a minute from the believed time (at first our own clock)
+    counts only when three in a row agree. A `Date` is cut to the second and as old as its answer,
+    so `now` is not ahead of the server. After three answers in a row without one, `now` is our
+    clock less five minutes, unless one was believed before.
     """
 
     def __init__(self) -> None:
@@ -88,9 +88,9 @@ class ServerClock:
         self._last: Reading | None = None
 
     def our_now(self, wall: datetime, monotonic_s: float) -> datetime:
-        """Take a reading of our clocks before any other use of `wall`, which is returned.
+        """Take a reading of our clocks before any other use of `wall`, and return `wall`.
 
-        A step since the last reading is thereby seen before it can carry anything into the future.
+        So a step since the last reading is noticed before it can move anything into the future.
         """
         reading = (wall, monotonic_s)
         step = None if self._last is None else clock_step(self._last, reading)
@@ -104,7 +104,7 @@ class ServerClock:
         return bool(self._believed) or self._without_date >= WITNESSES
 
     def observed(self, date: datetime | None, our_now: datetime) -> None:
-        """Take an answer's `Date`, or None when it bears none, and when it came by our clock.
+        """Take an answer's `Date`, or None if it has none, and the time of its arrival by our clock.
 
         An impossible date counts as none.
         """
@@ -131,12 +131,12 @@ class ServerClock:
         return median_low(self._believed) if self._believed else None
 
     def now(self, our_now: datetime) -> datetime | None:
-        """Return the server's now; None while nothing is agreed, and nothing may be listed."""
+        """Return the server's time; None until one is agreed, and until then list nothing."""
         if (offset := self._believed_offset) is not None:
             return our_now + offset
         return our_now - BEHIND_WITHOUT_DATES if self.agreed else None
 
     def stepped(self, by: timedelta) -> None:
-        """Keep what the server said when our wall clock is set forward by `by` (negative: back)."""
+        """Keep the server's time when our wall clock is set forward by `by` (negative: back)."""
         self._believed = deque((one - by for one in self._believed), maxlen=SAMPLES)
         self._doubted = deque((one - by for one in self._doubted), maxlen=WITNESSES)

@@ -1,4 +1,4 @@
-"""Whether a fax may be deleted at eFax, which cannot be undone: the row's part and the files' part."""
+"""Decide whether to delete a fax at eFax, which cannot be undone: by its row and by its files."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ A_DAY = timedelta(hours=24)
 
 
 class Deletable(Protocol):
-    """What the rules ask of a fax, as the ledger has it."""
+    """What the rules need to know of a fax from the ledger."""
 
     @property
     def direction(self) -> Direction: ...
@@ -33,10 +33,10 @@ class Deletable(Protocol):
 
 
 class Found(Protocol):
-    """What was found where the files of a fax should be.
+    """What the look at a fax's files found.
 
-    `is_well`: both are there, and what was read of them is what was stored. `is_gone`: neither is
-    there, in a directory that is there or not. `why` is what is wrong otherwise.
+    `is_well`: both are there and are what was stored, as far as they were read. `is_gone`: both are
+    missing, whether or not their directory exists. Otherwise `why` says what is wrong.
     """
 
     @property
@@ -52,11 +52,11 @@ class Found(Protocol):
 def why_kept(
     fax: Deletable, rule: Delete | None, now: datetime, stored_before: datetime | None = None
 ) -> str | None:
-    """Say why a fax must not be deleted by what the ledger knows of it; None: its files decide.
+    """Return why the ledger forbids to delete a fax; None leaves the decision to its files.
 
-    `rule` is that of its user, None where it is not configured. `stored_before` stands for
-    `delete.after`, and for nothing else. What our clock calls stored before eFax had received it was
-    stored later than that.
+    `rule` is the user's, None if the user is not configured. `stored_before` replaces only
+    `delete.after`. A fax that our clock says was stored before eFax received it was stored later
+    than that.
     """
     return next(_reasons(fax, rule, now, stored_before), None)
 
@@ -71,14 +71,14 @@ def _reasons(
     if fax.state != "stored":
         yield f"it is {fax.state}"
     if fax.damaged:
-        yield "eFax served it broken, so what is here may not be all of it"
+        yield "eFax delivered it broken, so the file may be incomplete"
     if fax.damage is not None:
         yield f"its files are not what was stored: {fax.damage}"
     if fax.refetch:
-        yield "it is to be fetched again"
+        yield "poller must fetch it again"
     stored_at = fax.stored_at and max(fax.stored_at, fax.received_at or fax.stored_at)
     if rule is None:
-        yield "its user is not configured any more"
+        yield "its user is no longer configured"
     elif stored_at is None:
         yield "nobody knows when it was stored"
     elif stored_before is not None:
@@ -87,33 +87,33 @@ def _reasons(
     elif rule.after is None:
         yield "its user has no delete.after"
     elif now - stored_at < rule.after:
-        yield f"it was stored at {_shown(stored_at)}, and delete.after has not passed since"
+        yield f"it was stored at {_shown(stored_at)}, and delete.after has not passed since then"
 
 
 def why_unproved(rule: Delete, found: Found) -> str | None:
-    """Say why the files do not prove that a good copy exists; None: they do.
+    """Return why the files do not prove that a good copy exists; None if they do.
 
-    A consumer takes files. Where their directory is gone, too, a mount may be missing or an older
-    state of the storage may have been restored, and then nobody took them.
+    Consumers take files. If the directory is gone as well, a mount may be missing, or somebody
+    restored an older state of the storage; then nobody took the files.
     """
     if found.is_well:
         return None
     if not found.is_gone:
         return f"its files are not what was stored: {found.why or 'nobody knows why'}"
     if rule.taken == "keep":
-        return "its files were taken away, and delete.taken is keep"
+        return "somebody has taken its files, and delete.taken is keep"
     if not found.has_directory:
-        return "its files are gone and their directory with them, so nobody may have taken them"
+        return "its files and their directory are gone, so perhaps nobody has taken them"
     return None
 
 
 def left_today(rule: Delete, deleted_lately: int) -> int:
-    """How many more of the account may be deleted now, after so many in 24 hours."""
+    """Return how many more faxes of the account may be deleted now, after this many in 24 hours."""
     return max(0, rule.max_per_day - deleted_lately)
 
 
 def is_given_up(now: datetime, refused_since: datetime | None) -> bool:
-    """Whether eFax has refused for so long that it is not asked any more."""
+    """Whether eFax has refused for so long that poller stops asking."""
     return refused_since is not None and now - refused_since >= GIVEN_UP_AFTER
 
 

@@ -1,4 +1,4 @@
-"""A page of our own, as a PDF: what a self-test or canary sends."""
+"""A page of ours, as a PDF, which a self-test or canary sends."""
 
 from collections.abc import Sequence
 from typing import Final

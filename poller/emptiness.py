@@ -1,8 +1,8 @@
-"""Whether a list without a fax is to be believed.
+"""Decide whether to believe a list without a fax.
 
-An outage may answer 200 with nothing. Two things tell it from a mailbox in which nothing came: how
-this server spells an empty list (it is learnt, for nobody has published it), and the witness, a
-window that held a fax when it was listed and must hold it now.
+An outage may answer 200 with nothing. Two things tell it from a mailbox in which nothing has
+arrived: how this server writes an empty list (poller learns this, as nobody has published it), and
+the witness, a window that contained a fax when it was listed and must still contain it.
 """
 
 import json
@@ -19,30 +19,30 @@ PROVE_EVERY_S = 15.0
 PROOFS_AT_MOST = 0.05  # of the requests that the account may send
 MOST_WITNESSES = 3
 LONGEST_DOUBT = timedelta(hours=1)
-LATER_DOUBT = timedelta(minutes=5)  # where faxes were taken for deleted before, and stayed away
-PROBES_WITHIN = timedelta(minutes=10)  # of each other; nobody has looked in the rest of a pause
+LATER_DOUBT = timedelta(minutes=5)  # if earlier faxes that we believed deleted stayed away
+PROBES_WITHIN = timedelta(minutes=10)  # of each other; in a longer pause nobody has looked
 
 
 class WitnessResult(Enum):
-    """What asking for a known fax's window came to."""
+    """What the request for a known fax's window showed."""
 
-    LISTED = auto()  # the window holds a fax
-    ABSENT = auto()  # it holds none, and nothing says why
-    BROKEN = auto()  # it holds none, and what eFax says of the fax makes no sense either
-    GONE = auto()  # it holds none, and eFax says that the fax is no longer there
+    LISTED = auto()  # the window contains a fax
+    ABSENT = auto()  # it contains none, and nothing says why
+    BROKEN = auto()  # it contains none, and what eFax says about the fax makes no sense either
+    GONE = auto()  # it contains none, and eFax says that the fax has gone
     REFUSED = auto()  # eFax does not list such a window
 
 
 class Credibility(Enum):
-    """What the witnesses say of an account's empty lists."""
+    """What the witnesses say about an account's empty lists."""
 
     PROVED = auto()
-    UNPROVED = auto()  # no known fax could tell
-    LOST = auto()  # lists show nothing of what they showed before
+    UNPROVED = auto()  # no known fax could prove anything
+    LOST = auto()  # lists show nothing that they showed before
 
 
 def credibility(results: Iterable[WitnessResult]) -> Credibility:
-    """Judge an account by what came of its witnesses."""
+    """Judge an account by the results of its witnesses."""
     found = set(results)
     if WitnessResult.LISTED in found:
         return Credibility.PROVED
@@ -54,9 +54,9 @@ def credibility(results: Iterable[WitnessResult]) -> Credibility:
 
 
 def is_proof_due(now_s: float, proved_s: float | None, requests_per_second: float) -> bool:
-    """Tell whether a witness is to be asked for, in an account with this limit.
+    """Tell whether to ask for a witness now, in an account with this limit.
 
-    What is empty waits for a proof that comes after it, so one proof serves all lists of its time.
+    An empty list waits for a later proof, so one proof serves all lists before it.
     """
     every_s = max(PROVE_EVERY_S, 1 / (PROOFS_AT_MOST * requests_per_second))
     return proved_s is None or now_s - proved_s >= every_s
@@ -64,16 +64,17 @@ def is_proof_due(now_s: float, proved_s: float | None, requests_per_second: floa
 
 @dataclass(frozen=True)
 class Lists:
-    """What is known of an account's lists.
+    """What is known about an account's lists.
 
-    `shapes`: how it spells an empty one, None before it was asked, empty where it would not say.
-    `tells_gone`: whether metadata tell a fax that is there from one that is not. `doubted_since`:
-    since when its lists show nothing of what they showed before; `doubted_at`: when that was looked
-    at last, `doubted_for`: how long it was looked at. `deleted_until`: a fax of a window
-    that ended by then is no witness, for these were deleted at eFax. `unproved`: spellings that were
-    believed while no fax was known that could prove them. `given_up`: faxes that were taken for
-    deleted without eFax saying so, the last ones; `believed_since`: what empty lists were believed
-    for that, and are to be listed again once any list holds a fax. All times are eFax's.
+    `shapes`: how it writes an empty one; None before anybody asked, empty if it would not say.
+    `tells_gone`: whether metadata distinguish a fax that is there from one that is not.
+    `doubted_since`: since when its lists show nothing that they showed before; `doubted_at`: when
+    poller last looked at that; `doubted_for`: for how long it has looked. `deleted_until`: faxes of
+    windows that ended by then are not witnesses, as they were deleted at eFax. `unproved`:
+    spellings that were believed while no known fax could prove them. `given_up`: the last faxes
+    that were believed deleted although eFax did not say so; `believed_since`: since when empty
+    lists were believed for that reason; they are listed again once any list contains a fax. All
+    times are eFax's.
     """
 
     shapes: frozenset[str] | None = None
@@ -88,11 +89,11 @@ class Lists:
 
     @property
     def is_doubted_too_long(self) -> bool:
-        """Whether faxes that are not listed any more are to be taken for deleted."""
+        """Whether to believe that faxes were deleted because eFax no longer lists them."""
         return self.doubted_for >= (LATER_DOUBT if self.given_up else LONGEST_DOUBT)
 
     def doubted(self, now: datetime, *, is_outage: bool = False) -> Self:
-        """Note a look that found nothing; an outage that is known as one counts for no deletion."""
+        """Note a look that found nothing; a known outage does not count as a sign of deletion."""
         passed = timedelta(0)
         if self.doubted_at is not None and not is_outage:
             passed = min(max(now - self.doubted_at, passed), PROBES_WITHIN)
@@ -102,28 +103,28 @@ class Lists:
         )
 
     def well(self) -> Self:
-        """Note a list that holds a fax, or the end of all that could be doubted."""
+        """Note a list that contains a fax, or that nothing is left to doubt."""
         return replace(self, doubted_since=None, doubted_at=None, doubted_for=timedelta(0))
 
     def believed(self, given_up: Sequence[str]) -> Self:
-        """Note that empty lists are believed after all, and which faxes for deleted."""
+        """Note that empty lists are believed after all, and which faxes are believed deleted."""
         since = [one for one in (self.believed_since, self.doubted_since) if one is not None]
         kept = (*given_up, *self.given_up)[: 2 * MOST_WITNESSES]
         return replace(self, believed_since=min(since, default=None), given_up=kept)
 
     def is_deleted(self, listed_until: datetime) -> bool:
-        """Tell whether a fax of a window that ended then is taken for deleted at eFax."""
+        """Tell whether a fax of a window that ended then is believed deleted at eFax."""
         return self.deleted_until is not None and listed_until <= self.deleted_until
 
     def text(self) -> str:
-        """Write it down; `read` undoes that."""
+        """Write this as text, for `read`."""
         said = asdict(self)
         said["doubted_for_s"] = said.pop("doubted_for").total_seconds()
         return json.dumps(said, default=_plain)
 
     @classmethod
     def read(cls, text: str | None) -> Self:
-        """Read what was written down; of another version's text nothing is known."""
+        """Read that text; from another version's text, learn nothing."""
         try:
             kept = json.loads(text or "{}")
             return cls(

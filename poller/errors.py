@@ -4,40 +4,40 @@ PollerError
 ├── UsageError            wrong words on the command line          exit 2
 ├── NotInstalled          a package of an extra is missing         exit 2
 ├── CannotStart           ledger, directory or port unusable       exit 73
-│   └── LedgerDamaged     `poller rebuild` makes a new one
+│   └── LedgerDamaged     `poller rebuild` makes a new ledger
 ├── LockHeld              another poller holds this state          exit 75
-├── ConfigError           every problem of the configuration       exit 78
+├── ConfigError           all problems of the configuration        exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
-│   ├── StorageFull       no space or quota is left: so for every fax, whatever a look says
-│   ├── StorageHung       a step there does not end: its fax fails, its thread is left alone
-│   └── NotChecked        nothing could check this document just now: its fax is postponed
-├── StorageConflict       a foreign file has the fax's name: this fax fails, others go on
-│   └── MovedAway         its directory went away meanwhile: its ticket is void, it is stored again
-├── FaxTooLarge           the file system takes no file so large: this fax fails, others go on
-├── LedgerUnavailable     locked, read-only or full: nothing is done that it could not record  73
-├── NoThread              the system allows no further thread: tried again later
-├── Unforeseen            a bug in a poll: it failed, and the next one comes as planned
+│   ├── StorageFull       space or quota has run out: affects every fax, whatever a look finds
+│   ├── StorageHung       a step does not end: its fax fails, its thread is left behind
+│   └── NotChecked        nothing could check this document now: its fax is postponed
+├── StorageConflict       a foreign file has the fax's name: only this fax fails
+│   └── MovedAway         its directory went away meanwhile: its ticket is void, store it again
+├── FaxTooLarge           the file system cannot hold so large a file: only this fax fails
+├── LedgerUnavailable     locked, read-only or full: do nothing that it could not record  73
+├── NoThread              the system allows no more threads: try again later
+├── Unforeseen            a bug in a poll: the poll failed, the next one comes as planned
 └── ApiError              a call to eFax that gave no usable answer
     ├── AccountSuspended  not sent: the account is suspended
     ├── SignInRefused     App ID or API key refused: suspends the account
     ├── SignInDelayed     not sent: the sign-in budget is spent until a given time
     ├── TokenRefused      401 with a fresh token as well
     ├── RateLimited       429: the account slows down
-    ├── UserRefused       403 or 404 on a list: this user is asked less often
-    ├── WindowRefused     400 on a list: the slice is halved
-    ├── NotYet            404 or 410 on an image that is listed: asked again later
-    ├── Rejected          any other 4xx: not repeated inside an attempt
-    ├── SendInDoubt       a fax was perhaps taken: looked for, never sent again
-    ├── BadAnswer         a 2xx that is not what it should be: repeated, kept as evidence
-    └── Unreachable       no connection, timeout, 5xx: repeated, counts towards suspension
-        └── DeadlinePassed  a minute without an answer: a slice is halved
+    ├── UserRefused       403 or 404 on a list: ask for this user less often
+    ├── WindowRefused     400 on a list: halve the slice
+    ├── NotYet            404 or 410 on an image that is listed: ask again later
+    ├── Rejected          any other 4xx: do not repeat inside an attempt
+    ├── SendInDoubt       eFax may have taken a fax: look for it, never send it again
+    ├── BadAnswer         a 2xx with the wrong content: repeat, keep as evidence
+    └── Unreachable       no connection, timeout, 5xx: repeat, counts towards suspension
+        └── DeadlinePassed  a minute without an answer: halve the slice
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-# Said of a fax's directory: only an operator can mend it, so `status` does not wait to say it.
+# About a fax's directory. Only an operator can mend it, so `status` reports it at once.
 ALONE: Final = "in the storage cannot be used, while the storage itself can"
 
 
@@ -60,11 +60,11 @@ class CannotStart(PollerError):
 
 
 class NotKept(CannotStart):
-    """What is to be sent cannot be kept in the state directory."""
+    """The state directory cannot keep what is to be sent."""
 
 
 class LedgerDamaged(CannotStart):
-    """The file is no ledger that this program can read, and `poller rebuild` helps."""
+    """The file is not a ledger that this program can read; `poller rebuild` helps."""
 
 
 class LockHeld(PollerError):
@@ -73,7 +73,7 @@ class LockHeld(PollerError):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong in the configuration; `line` counts from 1, `key` is dotted; all may be unknown."""
+    """One problem of the configuration; `line` counts from 1, `key` is dotted; all may be unknown."""
 
     file: str
     line: int
@@ -94,7 +94,7 @@ class ConfigError(PollerError):
 
 
 class StorageUnusable(PollerError):
-    """The storage cannot take a fax now; `str()` says why, `fault` what the system said of one step."""
+    """The storage cannot take a fax now; `str()` says why, `fault` is what the system said."""
 
     def __init__(self, message: str, *, fault: str | None = None) -> None:
         super().__init__(message)
@@ -102,23 +102,23 @@ class StorageUnusable(PollerError):
 
 
 class StorageFull(StorageUnusable):
-    """Space or a quota has run out, also where the free space that is reported says otherwise."""
+    """Space or a quota has run out, even if the reported free space says otherwise."""
 
 
 class StorageHung(StorageUnusable):
-    """A step in the storage has not ended: its thread is left alone, and whoever waited goes on."""
+    """A step in the storage did not end: its thread is left behind, and its caller continues."""
 
 
 class NotChecked(StorageUnusable):
-    """No process could check the document now; it says nothing about the document or the storage."""
+    """No process could check the document now; this says nothing about the document or the storage."""
 
 
 class StorageConflict(PollerError):
-    """A file that is not this fax already has its name; it is never overwritten."""
+    """Another file already has this fax's name; poller never overwrites it."""
 
 
 class MovedAway(StorageConflict):
-    """The fax's directory was renamed meanwhile: nothing of it is published, and its ticket is void."""
+    """The fax's directory was renamed meanwhile: nothing was published, and the ticket is void."""
 
 
 class FaxTooLarge(PollerError):
@@ -132,15 +132,15 @@ class LedgerUnavailable(PollerError):
 
 
 class NoThread(PollerError):
-    """The system allows this process no further thread."""
+    """The system allows this process no more threads."""
 
 
 class Unforeseen(PollerError):
-    """A poll ended by an error that is a bug; `str()` names its type only, its text may be private."""
+    """A bug ended a poll; `str()` names only the error's type, as its text may be private."""
 
     def __init__(self, bug: Exception) -> None:
         super().__init__(
-            f"An error that nobody expected ({type(bug).__name__}): see internal-error in the log."
+            f"An unexpected error ({type(bug).__name__}): see internal-error in the log."
         )
 
 
@@ -154,7 +154,7 @@ class Evidence:
 
 
 class ApiError(PollerError):
-    """`retry_after_s` as the server asked, clamped; None where it did not."""
+    """`retry_after_s` is what the server asked for, within limits; None if it did not."""
 
     def __init__(
         self, message: str, *, evidence: Evidence | None = None, retry_after_s: float | None = None
@@ -169,7 +169,7 @@ class ApiError(PollerError):
 
 
 class AccountSuspended(ApiError):
-    """Not sent; `until` (UTC) is when the next probe may go."""
+    """Not sent; the next probe may go at `until` (UTC)."""
 
     def __init__(self, message: str, *, until: datetime) -> None:
         super().__init__(message)
@@ -196,7 +196,7 @@ class RateLimited(ApiError):
     pass
 
 
-# It is the account's fault, whatever user or fax was asked for.
+# The account is the cause, whatever user or fax the call was for.
 OF_THE_ACCOUNT: Final = (AccountSuspended, SignInDelayed, SignInRefused, TokenRefused, RateLimited)
 
 
@@ -225,7 +225,7 @@ class SendInDoubt(ApiError):
 
 
 class Unreachable(ApiError):
-    was_sent = True  # perhaps; False where no connection was made
+    was_sent = True  # perhaps; False if there was no connection
 
 
 class DeadlinePassed(Unreachable):

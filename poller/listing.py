@@ -1,27 +1,27 @@
-"""Read a list that is no snapshot to its end, page by page, and notice when it moved meanwhile.
+"""Read a list to its end, page by page, and notice if it moved meanwhile.
 
-The list may shift between two pages, the page cap is the server's own, and a proxy may drop the
+The list may shift between two pages, the server chooses the page size, and a proxy may drop the
 paging headers. So each page after the first begins a few records before the end of what was read,
-and what it begins with says what happened in between:
+and the first records show what happened in between:
 
-- It begins with those records: nothing moved. When nothing follows them, that was the end.
-- They come later in the page: records were inserted before them. Reading goes on behind them, and
-  afterwards the list is read again, because what was inserted is in pages that were read before.
-- They are not there: something was deleted, and what moved up may have been skipped. The list is
-  read again from the beginning.
-- It begins with the record that an earlier page began with: the offset is ignored, or exactly as
-  many records were inserted as lie between the two. The second such page in a row decides that it
-  is ignored. Then this page is all that can be had of the list, and it is the whole list only when
-  the server has sent this account a longer page in the same state, or when it is a single record: a
-  cap of at least two is taken for granted.
+- The page begins with those records: nothing moved. If nothing follows them, this is the end.
+- They come later in the page: records were inserted before them. Continue after them, and read the
+  list again afterwards, because the inserted records are in pages that were read before.
+- They are missing: something was deleted, and records that moved up may have been skipped. Read the
+  list again from the beginning.
+- The page begins with the record with which an earlier page began: the server ignores the offset, or
+  exactly as many records were inserted as lie between the two. If the next page does so too, the
+  server ignores the offset. Then this page is all that the server gives. It is the whole list only
+  if the server has sent this account a longer page in the same state, or if it is a single record,
+  because we assume a page size of at least two.
 
-Pages of one record cannot overlap: such a list is read until two readings in a row saw the same. A
-single record with nothing behind it is the whole list, for the same reason as above: to read the
-list of every user who has one fax again would cost more than a cap of one is likely.
-After three new beginnings it is given up, for it moves too fast; a shorter slice moves less. A list
-that was only inserted into is then taken as read: what came in late is what the overlap of the
-windows is for. Each page must show something new or be the last: after three in a row that do not,
-the list is read again. So a list that has an end takes a bounded number of requests.
+Pages of one record cannot overlap: read such a list until two readings in a row saw the same. A single
+record with nothing after it is the whole list, for the same reason as above: reading the list of every
+user with one fax twice would cost more than a page size of one is likely.
+After three new beginnings, give up, because the list moves too fast; a shorter slice moves less. If
+records were only inserted, the list counts as read: the overlap of the windows covers late arrivals.
+Each page must show something new or be the last: after three in a row that do not, read the list
+again. So a list that has an end takes a bounded number of requests.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,11 @@ class Step(Enum):
 
 
 class Listing:
-    """One slice's list while it is read; `offset` is where the next page begins.
+    """The list of one slice while it is read; `offset` is where the next page begins.
 
-    `seen` are the ids of the present reading, which begins anew with RESTART. `largest_page` is the
-    longest page that this account ever sent while it ignored offsets, 0 when it never did: it is
-    handed in, and may have grown afterwards.
+    `seen` has the ids of this reading; it starts empty after RESTART. `largest_page` is the longest
+    page that this account ever sent while it ignored offsets, 0 if it never did; the caller passes
+    it in, and it may grow.
     """
 
     def __init__(self, *, largest_page: int = 0) -> None:
@@ -69,10 +69,10 @@ class Listing:
         self._unchecked = False
 
     def page(self, ids: Sequence[str]) -> Step:
-        """Take the page that was read at `offset`, ids in the order of the answer.
+        """Take the page that was read at `offset`, with ids in the order of the answer.
 
-        A record without a usable id is left out. That looks like a shift and costs requests, no
-        more; whether a list with such records counts as listed is the caller's to say.
+        Leave out records without a usable id. That looks like a shift and only costs requests; the
+        caller decides whether a list with such records counts as listed.
         """
         if not ids:
             return self._again() if self._overlap else self._end()
@@ -102,7 +102,7 @@ class Listing:
         return self._move_on(ids)
 
     def _move_on(self, ids: Sequence[str]) -> Step:
-        # half a page at most, so that a server with a small cap is not read one record at a time
+        # half a page at most: otherwise a server with small pages would be read one record at a time
         width = min(MOST_OVERLAP, len(ids) // 2)
         self._overlap = list(ids[len(ids) - width :])
         self._beginnings.add(ids[0])

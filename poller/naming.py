@@ -1,4 +1,4 @@
-"""What a fax is called on disk. A value from the API never decides a path unchecked."""
+"""The names of faxes on disk. No value from the API decides a path unchecked."""
 
 import hashlib
 import re
@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from string import Formatter, ascii_lowercase, ascii_uppercase
 
 LONGEST_ID = 120
-LONGEST_PART = 200  # a file system takes 255 bytes; dot-files and endings need some of them
+LONGEST_PART = 200  # a file system allows 255 bytes; dot-files and extensions need some of them
 PLACEHOLDERS = ("account", "user", "fax_id")
 TIME_WITHOUT_FORMAT = "%Y%m%dT%H%M%SZ"
 
-# Only so: without its dashes, in braces or as a URN an id may be anything.
+# Only this form: without dashes, in braces or as a URN, an id may be anything.
 _UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -18,23 +18,23 @@ _CLOSED_TO_WINDOWS = re.compile(
     r"""[<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)""", re.IGNORECASE
 )
 _FOLDED = str.maketrans(ascii_uppercase, ascii_lowercase)
-_HOLDS_UNPRINTABLE = "must not hold control characters"
+_HOLDS_UNPRINTABLE = "must not contain control characters"
 
 
 def fax_key(fax_id: str) -> str:
-    """Return what the spellings of one fax id have in common.
+    """Return what all spellings of one fax id have in common.
 
-    A UUID may come with its letters in either case (RFC 9562); any other id is only itself.
+    The letters of a UUID may come in either case (RFC 9562); any other id has one spelling.
     """
     return fax_id.lower() if _UUID.fullmatch(fax_id) else fax_id
 
 
 def safe_id(fax_id: str) -> str:
-    """Turn a fax id into a file name: two ids never give one name, and a safe id stays as it is.
+    """Turn a fax id into a file name: two ids never give one name, and a safe id stays unchanged.
 
-    What is not in `[A-Za-z0-9._-]`, and a leading dot, is percent-encoded (UTF-8, upper case). Over
-    120 bytes it is the first 80, `~` and 16 hex digits of the SHA-256 of the id. An empty id, which
-    no fax has, becomes a lone `%`.
+    Characters outside `[A-Za-z0-9._-]`, and a leading dot, are percent-encoded (UTF-8, upper case).
+    An id of over 120 bytes becomes its first 80, `~` and 16 hex digits of its SHA-256. An empty id,
+    which no fax has, becomes `%`.
     """
     encoded = _UNSAFE.sub(lambda found: _percent(found[0]), fax_id) or "%"
     if encoded.startswith("."):
@@ -49,7 +49,7 @@ def _percent(text: str) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
+    return text.encode("utf-8", "surrogatepass")  # JSON may contain half a surrogate pair
 
 
 def _digest(text: str, digits: int) -> str:
@@ -57,10 +57,10 @@ def _digest(text: str, digits: int) -> str:
 
 
 def fax_path(template: str, *, account: str, user: str, fax_id: str, at: datetime) -> str:
-    """Return where a fax belongs, relative to the storage directory and without extension.
+    """Return the path of a fax, relative to the storage directory and without extension.
 
-    No part is empty, `..`, or begins with a dot, whatever the values are. `at`, when it was received
-    or completed, is written in UTC. A part over 200 bytes is shortened like an id.
+    No part is empty, is `..` or begins with a dot, whatever the values are. `at`, when the fax was
+    received or completed, is written in UTC. A part of over 200 bytes is shortened like an id.
     """
     values = {"account": account, "user": user, "fax_id": safe_id(fax_id)}
     filled = _fill(template, values, at.astimezone(UTC))
@@ -87,9 +87,9 @@ def _safe_part(part: str) -> str:
 
 
 def path_template_problem(template: str, time: str = "received") -> str | None:
-    """Say in a sentence what is wrong with a path template, or return None.
+    """Return what is wrong with a path template, in a sentence, or None.
 
-    `time` is what the fax's time is called in it.
+    `time` is the template's name for the fax's time.
     """
     try:
         return _field_problem(template, time) or _part_problem(template)
@@ -107,10 +107,10 @@ def _field_problem(template: str, time: str) -> str | None:
             continue
         if name not in (*PLACEHOLDERS, time):
             known = ", ".join(f"{{{one}}}" for one in (*PLACEHOLDERS, time))
-            return f"has an unknown placeholder {{{name}}}; known are {known}"
+            return f"has an unknown placeholder {{{name}}}; poller knows {known}"
         if conversion or "{" in (spec or "") or (spec and name != time):
-            return f"must not say how {{{name}}} is formatted; only {{{time}:…}} may"
-    return None if "fax_id" in names else "must hold {fax_id}, or two faxes would have one name"
+            return f"must not give a format for {{{name}}}; only {{{time}:…}} may have one"
+    return None if "fax_id" in names else "must contain {fax_id}, or two faxes would have one name"
 
 
 def _part_problem(template: str) -> str | None:
@@ -131,15 +131,15 @@ def _part_problem(template: str) -> str | None:
 
 
 def part_closed_to_windows(path: str) -> str | None:
-    """Find a part of a path that a Windows client cannot open, of a file with its extension."""
+    """Return a part of a path, with its extension, that a Windows client cannot open."""
     return next((part for part in path.split("/") if _CLOSED_TO_WINDOWS.search(part)), None)
 
 
 def folded(path: str) -> str:
-    """Return what a path is on a file system to which `A` and `a` are one; only ASCII is folded."""
+    """Return the path as a file system sees it that ignores case; only ASCII letters are folded."""
     return path.translate(_FOLDED)
 
 
 def disambiguated(path: str, identity: str) -> str:
-    """Return another path for a fax whose own is another's; always the same for one `identity`."""
+    """Return another path for a fax whose own is taken; always the same one for an `identity`."""
     return f"{path}~{_digest(identity, 8)}"

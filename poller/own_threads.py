@@ -1,7 +1,8 @@
-"""Threads for steps that may hang: each part has its own, and nothing ever waits for their end.
+"""Threads for steps that may hang: each part has its own, and nothing waits for their end.
 
-asyncio's default executor is one pool for everything and is joined at the end: a few steps that hang
-there stop all others, and the exit too. So nothing in poller uses it; a test holds that.
+asyncio's default executor is one pool for everything and is joined at the end: a few hanging steps
+in it stop all others, and the exit too. So nothing in poller uses it, and a test makes sure of
+that.
 """
 
 import asyncio
@@ -19,10 +20,10 @@ _Steps = SimpleQueue[Callable[[], None] | None]
 
 
 class OwnThreads:
-    """At most `most` daemon threads, started when they are needed and kept.
+    """At most `most` daemon threads, started when needed and kept.
 
-    A step that hangs holds one of them for as long as it hangs; further steps wait for another.
-    The threads end after `close`, or with this object. The process ends without waiting for them.
+    A hanging step occupies one of them; further steps wait for another. The threads end after
+    `close`, or with this object. The process ends without waiting for them.
     """
 
     def __init__(self, name: str, most: int = 1) -> None:
@@ -36,13 +37,13 @@ class OwnThreads:
 
     @property
     def all_busy(self) -> bool:
-        """Whether a further step would have to wait until another one ends."""
+        """Whether a further step would have to wait for another to end."""
         return self._under_way >= self._most
 
     async def run(self, step: Callable[[], T]) -> T:
-        """Run one step; NoThread where none can be had.
+        """Run one step; raises NoThread if there is no thread for it.
 
-        A thread cannot be stopped: when the caller is cancelled, the step goes on without it. A
+        A thread cannot be stopped: if the caller is cancelled, the step continues without it. A
         step that has not begun by then never does.
         """
         loop = asyncio.get_running_loop()
@@ -60,7 +61,7 @@ class OwnThreads:
         return await future
 
     def close(self) -> None:
-        """Let the threads end when they are through with their steps; take no more."""
+        """Let the threads end after their steps; accept no more."""
         self._closed = True
         self._steps.put(None)
 
@@ -69,11 +70,11 @@ class OwnThreads:
         self._under_way -= not future.cancelled()
 
     def _left(self, future: "asyncio.Future[Any]") -> None:
-        """A thread is through with a step; only now where nobody has waited for it."""
+        """Count a finished step now if its caller has left."""
         self._under_way -= future.cancelled()
 
     def _see_to_thread(self) -> None:
-        """Start a thread unless one is free; where none can be started, one that is there does."""
+        """Start a thread unless one is free; if that fails, an existing thread takes the step."""
         if self._closed:
             raise NoThread(f"the threads for {self._name} have ended")
         if self._started > self._under_way or self._started == self._most:
@@ -85,13 +86,13 @@ class OwnThreads:
             thread.start()
         except RuntimeError as error:
             if not self._started:
-                raise NoThread(f"no thread can be started for {self._name}") from error
+                raise NoThread(f"cannot start a thread for {self._name}") from error
         else:
             self._started += 1
 
 
 async def in_own_thread(name: str, step: Callable[[], T]) -> T:
-    """Run one step in a thread that ends with it; raises as `OwnThreads.run`."""
+    """Run one step in a thread that ends with it; raises what `OwnThreads.run` raises."""
     threads = OwnThreads(name)
     try:
         return await threads.run(step)
@@ -102,21 +103,21 @@ async def in_own_thread(name: str, step: Callable[[], T]) -> T:
 def _work(steps: _Steps) -> None:
     while (take := steps.get()) is not None:
         take()
-        del take  # it holds the OwnThreads, whose end is the end of this thread
+        del take  # it refers to the OwnThreads, whose end ends this thread
     steps.put(None)  # for the next thread
 
 
 def carry_out(
     loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", step: Callable[[], T]
 ) -> None:
-    """Run a step in this thread and settle its future; do nothing for one that was cancelled."""
+    """Run a step in this thread and settle its future; do nothing for a cancelled one."""
     if future.cancelled():
         return
     outcome: T | None = None
     problem: BaseException | None = None
     try:
         outcome = step()
-    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the step
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller that waits for the step
         problem = error
     with suppress(RuntimeError):  # the loop has ended, and nobody waits
         loop.call_soon_threadsafe(_settle, future, outcome, problem)
@@ -132,6 +133,6 @@ def _settle(future: "asyncio.Future[Any]", outcome: Any, problem: BaseException 
 
 
 def looked_at(future: "asyncio.Future[T]") -> None:
-    """Keep asyncio from reporting a failure that a cancelled caller did not wait for."""
+    """Keep asyncio from reporting a failure for which a cancelled caller did not wait."""
     if not future.cancelled():
         future.exception()

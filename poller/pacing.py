@@ -1,24 +1,24 @@
-"""Who may send a request now: rate, slots and turns of one account."""
+"""Decide who may send a request now: the rate, slots and turns of one account."""
 
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 
-_A_TOKEN = 1 - 1e-6  # rounding must not make a caller wake up a hair too early, again and again
+_A_TOKEN = 1 - 1e-6  # rounding must not wake a caller a little too early, again and again
 _LISTS_IN_A_ROW = 3
-_SLOWEST = 1 / 20  # of the configured rate
-_RECOVERY_S = 300.0  # of success, from a standstill to the configured rate
-_RECOVERY_STEP_S = 60.0  # a success vouches for no more than the minute before it
+_SLOWEST = 1 / 20  # as a share of the configured rate
+_RECOVERY_S = 300.0  # of success, from zero to the configured rate
+_RECOVERY_STEP_S = 60.0  # a success proves at most the minute before it
 _LONGEST_PAUSE_S = 60.0
 _UNANSWERED_S = 1.0
 _MINUTE_S = 60
 
 
 class Kind(StrEnum):
-    """What a request is for, in order of precedence."""
+    """The purpose of a request, in order of precedence."""
 
-    OTHER = "other"  # token, health, metadata, sending and its outcome: few, and waited for
+    OTHER = "other"  # token, health, metadata, sending and its outcome: few, and somebody waits
     LIST = "list"
     IMAGE = "image"
     SENT_LIST = "sent-list"  # lists, metadata and details of sent faxes
@@ -32,16 +32,16 @@ _SLOW = (Kind.SENT_IMAGE, Kind.LAST)
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """One request that waits for its turn or is under way; compared by identity."""
+    """One request that waits or is under way; compared by identity."""
 
     kind: Kind
     user: str
 
 
 class Turns:
-    """Waiting tickets of one kind, users in turn; every operation is O(1).
+    """Waiting tickets of one kind; users take turns; every operation is O(1).
 
-    Those who are in a hurry go before all others, and take turns among themselves.
+    Users in a hurry go before all others, and take turns among themselves.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Turns:
             self._ahead[user] = waiting
 
     def calm(self, user: str) -> None:
-        """Let what this user asks for from now on take its turn with the others."""
+        """From now on, let this user's requests take turns with the others."""
         self._hurried.discard(user)
 
     def add(self, ticket: Ticket) -> None:
@@ -74,7 +74,7 @@ class Turns:
         self._count += 1
 
     def remove(self, ticket: Ticket) -> None:
-        """Forget a ticket; one that does not wait here is ignored."""
+        """Forget a ticket; ignore one that does not wait here."""
         users = self._ahead if ticket.user in self._ahead else self._users
         waiting = users.get(ticket.user)
         if waiting is None or ticket not in waiting:
@@ -85,7 +85,7 @@ class Turns:
             del users[ticket.user]
 
     def take(self) -> Ticket:
-        """Return the first ticket of the user whose turn it is; that user then goes to the end."""
+        """Return the first ticket of the user whose turn it is; then move that user to the end."""
         user, waiting = (self._ahead or self._users).popitem(last=False)
         ticket, _ = waiting.popitem(last=False)
         self._count -= 1
@@ -95,12 +95,12 @@ class Turns:
 
 
 class Bucket:
-    """Tokens: `rate` a second, at most `capacity`; time is monotonic seconds.
+    """Tokens: `rate` per second, at most `capacity`; time is in monotonic seconds.
 
-    Requests that are `unanswered` keep their tokens' places. The server has perhaps not counted them
-    yet, and if they are held up on the way they must not arrive together with those that the time
-    this took has paid for. Only when nothing was answered for a second, one token at a time comes
-    all the same: slow answers are no reason to send nothing.
+    `unanswered` requests keep the places of their tokens. The server may not have counted them yet,
+    and if they are delayed on the way, they must not arrive together with requests for which this
+    time has paid. If nothing was answered for a second, one token at a time comes nevertheless:
+    slow answers are no reason to send nothing.
     """
 
     def __init__(self, rate: float, capacity: float, now: float) -> None:
@@ -109,7 +109,7 @@ class Bucket:
         self._unanswered = 0
         self._heard_at = now
         self._tokens = capacity
-        self._at = now  # refilled up to here; in the future while it stands still
+        self._at = now  # refilled up to this time; in the future during a pause
 
     def refill(self, now: float) -> None:
         if now <= self._at:
@@ -121,23 +121,23 @@ class Bucket:
         self._at = now
 
     def expect(self, unanswered: int, now: float) -> None:
-        """Say how many requests are unanswered from now on: one was sent, or an answer came."""
+        """Set how many requests are unanswered from now on: one was sent, or an answer came."""
         self.refill(now)
         if unanswered <= self._unanswered or not self._unanswered:
             self._heard_at = now
         self._unanswered = unanswered
 
     def take(self, now: float) -> None:
-        """Take a token, even one still to come."""
+        """Take a token, even one that is still to come."""
         self.refill(now)
         self._tokens -= 1
 
     def owed_until(self, now: float) -> float:
-        """Say when all tokens taken will have come; now, if none is owed."""
+        """Return when all taken tokens will have come; now, if none is owed."""
         return now if self._tokens >= 0 else max(self._at, now) - self._tokens / self.rate
 
     def next_token_at(self, now: float) -> float:
-        """Say when there is a token; now, where there is one."""
+        """Return when there will be a token; now, if there is one."""
         self.refill(now)
         if self._tokens >= _A_TOKEN:
             return now
@@ -161,7 +161,7 @@ class Bucket:
 
 
 class AdaptiveRate:
-    """Requests per second: halved by each 429, which brings a pause, and recovering afterwards."""
+    """Requests per second: halved by each 429 that begins a pause, and recovering afterwards."""
 
     def __init__(self, limit: float, now: float) -> None:
         self.limit = self.rate = limit
@@ -176,12 +176,12 @@ class AdaptiveRate:
         return self.paused_until is not None
 
     def set_limit(self, limit: float) -> None:
-        """Change the limit; what was slowed stays slowed."""
+        """Change the limit; a slowed rate stays slowed."""
         self.rate *= limit / self.limit
         self.limit = limit
 
     def rate_limited(self, now: float, retry_after_s: float | None, sent_at: float | None) -> bool:
-        """Take a 429; True when it began a pause and halved the rate."""
+        """Take a 429; return whether it began a pause and halved the rate."""
         begins = not self._is_from_before_pause(now, sent_at)
         if begins:
             self._rate_limited_in_a_row += 1
@@ -209,15 +209,15 @@ class AdaptiveRate:
 
 
 class Slots:
-    """Which requests wait, which are under way, and whose turn comes next.
+    """Which requests wait, which are under way, and whose turn is next.
 
-    Kind OTHER goes first, lists before images; but an image gets every fourth turn while one waits
-    and could go. Images leave a quarter of the slots free. Within a kind users take turns; the lists
-    of users whom a notice names go before those of others.
+    Kind OTHER goes first, then lists, then images; but every fourth turn goes to an image if one
+    waits and may go. Images leave a quarter of the slots free. Within a kind, users take turns;
+    lists of users whom a notice names go before those of others.
 
-    Sent faxes, and what comes last, go when none of those could go. They leave a quarter of all
-    slots free, images of sent faxes and what comes last even half of them; what they hold is not
-    there for the received ones, whose images leave a quarter of the rest free.
+    Requests about sent faxes, deletions and marks go when none of those may go. They leave a
+    quarter of all slots free; images of sent faxes, deletions and marks leave half free. Received
+    faxes use the slots that these do not occupy, and their images leave a quarter of the rest free.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -235,7 +235,7 @@ class Slots:
         return any(user in queue for queue in self._queues.values())
 
     def hurry(self, user: str) -> None:
-        """Let the lists of a user's received faxes go before those of others, until `calm`."""
+        """Let this user's lists of received faxes go before those of others, until `calm`."""
         self._queues[Kind.LIST].hurry(user)
 
     def calm(self, user: str) -> None:
@@ -249,12 +249,12 @@ class Slots:
         self._queues[ticket.kind].add(ticket)
 
     def drop(self, ticket: Ticket) -> None:
-        """Forget a ticket, waiting or under way; once more does no harm."""
+        """Forget a ticket, waiting or under way; a second time does no harm."""
         self._queues[ticket.kind].remove(ticket)
         self._under_way[ticket.kind].discard(ticket)
 
     def next_kind(self) -> Kind | None:
-        """Say whose turn it is, tokens aside; None if nobody waits or no slot is free."""
+        """Return whose turn it is, tokens aside; None if nobody waits or no slot is free."""
         if self.under_way >= self.in_flight:
             return None
         if self._since_image >= _LISTS_IN_A_ROW and self._image_may_go():
@@ -267,7 +267,7 @@ class Slots:
         return next((kind for kind in _LOW if self._low_may_go(kind)), None)
 
     def start(self, kind: Kind) -> Ticket:
-        """Give a slot to the next one of a kind."""
+        """Give a slot to the next ticket of a kind."""
         if kind is Kind.IMAGE:
             self._since_image = 0
         elif self._image_may_go():
@@ -295,19 +295,19 @@ def _three_quarters(slots: int) -> int:
 
 
 class Pacing:
-    """Rate, slots and turns of one account; the shell tells the time and does the waiting.
+    """The rate, slots and turns of one account; the caller tells the time and does the waiting.
 
-    A token bucket of `burst - 1` (at least 1), so that in no window of t seconds more than
-    `rate * t + burst - 1` requests begin; and because unanswered ones hold their places, a server
-    that counts the same way never refuses what the network bunches together, as long as no more
-    than `burst - 1` are unanswered.
+    A token bucket of `burst - 1` (at least 1): in no window of t seconds do more than `rate * t +
+    burst - 1` requests begin. Unanswered requests hold their places. So while at most `burst - 1`
+    are unanswered, a server that counts the same way never refuses requests that the network
+    bunches together.
     """
 
     def __init__(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
         self.speed = AdaptiveRate(limits_rate, now)
         self.slots = Slots(in_flight)
         self._bucket = Bucket(limits_rate, max(1, burst - 1), now)
-        self._sent: dict[int, int] = {}  # by second, of the last minute
+        self._sent: dict[int, int] = {}  # by second, for the last minute
         self._unanswered: set[Ticket] = set()
 
     def used(self, now: float) -> float:
@@ -315,7 +315,7 @@ class Pacing:
         return sum(n for second, n in self._sent.items() if second > now - _MINUTE_S) / _MINUTE_S
 
     def set_limits(self, limits_rate: float, burst: int, in_flight: int, now: float) -> None:
-        """Change the limits, also while requests are under way; a slowed account stays slowed."""
+        """Change the limits, even while requests are under way; a slowed account stays slowed."""
         self.slots.in_flight = in_flight
         self.speed.set_limit(limits_rate)
         self._bucket.resize(self.speed.rate, max(1, burst - 1), now)
@@ -323,7 +323,7 @@ class Pacing:
     def cancel(self, ticket: Ticket) -> None:
         """Take back a ticket, waiting or granted.
 
-        The token of a granted one is not given back: the request may have been sent.
+        A granted one does not return its token, because the request may have been sent.
         """
         self._unanswered.discard(ticket)
         self.slots.drop(ticket)
@@ -343,27 +343,27 @@ class Pacing:
         return not self.speed.is_paused(now) and self._bucket.next_token_at(now) <= now
 
     def wakes_at(self, now: float) -> float | None:
-        """Say when `grant` is worth calling again if nothing is released before; None if never."""
+        """Return when to call `grant` again if nothing is released before; None means never."""
         if self.slots.next_kind() is None:
             return None
         return max(self._bucket.next_token_at(now), self.speed.paused_until or now, now)
 
     def release(self, ticket: Ticket, now: float) -> None:
-        """Give back the slot of a request that has ended, well or not; twice does no harm."""
+        """Release the slot of a request that has ended, well or not; a second time does no harm."""
         self.answered(ticket, now)
         self.slots.drop(ticket)
 
     def answered(self, ticket: Ticket, now: float) -> None:
-        """Note that an answer has begun, so that the server has counted this request."""
+        """Note that an answer has begun, so the server has counted this request."""
         if ticket in self._unanswered:
             self._unanswered.remove(ticket)
             self._bucket.expect(len(self._unanswered), now)
 
     def repeat(self, now: float) -> float:
-        """Take a token for a request that the HTTP client sends again by itself.
+        """Take a token for a request that the HTTP client repeats by itself.
 
-        Returns the seconds to wait before sending; the token is reserved at once, so all others
-        wait the longer.
+        Returns the seconds to wait before sending; it takes the token at once, so all others wait
+        longer.
         """
         self._take(now)
         return max(self._bucket.owed_until(now), self.speed.paused_until or now) - now
@@ -381,9 +381,9 @@ class Pacing:
     ) -> bool:
         """Pause after a 429 and halve the rate; 429s to requests sent before the pause count once.
 
-        True when this one began the pause. Without Retry-After (or with 0, which says nothing) the
-        pause grows from 1 s to 60 s over 429s in a row. `sent_at` also recognises an answer that
-        took longer than the pause.
+        Returns whether this one began the pause. Without Retry-After (or with 0, which means
+        nothing), the pause grows from 1 s to 60 s over 429s in a row. `sent_at` also recognizes an
+        answer that took longer than the pause.
         """
         begins = self.speed.rate_limited(now, retry_after_s, sent_at)
         if begins:
@@ -394,7 +394,7 @@ class Pacing:
         return begins
 
     def succeeded(self, now: float, *, sent_at: float | None = None) -> None:
-        """Let the rate recover, additively, to the limit in five minutes of success."""
+        """Let the rate recover linearly: five minutes of success restore the limit."""
         before = self.speed.rate
         self.speed.succeeded(now, sent_at)
         if self.speed.rate != before:

@@ -1,7 +1,7 @@
-"""How far the polls of one stream have come, as a value, and what may happen to it.
+"""The progress of one stream's polls, as a value, and the events that change it.
 
-The ledger keeps a stream's progress and changes it by `apply` in the transaction that records what
-happened; in memory it is changed by the same `apply`, or read again. Nothing else says what is listed.
+The ledger stores progress and changes it with `apply` in the transaction that records the events.
+In memory, the same `apply` changes it, or it is read again. Nothing else says what is listed.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ _NOTHING = Coverage()
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What polls of one stream go by. What was listed is in eFax's time, polls and refusals in ours.
+    """What polls of one stream need. Listed times are eFax's; times of polls and refusals are ours.
 
-    `failed_slices` are sorted. `refusals` are in a row, and so are `failed_polls`. `late_max_s` is
-    the longest that a fax was late although its time had already been listed. `found_by_sweep`
-    counts what only sweeps have found. `backfill_waits`: an operator asked for an old window that is
-    not listed yet; the ledger knows that from elsewhere.
+    `failed_slices` are sorted. `refusals` and `failed_polls` are in a row. `late_max_s` is the
+    longest that a fax was late although its time was already listed. `found_by_sweep` counts what
+    only sweeps have found. `backfill_waits`: an operator asked for an old window that is not listed
+    yet; another table of the ledger says this.
     """
 
     our_first_seen: datetime
@@ -46,34 +46,34 @@ class Progress:
     backfill_waits: bool = False
 
     def apply(self, *events: "StreamEvent") -> "Progress":
-        """Return what these events lead to, one after the other."""
+        """Return the progress after these events, in order."""
         progress = self
         for event in events:
             progress = event.applied_to(progress)
         return progress
 
     def but(self, **changes: Any) -> "Progress":
-        """As `dataclasses.replace`, which takes ten times as long and is most of what a poll costs."""
+        """Like `dataclasses.replace`, which takes ten times as long and would dominate the cost of a poll."""
         new = object.__new__(Progress)
         new.__dict__.update(self.__dict__, **changes)
         return new
 
     @property
     def watermark(self) -> datetime | None:
-        """Up to when all is listed; it never moves back but for an earlier start."""
+        """Up to when everything is listed; it moves back only for an earlier start."""
         return None if self.pinned_start is None else self.coverage.watermark(self.pinned_start)
 
     @property
     def settled_until(self) -> datetime | None:
-        """Up to when all is listed or dismissed: the watermark, were it not for dismissed gaps.
+        """Up to when everything is listed or dismissed: the watermark without dismissed gaps.
 
-        Lag counts from here, so that a gap that cannot be had does not alarm for ever.
+        Lag counts from here, so that a gap that cannot be listed does not alarm forever.
         """
         return None if self.pinned_start is None else self._settled.watermark(self.pinned_start)
 
     @property
     def gaps(self) -> tuple[Interval, ...]:
-        """What is neither listed nor dismissed from the pinned start to the newest covered end."""
+        """What is neither listed nor dismissed, from the pinned start to the newest covered end."""
         newest_end = self.coverage.newest_end
         if self.pinned_start is None or newest_end is None:
             return ()
@@ -81,8 +81,8 @@ class Progress:
 
     @property
     def failed_gaps(self) -> tuple[Interval, ...]:
-        """The gaps that could not be listed; others are only waiting for their turn."""
-        if not self.failed_slices:  # as a rule
+        """The gaps that could not be listed; the others only wait for their turn."""
+        if not self.failed_slices:  # usually
             return ()
         refused = Coverage(tuple(one.interval for one in self.failed_slices))
         parts = (one.within(gap.start, gap.end) for gap in self.gaps for one in refused.intervals)
@@ -98,7 +98,7 @@ class Progress:
         return tuple(part for part in parts if part)
 
     def failed_touching(self, bounds: Interval) -> tuple[FailedSlice, ...]:
-        """Return the failed slices, dismissed ones included, that reach into `bounds`."""
+        """Return the failed slices, including dismissed ones, that overlap `bounds`."""
         return tuple(
             one for one in self.failed_slices if one.interval.within(bounds.start, bounds.end)
         )
@@ -113,7 +113,7 @@ class Progress:
         return self.deep_sweep_end if kind is SliceKind.DEEP_SWEEP else self.sweep_end
 
     def silent_since(self, expect: Expect | None) -> datetime | None:
-        """Since when nothing was received, if that is longer than expected."""
+        """Since when nothing has arrived, if that is longer than expected."""
         return silent_since(expect, self.last_received_at or self.our_first_seen, self.coverage)
 
     def _failed(self, interval: Interval) -> FailedSlice | None:
@@ -128,7 +128,7 @@ class StreamEvent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pinned(StreamEvent):
-    """The look-back begins at `start`; once set it only moves to earlier times."""
+    """The look-back begins at `start`; once set, it moves only to earlier times."""
 
     start: datetime
     configured: str
@@ -140,7 +140,7 @@ class Pinned(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class Covered(StreamEvent):
-    """A stretch was listed to its last page; what had failed inside it is forgotten."""
+    """A stretch was listed to its last page; failures inside it are forgotten."""
 
     interval: Interval
 
@@ -153,9 +153,9 @@ class Covered(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class Discovered(StreamEvent):
-    """Faxes were listed that were not known, received at these times.
+    """New faxes were listed, received at these times.
 
-    `by_window`: not by a backfill, which comes long after a fax became visible and says nothing of
+    `by_window`: not by a backfill, which lists a fax long after it became visible and cannot tell
     when that was.
     """
 
@@ -164,7 +164,7 @@ class Discovered(StreamEvent):
     by_window: bool = True
 
     def applied_to(self, progress: Progress) -> Progress:
-        # A time in the future would hide for ever that nothing is received any more.
+        # A time in the future would hide forever that nothing arrives any more.
         received = [min(at, self.now) for at in self.received_at]
         late_s = [
             (self.now - at).total_seconds()
@@ -180,7 +180,7 @@ class Discovered(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class SliceFailed(StreamEvent):
-    """A slice could not be listed; one that was dismissed meanwhile stays so."""
+    """A slice could not be listed; one that was dismissed meanwhile stays dismissed."""
 
     interval: Interval
     next_attempt_at: datetime
@@ -201,7 +201,7 @@ class SliceFailed(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class SliceSplit(StreamEvent):
-    """The halves of a failed slice, due at once, take its place; one that is known stays as it is."""
+    """The halves of a failed slice replace it and are due at once; a known half stays unchanged."""
 
     whole: Interval
     halves: tuple[Interval, ...]
@@ -218,7 +218,7 @@ class SliceSplit(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class Swept(StreamEvent):
-    """A sweep or deep sweep was completed up to `end`, and only it found so many faxes."""
+    """A sweep or deep sweep was completed up to `end`; only it found this many faxes."""
 
     kind: SliceKind
     end: datetime
@@ -234,7 +234,7 @@ class Swept(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class SweepsForgotten(StreamEvent):
-    """The next sweeps reach back as ones after `since` would, or to the pinned start."""
+    """The next sweeps go back as far as ones after `since` would, or to the pinned start."""
 
     since: datetime | None = None
 
@@ -250,7 +250,7 @@ class SweepsForgotten(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class Polled(StreamEvent):
-    """A poll went well, which ends a refusal."""
+    """A poll succeeded, which ends a refusal."""
 
     now: datetime
 
@@ -267,7 +267,7 @@ class Polled(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class NotPolled(StreamEvent):
-    """A poll failed; `refused_until` where eFax refused the user."""
+    """A poll failed; `refused_until` if eFax refused the user."""
 
     now: datetime
     error: str
@@ -286,7 +286,7 @@ class NotPolled(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class RefusalLifted(StreamEvent):
-    """It may have been the account's fault that the user was refused."""
+    """The refusal may have been the account's fault, so it no longer counts."""
 
     def applied_to(self, progress: Progress) -> Progress:
         return progress.but(refusals=0, refused_until=None)
@@ -294,7 +294,7 @@ class RefusalLifted(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class OurClockSet(StreamEvent):
-    """Our wall clock was set: what was read from it is where it would have been."""
+    """Our wall clock was set: shift the times that were read from it."""
 
     by: timedelta
 
@@ -308,7 +308,7 @@ class OurClockSet(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class GapDismissed(StreamEvent):
-    """An operator does without what is a gap inside `bounds`; never without time still to come."""
+    """An operator gives up the gaps inside `bounds`, but never time that is still to come."""
 
     bounds: Interval
     reason: str | None
@@ -318,7 +318,7 @@ class GapDismissed(StreamEvent):
         if not parts:
             return progress
         dismissed = [self._dismissed(part, progress.failed_slices) for part in parts]
-        # Slices overlap: what failed inside the bounds is listed or dismissed now, whole.
+        # Slices overlap: a slice that failed inside the bounds is now wholly listed or dismissed.
         gone = [
             one.interval
             for one in progress.failed_slices
@@ -334,7 +334,7 @@ class GapDismissed(StreamEvent):
 
 @dataclass(frozen=True, slots=True)
 class GapRetried(StreamEvent):
-    """An operator has the failed and dismissed slices that reach into `bounds` listed at once."""
+    """An operator wants the failed and dismissed slices that overlap `bounds` listed at once."""
 
     bounds: Interval
 

@@ -1,7 +1,7 @@
-"""Which fax is ours: in the list of sent ones after an answer was lost, and among those that arrive.
+"""Recognize our own faxes: among sent ones after an answer was lost, and among those that arrive.
 
-Of two mistakes the one is kept away from: to take another's fax for ours would hide that ours was
-never sent. Where nothing tells them apart, nothing is recognised.
+Of the two possible mistakes, avoid this one: taking another fax for ours would hide that ours was
+never sent. If nothing tells two faxes apart, recognize neither.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any, Final
 from poller.efax.responses import ListedFax
 
 CSID_BEGINS: Final = "POLLER"
-# Both clocks may be off by a little, and eFax's times have whole seconds in some answers.
+# Both clocks may be off a little, and some answers of eFax have times in whole seconds.
 _TOLERANCE: Final = timedelta(minutes=2)
 _DEEPEST: Final = 6
 _NORTH_AMERICA: Final = re.compile(r"1?([2-9]\d{2}[2-9]\d{6})")
@@ -24,28 +24,28 @@ _TYPED: Final = re.compile(r"[\s().\-/]")
 
 
 def to_dial(typed: str) -> str:
-    """Give a number as eFax wants it: 1 and ten digits in North America, else with `+`.
+    """Return a number as eFax wants it: 1 and ten digits in North America, otherwise with `+`.
 
-    Blanks, brackets and dashes are left out. ValueError says what is wrong.
+    Drops blanks, brackets and dashes. ValueError says what is wrong.
     """
     plain = _TYPED.sub("", typed)
     digits = plain.removeprefix("+")
     if not re.fullmatch(r"[0-9]+", digits):
-        raise ValueError("NUMBER holds more than digits, blanks, brackets, dashes and a leading +")
+        raise ValueError("NUMBER may contain only digits, blanks, brackets, dashes and a leading +")
     if plain.startswith("+") and not digits.startswith("1"):
         if not 7 <= len(digits) <= 15:
-            raise ValueError("NUMBER has not the 7 to 15 digits of a number that begins with +")
+            raise ValueError("NUMBER begins with + and must have 7 to 15 digits")
         return plain
     if (found := _NORTH_AMERICA.fullmatch(digits)) is None:
         raise ValueError(
-            "NUMBER is no number of North America (1 and ten digits, such as 13235551212); begin a number "
+            "NUMBER is not a North American number (1 and ten digits, such as 13235551212); begin a number "
             "of another country with + and its code"
         )
     return f"1{found[1]}"
 
 
 def is_same_number(one: str, other: str) -> bool:
-    """Compare by digits; a leading 1 before ten digits does not count."""
+    """Compare the digits of two numbers; ignore a leading 1 before ten digits."""
     return _digits(one) == _digits(other) != ""
 
 
@@ -58,7 +58,7 @@ def _digits(number: str) -> str:
 
 
 def find_sent(transaction_id: str, listed: Iterable[ListedFax]) -> str | None:
-    """Give the id of the sent fax that is ours: our transaction id stands somewhere in its record."""
+    """Return the id of the sent fax whose record contains our transaction id."""
     return next((fax.fax_id for fax in listed if _bears(fax.raw, transaction_id)), None)
 
 
@@ -85,9 +85,9 @@ def _bears(value: Any, text: str, depth: int = 0) -> bool:
 
 @dataclass(frozen=True)
 class Expected:
-    """A page on its way to our own `number`: `code` stands on it and in the sender's id that we gave.
+    """A page on its way to our own `number`: it shows `code`, and so does the sender's id that we gave.
 
-    After `late_at` it is known by its code alone.
+    After `late_at`, only its code identifies it.
     """
 
     send: int
@@ -98,22 +98,23 @@ class Expected:
 
 
 def csid_of(code: str) -> str:
-    """Give the sender's id of a page with this code: 20 printable ASCII characters at most."""
+    """Return the sender's id of a page with this code: at most 20 printable ASCII characters."""
     return f"{CSID_BEGINS} {code}"
 
 
 def find_arrived(expected: Sequence[Expected], fax: ListedFax) -> Expected | None:
-    """Say which of the pages on their way this received fax is, or None: it is somebody else's.
+    """Return which of the expected pages this received fax is; None if it belongs to somebody else.
 
-    A carrier may put its own text in the place of our sender's id. Then it is one page, from our
-    own number, that came after it was sent and not late; of several the one sent last.
+    A carrier may replace our sender's id. Then it must be a single page from our own number that
+    arrived after the expected page was sent, and not late; of several expected pages, the one sent
+    last.
     """
     tsid = _letters(str(fax.raw.get("originating_fax_tsid") or ""))
     for one in expected:
         if _letters(one.code) in tsid:
             return one
     if CSID_BEGINS in tsid:
-        return None  # another code: another poller's, or one that is not waited for any more
+        return None  # another code: from another poller, or no longer expected
     sender = str(fax.raw.get("originating_fax_number") or "")
     if fax.pages != 1 or fax.received_at is None:
         return None

@@ -12,24 +12,24 @@ SIGN_INS_AT_ONCE = 5
 SIGN_IN_EVERY_S = 30.0
 
 _FIRST_PAUSE = timedelta(seconds=1)
-_ALMOST_ONE = 1 - 1e-6  # a wait rounded to microseconds must not end a hair too early
+_ALMOST_ONE = 1 - 1e-6  # a wait rounded to microseconds must not end a little too early
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?")
 
 
 def worth_repeating(error: BaseException) -> bool:
-    """Say whether the same call may end better in a moment."""
+    """Tell whether the same call may succeed in a moment."""
     if isinstance(error, DeadlinePassed):
         return False
     return isinstance(error, (RateLimited, Unreachable, BadAnswer))
 
 
 def pause_s(attempt: int, error: ApiError, *, cap: timedelta, u: float) -> float:
-    """Return the seconds until a call goes again whose `attempt`-th try (from 1) ended so.
+    """Return the seconds until the next try after the `attempt`-th (from 1) ended with this error.
 
-    That is the backoff from one second, or what Retry-After asks for if it is longer, up to `cap`.
+    That is the backoff from one second, or Retry-After if it is longer, up to `cap`.
     """
     if isinstance(error, RateLimited):
-        return 0.0  # pacing holds back the whole account
+        return 0.0  # pacing pauses the whole account
     pause = backoff(attempt, base=_FIRST_PAUSE, cap=cap, u=u)
     return min(max(pause.total_seconds(), error.retry_after_s or 0.0), cap.total_seconds())
 
@@ -49,7 +49,7 @@ def growing(failures: int, *, first: timedelta, cap: timedelta, u: float) -> tim
 
 
 def next_attempt(failures: int, quarantined: bool, u: float) -> timedelta:  # noqa: FBT001
-    """Return how long a fax waits after its failure: 30 s doubling to 1 h, quarantined a day."""
+    """Return how long a fax waits after its failures: 30 s doubling to 1 h, quarantined a day."""
     if quarantined:
         return growing(1, first=timedelta(days=1), cap=timedelta(days=1), u=u)
     return growing(failures, first=timedelta(seconds=30), cap=timedelta(hours=1), u=u)
@@ -58,10 +58,10 @@ def next_attempt(failures: int, quarantined: bool, u: float) -> timedelta:  # no
 def gives_up(
     now: datetime, first_failed_at: datetime, paused: timedelta, give_up_after: timedelta
 ) -> bool:
-    """Tell whether a failed attempt made at `now` is the one that quarantines a fax.
+    """Tell whether an attempt that failed at `now` quarantines the fax.
 
-    `paused` (account suspended, storage unusable) is not counted; a clock that was set
-    back makes the fax younger, never older.
+    `paused` (account suspended, storage unusable) does not count. A clock that was set back makes
+    the fax younger, never older.
     """
     return now - first_failed_at - paused > give_up_after
 
@@ -69,15 +69,15 @@ def gives_up(
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
     """Return the seconds that a Retry-After header asks for, within 0 to 3600; None if unreadable.
 
-    Seconds or an HTTP date in any of its three spellings (RFC 9110, 5.6.7); a past date is 0.
-    `now` is best the server's own time, so that our clock's error does not matter.
+    Accepts seconds, or an HTTP date in any of its three spellings (RFC 9110, 5.6.7); a past date is
+    0. Pass the server's own time as `now`, so that an error of our clock does not matter.
     """
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
         moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:  # asctime names no zone; it is UTC by definition
+        if moment.tzinfo is None:  # asctime has no zone; it is UTC by definition
             moment = moment.replace(tzinfo=UTC)
         wait_s = (moment - now).total_seconds()
     except (ValueError, OverflowError):
@@ -87,9 +87,9 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 @dataclass(frozen=True)
 class SignInBudget:
-    """Sign-ins an account may make: five at once, then one per 30 s; `level` were left at `at`.
+    """The sign-ins that an account may make: five at once, then one per 30 s; `level` remained at `at`.
 
-    Kept in the ledger, so that a service that restarts in a loop does not sign in each time.
+    The ledger keeps it, so that a service that restarts in a loop does not sign in each time.
     """
 
     level: float
@@ -97,7 +97,7 @@ class SignInBudget:
 
     @classmethod
     def full(cls, now: datetime) -> "SignInBudget":
-        """Return the budget of an account that never signed in."""
+        """Return the budget of an account that has never signed in."""
         return cls(level=float(SIGN_INS_AT_ONCE), at=now)
 
     def take(self, now: datetime) -> "SignInBudget | float":
@@ -105,8 +105,8 @@ class SignInBudget:
         elapsed_s = (now - self.at).total_seconds()
         level = min(self.level + max(elapsed_s, 0.0) / SIGN_IN_EVERY_S, float(SIGN_INS_AT_ONCE))
         if elapsed_s < -SIGN_IN_EVERY_S:
-            # The clock was set back; how long ago the last one was, nobody knows. One may go,
-            # and its new `at` heals the budget, which would else block until `at` comes again.
+            # The clock was set back, so nobody knows how long ago the last sign-in was. Allow one;
+            # its new `at` repairs the budget, which would otherwise block until `at` comes again.
             level = max(level, 1.0)
         if level >= _ALMOST_ONE:
             return SignInBudget(level=max(level - 1, 0.0), at=now)
@@ -114,5 +114,5 @@ class SignInBudget:
 
 
 def _doubled(count: int, first: timedelta, cap: timedelta) -> timedelta:
-    doublings = min(max(count - 1, 0), 64)  # beyond that every cap is reached, and floats hold
+    doublings = min(max(count - 1, 0), 64)  # beyond that every cap is reached; avoids overflow
     return min(first.total_seconds() * 2.0**doublings, cap.total_seconds()) * timedelta(seconds=1)

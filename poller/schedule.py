@@ -11,20 +11,21 @@ from poller.stream import Direction
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GRID = timedelta(milliseconds=100)  # users due together share one wake-up of the event loop
 LATE_AT_LEAST = timedelta(minutes=5)
-LISTS_SHARE = 0.75  # of the limit; the rest stays for images, sign-ins and repeats
+LISTS_SHARE = 0.75  # of the limit; the rest remains for images, sign-ins and repeats
 
 
 def identity(app_id: str, user_id: str, direction: Direction = Direction.RECEIVED) -> str:
-    """Name what has a phase of its own."""
+    """Return the string that decides the phase of a stream."""
     of_user = f"{app_id}/{user_id}"
     return of_user if direction is Direction.RECEIVED else f"{of_user}/{direction}"
 
 
-@lru_cache(maxsize=1 << 15)  # asked for twice a poll, and always the same
+@lru_cache(maxsize=1 << 15)  # called twice per poll, always with the same values
 def phase(identity: str, every: timedelta) -> timedelta:
     """Spread users evenly over their interval: 0 <= phase < every, the same after each restart.
 
-    A whole number of `GRID` steps, so that a thousand users do not need a thousand timers.
+    The phase is a whole number of `GRID` steps, so that a thousand users do not need a thousand
+    timers.
     """
     digest = hashlib.sha256(identity.encode(errors="surrogatepass")).digest()
     steps = max(1, -(-every // GRID))
@@ -32,19 +33,19 @@ def phase(identity: str, every: timedelta) -> timedelta:
 
 
 def next_on_grid(now: datetime, every: timedelta, offset: timedelta) -> datetime:
-    """Find the first instant `EPOCH + offset + k * every` strictly after `now`.
+    """Return the first instant `EPOCH + offset + k * every` strictly after `now`.
 
-    Arithmetic only: a clock that jumps by fifty years costs nothing and leaves no missed runs.
+    Uses only arithmetic: a clock that jumps by fifty years costs nothing and leaves no missed runs.
     """
     origin = EPOCH + offset
     return origin + ((now - origin) // every + 1) * every
 
 
 def next_poll(poll: Poll, identity: str, now: datetime, factor: float = 1.0) -> datetime:
-    """Say when this user is polled next, strictly after `now`, UTC.
+    """Return when to poll this user next, strictly after `now`, in UTC.
 
-    `factor` (from `plan.demand`) makes an interval longer; a cron time is what an operator
-    wrote down and stays as it is, pacing spreads what falls on the same minute.
+    `factor` (from `plan.demand`) lengthens an interval. A cron time stays as the operator wrote it;
+    pacing spreads polls that fall on the same minute.
     """
     if poll.cron is not None:
         return next_cron(poll.cron, poll.timezone, now)
@@ -54,18 +55,18 @@ def next_poll(poll: Poll, identity: str, now: datetime, factor: float = 1.0) -> 
 
 
 def canary_grid(canary: Canary, identity: str) -> tuple[Poll, str]:
-    """Say what `next_poll` needs for the canaries of a user: a grid of their own."""
+    """Return the arguments of `next_poll` for the canaries of a user, which have their own grid."""
     return Poll(every=canary.every), f"canary/{identity}"
 
 
 def is_overdue(
     poll: Poll, identity: str, last: datetime, now: datetime, factor: float = 1.0
 ) -> bool:
-    """Tell whether the poll after the good one at `last` is long past; `factor` as in `next_poll`."""
+    """Tell whether the poll after the good one at `last` is long overdue; `factor` as in `next_poll`."""
     slack = max(LATE_AT_LEAST, 2 * (poll.every or timedelta(0)) * factor)
     return now > next_poll(poll, identity, last, factor) + slack
 
 
 def real_interval(every: timedelta, factor: float) -> timedelta:
-    """Return the interval as it is when the limit stretches it by `factor`."""
+    """Return the interval after the limit has stretched it by `factor`."""
     return every if factor <= 1 else -(-(every * factor) // GRID) * GRID

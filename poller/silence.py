@@ -12,10 +12,10 @@ _DAY, _WEEK = timedelta(days=1), timedelta(days=7)
 
 
 def silent_since(expect: Expect | None, last: datetime, coverage: Coverage) -> datetime | None:
-    """Return since when nothing was received if that is longer than `expect.within`, else None.
+    """Return since when nothing has arrived, if that is longer than `expect.within`; otherwise None.
 
-    `last` is when the last fax was received, or when the user was first seen. Counted is only what
-    is listed without a break up to the newest instant: what is not listed yet may hold a fax.
+    `last` is when the last fax was received, or when the user was first seen. Only time that is
+    listed without a break up to the newest instant counts: time not yet listed may contain a fax.
     """
     if expect is None or not coverage.intervals:
         return None
@@ -26,10 +26,10 @@ def silent_since(expect: Expect | None, last: datetime, coverage: Coverage) -> d
 
 
 def silent_for(last: datetime, now: datetime, during: During | None, zone: tzinfo) -> timedelta:
-    """Return how long it has been since `last`, counted only within the office hours if given.
+    """Return the time since `last`, counting only office hours if they are given.
 
-    Real time, exact over daylight saving; the cost is one look at the zone per week, so
-    decades are cheap.
+    This is real time, exact across daylight saving. It looks at the zone once per week, so decades
+    are cheap.
     """
     if now <= last:
         return timedelta(0)
@@ -44,13 +44,13 @@ def silent_for(last: datetime, now: datetime, during: During | None, zone: tzinf
 def _office_time(during: During, wall: datetime) -> timedelta:
     """Add up the office hours from a fixed Monday to `wall` (aware UTC standing for wall time)."""
     weeks, rest = divmod(wall - _A_MONDAY, _WEEK)
-    overnight = during.end_minute <= during.start_minute  # a night shift counts for its first day
+    overnight = during.end_minute <= during.start_minute  # a night shift belongs to its first day
     end = during.end_minute + 1440 if overnight else during.end_minute
     length = timedelta(minutes=end - during.start_minute)
     total = weeks * len(during.weekdays) * length
     for weekday in during.weekdays:
         opens = weekday * _DAY + timedelta(minutes=during.start_minute)
-        # The same shift a week earlier may reach into this week: Sunday night.
+        # The shift a week earlier may extend into this week: Sunday night.
         for passed in (rest - opens, rest - opens + _WEEK):
             total += min(max(passed, timedelta(0)), length)
     return total
@@ -59,7 +59,7 @@ def _office_time(during: During, wall: datetime) -> timedelta:
 def _stretches(
     start: datetime, end: datetime, zone: tzinfo
 ) -> Iterator[tuple[datetime, datetime, timedelta]]:
-    """Cut a span where the zone's offset changes; no zone changes there and back in a week."""
+    """Cut a span where the zone's offset changes; no zone changes there and back within a week."""
     begun = at = start
     while at < end:
         step = min(end, at + _WEEK)
@@ -72,7 +72,7 @@ def _stretches(
 
 
 def _change(before: datetime, after: datetime, zone: tzinfo) -> datetime:
-    """Find the instant at which the offset of `before` ends; the offset of `after` is another."""
+    """Return the instant at which the offset of `before` ends; `after` has another offset."""
     was, instant = _offset(zone, before), timedelta(microseconds=1)
     steps = range((after - before) // instant)
     changed = bisect_left(steps, 1, key=lambda step: _offset(zone, before + step * instant) != was)

@@ -1,11 +1,11 @@
-"""What coverage, windows, sweeps and counters belong to: one user's received faxes, or its sent ones."""
+"""What has coverage, windows, sweeps and counters: one user's received faxes, or the sent ones."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Direction(StrEnum):
-    """Which way the faxes of a stream went."""
+    """Whether a stream's faxes were received or sent."""
 
     RECEIVED = "received"
     SENT = "sent"
@@ -13,7 +13,7 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The identity of a stream; the names of account and user are only labels."""
+    """What identifies a stream; names of account and user are only labels."""
 
     app_id: str
     user_id: str
@@ -21,5 +21,5 @@ class Stream:
 
 
 def label(account: str, user: str, direction: Direction = Direction.RECEIVED) -> str:
-    """Name a stream as operators do: `account/user`, or `account/user/sent`."""
+    """Return a stream's name for operators: `account/user`, or `account/user/sent`."""
     return f"{account}/{user}" + ("" if direction is Direction.RECEIVED else f"/{direction}")

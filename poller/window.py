@@ -21,7 +21,7 @@ PLANNED_AT_ONCE = 1000
 
 @dataclass(frozen=True, order=True)
 class Interval:
-    """Half-open: `start` belongs to it, `end` does not. Raises ValueError where it is empty."""
+    """Half-open: includes `start`, excludes `end`. Raises ValueError if it is empty."""
 
     start: datetime
     end: datetime
@@ -35,7 +35,7 @@ class Interval:
         return self.end - self.start
 
     def within(self, start: datetime, end: datetime) -> "Interval | None":
-        """Return the part inside `start` to `end`, if there is one."""
+        """Return the part from `start` to `end`, if there is one."""
         return _between(max(self.start, start), min(self.end, end))
 
 
@@ -44,7 +44,7 @@ def _between(start: datetime, end: datetime) -> Interval | None:
 
 
 def _merged(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    if len(intervals) < 2:  # as a rule
+    if len(intervals) < 2:  # usually
         return intervals
     merged: list[Interval] = []
     for interval in sorted(intervals, key=attrgetter("start")):
@@ -85,7 +85,7 @@ class Coverage:
         return (*gaps, rest) if rest else tuple(gaps)
 
     def watermark(self, start: datetime) -> datetime:
-        """Return the end of the unbroken stretch from `start` on; `start` if nothing covers it."""
+        """Return the end of the unbroken stretch from `start`; `start` if nothing covers it."""
         return next((one.end for one in self.intervals if one.start <= start < one.end), start)
 
     def covers(self, instant: datetime) -> bool:
@@ -102,16 +102,16 @@ class SliceKind(StrEnum):
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch to be listed in one go; `interval` is what coverage is recorded for afterwards."""
+    """A stretch to list at once; afterwards `interval` is recorded as covered."""
 
     kind: SliceKind
     interval: Interval
 
     def bounds(self, now: datetime, *, ahead: timedelta = WIDENED_BY) -> Interval:
-        """Return the bounds to send: a second wider at both ends, but `ahead` of `now` at most.
+        """Return the bounds to send: wider by a second at both ends, but at most `ahead` beyond `now`.
 
-        `now` may be a second behind the server, which says it in whole seconds: by itself it would
-        leave out a fax that has just completed.
+        `now` may be a second behind the server, which gives whole seconds: alone, it would leave
+        out a fax that has just completed.
         """
         earliest = min(self.interval.start, now) - WIDENED_BY
         return Interval(earliest, min(self.interval.end + WIDENED_BY, now + ahead))
@@ -119,7 +119,7 @@ class Slice:
     def halves(self) -> "tuple[Slice, Slice] | None":
         """Return the newer and the older half, or None for a slice of an hour or less.
 
-        A slice of two hours or more gives halves of at least an hour; a shorter one gives halves
+        A slice of two hours or more has halves of at least an hour; a shorter one has halves
         between half an hour and an hour.
         """
         if self.interval.length <= SMALLEST_SLICE:
@@ -131,7 +131,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class FailedSlice:
-    """A gap that was asked for and could not be listed, with the time of its next attempt."""
+    """A gap that could not be listed, with the time of its next attempt."""
 
     interval: Interval
     failures: int
@@ -146,9 +146,9 @@ class FailedSlice:
 
 @dataclass(frozen=True)
 class WindowRules:
-    """How far slices look back into what is listed already, and how long one may be.
+    """How far slices overlap what is already listed, and how long they may be.
 
-    Raises ValueError when no slice could be made.
+    Raises ValueError if no slice is possible.
     """
 
     overlap: timedelta
@@ -160,13 +160,13 @@ class WindowRules:
 
     @classmethod
     def configured(cls, overlap: timedelta, max_window: timedelta) -> "WindowRules":
-        """Leave room for the widening: what is asked for is still no longer than `max_window`."""
+        """Leave room for the widening, so that the request is not longer than `max_window`."""
         widening = 2 * WIDENED_BY
         return cls(overlap=overlap, max_window=max(max_window - widening, widening))
 
     @property
     def step_back(self) -> timedelta:
-        """The overlap of slices cut from one stretch: at most half a window, so that it ends."""
+        """The overlap of slices cut from one stretch: at most half a window, so that cutting ends."""
         return min(self.overlap, self.max_window // 2)
 
 
@@ -187,11 +187,10 @@ def _back(instant: datetime, by: timedelta) -> datetime:
 def first_seen_at_server(
     our_first_seen: datetime, our_now: datetime, server_now: datetime
 ) -> datetime:
-    """Translate when we first saw a user from our clock, which may be wrong, to the server's.
+    """Convert the time when we first saw a user from our clock, which may be wrong, to the server's.
 
-    The first success may come days after the installation; those days belong to the look-back too.
-    Only the time that passed is taken from our clock, and only within reason: it may have been set
-    since.
+    The first success may come days after the installation, and those days belong to the look-back.
+    Our clock only provides the time that has passed, within reason: somebody may have set it since.
     """
     elapsed = our_now - our_first_seen
     return server_now - min(max(elapsed, timedelta(0)), LONGEST_WAIT_FOR_FIRST_SUCCESS)
@@ -200,10 +199,10 @@ def first_seen_at_server(
 def newest_slice(
     coverage: Coverage, start: datetime, now: datetime, rules: WindowRules
 ) -> Slice | None:
-    """Plan the slice that ends now, at most `max_window` long; None when `start` is not past.
+    """Plan the slice that ends now, at most `max_window` long; None if `start` is not past.
 
-    It begins `overlap` before the newest covered end, not before the watermark, which an old gap
-    may hold back. What it leaves out is a gap once it has been listed.
+    It begins `overlap` before the newest covered end, not before the watermark, which may wait for
+    an old gap. Once it is listed, what it left out is a gap.
     """
     begin = max(start, _back(now, rules.max_window))
     if coverage.newest_end is not None:
@@ -221,15 +220,14 @@ def gap_slices(
 ) -> list[Slice]:
     """Plan the gaps between `start` and the newest covered end, oldest first.
 
-    Call it after the newest slice was recorded, which decides what is a gap. A gap that failed
-    before is left alone until it is due, and is then tried again with the bounds that it had, so
-    that its failures are counted together. Other slices do not reach back into it: they would be
-    refused with it. At most `PLANNED_AT_ONCE` slices are returned; what is then still a gap is
-    planned next time.
+    Call it after recording the newest slice, which decides what is a gap. A gap that failed before
+    waits until it is due, and is then tried with the same bounds, so that its failures are counted
+    together. Other slices do not extend back into it, as they would be refused with it. Returns at
+    most `PLANNED_AT_ONCE` slices; the next call plans the remaining gaps.
     """
     end = min(coverage.newest_end or start, now)
     gaps = coverage.gaps(start, end)
-    if not gaps:  # as a rule
+    if not gaps:  # usually
         return []
     failed = [one for one in failed if _is_open(one.interval, coverage, start, end)]
     stretches = [*_due_again(failed, now), *_never_failed(gaps, failed, start, rules)]
@@ -245,7 +243,7 @@ def _is_open(interval: Interval, coverage: Coverage, start: datetime, end: datet
 
 def _due_again(failed: Sequence[FailedSlice], now: datetime) -> Iterator[Interval]:
     waiting = Coverage(tuple(one.interval for one in failed if not one.is_due(now)))
-    planned_to = EARLIEST  # failed slices may overlap; what two of them share is asked for once
+    planned_to = EARLIEST  # failed slices may overlap; ask only once for what they share
     for interval in sorted(one.interval for one in failed if one.is_due(now)):
         yield from waiting.gaps(max(interval.start, planned_to), min(interval.end, now))
         planned_to = max(planned_to, interval.end)
@@ -270,7 +268,7 @@ def _cut(stretch: Interval, rules: WindowRules) -> Iterator[Interval]:
 
 
 def slices_in(length: timedelta, rules: WindowRules) -> int:
-    """Say into how many slices a stretch of this length is cut."""
+    """Return into how many slices a stretch of this length is cut."""
     step = rules.max_window - rules.step_back
     return 1 + max(0, -((rules.max_window - length) // step))
 
@@ -285,8 +283,8 @@ def sweep_slices(
 ) -> list[Slice]:
     """Plan a sweep up to now, newest first, from `back` before `last_end`, or from `start`.
 
-    `last_end` is where the last completed sweep ended; reckoning from there and not from now sweeps
-    a long downtime whole.
+    `last_end` is where the last completed sweep ended. Counting from there, not from now, sweeps a
+    long downtime completely.
     """
     begin = start if last_end is None else max(start, _back(min(last_end, now), back))
     stretch = _between(begin, now)
@@ -297,9 +295,9 @@ def sweep_slices(
 def backfill_slice(
     rest: Interval, now: datetime, rules: WindowRules
 ) -> tuple[Slice, Interval | None] | None:
-    """Plan the newest slice of what is left of an old window, and say what is left after it.
+    """Plan the newest slice of the rest of an old window; also return the rest after it.
 
-    Never beyond `now`; None when nothing of it is past. Slices overlap as those of a gap do.
+    Never goes beyond `now`; None if nothing of it is past. Slices overlap like those of a gap.
     """
     stretch = _between(rest.start, min(rest.end, now))
     if stretch is None:

@@ -352,7 +352,7 @@ def test_bug_in_one_users_poll_ends_neither_once_nor_the_other_polls(
     code, out, err = run("once", "--json")
     summary = json.loads(out)
     assert (code, summary["failed_polls"], summary["stored"]) == (1, 1, 1)
-    said = "poller: main/a was not polled: An error that nobody expected (KeyError): see internal"
+    said = "poller: main/a was not polled: An unexpected error (KeyError): see internal"
     assert (err.startswith(said), err.count("\n")) == (True, 1)
     assert [event.action for event in events].count("internal-error") == 1
 
@@ -557,7 +557,7 @@ def test_check_online_blames_the_account_where_every_user_is_refused(
     assert code == 1
     assert "main/a" not in out
     said = out.splitlines()[-1]
-    assert said.startswith("main: eFax refuses every user although it takes App ID and key (")
+    assert said.startswith("main: eFax refuses every user although it accepts App ID and key (")
     assert "proxy" in said
 
 

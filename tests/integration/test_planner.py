@@ -244,9 +244,7 @@ async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_
             await planner._poll(account, state, trigger)
         (row, _) = await runtime.services.ledger.read(streams.all_streams)
         assert (row.failed_polls, state.failed_polls) == (2, 2)
-        assert row.last_error == (
-            "An error that nobody expected (KeyError): see internal-error in the log."
-        )
+        assert row.last_error == ("An unexpected error (KeyError): see internal-error in the log.")
         await planner._poll(account, state, trigger)
         assert state.failed_polls == 0
     assert said(events, "internal-error", "poll-failed", "poll-recovered") == [

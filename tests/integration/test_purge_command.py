@@ -77,7 +77,7 @@ def test_a_dry_run_says_what_would_go_and_deletes_nothing(
     assert code == 0
     assert set(shown["would_delete"]) == {three[0].fax_id, three[2].fax_id}
     assert whys(shown) == {
-        three[1].fax_id: "eFax served it broken, so what is here may not be all of it"
+        three[1].fax_id: "eFax delivered it broken, so the file may be incomplete"
     }
     assert shown["deleted"] == []
     assert not any(gone(three))
@@ -138,7 +138,7 @@ def test_what_is_spoiled_or_taken_stays_and_taken_goes_where_that_is_proof_enoug
     _, shown = purged(run, "--before", now())
     assert shown["deleted"] == []
     assert "content of the image has changed" in whys(shown)[three[0].fax_id]
-    assert whys(shown)[three[2].fax_id] == "its files were taken away, and delete.taken is keep"
+    assert whys(shown)[three[2].fax_id] == "somebody has taken its files, and delete.taken is keep"
     configured(directory, "{taken: delete}")
     _, shown = purged(run, "--before", now())
     assert shown["deleted"] == [three[2].fax_id]

@@ -126,4 +126,4 @@ async def test_without_a_thread_it_is_said_that_none_can_be_had(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert await silent(Resolver("main")) == "no thread can be started for names of main"
+    assert await silent(Resolver("main")) == "cannot start a thread for names of main"

@@ -26,7 +26,7 @@ def test_offsets_are_understood() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("yesterday", TO), "'yesterday' is no time; write it like 2024-05-21T"),
+        (("yesterday", TO), "'yesterday' is not a time; write it like 2024-05-21T"),
         (("2026-01-01T00:00:00", TO), "'2026-01-01T00:00:00' has no offset from UTC"),
         (("0001-01-01T00:00:00+14:00", TO), "is before 1970 or after 2199"),
         ((FROM, "9999-12-31T23:59:59.9999-14:00"), "is before 1970 or after 2199"),

@@ -41,7 +41,7 @@ KEPT = {
     "of no known time": (Row(stored_at=None), "nobody knows when"),
     "served broken": (Row(damaged=True), "eFax served it broken"),
     "damaged": (Row(damage="no image"), "its files are not what was stored: no image"),
-    "to be fetched": (Row(refetch=True), "it is to be fetched again"),
+    "to be fetched": (Row(refetch=True), "poller must fetch it again"),
     "too young": (Row(stored_at=NOW - DAY + SECOND), "delete.after has not passed"),
     "stored by a clock that was behind": (
         Row(stored_at=NOW - 365 * DAY, received_at=NOW - DAY + SECOND),
@@ -84,7 +84,7 @@ def test_by_hand_only_what_was_stored_before_that_time_goes() -> None:
 
 
 def test_the_fax_of_a_removed_user_stays() -> None:
-    assert why_kept(Row(), None, NOW, NOW) == "its user is not configured any more"
+    assert why_kept(Row(), None, NOW, NOW) == "its user is no longer configured"
 
 
 @given(
@@ -130,13 +130,13 @@ LOST = Look(is_gone=True, has_directory=False)
     [
         ("keep", WELL, None),
         ("delete", WELL, None),
-        ("keep", GONE, "its files were taken away, and delete.taken is keep"),
+        ("keep", GONE, "somebody has taken its files, and delete.taken is keep"),
         ("delete", GONE, None),
-        ("keep", LOST, "its files were taken away, and delete.taken is keep"),
+        ("keep", LOST, "somebody has taken its files, and delete.taken is keep"),
         (
             "delete",
             LOST,
-            "its files are gone and their directory with them, so nobody may have taken them",
+            "its files and their directory are gone, so perhaps nobody has taken them",
         ),
         ("delete", SPOILED, "its files are not what was stored: no image"),
         ("keep", SPOILED, "its files are not what was stored: no image"),

@@ -158,18 +158,18 @@ def test_any_id_gives_a_path_without_dangerous_parts(fax_id: str, template: str)
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        pytest.param("", "must hold {fax_id}", id="empty"),
-        pytest.param("{account}/{user}", "must hold {fax_id}", id="no-fax-id"),
-        pytest.param("{{fax_id}}", "must hold {fax_id}", id="escaped-fax-id"),
+        pytest.param("", "must contain {fax_id}", id="empty"),
+        pytest.param("{account}/{user}", "must contain {fax_id}", id="no-fax-id"),
+        pytest.param("{{fax_id}}", "must contain {fax_id}", id="escaped-fax-id"),
         pytest.param("{fax_id}/{sender}", "unknown placeholder {sender}", id="unknown"),
         pytest.param("{fax_id}{}", "unknown placeholder {}", id="nameless"),
         pytest.param(
             "{fax_id.__class__}", "unknown placeholder {fax_id.__class__}", id="attribute"
         ),
         pytest.param("{fax_id[0]}", "unknown placeholder {fax_id[0]}", id="index"),
-        pytest.param("{fax_id:>20}", "how {fax_id} is formatted", id="format-of-an-id"),
-        pytest.param("{fax_id!r}", "how {fax_id} is formatted", id="conversion"),
-        pytest.param("{received:{fax_id}}{fax_id}", "how {received} is formatted", id="nested"),
+        pytest.param("{fax_id:>20}", "a format for {fax_id}", id="format-of-an-id"),
+        pytest.param("{fax_id!r}", "a format for {fax_id}", id="conversion"),
+        pytest.param("{received:{fax_id}}{fax_id}", "a format for {received}", id="nested"),
         pytest.param("{fax_id", "is not a path template", id="open-brace"),
         pytest.param("{fax_id}}", "is not a path template", id="lone-brace"),
         pytest.param("/faxes/{fax_id}", "must be relative", id="absolute"),

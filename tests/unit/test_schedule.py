@@ -150,7 +150,7 @@ def test_a_user_with_cron_is_polled_at_its_times_whatever_the_factor() -> None:
         pytest.param("5-1 * * * *", "cron: bad minute", id="range backwards"),
         pytest.param("* * * * mon-", "cron: bad day-of-week", id="half a range"),
         pytest.param("0 0 30 2 *", "cron: bad day-of-month", id="30 February"),
-        pytest.param("0 0 */30 2 mon#5", "cron: no such day ever comes", id="never"),
+        pytest.param("0 0 */30 2 mon#5", "cron: this day never comes", id="never"),
         pytest.param("*/15 8-17 * * mon-fri", None, id="office hours"),
         pytest.param("0 0 29 2 *", None, id="leap day"),
         pytest.param("0 0 L * *", None, id="last day of the month"),
