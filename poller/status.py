@@ -1,4 +1,4 @@
-"""How poller is doing, as `poller status --json` and `/status.json` show it (contract in the README)."""
+"""How poller is doing, as `poller status --json` and `/status.json` show it (see config/COMMANDS.md)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

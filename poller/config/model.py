@@ -1,7 +1,7 @@
 """The configuration as frozen values, and the one table of its keys: each field that `key` makes.
 
 A key bears the field's name, in the map that its class is; `at` says where it stands otherwise.
-All is resolved and valid (contract in the README).
+All is resolved and valid (contract in `config/REFERENCE.md`).
 """
 
 from collections.abc import Callable

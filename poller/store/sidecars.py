@@ -1,4 +1,4 @@
-"""The JSON beside an image (contract in the README), as pure functions."""
+"""The JSON beside an image (contract in `config/FILES.md`), as pure functions."""
 
 import hashlib
 import json
