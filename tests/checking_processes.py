@@ -1,4 +1,4 @@
-"""The processes that check documents, as /proc shows them; each names the one that started it."""
+"""The processes that check documents, as /proc shows them; each names the process that started it."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -8,12 +8,12 @@ _PROGRAM = b"from poller.documents.child import main"
 
 
 def checking_for(pid: int) -> list[int]:
-    """Those that this process has started."""
+    """Return those that this process has started."""
     return [process for process, parent in _found() if parent == pid]
 
 
 def orphans() -> list[int]:
-    """Those whose starter has ended; an ended one has no command line any more."""
+    """Return those whose starter has ended; an ended process has no command line."""
     return [process for process, parent in _found() if not Path(f"/proc/{parent}").exists()]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 @cache
 def compiler() -> list[str] | None:
-    """Name a C compiler: the system's, else that of the PyPI package ziglang, if it is installed."""
+    """Return a C compiler: the system's, or that of the PyPI package ziglang if it is installed."""
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
@@ -21,7 +21,7 @@ def compiler() -> list[str] | None:
 
 
 def library(source: Path, directory: Path) -> Path:
-    """Compile `source` for LD_PRELOAD; skips the test visibly where that cannot be."""
+    """Compile `source` for LD_PRELOAD; skip the test visibly if that is impossible."""
     words = compiler()
     if words is None:
         pytest.skip("there is no C compiler (cc, gcc, clang, or the package ziglang)")

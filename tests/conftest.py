@@ -29,24 +29,25 @@ from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
 from tests.efax import Simulator
 
-# What was started in the background, by nohup or a script, ignores Ctrl-C, and so would each command
-# that a test starts and interrupts.
+# A process that nohup or a script started in the background ignores Ctrl-C, and so would each
+# command that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG_S = 600.0  # a test that may take as long as this is a long one
 
-# How long an example takes says more about the machine than about the code.
+# the time of an example depends more on the machine than on the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What may take longest comes first, so that at the end nobody waits for it.
+    """Run the longest tests first, so that at the end no process waits for one.
 
-    Each of several processes begins with a sixteenth of all, in this order (pytest-xdist's way to
-    deal them out): so each gets some of the long ones, and one all that a guest is booted for.
+    Each of several processes begins with a sixteenth of all tests, in this order (pytest-xdist
+    deals them out like this): so each gets some of the long ones, and one gets all for which a
+    guest is booted.
     """
     items.sort(key=_allowed_s, reverse=True)
     count = getattr(config, "workerinput", {}).get("workercount", 1)
@@ -76,7 +77,7 @@ NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 @dataclass
 class QuickClock:
-    """Sleeping costs no time: the clock is moved on, and everybody else has a turn."""
+    """Make sleep cost no time: move the clock, and let everybody else run."""
 
     wall: datetime = NOON
     mono: float = 1000.0
@@ -91,7 +92,7 @@ class QuickClock:
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.wall += timedelta(seconds=max(0.0, seconds))
-        self.mono += max(0.0, seconds)  # to the last bit: who sleeps until then has to be there
+        self.mono += max(0.0, seconds)  # exactly: a sleeper until then must be there
         await asyncio.sleep(0.001)
 
     def advance(self, by: timedelta) -> None:
@@ -100,9 +101,9 @@ class QuickClock:
 
 
 def pass_time(seconds: float) -> None:
-    """Set the event loop's clock forward: what it was to do within `seconds`, it does now.
+    """Set the event loop's clock forward: it now does what was to come within `seconds`.
 
-    So a deadline passes for what hangs, and stays long for what only waits for a busy machine.
+    So a deadline passes for work that hangs, and stays long for work on a busy machine.
     """
     loop = asyncio.get_running_loop()
     time = loop.time
@@ -111,7 +112,7 @@ def pass_time(seconds: float) -> None:
 
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
-    """The planner silences APScheduler's loggers, which are the whole process's."""
+    """Restore APScheduler's loggers, which belong to the whole process and which the planner silences."""
     loggers = [logging.getLogger(name) for name in ("apscheduler", "apscheduler.executors")]
     levels = [logger.level for logger in loggers]
     yield
@@ -120,7 +121,7 @@ def _loggers_as_they_were() -> Iterator[None]:
 
 
 class _KeptCheckers(Checkers):
-    """Outlives the storage that uses it: starting a process for each test would double its time."""
+    """Keep a checker for all tests: starting a process for each would double its time."""
 
     def close(self) -> None:
         pass
@@ -147,7 +148,7 @@ def clock() -> QuickClock:
 
 @pytest.fixture
 async def simulator(clock: QuickClock) -> AsyncIterator[Simulator]:
-    """A simulated eFax that lives in the time of `clock`, with one App ID and two users."""
+    """A simulated eFax in the time of `clock`, with one App ID and two users."""
     async with Simulator(now=clock.now, seed=1) as running:
         running.add_app(APP, KEY)
         running.add_user(APP, "user-a")
@@ -198,7 +199,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
 async def runtime(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> AsyncIterator[Runtime]:
-    """An installation at work on the simulated eFax."""
+    """An installation that runs on the simulated eFax."""
     settings = make_config(simulator.base_url)
     async with opened_runtime(settings, clock) as opened:
         yield opened
@@ -220,7 +221,7 @@ class Event:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What was said, by event name; redaction has its own tests."""
+    """Return the events so far, by name; redaction has its own tests."""
     said: list[Event] = []
 
     def event(action: str, message: str, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""A ledger as it is after a day at work, for as many users as wanted: what status and page show."""
+"""A ledger after a day of work, for as many users as wanted, for tests of status and page."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ def names(count: int) -> list[str]:
 
 
 async def fill(url: str, count: int, now: datetime, *, well: bool) -> None:
-    """Make a ledger of users with a day of faxes; unless all is `well`, six have a trouble each."""
+    """Make a ledger of users with a day of faxes; unless all is `well`, six users have one trouble each."""
     wanted = [(APP, f"id-of-{name}", "main", name) for name in names(count)]
     async with await Ledger.open(url) as ledger:
         users = await ledger.write(streams.sync, wanted, now - timedelta(days=30))
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
-        _worked(connection, users, now)  # by way of the ledger it takes minutes
+        # straight into the tables; through the ledger's commands it takes minutes
+        _worked(connection, users, now)
     if not well:
         async with await Ledger.open(url) as ledger:
             await _trouble(ledger, users, now)

@@ -1,7 +1,7 @@
 """A guest: this machine's own systemd, booted in fresh namespaces on a throw-away copy of its root.
 
-It takes a second, downloads nothing and leaves nothing. The guest has a network of its own with
-nothing but loopback. Limits of memory and of tasks are not enforced in it.
+It takes a second, downloads nothing and leaves nothing. The guest's network has only loopback. It
+does not enforce limits of memory and tasks.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BOOT = Path(__file__).with_name("guest_boot.sh")
-PATIENCE_S = 120.0  # everything here is waited for; a busy machine may take its time
+PATIENCE_S = 120.0  # every test waits for an event; a busy machine may take its time
 _LOOK_S = 0.1
 _TOOLS = ("bash", "unshare", "nsenter", "setpriv", "systemctl", "journalctl", "dbus-daemon")
 _ENVIRONMENT = (
@@ -25,17 +25,17 @@ _ENVIRONMENT = (
 
 
 class CannotBoot(Exception):
-    """No guest can be had on this machine; `str()` says why."""
+    """This machine cannot run a guest; `str()` says why."""
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A machine at work; `pid` is its systemd as this machine knows it."""
+    """A running guest; `pid` is its systemd as this machine sees it."""
 
     pid: int
 
     def path(self, inside: str) -> Path:
-        """A place in the guest, to be read and written from here; no symbolic link of it leads out."""
+        """A directory in the guest, to read and write from here; its symbolic links do not lead out."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
@@ -62,7 +62,7 @@ class Guest:
         )
 
     def run(self, *command: str) -> str:
-        """Run a command as root, which must succeed; what it printed."""
+        """Run a command as root, which must succeed; return what it printed."""
         done = self.result(*command)
         assert done.returncode == 0, (
             f"{command} gave {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -70,12 +70,12 @@ class Guest:
         return done.stdout
 
     def sh(self, script: str) -> str:
-        """Run lines of shell as root, which must all succeed; what they printed."""
+        """Run lines of shell as root, which must all succeed; return what they printed."""
         return self.run("bash", "-euc", script)
 
 
 def until(happened: Callable[[], bool], what: str, report: Callable[[], str] = str) -> None:
-    """Wait until something is true; `report` is shown when it never is."""
+    """Wait until something is true; show `report` if it never is."""
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
         assert time.monotonic() < deadline, f"waited in vain for {what}\n{report()}"
@@ -84,7 +84,7 @@ def until(happened: Callable[[], bool], what: str, report: Callable[[], str] = s
 
 @contextlib.contextmanager
 def booted(lab: Path) -> Iterator[Guest]:
-    """Boot a guest on the empty directory `lab`; CannotBoot where that is impossible."""
+    """Boot a guest on the empty directory `lab`; raises CannotBoot if that is impossible."""
     _require_tools()
     group = _cgroups() / f"poller-guest-{os.getpid()}"
     with contextlib.ExitStack() as stack:
@@ -127,7 +127,7 @@ def _require_tools() -> None:
 
 
 def _cgroups() -> Path:
-    """Where cgroups are made here."""
+    """Return where to make cgroups."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place, _, kind = line.partition(" - ")
         if kind.startswith("cgroup2 "):
@@ -143,7 +143,7 @@ def _make(group: Path) -> None:
 
 
 def _remove(group: Path) -> None:
-    """Processes that were killed leave their cgroups a little later."""
+    """Remove cgroups, which killed processes leave a little later."""
 
     def removed() -> bool:
         for path, _, _ in os.walk(group, topdown=False):

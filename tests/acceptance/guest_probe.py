@@ -1,6 +1,6 @@
-"""Tries, inside the sandbox of the unit, what it must not be able to do; prints one JSON object.
+"""Try, inside the unit's sandbox, what it must forbid; print one JSON object.
 
-Run by the service's own Python in the guest, so it uses nothing of the tests.
+The service's own Python in the guest runs this, so it uses nothing of the tests.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def read(path: str) -> bytes:
 
 
 def writable_directories() -> Iterator[str]:
-    """Where a file can really be made, down to some levels; /proc and /sys hold no files of ours."""
+    """Return where a file can really be made, some levels down; /proc and /sys hold no files of ours."""
     for top, folders, _ in os.walk("/"):
         if top in ("/proc", "/sys") or top.count("/") >= _LEVELS:
             folders.clear()

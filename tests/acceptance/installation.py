@@ -1,6 +1,6 @@
 """An installation of poller in a directory: its configuration, its commands as processes, its disk.
 
-What checks the disk uses nothing of poller but what the simulator served.
+The checks of the disk use nothing of poller, only what the simulator served.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ S = TypeVar("S", bound=Simulator)
 APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
 KEY_VARIABLE = "POLLER_TEST_KEY"
 USERS = {"front-desk": "user-a", "billing": "user-b"}
-PATIENCE_S = 90.0  # for a loaded machine; whoever waits goes on at once
+PATIENCE_S = 90.0  # for a loaded machine; a wait ends as soon as its event comes
 MARKER = ".poller-storage"
 NOTHING: Mapping[str, str] = {}
 
 
 def populated(simulator: S) -> S:
-    """Give it the App ID and the users that `Installation` configures."""
+    """Give the simulator the App ID and the users that `Installation` configures."""
     simulator.add_app(APP, KEY)
     for user_id in USERS.values():
         simulator.add_user(APP, user_id)
@@ -49,8 +49,8 @@ def arrived(
 ) -> list[Fax]:
     """Faxes of the last minutes, which the next poll lists and covers, however fast it comes.
 
-    One that completes right now may lie beyond the now of that poll, for a `Date` has whole
-    seconds. The next ones are older, but within the overlap.
+    A fax that completes right now may lie beyond the now of that poll, because a `Date` has whole
+    seconds. The other faxes are older, but within the overlap.
     """
     before = simulator.now() - timedelta(minutes=2)
     return [
@@ -65,13 +65,13 @@ def arrived(
 
 
 def own_port() -> int:
-    """A port that no other test has, and that the system gives to no connection meanwhile.
+    """A port that no other test has, and that the system gives to no connection.
 
-    One that was free a moment ago may be somebody's connection when the daemon takes it.
+    If a test picks a port that is free now, a connection may have it when the daemon wants it.
     """
     with Path("/proc/sys/net/ipv4/ip_local_port_range").open() as given:
         below = int(given.read().split()[0])
-    for port in range(below - 1 - os.getpid() % 1000 * 16, 1024, -1):  # sixteen of each process
+    for port in range(below - 1 - os.getpid() % 1000 * 16, 1024, -1):  # sixteen for each process
         with socket.socket() as one, contextlib.suppress(OSError):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("127.0.0.1", port))
@@ -80,7 +80,7 @@ def own_port() -> int:
 
 
 def overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Lay one map over another, to any depth."""
+    """Lay one map over another, at any depth."""
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
@@ -102,13 +102,13 @@ class Done:
         return json.loads(self.out)
 
     def said_in_one_sentence(self) -> bool:
-        """Nothing but one line on stderr, and no traceback."""
+        """Require exactly one line on stderr, and no traceback."""
         return self.err.count("\n") == 1 and "Traceback" not in self.err
 
 
 @dataclass
 class Daemon:
-    """`poller run` at work; every line of its log is in `lines`, those that are JSON in `events`."""
+    """A running `poller run`; every line of its log is in `lines`, those that are JSON in `events`."""
 
     process: Command
     lines: list[str] = field(default_factory=list)
@@ -130,16 +130,16 @@ class Daemon:
             self._news.notify_all()
 
     def said(self, action: str, **about: Any) -> list[dict[str, Any]]:
-        """The events of this name so far, with these poller fields."""
+        """Return the events of this name so far that have these poller fields."""
         return [one for one in self.events if _is(one, action, about)]
 
     async def event(self, action: str, *, count: int = 1, **about: Any) -> dict[str, Any]:
-        """Wait until the event was said that many times; gives the latest."""
+        """Wait until the event came that many times; return the latest."""
         await self.until(lambda: len(self.said(action, **about)) >= count, f"{count} × {action}")
         return self.said(action, **about)[count - 1]
 
     async def until(self, happened: Callable[[], bool], what: str) -> None:
-        """Wait until something is true, looking at it with each line of the log."""
+        """Wait until something is true; look at it with each line of the log."""
         try:
             async with asyncio.timeout(PATIENCE_S), self._news:
                 await self._news.wait_for(lambda: happened() or self._closed)
@@ -155,7 +155,7 @@ class Daemon:
             return await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit code."""
+        """Send SIGTERM; return the exit code."""
         self.kill(signal.SIGTERM)
         return await self.ended()
 
@@ -184,12 +184,10 @@ class Installation:
         self.storage = root / "faxes"
         self.ledger = root / "state" / "poller.db"
         self.environ = {**os.environ, KEY_VARIABLE: KEY, "PYTHONWARNINGS": "default"}
-        # Without bytecode each of many hundred short processes would compile poller anew.
+        # Without bytecode, each of many hundred short processes would compile poller again.
         for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
             self.environ.pop(name, None)
-        self.before_it: tuple[
-            str, ...
-        ] = ()  # a command that starts poller under its own conditions
+        self.before_it: tuple[str, ...] = ()  # a command that starts poller under other conditions
         self.settings: dict[str, Any] = {
             "accounts": {"main": account(base_url)},
             "poll": {"every": "1s"},
@@ -240,7 +238,7 @@ class Installation:
     async def daemon(
         self, *, ready: bool = True, environ: Mapping[str, str] = NOTHING
     ) -> AsyncIterator[Daemon]:
-        """Run the daemon; it is killed at the end if it still runs."""
+        """Run the daemon; kill it at the end if it still runs."""
         process = await self._start("run", config=True, environ=environ)
         daemon = Daemon(process)
         reading = asyncio.create_task(daemon.read())
@@ -279,7 +277,7 @@ class Installation:
         }
 
     def stored(self) -> int:
-        """How many faxes the ledger calls stored; after a crash there may be files before it does."""
+        """How many faxes the ledger calls stored; after a crash, files may be ahead of it."""
         with closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True, timeout=20)) as db:
             ((count,),) = db.execute("SELECT count(*) FROM faxes WHERE state = 'stored'")
         return int(count)
@@ -342,10 +340,10 @@ def assert_stored(
     faxes: Iterable[Fax] | None = None,
     names: dict[str, str] | None = None,
 ) -> None:
-    """Each fax is on the disk exactly once, byte for byte as served, as the contract says.
+    """Require each fax to be on the disk exactly once, byte for byte as served, as the contract says.
 
     `faxes` are all of the simulator's unless given; `names` map user ids to `account/user`. No
-    poller may be at work.
+    poller may be running.
     """
     wanted = simulator.faxes() if faxes is None else list(faxes)
     names = names or {user_id: f"main/{name}" for name, user_id in USERS.items()}
@@ -373,7 +371,7 @@ def assert_stored(
 
 
 def _folded(fax_id: str) -> str:
-    """A UUID in small letters: eFax may spell it in any; other ids are exact."""
+    """Return a UUID in small letters, as eFax may spell it in any; other ids are exact."""
     return fax_id.lower() if _UUID.fullmatch(fax_id) else fax_id
 
 

@@ -1,8 +1,8 @@
-"""Every fact that a ledger holds, by what it is about and what it means, whatever its tables are.
+"""Every fact that a ledger holds, by its subject and meaning, independent of the tables.
 
-The adapter of the upgrade tests, and the one place in them that knows how a ledger is asked: whoever
-changes its tables or methods changes this module. What it returns has to stay as it is, for the
-release before revision 0006 wrote `tests/data/upgrade/facts.json` with it.
+The upgrade tests ask the ledger only through this module, so change it together with the ledger's
+tables or methods. What it returns must stay the same, because the release before revision 0006
+wrote `tests/data/upgrade/facts.json` with it.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 _IDENTITY = {"id", "app_id", "user_id", "direction"}
 _USER = [one.name for one in fields(StreamRow) if one.name not in _IDENTITY]
-# What is called otherwise than in the ledger, so that it may be renamed there once more.
+# Names that differ from the ledger's, so that somebody can rename them there.
 _FAX = {"refetch": "fetch_again", "damage": "damage_on_disk"} | {
     name: name
     for name in (
@@ -60,15 +60,15 @@ async def facts_of(
     later: Callable[[str], timedelta] = _not_later,
     whole: Callable[[str], bool] = _of_all,
 ) -> Facts:
-    """Read everything; backfills and faxes of those users only whose id is `whole`.
+    """Read everything; backfills and faxes only of users whose id is `whole`.
 
-    Times are given as they were before all that concerns a user or account was made so much `later`.
+    Returns times as they were before everything about users and accounts was made `later`.
     """
     return await ledger.read(_facts, later, whole)
 
 
 async def due(ledger: Ledger, now: datetime) -> dict[str, list[str]]:
-    """Say which faxes are to be fetched now, in their order, by `app_id/user_id`."""
+    """Return which faxes to fetch now, in order, by `app_id/user_id`."""
     rows = {row.id: row for row in await ledger.read(streams.all_streams)}
     return {
         f"{app_id}/{rows[user].user_id}": [
@@ -132,7 +132,7 @@ def _fax(fax: FaxRow, history: Sequence[Attempt], by: timedelta) -> Facts:
 
 
 def _plain(value: Any, by: timedelta) -> Any:
-    """As JSON would give it back."""
+    """Return the value as JSON would give it back."""
     if isinstance(value, datetime):
         return (value - by).isoformat()
     if isinstance(value, Interval):

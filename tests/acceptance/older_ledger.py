@@ -1,6 +1,6 @@
-"""The ledger that the release before revision 0006 left, as large as wanted; see `tests/data/upgrade`.
+"""The ledger that the release before revision 0006 left, at any size; see `tests/data/upgrade`.
 
-Plain SQL in the tables of that release, so that no change of ours can bend it.
+Plain SQL in the tables of that release, so that no change of ours affects it.
 """
 
 import json
@@ -19,9 +19,9 @@ _APART = 10_000  # between the ids of two copies
 
 
 def make(path: Path, *, copies: int = 0, later: timedelta = timedelta(0)) -> Path:
-    """Make it with so many more copies of all its users, and with all that happened so much later.
+    """Make it with more copies of all its users, and with all times this much later.
 
-    In the n-th copy `~n` is put behind a user's id and name, `n/` before each path, and all times
+    The n-th copy has `~n` after a user's id and name and `n/` before each path, and all its times
     are n microseconds later than in the first; the fax ids are the same.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,9 +46,9 @@ def copied(source: Path, directory: Path) -> Path:
 
 
 def without_the_newest_migration(path: Path) -> None:
-    """Take back revision 0005, which is one index: so a migration is due today as well.
+    """Take back revision 0005, which is one index, so that a migration is due today as well.
 
-    Free pages, which a rolled back transaction need not leave as they were, are done away with.
+    Also remove free pages, which a rolled-back transaction need not restore.
     """
     with closing(sqlite3.connect(path, isolation_level=None)) as ledger:
         ledger.execute("DROP INDEX ix_faxes_folded_path")
@@ -57,7 +57,7 @@ def without_the_newest_migration(path: Path) -> None:
 
 
 def copy_of(user_id: str) -> tuple[str, int]:
-    """Say which user it is, and of which copy."""
+    """Return which user it is, and of which copy."""
     plain, _, number = user_id.partition("~")
     return plain, int(number or 0)
 

@@ -1,4 +1,4 @@
-"""`backfill` as an operator runs it: without a daemon, beside one, killed in the middle."""
+"""`backfill` as an operator runs it: without a daemon, beside one, and killed in the middle."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ KEYS = {
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:
-    """A simulated eFax with two users; of the first one three faxes that are weeks old."""
+    """A simulated eFax with two users; the first one has three faxes that are weeks old."""
     async with populated(Simulator(seed=11)) as running:
         for days in (16, 25, 44):
             old_fax(running, days)
@@ -65,9 +65,9 @@ async def backfilled(installation: Installation, words: list[str]) -> Done:
 
 
 def old_windows(simulator: Simulator) -> Counter[tuple[str, str]]:
-    """How often each window of more than twelve days ago was asked for.
+    """Return how often each window of more than twelve days ago was requested.
 
-    That of 1990 is not among them, by which poller learns how an empty list is spelled.
+    Leaves out the window of 1990, with which poller learns how an empty list is spelled.
     """
     limit, earliest = simulator.now() - 12 * DAY, simulator.now() - 1000 * DAY
     found: Counter[tuple[str, str]] = Counter()
@@ -83,7 +83,7 @@ def old_windows(simulator: Simulator) -> Counter[tuple[str, str]]:
 
 @asynccontextmanager
 async def in_the_middle(simulator: Simulator) -> AsyncIterator[None]:
-    """Hold the backfill once it has listed a few of its windows, however fast it is."""
+    """Hold the backfill after it has listed a few of its windows, however fast it is."""
     async with asyncio.timeout(PATIENCE_S):
         while old_windows(simulator).total() < 5:
             await asyncio.sleep(0.01)
@@ -92,14 +92,14 @@ async def in_the_middle(simulator: Simulator) -> AsyncIterator[None]:
 
 
 def assert_listed_once(simulator: Simulator, slices: int) -> None:
-    """What was under way at a kill is listed once more, and nothing else."""
+    """Require that only work interrupted by the kill is listed once more."""
     windows = old_windows(simulator)
     assert len(windows) == slices
     assert asked_for_themselves(windows).total() <= slices, windows
 
 
 def asked_for_themselves(windows: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """All but one, whose known fax is asked for again and again: it proves that lists are empty."""
+    """Leave out the window that poller requests repeatedly to prove that lists are empty."""
     (known, _), *_ = windows.most_common(1)
     return Counter({window: count for window, count in windows.items() if window != known})
 

@@ -62,7 +62,7 @@ async def test_document_that_ends_its_process_is_stored_damaged_and_all_goes_on(
         assert damaged["poller"]["problem"].startswith("unchecked-memory:")
         await daemon.event(
             "fax-damaged", fax_id=harmless.fax_id
-        )  # since its pages are counted here
+        )  # because its pages are counted here
         good = arrived(simulator)
         await daemon.event("fax-stored", fax_id=good.fax_id)
         assert not daemon.said("fax-damaged", fax_id=good.fax_id)

@@ -1,4 +1,4 @@
-"""The commands as operators script against them: exit codes, one sentence, JSON."""
+"""Commands for operators' scripts: exit codes, one sentence, JSON."""
 
 import asyncio
 import hashlib
@@ -70,7 +70,7 @@ def installation(simulator: Simulator, tmp_path: Path) -> Installation:
 
 
 def assert_refused(done: Done, code: int, *words: str) -> None:
-    """It ended with this code and one sentence on stderr that has these words."""
+    """Require this exit code and one sentence on stderr that contains these words."""
     assert done.code == code, done
     assert done.said_in_one_sentence(), done
     for word in words:
@@ -78,7 +78,7 @@ def assert_refused(done: Done, code: int, *words: str) -> None:
 
 
 def broken_document(simulator: Simulator, user_id: str = "user-a", **fields: str) -> str:
-    """Let a fax come in that cannot be had; its id."""
+    """Let a fax arrive that eFax cannot deliver; return its id."""
     completed = simulator.now() - timedelta(minutes=1)
     fax = simulator.receive(
         APP,
@@ -260,7 +260,7 @@ async def test_status_json_of_the_command_and_of_the_service_agree(
 
 
 def _shape(value: Any) -> Any:
-    """The keys, at every level; lists by the shapes that their items have."""
+    """Return the keys at every level, and for lists the shapes of their items."""
     if isinstance(value, dict):
         return {name: _shape(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -382,7 +382,7 @@ async def test_retry_brings_quarantined_faxes_back(
 
 
 def half_a_minute_later(installation: Installation) -> None:
-    """Make what waits for its next attempt due, and its first failure older."""
+    """Make the waiting faxes due, and their first failure older."""
     with sqlite3.connect(installation.ledger) as connection:
         connection.execute(
             "UPDATE jobs SET due = 0, first_failed_at = first_failed_at - 30000000"
@@ -478,7 +478,7 @@ async def test_a_yml_in_a_configuration_directory_is_an_error(installation: Inst
     assert "b.yml" in done.err
 
 
-# what keeps it from starting
+# reasons not to start
 
 
 async def test_every_problem_of_a_configuration_is_printed_with_its_place(

@@ -57,7 +57,7 @@ def arrived(simulator: Simulator, count: int, *, user_id: str = "user-a") -> lis
 async def test_sigterm_lets_a_download_under_way_end(
     installation: Installation, simulator: Simulator
 ) -> None:
-    # More than one read of the client, so that the image has begun to come in when it is slow.
+    # More than one read of the client, so that a slow image has begun to arrive.
     simulator.faults = Faults(rules=Faults.of("drip@image=always").rules, drip_bytes=4000)
     (fax,) = arrived(simulator, 1)
     async with installation.daemon() as daemon:
@@ -173,7 +173,7 @@ async def test_killed_again_and_again_it_loses_nothing_and_stores_nothing_twice(
     interrupted: Counter[Fax] = Counter()
     for killing in range(4):  # with the last start, five: more sign-ins at once are not allowed
         before = simulator.downloads.copy()
-        # Some after a few answers, some after a few stored faxes, at any instant from there.
+        # Kill some after a few answers, some after a few stored faxes, at any instant from then on.
         wanted = dice.randrange(1, 12)
         async with installation.daemon(ready=False) as daemon:
             if killing % 2:

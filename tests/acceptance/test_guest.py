@@ -34,7 +34,7 @@ STATE = "/var/lib/poller/state"
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program and all that it needs, as that page makes them for a server without an index.
 
-    They are made once, also where several processes run the tests.
+    Made once, even if several processes run the tests.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -61,7 +61,7 @@ def _make_wheels(builder: Path, made: Path) -> None:
 
 
 def _make_newer_wheel(builder: Path, made: Path) -> None:
-    """The program under the number of a later version."""
+    """The program with the number of a later version."""
     source = builder / "newer"
     shutil.copytree(
         REPOSITORY, source, ignore=shutil.ignore_patterns(".git", "*venv", "*_cache", "__pycache__")
@@ -110,7 +110,7 @@ def readme(containing: str) -> str:
     return "\n".join((f"[ ! -d {SOURCE} ] || cd {SOURCE}", *lines))
 
 
-# With the extra that a server does not need, for the guest's eFax is the simulator.
+# with the extra that a server does not need, because the guest's eFax is the simulator
 FROM_WHEELS = "install -q --upgrade --no-index --find-links wheels 'poller[simulator]'"
 NEWER = "9.9"
 
@@ -125,13 +125,13 @@ class EFax:
     guest: Guest
 
     def arrived(self) -> set[str]:
-        """The ids of the faxes that came in since its start."""
+        """Return the ids of the faxes that arrived since its start."""
         log = self.guest.path("/run/efax.log").read_text()
         return set(re.findall(r" fax (\S+), ", log))
 
 
 class Service:
-    """The service as its operator sees it: files, systemctl, journalctl and the commands."""
+    """The service as its operator sees it: files, systemctl, journalctl and commands."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -141,7 +141,7 @@ class Service:
 
     def simulate(self, *words: str) -> EFax:
         """Start the simulated eFax, and write the configuration and the key for it."""
-        self.guest.write("/run/efax.yaml", "")  # the unit is started before it has opened it
+        self.guest.write("/run/efax.yaml", "")  # the unit starts before it has opened this file
         output = ("StandardOutput=file:/run/efax.yaml", "StandardError=file:/run/efax.log")
         properties = [word for one in output for word in ("-p", one)]
         command = ("/opt/poller/bin/poller", "simulate", *words)
@@ -158,7 +158,7 @@ class Service:
         return efax
 
     def configure(self, *accounts: dict[str, Any], **sections: Any) -> None:
-        """Write the configuration; what is not given stays. JSON is YAML 1.2."""
+        """Write the configuration; keep what is not given. JSON is YAML 1.2."""
         if accounts:
             sections["accounts"] = {f"app-{number}": one for number, one in enumerate(accounts, 1)}
         self.settings |= sections
@@ -183,12 +183,12 @@ class Service:
         return int(self.show("ExecMainStatus"))
 
     def journal(self, *which: str) -> str:
-        """All that the unit, and systemd about it, have said in this test."""
+        """Return what the unit, and systemd about it, said in this test."""
         self.guest.run("journalctl", "--sync")
         return self.guest.run("journalctl", self._since, *(which or ("-u", "poller")))
 
     def log(self) -> list[dict[str, Any]]:
-        """What the service said, of which each line has to be JSON."""
+        """Return what the service said; each line must be JSON."""
         lines = self.journal("_SYSTEMD_UNIT=poller.service", "-o", "cat").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -196,12 +196,12 @@ class Service:
         return [one for one in self.log() if one.get("event", {}).get("action") == action]
 
     def says(self, action: str, count: int = 1) -> dict[str, Any]:
-        """Wait until it has said that so many times; the latest."""
+        """Wait until it has said that so many times; return the latest."""
         until(lambda: len(self.said(action)) >= count, f"{count} × {action}", self.journal)
         return self.said(action)[count - 1]
 
     def sidecars(self, storage: str = "/var/lib/poller/faxes") -> dict[str, Path]:
-        """What a consumer sees, by fax id; a fax that is there twice is an error."""
+        """Return what a consumer sees, by fax id; a fax that is there twice is an error."""
         paths = list(self.guest.path(storage).rglob("*.json"))
         found = {json.loads(path.read_text())["fax_id"]: path for path in paths}
         assert len(found) == len(paths)
@@ -320,7 +320,7 @@ def test_nothing_can_be_written_outside_its_directories(service: Service) -> Non
     service.systemctl("restart", "poller")
     (probed,) = [one for one in service.log() if "writable" in one]
     elsewhere = [path for path in probed["writable"] if not path.startswith("/var/lib/poller")]
-    assert elsewhere == ["/tmp", "/var/tmp"]  # which are its own, see below
+    assert elsewhere == ["/tmp", "/var/tmp"]  # the unit's own directories, see below
     assert service.show("PrivateTmp") == "yes"
     assert "/var/lib/poller/faxes" in probed["writable"]
     assert probed["credential"] == efax.key
@@ -339,7 +339,7 @@ def test_process_that_checks_documents_has_its_limits_and_dies_alone(service: Se
     assert re.search(r"Max open files +(\d) +\1 ", limits), limits
     assert re.search(rf"Max address space +{512 << 20} +{512 << 20} ", limits), limits
     assert service.guest.sh(f"tr '\\0' '\\n' < /proc/{child}/environ") == ""
-    # As the kernel does where memory runs out, and systemd sees it.
+    # as the kernel does when memory runs out; systemd notices
     assert service.show("OOMPolicy") == "continue"
     service.guest.run("kill", "-KILL", child)
     service.stores(len(service.sidecars()) + 2)
@@ -513,7 +513,7 @@ OLDER_LEDGER = (
 
 
 def _make_older(guest: Guest) -> None:
-    """Put a ledger of the first migration, with all that is known, in the place of the present one."""
+    """Put a ledger of the first migration, with everything known, in place of the present one."""
     guest.run("/opt/poller/bin/python", "-c", OLDER_LEDGER)
     guest.sh(f"chown poller:poller-faxes {STATE}/poller.db")
 
@@ -535,7 +535,7 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
     _make_older(guest)
     before = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
 
-    # As a person pastes it: what fails does not end the shell. Twice, as at a second upgrade.
+    # As a person pastes it: a failure does not end the shell. Twice, as for a second upgrade.
     upgrade = readme("rm -rf /opt/poller.before")
     guest.run("bash", "-c", upgrade)
     service.systemctl("stop", "poller")
@@ -550,7 +550,7 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
     after = {fax: path.stat().st_ino for fax, path in service.sidecars().items()}
     assert before.items() <= after.items()
 
-    # For the version that is gone back to, this one's ledger is of a newer one.
+    # For the previous version, this one's ledger comes from a newer version.
     service.systemctl("stop", "poller")
     guest.run(PYTHON, "-c", ASK, "UPDATE alembic_version SET version_num = '9999'")
     service.systemctl("start", "--no-block", "poller")
@@ -568,7 +568,7 @@ def test_an_older_ledger_is_upgraded_and_the_copy_made_before_leads_back(service
 
 @pytest.fixture
 def kept(installed: Guest) -> Iterator[None]:
-    """What is uninstalled in the test is put back after it, for the others."""
+    """Restore for the other tests what this test uninstalled."""
     installed.sh(f"cp -a /opt/poller /opt/kept; cp -a {SOURCE} /usr/local/src/kept")
     yield
     installed.sh(f"rm -rf /opt/poller {SOURCE}; mv /opt/kept /opt/poller")

@@ -1,4 +1,4 @@
-"""A disk that does not answer any more, and a storage directory that two pollers want."""
+"""A disk that stops answering, and a storage directory that two pollers want."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ import pytest
 from poller.simulator import Simulator
 from tests.acceptance.installation import Daemon, Installation, arrived, assert_stored, populated
 
-# The command, but for the fsync of each image, which never comes back.
+# the command, but the fsync of each image never returns
 HANGS = """
 import os, sys, threading
 from poller.store import syscalls
@@ -96,7 +96,7 @@ async def test_second_poller_on_one_storage_directory_is_refused_until_the_first
         assert "directory of its own" in refused.err
         daemon.kill(signal.SIGKILL)
         await daemon.ended()
-    # The first ledger is lost: a new one takes the storage over, with what is in it.
+    # The first ledger is lost: a new one takes over the storage and its contents.
     summary = await second.once()
     assert (summary["stored"], summary["failed_polls"]) == (1, 0)
     assert_stored(first, simulator)

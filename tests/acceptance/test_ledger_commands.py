@@ -49,7 +49,7 @@ async def test_snapshot_backup_kill_damage_and_rebuild_lose_and_double_nothing(
         assert backup.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert backup.execute("SELECT count(*) FROM faxes").fetchone() == (6,)
 
-    # The snapshot was made before all faxes were there: the sidecars have to tell of the rest.
+    # The snapshot was made before all faxes were there: the sidecars must supply the rest.
     os.truncate(installation.ledger, installation.ledger.stat().st_size // 2)
     broken = installation.ledger.read_bytes()
     refused = await installation.poller("run")

@@ -1,4 +1,4 @@
-"""The limits are kept: a server that enforces the configured rate never has to say 429."""
+"""poller keeps the limits: a server that enforces the configured rate never answers 429."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ from poller.simulator import Simulator
 from tests.acceptance.installation import KEY_VARIABLE, Installation, account, assert_stored
 
 ACCOUNTS, USERS_EACH, FAXES = 3, 200, 2000
-RATE, BURST = 35, 20  # low enough that pacing is what holds it up, not this machine
+RATE, BURST = 35, 20  # so low that pacing, not this machine, is the limit
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-"""`explain` and `plan`: what an operator sees of one fax, and of what is to come."""
+"""`explain` and `plan`: what an operator sees of one fax, and of the coming polls."""
 
 import sqlite3
 from collections.abc import AsyncIterator

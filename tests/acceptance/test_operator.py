@@ -1,4 +1,4 @@
-"""`dismiss`, `verify` and `retry` as an operator uses them, beside a running daemon and without one."""
+"""`dismiss`, `verify` and `retry` as an operator uses them, with and without a running daemon."""
 
 import asyncio
 import sqlite3
@@ -46,7 +46,7 @@ def images_asked(simulator: Simulator) -> int:
 
 
 def poison(simulator: Simulator) -> Fax:
-    """A fax that cannot be had."""
+    """A fax that eFax cannot deliver."""
     completed = simulator.now() - timedelta(minutes=1)
     return simulator.receive(
         APP, "user-a", completed=completed, distinct=False, trouble="null-image"
@@ -58,7 +58,7 @@ async def verified(installation: Installation, *words: str) -> Done:
 
 
 def spoil(image: Path) -> bytes:
-    """Change one byte in the middle, as a bad disk does; what it was before."""
+    """Change one byte in the middle, as a bad disk does; return what it was before."""
     before = image.read_bytes()
     image.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
     return before
@@ -175,7 +175,7 @@ async def test_verify_looks_at_a_full_disk_too_and_the_repair_waits_until_there_
     done = await verified(installation, "--repair")
     assert done.code == 73
     assert "min_free" in done.err
-    assert (len(done.json["damaged"]), done.json["ok"]) == (1, 3)  # what was found is said
+    assert (len(done.json["damaged"]), done.json["ok"]) == (1, 3)  # it reports what it found
     installation.write({"storage": {"min_free": "1MiB"}})
     assert (await installation.once())["stored"] == 1
     assert (await verified(installation)).code == 0
@@ -317,14 +317,14 @@ async def test_dismissed_fax_alarms_no_more_and_retry_brings_it_back(
 
 
 async def gap_of(installation: Installation) -> tuple[str, str] | None:
-    """From the begin of what is not listed to its end, once a part of it was refused."""
+    """Return the whole gap, after eFax has refused a part of it."""
     user = (await installation.status())["users"][0]
     return (user["gaps"][0][0], user["gaps"][-1][1]) if user["failed_gaps"] else None
 
 
 @pytest.fixture
 def without_old_windows(simulator: Simulator) -> None:
-    """This eFax refuses to list what is older than two days."""
+    """Make this eFax refuse to list what is older than two days."""
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
 
 
@@ -340,20 +340,21 @@ async def test_dismissed_gap_alarms_no_more_and_retry_brings_it_back_beside_a_da
         done = await installation.poller("dismiss", *words, "--reason", "looked at in the portal")
 
         assert done.code == 0, done
-        # What the daemon remembers counts for it: it lets the alarm go.
+        # What the daemon remembers counts for it: the dismissal ends the alarm.
         await daemon.event("gap-closed", user="front-desk")
         user = (await installation.status())["users"][0]
         assert user["failed_gaps"] == []
         reasons = {one["reason"] for one in user["dismissed_gaps"]}
         assert reasons == {"looked at in the portal"}
         assert not any(start < bounds[1] and end > bounds[0] for start, end in user["gaps"])
-        assert (await installation.poller("dismiss", *words)).code == 0  # twice is no error
+        # doing it twice is not an error
+        assert (await installation.poller("dismiss", *words)).code == 0
 
         simulator.switches = Switches()
         back = await installation.poller("retry", *words, "--json")
 
         assert back.code == 0
-        # A poll that was under way then may have noted a failure inside what was dismissed.
+        # A poll that was running then may have noted a failure inside the dismissed gap.
         assert back.json["made_due"] >= len(user["dismissed_gaps"]) > 0
 
         async def listed() -> bool:

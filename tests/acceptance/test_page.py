@@ -1,4 +1,4 @@
-"""The status page in a real browser: what is rendered, on a phone too, and that it follows."""
+"""The status page in a real browser: it renders, also on a phone, and stays up to date."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian
 
 @dataclass
 class Seen:
-    """What a browser did and said while it showed the page."""
+    """What a browser did and reported while it showed the page."""
 
     page: Any
     hosts: set[str] = field(default_factory=set)
@@ -54,7 +54,7 @@ class Seen:
         return found
 
     async def spills(self) -> bool:
-        """Whether one has to scroll sideways."""
+        """Whether a person must scroll sideways."""
         return bool(
             await self.page.evaluate(
                 "document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -64,7 +64,7 @@ class Seen:
 
 @asynccontextmanager
 async def opened(url: str, **how: Any) -> AsyncIterator[Seen]:
-    # A container has no user namespaces for the sandbox; the page is ours.
+    # a container has no user namespaces for the sandbox, and the page is ours
     async with playwright.async_playwright() as tool:
         browser = await tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
@@ -83,7 +83,7 @@ EXPECTING = User(
 
 @asynccontextmanager
 async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[str]:
-    """The page of a service that has so many users, at this address."""
+    """The page of a service with this many users, at this address."""
     url = f"sqlite:///{directory}/state/poller.db"
     await fill(url, users, datetime.now(UTC), well=well)
     lately = StoredLately()

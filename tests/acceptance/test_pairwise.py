@@ -1,4 +1,4 @@
-"""Whichever way eFax turns out to behave: every pair of values of each open point of receiving."""
+"""Receiving works with every pair of values of eFax's open points."""
 
 import asyncio
 from datetime import timedelta
@@ -13,15 +13,16 @@ from poller.simulator.state import Fax
 from tests.acceptance.installation import APP, USERS, Installation, assert_stored, populated
 from tests.pairs import Row, of_receiving, pairwise
 
-# As long as `table()` has them nobody wants to wait; what matters is that they are not over at once.
+# Nobody wants to wait as long as `table()` has them; they only must not be over at once.
 _SHORT = {"late_visible_s": (0.0, 1.0), "image_not_yet_s": (0.0, 2.0)}
-# Beside the switches: what is asked for, and a trouble that makes errors be read at all.
+# Besides the switches: the requested formats, and a trouble so that errors are read at all.
 _OURS: dict[str, tuple[Any, ...]] = {
     "format": ("pdf", "tiff"),
     "trouble": (None, "500@image=first:1", "429@list=first:1", "reset@image=first:2"),
 }
 _START = "3d"
-_RECENT = timedelta(minutes=10)  # past the five minutes that a server without Date headers costs
+# longer ago than the five minutes that a server without Date headers costs
+_RECENT = timedelta(minutes=10)
 
 
 def table() -> dict[str, tuple[Any, ...]]:
@@ -64,8 +65,8 @@ def switches(row: Row) -> Switches:
 def receive(simulator: Simulator, row: Row) -> None:
     """Six faxes for each of two users, spread over three days.
 
-    Three arrive in the same second, unless pages cannot be turned: then a slice must hold one fax
-    alone to be seen whole. What a server refuses to list by age is left out.
+    Three arrive in the same second, unless pages cannot be turned: then a slice shows only one
+    whole fax. Leaves out what a server refuses to list because of its age.
     """
     spread = [timedelta(hours=hours) for hours in (12, 30, 41, 52, 65)]
     if row["paging_headers"] == "used":
@@ -85,7 +86,7 @@ def receive(simulator: Simulator, row: Row) -> None:
 
 
 async def fetch_all(installation: Installation, simulator: Simulator) -> None:
-    """Run `once`, and again where something was not yet to be had the first time."""
+    """Run `once`, and again if something was not available the first time."""
     await installation.once()
     late = [fax for fax in simulator.faxes() if fax not in simulator.downloads]
     if not late:

@@ -1,4 +1,4 @@
-"""Numbers, names, keys and tokens go through every path, faults included; no output has them."""
+"""Numbers, names, keys and tokens pass through every path, including faults; no output has them."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def answer(status: str, body: Any, *headers: str) -> bytes:
 
 
 def talkative() -> Iterator[bytes]:
-    """Answers of all kinds that are full of what nobody may see."""
+    """Return answers of all kinds that are full of secrets."""
     html = f"<html><title>{TALK}</title></html>".encode()
     yield answer("200 OK", html)
     yield answer("200 OK", ERRORS)
@@ -42,12 +42,12 @@ def talkative() -> Iterator[bytes]:
     yield answer("418 Tea", html, f"Content-Type: text/{SENDER}", f"Date: {TALK}")
     yield answer("429 Slow Down", ERRORS, f"Retry-After: {TALK}")
     yield answer("500 Oops", html)
-    yield f"{TALK}\r\n\r\n".encode()  # no HTTP at all
+    yield f"{TALK}\r\n\r\n".encode()  # not HTTP at all
     yield f"HTTP/1.1 200 OK\r\n{TALK}\r\n\r\n".encode()
     yield answer("200 OK", html, f"Content-Encoding: {SENDER}")
 
 
-# Whoever is refused is asked again after a minute only: each has a user of its own.
+# poller asks for a refused user only after a minute, so each answer has its own user
 REFUSALS = {
     "user-c": answer(f"403 {TALK}", ERRORS),
     "user-d": answer("404 Not Found", ERRORS, f"X-Sender: {TALK}", f"Set-Cookie: token={KEY}"),
@@ -56,7 +56,7 @@ REFUSALS = {
 
 
 def harms() -> list[Harm]:
-    """Each answer meets a list call and an image call once; some users are refused for good."""
+    """Answer a list call and an image call with each of them; refuse some users for good."""
     image = [Harm(b"/fax-poisoned/image", answer=one) for one in talkative()]
     name = {"fax_id": "fax-poisoned", "file_name": f"{NUMBER}-{SENDER}.pdf"}
     no_document = base64.b64encode(TALK.encode()).decode()
@@ -106,7 +106,7 @@ async def test_what_is_private_is_in_no_output_whatever_goes_wrong(tmp_path: Pat
     found = {where: one for where, text in shown.items() for one in private if one in text}
     assert not found
     assert not [where for where, text in shown.items() if re.search(r"eyJ[\w-]{8}|Traceback", text)]
-    # What was looked for did go through: it is where it belongs.
+    # The secrets did pass through: they are where they belong.
     sidecars = "".join(path.read_text() for path in installation.sidecars().values())
     assert NUMBER in sidecars
     assert SENDER in sidecars
@@ -118,7 +118,7 @@ def _private() -> list[str]:
 
 
 async def _work(scene: Scene, proxy: Proxy, shown: dict[str, str]) -> None:
-    """The daemon meets everything; what it says meanwhile, and at its end, is kept."""
+    """The daemon meets everything; keep what it says meanwhile and at its end."""
     installation = scene.installation
     async with installation.daemon() as daemon:
         await daemon.event("fax-stored")
@@ -155,7 +155,7 @@ async def _look(scene: Scene, shown: dict[str, str]) -> None:
 
 
 async def _commands(installation: Installation, proxy: Proxy, shown: dict[str, str]) -> None:
-    """What signs in by itself meets it all once more."""
+    """Let everything that signs in by itself meet all of them again."""
     proxy.harms = harms()
     for words in (
         *("once", "check --online", "status", "verify --repair"),

@@ -1,4 +1,4 @@
-"""Rows 53, 56, 57, 58 and 60: a process that is stopped, ended or hung at a bad time; a clock that steps."""
+"""Rows 53, 56, 57, 58 and 60: a process stopped, killed or hanging at a bad time; a clock that steps."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ def installation(simulator: Simulator, tmp_path: Path) -> Installation:
 def assert_sound(
     installation: Installation, simulator: Simulator, *, at_rest: bool = False
 ) -> None:
-    """What the independent checker says, of a process that is dead."""
+    """Return what the independent checker says about a dead process."""
     expected = Expected(
         storage=installation.storage,
         ledger=installation.ledger,
@@ -57,7 +57,7 @@ def assert_sound(
 
 
 async def assert_heals(installation: Installation, simulator: Simulator) -> None:
-    """The next start ends with everything stored, and with at most one more download of each fax."""
+    """The next start stores everything, with at most one more download of each fax."""
     simulator.faults = Faults()
     async with installation.daemon() as daemon:
         await daemon.until(
@@ -87,7 +87,7 @@ async def test_row_56_a_process_that_was_stopped_for_a_while_is_late_and_does_no
             await daemon.event("fax-stored", count=stored)
             daemon.kill(signal.SIGSTOP)
             at_work = len(daemon.said("fax-stored"))
-            await asyncio.sleep(1.2)  # real: a poll of each user is missed
+            await asyncio.sleep(1.2)  # real time: each user misses a poll
             assert len(daemon.said("fax-stored")) - at_work < len(faxes)
             daemon.kill(signal.SIGCONT)
         await daemon.event("fax-stored", count=len(faxes))
@@ -100,7 +100,7 @@ async def test_row_56_a_process_that_was_stopped_for_a_while_is_late_and_does_no
     assert max(simulator.downloads.values()) <= 2  # the server may have given up one meanwhile
 
 
-# -- 57 and 58: ended at a bad time -------------------------------------------------------------------
+# -- 57 and 58: killed at a bad time ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stored", range(1, 12) if EXHAUSTIVE else [1, 6])
@@ -113,7 +113,7 @@ async def test_row_57_sigterm_while_faxes_are_committed_ends_well_and_loses_noth
         assert await daemon.stop() == 0
         said = {one["poller"]["fax_id"] for one in daemon.said("fax-stored")}
     assert_sound(installation, simulator)
-    assert said == set(installation.sidecars())  # no hand-over was left half-way
+    assert said == set(installation.sidecars())  # no hand-over was left half done
     await assert_heals(installation, simulator)
     assert max(simulator.downloads.values()) <= 2
 
@@ -137,7 +137,7 @@ async def test_row_58_sigkill_in_the_middle_of_a_drain_is_like_any_other(
 
 # -- 60: the event loop hangs -------------------------------------------------------------------------
 
-# A Python signal handler runs in the main thread and blocks the loop: a callback that never returns.
+# A Python signal handler runs in the main thread; this one never returns and blocks the loop.
 HANGS_ON_SIGUSR1 = (
     "import os, signal, sys, time\n"
     "def hang(*_):\n"
@@ -165,17 +165,17 @@ async def test_row_60_the_watchdog_is_withheld_when_the_loop_hangs_and_the_next_
             daemon.kill(signal.SIGUSR1)
             await daemon.until(lambda: "HANGS" in daemon.lines, "the hang")
             while await heard(manager, within_s=0.01):
-                pass  # what was sent before
+                pass  # sent earlier
             assert not await heard(manager, within_s=1.2)
             assert daemon.process.returncode is None
-            daemon.kill(signal.SIGABRT)  # as systemd does then
+            daemon.kill(signal.SIGABRT)  # as systemd does next
             assert await daemon.ended() == -signal.SIGABRT
     assert_sound(installation, simulator)
     await assert_heals(installation, simulator)
 
 
 async def heard(manager: socket.socket, *, within_s: float) -> bool:
-    """Whether the watchdog is fed within that time."""
+    """Whether the watchdog gets its signal within that time."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
@@ -189,7 +189,7 @@ async def heard(manager: socket.socket, *, within_s: float) -> bool:
 async def running_as(
     installation: Installation, program: str, environ: dict[str, str]
 ) -> AsyncIterator[Daemon]:
-    """The daemon, started by a few lines of Python; it is killed at the end if it still runs."""
+    """The daemon, started by a few lines of Python; kill it at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, "run", "-c", str(installation.config)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -228,7 +228,7 @@ async def test_threads_share_two_arenas_of_memory(
 
 
 def is_rest_of_arena(line: str) -> bool:
-    """Beside the main one an arena reserves 64 MiB, which it uses from the beginning."""
+    """Whether this is the reserved rest of an arena; all but the main one reserve 64 MiB at once."""
     addresses, access, *_ = line.split()
     start, end = (int(address, 16) for address in addresses.split("-"))
     whole = 64 << 20
@@ -263,7 +263,7 @@ async def test_row_53_the_clock_of_a_living_daemon_steps_and_it_goes_on(
             assert f"set {way} by " in stepped["message"]
             (fax,) = arrived(simulator, 1)
             await daemon.event("fax-stored", fax_id=fax.fax_id)
-            # Two users, polled once a second for some seconds: no run of a missed day is made up.
+            # Two users, polled once a second for some seconds: no missed day is made up for.
             assert len(simulator.requests) - asked < 200
         assert await daemon.stop() == 0
         assert not daemon.said("internal-error")
@@ -272,7 +272,7 @@ async def test_row_53_the_clock_of_a_living_daemon_steps_and_it_goes_on(
 
 
 def _replace(path: Path, text: str) -> None:
-    """The process must never read half of it."""
+    """Change the file in one step, because the process must never read half of it."""
     new = path.with_suffix(".new")
     new.write_text(text)
     os.replace(new, path)

@@ -1,4 +1,4 @@
-"""config/requirements.txt, for those who install nothing but what is proved by its hash."""
+"""config/requirements.txt, for people who install only packages with a proven hash."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The log of a service at work, through a real rsyslogd with the configuration that is shipped."""
+"""The log of a running service, through a real rsyslogd with the shipped configuration."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 
 async def worked(installation: Installation, simulator: Simulator) -> Daemon:
-    """A service that has stored a fax, and has met an outage and its end."""
+    """A service that has stored a fax, and has seen an outage begin and end."""
     async with installation.daemon() as daemon:
         await daemon.event("poll-completed", count=2)
         completed = simulator.now() - timedelta(minutes=1)
@@ -47,7 +47,7 @@ async def worked(installation: Installation, simulator: Simulator) -> Daemon:
 
 
 class Rsyslog:
-    """Where it reads and writes: the shipped configuration below one of the test's own."""
+    """The shipped configuration with files below a directory of the test."""
 
     def __init__(self, directory: Path) -> None:
         self.socket, self.file = directory / "log", directory / "events.json"
@@ -63,7 +63,7 @@ class Rsyslog:
         )
 
     def _shipped(self) -> str:
-        """All of it, with what it shows as comments, and files of the test's."""
+        """The whole configuration, with its commented lines active, and files of the test."""
         text = re.sub(r'action\(type="omfwd".* template', f'action(type="omfile" file="{self.json}" template',
                       SHIPPED.read_text())  # fmt: skip
         text = re.sub(r"# ?(module|input|action)\(", r"\1(", text)
@@ -71,7 +71,7 @@ class Rsyslog:
         return text.replace("/var/log/poller.log", str(self.readable))
 
     def events(self) -> list[Any]:
-        """What it would pass on, as far as it is whole lines."""
+        """Return the whole lines that it would pass on."""
         text = self.json.read_text() if self.json.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 

@@ -1,4 +1,4 @@
-"""`send`, `selftest` and canaries as an operator runs them, alone and beside the service."""
+"""`send`, `selftest` and canaries as an operator runs them, alone and with the service."""
 
 import asyncio
 import json
@@ -106,7 +106,7 @@ async def test_the_service_sends_tests_itself_and_flies_canaries(
     sidecar = json.loads(installation.sidecars()[fax_id].read_text())
     assert sidecar["canary"] is True
     marks = [json.loads(path.read_text())["canary"] for path in installation.sidecars().values()]
-    assert all(marks)  # the self-test's, too: it is nobody's fax
+    assert all(marks)  # also the self-test's, which is nobody's fax
     assert len({fax.transaction_id for fax in sent(simulator)}) == len(sent(simulator))
     assert not any("5551212" in line for line in daemon.lines)
 
@@ -114,7 +114,7 @@ async def test_the_service_sends_tests_itself_and_flies_canaries(
 async def test_a_service_that_is_killed_while_it_sends_finds_the_fax_and_sends_no_other(
     installation: Installation, simulator: Simulator
 ) -> None:
-    """The command waits meanwhile, and is told the fax id."""
+    """Let the command wait for the service, and get the fax id."""
     simulator.faults = Faults.of("stall@send=first:1")
     async with installation.daemon() as killed:
         sending = asyncio.create_task(

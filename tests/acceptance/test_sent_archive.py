@@ -1,4 +1,4 @@
-"""The archive of sent faxes through the command: what lies on the disk, and how commands end."""
+"""The archive of sent faxes through the command: what is on the disk, and how commands end."""
 
 import json
 from collections.abc import AsyncIterator

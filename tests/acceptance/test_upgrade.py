@@ -1,4 +1,4 @@
-"""A ledger of the release before revision 0006 is brought up to date with every fact in its place.
+"""A migration brings a ledger of the release before revision 0006 up to date and keeps every fact.
 
 It is opened with the program as it is here, looked at from outside and through `ledger_facts`, and
 rolled back as systemd/README.md says. What it holds and how that came there is in `tests/data/upgrade`.
@@ -40,8 +40,8 @@ from tests.crash.runs import Order, carry_out, shimmed
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 COPIES = 420
 FAXES = 100_000
-BEFORE = "0004"  # the revision from which the interrupted upgrades begin
-LOOKED_AT = 60  # each so many-th copy is looked at fax by fax
+BEFORE = "0004"  # the interrupted upgrades begin with this revision
+LOOKED_AT = 60  # one copy in this many is compared fax by fax
 MIGRATES = ("retry", "no-such-fax")  # changes nothing once the ledger is open
 ACCOUNTS = {
     "main": (
@@ -51,7 +51,7 @@ ACCOUNTS = {
     "second": ("app-2", {"reception": "user-x"}),
     "third": ("app-3", {"night-desk": "user-y"}),
 }
-# What the status says of the moment at which it is asked.
+# Parts of the status that belong to the moment of the question.
 _OF_THE_MOMENT = {
     *("lag_s", "overdue", "silent_since", "refused", "oldest_failing_s", "failing"),
     *("paused_s", "limit", "rate", "used", "token_war", "stored_today", "stored_by_hour"),
@@ -81,7 +81,7 @@ async def facts_at(path: Path, *, looked_at: int = LOOKED_AT) -> dict[str, Any]:
 
 
 def assert_as_it_was(told: dict[str, Any], copies: int) -> None:
-    """Nothing is missing, nothing is new, and nothing is another's."""
+    """Nothing is missing, nothing is new, and nothing belongs to another."""
     assert (told["meta"], told["accounts"]) == (FACTS["meta"], FACTS["accounts"])
     assert len(told["users"]) == len(FACTS["users"]) * (copies + 1)
     for key, user in told["users"].items():
@@ -93,7 +93,7 @@ def assert_as_it_was(told: dict[str, Any], copies: int) -> None:
 
 
 def as_the_first(user: dict[str, Any], copy: int) -> dict[str, Any]:
-    """Take back what sets a copy apart."""
+    """Remove what distinguishes a copy."""
     if not copy:
         return user
     same = user | {"user": user["user"].removesuffix(f"~{copy}")}
@@ -104,7 +104,7 @@ def as_the_first(user: dict[str, Any], copy: int) -> dict[str, Any]:
 
 
 def differences(told: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Name every fact that is not as it was."""
+    """Name every fact that has changed."""
     if not isinstance(told, dict) or not isinstance(wanted, dict):
         if told != wanted:
             yield f"{where} is {told!r}, was {wanted!r}"
@@ -137,19 +137,19 @@ async def test_what_is_due_is_due_at_the_same_time_and_in_the_same_order(tmp_pat
         }
 
 
-# -- cut off on the way ----------------------------------------------------------------------------
+# -- interrupted ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def unmigrated(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, one revision older; without free pages, which SQLite need not put back as they were."""
+    """The same, one revision older; without free pages, which SQLite need not restore."""
     path = copied(large, tmp_path_factory.mktemp("unmigrated"))
     without_the_newest_migration(path)
     return path
 
 
 class Upgrade:
-    """The first command of the new release that may change the ledger, broken at one of its calls."""
+    """The first command of the new release that may change the ledger, interrupted at one of its calls."""
 
     def __init__(self, root: Path, unmigrated: Path) -> None:
         self.root, self._unmigrated = root, unmigrated
@@ -157,7 +157,7 @@ class Upgrade:
         self.before = unmigrated.read_bytes()
 
     def begin(self) -> None:
-        """Put the older ledger in place once more."""
+        """Put the older ledger in place again."""
         shutil.rmtree(self.installation.ledger.parent, ignore_errors=True)
         copied(self._unmigrated, self.installation.ledger.parent)
 
@@ -176,14 +176,14 @@ class Upgrade:
         return Done(code, out, err)
 
     async def finish(self) -> list[str]:
-        """Run it with nothing broken; what it did to the disk, call by call."""
+        """Run it without interruption; return what it did to the disk, call by call."""
         done = await self.run()
         assert (done.code, "no-such-fax" in done.err) == (1, True), done
         assert not self.is_old()
         return (self.root / "names").read_text().splitlines()
 
     def is_old(self) -> bool:
-        """Whether nothing of the upgrade was done; what it left in the journal is replayed first."""
+        """Whether nothing of the upgrade was done; replays its journal first."""
         with closing(sqlite3.connect(self.installation.ledger)) as ledger:
             (version,) = ledger.execute("SELECT version_num FROM alembic_version").fetchone()
         if version == BEFORE:
@@ -200,7 +200,7 @@ def upgrade(unmigrated: Path, tmp_path: Path) -> Upgrade:
 
 
 def the_commit(calls: list[str]) -> int:
-    """The call that empties the journal: what is cut off there is as it was, from the next on done."""
+    """Return the call that empties the journal: interrupted there, nothing is done; after it, all is."""
     return 1 + max(number for number, call in enumerate(calls) if " ftruncate " in call)
 
 
@@ -215,7 +215,7 @@ async def test_upgrade_that_is_killed_anywhere_leaves_the_old_ledger_or_the_new(
         assert upgrade.is_old(), calls[at - 1]
     upgrade.begin()
     assert (await upgrade.run(commit // 2, "kill")).code == -9
-    await upgrade.finish()  # with the journal that the kill has left
+    await upgrade.finish()  # with the journal that the kill left
     assert_as_it_was(await facts_at(upgrade.installation.ledger, looked_at=COPIES), COPIES)
     upgrade.begin()
     assert (await upgrade.run(commit + 1, "kill")).code == -9
@@ -250,7 +250,7 @@ async def efax() -> AsyncIterator[Simulator]:
 
 
 class Upgraded(Installation):
-    """An installation whose service was stopped a few minutes ago, with the new program."""
+    """An installation with the new program, whose service was stopped a few minutes ago."""
 
     def __init__(self, root: Path, efax: Simulator) -> None:
         accounts = {
@@ -271,14 +271,14 @@ class Upgraded(Installation):
         make(self.ledger, later=self.later)
 
     def arrive(self, fax_id: str) -> Fax:
-        """Let a fax come in that the ledger does not know, of a minute ago."""
+        """Let a fax arrive, from a minute ago, that the ledger does not know."""
         completed = self.efax.now() - timedelta(minutes=1)
         return self.efax.receive(
             "app-1", "user-b", fax_id=fax_id, completed=completed, distinct=False
         )
 
     def let_efax_have_them(self) -> None:
-        """Let it list whatever the ledger holds of the users who are configured, at its time."""
+        """Make eFax list everything that the ledger has of the configured users, at its time."""
         configured = {one for _, users in ACCOUNTS.values() for one in users.values()}
         for key, user in FACTS["users"].items():
             app_id, user_id = key.split("/")
@@ -290,12 +290,12 @@ class Upgraded(Installation):
                 )
 
     def as_then(self, value: Any) -> Any:
-        """Take back that all happened later, in what a command has shown."""
+        """Subtract the delay from what a command has shown."""
         return steady(value, self.later)
 
 
 def steady(value: Any, later: timedelta) -> Any:
-    """Leave out what is of the moment, and take back that all happened later."""
+    """Leave out what belongs to the moment, and subtract the delay."""
     if isinstance(value, dict):
         left_out = _OF_THE_MOMENT | _ADDED_SINCE
         kept = {name: one for name, one in value.items() if name not in left_out}
@@ -341,7 +341,8 @@ _TIMES = ("received_at", "next_attempt_at", "quarantined_at", "dismissed_at", "s
 
 
 async def test_status_explain_and_verify_say_what_they_said_before(installation: Upgraded) -> None:
-    assert (await installation.poller(*MIGRATES)).code == 1  # those that only look do not migrate
+    # commands that only look do not migrate
+    assert (await installation.poller(*MIGRATES)).code == 1
     await assert_status_is_the_same(installation)
     await assert_faxes_are_explained_with_all_that_befell_them(installation)
     await assert_verify_finds_the_same_files_well_taken_and_damaged(installation)
@@ -420,7 +421,7 @@ async def test_what_operators_decided_can_be_undone_and_decided_again(
     assert (await said("retry", *first))["made_due"] >= 1
     assert await said("retry", "main/billing/poison-dismissed") == {"made_due": 1}
     assert await said("dismiss", "main/billing/poison", "--reason", "gone") == {"dismissed": 1}
-    assert await said("retry") == {"made_due": 2}  # those of `reception`, not of who is removed
+    assert await said("retry") == {"made_due": 2}  # those of `reception`, not of a removed user
     users = {user["user"]: user for user in (await installation.status())["users"]}
     assert (users["billing"]["quarantined"], users["billing"]["dismissed"]) == (0, 1)
     assert (users["reception"]["quarantined"], users["removed"]["quarantined"]) == (0, 1)
@@ -428,7 +429,7 @@ async def test_what_operators_decided_can_be_undone_and_decided_again(
 
 # -- at work, and back -----------------------------------------------------------------------------
 
-# What waited when the service was stopped, and is due by now.
+# what waited when the service was stopped is due by now
 WAITED = {
     "app-1/user-a/canary-found",
     "app-1/user-a/fetch-again",
@@ -444,7 +445,7 @@ WAITED = {
 
 
 def downloaded(efax: Simulator) -> dict[str, int]:
-    """How often the image of each fax was asked for."""
+    """Return how often the image of each fax was requested."""
     return {
         f"{fax.app_id}/{fax.user_id}/{fax.fax_id}": count
         for fax, count in efax.downloads.items()
@@ -478,7 +479,7 @@ async def test_first_round_fetches_what_waited_and_nothing_that_was_had_or_given
 async def test_rolling_back_as_the_manual_says_loses_nothing_and_fetches_nothing_twice(
     installation: Upgraded, efax: Simulator
 ) -> None:
-    """The older program cannot be had here: its copy of the ledger is opened by this one again."""
+    """The older program is not available here: this one opens its copy of the ledger again."""
     before = make(installation.root / "copy" / "before-upgrade.db", later=installation.later)
     installation.let_efax_have_them()
     for name in ("kept", "taken"):
@@ -512,5 +513,5 @@ async def test_rolling_back_as_the_manual_says_loses_nothing_and_fetches_nothing
 
     assert (await installation.once())["stored"] == 1
     assert downloaded(efax) == dict.fromkeys([*WAITED, "app-1/user-b/kept"], 1) | {
-        "app-1/user-b/taken": 2  # what neither the copy nor a sidecar tells of
+        "app-1/user-b/taken": 2  # recorded neither in the copy nor in a sidecar
     }

@@ -1,4 +1,4 @@
-"""What operators plug in elsewhere: rules of Prometheus and the board of Grafana."""
+"""Files for other programs: rules for Prometheus and the board for Grafana."""
 
 import asyncio
 import json
@@ -39,12 +39,12 @@ def panels() -> list[dict[str, Any]]:
 
 
 def drawn() -> list[str]:
-    """Every expression of the board, its variables filled in."""
+    """Return every expression of the board, with its variables filled in."""
     targets = [target["expr"] for panel in panels() for target in panel["targets"]]
     return [expression.replace("$account", "main") for expression in targets]
 
 
-# -- what is asked for is exported --------------------------------------------------------------------
+# -- poller exports what they use ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 
 async def exported(installation: Installation, simulator: Simulator) -> str:
-    """What `/metrics` of a service at work says, that has stored a fax and met a 429."""
+    """Return `/metrics` of a running service that has stored a fax and met a 429."""
     port = own_port()
     hook = {"path": "/efax/main", "secret": {"env": KEY_VARIABLE}}
     installation.write(
@@ -81,7 +81,7 @@ async def exported(installation: Installation, simulator: Simulator) -> str:
 
 
 def series(text: str) -> dict[str, dict[str, set[str]]]:
-    """The names of all series, also of those that have no sample yet, with their labels' values."""
+    """Return the names of all series, even of those without a sample, with their labels' values."""
     found: dict[str, dict[str, set[str]]] = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
         suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
@@ -94,7 +94,7 @@ def series(text: str) -> dict[str, dict[str, set[str]]]:
 
 
 def missing(expressions: list[str], known: dict[str, dict[str, set[str]]]) -> Iterator[str]:
-    """What expressions ask of poller that it does not export: names, and values of labels."""
+    """Return what expressions use that poller does not export: names, and values of labels."""
     for expression in expressions:
         for name, selector in re.findall(r"\b(poller_\w+)(?:\{(.*?)\})?", expression):
             if name not in known:

@@ -1,4 +1,4 @@
-"""The web-hook through the command: a notice brings a fax at once, whatever the schedule."""
+"""The web-hook through the command: a notice brings a fax at once, whatever the schedule says."""
 
 import asyncio
 import hashlib
@@ -100,7 +100,7 @@ async def test_a_listener_that_cannot_work_is_said_in_one_sentence(
 async def test_a_body_that_stays_away_holds_up_nothing_and_ends(
     simulator: Simulator, tmp_path: Path
 ) -> None:
-    """The service stops at once, although somebody is still sending."""
+    """The service stops at once, even while somebody is still sending."""
     port = own_port()
     changes = HOOK | {"webhook": {"listen": f"127.0.0.1:{port}"}}
     installation = Installation(tmp_path, simulator.base_url, changes)

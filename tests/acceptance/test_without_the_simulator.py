@@ -1,4 +1,4 @@
-"""A server has no simulator: without the packages of that extra all else works."""
+"""A server has no simulator: everything else works without the packages of that extra."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Documents of a wanted size, valid in every byte that is checked."""
+"""Documents of a given size, valid in every byte that poller checks."""
 
 import base64
 import random
@@ -9,7 +9,7 @@ _PAGE = zlib.compress(b"0 0 m 612 792 l S")
 
 
 def pdf(size: int) -> bytes:
-    """Give a whole PDF of one page, padded to `size` bytes by a stream that nothing refers to."""
+    """Return a whole PDF of one page, padded to `size` bytes by a stream to which nothing refers."""
     empty = _assembled(0)
     return _assembled(size - len(_assembled(size - len(empty))) + size - len(empty))
 
@@ -35,7 +35,7 @@ def _assembled(padding: int) -> bytes:
 
 
 def write_encoded(path: Path, size: int) -> int:
-    """Write a PDF of that size as base64, as an image answer holds it; gives its size in bytes."""
+    """Write a PDF of that size as base64, as in an image answer; return its size in bytes."""
     document = pdf(size)
     path.write_bytes(base64.b64encode(document))
     return len(document)

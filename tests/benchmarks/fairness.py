@@ -1,4 +1,4 @@
-"""Fairness: how long a fax takes to the disk while another user has thousands waiting.
+"""Fairness: how long a fax takes to reach the disk while another user has thousands waiting.
 
 python -m tests.benchmarks.fairness
 """

@@ -1,7 +1,7 @@
-"""A bare server of users who have faxes, in a process of its own, with prepared images.
+"""A bare server of users who have faxes, in its own process, with prepared images.
 
-`python -m tests.benchmarks.faxes_served '{"encoded": PATH, …}'` prints its port. All faxes share one
-document; each has its id, its time and its place in the lists.
+`python -m tests.benchmarks.faxes_served '{"encoded": PATH, …}'` prints its port. All faxes share
+one document; each has its id, its time and its place in the lists.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ _REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Faxes:
-    """What there is: `each` faxes of every user from the start, and with every `nth` window one more.
+    """What the server has: `each` faxes of every user from the start, and one more with every `nth` window.
 
-    `encoded` is the document as base64, in a file. The first user has `waiting` faxes beside. With
-    a `rate` requests beyond a token bucket of `burst` get a 429.
+    `encoded` is the file with the document as base64. The first user also has `waiting` faxes. With
+    a `rate`, requests beyond a token bucket of `burst` get a 429.
     """
 
     encoded: str
@@ -100,7 +100,7 @@ class _Answers:
             "first_image_at": 0.0,
             "at_once": 0,
         }
-        self.sending: set[object] = set()  # connections that an image is going out on
+        self.sending: set[object] = set()  # connections on which an image is going out
         self._tokens, self._arrivals = float(faxes.burst), list[float]()
         self._refused = 0
 
@@ -121,7 +121,7 @@ class _Answers:
         return [_body(TOKEN if parts.path == "/tokens" else {"status": "UP"})]
 
     def refuses(self, target: str) -> bool:
-        """Take a token for what a client asks; True when there is none."""
+        """Take a token for a request; return True if there is none."""
         if not self._faxes.rate or target.startswith(("/arrivals", "/counts", "/receive/")):
             return False
         now = time.time()
@@ -162,7 +162,7 @@ def _body(value: Any) -> bytes:
 
 
 class _Connection(Connection):
-    """Sends no faster than is taken."""
+    """Sends no faster than the client takes it."""
 
     def __init__(self, answers: _Answers) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Served:
     base_url: str
 
     async def counts(self) -> dict[str, float]:
-        """Windows (first pages of lists) and images asked for, when the first image was.
+        """Return the windows (first pages of lists), the images, and the time of the first image request.
 
         The time is by the wall clock; `at_once` is how many large images went out at once at most.
         """
@@ -227,7 +227,7 @@ class Served:
         return counts
 
     async def arrivals(self) -> tuple[list[float], int]:
-        """When requests of any kind came (wall clock), and how many of them were refused."""
+        """Return when requests of any kind came (wall clock), and how many got a 429."""
         arrivals, refused = await self._get("/arrivals")
         return arrivals, refused
 
@@ -245,7 +245,7 @@ class Served:
 
 @asynccontextmanager
 async def served(faxes: Faxes) -> AsyncIterator[Served]:
-    """Run the server in a process of its own."""
+    """Run the server in its own process."""
     module = "tests.benchmarks.faxes_served"
     async with in_a_process(module, json.dumps(asdict(faxes))) as base_url:
         yield Served(base_url)

@@ -34,9 +34,9 @@ async def main(options: argparse.Namespace) -> None:
 
 
 async def _sizes(faxes: Faxes, polls: int) -> tuple[list[float], int]:
-    """The size in MiB after the first 5 %, at equal steps from there to the end, and the images.
+    """Return the size in MiB after the first 5 %, at equal steps from there to the end, and the images.
 
-    Polls are counted by the windows that were listed; a start lists some nine more for each user.
+    Windows that were listed count as polls; a start lists some nine more for each user.
     """
     changes = {
         "poll": {"every": "1s", "overlap": "5s"},

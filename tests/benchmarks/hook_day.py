@@ -1,4 +1,4 @@
-"""A time of a day with many users: from a fax's arrival to its file, by polls alone and with the web-hook.
+"""Part of a day with many users: from a fax's arrival to its file, by polls alone and with the web-hook.
 
 python -m tests.benchmarks.hook_day
 """
@@ -47,7 +47,7 @@ def _shown(times_s: list[float]) -> str:
 
 
 async def _times_s(options: Any, *, with_hook: bool) -> list[float]:
-    """Let faxes come for a time, and give how long each one took."""
+    """Let faxes arrive for a time, and return how long each one took."""
     async with Simulator(seed=1) as efax:
         efax.add_app(_APP, KEY)
         for number in range(options.users):
@@ -95,7 +95,7 @@ async def _all_polled(installation: Installation, daemon: Daemon, users: int) ->
 
 
 async def _let_come(efax: Simulator, options: Any) -> None:
-    """Faxes come at random, on the average so many an hour."""
+    """Let faxes arrive at random, on average this many an hour."""
     loop, dice = asyncio.get_running_loop(), random.Random(1)
     until = loop.time() + options.minutes * 60
     while loop.time() < until:

@@ -1,4 +1,4 @@
-"""A flood of forged notices: how late polls come meanwhile, beside without it.
+"""A flood of forged notices: how much later polls come with it than without it.
 
 python -m tests.benchmarks.hook_flood
 """
@@ -81,7 +81,7 @@ async def _flood(*words: str) -> int:
 
 
 async def _send(port: str, seconds: str, rate: str) -> None:
-    """Begin so many requests a second, and print how many were answered."""
+    """Begin this many requests a second, and print how many were answered."""
     answered, room = 0, asyncio.Semaphore(_AT_ONCE)
 
     async def one() -> None:

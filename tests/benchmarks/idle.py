@@ -1,4 +1,4 @@
-"""Idle cost: what a poll of an empty list costs, beside a bare aiohttp GET of the same answer.
+"""Idle cost: what a poll of an empty list costs, compared with a bare aiohttp GET of the same answer.
 
 python -m tests.benchmarks.idle
 """
@@ -53,9 +53,10 @@ async def main() -> None:
 
 
 async def all_swept(server: Served, users: int, every: timedelta) -> None:
-    """Wait until every user had its first poll, and as few lists come as there are polls.
+    """Wait until every user had its first poll, and there are as few lists as polls.
 
-    No more lists than users may also mean that the sweeps of some hold up the polls of the others.
+    A number of lists that is not above the users may also mean that sweeps of some delay polls of
+    others.
     """
     seen: set[str] = set()
     while len(seen) < users:
@@ -91,7 +92,7 @@ async def _child_s(*words: str) -> float:
     return float(out)
 
 
-# -- what runs in a process of its own and prints the CPU seconds of one ---------------------------
+# -- these run in their own process and print the CPU seconds of one -------------------------------
 
 
 async def _bare(base_url: str, seconds: str) -> None:
@@ -104,7 +105,7 @@ async def _bare(base_url: str, seconds: str) -> None:
 
 
 async def _paced(base_url: str, seconds: str, users: str, every: str) -> None:
-    """As many a second as there are polls, those of a tenth of a second together, as polls come."""
+    """Send as many a second as there are polls, grouped by tenths of a second as polls are."""
     a_tenth = int(users) / int(every) * schedule.GRID.total_seconds()
     async with aiohttp.ClientSession() as session:
         gets, owed, began, until = 0, 0.0, _own_cpu_s(), time.monotonic() + float(seconds)
@@ -124,7 +125,7 @@ async def _get(session: aiohttp.ClientSession, base_url: str, user: str) -> None
 
 
 async def _jobs(seconds: str, users: str, every: str) -> None:
-    """The daemon's jobs with nothing to do."""
+    """Run the daemon's jobs with nothing to do."""
     ran = 0
 
     async def job() -> None:

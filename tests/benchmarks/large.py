@@ -1,4 +1,4 @@
-"""Memory of the daemon while large faxes come in at once, beside its size when idle.
+"""Memory of the daemon while large faxes arrive at once, compared with its idle size.
 
 python -m tests.benchmarks.large
 """
@@ -48,7 +48,7 @@ async def _round(faxes: Faxes, count: int) -> tuple[float, float, float]:
 
 
 async def _come_in(server: Served, daemon: Daemon, count: int) -> None:
-    """Let all come for one user: one list tells of them, and they are fetched at the same moment."""
+    """Let all faxes arrive for one user: one list shows them, and they are fetched at the same moment."""
     await asyncio.gather(*(server.receive("user-0") for _ in range(count)))
     await daemon.event("fax-stored", count=count)
 

@@ -1,4 +1,4 @@
-"""A ledger after years at work, made in minutes: what benchmarks of its size begin with."""
+"""A ledger after years of work, made in minutes, for benchmarks of large ledgers."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from poller.ledger import Ledger, StreamRow, streams
 
 AGE = timedelta(days=730)
 _SECOND = 1_000_000  # of the ledger's microseconds
-_FAILED_BEFORE = 50  # one in so many was had at the second attempt only
+_FAILED_BEFORE = 50  # one in this many succeeded only at the second attempt
 _ABOUT_A_FAX = {
     "size": 48213,
     "duration": 61,
@@ -36,7 +36,7 @@ _FAX = (
 
 @dataclass(frozen=True)
 class Shape:
-    """How many users and faxes, `pending` of them, which are the newest, still to be fetched."""
+    """How many users and faxes; the newest `pending` faxes are still to be fetched."""
 
     users: int
     faxes: int
@@ -44,7 +44,7 @@ class Shape:
 
 
 async def make(path: Path, shape: Shape, now: datetime) -> list[StreamRow]:
-    """Make a ledger at `path` whose faxes came evenly over two years and users; its users.
+    """Make a ledger at `path` whose faxes are spread evenly over two years and all users; return the users.
 
     They are those of `measured.settings`.
     """
@@ -130,5 +130,5 @@ def _fax(
 
 
 def instant(at: datetime) -> int:
-    """As the ledger holds it."""
+    """Return the value as the ledger holds it."""
     return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

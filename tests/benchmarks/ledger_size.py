@@ -35,7 +35,7 @@ _WHAT = ("poll", "fetch", "status", "query")
 
 @dataclass
 class Sized:
-    """One ledger and what was measured with it, in seconds; `meanwhile`: polls beside a snapshot."""
+    """One ledger and its measured times in seconds; `meanwhile`: polls during a snapshot."""
 
     faxes: int
     installation: Installation
@@ -67,7 +67,7 @@ async def main(options: argparse.Namespace) -> None:
 async def _sized(
     stack: AsyncExitStack, directory: Path, users: int, faxes: int, encoded: Path
 ) -> Sized:
-    """Each has a server of its own, which gives each list one fax more."""
+    """Each has its own server, which gives each list one more fax."""
     every_list_has_one_more = Faxes(str(encoded), users, each=0, nth=1)
     server = await stack.enter_async_context(served(every_list_has_one_more))
     return Sized(faxes, await _installed(directory, users, faxes, server.base_url))
@@ -102,7 +102,7 @@ async def _at_work(one: Sized) -> AsyncIterator[Runtime]:
         account = _account(runtime)
         for state in account.states.values():
             state.sweep_now = False
-            await account.poll(state)  # the first one has the gap since the ledger was made
+            await account.poll(state)  # the first poll has the gap since the ledger was made
         yield runtime
 
 
@@ -118,7 +118,7 @@ async def _timed(work: Awaitable[object]) -> float:
 
 
 async def _work(one: Sized, runtime: Runtime) -> None:
-    """Every user is polled once, which finds one fax more, and one is noted as stored."""
+    """Poll every user once, which finds one more fax, and record one as stored."""
     account, ledger = _account(runtime), runtime.services.ledger
     for state in account.states.values():
         one.took["poll"].append(await _timed(account.poll(state)))
@@ -129,7 +129,7 @@ async def _work(one: Sized, runtime: Runtime) -> None:
 
 
 async def _bookkeeping(ledger: Ledger, user: int) -> None:
-    """All that the ledger does for one fax: find that it is due, and record that it is stored."""
+    """Do all that the ledger does for one fax: find that it is due, and record that it is stored."""
     now = datetime.now(UTC)
     assert user in await ledger.read(jobs.streams_with_due, "app-1", now)
     fax, *_ = await ledger.read(jobs.due, user, now, 16)

@@ -68,7 +68,7 @@ async def _run(faxes: Faxes, options: argparse.Namespace) -> Run:
 
 
 def _middle_rate(arrivals: Sequence[float], began: float) -> float:
-    """From the first image to the last: before it there is nothing that could use the limit."""
+    """Return the rate from the first image to the last: earlier, nothing can use the limit."""
     took_s = arrivals[-1] - began
     since, until = began + took_s * 0.1, arrivals[-1] - took_s * 0.1
     return sum(since <= at < until for at in arrivals) / (until - since)

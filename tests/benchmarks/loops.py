@@ -1,4 +1,4 @@
-"""What the poller's throughput is compared with: loops that only fetch and write.
+"""Loops that only fetch and write, to compare with poller's throughput.
 
 `python -m tests.benchmarks.loops honest|bare URL DIRECTORY` takes the fax ids as JSON on stdin and
 prints the seconds that they took, by the clock and of the processor.
@@ -24,7 +24,7 @@ Keep = Callable[[bytes, str], Awaitable[None]]
 
 
 async def honest(base_url: str, directory: Path, ids: list[str]) -> None:
-    """Durable, with a sidecar and a ledger, but nothing proved, paced, retried or told."""
+    """Durable, with a sidecar and a ledger, but without proof, pacing, retries or events."""
     ledger = Ledger(directory / "ledger.db")
 
     async def keep(answer: bytes, fax: str) -> None:
@@ -35,7 +35,7 @@ async def honest(base_url: str, directory: Path, ids: list[str]) -> None:
 
 
 async def bare(base_url: str, directory: Path, ids: list[str]) -> None:
-    """A file that is complete under its name, and no more."""
+    """Only write a file that is complete under its name."""
 
     async def keep(answer: bytes, fax: str) -> None:
         await asyncio.to_thread(_write_and_rename, answer, fax, directory)
@@ -92,7 +92,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 class Ledger:
-    """Rows that come while a commit is under way are committed together by the next one."""
+    """Commit rows that come during a commit together with the next one."""
 
     def __init__(self, path: Path) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -109,7 +109,7 @@ class Ledger:
         mine = self._rows
         async with self._turn:
             if mine is not self._rows:
-                return  # whoever had the turn has taken it along
+                return  # the holder of the turn has committed it too
             self._rows = []
             await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, mine)
 

@@ -1,4 +1,4 @@
-"""What is measured of a process, the daemon that is measured, and how a result is told."""
+"""The daemon to measure, what to measure of it, and how to print a result."""
 
 import argparse
 import os
@@ -76,7 +76,7 @@ async def installed(
 async def running(
     configuration: dict[str, Any], directory: Path | None = None
 ) -> AsyncIterator[Daemon]:
-    """`poller run` as it is, ready, in `directory` or in a temporary one."""
+    """A ready `poller run`, in `directory` or in a temporary one."""
     async with installed(configuration, directory) as installation, installation.daemon() as daemon:
         yield daemon
         await daemon.stop()
@@ -91,7 +91,7 @@ def options(**defaults: int | float | str) -> argparse.Namespace:
 
 
 def told(sentence: str, *figures: str, ratio: float | None = None, wanted: str) -> None:
-    """Print what is compared, the figures, and the ratio beside what it must reach."""
+    """Print what is compared, the figures, and the ratio with its target."""
     print(sentence)
     for figure in figures:
         print(f"  {figure}")

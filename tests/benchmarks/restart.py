@@ -38,7 +38,7 @@ async def main(options: argparse.Namespace) -> None:
 async def ready_s(installation: Installation) -> float:
     began = time.monotonic()
     async with installation.daemon():
-        return time.monotonic() - began  # it is killed here, as by a power loss
+        return time.monotonic() - began  # kill it here, like a power loss
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A bare server of the API in a process of its own: prepared answers, the same for all who are compared.
+"""A bare API server in its own process, with the same prepared answers for all who are compared.
 
-`python -m tests.benchmarks.served` prints its port. It checks nothing and costs next to nothing; the
-simulator, which does check, would be what is measured.
+`python -m tests.benchmarks.served` prints its port. It checks nothing and costs almost nothing; a
+benchmark with the simulator, which does check, would measure the simulator.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _ENDED = b"\r\n\r\n"
 
 
 class Answers:
-    """What is answered to a request; `arrivals` are the lists asked for: who, and when (wall clock)."""
+    """The answer to a request; `arrivals` are the requested lists: who, and when (wall clock)."""
 
     def __init__(self) -> None:
         self.arrivals: list[tuple[str, float]] = []
@@ -35,14 +35,14 @@ class Answers:
         if path == "/faxes/received":
             self.arrivals.append((headers[b"user-id"].decode(), time.time()))
             return self._empty
-        if path == "/arrivals":  # for the benchmark: told once
+        if path == "/arrivals":  # for the benchmark, which gets each once
             arrivals, self.arrivals = self.arrivals, []
             return _body(arrivals)
         return self._token if path == "/tokens" else self._health
 
 
 class Connection(asyncio.Protocol):
-    """Parses only as much of HTTP as an honest client needs; `asked` answers."""
+    """Parses only as much HTTP as an honest client needs; `asked` answers."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -95,7 +95,7 @@ def _body(value: Any) -> bytes:
 
 
 async def serve(connection: Callable[[], Connection]) -> None:
-    """Print the port, and serve until whoever started this is gone."""
+    """Print the port, and serve until the process that started this is gone."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(connection, "127.0.0.1", 0, backlog=1000)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -109,7 +109,7 @@ class Served:
     base_url: str
 
     async def arrivals(self) -> list[tuple[str, float]]:
-        """The lists asked for since this was last asked."""
+        """Return the lists requested since the last call."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self.base_url}/arrivals") as answer,
@@ -119,7 +119,7 @@ class Served:
 
 @asynccontextmanager
 async def in_a_process(*module: str) -> AsyncIterator[str]:
-    """Run a module that ends in `serve` in a process of its own; where it is served."""
+    """Run a module that ends in `serve` in its own process; return its address."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *module),
         stdin=asyncio.subprocess.PIPE,
@@ -137,7 +137,7 @@ async def in_a_process(*module: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def served() -> AsyncIterator[Served]:
-    """Run the server in a process of its own."""
+    """Run the server in its own process."""
     async with in_a_process("tests.benchmarks.served") as base_url:
         yield Served(base_url)
 

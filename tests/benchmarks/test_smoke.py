@@ -1,4 +1,4 @@
-"""Every benchmark runs, tiny, to its end; how fast is for who runs it by hand."""
+"""Every benchmark runs, tiny, to its end; to learn how fast poller is, run them by hand."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Durable throughput: faxes a second, beside an honest loop and a bare one.
+"""Durable throughput: faxes a second, compared with an honest loop and a bare one.
 
 python -m tests.benchmarks.throughput
 """
@@ -33,8 +33,8 @@ async def main(options: argparse.Namespace) -> None:
         runs: dict[str, list[Run]] = {"honest": [], "poller": [], "bare": []}
         for _ in range(options.rounds):
             for name, so_far in runs.items():
-                # Kept to the end: ext4 without a journal goes for minutes around the inodes of
-                # deleted files when it makes one, and a third of a run would be that.
+                # Keep files to the end: ext4 without a journal avoids the inodes of deleted files
+                # for minutes when it makes new ones, which would take a third of a run.
                 here = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory))
                 run = _poller(faxes, here) if name == "poller" else _loop(name, faxes, here)
                 so_far.append(await run)
@@ -65,7 +65,7 @@ async def _poller(faxes: Faxes, directory: Path) -> Run:
         async with measured.running(configuration, directory) as daemon:
             pid = daemon.process.pid
             cpu_s = measured.cpu_s(pid)
-            # Each line is looked at once: the processor is what is measured.
+            # Look at each line only once, because this measures the processor.
             await daemon.until(lambda: len(daemon.lines) > count, "a line for each fax")
             await daemon.event("fax-stored", count=count)
             ended = time.time()
