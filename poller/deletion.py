@@ -29,6 +29,8 @@ class Deletable(Protocol):
     @property
     def damage(self) -> str | None: ...
     @property
+    def unreadable(self) -> bool: ...
+    @property
     def refetch(self) -> bool: ...
 
 
@@ -36,7 +38,8 @@ class Found(Protocol):
     """What the look at a fax's files found.
 
     `is_well`: both are there and are what was stored, as far as they were read. `is_gone`: both are
-    missing, whether or not their directory exists. Otherwise `why` says what is wrong.
+    missing, whether or not their directory exists. Otherwise `why` says what is wrong, or what
+    nobody can read (`is_unreadable`).
     """
 
     @property
@@ -45,6 +48,8 @@ class Found(Protocol):
     def is_gone(self) -> bool: ...
     @property
     def has_directory(self) -> bool: ...
+    @property
+    def is_unreadable(self) -> bool: ...
     @property
     def why(self) -> str | None: ...
 
@@ -73,7 +78,7 @@ def _reasons(
     if fax.damaged:
         yield "eFax delivered it broken, so the file may be incomplete"
     if fax.damage is not None:
-        yield f"its files are not what was stored: {fax.damage}"
+        yield _not_well(fax.damage, unreadable=fax.unreadable)
     if fax.refetch:
         yield "poller must fetch it again"
     stored_at = fax.stored_at and max(fax.stored_at, fax.received_at or fax.stored_at)
@@ -99,12 +104,17 @@ def why_unproved(rule: Delete, found: Found) -> str | None:
     if found.is_well:
         return None
     if not found.is_gone:
-        return f"its files are not what was stored: {found.why or 'nobody knows why'}"
+        return _not_well(found.why or "nobody knows why", unreadable=found.is_unreadable)
     if rule.taken == "keep":
         return "somebody has taken its files, and delete.taken is keep"
     if not found.has_directory:
         return "its files and their directory are gone, so perhaps nobody has taken them"
     return None
+
+
+def _not_well(why: str, *, unreadable: bool) -> str:
+    what = "cannot be read, so they prove nothing" if unreadable else "are not what was stored"
+    return f"its files {what}: {why}"
 
 
 def left_today(rule: Delete, deleted_lately: int) -> int:

@@ -561,6 +561,16 @@ class FilesDamaged(OfFax):
     problem: str | None
 
 
+class FilesUnreadable(OfFax):
+    severity = "error"
+    sentence = (
+        "The files of a stored fax cannot be read, so nobody knows whether they are whole: let the "
+        "service read them, then run `poller verify`."
+    )
+    file: str | None
+    problem: str | None
+
+
 class FaxDeleted(OfFax):
     """`proof`: its `file`, read again, or that a consumer has `taken` it."""
 

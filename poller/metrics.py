@@ -97,6 +97,7 @@ _USER_GAUGES: Final[Mapping[str, _UserGauge]] = {
     "pending": _UserGauge("fax_pending", "Faxes to be fetched.", labels=_OF_STREAM),
     "quarantined": _UserGauge("fax_quarantined", "Faxes given up, but for one try a day."),
     "damaged": _UserGauge("fax_damaged", "Stored faxes whose files are not what was stored."),
+    "unreadable": _UserGauge("fax_unreadable", "Stored faxes whose files cannot be read."),
     "failing_s": _UserGauge(
         "oldest_failing_seconds",
         "For how long the user's oldest fax that cannot be fetched has failed.",

@@ -52,6 +52,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         *_quarantined(_with("quarantined", users)),
         *_left_behind([row for row in every if row.get("removed")]),
         *_damaged(_with("damaged_files", every)),
+        *_unreadable(_with("unreadable_files", every)),
         *map(_late_canary, status.get("late_canaries", [])[:_NAMED]),
         *_not_deleted(_with("not_deleted", users)),
         *_about(_with("failed_gaps", users), _NOT_LISTED),
@@ -175,6 +176,12 @@ def _quarantined(rows: list[_Row]) -> list[str]:
 def _damaged(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "damaged_files", "fax is", "faxes are")
     return _about(rows, faxes + " damaged on the disk ({who}): see `poller verify --repair`.")
+
+
+def _unreadable(rows: list[_Row]) -> list[str]:
+    faxes = _faxes(rows, "unreadable_files", "stored fax", "stored faxes")
+    said = f"The files of {faxes} cannot be read ({{who}}), so nobody knows whether they are whole"
+    return _about(rows, f"{said}: see `poller help fax-unreadable`.")
 
 
 def _late_canary(row: _Row) -> str:

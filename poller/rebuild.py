@@ -170,20 +170,24 @@ async def _believed(
     """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
 
     A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
-    which is for an operator to mend.
+    which is for an operator to mend. Where the image cannot be read, it may be whole: *unreadable*.
     """
     unknown = await ledger.read(sidecar_import.unknown, found)
     images = [(found[place].stored, found[place].origin.identity) for place in unknown]
     seen = await storage.look(images, thorough=True)
-    trouble = {place: one.image_trouble for place, one in zip(unknown, seen, strict=True)}
-    for place, why in trouble.items():
-        if why is not None and found[place].visible:
-            done.damaged.add(found[place].stored.file, why)
-    return [
-        replace(one, damage=trouble.get(place))
-        for place, one in enumerate(found)
-        if one.visible or trouble.get(place, "known") is None
-    ]
+    findings = dict(zip(unknown, seen, strict=True))
+    believed = []
+    for place, one in enumerate(found):
+        finding = findings.get(place)
+        why = None if finding is None else finding.image_trouble
+        unreadable = why is not None and finding is not None and finding.is_unreadable
+        if one.visible:
+            if why is not None:
+                (done.unreadable if unreadable else done.damaged).add(one.stored.file, why)
+            believed.append(replace(one, damage=why, unreadable=unreadable))
+        elif finding is not None and why is None:
+            believed.append(one)
+    return believed
 
 
 def _time_of(fax: Origin) -> datetime:

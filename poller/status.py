@@ -131,12 +131,17 @@ async def status(
         "failing_faxes": [
             await _not_fetched(fax, fax.first_failed_at, around.evidence) for fax in alarming
         ],
-        "damaged_faxes": [
-            {**_names(fax), "path": fax.file, "why": fax.damage}
-            for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN)
-        ],
+        "damaged_faxes": await _not_well(ledger, unreadable=False),
+        "unreadable_faxes": await _not_well(ledger, unreadable=True),
         **(await _canaries(ledger) if _has_canary(around.accounts) else {}),
     }
+
+
+async def _not_well(ledger: Ledger, *, unreadable: bool) -> list[dict[str, Any]]:
+    return [
+        {**_names(fax), "path": fax.file, "why": fax.damage}
+        for fax in await ledger.read(faxes.with_damage, _FAXES_SHOWN, unreadable=unreadable)
+    ]
 
 
 def _has_canary(accounts: Sequence[Account]) -> bool:
@@ -178,7 +183,8 @@ async def _users(
         | {
             "overdue": row.id in overdue,
             "silent_since": instant(silent.get(row.id)),
-            "damaged_files": harmed.get(row.id, 0),
+            "damaged_files": harmed.get(row.id, (0, 0))[0],
+            "unreadable_files": harmed.get(row.id, (0, 0))[1],
             "not_deleted": undeleted.get(row.id, 0),
             "failing": failing_counts.get(row.id, none).late,
             "oldest_failing_s": failing_counts.get(row.id, none).oldest_s,

@@ -40,7 +40,7 @@ _FACTS = (
     *("first_listed_at", "first_window", "last_listed_at", "last_window"),
     *("attempts", "failures", "last_error", "next_attempt_at"),
     *("quarantined_at", "dismissed_at", "dismiss_reason", "stored_at"),
-    *("file", "format", "bytes", "sha256", "pages", "damaged", "harm", "deleted_at"),
+    *("file", "format", "bytes", "sha256", "pages", "damaged", "harm", "unreadable", "deleted_at"),
 )
 _CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at", "harm": "damage"}
 
@@ -156,7 +156,9 @@ def _problems(shown: dict[str, Any]) -> Iterator[str]:
         how = [one["why"] for one in shown["timeline"] if one["what"] == "stored" and one["why"]]
         why = f": {how[-1]}" if how else ""
         yield f"eFax served it broken, twice in the same way, so it is kept as it came{why}"
-    if shown["harm"] is not None:
+    if shown["unreadable"]:
+        yield f"its files cannot be read: {shown['harm']}; see `poller help fax-unreadable`"
+    elif shown["harm"] is not None:
         see = "" if shown["deleted_at"] else "; see `poller verify --repair`"
         yield f"its files are not what was stored: {shown['harm']}{see}"
     if shown["deletion"] is not None and shown["deletion"]["refused"]:

@@ -70,6 +70,12 @@ async def _print_left_alone(
         if row.deleted_at is not None:
             print(f"{fax_name(row)} is not fetched: {no_more(row)}.")
     rows = [row for row in rows if row.deleted_at is None]
+    for row in rows:
+        if row.unreadable:
+            print(
+                f"{fax_name(row)} is not fetched: it is stored, and its files cannot be read: "
+                f"{row.damage}. See `poller help fax-unreadable`."
+            )
     stored = [row for row in rows if row.state is State.STORED and row.damage is None]
     gone = await taken(settings, ledger, stored)
     for row in gone or ():

@@ -66,6 +66,7 @@ _STATES: tuple[tuple[str, str, Callable[[Row], Any]], ...] = (
     ("refused", _BAD, lambda row: row["refused"]),
     ("suspended", _BAD, lambda row: row["suspended"]),
     ("damaged", _BAD, lambda row: row["damaged_files"]),
+    ("unreadable", _BAD, lambda row: row["unreadable_files"]),
     ("quarantined", _BAD, lambda row: row["quarantined"]),
     ("overdue", _BAD, lambda row: row["overdue"] and row["last_poll_at"] is not None),
     ("failing", _WARNING, lambda row: row["last_error"] or row["failing"]),
@@ -145,8 +146,9 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
         for fax in shown[f"{kind}_faxes"]:
             kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
             yield f"{kind} since {_short(fax['since'])}  {name_of(fax)}  {fax['error']}{kept}"
-    for fax in shown["damaged_faxes"]:
-        yield f"damaged  {name_of(fax)}  {fax['path']}: {fax['why']}"
+    for what in ("damaged", "unreadable"):
+        for fax in shown[f"{what}_faxes"]:
+            yield f"{what}  {name_of(fax)}  {fax['path']}: {fax['why']}"
     yield from _came_damaged(shown)
     for row in by_stream(shown):
         for start, end in row["backfills"]:

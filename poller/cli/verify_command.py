@@ -35,6 +35,7 @@ class VerifyReport:
 
     conditions: Counter[Condition] = field(default_factory=Counter)
     damaged: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
@@ -44,17 +45,21 @@ class VerifyReport:
     failed: list[dict[str, Any]] = field(default_factory=list)
     by_daemon: bool = False
     stopped: str | None = None  # why waiting for the service has stopped
+    unread: set[int] = field(default_factory=set)
     amiss: set[int] = field(default_factory=set)  # damaged or asked for, and not mended yet
 
     def found(self, one: Checked) -> None:
         """Note what is on the disk of one fax."""
         self.conditions[one.finding.condition] += 1
+        row = one.row
+        named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
+        whose = {"account": row.account, "user": row.user, "direction": row.direction}
         if one.is_damaged:
-            row = one.row
             self.amiss.add(row.id)
-            named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
-            whose = {"account": row.account, "user": row.user, "direction": row.direction}
             self.damaged.append(named | whose)
+        elif one.is_unreadable:
+            self.unreadable.append(named | whose)
+            self.unread.add(row.id)
 
     def tried(self, rows: Sequence[FaxRow]) -> None:
         """Note how the requested faxes are now; a service may not have come to some of them."""
@@ -76,6 +81,7 @@ class VerifyReport:
         return {
             **self.counts(),
             "damaged": self.damaged,
+            "unreadable": self.unreadable,
             "unknown": self.unknown,
             "unknown_files": self.unknown_files,
             "sweeps": self.sweeps,
@@ -99,7 +105,7 @@ def verify(paths: Sequence[Path], *, repair: bool, taken: Sequence[str], as_json
             _fetch_again(settings, report)
     finally:  # what was found is said also when nothing can be fetched now
         answer(report.shown(), lambda: _print(report), as_json=as_json)
-    return 1 if report.amiss or report.refused else 0
+    return 1 if report.amiss or report.unreadable or report.refused else 0
 
 
 def _fetch_again(settings: Config, report: VerifyReport) -> None:
@@ -123,7 +129,7 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         named = {(await find_one(ledger, name)).id for name in taken}
         whole = await _audit(settings, ledger, report, named)
-        wanted = named - whole
+        wanted = named - whole - report.unread
         if repair:
             wanted |= report.amiss
         if wanted:
@@ -133,10 +139,12 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
             report.amiss.update(report.asked)
             refused = [row for row in before if row.id not in report.asked]
             report.refused = sorted(f"{fax_name(row)}: {_why_not(row)}" for row in refused)
-        report.refused += [
-            f"{fax_name(row)}: it is there and whole"
-            for row in await ledger.read(faxes.some, sorted(whole))
-        ]
+        for ids, why in (
+            (whole, "it is there and whole"),
+            (named & report.unread, "its files are there, and cannot be read"),
+        ):
+            rows = await ledger.read(faxes.some, sorted(ids))
+            report.refused += [f"{fax_name(row)}: {why}" for row in rows]
     return report
 
 
@@ -209,8 +217,9 @@ async def _work(report: VerifyReport, runtime: Runtime) -> None:
 
 def _print(report: VerifyReport) -> None:
     """Problems first; nothing of it is wrapped, so that paths can be copied."""
-    for one in report.damaged:
-        say(f"damaged  {name_of(one)}  {one['path']}: {one['why']}", "bold red")
+    for what, found in (("damaged", report.damaged), ("unreadable", report.unreadable)):
+        for one in found:
+            say(f"{what}  {name_of(one)}  {one['path']}: {one['why']}", "bold red")
     for fax in report.failed:
         error = fax["error"] or "its account or the storage could not be used"
         say(f"not fetched  {fax['fax']}: {error}", "bold red")
@@ -222,6 +231,7 @@ def _print(report: VerifyReport) -> None:
         {
             **report.counts(),
             "damaged": len(report.damaged),
+            "unreadable": len(report.unreadable),
             "unknown files": report.unknown,
             "found by sweep": report.sweeps["found_by_sweep"],
             "found by deep sweep": report.sweeps["found_by_deep_sweep"],
@@ -235,3 +245,8 @@ def _print(report: VerifyReport) -> None:
         say(f"Fetched again, or well after all: {len(report.repaired)} of {of}.")
     elif report.damaged:
         say("`poller verify --repair` fetches damaged faxes again.")
+    if report.unreadable:
+        say(
+            "What cannot be read may be whole, so it is not fetched again: "
+            "`poller help fax-unreadable` says what to do."
+        )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from poller import events, log
+from poller import log
 from poller.errors import LedgerUnavailable, StorageConflict, StorageUnusable
 from poller.ingest.audit import Auditor
 from poller.ingest.hang_timeout import cut_off_if_hung
@@ -87,9 +87,8 @@ class BackgroundChecks:
                 for one in page:
                     row = one.row
                     is_news = row.damage is None or not thorough  # once more at a start
-                    if one.is_damaged and row.state is State.STORED and is_news:
-                        who = row.account, row.user, row.fax_id
-                        log.say(events.FilesDamaged(*who, row.file, one.finding.why))
+                    if one.event is not None and row.state is State.STORED and is_news:
+                        log.say(one.event)
                 if thorough:
                     took = self._clock.monotonic() - began
                     await self._clock.sleep(max(_REST_S, took * _REST_FACTOR))

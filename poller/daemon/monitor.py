@@ -183,11 +183,13 @@ class Monitor:
             return  # the gate says so
         for state in self._runtime.streams:
             pending, quarantined = waiting.get(state.id, (0, 0))
+            damaged, unreadable = harmed.get(state.id, (0, 0))
             metrics.set_user(
                 *state.names,
                 pending=pending,
                 quarantined=quarantined,
-                damaged=harmed.get(state.id, 0),
+                damaged=damaged,
+                unreadable=unreadable,
             )
         self.readiness.waiting = waiting
         systemd.notify(STATUS=self.readiness.status_line())

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from poller import events
 from poller.clock import Clock
 from poller.documents import StoredFile
 from poller.ledger import Ledger, OnDisk, State, faxes
@@ -25,6 +26,20 @@ class Checked:
     def is_damaged(self) -> bool:
         return self.finding.condition is Condition.DAMAGED
 
+    @property
+    def is_unreadable(self) -> bool:
+        return self.finding.is_unreadable
+
+    @property
+    def event(self) -> events.FilesDamaged | events.FilesUnreadable | None:
+        """Say how its files are not well."""
+        row, why = self.row, self.finding.why
+        if self.is_damaged:
+            return events.FilesDamaged(row.account, row.user, row.fax_id, row.file, why)
+        if self.is_unreadable:
+            return events.FilesUnreadable(row.account, row.user, row.fax_id, row.file, why)
+        return None
+
 
 @dataclass(frozen=True)
 class Auditor:
@@ -45,7 +60,7 @@ class Auditor:
     ) -> AsyncIterator[list[Checked]]:
         """Check the faxes whose files should be on the disk, newest first, at most `limit`.
 
-        Notes in the ledger which are damaged and which are well again.
+        Notes in the ledger which are damaged or unreadable, and which are well again.
         """
         below, left = None, limit
         while left is None or left > 0:
@@ -58,7 +73,7 @@ class Auditor:
             left = None if left is None else left - len(rows)
 
     async def check(self, rows: Sequence[OnDisk], *, thorough: bool) -> list[Checked]:
-        """Check the files of these faxes, and note which are damaged or well again."""
+        """Check the files of these faxes, and note which are damaged, unreadable or well again."""
         checked = await self._checked(rows, thorough=thorough)
         await self._note(checked, thorough=thorough)
         return checked
@@ -95,7 +110,8 @@ class Auditor:
             and (thorough or one.finding.condition is not Condition.OK)
         }
         if found:
-            await self.ledger.write(faxes.note_damage, found, self.clock.now())
+            unreadable = {one.row.id for one in checked if one.is_unreadable}
+            await self.ledger.write(faxes.note_damage, found, self.clock.now(), unreadable)
 
     async def strangers(self) -> AsyncIterator[str]:
         """Yield the visible files that belong to no fax, directory by directory."""

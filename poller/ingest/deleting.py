@@ -261,9 +261,8 @@ class Deleter:
         for one in await self._auditor.check(rows, thorough=True):
             if deletion.why_unproved(state.user.delete, one.finding) is None:
                 return "taken" if one.finding.condition is Condition.TAKEN else "file"
-            if one.is_damaged:
-                file, why = one.row.file, one.finding.why
-                self._services.emit(events.FilesDamaged(*errand.fax.names, file, why))
+            if one.event is not None:
+                self._services.emit(one.event)
         return None
 
     async def _claim(self, attempt: _Attempt) -> None:

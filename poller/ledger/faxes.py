@@ -1,7 +1,7 @@
 """Faxes: what lists say about them, what we know about them, and what is on the disk."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -409,7 +410,7 @@ def history(connection: Connection, fax: int) -> list[Attempt]:
 
 _ON_DISK = select(
     *(faxes.c[name] for name in ("id", "fax_id", "state", "path", "file", "format", "bytes")),
-    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "refetch", "damage")),
+    *(faxes.c[name] for name in ("sha256", "pages", "damaged", "refetch", "damage", "unreadable")),
     *(streams.c.app_id, streams.c.user_id, streams.c.direction, streams.c.account),
     *(streams.c.name.label("user"), streams.c.removed),
 ).join_from(faxes, streams)
@@ -451,12 +452,15 @@ def files_of(connection: Connection, paths: Sequence[str]) -> dict[str, str | No
 
 
 def note_damage(
-    connection: Connection, found: Mapping[int, tuple[str, str | None]], now: datetime
+    connection: Connection,
+    found: Mapping[int, tuple[str, str | None]],
+    now: datetime,
+    unreadable: Collection[int] = (),
 ) -> list[int]:
     """Record why the files of stored faxes are damaged; None means that they are well.
 
-    `found` has, by fax, the hash that was expected and the reason. Returns the faxes whose reason
-    changed.
+    `found` has, by fax, the hash that was expected and the reason. Of those that are `unreadable`
+    nobody knows what they are. Returns the faxes whose reason changed.
     """
     changed = []
     for fax, (sha256, damage) in found.items():
@@ -464,23 +468,26 @@ def note_damage(
         # Since the look, the fax may have been fetched again, or an operator may have asked for that.
         if row.state is not State.STORED or row.sha256 != sha256 or row.damage == damage:
             continue
-        set_fax(connection, fax, damage=damage)
-        remember(connection, fax, now, "damaged" if damage else "not damaged", damage)
+        set_fax(connection, fax, damage=damage, unreadable=fax in unreadable)
+        outcome = "unreadable" if fax in unreadable else "damaged" if damage else "not damaged"
+        remember(connection, fax, now, outcome, damage)
         changed.append(fax)
     return changed
 
 
-def with_damage(connection: Connection, limit: int) -> list[FaxRow]:
-    """Return some of the faxes that are damaged on the disk."""
-    rows = connection.execute(FAX.where(faxes.c.damage.is_not(None)).limit(limit))
+def with_damage(connection: Connection, limit: int, *, unreadable: bool = False) -> list[FaxRow]:
+    """Return some of the faxes that are damaged on the disk, or of those that are `unreadable`."""
+    which = faxes.c.unreadable if unreadable else ~faxes.c.unreadable
+    rows = connection.execute(FAX.where(faxes.c.damage.is_not(None), which).limit(limit))
     return [fax_row(row) for row in rows]
 
 
-def damage_counts(connection: Connection) -> dict[int, int]:
-    """Count the faxes that are damaged on the disk, for each stream that has some."""
-    wanted = select(faxes.c.stream, func.count()).where(faxes.c.damage.is_not(None))
-    rows = connection.execute(wanted.group_by(faxes.c.stream))
-    return {row[0]: row[1] for row in rows}
+def damage_counts(connection: Connection) -> dict[int, tuple[int, int]]:
+    """Count the faxes that are damaged and unreadable on the disk, for each stream that has some."""
+    unreadable = func.sum(case((faxes.c.unreadable, 1), else_=0))
+    wanted = select(faxes.c.stream, func.count() - unreadable, unreadable)
+    rows = connection.execute(wanted.where(faxes.c.damage.is_not(None)).group_by(faxes.c.stream))
+    return {stream: (damaged, unread) for stream, damaged, unread in rows}
 
 
 # -- what every change of a fax needs ---------------------------------------------------------------

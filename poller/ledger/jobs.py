@@ -67,6 +67,7 @@ _SET_STORED = SET_FAX.values(
     state=State.STORED,
     refetch=False,
     damage=None,
+    unreadable=False,
     dismissed_at=None,
     dismiss_reason=None,
     staged=None,
@@ -283,7 +284,7 @@ def postpone(
 
 
 def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> FaxRow:
-    """Stop fetching a fax that nobody can get; a stored one stays stored, unless it is damaged."""
+    """Stop fetching a fax that nobody can get; a stored one stays stored if its files are well."""
     row = one(connection, fax)
     if row.state in DUE_STATES or row.damage is not None:
         set_fax(
@@ -293,6 +294,7 @@ def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> 
             # if this is undone, the bad file must not count as the fax
             refetch=row.refetch or row.damage is not None,
             damage=None,
+            unreadable=False,
             dismissed_at=now,
             dismiss_reason=reason,
         )
@@ -306,13 +308,14 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
     """Make these faxes due now, also quarantined and dismissed ones, and forget their failures.
 
     None means all quarantined faxes of configured streams. Leaves alone what eFax no longer has,
-    and stored faxes unless they are damaged on the disk. Returns how many were made due.
+    and stored faxes unless they are damaged on the disk; an unreadable one may be whole. Returns how
+    many were made due.
     """
     held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
     rows = [
         row
         for row in held
-        if (row.state is not State.STORED or row.damage is not None) and row.deleted_at is None
+        if (row.state is not State.STORED or row.is_damaged) and row.deleted_at is None
     ]
     for row in rows:
         _set_due(connection, row, now, refetch=row.refetch or row.damage is not None)

@@ -72,8 +72,9 @@ class FaxRow:
     """A fax; `stream` is `StreamRow.id`, `failures` are in a row, `file` is relative to the storage.
 
     `refetch`: the file on the disk does not count as the fax. `damage`: why the file is not what
-    was stored. `fence` changes with each decision about what to do; None means nothing is to be
-    done. `fax_key`: what all spellings of `fax_id` have in common, if it differs from `fax_id`.
+    was stored or, with `unreadable`, why nobody can tell. `fence` changes with each decision about
+    what to do; None means nothing is to be done. `fax_key`: what all spellings of `fax_id` have in
+    common, if it differs from `fax_id`.
     """
 
     id: int
@@ -117,6 +118,12 @@ class FaxRow:
     staged: Staged | None
     deleted_at: datetime | None
     canary: bool = False
+    unreadable: bool = False
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether what is on the disk is known not to be what was stored."""
+        return self.damage is not None and not self.unreadable
 
     @property
     def stored_file(self) -> StoredFile | None:
@@ -174,6 +181,7 @@ class OnDisk:
     damaged: bool
     refetch: bool
     damage: str | None
+    unreadable: bool
 
     @property
     def stored_file(self) -> StoredFile:

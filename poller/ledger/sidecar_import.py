@@ -137,13 +137,14 @@ def _file(one: FoundSidecar) -> dict[str, Any]:
         "path": one.path,
         **vars(one.stored),
         "damage": one.damage,
+        "unreadable": one.unreadable,
         "staged": None,
     }
 
 
 def _new_row(owner: int, one: FoundSidecar) -> dict[str, Any]:
     nothing = dict.fromkeys(_file(one))
-    pending = nothing | {"damaged": False, "state": State.PENDING}
+    pending = nothing | {"damaged": False, "unreadable": False, "state": State.PENDING}
     return (_file(one) if one.visible else pending | {"path": one.path}) | {
         "stream": owner,
         "fax_id": one.fax_id,

@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeDecorator
 from poller.documents import Staged, StoredFile
 from poller.stream import Direction
 
-REVISION = "0008"  # the newest migration, known without loading alembic, so that opening is fast
+REVISION = "0009"  # the newest migration, known without loading alembic, so that opening is fast
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -312,6 +312,8 @@ faxes = Table(
     # Whether the file on the disk does not count as the fax, and why it is not what was stored.
     _flag("refetch"),
     Column("damage", Text),
+    # The file cannot be read, and `damage` says why: it may be what was stored.
+    _flag("unreadable"),
     # The image is stored, and the sidecar is about to be published, or was: the ticket tells which.
     Column("staged", StagedText),
     # What all spellings of `fax_id` have in common, if it differs from `fax_id`. To add a fax, look

@@ -1,4 +1,4 @@
-"""Compare the disk with what should be on it: well, taken away or damaged. Changes nothing."""
+"""Compare the disk with what should be on it: well, taken, damaged or unreadable. Changes nothing."""
 
 import errno
 from contextlib import closing
@@ -10,9 +10,10 @@ from poller.errors import StorageConflict
 from poller.store import sidecars, syscalls
 from poller.store.folder import Folder, open_directory, open_folder
 from poller.store.marker import NOT_OURS
-from poller.store.publish import digest
+from poller.store.publish import FOREIGN, digest
 from poller.store.sidecars import Identity, path_of
 
+_NO_FILE = FOREIGN - {errno.EACCES}  # a link, a pipe: known to be no fax
 _WHOLE_STORAGES_FAULT = {errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -20,6 +21,13 @@ class Condition(Enum):
     OK = "ok"
     TAKEN = "taken"
     DAMAGED = "damaged"
+    UNREADABLE = "unreadable"
+
+
+class CannotRead(str):
+    """Why something cannot be opened or read; whether it is what was stored, nobody knows."""
+
+    __slots__ = ()
 
 
 _MISSING = "missing"
@@ -48,7 +56,14 @@ class Finding:
     def condition(self) -> Condition:
         if self.is_well:
             return Condition.OK
+        if any(isinstance(one, CannotRead) for one in (self.image, self.sidecar)):
+            return Condition.UNREADABLE
         return Condition.TAKEN if self.is_gone else Condition.DAMAGED
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether a part of it cannot be read, so that nobody may judge it."""
+        return self.condition is Condition.UNREADABLE
 
     @property
     def is_published(self) -> bool:
@@ -70,14 +85,14 @@ class Finding:
         """Return what is wrong with the image of a sidecar that has no row."""
         if self.image == _MISSING:
             return "the image is missing"
-        if self.image is not None and self.image.startswith("the image cannot be read"):
-            return "the image cannot be read"
-        return None if self.image is None else "the image has another hash"
+        if self.image is None or isinstance(self.image, CannotRead):
+            return self.image
+        return "the image has another hash"
 
     @property
     def why(self) -> str | None:
-        """Return how the fax is damaged."""
-        if self.condition is not Condition.DAMAGED:
+        """Return how the fax is damaged, or what cannot be read."""
+        if self.is_well or self.is_gone:
             return None
         if self.in_transit:
             return "the image is gone, but its sidecar is still there"
@@ -134,7 +149,9 @@ def _unreadable(what: str, error: OSError) -> str:
         return _MISSING
     if error.errno in _WHOLE_STORAGES_FAULT:
         raise error
-    return f"the {what} cannot be read: {error.strerror}"
+    if error.errno in _NO_FILE:
+        return f"the {what} is no file"
+    return CannotRead(f"the {what} cannot be read: {error.strerror}")
 
 
 def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -149,7 +166,7 @@ def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], lis
     except OSError as error:
         if directory == "" or error.errno in _WHOLE_STORAGES_FAULT:
             raise
-        return [], []  # faxes that the ledger has there count as damaged
+        return [], []  # faxes that the ledger has there count as unreadable
     with syscalls.held(fd):
         found = [name for name in syscalls.names(fd) if _is_visible(name, directory)]
         below = {name for name in found if syscalls.is_directory(name, fd)}

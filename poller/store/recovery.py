@@ -4,6 +4,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from poller.documents import Document, NotADocument, Staged, StoredFile
+from poller.errors import ALONE, StorageConflict
 from poller.store import sidecars
 from poller.store.sidecars import EXTENSIONS, Identity, path_of
 from poller.store.spool import Inspect, Spool
@@ -29,6 +30,10 @@ def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
     """
     is_where_it_was = store.revoke(path_of(staged.file), staged.ticket)
     seen = store.look(staged.file, identity, thorough=True)
+    if (
+        seen.is_unreadable
+    ):  # it may have been published: to say that it was not would deliver it twice
+        raise StorageConflict(f"what an earlier attempt left {ALONE}: {seen.why}")
     if seen.is_published:
         store.secure(staged.file)
         return Fate.PUBLISHED

@@ -19,7 +19,8 @@ class FoundSidecar:
     """A sidecar; `path` is the fax's, without extension.
 
     If it is not `visible`, it was staged and never published; a `Draft` may continue from its
-    image. `damage` says what is wrong with the image, if anybody looked.
+    image. `damage` says what is wrong with the image, if anybody looked, or with `unreadable` why
+    nobody could.
     """
 
     path: str
@@ -28,6 +29,7 @@ class FoundSidecar:
     stored_at: datetime
     visible: bool
     damage: str | None = None
+    unreadable: bool = False
 
     @property
     def stream(self) -> Stream:

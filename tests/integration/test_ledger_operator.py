@@ -125,7 +125,7 @@ async def counts(ledger: Ledger, user: StreamRow) -> tuple[int, ...]:
 async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored: FaxRow) -> None:
     assert await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW) == [stored.id]
     assert await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW) == []
-    assert await ledger.read(faxes.damage_counts) == {stored.stream: 1}
+    assert await ledger.read(faxes.damage_counts) == {stored.stream: (1, 0)}
     assert [fax.damage for fax in await ledger.read(faxes.with_damage, 10)] == ["gone"]
     assert await ledger.write(faxes.note_damage, {stored.id: (HASH, None)}, NOW) == [stored.id]
     assert await ledger.read(faxes.damage_counts) == {}

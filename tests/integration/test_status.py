@@ -38,7 +38,8 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
 
     assert set(answer) == {
         "at", "running", "version", "storage", "ledger", "accounts", "users",
-        "quarantined_faxes", "failing_faxes", "damaged_faxes", "config_rejected",
+        "quarantined_faxes", "failing_faxes", "damaged_faxes", "unreadable_faxes",
+        "config_rejected",
     }  # fmt: skip
     assert set(user(answer)) >= CONTRACT
     assert (

@@ -29,6 +29,7 @@ class Row:
     deleted_at: datetime | None = None
     damaged: bool = False
     damage: str | None = None
+    unreadable: bool = False
     refetch: bool = False
 
 
@@ -41,6 +42,7 @@ KEPT = {
     "of no known time": (Row(stored_at=None), "nobody knows when"),
     "served broken": (Row(damaged=True), "eFax delivered it broken"),
     "damaged": (Row(damage="no image"), "its files are not what was stored: no image"),
+    "unreadable": (Row(damage="no", unreadable=True), "its files cannot be read, so they prove"),
     "to be fetched": (Row(refetch=True), "poller must fetch it again"),
     "too young": (Row(stored_at=NOW - DAY + SECOND), "delete.after has not passed"),
     "stored by a clock that was behind": (
@@ -118,6 +120,7 @@ class Look:
     is_well: bool = False
     is_gone: bool = False
     has_directory: bool = True
+    is_unreadable: bool = False
     why: str | None = None
 
 
@@ -140,6 +143,11 @@ LOST = Look(is_gone=True, has_directory=False)
         ),
         ("delete", SPOILED, "its files are not what was stored: no image"),
         ("keep", SPOILED, "its files are not what was stored: no image"),
+        (
+            "delete",
+            Look(is_unreadable=True, why="EIO"),
+            "its files cannot be read, so they prove nothing: EIO",
+        ),
         ("keep", Look(), "its files are not what was stored: nobody knows why"),
     ],
 )
