@@ -27,6 +27,7 @@ from poller.config.model import (
 from poller.documents.checkers import Checkers
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
+from tests import once_made
 from tests.efax import Simulator
 
 # A process that nohup or a script started in the background ignores Ctrl-C, and so would each
@@ -108,6 +109,13 @@ def pass_time(seconds: float) -> None:
     loop = asyncio.get_running_loop()
     time = loop.time
     loop.time = lambda: time() + seconds  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        once_made.put_in_place(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from aiohttp import web
 from poller import simulator
 from poller.simulator import Seen
 from poller.simulator.faults import CALLS
+from poller.simulator.state import Fax, SentFax
 
 
 class Hold:
@@ -56,6 +57,14 @@ class Simulator(simulator.Simulator):
         self._holds: list[Hold] = []
         self._kept: socket.socket | None = None  # the port, while nobody listens there
         self._transports: WeakSet[asyncio.Transport] = WeakSet()
+
+    def receive(self, app_id: str, user_id: str, **fields: Any) -> Fax:
+        """Let a fax come in whose pages are drawn once for all faxes, unless it is `distinct`."""
+        return super().receive(app_id, user_id, **{"distinct": False, **fields})
+
+    def sent(self, app_id: str, user_id: str, **fields: Any) -> SentFax:
+        """As `receive`, of a fax that was sent."""
+        return super().sent(app_id, user_id, **{"distinct": False, **fields})
 
     def hold(self, *calls: str, user: str | None = None) -> Hold:
         """Hold the answers to these calls (all when none is named) until it is opened."""

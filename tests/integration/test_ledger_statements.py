@@ -45,6 +45,7 @@ from poller.progress import (
 )
 from poller.store import FoundSidecar, Identity, Origin
 from poller.window import Interval
+from tests import once_made
 
 ROOT = Path(poller.ledger.__file__).parent
 POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -100,7 +101,7 @@ def recorded() -> Iterator[Recorded]:
     recorded = Recorded()
     with engine.begin() as connection:
         event.listen(connection, "before_execute", recorded)
-        schema.migrate(connection)
+        once_made.make_tables(connection)
         Everything(connection).run()
         schema.migrate(connection)
     yield recorded

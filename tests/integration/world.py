@@ -9,13 +9,11 @@ import base64
 import binascii
 import json
 import os
-import ssl
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -34,6 +32,7 @@ from poller.simulator.query import Arrival
 from poller.simulator.replies import Reply
 from poller.simulator.state import App, Fax, SentFax
 from poller.store import syscalls
+from tests import once_made
 from tests.conftest import NOON
 
 Key = tuple[str, str, str]  # App ID, User ID or stream, fax id: what a fax is
@@ -337,11 +336,6 @@ class _Exchange:
 # -- putting it in place ---------------------------------------------------------------------------
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
 @contextmanager
 def in_place(world: World) -> Iterator[None]:
     """Let poller live in `world`."""
@@ -351,7 +345,7 @@ def in_place(world: World) -> Iterator[None]:
             "_request",
             lambda _, request, sends: _Exchange(world, request, sends),
         )
-        patch.setattr(transport, "tls_context", lambda _account: _tls())
+        once_made.put_in_place(patch)
         patch.setattr("poller.log.event", world.event)
         _mortal_steps(patch, world.death)
         _mortal_ledger(patch, world)

@@ -1,0 +1,74 @@
+"""What is the same for every installation and slow to make: each test process makes it once.
+
+These are SQLAlchemy's compiled statements, the tables of a new ledger, and the system's certificates.
+Together they take more time than what most tests test.
+"""
+
+import ssl
+from functools import cache
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy.util import LRUCache
+
+from poller.client import transport
+from poller.config.model import Account
+from poller.ledger import schema
+from poller.ledger.sqlite import engine as ledger_engine
+
+make_tables = schema.migrate
+_tls_context = transport.tls_context
+_compiled: LRUCache[Any, Any] = LRUCache(4000)
+
+
+def put_in_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ledger_engine, "create_engine", _engine)
+    patch.setattr(schema, "migrate", _migrate)
+    patch.setattr(transport, "tls_context", _tls)
+
+
+def _engine(*args: Any, **settings: Any) -> Engine:
+    """The dialect is part of the key of a compiled statement."""
+    engine = sqlalchemy.create_engine(*args, **settings)
+    engine.dialect, engine._compiled_cache = _dialect(), _compiled
+    return engine
+
+
+@cache
+def _dialect() -> Dialect:
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect():  # which asks the database what it can do
+        return engine.dialect
+
+
+def _migrate(connection: Connection) -> bool:
+    is_new = connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() is None
+    if not is_new:
+        return make_tables(connection)
+    for statement in _statements():
+        connection.exec_driver_sql(statement)
+    return True
+
+
+@cache
+def _statements() -> tuple[str, ...]:
+    """What `schema.migrate` does to an empty database."""
+    said: list[str] = []
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.begin() as connection:
+        make_tables(connection)
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        said += driver.iterdump()
+    return tuple(one for one in said if not one.startswith(("BEGIN", "COMMIT")))
+
+
+def _tls(account: Account) -> ssl.SSLContext:
+    return _system_tls() if account.ca_file is None else _tls_context(account)
+
+
+@cache
+def _system_tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
