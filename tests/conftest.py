@@ -78,7 +78,7 @@ NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 @dataclass
 class QuickClock:
-    """Make sleep cost no time: move the clock, and let everybody else run."""
+    """A clock whose sleeps cost no time: it moves on, and everybody else runs."""
 
     wall: datetime = NOON
     mono: float = 1000.0
@@ -129,7 +129,7 @@ def _loggers_as_they_were() -> Iterator[None]:
 
 
 class _KeptCheckers(Checkers):
-    """Keep a checker for all tests: starting a process for each would double its time."""
+    """Stays open for all tests: starting a process for each would double its time."""
 
     def close(self) -> None:
         pass

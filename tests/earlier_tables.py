@@ -1,4 +1,4 @@
-"""A ledger of today put back into the tables of an earlier version, for what migrations do to it."""
+"""Turn today's ledger back into the tables of an earlier version, to test the migrations."""
 
 import sqlite3
 from contextlib import closing

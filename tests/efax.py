@@ -1,4 +1,4 @@
-"""The simulated eFax with what only tests do to it: answers held back, a machine that goes away."""
+"""The simulated eFax with controls for tests: hold answers back, take the machine away."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from poller.simulator.state import Fax, SentFax
 
 
 class Hold:
-    """Holds answers back until it is opened; the calls themselves have been carried out by then."""
+    """Holds answers back until it is opened; by then the calls themselves were carried out."""
 
     def __init__(self, calls: frozenset[str], user: str | None) -> None:
         self.held = 0
@@ -28,12 +28,12 @@ class Hold:
         self._open.set()
 
     async def reached(self, count: int = 1) -> None:
-        """Wait until that many answers have been held here in all."""
+        """Wait until this many answers were held here in all."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.held >= count)
 
     async def let_pass(self, seen: Seen) -> None:
-        """Hold an answer back, if it is one of those that this is for."""
+        """Hold an answer back if this is for it."""
         ours = (not self._calls or seen.call in self._calls) and self._user in (None, seen.user)
         if ours and not self._open.is_set():
             async with self._changed:
@@ -49,7 +49,7 @@ class Hold:
 
 
 class Simulator(simulator.Simulator):
-    """`in_flight` and `most_in_flight` count requests that have arrived and are not answered."""
+    """`in_flight` and `most_in_flight` count requests that have arrived and have no answer yet."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -67,14 +67,14 @@ class Simulator(simulator.Simulator):
         return super().sent(app_id, user_id, **{"distinct": False, **fields})
 
     def hold(self, *calls: str, user: str | None = None) -> Hold:
-        """Hold the answers to these calls (all when none is named) until it is opened."""
+        """Hold the answers to these calls (all calls if none is named) until it is opened."""
         if unknown := set(calls) - set(CALLS):
             raise ValueError(f"there is no call {min(unknown)!r}")
         self._holds.append(Hold(frozenset(calls), user))
         return self._holds[-1]
 
     async def close_port(self) -> None:
-        """Refuse connections from now on, and reset the open ones: the machine is gone."""
+        """Refuse connections from now on and reset open ones, as if the machine had gone."""
         if self._runtime is not None:
             await self._runtime.stop()
             self._runtime = None
@@ -115,7 +115,7 @@ class Simulator(simulator.Simulator):
 
 
 def kept_port(port: int) -> socket.socket:
-    """Keep a port from everybody else; connections to it are refused, as nobody listens."""
+    """Keep a port from everybody else; connections to it are refused, because nobody listens."""
     kept = socket.socket()
     kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     kept.bind(("127.0.0.1", port))

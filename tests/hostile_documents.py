@@ -1,4 +1,4 @@
-"""Documents that were made to harm whatever reads them."""
+"""Documents made to harm their reader."""
 
 import zlib
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Says what is wrong with an installation after a crash, with none of poller's own code.
+"""Find what is wrong with an installation after a crash, without any of poller's own code.
 
-It reads the ledger with sqlite3 and the disk with `os`; what eFax served is handed to it as plain
-values. The list of what it verifies is that of the README's promises: every fax one row and one
-file, byte for byte; nothing half visible; no claim of coverage that the ledger cannot keep.
+It reads the ledger with sqlite3 and the disk with `os`; its caller passes what eFax served as plain
+values. It verifies poller's promises: every fax is one row and one file, byte for byte; nothing is
+visible in part; no coverage is claimed that the ledger cannot prove.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ StreamKey = tuple[str, str, str]  # app_id, user_id, direction
 class ServedFax:
     """One fax as eFax knows it: `images` are the SHA-256 of every document that it ever sent.
 
-    `late` faxes became visible after their time had been listed; nobody can be blamed for them
-    before the next sweep. Of one that is `alone` eFax has no image: its sidecar comes alone.
+    `late` faxes became visible after their time had been listed; a missing one is not an error
+    before the next sweep. Of a fax that is `alone`, eFax has no image: its sidecar comes alone.
     """
 
     key: Key
@@ -57,12 +57,12 @@ class ServedFax:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the checker is told: `storage` and `ledger` are where the configuration puts them.
+    """What the checker needs to know: `storage` and `ledger` are their places.
 
-    `at_rest` is the verdict after a run without faults: then everything listed is stored, but for
-    the faxes in `unobtainable`, which wait as pending or quarantined rows, and nothing is left
-    over. `taken` faxes were moved away by a consumer. `modes` False leaves the modes out (a
-    modelled disk keeps none).
+    `at_rest` is for the end of a run without faults: then everything listed is stored, except the
+    faxes in `unobtainable`, which wait as pending or quarantined rows, and nothing is left over. A
+    consumer has moved `taken` faxes away. With `modes` False, ignore modes (a modelled disk has
+    none).
     """
 
     storage: Path
@@ -107,7 +107,7 @@ _EMPTY = _Ledger((), (), {}, None)
 
 
 def problems(expected: Expected, before: Progress | None = None) -> list[str]:
-    """Everything that is wrong, a sentence each; `before` is what an earlier look found."""
+    """Return everything that is wrong, one sentence each; `before` is what an earlier look found."""
     try:
         ledger = _read(expected.ledger)
     except (sqlite3.Error, ValueError) as error:
@@ -127,7 +127,7 @@ def problems(expected: Expected, before: Progress | None = None) -> list[str]:
 
 
 def progress(ledger: Path) -> Progress:
-    """What the ledger claims now, to be compared with later."""
+    """What the ledger claims now, to compare with later."""
     return _progress(_read(ledger))
 
 
@@ -135,7 +135,7 @@ def progress(ledger: Path) -> Progress:
 
 
 def _read(path: Path) -> _Ledger:
-    """Read a copy of it, so that looking replays no journal in the installation itself."""
+    """Read a copy of it, so that the look replays no journal in the installation."""
     if not path.exists() or path.stat().st_size == 0:
         return _EMPTY
     with tempfile.TemporaryDirectory() as name:
@@ -270,7 +270,7 @@ def _visible(storage: Path) -> list[Path]:
 
 
 def tree_problems(storage: Path, *, at_rest: bool, modes: bool = True) -> Iterator[str]:
-    """What the names and modes in a storage say; at rest no dot-file but the marker is there."""
+    """Return what is wrong with names and modes; at rest, the marker is the only dot-file."""
     for path in [storage, *sorted(storage.rglob("*"))]:
         mode, hidden = stat.S_IMODE(path.lstat().st_mode), path.name.startswith(".")
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
@@ -279,7 +279,7 @@ def tree_problems(storage: Path, *, at_rest: bool, modes: bool = True) -> Iterat
             yield f"left over: {path}"
         elif path.is_file() and not hidden and path.suffix not in (".json", *_EXTENSIONS):
             yield f"name: {path} is no name that a fax has"
-        # What is hidden may be caught between its making and its mode.
+        # A look may fall between the creation of a hidden file and the setting of its mode.
         wanted = DIRECTORY_MODE if path.is_dir() else FILE_MODE
         settled = at_rest or path.is_file()
         if modes and settled and not hidden and mode != wanted:
@@ -315,7 +315,7 @@ def _sidecar_problems(path: Path, row: _Row, fax: ServedFax | None) -> Iterator[
             yield f"bytes: {path.name} says that there is no image, and one stands beside it"
         return
     image = path.with_name(about["file"])
-    # Image first, sidecar last, also for a consumer that takes them: only a lone image may be met.
+    # Image first, sidecar last, also when a consumer takes them: only an image may be alone.
     if not image.is_file():
         yield f"partial: {path.name} is visible before its image"
         return
@@ -335,7 +335,7 @@ def _image_problems(path: Path, row: _Row, fax: ServedFax | None) -> Iterator[st
 
 
 def state_mode_problems(state: Path) -> Iterator[str]:
-    """Nobody but us may read the state."""
+    """Only we may read the state."""
     if not state.is_dir():
         return
     for path in [state, *sorted(state.rglob("*"))]:
@@ -412,14 +412,14 @@ def _rest_problems(ledger: _Ledger, expected: Expected) -> Iterator[str]:
 
 
 def secret_problems(text: str, secrets: Iterable[str]) -> list[str]:
-    """No secret, no fax content and no whole fax number in what was logged."""
+    """Find secrets, fax contents and whole fax numbers in the log."""
     return [f"secret: {secret[:4]}… stands in the log" for secret in secrets if secret in text]
 
 
 def download_problems(
     before: Mapping[Key, int], after: Mapping[Key, int], *, stored: Collection[Key], open_: int
 ) -> list[str]:
-    """Nothing that was stored is downloaded again, and `open_` times at most what was under way."""
+    """No stored fax is downloaded again; running downloads are repeated at most `open_` times."""
     found = []
     for key, count in after.items():
         more = count - before.get(key, 0)

@@ -1,4 +1,4 @@
-"""Break a run at each of its disk-changing calls, and see that nothing is lost, doubled or half.
+"""Break a run at each of its disk-changing calls; check that nothing is lost, doubled or visible in part.
 
 `python -m tests.crash.explore` explores everything and prints how many points that were.
 """
@@ -41,9 +41,9 @@ KILLED = -9
 # A run asks for a token, lists some slices of two users in three ways, and downloads a dozen faxes.
 MOST_REQUESTS = 150
 SECOND_RUN_EVERY = 4  # of the points: a run that only looks costs as much as one that works
-# How faxes get their names: where the file system renames without replacing, and where it cannot.
+# How faxes get their names: on a file system that renames without replacing, and on others.
 WAYS = {"rename": "", "link": "tests.crash.planted:without_rename"}
-# Faults that let the process live, and the calls that each can strike.
+# Faults that the process survives, and the calls that each can affect.
 WRITES = {"write", "pwrite"}
 SYNCS = {"fsync", "fdatasync"}
 NAMES = {"link", "rename"}
@@ -54,7 +54,7 @@ FAULTS: dict[str, set[str] | None] = {
     "emfile": {"create", "open-truncate"},
     "short": WRITES,
     "lie": SYNCS,
-    "child": None,  # the process that checks documents is killed there
+    "child": None,  # kills the process that checks documents
     "stick-eio": None,
     "stick-child": None,
     "stick-enospc": GROWS,
@@ -63,9 +63,9 @@ FAULTS: dict[str, set[str] | None] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run to be broken: `act` at the call `at`; then, when `again` is given, recovery is killed.
+    """One run to break: do `act` at the call `at`; if `again` is given, kill the recovery there.
 
-    With `after` its call is chosen by what it does. With `taken` a consumer takes all that is visible
+    `after` chooses the call by what it does. With `taken`, a consumer takes everything visible
     before the recovery.
     """
 
@@ -88,7 +88,7 @@ class Ran:
     code: int
     out: str
     err: str
-    left: list[int] = field(default_factory=list)  # processes that have outlived it
+    left: list[int] = field(default_factory=list)  # processes that outlived it
 
     @property
     def complained(self) -> bool:
@@ -138,7 +138,7 @@ class Runtime:
         return ran
 
     def take_all(self) -> None:
-        """Take each fax whose sidecar is there: the image first, the sidecar last."""
+        """Take each fax whose sidecar is there: first the image, last the sidecar."""
         for sidecar in sorted(self.installation.storage.rglob("*.json")):
             if not sidecar.name.startswith("."):
                 about = json.loads(sidecar.read_text())
@@ -164,7 +164,7 @@ class Runtime:
         )
 
     def secure(self) -> set[Key]:
-        """What nobody may download again: stored by its row, or visible with its sidecar."""
+        """Return what must not be downloaded again: stored by its row, or visible with its sidecar."""
         keys = set(progress(self.installation.ledger).stored)
         for sidecar in self.installation.storage.rglob("*.json"):
             if not sidecar.name.startswith("."):
@@ -173,7 +173,7 @@ class Runtime:
         return keys
 
     def everything(self) -> dict[str, str]:
-        """The storage as it is, to see that a second run changes nothing."""
+        """Return the storage's contents, to check that a second run changes nothing."""
         return {
             str(path): hashlib.sha256(path.read_bytes()).hexdigest()
             + str(path.stat().st_ino * bool(path.stat().st_mtime_ns))
@@ -184,7 +184,7 @@ class Runtime:
 
 @dataclass
 class Explorer:
-    """Explores in `work`; `way` is how names are given, `began` fixes when the faxes came."""
+    """Explores in `work`; `way` is how names are given, `began` fixes when the faxes arrived."""
 
     work: Path
     way: str = "rename"
@@ -192,7 +192,7 @@ class Explorer:
 
     @asynccontextmanager
     async def runtime(self, moment: Moment) -> AsyncIterator[Runtime]:
-        """A fresh installation, or one that the first run has been through."""
+        """Return a fresh installation, or one after the first run."""
         root = self.work / "now" / "root"
         shutil.rmtree(root.parent, ignore_errors=True)
         root.parent.mkdir()
@@ -210,11 +210,12 @@ class Explorer:
         return self.work / "base"
 
     async def calls_of(self, moment: Moment) -> list[str]:
-        """Run without a fault and give the calls that it made, in order: `N CALL PATH`."""
+        """Run without a fault; return its calls in order: `N CALL PATH`."""
         async with self.runtime(moment) as runtime:
             names = self.work / "names"
             ran = await runtime.once(names=str(names))
-            assert ran.code == (0 if moment is SENT else 1), ran  # one received fax cannot be had
+            # eFax cannot deliver one received fax
+            assert ran.code == (0 if moment is SENT else 1), ran
             found = problems(runtime.expected(at_rest=True))
             assert not found, found
             if moment is FIRST:
@@ -223,7 +224,7 @@ class Explorer:
             return names.read_text().splitlines()
 
     async def broken(self, point: Point) -> tuple[bool, list[str]]:
-        """Break one run there and let it recover; whether the point was reached, and what is wrong."""
+        """Break one run there and let it recover; return whether it got there, and what is wrong."""
         async with self.runtime(point.moment) as runtime:
             before = progress(runtime.installation.ledger)
             ran = await runtime.once(
@@ -242,7 +243,7 @@ class Explorer:
 
 
 def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
-    """What the first run has downloaded was served by the eFax of that time."""
+    """Return what eFax served to the first run."""
     for fax in simulator.faxes():
         if (fax.app_id, fax.user_id, fax.fax_id) not in stored:
             continue
@@ -251,7 +252,7 @@ def _already_served(simulator: Simulator, stored: frozenset[Key]) -> None:
 
 
 def _after(runtime: Runtime, before: Progress, ran: Ran, point: Point) -> Iterator[str]:
-    """What may not be so after the break, before anybody starts again."""
+    """Return what is wrong after the break, before the next start."""
     yield from problems(runtime.expected(at_rest=False), before)
     if ran.left:
         yield f"orphans: {ran.left}"
@@ -262,13 +263,13 @@ def _after(runtime: Runtime, before: Progress, ran: Ran, point: Point) -> Iterat
     if "Traceback" in ran.err:
         yield "bug: a traceback was printed: " + ran.err[-1500:]
     if not ran.complained or ran.code == 0:
-        # Then the fault had no consequence but perhaps a dot-file for the next start to remove.
+        # Then the fault had no consequence, except perhaps a dot-file that the next start removes.
         silent = problems(runtime.expected(at_rest=True), before)
         yield from (f"silent: {one}" for one in silent if not one.startswith("left over"))
 
 
 async def _recovered(runtime: Runtime, point: Point) -> list[str]:
-    """Start again without faults, twice; what is wrong then."""
+    """Start again without faults, twice; return what is wrong then."""
     # After a failed attempt a fax is due again only after a while.
     later = timedelta(0) if point.act == "kill" else timedelta(minutes=30)
     runtime.simulator.now = _shifted(runtime.simulator, later)
@@ -305,7 +306,7 @@ async def _recovered(runtime: Runtime, point: Point) -> list[str]:
 
 
 async def _left_behind() -> list[int]:
-    """The processes that check documents and outlive their parent for long."""
+    """Return the processes that check documents and outlive their parent for long."""
     deadline = time.monotonic() + 30
     while (left := orphans()) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
@@ -331,7 +332,7 @@ def _numbers(simulator: Simulator) -> set[str]:
 
 
 def in_memory() -> str | None:
-    """Where an fsync costs nothing: a killed process loses nothing that was not synced anyway."""
+    """Return a place where an fsync costs nothing: a kill loses no unsynced data anyway."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -339,18 +340,18 @@ def in_memory() -> str | None:
 
 
 def kills(moment: Moment, calls: Sequence[str]) -> list[Point]:
-    """Every call; a few beyond the last one, since threads do not run the same way twice."""
+    """Yield every call, and a few beyond the last, because threads do not run the same way twice."""
     return [Point(moment, at) for at in range(1, len(calls) + 1)]
 
 
 def double_kills(moment: Moment, calls: Sequence[str], every: int) -> list[Point]:
-    """The recovery is killed early, in its middle, and late."""
+    """Kill the recovery early, in its middle and late."""
     firsts = range(every, len(calls) + 1, every)
     return [Point(moment, at, again=again) for at in firsts for again in (3, 20, 60, 120)]
 
 
 def faults(moment: Moment, calls: Sequence[str], every_sticky: int) -> list[Point]:
-    """Each fault at each call that it can strike."""
+    """Yield each fault at each call that it can affect."""
     found = []
     for act, kinds in FAULTS.items():
         hit = [int(n) for n, kind, _ in map(_split, calls) if kinds is None or kind in kinds]
@@ -360,7 +361,7 @@ def faults(moment: Moment, calls: Sequence[str], every_sticky: int) -> list[Poin
 
 
 def around_visible(moment: Moment, calls: Sequence[str], count: int) -> list[Point]:
-    """Before and after the names are given, and the commit (the journal is cut) that follows a sidecar's."""
+    """Yield the calls around the naming, and the commit (cut journal) after a sidecar's."""
     points: list[int] = []
     for n, kind, path in map(_split, calls):
         if kind in NAMES and path.endswith((".json", ".pdf", ".tif")):
@@ -380,7 +381,7 @@ def _split(call: str) -> tuple[str, str, str]:
 
 
 async def explored(explorer: Explorer, points: Iterable[Point]) -> tuple[int, dict[str, list[str]]]:
-    """How many of them were reached, and what is wrong with which."""
+    """Return how many points were reached, and what is wrong with which."""
     reached, wrong = 0, dict[str, list[str]]()
     for point in points:
         was_reached, found = await explorer.broken(point)
@@ -391,7 +392,7 @@ async def explored(explorer: Explorer, points: Iterable[Point]) -> tuple[int, di
     return reached, wrong
 
 
-# The whole, from the command line
+# The whole exploration, from the command line
 
 
 def _whole(calls: dict[Moment, list[str]], kind: str, stride: int) -> list[Point]:
@@ -422,7 +423,7 @@ async def _shard(kind: str, way: str, number: int, count: int, stride: int) -> i
 
 
 def main() -> int:
-    """Share the points out over processes; 0 when nothing was wrong."""
+    """Share the points among processes; return 0 if nothing was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.explore", description=__doc__)
     parser.add_argument("--kind", choices=("all", "kill", "twice", "fault"), default="all")
     parser.add_argument("--way", choices=list(WAYS), default="rename", help="of giving names")

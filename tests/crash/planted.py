@@ -1,7 +1,7 @@
-"""Bugs that the explorer must find, each put into the run under test by the name of its function.
+"""Bugs that the explorer must find; each is planted in the run by the name of its function.
 
-They show that the checker can fail: one is planted, a call is broken, and something must be said.
-`without_rename` is no bug: it is a file system on which names are given by links.
+They show that the checker can fail: plant one, break a call, and the checker must report something.
+`without_rename` is not a bug: it is a file system on which links give names.
 """
 
 import errno
@@ -26,7 +26,7 @@ def without_rename() -> None:
 
 
 def row_before_link() -> None:
-    """The row says *stored* before the sidecar has its name."""
+    """Record the row as *stored* before the sidecar has its name."""
 
     async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
@@ -37,7 +37,7 @@ def row_before_link() -> None:
 
 
 def published_before_the_ticket() -> None:
-    """The sidecar has its name before the row has the ticket."""
+    """Give the sidecar its name before the row has the ticket."""
 
     async def publish(self: Fetcher, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         await draft.publish(staged)
@@ -48,7 +48,7 @@ def published_before_the_ticket() -> None:
 
 
 def ticket_believed() -> None:
-    """A ticket that is gone is read as published, and nobody looks whether the image is there."""
+    """Take a missing ticket for a published one, without a look at the image."""
 
     def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
         store.revoke(path_of(staged.file), staged.ticket)
@@ -58,12 +58,12 @@ def ticket_believed() -> None:
 
 
 def visible_while_written() -> None:
-    """The image has its final name from its first byte on."""
+    """Give the image its final name from the first byte on."""
     Names.dot_image = property(lambda self: self.base + ".pdf")  # type: ignore[assignment, method-assign]
 
 
 def page_forgotten() -> None:
-    """The rows of a page are not kept, and what it covered is."""
+    """Do not keep the rows of a page, but its coverage."""
     record = ListReader._record_page
 
     def forget(connection: Connection, stream: int, page: Any) -> faxes.RecordedPage:
@@ -75,14 +75,14 @@ def page_forgotten() -> None:
 
 
 def never_resumed() -> None:
-    """What a killed run had made visible is downloaded again."""
+    """Download again what a killed run had made visible."""
     recovery.settle = lambda *_: Fate.VOID
     recovery.adopted = lambda *_: None
     recovery.placed = lambda *_: None
 
 
 def hidden_ones_swept() -> None:
-    """A sidecar that comes alone is removed with other dot-files while its ticket is in the row."""
+    """Remove a sidecar without an image like other dot-files, although its ticket is in the row."""
 
     def is_any(name: str, *, of_run: str = "") -> bool:
         return name.startswith(".") and name.endswith(

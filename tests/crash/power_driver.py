@@ -1,8 +1,8 @@
-"""Run the real program recorded, with a planted bug, or many times from one process that is warm.
+"""Run the real program recorded, with a planted bug, or many times from one warm process.
 
-Reads a directory, how names are given, and the name of a bug (or none) a line, forks, runs `poller
-once` in the directory and answers with the exit code. With record.c preloaded the run is recorded;
-each of the program's own fsyncs tells the recorder which place in the code asked for it.
+It reads one line each: a directory, how names are given, and the name of a bug (or none). It forks,
+runs `poller once` in the directory and answers with the exit code. With record.c preloaded, the run
+is recorded; each of the program's own fsyncs tells the recorder which place in the code wants it.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ def _record() -> None:
 
 
 def _place(frame: FrameType | None) -> str:
-    """Name the line that wants this fsync, and who called its function."""
+    """Name the line that wants this fsync, and the caller of its function."""
     named: list[str] = []
     while frame is not None and len(named) < 2:
         file = frame.f_code.co_filename

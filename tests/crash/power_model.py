@@ -1,9 +1,9 @@
 """What a power failure can leave on the disk, from the record of a run; the weakest POSIX.
 
-Data, sizes and modes of a file are sure only after an fsync of that file; names (made, linked,
-renamed, removed) only after an fsync of their directory. Of everything else any part may be there:
-kept, dropped, in another order, torn, or a size without its data. An fsync of a file does not keep
-its name, though most file systems would.
+An fsync of a file makes its data, size and mode certain; an fsync of a directory makes its names
+certain (created, linked, renamed, removed). Any part of everything else may be there: kept,
+dropped, reordered, torn, or a size without its data. An fsync of a file does not keep its name,
+although on most file systems it does.
 """
 
 import itertools
@@ -22,7 +22,7 @@ FATES: tuple[Fate, ...] = ("lost", "kept", "names only", "data only")
 
 @dataclass(frozen=True)
 class Call:
-    """One call that changed the disk; `inode` is the kernel's, which it gives again."""
+    """One call that changed the disk; `inode` is the kernel's, which may use it again."""
 
     op: str
     inode: int
@@ -34,7 +34,7 @@ class Call:
 
 
 def read_record(file: Path) -> list[Call]:
-    """Parse what record.c wrote; the last one may be cut when the program was killed."""
+    """Parse what record.c wrote; the last call may be cut if the program was killed."""
     raw, at, calls = file.read_bytes(), 0, list[Call]()
     while at < len(raw):
         end = raw.index(b"\n", at)
@@ -46,7 +46,7 @@ def read_record(file: Path) -> list[Call]:
 
 @dataclass(frozen=True)
 class Change:
-    """Something done to a file, or to the names in a directory, that is not sure yet."""
+    """A change of a file, or of the names in a directory, that is not certain yet."""
 
     op: str
     number: int = 0
@@ -58,7 +58,7 @@ class Change:
 
 @dataclass
 class Node:
-    """A file or directory as it is surely on the disk, and what may come on top."""
+    """A file or directory as it certainly is on the disk, and what may be added."""
 
     is_directory: bool
     mode: int
@@ -91,7 +91,7 @@ class Node:
                 self.names[change.new] = change.node
 
     def after(self, fate: Fate, chance: random.Random) -> "Node":
-        """Give the node as it is found when the power is back."""
+        """Return the node as it is when the power is back."""
         if not self.unsure or fate == "lost":
             return self
         found = Node(self.is_directory, self.mode, self.data, dict(self.names))
@@ -111,7 +111,7 @@ class Node:
 
 
 def _some(changes: list[Change], chance: random.Random) -> Iterator[Change]:
-    """Keep a beginning, or any, in their order or (for data) another; some writes torn."""
+    """Keep a beginning, or any part, in order or (for data) in another; tear some writes."""
     if chance.random() < 0.3:
         kept = changes[: chance.randrange(len(changes) + 1)]
     else:
@@ -124,7 +124,7 @@ def _some(changes: list[Change], chance: random.Random) -> Iterator[Change]:
 
 
 def _torn(change: Change, chance: random.Random) -> Change:
-    """Keep some sectors of a write, or a byte count of it, or nothing but its length."""
+    """Keep some sectors of a write, or a number of its bytes, or only its length."""
     size = len(change.data)
     match chance.randrange(3):
         case 0:
@@ -139,7 +139,7 @@ def _torn(change: Change, chance: random.Random) -> Change:
 
 @dataclass(frozen=True)
 class Found:
-    """What is found when the power is back: by path, below the root; mode and content."""
+    """What is there when the power is back: by path, below the root; mode and content."""
 
     directories: dict[str, int]
     files: dict[str, tuple[int, bytes]]
@@ -170,7 +170,7 @@ class Disk:
             node.sync()
 
     def goes_on_in(self, root: str) -> None:
-        """Let another run go on with this disk, what is not sure included; it is found elsewhere."""
+        """Let another run continue with this disk, including uncertain parts; its path is another."""
         self._root = root
         self._by_inode = {}
 
@@ -190,7 +190,7 @@ class Disk:
         return node
 
     def apply(self, call: Call, *, synced: bool = True) -> None:
-        """Let one call happen; with `synced` False it is an fsync that was forgotten."""
+        """Apply one call; with `synced` False, it is a forgotten fsync."""
         path, other = self._relative(call.path), self._relative(call.other)
         match call.op:
             case "create" | "mkdir":
@@ -207,7 +207,7 @@ class Disk:
             case "rename":
                 self._rename(path, other)
             case "stored":
-                pass  # said by the program, not done to the disk
+                pass  # the program reports something and changes nothing
             case "sync":
                 if synced:
                     self._node(call, path).sync()
@@ -224,7 +224,7 @@ class Disk:
 
     def _node(self, call: Call, path: str) -> Node:
         number = self._by_inode.get(call.inode)
-        if number is None:  # it was there before the record began
+        if number is None:  # it was there before the recording began
             number = self._by_inode[call.inode] = self._now[path]
         return self._nodes[number]
 
@@ -232,7 +232,7 @@ class Disk:
         return any(node.unsure for node in self._nodes.values())
 
     def after_power_loss(self, fate: Fate, chance: random.Random) -> Found:
-        """Give what is found when the power is back; `some` rests on `chance`."""
+        """Return what is there when the power is back; `some` depends on `chance`."""
         found = Found({}, {})
 
         @cache  # a file has one fate under all its names
@@ -270,9 +270,9 @@ def crashes(
     forgotten: Collection[str] = (),
     see: Callable[[Call], None] = lambda _: None,
 ) -> Iterator[Crash]:
-    """Give distinct crash states, in the order of the run: the plain fates, then random ones.
+    """Yield distinct crash states, in the order of the run: first the plain fates, then random ones.
 
-    An fsync whose runtime is in `forgotten` does nothing. `see` is told each call before its crashes.
+    An fsync whose place is in `forgotten` does nothing. `see` gets each call before its crashes.
     """
     seen: set[int] = set()
     counts = defaultdict[str, int](int)
@@ -284,7 +284,7 @@ def crashes(
         fates: list[Fate] = [*FATES, *some] if disk.unsure() else ["lost"]
         for nth, fate in enumerate(fates):
             found = disk.after_power_loss(fate, random.Random(f"{seed}/{after}/{nth}"))
-            # What was promised by then belongs to the state: see `Promises`.
+            # What was promised by then is part of the state: see `Promises`.
             names = (frozenset(found.directories.items()), frozenset(found.files.items()))
             key = hash((*names, counts["create"], counts["unlink"]))
             if key not in seen:

@@ -1,4 +1,4 @@
-"""Record the real program against a simulated eFax, and run it again on what a crash left."""
+"""Record the real program with a simulated eFax, and run it again on what a crash left."""
 
 import asyncio
 import itertools
@@ -26,13 +26,13 @@ NOTHING = Found({}, {})
 
 
 def build_recorder(directory: Path) -> Path:
-    """Compile record.c; skips the test visibly where there is no C compiler."""
+    """Compile record.c; skip the test visibly if there is no C compiler."""
     return library(_SOURCE, directory)
 
 
 @asynccontextmanager
 async def efax() -> AsyncIterator[Simulator]:
-    """Give an eFax with five faxes of two users on four days, which makes each PDF anew."""
+    """Return an eFax with five faxes of two users on four days, which makes each PDF again."""
     switches = Switches(pdf_bytes="differ", pdf_answer="pdf")
     async with populated(Simulator(seed=7, switches=switches)) as running:
         for user_id, hours in zip(USERS.values(), ((1, 2, 30), (3, 60)), strict=True):
@@ -55,7 +55,7 @@ def served(simulator: Simulator) -> list[Served]:
 
 
 def configuration(base_url: str) -> str:
-    """Give the configuration of `power_rules`' places; JSON is YAML."""
+    """Return the configuration for `power_rules`' places; JSON is YAML."""
     settings: dict[str, Any] = {
         "accounts": {"main": account(base_url)},
         "poll": {"start": "7d"},
@@ -69,7 +69,7 @@ def configuration(base_url: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded run: where, what was there before and after it, and every call in between."""
+    """One recorded run: where it ran, what was there before and after, and every call in between."""
 
     root: Path
     before: Found
@@ -79,12 +79,12 @@ class Run:
     said: str
 
     def sites(self) -> set[str]:
-        """Every place in the program that asked for an fsync; `sqlite` has none."""
+        """Return every place in the program that wanted an fsync; `sqlite` has none."""
         return {call.runtime for call in self.calls if call.op == "sync" and call.runtime}
 
 
 class Program:
-    """The real program, loaded once, run in any directory at little cost, and recorded."""
+    """The real program, loaded once, run cheaply in any directory, and recorded."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, simulator: Simulator, scratch: Path, way: str
@@ -96,7 +96,7 @@ class Program:
         self._numbers = itertools.count()
 
     async def once(self, found: Found = NOTHING, *, bug: str = "") -> Run:
-        """Run `poller once` on what was found on a disk."""
+        """Run `poller once` on what a disk contains."""
         root = self.scratch / f"run{next(self._numbers)}"
         disk = root / "disk-and-state"
         disk.mkdir(parents=True)
@@ -114,7 +114,7 @@ class Program:
 
 
 def _below(disk: Path, text: str) -> str:
-    """Place storage and state below `disk`, so that only what is theirs is recorded."""
+    """Put storage and state below `disk`, so that only their changes are recorded."""
     return text.replace(f'"{STORAGE}"', json.dumps(str(disk / STORAGE))).replace(
         f"sqlite:///{LEDGER}", f"sqlite:///{disk / LEDGER}"
     )
@@ -124,7 +124,7 @@ def _below(disk: Path, text: str) -> str:
 async def program(
     simulator: Simulator, recorder: Path, scratch: Path, way: str = "rename"
 ) -> AsyncIterator[Program]:
-    """Give the real program; `way` "link": its file system cannot rename without replacing."""
+    """Return the real program; with `way` "link", its file system cannot rename without replacing."""
     environment = {
         **os.environ,
         KEY_VARIABLE: KEY,

@@ -1,4 +1,4 @@
-"""What must hold on a disk after a power failure, judged with none of the program's code."""
+"""What must hold on a disk after a power failure, judged without any of the program's code."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _EXTENSIONS = (".pdf", ".tif")
 
 @dataclass(frozen=True)
 class Served:
-    """One fax at eFax, and the hashes of what was ever answered for it."""
+    """One fax at eFax, and the hashes of everything that was ever answered for it."""
 
     fax_id: str
     user_id: str
@@ -32,7 +32,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the ledger says; `problem` when it says nothing that can be believed."""
+    """What the ledger says; `problem` if nothing in it can be believed."""
 
     problem: str | None = None
     revision: str | None = None
@@ -42,7 +42,7 @@ class Rows:
 
 
 class Ledgers:
-    """Opens ledgers as they are found, each different one once."""
+    """Opens ledgers as they are found; opens equal ones only once."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
@@ -105,8 +105,8 @@ def _read(db: sqlite3.Connection) -> Rows:
 class Promises:
     """What the program has relied on so far, as its calls show; it must survive.
 
-    The recorder notes which faxes the program takes for stored. When the ledger is made, the key of
-    the codes has been used.
+    The recorder notes which faxes the program considers stored. When the ledger is made, the
+    program has used the key of the codes.
     """
 
     recorded: set[str] = field(default_factory=set)
@@ -121,7 +121,7 @@ class Promises:
 
 @dataclass
 class Judge:
-    """Says what is wrong with a disk; `faxes` gives what eFax has and what it answered so far."""
+    """Finds what is wrong with a disk; `faxes` returns what eFax has and has answered so far."""
 
     ledgers: Ledgers
     faxes: Callable[[], Iterable[Served]]
@@ -164,7 +164,7 @@ def _hash(data: bytes) -> str:
 
 
 def _visible_problems(found: Found, served: dict[str, Served]) -> Iterator[str]:
-    """No visible name that is not whole, and as it was served."""
+    """No visible name is incomplete or differs from what was served."""
     for path in _visible(found):
         mode, data = found.files[path]
         fax = served.get(Path(path).stem)
@@ -204,11 +204,11 @@ def _row_problems(found: Found, rows: Rows) -> Iterator[str]:
 
 
 def _interrupted_problems(found: Found, rows: Rows) -> Iterator[str]:
-    """What is visible of a fax that is not stored can be brought to its end without a download.
+    """A visible part of a fax that is not stored must be completable without a download.
 
-    A second download need not be the same to the byte; a file that is visible would contradict it.
-    An image alone is read back. Before its sidecar is visible the row has a ticket, or whoever takes
-    both leaves nothing that says so; and before the row has a ticket the image is there to stay.
+    A second download need not be identical, and could contradict a visible file. An image alone is
+    read back. Before its sidecar is visible, the row has a ticket; otherwise, if somebody took
+    both, nothing would say so. And before the row has a ticket, the image is there to stay.
     """
     for row in rows.faxes.values():
         at = f"{STORAGE}/{row['path']}"
@@ -230,7 +230,7 @@ def _describes_one(sidecar: bytes, images: set[str]) -> bool:
 
 
 def _claim_problems(rows: Rows, served: Iterable[Served]) -> Iterator[str]:
-    """No stretch counts as listed of which a fax is not in the ledger."""
+    """No time counts as listed if the ledger lacks one of its faxes."""
     for fax in served:
         if fax.fax_id in rows.faxes:
             continue

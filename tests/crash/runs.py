@@ -27,7 +27,7 @@ class After:
 
 @dataclass(frozen=True)
 class Order:
-    """One run of `words` in `directory`; what the shim does below `prefix` is said in shim.c.
+    """One run of `words` in `directory`; shim.c describes what the shim does below `prefix`.
 
     `planted` are functions, each `module:name`, called in the run before it begins. `later_s` moves
     its clock. `after` chooses the call in place of `at`.

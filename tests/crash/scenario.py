@@ -1,12 +1,12 @@
-"""What is explored: an installation's first run, and a later one in which everything happens.
+"""The runs to explore: an installation's first run, and a later one in which everything happens.
 
-The first run makes ledger, marker and directories and lists several slices and pages; one download
-is cut and tried again, one document comes damaged, one fax cannot be had. Two hours later new faxes
-have come, one of them with an old date (the sweeps find it), and what could not be had is
-quarantined.
+The first run makes the ledger and the marker and lists several slices and pages; one download is
+cut and tried again, one document comes damaged, one fax cannot be downloaded. Two hours later new
+faxes have arrived, one of them with an old date (the sweeps find it), and the fax that could not be
+downloaded is quarantined.
 
-A third run, of an installation of its own, archives what was sent: one fax with its image, and two
-that eFax has no image of, which are their sidecars alone.
+A third run, of its own installation, archives sent faxes: one with its image, and two without an
+image at eFax, which are only their sidecars.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def clock_of(moment: Moment) -> Callable[[], datetime]:
 
 
 def efax(moment: Moment, began: datetime) -> Simulator:
-    """The simulated eFax as it is at that moment; `began` is when the exploration did."""
+    """Return the simulated eFax at that moment; `began` is when the exploration began."""
     cut = Fault("cut", calls=frozenset({"image"}), first=1, fax_id=CUT_ONCE)
     cut_later = Fault("500", calls=frozenset({"image"}), first=1, fax_id="f-11")
     simulator = Simulator(

@@ -1,4 +1,4 @@
-"""The checker can fail: each kind of harm done to a good installation is named by it."""
+"""The checker can fail: it names each kind of harm done to a good installation."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ from tests.crash.served import served_by
 
 @dataclass
 class Case:
-    """A good installation as a run without faults leaves it: two faxes of one user, one that it sent."""
+    """A good installation after a run without faults: two faxes of one user, one sent fax."""
 
     root: Path
     expected: Expected
@@ -114,7 +114,7 @@ def _unfinished(case: Case) -> None:
 
 
 def _wrong_hash_both(case: Case) -> None:
-    """What is on the disk agrees with ledger and sidecar, and is not what eFax sent."""
+    """The disk agrees with ledger and sidecar, but not with what eFax sent."""
     data = b"%PDF-1.4 another"
     case.image.write_bytes(data)
     hashed = hashlib.sha256(data).hexdigest()

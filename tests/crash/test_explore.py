@@ -1,4 +1,4 @@
-"""A sample of the crash points in every run; `python -m tests.crash.explore` visits them all."""
+"""A sample of the crash points in every run; `python -m tests.crash.explore` visits all of them."""
 
 import asyncio
 import tempfile
@@ -121,16 +121,16 @@ def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_
 
 
 def _while_checked(calls: list[str]) -> list[int]:
-    """The calls just before and after a document is checked: its image is written, and then synced."""
+    """The calls around a document check: the image is written, and then synced."""
     split = [call.split(" ", 2) for call in calls]
     return [
         int(n) for n, kind, path in split if kind in ("write", "fsync") and "/faxes/main" in path
     ]
 
 
-SIDECAR = After("", ".json")  # gets its name, by the call of that way
+SIDECAR = After("", ".json")  # gets its name by that way's call
 
-# A bug that is planted, where to break the run, and what the checker then says.
+# A planted bug, where to break the run, and what the checker then says.
 PLANTED = {
     "row_before_link": ("lost:", Point(FIRST, 0, after=SIDECAR)),
     "ticket_believed": ("lost:", Point(FIRST, 0, after=SIDECAR)),

@@ -1,6 +1,6 @@
-"""Power failures at any call of a real run: what was not synced may be lost, torn, out of order.
+"""Power failures at any call of a real run: unsynced data may be lost, torn or reordered.
 
-`POLLER_EXHAUSTIVE=1` explores all; the figures are printed with `-s`.
+`POLLER_EXHAUSTIVE=1` explores all; `-s` shows the figures.
 """
 
 import random
@@ -34,12 +34,12 @@ RESTARTS = 300 if EXHAUSTIVE else 10
 KILLS = 40 if EXHAUSTIVE else 1
 SEED = 1
 
-# They find out whether this file system can do it at all; nothing that is kept rests on them.
+# These find out whether this file system can do it at all; nothing that is kept depends on them.
 ONLY_PROBES = {
     "store/abilities.py:_create from store/abilities.py:_try_a_file",
     "store/abilities.py:_try_a_name from store/abilities.py:prove",
 }
-# Made as well where a run takes longer than a look at the storage is trusted.
+# Also made if a run takes longer than a look at the storage is believed.
 LATER_PROBES = {"store/marker.py:_try_a_file from store/marker.py:_takes_a_file"}
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
@@ -58,7 +58,7 @@ class Lab:
     def violations(
         self, run: Run, *, samples: int = SAMPLES, forgotten: Collection[str] = ()
     ) -> Iterator[tuple[Crash, list[str]]]:
-        """Give every crash state of a run, and what is wrong with it."""
+        """Yield every crash state of a run, and what is wrong with it."""
         promises, disk = Promises(), Disk(str(run.root), run.before)
         for crash in crashes(
             run.calls, disk, seed=SEED, samples=samples, forgotten=forgotten, see=promises.see
@@ -70,7 +70,7 @@ class Lab:
         return any(problems for _, problems in states)
 
     async def assert_heals(self, found: Found, why: str) -> None:
-        """Start the program on it: everything is stored then, once, and nothing that was is changed."""
+        """Start the program on it: then everything is stored once, and nothing stored has changed."""
         before = self.judge.ledgers.rows(found).faxes
         run = await self.program.once(found)
         assert run.code == 0, f"{why}: {run.said}"
@@ -154,7 +154,7 @@ async def test_weaker_order_is_found(lab: Lab, bug: str) -> None:
 
 
 async def test_power_loss_after_a_kill_and_a_restart_loses_nothing(lab: Lab) -> None:
-    """What the killed run left in the page cache is not durable, though the next run sees it."""
+    """What a killed run left in the page cache is not durable, although the next run sees it."""
     run = await _run(lab)
     needed, found = set[str](), set[str]()
     states = 0
@@ -199,7 +199,7 @@ def _after_kill(
 
 
 def _kills(run: Run) -> list[int]:
-    """Before the first fsync of each place in the code, and at some other calls."""
+    """Return the first fsync of each place in the code, and some other calls."""
     first: dict[str, int] = {}
     for at, call in enumerate(run.calls):
         if call.op == "sync" and call.runtime:

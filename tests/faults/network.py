@@ -1,7 +1,7 @@
-"""An installation whose way to eFax leads through a harmful proxy, and what it must end with.
+"""An installation that reaches eFax through a harmful proxy, and the state it must reach.
 
 Account `main` (user-a, user-b) is behind the proxy; account `other` (user-c) reaches eFax directly,
-so that it shows whether one account's trouble stays its own.
+and shows whether one account's trouble affects another.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ from tests.faults.proxy import Proxy, proxied
 OTHER_APP, OTHER_KEY = "app-2", "key-of-app-2"
 NAMES = {"user-a": "main/user-a", "user-b": "main/user-b", "user-c": "other/user-c"}
 PATIENT = Timeouts(error_body_s=0.1)
-# Real seconds: for what never comes, and yet enough for what comes on a busy machine.
+# Real seconds: short for what never comes, long enough for what comes on a busy machine.
 IMPATIENT = Timeouts(
     total_s=1.5, connect_s=1.0, silence_s=1.0, drip_s=1.0, drip_bytes=64 << 10, error_body_s=0.1
 )
-ATTEMPTS = 2  # requests that one call may take, without those that aiohttp repeats by itself
+ATTEMPTS = 2  # requests that one call may take, not counting those that aiohttp repeats by itself
 
 
 @dataclass
 class SteppingClock(QuickClock):
-    """Its sleeps cost no time, but real time passes on it as well: slowness can be measured."""
+    """A clock whose sleeps cost no time; real time passes on it as well, to measure slowness."""
 
     began: float = field(default_factory=time.monotonic)
 
@@ -78,13 +78,13 @@ class Bench:
         return await self.account(state.user.app_id).poll(state)
 
     async def fetch(self) -> None:
-        """Fetch all that is due, of every account at once."""
+        """Fetch all that is due, for every account at once."""
         await asyncio.gather(
             *(account.workers.run_until_idle() for account in self.runtime.accounts.values())
         )
 
     async def cycle(self) -> dict[str, PollOutcome]:
-        """Poll everybody once, then fetch what is due: what `poller once` does."""
+        """Poll everybody once, then fetch what is due, as `poller once` does."""
         outcomes = {user: await self.poll(user) for user in NAMES}
         await self.fetch()
         return outcomes
@@ -109,7 +109,7 @@ class Bench:
         ).last_error
 
     def visible(self, user: str) -> list[Path]:
-        """What of this user's faxes a consumer can see."""
+        """Return what a consumer can see of this user's faxes."""
         return [path for path in stored_files(self.storage) if f"/{user}/" in str(path)]
 
     def dot_files(self) -> list[Path]:
@@ -117,7 +117,7 @@ class Bench:
         return [path for path in found if path.name != ".poller-storage"]
 
     async def counted(self, account: str = "main", call: str | None = None) -> int:
-        """How many requests the program says that it has sent."""
+        """Return how many requests the program says it has sent."""
         text = (await self.runtime.services.metrics.render()).decode()
         lines = [line for line in text.splitlines() if line.startswith("poller_requests_total{")]
         wanted = [f'account="{account}"', f'call="{call}"' if call else ""]
@@ -126,7 +126,7 @@ class Bench:
         )
 
     async def heal(self, *, within: int = 40) -> None:
-        """Take every harm away: all is stored soon, in so many requests, and a last look finds nothing."""
+        """Remove every harm: soon all is stored, in this many requests, and a last look finds nothing."""
         self.proxy.harms.clear()
         self.proxy.arrival = None
         self.simulator.faults = Faults()
@@ -145,7 +145,7 @@ class Bench:
 
 @contextmanager
 def trying(name: str) -> Iterator[None]:
-    """Name the case that failed: a table is tried in one installation, case after case."""
+    """Name the case that failed: one installation tries a table case by case."""
     try:
         yield
     except BaseException as error:
@@ -163,7 +163,7 @@ async def bench(
     base_url: str | None = None,
     **account: Any,
 ) -> AsyncIterator[Bench]:
-    """Run all of it; `base_url` and `account` change what is configured of account `main`."""
+    """Run all of it; `base_url` and `account` change the configuration of account `main`."""
     clock = clock or QuickClock()
     async with Simulator(now=clock.now, seed=1) as simulator, proxied(simulator.port) as proxy:
         simulator.add_app(APP, KEY)

@@ -1,4 +1,4 @@
-"""An independent TCP proxy that harms what passes through it; it knows no HTTP but where a request begins.
+"""An independent TCP proxy that harms what passes; of HTTP it only knows where a request begins.
 
 It stands between the real client and a real server and uses none of the program's code.
 """
@@ -15,7 +15,7 @@ from typing import Literal
 from tests.efax import kept_port
 
 _BLOCK = 64 << 10
-# So that what was sent before a reset has left this side's buffers.
+# so that data sent before a reset has left this side's buffers
 _BEFORE_RESET_S = 0.02
 _REQUEST_LINE_END = b" HTTP/1.1\r\n"
 
@@ -25,12 +25,12 @@ Arrival = Literal["reset", "close", "black-hole"]
 
 @dataclass
 class Harm:
-    """What happens to the answers of the requests that hold `needle`, `times` of them (None: all).
+    """What happens to the answers of requests that contain `needle`, `times` of them (None: all).
 
-    `answer`: these bytes are sent instead of asking the server; the connection is closed after them.
-    `cut_after`: so many bytes of the answer pass, then its `end`. `flip_in`: the lowest bit of the
-    last of these bytes is flipped where they come in the answer. `latency_s` goes before the answer,
-    `drip` (bytes, seconds) and `bytes_per_s` slow it down.
+    `answer`: send these bytes instead of asking the server, then close the connection. `cut_after`:
+    this many bytes of the answer pass, then its `end`. `flip_in`: flip the lowest bit of the last
+    of these bytes where they occur in the answer. `latency_s` delays the answer; `drip` (bytes,
+    seconds) and `bytes_per_s` slow it down.
     """
 
     needle: bytes = b""
@@ -50,9 +50,9 @@ class Harm:
 
 @dataclass
 class Proxy:
-    """Forwards 127.0.0.1:`port` to the `upstream` port; `connections` and `requests` are counted.
+    """Forwards 127.0.0.1:`port` to the `upstream` port; counts `connections` and `requests`.
 
-    `arrival` is what happens to connections as they are taken: `arrivals_left` of them (None: all).
+    `arrival` is what happens to connections when they arrive: `arrivals_left` of them (None: all).
     """
 
     upstream: int
@@ -71,7 +71,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def asked(self, needle: bytes) -> int:
-        """How many requests held these bytes."""
+        """Return how many requests contained these bytes."""
         return sum(needle in request for request in self.requests)
 
     async def open(self) -> None:
@@ -81,7 +81,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Refuse connections from now on, and drop those that are open."""
+        """Refuse connections from now on, and drop the open ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -135,7 +135,7 @@ class Proxy:
 
 
 class _Connection:
-    """One client's connection, and the one to the server that belongs to it."""
+    """One client's connection, and its connection to the server."""
 
     def __init__(
         self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -175,7 +175,7 @@ class _Connection:
                 return
 
     async def _pass_on(self, block: bytes) -> bool:
-        """Send a piece of the answer as its harm says; False when this was the end."""
+        """Send a piece of the answer as its harm says; return False if this was the end."""
         harm = self._harm
         if harm is None:
             await self._send(block)

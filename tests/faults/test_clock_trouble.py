@@ -1,8 +1,8 @@
-"""Rows 53 to 55: clocks that are wrong, stepped or of another zone. No fax is missed, the watermark
+"""Rows 53 to 55: clocks that are wrong, stepped or in another zone. No fax is missed, the watermark
 stays true, nothing storms.
 
-Two times are told apart: the world's, which eFax and its faxes go by, and this machine's, which is
-`ahead` of it.
+The tests use two times: the world's, of eFax and its faxes, and this machine's, which is `ahead` of
+it.
 """
 
 import time
@@ -33,7 +33,7 @@ NAMES = {"user-a": "main/user-a"}
 
 @dataclass
 class WrongClock(QuickClock):
-    """This machine's clock; `ahead` is what it is wrong by."""
+    """This machine's clock; `ahead` is its error."""
 
     ahead: timedelta = timedelta(0)
 
@@ -47,7 +47,7 @@ class WrongClock(QuickClock):
 
 @dataclass
 class World:
-    """One user's installation, closed and opened at will, and what was seen of its watermark."""
+    """One user's installation, opened and closed at will, and its watermarks so far."""
 
     clock: WrongClock
     simulator: Simulator
@@ -61,7 +61,7 @@ class World:
         )
 
     async def poll(self, runtime: Runtime) -> bool:
-        """Poll and fetch; whether the poll went well. The watermark must be true after each."""
+        """Poll and fetch; return whether the poll succeeded. The watermark must be true after each."""
         outcome = await poll(runtime)
         await runtime.accounts[APP].workers.run_until_idle()
         _, state = parts(runtime)
@@ -103,7 +103,7 @@ async def world(make_config: MakeConfig) -> AsyncIterator[World]:
 
 
 async def settle(world: World, *, rounds: int = 4) -> None:
-    """Let a last start and some more polls find the rest; all is there once, and asked for once."""
+    """Let a last start and some more polls find the rest; everything is there once, requested once."""
     async with world.open() as runtime:
         await world.rounds(runtime, rounds)
         world.clock.advance(MINUTE)
@@ -121,7 +121,7 @@ async def test_row_53_a_clock_that_is_wrong_from_the_start_misses_nothing(
     world.receive(47 * HOUR)  # within the look-back, by eFax's time
     async with world.open() as runtime:
         await world.rounds(runtime, 5)
-    world.clock.step(-ahead)  # set right while it was down
+    world.clock.step(-ahead)  # set right while poller was down
     world.receive()
     world.clock.advance(3 * HOUR)
     await settle(world)
@@ -139,7 +139,7 @@ async def test_row_53_a_clock_that_steps_while_running_misses_nothing(
             await _noticed(runtime, step)
         requests = len(world.simulator.requests)
         await world.rounds(runtime, 4)
-        # Four polls of one list each, their images, and what a sweep may add: no storm.
+        # four polls of one list each, their images, and what a sweep may add: no storm
         assert len(world.simulator.requests) - requests <= 30
         world.clock.step(-step)
         if noticed:
@@ -147,12 +147,12 @@ async def test_row_53_a_clock_that_steps_while_running_misses_nothing(
         await world.rounds(runtime, 2)
         world.receive()
     world.clock.advance(HOUR)
-    world.receive(40 * MINUTE)  # while it was down
+    world.receive(40 * MINUTE)  # while poller was down
     await settle(world)
 
 
 async def _noticed(runtime: Runtime, step: timedelta) -> None:
-    """What the monitor does within five seconds."""
+    """Do what the monitor does within five seconds."""
     planner = Planner(runtime)
     try:
         await Monitor(runtime, planner)._stepped(step)
@@ -174,7 +174,7 @@ async def test_row_53_a_machine_that_slept_for_hours_catches_up_and_claims_nothi
 
 
 async def test_row_53_a_step_puts_off_no_retry_and_quarantines_nothing(world: World) -> None:
-    """A clock thirty days ahead must not make a fax that failed once look given up, or due in a month."""
+    """A fax that failed once, under a clock thirty days ahead, is neither given up nor due in a month."""
     world.simulator.faults = faults("404@image=always")
     fax = world.receive()
     async with world.open() as runtime:
@@ -204,7 +204,7 @@ EPOCHS = {
 async def test_row_54_a_machine_that_starts_in_another_epoch_works_and_harms_no_watermark(
     world: World, name: str
 ) -> None:
-    """A battery ran empty: ours is wrong from the start, and is set right later, while running."""
+    """A battery was empty: our clock is wrong from the start, and is set right while poller runs."""
     step = EPOCHS[name] - NOON
     world.clock.step(step)
     world.receive(47 * HOUR)
@@ -230,7 +230,7 @@ async def test_row_54_an_installation_that_worked_wakes_up_in_1970_and_harms_no_
     await settle(world)
 
 
-# -- what the server says of the time -----------------------------------------------------------------
+# -- what the server says about the time --------------------------------------------------------------
 
 HONEST = Switches()
 
@@ -238,7 +238,7 @@ HONEST = Switches()
 async def test_row_53_a_server_whose_date_is_wrong_for_a_while_misses_nothing(
     world: World,
 ) -> None:
-    """eFax's faxes keep the right time; only its Date header is off, for two answers or for good."""
+    """eFax's faxes keep the right time; only its Date header is wrong, for two answers or for good."""
     for name, skew, missing in [
         ("an hour ahead", 3600.0, False),
         ("an hour behind", -3600.0, False),
@@ -286,7 +286,7 @@ async def test_a_server_without_any_date_is_listed_up_to_five_minutes_ago_and_mi
 async def test_a_fax_with_a_time_in_the_future_is_stored_once_and_moves_no_watermark(
     world: World, later: timedelta
 ) -> None:
-    """A list up to now need not show it; it is there at the latest when its time has come."""
+    """A list up to now need not show the fax; it is there at the latest when its time has come."""
     fax = world.receive(-later)
     async with world.open() as runtime:
         await world.rounds(runtime, 2)
@@ -304,7 +304,7 @@ async def test_a_fax_with_a_time_in_the_future_is_stored_once_and_moves_no_water
 async def test_row_55_a_server_of_another_zone_and_the_hour_that_comes_twice(
     make_config: MakeConfig, spelling: Any
 ) -> None:
-    """On 1 November 2026 at 09:00 UTC, Los Angeles has its two o'clock hour again; all is in UTC."""
+    """On 1 November 2026 at 09:00 UTC, Los Angeles repeats its two o'clock hour; everything is in UTC."""
     clock = WrongClock(wall=datetime(2026, 11, 1, 7, 30, tzinfo=UTC))
     with in_zone("America/Los_Angeles"):
         async with installed(make_config, clock, Switches(timestamp=spelling)) as world:

@@ -1,7 +1,7 @@
-"""Whatever bytes come: a value or the one error, in bounded time. More of it with POLLER_EXHAUSTIVE=1.
+"""Any bytes give a value or the one error, in bounded time; more of them with POLLER_EXHAUSTIVE=1.
 
-What each parser makes of good answers and of single flaws is in tests/unit; here are the properties
-that must hold for everything in between.
+tests/unit has good answers and single flaws for each parser; here are the properties that must hold
+for everything in between.
 """
 
 import base64
@@ -100,7 +100,7 @@ PLAUSIBLE_TOKEN = st.fixed_dictionaries({"access_token": SCALARS, "expires_in": 
 
 @st.composite
 def harmed(draw: st.DrawFn, good: st.SearchStrategy[bytes]) -> bytes:
-    """A good answer in which a few bytes were changed, left out, doubled or put in."""
+    """Return a good answer with a few bytes changed, left out, doubled or inserted."""
     body = bytearray(draw(good))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(body)))
@@ -173,7 +173,7 @@ def test_any_sent_record_is_under_way_or_final_in_words_that_can_be_written_down
 
 
 def assert_plain_sentence(error: ApiError) -> None:
-    """No words of the server's are in it, for they could be anything."""
+    """The message contains no words of the server, because they could be anything."""
     sentence = str(error)
     assert sentence.endswith(".")
     assert sentence.isascii()
@@ -182,7 +182,7 @@ def assert_plain_sentence(error: ApiError) -> None:
 
 
 def assert_page_is_sound(page: Page, body: bytes) -> None:
-    """Every record is accounted for: listed, or counted as unusable; all can be written down again."""
+    """Every record is listed or counted as unusable; all can be written down again."""
     said = strict_object(body, "list")
     assert len(page.faxes) + page.unusable == len(said.get("faxes") or [])
     assert len(page.marks) == len(page.faxes) + page.unusable
@@ -275,7 +275,7 @@ def test_any_retry_after_is_a_wait_of_an_hour_at_most_or_none(text: str) -> None
 
 
 def naive(body: bytes) -> bytes:
-    """What a whole parser and a whole decoder make of it; ValueError, RecursionError where nothing."""
+    """Return what a full parser and a full decoder make of it; raises ValueError or RecursionError."""
     fields = strict_object(body, "image")
     image, fax_id = fields["image"], fields.get("fax_id")
     if fields.get("errors") or not isinstance(image, str) or fax_id not in (None, "a"):
@@ -343,7 +343,7 @@ DOCUMENTS |= {name: data for name, data in by_pillow(2) if name in {"tiff jpeg",
 
 @st.composite
 def harmed_documents(draw: st.DrawFn, kind: str) -> bytes:
-    """A real fax with changes where its structure is: at both ends, and some in between."""
+    """A real fax with changes in its structure: at both ends, and some in between."""
     document = bytearray(DOCUMENTS[kind])
     near = st.integers(0, 600)
     for _ in range(draw(st.integers(1, 6))):

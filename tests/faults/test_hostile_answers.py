@@ -1,6 +1,6 @@
-"""What a hostile, broken or mad server may answer: a table, and what must come of each.
+"""Answers of a hostile, broken or mad server, as a table with the result that each must have.
 
-One account (`main`, behind the proxy) gets the answer, for one call of one user. In the same round
+One account (`main`, behind the proxy) gets the answer, to one call for one user. In the same round,
 the other users' faxes are stored; afterwards the server is good again, and nothing is lost.
 """
 
@@ -42,7 +42,7 @@ PATIENT = {"originating_fax_number": NUMBER, "originating_fax_tsid": SENDER}
 FIRST_LIST_OF_A = b"user-id: user-a\r\npagination-offset: 0\r\n"
 LIST_OF_A = b"user-id: user-a\r\npagination-offset"
 IMAGE_OF_A = b"GET /faxes/fax-of-a/image"
-# A page of 20,000 records may take this much while it is read; a bomb of a gigabyte must not.
+# Reading a page of 20,000 records may take this much; a bomb of a gigabyte must not.
 MOST_MEMORY = 256 * MEBIBYTE
 LONGEST_LINE = 40 * 1024  # journald cuts at 48 KiB
 
@@ -59,7 +59,7 @@ def json_of(value: Any, *headers: str, status: str = "200 OK") -> bytes:
 
 
 def packed(beginning: bytes, filling: bytes, size: int, end: bytes) -> bytes:
-    """A gzip of `size` bytes and more, itself about a thousandth of it."""
+    """A gzip of at least `size` bytes; it has about a thousandth of that."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = filling * (MEBIBYTE // len(filling))
     parts = [packer.compress(beginning)]
@@ -69,7 +69,7 @@ def packed(beginning: bytes, filling: bytes, size: int, end: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Case:
-    """An answer, and the sentence (or how it begins) that it must lead to."""
+    """An answer, and the sentence (or its beginning) to which it must lead."""
 
     name: str
     says: str
@@ -85,7 +85,7 @@ BOMB_SIZE = (1024 if EXHAUSTIVE else 36) * MEBIBYTE
 ONE = {"fax_id": FAX, **PATIENT}
 GOOD_LIST = json.dumps({"first_record": 1, "last_record": 1, "faxes": [ONE]}).encode()
 
-# -- lists that must not be taken for lists -----------------------------------------------------------
+# -- lists that must not count as lists ---------------------------------------------------------------
 
 LISTS = [
     Case("html", NOT_JSON, http(b"<html>call 13235551212</html>")),
@@ -189,7 +189,7 @@ LISTS = [
     ),
 ]
 
-# -- records that are strange, beside one that is good ------------------------------------------------
+# -- strange records beside a good one ----------------------------------------------------------------
 
 
 UNUSABLE_IDS: dict[str, Any] = {
@@ -227,7 +227,7 @@ USABLE_IDS: dict[str, Any] = {
     "2^63": 1 << 63,
     "2^200": 1 << 200,
     "negative": -1,
-    "fax-number": "18005550199",  # an id is shown as it is, for it is what an operator asks for
+    "fax-number": "18005550199",  # an id is shown as it is, because operators ask for it
     "script": "<script>alert(1)</script>",
     "format": "{account}%(x)s$HOME",
 }
@@ -246,7 +246,7 @@ ODD_FIELDS: dict[str, dict[str, Any]] = {
     "timestamp-number": {"completed_timestamp": 1716265676},
     "timestamp-array": {"completed_timestamp": ["2024-05-21T04:27:56.000+0000"]},
     "nested-500-deep": {"routing_data": json.loads("[" * 500 + "]" * 500)},
-    # The parser shares its limit of a thousand with the calls that led to it, the test runner's too.
+    # The parser shares its limit of a thousand with its callers, including the test runner.
     "nested-700-deep": {"routing_data": json.loads('{"a":' * 700 + "1" + "}" * 700)},
     "names-of-a-megabyte": {"x" * MEBIBYTE: "y" * MEBIBYTE},
     "lone-surrogates": {"\ud800": "\udfff"},
@@ -356,7 +356,7 @@ IMAGES = [
     ),
 ]
 
-# What is stored all the same: the pages of the document, and whether it is marked damaged.
+# What is stored nevertheless: the pages of the document, and whether it is marked damaged.
 STORED_IMAGES: dict[str, tuple[bytes, int | None, bool]] = {
     "thousand-pages": (pdf_of(1000), 1000, True),
     "pdf-without-pages": (pdf_of(0), None, True),
@@ -421,7 +421,7 @@ DATES = {
 
 @pytest.fixture
 def out() -> Iterator[io.StringIO]:
-    """All that is logged, as the service would write it."""
+    """Return all that is logged, as the service would write it."""
     stream = io.StringIO()
     log.configure("debug", "json", stream=stream)
     yield stream
@@ -436,7 +436,7 @@ async def work(tmp_path: Path, out: io.StringIO) -> AsyncIterator[Bench]:
 
 
 def assert_nothing_private_and_no_bug(out: io.StringIO, *more: str | None) -> None:
-    """In what was logged since the last look, and in what else an operator is shown."""
+    """Look in what was logged since the last look, and in what else an operator sees."""
     text = out.getvalue()
     out.seek(0)
     out.truncate()
@@ -474,7 +474,7 @@ async def assert_stored_rows(work: Bench, *faxes: Fax) -> None:
 
 
 async def round_with(work: Bench, *harms: Harm, is_big: bool = False) -> PollOutcome:
-    """A minute later, a round with hostile answers for user-a: the others' new faxes are stored in it."""
+    """A minute later, user-a gets hostile answers for a round, and the others' new faxes are stored."""
     work.clock.advance(MINUTE)
     theirs = [receive(work, user) for user in (B, C)]
     work.proxy.harms = list(harms)

@@ -33,7 +33,7 @@ MEBIBYTE = 1 << 20
 
 HUGE = (75 if EXHAUSTIVE else 15) * MEBIBYTE  # of the document; its base64 is a third longer
 MORE_THAN_FOR_A_SMALL_ONE = 48 * MEBIBYTE
-# VmHWM and not getrusage: that would count what the forked test process had in memory.
+# VmHWM, because getrusage would count the memory of the forked test process.
 MEASURED = """
 import re, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ raise SystemExit(code)
 
 
 def huge_pdf(size: int) -> bytes:
-    """A whole PDF whose one page has an attachment that no packing makes smaller."""
+    """A whole PDF whose one page has an attachment that cannot be compressed."""
     pdf = pikepdf.new()
     pdf.add_blank_page(page_size=(612, 792))
     pdf.Root.Attachment = pdf.make_stream(random.Random(1).randbytes(size))
@@ -55,7 +55,7 @@ def huge_pdf(size: int) -> bytes:
 
 
 async def peak_of_once(installation: Installation) -> int:
-    """Run `poller once`, which must store everything; the most memory that it had, in bytes."""
+    """Run `poller once`, which must store everything; return its peak memory in bytes."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", MEASURED, "once", "--json", "-c", str(installation.config)),
         stdout=asyncio.subprocess.PIPE,
@@ -91,7 +91,7 @@ POSITIONS = 10**9 if EXHAUSTIVE else 150
 
 
 def fate(body: bytes, pages: int) -> str:
-    """What becomes of an image answer: refused as an answer, as a document, or taken for whole."""
+    """What happens to an image answer: refused as an answer or as a document, or accepted as whole."""
     decoder = ImageDecoder("a")
     try:
         document = decoder.feed(body)
@@ -123,7 +123,7 @@ def test_row_40_of_flipped_bits_those_that_break_base64_or_structure_are_found(
     print(f"row 40, {kind} of {len(document)} bytes, {fates.total()} flips: {share}")
 
     assert fate(before + text + behind, pages) == "undetected"
-    # Of 256 characters 64 are base64: the highest bit is never, and the others often none.
+    # 64 of 256 characters are base64: the highest bit never gives one, other bits often do not.
     assert share["refused"] > 0.4
     assert share["undetected"] < 0.6
 

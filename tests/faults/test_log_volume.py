@@ -1,4 +1,4 @@
-"""How much is said in a day of outage for a thousand users."""
+"""How many lines poller logs in a day of outage for a thousand users."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime
 from tests.integration.at_work import settled
 
 USERS = 1000
-STEP = timedelta(minutes=4)  # a probe comes every five, more or less
+STEP = timedelta(minutes=4)  # a probe comes about every five minutes
 MOST_LINES = 300
 
 
@@ -63,7 +63,7 @@ async def runtime(
 
 
 def lines(out: io.StringIO) -> list[dict[str, Any]]:
-    """What was said since the last look."""
+    """Return the events since the last look."""
     text = out.getvalue()
     out.seek(0)
     out.truncate()
@@ -73,7 +73,7 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 async def day(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, effects: tuple[str, ...]
 ) -> None:
-    """24 hours in which eFax fails in these ways, one after the other, and others than the probe poll too."""
+    """eFax fails for 24 hours in these ways, one after the other, and others than the probe poll too."""
     account, turn = runtime.accounts[APP], itertools.count()
     states, ways = itertools.cycle(account.states.values()), itertools.cycle(effects)
     monitor = Monitor(runtime, Planner(runtime))
@@ -105,7 +105,8 @@ async def test_a_day_of_outage_for_a_thousand_users_is_few_lines_and_its_end_one
     await day(runtime, simulator, clock, effects)
     said = Counter(one["event"]["action"] for one in lines(out))
     assert said.total() <= MOST_LINES
-    assert said["account-suspended"] <= 2 * len(effects)  # of the list call, and of the sign-in
+    # once for the list call, once for the sign-in
+    assert said["account-suspended"] <= 2 * len(effects)
     assert said.keys() <= {"account-suspended", "poll-failed", "rate-limited"}
 
     simulator.outage(False)

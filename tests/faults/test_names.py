@@ -1,4 +1,4 @@
-"""Row 51 of the fault matrix: name servers that do not answer, and who does not wait for them."""
+"""Row 51 of the fault matrix: name servers that do not answer, and work that does not wait for them."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from tests.efax import Simulator
 from tests.faults.troubled import Scene, stored
 
 _LOST = 11  # accounts; asyncio's default executor has six threads on two processors
-# Each Python of the installation reads it: a name below `.hangs` is never answered, `.example` is
-# this machine, and whatever goes to asyncio's default executor fails and is written down.
+# Each Python of the installation reads this: a name below `.hangs` never gets an answer, `.example`
+# is this machine, and everything that uses asyncio's default executor fails and is written down.
 _SITECUSTOMIZE = """
 import asyncio, socket, threading, traceback
 
@@ -51,7 +51,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def scene(simulator: Simulator, tmp_path: Path) -> Scene:
-    """An installation that asks for names, all of them known, and nothing in the default executor."""
+    """An installation that looks up names, all of them known, without the default executor."""
     by_name = simulator.base_url.replace("127.0.0.1", "localhost")
     installation = Installation(tmp_path, by_name)
     (tmp_path / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(here=tmp_path))
@@ -73,7 +73,7 @@ async def noted(scene: Scene, happened: Callable[[set[str]], bool]) -> None:
 
 
 def without_answer(count: int = _LOST) -> dict[str, Any]:
-    """Accounts whose names nobody answers; of every third it is the proxy's."""
+    """Accounts whose names get no answer; for every third it is the proxy's name."""
     accounts = {}
     for number in range(count):
         lost = account(f"https://efax-{number}.hangs") | {"app_id": f"lost-{number}"}
@@ -85,7 +85,7 @@ def without_answer(count: int = _LOST) -> dict[str, Any]:
 
 
 async def _looks(scene: Scene) -> None:
-    """Everything that answers questions does."""
+    """Everything that answers questions still does."""
     gzip = {"Accept-Encoding": "gzip"}
     for path in ("/healthz", "/metrics", "/"):
         assert (await scene.get(path))[0] == 200
@@ -123,7 +123,7 @@ async def test_accounts_whose_names_are_not_answered_hold_up_nobody_else(
         await daemon.event("service-reloaded")
         await stored(scene, daemon, arrived(simulator, 5))
         assert not daemon.said("storage-unusable")
-        assert await daemon.stop() == 0  # 1 where it took too long
+        assert await daemon.stop() == 0  # 1 if it took too long
         assert not daemon.said("stalled")
     scene.is_whole()
 

@@ -1,4 +1,4 @@
-"""Rows 32 to 40 and 50 to 52 of the fault matrix: the network, by a proxy that knows nothing of us."""
+"""Rows 32 to 40 and 50 to 52 of the fault matrix: the network, through an independent proxy."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ async def at_work(tmp_path: Path, events: list[Event]) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def impatient(tmp_path: Path, events: list[Event]) -> AsyncIterator[Bench]:
-    """The same with short deadlines, for what never comes."""
+    """The same with short deadlines, for answers that never come."""
     async with bench(tmp_path, timeouts=IMPATIENT) as opened:
         yield opened
 
@@ -48,7 +48,7 @@ def image_of(fax_id: str) -> bytes:
 async def assert_only_this_image_suffers(work: Bench, harm: Harm, *sentences: str) -> None:
     """An attempt at user-a's fax fails in one of these ways; all others' are stored; then it heals."""
     mine, theirs, others = work.one_each()
-    await work.cycle()  # sign-ins, sweeps: no more of that below
+    await work.cycle()  # sign-ins and sweeps; there are none below
     again = [work.receive(user) for user in NAMES]
     harm.needle = image_of(again[0].fax_id)
     work.proxy.harms = [harm]
@@ -119,7 +119,7 @@ async def test_row_32_refused_connections_suspend_the_account_and_are_met_with_g
         at_work.clock.advance(timedelta(minutes=1))
         await at_work.poll(A)
         await at_work.poll(B)
-    # An hour of outage: a probe every 5 minutes at most, not 120 polls.
+    # an hour of outage: a probe every 5 minutes at most, not 120 polls
     assert 10 <= await at_work.counted() - before <= 30
     assert at_work.visible(C)
 
@@ -184,7 +184,7 @@ async def test_row_33_a_connection_that_is_never_taken_has_a_sentence_of_its_own
             assert work.visible(C)
 
 
-# -- answers that break off -------------------------------------------------------------------------
+# -- answers that end early -------------------------------------------------------------------------
 
 ENDS: tuple[End, ...] = ("fin", "reset", "half-close")
 
@@ -208,7 +208,7 @@ async def test_row_34_a_cut_body_with_its_length_is_refused_and_had_again(
 async def test_row_35_a_cut_body_without_a_length_is_refused_by_what_it_is(
     at_work: Bench, end: End
 ) -> None:
-    """aiohttp hands it out as a whole 200, even after a reset."""
+    """aiohttp delivers it as a whole 200, even after a reset."""
     at_work.simulator.switches = Switches(framing="close")
     await assert_only_this_image_suffers(
         at_work, Harm(cut_after=3000, end=end), "The image answer is not JSON."
@@ -279,7 +279,7 @@ async def test_row_38_an_image_that_only_drips_is_given_up_and_holds_up_nobody(
             await work.poll(user)
         async with in_background(work.fetch()) as (fetching,):
             await until(lambda: work.visible(B) and work.visible(C))
-            assert not fetching.done()  # theirs came while the slow one still dripped
+            assert not fetching.done()  # the others' faxes came while the slow one still dripped
             await fetching
 
         row = await work.row(dripping)
@@ -300,13 +300,13 @@ async def test_latency_and_a_narrow_line_are_no_failure(at_work: Bench) -> None:
     await at_work.heal()
 
 
-# -- served, and the answer lost ---------------------------------------------------------------------
+# -- answers that get lost ---------------------------------------------------------------------------
 
 
 async def test_row_50_an_image_that_was_served_and_lost_on_the_way_is_stored_once(
     at_work: Bench,
 ) -> None:
-    """Asking marks it downloaded at eFax: from then on only our pending row keeps it."""
+    """The request marks it downloaded at eFax: from then on, only our pending row keeps it."""
     await at_work.cycle()
     fax = at_work.receive()
     harm = Harm(image_of(fax.fax_id), cut_after=0, end="reset")
@@ -314,7 +314,7 @@ async def test_row_50_an_image_that_was_served_and_lost_on_the_way_is_stored_onc
     at_work.clock.advance(timedelta(minutes=1))
     await at_work.cycle()
     assert fax.image_downloaded
-    assert harm.met == 2 * ATTEMPTS  # each repeated once more by aiohttp
+    assert harm.met == 2 * ATTEMPTS  # aiohttp repeats each once more
     assert (await at_work.row(fax)).state is State.PENDING
     assert await at_work.counted(call="image") == harm.met
     await at_work.heal()
@@ -329,7 +329,7 @@ async def test_row_50_a_sign_in_that_was_carried_out_and_lost_is_made_again(at_w
     await at_work.heal()
 
 
-# -- no way to it -------------------------------------------------------------------------------------
+# -- no connection ------------------------------------------------------------------------------------
 
 
 def server_context(
@@ -342,7 +342,7 @@ def server_context(
 
 @contextlib.asynccontextmanager
 async def speaking_tls(context: ssl.SSLContext) -> AsyncIterator[str]:
-    """A server that shakes hands and says nothing."""
+    """A server that accepts connections and says nothing."""
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -353,7 +353,7 @@ async def speaking_tls(context: ssl.SSLContext) -> AsyncIterator[str]:
 
 
 async def sentence_of(directory: Path, base_url: str, ca_file: Path | None = None) -> str:
-    """What is said when eFax is configured to be there; the other account must not mind."""
+    """Return the error for an eFax at this address; the other account must not suffer."""
     async with bench(directory, base_url=base_url, ca_file=ca_file) as work:
         work.one_each()
         outcomes = await work.cycle()
@@ -369,7 +369,7 @@ async def sentence_of(directory: Path, base_url: str, ca_file: Path | None = Non
         for _ in range(20):
             work.clock.advance(timedelta(seconds=30))
             await work.poll(A)
-        assert await work.counted() - before <= 8  # twenty polls without the suspension
+        assert await work.counted() - before <= 8  # without the suspension, twenty polls
         assert sentence is not None
         return sentence
 

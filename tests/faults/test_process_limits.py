@@ -1,4 +1,4 @@
-"""What the system refuses a process: size, descriptors, memory, threads, an open stdout, its life."""
+"""Limits of the system: size, descriptors, memory, threads, a stuck stdout, a kill."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from tests.efax import Simulator
 from tests.faults.troubled import Scene, call, needs, stored
 
 EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
-_NOBODY = 54321  # an id of nobody: how many threads it may have is counted for this test alone
+_NOBODY = 54321  # an unused user id: the number of its threads is counted only for this test
 _AS_NOBODY = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
 
 
@@ -43,7 +43,7 @@ def scene(installation: Installation, simulator: Simulator) -> Scene:
 
 
 def limit(daemon: Daemon, what: int, soft: int) -> None:
-    """Change a limit of the living process; its hard limit stays, so it can be taken back."""
+    """Change a limit of the living process; its hard limit stays, so the test can undo it."""
     _, hard = resource.prlimit(daemon.process.pid, what)
     resource.prlimit(daemon.process.pid, what, (soft, hard))
 
@@ -61,13 +61,13 @@ async def test_fax_beyond_the_file_size_limit_is_quarantined_while_others_go_on(
 ) -> None:
     installation.write({"retry": {"give_up_after": "1s"}})
     async with installation.daemon() as daemon:
-        limit(daemon, resource.RLIMIT_FSIZE, 400_000)  # the ledger stays below
+        limit(daemon, resource.RLIMIT_FSIZE, 400_000)  # above the ledger's size
         (big,) = arrived(scene.simulator, 1, pages=30)
         await daemon.event("fax-retry", fax_id=big.fax_id)
         small = arrived(scene.simulator, 3)
         await stored(scene, daemon, small)
         assert not daemon.said("storage-unusable")
-        await asyncio.sleep(1.0)  # give_up_after its first failure
+        await asyncio.sleep(1.0)  # give_up_after the first failure
         _make_due(installation, big)
         await daemon.event("fax-quarantined", fax_id=big.fax_id)
         (quarantined,) = (await installation.status())["quarantined_faxes"]
@@ -80,7 +80,7 @@ async def test_fax_beyond_the_file_size_limit_is_quarantined_while_others_go_on(
 
 
 def _make_due(installation: Installation, fax: Fax) -> None:
-    """As if the half minute to its next attempt were over; `poller retry` would forgive failures."""
+    """Pretend that the half minute to its next attempt is over; `poller retry` would forget failures."""
     with closing(sqlite3.connect(installation.ledger, timeout=20)) as ledger, ledger:
         ledger.execute(
             "UPDATE jobs SET due = 0 WHERE subject = (SELECT id FROM faxes WHERE fax_id = ?)",
@@ -122,7 +122,7 @@ async def test_without_memory_no_fax_is_blamed_and_all_is_fetched_when_there_is_
     async with installation.daemon() as daemon:
         await stored(scene, daemon, arrived(scene.simulator, 2))
         used = _status_kib(daemon, "VmSize") * 1024
-        limit(daemon, resource.RLIMIT_AS, used + (2 << 20))  # no further thread has its stack
+        limit(daemon, resource.RLIMIT_AS, used + (2 << 20))  # no further thread gets its stack
         big = arrived(scene.simulator, 4, pages=40)
         for fax in big:
             await daemon.event("fax-discovered", fax_id=fax.fax_id)
@@ -131,7 +131,7 @@ async def test_without_memory_no_fax_is_blamed_and_all_is_fetched_when_there_is_
         unlimit(daemon, resource.RLIMIT_AS)
         assert (await installation.poller("retry", *(fax.fax_id for fax in big))).code in (0, 1)
         await stored(scene, daemon, big)
-        # asyncio itself says so where it finds no memory for what it reads; nothing else may.
+        # Only asyncio itself may report that it finds no memory for what it reads.
         kinds = {one["error"]["type"] for one in daemon.said("internal-error")}
         assert kinds <= {"MemoryError"}
         assert await daemon.stop() == 0
@@ -149,7 +149,7 @@ def _status_kib(daemon: Daemon, name: str) -> int:
 
 @pytest.fixture
 def ordinary(simulator: Simulator) -> Iterator[Installation]:
-    """An installation of a user who is nobody else's, in a directory that this user can reach."""
+    """An installation of a user that nobody else uses, in a directory that this user can reach."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to become a user of its own")
     needs("setpriv", "prlimit")
@@ -162,7 +162,7 @@ def ordinary(simulator: Simulator) -> Iterator[Installation]:
 
 
 def _threads_at_most(daemon: Daemon, count: str) -> None:
-    """The limit of another user's process is changed as that user."""
+    """Change the limit of another user's process, as that user."""
     call(*_AS_NOBODY, "prlimit", f"--pid={daemon.process.pid}", f"--nproc={count}:")
 
 
@@ -193,7 +193,7 @@ async def test_without_new_threads_it_waits_for_them(
 async def test_log_that_nobody_takes_costs_no_fax(
     scene: Scene, installation: Installation, stdout: str
 ) -> None:
-    faxes = arrived(scene.simulator, 40)  # lines enough to fill a terminal that nobody reads
+    faxes = arrived(scene.simulator, 40)  # enough lines to fill a terminal that nobody reads
     with _Stdout(stdout) as descriptor:
         before = ("sh", "-c", 'exec "$@" >&-', "sh") if stdout == "none" else ()
         process = await asyncio.create_subprocess_exec(
@@ -218,7 +218,7 @@ async def test_log_that_nobody_takes_costs_no_fax(
 
 
 class _Stdout:
-    """A standard output in a bad state: its reader gone or asleep, its disk full."""
+    """A standard output in a bad state: its reader has gone or sleeps, or its disk is full."""
 
     def __init__(self, state: str) -> None:
         self._state = state
@@ -254,7 +254,7 @@ class _Stdout:
 
 
 def _forgive_sign_ins(installation: Installation) -> None:
-    """More sign-ins at once than are allowed are another test's matter."""
+    """Another test covers more sign-ins than are allowed at once."""
     no_table_yet = suppress(sqlite3.OperationalError)
     with closing(sqlite3.connect(installation.ledger)) as ledger, no_table_yet, ledger:
         ledger.execute("UPDATE accounts SET sign_in_level = NULL, sign_in_at = NULL")
@@ -264,7 +264,7 @@ def _forgive_sign_ins(installation: Installation) -> None:
 async def test_killed_at_random_under_load_it_loses_nothing(
     scene: Scene, installation: Installation
 ) -> None:
-    """Faxes keep coming; `POLLER_EXHAUSTIVE=1` kills a hundred times."""
+    """Faxes keep arriving; `POLLER_EXHAUSTIVE=1` kills a hundred times."""
     kills = 100 if EXHAUSTIVE else 6
     seed = random.randrange(1 << 32)
     dice = random.Random(seed)

@@ -26,7 +26,7 @@ async def work(tmp_path: Path, events: list[Event]) -> AsyncIterator[Bench]:
 
 
 def of_a(*effects: str, call: str, first: int = 0, retry_after: str | None = None) -> Faults:
-    """These befall user-a alone, always or the first times."""
+    """These affect only user-a, always or the first times."""
     return Faults(
         rules=tuple(
             Fault(
@@ -58,7 +58,7 @@ async def assert_image_refused(work: Bench, effect: str, sentence: str) -> None:
     assert work.dot_files() == []
     assert await work.runtime.services.evidence.find(APP, A, mine.fax_id)
     assert [(await work.row(fax)).state for fax in theirs] == [State.STORED] * 2
-    # Asked as often as a call may be, and once for user-b; all of it is counted.
+    # requested as often as a call may be, and once for user-b; all requests count
     assert await work.counted(call="image") - before == ATTEMPTS + 1
     work.simulator.faults = Faults()
     work.clock.advance(MINUTE)
@@ -229,7 +229,7 @@ async def test_row_44_an_account_whose_every_call_is_401_is_not_hammered(work: B
     await work.heal()
 
 
-# -- faxes that cannot be had -------------------------------------------------------------------------
+# -- faxes that eFax cannot deliver ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["404", "410"])
@@ -356,7 +356,7 @@ async def test_row_49_a_fax_older_than_the_overlap_is_found_by_a_sweep_and_count
     await work.cycle()
     late = work.receive(A, completed=work.clock.now() - HOUR)
     outcomes = await work.cycle()
-    assert outcomes[A].discovered == []  # beyond the overlap: no window shows it
+    assert outcomes[A].discovered == []  # beyond the overlap, where no window shows it
 
     work.clock.advance(HOUR)
     outcomes = await work.cycle()

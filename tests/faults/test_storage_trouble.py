@@ -1,4 +1,4 @@
-"""Real trouble of real file systems under a running daemon: it degrades, says so, and heals."""
+"""Real trouble of real file systems under a running daemon: it degrades, reports it, and recovers."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ def scene(installation: Installation, simulator: Simulator) -> Scene:
 
 @pytest.fixture
 def disk(installation: Installation) -> Iterator[Mount]:
-    """The storage directory on a small file system of its own."""
+    """The storage directory on its own small file system."""
     mount = Mount(installation.storage)
     mount.mount()
     yield mount
@@ -95,7 +95,7 @@ async def test_disk_remounted_read_only_stops_fetching_until_it_takes_writes(
 async def test_unmounted_disk_stops_fetching_until_it_is_mounted_again(
     scene: Scene, disk: Mount, tmp_path: Path
 ) -> None:
-    """The mount point that it leaves is a usable directory, and nothing is ever put there."""
+    """The mount point that remains is a usable directory, but poller must never put anything there."""
     kept = tmp_path / "kept"
     kept.mkdir()
     call("mount", "--bind", disk.at, kept)
@@ -131,7 +131,7 @@ async def test_immutable_directory_stops_fetching_until_it_is_mutable(
 async def test_lost_permission_stops_fetching_until_it_is_given_back(
     scene: Scene, installation: Installation
 ) -> None:
-    if os.geteuid() == 0:  # whom modes do not stop; without its capabilities they do
+    if os.geteuid() == 0:  # modes do not stop root; without its capabilities they do
         needs("setpriv")
         installation.before_it = ("setpriv", "--bounding-set=-all")
     await through(
@@ -177,7 +177,7 @@ async def test_trouble_that_begins_under_an_image_costs_no_fax_an_attempt(
 async def test_disk_with_room_for_a_look_but_not_for_an_image_is_probed_by_single_images(
     scene: Scene, disk: Mount
 ) -> None:
-    """As with a quota: enough is free as far as the system says, and writing fails."""
+    """As with a quota: the system reports enough space, and writing fails."""
     scene.installation.write({"storage": {"min_free": "1KiB"}})
     async with scene.installation.daemon() as daemon:
         await stored(scene, daemon, arrived(scene.simulator, 1))
@@ -187,7 +187,7 @@ async def test_disk_with_room_for_a_look_but_not_for_an_image_is_probed_by_singl
             await gate.reached(4)
         await daemon.event("storage-unusable")
         await scene.is_loud(daemon, "No space left on device", seen_from_outside=False)
-        # It was shut for two seconds; one image of several finds out that it still is, for four.
+        # The gate was shut for two seconds; one image finds out that it must stay shut, for four.
         with scene.simulator.hold("image") as gate:
             probes = arrived(scene.simulator, 3, pages=6)
             await gate.reached()
@@ -198,7 +198,7 @@ async def test_disk_with_room_for_a_look_but_not_for_an_image_is_probed_by_singl
         assert sum(scene.simulator.downloads[fax] for fax in probes) <= 2
         assert sum(scene.simulator.downloads[fax] for fax in big) == 4
         filler.unlink()
-        # They were put off for half a minute.
+        # They were postponed for half a minute.
         assert (await scene.installation.poller("retry", *(f.fax_id for f in big))).code == 0
         await scene.ends_well(daemon, more=6)
 
@@ -234,7 +234,7 @@ async def test_file_of_the_same_content_is_adopted_and_another_one_never_overwri
     same, other = arrived(simulator, 2)
     installation.write({"retry": {"give_up_after": "1s"}})
     await installation.once()
-    # As if this ledger had never heard of them, which is what a lost one is like.
+    # As if this ledger had never seen them, like one that replaces a lost ledger.
     kept = {fax: installation.image_of(fax) for fax in (same, other)}
     for path in installation.sidecars().values():
         path.unlink()
@@ -293,7 +293,7 @@ async def test_slow_disk_delays_faxes_but_neither_loop_nor_watchdog_nor_drain(
 
 
 async def _fed(manager: socket.socket) -> None:
-    """Wait until the watchdog is fed after what was heard so far."""
+    """Wait until the watchdog gets a signal after those so far."""
     with contextlib.suppress(BlockingIOError):
         while True:
             manager.recv(4096)
@@ -301,7 +301,7 @@ async def _fed(manager: socket.socket) -> None:
         pass
 
 
-# -- row 30: stored files under foreign hands ---------------------------------------------------------
+# -- row 30: changed stored files ---------------------------------------------------------------------
 
 
 async def test_stored_file_that_was_deleted_or_cut_is_not_fetched_again_by_itself(
@@ -347,7 +347,7 @@ async def test_full_disk_of_the_ledger_stops_images_and_heals(
     try:
         async with installation.daemon() as daemon:
             await stored(scene, daemon, arrived(scene.simulator, 2))
-            # A little write fits still, a page of new faxes does not.
+            # A small write still fits; a page of new faxes does not.
             filler = disk.fill(but=16384)
             await asyncio.sleep(TRUSTED_FOR_S)
             arrived(scene.simulator, 3)

@@ -1,4 +1,4 @@
-"""Another program signs in with our App ID for a day: noticed, said once, given way, and faxes arrive."""
+"""Another program signs in with our App ID for a day: poller reports it once, gives way, and faxes arrive."""
 
 import os
 from collections import Counter
@@ -16,13 +16,13 @@ from tests.integration.at_work import parts, poll, row, said
 
 EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 HOURS, STEP = (24, timedelta(minutes=1)) if EXHAUSTIVE else (4, timedelta(minutes=2))
-# At worst a token is lost as soon as it is here. Sign-ins are then half a minute apart, a minute, and
-# so on; from the sixth loss within an hour they are eight minutes apart, and ten from the seventh.
+# In the worst case a token is lost at once. Then sign-ins are half a minute apart, a minute, and so
+# on; from the sixth loss within an hour they are eight minutes apart, and ten from the seventh.
 IN_THE_FIRST_HOUR, IN_A_LATER_HOUR = 12, 8
 
 
 class Rival:
-    """The other program: it signs in every so often."""
+    """The other program: it signs in at regular intervals."""
 
     def __init__(self, simulator: Simulator, every: timedelta) -> None:
         self._simulator = simulator
@@ -63,7 +63,7 @@ async def at_work(
 
 
 async def hour(runtime: Runtime, clock: QuickClock, rival: Rival, hours: Hours) -> None:
-    """An hour of polls, each followed by fetching; the rival comes in between."""
+    """Run an hour of polls, each followed by fetching; the rival signs in between."""
     account, _ = parts(runtime)
     end = clock.now() + timedelta(hours=1)
     while clock.now() < end:
@@ -110,13 +110,13 @@ async def test_peace_is_said_when_the_other_program_has_stopped_for_a_day(
     assert said(events, "token-war", "token-war-over") == ["token-war", "token-war-over"]
     assert not at_work.accounts[APP].client.is_at_war
     assert at_war + "0.0" in (await at_work.services.metrics.render()).decode()
-    assert simulator.sign_ins[APP] - fought <= 3  # the last lost one, and a day's end
+    assert simulator.sign_ins[APP] - fought <= 3  # the last lost one, and the end of a day
 
 
 async def test_a_service_that_restarts_all_the_time_in_a_war_keeps_its_budget(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
-    """Each start needs a token of its own, and forgets that there was a war."""
+    """Each start needs its own token, and forgets that there was a war."""
     settings = make_config(simulator.base_url, users=("user-a",))
     began = clock.now()
     fax = arrived(simulator)

@@ -1,6 +1,6 @@
-"""An installation whose disk and limits are in the test's hand, and what must hold meanwhile.
+"""An installation whose disk and limits the test controls, and what must hold meanwhile.
 
-Mounts are made in a mount namespace of this test process alone, which its children share.
+Mounts are made in a mount namespace of this test process, which its children share.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.acceptance.installation import (
 from tests.compiled import library
 from tests.efax import Simulator
 
-TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little
+TRUSTED_FOR_S = 1.1  # how long the service believes what it found of the storage, and a little more
 _HANG_TIMEOUT_S = 90.0
 _CLONE_NEWNS = 0x00020000
 _SOURCE = Path(__file__).with_name("disk_trouble.c")
@@ -46,7 +46,7 @@ def call(*words: str | Path) -> None:
 
 
 def needs(*commands: str) -> None:
-    """Skip the test where a command is missing."""
+    """Skip the test if a command is missing."""
     for command in commands:
         if shutil.which(command) is None:
             pytest.skip(f"needs {command}")
@@ -54,7 +54,7 @@ def needs(*commands: str) -> None:
 
 @cache
 def _own_mounts() -> str | None:
-    """Give this process mounts of its own; the reason why that cannot be."""
+    """Give this process its own mounts; return the reason if that is impossible."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return "needs root and mount"
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
@@ -67,7 +67,7 @@ def _own_mounts() -> str | None:
 
 @dataclass(frozen=True)
 class Mount:
-    """A small file system of its own at `at`."""
+    """A small file system at `at`."""
 
     at: Path
     options: str = "size=2m"
@@ -115,13 +115,13 @@ class Disk:
         }
 
     def set(self, trouble: str) -> None:
-        """Say what befalls the disk from now on, in one step."""
+        """Set what happens to the disk from now on, in one step."""
         new = self._switch.with_suffix(".new")
         new.write_text(trouble)
         new.rename(self._switch)
 
     async def hold(self) -> None:
-        """Let no fsync end from now on; returns once one has begun."""
+        """Let no fsync end from now on; return once one has begun."""
         self.set("hold")
         async with asyncio.timeout(_HANG_TIMEOUT_S):
             while not self._switch.with_name(self._switch.name + ".held").exists():
@@ -130,7 +130,7 @@ class Disk:
 
 @dataclass
 class Scene:
-    """A daemon at work, with its page on `port`, and the faxes of its eFax."""
+    """A running daemon with its page on `port`, and the faxes of its eFax."""
 
     installation: Installation
     simulator: Simulator
@@ -154,7 +154,7 @@ class Scene:
         return int(failures)
 
     async def asks_for_nothing_but_polls_on(self, daemon: Daemon, *, at_most: int = 0) -> None:
-        """New faxes become pending rows while no image is asked for."""
+        """New faxes become pending rows while no image is requested."""
         asked = self.simulator.downloads.total()
         for fax in arrived(self.simulator, 2):
             await daemon.event("fax-discovered", fax_id=fax.fax_id)
@@ -165,7 +165,7 @@ class Scene:
     async def is_loud(self, daemon: Daemon, reason: str, *, seen_from_outside: bool = True) -> None:
         """Log, readiness, metrics and `status` say that nothing is fetched, and why.
 
-        The command looks for itself, and sees what can be seen from outside the daemon.
+        The command looks for itself, and sees what is visible from outside the daemon.
         """
         (said,) = daemon.said("storage-unusable")
         assert reason in said["poller"]["reason"]
@@ -184,7 +184,7 @@ class Scene:
         assert self.failures() == 0
 
     async def ends_well(self, daemon: Daemon, *, more: int = 1) -> None:
-        """By itself everything is stored, once, asked for at most `more` times in vain."""
+        """Without help, everything is stored once; at most `more` requests fail."""
         await daemon.event("storage-usable")
         for fax in self.simulator.faxes():
             await daemon.event("fax-stored", fax_id=fax.fax_id)
@@ -204,7 +204,7 @@ class Scene:
 async def through(
     scene: Scene, *, begin: Callable[[], object], end: Callable[[], object], reason: str
 ) -> None:
-    """Bring trouble over a daemon that works, see it degraded, end the trouble, see it well."""
+    """Cause trouble for a running daemon, see it degraded, end the trouble, see it recover."""
     async with scene.installation.daemon() as daemon:
         await stored(scene, daemon, arrived(scene.simulator, 2))
         await _patiently(begin)
@@ -218,7 +218,7 @@ async def through(
 
 
 async def _patiently(step: Callable[[], object]) -> None:
-    """A mount is busy while the daemon has a file open there: it says `fax-stored` before it closes."""
+    """Wait while the daemon has a file open, as it says `fax-stored` before it closes the file."""
     for _ in range(50):
         with contextlib.suppress(AssertionError):
             step()
@@ -228,7 +228,7 @@ async def _patiently(step: Callable[[], object]) -> None:
 
 
 async def stored(scene: Scene, daemon: Daemon, faxes: list[Fax]) -> None:
-    """Wait until these are stored, and until nothing of their hand-over is left."""
+    """Wait until these are stored and nothing of their hand-over is left."""
     for fax in faxes:
         await daemon.event("fax-stored", fax_id=fax.fax_id)
     async with asyncio.timeout(_HANG_TIMEOUT_S):
