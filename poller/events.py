@@ -251,6 +251,19 @@ class AccountSlowed(OfAccount):
     requests_per_second: float
 
 
+class EfaxSlow(OfAccount):
+    """The middle one of the last answers to `call` took `seconds`, for two minutes now."""
+
+    severity = "warning"
+    sentence = "eFax, or a proxy before it, answers slowly, so faxes come later: see `poller help efax-slow`."
+    call: str
+    seconds: int
+
+
+class EfaxSlowOver(OfAccount):
+    sentence = "eFax answers in time again."
+
+
 class AccountSummary(OfAccount):
     sentence = "What the last five minutes brought."
     users: int

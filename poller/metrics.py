@@ -54,6 +54,7 @@ _PREFIXES: Final = {Direction.RECEIVED: "poller_", Direction.SENT: "poller_sent_
 _GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "account_suspended": ("1 while only probes are sent for the account.", ("account",)),
     "token_war": ("1 while another program signs in with the account's App ID.", ("account",)),
+    "efax_slow": ("1 while eFax, or a proxy before it, answers slowly.", ("account",)),
     "schedule_stretch_ratio": (
         "How many times longer the pause between polls is than the schedule asks for.",
         ("account",),
@@ -342,6 +343,8 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
     events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
     events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
+    events.EfaxSlow: lambda metrics, one: metrics.set("efax_slow", 1, one.account),
+    events.EfaxSlowOver: lambda metrics, one: metrics.set("efax_slow", 0, one.account),
     events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
     events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
     events.WebhookReceived: lambda metrics, one: metrics.webhook(

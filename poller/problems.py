@@ -6,9 +6,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from poller.config.values import size_text
+from poller.manual import see
 from poller.status import by_stream
 from poller.stream import Direction
 
+NOT_IN_TIME: Final = "users were not polled in time"
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
 _NOT_LISTED: Final = "Some time could not be listed, so faxes may be missing, for {who}."
@@ -24,6 +26,7 @@ _SENT_LATE: Final = (
     "faxes waits."
 )
 _SENT_NOTHING: Final = "Nothing was sent for longer than expected by {who}."
+_SLOW_CALLS: Final = {"list": "a list", "image": "an image"}
 _Row = dict[str, Any]
 
 
@@ -38,13 +41,17 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
     silenced = {row["account"] for row in suspended}
     asked = [row for row in users if row["account"] not in silenced]
     told_below = tuple(f"Account {account} is suspended" for account in silenced)
+    reasons = [one for one in reasons if not one.startswith(told_below)]
+    if _overdue(status) and not _late(status):
+        reasons = [one for one in reasons if NOT_IN_TIME not in one]
     return [
-        *dict.fromkeys(_sentence(one) for one in reasons if not one.startswith(told_below)),
+        *dict.fromkeys(map(_sentence, reasons)),
         *_rejected(status.get("config_rejected")),
         *_disk_low(status.get("storage", {})),
         *map(_suspended, suspended),
         *map(_at_war, _with("token_war", accounts)),
         *[_slowed(row) for row in accounts if _is_slowed(row)],
+        *map(_slow, _with("slow", accounts)),
         *[_unheard(row) for row in accounts if (row.get("webhook") or {}).get("silent_since")],
         *_refused(_with("refused", asked), Counter(row["account"] for row in _received(users))),
         *_failed([row for row in _with("last_error", asked) if not row.get("refused")]),
@@ -68,19 +75,35 @@ def not_in_time(status: dict[str, Any]) -> str | None:
     Users who are refused, or whose account is suspended, are told of elsewhere; so are sent faxes,
     which wait for received ones.
     """
-    suspended = {row["account"] for row in status["accounts"] if row["suspended_until"]}
-    late = [
-        row
-        for row in status["users"]
-        if row["overdue"] and not row["refused"] and row["account"] not in suspended
-    ]
+    late = _late(status)
     if not late:
         return None
-    users = "1 user was" if len(late) == 1 else f"{len(late)} users were"
+    users = NOT_IN_TIME.replace("users were", "user was") if len(late) == 1 else NOT_IN_TIME
     return (
-        f"{users} not polled in time ({_names(late)}): if the service hangs, restart it "
+        f"{len(late)} {users} ({_names(late)}): if the service hangs, restart it "
         "(`systemctl restart poller`)"
     )
+
+
+def _overdue(status: dict[str, Any]) -> list[_Row]:
+    suspended = {row["account"] for row in _with("suspended_until", status.get("accounts", []))}
+    return [
+        row
+        for row in _with("overdue", status.get("users", []))
+        if not row["refused"] and row["account"] not in suspended
+    ]
+
+
+def _late(status: dict[str, Any]) -> list[_Row]:
+    """Those for whose lists it is not the turn yet, in an account that catches up, are not late."""
+    moving = {
+        row["account"]
+        for row in _with("catching_up", status.get("accounts", []))
+        if row["catching_up"]["seconds"] is not None
+    }
+    return [
+        row for row in _overdue(status) if not (row.get("lists_left") and row["account"] in moving)
+    ]
 
 
 def _rejected(problem: str | None) -> list[str]:
@@ -130,6 +153,15 @@ def _slowed(row: _Row) -> str:
     return (
         f"eFax limits account {row['account']}: {row['rate']:.2g} of {row['limit']:g} requests per "
         'second are allowed now; see "eFax limits an account" in the README.'
+    )
+
+
+def _slow(row: _Row) -> str:
+    slow = row["slow"]
+    return (
+        f"eFax, or a proxy before it, answers account {row['account']} slowly: "
+        f"{_SLOW_CALLS.get(slow['call'], slow['call'])} takes about {slow['seconds']:.0f} s, so "
+        f"faxes come later. {see('efax-slow')}"
     )
 
 

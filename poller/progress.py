@@ -89,6 +89,12 @@ class Progress:
         return tuple(part for part in parts if part)
 
     @property
+    def untried_gaps(self) -> tuple[Interval, ...]:
+        """The gaps, or parts of them, that wait for their first turn."""
+        tried = Coverage(tuple(one.interval for one in self.failed_slices))
+        return tuple(part for gap in self.gaps for part in tried.gaps(gap.start, gap.end))
+
+    @property
     def _settled(self) -> Coverage:
         dismissed = tuple(one.interval for one in self.failed_slices if one.dismissed)
         return Coverage(self.coverage.intervals + dismissed) if dismissed else self.coverage

@@ -8,6 +8,8 @@ from itertools import product
 from typing import Any
 
 from poller import VERSION, plan, schedule
+from poller.backlog import CatchUp
+from poller.catching_up import Beginnings, Speeds, lists_by_stream
 from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
 from poller.hook_record import HookRecord
@@ -32,6 +34,7 @@ from poller.ledger.accounts import all_accounts, hook
 from poller.ledger.tables import JobKind
 from poller.page_progress import what_is_missing
 from poller.progress import Progress
+from poller.slowness import Slow
 from poller.stream import Direction
 from poller.window import Interval
 
@@ -50,13 +53,15 @@ _TIMES = ("last_poll_at", "last_success_at", "last_received_at", "last_stored_at
 class Pace:
     """Requests per second of an account: configured, allowed after a 429, used in the last minute.
 
-    All but the first only the running service knows, and whether there is a token war.
+    All but the first only the running service knows, and whether there is a token war, and whether
+    eFax is `slow`.
     """
 
     limit: float | None = None
     rate: float | None = None
     used: float | None = None
     token_war: bool | None = None
+    slow: Slow | None = None
 
 
 @dataclass
@@ -92,7 +97,8 @@ class Surroundings:
     """What the ledger does not hold; `rejected` is why the last reload was not taken.
 
     `accounts`, as configured, tell who is not polled in time and who should have received something.
-    `hooks` are what the running service knows of its web-hooks, by App ID.
+    `hooks` are what the running service knows of its web-hooks, by App ID; `catching_up` is what it
+    noted when an account began to, by its name.
     """
 
     storage: dict[str, Any]
@@ -103,6 +109,17 @@ class Surroundings:
     alarm_after: timedelta = RetryConfig.alarm_after
     accounts: Sequence[Account] = ()
     hooks: Mapping[str, HookRecord] | None = None
+    catching_up: Mapping[str, CatchUp] = field(default_factory=dict)
+
+    @property
+    def beginnings(self) -> Beginnings:
+        return Beginnings(self.catching_up, self.accounts)
+
+    def allowed_per_s(self, account: AccountRow) -> float | None:
+        """Requests per second that may be used for faxes now; None is nothing, or nobody knows."""
+        if account.suspended_until is not None or not self.storage.get("usable", True):
+            return None
+        return self.paces.get(account.account, Pace()).rate
 
 
 async def status(
@@ -112,6 +129,11 @@ async def status(
     given_up = await ledger.read(jobs.quarantined, _FAXES_SHOWN)
     alarming = await ledger.read(failing.oldest, now, around.alarm_after, _FAXES_SHOWN)
     hooks = await kept_hooks(ledger, around.accounts) if around.hooks is None else around.hooks
+    accounts = await ledger.read(all_accounts, include_removed=False)
+    seen = await _streams(ledger, now, around, lately or StoredLately())
+    allowed = {row.account: around.allowed_per_s(row) for row in accounts}
+    speeds = Speeds(ledger, now, around.beginnings, seen.rows, seen.held, seen.lists)
+    figures = await speeds.read(allowed, running=around.running)
     return {
         "at": instant(now),
         "running": around.running,
@@ -121,10 +143,11 @@ async def status(
         "ledger": _ledger(await ledger.health()),
         "accounts": [
             _account(row, now, around.paces.get(row.account, Pace()))
+            | figures[row.account]
             | _hook(hooks.get(row.app_id), now)
-            for row in await ledger.read(all_accounts, include_removed=False)
+            for row in accounts
         ],
-        "users": await _users(ledger, now, around, lately or StoredLately()),
+        "users": await _users(ledger, now, around, seen),
         "quarantined_faxes": [
             await _not_fetched(fax, fax.quarantined_at, around.evidence) for fax in given_up
         ],
@@ -162,12 +185,30 @@ async def _canaries(ledger: Ledger) -> dict[str, Any]:
     return {"late_canaries": told} if told else {}
 
 
-async def _users(
+@dataclass(frozen=True)
+class _Streams:
+    """All streams, what was stored of them hour by hour, how far they are, and their lists left."""
+
+    rows: list[StreamRow]
+    stored: dict[datetime, dict[int, int]]
+    held: Mapping[int, Progress]
+    lists: Mapping[int, int]
+
+
+async def _streams(
     ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately
-) -> list[dict[str, Any]]:
-    """Every user by its received faxes, with those of its sent ones, if there are any, as `sent`."""
+) -> _Streams:
     rows, stored = await lately.read(ledger, now)
     held = await ledger.read(fold.all_progress)
+    lists = lists_by_stream(around.beginnings, rows, held, now)
+    return _Streams(rows, stored, held, lists)
+
+
+async def _users(
+    ledger: Ledger, now: datetime, around: Surroundings, seen: _Streams
+) -> list[dict[str, Any]]:
+    """Every user by its received faxes, with those of its sent ones, if there are any, as `sent`."""
+    rows, held = seen.rows, seen.held
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.damage_counts)
     undeleted = await ledger.read(errands.left, JobKind.DELETE)
@@ -179,9 +220,10 @@ async def _users(
         (row.app_id, row.user_id, row.direction): _user(row, now)
         | _time(held[row.id], now)
         | _backfills(asked.get(row.id, ()))
-        | _stored_lately(stored, row.id, now)
+        | _stored_lately(seen.stored, row.id, now)
         | {
             "overdue": row.id in overdue,
+            "lists_left": seen.lists.get(row.id, 0),
             "silent_since": instant(silent.get(row.id)),
             "damaged_files": harmed.get(row.id, (0, 0))[0],
             "unreadable_files": harmed.get(row.id, (0, 0))[1],

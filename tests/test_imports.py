@@ -31,6 +31,7 @@ CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progres
 CORE += ["deletion"]
 CORE += ["hooks", "hook_record"]
 CORE += ["recognition", "advice", "drawn_page"]
+CORE += ["backlog", "slowness"]
 SHELL = [
     "manual",
     "own_threads",
@@ -42,6 +43,7 @@ SHELL = [
     "store",
     "ledger",
     "page_progress",
+    "catching_up",
     "rebuild",
     "status",
     "runtime_report",

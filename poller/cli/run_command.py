@@ -12,11 +12,12 @@ from typing import Any
 from poller import VERSION, config
 from poller.cli import bootstrap
 from poller.cli.exit import StopDeadline
-from poller.client import Client
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
+from poller.daemon.readiness import Readiness
 from poller.daemon.webhooks import Webhooks
+from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.lock import StateLock, StorageLock
 from poller.metrics import Metrics
@@ -58,7 +59,7 @@ async def _run(
     ) -> AsyncIterator[None]:
         ready = monitor.readiness
         answers = Answers(
-            metrics, lambda: _status(runtime, lately, webhooks), ready.troubles, ready.alive
+            metrics, lambda: _status(runtime, ready, lately, webhooks), ready.troubles, ready.alive
         )
         server = StatusServer(settings.http, secret, answers)
         runtime.on_http_token = server.take_token
@@ -123,22 +124,24 @@ def _leave_users_out_of_garbage() -> None:
 
 
 async def _status(
-    runtime: Runtime, lately: StoredLately, webhooks: Webhooks | None
+    runtime: Runtime, ready: Readiness, lately: StoredLately, webhooks: Webhooks | None
 ) -> dict[str, Any]:
     services, settings = runtime.services, runtime.config
     now_s = services.clock.monotonic()
     seen = Surroundings(
         bootstrap.storage_shown(settings, services.gate.reason, services.gate.free_bytes),
         evidence=services.evidence,
-        paces={one.account.name: _pace(one.client, now_s) for one in runtime.accounts.values()},
+        paces={one.account.name: _pace(one, now_s) for one in runtime.accounts.values()},
         rejected=runtime.rejected,
         alarm_after=settings.retry.alarm_after,
         accounts=settings.accounts,
         hooks=None if webhooks is None else webhooks.records(),
+        catching_up=ready.catching_up,
     )
     return await status(services.ledger, services.clock.now(), seen, lately)
 
 
-def _pace(client: Client, now_s: float) -> Pace:
-    pacing = client.pacing
-    return Pace(pacing.speed.limit, pacing.speed.rate, pacing.used(now_s), client.is_at_war)
+def _pace(account: AccountRunner, now_s: float) -> Pace:
+    pacing, slow = account.client.pacing, account.slowness.slow
+    used, at_war = pacing.used(now_s), account.client.is_at_war
+    return Pace(pacing.speed.limit, pacing.speed.rate, used, at_war, slow)

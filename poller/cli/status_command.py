@@ -44,6 +44,7 @@ async def look(settings: Config) -> dict[str, Any]:
             rejected=report.rejected if report else None,
             alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
+            catching_up=report.catching_up if report else {},
         )
         return await current.status(ledger, bootstrap.now(), seen)
 
@@ -65,7 +66,8 @@ def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
     limit, name = account.limits.requests_per_second, account.name
     if report is None:
         return current.Pace(limit)
-    return current.Pace(limit, report.rates.get(name, limit), token_war=name in report.at_war)
+    rate, at_war = report.rates.get(name, limit), name in report.at_war
+    return current.Pace(limit, rate, token_war=at_war, slow=report.slow.get(name))
 
 
 def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:

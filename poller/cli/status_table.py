@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from poller.cli.console import for_tables, say, table
 from poller.cli.lookup import counted, name_of
 from poller.config.values import size_text
+from poller.manual import see
 from poller.status import by_stream
 
 _NARROW = 100
@@ -27,8 +29,14 @@ def print_status(shown: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
+    catching_up = [one for one in shown["accounts"] if one["catching_up"]]
     if not shown["problems"]:
-        console.print("All is well.", style="bold green")
+        if catching_up:
+            console.print("Catching up; nothing is wrong.", style=f"bold {_CALM}")
+        else:
+            console.print("All is well.", style="bold green")
+    for account in catching_up:
+        _print_catching_up(console, account)
     console.print(_headline(shown), style="dim", markup=False, highlight=False)
     suspended = {one["account"] for one in shown["accounts"] if one["suspended_until"]}
     users = [row | {"state": _state(row, suspended)} for row in by_stream(shown)]
@@ -52,6 +60,31 @@ def print_status(shown: dict[str, Any]) -> None:
         say(line)
 
 
+def _print_catching_up(console: Console, account: "Row") -> None:
+    done, left = account["catching_up"]["done"], account["catching_up"]["left"]
+    console.print(
+        f"Account {account['account']} is catching up, {_how_long(account['catching_up']['seconds'])}: "
+        f"{done:,} of {done + left:,} requests are done. {see('catching-up')}",
+        style=_CALM,
+        markup=False,
+        highlight=False,
+        soft_wrap=not console.is_terminal,
+    )
+    full = _BAR * done // (done + left)
+    console.print(Text("█" * full + "░" * (_BAR - full), _CALM))
+
+
+def _how_long(seconds: float | None) -> str:
+    if seconds is None:
+        return "and nobody knows yet for how long"
+    if seconds < _MINUTE_S:
+        return "less than a minute"
+    minutes = round(seconds / _MINUTE_S)
+    if minutes < 2 * _MINUTE_S:
+        return f"about {counted(minutes, 'minute', 'minutes')}"
+    return f"about {round(seconds / _MINUTE_S**2)} hours"
+
+
 def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
     space = "" if free is None else f", {size_text(free)} free for faxes"
@@ -60,7 +93,9 @@ def _headline(shown: dict[str, Any]) -> str:
 
 Row = Mapping[str, Any]
 Cell = Callable[[Row], str | Text]
-_BAD, _WARNING = "bold red", "yellow"
+_BAD, _WARNING, _CALM = "bold red", "yellow", "blue"
+_MINUTE_S = 60
+_BAR = 40  # columns
 # The worst first: a user's state in a word, how it looks, and when it holds.
 _STATES: tuple[tuple[str, str, Callable[[Row], Any]], ...] = (
     ("refused", _BAD, lambda row: row["refused"]),
@@ -68,10 +103,15 @@ _STATES: tuple[tuple[str, str, Callable[[Row], Any]], ...] = (
     ("damaged", _BAD, lambda row: row["damaged_files"]),
     ("unreadable", _BAD, lambda row: row["unreadable_files"]),
     ("quarantined", _BAD, lambda row: row["quarantined"]),
-    ("overdue", _BAD, lambda row: row["overdue"] and row["last_poll_at"] is not None),
+    (
+        "overdue",
+        _BAD,
+        lambda row: row["overdue"] and row["last_poll_at"] is not None and not row["lists_left"],
+    ),
     ("failing", _WARNING, lambda row: row["last_error"] or row["failing"]),
     ("gap", _WARNING, lambda row: row["failed_gaps"]),
     ("silent", _WARNING, lambda row: row["silent_since"]),
+    ("catching up", _CALM, lambda row: row["lists_left"]),
     ("new", "dim", lambda row: row["last_poll_at"] is None),
     ("ok", "green", lambda _: True),
     ("removed", "dim", lambda _: True),
@@ -99,13 +139,26 @@ def _accounts(shown: dict[str, Any]) -> Table:
 
     columns: dict[str, Cell] = {
         "account": name_of,
-        "state": lambda one: _styled("suspended" if one["suspended_until"] else "ok"),
+        "state": lambda one: _styled(_account_state(one)),
         "limit": lambda one: "" if one["limit"] is None else f"{one['limit']:g}/s",
         "users": lambda one: f"{len(users(one)):,}",
         "today": stored_today,
-        "pend": lambda one: f"{sum(row['pending'] for row in users(one)):,}",
+        "new/h": lambda one: _known(one["discovered_per_hour"]),
+        "stored/h": lambda one: _known(one["stored_per_hour"]),
+        "pend": lambda one: f"{one['pending']:,}",
+        "takes": lambda one: _brief(one["pending_s"]) if one["pending_s"] is not None else "?",
     }
     return table(shown["accounts"], columns, texts=2)
+
+
+def _account_state(account: Row) -> str:
+    if account["suspended_until"]:
+        return "suspended"
+    return "catching up" if account["catching_up"] else "ok"
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
 
 
 def _users(rows: Sequence[Row], at: str) -> Table:

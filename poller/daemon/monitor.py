@@ -10,6 +10,7 @@ from poller import events, log, systemd
 from poller.clock import clock_step
 from poller.daemon.heartbeat import HeartbeatPinger
 from poller.daemon.ledger_check import LedgerCheck
+from poller.daemon.pace_watch import PaceWatch
 from poller.daemon.planner import Planner
 from poller.daemon.readiness import Readiness, lag_s
 from poller.errors import LedgerUnavailable
@@ -26,6 +27,7 @@ _SUMMARY_S = 300.0
 _SILENCE_S = 60.0
 _FAILING_S = 30.0
 _GAUGES_S = 15.0
+_PACE_S = 15.0
 _PROOFS_S = 5.0
 _STUCK_S = 10.0
 _PROBES_S = 1.0
@@ -43,6 +45,7 @@ class Monitor:
         self._emit = runtime.services.emit
         self._ledger_check = LedgerCheck(self._ledger, self._clock)
         self.readiness = Readiness(runtime, planner, self._ledger_check)
+        self._pace = PaceWatch(runtime, self.readiness.catching_up)
         self._heartbeat = HeartbeatPinger(runtime, self.readiness.is_well)
         self._clocks = (self._clock.now(), self._clock.monotonic())
         self._disk_low = False
@@ -59,6 +62,7 @@ class Monitor:
             "proofs": (_PROOFS_S, self._settle),
             "probes": (_PROBES_S, self._probe),
             "gauges": (_GAUGES_S, self._gauges),
+            "pace": (_PACE_S, self.watch_pace),
             "summary": (_SUMMARY_S, self._summarise),
             "silence": (_SILENCE_S, self._look_for_silence),
             "failing faxes": (_FAILING_S, self._look_for_failing),
@@ -75,10 +79,11 @@ class Monitor:
     async def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work` again and again; once that hangs is named and cut off, and the next one comes.
 
-        Two begin at once: nobody is told for a while that nothing is pending, and the heartbeat
-        must not say that all is well before anybody has looked for faxes that fail.
+        Three begin at once: nobody is told for a while that nothing is pending, or that the service
+        does not catch up, and the heartbeat must not say that all is well before anybody has looked
+        for faxes that fail.
         """
-        if name in {"gauges", "failing faxes"}:
+        if name in {"gauges", "pace", "failing faxes"}:
             async with cut_off_if_hung(name):
                 await work()
         while True:
@@ -166,6 +171,13 @@ class Monitor:
     async def _settle(self) -> None:
         for account in self._runtime.accounts.values():
             account.settle_in_time()
+
+    async def watch_pace(self) -> None:
+        """Note which accounts catch up and which ones eFax answers slowly."""
+        self._pace.look_for_slowness()
+        with suppress(LedgerUnavailable):  # the gate says so
+            await self._pace.look_for_backlogs()
+        await self.keep_report()
 
     # -- what is said regularly -------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Can the service do its whole job now? What it answers those who ask, and what only it knows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from poller.backlog import CatchUp
 from poller.daemon.ledger_check import LedgerCheck
 from poller.daemon.planner import Planner
 from poller.ingest.account import AccountRunner
@@ -11,6 +12,7 @@ from poller.ingest.hang_timeout import NO_PROGRESS_S
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FailingCount
+from poller.problems import NOT_IN_TIME
 from poller.runtime_report import RuntimeReport
 from poller.status import lost
 
@@ -21,13 +23,17 @@ _FAX_FAILS_FOR = timedelta(days=1)
 
 @dataclass
 class Readiness:
-    """`waiting` are each user's pending and quarantined faxes, `failing` those that fail too long."""
+    """`waiting` are each user's pending and quarantined faxes, `failing` those that fail too long.
+
+    `catching_up` is what an account had left when it began to catch up.
+    """
 
     runtime: Runtime
     planner: Planner
     ledger_check: LedgerCheck
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
     failing: dict[int, FailingCount] = field(default_factory=dict)
+    catching_up: dict[str, CatchUp] = field(default_factory=dict)
 
     def alive(self) -> bool:
         """Whether loop, ledger writer and scheduler have all made progress within two minutes."""
@@ -89,6 +95,12 @@ class Readiness:
                 if client.pacing.speed.rate < client.pacing.speed.limit
             },
             at_war=tuple(name for name, client in clients.items() if client.is_at_war),
+            slow={
+                one.account.name: replace(slow, seconds=round(slow.seconds))
+                for one in self.runtime.accounts.values()
+                if (slow := one.slowness.slow)
+            },
+            catching_up=dict(self.catching_up),
         )
 
     def _troubles(self) -> Iterator[str]:
@@ -114,10 +126,7 @@ class Readiness:
             )
         overdue = [one.key for one in states if not one.is_refused and self.planner.is_overdue(one)]
         if overdue:
-            yield (
-                f"{len(overdue)} of {len(states)} users were not polled in time, {overdue[0]} among "
-                "them."
-            )
+            yield (f"{len(overdue)} of {len(states)} {NOT_IN_TIME}, {overdue[0]} among them.")
         blind = [state.key for state in states if state.fails_to_sweep]
         if blind:
             yield (

@@ -189,6 +189,7 @@ class Service:
             return
         per_second = min(account.account.limits.requests_per_second, POLLS_PER_S)
         self._planner.poll_within(account, timedelta(seconds=len(account.states) / per_second))
+        self._spawn(self._monitor.watch_pace(), "pace")
 
     def _gate_changed(self) -> None:
         for account in self._runtime.accounts.values():

@@ -29,6 +29,7 @@ from poller.ingest.stream_state import StreamState
 from poller.ingest.workers import FetchWorkers, images_at_once
 from poller.ledger import FaxRow, Ledger, accounts
 from poller.progress import RefusalLifted
+from poller.slowness import Slowness
 from poller.stream import Direction
 from poller.suspension import EndsBy
 
@@ -51,6 +52,7 @@ class ClientObserver(Observer):
     def request(self, call: Call, status: int | None, seconds: float) -> None:
         self._metrics.request(self._name, call.value, status, seconds)
         now = self._owner.services.clock.monotonic()
+        self._owner.slowness.answered(call, status, seconds, now)
         state = _POLLED.get()
         if state is not None:
             state.progress_at = now
@@ -137,6 +139,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
     states: dict[int, StreamState] = field(default_factory=dict)  # of received faxes
     tally: Counter[str] = field(default_factory=Counter)
     progress_at: float = 0.0
+    slowness: Slowness = field(default_factory=Slowness)
     settling: asyncio.Task[PollerError | None] | None = None
     _refused: set[int] = field(default_factory=set)  # states, since eFax last accepted a user
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
@@ -144,6 +147,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
     def __post_init__(self) -> None:
         services = self.services
         self.progress_at = services.clock.monotonic()
+        self.started = services.clock.now()  # or resumed
         self._observer = ClientObserver(self)
         self.client = Client(
             self.account,
@@ -336,6 +340,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
         )
 
     def on_resumed(self) -> None:
+        self.started = self.services.clock.now()
         self._note(
             self.services.ledger.write(
                 accounts.set_suspended, self.account.app_id, self.account.name, None, None

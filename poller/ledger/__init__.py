@@ -15,6 +15,7 @@ from poller.ledger.rows import (
     OnDisk,
     SendRow,
     StreamRow,
+    Untried,
     Waiting,
 )
 from poller.ledger.tables import SendState, State
@@ -37,6 +38,7 @@ __all__ = [
     "State",
     "Stopped",
     "StreamRow",
+    "Untried",
     "Waiting",
     "backend_at",
 ]

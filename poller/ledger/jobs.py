@@ -11,6 +11,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    func,
     insert,
     select,
     update,
@@ -32,7 +33,7 @@ from poller.ledger.faxes import (
     some,
 )
 from poller.ledger.fold import THESE, chunks
-from poller.ledger.rows import FaxRow, fax_row, file_in
+from poller.ledger.rows import FaxRow, Untried, fax_row, file_in
 from poller.ledger.tables import (
     Instant,
     JobKind,
@@ -156,6 +157,16 @@ def is_open(
 ) -> bool:
     """Whether the fax's job is unchanged since it was read, and its stream still configured."""
     return connection.scalar(_FENCE, {"this": fax, "of_kind": kind}) == fence is not None
+
+
+def untried(connection: Connection) -> dict[int, Untried]:
+    """Return what was never tried of the streams that have such faxes."""
+    wanted = (
+        select(jobs.c.stream, func.count(), func.min(jobs.c.due))
+        .where(DUE_TO_FETCH, jobs.c.failures == 0)
+        .group_by(jobs.c.stream)
+    )
+    return {stream: Untried(count, due) for stream, count, due in connection.execute(wanted)}
 
 
 def quarantined(connection: Connection, limit: int) -> list[FaxRow]:

@@ -237,6 +237,14 @@ class FailingCount:
 
 
 @dataclass(frozen=True)
+class Untried:
+    """So many faxes of a stream were never tried; the first of them has waited since `oldest`."""
+
+    count: int = 0
+    oldest: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Attempt:
     """Something that happened to a fax; `outcome` is `stored`, `failed`, a problem or an operator's act."""
 

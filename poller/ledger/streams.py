@@ -33,6 +33,13 @@ _HAS_SENT = (
     .limit(1)
 )
 
+_SEEN_AT = (
+    select(faxes.c.first_seen_at)
+    .where(faxes.c.id >= bindparam("this"))
+    .order_by(faxes.c.id)
+    .limit(1)
+)
+
 
 def all_streams(connection: Connection, *, include_removed: bool = True) -> list[StreamRow]:
     """Return all streams in the order in which they were added."""
@@ -122,3 +129,27 @@ def streams_with_stored_per_hour(
     per_hour = wanted.where(faxes.c.stored_at >= since).group_by(faxes.c.stream, hour)
     counts = [(row[0], row[1], row[2]) for row in connection.execute(per_hour)]
     return all_streams(connection), counts
+
+
+def stored_since(connection: Connection, since: datetime) -> dict[int, int]:
+    """Count the faxes stored since then, of the streams that have some."""
+    wanted = select(faxes.c.stream, func.count()).where(faxes.c.stored_at >= since)
+    return {row[0]: row[1] for row in connection.execute(wanted.group_by(faxes.c.stream))}
+
+
+def discovered_since(connection: Connection, since: datetime) -> dict[int, int]:
+    """Count the faxes first seen since then, of the streams that have some.
+
+    Faxes have their ids in the order in which they are seen, so the first one is found by halving:
+    an index on the time would cost every new fax a write.
+    """
+    first, end = 0, (connection.scalar(select(func.max(faxes.c.id))) or 0) + 1
+    while first < end:
+        middle = (first + end) // 2
+        seen_at = connection.scalar(_SEEN_AT, {"this": middle})
+        if seen_at is None or seen_at >= since:
+            end = middle
+        else:
+            first = middle + 1
+    wanted = select(faxes.c.stream, func.count()).where(faxes.c.id >= first)
+    return {row[0]: row[1] for row in connection.execute(wanted.group_by(faxes.c.stream))}

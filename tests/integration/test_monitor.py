@@ -49,7 +49,7 @@ from tests.integration.in_between import around
 CRON = Poll(every=None, cron="0 3 1 1 *", timezone=ZoneInfo("UTC"))
 NAMES = {
     "gate", "clock", "stuck polls", "gauges", "probes", "proofs", "summary", "silence", "failing faxes",
-    "ledger check",
+    "ledger check", "pace",
 }  # fmt: skip
 
 

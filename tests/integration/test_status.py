@@ -55,6 +55,12 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "rate": None,
         "used": None,
         "token_war": None,
+        "slow": None,
+        "pending": 0,
+        "pending_s": 0.0,
+        "stored_per_hour": 0,
+        "discovered_per_hour": 0,
+        "catching_up": None,
     }
 
 

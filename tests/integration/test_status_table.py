@@ -73,7 +73,9 @@ def test_a_thousand_users_leave_the_problems_in_sight_on_a_terminal(shown: Shown
     copied = ("quarantined ", "damaged ")
     assert max(len(line) for line in lines if not line.startswith(copied)) <= 80
     assert len(lines) < 40
-    assert re.search(r"^main +ok +5/s +1,000 +[\d,]+ +1$", "\n".join(lines), re.MULTILINE)
+    # Nobody knows how long it takes while the service is stopped.
+    account = r"^main +ok +5/s +1,000 +[\d,]+ +\? +\? +1 +\?$"
+    assert re.search(account, "\n".join(lines), re.MULTILINE)
     rows = [line.split() for line in lines if line.startswith("main/")]
     assert [row[:2] for row in rows][:5] == [
         ["main/clinic-0000", "refused"],

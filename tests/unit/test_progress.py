@@ -49,6 +49,12 @@ PINNED = NEW.apply(Pinned(NOON - 9 * HOUR, "9h"))
 GAPPED = PINNED.apply(Covered(hours(-9, -8)), Covered(hours(-2, 0)), refused(-8, -5))
 
 
+def test_the_part_of_a_gap_that_has_failed_waits_for_its_first_turn_no_more() -> None:
+    assert GAPPED.gaps == (hours(-8, -2),)
+    assert (GAPPED.failed_gaps, GAPPED.untried_gaps) == ((hours(-8, -5),), (hours(-5, -2),))
+    assert PINNED.apply(Covered(hours(-2, 0))).untried_gaps == (hours(-9, -2),)
+
+
 # -- what is listed ------------------------------------------------------------------------------
 
 
