@@ -17,17 +17,17 @@ _OTHER = (
 
 
 def of_receiving() -> dict[str, tuple[Any, ...]]:
-    """Give the switches that decide how receiving goes, with the values worth testing."""
+    """Return the switches that decide about receiving, with the values worth testing."""
     return {name: of for name, of in Switches.table().items() if not name.startswith(_OTHER)}
 
 
 def of_the_rest() -> dict[str, tuple[Any, ...]]:
-    """Give all other switches: sent faxes, sending, deleting, notices."""
+    """Return all other switches: sent faxes, sending, deleting, notices."""
     return {name: of for name, of in Switches.table().items() if name.startswith(_OTHER)}
 
 
 def pairwise(parameters: dict[str, tuple[Any, ...]]) -> Iterator[Row]:
-    """Rows in which every two values of different parameters meet at least once; greedy."""
+    """Return rows in which every two values of different parameters meet at least once; greedy."""
     missing = {
         frozenset(((one, a), (other, b)))
         for one, other in combinations(parameters, 2)

@@ -1,4 +1,4 @@
-"""All that may happen to a stream, in hours around a noon."""
+"""All events of a stream, in hours around a noon."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -55,7 +55,7 @@ SHELL = [
 SHELL += ["systemd", "client", "ingest", "daemon", "web", "webhook", "simulator", "cli", "__main__"]
 ORDER = [*CORE, *SHELL]
 
-# What only touches the disk, names a system call or waits; a core module may not even import it.
+# Modules that only touch the disk, name a system call or wait; a core module may not even import them.
 UNCLEAN = {"asyncio", "concurrent", "fcntl", "http", "io", "logging", "mmap", "multiprocessing"}
 UNCLEAN |= {"os", "random", "secrets", "select", "selectors", "shutil", "signal", "socket"}
 UNCLEAN |= {"sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid"}
@@ -68,7 +68,7 @@ FILE_CALLS |= {"chmod", "symlink_to", "hardlink_to", "write_bytes", "write_text"
 
 # The few places in the core where the shell begins, and why.
 ALLOWED = {
-    "clock.py": {"asyncio", "time", "now"},  # SystemClock, the real one that the shell hands in
+    "clock.py": {"asyncio", "time", "now"},  # SystemClock, the real one that the shell passes in
     "config/load.py": {"os", "ssl", "now", *FILE_CALLS},  # reads the configuration files
     "config/secrets.py": {"os", *FILE_CALLS},  # reads the secrets that they name
 }
@@ -79,12 +79,12 @@ def modules() -> list[Path]:
 
 
 def owner(file: Path) -> str:
-    """Name the module of the order that a file belongs to; a folder counts as one."""
+    """Return the module of the order that a file belongs to; a folder counts as one."""
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
-    """Give the dotted names that are imported; `package` is where relative ones begin."""
+    """Return the dotted names that are imported; `package` is where relative ones begin."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -116,7 +116,7 @@ def calls(tree: ast.AST) -> Iterator[str]:
 
 
 def uses_os_for_text_only(tree: ast.AST) -> bool:
-    """Say whether `os` is there for nothing but `os.path.normpath`, which touches no file."""
+    """Tell whether `os` is there only for `os.path.normpath`, which touches no file."""
     uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "os"]
     harmless = [
         n
@@ -176,7 +176,7 @@ def test_pytest_asyncio_which_was_ordered_too_runs_the_tests(pytestconfig: pytes
     assert pytestconfig.getini("asyncio_mode") == "auto"
 
 
-# What foreign bytes may meet, and the only modules that load it: those of a process of its own.
+# What may read foreign bytes, and the only modules that load it: those of the checking process.
 PARSERS = {"pikepdf", "PIL", "img2pdf", "lxml"}
 # Run by no daemon.
 ELSEWHERE = ("poller.simulator.drawing", "poller.ledger.migrations")
@@ -202,14 +202,14 @@ def test_only_the_process_that_checks_documents_and_the_simulator_load_a_parser_
     assert loaded.stdout.split() == []
 
 
-# What SQLite alone has is said in one folder, and in the migrations, which make the tables.
+# Only one folder names what only SQLite has, and the migrations, which make the tables.
 SQLITE = ("ledger/sqlite/", "ledger/migrations/")
 SQLITE_IS_CHOSEN = "ledger/ledger.py"
 SQLITES_WORDS = re.compile(r"sqlite3|PRAGMA|BEGIN IMMEDIATE|VACUUM|[-_]journal\b")
 
 
 def knows_sqlite(source: str) -> set[str]:
-    """Name what a module imports or says that is SQLite's alone."""
+    """Name what a module imports or says that only SQLite has."""
     imported = set(imports(ast.parse(source), ["poller"]))
     folder = {name for name in imported if name.startswith("poller.ledger.sqlite")}
     return folder | set(SQLITES_WORDS.findall(source))

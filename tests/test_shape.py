@@ -1,4 +1,4 @@
-"""Functions, classes and parameter lists stay small, and a name is used once; a comment says why not."""
+"""Functions, classes and parameter lists stay small, and names are unique; a comment explains exceptions."""
 
 import ast
 from collections import defaultdict
@@ -16,7 +16,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def nodes(file: Path) -> Iterator[Function | ast.ClassDef]:
-    """Give the functions and classes that no comment on their first line excuses."""
+    """Yield the functions and classes without an excusing comment on their first line."""
     text = file.read_text()
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):

@@ -1,4 +1,4 @@
-"""What the tests of an installation at work share: its parts, and what happened to one fax."""
+"""What tests of a running installation share: its parts, and the history of one fax."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ from poller.store.marker import MARKER
 from tests.conftest import APP, Event, QuickClock
 
 WITHIN_S = 60.0  # real time that a test waits for what must happen soon, on a loaded machine
-HELD_S = 240.0  # a thread is held for longer than a test waits for anything else
+HELD_S = 240.0  # holds a thread for longer than a test waits for anything else
 
 
 def parts(runtime: Runtime, user: str = "user-a") -> tuple[AccountRunner, StreamState]:
@@ -39,7 +39,7 @@ async def poll(runtime: Runtime, user: str = "user-a") -> PollOutcome:
 async def listed(
     runtime: Runtime, simulator: Simulator, user: str = "user-a", **fields: Any
 ) -> tuple[Fax, FaxRow]:
-    """A fax that came in a minute ago, or as `fields` say, and its row once it was discovered."""
+    """Let a fax arrive, a minute ago or as `fields` say, and return its row once discovered."""
     completed = fields.pop("completed", simulator.now() - timedelta(minutes=1))
     fax = simulator.receive(APP, user, completed=completed, **fields)
     await poll(runtime, user)
@@ -59,7 +59,7 @@ async def fetch(runtime: Runtime, fax: Fax) -> Outcome:
 
 
 def faults(*rules: str, script: tuple[str | None, ...] = ()) -> Faults:
-    """Rules, and a script of what meets one image request after the other."""
+    """Faults: rules, and a script for one image request after the other."""
     return Faults(
         rules=tuple(Fault.parse(rule) for rule in rules),
         script=script,
@@ -68,7 +68,7 @@ def faults(*rules: str, script: tuple[str | None, ...] = ()) -> Faults:
 
 
 def refuse_windows(monkeypatch: pytest.MonkeyPatch, status: int, older_than: timedelta) -> None:
-    """Let eFax answer windows that begin longer ago with `status`, and all others as ever."""
+    """Let eFax answer windows that begin longer ago with `status`, and all others as usual."""
 
     def check(_: Switches, window: Window, now: datetime) -> None:
         if window.start is not None and now - window.start > older_than:
@@ -82,12 +82,12 @@ def calls(simulator: Simulator, call: str, user: str | None = None) -> int:
 
 
 def said(events: list[Event], *actions: str) -> list[str]:
-    """The events of these names, in their order."""
+    """Return the events of these names, in order."""
     return [event.action for event in events if event.action in actions]
 
 
 def unmount(runtime: Runtime) -> None:
-    """The storage directory is an empty mount point now."""
+    """Leave an empty mount point in place of the storage directory."""
     marker = runtime.config.storage.directory / MARKER
     marker.rename(marker.with_suffix(".elsewhere"))
 
@@ -119,7 +119,7 @@ async def end_outage(runtime: Runtime, simulator: Simulator, clock: QuickClock) 
 
 
 async def settled(account: AccountRunner) -> None:
-    """What the account notes in the ledger in the background is there."""
+    """Wait until everything that the account notes in the background is in the ledger."""
     await until(lambda: not account._notes)
 
 
@@ -131,7 +131,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @asynccontextmanager
 async def in_background(*works: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Run coroutines beside the test; one that died fails it."""
+    """Run coroutines beside the test; if one dies, the test fails."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         yield tasks
@@ -144,7 +144,7 @@ async def in_background(*works: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
 
 
 class Held:
-    """The first call that `when` picks waits in its thread until it is let go."""
+    """The first call that `when` picks waits in its thread until the test lets it go."""
 
     def __init__(
         self, real: Callable[..., Any], when: Callable[..., bool] = lambda *_: True

@@ -1,4 +1,4 @@
-"""What must hold after every step of the state machine, read from the disk with none of our own code."""
+"""What must hold after every step of the state machine, read from the disk without our own code."""
 
 import json
 import sqlite3
@@ -130,7 +130,7 @@ def _text(kept: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is visible: sidecars by the fax that they name; by their path, images and sidecars alone."""
+    """What is visible: sidecars by the fax that they name; by their path, images and sidecars without one."""
 
     sidecars: dict[Key, tuple[str, dict[str, Any]]]
     images: dict[str, tuple[int, str]]
@@ -139,7 +139,7 @@ class Shown:
 
 
 class Shelf:
-    """Reads the storage directory; hashes a file once as long as it stays the same one."""
+    """Reads the storage directory; hashes a file once while it stays the same."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -218,7 +218,7 @@ def stored_is_there(book: Book, shown: Shown, taken: set[Key]) -> None:
 
 
 def may_be_deleted(key: Key, book: Book, shown: Shown, served: dict[Key, set[str]]) -> str | None:
-    """Say why a fax must not be deleted at eFax: no good copy of it is here, on record or on disk."""
+    """Say why a fax must not be deleted at eFax: there is no good copy of it here, in row or on disk."""
     fact = book.faxes.get(key)
     if fact is None or fact.state != "stored" or fact.damaged or fact.sha256 is None:
         return f"{key} was deleted at eFax, and the ledger says {fact}"
@@ -249,7 +249,7 @@ def coverage_only_grows(before: Book, now: Book) -> None:
 
 
 def nothing_of_the_future_is_covered(book: Book, server_now: datetime) -> None:
-    """Its now is known by `Date` headers, which agree within a minute."""
+    """Its time is known from `Date` headers, which agree within a minute."""
     for user, holder in book.users.items():
         for _, end in holder.coverage:
             late = end - server_now

@@ -1,4 +1,4 @@
-"""Documents by several producers, whole and harmed, and how many of each are judged right.
+"""Documents by several producers, whole and harmed, and how many of each poller judges right.
 
 `python -m tests.integration.corpus` prints the table for all producers that are installed.
 """
@@ -22,7 +22,7 @@ HEAD = b"X-Leading: bytes\r\n\r\n"
 
 @dataclass(frozen=True)
 class Harmed:
-    """What was done to a sample; `whole`: nothing was lost, or nobody could tell."""
+    """What was done to a sample; `whole`: nothing was lost, or nobody can tell."""
 
     harm: str
     data: bytes
@@ -66,10 +66,10 @@ def _holed(sample: Sample) -> Iterator[Harmed]:
 
 
 def zeros_make_sense(sample: Sample) -> bool:
-    """Say whether zeros in the place of an image are one: black, white, or noise when decrypted.
+    """Say whether zeros in place of an image look like one: black, white, or noise when decrypted.
 
-    Where they are not, a hole of the whole image can be seen. One that leaves its beginning can in
-    Group 4 alone, as the other encodings have zeros themselves.
+    If they do not, a hole in the whole image is visible. A hole that leaves the beginning is
+    visible only in Group 4, because the other encodings contain zeros themselves.
     """
     if sample.is_pdf:
         return b"/Encrypt" in sample.data
@@ -88,10 +88,10 @@ def compression(sample: Sample) -> int:
 
 
 def lost(sample: Sample, length: int) -> bool:
-    """Say whether a cut there takes anything away.
+    """Say whether a cut there removes anything.
 
-    It does not, and nobody could tell, where it takes the line's end behind a PDF's last %%EOF, or
-    bytes of a TIFF to which nothing leads: Pillow rounds a page up to 16 bytes, others to two.
+    It does not, and nobody can tell, if it removes the line's end after a PDF's last %%EOF, or
+    bytes of a TIFF that nothing refers to: Pillow rounds a page up to 16 bytes, others to two.
     """
     if sample.is_pdf:
         return length < len(sample.data.rstrip())
@@ -105,7 +105,7 @@ _IMAGE = re.compile(
 
 
 def holes(sample: Sample) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Give spans that show or lead to a page; the middle one of each kind."""
+    """Return spans that show or refer to a page; the middle one of each kind."""
     if not sample.is_pdf:
         for name, spans in (
             ("directory", directories(sample.data)),
@@ -135,7 +135,7 @@ class Tag:
 
 
 def walk(data: bytes) -> Iterator[tuple[tuple[int, int], list[Tag]]]:
-    """Give each directory's span and tags, in the order of the pages."""
+    """Yield each directory's span and tags, in the order of the pages."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     word, few, first = ("Q", "Q", 8) if big else ("I", "H", 4)
@@ -179,7 +179,7 @@ def strips(data: bytes) -> list[tuple[int, int]]:
 
 
 def pieces(data: bytes) -> list[tuple[int, int]]:
-    """Give the spans of all that something leads to."""
+    """Return the spans of everything that something refers to."""
     values = [tag.span for _, tags in walk(data) for tag in tags]
     return directories(data) + strips(data) + values
 
@@ -213,7 +213,7 @@ def judged(producer: Producer) -> list[Judged]:
 
 
 def table(judgements: dict[str, list[Judged]]) -> str:
-    """Say of each harm and producer how many were judged right, of how many."""
+    """Return for each harm and producer how many were judged right, of how many."""
     of, right = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for name, some in judgements.items():
         of.update((one.harm.harm, name) for one in some)

@@ -1,4 +1,4 @@
-"""Do something at each point where a task of ours waits between reading a fact and acting on it."""
+"""Do something at each point where one of our tasks waits between reading a fact and acting on it."""
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,15 +15,15 @@ from tests.conftest import APP
 
 Act = Callable[[], Awaitable[object]]
 
-# The last look at a fax: what comes after it comes after its image was asked for.
+# The last look at a fax: what comes after it comes after its image was requested.
 _LAST_LOOK = jobs.is_open
 
 
 class Between:
     """Acts once, at the n-th of these points.
 
-    Ledger or storage are about to be asked, or their answer has come and is not yet used; or a
-    request has its turn.
+    They are just before and just after each question to ledger or storage, and when a request's
+    turn has come.
     """
 
     def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def around(
     function: Callable[..., Any],
     instead: Callable[[Asked], Awaitable[Any]],
 ) -> None:
-    """Have `instead` called where the ledger is asked to run `function`; it is given the way to do so."""
+    """Call `instead` when the ledger is asked to run `function`; it gets the way to do so."""
     for name in ("read", "write", "write_together"):
         monkeypatch.setattr(ledger, name, _around(getattr(ledger, name), function, instead))
 

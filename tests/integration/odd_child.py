@@ -1,4 +1,4 @@
-"""What runs in a process that checks documents in tests: a document says what it does there."""
+"""The program of a checking process in tests: a document says what the process does with it."""
 
 import ctypes
 import errno
@@ -20,7 +20,7 @@ _inspect = proof.inspect
 
 
 def odd(act: str) -> bytes:
-    """Make a document that does this; `probe N` tells whether what the N-th probe tries works."""
+    """Make a document that does this; `probe N` tells whether the N-th probe succeeds."""
     return ODD + act.encode()
 
 
@@ -30,7 +30,7 @@ def whole(pages: int) -> bytes:
 
 def main() -> None:
     proof.inspect = inspect
-    vars(child)["CPU_S"] = 1  # not 0: its start may have taken all but a moment of a second
+    vars(child)["CPU_S"] = 1  # not 0: its start may have used almost a second
     child.main()
 
 
@@ -92,7 +92,7 @@ def _open_socket() -> bool:
 
 
 def _open_beyond_the_limit() -> bool:
-    """Make room among the descriptors first: then only Landlock stands in the way."""
+    """First make room among the descriptors: then only Landlock stands in the way."""
     os.close(1)
     return os.open("/etc/passwd", os.O_RDONLY) >= 0
 

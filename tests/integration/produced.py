@@ -1,4 +1,4 @@
-"""Documents by several producers, on which `corpus` tries what can happen to a document."""
+"""Documents by several producers, for which `corpus` tries what can happen to a document."""
 
 import io
 import random
@@ -37,12 +37,12 @@ class Sample:
 
 
 def page(number: int, mode: str = "1") -> Image.Image:
-    return drawn(number).convert(mode)  # one of its own: saving leaves traces on an image
+    return drawn(number).convert(mode)  # a copy, because saving leaves traces on an image
 
 
 @cache
 def drawn(number: int) -> Image.Image:
-    """A page with lines of something like text; the same each time."""
+    """A page with lines that look like text; the same each time."""
     chance = random.Random(number)
     image = Image.new("L", (864, 1100), 255)
     draw = ImageDraw.Draw(image)
@@ -145,7 +145,7 @@ def _saved_again(pages: int, way: dict[str, Any]) -> bytes:
 
 
 def updated(whole: bytes) -> bytes:
-    """Append an update that writes the first page once more, as signing and stamping programs do."""
+    """Append an update that writes the first page again, as programs that sign or stamp do."""
     page, number = next((found[0], found[1]) for found in PAGE_OBJECT.finditer(whole))
     size, root, start = (
         re.findall(pattern, whole)[-1]

@@ -1,7 +1,7 @@
 """A hypothesis state machine over the real ledger, storage and ingest code, in a world in memory.
 
-`python -m tests.integration.state_machine [EXAMPLES [STEPS [SEED]]]` explores for as long as is
-asked for, and says how many steps that were.
+`python -m tests.integration.state_machine [EXAMPLES [STEPS [SEED]]]` explores as long as you like,
+and prints how many steps that were.
 """
 
 import asyncio
@@ -193,7 +193,7 @@ SAID: Counter[str] = Counter()  # its log events
 
 @cache
 def _fresh_installation() -> Path:
-    """What a first start leaves behind, made once: migrating an empty ledger takes its time."""
+    """What a first start leaves behind, made once, because migrating an empty ledger takes long."""
     directory = Path(tempfile.mkdtemp(prefix="poller-template-"))
 
     async def make() -> None:
@@ -251,7 +251,7 @@ def _config(
 
 
 class PollerMachine(RuleBasedStateMachine):
-    """poller and its world; what is believed of eFax is in `world`, what is on the disk is read."""
+    """poller and its world; `world` has what is true of eFax, and the disk is read."""
 
     delete: ClassVar[Delete] = Delete()
 
@@ -270,12 +270,12 @@ class PollerMachine(RuleBasedStateMachine):
         self.opened: Any = None
         self.book = Book()
         self.taken: set[Key] = set()
-        self.stored: set[Key] = set()  # never to be asked for again
+        self.stored: set[Key] = set()  # never to be requested again
         self.dismissed: set[Key] = set()
-        self.crashed_with: set[Key] = set()  # listed in a moment that was not survived
+        self.crashed_with: set[Key] = set()  # listed in a moment that a crash erased
         self.first_failures: dict[Key, tuple[datetime, timedelta]] = {}
-        self.stood_still = timedelta(0)  # how long give-up clocks have
-        self.jumped = timedelta(0)  # how far our clock was set in all
+        self.stood_still = timedelta(0)  # how long give-up clocks have stood still
+        self.jumped = timedelta(0)  # by how much our clock was set in all
         self.began = self.world.clocks.true
         self.kept_ledger: tuple[Path, Book, set[Key]] | None = None
         self.numbered = 0
@@ -335,7 +335,7 @@ class PollerMachine(RuleBasedStateMachine):
         odd: str,
         trouble: str,
     ) -> None:
-        """Received so long ago (or ahead of time), listed at once or so many minutes late."""
+        """Received this long ago (or ahead of time), listed at once or this many minutes late."""
         app_id, user_id = self.world.efax.users()[user]
         now = self.world.clocks.true
         self.numbered += 1
@@ -391,7 +391,7 @@ class PollerMachine(RuleBasedStateMachine):
         if there := self.world.efax.faxes():
             there[index % len(there)].image_downloaded = True
 
-    # -- eFax behaves badly --------------------------------------------------------------------------
+    # -- eFax misbehaves -----------------------------------------------------------------------------
 
     @rule(
         script=st.lists(st.sampled_from(_EFFECTS), min_size=1, max_size=6),
@@ -422,7 +422,7 @@ class PollerMachine(RuleBasedStateMachine):
         self._then(then)
 
     def _told(self, effect: str | None) -> str | None:
-        """Pages of one record cannot overlap, so a deletion between two of them may stay unseen
+        """Pages of one record cannot overlap, so a deletion between two of them may remain unseen
         until a sweep (see poller.listing)."""
         unseen = effect == "shift-delete" and self.natural.page_cap == 1
         return None if unseen else effect
@@ -444,9 +444,9 @@ class PollerMachine(RuleBasedStateMachine):
         self._answer_with_nothing(effect, user, polls)
 
     def _answer_with_nothing(self, effect: str, user: int, polls: int) -> None:
-        """A fax comes meanwhile, which no poll may take for listed.
+        """A fax arrives meanwhile, which no poll may count as listed.
 
-        Where nothing was ever listed, or all of it was deleted, nobody could tell.
+        If nothing was ever listed, or everything was deleted, nobody can tell.
         """
         facts = self.book.faxes
         there = {
@@ -481,7 +481,7 @@ class PollerMachine(RuleBasedStateMachine):
     @rule(switches=st.sampled_from(_SWITCHES), then=works)
     def efax_changes(self, switches: dict[str, Any], then: bool) -> None:
         if "paging_headers" in switches and self.natural.page_cap == 1:
-            return  # a list of one page of one record is taken for whole (see poller.listing)
+            return  # a list of one page with one record counts as whole (see poller.listing)
         self.world.efax.switches = replace(self.world.efax.switches, **switches)
         self.listed_without_times |= self.world.efax.switches.list_fields != "all"
         self._then(then)
@@ -515,7 +515,7 @@ class PollerMachine(RuleBasedStateMachine):
         }
         self._do(works[what], crash)
 
-    # Rules are drawn evenly, and what happens most is to be drawn most.
+    # rules are drawn evenly, so the most frequent events need more of them
 
     @rule(**_WORK)
     def work_is_done_again(self, well: bool, by: timedelta, what: str, crash: int | None) -> None:
@@ -533,7 +533,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6))
     def poll_regularly(self, count: int) -> None:
-        """The service as it mostly is: a poll of all users every five minutes."""
+        """The service as usual: a poll of all users every five minutes."""
         for _ in range(count):
             self._pass_time(timedelta(minutes=5))
             self._do(self._work, None)
@@ -562,11 +562,11 @@ class PollerMachine(RuleBasedStateMachine):
         crash=crashes,
     )
     def notice_comes(self, crash: int | None, **notice: Any) -> None:
-        """The web-hook is posted to: rightly or not, once or again, about a fax or about none."""
+        """Somebody posts to the web-hook: signed or not, once or again, about a fax or about none."""
         self._pass_time(timedelta(seconds=6))  # a user is woken at most every five
         self._do(lambda: self._take_notice(**notice), crash)
 
-    # -- the machine that it runs on ------------------------------------------------------------------
+    # -- its machine ----------------------------------------------------------------------------------
 
     @rule(
         by=st.sampled_from(
@@ -629,7 +629,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     @rule()
     def old_ledger_is_put_back(self) -> None:
-        """What was taken since then is not known to be ours any more: the one exception."""
+        """What was taken since then is no longer known to be ours: the one exception."""
         if self.kept_ledger is None:
             return
         kept, book, taken = self.kept_ledger
@@ -637,7 +637,7 @@ class PollerMachine(RuleBasedStateMachine):
         forgotten_faxes = self.book.faxes.keys() - book.faxes.keys()
         is_sent = any(key[1].endswith("/sent") for key in forgotten_faxes)
         if is_sent or (self._lacks_a_time() and forgotten_faxes):
-            return  # a path is of the day when the fax was first seen, so it gets another one
+            return  # a path contains the day when the fax was first seen, so it gets another
         shutil.copyfile(kept, self._ledger_path())
         forgotten = {key for key in self.taken - taken if not _is_stored(book.faxes.get(key))}
         self.stored -= forgotten
@@ -645,7 +645,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.crashed_with |= self.book.faxes.keys() - book.faxes.keys()
         self.book = book
         self.dismissed &= {key for key, fact in book.faxes.items() if fact.state == "dismissed"}
-        # What fails since then may have begun to at any time before.
+        # failures after this may have begun at any time before
         self.first_failures = {
             key: (self.began, timedelta(0))
             for key, fact in book.faxes.items()
@@ -716,7 +716,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.monitor = Monitor(runtime, Planner(runtime))
         self.woken: set[int] = set()
         self.webhooks = Webhooks(runtime, lambda state, _: self.woken.add(state.id))
-        # The third net is asked where a rule says so.
+        # the third net is asked when a rule says so
         setattr(self.webhooks, "_follow", lambda _: None)  # noqa: B010
         for account in runtime.accounts.values():
             self.webhooks.start(account)
@@ -742,7 +742,7 @@ class PollerMachine(RuleBasedStateMachine):
             await opened.__aexit__(None, None, None)
 
     def _bury(self) -> None:
-        """Whatever the dead process still has in hand changes nothing; only its memory is freed."""
+        """Let what the dead process still had in hand change nothing; only free its memory."""
         self.runner.run(self._free())
         self.world.death.revive()
 
@@ -755,7 +755,7 @@ class PollerMachine(RuleBasedStateMachine):
         with suppress(Crash, Exception):
             await self._close()
 
-    # -- what poller is asked to do ----------------------------------------------------------------
+    # -- requests to poller -----------------------------------------------------------------------
 
     def _parts(self) -> list[tuple[AccountRunner, StreamState]]:
         assert self.runtime is not None
@@ -785,7 +785,7 @@ class PollerMachine(RuleBasedStateMachine):
     async def _take_notice(
         self, user: int, names: str, is_forged: bool, repeats: int, asks_for_notices: bool
     ) -> None:
-        """Have polled at once whom the notice wakes, and read eFax's own list of notices."""
+        """Poll at once the users that the notice wakes, and read eFax's own list of notices."""
         account, state = self._parts()[user]
         app_id = account.account.app_id
         fax = self._ever()[-1].fax_id if self._ever() else "none"
@@ -851,7 +851,7 @@ class PollerMachine(RuleBasedStateMachine):
                 await ledger.write(jobs.dismiss, row.id, now=self.world.clocks.now(), reason="test")
 
     def _is_deleted(self, key: Key) -> None:
-        """eFax is asked to delete a fax just now: see that it may go."""
+        """eFax is asked to delete a fax now: check that it may."""
         STEPS["deletions"] += 1
         book, taken = checks.read_ledger(self._ledger_path()), key in self.taken
         why = checks.may_be_deleted(key, book, self.shelf.look(), self.world.served)
@@ -860,7 +860,7 @@ class PollerMachine(RuleBasedStateMachine):
         if not (self.config.storage.directory / MARKER).exists():
             self.wrongly_deleted.append(f"{key} was deleted at eFax without a storage")
 
-    # -- what is looked at ---------------------------------------------------------------------------
+    # -- checks -------------------------------------------------------------------------------------
 
     def _ever(self) -> list[Fax]:
         return self.world.efax.ever
@@ -869,7 +869,7 @@ class PollerMachine(RuleBasedStateMachine):
         return self.directory / "state/poller.db"
 
     def _lacks_a_time(self) -> bool:
-        """Whether any fax may have been listed without the time when it was received."""
+        """Whether a fax may have been listed without its receiving time."""
         return self.listed_without_times or any(
             "completed_timestamp" in fax.fields for fax in self._ever()
         )
@@ -916,7 +916,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.is_well = True
 
     def _coverage_is_true(self, before: Book, now: Book) -> None:
-        """What was visible before this step, and lies where it listed first, has a row."""
+        """A fax that was visible before this step, within the first list's time, has a row."""
         for fax in self.checked_faxes:
             user = (fax.app_id, fax.user_id)
             visible = not fax.deleted and fax.visible_at <= self.checked_at
@@ -952,7 +952,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.stored |= {key for key, fact in now.faxes.items() if fact.state == "stored"}
 
     def _only_failures_quarantine(self, before: Book, now: Book) -> None:
-        """Made later than `give_up_after` after the first one, as far as our clock was not set."""
+        """Give up only later than `give_up_after` after the first failure, unless our clock was set."""
         for key, fact in now.faxes.items():
             was = before.faxes.get(key)
             if fact.state == "dismissed":
@@ -986,7 +986,7 @@ class PollerMachine(RuleBasedStateMachine):
             self.exits.close()
 
     def _everything_heals(self) -> None:
-        """Everything works again and time passes: all that is owed is there, with bounded effort."""
+        """Everything works again and time passes: all that is owed arrives, with bounded effort."""
         self._heal_efax()
         self.world.refusing_transactions = 0
         for fax in self._ever():
@@ -1030,7 +1030,7 @@ class PollerMachine(RuleBasedStateMachine):
             return
         fact = self.book.faxes.get(_key(fax))
         if fact is None:
-            # Later than the deep sweep looks back, and opened by others: nobody can know of it.
+            # later than the deep sweep looks back, and opened by others: nobody can know about it
             unknowable = late > POLL.deep_sweep.back - HOUR and fax.image_downloaded
             assert unknowable, f"{fax} was visible {late} late and is not known"
             return
@@ -1039,9 +1039,9 @@ class PollerMachine(RuleBasedStateMachine):
 
 
 class DeletingMachine(PollerMachine):
-    """The same, and what is stored is deleted at eFax two hours later, and eFax's mark put back.
+    """The same, but stored faxes are deleted at eFax two hours later, and eFax's mark is restored.
 
-    A machine of its own: one more thing that may happen makes all examples other ones.
+    It is a separate machine, because one more possible event would change all examples.
     """
 
     delete = Delete(after=2 * HOUR, taken="delete")
@@ -1076,7 +1076,7 @@ class DeletingMachine(PollerMachine):
 
 
 class KeepingMachine(DeletingMachine):
-    """What a consumer took stays at eFax, and few go in a day."""
+    """What a consumer took stays at eFax, and few faxes go in a day."""
 
     delete = Delete(after=2 * HOUR, max_per_day=2)
 
@@ -1096,7 +1096,7 @@ def fixed(examples: int, steps: int) -> settings:
 
 
 def explored(examples: int, steps: int) -> settings:
-    """The first example that fails is shown as it is: shrinking it takes many minutes."""
+    """Show the first failing example as it is: shrinking it takes many minutes."""
     return settings(
         max_examples=examples,
         stateful_step_count=steps,

@@ -33,7 +33,7 @@ ORIGIN = Origin(
 
 
 def tiff(text: bytes = b"fax image") -> bytes:
-    """The smallest whole TIFF: one strip, which holds `text`."""
+    """The smallest whole TIFF: one strip that contains `text`."""
     entries = struct.pack("<HHII", 273, 4, 1, 38) + struct.pack("<HHII", 279, 4, 1, len(text))
     return b"II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0) + text
 
@@ -99,7 +99,7 @@ async def resume(
     ticketed: Ticketed = lambda _: None,
     recorded: Recorded = lambda _: None,
 ) -> StoredFile | None:
-    """Carry on from what is there, as an attempt at a row with this ticket does."""
+    """Continue from what is there, as an attempt at a row with this ticket does."""
     async with storage.draft(PATH, identity) as draft:
         found = None if ticket is None else await draft.settle(ticket, describe)
         if found is None:
@@ -113,7 +113,7 @@ async def resume(
 
 
 def without_run(name: str) -> str:
-    """Leave out of a dot-file's name which run it is of."""
+    """Remove the run's id from a dot-file's name."""
     return re.sub(r"\.[0-9a-f]{8}(\.(image|json)\.part)", r"\1", name)
 
 
@@ -138,17 +138,17 @@ def visible(directory: Path) -> dict[str, bytes]:
 
 
 class Killed(BaseException):
-    """kill -9: no handler of ours runs, for all that they could do fails as well."""
+    """kill -9: none of our handlers runs, since everything they could do also fails."""
 
 
 class RecordedOs:
     """Stands for `os`: records what changes the disk, and can stop before the n-th such call.
 
-    It knows which names and which contents a power loss may take, those without an fsync, so
-    that it needs no real one.
+    It knows which names and contents a power loss may take, those without an fsync, so it needs no
+    real one.
     """
 
-    renames = True  # or the file system answers that it cannot, and links
+    renames = True  # otherwise the file system answers that it cannot, and uses links
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class RecordedOs:
         self.root = root
         self.calls: list[str] = []
         self.volatile_names: dict[Path, list[Path]] = {}
-        self.renamed: dict[Path, Path] = {}  # volatile names, and what they were before
+        self.renamed: dict[Path, Path] = {}  # volatile names, and their earlier names
         self.volatile_contents: dict[int, Path] = {}
         self._rename = syscalls.rename
         self._stop_at = stop_at
@@ -261,7 +261,7 @@ class RecordedOs:
             raise error
 
     def close_all(self) -> None:
-        """A process that was killed holds no descriptors."""
+        """A killed process holds no descriptors."""
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
@@ -270,7 +270,7 @@ class RecordedOs:
         return [path for paths in self.volatile_names.values() for path in paths]
 
     def lose_power(self, lost: set[Path]) -> None:
-        """Take the contents that were not synced, and of the names that were not synced these."""
+        """Remove the contents that were not synced, and these of the names that were not synced."""
         for inode in self.volatile_contents:
             for file in self.root.rglob("*"):
                 if file.is_file() and file.stat().st_ino == inode:
@@ -287,14 +287,14 @@ class RecordedOs:
 
 @pytest.fixture(params=[True, False], ids=["rename", "link"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How names are given: by a rename that never replaces, or where that cannot be, by a link."""
+    """How names are given: by a rename that never replaces, or if that is impossible, by a link."""
     monkeypatch.setattr(RecordedOs, "renames", request.param)
     return "rename" if request.param else "link"
 
 
 @contextmanager
 def recording(root: Path, *, stop_at: int | None = None, **how: Any) -> Iterator[RecordedOs]:
-    """Record the steps inside; ends quietly when they were stopped."""
+    """Record the steps inside; end quietly when they were stopped."""
     recorded = RecordedOs(root, stop_at=stop_at, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(syscalls, "os", recorded)

@@ -1,4 +1,4 @@
-"""One account at work: what is said once, what is counted, and what a suspension leads to."""
+"""One account at work: what it reports once, what it counts, and the consequences of a suspension."""
 
 import asyncio
 import json
@@ -163,7 +163,7 @@ async def test_fax_in_a_gap_says_nothing_of_how_late_faxes_become_visible(
     assert state.progress.gaps
     simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
     simulator.switches = Switches()
-    while state.progress.gaps:  # each success a moment ago, as when the service catches up
+    while state.progress.gaps:  # each success is recent, as when the service catches up
         clock.advance(5 * 60 * SECOND)
         await poll(runtime)
     counted = await samples(runtime)
@@ -437,11 +437,11 @@ async def test_suspension_that_has_another_reason_now_is_said_again(
     assert "401" in reasons[1]
 
 
-# -- users who are refused, and accounts whose users all are -------------------------------------
+# -- users whom eFax refuses, and accounts all of whose users it refuses ---------------------------
 
 
 def refusing(*users: str, status: str = "403") -> Faults:
-    """Lists of these users, or of all, are refused."""
+    """eFax refuses lists of these users, or of all."""
     of = users or (None,)
     rules = (replace(faults(f"{status}@list=always").rules[0], user_id=user) for user in of)
     return Faults(rules=tuple(rules))
@@ -473,7 +473,7 @@ async def test_account_whose_users_are_all_refused_is_suspended_and_no_user_is_b
         assert culprit in reason
     assert (await samples(runtime))['poller_account_suspended{account="main"}'] == 1
 
-    for number in range(6):  # probes, the users taking turns
+    for number in range(6):  # probes, with users in turn
         clock.advance(6 * 60 * SECOND)
         before = len(simulator.requests)
         parts(runtime, users[number % 2])[1].ask_anyway = True

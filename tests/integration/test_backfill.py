@@ -1,4 +1,4 @@
-"""An old window that an operator asks for: listed beside the live watermark, once, to its end."""
+"""An old window that an operator asks for: listed apart from the live watermark, once, to its end."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -40,7 +40,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture
 async def polled(runtime: Runtime, simulator: Simulator) -> StreamState:
-    """A user whose week is listed; requests from here on are the test's."""
+    """A user whose week is listed; requests after this are the test's."""
     await poll(runtime)
     simulator.requests.clear()
     _, state = parts(runtime)
@@ -48,7 +48,7 @@ async def polled(runtime: Runtime, simulator: Simulator) -> StreamState:
 
 
 def old_fax(simulator: Simulator, days: float) -> Fax:
-    """A fax that came in so long ago, and that somebody has opened in the portal since."""
+    """A fax that arrived this long ago, and that somebody has since opened in the portal."""
     fax = simulator.receive(APP, "user-a", completed=simulator.now() - days * DAY)
     fax.image_downloaded = True
     return fax
@@ -59,7 +59,7 @@ def days_ago(clock: QuickClock, start: float, end: float) -> Interval:
 
 
 async def ask(runtime: Runtime, window: Interval) -> Backfill:
-    """What `poller backfill` writes, and what the daemon makes of it."""
+    """Do what `poller backfill` writes, and what the daemon does with it."""
     _, state = parts(runtime)
     asked = await runtime.services.ledger.write(
         backfills.ask, state.id, window, runtime.services.clock.now()
@@ -73,7 +73,7 @@ async def now_of(runtime: Runtime, asked: Backfill) -> Backfill:
 
 
 def windows(simulator: Simulator, before: datetime) -> list[Interval]:
-    """The windows of all list requests that end before a time, as they were asked for."""
+    """Return the windows of all list requests that end before a time, in order."""
     found = []
     for seen in simulator.requests:
         query = {name: values[0] for name, values in parse_qs(urlsplit(seen.target).query).items()}
@@ -375,7 +375,7 @@ async def test_a_find_of_a_backfill_does_not_count_as_late(
 async def test_daemon_takes_a_backfill_up_and_carries_it_through_between_two_rare_polls(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    clock.wall = datetime.now(clock.wall.tzinfo)  # by which APScheduler goes
+    clock.wall = datetime.now(clock.wall.tzinfo)  # APScheduler uses it
     for state in runtime.states:
         state.user = replace(state.user, poll=Poll(every=timedelta(hours=12)))
         await poll(runtime, state.user.name)

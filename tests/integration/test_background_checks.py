@@ -1,4 +1,4 @@
-"""The files of stored faxes are looked at, damage is said and shown, and repaired only when asked."""
+"""poller looks at the files of stored faxes, reports and shows damage, and repairs only when asked."""
 
 import asyncio
 from datetime import timedelta
@@ -41,7 +41,7 @@ from tests.integration.at_work import (
 
 
 async def stored(runtime: Runtime, simulator: Simulator, user: str = "user-a") -> tuple[Fax, Path]:
-    """A fax that is on the disk, and its image there."""
+    """A fax that is on the disk, and its image."""
     fax, _ = await listed(runtime, simulator, user)
     assert await fetch(runtime, fax) is Outcome.STORED
     file = (await row(runtime, fax)).file
@@ -145,7 +145,7 @@ async def test_only_files_that_belong_to_no_fax_are_strangers(
 ) -> None:
     monkeypatch.setattr("poller.ingest.audit._AT_ONCE", 2)
     _, image = await stored(runtime, simulator)
-    await listed(runtime, simulator)  # pending: nothing of it is there
+    await listed(runtime, simulator)  # pending: nothing of it is on the disk
     root = runtime.config.storage.directory
     strangers = [root / "notes.txt", root / "other/deep/x.pdf", image.with_suffix(".tif")]
     strangers += [image.with_name(f"{number}.json") for number in range(5)]
@@ -175,7 +175,7 @@ async def test_repair_takes_what_efax_sends_now_and_renames_nothing(
     await runtime.services.ledger.write(
         jobs.fetch_again, [(await row(runtime, fax)).id], runtime.services.clock.now()
     )
-    await poll(runtime)  # lists it again: known
+    await poll(runtime)  # lists it again, as known
 
     account, _ = parts(runtime)
     await account.workers.run_until_idle()
@@ -208,12 +208,12 @@ async def test_a_missing_sidecar_is_written_anew_without_asking_efax(
     assert sidecar.read_text() == content
 
 
-# -- the rounds of the running service -----------------------------------------------------------
+# -- the running service's checks -----------------------------------------------------------------
 
 
 @pytest.fixture
 async def damaged(runtime: Runtime, simulator: Simulator) -> dict[str, str]:
-    """Three faxes: one is well, one was cut, in one a byte has changed."""
+    """Three faxes: one is well, one was cut, one has a changed byte."""
     (well, _), (short, cut_image), (changed, changed_image) = [
         await stored(runtime, simulator) for _ in range(3)
     ]
@@ -239,7 +239,7 @@ async def test_damage_is_said_once_a_start_and_nothing_is_fetched(
     assert told(events) == [damaged["cut"], damaged["changed"]]
     assert calls(simulator, "image") == asked
     events.clear()
-    await rounds_done(runtime)  # what is known is said once more: the newest at least
+    await rounds_done(runtime)  # known damage is reported once more: at least the newest
     assert told(events) == [damaged["cut"]]
 
 

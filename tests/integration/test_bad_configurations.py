@@ -1,4 +1,4 @@
-"""Bad configurations and the commands: what each must say is in tests/data; here, that they end with it."""
+"""Bad configurations and the commands: tests/data has the messages; here, commands end with them."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def ended(capsys: pytest.CaptureFixture[str]) -> Iterator[Ended]:
 def test_every_bad_configuration_ends_a_command_with_all_its_messages_and_nothing_else(
     ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each case meets one of the commands, so that each command meets fourteen cases or so."""
+    """Give each case to one of the commands, so that each command gets about fourteen cases."""
     monkeypatch.chdir(BAD)
     before = sorted(BAD.rglob("*"))
     assert len(CASES) >= 130
@@ -106,7 +106,7 @@ def test_what_is_no_file_of_text_is_said_in_one_line(tmp_path: Path, ended: Ende
 
 @contextmanager
 def nobody() -> Iterator[None]:
-    """Be a user who may read little; whoever is not root is one already."""
+    """Become a user with few rights; anybody but root is one already."""
     if os.geteuid() != 0:
         yield
         return
@@ -119,7 +119,7 @@ def nobody() -> Iterator[None]:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that others than its owner may read; pytest's own are not."""
+    """A directory that others may read; pytest's own are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -132,7 +132,7 @@ def test_a_file_that_may_not_be_read_is_said_beside_what_is_wrong_in_another(
     secret.write_text(GOOD)
     other.write_text("drain: soon\n")
     secret.chmod(0)
-    ended("once", "-c", str(other))  # loads what nobody may be unable to read of this Python
+    ended("once", "-c", str(other))  # loads what this user may be unable to read of this Python
     with nobody():
         code, out, err = ended("once", "-c", str(secret), "-c", str(other))
     assert (code, out) == (78, "")

@@ -1,4 +1,4 @@
-"""Documents are checked in processes of their own, which may die of them and can do nothing else."""
+"""Documents are checked in separate processes, which may crash and can do nothing else."""
 
 import asyncio
 import ctypes
@@ -44,7 +44,7 @@ def checkers() -> Iterator[Checkers]:
 
 @pytest.fixture
 def odd_checkers(checkers: Checkers, monkeypatch: pytest.MonkeyPatch) -> Checkers:
-    """Theirs is the program of `odd_child`."""
+    """Checkers that run the program of `odd_child`."""
     monkeypatch.setattr(checker, "_PROGRAM", PROGRAM)
     return checkers
 
@@ -78,12 +78,12 @@ def code(document: Document) -> str:
 
 
 def only(checkers: Checkers) -> int:
-    """The number of the process that is kept."""
+    """Return the number of the process that is kept."""
     (kept,) = checkers._idle
     return kept.pid
 
 
-# What a document can do
+# What a document can cause
 
 
 def test_document_that_ends_its_process_could_not_be_checked_and_the_next_one_is(
@@ -236,10 +236,10 @@ def _in_this_process(document: bytes) -> Document:
     return proof.inspect(io.BytesIO(document))
 
 
-# What it may do
+# What the process may do
 
 
-# The version of Landlock on which a probe's failure rests.
+# The version of Landlock that makes a probe fail.
 LANDLOCK = {"opens a file in the place of another": 1, "signals its parent": 6}
 
 
@@ -258,7 +258,7 @@ def test_process_that_checks_documents_never(
 
 
 def test_probe_that_works_is_seen(odd_checkers: Checkers) -> None:
-    """Without limits each of them works: in this process."""
+    """Without limits each of them succeeds: in this process."""
     harmless = ["opens a file", "lists a directory", "opens a socket", "has an environment"]
     with open(os.devnull, "rb") as file:
         for name in [*harmless, "signals its parent", "outlives its parent", "takes 600 MiB"]:
@@ -322,7 +322,7 @@ def test_answer_is_read_as_it_was_meant(answer: CheckResult) -> None:
     assert CheckResult.read(answer.encode()) == answer
 
 
-# Where no process can be had
+# If no process can be started
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_look_says_that_a_start_hangs(checkers: Checkers, monkeypatch: pytest.Mo
         with pytest.raises(StorageUnusable, match="not ready in time"):
             checkers.look()
         assert not starting.done()
-        while not starting.done():  # a start that fails is made once more
+        while not starting.done():  # a start that fails is tried once more
             for child in _children():
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.01)
@@ -459,7 +459,7 @@ def test_limits_of_time_leave_some_of_a_steps_two_minutes_to_the_disk() -> None:
 def test_what_fails_on_the_way_to_a_process_takes_no_further_time(
     odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was killed late before it took the document: no second wait begins."""
+    """Something killed the process late, before it took the document: no second wait begins."""
     passed_s, real = 0.0, time.monotonic
 
     def killed_late(*_: object) -> Document:
@@ -520,7 +520,7 @@ def test_start_without_a_free_descriptor_keeps_none_of_those_that_it_had() -> No
     before = len(os.listdir("/proc/self/fd"))
     refusals = 0
     try:
-        for free in range(7):  # a socket at both ends, and what the start of a process takes
+        for free in range(7):  # a socket at both ends, and what the start of a process needs
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
             with suppress(OSError):
                 Checker().close()
@@ -700,7 +700,7 @@ async def test_it_ends_with_the_process_that_started_it(tmp_path: Path, act: str
 
 
 def state(pid: int) -> str:
-    """One letter, as ps shows it; none when there is no such process."""
+    """Return its state in one letter, as ps shows it; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Commands in the test's own process, beside a simulated eFax in a thread; acceptance has the rest."""
+"""Commands in the test's own process, with a simulated eFax in a thread; acceptance has the rest."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """Put back what `run` does with SIGHUP."""
+    """Restore what `run` does with SIGHUP."""
     before = signal.getsignal(signal.SIGHUP)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -56,7 +56,7 @@ def default_signals() -> Iterator[None]:
 
 @pytest.fixture
 def efax() -> Iterator[Simulator]:
-    """A simulated eFax in a thread of its own: commands have their own event loop."""
+    """A simulated eFax in its own thread, since commands have their own event loop."""
     simulator = Simulator(seed=1)
     simulator.add_app(APP, KEY)
     for user in ("user-a", "user-b"):
@@ -578,7 +578,7 @@ def test_check_online_does_not_take_an_outage_that_answers_with_nothing_for_well
 def test_check_online_leaves_what_is_known_of_the_lists_to_the_polls(
     effect: str, run: Run, efax: Simulator, directory: Path
 ) -> None:
-    """A look in an outage begins no doubt that counts for the service."""
+    """A look in an outage begins no doubt that would count for the service."""
 
     def known() -> list[Any]:
         with contextlib.closing(sqlite3.connect(directory / "state/poller.db")) as ledger:
@@ -708,7 +708,7 @@ def test_service_that_hangs_is_not_called_well_by_what_looks_at_it_from_outside(
         assert out.count(" overdue ") == 2
         code, out, _ = run("check", "--online")
     assert (code, out.splitlines()[-1][: len(late)]) == (1, late)
-    # Where none runs, that is what is wrong.
+    # If none runs, that is the trouble.
     assert len(json.loads(run("status", "--json")[1])["problems"]) == 1
 
 
@@ -829,7 +829,7 @@ def test_status_shows_what_the_running_service_says_and_not_what_the_command_can
     assert "Another program signs in with the App ID" in problems
     assert "40 of 500 requests per second" in problems
 
-    shown = json.loads(run("status", "--json")[1])  # stopped: what it said is over
+    shown = json.loads(run("status", "--json")[1])  # stopped: what it said no longer counts
     assert (shown["storage"]["directory"], shown["storage"]["usable"]) == (
         str(directory / "faxes"),
         True,
@@ -1039,7 +1039,7 @@ def test_retry_and_explain_say_that_a_stored_faxs_files_were_taken_away(
     assert again in out
     assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is True
 
-    (directory / "faxes" / ".poller-storage").unlink()  # as of a disk that is not mounted
+    (directory / "faxes" / ".poller-storage").unlink()  # as if the disk is not mounted
     assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is None
     assert "cannot be seen now" in run("retry", fax.fax_id)[1]
 
@@ -1089,7 +1089,7 @@ def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulat
     assert run("retry", "main/b/same/id")[0] == 0
 
 
-# -- what all commands begin with ---------------------------------------------------------------------
+# -- the beginning of all commands --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1156,7 +1156,7 @@ def test_start_in_the_future_is_refused(directory: Path, run: Run) -> None:
 
 
 def test_hangup_while_the_daemon_starts_does_not_end_it(directory: Path) -> None:
-    """The configuration is a pipe: the daemon is at its beginning until something is written."""
+    """The configuration is a pipe: the daemon waits at its beginning until somebody writes."""
     text = (directory / "poller.yaml").read_text() + "http: {listen: null}\n"
     pipe = directory / "pipe.yaml"
     os.mkfifo(pipe)
@@ -1412,7 +1412,7 @@ def test_demo_whose_daemon_dies_says_so_in_a_sentence(
     fake_daemon(f"echo 'poller: the port is taken' >&2; exit {code}")
     began = time.monotonic()
     assert main(["demo"]) == 1
-    assert time.monotonic() - began < 60  # it does not wait for faxes that cannot come
+    assert time.monotonic() - began < 60  # it does not wait for faxes that cannot arrive
     out = " ".join(capsys.readouterr().out.split())
     assert f"the daemon ended with {code}; its last error: poller: the port is taken" in out
 
@@ -1440,7 +1440,7 @@ def test_demo_does_not_wait_for_ever_for_a_daemon_that_does_not_stop(
     assert "the daemon ended with -9" in " ".join(capsys.readouterr().out.split())
 
 
-# -- whose command it is ------------------------------------------------------------------------------
+# -- the user who runs a command -----------------------------------------------------------------------
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 _BECOMES = """
@@ -1513,8 +1513,8 @@ def test_root_stays_root_on_its_own_state_and_where_there_is_none(tmp_path: Path
 
 @pytest.fixture
 def of_nobody(efax: Simulator) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Run a command as root where the state belongs to nobody; `root` is the directory of it all."""
-    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+    """Run a command as root on a state that belongs to nobody; `root` is the directory of everything."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is private
         root = Path(name)
         root.chmod(0o755)
         for directory in ("etc", "state"):
@@ -1555,7 +1555,7 @@ def test_check_of_root_says_what_the_services_user_cannot_read(of_nobody: Any) -
             f"`chgrp {group} {closed} && chmod {mode} {closed}` lets it\n"
         )
         closed.chmod(before)
-    etc.chmod(0o711)  # what is in it can be read, but not which files there are
+    etc.chmod(0o711)  # its files can be read, but not listed
     assert "750" in of_nobody("check").stderr
     etc.chmod(0o700)
     os.chown(etc, 65534, 65534)

@@ -204,7 +204,7 @@ async def reset(request: web.Request) -> web.StreamResponse:
 
 
 class Bench:
-    """One client, its server and all that it is handed."""
+    """One client, its server and everything that it gets."""
 
     def __init__(self, server: Server, url: str) -> None:
         self.server = server
@@ -261,7 +261,7 @@ async def client(bench: Bench) -> AsyncIterator[Client]:
     assert client.pacing.slots.waiting == 0
 
 
-# -- what goes out, what comes back ---------------------------------------------------------------
+# -- requests and answers -------------------------------------------------------------------------
 
 
 async def test_a_list_signs_in_once_and_sends_exactly_what_the_guide_says(
@@ -511,7 +511,7 @@ async def test_a_sign_in_is_not_repeated_by_aiohttp(bench: Bench, client: Client
 
 
 def hanging(seconds: float = 0.0, *, after: bytes | None = None, status: int = 200) -> Step:
-    """Never answer, or not to the end, for what seems so many `seconds` to whoever waits."""
+    """Never answer, or not to the end, for `seconds` by the waiting loop's clock."""
 
     async def step(request: web.Request) -> web.StreamResponse:
         if after is not None:
@@ -571,7 +571,7 @@ async def test_an_image_that_falls_silent_is_tried_again(bench: Bench) -> None:
 async def test_an_image_of_which_aiohttp_lost_track_is_tried_again(
     bench: Bench, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As without memory for what comes: then aiohttp drops its own time-out, and waits for ever."""
+    """As if there were no memory for the answer: aiohttp drops its own time-out, and waits forever."""
     real, lost = StreamReader.readany, False
 
     async def readany(self: StreamReader) -> bytes:
@@ -823,7 +823,7 @@ async def test_what_is_not_http_is_a_bad_answer(bench: Bench) -> None:
 
 async def test_a_connection_that_is_not_taken_in_time_is_said_so(bench: Bench) -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # and never shakes hands
+        await reader.read()  # and never completes the handshake
         writer.close()
 
     listener = await asyncio.start_server(sit, "127.0.0.1", 0)
@@ -1027,7 +1027,7 @@ async def test_health_on_behalf_of_a_user_counts_and_probes(bench: Bench, client
     with pytest.raises(errors.AccountSuspended):
         await client.health(bench.bob)
     bench.clock.advance(12)
-    with pytest.raises(errors.Rejected):  # an answer, for all that
+    with pytest.raises(errors.Rejected):  # an answer nevertheless
         await client.health(bench.bob)
     assert len(bench.watcher.said("resumed")) == 1
     bench.server.scripts["health"] = [status(200, "<html>")]
@@ -1070,7 +1070,7 @@ async def test_a_user_refused_with_a_good_token_costs_no_more_sign_ins(
 async def test_a_call_that_waited_for_its_turn_uses_the_newest_token(
     bench: Bench, client: Client
 ) -> None:
-    """All wait with the old token; the first one finds out, the others never send it."""
+    """All wait with the old token; the first one finds out, and the others never send it."""
     await client.sign_in()
     bench.server.token = "somebody else's"
     client.set_limits(Limits(requests_per_second=1000, burst=1000, in_flight=1))

@@ -1,4 +1,4 @@
-"""Waiting for one's turn: the asyncio side of pacing."""
+"""Waiting for a turn: the asyncio side of pacing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from poller.pacing import Kind, Pacing
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that stands until the test moves it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -44,7 +44,7 @@ class Clock:
 
 
 class Desk(Observer):
-    """A pacer whose callers stay in their turn until they are let go."""
+    """A pacer whose callers keep their turn until they are let go."""
 
     def __init__(self, rate: float, burst: int, in_flight: int) -> None:
         self.clock = Clock()
@@ -153,7 +153,7 @@ async def test_a_caller_cancelled_just_as_its_turn_comes_lets_the_next_one_go(
     one._leave["a"].set()
     for _ in range(10):
         await asyncio.sleep(0)
-        if not one.inside:  # a has just left, b is chosen and does not know
+        if not one.inside:  # a has just left; b is chosen and does not know yet
             break
     assert one.pacing.slots.under_way == 1
     waiting.cancel()

@@ -27,7 +27,7 @@ ACCEPTED = [{"fax_id": "new", "destination_fax_number": "3235551212"}]
 
 
 class WholeServer(Server):
-    """Knows the calls that are about more than receiving."""
+    """Observes the calls that are not only about receiving."""
 
     @staticmethod
     def call(request: web.BaseRequest) -> str:
@@ -329,7 +329,7 @@ async def test_a_sent_image_waits_behind_received_ones(bench: Bench, client: Cli
     async with asyncio.TaskGroup() as group:
         for name, direction in (*first, *later):
             group.create_task(fetch(name, direction))
-    assert order[0] == "sent 1"  # nobody else waited yet
+    assert order[0] == "sent 1"  # nobody else was waiting yet
     assert order[1:] == ["received 1", "received 2", "sent 2"]
 
 

@@ -16,7 +16,7 @@ RENEWED_AT_S = LIFE_S - 300 * 1.5  # with 0.5 for the random share
 
 
 class Desk(Observer):
-    """Tokens with a server that numbers what it gives out; clock, store and observer in one."""
+    """Tokens of a server that numbers them; clock, store and observer in one."""
 
     def __init__(self) -> None:
         self.wall = datetime(2024, 1, 1, tzinfo=UTC)
@@ -80,7 +80,7 @@ class Desk(Observer):
         return self.tokens.held
 
     async def lose(self) -> None:
-        """Be told that the token has ended, and sign in again."""
+        """Learn that the token has ended, and sign in again."""
         self.tokens.refused(await self.token(), "ann")
         await self.tokens.get("ann")
 
@@ -337,7 +337,7 @@ async def test_an_hour_without_a_loss_ends_the_pauses_but_not_the_war(desk: Desk
     await desk.lose()
     desk.advance(3601)
     await desk.lose()
-    assert desk.seconds < 3640  # it did not have to keep away
+    assert desk.seconds < 3640  # it did not have to wait
     await desk.lose()
     assert desk.wars == [2]
 

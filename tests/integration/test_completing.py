@@ -1,4 +1,4 @@
-"""A received fax whose list leaves something out: asked for once, and never waited for."""
+"""A received fax with an incomplete record: poller asks once, and never waits for the answer."""
 
 import json
 from datetime import timedelta
@@ -29,7 +29,7 @@ TOLD = (
 async def discovered(
     runtime: Runtime, simulator: Simulator, *missing: str, **fields: Any
 ) -> tuple[Fax, FaxRow]:
-    """A fax whose list lacks these; what an account asks at its first poll is not counted."""
+    """Let a fax arrive whose record lacks these; do not count what an account asks at its first poll."""
     found = await listed(runtime, simulator, fields=dict.fromkeys(missing), **fields)
     simulator.requests.clear()
     return found
@@ -78,7 +78,7 @@ async def test_lists_of_ids_alone_give_whole_sidecars_under_the_path_of_discover
     assert sidecar["received_at"] == f"{fax.completed:%Y-%m-%dT%H:%M:%S}.000Z"
     assert f"{found.first_seen_at:/%Y/%m/%d/}" in found.path
     assert (await row(runtime, fax)).file == found.path + ".pdf"
-    assert "image_downloaded" not in sidecar["metadata"]  # by then that may have been we
+    assert "image_downloaded" not in sidecar["metadata"]  # by then we may have done so
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ async def test_call_that_costs_sign_ins_or_minutes_is_left_alone_for_a_while(
         account, _ = parts(runtime)
 
         async def asked() -> int:
-            """How often for the metadata of one more fax, which is stored in any case."""
+            """Return the metadata requests for one more fax, which is stored in any case."""
             fax, _ = await discovered(runtime, simulator, "pages")
             await account.workers.run_until_idle()
             assert (await row(runtime, fax)).state is State.STORED

@@ -1,4 +1,4 @@
-"""Deleting at eFax: what goes, what stays, and that nobody misses a fax by it."""
+"""Deleting at eFax: which faxes go and which stay, so that nobody misses one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -41,7 +41,7 @@ WEEK = timedelta(days=7)
 
 
 def deleting(settings: Config, **changes: Any) -> Config:
-    """The same configuration, in which every user has this `delete`."""
+    """The same configuration, with this `delete` for every user."""
     (account,) = settings.accounts
     rule = Delete(**{"after": DAY, **changes})
     users = tuple(replace(user, delete=rule) for user in account.users)
@@ -71,7 +71,7 @@ def is_gone(fax: Fax) -> bool:
 
 
 async def run_errands(runtime: Runtime) -> None:
-    """What the service does every ten seconds, to its end."""
+    """Do what the service does every ten seconds, to its end."""
     errand_runner = runtime.accounts[APP].errands
     await errand_runner.look()
     await errand_runner.run_until_idle()
@@ -105,14 +105,14 @@ def image_of(runtime: Runtime, fax: FaxRow) -> Path:
 
 
 def take(runtime: Runtime, fax: FaxRow) -> None:
-    """As a consumer does: the image first, the sidecar last."""
+    """Take it as a consumer does: first the image, last the sidecar."""
     image = image_of(runtime, fax)
     image.unlink()
     image.with_suffix(".json").unlink()
 
 
 def other_bytes(runtime: Runtime, fax: FaxRow) -> None:
-    """As many bytes as before, so that only who reads them finds out."""
+    """Change as many bytes as before, so that only a reader of them finds out."""
     image = image_of(runtime, fax)
     content = bytearray(image.read_bytes())
     content[-20] ^= 1
@@ -263,7 +263,7 @@ async def test_a_clock_that_is_ahead_deletes_nothing(
     assert not is_gone(fax)
 
 
-# -- how often, and after what ----------------------------------------------------------------------
+# -- how often, and in which order -------------------------------------------------------------------
 
 
 async def test_no_more_than_max_per_day_go_in_any_24_hours(
@@ -384,7 +384,7 @@ async def test_after_an_outage_it_goes_on(
 async def test_a_proof_that_is_old_when_the_turn_comes_is_given_anew(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request may wait for hours, and the file may be spoiled meanwhile."""
+    """The request may wait for hours, and meanwhile the file may be damaged."""
     fax, before = await stored(runtime, simulator)
     clock.advance(2 * DAY)
     prove = Deleter._prove
@@ -452,7 +452,7 @@ async def test_what_happens_after_the_proof_keeps_a_fax_when_the_turn_comes(
 async def test_what_is_asked_for_anew_meanwhile_is_left_to_that(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """The fence: an attempt under way does nothing by what it read before an operator decided."""
+    """The fence: a running attempt does nothing after an operator's decision that it has not read."""
     _, before = await stored(runtime, simulator)
     clock.advance(2 * DAY)
     ledger = runtime.services.ledger
@@ -466,7 +466,7 @@ async def test_what_is_asked_for_anew_meanwhile_is_left_to_that(
     assert new.fence == old.fence + 1
 
 
-# -- beside polls ----------------------------------------------------------------------------------
+# -- together with polls ---------------------------------------------------------------------------
 
 
 async def test_a_poll_waits_for_a_deletion_and_a_deletion_for_no_poll(
@@ -540,7 +540,7 @@ async def test_no_fax_is_missed_however_long_the_pages_are(
     make_config: MakeConfig,
     clock: QuickClock,
 ) -> None:
-    """Faxes come, are listed and deleted, all at the same time; no deletion falls into a listing."""
+    """Faxes arrive, are listed and deleted at the same time; no deletion happens during a listing."""
     simulator.switches = Switches(page_cap=page_cap, order=order)
     rule = Poll(overlap=timedelta(hours=1), sweep=Sweep(timedelta(hours=1), timedelta(hours=3)))
     settings = deleting(make_config(simulator.base_url, poll=rule), after=timedelta(minutes=5))
@@ -568,13 +568,13 @@ async def test_no_fax_is_missed_however_long_the_pages_are(
         assert sum(fax.deleted for fax in there) > len(there) // 2
 
 
-# -- what eFax lists no more --------------------------------------------------------------------------
+# -- what eFax no longer lists ------------------------------------------------------------------------
 
 
 async def test_what_was_deleted_is_not_missed_in_the_lists(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
-    """Else an account whose faxes are all deleted would be suspended: its lists have lost them."""
+    """Otherwise an account whose faxes are all deleted would be suspended: its lists have lost them."""
     gone = [(await stored(runtime, simulator, user))[0] for user in ("user-a", "user-b")]
     clock.advance(2 * DAY)
     await run_errands(runtime)
@@ -589,7 +589,7 @@ async def test_what_was_deleted_is_not_missed_in_the_lists(
 async def test_nor_after_a_kill_between_the_deletion_and_its_record(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    simulator.faults = faults("404@metadata=always")  # so that metadata never tell what is gone
+    simulator.faults = faults("404@metadata=always")  # so that metadata never tell what has gone
     settings = deleting(make_config(simulator.base_url))
     async with opened_runtime(settings, clock) as runtime:
         fax, before = await stored(runtime, simulator)
@@ -661,7 +661,7 @@ async def test_without_a_rule_nobody_looks_and_nothing_is_written(
         clock.advance(400 * DAY)
         runner = runtime.accounts[APP].errands
         commits, asked = runtime.services.ledger.commits, len(simulator.requests)
-        assert await runner.look() is None  # and then only when it is woken
+        assert await runner.look() is None  # and then only when woken
         assert runtime.services.ledger.commits == commits
         assert len(simulator.requests) == asked
         assert not is_gone(fax)
@@ -691,12 +691,12 @@ async def test_the_walk_is_taken_up_where_it_was_and_anew_with_another_rule(
         await run_errands(runtime)
     assert all(map(is_gone, several))
     assert walked == [2, 2, 1, 0, 0]
-    assert begun_at[3:] == [deletions.Place(clock.now() - DAY)] * 2  # nor is that read again
+    assert begun_at[3:] == [deletions.Place(clock.now() - DAY)] * 2  # and that is not read again
     _, state = parts(runtime)
     state.user = replace(state.user, delete=Delete(after=2 * DAY))
     await run_errands(runtime)
     assert begun_at[5:] == [deletions.Place()] * 2  # two rules now, of two users
-    assert walked[5:] == [0, 0]  # what is deleted is passed over by the ledger
+    assert walked[5:] == [0, 0]  # the ledger skips what is deleted
 
 
 async def test_a_stop_waits_for_the_answer_and_records_it(
@@ -756,13 +756,13 @@ async def test_a_bug_in_one_deletion_stops_neither_the_others_nor_the_service(
     assert said(events, "internal-error") == ["internal-error"]
 
 
-# -- whether eFax really has it no more ----------------------------------------------------------
+# -- has eFax really deleted it ------------------------------------------------------------------
 
 
 async def test_nothing_is_deleted_while_its_user_is_refused_and_404_is_no_proof_then(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """A user whom eFax does not know is answered 404 to everything."""
+    """eFax answers 404 to everything for a user whom it does not know."""
     several = [await stored(runtime, simulator) for _ in range(3)]
     clock.advance(2 * DAY)
     simulator.switches = replace(simulator.switches, wrong_user="404")
@@ -781,7 +781,7 @@ async def test_nothing_is_deleted_while_its_user_is_refused_and_404_is_no_proof_
     waiting = await ledger.read(errands.of_faxes, ids, JobKind.DELETE)
     clock.advance(DAY / 4)
     await run_errands(runtime)
-    assert await ledger.read(errands.of_faxes, ids, JobKind.DELETE) == waiting  # none was begun
+    assert await ledger.read(errands.of_faxes, ids, JobKind.DELETE) == waiting  # none was started
     boxes["user-a"] = box
     await poll(runtime)
     clock.advance(DAY / 4)
@@ -846,7 +846,7 @@ async def test_what_eFax_lists_was_not_deleted_and_can_be_fetched_again(  # noqa
     assert await ledger.write(jobs.make_due, [before.id], clock.now()) == 1
 
 
-# -- one does not stop the others ----------------------------------------------------------------
+# -- one does not block the others ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -872,7 +872,7 @@ async def test_a_user_whose_deletions_are_refused_stops_nobody_elses(
     assert is_gone(other)
     for _ in range(5):
         await run_errands(runtime)
-    assert calls(simulator, "delete", "user-a") == 12  # nor its own others
+    assert calls(simulator, "delete", "user-a") == 12  # nor the user's own others
 
 
 @pytest.mark.usefixtures("few_open")
@@ -890,7 +890,7 @@ async def test_a_user_with_a_low_limit_stops_nobody_elses_and_comes_to_the_end(
         await run_errands(runtime)
         assert all(map(is_gone, others))
         untried = await runtime.services.ledger.read(errands.untried, APP, JobKind.DELETE)
-        assert untried == {low.id: 4}  # of what is to go only so many are written down
+        assert untried == {low.id: 4}  # only this many planned deletions are written down
         low.user = replace(low.user, delete=Delete(after=DAY))
         for _ in range(5):
             await run_errands(runtime)
@@ -915,7 +915,7 @@ async def test_what_the_walk_has_passed_is_looked_at_again_the_next_day(
     fax, before = await stored(runtime, simulator)
     image = image_of(runtime, before)
     away = image.with_suffix(".away")
-    image.rename(away)  # somebody looks at it, or a restore is under way
+    image.rename(away)  # somebody looks at it, or a restore is running
     clock.advance(2 * DAY)
     await run_errands(runtime)
     away.rename(image)
@@ -940,7 +940,7 @@ async def test_without_a_service_it_ends_although_the_last_one_ended_while_it_lo
             await runner.run_until_idle()
 
 
-# -- what holds it back ----------------------------------------------------------------------------
+# -- what prevents it --------------------------------------------------------------------------------
 
 
 async def test_while_a_list_is_read_nothing_begins_although_something_takes_too_long() -> None:
@@ -977,7 +977,7 @@ async def test_a_poll_that_waits_goes_before_the_second_try_of_a_deletion(
 async def test_what_nobody_took_is_no_proof_where_its_directory_is_gone_too(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
-    """A mount below the storage is missing, or an older state of it was restored."""
+    """A mount below the storage is missing, or somebody restored an older state of it."""
     settings = deleting(make_config(simulator.base_url), taken="delete")
     async with opened_runtime(settings, clock) as runtime:
         fax, before = await stored(runtime, simulator)

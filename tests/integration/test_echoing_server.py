@@ -1,4 +1,4 @@
-"""A server that sends back what it was sent: the key and the tokens are in nothing that is kept or shown."""
+"""A server that sends back its requests: nothing that poller keeps or shows has the key or a token."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ STATUSES = (200, 302, 400, 401, 403, 404, 418, 429, 500)
 
 
 class Echo:
-    """Answers every call after the sign-in with what it was sent, everywhere, with one status."""
+    """Answers every call after the sign-in with its own request, everywhere, with one status."""
 
     def __init__(self, clock: QuickClock) -> None:
         self.clock = clock
@@ -100,7 +100,8 @@ async def test_secrets_that_a_server_sends_back_are_kept_nowhere(
     for secret in SECRETS:
         assert not [text for text in (*said, *names, *contents) if secret in text]
     assert events
-    if status not in (302, 401, 403, 404, 429):  # of these nothing is kept, or it is the account's
+    # for these nothing is kept, or they concern the account
+    if status not in (302, 401, 403, 404, 429):
         assert all(kept)
         answers = [json.loads(path.read_text()) for path in evidence.rglob("*.json")]
         assert all(answer["headers"]["X-Patient"] == PATIENT for answer in answers)

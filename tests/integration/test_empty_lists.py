@@ -1,4 +1,4 @@
-"""Empty lists: which ones are believed, and what an outage that answers 200 with nothing leads to."""
+"""Empty lists: which ones poller believes, and what happens if an outage answers 200 with nothing."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ from tests.integration.at_work import calls, listed, parts, poll, said, settled
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 SHAPES = ("array", "missing", "bare")
-# What may be some server's empty list; the others never are.
+# Spellings of an empty list that some server may use; no server uses the others.
 MAYBE_LISTS = ("bare-200", "array-200", "zero-200", "full-200")
 NO_LISTS = ("empty-200", "null-200", "list-200", "other-200", "html-200")
 OWN = {"array": "full-200", "missing": "zero-200", "bare": "bare-200"}  # by switch
@@ -33,7 +33,7 @@ OWN = {"array": "full-200", "missing": "zero-200", "bare": "bare-200"}  # by swi
 
 @pytest.fixture
 async def quiet(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Runtime:
-    """A fax is known, and its time lies before every window that is still asked for."""
+    """Discover a fax whose time lies before every window that will be requested."""
     await listed(runtime, simulator)
     for _ in range(2):
         clock.advance(20 * MINUTE)
@@ -43,7 +43,7 @@ async def quiet(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Ru
 
 
 async def covered(runtime: Runtime, user: str = "user-a") -> Any:
-    """Up to when the ledger says that this user's faxes are listed."""
+    """Return up to when the ledger says that this user's faxes are listed."""
     return (
         await runtime.services.ledger.read(fold.progress, parts(runtime, user)[1].id)
     ).coverage.newest_end
@@ -126,7 +126,7 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
     clock: QuickClock,
     events: list[Event],
 ) -> None:
-    """A fax that no later poll and no net would find, were the outage believed."""
+    """A fax that no later poll and no net would find if the outage were believed."""
     simulator.switches = Switches(empty_list=shape)
     back = replace(Poll().sweep, back=MINUTE)
     rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=replace(back, every=24 * HOUR))
@@ -164,7 +164,7 @@ async def test_outage_that_answers_200_with_nothing_covers_nothing_and_loses_no_
 async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """The witness is listed, so it is no outage: one user's lists are broken."""
+    """eFax lists the witness, so this is not an outage: one user's lists are broken."""
     before = clock.now()
     clock.advance(2 * MINUTE)
     simulator.faults = Faults.of("bare-200@list=always")
@@ -178,7 +178,7 @@ async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list
     requests = len(simulator.requests)
     clock.advance(8 * SECOND)
     assert (await poll(quiet, "user-b")).failed
-    assert len(simulator.requests) == requests + 1  # what was found out holds for a while
+    assert len(simulator.requests) == requests + 1  # the result holds for a while
 
 
 async def test_server_that_comes_to_spell_its_empty_lists_otherwise_is_asked_once_and_believed(
@@ -198,7 +198,7 @@ async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_the
     for fax in simulator.faxes():
         simulator.delete(fax)
     clock.advance(2 * MINUTE)
-    assert not (await poll(quiet)).failed  # deleted, as eFax says itself
+    assert not (await poll(quiet)).failed  # eFax itself says that it was deleted
     before = await covered(quiet)
     simulator.switches = Switches(empty_list="bare")
     clock.advance(2 * MINUTE)
@@ -208,7 +208,8 @@ async def test_other_spelling_that_no_fax_can_prove_fails_for_an_hour_and_is_the
     assert HOUR <= clock.now() - began <= HOUR + 2 * MINUTE
     assert before < await covered(quiet)
     lists = Lists.read((await quiet.services.ledger.read(accounts.lists, APP))[0])
-    assert lists.believed_since == began  # it may have been none: all since then is listed again
+    # it may not have been empty: everything since then is listed again
+    assert lists.believed_since == began
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -322,7 +323,7 @@ async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
 async def test_empty_list_whose_proof_could_not_be_had_is_asked_for_again(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
-    """A proof that comes hours later says nothing of it; no net lies below."""
+    """A proof that comes hours later proves nothing about it; no net lies below."""
     back = replace(Poll().sweep, back=MINUTE, every=24 * HOUR)
     rules = Poll(overlap=MINUTE, sweep=back, deep_sweep=back)
     async with opened_runtime(make_config(simulator.base_url, poll=rules), clock) as runtime:
@@ -351,7 +352,7 @@ async def test_empty_list_from_before_a_suspension_is_asked_for_again(
     await poll(quiet)  # a proof
     before = await covered(quiet, "user-b")
     clock.advance(SECOND)
-    await poll(quiet, "user-b")  # which waits for the next one
+    await poll(quiet, "user-b")  # it waits for the next one
     simulator.faults = Faults.of("503@list=always")
     clock.advance(SECOND)
     for user in ("user-a", "user-b"):
@@ -367,7 +368,7 @@ async def test_empty_list_from_before_a_suspension_is_asked_for_again(
 async def test_what_waits_for_a_proof_is_proved_after_a_minute_without_any_poll(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """The next poll may come in hours only."""
+    """The next poll may come only in hours."""
     account, _ = parts(quiet)
     clock.advance(4 * HOUR)
     for user in ("user-a", "user-b"):
@@ -388,7 +389,7 @@ async def test_what_waits_for_a_proof_is_proved_after_a_minute_without_any_poll(
 async def test_known_fax_whose_window_is_refused_is_not_asked_for_again(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    """It is too old by now, and those of a refused user are left alone as its polls are."""
+    """It is too old by now, and those of a refused user are left alone, like the user's polls."""
     simulator.switches = Switches(oldest_window_s=8 * 86_400.0)
     clock.advance(timedelta(days=7))
     for user in ("user-a", "user-b"):
@@ -419,7 +420,7 @@ async def test_known_fax_of_a_refused_user_is_not_asked_for(
 async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanwhile(
     runtime: Runtime, simulator: Simulator
 ) -> None:
-    """A poll may wait for another one's proof, which finds that out."""
+    """A poll may wait for the proof of another, which finds that out."""
     await listed(runtime, simulator)
     client, states = runtime.accounts[APP].client, runtime.accounts[APP].states
     empties = EmptyLists(client, runtime.services.ledger, runtime.services.clock, states)
@@ -429,7 +430,7 @@ async def test_spelling_is_not_asked_for_when_the_known_faxes_were_deleted_meanw
     simulator.delete(simulator.faxes()[0])
     proving, learning = empties.prove(), empties.spelling.learn()
     await asyncio.gather(proving, learning)
-    assert asked_for_1990(simulator) == 1  # by the poll that listed the fax
+    assert asked_for_1990(simulator) == 1  # from the poll that listed the fax
 
 
 async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
@@ -442,7 +443,7 @@ async def test_list_of_another_user_that_holds_a_fax_is_proof_enough(
     await poll(quiet)
     await listed(quiet, simulator, "user-b")
     assert await covered(quiet) == clock.now()
-    assert len(simulator.requests) == before + 1 + 2  # the end of a single fax is asked for
+    assert len(simulator.requests) == before + 1 + 2  # the end of a single fax is requested
 
 
 async def test_fax_that_a_witness_happens_to_list_is_new_and_recorded(
@@ -522,7 +523,7 @@ async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_afte
     events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a trash can, say: metadata still tell of them."""
+    """As if they were in a trash can: metadata still describe them."""
     for fax in simulator.faxes():
         simulator.apps[APP].users[fax.user_id].faxes.remove(fax)
     clock.advance(2 * MINUTE)
@@ -541,14 +542,14 @@ async def test_faxes_that_efax_neither_lists_nor_calls_deleted_are_given_up_afte
 
 
 def hide(simulator: Simulator) -> None:
-    """Have eFax list no fax, but still tell of each."""
+    """Make eFax list no fax, but still describe each."""
     for fax in simulator.faxes():
         if fax in (faxes := simulator.apps[APP].users[fax.user_id].faxes):
             faxes.remove(fax)
 
 
 async def given_up(runtime: Runtime, clock: QuickClock) -> timedelta:
-    """Poll as long as the known faxes are missed, and return how long that was."""
+    """Poll while the known faxes are missing, and return how long that was."""
     clock.advance(2 * MINUTE)
     began = clock.now()
     await poll(runtime)
@@ -789,7 +790,7 @@ async def test_backfill_does_not_take_an_outage_for_an_old_window_without_faxes(
 async def test_gap_is_not_closed_by_an_outage(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    """The newest slice holds a fax; the outage begins right behind it."""
+    """The newest slice contains a fax; the outage begins right after it."""
     async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
         old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=5))
         simulator.receive(APP, "user-a", completed=clock.now() - MINUTE)

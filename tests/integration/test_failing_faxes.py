@@ -1,4 +1,4 @@
-"""Faxes of one user fail for long while all others go well: everything that says how it is says so."""
+"""The faxes of one user fail for long while all others succeed: everything that reports state says so."""
 
 import re
 from collections.abc import Callable
@@ -39,7 +39,7 @@ async def monitor(runtime: Runtime) -> Monitor:
 async def failing_since(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, ago: timedelta
 ) -> Fax:
-    """A fax of user-a that eFax has no image of, whose first attempt was so long ago."""
+    """A fax of user-a without an image at eFax, whose first attempt was this long ago."""
     fax, _ = await listed(runtime, simulator, trouble="null-image")
     assert await fetch(runtime, fax) is Outcome.FAILED
     clock.advance(ago)
@@ -155,7 +155,7 @@ async def test_faxes_of_a_removed_user_count_nowhere(
 
 
 def _takes_nothing(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
-    """As a directory that another user owns: it can be read, and nothing can be made in it."""
+    """Like a directory of another user: readable, and nothing can be created in it."""
     monkeypatch.setattr(syscalls, "takes_names", lambda *_: False)
 
 

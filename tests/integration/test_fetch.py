@@ -1,4 +1,4 @@
-"""Fetch one fax of a simulated eFax: stored, tried again, quarantined, and never lost on the way."""
+"""Fetch one fax of a simulated eFax: stored, tried again, quarantined, and never lost."""
 
 import asyncio
 import errno
@@ -258,7 +258,7 @@ async def test_document_that_ends_the_process_that_checks_it_is_stored_damaged_a
 async def test_process_that_was_killed_twice_in_a_row_says_nothing_of_the_fax(
     runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    """By the kernel, where memory was short, or by an operator."""
+    """The kernel kills it because memory ran out, or an operator does."""
     fax, _ = await listed(runtime, simulator)
     with monkeypatch.context() as patched:
         patched.setattr(Checker, "check", killed)
@@ -275,7 +275,7 @@ async def test_process_that_was_killed_twice_in_a_row_says_nothing_of_the_fax(
 async def test_fax_whose_check_is_killed_each_time_is_stored_damaged_and_said_to_be_unchecked(
     runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
-    """A machine too small for it: it must not be fetched for ever."""
+    """The machine is too small for it: poller must not fetch it forever."""
     fax, _ = await listed(runtime, simulator)
     monkeypatch.setattr(Checker, "check", killed)
     outcomes = [await fetch(runtime, fax) for _ in range(3)]
@@ -369,14 +369,14 @@ async def test_fax_is_postponed_while_no_document_can_be_checked(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     fax, _ = await listed(runtime, simulator)
-    runtime.services.storage._checkers = checkers = Checkers()  # whose first process is started now
+    runtime.services.storage._checkers = checkers = Checkers()  # whose first process starts now
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr(checker, "_interpreter", lambda: "/there/is/none")
         assert await fetch(runtime, fax) is Outcome.POSTPONED
         gate = runtime.services.gate
         assert "no document can be checked" in str(gate.reason)
         clock.advance(timedelta(seconds=5))
-        assert not await gate.check()  # so that no image is asked for in vain
+        assert not await gate.check()  # so that no image is requested in vain
         assert await poll(runtime)
     postponed = await row(runtime, fax)
     assert (postponed.state, postponed.failures, postponed.damaged) == (State.PENDING, 0, False)
@@ -481,7 +481,7 @@ async def test_outage_of_ten_days_quarantines_nothing(
     assert await fetch(runtime, fax) is Outcome.FAILED
     assert (await row(runtime, fax)).state is State.PENDING
 
-    clock.advance(7 * DAY)  # of eFax at work, that is long enough
+    clock.advance(7 * DAY)  # long enough, with eFax at work
     assert await fetch(runtime, fax) is Outcome.QUARANTINED
 
 
@@ -640,7 +640,7 @@ async def test_bug_met_by_one_fax_does_not_stop_the_others(
 def held_record(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[asyncio.Event, asyncio.Event]:
-    """Hold the record of a stored fax: what tells that it has begun, and what lets it go on."""
+    """Hold the recording of a stored fax; return what tells that it began, and what lets it continue."""
     recording, go_on = asyncio.Event(), asyncio.Event()
 
     async def stored(write: Asked) -> None:
@@ -817,7 +817,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
     events: list[Event],
 ) -> None:  # fmt: skip
-    """A quota: a small file still fits, and the free space that is reported is plenty."""
+    """A quota: a small file still fits, and the reported free space is plenty."""
     fax, _ = await listed(runtime, simulator)
     write = syscalls.write
 
@@ -848,7 +848,7 @@ async def test_disk_that_is_full_though_it_looks_well_counts_against_no_fax(
 
 
 async def left_by_a_crash(settings: Config, clock: QuickClock, simulator: Simulator) -> FaxRow:
-    """A fax that is visible, by links, and has its sidecar's dot-name still; its row is not stored."""
+    """A fax that is visible, by links, and whose sidecar still has its dot-name; its row is not stored."""
 
     async def crash(*_: Any, **__: Any) -> None:
         raise asyncio.CancelledError

@@ -78,12 +78,12 @@ async def test_ledger_that_takes_no_writes_shuts_the_gate(
 async def test_gate_that_attempts_have_shut_stays_so_the_longer_the_more_often_it_was_in_vain(
     runtime: Runtime, clock: QuickClock, events: list[Event]
 ) -> None:
-    """A check cannot see a quota; without the pause the same image is fetched again and again."""
+    """A check cannot see a quota; without the pause the same image would be fetched repeatedly."""
     gate = runtime.services.gate
     for pause_s in (2, 4, 8, 16, 32, 60, 60):
         assert await look(runtime, clock)
         gate.close("no space is left of the quota")
-        gate.close("no space is left of the quota")  # another attempt of the same time
+        gate.close("no space is left of the quota")  # another attempt at the same time
         clock.advance(timedelta(seconds=pause_s - 0.5))
         assert not await gate.check()
         clock.advance(timedelta(seconds=0.5))

@@ -1,4 +1,4 @@
-"""A fax that became visible is recorded, or known, before a consumer can be given it again."""
+"""A visible fax is recorded, or known, before a consumer could get it again."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ def take_all(runtime: Runtime) -> int:
 async def fetched_but_not_recorded(
     runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Publish a fax that no row says to be stored, as after a kill just then."""
+    """Publish a fax that no row calls stored, as after a kill at that moment."""
     fax, _ = await listed(runtime, simulator)
 
     async def refuses(*_: Any, **__: Any) -> None:
@@ -84,7 +84,7 @@ async def test_directory_moved_away_whose_inode_number_is_used_again_hides_no_fa
         await fetch(runtime, fax)
     directory = (runtime.config.storage.directory / held.path).parent
     number = directory.stat().st_ino
-    shutil.rmtree(directory)  # it was copied to another disk
+    shutil.rmtree(directory)  # as if copied to another disk
     for _ in range(50):
         directory.mkdir()
         if directory.stat().st_ino == number:
@@ -146,7 +146,7 @@ async def test_fax_that_nobody_waits_for_after_a_stop_while_it_is_checked_stays_
     monkeypatch.setattr(runtime.services.storage._checkers, "inspect", inspect)
     attempt = asyncio.create_task(fetch(runtime, fax))
     await inspect.reached()
-    while not attempt.done():  # only the second time does it leave the thread to itself
+    while not attempt.done():  # only the second time it leaves the thread behind
         attempt.cancel()
         await asyncio.sleep(0.02)
     inspect.let_go.set()

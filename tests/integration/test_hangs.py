@@ -1,4 +1,4 @@
-"""One thing hangs: it is named, cut off, done again; everybody else goes on, and the watchdog is fed."""
+"""One thing hangs: poller names it, cuts it off and repeats it; all else continues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ OFTEN = Poll(every=timedelta(milliseconds=200))
 
 @pytest.fixture
 def clock() -> QuickClock:
-    """Begins with the time by which APScheduler goes."""
+    """Begins with APScheduler's time."""
     return QuickClock(wall=datetime.now(UTC))
 
 
@@ -41,7 +41,7 @@ async def planner(runtime: Runtime) -> AsyncIterator[Planner]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two minutes are less than one second, which a busy machine may take all the same."""
+    """Two minutes become less than one second, which a busy machine may still take."""
     monkeypatch.setattr("poller.ingest.hang_timeout.NO_PROGRESS_S", 0.7)
 
 
@@ -67,7 +67,7 @@ def stalled(events: list[Event]) -> list[str]:
 async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_goes_on(
     call: str, tmp_path: Path, clock: QuickClock, events: list[Event]
 ) -> None:
-    """One asks for the time, or signs in, for all; the others wait behind a lock for that."""
+    """One asks for the time, or signs in, for all; the others wait for it behind a lock."""
     async with bench(tmp_path, clock=clock, timeouts=Timeouts()) as work:
         for state in work.runtime.states:
             state.user = _polled(state.user, OFTEN)
@@ -146,7 +146,7 @@ async def test_step_of_the_clock_that_the_ledger_holds_up_is_said_and_the_next_o
 
     def stepped() -> bool:
         if not stalled(events):
-            clock.wall += timedelta(minutes=1)  # again and again: the loop needs a reading before
+            clock.wall += timedelta(minutes=1)  # repeatedly: the loop needs an earlier reading
             return False
         clock.wall += timedelta(minutes=1)
         return len(said(events, "clock-stepped")) >= 2
@@ -174,7 +174,7 @@ async def test_look_for_edited_gaps_hangs_and_is_done_again(
 async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers(
     runtime: Runtime, simulator: Simulator, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a share that hangs: nobody who asks may wait for ever."""
+    """As on a share that hangs: no caller may wait forever."""
     fax, _ = await listed(runtime, simulator)
     readers = runtime.services.ledger._readers
     with monkeypatch.context() as impatient:
@@ -187,7 +187,7 @@ async def test_question_to_the_ledger_that_hangs_shuts_the_gate_until_it_answers
     (unusable,) = [event.fields for event in events if event.action == "storage-unusable"]
     assert "has not answered" in unusable["reason"]
     for task in list(runtime.services.ledger._reads):
-        task.cancel()  # what hangs here has no thread that would end it
+        task.cancel()  # no thread ends what hangs here
     runtime.services.clock.advance(timedelta(minutes=1))  # type: ignore[attr-defined]
     await runtime.accounts[APP].workers.run_until_idle()
     assert (await row(runtime, fax)).stored_at is not None

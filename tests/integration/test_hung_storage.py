@@ -1,4 +1,4 @@
-"""A step in the storage that does not end: named, left alone, and everybody else goes on."""
+"""A step in the storage does not end: poller names it and leaves it, and everybody else continues."""
 
 import asyncio
 import os
@@ -63,5 +63,5 @@ async def test_fax_whose_fsync_hung_is_stored_once_it_has_ended(
 
     assert len(stored_files(runtime.config.storage.directory)) == 2
     assert [file.name for file in runtime.config.storage.directory.rglob(".*.part")] == []
-    assert simulator.downloads[fax] == 1  # the step that hung carried it to its end
+    assert simulator.downloads[fax] == 1  # the step that hung ran to its end
     await until(lambda: len(set(os.listdir("/proc/self/fd")) - before) <= 2)

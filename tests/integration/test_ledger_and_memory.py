@@ -1,4 +1,4 @@
-"""What a process remembers of its users is what the ledger holds, whatever fails or is edited."""
+"""A process remembers about its users what the ledger has, whatever fails or is edited."""
 
 import asyncio
 import itertools
@@ -54,7 +54,7 @@ async def _refuses(_jobs: Any) -> Any:
 async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
     runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await poll(runtime)  # covers all of it, which is written down a moment later
+    await poll(runtime)  # covers everything, which is written a moment later
     with monkeypatch.context() as patched:
         patched.setattr(runtime.services.ledger._writer, "_transaction", _refuses)
         with pytest.raises(LedgerUnavailable):
@@ -92,7 +92,7 @@ async def test_sweep_that_ends_while_all_are_forgotten_leaves_memory_as_the_ledg
     await poll(runtime)
     account, state = parts(runtime)
     forgetting = asyncio.create_task(account._empties.memory.list_again())
-    await asyncio.sleep(0)  # its write is asked for
+    await asyncio.sleep(0)  # its write is requested
     await state.record_soon(Swept(SliceKind.SWEEP, clock.now(), 0))
     await forgetting
     await state.refresh()
@@ -122,7 +122,7 @@ async def test_commit_that_fails_at_any_point_of_a_poll_leaves_memory_as_the_led
             await poll(runtime)
             await runtime.services.ledger.read(
                 streams.all_streams
-            )  # what was put off is written, or fails
+            )  # postponed writes succeed or fail
         clock.advance(HALF_A_MINUTE)
         assert (await poll(runtime)).error is None
         assert await remembered_is_held(runtime)
@@ -216,7 +216,7 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
 async def test_answer_that_was_overtaken_by_what_was_said_meanwhile_is_read_again(
     runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proof that another user's poll brings covers what waits, whatever this one's poll does."""
+    """A proof from another user's poll covers what waits, whatever this one's poll does."""
     await poll(runtime)
     _, state = parts(runtime)
     later = Interval(clock.now(), clock.now() + DAY)

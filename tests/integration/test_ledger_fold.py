@@ -1,4 +1,4 @@
-"""What the ledger keeps of a stream is what the same events make of it in memory."""
+"""The ledger and memory derive the same progress of a stream from the same events."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Opening a ledger: what is made, what is refused, and what is left as it was."""
+"""Opening a ledger: what it creates, refuses and leaves unchanged."""
 
 import asyncio
 import contextlib
@@ -123,7 +123,7 @@ async def test_a_setting_that_does_not_hold_refuses_the_start(
     with pytest.raises(CannotStart, match="journal_mode is delete, not nonsense"):
         await Ledger.open(url(path))
     assert_no_thread_is_left()
-    gc.collect()  # a connection that was not closed would warn
+    gc.collect()  # a connection left open would warn
 
 
 async def test_readers_cannot_write(path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> Non
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may do everything; be nobody for a while."""
+    """Root may do everything; become nobody for a while."""
     if os.geteuid():
         yield
         return
@@ -339,7 +339,7 @@ def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
 
 
 def _can_be_read_back(_: Any, name: str | None, *__: Any) -> bool:
-    """SQLAlchemy reads no index of an expression from SQLite: that one is compared by its text."""
+    """SQLAlchemy reads no index of an expression from SQLite: compare that one by its text."""
     return name != "ix_faxes_folded_path"
 
 
@@ -404,7 +404,7 @@ async def test_two_that_open_at_once_make_one_ledger(path: Path) -> None:
 
 
 async def test_a_journal_that_a_crash_left_is_replayed(made: Path, tmp_path: Path) -> None:
-    """The copy is taken in the middle of a commit: new pages in the file, old ones in the journal."""
+    """The copy is made during a commit: new pages in the file, old ones in the journal."""
     crashed = tmp_path / "crashed.db"
     with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as other:
         other.execute("PRAGMA cache_size=1")
@@ -428,7 +428,7 @@ async def test_closing_ends_every_thread_and_may_be_repeated(path: Path) -> None
     await ledger.close()
     await ledger.close()
     assert_no_thread_is_left()
-    gc.collect()  # a connection that was not closed would warn, and warnings are errors
+    gc.collect()  # a connection left open would warn, and warnings are errors
 
 
 async def test_closing_finishes_the_writes_that_were_asked_for(path: Path) -> None:

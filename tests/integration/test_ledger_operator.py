@@ -1,4 +1,4 @@
-"""What the ledger keeps of an operator's decisions and of damage, and how an older one becomes this."""
+"""What the ledger keeps of an operator's decisions and of damage, and how an older ledger becomes this."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ HASH = "ab" * 32
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A ledger of the first release, with faxes on their way."""
+    """A ledger of the first release, with faxes under way."""
     path = tmp_path / "poller.db"
     with contextlib.closing(sqlite3.connect(path)) as made:
         made.executescript(OLD.read_text())
@@ -81,7 +81,7 @@ async def assert_all_is_there(path: Path) -> None:
         assert await ledger.read(meta.value, meta.STORAGE_ID) == "storage-1"
         (account,) = await ledger.read(accounts.all_accounts)
         assert account.paused_since == OLD_NOON
-        # And it works as a new one does.
+        # And it works like a new one.
         assert await ledger.write(faxes.note_damage, {rows[0].id: (HASH, "gone")}, NOW) == [
             rows[0].id
         ]
@@ -173,7 +173,7 @@ async def test_damage_can_be_dismissed_and_its_undoing_fetches_again(
     assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == []
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
     back = await ledger.read(faxes.one, stored.id)
-    # What is on the disk must not be taken for the fax.
+    # The file on the disk must not count as the fax.
     assert (back.state, back.refetch, back.dismiss_reason) == (State.PENDING, True, None)
     assert await counts(ledger, user) == (0, 1, 0, 0)
 
@@ -183,7 +183,7 @@ async def test_retry_of_a_damaged_fax_fetches_it_again_and_one_of_a_well_fax_doe
 ) -> None:
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 0
     await ledger.write(faxes.note_damage, {stored.id: (HASH, "gone")}, NOW)
-    assert await ledger.write(jobs.make_due, None, NOW) == 0  # all that are quarantined: it is not
+    assert await ledger.write(jobs.make_due, None, NOW) == 0  # all quarantined faxes: it is not one
     assert await ledger.write(jobs.make_due, [stored.id], NOW) == 1
     assert (await ledger.read(faxes.one, stored.id)).refetch
 
@@ -231,7 +231,7 @@ async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
 
 @pytest.fixture
 async def with_a_gap(ledger: Ledger, user: StreamRow) -> StreamRow:
-    """Listed for the last day; the two days before could not be."""
+    """Listed for the last day; the two days before could not be listed."""
     await ledger.write(fold.record, user.id, Pinned(NOW - 3 * DAY, "3d"))
     await record(ledger, user, covers=span(-24, 0))
     await ledger.write(fold.record, user.id, SliceFailed(span(-72, -48), NOW + HOUR, "refused"))
@@ -255,7 +255,7 @@ async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
     assert (held.dismissed, held.dismiss_reason, held.reason) == (True, "in the portal", "refused")
     assert not held.is_due(NOW + 30 * DAY)
     assert await ledger.write(fold.dismiss_gap, with_a_gap.id, span(-72, -48), None) == 1
-    # What is dismissed counts as no listed time: the watermark stays.
+    # Dismissed time does not count as listed: the watermark stays.
     assert (await ledger.read(fold.progress, with_a_gap.id)).coverage.watermark(
         NOW - 3 * DAY
     ) == NOW - 3 * DAY

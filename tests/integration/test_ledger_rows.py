@@ -546,7 +546,7 @@ async def test_faxes_stored_at_the_same_time_are_recorded_together_and_each_answ
     before = ledger.commits
     outcomes = await asyncio.gather(
         store(ledger, one),
-        store(ledger, one),  # a fax whose fetch was cut off may be recorded by the next one, too
+        store(ledger, one),  # the next fetch may record a fax whose fetch was cut off
         store(ledger, dataclasses.replace(two, id=999)),
         store(ledger, two, damaged=True),
         return_exceptions=True,

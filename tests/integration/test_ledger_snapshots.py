@@ -1,4 +1,4 @@
-"""Copies of the ledger: beside its writer, checked, durable, and never at its cost."""
+"""Copies of the ledger: checked, durable, made while it works, and never at its cost."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ async def grow(ledger: Ledger, count: int, begin: int = 0, size: int = 500) -> N
 
 
 def pauses(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], object]) -> None:
-    """Say what a copy does where it lets others in between two of its steps."""
+    """Set what a copy does when it lets others in between two of its steps."""
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pause())
     monkeypatch.setattr(snapshots, "time", clock)
 
@@ -64,12 +64,12 @@ def faxes_in(copy: Path) -> int:
 
 
 def others(path: Path) -> set[str]:
-    """What lies beside the ledger and its journal."""
+    """Return what lies beside the ledger and its journal."""
     return {one.name for one in path.parent.iterdir()} - {path.name, f"{path.name}-journal"}
 
 
 def break_index(path: Path) -> None:
-    """A row that an index does not have: a quick check does not see that."""
+    """Make a row that an index does not have; a quick check does not see that."""
     index = "name = 'ix_attempts_fax'"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA writable_schema=ON")
@@ -191,9 +191,9 @@ async def test_a_damaged_ledger_is_found_and_does_not_push_a_good_snapshot_out(
 async def test_a_copy_goes_on_beside_the_writer_and_has_what_it_writes(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commits meet it all the time: to begin anew would never end, nor may they wait for all of it."""
+    """Commits meet it all the time: it must neither start over forever, nor make them wait for the end."""
     monkeypatch.setattr(snapshots, "_RESTARTS", 0)
-    monkeypatch.setattr(os, "truncate", None)  # as it would be to begin anew
+    monkeypatch.setattr(os, "truncate", None)  # starting over would call it
     monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 100)
     committed = threading.Semaphore(0)
     pauses(monkeypatch, lambda: committed.acquire(timeout=HELD_S))  # each step meets a commit
@@ -214,9 +214,9 @@ async def test_a_copy_goes_on_beside_the_writer_and_has_what_it_writes(
 async def test_a_copy_ends_although_another_program_writes_steadily(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step of the copy meets a commit, so that SQLite begins anew each time.
+    """Every step of the copy meets a commit, so SQLite starts over each time.
 
-    The copy is larger than SQLite's cache, so that what is given up is half on the disk.
+    The copy is larger than SQLite's cache, so half of an abandoned copy is on the disk.
     """
     monkeypatch.setattr(snapshots, "_PAGES_AT_ONCE", 3000)
     monkeypatch.setattr(snapshots, "_LET_OTHERS_S", 0.02)
@@ -226,7 +226,8 @@ async def test_a_copy_ends_although_another_program_writes_steadily(
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         while not copying.done():
             await asyncio.to_thread(lambda: None)
-            with contextlib.suppress(sqlite3.OperationalError):  # a step holds it: the next time
+            # a step holds it: try the next time
+            with contextlib.suppress(sqlite3.OperationalError):
                 other.execute("UPDATE streams SET refusals = refusals + 1")
     assert (await copying).problem is None
     assert faxes_in(snapshots.names(path)[0]) == 1500
@@ -273,7 +274,7 @@ async def test_the_end_of_the_service_does_not_wait_for_a_copy(
     let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await copying
-    assert others(path) == set()  # to its end it would have left a snapshot
+    assert others(path) == set()  # at its end it would have left a snapshot
 
 
 # -- what the daemon makes of it ---------------------------------------------------------------------
@@ -329,7 +330,7 @@ async def test_ledger_check_names_a_copy_that_hangs_and_goes_on(
     with monkeypatch.context() as hanging:
         hanging.setattr("poller.ledger.sqlite.snapshots.sync", lambda _: disk.wait(HELD_S))
         await check.look()
-        await check.look()  # nobody begins another one beside it
+        await check.look()  # nobody starts another beside it
         disk.set()
     stalled = [event.fields for event in events]
     assert [event.action for event in events] == ["stalled", "stalled"]

@@ -1,4 +1,4 @@
-"""Every statement of the ledger, made for SQLite and compiled for PostgreSQL as well."""
+"""Every statement of the ledger, compiled for both SQLite and PostgreSQL."""
 
 import ast
 import sys
@@ -49,10 +49,10 @@ from tests import once_made
 
 ROOT = Path(poller.ledger.__file__).parent
 POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
-# Not the folders: what is SQLite's alone, and migrations, which a test of their own holds.
+# Not the folders: what only SQLite has, and migrations, which have their own test.
 MODULES = sorted(ROOT.glob("*.py"))
 RUN = {"execute", "scalar", "scalars"}
-# SQLite's `min(a, b)` is no aggregate, and PostgreSQL has none of that name and those arguments.
+# SQLite's `min(a, b)` is not an aggregate, and PostgreSQL has no such function.
 FUNCTIONS = {"coalesce": 2, "count": 1, "lower": 1, "max": 1, "min": 1, "sum": 1}
 FUNCTIONS |= {"replace": 3, "rtrim": 2}
 
@@ -67,7 +67,7 @@ Runtime = tuple[str, int]
 
 
 def sites(file: Path) -> Iterator[tuple[int, int]]:
-    """Give the lines of each call in a module that runs a statement."""
+    """Yield the lines of each call in a module that runs a statement."""
     for node in ast.walk(ast.parse(file.read_text())):
         if (
             isinstance(node, ast.Call)
@@ -78,7 +78,7 @@ def sites(file: Path) -> Iterator[tuple[int, int]]:
 
 
 class Recorded:
-    """The statements that a connection ran, and the lines of the ledger that wanted them."""
+    """The statements that a connection ran, and the lines of the ledger that ran them."""
 
     def __init__(self) -> None:
         self.statements: list[tuple[Any, list[str]]] = []
@@ -86,7 +86,7 @@ class Recorded:
 
     def __call__(self, _: Connection, statement: Any, several: Any, one: Any, options: Any) -> None:
         parameters = several[0] if several else one
-        if not isinstance(statement, ExecutableDDLElement):  # they have a test of their own
+        if not isinstance(statement, ExecutableDDLElement):  # they have their own test
             self.statements.append((statement, sorted(parameters)))
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -109,7 +109,7 @@ def recorded() -> Iterator[Recorded]:
 
 
 class Everything:
-    """Calls whatever asks or tells the ledger something, each way that leads to another statement."""
+    """Call every function that reads or writes the ledger, each way that leads to another statement."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -276,7 +276,7 @@ class Everything:
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
 def test_every_place_that_runs_a_statement_was_reached(recorded: Recorded, file: Path) -> None:
-    """So a query that is added without a call of it above is noticed."""
+    """So that a new query without a call above is noticed."""
     reached = [line for name, line in recorded.lines if name == file.name]
     missed = [
         f"{file.name}:{first}"
@@ -304,7 +304,7 @@ def test_every_statement_calls_only_functions_that_both_databases_have(recorded:
 
 
 def test_every_kind_of_job_says_how_long_it_may_be_put_off() -> None:
-    """Or the clock's repair would make it due at once, or leave it for years."""
+    """Otherwise the clock's repair would make it due at once, or leave it for years."""
     assert clock_repair.LONGEST_JOB.keys() == set(JobKind)
 
 
@@ -315,7 +315,7 @@ def test_every_table_compiles_for_postgresql() -> None:
 
 
 def literals(file: Path, call: str) -> list[str]:
-    """Give what is handed to a function of this name, as it is written."""
+    """Return what a function of this name gets, as it is written."""
     calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     names = [ast.unparse(node.func).rpartition(".")[2] for node in calls]
     return [

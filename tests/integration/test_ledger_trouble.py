@@ -1,4 +1,4 @@
-"""The ledger in trouble: what is seen of it, and how it heals."""
+"""The ledger in trouble: how it shows, and how it recovers."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ async def catch_up(runtime: Runtime) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another program holds the ledger, so that nothing can be read or written."""
+    """Another program locks the ledger, so that nothing can be read or written."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -67,7 +67,7 @@ def locked(path: Path) -> Iterator[None]:
 async def impatient(
     settings: Config, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Runtime]:
-    """A runtime whose ledger waits for a lock no longer than a moment."""
+    """A runtime whose ledger waits for a lock only for a moment."""
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
     async with opened_runtime(settings, clock) as runtime:
         yield runtime
@@ -137,14 +137,14 @@ async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
 ) -> None:
     fax, _ = await listed(runtime, simulator)
     await runtime.services.ledger.check_writable()
-    # Connections that are open could go on writing; a commit that fails makes new ones.
+    # Open connections could still write; a commit that fails makes new ones.
     await runtime.services.ledger._writer._database.let_go()  # type: ignore[union-attr]
     with immutable(path if what == "file" else path.with_name("poller.db-journal")):
         assert not await runtime.services.gate.look_again()
         assert "the ledger" in (runtime.services.gate.reason or "")
         assert (await runtime.services.ledger.read(streams.all_streams))[
             0
-        ].pending == 1  # status can still be read
+        ].pending == 1  # status can still read
         await runtime.accounts[APP].workers.run_until_idle()
         assert not simulator.downloads
     clock.advance(timedelta(minutes=2))
@@ -157,9 +157,9 @@ async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
 
 
 def flips(size: int) -> list[tuple[int, int]]:
-    """Where to turn bytes over, and how many: the header, every page's own header, and its middle.
+    """Return where to flip bytes, and how many: the header, every page's own header, and its middle.
 
-    Bytes inside a value are no damage that SQLite can see; `verify` finds those.
+    SQLite cannot see changed bytes inside a value; `verify` finds those.
     """
     pages = [(number * PAGE, 8) for number in range(1, size // PAGE)]
     return [(0, 16), (16, 2), (100, 8), *pages]
@@ -174,7 +174,7 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
             clock.advance(timedelta(minutes=1))
         await runtime.accounts[APP].workers.run_until_idle()
     with contextlib.closing(sqlite3.connect(path)) as other:
-        other.execute("VACUUM")  # a free page, such as a migration leaves, holds nothing to damage
+        other.execute("VACUUM")  # a free page, as a migration leaves, contains nothing to damage
     whole, files = path.read_bytes(), stored_files(settings.storage.directory)
     positions = flips(len(whole))
     assert len(positions) >= 30
@@ -215,7 +215,7 @@ async def test_damage_that_only_the_whole_check_finds_is_loud_while_the_work_goe
     assert await fetch(runtime, fax) is Outcome.STORED
 
 
-# -- lost, or an old one -----------------------------------------------------------------------------
+# -- lost, or replaced by an old one ------------------------------------------------------------------
 
 
 async def store(runtime: Runtime, simulator: Simulator, clock: QuickClock) -> Path:
@@ -256,7 +256,7 @@ async def test_lost_ledger_is_a_problem_until_it_is_rebuilt(
         assert await troubles(settings, runtime) == []
     path.unlink()
     lost_at = clock.now()
-    for _ in range(2):  # a restart mends nothing
+    for _ in range(2):  # a restart repairs nothing
         async with opened_runtime(settings, clock) as runtime:
             await catch_up(runtime)
             (trouble,) = await troubles(settings, runtime)
@@ -269,7 +269,7 @@ async def test_lost_ledger_is_a_problem_until_it_is_rebuilt(
 
 
 async def troubles(settings: Config, runtime: Runtime) -> list[str]:
-    """What `/readyz` says of the ledger, and `poller status` too."""
+    """Return what `/readyz` and `poller status` say about the ledger."""
     ready = Monitor(runtime, Planner(runtime)).readiness.troubles()
     shown = await look(settings)
     told = problems(shown, list(status_command.reasons(shown, settings)))
@@ -294,7 +294,7 @@ async def test_deleted_ledger_comes_back_from_its_snapshot_and_says_so(
         await catch_up(runtime)
     assert said(events, "ledger-restored") == ["ledger-restored"]
     again = {fax.fax_id: count for fax, count in simulator.downloads.items()}
-    # What was stored and taken after the snapshot is the documented exception.
+    # what was stored and taken after the snapshot is the documented exception
     assert (again[known.stem], again[late.stem], again[forgotten.stem]) == (1, 1, 2)
     assert path.with_name("poller.db.lost-journal").exists()
     async with opened_runtime(settings, clock):
@@ -361,7 +361,7 @@ async def test_reader_that_keeps_a_transaction_open_does_not_stop_the_service_fo
 async def test_status_whose_output_nobody_reads_holds_up_no_commit(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path, tmp_path: Path
 ) -> None:
-    """`poller status | less`, with more users than a pipe can hold."""
+    """`poller status | less`, with more users than a pipe can take."""
     async with await Ledger.open(settings.state_url) as ledger:
         identities = [("app", f"user-{n}", "main", f"user-{n}") for n in range(2000)]
         await ledger.write(streams.sync, identities, clock.now())
@@ -379,7 +379,7 @@ async def test_status_whose_output_nobody_reads_holds_up_no_commit(
             assert status.stdout is not None
             await asyncio.wait_for(status.stdout.readexactly(100), 90)  # it prints, and is stuck
             with contextlib.closing(sqlite3.connect(path, timeout=0)) as other, other:
-                other.execute("BEGIN EXCLUSIVE")  # nobody else has any lock
+                other.execute("BEGIN EXCLUSIVE")  # nobody else has a lock
             await ledger.check_writable()
             assert status.returncode is None
         finally:
@@ -437,7 +437,7 @@ asyncio.run(main())
 
 
 def test_full_disk_takes_no_commit_and_no_copy_breaks_nothing_and_heals(tmp_path: Path) -> None:
-    """On a tmpfs of 40 MiB, in a mount namespace of its own."""
+    """On a tmpfs of 40 MiB, in its own mount namespace."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"'

@@ -1,4 +1,4 @@
-"""What polls say that may be lost: written together, in order, before anything else."""
+"""Events that may be lost: written together, in order, before anything else."""
 
 import contextlib
 import random
@@ -46,7 +46,7 @@ async def users(ledger: Ledger) -> list[StreamRow]:
 
 
 def on_disk(path: Path) -> int:
-    """How much of users' time a crash would leave covered."""
+    """Return how much of the users' time a crash would leave covered."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM coverage").fetchone()
     return int(count)
@@ -144,7 +144,7 @@ async def test_polls_fail_while_it_cannot_be_written(
             with pytest.raises(LedgerUnavailable, match="locked by another program"):
                 await ledger.record_soon(user, Covered(hours(1, 2)))
         other.execute("ROLLBACK")
-    await ledger.record_soon(user, Covered(hours(2, 3)))  # at once, and found to be well
+    await ledger.record_soon(user, Covered(hours(2, 3)))  # at once, and it succeeds
     before = ledger.commits
     await ledger.record_soon(user, Covered(hours(3, 4)))
     assert ledger.commits == before

@@ -1,4 +1,4 @@
-"""Writing: one transaction for all that wait, and what happens when the database does not take it."""
+"""Writing: one transaction for all that wait, and what happens if the database fails."""
 
 import asyncio
 import contextlib
@@ -122,7 +122,7 @@ async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
 ) -> None:
     monkeypatch.setattr("poller.ledger.writer._TURN_WITHIN_S", 0.01)
     assert ledger._writer is not None
-    async with ledger._writer._turn:  # as long as a commit hangs
+    async with ledger._writer._turn:  # while a commit hangs
         assert await ledger.read(jobs.due, user.id, NOW, 1) == []
 
 
@@ -222,7 +222,7 @@ async def test_a_ledger_that_was_moved_away_takes_no_writes_until_it_is_back(
 async def test_a_disk_with_too_little_room_to_grow_is_not_called_writable(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A little write would fit, and the next page of new faxes would not."""
+    """A small write would fit, and the next page of new faxes would not."""
     with monkeypatch.context() as nearly_full:
         space = SimpleNamespace(f_bavail=63, f_frsize=4096)
         nearly_full.setattr("poller.ledger.sqlite.file.os.statvfs", lambda _: space)
@@ -357,7 +357,7 @@ async def test_a_page_that_brings_nothing_new_writes_no_byte(
 
 
 async def test_no_query_reads_a_table_from_end_to_end(ledger: Ledger, user: StreamRow) -> None:
-    """With five million faxes a scan would take seconds."""
+    """With five million faxes, a scan would take seconds."""
     asked: list[tuple[str, Any]] = []
 
     def remember(_: Any, __: Any, statement: str, values: Any, *rest: Any) -> None:

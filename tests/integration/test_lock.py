@@ -204,7 +204,7 @@ def test_a_disk_that_fails_at_the_very_end_does_not_spoil_the_run(tmp_path: Path
 
 
 def open_at(path: Path) -> int:
-    """The one descriptor that this process has open there."""
+    """Return the one descriptor that this process has open there."""
     found = [fd for fd in range(3, 200) if os.path.realpath(f"/proc/self/fd/{fd}") == str(path)]
     assert len(found) == 1
     return found[0]

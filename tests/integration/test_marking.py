@@ -1,4 +1,4 @@
-"""`image.mark_downloaded: false`: a fax that was new in the portal stays so after it is stored."""
+"""`image.mark_downloaded: false`: a fax that was new in the portal stays new after poller stores it."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -85,7 +85,7 @@ async def test_a_fax_that_is_fetched_again_keeps_the_mark_that_people_have_set(
 ) -> None:
     fax = await stored(runtime, simulator)
     await run_errands(runtime)
-    fax.image_downloaded = True  # read in the portal
+    fax.image_downloaded = True  # somebody read it in the portal
     held = await row(runtime, fax)
     await runtime.services.ledger.write(jobs.fetch_again, [held.id], clock.now())
     await parts(runtime)[0].workers.run_until_idle()
@@ -114,7 +114,7 @@ async def test_a_refusal_is_repeated_for_a_week_and_said_once(
     clock: QuickClock,
     events: list[Event],
 ) -> None:
-    """What is gone at eFax needs no mark."""
+    """A fax that has gone at eFax needs no mark."""
     simulator.faults = faults(f"{status}@mark=always")
     await stored(runtime, simulator)
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""What keeps the daemon honest; its loops run in the time of the test's clock."""
+"""The checks that keep the daemon honest; their loops run in the time of the test's clock."""
 
 import asyncio
 import os
@@ -165,7 +165,7 @@ async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
 
 
 def expecting(settings: Config, within: timedelta) -> Config:
-    """The same configuration, in which each user is expected to receive something."""
+    """The same configuration, in which each user should receive something."""
     (account,) = settings.accounts
     users = tuple(replace(user, expect=Expect(within)) for user in account.users)
     return replace(settings, accounts=(replace(account, users=users),))
@@ -229,7 +229,7 @@ async def test_time_of_a_fax_that_lies_in_the_future_does_not_hide_silence(
 async def test_an_outage_is_no_silence_of_its_users(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    """Nor after a restart in its midst, which remembers nothing of how long it lasted."""
+    """Nor after a restart in the middle, which remembers nothing of how long it lasted."""
     settings = expecting(make_config(simulator.base_url), timedelta(hours=2))
     async with opened_runtime(settings, clock) as runtime:
         await poll_both(runtime)
@@ -251,7 +251,7 @@ async def test_an_outage_is_no_silence_of_its_users(
 async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhile(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
-    """Both were silent before; faxes of one came in while poller was off."""
+    """Both were silent before; faxes of one arrived while poller was off."""
     settings = expecting(make_config(simulator.base_url), timedelta(days=2))
     async with opened_runtime(settings, clock) as runtime:
         clock.advance(timedelta(days=2, hours=1))
@@ -271,7 +271,7 @@ async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhil
         assert [e.fields["user"] for e in events if e.action == "silence"] == ["user-b"]
 
 
-# -- what is said regularly ---------------------------------------------------------------------------
+# -- regular reports ----------------------------------------------------------------------------------
 
 
 async def test_account_summary_tells_what_happened_since_the_last_one(
@@ -469,7 +469,7 @@ async def test_stuck_polls_are_looked_for(
 
 @asynccontextmanager
 async def dead_man() -> AsyncIterator[Any]:
-    """A heartbeat service: its address, its pings, and what it answers."""
+    """A heartbeat service: its address, its pings, and its answer."""
     service = SimpleNamespace(pings=0, status=200, url="")
 
     async def ping(_: web.Request) -> web.Response:
@@ -498,7 +498,7 @@ async def all_polled(runtime: Runtime, planner: Planner) -> None:
 
 
 async def overdue(runtime: Runtime, monitor: Monitor) -> dict[str, str]:
-    """What the metrics say of each user, and of the whole."""
+    """Return what the metrics say about each user, and about the whole."""
     await monitor._gauges()
     shown = (await runtime.services.metrics.render()).decode()
     of_users = re.findall(r'^poller_user_overdue\{.*user="(.*)"\} (.*)$', shown, re.MULTILINE)
@@ -569,7 +569,7 @@ async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_user
     assert (await overdue(runtime, monitor))["ready"] == "0.0"
 
     _, state = parts(runtime)
-    state.progress = replace(state.progress, refusals=1)  # that is the user's own
+    state.progress = replace(state.progress, refusals=1)  # that is only the user's trouble
     assert monitor.readiness.troubles() == [trouble]
     state.progress = replace(state.progress, refusals=0)
     simulator.faults = faults()

@@ -1,4 +1,4 @@
-"""What an operator does while a fax is being fetched, at every point between reading and acting."""
+"""An operator acts during a fetch, at every point between reading and acting."""
 
 import errno
 import itertools
@@ -23,7 +23,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 async def operator(runtime: Runtime) -> AsyncIterator[Ledger]:
-    """The ledger as `poller dismiss` and `poller retry` open it, beside the service."""
+    """The ledger as `poller dismiss` and `poller retry` open it, while the service runs."""
     async with await Ledger.open(runtime.config.state_url) as ledger:
         yield ledger
 
@@ -37,7 +37,7 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, operator: Ledger, between: Between
 ) -> None:
     account, _ = parts(runtime)
-    account.workers.at_once = 1  # or a look for more goes on beside it
+    account.workers.at_once = 1  # otherwise it looks for more at the same time
     states = []
     for number in itertools.count(1):
         fax, held = await listed(runtime, simulator)
@@ -57,7 +57,7 @@ async def test_no_image_is_asked_for_once_its_fax_is_dismissed(
         assert calls(simulator, "image") == asked[0]
         assert (await row(runtime, fax)).state is (State.STORED if had else State.DISMISSED)
         states.append(had)
-    assert states.index(True) > 2  # so often before its image was asked for
+    assert states.index(True) > 2  # so often before its image was requested
     assert all(states[states.index(True) :])
 
 

@@ -1,4 +1,4 @@
-"""Steps that hang hold their own threads and nothing else, not even the exit."""
+"""Hanging steps occupy only their own threads, and do not delay the exit."""
 
 import ast
 import asyncio
@@ -159,17 +159,18 @@ print("over")
 
 # -- asyncio's default executor ------------------------------------------------------------------------
 
-# Each of these uses it, some hidden in aiohttp or asyncio.
+# Each of these uses it, in some cases inside aiohttp or asyncio.
 _CALLS = {"to_thread", "set_default_executor", "enable_compression", "add_static", "FileResponse"}
 _CALLS |= {"open_connection", "create_connection", "create_datagram_endpoint", "start_server"}
 _CALLS |= {"sendfile", "sock_sendfile"}
-_NEEDS = {"ClientSession": "connector", "TCPConnector": "resolver"}  # else aiohttp makes its own
-# The loop's are the same in the default executor, or look a name up there.
+# otherwise aiohttp makes its own
+_NEEDS = {"ClientSession": "connector", "TCPConnector": "resolver"}
+# The loop's methods use the default executor too, or look up a name there.
 _OF_SOCKET = {"getaddrinfo", "getnameinfo", "create_server"}
 
 
 def default_executor_uses(source: str) -> list[str]:
-    """Give the calls that would run something in asyncio's default executor."""
+    """Return the calls that would run something in asyncio's default executor."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     return [ast.unparse(call) for call in calls if _uses_it(call)]
 

@@ -1,4 +1,4 @@
-"""Which user is polled when, on the real scheduler and a simulated eFax."""
+"""Which user is polled when, with the real scheduler and a simulated eFax."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ SELDOM = Poll(every=timedelta(hours=1))
 
 @pytest.fixture
 def clock() -> QuickClock:
-    """Begins with the time by which APScheduler goes."""
+    """Begins with APScheduler's time."""
     return QuickClock(wall=datetime.now(UTC))
 
 
@@ -114,7 +114,7 @@ async def test_schedule_that_asks_for_more_than_the_limit_is_stretched_evenly_an
         factors = [planner._scheduler.get_job(str(s.id)).trigger.factor for s in runtime.states]
         shown = (await runtime.services.metrics.render()).decode()
         await planner.stop()
-    # Each user's sweep is two lists an hour and its deep one ten a day, which do not stretch.
+    # Each user's sweep is two lists an hour and the deep one ten a day, which do not stretch.
     sweeps_per_s = 2 * (2 / 3600 + 10 / 86_400)
     assert factors == pytest.approx([2 / (0.75 - sweeps_per_s)] * 2)
     (stretched,) = [event.fields for event in events if event.action == "schedule-stretched"]
@@ -149,7 +149,7 @@ async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
         clock.advance(timedelta(seconds=105))
         planner.end_stuck_polls()
         assert not [e for e in events if e.action == "stalled"]
-        clock.advance(timedelta(seconds=6))  # it is looked for every ten seconds
+        clock.advance(timedelta(seconds=6))  # it looks every ten seconds
         before = calls(simulator, "list", "user-b")
         await until(lambda: calls(simulator, "list", "user-b") > before)
         planner.end_stuck_polls()

@@ -59,7 +59,7 @@ async def test_first_poll_reaches_back_to_the_start_and_covers_all_of_it(
 async def test_a_fax_of_the_current_second_is_found_and_no_later_time_counts_as_listed(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    clock.advance(timedelta(milliseconds=900))  # the server's Date says the second alone
+    clock.advance(timedelta(milliseconds=900))  # the server's Date has only seconds
     fax = simulator.receive(APP, "user-a")
     clock.advance(timedelta(milliseconds=50))
 
@@ -83,7 +83,7 @@ async def test_where_the_future_is_refused_each_poll_asks_up_to_now(
     for age in ages:
         simulator.receive(APP, "user-a", completed=clock.now() - age)
     in_this_second = simulator.receive(APP, "user-a")
-    in_this_second.image_downloaded = True  # or the not-downloaded list would have it
+    in_this_second.image_downloaded = True  # otherwise the not-downloaded list would have it
 
     outcome = await poll(runtime)
 
@@ -134,7 +134,7 @@ async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
     old = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))
-    old.image_downloaded = True  # or the not-downloaded list would have it
+    old.image_downloaded = True  # otherwise the not-downloaded list would have it
     today = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
 
     outcome = await poll(runtime)
@@ -197,7 +197,7 @@ async def test_refused_old_gap_is_tried_again_at_growing_intervals_and_closes(
     before = len(simulator.requests)
     clock.advance(timedelta(seconds=5))
     await poll(runtime)
-    assert len(simulator.requests) - before == 1  # the newest slice alone: the gap is not due yet
+    assert len(simulator.requests) - before == 1  # only the newest slice: the gap is not due yet
 
     simulator.switches = Switches()
     clock.advance(timedelta(hours=7))

@@ -1,4 +1,4 @@
-"""`poller purge` without a service, beside a simulated eFax in a thread."""
+"""`poller purge` without a service, with a simulated eFax in a thread."""
 
 # ruff: noqa: F811  (fixtures of another module are named where they are used)
 
@@ -46,7 +46,7 @@ def whys(shown: dict[str, Any]) -> dict[str, str]:
 
 @pytest.fixture
 def three(directory: Path, efax: Simulator, run: Run) -> list[Fax]:
-    """Two stored faxes of one user, of which one came broken, and one of another user."""
+    """Two stored faxes of one user, one of which arrived broken, and one of another user."""
     there = [
         receive(efax, distinct=False),
         receive(efax, trouble="cut-document"),
@@ -96,7 +96,7 @@ def test_by_hand_goes_what_was_stored_before_that_time_of_that_user_alone(
     code, shown = purged(run, "--before", long_ago)
     assert shown["deleted"] == []
     assert "not before that time" in whys(shown)[three[2].fax_id]
-    assert three[0].fax_id not in whys(shown)  # there is nothing left to be kept
+    assert three[0].fax_id not in whys(shown)  # nothing is left to keep
     code, out, _ = run("explain", three[0].fax_id)
     assert "deleted   at eFax" in out
     code, out, _ = run("explain", three[0].fax_id, "--json")

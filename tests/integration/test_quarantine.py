@@ -1,4 +1,4 @@
-"""Ten days of trouble that is not the fax's own quarantine nothing; a fax's own trouble does, beside it."""
+"""Ten days of other trouble quarantine no fax; a fax's own trouble does."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -59,7 +59,7 @@ async def started(settings: Config, clock: QuickClock) -> AsyncIterator[Runtime]
 
 
 async def work(runtime: Runtime, clock: QuickClock, days: int) -> None:
-    """Let the days pass as the service does: polls, due faxes, a look at the storage, twice a day."""
+    """Let the days pass as in the service: polls, due faxes, a look at the storage, twice a day."""
     for _ in range(days * 2):
         clock.advance(12 * HOUR)
         await runtime.services.gate.check()
@@ -82,7 +82,7 @@ async def failed_once(runtime: Runtime, simulator: Simulator, effect: str = "500
 
 
 async def poison(runtime: Runtime, simulator: Simulator) -> Fax:
-    """A fax of `second` that cannot be had, whatever happens."""
+    """A fax of `second` that eFax can never deliver."""
     account = runtime.accounts[OTHER_APP]
     (state,) = account.states.values()
     fax = simulator.receive(
@@ -95,7 +95,7 @@ async def poison(runtime: Runtime, simulator: Simulator) -> Fax:
 
 
 def main_is_out(simulator: Simulator) -> None:
-    """An outage of eFax for the users of `main` alone."""
+    """An outage of eFax for only the users of `main`."""
     rules = tuple(Fault("503", probability=1.0, user_id=user) for user in ("user-a", "user-b"))
     simulator.faults = Faults(rules=rules)
 
@@ -121,7 +121,7 @@ async def test_suspended_account_of_ten_days_with_a_restart_quarantines_only_the
         assert (await row(runtime, bad)).state is State.QUARANTINED
         assert said_quarantined(events) == [bad.fax_id]
 
-        # It comes back for lists, but the image still fails: that is not yet long enough.
+        # Lists work again, but the image still fails: that is not yet long enough.
         simulator.faults = Faults.of("500@image=always")
         await work(runtime, clock, 1)
         assert not runtime.accounts[APP].is_suspended
@@ -134,7 +134,7 @@ async def test_suspended_account_of_ten_days_with_a_restart_quarantines_only_the
         assert (await row(runtime, bad)).state is State.QUARANTINED
         assert said_quarantined(events) == [bad.fax_id]
 
-        bad.trouble = None  # it heals: the daily attempt brings it
+        bad.trouble = None  # it recovers: the daily attempt brings it
         await work(runtime, clock, 2)
         assert (await row(runtime, bad)).state is State.STORED
 
@@ -198,7 +198,7 @@ async def test_ten_days_in_which_the_process_itself_was_down_quarantine_nothing(
         await begin(runtime, simulator)
     clock.advance(10 * DAY)
     async with started(settings, clock) as runtime:
-        # The first attempt after that fails as well, for the trouble lasts.
+        # The first attempt after that fails as well, because the trouble lasts.
         assert await fetch(runtime, fax) in (Outcome.FAILED, Outcome.POSTPONED)
         await work(runtime, clock, 1)
         assert (await row(runtime, fax)).state is State.PENDING

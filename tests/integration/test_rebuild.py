@@ -1,4 +1,4 @@
-"""A ledger made anew knows what snapshot and sidecars tell, and says what nothing tells."""
+"""A rebuilt ledger knows what snapshot and sidecars say, and reports what it cannot know."""
 
 import contextlib
 import hashlib
@@ -51,7 +51,7 @@ class Installation:
             yield runtime
 
     async def store(self, count: int = 1, user: str = "user-a") -> list[Fax]:
-        """Let faxes come in and be stored, and close again."""
+        """Let faxes arrive and be stored, and close again."""
         async with self.open() as runtime:
             made = []
             for _ in range(count):
@@ -71,7 +71,7 @@ class Installation:
         return await rebuild(self.settings, since=since, now=self.clock.now)
 
     async def catch_up(self) -> None:
-        """List and fetch all that the new ledger wants, until nothing is due."""
+        """List and fetch everything that the new ledger wants, until nothing is due."""
         async with self.open() as runtime:
             for _ in range(3):
                 for user in ("user-a", "user-b"):
@@ -81,7 +81,7 @@ class Installation:
                 self.clock.advance(timedelta(minutes=5))
 
     async def archive(self, fax_id: str, *, publish: bool = True, **origin: Any) -> Path:
-        """Leave a sidecar that comes alone, of a fax without a row, as before the ledger was lost."""
+        """Leave a sidecar without an image, of a fax without a row, as before the ledger was lost."""
         user, at = self.settings.users[0], self.clock.now()
         identity = Identity(user.app_id, user.user_id, fax_id)
         kept = {"direction": Direction.SENT, "metadata": {"fax_id": fax_id}, "listed_pages": None}
@@ -95,7 +95,7 @@ class Installation:
         return self.faxes / f"main/{user.name}/sent/{fax_id}.json"
 
     def archiving(self, what: Archive) -> None:
-        """Archive what users send from now on, with `what`."""
+        """From now on, archive what users send, with `what`."""
         (account,) = self.settings.accounts
         users = tuple(replace(user, sent=Sent(archive=what)) for user in account.users)
         self.settings = replace(self.settings, accounts=(replace(account, users=users),))
@@ -140,7 +140,7 @@ def empty(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    """A page in the middle is turned over."""
+    """Damage a page in the middle."""
     data = bytearray(path.read_bytes())
     data[5 * 4096 : 5 * 4096 + 64] = bytes(byte ^ 0xFF for byte in data[5 * 4096 : 5 * 4096 + 64])
     path.write_bytes(data)
@@ -256,7 +256,7 @@ async def test_listing_reaches_back_to_the_oldest_sidecar_or_since(place: Instal
     assert (await place.rebuild()).listed_from == fax.completed
     since = fax.completed - 3 * DAY
     assert (await place.rebuild(since)).listed_from == since
-    # later than what is known it changes nothing, for something could be lost by that
+    # if it is later than what is known it changes nothing, because that could lose something
     assert (await place.rebuild(place.clock.now() - DAY)).listed_from == since
 
 
@@ -443,7 +443,7 @@ async def test_a_storage_that_another_poller_holds_is_not_read(place: Installati
     assert place.ledger.read_bytes() == content
 
 
-# -- ended in the middle ---------------------------------------------------------------------------
+# -- interrupted -----------------------------------------------------------------------------------
 
 KILLED = """
 import asyncio, os, signal, sys
@@ -483,7 +483,7 @@ left = 0  # what is written at the exit, by whoever measures this, is not of the
 async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_nothing(
     place: Installation, tmp_path: Path, journal: bool
 ) -> None:
-    """At each call that makes, links, renames or removes a file."""
+    """At each call that creates, links, renames or removes a file."""
     (kept,) = await place.store()
     await place.snapshot()
     (taken,) = await place.store()

@@ -1,4 +1,4 @@
-"""A changed configuration is taken whole or not at all, and disturbs nothing that goes on."""
+"""A changed configuration is taken as a whole or not at all, and disturbs nothing that runs."""
 
 import asyncio
 import io
@@ -58,7 +58,7 @@ OTHER = "app-2"
 
 
 async def apply(runtime: Runtime, settings: Config) -> tuple[list[str], list[str]]:
-    """What needs a restart, and the accounts that were started."""
+    """Return what needs a restart, and the accounts that were started."""
     started: list[str] = []
     prepared = await reload.prepare(runtime, settings)
     await reload.carry_out(
@@ -333,7 +333,7 @@ async def test_what_is_new_for_users_is_taken_at_once(
     users = tuple(replace(user, **new) for user in settings.accounts[0].users)
     restart_for, _ = await apply(runtime, with_account(settings, users=users))
     assert restart_for == []
-    # In the streams of the users, as many as they have now.
+    # in the users' streams, as many as they have now
     assert {state.user for state in runtime.states} == set(users)
 
 
@@ -529,7 +529,7 @@ def test_plan_says_what_becomes_of_each_account(make_config: MakeConfig) -> None
 
 
 def hung_secret(directory: Path) -> tuple[SecretRef, threading.Event]:
-    """A file that answers nobody until it may go on, or when a test has waited in vain."""
+    """A file that answers nobody until it may continue, or when a test has waited in vain."""
     fifo, go_on = directory / "secret", threading.Event()
     os.mkfifo(fifo)
 

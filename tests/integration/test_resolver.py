@@ -1,4 +1,4 @@
-"""Names are looked up as the system does it, and servers that do not answer hold up nobody else."""
+"""Names are looked up as the system does it, and silent servers delay nobody else."""
 
 import asyncio
 import re

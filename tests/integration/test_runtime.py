@@ -1,4 +1,4 @@
-"""Open and close an installation: users in line with the configuration, and what cannot start."""
+"""Open and close an installation: users match the configuration, and some cannot start."""
 
 from dataclasses import replace
 from typing import Any

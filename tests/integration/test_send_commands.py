@@ -1,4 +1,4 @@
-"""`send` and `selftest` in the test's own process: what they refuse, print and end with."""
+"""`send` and `selftest` in the test's own process: what they refuse and print, and how they end."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def letter(directory: Path) -> str:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two minutes are over at once."""
+    """Two minutes pass at once."""
     monkeypatch.setattr(sending, "IN_DOUBT_AFTER_S", 0.0)
     monkeypatch.setattr(sending, "LOOK_EVERY_S", 0.0)
 
@@ -106,7 +106,7 @@ def test_a_lost_answer_that_the_list_does_not_show_is_exit_3_and_says_what_to_do
     code, out, _ = run(*SEND, letter)
     assert code == 3
     assert "Look in eFax's portal before you send it again" in out
-    assert calls(efax, "send") == 2  # two faxes, each asked for once
+    assert calls(efax, "send") == 2  # two faxes, each requested once
 
 
 def test_a_refusal_is_exit_1_with_efaxs_reason(run: Run, efax: Simulator, letter: str) -> None:

@@ -1,4 +1,4 @@
-"""How eFax is asked for what became of a fax of ours: seldom, to the end, and not taken in by another's."""
+"""How poller asks eFax about a fax of ours: seldom, to the end, and not misled by another's."""
 
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +34,7 @@ __all__ = ["runtime", "simulator"]  # fixtures
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> Counter[Kind]:
-    """What was asked for, by precedence."""
+    """Return what was requested, by precedence."""
     asked_for: Counter[Kind] = Counter()
     real = Slots.enqueue
 
@@ -51,7 +51,7 @@ def look(runtime: Runtime, row: SendRow) -> SentLook:
     return SentLook(account.client, state.user, row)
 
 
-# -- how it stands --------------------------------------------------------------------------------
+# -- its transmission -----------------------------------------------------------------------------
 
 
 async def test_the_service_follows_a_fax_behind_what_it_receives(
@@ -96,7 +96,7 @@ async def test_the_way_that_told_how_it_stands_is_asked_first(
     assert calls(simulator, "details") > 5
 
 
-# -- whether it was taken -------------------------------------------------------------------------
+# -- whether eFax took it -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cap", [25, 100])
@@ -129,7 +129,7 @@ async def test_a_list_whose_pages_are_all_the_first_ends(
 async def test_anothers_fax_that_leaves_the_list_meanwhile_is_not_ours(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The filter is ignored, records tell nothing, and the other fax is transmitted between calls."""
+    """eFax ignores the filter, records tell nothing, and the other fax is transmitted between calls."""
     simulator.switches = Switches(
         send_transaction_id_in_list="ignored", client_tracking_data="missing"
     )

@@ -1,4 +1,4 @@
-"""A fax goes out once, whatever becomes of the answer; and a page of our own is known again."""
+"""A fax goes out once, whatever happens to the answer; and poller recognizes a page of ours."""
 
 import asyncio
 import errno
@@ -98,7 +98,7 @@ async def now(runtime: Runtime, row: SendRow) -> SendRow:
 
 
 def sent(simulator: Simulator) -> list[SentFax]:
-    """What eFax has taken."""
+    """Return what eFax has taken."""
     return [fax for box in simulator.apps[APP].users.values() for fax in box.sent]
 
 
@@ -106,7 +106,7 @@ def in_outbox(runtime: Runtime) -> list[Path]:
     return sorted((runtime.config.state_directory / "outbox").glob("*/*"))
 
 
-# -- the way that all goes well -------------------------------------------------------------------
+# -- everything goes well -------------------------------------------------------------------------
 
 
 async def test_a_fax_is_sent_once_and_followed_to_its_number(
@@ -154,10 +154,10 @@ async def test_documents_that_no_row_needs_are_removed_at_a_start(
     outbox.put(directory, "without-a-row", [DOCUMENT])
     ledger = runtime.services.ledger
     assert await tidy_outbox(ledger, directory, clock.now())
-    # Somebody may be about to write the row of the one that is new.
+    # somebody may be about to write the row of the new one
     assert set(outbox.folders(directory)) == {waiting.transaction_id, "without-a-row"}
     assert not await tidy_outbox(ledger, directory, clock.now() + timedelta(hours=2))
-    assert outbox.folders(directory) == []  # what has waited that long is not sent any more
+    assert outbox.folders(directory) == []  # what has waited this long is not sent any more
     assert not await tidy_outbox(ledger, directory, clock.now())
 
 
@@ -183,7 +183,7 @@ def test_the_page_that_we_draw_is_whole(tmp_path: Path) -> None:
     assert (document.pages, document.problem) == (1, None)
 
 
-# -- what eFax surely has not taken ---------------------------------------------------------------
+# -- what eFax has certainly not taken ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ async def test_two_lost_faxes_to_one_number_are_told_apart(
 
 @asynccontextmanager
 async def serving(runtime: Runtime) -> AsyncIterator[Sender]:
-    """What a service does about sending; it learns of what is asked for by the ledger's edits."""
+    """Do what a service does about sending; it learns of requests from the ledger's edits."""
     sender, canaries = Sender(runtime), Canaries(runtime)
 
     def wake() -> None:
@@ -585,7 +585,7 @@ def canaries(runtime: Runtime) -> Canaries:
 
 
 async def fly(runtime: Runtime, canaries: Canaries) -> None:
-    """Send a canary, and bring it and what it has become to its end."""
+    """Send a canary, and follow it and the fax that it becomes to their end."""
     _, state = parts(runtime)
     await canaries._send_due(state, CANARY)
     sender = Sender(runtime)

@@ -30,7 +30,7 @@ MOST_STEPS = 30
 FINAL = {
     SendState.TRANSMITTED: 1,
     SendState.FAILED: 0,
-    SendState.IN_DOUBT: 0,  # as this eFax lists whatever it has taken
+    SendState.IN_DOUBT: 0,  # because this eFax lists everything that it has taken
 }
 
 
@@ -46,7 +46,7 @@ class SendWorld(World):
         return answered
 
     def sent(self) -> dict[str, int]:
-        """How many faxes eFax has taken, by our transaction id."""
+        """Return how many faxes eFax has taken, by our transaction id."""
         boxes = [box for app in self.efax.apps.values() for box in app.users.values()]
         found: dict[str, int] = {}
         for fax in (fax for box in boxes for fax in box.sent):
@@ -68,7 +68,7 @@ class Lab:
         self.rows: list[SendRow] = []
 
     def life(self, work: Callable[[Runtime], Coroutine[Any, Any, None]], dies_at: int = 0) -> bool:
-        """Run until it is done, or dead before that step of its work; whether it died."""
+        """Run until it is done, or dead before that step of its work; return whether it died."""
         death = self.world.death
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
@@ -132,7 +132,7 @@ class Lab:
         ]
 
     def problems(self) -> list[str]:
-        """What is wrong when everything has come to rest."""
+        """Return what is wrong when everything has come to rest."""
         sent = self.world.sent()
         found = [f"twice: {one} was sent {n} times" for one, n in sent.items() if n > 1]
         known = {row.transaction_id for row in self.rows}
@@ -158,7 +158,7 @@ def _count(connection: Any) -> int:
 
 @pytest.fixture
 def lab(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make labs, in each of which the outbox's steps are deadly, too."""
+    """Make labs in which the outbox's steps are deadly too."""
     deaths: list[Any] = []
     for name in ("_write", "remove"):
         real = getattr(outbox, name)
@@ -188,15 +188,15 @@ def _moved(config: Config, directory: Path) -> Config:
 def explored(
     lab: Callable[[], Lab], *, twice: bool = False, every: int = 1
 ) -> tuple[int, list[str]]:
-    """Kill at each step, then let the next process live; how many steps there were, what went wrong.
+    """Kill at each step, then let the next process live; return how many steps there were, and the errors.
 
-    With `twice` the second process is killed, too, each time at another step.
+    With `twice`, also kill the second process, each time at another step.
     """
     found: list[str] = []
     for step in range(1, MOST_STEPS, every):
         one = lab()
         with in_place(one.world):
-            one.life(_nothing)  # so that it is sending which is killed, not the first start
+            one.life(_nothing)  # so that sending is killed, not the first start
             died = one.life(one.ask_and_send, dies_at=step)
             if twice:
                 one.life(one.serve, dies_at=1 + step * 7 % 11)

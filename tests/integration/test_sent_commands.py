@@ -1,4 +1,4 @@
-"""Commands that name a fax or look at its files take sent faxes, and faxes without an image."""
+"""Commands that name a fax or look at its files accept sent faxes, and faxes without an image."""
 
 import contextlib
 import json

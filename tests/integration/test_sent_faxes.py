@@ -27,7 +27,7 @@ from tests.integration.at_work import calls, faults, parts, poll, said, settled
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 SENT = Direction.SENT
-# A fax that is through at once, one with an end after several tries, and those that never arrive.
+# One fax that is finished at once, one after several tries, and those that never arrive.
 COURSES: dict[str, Any] = {
     "quick": {"course": ((0, "COMPLETE"),)},
     "slow": {"course": ((0, "NEW"), (9, "INPROGRESS"), (60, "PENDING RETRY"), (2400, "COMPLETE"))},
@@ -67,7 +67,7 @@ class Archive:
         return next(s for s in self.lane.states.values() if s.user.name == "user-a")
 
     async def round(self) -> None:
-        """One poll, and all that is due."""
+        """Run one poll, and everything that is due."""
         assert not (await self.account.poll(self.state)).failed
         await self.lane.workers.run_until_idle()
 
@@ -262,7 +262,7 @@ async def test_what_the_list_says_of_the_end_is_taken_at_once_where_no_other_cal
 ) -> None:
     simulator.faults = faults("404@metadata,details=always")
     fax = simulator.sent(APP, "user-a", course=((0, "NEW"), (265 * 60, "COMPLETE")))
-    await archive.pass_time(255 * MINUTE)  # by now it is looked at once an hour, just now again
+    await archive.pass_time(255 * MINUTE)  # by now poller looks once an hour, and has just looked
     assert archive.sidecars() == {}
     await archive.pass_time(15 * MINUTE)
     sidecar = archive.sidecars()[fax.fax_id]
@@ -342,7 +342,7 @@ async def test_empty_list_may_be_spelled_otherwise_than_that_of_received_faxes(
     await poll(archive.runtime)
     simulator.receive(APP, "user-a", completed=clock.now())
     clock.advance(MINUTE)
-    await poll(archive.runtime)  # from here on it is known how this server spells an empty list
+    await poll(archive.runtime)  # from here on poller knows how this server spells an empty list
     simulator.faults = faults("zero-200@sent-list=always")
     await archive.pass_time(HOUR)
     assert archive.state.progress.failed_polls == 0

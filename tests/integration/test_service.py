@@ -51,7 +51,7 @@ Load = Callable[[], Config]
 
 @pytest.fixture
 async def efax() -> AsyncIterator[Simulator]:
-    """A simulated eFax in real time: the service goes by the system's clock."""
+    """A simulated eFax in real time, because the service uses the system's clock."""
     async with Simulator(seed=1) as running:
         running.add_app(APP, KEY)
         for user in ("user-a", "user-b"):
@@ -61,7 +61,7 @@ async def efax() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What systemd is told."""
+    """Return what systemd hears."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(tmp_path / "notify"))
         ear.setblocking(False)
@@ -79,7 +79,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Running:
-    """A service at work: its parts, and the task that it runs in."""
+    """A running service: its parts, and its task."""
 
     runtime: Runtime
     monitor: Monitor

@@ -1,4 +1,4 @@
-"""storage: a fax without an image is its sidecar alone, wherever its delivery is interrupted."""
+"""storage: a fax without an image is only its sidecar, wherever its delivery is interrupted."""
 
 import errno
 import hashlib
@@ -71,7 +71,7 @@ async def resume(
     recorded: Note = lambda _: None,
     held: StoredFile | None = None,
 ) -> StoredFile | Staged | None:
-    """Carry on from what is there, as an attempt at a row with this ticket does."""
+    """Continue from what is there, as an attempt at a row with this ticket does."""
     async with storage.draft(PATH, IDENTITY, replacing=held is not None) as draft:
         found = None if ticket is None else await draft.settle(ticket, made_at(SECOND))
         if found is None:
@@ -215,7 +215,7 @@ class World:
             await archive(storage, ticketed=self.note, recorded=self.record)
 
     async def recover(self, **how: int) -> None:
-        """What a start does, and then a worker: tidy, settle or resume, else archive again."""
+        """Do what a start does, and then a worker: tidy, settle or resume, otherwise archive again."""
         async with self.started(**how) as storage:
             await storage.tidy([] if self.row else [PATH])
             if self.row is not None:
@@ -231,7 +231,7 @@ class World:
             self.taken += 1
 
     def check_visible(self) -> None:
-        """Nothing but a whole sidecar is visible; what is recorded is there, or was taken."""
+        """Only a whole sidecar is visible; what is recorded is there, or was taken."""
         files = visible(self.root)
         assert set(files) <= {SIDECAR}
         for data in files.values():
@@ -257,7 +257,7 @@ async def _steps(tmp_path: Path) -> list[str]:
 
 
 async def _kill_everywhere(tmp_path: Path, *, taking: bool = False) -> list[int]:
-    """How many sidecars a consumer took, for a kill before each step; it takes all that it sees."""
+    """Count the sidecars that a consumer took, for a kill before each step; it takes all that it sees."""
     taken = []
     for stop_at in range(len(await _steps(tmp_path)) + 1):
         world = await _killed(tmp_path / str(stop_at), stop_at)
@@ -313,7 +313,7 @@ async def _lose_power_everywhere(tmp_path: Path) -> None:
             world.check_visible()
             await world.recover()
             world.check_visible()
-            # Not taken by anybody, so it has to be there.
+            # nobody has taken it, so it must be there
             assert world.row is not None
             assert set(tree(world.root)) == {SIDECAR}
 
@@ -358,7 +358,7 @@ async def test_name_that_is_given_over_another_file_is_found(
         await _meets_a_file_of_somebody_else(storage, tmp_path / "faxes")
 
 
-# -- what goes wrong -------------------------------------------------------------------------------
+# -- trouble -------------------------------------------------------------------------------------------
 
 
 async def test_file_of_somebody_else_is_never_overwritten(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ async def test_failed_fsync_of_its_directory_shows_nothing(tmp_path: Path, numbe
         await archive(storage, ticketed=tickets.append)
     assert visible(root) == {}
     assert len(tickets) == number - 1
-    if tickets:  # it may have been shown, so its row decides
+    if tickets:  # it may have been visible, so its row decides
         assert isinstance(await resume(storage, ticket=tickets[0]), StoredFile)
     else:
         assert await resume(storage) is None
@@ -473,7 +473,7 @@ async def test_one_that_is_well_after_all_stays(tmp_path: Path) -> None:
 
 
 async def test_image_that_comes_later_puts_the_sidecar_alone_aside(tmp_path: Path) -> None:
-    """Asked for by an operator with `verify --repair --taken`, after `sent.archive` has become image."""
+    """An operator asks with `verify --repair --taken`, after `sent.archive` has become image."""
     root = tmp_path / "faxes"
     storage = await opened(root)
     await archive(storage)

@@ -32,7 +32,7 @@ BASIC = "Basic " + base64.b64encode(f"{APP}:{KEY}".encode()).decode()
 
 
 class Clock:
-    """The server's time, moved by hand."""
+    """The server's time, which the test moves."""
 
     def __init__(self) -> None:
         self.time = NOON
@@ -253,7 +253,7 @@ async def test_a_wrong_sign_in_is_refused(
         "content_type": FORM,
     }
     assert (await bench.caller.call("POST", "/tokens", **(right | change))).status == status
-    assert (await bench.caller.list()).status == 200  # the token that was is still good
+    assert (await bench.caller.list()).status == 200  # the previous token is still good
 
 
 async def test_health_needs_nothing(start: Start) -> None:
@@ -977,7 +977,7 @@ async def test_the_machine_can_go_away_and_come_back_at_its_port(bench: Bench) -
     assert (await bench.caller.list()).status == 200
 
 
-# What tests hold it by
+# Controls for tests
 
 
 async def test_requests_are_written_down_without_secrets(bench: Bench) -> None:

@@ -450,7 +450,7 @@ async def test_notices_may_know_no_filter(bench: Bench) -> None:
 
 
 class Listener:
-    """What a customer has: it writes down what is posted."""
+    """A customer's server: it writes down what is posted."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []

@@ -1,4 +1,4 @@
-"""A UUID in other letters is the same fax, whose id stays as it was first seen; other ids are exact."""
+"""A UUID in other letters is the same fax, whose id stays as first seen; other ids are exact."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def receive(simulator: Simulator, *fax_ids: str) -> None:
 
 
 async def settle(runtime: Runtime, clock: QuickClock, polls: int = 4) -> list[str]:
-    """Poll a few times, sweeps included, and fetch all; the ids that the ledger holds now."""
+    """Poll a few times, including sweeps, and fetch all; return the ids that the ledger has now."""
     account, state = parts(runtime)
     for _ in range(polls):
         assert not (await poll(runtime)).failed
@@ -109,7 +109,7 @@ async def test_sidecar_in_another_spelling_is_that_of_the_fax(
     auditor = Auditor(runtime.services.ledger, runtime.services.storage, clock)
     ((one,),) = [page async for page in auditor.pages(thorough=True)]
     assert not one.is_damaged
-    # A crash before the row: what is there is carried on from.
+    # A crash before the row: continue from what is there.
     async with await Ledger.open(runtime.config.state_url) as other:
         await other.write(jobs.fetch_again, [held.id], clock.now())
         await other.write(lambda connection: connection.exec_driver_sql(_NEVER_STORED))
@@ -155,7 +155,7 @@ def lose(settings: Config) -> None:
 
 
 def before_keys(path: Path, *spellings: str) -> None:
-    """Make it a ledger of the version before, which took each spelling for a fax of its own."""
+    """Make it a ledger of the previous version, which took each spelling for its own fax."""
     put_back(path, "0003")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as ledger:
         columns = [name for _, name, *_ in ledger.execute("PRAGMA table_info(faxes)")]

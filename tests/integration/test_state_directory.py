@@ -1,4 +1,4 @@
-"""The state directory is made, and its name made durable, also when a killed run has made it."""
+"""The state directory is created, and its name made durable, even if a killed run has created it."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from poller.state_directory import make
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directories that were synced, in order."""
+    """Return the directories that were synced, in order."""
     seen: list[str] = []
     sync = os.fsync
 

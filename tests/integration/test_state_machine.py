@@ -148,7 +148,7 @@ def test_nothing_is_deleted_of_which_no_good_copy_exists(machine: type[PollerMac
 
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_step_of_a_deletion_ends_well() -> None:
-    """Before each step that changes disk or ledger, and after each commit of which nobody is told."""
+    """Before each step that changes disk or ledger, and after each commit whose caller never hears of it."""
     killed = 0
     for step in range(1, 40):
         before = STEPS["deaths"]
@@ -170,7 +170,7 @@ def _kill_while_deleting(step: int) -> None:
         machine.time_passes(by=timedelta(hours=3))
         machine.errands_are_run(by=timedelta(0), crash=step)
         machine.promises_are_kept()
-        machine.poll_regularly(count=2)  # which tells eFax's time, too
+        machine.poll_regularly(count=2)  # which also tells eFax's time
         machine.promises_are_kept()
         assert fax.deleted
         assert machine.book.faxes["app-1", "user-a", "old"].deleted

@@ -1,4 +1,4 @@
-"""The status as `poller status --json` and `/status.json` show it."""
+"""The status as in `poller status --json` and `/status.json`."""
 
 import time
 from dataclasses import replace
@@ -79,7 +79,7 @@ async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fa
 
     first_seen = clock.now()
     clock.advance(timedelta(hours=2))
-    assert await silent() == [None, None]  # nothing is listed yet: who knows
+    assert await silent() == [None, None]  # nothing is listed yet: nobody knows
     await poll(runtime, one.name)
     await poll(runtime, other.name)
     assert await silent() == [instant(first_seen), None]
@@ -90,7 +90,7 @@ async def test_who_received_nothing_for_longer_than_expected_is_shown_until_a_fa
     assert (await silent())[0] is not None
     await runtime.services.ledger.write(
         streams.sync, [], clock.now()
-    )  # a removed user is expected nothing of
+    )  # nothing is expected of a removed user
     assert await silent() == [None, None]
 
 
@@ -164,7 +164,7 @@ async def test_fax_stored_while_the_status_is_read_is_in_both_counts_or_in_none(
     assert (one["stored"], sum(one["stored_by_hour"])) == (0, 0)
 
 
-# -- stored lately ---------------------------------------------------------------------------------
+# -- recently stored -------------------------------------------------------------------------------
 
 
 async def store(runtime: Runtime, simulator: Simulator, clock: QuickClock, at: datetime) -> None:
@@ -183,7 +183,7 @@ async def lately(
 async def test_faxes_stored_today_and_in_each_of_the_last_24_hours_are_counted(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
-    # The same after a restart, when nothing is remembered, as for whoever looks all the time.
+    # The same after a restart, which remembers nothing, and for a caller that looks all the time.
     reader = StoredLately()
     assert await lately(runtime, clock, reader) == (0, [0] * 24)
     evening = datetime(2026, 3, 2, 22, 10, tzinfo=UTC)

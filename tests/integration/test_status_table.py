@@ -1,4 +1,4 @@
-"""`poller status` for people: problems first, readable in 80 columns, at a thousand users too."""
+"""`poller status` for people: problems first, readable in 80 columns, even with a thousand users."""
 
 import asyncio
 import re
@@ -51,7 +51,7 @@ state: {url: "sqlite:///state/poller.db"}
             await ledger.write(meta.keep, meta.STORAGE_ID, STORAGE)
 
     def lines(self, *, terminal: bool) -> list[str]:
-        """What `status` prints, on a terminal of 80 × 24 or into a pipe."""
+        """Return what `status` prints, on a terminal of 80 × 24 or into a pipe."""
         self._environ.setenv("COLUMNS", "80")
         self._environ.setenv("LINES", "24")
         self._environ.setenv("TERM", "xterm-256color")
@@ -69,7 +69,7 @@ def test_a_thousand_users_leave_the_problems_in_sight_on_a_terminal(shown: Shown
     assert lines[0].startswith("Poller is not running: `systemctl start poller` starts it,")
     assert lines[2] == "eFax refuses main/clinic-0000: check the User ID."
     assert "\x1b[1;31m" in coloured[0] or "\x1b[31m" in coloured[0]
-    # The faxes in trouble are lines to be copied, which the terminal may wrap.
+    # The faxes in trouble are lines for copying, which the terminal may wrap.
     copied = ("quarantined ", "damaged ")
     assert max(len(line) for line in lines if not line.startswith(copied)) <= 80
     assert len(lines) < 40

@@ -1,4 +1,4 @@
-"""storage: what its callers are promised, on a real file system."""
+"""storage: what it promises its callers, on a real file system."""
 
 import asyncio
 import errno
@@ -402,11 +402,11 @@ async def test_path_that_leads_outside_is_a_conflict(root: Path, path: str) -> N
     assert tree(root) == {}
 
 
-# Carrying on
+# Continuing
 
 
 def _dots(root: Path, run: str = "") -> None:
-    """What a run that was killed has left; an earlier release named no run."""
+    """What a killed run has left; an earlier release named no run."""
     stored = StoredFile(IMAGE, "tiff", len(FAX), hashlib.sha256(FAX).hexdigest(), 1, damaged=False)
     (root / PATH).parent.mkdir(parents=True, exist_ok=True)
     (root / f"main/desk/.f1{run}.image.part").write_bytes(FAX)
@@ -636,7 +636,7 @@ async def test_caller_cancelled_again_and_again_leaves_a_hung_disk_alone(
     assert set(tree(root)) == {IMAGE, SIDECAR}
 
 
-# What the system refuses
+# Refusals of the system
 
 
 _REACTIONS: dict[int, type[Exception]] = {

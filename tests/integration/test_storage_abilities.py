@@ -1,4 +1,4 @@
-"""storage: what a delivery needs of the file system is tried, and each lack is said by its name."""
+"""storage: it tries what a delivery needs of the file system, and names each lack."""
 
 import errno
 import os
@@ -118,7 +118,7 @@ async def test_first_start_refuses_a_file_system_that_lacks_what_a_delivery_need
     await Storage(config(root)).prepare(None)
 
 
-# A look reads the marker, which nobody can read back from such a disk.
+# a look reads the marker, which is unreadable on such a disk
 @pytest.mark.parametrize("lack", [lack for lack in LACKS if lack != "other bytes"])
 async def test_storage_that_was_moved_to_such_a_file_system_is_unusable_and_says_why(
     root: Path, lack: str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""What the kernel says of directories of somebody else: asked by a process that is not root."""
+"""What the kernel says about directories of another user, to a process that is not root."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""storage: which file events a consumer sees that watches a directory with inotify."""
+"""storage: the file events that a consumer sees when it watches a directory with inotify."""
 
 import ctypes
 import errno
@@ -34,7 +34,7 @@ class Watch:
             raise OSError(ctypes.get_errno(), "inotify_add_watch")
 
     def seen(self) -> list[str]:
-        """What came since; the kernel puts an event into the queue before its call returns."""
+        """Return the new events; the kernel queues an event before its call returns."""
         found, data = [], os.read(self._fd, 1 << 16)
         while data:
             _, mask, _, size = _HEAD.unpack_from(data)

@@ -1,4 +1,4 @@
-"""storage: a consumer renames the day's directory while a fax is written into it."""
+"""storage: a consumer renames the day's directory while poller writes a fax into it."""
 
 import errno
 import itertools

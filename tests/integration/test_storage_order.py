@@ -1,4 +1,4 @@
-"""storage: the durable order, and what is left when it is interrupted anywhere."""
+"""storage: the durable order, and what remains when it is interrupted anywhere."""
 
 import errno
 import hashlib
@@ -161,7 +161,7 @@ class World:
             await store(storage, data, ticketed=self.note, recorded=self.record)
 
     async def recover(self, **how: int) -> None:
-        """What a start does, and then a worker: tidy, settle or resume, else download again."""
+        """Do what a start does, and then a worker: tidy, settle or resume, otherwise download again."""
         async with self.started(**how) as storage:
             await storage.tidy([] if self.row else [PATH])
             if self.row is not None:
@@ -175,7 +175,7 @@ class World:
     def check_visible(self, *, after_power_loss: bool = False) -> None:
         """Nothing partial is visible, and what is recorded is there, whole.
 
-        Of two names that were linked and not yet synced, a power loss may take the first alone.
+        Of two names that were linked and not yet synced, a power loss may take only the first.
         """
         files = visible(self.root)
         image = files.get("main/desk/f1.tif")
@@ -228,7 +228,7 @@ async def test_kill_at_any_step_ends_with_one_whole_pair(tmp_path: Path, way: st
         before = tree(world.root)
         await world.recover()
         assert tree(world.root) == before
-    # From the moment the image is placed there is no download.
+    # once the image is placed there is no download
     assert resumed >= len(calls) - calls.index(f"{way} main/desk/f1.tif")
 
 
@@ -333,7 +333,7 @@ async def test_failed_fsync_is_never_repeated_and_all_is_thrown_away(
 async def test_sidecar_whose_name_could_not_be_synced_is_hidden_and_written_anew(
     tmp_path: Path,
 ) -> None:
-    """The image stays: with its ticket in the row, both missing would mean that both were taken."""
+    """The image stays: with its ticket in the row, two missing files would mean that both were taken."""
     root = tmp_path / "faxes"
     storage = await opened(root)
     tickets: list[Staged | None] = []

@@ -1,4 +1,4 @@
-"""storage: a damaged fax is fetched again, interrupted anywhere: the bad file is kept, no good one lost."""
+"""storage: a damaged fax is fetched again, interrupted anywhere, and no good file is lost."""
 
 import hashlib
 import itertools
@@ -69,7 +69,7 @@ def _foreign_sidecar(root: Path) -> None:
 
 
 def _another_pair(root: Path) -> None:
-    """Both were replaced, and fit each other: not what was stored all the same."""
+    """Both were replaced, and fit each other, but are not what was stored."""
     content = json.loads((root / SIDECAR).read_text())
     other = tiff(b"of somebody else")
     image = content["image"] | {"bytes": len(other), "sha256": _sha256(other)}
@@ -121,7 +121,7 @@ class World:
         self.bad = [data for data in self.bad if data != described]
 
     async def repair(self, data: bytes = SECOND, **how: int) -> None:
-        """What a worker does with a row that is to be fetched again, after a start's tidying."""
+        """Do what a worker does with a row to fetch again, after a start's tidying."""
         with recording(self.root, **how) as self.recorded:
             storage = await opened(self.root, self.storage_id)
             try:

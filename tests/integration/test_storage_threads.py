@@ -1,4 +1,4 @@
-"""The storage's threads when the system gives no more of them."""
+"""The storage's threads when the system allows no more of them."""
 
 import asyncio
 import threading

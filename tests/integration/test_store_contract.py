@@ -1,4 +1,4 @@
-"""What every kind of store keeps, whoever is killed between two of its steps, and takes over."""
+"""What every kind of store guarantees, whichever process is killed between two steps or takes over."""
 
 import errno
 import itertools
@@ -66,7 +66,7 @@ def arrived(store: Store, data: bytes = FAX, *, path: str = PATH) -> tuple[Spool
     spool = store.spool(path)
     spool.restart()
     spool.write(data)
-    if data.startswith(b"{"):  # a sidecar, which comes alone
+    if data.startswith(b"{"):  # a sidecar without an image
         return spool, spool.seal("json", None, damaged=False)
     return spool, spool.seal("tiff", 1, damaged=False)
 
@@ -95,7 +95,7 @@ def published(store: Store, data: bytes = FAX) -> Staged:
 
 
 def visible(store: Store) -> dict[str, bytes]:
-    """What a consumer sees."""
+    """Return what a consumer sees."""
     found: dict[str, bytes] = {}
     waiting = [""]
     while waiting:
@@ -107,12 +107,12 @@ def visible(store: Store) -> dict[str, bytes]:
 
 
 def take(tmp_path: Path, *names: str) -> None:
-    """A consumer takes the image first and the sidecar last."""
+    """Take the fax like a consumer: first the image, last the sidecar."""
     for name in names or (f"{PATH}.tif", f"{PATH}.json"):
         (tmp_path / "faxes" / name).unlink(missing_ok=True)
 
 
-# -- the way of a fax ------------------------------------------------------------------------------
+# -- the path of a fax -----------------------------------------------------------------------------
 
 
 def test_nothing_is_visible_until_it_is_placed_and_no_sidecar_until_it_is_published(
@@ -265,7 +265,7 @@ both_kinds = pytest.mark.parametrize(
 
 
 class Lab:
-    """A run that is stopped after each of its steps, and one that takes over and ends the fax.
+    """A run that is stopped after each of its steps, and one that takes over and finishes the fax.
 
     A consumer takes what is published at once. Then the first one is woken.
     """
@@ -349,7 +349,8 @@ def test_run_that_is_stopped_anywhere_and_woken_after_a_takeover_delivers_nothin
 @pytest.mark.parametrize(
     ("bug", "data", "anew"),
     [
-        ("no revoke", FAX, OTHER),  # a sidecar alone is its own ticket: there is nothing to revoke
+        # a sidecar without an image is its own ticket: there is nothing to revoke
+        ("no revoke", FAX, OTHER),
         ("ticket believed", FAX, OTHER),
         ("removed with other dot-files", ALONE, LATER),
         ("both gone is not taken", FAX, OTHER),
@@ -373,7 +374,7 @@ def test_lab_finds_a_planted_bug(
     def settle(store: Store, ticket: Staged, identity: Identity) -> Fate:
         if bug == "no revoke":
             monkeypatch.setattr(store, "revoke", lambda *_: True)
-            monkeypatch.setattr(store, "_tidy", lambda *_: 0)  # it revokes all of other runs
+            monkeypatch.setattr(store, "_tidy", lambda *_: 0)  # it revokes everything of other runs
             monkeypatch.setattr(recovery, "settle", real)
             return recovery.settle(store, ticket, identity)
         if bug == "removed with other dot-files":
@@ -388,7 +389,7 @@ def test_lab_finds_a_planted_bug(
     assert [lab.deliveries for lab in _in_the_lab(run, tmp_path, data, anew)] != [1] * 5
 
 
-# -- what was fetched again ------------------------------------------------------------------------
+# -- faxes that were fetched again ------------------------------------------------------------------
 
 
 def test_what_is_damaged_is_put_aside_and_what_is_the_fax_stays(
@@ -417,7 +418,7 @@ def test_looks_change_nothing_and_find_what_is_there(store: Store) -> None:
     assert visible(store) == before
 
 
-# -- a sidecar that comes alone --------------------------------------------------------------------
+# -- a sidecar without an image ---------------------------------------------------------------------
 
 
 def test_sidecar_alone_is_hidden_until_it_is_published_and_leaves_nothing_else(

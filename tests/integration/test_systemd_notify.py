@@ -10,7 +10,7 @@ from poller import systemd
 
 
 class Manager:
-    """The end of the notification socket that systemd would hold."""
+    """The socket at which systemd would receive notifications."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -82,7 +82,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up(manager: Manager) -> None
     started = time.monotonic()
     for _ in range(2000):
         systemd.notify(STATUS="x" * 1000)
-    assert time.monotonic() - started < 60  # it would be for ever
+    assert time.monotonic() - started < 60  # otherwise it would take forever
 
 
 @pytest.mark.parametrize(

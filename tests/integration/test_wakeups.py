@@ -1,4 +1,4 @@
-"""When notices have somebody polled."""
+"""When notices cause a poll."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

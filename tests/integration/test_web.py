@@ -75,7 +75,7 @@ class StoppedClock:
 
 
 class Service:
-    """What the daemon would say of itself."""
+    """What the daemon would say about itself."""
 
     def __init__(self) -> None:
         self.metrics = Metrics("1.2.3")

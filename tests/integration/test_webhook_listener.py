@@ -1,4 +1,4 @@
-"""The listener for eFax's notices, as strangers meet it."""
+"""The listener for eFax's notices, as strangers see it."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ from tests.integration.at_work import poll, until
 
 PATH, SECRET = "/efax/main", "hook-secret"
 GOOD = b'{"user_id": "user-a"}'
-_LESS_THAN_ANSWERING_S = 8.0  # of the 15 s of a request, four passed
+_LESS_THAN_ANSWERING_S = 8.0  # four of the 15 s of a request have passed
 
 
 def signature(body: bytes, secret: str = SECRET) -> str:
@@ -34,7 +34,7 @@ def signature(body: bytes, secret: str = SECRET) -> str:
 
 @dataclass
 class Heard:
-    """A listener, and what it has told."""
+    """A listener, and what it has reported."""
 
     listener: HookListener
     bodies: list[bytes]
@@ -218,7 +218,7 @@ async def test_a_sender_that_breaks_off_leaves_nothing_behind(heard: Heard) -> N
 async def test_polls_come_to_their_end_while_a_flood_is_still_being_refused(
     heard: Heard, runtime: Runtime, simulator: Simulator
 ) -> None:
-    """The flood is let in one by one, and polls take their turns between."""
+    """The flood is accepted one by one, and polls take turns in between."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-HMAC-Signature: {'0' * 64}\r\n"
     forged = f"{head}Content-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD
     loop = asyncio.get_running_loop()

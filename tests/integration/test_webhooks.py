@@ -1,4 +1,4 @@
-"""What comes of notices: who is polled, what is said and kept, and whether the hook works."""
+"""The consequences of notices: who is polled, what is reported and kept, and whether the hook works."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -55,7 +55,7 @@ async def runtime(settings: Config, clock: QuickClock) -> AsyncIterator[Runtime]
 
 
 class Woken(list[str]):
-    """Whose faxes were to be listed, in this order; nothing is polled."""
+    """The users whose faxes were to be listed, in order; nothing is polled."""
 
     def __call__(self, stream: StreamState, _: timedelta) -> None:
         self.append(stream.key.removeprefix("main/"))
@@ -84,7 +84,7 @@ def notice(**names: Any) -> bytes:
 
 
 async def looked_up(webhooks: Webhooks) -> None:
-    """Let fax ids be looked up until there are none."""
+    """Let fax ids be looked up until none is left."""
     while webhooks._look_ups:
         await webhooks._look_up_next()
 
@@ -227,7 +227,7 @@ async def test_all_are_polled_once_for_a_flood_of_notices_and_once_more_after_it
     async with in_background(*webhooks.loops().values()):
         began = clock.now()
         await until(lambda: len(wakes) > 1)
-        assert wakes == [2, 4]  # those of the sent faxes, too
+        assert wakes == [2, 4]  # also those of the sent faxes
         clock.advance(timedelta(minutes=1))
         await until(lambda: clock.now() - began > timedelta(minutes=2))
     assert wakes == [2, 4]
@@ -318,7 +318,7 @@ async def test_faxes_that_come_after_their_notices_prove_the_hook(
     ]
     assert planned(runtime.config, measured, clock.now() + 2 * DAY)["hints"] == []
 
-    webhooks.taken(APP, notice(user_id="user-b"))  # not of the fax that comes later
+    webhooks.taken(APP, notice(user_id="user-b"))  # not about the fax that comes later
     clock.advance(HOUR)
     await comes(runtime, simulator, clock, "user-b")
     webhooks.taken(APP, notice(user_id="user-a"))

@@ -1,4 +1,4 @@
-"""Fetch what is due: users take turns, nobody is fetched twice, one end by `drain`."""
+"""Fetch what is due: users take turns, nobody is fetched twice, and `drain` is the only end."""
 
 import asyncio
 import random
@@ -51,7 +51,7 @@ async def stored(runtime: Runtime, user: str) -> int:
 
 
 async def quiet(turns: int = 15) -> None:
-    """Give whatever would go on the chance to do so."""
+    """Let everything run that can."""
     for _ in range(turns):
         await asyncio.sleep(0.002)
 
@@ -358,7 +358,7 @@ def arriving(account: AccountRunner) -> list[int]:
 
 @dataclass
 class Restless(Fetcher):
-    """Ends each attempt some other way, and notes which are under way."""
+    """Ends each attempt in another way, and notes which are running."""
 
     runtime: Runtime
     random: random.Random

@@ -1,7 +1,7 @@
 """A world in memory for the state machine: its time, eFax, the wire between, and how a process dies.
 
-Everything of poller runs as it is, down to the request that leaves the transport and the single
-step on the file system; only aiohttp's connection, the clock and the moment of death are made here.
+All of poller runs as it is, down to the request that leaves the transport and the single step on
+the file system; only aiohttp's connection, the clock and the moment of death are replaced.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from tests import once_made
 from tests.conftest import NOON
 
 Key = tuple[str, str, str]  # App ID, User ID or stream, fax id: what a fax is
-_MOST_WRONG_DATES = 2  # a third that agrees would be believed, and rightly so
+_MOST_WRONG_DATES = 2  # a third one that agrees would rightly be believed
 _CHANGES_THE_DISK = (
     "make_directory",
     "set_mode",
@@ -56,7 +56,7 @@ def stream_of(user_id: str, direction: str) -> str:
 
 
 class Crash(BaseException):
-    """The process is dead; no handler of its errors may live on."""
+    """The process is dead; none of its error handlers may continue."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Clocks:
 
     async def sleep(self, seconds: float) -> None:
         self.true += timedelta(seconds=max(0.0, seconds))
-        self.mono += max(0.0, seconds)  # to the last bit: who sleeps until then has to be there
+        self.mono += max(0.0, seconds)  # exactly: a sleeper until then must be there
         await asyncio.sleep(0)
 
     def pass_time(self, by: timedelta) -> None:
@@ -97,7 +97,7 @@ class Death:
     noticed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def step(self) -> None:
-        """Go on, or die here; once dead, nothing changes any more."""
+        """Continue, or die here; once dead, nothing changes any more."""
         if self.dead:
             raise Crash
         self.steps += 1
@@ -166,7 +166,7 @@ class World:
     # -- what the answers say ---------------------------------------------------------------------
 
     def answer(self, request: Request) -> tuple[Reply, str | None]:
-        """Let eFax answer; gives what breaks on the way, too."""
+        """Let eFax answer; also return what breaks on the way."""
         if self.death.dead:
             raise Crash
         self.requests += 1
@@ -197,7 +197,7 @@ class World:
 
     def _remember(self, request: Request, seen: Seen, answer: Reply, *, whole: bool) -> None:
         try:
-            body = json.loads(answer.body.decode())  # a byte order mark is no JSON
+            body = json.loads(answer.body.decode())  # a byte order mark is not JSON
         except ValueError:
             return
         if request.call is Call.IMAGE and isinstance(body.get("image"), str):
@@ -211,7 +211,7 @@ class World:
             self._remember_listed(seen, body)
 
     def _remember_listed(self, seen: Seen, body: Any) -> None:
-        """A list without bounds may reach further back than was asked for, and does not count."""
+        """A list without bounds may go further back than requested, and does not count."""
         if "min_completed_timestamp" not in parse_qs(urlsplit(seen.target).query):
             return
         for listed in body.get("faxes") or ():
@@ -286,9 +286,9 @@ class _Response:
 
 
 class _Exchange:
-    """One request and its answer, as aiohttp's session would bring them about.
+    """One request and its answer, as in aiohttp's session.
 
-    A GET is sent once more by itself after a reset, through the middleware that counts it.
+    A GET is repeated once by itself after a reset, through the middleware that counts it.
     """
 
     def __init__(self, world: World, request: Request, sends: Any) -> None:
@@ -389,7 +389,7 @@ def _mortal_ledger(patch: pytest.MonkeyPatch, world: World) -> None:
     async def mortal(self: Writer, works: list[Any]) -> list[Any]:
         world.transaction()
         outcomes = await real(self, works)
-        world.death.step()  # committed, but nobody was told
+        world.death.step()  # committed, but nobody heard of it
         return outcomes
 
     patch.setattr(Writer, "_transaction", mortal)

@@ -1,4 +1,4 @@
-"""What `check` says of a valid configuration: what it leads to, and what may be a mistake."""
+"""What `check` says about a valid configuration: its consequences, and possible mistakes."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""A stop goes on, with the deadline that the configuration gives it now, or with none."""
+"""A stop continues, with the deadline that the configuration gives it now, or with none."""
 
 import threading
 

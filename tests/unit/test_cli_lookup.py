@@ -13,7 +13,7 @@ FROM, TO = "2026-01-01T00:00:00.123Z", "2026-01-02T00:00:00.456+00:00"
 def test_a_stretch_reaches_to_the_end_of_the_last_millisecond_that_is_shown() -> None:
     found = stretch((FROM, TO))
     assert found.start == datetime(2026, 1, 1, 0, 0, 0, 123_000, UTC)
-    # A gap that ends at .456789 is shown as .456, and none of it may be left.
+    # A gap that ends at .456789 is shown as .456, and nothing of it may be left.
     assert found.end == datetime(2026, 1, 2, 0, 0, 0, 457_000, UTC)
 
 

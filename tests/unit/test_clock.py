@@ -1,4 +1,4 @@
-"""eFax's now, worked out from the `Date` headers of its answers."""
+"""eFax's time, computed from the `Date` headers of its answers."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +13,7 @@ SECOND, MINUTE, HOUR, DAY = (timedelta(**{u: 1}) for u in ("seconds", "minutes",
 
 
 def clock_after(*offsets: timedelta | None) -> ServerClock:
-    """A clock that has seen answers whose dates were so far from our own clock."""
+    """A clock that has seen answers whose dates differed by this much from our own clock."""
     clock = ServerClock()
     for offset in offsets:
         clock.observed(None if offset is None else NOON + offset, NOON)

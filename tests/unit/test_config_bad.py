@@ -1,4 +1,4 @@
-"""What is refused, and in which words: tests/data/configs/bad, each beside the messages it must give."""
+"""What is refused, and in which words: tests/data/configs/bad, each with the messages it must give."""
 
 import os
 import re
@@ -140,7 +140,7 @@ def test_state_directory_that_is_a_link_into_the_storage_is_refused(tmp_path: Pa
 def test_start_is_measured_by_the_clock_and_the_time_at_which_the_file_was_written(
     tmp_path: Path,
 ) -> None:
-    """A machine without a battery may start in 1970; what was in the past stays there."""
+    """A machine without a battery may start in 1970; past times must stay past."""
     file = tmp_path / "poller.yaml"
     file.write_text(MINIMAL + "poll: {start: '2026-03-02T12:00:00Z'}\n")
     noon = datetime(2026, 3, 2, 12, tzinfo=UTC)

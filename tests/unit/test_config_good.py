@@ -1,4 +1,4 @@
-"""What a good configuration means: defaults, levels, merging, paths, kinds of values."""
+"""The meaning of a good configuration: defaults, levels, merging, paths, kinds of values."""
 
 import math
 import re
@@ -271,7 +271,7 @@ def leaves(node: Node) -> Iterator[Node]:
 
 
 def like(pattern: str) -> list[str]:
-    """The keys of the example whose value is written so."""
+    """Return the keys of the example whose value is written like this."""
     return [leaf.key for leaf in leaves(example()) if re.fullmatch(pattern, str(leaf.value))]
 
 
@@ -281,7 +281,7 @@ SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @st.composite
 def durations(draw: st.DrawFn) -> str:
-    """Any of at least a minute, which is enough for every key, and below ten years."""
+    """Any duration of at least a minute, which is enough for every key, and below ten years."""
     unit = draw(st.sampled_from(sorted(SECONDS)))
     most = int(3650 * 86400 / SECONDS[unit]) - 1
     count = draw(st.integers(math.ceil(60 / SECONDS[unit]), most))
@@ -309,7 +309,7 @@ def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written
 
 
 def nested(key: str, written: str) -> str:
-    """`a.b: value` as the YAML of one line."""
+    """Return `a.b: value` as one line of YAML."""
     first, *rest = key.split(".")
     return f"{first}: " + "".join(f"{{{part}: " for part in rest) + written + "}" * len(rest) + "\n"
 
@@ -473,7 +473,7 @@ def test_example_has_every_key_with_its_default() -> None:
 
 
 def paths(known: Tree, above: str = "") -> Iterator[str]:
-    """The paths of the keys that are read."""
+    """Return the paths of the keys that are read."""
     for name, entry in known.items():
         if isinstance(entry, Leaf):
             yield above + name

@@ -160,4 +160,4 @@ def test_problem_bears_the_place_where_the_reference_is_written() -> None:
     assert refusal(ref, {}).startswith(
         "poller.yaml:4: accounts.main.api_key: environment variable EFAX_KEY is not set"
     )
-    assert ref == SecretRef("env", "EFAX_KEY")  # a line that moved is no change
+    assert ref == SecretRef("env", "EFAX_KEY")  # a line that moved is not a change

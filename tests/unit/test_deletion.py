@@ -1,4 +1,4 @@
-"""Which faxes may be deleted at eFax: every reason to keep one, each alone."""
+"""Which faxes may be deleted at eFax: every reason to keep one, tested alone."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ RULE = Delete(after=DAY)
 
 @dataclass(frozen=True)
 class Row:
-    """A fax of which nothing forbids the deletion."""
+    """A fax that may be deleted."""
 
     direction: Direction = Direction.RECEIVED
     state: str = "stored"
@@ -115,7 +115,7 @@ def test_whatever_may_go_is_a_good_stored_one_that_is_old_enough(
 
 @dataclass(frozen=True)
 class Look:
-    """What was found of a fax's files."""
+    """What the look at a fax's files found."""
 
     is_well: bool = False
     is_gone: bool = False

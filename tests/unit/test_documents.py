@@ -1,4 +1,4 @@
-"""documents: what is whole, what is broken and in which way; nothing else is ever raised."""
+"""documents: what is whole, and what is broken in which way; nothing else is ever raised."""
 
 import errno
 import io
@@ -304,7 +304,7 @@ def test_what_is_behind_the_end_of_a_pdf_does_not_harm_it(tail: bytes) -> None:
 
 
 def _updated() -> tuple[bytes, bytes]:
-    """A PDF of one page, and the update that makes them two."""
+    """A PDF of one page, and the update that adds a second."""
     whole = _written(1)
     offset = len(whole)
     objects = [b"2 0 obj\n<</Type/Pages/Kids[3 0 R 4 0 R]/Count 2>>\nendobj\n", _page_object(4)]
@@ -325,7 +325,7 @@ def _page_object(number: int, more: bytes = b"") -> bytes:
 def _written(
     pages: int = 1, *, root: bytes = b"", page: bytes = b"", others: tuple[bytes, ...] = ()
 ) -> bytes:
-    """A PDF of such a page tree's root; the pages are 3, 4, …, and then come the others."""
+    """A PDF with this root of the page tree; the pages are 3, 4, …, followed by the others."""
     kids = b" ".join(b"%d 0 R" % (3 + number) for number in range(pages))
     root = root or b"/Kids[%s]/Count %d" % (kids, pages)
     out, offsets = b"%PDF-1.4\n", []

@@ -1,4 +1,4 @@
-"""The image answer, decoded while it streams."""
+"""The image answer, decoded as it streams."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def test_the_image_comes_out_while_it_streams() -> None:
 
 @st.composite
 def json_strings(draw: st.DrawFn, characters: str) -> str:
-    """Spell a base64 text as a JSON string, as a wilful server might."""
+    """Write a base64 text as a JSON string, as a perverse server might."""
     spelled = []
     for character in characters:
         if draw(st.integers(0, 19)) == 0:
@@ -174,7 +174,7 @@ def test_no_bytes_raise_anything_but_bad_answer(body: bytes, cuts: list[int]) ->
         image, _ = decode(in_pieces(body, cuts))
     except BadAnswer:
         return
-    # What is accepted is what a whole JSON parser and a whole base64 decoder make of it.
+    # It accepts what a full JSON parser and a full base64 decoder accept.
     assert image == base64.b64decode("".join(json.loads(body)["image"].split()), validate=True)
 
 

@@ -1,4 +1,4 @@
-"""What /notifications answers, in any shape that may come."""
+"""Answers of /notifications, in any shape that may come."""
 
 from datetime import UTC, datetime
 

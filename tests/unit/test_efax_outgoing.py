@@ -1,4 +1,4 @@
-"""A fax that goes out: its body, what comes back, and when nobody knows whether it went."""
+"""A fax to send: its body, the answer, and when nobody knows whether it went out."""
 
 import base64
 import json

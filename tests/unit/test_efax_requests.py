@@ -1,4 +1,4 @@
-"""What goes out: exact methods, targets and headers."""
+"""Requests: exact methods, targets and headers."""
 
 import base64
 from datetime import UTC, datetime, timedelta, timezone

@@ -1,4 +1,4 @@
-"""What comes back: good answers as values, each bad one as one error."""
+"""Answers: good ones as values, each bad one as one error."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""How a sent fax stands, in every spelling that is around."""
+"""The transmission of a sent fax, in every spelling that occurs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What empty lists are worth: the rules, without a list."""
+"""When to believe empty lists: the rules, without a list."""
 
 from datetime import UTC, datetime, timedelta
 

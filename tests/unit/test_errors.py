@@ -1,4 +1,4 @@
-"""Errors bear what the reaction to them needs."""
+"""Errors carry what the reaction to them needs."""
 
 from datetime import UTC, datetime
 

@@ -109,7 +109,7 @@ def made() -> set[str]:
     }
 
 
-# What an event is about, and its failure: said of all of them above the table.
+# the subject of an event, and its failure: the text above the table covers all of them
 OF_MANY = {"account", "user", "fax_id", "error"}
 
 

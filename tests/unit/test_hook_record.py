@@ -1,4 +1,4 @@
-"""Whether a web-hook works, by the faxes that came after a notice or without one."""
+"""Whether a web-hook works, judged by faxes that came with or without a notice."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""What a notice of the web-hook is taken for."""
+"""How poller reads a notice of the web-hook."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""Reading a list to its end while it shifts, with whatever page cap the server has."""
+"""Reading a list to its end while it shifts, with any page size of the server."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from poller.listing import MOST_RESTARTS, Listing, Step
 
 @dataclass
 class Server:
-    """A model of the list call; `before` changes the list when its page number is asked for."""
+    """A model of the list call; `before` changes the list when its page number is requested."""
 
     ids: list[str]
     cap: int = 100
@@ -248,7 +248,7 @@ def test_a_stable_list_is_read_whole_in_bounded_requests(length: int, cap: int) 
 def test_one_insertion_or_deletion_hides_no_record_that_stays(
     length: int, cap: int, number: int, place: int, inserts: bool
 ) -> None:
-    # One page of one record, then nothing: a cap of at least two is taken for granted there.
+    # One page of one record, then nothing: we assume a page size of at least two.
     assume(cap > 1 or length > 2)
 
     def change(ids: list[str]) -> None:

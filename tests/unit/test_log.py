@@ -497,7 +497,7 @@ def test_lone_surrogates_do_not_spoil_the_line(out: io.StringIO) -> None:
     assert said(out)["poller"]["fax_id"] == "\ufffd"
 
 
-# -- libraries and what nobody caught --------------------------------------------------------------
+# -- libraries and uncaught errors ------------------------------------------------------------------
 
 
 def test_warnings_of_libraries_come_out_and_chatter_does_not(out: io.StringIO) -> None:
@@ -785,7 +785,7 @@ TOKEN = 'eyJhbGciOi.J9+/tok=en<&>"§.that-is-quite-long'
 
 
 def written(secret: str) -> list[str]:
-    """The ways in which a server may send a secret back."""
+    """Return the ways in which a server may send a secret back."""
     return [
         secret,
         f"Bearer {secret}",

@@ -1,4 +1,4 @@
-"""Lines go where a write may never end, a stopped terminal or a file on a share that hangs."""
+"""Lines go to an output whose writes may never end: a stopped terminal, or a file on a hanging share."""
 
 import io
 import json
@@ -24,12 +24,12 @@ WITHIN_S = 60
 
 
 def kept_open(descriptor: int) -> TextIO:
-    """A stream that keeps its number for good: what is still queued must not meet another file."""
+    """A stream that keeps its number for good: queued lines must not reach another file."""
     return os.fdopen(descriptor, "w", closefd=False)
 
 
 class Terminal:
-    """A terminal on which nothing comes out until somebody reads."""
+    """A terminal that shows nothing until somebody reads."""
 
     def __init__(self) -> None:
         self._reading, writing = pty.openpty()
@@ -94,7 +94,7 @@ def test_a_stopped_terminal_holds_nobody_up_and_shows_the_lines_in_order_later(
         output.write(f"{written} " + "x" * 5000)
         written += 1
     lost = output.lost
-    assert output.take_lost() == 0  # no line about it as long as none comes through
+    assert output.take_lost() == 0  # no line about it while none gets through
     shown = terminal.read_until(f"{written - lost - 1} {'x' * 5000}\n".encode())
     assert [int(line.split()[0]) for line in shown] == list(range(written - lost))
     output.flush(WITHIN_S)

@@ -79,7 +79,7 @@ async def test_a_user_that_is_removed_is_no_longer_shown() -> None:
     metrics.poll("main", "desk", "ok")
     metrics.poll("main", "lab", "ok")
     metrics.keep(frozenset({("main", "lab", Direction.RECEIVED)}))
-    metrics.poll("main", "desk", "failed")  # it was under way
+    metrics.poll("main", "desk", "failed")  # it was running
     assert [labels for _, labels in await samples(metrics) if "user=lab" in labels]
     assert not [labels for _, labels in await samples(metrics) if "user=desk" in labels]
 

@@ -18,7 +18,7 @@ SECOND = timedelta(seconds=1)
 
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no defect
+)  # a busy machine is not a defect
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def simulate(
 ) -> list[tuple[float, Ticket]]:
     """Move a virtual clock from event to event; return when each request was sent.
 
-    One that takes more than four seconds is reset and sent again by the HTTP client itself.
+    One that takes more than four seconds is reset, and the HTTP client repeats it by itself.
     """
     order = itertools.count()
     events: list[tuple[float, int, str, Ticket | None]] = []
@@ -128,7 +128,7 @@ def test_a_server_with_a_burst_of_two_more_never_refuses_though_the_network_is_u
 def test_a_server_that_stalls_and_then_counts_what_waited_never_refuses(
     arrivals: list[Arrival], rate: float, burst: int, data: st.DataObject
 ) -> None:
-    """A request is counted any time between its sending and its answer."""
+    """A request is counted at any time between its sending and its answer."""
     answered = [replace(arrival, takes_s=min(arrival.takes_s, 4.0)) for arrival in arrivals]
     in_flight = data.draw(st.integers(1, burst - 1))
     takes: dict[Ticket, float] = {}
@@ -192,7 +192,7 @@ def test_what_was_used_is_the_average_of_the_last_minute_repetitions_included() 
     assert pacing.used(59.0) == pytest.approx(32 / 60)
     assert pacing.used(61.0) == pytest.approx(2 / 60)
     pacing.repeat(70.0)
-    assert len(pacing._sent) == 2  # no more than a minute is kept
+    assert len(pacing._sent) == 2  # it keeps at most a minute
     assert pacing.used(200.0) == 0
 
 
@@ -309,7 +309,7 @@ def test_fewer_slots_than_are_held_let_nobody_go() -> None:
 def test_received_faxes_keep_their_rules_among_themselves_whatever_else_there_is(
     arrivals: list[Arrival], rate: float, burst: int, in_flight: int
 ) -> None:
-    """Nobody of a lower kind goes while one of a higher kind could, and all of it is within bounds."""
+    """No lower kind goes while a higher kind could, and everything is within bounds."""
     pacing = Pacing(rate, burst, in_flight, now=0.0)
     slots = pacing.slots
     start = slots.start
@@ -601,7 +601,7 @@ def test_who_is_not_in_a_hurry_any_more_goes_last_again() -> None:
         turns.add(ticket)
     turns.hurry("a")
     turns.calm("a")
-    turns.add(mine[2])  # behind its own, which are ahead still
+    turns.add(mine[2])  # after its own others, which are still ahead
     assert "a" in turns
     assert [turns.take() for _ in range(5)] == [mine[0], other[0], mine[1], other[1], mine[2]]
     assert "a" not in turns

@@ -1,4 +1,4 @@
-"""What a schedule asks of the limit, the real interval, and what is warned about."""
+"""What a schedule needs of the limit, the real interval, and the warnings."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Progress is a value: what happened to a stream leads from one to the next, and to no other stream's."""
+"""Progress is a value: events of a stream lead from one to the next, and affect no other stream."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -146,7 +146,8 @@ def test_failed_slice_is_counted_and_forgotten_when_it_is_covered() -> None:
     assert [one.reason for one in twice.failed_slices] == ["again", "refused"]
     partly = twice.apply(Covered(hours(-7, -4)))
     assert spans(partly) == [hours(-8, -5)]
-    assert spans(partly.apply(Covered(hours(-8, -7)))) == [hours(-8, -5)]  # listed, but not whole
+    # listed, but not all of it
+    assert spans(partly.apply(Covered(hours(-8, -7)))) == [hours(-8, -5)]
     assert spans(partly.apply(Covered(hours(-8, -5)))) == []
 
 
@@ -199,7 +200,7 @@ def test_retried_gap_is_due_and_alarms_again() -> None:
     assert dismissed.apply(GapRetried(hours(-2, 0))) == dismissed
 
 
-# -- what polls and sweeps came to ---------------------------------------------------------------
+# -- results of polls and sweeps ------------------------------------------------------------------
 
 
 def test_polls_are_counted_until_one_succeeds() -> None:

@@ -1,4 +1,4 @@
-"""Which fax is ours: numbers, what was sent, what has arrived."""
+"""Recognize our own faxes: numbers, sent faxes, arrived faxes."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -39,7 +39,7 @@ DAY = timedelta(days=1)
 
 quick = settings(
     deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no defect
+)  # a busy machine is not a defect
 numbers = st.integers(0, 10**5)
 jitters = st.floats(0, 1, exclude_max=True)
 

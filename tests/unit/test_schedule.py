@@ -35,7 +35,7 @@ intervals = st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedel
 
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no defect
+)  # a busy machine is not a defect
 
 
 def utc(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""Silence is reckoned over what was really listed."""
+"""Silence counts only time that was really listed."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -131,7 +131,7 @@ def in_hours(during: During, zone: ZoneInfo, instant: datetime) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=10)  # a busy machine is no defect
+@settings(deadline=None, max_examples=10)  # a busy machine is not a defect
 @given(
     during=st.builds(
         During,
@@ -159,5 +159,5 @@ def test_silence_agrees_with_counting_minute_by_minute(
 def test_silence_since_1970_is_cheap() -> None:
     before = time.process_time()
     silence = silent_for(EPOCH, NOW, ALWAYS, NEW_YORK)
-    assert time.process_time() - before < 5  # seconds; minute by minute would take a minute
+    assert time.process_time() - before < 5  # seconds; going minute by minute would take a minute
     assert silence == NOW - EPOCH

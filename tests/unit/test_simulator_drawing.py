@@ -1,4 +1,4 @@
-"""The documents open with other people's readers, and each fax has bytes of its own."""
+"""Other people's readers open the documents, and each fax has its own bytes."""
 
 import io
 import re

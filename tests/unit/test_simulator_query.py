@@ -1,4 +1,4 @@
-"""The simulator is as strict as efax-api.md is worded."""
+"""The simulator is as strict as the API's description."""
 
 import random
 from datetime import UTC, datetime, timedelta

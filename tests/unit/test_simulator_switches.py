@@ -1,4 +1,4 @@
-"""Every switch has a table of values, a range, and a sentence when it is set wrong."""
+"""Every switch has a table of values, a range, and a sentence for a wrong value."""
 
 from dataclasses import FrozenInstanceError, replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Coverage, slices, watermark: what has been listed, and what is listed next."""
+"""Coverage, slices, watermark: what has been listed, and what to list next."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -438,7 +438,7 @@ def test_a_plan_has_an_end_however_long_the_gap_is() -> None:
 
 
 def test_a_refused_old_slice_does_not_delay_the_newest_slice() -> None:
-    """The server refuses what is older than six hours; today's faxes are listed all the same."""
+    """The server refuses what is older than six hours; today's faxes are listed nevertheless."""
     start, coverage = NOON - DAY, covering((-6, -0.5))
     refusals = [failed(hours(n, n + 1)) for n in range(-24, -6)]
     newest = newest_slice(coverage, start, NOON, RULES)
@@ -538,7 +538,7 @@ def test_nothing_is_swept_before_the_start_has_come() -> None:
 
 
 def backfilled(rest: Interval, now: datetime, rules: WindowRules) -> list[Slice]:
-    """All slices of a backfill, as they are planned one after the other."""
+    """Return all slices of a backfill, in the order of planning."""
     slices = []
     left: Interval | None = rest
     while left is not None and (planned := backfill_slice(left, now, rules)) is not None:
