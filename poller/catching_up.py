@@ -144,10 +144,7 @@ class Speeds:
     ) -> Throughput:
         begun = self.beginnings.begun.get(name)
         planned = self.beginnings.planned_per_s(name, self.now) if begun else 0.0
-        if begun and any(
-            stream in self.lists or still_sweeps(self.held[stream], begun.started)
-            for stream in mine
-        ):
+        if begun and self._lists_go_first(mine, begun):
             return Throughput(allowed_per_s, planned)
         oldest = min((one.oldest for one in waiting if one.oldest), default=self.now)
         over = min(RECENT, self.now - oldest)
@@ -155,6 +152,15 @@ class Speeds:
             return Throughput(allowed_per_s, planned)
         stored = await self._count(streams.stored_since, mine, over)
         return Throughput(allowed_per_s, planned, stored, over)
+
+    def _lists_go_first(self, mine: Mapping[int, StreamRow], begun: CatchUp) -> bool:
+        """Whether what is stored now says little: lists take most turns, sweeps only for a while."""
+        if any(stream in self.lists for stream in mine):
+            return True
+        progress = (self.held[stream] for stream in mine)
+        return self.now - begun.since < RECENT and any(
+            still_sweeps(one, begun.started) for one in progress
+        )
 
     async def _count(self, counted: _Count, mine: Mapping[int, StreamRow], over: timedelta) -> int:
         """Count in these streams; all accounts that look as far back share one query."""

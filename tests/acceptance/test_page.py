@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from poller.backlog import CatchUp
 from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
 from poller.ledger import Ledger, streams
 from poller.metrics import Metrics
@@ -82,19 +83,23 @@ EXPECTING = User(
 
 
 @asynccontextmanager
-async def served(directory: Path, users: int, *, well: bool) -> AsyncIterator[str]:
+async def served(
+    directory: Path, users: int, *, well: bool, begun: CatchUp | None = None
+) -> AsyncIterator[str]:
     """The page of a service with this many users, at this address."""
     url = f"sqlite:///{directory}/state/poller.db"
     await fill(url, users, datetime.now(UTC), well=well)
     lately = StoredLately()
-    ward = Account("main", APP, SecretRef("env", "KEY"), users=(EXPECTING,))
+    user = replace(EXPECTING, expect=None) if well else EXPECTING
+    ward = Account("main", APP, SecretRef("env", "KEY"), users=(user,))
     async with await Ledger.open(url, readonly=True) as ledger:
 
         async def shown() -> dict[str, Any]:
             around = Surroundings(
                 {"usable": True, "reason": None, "free_bytes": 1 << 36},
                 paces={"main": Pace(5.0, 4.5, 2.25)},
-                accounts=() if well else [ward],
+                accounts=() if well and begun is None else [ward],
+                catching_up={"main": begun} if begun else {},
             )
             return await status(ledger, datetime.now(UTC), around, lately) | {"version": "1.2.3"}
 
@@ -149,9 +154,12 @@ async def test_the_page_of_five_users_fits_and_has_all_that_matters(
         assert await seen.texts("#state") == ["all is well"]
         assert await seen.texts("#problems li") == []
         assert await seen.rows() == 5
-        assert await seen.texts("#accounts td.number") == [
-            "4.5 of 5 /s", "2.25 /s (50 %)", "5", (await seen.texts(".tile b"))[1], "0",
+        numbers = await seen.texts("#accounts td.number")
+        assert numbers[:4] == [
+            "4.5 of 5 /s", "2.25 /s (50 %)", "5", (await seen.texts(".tile b"))[1],
         ]  # fmt: skip
+        assert numbers[4] == "16"  # all that the ledger was filled with
+        assert numbers[6] == "0"
         first = seen.page.locator("#users tr").first
         assert await first.locator("td.name").inner_text() == "main/clinic-0000"
         for label, shown in (("Stored in all", "2"), ("Pending", "0"), ("Quarantined", "0")):
@@ -162,6 +170,33 @@ async def test_the_page_of_five_users_fits_and_has_all_that_matters(
         assert await first.locator(".bars").bounding_box()
         assert not await seen.spills()
         assert "id-of-" not in await seen.page.content()
+        assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
+async def test_a_page_that_catches_up_shows_a_bar_and_nothing_red(
+    tmp_path: Path, size: dict[str, int], scheme: str
+) -> None:
+    # The user that is configured was not polled since the service started, a minute ago.
+    started = datetime.now(UTC) + timedelta(hours=1)
+    begun = CatchUp(datetime.now(UTC) - timedelta(minutes=1), started, lists=4, stored=0)
+    async with (
+        served(tmp_path, 7, well=True, begun=begun) as url,
+        opened(url, viewport=size, color_scheme=scheme) as seen,
+    ):
+        await seen.page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert await seen.texts("#state") == ["catching up"]
+        assert await seen.texts("#problems li") == []
+        (says,) = await seen.texts("#catching")
+        assert says.strip() == (
+            "main is catching up, less than a minute: 26 of 27 requests are done."
+        )
+        bar = seen.page.locator("#catching progress")
+        assert await bar.evaluate("one => [one.value, one.max]") == [26, 27]
+        assert await seen.texts("#accounts .badge") == ["catching up"]
+        assert (await seen.texts("#users .badge"))[:2] == ["catching up", "ok"]
+        assert await seen.rows(".bad, .warn, #users .alert") == 0
+        assert not await seen.spills()
         assert (seen.hosts, seen.complaints) == ({urlsplit(url).netloc}, [])
 
 
