@@ -40,7 +40,7 @@ def size(node: Function | ast.ClassDef) -> str | None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_what_is_larger_than_the_rule_of_the_house_says_why(file: Path) -> None:
+def test_code_larger_than_the_rules_allow_says_why(file: Path) -> None:
     assert [(node.name, large) for node in nodes(file) if (large := size(node))] == []
 
 

@@ -74,7 +74,7 @@ async def test_poll_that_found_something_is_info_and_a_quiet_one_is_debug(
         *((value, None) for value in (3.5, "many", "", True, None, [3], {"a": 3}, -1, 10**30)),
     ],
 )
-async def test_what_is_logged_of_a_listing_has_one_type_whatever_efax_sends(
+async def test_log_fields_of_a_listing_have_one_type_whatever_efax_sends(
     listed_as: object, said_as: object, runtime: Runtime, simulator: Simulator, events: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -190,7 +190,7 @@ async def test_skipped_poll_is_counted_and_not_said(
     assert (await samples(runtime))[name] == counted + 1
 
 
-async def test_429_is_said_with_its_pause_and_counted(
+async def test_429_is_reported_with_its_pause_and_counted(
     runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     simulator.faults = faults("429@list+7=first:1")
@@ -217,7 +217,7 @@ async def test_every_token_is_registered_as_a_secret_of_its_account(
     assert registered == [(first, "token:main"), (second, "token:main")]
 
 
-async def test_another_program_with_our_app_id_is_said_once(
+async def test_another_program_with_our_app_id_is_reported_once(
     runtime: Runtime, simulator: Simulator, events: list[Event], clock: QuickClock
 ) -> None:
     simulator.faults = faults("end-token@list=always")
@@ -243,7 +243,7 @@ async def test_gap_is_not_said_again_while_it_stays(
 # -- suspension --------------------------------------------------------------------------------------
 
 
-async def test_suspension_is_said_once_and_is_in_the_ledger_until_it_ends(
+async def test_suspension_is_reported_once_and_is_in_the_ledger_until_it_ends(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     account, _ = parts(runtime)
@@ -407,9 +407,7 @@ async def test_sign_ins_are_counted_in_the_ledger_over_restarts(
     assert levels == pytest.approx([4, 3, 2], abs=0.2)
 
 
-async def test_closing_waits_for_what_is_being_noted(
-    runtime: Runtime, simulator: Simulator
-) -> None:
+async def test_closing_waits_for_notes_under_way(runtime: Runtime, simulator: Simulator) -> None:
     account: AccountRunner = runtime.accounts[APP]
     fax, _ = await listed(runtime, simulator)
     simulator.faults = Faults()
@@ -421,7 +419,7 @@ async def test_closing_waits_for_what_is_being_noted(
     assert runtime.accounts == {}
 
 
-async def test_suspension_that_has_another_reason_now_is_said_again(
+async def test_suspension_with_a_new_reason_is_reported_again(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     await suspend(runtime, simulator)
@@ -502,7 +500,7 @@ async def test_refused_user_is_named_as_soon_as_another_one_is_accepted(
     assert not runtime.accounts[APP].is_suspended
 
 
-async def test_user_who_was_accepted_before_is_said_to_have_been(
+async def test_report_of_a_refused_user_says_that_efax_accepted_it_before(
     runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     await poll(runtime)
@@ -513,7 +511,7 @@ async def test_user_who_was_accepted_before_is_said_to_have_been(
     assert "accepted before" in refused.message
 
 
-async def test_only_user_of_an_account_is_refused_at_once_and_the_proxy_named_beside_its_id(
+async def test_only_user_of_an_account_is_refused_at_once_and_the_report_names_id_and_proxy(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.faults = refusing()

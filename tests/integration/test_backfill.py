@@ -135,7 +135,7 @@ async def test_each_part_is_listed_once_newest_first_also_where_it_is_listed_alr
     assert Coverage(tuple(asked_for)).gaps(window.start, window.end) == ()
 
 
-async def test_live_polls_come_first_and_a_backfill_goes_on_where_time_was_up(
+async def test_live_polls_come_first_and_a_backfill_continues_where_its_time_ended(
     runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
@@ -170,7 +170,7 @@ def windows_of(simulator: Simulator, since: int) -> list[Interval]:
         simulator.requests[:] = kept
 
 
-async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
+async def test_refused_windows_are_reported_and_never_covered(
     runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
@@ -200,7 +200,7 @@ async def test_what_efax_refuses_to_list_is_said_and_never_called_covered(
     assert polled.progress.failed_gaps == ()
 
 
-async def test_a_slice_that_fails_is_asked_for_again_later_and_shorter_and_then_goes_on(
+async def test_a_slice_that_fails_is_requested_later_in_shorter_slices_until_it_succeeds(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 15.9, 15.1)
@@ -323,7 +323,7 @@ async def test_a_backfill_outlives_the_process(
         assert not parts(runtime)[1].progress.backfill_waits
 
 
-async def test_what_is_still_to_come_is_not_waited_for(
+async def test_a_backfill_does_not_wait_for_future_time(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     asked = await ask(runtime, Interval(clock.now() - DAY, clock.now() + DAY))
@@ -334,7 +334,7 @@ async def test_what_is_still_to_come_is_not_waited_for(
     assert newest <= simulator.now()
 
 
-async def test_a_user_who_was_never_polled_is_listed_from_its_start_all_the_same(
+async def test_a_user_who_was_never_polled_is_still_listed_from_its_start(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     account, state = parts(runtime)
@@ -346,7 +346,7 @@ async def test_a_user_who_was_never_polled_is_listed_from_its_start_all_the_same
     assert state.progress.gaps == ()
 
 
-async def test_the_same_window_asked_for_again_goes_on_and_a_new_one_begins_when_it_is_through(
+async def test_the_same_window_requested_again_continues_and_begins_again_once_finished(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     window = days_ago(clock, 16, 15)
@@ -440,7 +440,7 @@ async def test_user_who_fails_is_polled_on_schedule_however_long_a_backfill_wait
         await planner.stop()
 
 
-async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays_ended(
+async def test_a_backfill_withdrawn_during_a_list_ends_there_and_stays_ended(
     runtime: Runtime,
     simulator: Simulator,
     clock: QuickClock,
@@ -471,7 +471,7 @@ async def test_one_that_is_withdrawn_while_a_part_is_listed_ends_there_and_stays
     assert (await ask(runtime, window)).id != asked.id
 
 
-async def test_status_shows_one_that_waits_and_why_it_does_not_come_on(
+async def test_status_shows_a_waiting_backfill_and_why_it_makes_no_progress(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, polled: StreamState
 ) -> None:
     async def shown() -> tuple[dict[str, Any], list[str]]:

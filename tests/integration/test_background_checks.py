@@ -189,7 +189,7 @@ async def test_repair_takes_what_efax_sends_now_and_renames_nothing(
     assert calls(simulator, "image") == 2
 
 
-async def test_a_missing_sidecar_is_written_anew_without_asking_efax(
+async def test_a_missing_sidecar_is_written_again_without_asking_efax(
     runtime: Runtime, simulator: Simulator
 ) -> None:
     fax, image = await stored(runtime, simulator)
@@ -231,7 +231,7 @@ async def rounds_done(runtime: Runtime) -> None:
         await BackgroundChecks(runtime)._check_files()
 
 
-async def test_damage_is_said_once_a_start_and_nothing_is_fetched(
+async def test_damage_is_reported_once_per_start_and_nothing_is_fetched(
     runtime: Runtime, simulator: Simulator, events: list[Event], damaged: dict[str, str]
 ) -> None:
     asked = calls(simulator, "image")

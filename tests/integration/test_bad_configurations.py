@@ -72,7 +72,7 @@ def test_every_command_refuses_a_configuration_in_the_same_words(
     assert ended(*words, "-c", "unknown-keys.yaml") == (78, "", said)
 
 
-def test_what_is_no_file_of_text_is_said_in_one_line(tmp_path: Path, ended: Ended) -> None:
+def test_a_file_without_text_is_reported_in_one_line(tmp_path: Path, ended: Ended) -> None:
     nowhere = tmp_path / "nowhere.yaml"
     nowhere.symlink_to(tmp_path / "gone.yaml")
     loop = tmp_path / "loop.yaml"
@@ -125,7 +125,7 @@ def open_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_a_file_that_may_not_be_read_is_said_beside_what_is_wrong_in_another(
+def test_an_unreadable_file_is_reported_together_with_the_problems_of_another(
     open_directory: Path, ended: Ended
 ) -> None:
     secret, other = open_directory / "secret.yaml", open_directory / "other.yaml"

@@ -96,7 +96,7 @@ def test_document_that_ends_its_process_could_not_be_checked_and_the_next_one_is
         assert check(odd_checkers, SAMPLE) == Document("pdf", 1)
 
 
-def test_document_that_has_ended_a_process_is_damaged_whoever_notices(
+def test_document_that_ended_a_process_is_damaged_even_if_another_thread_notices(
     checkers: Checkers, check: Check
 ) -> None:
     assert check(checkers, SEGFAULT).problem
@@ -210,7 +210,7 @@ def test_process_that_ended_while_idle_is_replaced_before_it_is_needed(
     assert only(odd_checkers) != before
 
 
-def test_what_is_found_does_not_depend_on_where_it_is_looked_for(
+def test_findings_do_not_depend_on_the_process_that_checks(
     checkers: Checkers, check: Check
 ) -> None:
     whole_pdf, large = SAMPLE, pdf(2 << 20)
@@ -318,7 +318,7 @@ def test_answer_that_makes_no_sense_is_refused(answer: bytes) -> None:
         CheckResult(errno=5),
     ],
 )
-def test_answer_is_read_as_it_was_meant(answer: CheckResult) -> None:
+def test_answer_is_read_correctly(answer: CheckResult) -> None:
     assert CheckResult.read(answer.encode()) == answer
 
 
@@ -365,7 +365,7 @@ def test_process_that_is_killed_while_it_starts_is_started_once_more(
     assert checkers._idle == started[1:]
 
 
-def test_interpreter_that_was_replaced_or_is_out_of_reach_is_started_all_the_same(
+def test_interpreter_that_was_replaced_or_is_out_of_reach_still_starts(
     checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/replaced/by/an/upgrade")
@@ -514,7 +514,7 @@ def test_start_that_fails_unexpectedly_takes_no_room_from_the_next(
     assert check(checkers, SAMPLE) == Document("pdf", 1)
 
 
-def test_start_without_a_free_descriptor_keeps_none_of_those_that_it_had() -> None:
+def test_start_without_enough_descriptors_releases_those_that_it_had() -> None:
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(lowest := os.dup(0))
     before = len(os.listdir("/proc/self/fd"))
@@ -621,7 +621,7 @@ async def test_a_busy_hours_processes_end_when_it_is_over(
     assert only(odd_checkers)
 
 
-def test_room_for_another_process_is_used_by_whoever_waits_for_it(
+def test_a_waiting_thread_uses_room_for_another_process(
     odd_checkers: Checkers, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.documents.checkers.FREE_S", 10 * PATIENCE_S)

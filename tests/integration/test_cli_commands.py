@@ -252,7 +252,7 @@ def test_once_says_that_the_lists_have_lost_what_they_held_and_covers_nothing(
     assert efax.downloads[lost] == 1
 
 
-def test_once_says_an_empty_list_that_nothing_proved_beside_the_polls_and_counts_it_for_none(
+def test_once_reports_an_unproved_empty_list_and_does_not_count_it(
     run: Run, efax: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def settle(_: AccountRunner) -> PollerError:
@@ -280,7 +280,7 @@ def test_many_users_of_one_cause_are_one_sentence_that_names_the_first(
     assert "main/c0, main/c1, main/c2 and 17 more were not polled: " in err
 
 
-def test_once_says_what_is_quarantined_and_what_waited_before(
+def test_once_reports_quarantined_and_waiting_faxes(
     run: Run, directory: Path, efax: Simulator
 ) -> None:
     for user in ("user-a", "user-b"):
@@ -467,7 +467,7 @@ def test_check_warns_of_names_that_windows_clients_cannot_open(run: Run, directo
     )
 
 
-def test_check_says_what_is_on_and_needs_no_secret_for_it(run: Run, directory: Path) -> None:
+def test_check_says_which_features_are_on_without_a_secret(run: Run, directory: Path) -> None:
     file = directory / "poller.yaml"
     hook = "    webhook: {path: /efax, secret: {env: NO_SUCH_SECRET}}\n    users:"
     text = file.read_text().replace("    users:", hook)
@@ -537,7 +537,7 @@ def test_check_online_fails_where_sent_faxes_cannot_be_listed(
     assert out.splitlines()[-1].startswith("main/a/sent: list: ")
 
 
-def test_check_online_beside_a_daemon_tells_of_sent_faxes_too(
+def test_check_online_with_a_daemon_also_reports_sent_faxes(
     run: Run, efax: Simulator, directory: Path
 ) -> None:
     archive(directory)
@@ -575,7 +575,7 @@ def test_check_online_does_not_take_an_outage_that_answers_with_nothing_for_well
 
 
 @pytest.mark.parametrize("effect", ["full-200", "bare-200"])
-def test_check_online_leaves_what_is_known_of_the_lists_to_the_polls(
+def test_check_online_does_not_change_what_polls_know_of_the_lists(
     effect: str, run: Run, efax: Simulator, directory: Path
 ) -> None:
     """A look in an outage begins no doubt that would count for the service."""
@@ -621,7 +621,7 @@ def test_check_online_never_shows_the_key_or_a_token(
 _POLLED_WELL = ["main/a: ok", "main/b: ok", "2 of 2 users are polled without trouble."]
 
 
-def test_check_online_beside_a_daemon_shows_what_that_found_and_signs_in_no_second_time(
+def test_check_online_with_a_daemon_shows_its_findings_and_does_not_sign_in(
     run: Run, efax: Simulator, directory: Path
 ) -> None:
     assert run("once")[0] == 0
@@ -651,7 +651,7 @@ def test_check_online_beside_a_daemon_shows_a_suspended_account(
     assert "main: suspended: " in out
 
 
-def test_check_online_beside_a_daemon_says_what_that_does_not_know_or_cannot_do(
+def test_check_online_with_a_daemon_says_what_it_does_not_know_or_cannot_do(
     run: Run, directory: Path
 ) -> None:
     assert run("once")[0] == 0
@@ -743,7 +743,7 @@ def test_repair_beside_a_command_that_is_not_the_service_is_noted_and_promises_n
     assert run("verify")[0] == 0
 
 
-def test_removed_account_that_was_suspended_is_shown_no_more(
+def test_removed_account_that_was_suspended_is_no_longer_shown(
     run: Run, efax: Simulator, directory: Path
 ) -> None:
     efax.faults = faults("403@token=always")
@@ -1010,7 +1010,7 @@ def test_retry_of_a_removed_users_fax_is_refused_and_changes_nothing(
     assert (shown["b"]["dismissed"], shown["b"]["pending"]) == (1, 0)
 
 
-def test_retry_serves_a_user_whom_the_running_service_has_at_work_yet(
+def test_retry_works_for_a_user_that_only_the_running_service_still_has(
     run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fax = receive(efax, "user-b")
@@ -1282,7 +1282,7 @@ def test_lack_of_memory_or_threads_is_no_bug(
     assert run("status") == (1, "", said)
 
 
-def test_bug_whose_own_text_fails_is_said_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_whose_text_fails_is_reported_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ValueError(NUMBER)
@@ -1317,7 +1317,7 @@ raise SystemExit(entry())
 """
 
 
-def test_what_threads_tasks_and_libraries_say_beside_a_command_is_redacted(
+def test_output_of_threads_tasks_and_libraries_during_a_command_is_redacted(
     directory: Path,
 ) -> None:
     done = subprocess.run(
@@ -1636,7 +1636,7 @@ def test_backup_says_what_it_wrote_and_refuses_in_a_sentence(run: Run, directory
     assert "exists already" in err
 
 
-def test_backup_works_beside_whoever_holds_the_state(run: Run, directory: Path) -> None:
+def test_backup_works_while_another_process_holds_the_state(run: Run, directory: Path) -> None:
     run("once")
     with StateLock(directory / "state"):
         assert run("backup", "copy.db")[0] == 0

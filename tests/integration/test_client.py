@@ -702,7 +702,7 @@ async def test_another_failure_to_connect_says_why(
     assert str(error).startswith("No connection to 127.0.0.1 (")
 
 
-async def test_an_unknown_name_is_said_to_be_one(
+async def test_an_unknown_name_is_reported_as_unknown(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: object) -> None:
@@ -747,7 +747,7 @@ async def test_a_proxy_out_of_reach_is_named_without_its_password(bench: Bench) 
     assert str(error) == "The proxy 127.0.0.1 cannot be reached: check proxy."
 
 
-async def test_a_proxy_that_refuses_is_said_to(bench: Bench) -> None:
+async def test_a_proxy_that_refuses_is_reported(bench: Bench) -> None:
     proxy = bench.account.base_url
 
     async def refuse(_: web.Request) -> web.StreamResponse:
@@ -790,7 +790,7 @@ async def test_a_system_without_authorities_is_told_the_package(
         assert said.endswith("has no CA certificates; install the package ca-certificates.")
 
 
-async def test_a_server_without_tls_is_said_to_be_none(bench: Bench) -> None:
+async def test_a_server_without_tls_is_reported_as_such(bench: Bench) -> None:
     url = bench.account.base_url.replace("http:", "https:")
     assert "No TLS connection to 127.0.0.1" in str(await no_connection(bench, base_url=url))
 
@@ -821,7 +821,7 @@ async def test_what_is_not_http_is_a_bad_answer(bench: Bench) -> None:
             await client.health()
 
 
-async def test_a_connection_that_is_not_taken_in_time_is_said_so(bench: Bench) -> None:
+async def test_a_connection_that_times_out_is_reported_as_such(bench: Bench) -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # and never completes the handshake
         writer.close()
@@ -949,7 +949,7 @@ async def test_a_refused_sign_in_suspends_the_account(
     assert len(bench.watcher.said("resumed")) == 1
 
 
-async def test_sign_ins_that_find_nobody_suspend_the_account_whoever_asked(
+async def test_unreachable_sign_ins_suspend_the_account_for_all_users(
     bench: Bench, client: Client
 ) -> None:
     bench.server.scripts["token"] = [status(503)] * 6

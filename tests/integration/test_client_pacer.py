@@ -132,7 +132,7 @@ async def test_a_block_that_raises_gives_its_slot_back(desks: list[Desk]) -> Non
     assert one.inside == ["b"]
 
 
-async def test_a_caller_cancelled_while_waiting_lets_the_others_go_on(desks: list[Desk]) -> None:
+async def test_a_caller_cancelled_while_waiting_lets_the_others_continue(desks: list[Desk]) -> None:
     one = desk(desks, in_flight=1)
     await one.come("a")
     waiting = await one.come("b")

@@ -70,9 +70,7 @@ async def client(bench: Bench) -> AsyncIterator[Client]:
 # -- sending --------------------------------------------------------------------------------------
 
 
-async def test_a_fax_is_sent_once_over_a_connection_of_its_own(
-    bench: Bench, client: Client
-) -> None:
+async def test_a_fax_is_sent_once_over_its_own_connection(bench: Bench, client: Client) -> None:
     bodies: list[Any] = []
 
     async def step(request: web.Request) -> web.StreamResponse:
@@ -271,7 +269,7 @@ async def test_a_server_that_lists_no_sent_faxes_does_not_suspend_the_account(
 
 
 @pytest.mark.parametrize("connects", [True, False])
-async def test_what_is_not_about_receiving_never_suspends_the_account(
+async def test_calls_that_do_not_receive_never_suspend_the_account(
     bench: Bench, client: Client, monkeypatch: pytest.MonkeyPatch, connects: bool
 ) -> None:
     await client.sign_in()
@@ -339,7 +337,7 @@ async def image(request: web.Request) -> web.StreamResponse:
     return web.json_response({"fax_id": fax_id, "file_name": "a.pdf", "image": text})
 
 
-async def test_what_is_said_of_a_sent_fax_waits_behind_received_ones_unless_somebody_waits_for_it(
+async def test_calls_about_a_sent_fax_wait_behind_received_ones_unless_somebody_waits(
     bench: Bench, client: Client
 ) -> None:
     await client.sign_in()
@@ -395,7 +393,7 @@ async def test_a_fax_that_is_gone_is_deleted(bench: Bench, client: Client, code:
 
 
 @pytest.mark.parametrize("body", ["<html>", '"done"', "[]", '{"errors": [{}]}'])
-async def test_a_page_in_the_place_of_an_answer_neither_deletes_nor_marks(
+async def test_a_web_page_instead_of_an_answer_neither_deletes_nor_marks(
     bench: Bench, client: Client, body: str
 ) -> None:
     bench.server.scripts |= {call: [status(200, body)] * 3 for call in ("delete", "patch")}

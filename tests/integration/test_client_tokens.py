@@ -283,7 +283,7 @@ async def test_a_failed_sign_in_is_spent_too(desk: Desk) -> None:
     assert desk.budgets["app"][0] == 4
 
 
-async def test_a_sign_in_that_is_far_away_is_not_waited_for(desk: Desk) -> None:
+async def test_callers_do_not_wait_for_a_distant_sign_in(desk: Desk) -> None:
     desk.budgets["app"] = (0.0, desk.wall + timedelta(seconds=20))
     with pytest.raises(errors.SignInDelayed) as raised:
         await desk.tokens.get("ann")
@@ -361,7 +361,7 @@ async def test_two_tokens_lost_hours_apart_are_no_war(desk: Desk) -> None:
     assert desk.wars == []
 
 
-async def test_a_day_without_a_loss_is_peace_said_once_and_the_next_war_is_said_again(
+async def test_a_day_without_a_loss_is_peace_reported_once_and_the_next_war_is_reported_again(
     desk: Desk,
 ) -> None:
     desk.life_s = 7 * LIFE_S

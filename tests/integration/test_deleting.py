@@ -129,7 +129,7 @@ SPOILED: dict[str, Callable[[Runtime, FaxRow], None]] = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-async def test_a_fax_whose_files_are_not_what_was_stored_stays_and_is_said_to_be_damaged(
+async def test_a_fax_with_changed_files_stays_and_is_reported_as_damaged(
     how: str, runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     fax, before = await stored(runtime, simulator)
@@ -281,7 +281,7 @@ async def test_no_more_than_max_per_day_go_in_any_24_hours(
         assert counts == [3, 3, 3, 6, 8]
 
 
-async def test_what_is_gone_already_is_deleted(
+async def test_a_fax_that_has_already_gone_counts_as_deleted(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     fax, _ = await stored(runtime, simulator)
@@ -317,7 +317,7 @@ async def test_what_could_not_be_recorded_is_asked_for_again(
 
 
 @pytest.mark.parametrize("status", ["403", "409"])
-async def test_a_refusal_is_said_once_asked_again_and_left_after_a_week(
+async def test_a_refusal_is_reported_once_tried_again_and_left_after_a_week(
     status: str, runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     fax, before = await stored(runtime, simulator)
@@ -367,7 +367,7 @@ async def test_an_eFax_that_fails_is_asked_later_and_no_account_is_suspended_for
     assert is_gone(fax)
 
 
-async def test_after_an_outage_it_goes_on(
+async def test_deletions_continue_after_an_outage(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     fax, _ = await stored(runtime, simulator)
@@ -381,7 +381,7 @@ async def test_after_an_outage_it_goes_on(
     assert is_gone(fax)
 
 
-async def test_a_proof_that_is_old_when_the_turn_comes_is_given_anew(
+async def test_a_proof_that_is_old_when_the_turn_comes_is_repeated(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request may wait for hours, and meanwhile the file may be damaged."""
@@ -449,7 +449,7 @@ async def test_what_happens_after_the_proof_keeps_a_fax_when_the_turn_comes(
     assert not calls(simulator, "delete")
 
 
-async def test_what_is_asked_for_anew_meanwhile_is_left_to_that(
+async def test_a_deletion_requested_again_meanwhile_is_left_to_the_new_request(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     """The fence: a running attempt does nothing after an operator's decision that it has not read."""
@@ -671,7 +671,7 @@ async def test_the_service_looks_every_ten_seconds(runtime: Runtime) -> None:
     assert await runtime.accounts[APP].errands.look() == LOOK_S == 10.0
 
 
-async def test_the_walk_is_taken_up_where_it_was_and_anew_with_another_rule(
+async def test_the_walk_continues_where_it_was_and_starts_over_with_another_rule(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ingest.deleting._WALKED_AT_ONCE", 2)
@@ -876,7 +876,7 @@ async def test_a_user_whose_deletions_are_refused_stops_nobody_elses(
 
 
 @pytest.mark.usefixtures("few_open")
-async def test_a_user_with_a_low_limit_stops_nobody_elses_and_comes_to_the_end(
+async def test_a_user_with_a_low_limit_blocks_no_other_and_finishes(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     async with opened_runtime(deleting(make_config(simulator.base_url)), clock) as runtime:
@@ -898,7 +898,7 @@ async def test_a_user_with_a_low_limit_stops_nobody_elses_and_comes_to_the_end(
 
 
 @pytest.mark.usefixtures("few_open")
-async def test_what_was_passed_by_for_want_of_room_comes_once_there_is_some(
+async def test_faxes_left_out_for_lack_of_room_come_when_there_is_room(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     async with opened_runtime(deleting(make_config(simulator.base_url)), clock) as runtime:

@@ -181,7 +181,7 @@ async def test_answer_that_is_spelled_like_another_servers_empty_list_is_no_list
     assert len(simulator.requests) == requests + 1  # the result holds for a while
 
 
-async def test_server_that_comes_to_spell_its_empty_lists_otherwise_is_asked_once_and_believed(
+async def test_server_that_changes_how_it_spells_empty_lists_is_asked_once_and_believed(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     simulator.switches = Switches(empty_list="bare")
@@ -303,7 +303,7 @@ async def test_quiet_account_asks_for_a_known_fax_every_fifteen_seconds_for_all_
     assert len(simulator.requests) == before + 40 + 10
 
 
-async def test_what_is_empty_is_covered_once_a_known_fax_was_listed_after_it(
+async def test_empty_time_is_covered_once_a_known_fax_is_listed_after_it(
     quiet: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     clock.advance(2 * MINUTE)
@@ -479,7 +479,7 @@ async def test_fax_that_somebody_deleted_at_once_costs_one_witness(
     assert len(simulator.requests) <= before + 3 + 1
 
 
-async def test_faxes_that_were_deleted_at_efax_suspend_nobody_and_it_is_said_once(
+async def test_faxes_deleted_at_efax_suspend_nobody_and_are_reported_once(
     quiet: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     for fax in simulator.faxes():
@@ -749,7 +749,7 @@ async def test_give_up_clock_stands_still_while_nothing_is_listed(
     assert await account.paused_s() == pytest.approx(paused + 3600)
 
 
-async def test_outage_goes_on_over_a_restart_and_is_told_again(
+async def test_outage_continues_over_a_restart_and_is_reported_again(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     settings = make_config(simulator.base_url)

@@ -132,7 +132,7 @@ async def test_time_in_which_the_account_was_suspended_does_not_count(
     assert (await told(runtime, clock))[1] == []
 
 
-async def test_quarantined_fax_has_its_own_sentence_and_goes_on_counting_in_the_metric(
+async def test_quarantined_fax_has_its_own_sentence_and_still_counts_in_the_metric(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monitor: Monitor
 ) -> None:
     fax = await failing_since(runtime, simulator, clock, 8 * 24 * HOUR)

@@ -414,7 +414,7 @@ async def test_image_that_is_not_there_yet_is_asked_for_at_growing_intervals(
     assert await fetch(runtime, fax) is Outcome.STORED
 
 
-async def test_fax_is_quarantined_only_by_a_failed_attempt_of_its_own_after_the_time(
+async def test_fax_is_quarantined_only_by_its_own_failed_attempt_after_the_time(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     fax, _ = await listed(runtime, simulator)

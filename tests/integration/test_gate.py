@@ -75,7 +75,7 @@ async def test_ledger_that_takes_no_writes_shuts_the_gate(
     assert said(events, *STORAGE) == list(STORAGE)
 
 
-async def test_gate_that_attempts_have_shut_stays_so_the_longer_the_more_often_it_was_in_vain(
+async def test_gate_stays_shut_longer_after_each_failed_attempt(
     runtime: Runtime, clock: QuickClock, events: list[Event]
 ) -> None:
     """A check cannot see a quota; without the pause the same image would be fetched repeatedly."""

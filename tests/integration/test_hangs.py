@@ -64,7 +64,7 @@ def stalled(events: list[Event]) -> list[str]:
 
 
 @pytest.mark.parametrize("call", ["health", "token"])
-async def test_what_all_polls_of_an_account_wait_for_hangs_and_another_account_goes_on(
+async def test_a_hang_that_all_polls_of_an_account_wait_for_does_not_stop_another_account(
     call: str, tmp_path: Path, clock: QuickClock, events: list[Event]
 ) -> None:
     """One asks for the time, or signs in, for all; the others wait for it behind a lock."""
@@ -99,7 +99,7 @@ def _polled(user: User, poll: Poll) -> User:
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("step", [jobs.streams_with_due, jobs.due])
-async def test_search_for_what_is_due_hangs_and_is_done_again(
+async def test_a_hanging_search_for_due_work_is_repeated(
     runtime: Runtime,
     simulator: Simulator,
     events: list[Event],
@@ -135,7 +135,7 @@ async def test_gate_that_hangs_is_looked_at_again(
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_step_of_the_clock_that_the_ledger_holds_up_is_said_and_the_next_one_is_seen(
+async def test_clock_step_delayed_by_the_ledger_is_reported_and_the_next_one_is_seen(
     runtime: Runtime,
     planner: Planner,
     clock: QuickClock,

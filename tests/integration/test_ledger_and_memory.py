@@ -51,7 +51,7 @@ async def _refuses(_jobs: Any) -> Any:
     raise LedgerUnavailable("full for a moment")
 
 
-async def test_what_was_said_before_a_failed_commit_is_not_taken_for_recorded(
+async def test_events_before_a_failed_commit_do_not_count_as_recorded(
     runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await poll(runtime)  # covers everything, which is written a moment later

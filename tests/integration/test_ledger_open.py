@@ -196,7 +196,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD)
-async def test_a_bad_ledger_is_refused_and_left_as_it_was(path: Path, spoil, message) -> None:  # type: ignore[no-untyped-def]
+async def test_a_bad_ledger_is_refused_and_left_unchanged(path: Path, spoil, message) -> None:  # type: ignore[no-untyped-def]
     await make(path)
     spoil(path)
     before = path.read_bytes()

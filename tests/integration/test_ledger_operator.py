@@ -133,7 +133,7 @@ async def test_damage_is_noted_once_listed_and_taken_back(ledger: Ledger, stored
     assert outcomes == ["stored", "damaged", "not damaged"]
 
 
-async def test_damage_of_what_was_fetched_anew_meanwhile_is_not_noted(
+async def test_damage_of_a_fax_fetched_again_meanwhile_is_not_noted(
     ledger: Ledger, stored: FaxRow
 ) -> None:
     assert await ledger.write(faxes.note_damage, {stored.id: ("cd" * 32, "changed")}, NOW) == []
@@ -207,7 +207,7 @@ async def test_faxes_of_a_removed_user_are_looked_at_but_not_fetched_again(
     assert await ledger.write(jobs.fetch_again, [stored.id], NOW) == []
 
 
-async def test_pages_of_what_is_on_the_disk_hold_every_stored_fax_once(
+async def test_pages_of_faxes_on_the_disk_contain_every_stored_fax_once(
     ledger: Ledger, user: StreamRow
 ) -> None:
     made = await record(ledger, user, *(new_fax(f"fax-{number}") for number in range(25)))
@@ -243,7 +243,7 @@ async def gaps(ledger: Ledger, user: StreamRow) -> tuple[list[Interval], list[In
     return list(progress.gaps), list(progress.failed_gaps)
 
 
-async def test_dismissed_gap_is_kept_with_its_reason_and_alarms_no_more(
+async def test_dismissed_gap_is_kept_with_its_reason_and_no_longer_alarms(
     ledger: Ledger, with_a_gap: StreamRow
 ) -> None:
     assert await gaps(ledger, with_a_gap) == ([span(-72, -24)], [span(-72, -48)])

@@ -271,7 +271,7 @@ async def test_new_faxes_are_pending_and_due_at_once(ledger: Ledger, user: Strea
     assert (row.discovered, row.pending, row.last_received_at) == (2, 2, NOW - HOUR)
 
 
-async def test_a_known_fax_is_kept_as_it_was_listed_first(ledger: Ledger, user: StreamRow) -> None:
+async def test_a_known_fax_keeps_its_first_record(ledger: Ledger, user: StreamRow) -> None:
     before = await one_fax(ledger, user)
     changed = new_fax("one", path="other", listed={"changed": True}, received_at=NOW)
     assert await record(ledger, user, changed, now=NOW + MINUTE) == []
@@ -602,7 +602,7 @@ async def test_quarantine_is_entered_once_and_left_by_storing(
 
 
 @pytest.mark.parametrize("state", [State.STORED, State.DISMISSED])
-async def test_a_late_failure_does_not_bring_back_what_is_settled(
+async def test_a_late_failure_does_not_reopen_a_settled_fax(
     ledger: Ledger, user: StreamRow, state: State
 ) -> None:
     fax = await one_fax(ledger, user)

@@ -188,7 +188,7 @@ async def test_a_damaged_ledger_is_found_and_does_not_push_a_good_snapshot_out(
     assert faxes_in(path.with_name("poller.db.snapshot-1")) == 3
 
 
-async def test_a_copy_goes_on_beside_the_writer_and_has_what_it_writes(
+async def test_a_copy_continues_while_the_writer_works_and_has_its_writes(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commits meet it all the time: it must neither start over forever, nor make them wait for the end."""
@@ -245,7 +245,7 @@ async def test_a_copy_of_a_ledger_that_another_program_locks_is_given_up(
     await ledger.look_after(NOW)
 
 
-async def test_a_full_disk_gets_no_copy_and_the_ledger_goes_on(
+async def test_a_full_disk_gets_no_copy_and_the_ledger_continues(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: Any) -> Any:
@@ -320,7 +320,7 @@ async def test_ledger_check_says_a_failure_once_and_tries_again_every_hour(
     assert events[-1].fields["failures"] == 3
 
 
-async def test_ledger_check_names_a_copy_that_hangs_and_goes_on(
+async def test_ledger_check_names_a_hanging_copy_and_continues(
     ledger: Ledger, clock: QuickClock, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ledger.sqlite.sqlite_backend._LOOK_S", 0.02)
@@ -363,7 +363,7 @@ async def test_ledger_check_says_that_the_ledger_is_damaged_once_and_until_it_is
 # -- backup ------------------------------------------------------------------------------------------
 
 
-async def test_a_backup_is_made_beside_the_writer(
+async def test_a_backup_is_made_while_the_writer_works(
     ledger: Ledger, path: Path, tmp_path: Path
 ) -> None:
     await grow(ledger, 5)

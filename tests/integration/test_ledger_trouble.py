@@ -231,7 +231,7 @@ def take(image: Path) -> None:
     image.with_suffix(".json").unlink()
 
 
-async def test_deleted_ledger_without_a_snapshot_is_made_anew_loudly_and_adopts_the_files(
+async def test_deleted_ledger_without_a_snapshot_is_replaced_loudly_and_adopts_the_files(
     settings: Config, clock: QuickClock, simulator: Simulator, path: Path, events: list[Event]
 ) -> None:
     async with opened_runtime(settings, clock) as runtime:

@@ -81,7 +81,7 @@ async def test_closing_writes_it(path: Path) -> None:
     assert on_disk(path) == 1
 
 
-async def test_what_is_said_later_counts(ledger: Ledger, users: list[StreamRow]) -> None:
+async def test_later_events_count(ledger: Ledger, users: list[StreamRow]) -> None:
     user = users[0].id
     await ledger.record_soon(user, Polled(NOW))
     await ledger.write(fold.record, user, NotPolled(NOW + HOUR, "no answer"))

@@ -117,7 +117,7 @@ async def test_a_read_between_commits_holds_up_no_write_while_all_readers_are_bu
     await asyncio.gather(due, *busy)
 
 
-async def test_a_read_whose_turn_does_not_come_is_made_all_the_same(
+async def test_a_read_whose_turn_does_not_come_is_still_made(
     ledger: Ledger, user: StreamRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ledger.writer._TURN_WITHIN_S", 0.01)

@@ -48,7 +48,7 @@ def test_asking_whether_it_is_held_does_not_stop_who_wants_it(tmp_path: Path) ->
             assert is_held(tmp_path)
 
 
-def test_lock_waits_for_whoever_only_asks_whether_it_is_held(tmp_path: Path) -> None:
+def test_lock_waits_for_a_process_that_only_looks_whether_it_is_held(tmp_path: Path) -> None:
     with StateLock(tmp_path):
         pass
     slept: list[float] = []
@@ -107,7 +107,7 @@ def test_who_holds_the_state_is_known_by_its_command(tmp_path: Path) -> None:
         assert holder(tmp_path) is None
 
 
-def test_whoever_cannot_be_known_is_taken_for_the_daemon(tmp_path: Path) -> None:
+def test_an_unknown_holder_counts_as_the_daemon(tmp_path: Path) -> None:
     with StateLock(tmp_path):
         (tmp_path / "poller.lock").unlink()
         assert holder(tmp_path) == DAEMON

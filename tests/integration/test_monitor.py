@@ -103,7 +103,7 @@ async def test_gate_is_looked_at_again_and_again_and_opens_by_itself(
     ]
 
 
-async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
+async def test_low_disk_is_reported_once_and_again_only_after_it_was_well(
     runtime: Runtime,
     monitor: Monitor,
     clock: QuickClock,
@@ -135,7 +135,7 @@ async def test_low_disk_is_said_once_and_again_only_after_it_was_well(
 
 
 @pytest.mark.parametrize("step", [timedelta(days=2), timedelta(days=-1)])
-async def test_step_of_the_clock_is_said_and_plans_every_poll_anew(
+async def test_clock_step_is_reported_and_plans_every_poll_again(
     runtime: Runtime, planner: Planner, monitor: Monitor, clock: QuickClock, events: list[Event],
     step: timedelta,
 ) -> None:  # fmt: skip
@@ -176,7 +176,7 @@ async def poll_both(runtime: Runtime) -> None:
         await poll(runtime, user)
 
 
-async def test_silence_is_said_once_until_a_fax_comes(
+async def test_silence_is_reported_once_until_a_fax_arrives(
     runtime: Runtime, simulator: Simulator, monitor: Monitor, clock: QuickClock, events: list[Event]
 ) -> None:
     _, state = parts(runtime)
@@ -248,7 +248,7 @@ async def test_an_outage_is_no_silence_of_its_users(
         assert said(events, "silence") == ["silence", "silence"]
 
 
-async def test_after_a_downtime_silence_is_said_only_of_what_was_listed_meanwhile(
+async def test_after_a_downtime_silence_counts_only_listed_time(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, events: list[Event]
 ) -> None:
     """Both were silent before; faxes of one arrived while poller was off."""
@@ -411,7 +411,7 @@ async def test_watchdog_is_fed_only_while_scheduler_and_ledger_make_progress(
         await until(lambda: b"WATCHDOG=1" in heard(systemd))
 
 
-async def test_standstill_of_scheduler_or_ledger_is_said_once_by_name(
+async def test_standstill_of_scheduler_or_ledger_is_reported_once_by_name(
     monitor: Monitor, planner: Planner, clock: QuickClock, events: list[Event]
 ) -> None:
     planner.tick_at = clock.monotonic() - 121
@@ -612,7 +612,7 @@ async def test_heartbeat_stops_when_a_fax_has_failed_for_a_day_until_it_is_dismi
         assert service.pings == 2
 
 
-async def test_heartbeat_that_is_not_taken_is_said_once_and_its_recovery_with_the_count(
+async def test_failing_heartbeat_is_reported_once_and_its_recovery_with_the_count(
     runtime: Runtime, planner: Planner, monitor: Monitor, events: list[Event]
 ) -> None:
     await all_polled(runtime, planner)
@@ -693,7 +693,7 @@ async def test_suspended_account_is_probed_although_its_schedule_is_a_cron_time_
         await settled(account)
 
 
-async def test_probes_end_with_the_account_and_are_those_of_the_one_that_replaces_it(
+async def test_probes_end_with_their_account_and_begin_with_its_replacement(
     runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor, clock: QuickClock
 ) -> None:
     old = runtime.accounts[APP]
@@ -726,7 +726,7 @@ async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
     assert trouble.startswith("1 users are at work and 2 are configured")
 
 
-async def test_probing_goes_on_with_another_user_when_one_is_refused(
+async def test_probing_continues_with_another_user_when_one_is_refused(
     runtime: Runtime, simulator: Simulator, planner: Planner, monitor: Monitor
 ) -> None:
     for state in runtime.states:

@@ -138,7 +138,7 @@ async def test_hung_poll_does_not_stop_those_of_others_and_its_later_ones_are_co
     await until(lambda: calls(simulator, "list", "user-a") > 2)
 
 
-async def test_stuck_poll_is_ended_and_named_while_the_others_go_on(
+async def test_stuck_poll_is_ended_and_named_while_the_others_continue(
     runtime: Runtime, planner: Planner, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     change(runtime, OFTEN)
@@ -185,7 +185,7 @@ async def test_stop_ends_polls_under_way(
     assert all(state.progress.last_success_at is None for state in runtime.states)
 
 
-async def test_polls_of_one_account_can_be_ended_while_those_of_others_go_on(
+async def test_polls_of_one_account_can_be_ended_while_those_of_others_continue(
     runtime: Runtime, planner: Planner, simulator: Simulator
 ) -> None:
     change(runtime, SELDOM)
@@ -228,7 +228,7 @@ async def test_bug_met_by_one_user_stops_neither_the_others_nor_the_next_poll(
     await until(lambda: said(events, *own) == list(own))
 
 
-async def test_polls_that_a_bug_ends_are_failed_ones_and_its_trace_is_said_once_until_one_succeeds(
+async def test_polls_that_a_bug_ends_fail_and_its_trace_is_logged_once_until_one_succeeds(
     runtime: Runtime, planner: Planner, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     account, state = parts(runtime)

@@ -129,7 +129,7 @@ async def test_first_success_ten_days_after_install_still_reaches_back_to_the_st
     assert [row.fax_id for row in outcome.discovered] == [fax.fax_id]
 
 
-async def test_refused_old_slice_leaves_a_gap_beside_todays_faxes(
+async def test_refused_old_slice_leaves_a_gap_and_todays_faxes_arrive(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     simulator.switches = Switches(oldest_window_s=2 * 86_400.0)
@@ -258,7 +258,7 @@ async def test_late_fax_beyond_every_window_is_found_in_the_not_downloaded_list(
     assert outcome.discovered[0].found_by == "not-downloaded"
 
 
-async def test_fax_that_somebody_else_downloaded_is_new_all_the_same(
+async def test_fax_that_somebody_else_downloaded_is_still_new(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(hours=1))
@@ -412,7 +412,7 @@ async def test_outage_suspends_the_account_and_later_polls_cost_no_request(
     assert said == ["account-suspended", "account-resumed"]
 
 
-async def test_failure_is_said_once_and_the_recovery_with_its_count(
+async def test_failure_is_reported_once_and_the_recovery_with_its_count(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     await poll(runtime)
@@ -538,7 +538,7 @@ async def test_old_windows_that_are_refused_take_no_longer_than_the_poll_has_tim
         requests = len(simulator.requests)
 
 
-async def test_sweep_that_fails_is_said_once_and_when_it_is_complete_again(
+async def test_failing_sweep_is_reported_once_and_again_when_complete(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     account, state = parts(runtime)
@@ -560,7 +560,7 @@ async def _fails(*_: Any) -> Any:
     raise BadAnswer("the not-downloaded list is out of order")
 
 
-async def test_slow_image_holds_up_neither_the_polls_nor_the_next_sweep(
+async def test_slow_image_delays_neither_the_polls_nor_the_next_sweep(
     runtime: Runtime, clock: QuickClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.ingest.sweeps._HOLD_IMAGES_S", 0.01)
@@ -624,7 +624,7 @@ async def test_time_of_the_server_is_asked_for_once_however_many_polls_begin_tog
     assert [one.call for one in simulator.requests].count("health") == 1
 
 
-async def test_start_that_a_clock_far_ahead_had_pinned_is_pinned_anew(
+async def test_start_pinned_by_a_clock_far_ahead_is_pinned_again(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     fax = simulator.receive(APP, "user-a", completed=clock.now() - timedelta(days=6))

@@ -60,7 +60,7 @@ def gone(some: list[Fax]) -> list[bool]:
     return [fax.deleted for fax in some]
 
 
-def test_without_a_rule_nothing_goes_and_the_reason_is_said(run: Run, three: list[Fax]) -> None:
+def test_without_a_rule_nothing_is_deleted_and_purge_says_why(run: Run, three: list[Fax]) -> None:
     code, shown = purged(run)
     assert code == 0
     assert shown["deleted"] == shown["would_delete"] == []
@@ -127,7 +127,7 @@ def test_a_refusal_is_an_error_and_said(run: Run, efax: Simulator, three: list[F
     assert (code, shown["deleted"]) == (0, [three[2].fax_id])
 
 
-def test_what_is_spoiled_or_taken_stays_and_taken_goes_where_that_is_proof_enough(
+def test_damaged_and_taken_faxes_stay_unless_taken_is_proof_enough(
     directory: Path, run: Run, three: list[Fax]
 ) -> None:
     paths = {path.stem: path for path in (directory / "faxes").rglob("*.pdf")}
@@ -176,7 +176,7 @@ def test_wrong_words_are_refused(
     assert said in err
 
 
-def test_what_eFax_has_no_more_is_neither_retried_nor_repaired(  # noqa: N802
+def test_faxes_that_efax_no_longer_has_are_neither_retried_nor_repaired(
     directory: Path, run: Run, efax: Simulator, three: list[Fax]
 ) -> None:
     purged(run, "main/a", "--before", now())
@@ -196,7 +196,7 @@ def test_what_eFax_has_no_more_is_neither_retried_nor_repaired(  # noqa: N802
     assert asyncio.run(state()) == "stored"
 
 
-async def test_beside_a_service_whose_storage_is_unusable_that_is_said(tmp_path: Path) -> None:
+async def test_purge_says_that_the_service_has_an_unusable_storage(tmp_path: Path) -> None:
     ledger = await Ledger.open(f"sqlite:///{tmp_path}/poller.db", directory=tmp_path)
     try:
         assert await _closed(ledger) == ""

@@ -215,7 +215,7 @@ async def test_ten_days_in_which_the_process_itself_was_down_quarantine_nothing(
         assert said_quarantined(events) == [fax.fax_id]
 
 
-async def test_many_short_runs_give_up_all_the_same(
+async def test_many_short_runs_give_up_too(
     settings: Config, simulator: Simulator, clock: QuickClock, events: list[Event]
 ) -> None:
     """`poller once` every twenty hours: the time between two runs counts."""

@@ -339,7 +339,7 @@ async def test_a_copy_of_a_file_under_another_name_is_left_out_and_named(
     assert (done.sidecars, done.added, done.doubles.count) == (2, 1, 1)
 
 
-async def test_users_who_are_not_configured_any_more_become_removed_ones(
+async def test_users_who_are_no_longer_configured_become_removed(
     place: Installation,
 ) -> None:
     await place.store(1, "user-b")
@@ -555,7 +555,7 @@ async def test_sent_faxes_become_rows_of_their_users_sent_stream(place: Installa
     assert (again.sidecars, again.added, again.doubles.count) == (2, 0, 0)
 
 
-async def test_sent_faxes_are_kept_as_a_removed_streams_where_nothing_is_archived_any_more(
+async def test_sent_faxes_stay_as_a_removed_stream_when_nothing_is_archived_now(
     place: Installation,
 ) -> None:
     await place.archive("s-1")
@@ -585,7 +585,7 @@ async def test_received_fax_and_canary_without_image_are_taken_in_too(place: Ins
     assert {(row.direction, row.format) for row in found} == {(Direction.RECEIVED, "json")}
 
 
-async def test_sidecar_alone_that_was_never_published_is_carried_on(place: Installation) -> None:
+async def test_sidecar_alone_that_was_never_published_is_continued(place: Installation) -> None:
     place.archiving("metadata")
     path = await place.archive("s-1", publish=False)
     assert not path.exists()

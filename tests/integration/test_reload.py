@@ -107,7 +107,7 @@ async def test_user_that_is_added_is_polled_and_one_that_is_removed_is_forgotten
     assert 'user="user-a"' not in (await runtime.services.metrics.render()).decode()
 
 
-async def test_changed_poll_of_a_user_keeps_what_is_remembered(
+async def test_changed_poll_of_a_user_keeps_its_memory(
     runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     await poll(runtime)
@@ -169,7 +169,7 @@ async def test_account_that_is_added_is_started_and_one_that_is_removed_is_close
 
 
 @pytest.mark.parametrize("change", [{"name": "renamed"}, {"base_url": "other"}])
-async def test_account_with_another_name_or_address_is_closed_and_opened_anew(
+async def test_account_with_another_name_or_address_is_closed_and_opened_again(
     runtime: Runtime, simulator: Simulator, make_config: MakeConfig, change: dict[str, str]
 ) -> None:
     fax, _ = await listed(runtime, simulator)
@@ -266,7 +266,7 @@ async def test_token_of_the_page_is_read_again_unless_it_is_a_credential(
     assert (restart_for, taken) == ([], heard)
 
 
-async def test_token_that_cannot_be_read_any_more_rejects_the_reload(
+async def test_token_that_has_become_unreadable_rejects_the_reload(
     runtime: Runtime, simulator: Simulator, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     http = HttpConfig(None, token=SecretRef("file", str(tmp_path / "none")))
@@ -319,7 +319,7 @@ async def test_secret_of_a_web_hook_is_read_at_a_start_and_never_shown(
         assert KEY not in repr(await reload.prepare(runtime, settings))
 
 
-async def test_what_is_new_for_users_is_taken_at_once(
+async def test_changes_for_users_take_effect_at_once(
     runtime: Runtime, simulator: Simulator, make_config: MakeConfig
 ) -> None:
     settings = make_config(simulator.base_url)
@@ -337,7 +337,7 @@ async def test_what_is_new_for_users_is_taken_at_once(
     assert {state.user for state in runtime.states} == set(users)
 
 
-async def test_archive_is_turned_on_and_off_by_reloads_and_goes_on_where_it_was(
+async def test_reloads_turn_the_archive_on_and_off_and_it_continues_where_it_was(
     runtime: Runtime, simulator: Simulator, make_config: MakeConfig, clock: QuickClock
 ) -> None:
     account, received = parts(runtime)

@@ -119,7 +119,7 @@ async def test_a_name_that_is_nowhere_is_the_systems_own_error(servers: NameServ
     await resolver.close()
 
 
-async def test_without_a_thread_it_is_said_that_none_can_be_had(
+async def test_resolver_reports_that_it_cannot_start_a_thread(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:

@@ -265,5 +265,7 @@ def test_a_self_test_shows_its_steps_in_the_order_of_their_times(
         ({"state": SendState.ACCEPTED, "fax_id": "f", "arrived_fax_id": "g"}, "explain g"),
     ],
 )
-def test_what_has_not_happened_is_said_with_what_to_do(changes: dict[str, Any], words: str) -> None:
+def test_send_reports_what_did_not_happen_and_what_to_do(
+    changes: dict[str, Any], words: str
+) -> None:
     assert words in what_is_missing(row(**changes))

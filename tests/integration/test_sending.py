@@ -202,7 +202,7 @@ async def test_a_fax_that_is_refused_has_failed_and_is_not_sent_later(
     assert in_outbox(runtime) == []
 
 
-async def test_a_429_is_met_by_sending_again_as_it_was_not_taken(
+async def test_after_a_429_the_fax_is_sent_again_because_it_was_not_taken(
     runtime: Runtime, simulator: Simulator
 ) -> None:
     simulator.faults = faults("429@send=first:1")
@@ -278,7 +278,7 @@ async def test_documents_of_a_user_who_was_removed_do_not_stay(
         await until(lambda: in_outbox(runtime) == [])
 
 
-async def test_a_transmission_that_fails_is_said_with_its_reason(
+async def test_a_failed_transmission_is_reported_with_its_reason(
     runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     simulator.switches = Switches(send_ends="ERROR")
@@ -449,7 +449,7 @@ async def test_what_an_earlier_run_was_sending_is_looked_for_and_never_sent(
     assert calls(simulator, "send") == 0
 
 
-async def test_what_is_in_doubt_is_found_when_it_is_listed_after_all(
+async def test_a_fax_in_doubt_is_found_when_it_is_listed_after_all(
     runtime: Runtime, simulator: Simulator, events: list[Event]
 ) -> None:
     simulator.faults = faults("500@send=first:1")
@@ -464,7 +464,7 @@ async def test_what_is_in_doubt_is_found_when_it_is_listed_after_all(
     assert calls(simulator, "send") == 1
 
 
-async def test_what_comes_to_be_in_doubt_is_looked_for_though_nothing_else_is_open(
+async def test_a_fax_in_doubt_is_looked_for_though_nothing_else_is_open(
     runtime: Runtime, simulator: Simulator
 ) -> None:
     async with serving(runtime) as sender:
@@ -478,7 +478,7 @@ async def test_what_comes_to_be_in_doubt_is_looked_for_though_nothing_else_is_op
                 await asyncio.sleep(0.01)
 
 
-async def test_a_stop_waits_for_the_answer_to_what_is_being_sent(
+async def test_a_stop_waits_for_the_answer_to_a_fax_being_sent(
     runtime: Runtime, simulator: Simulator
 ) -> None:
     with simulator.hold("send") as hold:
@@ -633,7 +633,7 @@ async def test_a_fax_that_is_no_canary_is_none(
     assert not row.canary
 
 
-async def test_a_canary_that_is_late_is_said_once_and_its_arrival_too(
+async def test_a_late_canary_is_reported_once_and_its_arrival_too(
     runtime: Runtime, canaries: Canaries, clock: QuickClock, events: list[Event]
 ) -> None:
     await fly(runtime, canaries)
@@ -739,7 +739,7 @@ async def test_what_canaries_have_measured_is_known_after_a_start(
     assert after | {"poller_canary_late": 0.0} == before
 
 
-async def test_each_user_with_a_canary_has_a_job_of_its_own(
+async def test_each_user_with_a_canary_has_its_own_job(
     runtime: Runtime, canaries: Canaries
 ) -> None:
     scheduler = AsyncIOScheduler(timezone=UTC)
@@ -755,7 +755,7 @@ async def test_each_user_with_a_canary_has_a_job_of_its_own(
         scheduler.shutdown(wait=False)
 
 
-async def test_a_canary_whose_page_cannot_be_kept_is_said(
+async def test_a_canary_whose_page_cannot_be_kept_is_reported(
     runtime: Runtime, canaries: Canaries, events: list[Event]
 ) -> None:
     (runtime.config.state_directory / "outbox").write_text("a file is in the way")

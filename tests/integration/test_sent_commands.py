@@ -96,7 +96,7 @@ def test_retry_of_a_sent_fax_that_is_stored_does_nothing(run: Run, sent: Path) -
     assert sent.exists()
 
 
-def test_retry_of_a_sent_fax_is_refused_where_none_are_archived_any_more(
+def test_retry_of_a_sent_fax_is_refused_when_the_archive_is_off(
     run: Run, sent: Path, directory: Path
 ) -> None:
     config = directory / "poller.yaml"
@@ -118,7 +118,7 @@ def test_damaged_sidecar_alone_is_archived_again(run: Run, sent: Path) -> None:
     assert run("verify")[0] == 0
 
 
-def test_image_of_one_that_was_taken_can_be_had_where_images_are_archived_by_now(
+def test_taken_sent_fax_can_be_fetched_with_its_image_once_images_are_archived(
     run: Run, sent: Path, directory: Path
 ) -> None:
     config = directory / "poller.yaml"
@@ -144,7 +144,7 @@ def test_rebuild_takes_in_what_the_service_has_archived(
     assert set(efax.downloads.values()) == {1}
 
 
-def test_backfill_of_a_sent_stream_archives_what_is_old(
+def test_backfill_of_a_sent_stream_archives_old_faxes(
     run: Run, sent: Path, efax: Simulator, directory: Path
 ) -> None:
     now = datetime.now(UTC)
@@ -190,7 +190,7 @@ def test_gap_of_a_sent_stream_is_dismissed_and_listed_again_under_its_own_name(
     assert users()["a"]["sent"]["dismissed_gaps"] == []
 
 
-def test_status_shows_the_same_of_what_is_sent_as_of_what_is_received(
+def test_status_shows_the_same_facts_for_sent_as_for_received_faxes(
     run: Run, sent: Path, efax: Simulator, directory: Path
 ) -> None:
     config = directory / "poller.yaml"
@@ -226,7 +226,7 @@ def test_sent_list_that_is_refused_is_told_as_such_and_received_faxes_are_not_bl
     assert "main/a/sent" in run("status")[1]
 
 
-def test_archive_that_is_turned_off_keeps_what_is_there_and_goes_on_when_it_is_back(
+def test_archive_that_is_turned_off_keeps_its_files_and_continues_when_on_again(
     run: Run, sent: Path, efax: Simulator, directory: Path
 ) -> None:
     config = directory / "poller.yaml"

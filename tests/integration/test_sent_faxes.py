@@ -144,7 +144,7 @@ async def test_fax_under_way_is_neither_stored_nor_a_failure(
     assert set(archive.sidecars()) == {fax.fax_id}
 
 
-async def test_fax_under_way_for_a_day_is_said_and_goes_on_being_asked_for(
+async def test_fax_under_way_for_a_day_is_reported_and_still_asked_about(
     archive: Archive, simulator: Simulator, events: list[Event]
 ) -> None:
     fax = simulator.sent(APP, "user-a", course=((0, "INPROGRESS"), (3 * 86_400, "COMPLETE")))
@@ -226,7 +226,7 @@ async def test_empty_list_is_not_believed_while_a_fax_that_belongs_there_exists(
 
 @pytest.mark.parametrize("takes_s", [1800, 3300])
 @pytest.mark.parametrize("listed", ["yes", "no"])
-async def test_list_that_goes_by_another_time_than_completion_is_no_lie(
+async def test_list_by_another_time_than_completion_is_believed(
     archive: Archive, simulator: Simulator, takes_s: int, listed: str
 ) -> None:
     """A fax that was completed in a window need not be in the list of that window."""

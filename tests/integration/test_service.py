@@ -184,7 +184,7 @@ async def test_unusable_storage_is_ready_but_degraded(
     assert "degraded: the storage directory" in "".join(told())
 
 
-async def test_gate_that_shuts_and_opens_again_is_told_and_fetching_goes_on(
+async def test_gate_that_shuts_and_opens_again_is_reported_and_fetching_continues(
     efax: Simulator, make_config: MakeConfig, events: list[Event], told: Callable[[], list[str]]
 ) -> None:
     async with started(make_config(efax.base_url, poll=OFTEN)) as running:
@@ -230,7 +230,7 @@ async def test_sighup_takes_a_changed_configuration(
     assert heard.index("RELOADING=1") < heard.rindex("READY=1")
 
 
-async def test_reload_names_the_users_that_changed_and_the_faxes_that_nobody_fetches_any_more(
+async def test_reload_names_changed_users_and_faxes_that_nobody_fetches_now(
     efax: Simulator, make_config: MakeConfig, events: list[Event]
 ) -> None:
     users = [f"user-{letter}" for letter in "cdefghijklmn"]
@@ -267,7 +267,7 @@ async def test_reload_names_the_users_that_changed_and_the_faxes_that_nobody_fet
     assert "fetched any more" not in second.message
 
 
-async def test_a_web_hook_goes_on_with_an_account_whose_address_a_reload_has_changed(
+async def test_a_web_hook_continues_with_an_account_whose_address_has_changed(
     efax: Simulator, make_config: MakeConfig, events: list[Event]
 ) -> None:
     def configured(base_url: str) -> Config:
@@ -312,7 +312,7 @@ async def test_reload_says_that_a_changed_credential_needs_a_restart(
     )
 
 
-async def test_every_problem_of_a_broken_configuration_is_said_and_the_old_one_stays(
+async def test_every_problem_of_a_broken_configuration_is_reported_and_the_old_one_stays(
     efax: Simulator, make_config: MakeConfig, events: list[Event]
 ) -> None:
     def broken() -> Config:
@@ -438,7 +438,7 @@ async def test_polls_that_wait_for_their_turn_are_ended_when_their_account_is_re
         await stopped(running)
 
 
-async def test_ledger_that_fails_before_the_reload_begins_leaves_everything_as_it_was(
+async def test_ledger_that_fails_before_the_reload_begins_changes_nothing(
     efax: Simulator,
     make_config: MakeConfig,
     events: list[Event],

@@ -740,7 +740,7 @@ async def test_a_rate_limit_answers_429_says_when_to_come_again_and_counts(
     assert (await bench.caller.call("GET", "/health")).status == 200
 
 
-async def test_each_app_has_a_bucket_of_its_own(start: Start) -> None:
+async def test_each_app_has_its_own_bucket(start: Start) -> None:
     bench = await start(rate=1.0, burst=1)
     bench.sim.add_app("other", "k")
     authorization = "Basic " + base64.b64encode(b"other:k").decode()

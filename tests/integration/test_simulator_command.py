@@ -108,7 +108,7 @@ async def test_it_sends_faxes_and_tells_a_web_hook_of_all(
     assert config["webhook"] == {"listen": f"127.0.0.1:{port}"}
 
 
-def test_each_of_several_app_ids_has_a_web_hook_of_its_own(tmp_path: Path) -> None:
+def test_each_of_several_app_ids_has_its_own_web_hook(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     simulator = Simulator(port=9)
     keys = simulate.populate(simulator, apps=2, users=1, backlog=0)

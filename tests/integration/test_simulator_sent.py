@@ -148,7 +148,7 @@ async def test_under_way_there_may_be_a_completed_timestamp_or_none(bench: Bench
     assert (await bench.record())["completed_timestamp"] == "2024-05-21T12:01:00.000+0000"
 
 
-async def test_what_is_under_way_may_not_be_listed(bench: Bench) -> None:
+async def test_faxes_under_way_may_be_left_out_of_lists(bench: Bench) -> None:
     fax = bench.sent(course=COURSE)
     bench.switch(sent_under_way_listed="no")
     assert await bench.listed() == []
@@ -197,7 +197,7 @@ async def test_states_have_two_spellings_and_either_may_be_asked_for(bench: Benc
 
 
 @pytest.mark.parametrize("name", ["transmission_data", "client_tracking_data"])
-async def test_what_is_nested_may_be_an_array_or_missing(bench: Bench, name: str) -> None:
+async def test_nested_fields_may_be_arrays_or_missing(bench: Bench, name: str) -> None:
     fax = bench.sent(reference="r")
     (_, _, missing) = Switches.table()[name]
     assert isinstance((await bench.record())[name], dict)
@@ -292,7 +292,7 @@ async def test_a_deletion_has_one_of_two_statuses(bench: Bench, status: int) -> 
 # Sending
 
 
-async def test_what_is_sent_to_a_users_number_arrives_there_when_it_is_transmitted(
+async def test_a_fax_to_a_users_number_arrives_there_when_it_is_transmitted(
     bench: Bench,
 ) -> None:
     got = await bench.send()
@@ -374,7 +374,7 @@ async def test_a_fax_goes_to_fifty_numbers_at_most(bench: Bench) -> None:
         pytest.param({"fax_options": {"custom_CSID": "x" * 21}}, id="long CSID"),
     ],
 )
-async def test_what_is_malformed_is_not_sent(bench: Bench, changes: dict[str, Any]) -> None:
+async def test_malformed_requests_send_nothing(bench: Bench, changes: dict[str, Any]) -> None:
     assert (await bench.send(**changes)).status == 400
     assert await bench.listed() == []
 

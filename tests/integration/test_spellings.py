@@ -185,7 +185,7 @@ async def test_id_in_an_older_ledger_that_only_begins_as_a_uuid_is_exact(
 
 
 @pytest.mark.parametrize("spellings", [(LOWER, UPPER), (UPPER, LOWER), (UPPER, MIXED, LOWER)])
-async def test_older_ledger_that_holds_spellings_apart_goes_on_and_adds_none(
+async def test_older_ledger_with_separate_spellings_continues_and_adds_none(
     simulator: Simulator, make_config: MakeConfig, clock: QuickClock, spellings: tuple[str, ...]
 ) -> None:
     settings = make_config(simulator.base_url)

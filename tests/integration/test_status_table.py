@@ -103,7 +103,7 @@ def test_into_a_pipe_all_users_are_written_and_no_sentence_is_broken(shown: Show
     )
 
 
-def test_few_users_are_all_shown_and_what_is_stored_today_beside_what_is_stored_in_all(
+def test_few_users_are_all_shown_with_faxes_stored_today_and_in_all(
     shown: Shown,
 ) -> None:
     shown.fill(3, well=True)

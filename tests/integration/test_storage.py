@@ -212,7 +212,7 @@ async def test_draft_that_fails_leaves_nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>"])
-async def test_check_refuses_what_is_no_document(root: Path, data: bytes) -> None:
+async def test_check_refuses_bytes_that_are_not_a_document(root: Path, data: bytes) -> None:
     storage = await opened(root)
     async with storage.draft(PATH, IDENTITY) as draft:
         await draft.reset()
@@ -442,7 +442,7 @@ async def test_image_that_is_not_whole_is_no_fax_and_stays(
     assert tree(root) == {name: data}
 
 
-async def test_image_beside_another_sidecar_is_no_fax_and_stays(root: Path) -> None:
+async def test_image_with_another_sidecar_does_not_count_as_the_fax_and_stays(root: Path) -> None:
     storage = await opened(root)
     (root / "main/desk").mkdir(parents=True)
     (root / IMAGE).write_bytes(FAX)
@@ -510,7 +510,7 @@ async def test_directory_is_tidied_when_the_first_fax_comes_there(root: Path) ->
     assert set(tree(root)) == {"main/desk/f2.tif", "main/desk/f2.json"}
 
 
-async def test_tidy_passes_over_what_is_no_directory(root: Path) -> None:
+async def test_tidy_skips_what_is_not_a_directory(root: Path) -> None:
     storage = await opened(root)
     _dots(root)
     (root / "main/another").write_bytes(b"x")

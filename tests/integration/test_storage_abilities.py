@@ -245,7 +245,7 @@ async def test_delivery_that_fails_by_the_storage_pauses_fetching_after_one_down
     ]
 
 
-async def test_what_is_proved_leaves_what_is_there_as_it_was(root: Path) -> None:
+async def test_a_proof_changes_nothing(root: Path) -> None:
     storage = await opened(root, consumers="move")
     await store(storage, tiff())
     before = sorted((str(path), path.stat().st_ino) for path in root.rglob("*"))

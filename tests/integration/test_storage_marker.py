@@ -143,7 +143,7 @@ async def test_storage_that_was_never_prepared_is_unusable(root: Path) -> None:
     assert await Storage(config(root)).check() is not None
 
 
-async def test_too_little_space_is_said_with_both_numbers(root: Path) -> None:
+async def test_too_little_space_is_reported_with_both_numbers(root: Path) -> None:
     storage = Storage(config(root, min_free=1 << 60))
     storage_id = await storage.prepare(None)
     why = str(await storage.check(storage_id))

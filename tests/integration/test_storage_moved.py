@@ -141,7 +141,7 @@ async def test_directory_whose_inode_number_changes_at_each_look_is_not_called_m
     assert set(tree(root)) == PAIR
 
 
-async def test_fax_that_went_with_its_directory_is_said_and_fetched_again(
+async def test_fax_that_went_with_its_directory_is_reported_and_fetched_again(
     runtime: Runtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ) -> None:
     fax, listed_fax = await listed(runtime, simulator)

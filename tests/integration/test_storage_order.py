@@ -330,7 +330,7 @@ async def test_failed_fsync_is_never_repeated_and_all_is_thrown_away(
     assert tree(root)["main/desk/f1.tif"] == SECOND
 
 
-async def test_sidecar_whose_name_could_not_be_synced_is_hidden_and_written_anew(
+async def test_sidecar_whose_name_could_not_be_synced_is_hidden_and_written_again(
     tmp_path: Path,
 ) -> None:
     """The image stays: with its ticket in the row, two missing files would mean that both were taken."""

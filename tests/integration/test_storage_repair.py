@@ -214,7 +214,7 @@ async def test_a_pair_that_is_well_and_one_that_was_taken_are_told_apart(tmp_pat
     storage.close()
 
 
-async def test_nothing_is_said_of_a_storage_without_its_marker(tmp_path: Path) -> None:
+async def test_a_storage_without_its_marker_proves_nothing(tmp_path: Path) -> None:
     storage = await opened(tmp_path / "faxes")
     held = await store(storage, FIRST)
     (tmp_path / "faxes/.poller-storage").unlink()

@@ -186,7 +186,7 @@ def test_revoking_hides_nothing_that_was_published(run: Open, store: Store) -> N
     assert visible(store) == before
 
 
-def test_what_is_missing_says_nothing_where_the_place_itself_is_gone(
+def test_missing_files_prove_nothing_if_their_directory_is_gone(
     run: Open, store: Store, tmp_path: Path
 ) -> None:
     spool, ticket = staged(store)
@@ -392,7 +392,7 @@ def test_lab_finds_a_planted_bug(
 # -- faxes that were fetched again ------------------------------------------------------------------
 
 
-def test_what_is_damaged_is_put_aside_and_what_is_the_fax_stays(
+def test_damaged_files_are_put_aside_and_files_of_the_fax_stay(
     store: Store, tmp_path: Path
 ) -> None:
     ticket = published(store)
@@ -457,7 +457,7 @@ def test_sidecar_alone_takes_the_place_of_one_that_no_row_knows(store: Store) ->
 
 
 @pytest.mark.parametrize("name", [f"{PATH}.json", f"{PATH}.pdf", f"{PATH}.tif"])
-def test_sidecar_alone_overwrites_nothing_and_stands_beside_no_image(
+def test_sidecar_alone_overwrites_nothing_and_is_never_placed_beside_an_image(
     store: Store, tmp_path: Path, name: str
 ) -> None:
     spool, stored = arrived(store, ALONE)

@@ -188,7 +188,7 @@ async def test_many_open_pages_cost_one_status_a_second(service: Service) -> Non
         assert service.asked == 2
 
 
-async def test_a_ledger_that_cannot_be_read_is_said(service: Service) -> None:
+async def test_an_unreadable_ledger_is_reported(service: Service) -> None:
     service.says = LedgerUnavailable(f"the ledger is locked by {NUMBER}")
     async with service.served() as client:
         status, text = await get(client, "/status.json")
@@ -252,7 +252,7 @@ async def test_the_page_may_run_what_it_has_inside_and_load_nothing_else(service
     assert "unsafe" not in policy
 
 
-async def test_the_page_has_no_outside_resource_and_no_facts_of_its_own(service: Service) -> None:
+async def test_the_page_has_no_outside_resource_and_adds_no_facts(service: Service) -> None:
     async with service.served() as client:
         page = (await get(client, "/"))[1]
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", page)
@@ -381,7 +381,7 @@ def _server(service: Service, http: HttpConfig) -> StatusServer:
     return StatusServer(http, None, answers)
 
 
-async def test_a_taken_port_is_said(service: Service) -> None:
+async def test_a_taken_port_is_reported(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = _server(service, HttpConfig(port=port))
@@ -535,7 +535,7 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_sentences(
+def test_troubles_are_shown_as_sentences(
     status: dict[str, Any], reasons: list[str], sentences: list[str]
 ) -> None:
     assert problems(status, reasons) == sentences

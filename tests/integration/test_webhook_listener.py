@@ -87,7 +87,7 @@ async def heard() -> AsyncIterator[Heard]:
         yield found
 
 
-async def test_a_well_signed_body_is_taken_as_it_was_sent(heard: Heard) -> None:
+async def test_a_well_signed_body_is_accepted_unchanged(heard: Heard) -> None:
     assert await heard.post(sign=signature(GOOD)) == (200, b'{"status": "SUCCESS"}')
     large = b"x" * LONGEST_BODY
     assert (await heard.post(large, sign=f"sha256={signature(large).upper()}"))[0] == 200
@@ -143,7 +143,7 @@ async def test_one_connection_is_one_request(heard: Heard) -> None:
     assert heard.bodies == [GOOD]
 
 
-async def test_what_is_no_http_is_refused_without_a_word_in_the_log(
+async def test_bytes_that_are_not_http_are_refused_without_a_log_line(
     heard: Heard, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert b" 400 Bad Request" in await heard.raw(b"\x16\x03\x01\x00\r\n\r\n")
@@ -173,7 +173,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_cut_off(heard: Heard) -> 
     assert (await heard.post(sign=signature(GOOD)))[0] == 200
 
 
-async def test_a_sender_that_never_comes_to_its_request_is_cut_off(heard: Heard) -> None:
+async def test_a_sender_that_never_finishes_its_request_is_cut_off(heard: Heard) -> None:
     async with asyncio.timeout(_LESS_THAN_ANSWERING_S):
         assert await _sent_slowly(heard, b"POST /efax", 4) == b""
     assert (await heard.post(sign=signature(GOOD)))[0] == 200
@@ -235,7 +235,7 @@ async def test_polls_come_to_their_end_while_a_flood_is_still_being_refused(
     assert heard.bodies == []
 
 
-async def test_a_port_that_is_taken_is_said() -> None:
+async def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for the web-hook: .*in use"):

@@ -151,7 +151,7 @@ async def test_while_the_ledger_is_away_everybody_is_polled(
     assert sorted(woken) == ["user-a", "user-b"]
 
 
-async def test_a_reload_changes_whom_a_number_names(
+async def test_a_reload_changes_which_user_a_number_names(
     runtime: Runtime, webhooks: Webhooks, woken: Woken
 ) -> None:
     webhooks.taken(APP, notice(to="13235550001"))
@@ -163,7 +163,7 @@ async def test_a_reload_changes_whom_a_number_names(
     assert woken == ["user-b", "user-a"]
 
 
-async def test_what_begins_is_said_and_the_rest_is_counted(
+async def test_the_first_is_reported_and_the_rest_are_counted(
     runtime: Runtime, webhooks: Webhooks, events: list[Event]
 ) -> None:
     runtime.services.metrics.show_webhook("main")
@@ -240,7 +240,7 @@ async def kept(runtime: Runtime) -> HookRecord:
     return HookRecord.read(await runtime.services.ledger.read(accounts.hook, APP))
 
 
-async def test_a_record_goes_on_where_an_earlier_process_left_it(
+async def test_a_record_continues_where_an_earlier_process_left_it(
     runtime: Runtime, webhooks: Webhooks, woken: Woken
 ) -> None:
     await webhooks.find("/efax/main")

@@ -208,7 +208,7 @@ async def test_suspended_account_starts_nothing(runtime: Runtime, simulator: Sim
     assert calls(simulator, "image") == 0
 
 
-async def test_closed_gate_starts_nothing_and_an_open_one_goes_on(
+async def test_closed_gate_starts_nothing_and_an_open_one_continues(
     runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:
     account, _ = parts(runtime)
@@ -432,7 +432,7 @@ async def test_postponed_fax_does_not_make_the_workers_spin(
     assert (await row(runtime, fax)).failures == 0
 
 
-async def test_attempt_that_cannot_even_be_recorded_is_said_and_not_repeated_at_once(
+async def test_attempt_that_cannot_even_be_recorded_is_reported_and_not_repeated_at_once(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, monkeypatch: pytest.MonkeyPatch,
     events: list[Event],
 ) -> None:  # fmt: skip

@@ -47,14 +47,14 @@ def warnings(config: Config) -> list[str]:
     return list(advice.warnings(config, NOW))
 
 
-def test_nothing_is_said_of_what_is_off() -> None:
+def test_features_that_are_off_are_not_mentioned() -> None:
     config = with_users({}, {"number": NUMBER}, {"sent": Sent(every=MINUTE)})
     assert consequences(config) == []
     assert warnings(config) == []
     assert warnings(replace(config, storage=MOVE)) == []
 
 
-def test_what_costs_money_cannot_be_undone_or_listens_is_said_once() -> None:
+def test_features_that_cost_money_delete_or_listen_are_mentioned_once() -> None:
     canary = Canary(8 * HOUR, 30 * MINUTE)
     config = with_users(
         {"sent": Sent("image"), "delete": Delete(30 * DAY), "canary": canary},
@@ -77,7 +77,7 @@ def test_what_costs_money_cannot_be_undone_or_listens_is_said_once() -> None:
     assert warnings(config) == []
 
 
-def test_listener_with_tls_is_said_with_its_address() -> None:
+def test_listener_with_tls_is_mentioned_with_its_address() -> None:
     tls = HookTls(Path("/cert.pem"), KEY)
     config = with_users({}, webhook=AccountHook("/efax", KEY))
     config = replace(config, webhook=WebhookConfig("::", 8443, tls))

@@ -7,7 +7,7 @@ import pytest
 from poller.cli.exit import StopDeadline
 
 
-def test_stop_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_continues_without_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

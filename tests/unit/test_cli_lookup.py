@@ -35,6 +35,6 @@ def test_offsets_are_understood() -> None:
     ],
     ids=["no time", "no offset", "before all time", "after all time", "backwards", "empty"],
 )
-def test_what_is_no_stretch_is_wrong_usage(words: tuple[str, str], said: str) -> None:
+def test_words_that_name_no_stretch_are_wrong_usage(words: tuple[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         stretch(words)

@@ -155,7 +155,7 @@ def test_start_is_measured_by_the_clock_and_the_time_at_which_the_file_was_writt
     load([tmp_path], now=noon)
 
 
-def test_problem_that_users_inherit_is_said_once(tmp_path: Path) -> None:
+def test_problem_that_users_inherit_is_reported_once(tmp_path: Path) -> None:
     file = tmp_path / "poller.yaml"
     users = "".join(f"      u{i}: {{user_id: '{i}', poll: {{every: 5m}}}}\n" for i in range(50))
     file.write_text(

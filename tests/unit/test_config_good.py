@@ -176,7 +176,7 @@ def test_sending_deleting_and_the_canary_are_merged_key_by_key_and_null_turns_th
     assert [one.mark_downloaded for one in (front_desk, billing)] == [False, False]
 
 
-def test_what_is_left_out_of_a_canary_and_a_web_hook_has_its_default(tmp_path: Path) -> None:
+def test_omitted_keys_of_a_canary_and_a_web_hook_have_defaults(tmp_path: Path) -> None:
     text = (GOOD / "minimal.yaml").read_text()
     user = 'front-desk: {user_id: "0f8a", number: "13235550142", canary: {every: 1s}}'
     text = text.replace('front-desk: {user_id: "0f8a"}', user)
@@ -547,7 +547,7 @@ def test_hundreds_of_users_with_settings_of_their_own_load_in_a_moment(tmp_path:
     assert time.process_time() - begun < 40
 
 
-def test_a_stream_of_sent_faxes_goes_by_a_schedule_and_an_expectation_of_its_own() -> None:
+def test_a_stream_of_sent_faxes_has_its_own_schedule_and_expectation() -> None:
     config = load([GOOD / "everything.yaml"])
     billing = users(config)["billing"]
     assert billing.of(Direction.RECEIVED) is billing

@@ -134,7 +134,7 @@ def test_value_of_a_key_has_the_line_of_the_key() -> None:
     assert (poll.line, every.line, every.key, every.value) == (1, 2, "poll.every", "30s")
 
 
-def test_what_is_shown_of_a_value_is_short_printable_and_no_fax_number() -> None:
+def test_shown_values_are_short_printable_and_contain_no_fax_number() -> None:
     assert quoted("+13235551212") == "'+…1212'"
     assert quoted("a\nb\ud800") == "'a\\nb\\ud800'"
     assert len(quoted("x" * 500)) < 70
@@ -152,7 +152,7 @@ FLOW_AND_BLOCK = [
     st.lists(st.sampled_from(FLOW_AND_BLOCK + PIECES), max_size=9).map("".join),
     st.sampled_from(["{}", "key: {}", "{{{}}}", "key:\n  {}\n"]),
 )
-def test_what_is_read_quickly_is_what_is_read_exactly(text: str, around: str) -> None:
+def test_the_fast_reader_agrees_with_the_exact_one(text: str, around: str) -> None:
     data = around.format(text).encode()
     root = quickly(data, SOURCE)
     if root is not None:

@@ -67,7 +67,7 @@ def test_one_reason_is_enough_to_keep_a_fax(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in KEPT if name != "too young" and "clock" not in name]
 )
-def test_what_is_asked_for_by_hand_goes_by_the_same_rules_but_for_the_time(name: str) -> None:
+def test_deletions_by_hand_follow_the_same_rules_except_the_time(name: str) -> None:
     row, said = KEPT[name]
     assert said in (why_kept(row, Delete(), NOW, NOW) or "")
 
@@ -162,7 +162,7 @@ def test_a_day_has_its_limit() -> None:
     assert [left_today(rule, count) for count in (0, 2, 3, 4)] == [3, 1, 0, 0]
 
 
-def test_after_a_week_of_refusals_nobody_is_asked_no_more() -> None:
+def test_after_a_week_of_refusals_poller_stops_asking() -> None:
     assert not is_given_up(NOW, None)
     assert not is_given_up(NOW, NOW - GIVEN_UP_AFTER + SECOND)
     assert is_given_up(NOW, NOW - GIVEN_UP_AFTER)

@@ -299,7 +299,7 @@ def test_documents_as_they_were_met_are_judged_as_viewers_show_them(
         pytest.param(b"\n<!-- 0.3 s -->", id="html"),
     ],
 )
-def test_what_is_behind_the_end_of_a_pdf_does_not_harm_it(tail: bytes) -> None:
+def test_bytes_after_the_end_of_a_pdf_do_not_harm_it(tail: bytes) -> None:
     assert _inspect(_plain_pdf(2).rstrip() + tail) == Document("pdf", 2)
 
 
@@ -584,7 +584,7 @@ def test_zeros_within_an_image_of_a_pdf_are_a_hole_in_group_4_only(
 
 
 @pytest.mark.parametrize("tag", [330, 34665, 34853])
-def test_directory_beside_the_chain_is_no_page_but_must_be_there(tag: int) -> None:
+def test_directory_outside_the_chain_is_not_a_page_but_must_be_there(tag: int) -> None:
     tiff = Tiff()
     image = [tiff.entry(273, 4, [tiff.put(b"fax")]), tiff.entry(279, 4, [3])]
     page = tiff.page(*image, tiff.entry(tag, 4, [0]))
@@ -597,7 +597,7 @@ def test_directory_beside_the_chain_is_no_page_but_must_be_there(tag: int) -> No
         assert _code(_inspect(bytes(tiff.out[:length]))) == "tiff-cut"
 
 
-def test_directory_beside_the_chain_may_be_a_page_or_the_one_that_names_it() -> None:
+def test_directory_outside_the_chain_may_be_a_page_or_the_one_that_names_it() -> None:
     tiff = Tiff()
     image = [tiff.entry(273, 4, [tiff.put(b"fax")]), tiff.entry(279, 4, [3])]
     tiff.page(*image, tiff.entry(330, 4, [len(tiff.out)]))

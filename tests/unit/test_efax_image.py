@@ -308,7 +308,7 @@ def test_white_space_without_end_is_a_bad_answer() -> None:
 
 
 @pytest.mark.parametrize("beginning", [b'{"x": "', b'{"image": "QUJD"} ', b"", b'{"x": "\\'])
-def test_what_is_not_the_image_takes_no_more_than_a_mebibyte(beginning: bytes) -> None:
+def test_everything_but_the_image_takes_at_most_a_mebibyte(beginning: bytes) -> None:
     decoder = ImageDecoder(FAX)
     decoder.feed(beginning)
     with pytest.raises(BadAnswer, match="besides"):

@@ -39,7 +39,7 @@ def test_a_direction_is_read_or_unknown(text: str, direction: Direction | None) 
     assert page.notices[0].direction is direction
 
 
-def test_what_is_missing_or_odd_is_unknown_and_stops_nothing() -> None:
+def test_missing_or_odd_fields_are_unknown_and_stop_nothing() -> None:
     page = notices.parse_notices(
         b'[null, {}, {"fax_id": ""}, {"fax_id": 7},'
         b' {"fax_id": "b", "user_id": 5, "fax_completed_timestamp": 1},'
@@ -67,7 +67,7 @@ def test_an_empty_answer_and_an_object_around_the_list_are_taken(body: bytes, co
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'"a"', b"7", b"null", b'{"errors": [{}]}'])
-def test_what_is_no_list_is_a_bad_answer(body: bytes) -> None:
+def test_an_answer_without_a_list_is_bad(body: bytes) -> None:
     with pytest.raises(BadAnswer):
         notices.parse_notices(body)
 

@@ -69,7 +69,7 @@ def test_every_spelling_of_a_timestamp_that_is_around_is_read(text: str) -> None
         "1716265676000",
     ],
 )
-def test_what_is_no_timestamp_is_none(text: str) -> None:
+def test_text_that_is_not_a_timestamp_gives_none(text: str) -> None:
     assert parse_timestamp(text) is None
 
 

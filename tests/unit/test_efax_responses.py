@@ -55,7 +55,7 @@ def test_a_record_without_a_usable_id_is_counted_and_stops_no_other(record: byte
     "pages",
     ['"two"', "-1", "1.5", "true", "null", '"-3"', "[]", "1" + "0" * 30, '"٣"'],
 )
-def test_a_page_count_that_is_none_is_unknown(pages: str) -> None:
+def test_a_page_count_that_is_not_a_number_is_unknown(pages: str) -> None:
     page = responses.parse_page(f'{{"faxes": [{{"fax_id": "a", "pages": {pages}}}]}}'.encode())
     assert page.faxes[0].pages is None
 
@@ -89,9 +89,7 @@ def test_two_spellings_of_a_uuid_are_one_record_of_a_list() -> None:
 
 @pytest.mark.parametrize("depth", [70, 500, 900])
 @pytest.mark.parametrize("usable", [True, False])
-def test_what_is_nested_too_deeply_to_be_written_again_is_kept_as_text(
-    depth: int, usable: bool
-) -> None:
+def test_values_nested_too_deeply_to_write_are_kept_as_text(depth: int, usable: bool) -> None:
     nested = '{"a":' * depth + "1" + "}" * depth
     record = '{"fax_id": "a", "x": %s}' if usable else '{"x": %s}'
     page = responses.parse_page((f'{{"faxes": [{record % nested}, {{"fax_id": "b"}}]}}').encode())
@@ -161,7 +159,7 @@ def test_an_empty_list_comes_in_several_shapes(body: bytes, shape: str) -> None:
         pytest.param(b'{"faxes": ["\xff"]}', id="not UTF-8"),
     ],
 )
-def test_what_is_no_list_is_never_taken_for_an_empty_one(body: bytes) -> None:
+def test_an_answer_without_a_list_never_counts_as_an_empty_one(body: bytes) -> None:
     with pytest.raises(errors.BadAnswer):
         responses.parse_page(body)
 
@@ -342,7 +340,7 @@ def test_record_that_tells_when_how_long_from_whom_and_to_whom_lacks_nothing() -
 
 
 @pytest.mark.parametrize("name", sorted(FULL.keys() - {"fax_id"}))
-def test_record_lacks_what_is_not_in_it_or_null(name: str) -> None:
+def test_record_lacks_missing_fields_and_nulls(name: str) -> None:
     assert responses.lacks_something({key: FULL[key] for key in FULL.keys() - {name}})
     assert responses.lacks_something(FULL | {name: None})
 

@@ -73,7 +73,7 @@ def test_a_status_is_found_where_it_stands(listed: dict[str, Any], expected: Tra
     assert final_status(listed) == expected
 
 
-def test_of_several_one_that_is_under_way_counts_else_the_last() -> None:
+def test_of_several_one_under_way_counts_otherwise_the_last() -> None:
     several = [{"transmission_status": one} for one in ("ERROR", "NEW", "COMPLETE")]
     assert final_status({"transmission_data": several}).status == "NEW"
     del several[1]

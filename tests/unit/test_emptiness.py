@@ -87,7 +87,7 @@ def test_one_proof_serves_all_lists_of_its_time_and_takes_a_twentieth_of_the_lim
         ),
     ],
 )
-def test_what_is_known_of_lists_survives_being_written_down(lists: Lists) -> None:
+def test_knowledge_of_lists_survives_being_written_down(lists: Lists) -> None:
     assert Lists.read(lists.text()) == lists
 
 
@@ -104,7 +104,7 @@ def doubted(lists: Lists, *minutes: float) -> Lists:
     return lists
 
 
-def test_what_is_not_listed_for_an_hour_is_taken_for_deleted() -> None:
+def test_faxes_not_listed_for_an_hour_count_as_deleted() -> None:
     assert not Lists().is_doubted_too_long
     almost = doubted(Lists(), *range(0, 60, 5), 59.9)
     assert (almost.doubted_since, almost.is_doubted_too_long) == (NOON, False)

@@ -146,7 +146,7 @@ def test_the_sentence_of_each_event_names_only_fields_that_it_has() -> None:
             assert named <= set(inspect.signature(kind).parameters), kind
 
 
-def test_what_is_more_than_information_says_what_to_do() -> None:
+def test_events_above_info_say_what_to_do() -> None:
     for action, row in in_table().items():
         assert row.meaning, action
         assert row.to_do or row.levels[0] in {"info", "debug"}, action

@@ -20,7 +20,7 @@ def test_a_hook_has_worked_when_a_day_brought_no_fax_without_a_notice() -> None:
     assert record.accepted == 2
 
 
-def test_a_fax_without_a_notice_begins_the_day_anew() -> None:
+def test_a_fax_without_a_notice_starts_the_day_again() -> None:
     record = HookRecord().after_notice(NOON).after_missing(NOON + HOUR)
     record = record.after_notice(NOON + 2 * HOUR).after_notice(NOON + 25 * HOUR)
     assert not record.has_worked(NOON + 25 * HOUR)
@@ -40,7 +40,7 @@ def test_a_refused_notice_is_counted_and_proves_nothing() -> None:
     assert HookRecord(found=1).after_found(2) == HookRecord(found=3)
 
 
-def test_a_record_is_read_as_it_was_written() -> None:
+def test_a_record_survives_being_written_and_read() -> None:
     record = HookRecord().after_notice(NOON).after_refused().after_missing(NOON + HOUR)
     assert HookRecord.read(record.text()) == record
 

@@ -93,7 +93,7 @@ def test_a_key_that_comes_twice_names_two_users() -> None:
         pytest.param(b"billing 7", id="text"),
     ],
 )
-def test_what_is_no_json_is_searched_as_text(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_searched_as_text(body: bytes) -> None:
     assert read(body, NAMES).user_ids == {"billing 7"}
 
 

@@ -131,7 +131,7 @@ def test_pages_that_show_nothing_new_do_not_go_on_for_ever() -> None:
     assert steps("ABCDEF", "BDEF", "CDEF", "ADEF") == [MORE, MORE, MORE, RESTART]
 
 
-def test_news_in_between_lets_pages_without_any_go_on() -> None:
+def test_news_in_between_lets_reading_continue_after_pages_without_news() -> None:
     pages = ["ABCDEF", "BDEF", "CEF", "FG", "DG", "EG", "GG"]
     assert steps(*pages) == [MORE] * 6 + [RESTART]
 
@@ -269,7 +269,7 @@ Changes = st.lists(
 
 @settings(max_examples=120)
 @given(length=LENGTHS, cap=CAPS, changes=Changes, ignores=st.booleans(), largest=st.integers(0, 12))
-def test_any_list_comes_to_an_end(
+def test_reading_any_list_ends(
     length: int,
     cap: int,
     changes: Sequence[tuple[int, bool, int, int]],

@@ -81,7 +81,7 @@ def test_an_event_is_one_json_line_in_the_form_of_the_contract(out: io.StringIO)
     assert line["@timestamp"].endswith("Z")
 
 
-def test_what_is_not_known_of_an_event_is_left_out(out: io.StringIO) -> None:
+def test_unknown_fields_of_an_event_are_left_out(out: io.StringIO) -> None:
     log.event("service-started", "Started.", port=None)
     assert said(out)["poller"] == {}
 
@@ -111,7 +111,7 @@ def test_an_event_that_is_no_news_has_no_line(out: io.StringIO) -> None:
         pytest.param(events.StorageLost("full"), "error", id="wants-a-person"),
     ],
 )
-def test_an_event_has_a_level_of_its_own(happened: events.Event, level: str) -> None:
+def test_each_event_has_its_own_level(happened: events.Event, level: str) -> None:
     assert happened.level == level
 
 
@@ -230,7 +230,7 @@ def test_a_bug_has_a_trace_without_locals(out: io.StringIO) -> None:
     assert "JOHN DOE" not in trace
 
 
-def test_an_exception_that_cannot_say_itself_is_said_without_words(out: io.StringIO) -> None:
+def test_an_exception_whose_text_fails_is_logged_without_it(out: io.StringIO) -> None:
     class Broken(ApiError):
         def __str__(self) -> str:
             raise RuntimeError
@@ -281,7 +281,7 @@ def test_a_masked_number_is_four_digits_and_a_code_of_the_key() -> None:
 
 
 @pytest.mark.parametrize("text", ["unavailable", "911", "123456", ""])
-def test_of_what_is_no_full_number_only_the_code_is_shown(text: str) -> None:
+def test_of_a_partial_number_only_the_code_is_shown(text: str) -> None:
     assert Redactor(KEY).number(text).startswith("…#")
 
 
@@ -331,7 +331,7 @@ def test_seven_digits_never_come_out(groups: list[str], between: str, before: st
         pytest.param("y:4: a.b.api_key: must have exactly one of credential", id="key-kinds"),
     ],
 )
-def test_what_is_no_number_and_no_secret_stays(text: str) -> None:
+def test_text_that_is_neither_a_number_nor_a_secret_stays(text: str) -> None:
     assert Redactor(KEY).text(text) == text
 
 
@@ -515,7 +515,7 @@ def test_warnings_of_libraries_come_out_and_chatter_does_not(out: io.StringIO) -
     assert (second["log.level"], second["error"]["type"]) == ("error", "RuntimeError")
 
 
-def test_a_library_whose_arguments_do_not_fit_is_heard_all_the_same(out: io.StringIO) -> None:
+def test_a_librarys_line_with_wrong_arguments_is_still_logged(out: io.StringIO) -> None:
     record = logging.LogRecord("aiohttp", logging.ERROR, "", 1, "fits not %d", ("x",), None)
     (ours,) = (h for h in logging.getLogger().handlers if type(h).__module__ == "poller.log")
     ours.handle(record)
@@ -617,7 +617,7 @@ def test_a_closed_stdout_does_not_break_anything() -> None:
     log.event("fax-stored", "Nobody hears it.")
 
 
-def test_a_process_without_stdout_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_stdout_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     output = LineOutput()
     output.write("line")
@@ -735,14 +735,14 @@ def test_of_two_processes_that_make_the_key_both_use_the_first(
     assert log.load_or_create_key(tmp_path) == b"o" * 32
 
 
-def test_a_damaged_key_is_said_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_damaged_key_is_reported_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "redaction.key").write_bytes(b"short")
     with pytest.raises(CannotStart, match="damaged"):
         log.load_or_create_key(tmp_path)
     assert (tmp_path / "redaction.key").read_bytes() == b"short"
 
 
-def test_a_state_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
+def test_an_impossible_state_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotStart, match="cannot read or create"):
         log.load_or_create_key(tmp_path / "file")
@@ -751,7 +751,7 @@ def test_a_state_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
 # -- episodes --------------------------------------------------------------------------------------
 
 
-def test_an_episode_is_said_at_its_start_its_change_and_its_end() -> None:
+def test_an_episode_is_reported_at_its_start_its_change_and_its_end() -> None:
     episode = log.Episode()
     assert episode.recovered() == 0
     assert [episode.failed(why) for why in ("a", "a", "b", "b")] == [True, False, True, False]
@@ -759,7 +759,7 @@ def test_an_episode_is_said_at_its_start_its_change_and_its_end() -> None:
     assert (episode.failures, episode.failed("b")) == (0, True)
 
 
-def test_lines_that_were_lost_while_nobody_read_are_counted_once_it_goes_on() -> None:
+def test_lines_lost_while_nobody_read_are_counted_when_output_resumes() -> None:
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb") as pipe:
         log.configure("info", "json", KEY, stream)
@@ -840,7 +840,7 @@ def test_evidence_without_a_secret_is_kept_byte_for_byte(chunks: list[bytes]) ->
     assert b"".join(redactor.evidence(chunks, is_text=False)) == b"".join(chunks)
 
 
-def test_evidence_keeps_numbers_and_names_and_loses_what_is_written_like_a_secret() -> None:
+def test_evidence_keeps_numbers_and_names_and_loses_text_that_looks_like_a_secret() -> None:
     body = f'{{"originating_fax_tsid": "Dr. Jane Roe", "from": "{NUMBER}", "t": "eyJabcdef.eyJdef.xyz"}}'
     kept = b"".join(Redactor(KEY).evidence([body.encode()], is_text=True)).decode()
     assert kept == body.replace("eyJabcdef.eyJdef.xyz", "[secret]")

@@ -101,7 +101,7 @@ def test_a_stopped_terminal_holds_nobody_up_and_shows_the_lines_in_order_later(
     assert (output.take_lost(), output.take_lost()) == (lost, 0)
 
 
-def test_what_a_terminal_has_lost_is_said_once_it_goes_on(
+def test_lines_that_a_terminal_lost_are_reported_when_it_resumes(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_QUEUE_BYTES", 100_000)
@@ -179,7 +179,7 @@ def test_threads_that_write_at_the_same_time_lose_no_line(tmp_path: Path) -> Non
     assert len(lines) == 800
 
 
-def test_without_a_thread_lines_are_written_all_the_same(
+def test_without_a_thread_lines_are_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:

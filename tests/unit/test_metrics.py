@@ -170,7 +170,7 @@ async def test_above_two_thousand_users_they_are_added_up_unless_asked_for() -> 
     assert ("poller_polls_total", "account=lab,outcome=ok,user=") not in full
 
 
-async def test_what_is_rendered_is_how_it_was_when_it_was_asked_for() -> None:
+async def test_rendered_metrics_are_those_of_the_moment_of_the_request() -> None:
     metrics = Metrics("1.2.3")
     metrics.poll("main", "desk", "ok")
     rendering = metrics.render()
@@ -179,7 +179,7 @@ async def test_what_is_rendered_is_how_it_was_when_it_was_asked_for() -> None:
     assert b'outcome="ok",user="desk"} 1.0' in before
 
 
-async def test_sent_faxes_have_figures_of_their_own_beside_the_received_ones() -> None:
+async def test_sent_and_received_faxes_have_separate_figures() -> None:
     metrics = Metrics("1.2.3")
     assert not any("sent_polls" in name for name, _ in await samples(metrics))
     sent = OfUser("main", "desk", direction=Direction.SENT)

@@ -137,7 +137,7 @@ def test_a_server_that_stalls_and_then_counts_what_waited_never_refuses(
     assert refusals(counted, rate, burst + 2) == 0
 
 
-def test_what_is_held_up_on_the_way_does_not_meet_the_tokens_of_that_time() -> None:
+def test_requests_delayed_on_the_way_do_not_arrive_together_with_later_ones() -> None:
     pacing = Pacing(50, burst=20, in_flight=8, now=0.0)
     waiting(pacing, tickets(Kind.LIST, "a", 60))
     held = pacing.grant(0.0)
@@ -594,7 +594,7 @@ def test_who_is_in_a_hurry_goes_first_and_in_turn() -> None:
     assert left == ["a", "b", "c", "a", "b"]
 
 
-def test_who_is_not_in_a_hurry_any_more_goes_last_again() -> None:
+def test_a_user_no_longer_in_a_hurry_goes_last_again() -> None:
     turns = Turns()
     mine, other = tickets(Kind.LIST, "a", 3), tickets(Kind.LIST, "b", 2)
     for ticket in (*other, *mine[:2]):

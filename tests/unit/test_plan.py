@@ -19,7 +19,7 @@ OFFICE = Poll(every=None, cron="0 8,12,16 * * mon-fri")
 HOUR_S, DAY_S = 3600, 86_400
 
 
-def test_sweeps_are_asked_for_beside_the_polls() -> None:
+def test_sweeps_add_to_the_polls_requests() -> None:
     asked = demand([Poll()], 5, NOW)
     # An hour and 24 hours back are two windows; a day and a week back are nine, and one more list.
     assert asked.fixed == pytest.approx(2 / HOUR_S + 10 / DAY_S)

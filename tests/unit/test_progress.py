@@ -49,7 +49,7 @@ PINNED = NEW.apply(Pinned(NOON - 9 * HOUR, "9h"))
 GAPPED = PINNED.apply(Covered(hours(-9, -8)), Covered(hours(-2, 0)), refused(-8, -5))
 
 
-def test_the_part_of_a_gap_that_has_failed_waits_for_its_first_turn_no_more() -> None:
+def test_the_failed_part_of_a_gap_no_longer_waits_for_its_first_turn() -> None:
     assert GAPPED.gaps == (hours(-8, -2),)
     assert (GAPPED.failed_gaps, GAPPED.untried_gaps) == ((hours(-8, -5),), (hours(-5, -2),))
     assert PINNED.apply(Covered(hours(-2, 0))).untried_gaps == (hours(-9, -2),)
@@ -159,7 +159,7 @@ def test_halves_that_are_due_at_once_take_the_place_of_a_slice() -> None:
     assert (newer.failures, newer.reason) == (1, "known before")
 
 
-def test_slice_that_is_not_known_any_more_is_split_all_the_same() -> None:
+def test_a_forgotten_slice_is_still_split() -> None:
     split = PINNED.apply(SliceSplit(hours(-4, -2), (hours(-4, -3), hours(-3, -2))))
     assert spans(split) == [hours(-4, -3), hours(-3, -2)]
 
@@ -175,7 +175,7 @@ def test_slice_that_was_dismissed_while_it_was_asked_for_stays_so() -> None:
 # -- what operators decide -----------------------------------------------------------------------
 
 
-def test_dismissed_gap_keeps_its_reasons_and_alarms_no_more() -> None:
+def test_dismissed_gap_keeps_its_reasons_and_no_longer_alarms() -> None:
     dismissed = GAPPED.apply(GapDismissed(hours(-8, -5), "in the portal"))
     (held,) = dismissed.failed_slices
     assert (held.reason, held.dismiss_reason) == ("refused", "in the portal")
@@ -289,7 +289,7 @@ def test_failed_slices_are_sorted_and_each_is_there_once(happened: list[StreamEv
 
 
 @given(st.lists(HAPPENED), INTERVALS, INSTANTS)
-def test_what_is_written_behind_may_be_applied_twice(
+def test_events_written_behind_may_be_applied_twice(
     happened: list[StreamEvent], interval: Interval, now: datetime
 ) -> None:
     once = NEW.apply(*happened, Covered(interval), Swept(SliceKind.SWEEP, now), Polled(now))

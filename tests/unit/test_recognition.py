@@ -48,7 +48,7 @@ def test_a_number_is_dialled_as_efax_wants_it(typed: str, dialled: str) -> None:
         pytest.param("+4420794600181234", "7 to 15 digits", id="too-long"),
     ],
 )
-def test_what_is_no_number_is_refused_with_a_reason(typed: str, why: str) -> None:
+def test_text_that_is_not_a_number_is_refused_with_a_reason(typed: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         to_dial(typed)
 
@@ -127,7 +127,7 @@ def came(
     return ListedFax("f-1", at, listed_pages(raw), raw)
 
 
-def test_the_senders_id_that_we_give_is_one_that_efax_takes() -> None:
+def test_efax_accepts_the_senders_id_that_we_give() -> None:
     assert csid_of(CANARY.code) == "POLLER 7K3Q9X2M"
     assert len(csid_of(CANARY.code)) <= 20
 

@@ -61,7 +61,7 @@ def test_weekend_that_could_not_be_listed_until_monday_does_not_put_silence_off(
     assert silent_since(expect, march(6, 17, 59), listed((march(1), until))) == since
 
 
-def test_whom_nothing_is_expected_of_is_never_silent() -> None:
+def test_a_user_without_an_expectation_is_never_silent() -> None:
     assert silent_since(None, march(1), listed((march(1), march(30)))) is None
 
 

@@ -106,7 +106,7 @@ def test_a_fault_narrowed_to_a_user_or_fax_strikes_no_other() -> None:
     assert chosen(by_fax, IMAGE, replace(IMAGE, fax_id="g"), LIST) == ["500", None, None]
 
 
-def test_a_script_is_played_once_and_then_rules_go_on() -> None:
+def test_a_script_is_played_once_and_then_rules_apply() -> None:
     faults = replace(Faults.of("503=always"), script=("500", None, "429+7"))
     assert chosen(faults, *[LIST] * 4) == ["500", None, "429", "503"]
 

@@ -50,7 +50,7 @@ def test_a_list_that_never_came_counts_and_a_connection_that_breaks_at_once_does
     assert slowness.slow == Slow("list", 60.0)
 
 
-def test_it_is_over_when_nothing_is_asked_any_more() -> None:
+def test_slowness_ends_when_requests_stop() -> None:
     slowness = Slowness()
     after(slowness, 20.0, begin=0, end=300)
     assert slowness.look(800) is not None

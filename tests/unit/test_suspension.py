@@ -40,7 +40,7 @@ def test_an_account_is_suspended_by_five_failures_in_a_row(
     assert suspension.failures == len(users)
 
 
-def test_an_answer_in_between_starts_the_count_anew() -> None:
+def test_an_answer_in_between_restarts_the_count() -> None:
     suspension = Suspension(2)
     for user in "abab":
         suspension.failed(user, NOW, 0.5)

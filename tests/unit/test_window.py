@@ -193,7 +193,7 @@ def test_bounds_are_a_second_wider_at_both_ends() -> None:
 
 @pytest.mark.parametrize("now", [hours(-3, 0.5).end, hours(0, 1).end, hours(-9, -1).end])
 @pytest.mark.parametrize("ahead", [0 * SECOND, SECOND])
-def test_bounds_reach_no_further_ahead_of_now_than_is_said(now: datetime, ahead: timedelta) -> None:
+def test_bounds_reach_no_further_ahead_of_now_than_allowed(now: datetime, ahead: timedelta) -> None:
     bounds = Slice(SliceKind.NEWEST, hours(0, 1)).bounds(now, ahead=ahead)
     assert bounds.end == now + ahead
     assert bounds.start < NOON
@@ -418,7 +418,7 @@ def test_overlapping_failed_slices_are_asked_for_once() -> None:
     assert gaps_at_noon(coverage, -20, *due) == [hours(-10, -6), hours(-6, -1)]
 
 
-def test_what_is_not_due_is_left_out_of_what_is() -> None:
+def test_slices_that_are_not_due_are_left_out_of_those_that_are() -> None:
     coverage = covering((-20, -10), (-1, 0))
     due, waiting = failed(hours(-10, -1), due_in=-SECOND), failed(hours(-8, -7))
     assert gaps_at_noon(coverage, -20, due, waiting) == [hours(-10, -8), hours(-7, -1)]
@@ -478,7 +478,7 @@ def test_an_earlier_start_adds_a_gap() -> None:
     window=st.integers(1, 40),
     start=st.integers(0, 220),
 )
-def test_listing_what_is_planned_leaves_no_gap_and_comes_to_an_end(
+def test_listing_the_planned_slices_leaves_no_gap_and_ends(
     pairs: list[tuple[int, int]],
     marks: list[tuple[int, int]],
     overlap: int,
@@ -559,7 +559,7 @@ def test_a_backfill_is_cut_newest_first_and_never_reaches_beyond_now() -> None:
     overlap=st.timedeltas(min_value=timedelta(0), max_value=2 * DAY),
     longest=st.timedeltas(min_value=2 * HOUR, max_value=3 * DAY),
 )
-def test_a_backfill_lists_all_of_the_window_in_as_many_slices_as_it_is_said_to(
+def test_a_backfill_lists_the_whole_window_in_the_planned_number_of_slices(
     length: timedelta, overlap: timedelta, longest: timedelta
 ) -> None:
     rules = WindowRules(overlap=overlap, max_window=longest)
