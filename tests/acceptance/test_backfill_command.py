@@ -48,7 +48,7 @@ def installation(simulator: Simulator, tmp_path: Path) -> Installation:
 
 def old_fax(simulator: Simulator, days: float, **fields: str) -> Fax:
     completed = simulator.now() - days * DAY
-    return simulator.receive(APP, "user-a", completed=completed, distinct=False, **fields)  # type: ignore[arg-type]
+    return simulator.receive(APP, "user-a", completed=completed, distinct=False, **fields)
 
 
 def days_ago(simulator: Simulator, start: float, end: float) -> list[str]:

@@ -86,7 +86,7 @@ def broken_document(simulator: Simulator, user_id: str = "user-a", **fields: str
         completed=completed,
         distinct=False,
         trouble="null-image",
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
     return fax.fax_id
 
