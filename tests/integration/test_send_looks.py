@@ -64,7 +64,9 @@ async def test_the_service_follows_a_fax_behind_what_it_receives(
     assert set(kinds) == {Kind.SENT_LIST}
 
 
-async def test_a_self_test_does_not_wait_behind_received_faxes(runtime: Runtime, kinds: Counter[Kind]) -> None:
+async def test_a_self_test_does_not_wait_behind_received_faxes(
+    runtime: Runtime, kinds: Counter[Kind]
+) -> None:
     row = await Sender(runtime).send(await asked_for_page(runtime))
     kinds.clear()
     async with serving(runtime):
