@@ -9,6 +9,7 @@ PollerError
 ├── ConfigError           all problems of the configuration        exit 78
 ├── StorageUnusable       fetching pauses until the storage is back
 │   ├── StorageFull       space or quota has run out: affects every fax, whatever a look finds
+│   ├── NotMounted        no marker, or another storage's: perhaps its disk is not mounted
 │   ├── StorageHung       a step does not end: its fax fails, its thread is left behind
 │   └── NotChecked        nothing could check this document now: its fax is postponed
 ├── StorageConflict       a foreign file has the fax's name: only this fax fails
@@ -35,16 +36,27 @@ PollerError
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final
+
+from poller.topic import Topic, see
 
 # About a fax's directory. Only an operator can mend it, so `status` reports it at once.
 ALONE: Final = "in the storage cannot be used, while the storage itself can"
 
 
 class PollerError(Exception):
-    """Base of every error that poller raises on purpose; `str()` is one sentence for an operator."""
+    """Base of every error that poller raises on purpose; `str()` is one sentence for an operator.
+
+    `topic` is what the manual says about it.
+    """
 
     exit_code = 1
+    topic: ClassVar[Topic | None] = None
+
+    @property
+    def told(self) -> str:
+        """The sentence, and where an operator reads what to do."""
+        return str(self) if self.topic is None else see(str(self), self.topic)
 
 
 class UsageError(PollerError):
@@ -65,6 +77,8 @@ class NotKept(CannotStart):
 
 class LedgerDamaged(CannotStart):
     """The file is not a ledger that this program can read; `poller rebuild` helps."""
+
+    topic = "ledger-damaged"
 
 
 class LockHeld(PollerError):
@@ -96,6 +110,8 @@ class ConfigError(PollerError):
 class StorageUnusable(PollerError):
     """The storage cannot take a fax now; `str()` says why, `fault` is what the system said."""
 
+    topic: ClassVar[Topic | None] = "storage-unusable"
+
     def __init__(self, message: str, *, fault: str | None = None) -> None:
         super().__init__(message)
         self.fault = fault
@@ -104,9 +120,19 @@ class StorageUnusable(PollerError):
 class StorageFull(StorageUnusable):
     """Space or a quota has run out, even if the reported free space says otherwise."""
 
+    topic = "disk-full"
+
+
+class NotMounted(StorageUnusable):
+    """The storage directory is not the one that the ledger knows."""
+
+    topic = "disk-not-mounted"
+
 
 class StorageHung(StorageUnusable):
     """A step in the storage did not end: its thread is left behind, and its caller continues."""
+
+    topic = "disk-hangs"
 
 
 class NotChecked(StorageUnusable):
@@ -129,6 +155,7 @@ class LedgerUnavailable(PollerError):
     """The ledger did not take a transaction; nothing was recorded."""
 
     exit_code = 73
+    topic = "ledger-unusable"
 
 
 class NoThread(PollerError):
@@ -171,13 +198,15 @@ class ApiError(PollerError):
 class AccountSuspended(ApiError):
     """Not sent; the next probe may go at `until` (UTC)."""
 
+    topic = "account-suspended"
+
     def __init__(self, message: str, *, until: datetime) -> None:
         super().__init__(message)
         self.until = until
 
 
 class SignInRefused(ApiError):
-    pass
+    topic = "account-suspended"
 
 
 class SignInDelayed(ApiError):
@@ -193,7 +222,7 @@ class TokenRefused(ApiError):
 
 
 class RateLimited(ApiError):
-    pass
+    topic = "rate-limited"
 
 
 # The account is the cause, whatever user or fax the call was for.
@@ -201,7 +230,7 @@ OF_THE_ACCOUNT: Final = (AccountSuspended, SignInDelayed, SignInRefused, TokenRe
 
 
 class UserRefused(ApiError):
-    pass
+    topic = "user-refused"
 
 
 class WindowRefused(ApiError):

@@ -93,7 +93,7 @@ class ServiceStarted(Event):
 
 class StartRefused(Event):
     severity = "error"
-    sentence = "poller does not start: {error}"
+    sentence = "poller does not start: {error}. See `poller help service-does-not-start`."
     error: BaseException
 
 

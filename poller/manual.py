@@ -46,11 +46,6 @@ class UnknownTopic(PollerError):
     """The manual has no such topic; the sentence names the nearest ones."""
 
 
-def see(topic: str) -> str:
-    """Say where an operator reads more."""
-    return f"See `poller help {topic}`."
-
-
 def topics() -> dict[str, str]:
     """Return every topic with its line: the pages, then the headings of the runbook."""
     pages = {topic: page.summary for topic, page in PAGES.items()}

@@ -6,26 +6,30 @@ from datetime import datetime
 from typing import Any, Final
 
 from poller.config.values import size_text
-from poller.manual import see
 from poller.status import by_stream
 from poller.stream import Direction
+from poller.topic import see
 
 NOT_IN_TIME: Final = "users were not polled in time"
 _NAMED: Final = 3
 _SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
-_NOT_LISTED: Final = "Some time could not be listed, so faxes may be missing, for {who}."
-_NO_PROGRESS: Final = "A backfill makes no progress, and is tried again, for {who}."
-_SILENT: Final = (
-    "Nothing was received for longer than expected by {who}: {words} still theirs? Send a test fax."
+_NOT_LISTED: Final = see("Some time could not be listed for {who}, so faxes may be missing.", "gap")
+_NO_PROGRESS: Final = see(
+    "A backfill for {who} makes no progress; poller tries it again.", "backfill-stuck"
 )
-_SENT_REFUSED: Final = (
-    "eFax lists received faxes but refuses {who}: ask eFax to allow it, or turn off `sent.archive`."
+_SILENT: Final = see(
+    "{who} received nothing for longer than expected: {words} still theirs? Send a test fax.",
+    "nothing-arrives",
 )
-_SENT_LATE: Final = (
-    "The sent faxes of {who} were not listed in time: their lists wait until nothing of the received "
-    "faxes waits."
+_SENT_REFUSED: Final = see(
+    "eFax lists received faxes but refuses {who}: ask eFax to allow it, or turn off `sent.archive`.",
+    "user-refused",
 )
-_SENT_NOTHING: Final = "Nothing was sent for longer than expected by {who}."
+_SENT_LATE: Final = see(
+    "The sent faxes of {who} were not listed in time: received faxes come first, and some still wait.",
+    "sent-faxes-late",
+)
+_SENT_NOTHING: Final = see("{who} sent nothing for longer than expected.", "nothing-arrives")
 _SLOW_CALLS: Final = {"list": "a list", "image": "an image"}
 _Row = dict[str, Any]
 
@@ -79,9 +83,10 @@ def not_in_time(status: dict[str, Any]) -> str | None:
     if not late:
         return None
     users = NOT_IN_TIME.replace("users were", "user was") if len(late) == 1 else NOT_IN_TIME
-    return (
+    return see(
         f"{len(late)} {users} ({_names(late)}): if the service hangs, restart it "
-        "(`systemctl restart poller`)"
+        "(`systemctl restart poller`)",
+        "user-overdue",
     )
 
 
@@ -109,12 +114,11 @@ def _late(status: dict[str, Any]) -> list[_Row]:
 def _rejected(problem: str | None) -> list[str]:
     if not problem:
         return []
-    return [
-        _sentence(
-            "The last reload was rejected, and the configuration before it is still at work; mend "
-            f"this and reload: {problem}"
-        )
-    ]
+    told = (
+        "The last reload was rejected, and the service still uses the configuration before it. "
+        f"Mend this and reload: {problem}"
+    )
+    return [see(told, "configuration-rejected")]
 
 
 def _disk_low(storage: _Row) -> list[str]:
@@ -122,25 +126,26 @@ def _disk_low(storage: _Row) -> list[str]:
     free, floor = storage.get("free_bytes"), storage.get("min_free_bytes")
     if not storage.get("usable") or free is None or floor is None or free >= 2 * floor:
         return []
-    return [
+    told = (
         f"Only {size_text(free)} are free for faxes, and below {size_text(floor)} "
         "(storage.min_free) nothing is fetched: make room."
-    ]
+    )
+    return [see(told, "disk-full")]
 
 
 def _suspended(row: _Row) -> str:
     reason = str(row.get("reason") or "eFax cannot be reached").rstrip(".")
     until = datetime.fromisoformat(str(row["suspended_until"])).strftime("%H:%M:%S UTC")
-    return (
-        f"Account {row['account']} is suspended: {reason}. It is asked again at {until}: see "
-        '"An account is suspended" in the README.'
+    return see(
+        f"Account {row['account']} is suspended, and poller asks again at {until}: {reason}",
+        "account-suspended",
     )
 
 
 def _at_war(row: _Row) -> str:
-    return (
-        f"Another program signs in with the App ID of account {row['account']}, so faxes come later:"
-        ' see "Another program has the same App ID" in the README.'
+    return see(
+        f"Another program signs in with the App ID of account {row['account']}, so faxes come later.",
+        "token-war",
     )
 
 
@@ -150,25 +155,28 @@ def _is_slowed(row: _Row) -> bool:
 
 
 def _slowed(row: _Row) -> str:
-    return (
+    return see(
         f"eFax limits account {row['account']}: {row['rate']:.2g} of {row['limit']:g} requests per "
-        'second are allowed now; see "eFax limits an account" in the README.'
+        "second are allowed now.",
+        "rate-limited",
     )
 
 
 def _slow(row: _Row) -> str:
     slow = row["slow"]
-    return (
+    return see(
         f"eFax, or a proxy before it, answers account {row['account']} slowly: "
         f"{_SLOW_CALLS.get(slow['call'], slow['call'])} takes about {slow['seconds']:.0f} s, so "
-        f"faxes come later. {see('efax-slow')}"
+        "faxes come later.",
+        "efax-slow",
     )
 
 
 def _unheard(row: _Row) -> str:
-    return (
-        f"The web-hook of account {row['account']} is configured, but for a day faxes have come and no "
-        'notice of them; polls fetch them all the same: see "Web-hook" in the README.'
+    return see(
+        f"For a day faxes have come to account {row['account']} without a notice by its web-hook; "
+        "polls find them all the same.",
+        "webhook-silent",
     )
 
 
@@ -184,8 +192,8 @@ def _refused(rows: list[_Row], users: Counter[str]) -> list[str]:
         row for row in _sent(rows) if _names([row]).removesuffix(f"/{Direction.SENT}") not in told
     ]
     return [
-        *_about(others, f"{said}.", words),
-        *_about(alone, said + proxy, words),
+        *_about(others, see(said, "user-refused"), words),
+        *_about(alone, see(said + proxy, "user-refused"), words),
         *_about(sent, _SENT_REFUSED),
     ]
 
@@ -195,41 +203,42 @@ def _failed(rows: list[_Row]) -> list[str]:
     for row in rows:
         of_reason.setdefault(str(row["last_error"]), []).append(row)
     return [
-        _sentence(f"The last poll of {_names(some)} failed: {reason}")
+        see(f"The last poll of {_names(some)} failed: {reason}", "poll-fails")
         for reason, some in of_reason.items()
     ]
 
 
 def _quarantined(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "quarantined", "fax is", "faxes are")
-    return _about(rows, faxes + " quarantined ({who}): see `poller retry` and `poller dismiss`.")
+    told = faxes + " quarantined ({who}): once the cause is mended, run `poller retry`."
+    return _about(rows, see(told, "fax-quarantined"))
 
 
 def _damaged(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "damaged_files", "fax is", "faxes are")
-    return _about(rows, faxes + " damaged on the disk ({who}): see `poller verify --repair`.")
+    told = faxes + " damaged on the disk ({who}): run `poller verify --repair`."
+    return _about(rows, see(told, "fax-damaged"))
 
 
 def _unreadable(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "unreadable_files", "stored fax", "stored faxes")
-    said = f"The files of {faxes} cannot be read ({{who}}), so nobody knows whether they are whole"
-    return _about(rows, f"{said}: see `poller help fax-unreadable`.")
+    said = f"The files of {faxes} cannot be read ({{who}}), so nobody knows whether they are whole."
+    return _about(rows, see(said, "fax-unreadable"))
 
 
 def _late_canary(row: _Row) -> str:
     at = datetime.fromisoformat(row["asked_at"]).strftime("%Y-%m-%d %H:%M UTC")
-    return _sentence(
+    return see(
         f"The canary of {row['account']}/{row['user']}, asked for at {at}, is no file in time: "
-        f"{row['why']}"
+        f"{row['why']}",
+        "canary-late",
     )
 
 
 def _not_deleted(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "not_deleted", "fax", "faxes")
-    refused = (
-        f"For seven days eFax has refused to delete {faxes} ({{who}}), and is not asked any more: "
-    )
-    return _about(rows, refused + 'see "Deleting at eFax" in the README.')
+    told = f"eFax has refused to delete {faxes} for seven days ({{who}}), and poller asks no more."
+    return _about(rows, see(told, "delete-refused"))
 
 
 def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
@@ -241,11 +250,12 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
         return []
     first = oldest[0]
     since = f"{first['since'][:16].replace('T', ' ')} UTC"
-    return [
+    told = (
         f"{_faxes(rows, 'failing', 'fax', 'faxes')} cannot be fetched, and the service keeps trying "
         f"({_names(rows)}). The oldest has failed since {since}: "
-        f"{str(first['error']).rstrip('.')}. See `poller explain {first['fax_id']}`."
-    ]
+        f"{str(first['error']).rstrip('.')}. `poller explain {first['fax_id']}` shows its attempts."
+    )
+    return [see(told, "fax-fails")]
 
 
 def _silent(rows: list[_Row]) -> list[str]:
@@ -259,10 +269,11 @@ def _left_behind(removed: list[_Row]) -> list[str]:
     if not rows:
         return []
     pending, quarantined = (sum(row[what] for row in rows) for what in ("pending", "quarantined"))
-    return [
+    told = (
         f"Faxes of removed users are not fetched any more ({_names(rows)}; quarantined: {quarantined},"
-        f" pending: {pending}): put the users back and reload, or see `poller dismiss`."
-    ]
+        f" pending: {pending}): put the users back and reload, or `poller dismiss` the faxes."
+    )
+    return [see(told, "removed-users")]
 
 
 def _received(rows: Sequence[_Row]) -> list[_Row]:

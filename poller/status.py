@@ -36,6 +36,7 @@ from poller.page_progress import what_is_missing
 from poller.progress import Progress
 from poller.slowness import Slow
 from poller.stream import Direction
+from poller.topic import see
 from poller.window import Interval
 
 _FAXES_SHOWN = 20
@@ -259,18 +260,20 @@ def instant(at: datetime | None) -> str | None:
 
 def damaged(problem: str) -> str:
     """Say that the ledger is damaged, and what to do."""
-    return (
+    return see(
         f"The ledger is damaged ({problem}): stop the service and run `poller rebuild`; what it "
-        "could record meanwhile is kept"
+        "could record meanwhile is kept",
+        "ledger-damaged",
     )
 
 
 def lost(at: datetime) -> str:
     """Say that the ledger was lost, and what to do."""
-    return (
+    return see(
         f"The ledger was lost, and a new one was begun at {at:%Y-%m-%d %H:%M} UTC that does not know "
         "all faxes in the storage directory: stop the service and run `poller rebuild`, else faxes "
-        "that were taken away are fetched again"
+        "that were taken away are fetched again",
+        "ledger-lost",
     )
 
 

@@ -16,6 +16,7 @@ import poller
 ROOT = Path(poller.__file__).parent
 
 CORE = [
+    "topic",
     "errors",
     "stream",
     "events",

@@ -57,13 +57,22 @@ def _answered(words: Sequence[str]) -> int:
         _log_to_stderr()
         return commands.run(name, options)
     except PollerError as error:
-        stdio.complain(f"poller: {error}" if error.exit_code != 78 else str(error))
+        stdio.complain(_told(error, name))
         return error.exit_code
     except BrokenPipeError:  # of stdout: every other one is met where it comes up
         raise
     except Exception as bug:  # noqa: BLE001 - the last place that can say it in a sentence
         stdio.flush()  # raises, mostly, where it was stdout that failed
         return bugs.report(bug, name)
+
+
+def _told(error: PollerError, command: str) -> str:
+    if error.exit_code == 78:
+        return str(error)  # a line for each problem
+    from poller.topic import see
+
+    told = see(error.told, "service-does-not-start") if command == "run" else error.told
+    return f"poller: {told}"
 
 
 def _log_to_stderr() -> None:

@@ -86,7 +86,7 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
             free = await storage.free_bytes()
         await ledger.require_room()
     except LedgerUnavailable as error:
-        reason = str(error)
+        reason = error.told
     return storage_shown(settings, reason, free)
 
 

@@ -18,6 +18,7 @@ from poller.problems import not_in_time
 from poller.status import by_stream
 from poller.store import Storage
 from poller.stream import Direction
+from poller.topic import see
 
 _WELL = "ok"
 
@@ -72,7 +73,7 @@ async def _storage_trouble(settings: Config) -> str | None:
         try:
             await storage.ask(lambda store: store.prove())
         except (StorageUnusable, StorageConflict) as error:
-            return str(error)
+            return error.told
     return None
 
 
@@ -111,10 +112,10 @@ def _amiss(
     ours = [one for one in settings.secrets if _is_for_us(one)]
     yield from map(str, bootstrap.unreadable(ours))
     if not shown["storage"]["usable"]:
-        yield f"nothing is fetched: {shown['storage']['reason']}"
+        yield see(f"nothing is fetched: {shown['storage']['reason']}", "storage-unusable")
     for row in streams:
         if row["failing"]:
-            yield f"{name_of(row)}: faxes cannot be fetched: see `poller status`"
+            yield f"{name_of(row)}: faxes cannot be fetched; `poller status` says why"
     if (late := not_in_time(dict(shown))) is not None:
         yield late
 

@@ -15,6 +15,7 @@ from poller.evidence import EvidenceStore
 from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
+from poller.topic import see
 
 
 def status(paths: Sequence[Path], *, as_json: bool) -> int:
@@ -74,19 +75,21 @@ def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
     """Say what the status does not say in sentences, seen from outside of the service."""
     configured, used = str(settings.storage.directory), shown["storage"]["directory"]
     if configured != used:
-        yield (
+        yield see(
             f"the running service still stores in {used}; `systemctl restart poller` takes the "
-            f"configured {configured}"
+            f"configured {configured}",
+            "install",
         )
     if not shown["running"]:
-        yield (
+        yield see(
             "poller is not running: `systemctl start poller` starts it, "
-            "`systemctl status poller` says why it ended"
+            "`systemctl status poller` says why it ended",
+            "service-does-not-start",
         )
     elif (late := not_in_time(shown)) is not None:
         yield late
     if not shown["storage"]["usable"]:
-        yield f"nothing is fetched: {shown['storage']['reason']}"
+        yield see(f"nothing is fetched: {shown['storage']['reason']}", "storage-unusable")
     if shown["ledger"]["problem"] is not None:
         yield current.damaged(shown["ledger"]["problem"])
     if shown["ledger"]["lost_at"] is not None:

@@ -15,6 +15,7 @@ from poller.ledger import FailingCount
 from poller.problems import NOT_IN_TIME
 from poller.runtime_report import RuntimeReport
 from poller.status import lost
+from poller.topic import see
 
 _ACCOUNT_FAILURES = 2  # polls in a row, of each of its users
 _ACCOUNT_FAILS_AFTER = timedelta(minutes=2)
@@ -105,7 +106,9 @@ class Readiness:
 
     def _troubles(self) -> Iterator[str]:
         if self.runtime.services.gate.reason is not None:
-            yield f"Nothing is fetched: {self.runtime.services.gate.reason}"
+            yield see(
+                f"Nothing is fetched: {self.runtime.services.gate.reason}", "storage-unusable"
+            )
         if self.ledger_check.trouble is not None:
             yield self.ledger_check.trouble
         if self.runtime.ledger_lost_at is not None:
@@ -114,24 +117,32 @@ class Readiness:
             yield from _of_account(account, self.runtime.services.clock.now())
         yield from self._of_users(self.runtime.states)
         if not self.alive():
-            yield "The scheduler or the ledger has made no progress for two minutes."
+            yield see(
+                "The scheduler or the ledger has made no progress for two minutes.",
+                "service-restarts",
+            )
 
     def _of_users(self, states: Sequence[StreamState]) -> Iterator[str]:
         configured = {(user.app_id, user.user_id) for user in self.runtime.config.users}
         at_work = {(state.user.app_id, state.user.user_id) for state in states}
         if at_work != configured:
-            yield (
+            yield see(
                 f"{len(at_work)} users are at work and {len(configured)} are configured: a reload is "
-                "under way or has failed."
+                "under way or has failed.",
+                "service-not-ready",
             )
         overdue = [one.key for one in states if not one.is_refused and self.planner.is_overdue(one)]
         if overdue:
-            yield (f"{len(overdue)} of {len(states)} {NOT_IN_TIME}, {overdue[0]} among them.")
+            yield see(
+                f"{len(overdue)} of {len(states)} {NOT_IN_TIME}, {overdue[0]} among them.",
+                "user-overdue",
+            )
         blind = [state.key for state in states if state.fails_to_sweep]
         if blind:
-            yield (
-                f"The sweeps of {len(blind)} users fail, {blind[0]} among them: see sweep-failed in "
-                "the log."
+            yield see(
+                f"The sweeps of {len(blind)} users fail, {blind[0]} among them: look for sweep-failed "
+                "in the log.",
+                "sweeps-fail",
             )
 
 
@@ -143,9 +154,13 @@ def lag_s(state: StreamState, now: datetime) -> float | None:
 def _of_account(account: AccountRunner, now: datetime) -> Iterator[str]:
     name = account.account.name
     if account.is_suspended:
-        yield f"Account {name} is suspended: {account.client.suspension.reason}"
+        reason = account.client.suspension.reason
+        yield see(f"Account {name} is suspended: {reason}", "account-suspended")
     elif _fails_altogether([one for one in account.states.values() if not one.is_refused], now):
-        yield f"Every user's last polls in account {name} have failed: see poll-failed in the log."
+        yield see(
+            f"Every user's last polls in account {name} have failed: look for poll-failed in the log.",
+            "poll-fails",
+        )
 
 
 def _fails_altogether(asked: Sequence[StreamState], now: datetime) -> bool:

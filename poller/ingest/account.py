@@ -32,6 +32,7 @@ from poller.progress import RefusalLifted
 from poller.slowness import Slowness
 from poller.stream import Direction
 from poller.suspension import EndsBy
+from poller.topic import see
 
 _FRESH = timedelta(minutes=10)
 _POLLED: ContextVar[StreamState | None] = ContextVar("polled", default=None)
@@ -369,7 +370,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
             try:
                 await writing
             except LedgerUnavailable as error:
-                self.services.gate.close(str(error))
+                self.services.gate.close(error.told)
 
         task = asyncio.create_task(write(), name=f"note {self.account.name}")
         self._notes.add(task)
@@ -429,10 +430,11 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
 
 def all_refused(error: object) -> str:
     """Return the possible causes when eFax accepts the sign-in and refuses everything else."""
-    return (
+    return see(
         f"eFax refuses every user although it accepts App ID and key ({str(error).rstrip('.')}): "
         "a proxy may drop or change the headers user-id or Authorization, or these User IDs may "
-        "not belong to the App ID"
+        "not belong to the App ID",
+        "account-refused",
     )
 
 

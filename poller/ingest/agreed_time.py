@@ -7,6 +7,7 @@ from poller.client import Client
 from poller.clock import Clock
 from poller.config.model import User
 from poller.errors import AccountSuspended, ApiError, Unreachable
+from poller.topic import see
 
 
 class AgreedTime:
@@ -28,8 +29,11 @@ class AgreedTime:
                 await self._ask(user)
         if (now := self._known()) is None:
             raise Unreachable(
-                "eFax's clock and ours differ by more than a minute, and its answers do not agree "
-                "with each other: set this machine's clock"
+                see(
+                    "eFax's clock and ours differ by more than a minute, and its answers do not "
+                    "agree with each other: set this machine's clock",
+                    "clock-wrong",
+                )
             )
         return now
 

@@ -19,11 +19,13 @@ from poller.ledger import Ledger
 from poller.naming import fax_key
 from poller.progress import Covered
 from poller.suspension import EndsBy
+from poller.topic import see
 from poller.window import Coverage, Interval
 
-LOST = (
+LOST = see(
     "eFax lists nothing that it listed before: faxes that are stored here are missing from the "
-    "lists that contained them"
+    "lists that contained them",
+    "empty-lists",
 )
 
 Record = Callable[[StreamState, Page, Interval], Awaitable[None]]

@@ -127,7 +127,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         try:
             return await self._attempt(fax, user)
         except LedgerUnavailable as error:
-            self._services.gate.close(str(error))
+            self._services.gate.close(error.told)
             return Outcome.POSTPONED
         finally:
             self._to_mark.discard(fax.id)
@@ -139,7 +139,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             raise
         except (StorageFull, *_NO_FAULT_OF_IT) as error:
             if isinstance(error, StorageFull):
-                self._services.gate.close(str(error))
+                self._services.gate.close(error.told)
             return await self._postpone(fax, error)
         except StorageUnusable as error:
             if isinstance(error, StorageHung):
@@ -322,7 +322,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         if not await gate.look_again():
             return Outcome.POSTPONED  # the gate is shut; the fax stays due
         if gate.half_open:  # the cause is unknown; let another fax try next
-            gate.close(str(error))
+            gate.close(error.told)
             return await self._postpone(fax, error)
         return await self._failed(fax, _in_its_directory(fax, error))
 

@@ -10,6 +10,7 @@ from poller.errors import LedgerUnavailable
 from poller.events import Emit
 from poller.ledger import Ledger
 from poller.store import Storage
+from poller.topic import see
 
 _TRUSTED_FOR_S = 1.0
 _HANG_TIMEOUT_S = 30.0
@@ -80,7 +81,7 @@ class Gate:
         try:
             await self._ledger.check_writable(self._clock.now())
         except LedgerUnavailable as error:
-            return str(error)
+            return error.told
         return None
 
     async def _look_at_storage(self) -> str | None:
@@ -89,7 +90,8 @@ class Gate:
         self._looking = looking
         await asyncio.wait({looking}, timeout=_HANG_TIMEOUT_S)
         if not looking.done():
-            return f"the storage directory did not answer for {_HANG_TIMEOUT_S:.0f} seconds"
+            hung = f"the storage directory did not answer for {_HANG_TIMEOUT_S:.0f} seconds"
+            return see(hung, "disk-hangs")
         if self._looking is looking:  # another waiter may have started the next one
             self._looking = None
         reason, self.free_bytes = looking.result()

@@ -260,7 +260,7 @@ async def _services_of(  # all that the runtime has so far
             # the first fax arrives there.
             await storage.tidy(await ledger.read(jobs.pending_paths))
         except (StorageUnusable, StorageConflict) as error:  # the storage has just gone away
-            gate.close(str(error))
+            gate.close(error.told)
     return services
 
 

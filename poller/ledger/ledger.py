@@ -89,7 +89,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         except BaseException as error:
             await writer.close()
             if isinstance(error, LedgerUnavailable):
-                raise CannotStart(str(error)) from error
+                raise CannotStart(error.told) from error
             raise
         return cls(backend, writer, created=created, restored_from=restored_from)
 

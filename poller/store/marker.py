@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poller.config.model import StorageConfig
 from poller.config.values import size_text
-from poller.errors import CannotStart, StorageFull, StorageUnusable
+from poller.errors import CannotStart, NotMounted, StorageFull, StorageUnusable
 from poller.store import abilities, folder, syscalls
 
 MARKER = ".poller-storage"
@@ -24,7 +24,7 @@ def opened(directory: Path) -> Iterator[int]:
     try:
         fd = syscalls.open_root(str(directory))
     except FileNotFoundError as error:
-        raise StorageUnusable(f"the storage directory {directory} does not exist") from error
+        raise NotMounted(f"the storage directory {directory} does not exist") from error
     except NotADirectoryError as error:
         raise StorageUnusable(f"{directory} is not a directory") from error
     except OSError as error:
@@ -39,11 +39,11 @@ def proved(directory: Path, storage_id: str | None) -> Iterator[int]:
     with opened(directory) as root:
         found = read(root)
         if found is None:
-            raise StorageUnusable(
+            raise NotMounted(
                 f"the storage directory {directory} has no marker {MARKER}: is its disk mounted?"
             )
         if found != storage_id:
-            raise StorageUnusable(
+            raise NotMounted(
                 f"the marker {MARKER} in {directory} belongs to another storage than this ledger's"
             )
         yield root
@@ -82,12 +82,12 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     space = syscalls.space(root)
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
-        raise StorageUnusable(
+        raise StorageFull(
             f"{size_text(free)} are free in {config.directory}, "
             f"less than the {size_text(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:
-        raise StorageUnusable(f"cannot create a file in {config.directory}: no inode is free")
+        raise StorageFull(f"cannot create a file in {config.directory}: no inode is free")
     if thorough or not _takes_a_file(root):
         abilities.prove(config, root)
 
@@ -127,7 +127,7 @@ def found_storage(config: StorageConfig) -> str:
             abilities.prove(config, root)
             return _marked(config.directory, root)
     except StorageUnusable as error:
-        raise CannotStart(str(error)) from error
+        raise CannotStart(error.told) from error
     except OSError as error:
         raise CannotStart(str(unusable(config.directory, error))) from error
 

@@ -76,7 +76,7 @@ class Storage:
         try:
             await self.ask(lambda store: store.check(doubts=self._doubts, shortly=shortly))
         except StorageUnusable as error:
-            return str(error)
+            return error.told
         return None
 
     def doubt(self) -> None:
@@ -88,7 +88,7 @@ class Storage:
         try:
             await self._threads.run(self._checkers.look)
         except StorageUnusable as error:
-            return str(error)
+            return error.told
         return None
 
     async def free_bytes(self) -> int | None:

@@ -130,13 +130,16 @@ async def test_sent_faxes_are_a_row_of_their_own_below_their_user(tmp_path: Path
 
 
 PROBLEMS = [
-    "eFax refuses main/clinic-0000: check the User ID.",
-    "The last poll of main/clinic-0001 failed: The list answer is not JSON.",
-    "1 fax is quarantined (main/clinic-0003): see `poller retry` and `poller dismiss`.",
-    "1 fax is damaged on the disk (main/clinic-0004): see `poller verify --repair`.",
-    "Some time could not be listed, so faxes may be missing, for main/clinic-0005.",
-    "Nothing was received for longer than expected by main/clinic-0006: is the number still theirs? "
-    "Send a test fax.",
+    "eFax refuses main/clinic-0000: check the User ID. See `poller help user-refused`.",
+    "The last poll of main/clinic-0001 failed: The list answer is not JSON. See `poller help poll-fails`.",
+    "1 fax is quarantined (main/clinic-0003): once the cause is mended, run `poller retry`. "
+    "See `poller help fax-quarantined`.",
+    "1 fax is damaged on the disk (main/clinic-0004): run `poller verify --repair`. "
+    "See `poller help fax-damaged`.",
+    "Some time could not be listed for main/clinic-0005, so faxes may be missing. "
+    "See `poller help gap`.",
+    "main/clinic-0006 received nothing for longer than expected: is the number still theirs? "
+    "Send a test fax. See `poller help nothing-arrives`.",
 ]
 
 

@@ -347,7 +347,9 @@ async def test_ledger_that_takes_no_note_closes_the_gate(
     around(monkeypatch, runtime.services.ledger, accounts.set_suspended, refuses)
     await suspend(runtime, simulator)
 
-    assert runtime.services.gate.reason == "the ledger is locked"
+    assert runtime.services.gate.reason == (
+        "the ledger is locked. See `poller help ledger-unusable`."
+    )
 
 
 async def test_give_up_clock_stands_still_while_the_storage_is_unusable(

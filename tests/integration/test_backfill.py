@@ -487,7 +487,10 @@ async def test_status_shows_a_waiting_backfill_and_why_it_makes_no_progress(
     await account.backfill(polled)
     row, sentences = await shown()
     assert row["backfill_error"]
-    assert sentences == ["A backfill makes no progress, and is tried again, for main/user-a."]
+    assert sentences == [
+        "A backfill for main/user-a makes no progress; poller tries it again. "
+        "See `poller help backfill-stuck`."
+    ]
     await runtime.services.ledger.write(backfills.withdraw, polled.id, clock.now())
     row, sentences = await shown()
     assert (row["backfills"], row["backfill_error"], sentences) == ([], None, [])

@@ -280,7 +280,8 @@ async def test_damage_is_in_the_status_the_problems_and_the_metrics(
     assert first["path"].endswith(".pdf")
     assert [one["damaged_files"] for one in found["users"]] == [2, 0]
     assert problems(found, []) == [
-        "2 faxes are damaged on the disk (main/user-a): see `poller verify --repair`."
+        "2 faxes are damaged on the disk (main/user-a): run `poller verify --repair`. "
+        "See `poller help fax-damaged`."
     ]
     await Monitor(runtime, Planner(runtime))._gauges()
     text = (await runtime.services.metrics.render()).decode()

@@ -688,7 +688,7 @@ def test_check_online_beside_a_daemon_names_users_whose_faxes_cannot_be_fetched(
     with StateLock(directory / "state"):
         code, out, _ = run("check", "--online")
     assert code == 1
-    assert out.splitlines()[-1] == "main/b: faxes cannot be fetched: see `poller status`"
+    assert out.splitlines()[-1] == "main/b: faxes cannot be fetched; `poller status` says why"
 
 
 def test_service_that_hangs_is_not_called_well_by_what_looks_at_it_from_outside(
@@ -869,9 +869,7 @@ def test_status_names_who_received_nothing_for_longer_than_expected(
         ledger.execute("UPDATE streams SET our_first_seen = our_first_seen - 7200000000")
     shown = json.loads(run("status", "--json")[1])
     assert [user["silent_since"] is not None for user in shown["users"]] == [False, True]
-    assert shown["problems"][-1].startswith(
-        "Nothing was received for longer than expected by main/b"
-    )
+    assert shown["problems"][-1].startswith("main/b received nothing for longer than expected")
     assert run("status")[1].count(" silent ") == 1
 
 
@@ -951,7 +949,7 @@ def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_f
     assert not any("is quarantined" in one for one in problems)
     assert [one for one in problems if "removed" in one.lower()] == [
         "Faxes of removed users are not fetched any more (main/b; quarantined: 1, pending: 1): "
-        "put the users back and reload, or see `poller dismiss`."
+        "put the users back and reload, or `poller dismiss` the faxes. See `poller help removed-users`."
     ]
     for fax in efax.faxes():
         if fax is not waiting:

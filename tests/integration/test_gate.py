@@ -70,7 +70,9 @@ async def test_ledger_that_takes_no_writes_shuts_the_gate(
     with monkeypatch.context() as full:
         full.setattr(runtime.services.ledger, "check_writable", refuses)
         assert not await look(runtime, clock)
-        assert runtime.services.gate.reason == "the ledger's disk is full"
+        assert runtime.services.gate.reason == (
+            "the ledger's disk is full. See `poller help ledger-unusable`."
+        )
     assert await look(runtime, clock)
     assert said(events, *STORAGE) == list(STORAGE)
 

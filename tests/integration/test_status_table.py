@@ -67,7 +67,7 @@ def test_a_thousand_users_leave_the_problems_in_sight_on_a_terminal(shown: Shown
     coloured = shown.lines(terminal=True)
     lines = [COLOUR.sub("", line) for line in coloured]
     assert lines[0].startswith("Poller is not running: `systemctl start poller` starts it,")
-    assert lines[2] == "eFax refuses main/clinic-0000: check the User ID."
+    assert lines[3] == "eFax refuses main/clinic-0000: check the User ID. See `poller help "
     assert "\x1b[1;31m" in coloured[0] or "\x1b[31m" in coloured[0]
     # The faxes in trouble are lines for copying, which the terminal may wrap.
     copied = ("quarantined ", "damaged ")
@@ -97,7 +97,10 @@ def test_into_a_pipe_all_users_are_written_and_no_sentence_is_broken(shown: Show
     lines = shown.lines(terminal=False)
     assert not any("\x1b" in line for line in lines)
     assert sum(line.startswith("main/") for line in lines) == 300
-    assert "1 fax is damaged on the disk (main/clinic-0004): see `poller verify --repair`." in lines
+    assert (
+        "1 fax is damaged on the disk (main/clinic-0004): run `poller verify --repair`. "
+        "See `poller help fax-damaged`."
+    ) in lines
     assert any(
         "main/clinic-0003/bad-clinic-0003  The image is not strict" in line for line in lines
     )

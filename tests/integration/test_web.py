@@ -157,7 +157,8 @@ async def test_status_json_is_the_status_with_the_time_and_the_problems(service:
     assert shown | service.says == shown
     assert shown["at"] == "2024-05-21T04:27:56.000Z"
     assert shown["problems"] == [
-        "eFax refuses main/desk: check the User ID, and whether a proxy drops or changes headers."
+        "eFax refuses main/desk: check the User ID, and whether a proxy drops or changes headers. "
+        "See `poller help user-refused`."
     ]
 
 
@@ -413,9 +414,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             ),
             [],
             [
-                "Account main is suspended: the API key is refused. "
-                "It is asked again at 04:30:00 UTC: "
-                'see "An account is suspended" in the README.'
+                "Account main is suspended, and poller asks again at 04:30:00 UTC: "
+                "the API key is refused. See `poller help account-suspended`."
             ],
             id="a-suspended-account-explains-its-users",
         ),
@@ -423,8 +423,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(token_war=True),
             [],
             [
-                "Another program signs in with the App ID of account main, so faxes come later: "
-                'see "Another program has the same App ID" in the README.'
+                "Another program signs in with the App ID of account main, so faxes come later. "
+                "See `poller help token-war`."
             ],
             id="token-war",
         ),
@@ -432,8 +432,9 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status() | {"config_rejected": "a.yaml:1: poll: mistake."},
             [],
             [
-                "The last reload was rejected, and the configuration before it is still at work; "
-                "mend this and reload: a.yaml:1: poll: mistake."
+                "The last reload was rejected, and the service still uses the configuration before "
+                "it. Mend this and reload: a.yaml:1: poll: mistake. "
+                "See `poller help configuration-rejected`."
             ],
             id="rejected-reload",
         ),
@@ -443,7 +444,7 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             [],
             [
                 "Only 1.5 GiB are free for faxes, and below 1.0 GiB (storage.min_free) nothing is "
-                "fetched: make room."
+                "fetched: make room. See `poller help disk-full`."
             ],
             id="disk-low",
         ),
@@ -458,8 +459,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(limit=5.0, rate=1.25),
             [],
             [
-                "eFax limits account main: 1.2 of 5 requests per second are allowed now; "
-                'see "eFax limits an account" in the README.'
+                "eFax limits account main: 1.2 of 5 requests per second are allowed now. "
+                "See `poller help rate-limited`."
             ],
             id="slowed-by-429",
         ),
@@ -469,16 +470,18 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(suspended_until="2024-05-21T04:30:00Z"),
             [],
             [
-                "Account main is suspended: eFax cannot be reached. "
-                "It is asked again at 04:30:00 UTC: "
-                'see "An account is suspended" in the README.'
+                "Account main is suspended, and poller asks again at 04:30:00 UTC: "
+                "eFax cannot be reached. See `poller help account-suspended`."
             ],
             id="suspended-for-no-known-reason",
         ),
         pytest.param(
             a_status(*(user(f"u{n}", refused=True, last_error="403") for n in range(10))),
             [],
-            ["eFax refuses main/u0, main/u1, main/u2 and 7 more: check the User IDs."],
+            [
+                "eFax refuses main/u0, main/u1, main/u2 and 7 more: check the User IDs. "
+                "See `poller help user-refused`."
+            ],
             id="many-refused-users-in-one-sentence",
         ),
         pytest.param(
@@ -486,22 +489,30 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
                 user("a", last_error="x"), user("b", last_error="y"), user("c", last_error="x")
             ),
             [],
-            ["The last poll of main/a and main/c failed: x.", "The last poll of main/b failed: y."],
+            [
+                "The last poll of main/a and main/c failed: x. See `poller help poll-fails`.",
+                "The last poll of main/b failed: y. See `poller help poll-fails`.",
+            ],
             id="failing",
         ),
         pytest.param(
             a_status(user("a", quarantined=1)),
             [],
-            ["1 fax is quarantined (main/a): see `poller retry` and `poller dismiss`."],
+            [
+                "1 fax is quarantined (main/a): once the cause is mended, run `poller retry`. "
+                "See `poller help fax-quarantined`."
+            ],
             id="one-quarantined",
         ),
         pytest.param(
             a_status(user("a", quarantined=2, removed=True), user("b", quarantined=1)),
             [],
             [
-                "1 fax is quarantined (main/b): see `poller retry` and `poller dismiss`.",
+                "1 fax is quarantined (main/b): once the cause is mended, run `poller retry`. "
+                "See `poller help fax-quarantined`.",
                 "Faxes of removed users are not fetched any more (main/a; quarantined: 2, pending: 0): "
-                "put the users back and reload, or see `poller dismiss`.",
+                "put the users back and reload, or `poller dismiss` the faxes. "
+                "See `poller help removed-users`.",
             ],
             id="quarantined-of-a-removed-user-apart",
         ),
@@ -513,15 +524,18 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             ),
             [],
             [
-                "Nothing was received for longer than expected by main/a and main/c: are the "
-                "numbers still theirs? Send a test fax."
+                "main/a and main/c received nothing for longer than expected: are the numbers still "
+                "theirs? Send a test fax. See `poller help nothing-arrives`."
             ],
             id="silent",
         ),
         pytest.param(
             a_status(user("a", failed_gaps=[["2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"]])),
             [],
-            ["Some time could not be listed, so faxes may be missing, for main/a."],
+            [
+                "Some time could not be listed for main/a, so faxes may be missing. "
+                "See `poller help gap`."
+            ],
             id="gap",
         ),
         pytest.param(

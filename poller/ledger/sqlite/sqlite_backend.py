@@ -60,7 +60,7 @@ class SqliteBackend:
             with snapshots.mapped(self._path):
                 return replacement.restore(self._path, self._snapshot_stem)
         except LedgerUnavailable as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(error.told) from error
 
     def prepare(self) -> None:
         file.prepare(self._path)
