@@ -67,7 +67,7 @@ def test_a_thousand_users_leave_the_problems_in_sight_on_a_terminal(shown: Shown
     coloured = shown.lines(terminal=True)
     lines = [COLOUR.sub("", line) for line in coloured]
     assert lines[0].startswith("Poller is not running: `systemctl start poller` starts it,")
-    assert lines[3] == "eFax refuses main/clinic-0000: check the User ID. See `poller help "
+    assert lines[2] == "eFax refuses main/clinic-0000: check the User ID. See `poller help "
     assert "\x1b[1;31m" in coloured[0] or "\x1b[31m" in coloured[0]
     # The faxes in trouble are lines for copying, which the terminal may wrap.
     copied = ("quarantined ", "damaged ")
