@@ -12,8 +12,8 @@ from rich.text import Text
 from poller.cli.console import for_tables, say, table
 from poller.cli.lookup import counted, name_of
 from poller.config.values import size_text
-from poller.manual import see
 from poller.status import by_stream
+from poller.topic import see
 
 _NARROW = 100
 _BESIDES = 14  # lines of a terminal that are not for users
@@ -63,8 +63,11 @@ def print_status(shown: dict[str, Any]) -> None:
 def _print_catching_up(console: Console, account: "Row") -> None:
     done, left = account["catching_up"]["done"], account["catching_up"]["left"]
     console.print(
-        f"Account {account['account']} is catching up, {_how_long(account['catching_up']['seconds'])}: "
-        f"{done:,} of {done + left:,} requests are done. {see('catching-up')}",
+        see(
+            f"Account {account['account']} is catching up, "
+            f"{_how_long(account['catching_up']['seconds'])}: {done:,} of {done + left:,} requests are done.",
+            "catching-up",
+        ),
         style=_CALM,
         markup=False,
         highlight=False,
