@@ -34,7 +34,7 @@ class Killed(NotChecked):
     """Something else killed the process, perhaps the kernel because memory ran out."""
 
     def __init__(self, kind: DocumentFormat) -> None:
-        super().__init__("somebody, or the kernel, killed the process that checked the document")
+        super().__init__("the kernel or a person killed the process that checked the document")
         self.kind = kind
 
 

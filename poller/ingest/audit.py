@@ -32,7 +32,7 @@ class Checked:
 
     @property
     def event(self) -> events.FilesDamaged | events.FilesUnreadable | None:
-        """Say how its files are not well."""
+        """Return how its files are damaged or unreadable."""
         row, why = self.row, self.finding.why
         if self.is_damaged:
             return events.FilesDamaged(row.account, row.user, row.fax_id, row.file, why)

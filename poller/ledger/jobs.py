@@ -160,7 +160,7 @@ def is_open(
 
 
 def untried(connection: Connection) -> dict[int, Untried]:
-    """Return what was never tried of the streams that have such faxes."""
+    """Count the faxes that were never tried, for each stream that has some."""
     wanted = (
         select(jobs.c.stream, func.count(), func.min(jobs.c.due))
         .where(DUE_TO_FETCH, jobs.c.failures == 0)

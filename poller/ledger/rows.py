@@ -122,7 +122,7 @@ class FaxRow:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether what is on the disk is known not to be what was stored."""
+        """Whether the disk certainly does not have what was stored."""
         return self.damage is not None and not self.unreadable
 
     @property
@@ -238,7 +238,7 @@ class FailingCount:
 
 @dataclass(frozen=True)
 class Untried:
-    """So many faxes of a stream were never tried; the first of them has waited since `oldest`."""
+    """How many faxes of a stream were never tried; the first has waited since `oldest`."""
 
     count: int = 0
     oldest: datetime | None = None

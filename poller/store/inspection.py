@@ -13,7 +13,7 @@ from poller.store.marker import NOT_OURS
 from poller.store.publish import FOREIGN, digest
 from poller.store.sidecars import Identity, path_of
 
-_NO_FILE = FOREIGN - {errno.EACCES}  # a link, a pipe: known to be no fax
+_NO_FILE = FOREIGN - {errno.EACCES}  # a link, a pipe: certainly not a fax
 _WHOLE_STORAGES_FAULT = {errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -25,7 +25,7 @@ class Condition(Enum):
 
 
 class CannotRead(str):
-    """Why something cannot be opened or read; whether it is what was stored, nobody knows."""
+    """Why something cannot be opened or read; it may still be what was stored."""
 
     __slots__ = ()
 
@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether a part of it cannot be read, so that nobody may judge it."""
+        """Whether a part of it cannot be read, so that its state is unknown."""
         return self.condition is Condition.UNREADABLE
 
     @property
@@ -150,7 +150,7 @@ def _unreadable(what: str, error: OSError) -> str:
     if error.errno in _WHOLE_STORAGES_FAULT:
         raise error
     if error.errno in _NO_FILE:
-        return f"the {what} is no file"
+        return f"the {what} is not a file"
     return CannotRead(f"the {what} cannot be read: {error.strerror}")
 
 

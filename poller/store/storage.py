@@ -95,7 +95,7 @@ class Storage:
         """Return the space that is free for us; None if poller cannot look at the store."""
         try:
             return await self.ask(lambda store: store.room())
-        except (StorageUnusable, StorageConflict):  # a stale handle is no fax's fault here
+        except (StorageUnusable, StorageConflict):  # do not blame a fax for a stale handle
             return None
 
     async def tidy(self, paths: Iterable[str]) -> int:

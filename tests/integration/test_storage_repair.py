@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "sidecar changed": (_change_sidecar, "the sidecar is not one that poller writes"),
     "sidecar of another": (_foreign_sidecar, "the sidecar belongs to another fax"),
     "another pair": (_another_pair, "the sidecar describes another image"),
-    "symbolic link": (_link_in_its_place, "the image is no file"),
+    "symbolic link": (_link_in_its_place, "the image is not a file"),
 }
 WITH_A_BAD_IMAGE = ("changed", "cut", "another pair")
 
