@@ -161,7 +161,7 @@ class Checker:
 
 
 def cannot_be_started(why: str) -> StorageUnusable:
-    return StorageUnusable(f"no document can be checked: their checker does not start: {why}")
+    return StorageUnusable(f"no document can be checked: the process for it does not start: {why}")
 
 
 def _interpreter() -> str:

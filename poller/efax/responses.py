@@ -123,8 +123,8 @@ def parse_done(body: bytes) -> None:
 
     A proxy may answer instead, with a good status.
     """
-    if body.strip() and strict_object(body, "deletion's or mark's").get("errors"):
-        raise BadAnswer("The deletion's or mark's answer is an error message.")
+    if body.strip() and strict_object(body, "deletion or mark").get("errors"):
+        raise BadAnswer("The answer to the deletion or mark is an error message.")
 
 
 def parse_page(body: bytes) -> Page:

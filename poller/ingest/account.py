@@ -65,13 +65,13 @@ class ClientObserver(Observer):
 
     def pausing(self, seconds: float) -> None:
         """Note a chosen pause, so that it does not count as standing still."""
-        self._owner.on_wait("a call failed and is made again then", seconds)
+        self._owner.on_wait("it repeats a failed call then", seconds)
         state = _POLLED.get()
         if state is not None:
             state.progress_at = self._owner.services.clock.monotonic() + seconds
 
     def sign_in_waits(self, seconds: float) -> None:
-        self._owner.on_wait("the next sign-in may go then", seconds)
+        self._owner.on_wait("it may sign in again then", seconds)
 
     def rate_limited(self, pause_s: float, rate: float) -> None:
         self._owner.on_wait("eFax said 429, too many requests", pause_s)

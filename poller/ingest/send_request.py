@@ -45,7 +45,7 @@ def new_page(stream: int, user: User, purpose: str, late_at: datetime) -> NewSen
 def drawn(new: NewSend, now: datetime) -> OutboxDocument:
     """Draw the page of a self-test or canary."""
     lines = (
-        "This page tests the way of a fax from eFax to its file.",
+        "This page tests the path of a fax from eFax to its file.",
         "poller sent it to its own number. You need not do anything.",
         f"{new.purpose}, {now:%Y-%m-%d %H:%M} UTC",
     )

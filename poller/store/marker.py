@@ -83,7 +83,7 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
         raise StorageFull(
-            f"{size_text(free)} are free in {config.directory}, "
+            f"only {size_text(free)} free in {config.directory}, "
             f"less than the {size_text(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:

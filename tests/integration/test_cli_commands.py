@@ -327,7 +327,7 @@ def test_once_says_that_it_waits_to_sign_in_and_until_when(
         assert run("once")[::2] == (0, "")
     code, _, err = run("once")
     assert code == 0
-    sign_in = r"poller: account main waits until \d\d:\d\d:\d\d UTC: the next sign-in may go then\n"
+    sign_in = r"poller: account main waits until \d\d:\d\d:\d\d UTC: it may sign in again then\n"
     assert re.fullmatch(sign_in, err)
 
 

@@ -150,7 +150,7 @@ async def test_too_little_space_is_reported_with_both_numbers(root: Path) -> Non
     storage_id = await storage.prepare(None)
     why = str(await storage.check(storage_id))
     assert "less than the 1073741824.0 GiB of min_free" in why
-    assert re.match(r"\d+(\.\d)? ([KMGT]i)?B are free in ", why)
+    assert re.match(r"only \d+(\.\d)? ([KMGT]i)?B free in ", why)
 
 
 @pytest.mark.parametrize(
