@@ -86,8 +86,8 @@ def _look(view: View) -> int:
 
 
 def _open(view: View) -> pikepdf.Pdf:
-    # No mmap: an I/O error in a mapping raises SIGBUS, which ends the process. No
-    # inherit_page_attributes: it makes qpdf build its list of pages.
+    # No mmap: an I/O error in a mapping raises SIGBUS, which ends the process.
+    # No inherit_page_attributes: it makes qpdf build its list of pages.
     return pikepdf.open(
         view,  # type: ignore[arg-type]  # qpdf needs only what a reader has
         attempt_recovery=False,

@@ -1,18 +1,18 @@
 """The durable order in one directory, up to its names; `Storage` and the ledger do the rest.
 
-image to a dot-file, in the directory where it will stay      Spool.restart, write
-proved whole, in a process of its own                           Spool.inspect
-fsync, close                                                    Spool.seal
-image gets its name (never overwriting)                         place
-sidecar to a dot-file, fsync, close                            ┐
-fsync the directory and every parent that may be new           │ stage
-the directory still has its path                               ┘
-row bears the ticket: the dot-file's name                      the caller
-sidecar gets its name (never overwriting)                      ┐
-the directory still has its path                               │ publish
-fsync the directory                                            ┘
-row stored, without a ticket                                   the caller
-only then anything said to eFax                                the caller
+write the image to a dot-file in the directory where it will stay     Spool.restart, write
+prove it whole, in another process                                    Spool.inspect
+fsync, close                                                          Spool.seal
+give the image its name (never overwriting)                           place
+write the sidecar to a dot-file, fsync, close                       ┐
+fsync the directory and every parent that may be new                │ stage
+check that the directory still has its path                         ┘
+record the ticket, the dot-file's name, in the row                    the caller
+give the sidecar its name (never overwriting)                       ┐
+check that the directory still has its path                         │ publish
+fsync the directory                                                 ┘
+record the row as stored, without a ticket                            the caller
+only now tell eFax anything                                           the caller
 
 Consumers act on a sidecar. A fax without a ticket in its row was never published; if its image has
 its name, read that back. For a fax with a ticket, `recovery.settle` looks at the files and finds out
