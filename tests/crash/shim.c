@@ -3,7 +3,7 @@
 // or makes the call fail.
 //
 //   shim_arm(prefix, at, act)   act: "", kill, eio, enospc, emfile, short, lie, stick-…
-//                               child: kill the processes that this one has started, and go on
+//                               child: kill the processes that this one has started, and continue
 //                               stick-ACT: from that call on
 //   shim_strike_after(call, part, nth, more)
 //                               choose the call by what it does: `more` after the `nth` of this name
@@ -282,8 +282,8 @@ int fchmod(int fd, mode_t mode) {
     if (path_of(fd, path) && struck("fchmod", path) == FAIL) return -1;
     return REAL(fchmod)(fd, mode);
 }
-// A file that was written to may tell only now that it could not be (NFS): the descriptor is gone
-// all the same.
+// Closing a written file may report only now that a write failed (NFS); the descriptor is closed
+// anyway.
 int close(int fd) {
     char path[PATH_MAX];
     if (armed && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY && path_of(fd, path) &&
