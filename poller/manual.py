@@ -87,10 +87,11 @@ def _sections(page: str) -> Iterator[tuple[str, str]]:
 
 
 def _troubles() -> Iterator[tuple[str, str]]:
-    """Give the runbook's headings, each with the first sentence of its symptom."""
+    """Give the runbook's headings, each with the first sentence of its symptom, plain."""
     for heading, section in _sections(_page(RUNBOOK)):
-        symptom = re.search(r"\*Symptom\*[:.]? ?(.+?[.:])(?:\s|$)", section, re.DOTALL)
-        yield heading, " ".join(symptom[1].split()) if symptom else heading
+        symptom = re.search(r"\*\*Symptom\.\*\* (.+?)\.(?:\s|$)", section, re.DOTALL)
+        line = symptom[1] if symptom else heading
+        yield heading, " ".join(line.replace("`", "").split())
 
 
 def _readable(page: str, path: str) -> str:

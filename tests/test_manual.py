@@ -1,12 +1,15 @@
 """The manual: its topics, and how `poller help` finds and shows them."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from poller import manual
 from poller.cli import main
+from poller.topic import Topic, see
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,3 +87,65 @@ def test_a_page_that_is_missing_from_the_installation_is_one_sentence(
     code, out, err = said(["readme"], capsys)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "README.md is missing here" in err
+
+
+# -- the topics that sentences name ------------------------------------------------------------------
+
+RUNBOOK = [*manual.topics()][len(manual.PAGES) :]
+NAMED = re.compile(r"poller help ([a-z]+(?:-[a-z]+)*)")
+
+
+def named_in_files() -> Iterator[str]:
+    """Every topic that the program or a file for operators names, as `see` or in its words."""
+    for file in (ROOT / "poller").rglob("*.py"):
+        text = file.read_text()
+        yield from NAMED.findall(text)
+        if file.name != "topic.py":
+            yield from (word for word in TOPICS if f'"{word}"' in text)
+    for pattern in ("config/**/*.yml", "config/**/*.md", "systemd/**/*", "README.md"):
+        for file in ROOT.glob(pattern):
+            yield from NAMED.findall(file.read_text())
+
+
+TOPICS = set(get_args(Topic))
+
+
+def test_every_topic_that_is_named_exists() -> None:
+    assert set(manual.topics()) >= TOPICS
+    assert set(named_in_files()) <= set(manual.topics())
+
+
+def test_every_section_of_the_runbook_is_named_by_a_sentence_or_an_alert() -> None:
+    assert set(RUNBOOK) <= set(named_in_files())
+    assert set(RUNBOOK) <= TOPICS
+
+
+@pytest.mark.parametrize("topic", RUNBOOK)
+def test_a_section_of_the_runbook_says_symptom_cause_what_to_do_and_when_to_call(
+    topic: str,
+) -> None:
+    parts = re.findall(r"^\*\*(.+?)\*\*", manual.text(topic), re.MULTILINE)
+    parts = [part for part in parts if part[0].isupper() or part.startswith("eFax")]
+    assert parts == ["Symptom.", "Cause.", "Do.", "Call eFax when"]
+
+
+def test_the_runbook_writes_the_name_of_every_alert_that_it_helps_with() -> None:
+    rules = (ROOT / "config/prometheus/poller.rules.yml").read_text()
+    assert set(re.findall(r"`(Poller\w+)`", manual.text("runbook"))) == set(
+        re.findall(r"alert: (\w+)", rules)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("No space", "No space. See `poller help disk-full`."),
+        ("Is it mounted?", "Is it mounted? See `poller help disk-full`."),
+        ("Slow. See `poller help efax-slow`.", "Slow. See `poller help efax-slow`."),
+        ("x: slow. See `poller help efax-slow`", "x: slow. See `poller help efax-slow`."),
+    ],
+)
+def test_a_sentence_ends_with_one_topic_and_the_more_special_one_stays(
+    words: str, told: str
+) -> None:
+    assert see(words, "disk-full") == told

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
+from poller import manual
 from poller.simulator import Faults, Simulator
 from tests.acceptance.installation import APP, KEY_VARIABLE, Installation, own_port, populated
 
@@ -155,12 +156,14 @@ def test_every_alarm_has_a_test_in_which_it_is_raised() -> None:
     assert raised == {alert["alert"] for alert in alerts()}
 
 
-def test_every_alarm_has_a_severity_and_says_what_to_do_and_where_to_read_more() -> None:
+def test_every_alarm_has_a_severity_and_ends_with_the_topic_that_names_it() -> None:
     for alert in alerts():
+        told = alert["annotations"]
         assert alert["labels"]["severity"] in {"critical", "warning"}
-        assert alert["annotations"]["summary"]
-        named = re.findall(r'"(\w.*?)"', alert["annotations"]["description"])
-        assert named, alert["alert"]
+        assert told["summary"]
+        topic = told["runbook"].removeprefix("poller help ")
+        assert told["description"].endswith(f". See `poller help {topic}`."), alert["alert"]
+        assert f"`{alert['alert']}`" in manual.text(topic)
 
 
 def test_every_alarm_has_a_row_in_the_manual() -> None:
