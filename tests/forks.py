@@ -8,13 +8,17 @@ import asyncio
 import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+from tests.compiled import library
 
 _LINE_MAX = 1 << 20
 _NOTHING: Mapping[str, Any] = {}
@@ -132,8 +136,16 @@ async def _reader(fd: int) -> asyncio.StreamReader:
 
 
 @cache
-def forks() -> Forks:
-    """The fork server of this process; it is started with the first command."""
-    running = Forks()
+def forks(source: Path | None = None) -> Forks:
+    """Give the fork server of this process, which is started with the first command.
+
+    `source` is the C source of a library to preload. Skips the test visibly if there is no C compiler.
+    """
+    built = None
+    if source is not None:
+        directory = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, directory)
+        built = library(source, Path(directory))
+    running = Forks(built)
     atexit.register(running.close)
     return running

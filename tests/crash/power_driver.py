@@ -1,8 +1,7 @@
-"""Run the real program recorded, with a planted bug, or many times from one warm process.
+"""What is done in a fork before a run that is recorded, or that has a planted bug.
 
-It reads one line each: a directory, how names are given, and the name of a bug (or none). It forks,
-runs `poller once` in the directory and answers with the exit code. With record.c preloaded, the run
-is recorded; each of the program's own fsyncs tells the recorder which place in the code wants it.
+With record.c preloaded the run is recorded; each of the program's own fsyncs tells the recorder
+which place in the code asked for it.
 """
 
 import ctypes
@@ -13,13 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import poller.cli.once_command  # noqa: F401 (so that it is loaded once)
-from poller.cli import main
 from poller.ledger import Ledger, jobs
 from poller.ledger.sqlite import engine
 from tests.crash import planted
 
-ONCE = ["once", "--json", "-c", "poller.yaml"]
 _PRODUCT = f"{os.sep}poller{os.sep}"
 
 
@@ -74,35 +70,10 @@ BUGS: dict[str, Callable[[], None]] = {
 }
 
 
-def serve() -> int:
-    for line in sys.stdin:
-        directory, way, bug = line.rstrip("\n").split("\t")
-        child = os.fork()
-        if not child:
-            if way == "link":
-                planted.without_rename()
-            os._exit(_run_in(Path(directory), bug))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    return 0
-
-
-def _run_in(directory: Path, bug: str) -> int:
-    os.chdir(directory)
-    for fd, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), fd)
-    try:
-        if "LD_PRELOAD" in os.environ:
-            _record()
-        if bug:
-            BUGS[bug]()
-        code = main(ONCE)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 99
-    sys.stderr.flush()
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(serve())
+def prepare(run: dict[str, str]) -> None:
+    """Record what is done in the working directory, with a `bug` planted unless it is empty."""
+    if run["way"] == "link":
+        planted.without_rename()
+    _record()
+    if run["bug"]:
+        BUGS[run["bug"]]()

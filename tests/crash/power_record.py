@@ -3,10 +3,8 @@
 import asyncio
 import itertools
 import json
-import os
 import shutil
 import stat
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,18 +14,13 @@ from typing import Any
 
 from poller.simulator import Simulator, Switches
 from tests.acceptance.installation import APP, KEY, KEY_VARIABLE, USERS, account, populated
-from tests.compiled import library
 from tests.crash.power_model import Call, Found, read_record
 from tests.crash.power_rules import LEDGER, STORAGE, Ledgers, Served
+from tests.forks import Forks, forks
 
 _SOURCE = Path(__file__).with_name("record.c")
 _HANG_TIMEOUT_S = 180.0
 NOTHING = Found({}, {})
-
-
-def build_recorder(directory: Path) -> Path:
-    """Compile record.c; skip the test visibly if there is no C compiler."""
-    return library(_SOURCE, directory)
 
 
 @asynccontextmanager
@@ -84,14 +77,14 @@ class Run:
 
 
 class Program:
-    """The real program, loaded once, run cheaply in any directory, and recorded."""
+    """The real program, loaded once, run cheaply in any directory, and recorded.
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, simulator: Simulator, scratch: Path, way: str
-    ) -> None:
+    `way` "link": its file system cannot rename without replacing.
+    """
+
+    def __init__(self, simulator: Simulator, scratch: Path, way: str) -> None:
         self.simulator = simulator
         self._way = way
-        self._process = process
         self.scratch = scratch
         self._numbers = itertools.count()
 
@@ -102,12 +95,16 @@ class Program:
         disk.mkdir(parents=True)
         found.materialise(disk)
         (root / "poller.yaml").write_text(_below(disk, configuration(self.simulator.base_url)))
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{root}\t{self._way}\t{bug}\n".encode())
+        server = recorded()
+        fork = await server.start(
+            ("once", "--json", "-c", "poller.yaml"),
+            root,
+            {**server.environ, KEY_VARIABLE: KEY},
+            {"tests.crash.power_driver:prepare": {"way": self._way, "bug": bug}},
+        )
         async with asyncio.timeout(_HANG_TIMEOUT_S):
-            code = int(await self._process.stdout.readline())
-        said = (root / "err").read_text() + (root / "out").read_text()
+            out, err = await fork.communicate()
+        code, said = await fork.wait(), (err + out).decode()
         run = Run(disk, found, look(disk), read_record(root / "record"), code, said)
         shutil.rmtree(root)
         return run
@@ -120,29 +117,9 @@ def _below(disk: Path, text: str) -> str:
     )
 
 
-@asynccontextmanager
-async def program(
-    simulator: Simulator, recorder: Path, scratch: Path, way: str = "rename"
-) -> AsyncIterator[Program]:
-    """Return the real program; with `way` "link", its file system cannot rename without replacing."""
-    environment = {
-        **os.environ,
-        KEY_VARIABLE: KEY,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "LD_PRELOAD": str(recorder),
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.crash.power_driver"),
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Program(process, simulator, scratch, way)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
+def recorded() -> Forks:
+    """Give the fork server with the recorder."""
+    return forks(_SOURCE)
 
 
 def look(disk: Path) -> Found:

@@ -1,17 +1,12 @@
 """Runs of poller's commands with the shim in them, to be broken."""
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 
-from tests.compiled import library
-from tests.forks import Forks
+from tests.forks import Forks, forks
 
-HERE = Path(__file__).parent
+_SHIM = Path(__file__).with_name("shim.c")
 PATIENCE_S = 300
 
 
@@ -59,11 +54,6 @@ async def carry_out(order: Order) -> tuple[int, str, str]:
     return await fork.wait(), out.decode(), err.decode()
 
 
-@cache
 def shimmed() -> Forks:
-    """The fork server with the shim; skips the test visibly where there is no C compiler."""
-    directory = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, directory)
-    server = Forks(library(HERE / "shim.c", Path(directory)))
-    atexit.register(server.close)
-    return server
+    """Give the fork server with the shim."""
+    return forks(_SHIM)

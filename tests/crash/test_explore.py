@@ -1,15 +1,18 @@
-"""A sample of the crash points in every run; `python -m tests.crash.explore` visits all of them."""
+"""A sample of the crash points in every run, more with POLLER_EXHAUSTIVE=1.
+
+`python -m tests.crash.explore` visits them all.
+"""
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.crash.explore import (
+    FAULTS,
     WAYS,
     Explorer,
     Point,
@@ -22,106 +25,127 @@ from tests.crash.explore import (
 )
 from tests.crash.runs import After, shimmed
 from tests.crash.scenario import FIRST, SECOND, SENT, Moment
+from tests.exhaustive import EXHAUSTIVE, sample
 
-pytestmark = pytest.mark.timeout(600)
+# On one worker, so that the runs without a fault are made once.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("explore")]
 MOMENTS = (FIRST, SECOND)
 Calls = dict[Moment, list[str]]
 
 
-def _explore(
-    work: Callable[[Explorer, Calls], Coroutine[Any, Any, None]], way: str = "rename"
-) -> None:
-    async def with_its_calls(explorer: Explorer) -> None:
-        await work(explorer, {moment: await explorer.calls_of(moment) for moment in MOMENTS})
-
-    _explored(with_its_calls, way)
-
-
-def _explored(work: Callable[[Explorer], Coroutine[Any, Any, None]], way: str = "rename") -> None:
-    async def all_of_it() -> None:
-        with tempfile.TemporaryDirectory(dir=in_memory()) as name:
-            await work(Explorer(Path(name), way))
-
+@pytest.fixture(scope="module")
+def explorers() -> Iterator[dict[str, Explorer]]:
+    """One for each way of giving names."""
     shimmed()  # or skipped
-    asyncio.run(all_of_it())
+    with tempfile.TemporaryDirectory(dir=in_memory()) as name:
+        for way in WAYS:
+            (Path(name) / way).mkdir()
+        yield {way: Explorer(Path(name) / way, way) for way in WAYS}
+
+
+@pytest.fixture(scope="module")
+def calls(explorers: dict[str, Explorer]) -> dict[str, Calls]:
+    """What the runs without a fault change on the disk, by way."""
+
+    async def made(explorer: Explorer) -> Calls:
+        return {moment: await explorer.calls_of(moment) for moment in MOMENTS}
+
+    return {way: asyncio.run(made(explorer)) for way, explorer in explorers.items()}
+
+
+def _some(points: list[Point], count: int, way: str) -> list[Point]:
+    """Choose some, others for each way; all of them where all are tried."""
+    return points if EXHAUSTIVE else sample(points[list(WAYS).index(way) :: len(WAYS)], count)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_runs_make_every_kind_of_call_in_their_hundreds(way: str) -> None:
-    async def look(_: Explorer, calls: Calls) -> None:
-        assert sum(map(len, calls.values())) > 796
-        kinds = {call.split(" ")[1] for call in calls[FIRST]}
-        assert kinds >= {"create", "write", "pwrite", "fsync", "fdatasync", way, "unlink"}
-        assert kinds >= {"mkdir", "ftruncate", "fchmod", "close"}
-        # The quarantined fax keeps evidence, the damaged one its file, TIFF its name.
-        paths = "\n".join([*calls[FIRST], *calls[SECOND]])
-        assert all(part in paths for part in ("evidence/", "f-damaged.tif", "f-00.pdf", "f-late"))
-
-    _explore(look, way)
+def test_the_runs_make_every_kind_of_call_in_their_hundreds(
+    calls: dict[str, Calls], way: str
+) -> None:
+    made = calls[way]
+    assert sum(map(len, made.values())) > 796
+    kinds = {call.split(" ")[1] for call in made[FIRST]}
+    assert kinds >= {"create", "write", "pwrite", "fsync", "fdatasync", way, "unlink"}
+    assert kinds >= {"mkdir", "ftruncate", "fchmod", "close"}
+    # The quarantined fax keeps evidence, the damaged one its file, TIFF its name.
+    paths = "\n".join([*made[FIRST], *made[SECOND]])
+    assert all(part in paths for part in ("evidence/", "f-damaged.tif", "f-00.pdf", "f-late"))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(way: str) -> None:
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [point for moment in MOMENTS for point in kills(moment, calls[moment])[7::149]]
-        for moment in MOMENTS:
-            points += around_visible(moment, calls[moment], 6)
-        reached, wrong = await explored(explorer, points)
-        assert not wrong
-        assert reached > len(points) * 0.8
-
-    _explore(look, way)
+def test_a_kill_at_a_sample_of_calls_loses_doubles_and_halves_nothing(
+    explorers: dict[str, Explorer], calls: dict[str, Calls], way: str
+) -> None:
+    points: list[Point] = []
+    for moment, made in calls[way].items():
+        points += _some(kills(moment, made)[7::149], 2, way)
+        points += _some(around_visible(moment, made, 6), 3, way)
+    reached, wrong = asyncio.run(explored(explorers[way], points))
+    assert not wrong
+    assert reached > len(points) * 0.7
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_taken_between_a_kill_and_the_next_start_is_not_delivered_again(
-    way: str,
+    explorers: dict[str, Explorer], way: str
 ) -> None:
-    async def look(explorer: Explorer) -> None:
-        points = [
-            Point(FIRST, 0, taken=True, after=After(way, ".json", nth, more))
-            for nth in (1, 2, 3)
-            for more in range(4)
-        ]
-        reached, wrong = await explored(explorer, points)
-        assert not wrong
-        assert reached == len(points)
-
-    _explored(look, way)
+    points = [
+        Point(FIRST, 0, taken=True, after=After(way, ".json", nth, more))
+        for nth in ((1, 2, 3) if EXHAUSTIVE else (2,))
+        for more in range(4)
+    ]
+    reached, wrong = asyncio.run(explored(explorers[way], points))
+    assert not wrong
+    assert reached == len(points)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(way: str) -> None:
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [p for m in MOMENTS for p in double_kills(m, calls[m], every=397)[1::3]]
-        _, wrong = await explored(explorer, points)
-        assert not wrong
-
-    _explore(look, way)
+def test_a_kill_during_the_recovery_from_a_kill_is_recovered_from(
+    explorers: dict[str, Explorer], calls: dict[str, Calls], way: str
+) -> None:
+    points: list[Point] = []
+    for moment, made in calls[way].items():
+        points += _some(double_kills(moment, made, every=397)[1::3], 1, way)
+    _, wrong = asyncio.run(explored(explorers[way], points))
+    assert points
+    assert not wrong
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(way: str) -> None:
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [p for m in MOMENTS for p in faults(m, calls[m], every_sticky=20)[5::499]]
-        _, wrong = await explored(explorer, points)
-        assert not wrong
+def test_a_fault_at_a_sample_of_calls_is_survived_or_said_and_heals(
+    explorers: dict[str, Explorer], calls: dict[str, Calls], way: str
+) -> None:
+    points: list[Point] = []
+    for moment, made in calls[way].items():
+        every = faults(moment, made, every_sticky=20)
+        points += every[5::499] if EXHAUSTIVE else _each_kind_once(every, moment, way)
+    _, wrong = asyncio.run(explored(explorers[way], points))
+    assert points
+    assert not wrong
 
-    _explore(look, way)
+
+def _each_kind_once(points: list[Point], moment: Moment, way: str) -> list[Point]:
+    """One point of a quarter of the kinds: both moments, in both ways, have them all."""
+    quarter = 2 * list(WAYS).index(way) + MOMENTS.index(moment)
+    mine = [kind for at, kind in enumerate(FAULTS) if at % 4 == quarter]
+    return [sample([p for p in points if p.act == kind], 1)[0] for kind in mine]
 
 
-def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_nothing() -> None:
-    async def look(explorer: Explorer, calls: Calls) -> None:
-        points = [Point(m, at, "child") for m in MOMENTS for at in _while_checked(calls[m])[::7]]
-        _, wrong = await explored(explorer, points)
-        assert points
-        assert not wrong
-
-    _explore(look)
+def test_a_kill_of_the_process_that_checks_documents_at_a_sample_of_calls_costs_nothing(
+    explorers: dict[str, Explorer], calls: dict[str, Calls]
+) -> None:
+    points = [
+        Point(moment, at, "child")
+        for moment, made in calls["rename"].items()
+        for at in sample(_while_checked(made)[::7], 2)
+    ]
+    _, wrong = asyncio.run(explored(explorers["rename"], points))
+    assert points
+    assert not wrong
 
 
 def _while_checked(calls: list[str]) -> list[int]:
-    """The calls around a document check: the image is written, and then synced."""
+    """The calls just before and after a document is checked: its image is written, and then synced."""
     split = [call.split(" ", 2) for call in calls]
     return [
         int(n) for n, kind, path in split if kind in ("write", "fsync") and "/faxes/main" in path
@@ -144,21 +168,18 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS if EXHAUSTIVE else ["rename"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_found(name: str, way: str) -> None:
-    _is_found(name, way, *PLANTED[name])
+def test_a_planted_bug_is_found(explorers: dict[str, Explorer], name: str, way: str) -> None:
+    assert _found(explorers[way], name, *PLANTED[name])
 
 
-def _is_found(name: str, way: str, said: str, point: Point) -> None:
-    after = point.after and replace(point.after, call=point.after.call or way)
-
-    async def look(explorer: Explorer) -> None:
-        bug = replace(point, after=after, planted=f"tests.crash.planted:{name}")
-        _, found = await explorer.broken(bug)
-        assert any(said in one for one in found), found
-
-    _explored(look, way)
+def _found(explorer: Explorer, name: str, said: str, point: Point) -> bool:
+    after = point.after and replace(point.after, call=point.after.call or explorer.way)
+    bug = replace(point, after=after, planted=f"tests.crash.planted:{name}")
+    _, found = asyncio.run(explorer.broken(bug))
+    print(*found, sep="\n")
+    return any(said in one for one in found)
 
 
 # -- sent faxes, and sidecars that come alone ------------------------------------------------------
@@ -168,32 +189,29 @@ HIDDEN, SHOWN = "s-error.alone", "s-error.json"
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_kill_around_a_sidecar_alone_loses_doubles_and_halves_nothing(
-    way: str,
+    explorers: dict[str, Explorer], way: str
 ) -> None:
-    async def look(explorer: Explorer) -> None:
-        calls = await explorer.calls_of(SENT)
-        assert all(any(name in call for call in calls) for name in (HIDDEN, SHOWN, "s-image.pdf"))
-        names = (HIDDEN, SHOWN) if way == "rename" else (SHOWN,)
-        points = [
-            Point(SENT, 0, after=After(way, name, 1, more)) for name in names for more in (0, 1, 3)
-        ]
-        reached, wrong = await explored(explorer, points)
-        assert not wrong
-        assert reached == len(points)
-
-    _explored(look, way)
+    calls = asyncio.run(explorers[way].calls_of(SENT))
+    assert all(any(name in call for call in calls) for name in (HIDDEN, SHOWN, "s-image.pdf"))
+    names = (HIDDEN, SHOWN) if way == "rename" else (SHOWN,)
+    points = [
+        Point(SENT, 0, after=After(way, name, 1, more)) for name in names for more in (0, 1, 3)
+    ]
+    points = _some(points, 2, way)
+    reached, wrong = asyncio.run(explored(explorers[way], points))
+    assert not wrong
+    assert reached == len(points)
 
 
-def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again() -> None:
-    async def look(explorer: Explorer) -> None:
-        points = [
-            Point(SENT, 0, taken=True, after=After("rename", SHOWN, 1, more)) for more in (0, 1, 3)
-        ]
-        reached, wrong = await explored(explorer, points)
-        assert not wrong
-        assert reached == len(points)
-
-    _explored(look)
+def test_a_sidecar_alone_that_is_taken_after_a_kill_is_not_delivered_again(
+    explorers: dict[str, Explorer],
+) -> None:
+    points = [
+        Point(SENT, 0, taken=True, after=After("rename", SHOWN, 1, more)) for more in (0, 1, 3)
+    ]
+    reached, wrong = asyncio.run(explored(explorers["rename"], points))
+    assert not wrong
+    assert reached == len(points)
 
 
 PLANTED_ALONE = {
@@ -208,5 +226,7 @@ PLANTED_ALONE = {
 
 
 @pytest.mark.parametrize("name", PLANTED_ALONE)
-def test_a_planted_bug_of_a_sidecar_alone_is_found(name: str) -> None:
-    _is_found(name, "rename", *PLANTED_ALONE[name])
+def test_a_planted_bug_of_a_sidecar_alone_is_found(
+    explorers: dict[str, Explorer], name: str
+) -> None:
+    assert _found(explorers["rename"], name, *PLANTED_ALONE[name])

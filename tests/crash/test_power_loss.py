@@ -17,10 +17,9 @@ from tests.crash.power_record import (
     NOTHING,
     Program,
     Run,
-    build_recorder,
     efax,
     ledgers,
-    program,
+    recorded,
     served,
 )
 from tests.crash.power_rules import LEDGER, Judge, Promises
@@ -33,6 +32,7 @@ SAMPLES_FOR_A_BUG = 12
 RESTARTS = 300 if EXHAUSTIVE else 10
 KILLS = 40 if EXHAUSTIVE else 1
 SEED = 1
+WAYS = ["rename", "link"]
 
 # These find out whether this file system can do it at all; nothing that is kept depends on them.
 ONLY_PROBES = {
@@ -43,11 +43,6 @@ ONLY_PROBES = {
 LATER_PROBES = {"store/marker.py:_try_a_file from store/marker.py:_takes_a_file"}
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
-
-
-@pytest.fixture(scope="module")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_recorder(tmp_path_factory.mktemp("recorder"))
 
 
 @dataclass
@@ -80,10 +75,11 @@ class Lab:
             assert row["state"] != "stored" or after[fax_id]["sha256"] == row["sha256"], why
 
 
-@pytest.fixture(params=["rename", "link"])
-async def lab(tmp_path: Path, recorder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
-    runs = tmp_path / "runs"
-    async with efax() as simulator, program(simulator, recorder, runs, request.param) as poller:
+@pytest.fixture(params=WAYS)
+async def lab(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    recorded()  # or skipped
+    async with efax() as simulator:
+        poller = Program(simulator, tmp_path / "runs", request.param)
         yield Lab(poller, Judge(ledgers(tmp_path / "ledger"), lambda: served(simulator)))
 
 
@@ -148,6 +144,7 @@ def _without_line(runtime: str) -> str:
     return f"{where.rpartition(':')[0]} from {caller}"
 
 
+@pytest.mark.parametrize("lab", WAYS if EXHAUSTIVE else WAYS[:1], indirect=True)
 @pytest.mark.parametrize("bug", BUGS)
 async def test_weaker_order_is_found(lab: Lab, bug: str) -> None:
     assert lab.finds(await _run(lab, bug=bug))
