@@ -131,7 +131,7 @@ class Speeds:
             "stored_per_hour": per_hour(await self._count(streams.stored_since, mine, over), over),
             # Many at once, as at the first list, are no pace.
             "discovered_per_hour": await self._count(streams.discovered_since, mine, _HOUR),
-            "pending_s": seconds,
+            "pending_s": seconds if left.faxes else 0.0,
             "catching_up": catching_up,
         }
 

@@ -69,5 +69,5 @@ class Slowness:
                 continue
             middle = median(seconds for _, seconds in answers)
             if middle >= _SLOW_S[call]:
-                slow.append((middle / _SLOW_S[call], Slow(call.value, middle)))
+                slow.append((middle / _SLOW_S[call], Slow(call.value, round(middle, 1))))
         return max(slow, key=lambda one: one[0])[1] if slow else None

@@ -77,6 +77,7 @@ async def test_a_first_start_catches_up_until_every_look_back_is_listed(
     watched: Watched, runtime: Runtime, clock: QuickClock
 ) -> None:
     assert await watched.catching_up() == (0, 16)  # two users, eight lists each
+    assert (await watched.account())["pending_s"] == 0.0  # no fax is known yet
     _, state = parts(runtime)
     account = runtime.accounts[APP]
     await account.poll(state, until=clock.monotonic())  # its newest slice, and no time for more
