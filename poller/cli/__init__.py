@@ -1,4 +1,4 @@
-"""The commands; the only place that puts the parts together."""
+"""The commands, and the only package that puts the parts together."""
 
 import io
 import signal
@@ -11,12 +11,12 @@ from poller.errors import PollerError
 
 
 def entry() -> int:
-    """Run the command `poller`; it ends also when a thread hangs in a dead disk."""
+    """Run the command `poller`, and end even if a thread hangs on a dead disk."""
     try:
         code = main()
-    except SystemExit as usage:  # of argparse
+    except SystemExit as usage:  # from argparse
         code = int(usage.code or 0)
-    # What is left is to end, and Python would show where in it Ctrl-C came.
+    # Only the exit is left: another Ctrl-C would make Python print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threading.active_count() == 1:
         return code
@@ -26,14 +26,14 @@ def entry() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Whatever goes wrong is one sentence on stderr."""
+    """Run one command and return its exit code. Print every error as one sentence on stderr."""
     stdio.prepare()
     try:
         try:
             return _answered(sys.argv[1:] if argv is None else argv)
         finally:
-            stdio.flush()  # the interpreter would do it at its end, and complain
-    except BrokenPipeError:  # whoever read our output has gone
+            stdio.flush()  # or the interpreter does it at exit, and complains
+    except BrokenPipeError:  # the reader of our output has gone
         stdio.give_up()
         return 141
     except OSError as error:
@@ -52,17 +52,17 @@ def _answered(words: Sequence[str]) -> int:
         options = vars(commands.build(words).parse_args(words))
         name = options.pop("command")
         if name == "run":
-            # It would end the process until the loop handles it, and the imports take a while.
+            # Until the loop handles SIGHUP it would kill the process, and the imports take a while.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _log_to_stderr()
         return commands.run(name, options)
     except PollerError as error:
         stdio.complain(_told(error, name))
         return error.exit_code
-    except BrokenPipeError:  # of stdout: every other one is met where it comes up
+    except BrokenPipeError:  # from stdout: all others are handled where they occur
         raise
-    except Exception as bug:  # noqa: BLE001 - the last place that can say it in a sentence
-        stdio.flush()  # raises, mostly, where it was stdout that failed
+    except Exception as bug:  # noqa: BLE001 - the last place that can turn it into a sentence
+        stdio.flush()  # usually raises if stdout caused the error
         return bugs.report(bug, name)
 
 
@@ -76,7 +76,7 @@ def _told(error: PollerError, command: str) -> str:
 
 
 def _log_to_stderr() -> None:
-    """Redact what libraries and threads say, until the command starts a log, if it has one."""
+    """Redact what libraries and threads log until the command starts a log, if it has one."""
     from poller import log
 
     log.configure("warning", "console", None, sys.stderr or io.StringIO())

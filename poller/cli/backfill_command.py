@@ -1,4 +1,4 @@
-"""`poller backfill`: list an old window once more, and fetch what was not known."""
+"""`poller backfill`: list an old window again and fetch the faxes that are new."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ from poller.status import instant
 from poller.stream import label
 from poller.window import Coverage, Interval
 
-_HANG_TIMEOUT_S = 2 * BACKFILL_CAP.total_seconds()  # it may do nothing between two attempts
+_HANG_TIMEOUT_S = 2 * BACKFILL_CAP.total_seconds()  # between two attempts it may be idle
 _CANCELLED = "it was cancelled"
 _FIGURES = ("discovered", "stored", "pending", "failed")
 
@@ -39,7 +39,7 @@ def backfill(
     cancel: bool,
     as_json: bool,
 ) -> int:
-    """List and fetch an old window; beside a service that does it. Raises UsageError (2), NotDone (1)."""
+    """List and fetch an old window, or have a running service do it. Raises UsageError, NotDone."""
     if cancel:
         return _cancel(paths, key, (start, end), as_json=as_json)
     if start is None or end is None:
@@ -48,7 +48,7 @@ def backfill(
     require_configured(settings, key)
     window = _window(start, end)
     if not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before anything is touched
+        bootstrap.read_all_secrets(settings)  # before it changes anything
     report = work_or_follow(
         settings,
         "backfill",
@@ -64,12 +64,12 @@ def backfill(
 def _cancel(
     paths: Sequence[Path], key: str, window: tuple[object, object], *, as_json: bool
 ) -> int:
-    """End all backfills of a user that wait, beside a service too. Raises NotDone (1)."""
+    """Cancel a user's waiting backfills, also beside a running service. Raises NotDone (1)."""
     if window != (None, None):
-        raise UsageError("--cancel ends all backfills of the user; it takes no --from or --to")
+        raise UsageError("--cancel ends all of the user's backfills; leave out --from and --to")
     ended = asyncio.run(_withdraw(bootstrap.load(paths), key))
     if not ended:
-        raise NotDone(f"{key} has no backfill that waits; `poller status` shows them")
+        raise NotDone(f"{key} has no waiting backfill; `poller status` lists those of all users")
     answer(
         {"cancelled": [one.window for one in ended]},
         lambda: print(*(f"cancelled  {_from_to(one.window)}" for one in ended), sep="\n"),
@@ -90,7 +90,7 @@ def _window(start: datetime, end: datetime) -> Interval:
     if start >= bootstrap.now():
         raise UsageError("--from is in the future")
     if end > bootstrap.now():
-        raise UsageError("--to is in the future: the polls list what arrives from now on")
+        raise UsageError("--to is in the future; polls list the faxes that arrive from now on")
     return Interval(start, end)
 
 
@@ -107,17 +107,19 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
         rows = await ledger.read(streams.all_streams, include_removed=False)
         known = [row.id for row in rows if (row.app_id, row.user_id, row.direction) == wanted]
         if not known:
-            raise NotDone(f"the running service does not know {key} yet: reload it first")
+            raise NotDone(
+                f"the running service does not know {key} yet: `systemctl reload poller` first"
+            )
         asked = await ledger.write(backfills.ask, known[0], window, bootstrap.now())
         print(
-            "The running service does it, and continues if this command is interrupted.",
+            "The running service does the backfill, even if you interrupt this command.",
             file=sys.stderr,
         )
 
         async def look() -> tuple[float, float, str]:
             if (await ledger.read(streams.one, known[0])).removed:
                 raise NotDone(
-                    f"the service was reloaded without {key}; what is left waits until the user is "
+                    f"the service was reloaded without {key}; the rest waits until the user is "
                     "configured again"
                 )
             return await _progress(ledger, asked)
@@ -132,7 +134,7 @@ async def _follow(settings: Config, key: str, window: Interval) -> dict[str, Any
 
 
 async def _progress(ledger: Ledger, asked: Backfill) -> tuple[float, float, str]:
-    """Listing is counted by time, with a second for each fax that is to be tried yet."""
+    """Measure listing in seconds of the window, and count one second per fax still to be tried."""
     now = await ledger.read(backfills.one, asked.id)
     found = await ledger.read(backfills.found, asked.id)
     left_s = 0.0 if now.rest is None or now.withdrawn else now.rest.length.total_seconds()
@@ -145,7 +147,7 @@ async def _progress(ledger: Ledger, asked: Backfill) -> tuple[float, float, str]
 async def _report(
     ledger: Ledger, key: str, asked: Backfill, *, by_daemon: bool, stopped: str | None
 ) -> dict[str, Any]:
-    """Give the JSON of `backfill`; `stopped` is why it is not through."""
+    """Return the JSON of `backfill`; `stopped` is why it did not finish."""
     now = await ledger.read(backfills.one, asked.id)
     found = await ledger.read(backfills.found, asked.id)
     account, _, user = key.partition("/")
@@ -186,11 +188,11 @@ async def _work(key: str, window: Interval, runtime: Runtime) -> dict[str, Any]:
 
 
 async def _list(account: AccountRunner, state: StreamState) -> str | None:
-    """List until it is through; the reason when eFax does not serve us now: the request stays."""
+    """List to the end, or return why eFax does not serve us now; the request then stays."""
     while state.progress.backfill_waits:
         error = (await account.backfill(state)).error
         if error is not None:
-            return f"{error} The next run, or the same command again, continues from here"
+            return f"{error} The next run continues from here, or repeat this command"
         if state.progress.backfill_waits:
             clock = account.services.clock
             await clock.sleep(max(0.0, state.backfill_not_before - clock.monotonic()))
@@ -199,12 +201,12 @@ async def _list(account: AccountRunner, state: StreamState) -> str | None:
 
 async def _show(ledger: Ledger, asked: Backfill, show: Advance) -> None:
     while True:
-        with suppress(LedgerUnavailable):  # whoever writes to it says so
+        with suppress(LedgerUnavailable):  # the code that writes to it reports this
             show(*await _progress(ledger, asked))
         await asyncio.sleep(1.0)
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- the output ------------------------------------------------------------------------------------
 
 
 def _from_to(interval: Interval) -> str:
@@ -221,7 +223,7 @@ def _print(report: dict[str, Any]) -> None:
             say(f"not listed  {_from_to(interval)}: {reason}", "bold red")
     if report["left"] is not None:
         is_cancelled = report["stopped"] == _CANCELLED
-        left = "not listed any more" if is_cancelled else "still to be listed"
+        left = "will not be listed" if is_cancelled else "still to be listed"
         say(f"{left}  {_from_to(report['left'])}", "bold red")
     if report["stopped"] is not None:
         say(report["stopped"], "bold red")

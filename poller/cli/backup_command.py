@@ -1,4 +1,4 @@
-"""`poller backup`: a copy of the ledger, beside a running service or without one."""
+"""`poller backup`: copy the ledger, with or without a running service."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from poller.ledger import backend_at
 
 
 def backup(paths: Sequence[Path], *, target: Path) -> int:
-    """Write the copy and say so; CannotStart or LedgerUnavailable (73) when it cannot be made."""
+    """Write the copy and print its size. Raises CannotStart or LedgerUnavailable (73)."""
     target = target.absolute()
     settings, owner = bootstrap.load_as_owner(paths)
     try:
@@ -19,8 +19,8 @@ def backup(paths: Sequence[Path], *, target: Path) -> int:
         if owner is None or not isinstance(error.__cause__, PermissionError):
             raise
         raise LedgerUnavailable(
-            f"user {owner}, which this command became because it owns the state, cannot write "
-            f"{target}: name a directory where that user may write"
+            f"this command runs as user {owner}, who owns the state, and {owner} cannot write "
+            f"{target}: name a directory where {owner} may write"
         ) from error
-    print(f"Wrote {target}: {size} bytes, checked through.")
+    print(f"Wrote {target}: {size} bytes, checked to the end.")
     return 0

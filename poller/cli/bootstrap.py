@@ -1,4 +1,4 @@
-"""What most commands begin with: configuration, the right user, the log, the lock."""
+"""The first steps of most commands: configuration, the right user, the log, the lock."""
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -25,13 +25,13 @@ def load(paths: Sequence[Path]) -> Config:
 
 
 def load_as_owner(paths: Sequence[Path]) -> tuple[Config, str | None]:
-    """As `load`, and the name of the user that a command of root became."""
+    """Do the same as `load`; also return the name of the user that root's command became."""
     settings = config.load(list(paths) or [DEFAULT_CONFIG])
     return settings, become_owner(settings.state_directory)
 
 
 def start_log(settings: Config, stream: TextIO | None = None, level: Level | None = None) -> None:
-    """Log to `stream` (stdout) as configured; the state lock must be held, a missing key is made."""
+    """Log to `stream` (stdout) as configured, with a new key if there is none. Hold the state lock."""
     log.configure(
         level or settings.log.level,
         settings.log.format,
@@ -42,9 +42,9 @@ def start_log(settings: Config, stream: TextIO | None = None, level: Level | Non
 
 
 def read_all_secrets(settings: Config) -> None:
-    """Find out before anything is touched whether all secrets can be had, and say what is odd.
+    """Read every secret before the command changes anything, and warn about odd ones.
 
-    Raises ConfigError with every one that cannot.
+    Raises ConfigError with every secret that cannot be read.
     """
     if problems := unreadable(settings.secrets):
         raise ConfigError(problems)
@@ -54,7 +54,7 @@ def read_all_secrets(settings: Config) -> None:
 
 
 def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
-    """Say which of these secrets cannot be had, and why."""
+    """Return a problem for each of these secrets that cannot be read."""
     problems: list[Problem] = []
     for reference in references:
         try:
@@ -66,7 +66,7 @@ def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
 
 @asynccontextmanager
 async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Ledger]:
-    """Open the ledger beside a daemon that may be running; CannotStart when there is none yet."""
+    """Open the ledger, with or without a running daemon. Raises CannotStart if there is none yet."""
     async with await Ledger.open(
         settings.state_url, directory=settings.state_directory, create=False, readonly=readonly
     ) as ledger:
@@ -74,9 +74,9 @@ async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Le
 
 
 async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False) -> dict[str, Any]:
-    """Look at the storage, and at the ledger's disk: usable, why not, free bytes.
+    """Look at the storage and at the ledger's disk: usable, why not, free bytes.
 
-    `shortly`: beside a running service, which has tried for itself what a delivery needs.
+    `shortly`: skip the trial of each step; a running service has made it already.
     """
     free = None
     try:
@@ -91,7 +91,7 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 
 
 def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) -> dict[str, Any]:
-    """Give what the status shows of the storage; `reason` is why it is unusable."""
+    """Return the status's `storage` object; `reason` is why the storage is unusable."""
     return {
         "directory": store_of(settings.storage).where(),
         "usable": reason is None,
@@ -102,7 +102,7 @@ def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) 
 
 
 def is_running(settings: Config) -> bool:
-    """Whether the service runs; `once` and others that hold the state do not count."""
+    """Return whether the service runs; `once` and other holders of the state do not count."""
     return lock.holder(settings.state_directory) == lock.DAEMON
 
 

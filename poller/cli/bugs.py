@@ -1,6 +1,6 @@
-"""A command that meets a bug says so in one sentence, which shows where, and nothing private.
+"""Report a bug in one sentence that shows where it is and nothing private.
 
-Python's own traceback may quote what patients sent, and tells an operator nothing.
+Python's traceback may quote a patient's data, and it does not help an operator.
 """
 
 import errno
@@ -17,7 +17,7 @@ _HAVE_A_LOG = ("run", "once", "backfill", "verify")
 
 
 def report(bug: Exception, command: str) -> int:
-    """Say that `command` met a bug, or ran out of memory; the exit code."""
+    """Print that `command` met a bug or ran out of memory, and return the exit code."""
     try:
         if _is_lack(bug):
             stdio.complain(f"poller: the limits on memory and threads are too low for `{command}`.")
@@ -25,18 +25,18 @@ def report(bug: Exception, command: str) -> int:
             stdio.complain("poller: this locale cannot name a file; start with LC_ALL=C.UTF-8.")
         else:
             _report(bug, command)
-    except Exception:  # noqa: BLE001 - memory may be short; what is left to say needs none
-        stdio.complain("poller: ended by an error that nobody expected.")
+    except Exception:  # noqa: BLE001 - memory may be short; this sentence needs none
+        stdio.complain("poller: an unexpected error ended the command.")
     return 1
 
 
 def _report(bug: Exception, command: str) -> None:
-    # Whoever only asks for help need not wait for them.
+    # Imported here so that `--help` does not wait for them.
     from poller import VERSION, events, log
     from poller.log.redaction import message_of
 
     if command in _HAVE_A_LOG:
-        what = "A command ended by an error that nobody expected."
+        what = "An unexpected error ended a command."
         log.say(events.InternalError(what, bug))
     what = " ".join(log.redact(f"{type(bug).__name__}: {message_of(bug)}").split())
     stdio.complain(
@@ -47,7 +47,7 @@ def _report(bug: Exception, command: str) -> None:
 
 
 def _where(bug: Exception) -> str:
-    """The way to the error, innermost first: files, lines and functions, no values."""
+    """Return the path to the error, innermost first: files, lines and functions, no values."""
     frames = traceback.extract_tb(bug.__traceback__)[-_FRAMES:]
     return " < ".join(f"{_file(one.filename)}:{one.lineno} {one.name}" for one in reversed(frames))
 
@@ -60,7 +60,7 @@ def _file(name: str) -> str:
 
 
 def _is_lack(bug: Exception) -> bool:
-    """Neither threads nor the loader of shared objects have an error of their own for it."""
+    """Return whether memory or threads ran out; Python has no error class for two of the cases."""
     return (
         isinstance(bug, MemoryError)
         or (isinstance(bug, OSError) and bug.errno == errno.ENOMEM)

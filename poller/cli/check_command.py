@@ -1,4 +1,4 @@
-"""`poller check`: is the configuration right, and does eFax accept it."""
+"""`poller check`: is the configuration right, and does eFax accept it?"""
 
 import asyncio
 import os
@@ -24,10 +24,10 @@ _WELL = "ok"
 
 
 def check(paths: Sequence[Path], *, online: bool) -> int:
-    """Print what was found; 0 when all is well, 1 when eFax or the storage refuses something.
+    """Print the findings; return 0 if all is well, 1 if eFax or the storage refuses something.
 
-    Raises LockHeld (75) for `online` beside a command whose token a sign-in would end. Root reads
-    every file, the service does not: what its user cannot read raises ConfigError.
+    Raises LockHeld (75) for `online` if a sign-in would end the token of another command. Raises
+    ConfigError for a file that root can read and the service's user cannot.
     """
     settings, owner = bootstrap.load_as_owner(paths)
     if owner is not None:
@@ -58,12 +58,12 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
 
 
 async def _storage_trouble(settings: Config) -> str | None:
-    """Look at the storage as the service does; None where only the service's user could.
+    """Look at the storage as the service does; return None if only the service's user could.
 
-    Before the first start there may be no directory, and no marker in it.
+    Before the first start the directory and its marker may be missing.
     """
     if os.access(settings.state_directory, os.W_OK):
-        with suppress(CannotStart):  # there is no ledger yet, or none that can be opened
+        with suppress(CannotStart):  # no ledger yet, or one that cannot be opened
             async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
                 reason: str | None = (await bootstrap.storage_now(settings, ledger))["reason"]
                 return reason
@@ -78,8 +78,8 @@ async def _storage_trouble(settings: Config) -> str | None:
 
 
 def _ask_the_daemons_ledger(settings: Config) -> int:
-    """A sign-in of ours would end the daemon's token, so its own findings are shown."""
-    print("The service is running, so this command does not sign in a second time. It found:")
+    """Show the daemon's findings: a second sign-in would end its token."""
+    print("The service is running, so this command does not sign in. The service reports:")
     shown = asyncio.run(look(settings))
     streams = [row for row in by_stream(shown) if not row["removed"]]
     users = [row for row in streams if row["direction"] == Direction.RECEIVED]
@@ -90,7 +90,7 @@ def _ask_the_daemons_ledger(settings: Config) -> int:
         print(f"{name_of(row)}: {_found(row)}")
     unwell = {(row["account"], row["user_id"]) for row in streams if _found(row) != _WELL}
     well = len(users) - len(unwell)
-    print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without trouble.")
+    print(f"{well} of {counted(len(users), 'user is', 'users are')} polled without errors.")
     amiss = list(_amiss(settings, shown, streams))
     for sentence in amiss:
         print(sentence)
@@ -100,7 +100,7 @@ def _ask_the_daemons_ledger(settings: Config) -> int:
 def _amiss(
     settings: Config, shown: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    # Configured, or under another account's name, since the service last read the configuration.
+    # Users added, or moved to another account, since the service last read the configuration.
     known = {(user["account"], user["user_id"]) for user in streams}
     for user in settings.users:
         if (user.account, user.user_id) not in known:
@@ -108,7 +108,7 @@ def _amiss(
                 f"{'/'.join(user.names)}: the service does not know this user yet; reload it "
                 "(`systemctl reload poller`) or restart it"
             )
-    # The secrets that the next reload or start cannot have, as far as they can be had from here.
+    # The secrets that the next reload or start cannot read, as far as this command can tell.
     ours = [one for one in settings.secrets if _is_for_us(one)]
     yield from map(str, bootstrap.unreadable(ours))
     if not shown["storage"]["usable"]:
@@ -121,7 +121,7 @@ def _amiss(
 
 
 def _is_for_us(reference: SecretRef) -> bool:
-    """The environment and the credentials of the service are not ours."""
+    """Return whether this command can read the secret: it has not the service's environment."""
     return reference.kind == "file" or (
         reference.kind == "credential" and "CREDENTIALS_DIRECTORY" in os.environ
     )

@@ -1,4 +1,4 @@
-"""The commands: how each is called, what it takes, and the function that does it."""
+"""The commands: the name, the arguments and the function of each."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from poller.window import EARLIEST
 
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _DESCRIPTION = """\
-Gets every fax received through the eFax Enterprise API onto the disk: none lost, none twice, none half.
+Stores every fax received through the eFax Enterprise API on disk: complete, and exactly once.
 """
 _EPILOG = """\
-exit codes: 0 done · 1 it did not all work, or a fax is unknown · 2 wrong usage · 3 nobody knows
-whether a fax was sent · 73 the ledger, the storage directory or the port cannot be used · 75 another
-poller holds this state · 78 the configuration is wrong (every problem is printed with file and line)
+exit codes: 0 done · 1 something failed, or a fax is unknown · 2 wrong usage · 3 in doubt whether a
+fax was sent · 73 the ledger, the storage directory or the port cannot be used · 75 another poller
+holds this state · 78 the configuration is wrong (poller prints every problem with file and line)
 
 first steps:
-  poller demo                          see it work, without an account, in half a minute
+  poller demo                          watch it work for half a minute, without an account
   poller -c poller.yaml check          is the configuration right?
   poller -c poller.yaml check --online does eFax accept it?
-  poller -c poller.yaml once           one round, in the foreground
-  poller -c poller.yaml run            the daemon
+  poller -c poller.yaml once           poll once, in the foreground
+  poller -c poller.yaml run            run the daemon
 """
-_Argument = tuple[tuple[str, ...], dict[str, Any]]  # of `ArgumentParser.add_argument`
+_Argument = tuple[tuple[str, ...], dict[str, Any]]  # the arguments of `ArgumentParser.add_argument`
 _OR_WHOSE = "or ACCOUNT/USER/FAX_ID"
 
 
 def instant(word: str) -> datetime:
-    """Read an ISO 8601 time with offset; argparse.ArgumentTypeError says what is wrong with it."""
+    """Read an ISO 8601 time with offset. Raises argparse.ArgumentTypeError, saying what is wrong."""
     try:
         at = clock.instant(word)
     except ValueError as error:
@@ -42,7 +42,7 @@ def instant(word: str) -> datetime:
 
 
 def duration(word: str) -> timedelta:
-    """Read a length of time as the configuration has it; argparse.ArgumentTypeError says what is wrong."""
+    """Read a duration as the configuration spells it. Raises argparse.ArgumentTypeError."""
     from poller.config import values
     from poller.config.position import Node, Source
 
@@ -73,7 +73,7 @@ def _path(name: str, text: str, **options: Any) -> _Argument:
 
 
 def _config(destination: str) -> _Argument:
-    text = "a YAML file, or a directory of *.yaml; may be given several times (/etc/poller)"
+    text = "a YAML file, or a directory of *.yaml files; may be repeated (default: /etc/poller)"
     names, options = _path("--config", text, action="append", default=[], dest=destination)
     return ("-c", *names), options
 
@@ -83,11 +83,11 @@ def _fax(name: str, count: str | None = None, text: str = _OR_WHOSE, **options: 
 
 
 _JSON = _argument("--json", dest="as_json", action="store_true", help="print JSON")
-# What each does, and what it takes: the keyword arguments of the function NAME in `NAME_command`.
+# What each command does and takes: the keyword arguments of the function NAME in `NAME_command`.
 COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
-    "run": ("the daemon, in the foreground; SIGTERM drains, SIGHUP reloads", ()),
+    "run": ("run the daemon in the foreground; SIGTERM drains and stops it, SIGHUP reloads", ()),
     "once": (
-        "poll every user once, fetch all that is due, summarise",
+        "poll every user once, fetch all faxes that are due, print a summary",
         (_argument("--user", metavar="ACCOUNT/USER", help="only this user"), _JSON),
     ),
     "check": (
@@ -96,42 +96,44 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
             _flag(
                 "--online",
                 "also ask eFax: /health, sign-in, one list call per user; beside a running daemon, "
-                "report what that found instead of signing in",
+                "show the daemon's state instead of signing in",
             ),
         ),
     ),
-    "status": ("how it is doing, from the ledger", (_JSON,)),
+    "status": ("show how polling is going, from the ledger", (_JSON,)),
     "retry": (
         "make quarantined faxes, or those named, due now",
         (
-            _fax("fax_ids", "*", f"{_OR_WHOSE}; without any, all that are quarantined"),
+            _fax("fax_ids", "*", f"{_OR_WHOSE}; default: every quarantined fax"),
             _gap("list this time again, even if it was dismissed"),
             _JSON,
         ),
     ),
     "backup": (
-        "copy the ledger, beside a running daemon too",
-        (_path("target", "the new file; an existing one is not overwritten"),),
+        "copy the ledger, also beside a running daemon",
+        (_path("target", "the new file; poller never overwrites an existing one"),),
     ),
     "dismiss": (
-        "stop the alarm for a fax or gap that cannot be had",
+        "stop the alarm for a fax or gap that cannot be fetched",
         (
             _fax("fax_id", "?"),
             _gap("times in ISO 8601 with offset, as `status --json` shows them"),
-            _argument("--reason", metavar="TEXT", help="why; needed for a fax"),
+            _argument("--reason", metavar="TEXT", help="why; required for a fax"),
             _JSON,
         ),
     ),
     "verify": (
-        "hash what is on the disk against the ledger",
+        "check the files on disk against the hashes in the ledger",
         (
             _flag("--repair", "fetch damaged faxes again"),
-            _fax("--taken", "+", "fetch these again although consumers took them away", default=[]),
+            _fax(
+                "--taken", "+", "fetch these again, although a consumer took them away", default=[]
+            ),
             _JSON,
         ),
     ),
     "backfill": (
-        "list an old window of a user once more, and fetch what is new in it",
+        "list an old window of a user again, and fetch the faxes that are new",
         (
             _argument("key", metavar="ACCOUNT/USER"),
             _time("--from", "start", "with offset, such as 2026-03-01T00:00:00Z"),
@@ -141,21 +143,25 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         ),
     ),
     "purge": (
-        "delete at eFax, now, what the rules of `delete` allow",
+        "delete faxes at eFax now, as far as the rules of `delete` allow",
         (
             _argument("key", nargs="?", metavar="ACCOUNT/USER", help="only this user"),
-            _time("--before", "before", "what was stored before this, whatever delete.after says"),
-            _flag("--dry-run", "only say what would go, and why the rest would not"),
+            _time(
+                "--before", "before", "faxes stored before this time, whatever delete.after says"
+            ),
+            _flag(
+                "--dry-run", "only list the faxes it would delete, and why it would keep the others"
+            ),
             _JSON,
         ),
     ),
     "explain": (
-        "one fax as a timeline: windows, attempts, file, evidence",
+        "show one fax as a timeline: windows, attempts, file, evidence",
         (_fax("fax_id"), _JSON),
     ),
-    "plan": ("next polls, requests per hour against each limit, and warnings", (_JSON,)),
+    "plan": ("show the next polls, requests per hour against each limit, and warnings", (_JSON,)),
     "rebuild": (
-        "a new ledger from the newest snapshot and the files in the storage",
+        "make a new ledger from the newest snapshot and the files in the storage",
         (
             _time(
                 *("--since", "since"),
@@ -172,15 +178,15 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
                 "--to",
                 metavar="NUMBER",
                 required=True,
-                help="1 and ten digits in North America, such as 13235551212; else with +",
+                help="in North America 1 and ten digits, such as 13235551212; elsewhere with a +",
             ),
             _argument("files", nargs="+", type=Path, metavar="FILE", help="a PDF or TIFF"),
-            _flag("--wait", "until it has come to its number, or cannot"),
+            _flag("--wait", "wait until eFax has transmitted the fax, or has given up"),
             _JSON,
         ),
     ),
     "selftest": (
-        "send a page to the user's own number, and see that it becomes a file",
+        "send a page to the user's own number, and wait until it is stored",
         (
             _argument("key", metavar="ACCOUNT/USER"),
             _argument(
@@ -188,22 +194,22 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
                 type=duration,
                 default=timedelta(minutes=15),
                 metavar="DURATION",
-                help="such as 15m, which is the default",
+                help="how long to wait, such as 15m (the default)",
             ),
             _JSON,
         ),
     ),
     "help": (
-        "the manual: pages, and what to do when something is wrong",
-        (_argument("topic", nargs="?", metavar="TOPIC", help="without one, list all topics"),),
+        "show the manual: pages, and what to do if something is wrong",
+        (_argument("topic", nargs="?", metavar="TOPIC", help="default: list all topics"),),
     ),
-    "simulate": ("the eFax API on loopback, to try with", ()),  # its options are the simulator's
-    "demo": ("a simulated eFax and the daemon in a temporary directory", ()),
+    "simulate": ("run a simulated eFax API on loopback", ()),  # the simulator adds its options
+    "demo": ("run a simulated eFax and the daemon in a temporary directory", ()),
 }
 
 
 def run(name: str, options: dict[str, Any]) -> int:
-    """Call the command's function, from a module that is imported now: `status` needs no PDF library."""
+    """Import the command's module and call its function; `status` then loads no PDF library."""
     paths = [*options.pop("config_before"), *options.pop("config_after")]
     module = import_module(f"poller.cli.{name}_command")
     exit_code: int = getattr(module, name)(paths, **options)
@@ -226,7 +232,7 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
         its = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         for names, options in (_config("config_after"), *arguments):
             its.add_argument(*names, **options)
-        if name == "simulate" and name in words:  # whose options take long to load
+        if name == "simulate" and name in words:  # its options take long to load
             from poller.simulator.simulate import add_arguments
 
             add_arguments(its)

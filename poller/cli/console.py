@@ -1,4 +1,4 @@
-"""How commands print: for people on the terminal or into a pipe, or as JSON."""
+"""Printing: for people, on a terminal or into a pipe, or as JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,16 +17,16 @@ from poller.window import Interval
 
 _PIPED_WIDTH = 160
 Row = TypeVar("Row")
-Advance = Callable[[float, float | None, str], None]  # how much of how much, and what else to say
+Advance = Callable[[float, float | None, str], None]  # done, in all, note
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a line as it is: never wrapped, so that paths can be copied."""
+    """Print a line unchanged; never wrap it, so that people can copy paths."""
     Console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def for_tables() -> Console:
-    """Make a console that is wide enough for tables also where it is a pipe."""
+    """Return a console that is wide enough for tables, also in a pipe."""
     console = Console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
@@ -40,7 +40,7 @@ def table(
     texts: int,
     style: Callable[[Row], str] = lambda _: "",
 ) -> Table:
-    """Make a table; its first columns are `texts`, the others numbers."""
+    """Return a table; its first `texts` columns hold text, the others numbers."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(columns):
         is_text = place < texts
@@ -66,7 +66,7 @@ def print_figures(figures: Mapping[str, object]) -> None:
 
 
 def print_json(shown: object, indent: int | None = None) -> None:
-    """Print JSON; times, stretches of time and paths in it are written as everywhere."""
+    """Print JSON; write times, durations and paths as in all of poller's JSON."""
     print(json.dumps(shown, default=_plain, indent=indent))
 
 
@@ -88,12 +88,12 @@ def _plain(value: object) -> Any:
             return span(value)
         case Path():
             return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
-    """A bar on stderr where that is a terminal, else nothing."""
+    """Show a progress bar on stderr if that is a terminal, else nothing."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

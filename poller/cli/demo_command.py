@@ -24,19 +24,19 @@ from poller.simulator.state import Fax, SentFax
 
 _APP_ID = "demo-app"
 _USER_IDS = ("demo-user-a", "demo-user-b", "demo-user-c")
-_NUMBER = "18005550100"  # of the first one
+_NUMBER = "18005550100"  # the first user's
 _BACKLOG = 5
 _ARRIVALS = 7
 _ARRIVES_EVERY_S = 1.5
-_HANG_TIMEOUT_S = 60.0  # on a busy machine; it ends as soon as all are there
-_STOPS_WITHIN_S = 40.0  # its drain, and some
-# Counted, not by chance: nobody's first look ends with a fax that had bad luck.
+_HANG_TIMEOUT_S = 60.0  # for a busy machine; the demo ends as soon as all faxes are there
+_STOPS_WITHIN_S = 40.0  # its drain and a margin
+# Every n-th request fails, not a random one: no fax can fail too often in somebody's first look.
 _FAULTS = ("500@image=every:5", "cut-no-length@image=every:7", "429@list+1=first:1")
 _GREETING = """\
 [bold]poller demo[/]: a simulated eFax on loopback, and the real daemon polling it.
-To make it hard, every fifth image request fails with 500, every seventh is cut in the middle, and \
-the first list call is answered with 429. eFax tells of each fax by a web-hook, and front-desk keeps \
-what it sends. At the end a self-test sends a page to front-desk's own number.
+The simulated eFax makes trouble: every fifth image request fails with 500, every seventh answer is \
+cut short, and the first list call gets a 429. eFax announces each fax by web-hook, and front-desk \
+archives what it sends. At the end a self-test sends a page to front-desk's own number.
 """
 _CONFIGURATION = """\
 accounts:
@@ -60,7 +60,7 @@ log: {format: json}
 
 
 def demo(_paths: Sequence[Path]) -> int:
-    """Show faxes arriving for half a minute; 0 when every one of them is on the disk."""
+    """Show faxes arriving for half a minute; return 0 if every one of them is on disk."""
     return asyncio.run(_Demo().run())
 
 
@@ -119,7 +119,7 @@ class _Demo:
         return {**os.environ, **ours}
 
     async def _faxes_arrive(self, daemon: asyncio.subprocess.Process) -> None:
-        """Let faxes come in, and wait until all are stored, or the daemon has ended."""
+        """Have faxes arrive, and wait until all are stored or the daemon has ended."""
         for _ in range(_ARRIVALS):
             if await _ends_within(daemon, _ARRIVES_EVERY_S):
                 return
@@ -135,14 +135,14 @@ class _Demo:
                         return
 
     def _served(self) -> list[Fax]:
-        """What is to be on the disk: all that was received, and what front-desk has sent."""
+        """Return the faxes that must be on disk: all received ones, and those front-desk has sent."""
         return [*self._simulator.faxes(), *self._sent()]
 
     def _sent(self) -> list[SentFax]:
         return self._simulator.apps[_APP_ID].users[_USER_IDS[0]].sent
 
     async def _self_test(self, daemon: asyncio.subprocess.Process) -> bool:
-        """Have a page sent to our own number; whether it came back."""
+        """Send a page to front-desk's own number, and return whether it came back."""
         if daemon.returncode is not None:
             return False
         self._say("[dim]poller     selftest demo/front-desk[/]")
@@ -165,7 +165,7 @@ class _Demo:
         return test.returncode == 0
 
     async def _watch(self, daemon: asyncio.subprocess.Process) -> None:
-        """Show what the daemon's log says, in short."""
+        """Show the daemon's log in short form."""
         assert daemon.stdout is not None
         async for line in daemon.stdout:
             text = line.decode(errors="replace").rstrip()
@@ -184,7 +184,7 @@ class _Demo:
         match event.get("event", {}).get("action"):
             case "fax-stored":
                 pages = counted(about["pages"], "page", "pages")
-                what = "kept what was sent" if about.get("direction") == "sent" else "stored"
+                what = "archived a sent fax" if about.get("direction") == "sent" else "stored"
                 text = f"[green]{who:<10} {what}, {pages}[/]: {about['file']}"
             case "fax-retry":
                 text = f"[yellow]{who:<10} {event['message']}[/] {event['error']['message']}"
@@ -207,7 +207,7 @@ class _Demo:
         return list(self._faxes.glob("**/[!.]*.json"))
 
     def _missing(self) -> int:
-        """How many faxes are not on the disk byte for byte as they were served."""
+        """Return how many faxes are not on disk byte for byte as eFax served them."""
         found = {}
         for sidecar in self._sidecars():
             content = json.loads(sidecar.read_text())
@@ -221,21 +221,23 @@ class _Demo:
         total, missing = len(self._served()), self._missing()
         received, sent = len(self._simulator.faxes()), len(self._sent())
         if died or missing or exit_code != 0:
-            why = f"; its last error: {escape(self._last_error)}" if self._last_error else ""
+            why = f"; its last error was: {escape(self._last_error)}" if self._last_error else ""
             self._say(
-                f"\n[bold red]{missing} of {total} faxes did not arrive; the daemon ended with "
-                f"{exit_code}{why}[/]\nLook into {self._directory}."
+                f"\n[bold red]{missing} of {total} faxes did not arrive; the daemon exited with "
+                f"{exit_code}{why}[/]\nFor the cause, look into {self._directory}."
             )
             return 1
         if not tested:
-            self._say(f"\n[bold red]The self-test failed.[/]\nLook into {self._directory}.")
+            self._say(
+                f"\n[bold red]The self-test failed.[/]\nFor the cause, look into {self._directory}."
+            )
             return 1
         self._say(
-            f"\n[bold green]All {total} faxes are on the disk, byte for byte, once each:[/] {received} "
+            f"\n[bold green]All {total} faxes are on disk, byte for byte, once each:[/] {received} "
             f"received, {sent} sent.\n"
             f"The faxes, each with its sidecar: {self._faxes}\n"
             f"The configuration:                {self._config}\n"
-            f"How it did:  poller -c {self._config} status"
+            f"How it went: poller -c {self._config} status"
         )
         return 0
 
@@ -254,7 +256,7 @@ async def _ends_within(daemon: asyncio.subprocess.Process, seconds: float) -> bo
 
 
 async def _stopped(daemon: asyncio.subprocess.Process, within_s: float) -> int:
-    """Stop the daemon, if need be the hard way; its exit code."""
+    """Stop the daemon, kill it if it does not stop in time, and return its exit code."""
     with contextlib.suppress(ProcessLookupError):
         daemon.terminate()
         if not await _ends_within(daemon, within_s):

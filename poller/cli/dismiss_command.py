@@ -1,4 +1,4 @@
-"""`poller dismiss`: stop the alarm for a fax or gap that cannot be had; `poller retry` undoes it."""
+"""`poller dismiss`: stop the alarm for a fax or gap that cannot be fetched; `retry` undoes it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def dismiss(
 ) -> int:
     """Dismiss one fax or gap; raises NotDone (1), UsageError (2)."""
     if (fax_id is None) == (gap is None):
-        raise UsageError("dismiss takes either a FAX_ID or --gap ACCOUNT/USER FROM TO")
+        raise UsageError("dismiss takes either FAX_ID or --gap ACCOUNT/USER FROM TO")
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty")
     settings = bootstrap.load(paths)
@@ -36,7 +36,7 @@ def dismiss(
         count = asyncio.run(_dismiss_fax(settings, fax_id, reason))
         what, undone = f"Fax {fax_id}", f"retry {fax_id}"
     else:
-        raise UsageError("dismiss FAX_ID needs --reason TEXT: it is kept with the fax")
+        raise UsageError("dismiss FAX_ID needs --reason TEXT, which poller keeps with the fax")
     said = f"{what} dismissed. `poller {undone}` undoes it."
     answer({"dismissed": count}, lambda: print(said), as_json=as_json)
     return 0
@@ -47,5 +47,5 @@ async def _dismiss_fax(settings: Config, fax_id: str, reason: str) -> int:
         row = await find_one(ledger, fax_id)
         after = await ledger.write(jobs.dismiss, row.id, now=bootstrap.now(), reason=reason)
     if after.state is State.STORED:
-        raise NotDone(f"fax {fax_id} is stored, so there is nothing to dismiss")
+        raise NotDone(f"fax {fax_id} is stored: there is nothing to dismiss")
     return 1

@@ -1,4 +1,4 @@
-"""The way out when something hangs: a thread in a dead disk cannot be ended, only left behind."""
+"""Exit even if a thread hangs: a thread on a dead disk cannot be ended, only left behind."""
 
 import os
 import sys
@@ -12,21 +12,21 @@ _HANG_TIMEOUT_S = 1.0
 
 
 def leave(code: int) -> int:
-    """Return `code` unless threads hang; then end the process with it, for Python would wait.
+    """Return `code`; but if threads hang, end the process with it, as Python would wait for them.
 
-    Call it when all that can be closed is closed.
+    Close everything that can be closed first.
     """
     deadline = time.monotonic() + _HANG_TIMEOUT_S
     for thread in _others():
         thread.join(max(0.0, deadline - time.monotonic()))
     if left := _others():
-        _end(code, "poller stopped, except for threads that hang.", left)
+        _end(code, "poller stopped; some threads still hang.", left)
     log.flush(_HANG_TIMEOUT_S)
     return code
 
 
 class StopDeadline(ExitStack):
-    """Ends the process when stopping takes longer than it may from `start` to the exit."""
+    """Ends the process if it has not stopped a given time after `start`."""
 
     _timer: threading.Timer | None = None
 
@@ -35,18 +35,18 @@ class StopDeadline(ExitStack):
             return
         timer = threading.Timer(seconds, _too_late)
         timer.daemon = True
-        with suppress(RuntimeError):  # no thread can be started: stop without a deadline
+        with suppress(RuntimeError):  # no thread can start: stop without a deadline
             timer.start()
             self._timer = timer
             self.callback(timer.cancel)
 
 
 def _too_late() -> None:
-    _end(1, "Stopping takes too long, so poller ends now; no fax is lost.", _others())
+    _end(1, "Stopping took too long, so poller ends now; no fax is lost.", _others())
 
 
 def _others() -> list[threading.Thread]:
-    """The threads that the interpreter would wait for at its end."""
+    """Return the threads that the interpreter would wait for at exit."""
     mine = (threading.main_thread(), threading.current_thread())
     return [one for one in threading.enumerate() if one not in mine and not one.daemon]
 

@@ -1,4 +1,4 @@
-"""`poller explain`: one fax as a timeline, from the ledger, beside a running service too."""
+"""`poller explain`: one fax as a timeline, from the ledger, also beside a running service."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ _FOUND_BY = {
     "gap": "a poll, in a gap",
     "sweep": "the sweep",
     "deep_sweep": "the deep sweep",
-    "not-downloaded": "the deep sweep, among what was never downloaded",
+    "not-downloaded": "the deep sweep, in the list of faxes never downloaded",
     "backfill": "a backfill",
-    "witness": "a look whether a known fax is still listed",
-    "canary": "a look whether a known fax is still listed",  # as it was called before 0008
+    "witness": "a check whether a known fax is still listed",
+    "canary": "a check whether a known fax is still listed",  # its name before migration 0008
     "rebuild": "its sidecar, when the ledger was rebuilt",
 }
-# Nothing of `listed`: whoever may see numbers and names finds them in the sidecar.
+# Show nothing of `listed`: numbers and names are in the sidecar, for those who may read it.
 _FACTS = (
     *("account", "user", "direction", "fax_id", "state", "found_by"),
     *("first_listed_at", "first_window", "last_listed_at", "last_window"),
@@ -46,7 +46,7 @@ _CALLED_IN_THE_LEDGER = {"first_listed_at": "first_seen_at", "harm": "damage"}
 
 
 def explain(paths: Sequence[Path], *, fax_id: str, as_json: bool) -> int:
-    """Print what is known of one fax; raises NotDone (1), UsageError for an ambiguous id (2)."""
+    """Print the history of one fax. Raises NotDone (1), UsageError (2) for an ambiguous id."""
     settings = bootstrap.load(paths)
     shown = asyncio.run(_explained(settings, fax_id))
     answer(shown, lambda: _print(shown), as_json=as_json, indent=2)
@@ -73,7 +73,7 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
 
 
 def _deletion(settings: Config, fax: FaxRow, asked: Sequence[Errand]) -> dict[str, Any] | None:
-    """Say when it is to be deleted at eFax, and what it was refused with; null where it is left."""
+    """Return when eFax is to delete the fax and why it refused; None if poller leaves it there."""
     for one in asked:
         return {"next_attempt_at": one.due, "refused": one.last_error}
     rules = [
@@ -92,23 +92,23 @@ def _deletion(settings: Config, fax: FaxRow, asked: Sequence[Errand]) -> dict[st
 def _timeline(
     fax: FaxRow, history: Sequence[Attempt], planned: dict[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
-    """Attempts, and what operators did, are kept to the last fifty."""
+    """Yield the steps in time order; the ledger keeps the last fifty attempts and commands."""
     if fax.received_at is not None:
         is_sent = fax.direction is Direction.SENT
         yield _moment(fax.received_at, "completed at eFax" if is_sent else "received by eFax")
     found_by = _FOUND_BY.get(fax.found_by, fax.found_by)
-    yield _moment(fax.first_seen_at, f"listed first, by {found_by}", fax.first_window)
+    yield _moment(fax.first_seen_at, f"first listed, by {found_by}", fax.first_window)
     if fax.last_listed_at > fax.first_seen_at:
-        yield _moment(fax.last_listed_at, "listed last, within ten minutes", fax.last_window)
+        yield _moment(fax.last_listed_at, "last listed (to within ten minutes)", fax.last_window)
     for one in history:
         yield {"at": instant(one.at), "what": one.outcome, "why": one.error}
     if fax.quarantined_at is not None:
         yield _moment(fax.quarantined_at, "quarantined")
     if fax.next_attempt_at is not None:
-        yield _moment(fax.next_attempt_at, "to be tried next")
+        yield _moment(fax.next_attempt_at, "next attempt")
     if planned is not None and planned["next_attempt_at"] is not None:
         yield _moment(
-            planned["next_attempt_at"], "to be deleted at eFax, if its files prove a good copy then"
+            planned["next_attempt_at"], "to be deleted at eFax, if its files are then still good"
         )
 
 
@@ -118,7 +118,7 @@ def _moment(at: datetime, what: str, window: Interval | None = None) -> dict[str
 
 
 def _print(shown: dict[str, Any]) -> None:
-    """Trouble first; nothing of it is wrapped, so that paths can be copied."""
+    """Print trouble first; wrap no line, so that people can copy paths."""
     name = name_of(shown)
     say(f"{name}: {shown['state']}", None if shown["state"] == "stored" else "bold")
     for problem in _problems(shown):
@@ -128,13 +128,13 @@ def _print(shown: dict[str, Any]) -> None:
         say(f"file      {shown['file']}")
         say(f"          {shown['bytes']} bytes{pages}, sha256 {shown['sha256']}")
     if shown["format"] == "json":
-        say("          It has no image: this is its sidecar.")
+        say("          eFax has no image of it; this is its sidecar.")
     if shown["taken"]:
-        say("          not there any more: its files were taken away, which is normal.")
+        say("          no longer there: a consumer took its files, which is normal.")
         if shown["deleted_at"] is None:
             say(f"          {how_to_have_it_again(name)}.")
     if shown["deleted_at"] is not None:
-        say(f"deleted   at eFax, {shown['deleted_at']}: it cannot be fetched again")
+        say(f"deleted   at eFax, {shown['deleted_at']}; it cannot be fetched again")
     say(f"attempts  {shown['attempts']}")
     for path in shown["evidence"]:
         say(f"evidence  {path}")
@@ -149,18 +149,18 @@ def _print(shown: dict[str, Any]) -> None:
 
 def _problems(shown: dict[str, Any]) -> Iterator[str]:
     if shown["state"] in ("pending", "quarantined") and shown["last_error"]:
-        yield f"failures in a row: {shown['failures']}, the last: {shown['last_error']}"
+        yield f"failures in a row: {shown['failures']}; the last error: {shown['last_error']}"
     if shown["dismissed_at"] is not None:
         yield f"dismissed: {shown['dismiss_reason']}"
     if shown["damaged"]:
         how = [one["why"] for one in shown["timeline"] if one["what"] == "stored" and one["why"]]
         why = f": {how[-1]}" if how else ""
-        yield f"eFax served it broken, twice in the same way, so it is kept as it came{why}"
+        yield f"eFax sent it damaged twice in the same way, so poller stored it as received{why}"
     if shown["unreadable"]:
         yield f"its files cannot be read: {shown['harm']}; see `poller help fax-unreadable`"
     elif shown["harm"] is not None:
         see = "" if shown["deleted_at"] else "; see `poller verify --repair`"
-        yield f"its files are not what was stored: {shown['harm']}{see}"
+        yield f"its files have changed since they were stored: {shown['harm']}{see}"
     if shown["deletion"] is not None and shown["deletion"]["refused"]:
-        left = "" if shown["deletion"]["next_attempt_at"] else ", and it is left there"
-        yield f"it was not deleted at eFax{left}: {shown['deletion']['refused']}"
+        left = "" if shown["deletion"]["next_attempt_at"] else ", and poller leaves it there"
+        yield f"eFax did not delete it{left}: {shown['deletion']['refused']}"

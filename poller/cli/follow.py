@@ -1,4 +1,4 @@
-"""Wait for what a running service does, with progress, and never for ever."""
+"""Wait for a running service, show its progress, and stop waiting if there is none."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ from poller.config.model import Config
 from poller.ledger import FaxRow, Ledger, State, faxes
 
 LOOK_S = 0.5
-GONE_S = 20.0  # a service that systemd starts anew is back by then
-Look = Callable[[], Awaitable[tuple[float, float, str]]]  # how much of how much is done, and a note
+GONE_S = 20.0  # systemd has restarted a service by then
+Look = Callable[[], Awaitable[tuple[float, float, str]]]  # done, in all, note
 
 
 async def wait(settings: Config, label: str, look: Look, *, hang_timeout_s: float) -> str | None:
-    """Wait until `look` says that all is done; or say why waiting has stopped."""
+    """Wait until `look` reports that all is done; else return why it stopped waiting."""
     seen_at = moved_at = time.monotonic()
     before: tuple[float, float, str] | None = None
     with progress(label) as show:
@@ -30,7 +30,7 @@ async def wait(settings: Config, label: str, look: Look, *, hang_timeout_s: floa
             if bootstrap.is_running(settings):
                 seen_at = now
             if now - seen_at > GONE_S:
-                return "the service has stopped; the rest continues when it is started again"
+                return "the service has stopped; the rest continues when it starts again"
             if now - moved_at > hang_timeout_s:
                 why = f" ({note})" if note else ""
                 return f"no progress for {hang_timeout_s:.0f} seconds{why}; the service continues"
@@ -40,7 +40,7 @@ async def wait(settings: Config, label: str, look: Look, *, hang_timeout_s: floa
 async def wait_for_faxes(
     settings: Config, ledger: Ledger, before: Sequence[FaxRow], *, hang_timeout_s: float
 ) -> str | None:
-    """Wait until each of these faxes was tried once more; `before` is how they were asked for."""
+    """Wait until the service has tried each of these faxes again; `before` holds their rows then."""
     attempts = {fax.id: fax.attempts for fax in before}
 
     async def look() -> tuple[float, float, str]:

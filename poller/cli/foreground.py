@@ -1,4 +1,4 @@
-"""Do in this process what the service would do, within the same limits, or leave it to the service."""
+"""Do the service's work in this process, within the same limits, or leave it to the service."""
 
 import asyncio
 import os
@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 @contextmanager
 def holding(settings: Config, command: str, log_to: TextIO | None) -> Iterator[StorageLock]:
-    """Hold the state for `command`, and log; raises LockHeld (75).
+    """Hold the state for `command` and start the log. Raises LockHeld (75).
 
-    At `info` only warnings are logged: what was found is in the summary.
+    At level `info` log only warnings: the summary shows the rest.
     """
     with StateLock(settings.state_directory, command), StorageLock() as storage_lock:
         bootstrap.start_log(settings, log_to, "warning" if settings.log.level == "info" else None)
         yield storage_lock
 
 
-def work_or_follow(  # what it needs to do either
+def work_or_follow(  # both ways need all of these
     settings: Config,
     command: str,
     log_to: TextIO | None,
@@ -38,13 +38,13 @@ def work_or_follow(  # what it needs to do either
     follow: Callable[[], Coroutine[Any, Any, T]],
     needs_storage: bool = True,
 ) -> T:
-    """Hold the state and `work`, or `follow` the running service; LockHeld beside other commands."""
+    """Hold the state and `work`, or `follow` the running service. Raises LockHeld beside a command."""
     with ExitStack() as held:
         try:
             storage_lock = held.enter_context(holding(settings, command, log_to))
         except LockHeld:
             if not bootstrap.is_running(settings):
-                raise  # what holds it does nothing for others
+                raise  # the holder is a command, which works only for itself
             return asyncio.run(follow())
         return asyncio.run(in_runtime(settings, storage_lock, work, needs_storage=needs_storage))
 
@@ -56,7 +56,7 @@ async def in_runtime(
     *,
     needs_storage: bool = True,
 ) -> T:
-    """Work with ledger, storage and accounts; raises CannotStart also where the storage is unusable."""
+    """Work with ledger, storage and accounts. Raises CannotStart, also for unusable storage."""
     async with open_runtime(
         settings, os.environ, metrics=Metrics(VERSION), storage_lock=storage_lock
     ) as runtime:
@@ -66,7 +66,7 @@ async def in_runtime(
 
 
 def keep_only(runtime: Runtime, key: str) -> None:
-    """Leave all streams but those of ACCOUNT/USER, or but ACCOUNT/USER/sent, alone."""
+    """Keep only the streams of ACCOUNT/USER, or only ACCOUNT/USER/sent."""
     for account in runtime.accounts.values():
         for state in account.streams:
             if key not in (state.key, label(*state.user.names)):
@@ -77,6 +77,6 @@ def keep_only(runtime: Runtime, key: str) -> None:
 
 
 def require_configured(settings: Config, key: str, option: str = "") -> None:
-    """Raise UsageError where the configuration has no user ACCOUNT/USER, or no archive of its sent faxes."""
+    """Raise UsageError if the configuration has no such user, or no archive of the sent faxes."""
     if key not in {label(*user.names, direction) for user, direction in settings.streams}:
         raise UsageError(f"{option}{key}: the configuration has no such ACCOUNT/USER")

@@ -15,7 +15,7 @@ _READABLE_WIDTH = 100
 
 
 def help(paths: Sequence[Path], *, topic: str | None) -> int:  # noqa: A001, ARG001 - called by name
-    """Show a topic, or list them all; into a pipe a topic goes as Markdown."""
+    """Show a topic, or list all topics; print Markdown into a pipe."""
     if topic is None:
         _list()
         return 0
@@ -25,13 +25,13 @@ def help(paths: Sequence[Path], *, topic: str | None) -> int:  # noqa: A001, ARG
         say(page.rstrip())
         return 0
     console.width = min(console.width, _READABLE_WIDTH)
-    os.environ.setdefault("LESS", "-FRX")  # keep colours; do not page what fits
+    os.environ.setdefault("LESS", "-FRX")  # keep colours; do not page text that fits
     with console.pager(styles=True):
         console.print(Padding(Markdown(page, hyperlinks=False), (1, 0)))
     return 0
 
 
 def _list() -> None:
-    columns = {"topic": lambda row: row[0], "what it tells": lambda row: row[1]}
+    columns = {"topic": lambda row: row[0], "about": lambda row: row[1]}
     for_tables().print(table(manual.topics().items(), columns, texts=2))
     say("\nRead one with `poller help TOPIC`. `poller COMMAND --help` shows a command's options.")

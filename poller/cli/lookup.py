@@ -1,4 +1,4 @@
-"""How operators name faxes, users and stretches of time."""
+"""Find what operators name: faxes, users and stretches of time."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
@@ -13,28 +13,28 @@ from poller.ledger import FaxRow, Ledger, OnDisk, StreamRow, faxes, streams
 from poller.stream import Direction
 from poller.window import Interval
 
-_SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut off there: the rest belongs to the gap
+_SHOWN_TO = timedelta(milliseconds=1)  # times are shown cut to this; the gap includes the rest
 _NAMED = 3
-_SENT = "sent/"  # before the id, where a sent fax is named
+_SENT = "sent/"  # before the id of a sent fax
 
 
 class NotDone(PollerError):
-    """What an operator named is unknown, or nothing can be done about it; exit 1."""
+    """The operator named something unknown, or something that needs no action; exit 1."""
 
 
 def counted(count: int, one: str, more: str) -> str:
-    """Say how many: `1 fax`, `2 faxes`."""
+    """Return the count with its noun: `1 fax`, `2 faxes`."""
     return f"{count:,} {one if count == 1 else more}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Name the first of them, and say how many more there are."""
+    """Return the first names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """Name an account, a user or a fax as `--json` shows it."""
+    """Return the name of an account, a user or a fax that `--json` shows."""
     if row.get("direction") == Direction.SENT and "fax_id" in row:
         row = {**row, "fax_id": _SENT + row["fax_id"]}
     return "/".join(row[part] for part in ("account", "user", "fax_id") if part in row)
@@ -45,9 +45,9 @@ def fax_name(fax: FaxRow | OnDisk) -> str:
 
 
 async def find_one(ledger: Ledger, name: str) -> FaxRow:
-    """Find the fax `FAX_ID`, `ACCOUNT/USER/FAX_ID` or, of a sent one, `ACCOUNT/USER/sent/FAX_ID`.
+    """Find the fax `FAX_ID`, `ACCOUNT/USER/FAX_ID` or, if it was sent, `ACCOUNT/USER/sent/FAX_ID`.
 
-    A fax id may hold slashes itself.
+    A fax id may contain slashes.
     """
     found = await ledger.read(faxes.find, name)
     account, _, rest = name.partition("/")
@@ -60,7 +60,7 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
         found += [row for row in named if row.direction is Direction.SENT]
     if not found:
         raise NotDone(
-            f"the ledger knows no fax {name}; the log and the sidecars have the ids as `fax_id`"
+            f"the ledger knows no fax {name}; find its id as `fax_id` in the log or a sidecar"
         )
     if len(found) > 1:
         names = ", ".join(sorted(map(fax_name, found)))
@@ -69,10 +69,10 @@ async def find_one(ledger: Ledger, name: str) -> FaxRow:
 
 
 async def find_user(ledger: Ledger, key: str) -> StreamRow:
-    """Find the stream `ACCOUNT/USER` or `ACCOUNT/USER/sent`, a configured one before a removed one."""
+    """Find the stream `ACCOUNT/USER` or `ACCOUNT/USER/sent`; prefer a configured one to a removed one."""
     rows = [row for row in await ledger.read(streams.all_streams) if row.key == key]
     if not rows:
-        raise NotDone(f"the ledger knows no user {key}; `poller status` shows its users")
+        raise NotDone(f"the ledger knows no user {key}; `poller status` lists all users")
     return min(rows, key=lambda row: row.removed)
 
 
@@ -85,18 +85,21 @@ def configured_user(settings: Config, key: str) -> User:
 
 
 async def received_stream(ledger: Ledger, user: User) -> int:
-    """Find the row of what a configured user receives; NotDone where a reload is due."""
+    """Find the row of a configured user's received stream. Raises NotDone if a reload is due."""
     identity = user.app_id, user.user_id, Direction.RECEIVED
     for row in await ledger.read(streams.all_streams, include_removed=False):
         if (row.app_id, row.user_id, row.direction) == identity:
             return row.id
-    raise NotDone(f"the running service does not know {'/'.join(user.names)} yet: reload it first")
+    raise NotDone(
+        f"the running service does not know {'/'.join(user.names)} yet: `systemctl reload poller` "
+        "first"
+    )
 
 
 async def change_gap(
     settings: Config, gap: Sequence[str], command: Callable[..., int], nothing: str
 ) -> int:
-    """Run a command of the ledger on what `--gap` names; NotDone, saying so, where it changes nothing."""
+    """Run a ledger command on the time that `--gap` names. Raises NotDone if it changes nothing."""
     key, *words = gap
     bounds = stretch(words)
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
@@ -110,7 +113,7 @@ async def change_gap(
 
 
 def stretch(words: Sequence[str]) -> Interval:
-    """Read FROM and TO, each an ISO time with offset; raises UsageError."""
+    """Read FROM and TO, each an ISO time with offset. Raises UsageError."""
     try:
         start, end = (instant(word) for word in words)
     except ArgumentTypeError as error:

@@ -1,4 +1,4 @@
-"""`poller once`: poll every user once, fetch all that is due, say what came of it."""
+"""`poller once`: poll every user once, fetch all faxes that are due, print a summary."""
 
 import asyncio
 import sys
@@ -26,7 +26,7 @@ _SUMMARY = ("polled", "failed_polls", "discovered", "stored", "pending", "quaran
 
 @dataclass
 class Round:
-    """What the round comes to: its figures, and what decides the exit code; *not yet* is no failure."""
+    """The outcome of the round: its figures and the exit code; *not yet* is no failure."""
 
     figures: dict[Direction, dict[str, int]]
     troubles: Troubles = field(default_factory=Troubles)
@@ -37,7 +37,7 @@ class Round:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The figures of received faxes, with those of sent ones, where they are archived, as `sent`."""
+        """Return the figures of received faxes; `sent` holds those of archived sent faxes, if any."""
         sent = self.figures.get(Direction.SENT)
         return self.figures[Direction.RECEIVED] | ({"sent": sent} if sent else {})
 
@@ -48,12 +48,12 @@ class Round:
 
 
 def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
-    """Do one round; raises UsageError for an unknown user, CannotStart for unusable storage."""
+    """Do one round. Raises UsageError for an unknown user, CannotStart for unusable storage."""
     settings = bootstrap.load(paths)
     if user is not None:
         require_configured(settings, user, "--user ")
     bootstrap.read_all_secrets(settings)
-    # What happens on the way is for whoever runs it by cron; JSON stands alone on stdout.
+    # The log goes to stderr, where cron mails it; stdout holds the JSON alone.
     with holding(settings, "once", sys.stderr if as_json else None) as storage_lock:
         done = asyncio.run(in_runtime(settings, storage_lock, partial(_once, user)))
     answer(done.summary, done.print, as_json=as_json)
@@ -99,7 +99,7 @@ async def _sum_up(runtime: Runtime, done: Round) -> None:
 
 
 async def _round(account: AccountRunner, direction: Direction, done: Round, show: Advance) -> None:
-    """Poll all streams of one account and direction, then fetch all that is due there."""
+    """Poll all streams of one account and direction, then fetch all their faxes that are due."""
 
     def show_fetched() -> None:
         note = f"{done.fetched:,} of {done.to_fetch:,}" if done.to_fetch else ""
@@ -119,7 +119,7 @@ async def _round(account: AccountRunner, direction: Direction, done: Round, show
     error = await account.settle()
     suspended = account.client.suspension.reason
     for state, outcome in zip(states, ended, strict=True):
-        # Only now it is known whether it is the account's fault.
+        # Only now is it clear whether the account is the cause.
         done.troubles.poll_ended(state.key, outcome, suspended)
     if error is not None:
         done.failed = True
@@ -136,11 +136,11 @@ async def _poll(
     account: AccountRunner, state: StreamState, done: Round, turns: asyncio.Semaphore
 ) -> PollOutcome:
     async with turns:
-        # Whoever runs `once` wants to know now whether a refused user is still refused.
+        # An operator who runs `once` wants to know now whether eFax still refuses a user.
         state.ask_anyway = True
         try:
             outcome = await account.poll(state)
-        except Exception as bug:  # noqa: BLE001 - it is this user's alone, and the others go on
+        except Exception as bug:  # noqa: BLE001 - it concerns this user only; poll the others
             outcome = await account.broke_off(state, bug)
     figures = done.figures[state.direction]
     figures["polled"] += 1

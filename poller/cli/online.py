@@ -1,4 +1,4 @@
-"""`poller check --online`: does eFax accept the configuration."""
+"""`poller check --online`: does eFax accept the configuration?"""
 
 import asyncio
 import os
@@ -26,10 +26,10 @@ _LOOK_BACK = timedelta(hours=1)
 
 
 async def ask(settings: Config) -> int:
-    """Call /health, sign in, and list an hour of every user; 0 when eFax accepts all of it, else 1."""
+    """Call /health, sign in, and list an hour of every user; return 0 if eFax accepts all, else 1."""
     ledger = None
     async with AsyncExitStack() as opened:
-        with suppress(CannotStart):  # there is none before the first start
+        with suppress(CannotStart):  # no ledger before the first start
             ledger = await opened.enter_async_context(
                 bootstrap.ledger_beside(settings, readonly=False)
             )
@@ -41,7 +41,7 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
     secret = config.read_secret(account.api_key, os.environ)
     log.register_secret(secret)
     clock = SystemClock()
-    # The sign-in budget holds over restarts and over checks, once there is a ledger.
+    # With a ledger, the sign-in budget holds across restarts and checks.
     sign_ins = _Memory() if ledger is None else SignIns(ledger)
     async with Client(
         account,
@@ -51,7 +51,7 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
     ) as client:
         well = await _succeeds(f"{account.name}: /health", client.health())
         if not await _succeeds(f"{account.name}: sign-in", client.sign_in()):
-            print(f"{account.name}: without a sign-in no user was asked")
+            print(f"{account.name}: the sign-in failed, so its users were not tried")
             return False
         now = client.server_clock.now(clock.now()) or clock.now()
         answers = await asyncio.gather(*(_list(client, user, now) for user in account.users))
@@ -76,7 +76,7 @@ async def _list(client: Client, user: User, now: datetime) -> Page | ApiError:
 
 
 async def _list_sent(client: Client, now: datetime) -> bool:
-    """List an hour of what each user with an archive has sent."""
+    """List an hour of the sent faxes of each user who archives them."""
     archiving = [user for user in client.account.users if user.sent.archive != "none"]
     hour = Interval(now - _LOOK_BACK, now)
     looks = [
@@ -89,7 +89,7 @@ async def _list_sent(client: Client, now: datetime) -> bool:
 async def _are_believed(
     client: Client, clock: Clock, pages: Sequence[Page], ledger: Ledger | None
 ) -> bool:
-    """Whether lists without a fax are what they seem, as the service judges them."""
+    """Return whether empty lists are credible; the service judges them in the same way."""
     if ledger is None or not pages or any(page.marks for page in pages):
         return True
     users = {user.user_id: user for user in client.account.users}
@@ -129,7 +129,7 @@ async def _succeeds(what: str, call: Awaitable[None]) -> bool:
 
 
 class _Memory:
-    """A SignInStore where there is no ledger yet."""
+    """A SignInStore for use before there is a ledger."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[float, datetime]] = {}
@@ -142,7 +142,7 @@ class _Memory:
 
 
 class _Discreet(Observer):
-    """Sees to it that nothing shows a token."""
+    """Registers each token as a secret, so that no output shows it."""
 
-    def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - the observer's
+    def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - Observer's signature
         log.register_secret(token)

@@ -1,4 +1,4 @@
-"""A command run as root on another user's state becomes that user, or refuses."""
+"""Become the user that owns the state when run as root, or refuse."""
 
 import grp
 import os
@@ -12,11 +12,11 @@ from poller.errors import CannotStart, ConfigError, Problem
 
 
 def become_owner(state_directory: Path) -> str | None:
-    """Take on the user that owns the state, so that no file of root stops the daemon later; its name.
+    """Become the user that owns the state, so that no root-owned file stops the daemon; return the name.
 
-    Does nothing unless run as root on a state directory that belongs to somebody else; before it is
-    made, that is the owner of the directory in which it will be. Raises CannotStart with the
-    `sudo -u` line when that user cannot be become.
+    Do nothing unless root runs the command and the state directory belongs to another user. If the
+    directory does not exist yet, the owner of the nearest one above it counts. Raises CannotStart
+    with the `sudo -u` line if the process cannot become that user.
     """
     if os.geteuid() != 0:
         return None
@@ -32,14 +32,14 @@ def become_owner(state_directory: Path) -> str | None:
         os.setuid(owner.st_uid)
     except (KeyError, OSError) as error:
         raise CannotStart(
-            f"{directory} belongs to user {name or owner.st_uid}; run it as that user: "
+            f"{directory} belongs to user {name or owner.st_uid}; run the command as that user: "
             + _as_user(name, owner)
         ) from error
     return name
 
 
 def _as_user(name: str | None, owner: os.stat_result) -> str:
-    """The command line; sudo and runuser know no user without a name, as in a container."""
+    """Return the command line; in a container the user may have no name, which sudo needs."""
     if name is not None:
         return shlex.join(["sudo", "-u", name, *sys.argv])
     ids = ["--reuid", str(owner.st_uid), "--regid", str(owner.st_gid), "--clear-groups"]
@@ -48,7 +48,7 @@ def _as_user(name: str | None, owner: os.stat_result) -> str:
 
 
 def _nearest(directory: Path) -> tuple[Path, os.stat_result] | None:
-    """Find the directory, or the nearest one above it that exists; none where it cannot be looked at."""
+    """Return the directory or the nearest existing one above it; None if it cannot be read."""
     for path in (directory, *directory.parents):
         try:
             return path, path.stat()
@@ -60,14 +60,14 @@ def _nearest(directory: Path) -> tuple[Path, os.stat_result] | None:
 
 
 def require_readable(paths: Iterable[Path], user: str) -> None:
-    """Raise ConfigError where `user`, who this process has become, cannot read what root could."""
+    """Raise ConfigError if `user`, who this process has become, cannot read a file that root could."""
     found = {problem for path in paths if (problem := _unreadable(path, user)) is not None}
     if found:
         raise ConfigError(list(found))
 
 
 def _unreadable(path: Path, user: str) -> Problem | None:
-    """The first directory on the way that is closed to the user, or what is at its end."""
+    """Return a problem for the first directory on the path, or the file, that the user cannot read."""
     real = Path(os.path.realpath(path))
     closed = [above for above in reversed(real.parents) if not os.access(above, os.X_OK)]
     if not closed and os.access(real, os.R_OK):
@@ -80,8 +80,8 @@ def _unreadable(path: Path, user: str) -> Problem | None:
         str(at),
         0,
         "",
-        f"user {user}, as which the service runs, cannot read it: "
-        f"`chgrp {group} {name} && chmod {mode} {name}` lets it",
+        f"the service's user {user} cannot read it: "
+        f"run `chgrp {group} {name} && chmod {mode} {name}`",
     )
 
 

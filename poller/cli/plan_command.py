@@ -1,4 +1,4 @@
-"""`poller plan`: when the next polls are, what they ask of each limit, and what is wrong with it."""
+"""`poller plan`: the next polls, their requests per hour against each limit, and warnings."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ def plan(paths: Sequence[Path], *, as_json: bool) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """How late faxes became visible, by (app_id, user_id), and how web-hooks have done, by App ID."""
+    """How late faxes became visible, by (app_id, user_id), and how web-hooks do, by App ID."""
 
     late: Mapping[tuple[str, str], timedelta] = field(default_factory=dict)
     hooks: Mapping[str, HookRecord] = field(default_factory=dict)
 
 
 async def _measured(settings: Config) -> tuple[Measured, str | None]:
-    """Read what was measured; why not, where that cannot be had."""
+    """Read the measurements; also return why they cannot be read, if so."""
     try:
         async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
             rows = await ledger.read(streams.all_streams, include_removed=False)
@@ -53,7 +53,7 @@ async def _measured(settings: Config) -> tuple[Measured, str | None]:
 
 
 def planned(settings: Config, measured: Measured, now: datetime) -> dict[str, Any]:
-    """Work out the whole plan, as `--json` shows it; times by this machine's clock."""
+    """Return the whole plan in the form of `--json`; times by this machine's clock."""
     accounts, users = [], []
     for account in settings.accounts:
         limit = account.limits.requests_per_second
@@ -79,7 +79,7 @@ def _hints(account: Account, measured: Measured, now: datetime) -> list[str]:
 
 
 def _of_all(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
-    """Who shares a sentence shares its line, so that a thousand users are still a few lines."""
+    """Put users with the same sentence on one line; a thousand users still need few lines."""
     who: dict[str, list[str]] = {}
     for row in rows:
         for sentence in row[key]:
@@ -126,7 +126,7 @@ def _next_polls(user: User, factor: float, now: datetime) -> list[datetime]:
 
 
 def _next_canary(user: User, now: datetime) -> dict[str, datetime]:
-    """Nothing for users without one."""
+    """Return an empty dict for users without a canary."""
     if user.canary is None:
         return {}
     grid = schedule.canary_grid(user.canary, schedule.identity(user.app_id, user.user_id))
@@ -165,9 +165,9 @@ def _print(shown: dict[str, Any]) -> None:
     console.print(
         table(shown["users"], users, texts=2, style=lambda row: "red" if row["warnings"] else "")
     )
-    console.print("Requests are lists, sweeps included; images come beside them, as faxes do.")
+    console.print("The requests are lists, including sweeps; each fax adds one for its image.")
     if shown["lateness_unknown"] is not None:
-        say(f"How late faxes become visible is not known yet: {shown['lateness_unknown']}.")
+        say(f"Not known yet how late faxes become visible: {shown['lateness_unknown']}.")
 
 
 def _shown(at: datetime) -> str:

@@ -1,4 +1,4 @@
-"""`poller purge`: delete at eFax what the rules allow, now; `--dry-run` says what would go and why not."""
+"""`poller purge`: delete faxes at eFax as the rules allow; `--dry-run` lists them and the reasons."""
 
 import asyncio
 import sys
@@ -40,13 +40,13 @@ _HANG_TIMEOUT_S = 120.0
 
 @dataclass
 class _Purge:
-    """What is to go and what came of it; `refused` by eFax decides the exit code."""
+    """The faxes to delete and the outcome; one that eFax `refused` makes the exit code 1."""
 
     wanted: dict[int, FaxRow] = field(default_factory=dict)
     deleted: list[FaxRow] = field(default_factory=list)
     kept: list[tuple[FaxRow, str]] = field(default_factory=list)
     refused: bool = False
-    stopped: str | None = None  # why waiting for the service has stopped
+    stopped: str | None = None  # why it stopped waiting for the service
 
     def shown(self, *, dry_run: bool) -> dict[str, Any]:
         return {
@@ -63,14 +63,14 @@ class _Purge:
 def purge(
     paths: Sequence[Path], *, key: str | None, before: datetime | None, dry_run: bool, as_json: bool
 ) -> int:
-    """Delete at eFax; beside a service that does it. Raises UsageError (2), CannotStart (73)."""
+    """Delete at eFax, or have a running service do it. Raises UsageError (2), CannotStart (73)."""
     settings = bootstrap.load(paths)
     if key is not None:
         configured_user(settings, key)
     if before is not None and before > bootstrap.now():
         raise UsageError("--before is in the future")
     if not dry_run and not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before an hour of hashing, not after it
+        bootstrap.read_all_secrets(settings)  # fail before an hour of hashing, not after it
     report = asyncio.run(_plan(settings, key, before, dry_run=dry_run))
     if report.wanted and not dry_run:
         try:
@@ -83,25 +83,25 @@ def purge(
             )
         except LockHeld as held_by:
             raise LockHeld(
-                f"{held_by}. The requests are kept: the service deletes these faxes"
+                f"{held_by}. The requests are in the ledger, and the service will delete these faxes"
             ) from held_by
     answer(report.shown(dry_run=dry_run), lambda: _print(report, dry_run=dry_run), as_json=as_json)
     return 1 if report.refused else 0
 
 
-# -- what is to go ---------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 async def _plan(
     settings: Config, key: str | None, before: datetime | None, *, dry_run: bool
 ) -> _Purge:
-    """Find what may go by the rules; unless it is a dry run, write that down."""
+    """Find the faxes that the rules allow to delete; unless it is a dry run, request it."""
     report = _Purge()
     async with bootstrap.ledger_beside(settings, readonly=dry_run) as ledger:
         store_id = await ledger.read(meta.value, meta.STORAGE_ID)
         if store_id is None:
             raise CannotStart(
-                "the ledger knows no storage yet; the service makes it when it starts"
+                "the ledger knows no storage yet; start the service once, which sets it up"
             )
         users = await _users(settings, ledger, key)
         try:
@@ -119,7 +119,7 @@ async def _plan(
 
 
 async def _users(settings: Config, ledger: Ledger, key: str | None) -> dict[int, User]:
-    """Return the configured users in question, by the streams of what they received."""
+    """Return the configured users to purge, by the id of their received stream."""
     configured = {(user.app_id, user.user_id): user for user in settings.users}
     found = {
         row.id: user
@@ -131,7 +131,7 @@ async def _users(settings: Config, ledger: Ledger, key: str | None) -> dict[int,
 
 
 class _Planner:
-    """Goes through all faxes of these users, and puts each where it belongs in the report."""
+    """Goes through all faxes of these users and enters each in the report."""
 
     def __init__(
         self,
@@ -146,10 +146,10 @@ class _Planner:
         self._users = users
         self._before = before
         self._report = report
-        self._spent: Counter[str] = Counter()  # of the day, by App ID
+        self._spent: Counter[str] = Counter()  # deletions of the last 24 hours, by App ID
 
     async def go_through(self) -> AsyncIterator[int]:
-        """Give how many were looked at so far."""
+        """Yield how many faxes it has looked at so far."""
         now = bootstrap.now()
         for app_id in {user.app_id for user in self._users.values()}:
             since = now - deletion.A_DAY
@@ -166,7 +166,7 @@ class _Planner:
             rule = self._users[row.stream].delete
             why = deletion.why_kept(row, rule, now, self._before)
             if why is None and not deletion.left_today(rule, self._spent[row.app_id]):
-                why = f"delete.max_per_day ({rule.max_per_day}) of its account is reached"
+                why = f"its account has reached delete.max_per_day ({rule.max_per_day})"
             if why is None:
                 self._spent[row.app_id] += 1
                 allowed.append(row)
@@ -190,14 +190,14 @@ class _Planner:
 
 
 async def _work(report: _Purge, runtime: Runtime) -> None:
-    """Without a service: delete what was asked for, within the limits."""
+    """Delete the requested faxes in this process, within the limits."""
     accounts = runtime.accounts.values()
     await asyncio.gather(*(account.errands.run_until_idle() for account in accounts))
     await _sum_up(runtime.services.ledger, report)
 
 
 async def _follow(settings: Config, report: _Purge) -> None:
-    """Beside a service: wait until it has tried them all."""
+    """Wait until the running service has tried them all."""
     async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
 
         async def look() -> tuple[float, float, str]:
@@ -213,11 +213,11 @@ async def _follow(settings: Config, report: _Purge) -> None:
 
 
 async def _closed(ledger: Ledger) -> str:
-    """Say why the service deletes nothing now; empty where nothing keeps it from that."""
+    """Return why the service deletes nothing now; empty if it can delete."""
     said = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
     if said is None or said.reason is None:
         return ""
-    return f"nothing is deleted while the storage is unusable: {said.reason}"
+    return f"the service deletes nothing while the storage is unusable: {said.reason}"
 
 
 async def _sum_up(ledger: Ledger, report: _Purge) -> None:
@@ -230,22 +230,22 @@ async def _sum_up(ledger: Ledger, report: _Purge) -> None:
         if row.deleted_at is not None:
             report.deleted.append(row)
         elif errand is None:
-            report.kept.append((row, "it or its files have changed meanwhile"))
+            report.kept.append((row, "the fax or its files have changed in the meantime"))
         elif errand.last_error is None:
-            report.kept.append((row, "it was not its turn yet; the service deletes it"))
+            report.kept.append((row, "its turn has not come yet; the service will delete it"))
         else:
             report.refused |= errand.first_failed_at is not None
-            report.kept.append((row, f"it is tried again: {errand.last_error}"))
+            report.kept.append((row, f"the service will try again: {errand.last_error}"))
 
 
 def _print(report: _Purge, *, dry_run: bool) -> None:
-    """What goes comes last, where it is not scrolled away."""
+    """Print deleted faxes last, so that they stay on the screen."""
     for fax, why in report.kept:
         say(f"kept  {fax_name(fax)}: {why}")
     gone = list(report.wanted.values()) if dry_run else report.deleted
     for fax in gone:
         say(f"{'would delete' if dry_run else 'deleted'}  {fax_name(fax)}")
     if report.stopped is not None:
-        say(f"Not all are deleted yet: {report.stopped}.")
+        say(f"Some faxes are not deleted yet: {report.stopped}.")
     what = counted(len(gone), "fax", "faxes")
     say(f"Would delete {what} at eFax." if dry_run else f"Deleted {what} at eFax.")

@@ -1,4 +1,4 @@
-"""`poller rebuild`: a new ledger, and in plain words what it knows and what it cannot know."""
+"""`poller rebuild`: make a new ledger, and say plainly what it knows and what it cannot know."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from poller.status import instant
 
 
 def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> int:
-    """Make the new ledger and say what came of it.
+    """Make the new ledger and print what is in it.
 
     Raises LockHeld (75) beside a running poller, CannotStart or LedgerUnavailable (73).
     """
@@ -72,19 +72,19 @@ def _lines(done: Rebuilt) -> Iterator[str]:
     for reason in done.passed_over:
         yield f"Not used: {reason}."
     if done.was_whole:
-        yield "The ledger was whole; all of it was taken over."
+        yield "The old ledger was whole; the new one contains all of it."
     elif done.base is None:
-        yield "No snapshot could be read; the new ledger begins empty."
+        yield "There was no readable snapshot; the new ledger started empty."
     else:
-        yield f"The new ledger begins with {done.base} of {instant(done.base_at)}."
+        yield f"The new ledger started from {done.base} of {instant(done.base_at)}."
     yield (
-        f"{counted(done.sidecars, 'sidecar was', 'sidecars were')} read: "
-        f"{counted(done.added, 'fax', 'faxes')} became known as stored, "
+        f"Read {counted(done.sidecars, 'sidecar', 'sidecars')}: "
+        f"{counted(done.added, 'fax', 'faxes')} added as stored, "
         f"{done.carried_on} interrupted ones continue."
     )
     for trouble, what in (
         (done.damaged, "damaged: the sidecar is there, but"),
-        (done.unreadable, "no sidecar that can be read:"),
+        (done.unreadable, "not a readable sidecar:"),
         (done.doubles, "left out:"),
     ):
         for path, why in trouble.named:
@@ -92,24 +92,24 @@ def _lines(done: Rebuilt) -> Iterator[str]:
         if trouble.count > len(trouble.named):
             yield f"… and {trouble.count - len(trouble.named)} more."
     since = "each user's poll.start" if done.listed_from is None else instant(done.listed_from)
-    yield f"Everything is listed again from {since}."
+    yield f"The service will list everything again from {since}."
     if (unknown := _unknown(done)) is not None:
         yield unknown
     if done.kept_aside is not None:
-        yield f"The ledger as it was is kept as {done.kept_aside}."
+        yield f"The old ledger is kept as {done.kept_aside}."
 
 
 def _unknown(done: Rebuilt) -> str | None:
-    """What no file tells: the promise of no second delivery does not hold for it."""
+    """Return what no file records; poller may deliver these faxes a second time."""
     if done.was_whole:
         return None
     if done.base is None:
         return (
-            "It cannot know: faxes that were stored and then taken away are fetched again; what "
-            "was pending, quarantined or dismissed before that time is found again only with an "
-            "earlier --since."
+            "The new ledger cannot know which faxes consumers took away: poller fetches those again. "
+            "It finds faxes that were pending, quarantined or dismissed before that time only with "
+            "an earlier --since."
         )
     return (
-        f"It cannot know: faxes that were stored after {instant(done.base_at)} and have been taken "
-        "away since are fetched again; what operators dismissed since then is not dismissed."
+        f"The new ledger cannot know what happened after {instant(done.base_at)}: poller fetches "
+        "faxes again that were stored and taken away since, and dismissals since then are undone."
     )

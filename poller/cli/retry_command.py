@@ -1,4 +1,4 @@
-"""`poller retry`: make quarantined or named faxes, or a gap, due now; a running service does the work."""
+"""`poller retry`: make quarantined or named faxes, or a gap, due now, for the service to handle."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from poller.stream import Direction
 
 _HANG_TIMEOUT_S = 60.0
 _FOLLOWED = 1000
-_STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`."
+_STOPPED = "The service is not running: `systemctl start poller`, or run `poller once`."
 
 
 def retry(
     paths: Sequence[Path], *, fax_ids: Sequence[str], gap: Sequence[str] | None, as_json: bool
 ) -> int:
-    """Make faxes or a gap due; raises NotDone (1), UsageError (2).
+    """Make faxes or a gap due. Raises NotDone (1), UsageError (2).
 
-    It undoes `dismiss`; a damaged fax is fetched again. For people it waits until a running service
-    has tried the faxes, where that can fetch now.
+    Undo `dismiss`; fetch a damaged fax again. Without `--json`, wait until a running service has
+    tried the faxes, unless it cannot fetch now.
     """
     if gap is not None and fax_ids:
         raise UsageError("retry takes either faxes or --gap")
@@ -33,7 +33,7 @@ def retry(
     if gap is None:
         asyncio.run(_retry(settings, fax_ids, as_json=as_json))
         return 0
-    nothing = f"nothing of {gap[0]} failed or was dismissed"
+    nothing = f"{gap[0]} has no failed or dismissed time"
     count = asyncio.run(change_gap(settings, gap, fold.make_gap_due, nothing))
     said = f"{counted(count, 'stretch', 'stretches')} of time made due."
     then = "The service lists them." if bootstrap.is_running(settings) else _STOPPED
@@ -53,7 +53,7 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
         if as_json:
             print_json({"made_due": count})
             return
-        if count:  # at once: what follows may take a minute
+        if count:  # print now: the rest may take a minute
             print(f"{counted(count, 'fax was', 'faxes were')} made due.", flush=True)
         elif not fax_ids:
             print("No fax is quarantined.")
@@ -65,10 +65,10 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
 async def _print_left_alone(
     settings: Config, ledger: Ledger, rows: Sequence[FaxRow], made_due: int
 ) -> None:
-    """Say why nothing is done for faxes that are stored; of well ones only where that is all."""
+    """Say why stored faxes are not fetched; mention intact ones only if there are no others."""
     for row in rows:
         if row.deleted_at is not None:
-            print(f"{fax_name(row)} is not fetched: {no_more(row)}.")
+            print(f"Not fetched: {fax_name(row)}: {no_more(row)}.")
     rows = [row for row in rows if row.deleted_at is None]
     for row in rows:
         if row.unreadable:
@@ -80,10 +80,10 @@ async def _print_left_alone(
     gone = await taken(settings, ledger, stored)
     for row in gone or ():
         again = how_to_have_it_again(fax_name(row))
-        print(f"{fax_name(row)} is stored, and its files were taken away; {again}.")
+        print(f"{fax_name(row)} is stored, and a consumer took its files away; {again}.")
     if not made_due and len(stored) > len(gone or ()):
-        unseen = "; whether the files are there cannot be seen now"
-        print(f"Nothing to do: stored{unseen if gone is None else ', and well'}.")
+        unseen = "; the storage cannot be read now, so nobody knows whether the files are there"
+        print(f"Nothing to do: stored{unseen if gone is None else ' and intact'}.")
 
 
 def _is_configured(settings: Config, row: FaxRow) -> bool:
@@ -94,7 +94,7 @@ def _is_configured(settings: Config, row: FaxRow) -> bool:
 
 
 async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
-    """A running service has a user at work until it is reloaded, whatever the file says."""
+    """Refuse faxes of users who are not configured; a running service keeps a user until a reload."""
     for row in rows:
         if _is_configured(settings, row):
             continue
@@ -102,23 +102,23 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
             settings
         ):
             is_sent = row.direction is Direction.SENT
-            what = "with `sent.archive`" if is_sent else "any more"
+            what = "with `sent.archive`" if is_sent else "now"
             raise NotDone(
-                f"user {row.account}/{row.user} is not configured {what}, so its fax "
-                f"{row.fax_id} is not fetched: put {'that' if is_sent else 'the user'} back into "
-                "the configuration, `systemctl reload poller`, and retry the fax then"
+                f"user {row.account}/{row.user} is not configured {what}, so nothing fetches its "
+                f"fax {row.fax_id}: put {'that' if is_sent else 'the user'} back into the "
+                "configuration, run `systemctl reload poller`, then retry the fax"
             )
 
 
 async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> None:
-    """Say what becomes of the faxes; do not wait for what cannot be fetched now."""
+    """Print the outcome for each fax; do not wait for faxes that cannot be fetched now."""
     if not bootstrap.is_running(settings):
         print(_STOPPED)
         return
     storage = await bootstrap.storage_now(settings, ledger, shortly=True)
     if not storage["usable"]:
-        print(f"The service fetches nothing now: {storage['reason'].rstrip('.')}.")
-        print("It fetches them when that is over.")
+        print(f"The service cannot fetch now: {storage['reason'].rstrip('.')}.")
+        print("It will fetch the faxes once that is over.")
         return
     suspended = set()
     for one in await ledger.read(accounts.all_accounts, include_removed=False):
@@ -129,7 +129,7 @@ async def _follow(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> N
             why = (one.reason or "eFax cannot be reached").rstrip(".")
             wait = f"{counted(count, 'fax', 'faxes')} must wait"
             print(f"{wait}: account {one.account} is suspended: {why}.")
-            print("The service fetches them when that is over.")
+            print("The service will fetch them once that is over.")
     rows = [row for row in rows if _is_configured(settings, row) and row.app_id not in suspended]
     if rows:
         stopped = await wait_for_faxes(settings, ledger, rows, hang_timeout_s=_HANG_TIMEOUT_S)
@@ -142,4 +142,4 @@ def _print_tried(tried: Sequence[FaxRow], stopped: str | None) -> None:
     for row in left:
         print(f"{row.state.value}  {fax_name(row)}: {row.last_error or 'not tried yet'}")
     if stopped is not None:
-        print(f"Stopped waiting for the rest: {stopped}.")
+        print(f"Stopped waiting: {stopped}.")

@@ -25,16 +25,16 @@ from poller.status import Pace, StoredLately, Surroundings, status
 from poller.web import Answers, StatusServer
 from poller.webhook import HookListener, server_context
 
-_CLOSING_S = 20.0  # for all that comes after the drain
-# Of the allocator, by glibc's malloc.h.
+_CLOSING_S = 20.0  # for all steps after the drain
+# Options of mallopt, from glibc's malloc.h.
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-_LARGE = 1 << 20  # bytes; with 128 KiB, where glibc begins, faxes came an eighth more slowly
+_LARGE = 1 << 20  # bytes; with glibc's default of 128 KiB, fetching was an eighth slower
 _ARENAS = 2
-_GARBAGE = 10_000  # objects in circles may wait to be found: some two MiB
+_GARBAGE = 10_000  # objects before a collection; cyclic garbage then takes about two MiB
 
 
 def run(paths: Sequence[Path]) -> int:
-    """Run until SIGTERM; raises CannotStart, LockHeld, ConfigError."""
+    """Run until SIGTERM. Raises CannotStart, LockHeld, ConfigError."""
     _keep_little_memory()
     settings = bootstrap.load(paths)
     bootstrap.read_all_secrets(settings)
@@ -82,7 +82,7 @@ async def _run(
 
 @asynccontextmanager
 async def _listening(settings: Config, webhooks: Webhooks | None) -> AsyncIterator[None]:
-    """Take eFax's notices, where that is configured."""
+    """Listen for eFax's notices if web-hooks are configured."""
     at = settings.webhook
     if at is None or webhooks is None:
         yield
@@ -101,10 +101,10 @@ async def _listening(settings: Config, webhooks: Webhooks | None) -> AsyncIterat
 
 
 def _keep_little_memory() -> None:
-    """Have glibc give back what was needed at the busiest moment; before there are threads.
+    """Have glibc return memory after a busy moment. Call before any thread starts.
 
-    It makes up to eight arenas per core, and each keeps what its threads once needed; and it comes to
-    take large blocks, such as those of an image of many MiB, out of them, which leaves holes.
+    By default glibc makes up to eight arenas per core, and each keeps the most its threads ever
+    needed. Over time it also takes large blocks, such as images, from the arenas, which leaves holes.
     """
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
@@ -113,10 +113,10 @@ def _keep_little_memory() -> None:
 
 
 def _leave_users_out_of_garbage() -> None:
-    """What was made for the users stays.
+    """Exempt the users' objects from garbage collection, as they live as long as the process.
 
-    Looking through it for garbage would be a tenth of what a poll costs, and looking every 700
-    objects, which a few polls under way have, another.
+    Scanning them would take a tenth of a poll's time. A scan every 700 objects, Python's default,
+    would take another tenth, because a few polls under way already hold that many.
     """
     gc.collect()
     gc.freeze()

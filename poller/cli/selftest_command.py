@@ -1,4 +1,4 @@
-"""`poller selftest`: a page to the user's own number, timed from eFax to its file."""
+"""`poller selftest`: send a page to the user's own number and time it until it is stored."""
 
 import asyncio
 import sys
@@ -27,22 +27,22 @@ from poller.status import instant
 
 _POLL_EVERY_S = 5.0
 _LOOK_S = 1.0
-_TRANSMITTED_WITHIN_S = 30.0  # of its file: eFax may say it a little later
+_TRANSMITTED_WITHIN_S = 30.0  # after the file: eFax may report it a little later
 _STEPS = ("accepted", "transmitted", "listed", "stored")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def selftest(paths: Sequence[Path], *, key: str, within: timedelta, as_json: bool) -> int:
-    """Send a page and wait for its file; 1 with what did not happen. Raises UsageError (2)."""
+    """Send a page and wait for its file; return 1 and say which step failed. Raises UsageError."""
     settings = bootstrap.load(paths)
     user = configured_user(settings, key)
     if user.number is None:
         raise UsageError(
-            f"accounts.{user.account}.users.{user.name}.number is missing: the page is sent to it; "
-            'write number: "1…", the user\'s own fax number'
+            f'accounts.{user.account}.users.{user.name}.number is missing: add number: "1…", '
+            "the user's own fax number, where the self-test sends its page"
         )
     if not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before anything is touched
+        bootstrap.read_all_secrets(settings)  # before it changes anything
     row = work_or_follow(
         settings,
         "selftest",
@@ -57,9 +57,9 @@ def selftest(paths: Sequence[Path], *, key: str, within: timedelta, as_json: boo
 
 
 def shown(row: SendRow, problem: str | None) -> dict[str, Any]:
-    """Give the JSON of `selftest`; a step that did not happen is null.
+    """Return the JSON of `selftest`; a step that did not happen is null.
 
-    `transmitted_at` and `listed_at` are when poller saw it.
+    `transmitted_at` and `listed_at` are the times when poller saw it.
     """
     return {
         "ok": problem is None,
@@ -78,7 +78,7 @@ def shown(row: SendRow, problem: str | None) -> dict[str, Any]:
 
 
 def _problem(settings: Config, row: SendRow) -> str | None:
-    """Say what did not happen, or what is wrong with the file; None when all is well."""
+    """Return the step that did not happen, or the fault of the file; None if all is well."""
     if not row.is_stored or row.file is None:
         return what_is_missing(row)
     path = settings.storage.directory / row.file
@@ -87,15 +87,15 @@ def _problem(settings: Config, row: SendRow) -> str | None:
         with path.open("rb") as file:
             document = checkers.inspect(file.fileno())
     except OSError as error:
-        return f"{path} is stored and cannot be opened: {error.strerror}"
+        return f"{path} is stored but cannot be opened: {error.strerror}"
     except PollerError as error:
-        return f"{path} is stored and cannot be checked: {error}"
+        return f"{path} is stored but cannot be checked: {error}"
     finally:
         checkers.close()
     if document.problem is not None:
-        return f"{path} is stored and not whole: {document.problem}"
+        return f"{path} is stored but damaged: {document.problem}"
     if document.pages != 1:
-        return f"{path} is stored and has {document.pages} pages, where one was sent"
+        return f"{path} is stored but has {document.pages} pages; the self-test sent one"
     return None
 
 
@@ -106,12 +106,12 @@ def _print(report: dict[str, Any]) -> None:
     for step in sorted(_STEPS, key=lambda step: report[f"{step}_at"] or _NEVER):
         at: datetime | None = report[f"{step}_at"]
         if at is None:
-            say(f"{step:<12} not", "bold red")
+            say(f"{step:<12} no", "bold red")
             continue
-        what = report[about[step]] if step in about else "or before: poller looked then"
+        what = report[about[step]] if step in about else "or earlier; poller looked then"
         say(f"{step:<12} {instant(at)}  +{(at - began).total_seconds():.1f} s  {what}".rstrip())
     if report["problem"] is None:
-        say("The whole way works: the page is stored, whole.", "bold green")
+        say("The self-test passed: the page came back and is stored.", "bold green")
     else:
         say(f"The self-test failed: {report['problem']}", "bold red")
 
@@ -125,7 +125,7 @@ async def _asked(
 
 
 def _is_over(row: SendRow, now: datetime) -> bool:
-    """Whether nothing more is to be waited for; of what is in doubt the page may still come."""
+    """Return whether to stop waiting; a page whose sending is in doubt may still come."""
     return row.is_stored or row.state is SendState.FAILED or now >= (row.late_at or now)
 
 
@@ -136,7 +136,7 @@ async def _follow(settings: Config, user: User, within: timedelta) -> SendRow:
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         stream = await received_stream(ledger, user)
         row = await _asked(ledger, settings.state_directory, stream, user, within)
-        stdio.complain("The running service sends and receives it.")
+        stdio.complain("The running service sends and receives the page.")
         loop = asyncio.get_running_loop()
         alive_at = loop.time()
         stored_at: float | None = None
@@ -162,7 +162,7 @@ def _times(row: SendRow) -> tuple[datetime | None, ...]:
 
 
 def _may_end(row: SendRow, stored_at: float | None, now: float) -> bool:
-    """eFax may say a little after the file that the fax is transmitted."""
+    """Return whether to end: eFax may report the transmission a little after the file is stored."""
     is_known = row.state is not SendState.ACCEPTED
     return is_known or stored_at is None or now - stored_at > _TRANSMITTED_WITHIN_S
 
@@ -188,7 +188,7 @@ async def _work(key: str, within: timedelta, runtime: Runtime) -> SendRow:
     directory = runtime.config.state_directory
     row = await withdraw(ledger, directory, row, now, "it was not sent in time")
     if row.state is SendState.SENDING:
-        return row  # the service, or the next `send`, finds out
+        return row  # the service, or the next `send`, will find out
     return await ledger.write(sends.finish, row.id, now)
 
 
@@ -199,7 +199,7 @@ async def _sent(sender: Sender, row: SendRow) -> None:
 async def _until_stored(
     account: AccountRunner, state: StreamState, row: SendRow, sending: asyncio.Task[None]
 ) -> SendRow:
-    """Poll as `once` does, until the page is a file or need not be waited for."""
+    """Poll as `once` does, until the page is stored or can no longer come."""
     clock = account.services.clock
     with progress("self-test") as show:
         while True:
@@ -208,7 +208,7 @@ async def _until_stored(
             if _is_over(row, clock.now()):
                 return row
             if sending.done():
-                sending.result()  # what keeps it from being sent, if anything does
+                sending.result()  # raises if sending failed
             if row.accepted_at is not None or row.state is SendState.IN_DOUBT:
                 await account.poll(state)
                 await account.workers.run_until_idle()

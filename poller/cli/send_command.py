@@ -1,4 +1,4 @@
-"""`poller send`: send documents as one fax; beside a service that does it."""
+"""`poller send`: send documents as one fax, or have a running service send it."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from poller.recognition import to_dial
 from poller.status import instant
 
 IN_DOUBT = 3
-_SENT_WITHIN_S = 900.0  # also where eFax slows the account down, and the answer is looked for
+_SENT_WITHIN_S = 900.0  # long enough for a slowed account and a search for a lost answer
 _FINAL_WITHIN_S = 25 * 3600.0  # the service looks for a day
 _MOST_BYTES = LARGEST_BYTES // 4 * 3
 _UNDECIDED = (SendState.WAITING, SendState.SENDING)
@@ -37,7 +37,7 @@ _UNDECIDED = (SendState.WAITING, SendState.SENDING)
 
 @dataclass(frozen=True)
 class _Order:
-    """What is sent by whom to which number; `wait`: until it has come there."""
+    """What to send, from which user, to which number; `wait`: until it is transmitted."""
 
     key: str
     number: str
@@ -54,16 +54,16 @@ def send(
     wait: bool,
     as_json: bool,
 ) -> int:
-    """Send files to a number. Raises UsageError (2), NotDone (1) for what is no whole document."""
+    """Send files to a number. Raises UsageError (2), NotDone (1) for a file that is not whole."""
     try:
         number = to_dial(to)
     except ValueError as error:
         raise UsageError(f"--to {error}") from None
-    documents = read_whole(files)  # as whoever calls this: the service's user may not be able to
+    documents = read_whole(files)  # as the caller: the service's user may lack access
     settings = bootstrap.load(paths)
     configured_user(settings, key)
     if not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before anything is touched
+        bootstrap.read_all_secrets(settings)  # before it changes anything
     order = _Order(key, number, documents, wait)
     how = f"to {number[0]}…{number[-4:]}, {len(number.removeprefix('+'))} digits"
     stdio.complain(f"Sending {counted(len(documents), 'document', 'documents')} {how}.")
@@ -80,7 +80,7 @@ def send(
 
 
 def shown(row: SendRow) -> dict[str, Any]:
-    """Give the JSON of `send`."""
+    """Return the JSON of `send`."""
     return {
         "transaction_id": row.transaction_id,
         "fax_id": row.fax_id,
@@ -91,7 +91,7 @@ def shown(row: SendRow) -> dict[str, Any]:
 
 
 def exit_code(row: SendRow, *, wait: bool) -> int:
-    """What the caller may do: 1 send again, 3 look first."""
+    """Return 1 if the caller may send again, 3 if they must look first."""
     if row.state is SendState.IN_DOUBT or row.state in _UNDECIDED:
         return IN_DOUBT
     if row.state is SendState.TRANSMITTED:
@@ -119,8 +119,8 @@ def _sentence(row: SendRow) -> str:
                 f"{row.transaction_id}: {row.error}. Look in eFax's portal before you send it again."
             )
     return (
-        f"{row.state}: it is not known whether {row.transaction_id} was sent; the service, or the "
-        "next `poller send`, looks for it. Look in eFax's portal before you send it again."
+        f"{row.state}: poller does not know whether {row.transaction_id} was sent; the service or "
+        "the next `poller send` will find out. Look in eFax's portal before you send it again."
     )
 
 
@@ -128,18 +128,16 @@ def _sentence(row: SendRow) -> str:
 
 
 def read_whole(files: Sequence[Path]) -> list[outbox.OutboxDocument]:
-    """Read PDFs and TIFFs that are whole; raises UsageError, NotDone."""
+    """Read whole PDFs and TIFFs. Raises UsageError, NotDone."""
     if len(files) > MOST_DOCUMENTS:
-        raise UsageError(
-            f"a fax has {MOST_DOCUMENTS} documents at most, and these are {len(files)}"
-        )
+        raise UsageError(f"a fax holds at most {MOST_DOCUMENTS} documents; you named {len(files)}")
     checkers = Checkers()
     try:
         documents = [_read(checkers, path) for path in files]
     finally:
         checkers.close()
     if sum(len(one.content) for one in documents) > _MOST_BYTES:
-        raise NotDone("the documents are larger than eFax takes: 75 MB (100 MB with base64)")
+        raise NotDone("the documents exceed eFax's limit of 75 MB (100 MB in base64)")
     return documents
 
 
@@ -147,7 +145,7 @@ def _read(checkers: Checkers, path: Path) -> outbox.OutboxDocument:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > _MOST_BYTES:
-                raise NotDone(f"{path} is larger than eFax takes: 75 MB (100 MB with base64)")
+                raise NotDone(f"{path} exceeds eFax's limit of 75 MB (100 MB in base64)")
             content = file.read()
             document = checkers.inspect(file.fileno())
     except NotADocument:
@@ -157,7 +155,7 @@ def _read(checkers: Checkers, path: Path) -> outbox.OutboxDocument:
     except StorageUnusable as error:
         raise NotDone(str(error)) from None
     if document.problem is not None:
-        raise NotDone(f"{path} is not whole, or cannot be sent: {document.problem}")
+        raise NotDone(f"{path} is damaged or cannot be sent: {document.problem}")
     return outbox.OutboxDocument(format_of(content[:1024]), content)
 
 
@@ -168,9 +166,7 @@ async def _follow(settings: Config, order: _Order) -> SendRow:
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         stream = await received_stream(ledger, configured_user(settings, order.key))
         row = await _asked(ledger, settings, stream, order)
-        stdio.complain(
-            "The running service sends it, and continues if this command is interrupted."
-        )
+        stdio.complain("The running service sends the fax, even if you interrupt this command.")
         return await followed(settings, ledger, row, wait=order.wait)
 
 
@@ -181,7 +177,7 @@ async def _asked(ledger: Ledger, settings: Config, stream: int, order: _Order) -
 
 
 async def followed(settings: Config, ledger: Ledger, row: SendRow, *, wait: bool) -> SendRow:
-    """Wait for what the service does with it; what it has not begun with is withdrawn if it has gone."""
+    """Wait until the service has sent it; if the service ends before it starts sending, withdraw it."""
     open_states = (*_UNDECIDED, SendState.ACCEPTED) if wait else _UNDECIDED
 
     async def look() -> tuple[float, float, str]:
@@ -221,7 +217,7 @@ async def _work(order: _Order, runtime: Runtime) -> SendRow:
 
 
 async def _left_over(runtime: Runtime, sender: Sender, stream: int) -> list[asyncio.Task[SendRow]]:
-    """Look for what commands before were sending, and withdraw what they had not begun with."""
+    """Look for faxes that earlier commands were sending; withdraw those not yet begun."""
     ledger, state, now = runtime.services.ledger, runtime.config.state_directory, bootstrap.now()
     looks = []
     for one in await ledger.read(sends.unfinished):
@@ -230,14 +226,14 @@ async def _left_over(runtime: Runtime, sender: Sender, stream: int) -> list[asyn
         if one.state is SendState.SENDING:
             looks.append(asyncio.create_task(sender.send(one), name=f"look for {one.id}"))
         elif one.state is SendState.WAITING and one.purpose != CANARY:
-            await withdraw(ledger, state, one, now, "the command that asked for it had ended")
-            about = f"{one.transaction_id}, asked for at {instant(one.asked_at)}"
-            stdio.complain(f"poller: {about}, had not been sent; it will not be.")
+            await withdraw(ledger, state, one, now, "the command that requested it had ended")
+            about = f"{one.transaction_id}, requested at {instant(one.asked_at)}"
+            stdio.complain(f"poller: {about}, was not sent and will not be.")
     await tidy_outbox(ledger, state, now)
     return looks
 
 
 async def _say_interrupted(runtime: Runtime, row: SendRow) -> None:
     ledger, state = runtime.services.ledger, runtime.config.state_directory
-    row = await withdraw(ledger, state, row, bootstrap.now(), "it was interrupted")
+    row = await withdraw(ledger, state, row, bootstrap.now(), "the command was interrupted")
     stdio.complain(f"poller: interrupted; {_sentence(row)}")

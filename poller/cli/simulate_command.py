@@ -1,4 +1,4 @@
-"""`poller simulate`: the eFax API on loopback; its options are the simulator's own."""
+"""`poller simulate`: a simulated eFax API on loopback; the simulator defines the options."""
 
 import argparse
 import asyncio
@@ -10,5 +10,5 @@ from poller.simulator import simulate as simulator
 
 
 def simulate(_paths: Sequence[Path], **options: Any) -> int:
-    """Run the simulator until it is told to end; raises CannotStart when the port is taken."""
+    """Run the simulator until a signal ends it. Raises CannotStart if the port is taken."""
     return asyncio.run(simulator.run(argparse.Namespace(**options)))

@@ -1,4 +1,4 @@
-"""`poller status`: how it is doing, from the ledger, beside a running service too."""
+"""`poller status`: how polling is going, from the ledger, also beside a running service."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def status(paths: Sequence[Path], *, as_json: bool) -> int:
 async def look(settings: Config) -> dict[str, Any]:
     """Read what `status --json` shows.
 
-    Nothing is printed while the ledger is open: a slow reader must not hold up the writer.
+    Print only after the ledger is closed: a slow terminal must not hold up the writer.
     """
     async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         running = bootstrap.is_running(settings)
@@ -51,9 +51,9 @@ async def look(settings: Config) -> dict[str, Any]:
 
 
 def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
-    """Let the service's word count, too: it works as another user, in a sandbox of its own.
+    """Combine this command's finding with the service's, which runs as another user in a sandbox.
 
-    Of another directory than this command's, which a changed configuration names, it counts alone.
+    If the service still uses another directory, because the configuration changed, use only its word.
     """
     if report is None:
         return seen
@@ -72,18 +72,18 @@ def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
 
 
 def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
-    """Say what the status does not say in sentences, seen from outside of the service."""
+    """Yield the problems that only a command outside the service sees, as sentences."""
     configured, used = str(settings.storage.directory), shown["storage"]["directory"]
     if configured != used:
         yield see(
-            f"the running service still stores in {used}; `systemctl restart poller` takes the "
-            f"configured {configured}",
+            f"the running service still stores in {used}; `systemctl restart poller` makes it use "
+            f"the configured {configured}",
             "install",
         )
     if not shown["running"]:
         yield see(
             "poller is not running: `systemctl start poller` starts it, "
-            "`systemctl status poller` says why it ended",
+            "`systemctl status poller` shows why it ended",
             "service-does-not-start",
         )
     elif (late := not_in_time(shown)) is not None:

@@ -1,4 +1,4 @@
-"""`poller status` for people: problems first, then the accounts, the users, and what has to be named."""
+"""`poller status` for people: problems first, then accounts, users and faxes in trouble."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from poller.status import by_stream
 from poller.topic import see
 
 _NARROW = 100
-_BESIDES = 14  # lines of a terminal that are not for users
+_BESIDES = 14  # lines of the terminal that other parts need
 
 
 def print_status(shown: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def print_status(shown: dict[str, Any]) -> None:
     suspended = {one["account"] for one in shown["accounts"] if one["suspended_until"]}
     users = [row | {"state": _state(row, suspended)} for row in by_stream(shown)]
     users.sort(key=lambda row: (_RANKS[row["state"]], row["account"], row["user"]))
-    # More would push the problems out of sight.
+    # More lines would push the problems off the screen.
     room = max(10, console.height - _BESIDES - len(shown["problems"]))
     some = users[:room] if console.is_terminal else users
     for made in (_accounts(shown), _users(some, shown["at"])):
@@ -99,7 +99,7 @@ Cell = Callable[[Row], str | Text]
 _BAD, _WARNING, _CALM = "bold red", "yellow", "blue"
 _MINUTE_S = 60
 _BAR = 40  # columns
-# The worst first: a user's state in a word, how it looks, and when it holds.
+# The worst first: a user's state in a word, its style, and when it applies.
 _STATES: tuple[tuple[str, str, Callable[[Row], Any]], ...] = (
     ("refused", _BAD, lambda row: row["refused"]),
     ("suspended", _BAD, lambda row: row["suspended"]),
@@ -124,7 +124,7 @@ _RANKS = {state: rank for rank, state in enumerate(_STYLES)}
 
 
 def _state(row: Row, suspended: set[str]) -> str:
-    """The worst that can be said of a user, in a word."""
+    """Return the worst state of a user, in a word."""
     if row["removed"]:
         return "removed"
     row = {**row, "suspended": row["account"] in suspended}
@@ -197,7 +197,7 @@ def _brief(seconds: float) -> str:
 
 
 def _lines(shown: dict[str, Any]) -> Iterator[str]:
-    """What has to be named: faxes in trouble, backfills that wait, gaps that nobody tries any more."""
+    """Yield the details: faxes in trouble, waiting backfills, dismissed gaps."""
     for kind in ("quarantined", "failing"):
         for fax in shown[f"{kind}_faxes"]:
             kept = f"  evidence: {fax['evidence']}" if fax["evidence"] else ""
@@ -216,16 +216,16 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
 
 
 def _came_damaged(shown: dict[str, Any]) -> Iterator[str]:
-    """It is no trouble that can be mended, and never over: so it is no problem of the service."""
+    """Yield the faxes that came damaged; nobody can repair them, so they are not a problem sentence."""
     counts = {name_of(row): row["damaged"] for row in by_stream(shown)}
     who = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     if who:
         total = sum(counts.values())
-        kept = "is kept as it came" if total == 1 else "are kept as they came"
+        kept = "is stored as received" if total == 1 else "are stored as received"
         directory = shlex.quote(shown["storage"]["directory"])
         yield f"{counted(total, 'fax', 'faxes')} came damaged from eFax and {kept}: {who}. To find them:"
         yield f"  grep -rl --include='*.json' '\"damaged\": true' {directory}"
-        yield "  `poller explain FAX_ID` says what is wrong; so does `fax-damaged` in the log."
+        yield "  `poller explain FAX_ID` and the log event `fax-damaged` say what is wrong."
 
 
 def _short(instant: str | None) -> str:

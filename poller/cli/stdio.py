@@ -1,4 +1,4 @@
-"""stdout and stderr as commands find them: in any locale, closed, full, or with nobody reading."""
+"""stdout and stderr in any condition: any locale, closed, full, or without a reader."""
 
 import io
 import os
@@ -9,18 +9,18 @@ _HANG_TIMEOUT_S: Final = 5.0
 
 
 def prepare() -> None:
-    """Let what the locale has no character for be printed as an escape; it raises otherwise."""
+    """Print characters that the locale lacks as escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def complain(sentence: str) -> None:
-    """Print a sentence on stderr; that nobody can read it is no further error.
+    """Print a sentence on stderr; ignore the error if nobody can read it.
 
-    A terminal that was stopped gets it when it goes on within some seconds; then the command ends.
+    A stopped terminal has a few seconds to continue and show it; then the command ends.
     """
-    if sys.stderr is None:  # it would be stdout to LineOutput
+    if sys.stderr is None:  # LineOutput would take None for stdout
         return
     from poller.log.output import LineOutput
 
@@ -31,11 +31,11 @@ def complain(sentence: str) -> None:
 
 
 def flush() -> None:
-    """Write out what stdout holds; OSError where it cannot, or could not before."""
+    """Write out what stdout holds. Raises OSError if that fails now or has failed before."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def give_up() -> None:
-    """Throw away what stdout holds: the interpreter would try again at its end, and complain."""
+    """Throw away what stdout holds: the interpreter would try again at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

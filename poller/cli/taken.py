@@ -1,4 +1,4 @@
-"""Which faxes were stored and then taken away by a consumer, as the disk shows it now."""
+"""Find the stored faxes whose files a consumer has taken away, as the disk shows it now."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from poller.store import Condition, Identity, Storage
 
 
 async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> list[FaxRow] | None:
-    """Give those of `rows` that are stored and whose files are all gone.
+    """Return those of `rows` that are stored and whose files are all gone.
 
-    None: the storage cannot be looked at, and what is not mounted was not taken away.
+    Return None if the storage cannot be read: on a disk that is not mounted, no file was taken.
     """
     storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     looked_at = [
@@ -39,10 +39,10 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
 
 
 def how_to_have_it_again(name: str) -> str:
-    """Say what fetches a fax again that was taken; `name` is ACCOUNT/USER/FAX_ID."""
+    """Return the command that fetches a taken fax again; `name` is ACCOUNT/USER/FAX_ID."""
     return f"`poller verify --repair --taken {shlex.quote(name)}` fetches it again"
 
 
 def no_more(row: FaxRow) -> str:
-    """Say why nothing fetches a fax again that was deleted at eFax."""
-    return f"it was deleted at eFax at {instant(row.deleted_at)}, which has it no more"
+    """Return why poller cannot fetch a fax again that was deleted at eFax."""
+    return f"it was deleted at eFax at {instant(row.deleted_at)}, so eFax no longer has it"

@@ -1,4 +1,4 @@
-"""Why a round did not end well, and what it waits for: a sentence for each cause, not for each user."""
+"""Why a round failed, and what it waits for: one sentence per cause, not per user."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _NOT_ASKED = "no attempt could be made and recorded"
 
 @dataclass
 class _Cause:
-    """One cause: its two verbs, for one and for more, and whom it concerns."""
+    """One cause: its verb in the singular and plural, and whom it affects."""
 
     verbs: tuple[str, str]
     why: str
@@ -34,13 +34,13 @@ class _Cause:
 
 
 class Troubles:
-    """Collects what went wrong; the same cause with other numbers in it is one cause."""
+    """Collects what went wrong; causes that differ only in numbers count as one."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], _Cause] = {}
 
     def poll_ended(self, user: str, outcome: PollOutcome, suspended: str) -> None:
-        """Note a poll; `suspended` is why its account is suspended, empty where it is not."""
+        """Note a poll; `suspended` is why its account is suspended, or empty."""
         if (cause := outcome.skipped or outcome.error) is not None:
             self._add(user, ("was not polled", "were not polled"), _why(cause, suspended))
         elif outcome.trouble:
@@ -48,16 +48,16 @@ class Troubles:
             self._add(user, (f"was {verb}", f"were {verb}"), str(outcome.trouble[0]))
 
     def unproved(self, account: str, error: PollerError, suspended: str) -> None:
-        """Note that nothing proved the empty lists of an account."""
-        verb = "polled, but its empty lists could not be proved and are listed again the next time"
+        """Note that no check confirmed the empty lists of an account."""
+        verb = "polled, but its empty lists were not confirmed; the next run lists them again"
         self._add(account, (f"was {verb}", f"were {verb}"), _why(error, suspended))
 
     def faxes_wait(self, user: str, waiting: Waiting, suspended: str) -> None:
-        """Note faxes of a user that are still to be fetched."""
+        """Note a user's faxes that are still to be fetched."""
         why = waiting.why or (_suspended(suspended) if suspended else _NOT_ASKED)
         verbs = ("is still pending", "are still pending")
         if waiting.state is State.QUARANTINED:
-            why = f"{why.rstrip('.')}; mend the cause, then `poller retry`"
+            why = f"{why.rstrip('.')}; remove the cause, then `poller retry`"
             verbs = ("is quarantined", "are quarantined")
         self._add(user, verbs, why, waiting.count)
 
@@ -73,7 +73,7 @@ class Troubles:
 
 
 def _why(cause: object, suspended: str) -> str:
-    """Say what the suspension says where it is the cause."""
+    """Return the suspension's reason if that is the cause, else the cause."""
     why = str(cause)
     is_suspension = suspended and (suspended in why or why.rstrip(".") in suspended)
     return _suspended(suspended) if is_suspension else why
@@ -84,7 +84,7 @@ def _suspended(reason: str) -> str:
 
 
 def waits_of(account: str) -> Callable[[str, float], None]:
-    """Return what says for what an account waits and until when: for each reason once."""
+    """Return a function that prints why and until when an account waits, once per reason."""
     said = set()
 
     def say(why: str, seconds: float) -> None:

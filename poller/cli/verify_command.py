@@ -1,4 +1,4 @@
-"""`poller verify`: is on the disk what the ledger says; `--repair` and `--taken` fetch again."""
+"""`poller verify`: do the files on disk match the ledger? `--repair` and `--taken` fetch again."""
 
 import asyncio
 import sys
@@ -31,7 +31,7 @@ _HANG_TIMEOUT_S = 120.0
 
 @dataclass
 class VerifyReport:
-    """What was found and what came of it, as it is shown, and what decides the exit code."""
+    """The findings and the outcome, as shown, and the exit code."""
 
     conditions: Counter[Condition] = field(default_factory=Counter)
     damaged: list[dict[str, Any]] = field(default_factory=list)
@@ -39,17 +39,17 @@ class VerifyReport:
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
-    asked: dict[int, FaxRow] = field(default_factory=dict)  # requested; as they were before
+    asked: dict[int, FaxRow] = field(default_factory=dict)  # their rows before the request
     refused: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     by_daemon: bool = False
-    stopped: str | None = None  # why waiting for the service has stopped
+    stopped: str | None = None  # why it stopped waiting for the service
     unread: set[int] = field(default_factory=set)
-    amiss: set[int] = field(default_factory=set)  # damaged or asked for, and not mended yet
+    amiss: set[int] = field(default_factory=set)  # damaged or requested, and not fetched yet
 
     def found(self, one: Checked) -> None:
-        """Note what is on the disk of one fax."""
+        """Note what is on disk for one fax."""
         self.conditions[one.finding.condition] += 1
         row = one.row
         named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
@@ -62,7 +62,7 @@ class VerifyReport:
             self.unread.add(row.id)
 
     def tried(self, rows: Sequence[FaxRow]) -> None:
-        """Note how the requested faxes are now; a service may not have come to some of them."""
+        """Note the requested faxes' present state; the service may not have tried some yet."""
         for row in rows:
             if row.state is State.STORED:
                 self.repaired.append(fax_name(row))
@@ -95,21 +95,21 @@ class VerifyReport:
 
 
 def verify(paths: Sequence[Path], *, repair: bool, taken: Sequence[str], as_json: bool) -> int:
-    """Compare ledger and disk; raises CannotStart for a storage that cannot be looked at."""
+    """Compare ledger and disk. Raises CannotStart if the storage cannot be read."""
     settings = bootstrap.load(paths)
     if (repair or taken) and not bootstrap.is_running(settings):
-        bootstrap.read_all_secrets(settings)  # before an hour of hashing, not after it
+        bootstrap.read_all_secrets(settings)  # fail before an hour of hashing, not after it
     report = asyncio.run(_verify(settings, taken, repair=repair))
     try:
         if report.asked:
             _fetch_again(settings, report)
-    finally:  # what was found is said also when nothing can be fetched now
+    finally:  # print the findings even if nothing can be fetched now
         answer(report.shown(), lambda: _print(report), as_json=as_json)
     return 1 if report.amiss or report.unreadable or report.refused else 0
 
 
 def _fetch_again(settings: Config, report: VerifyReport) -> None:
-    """The requests are in the ledger: whoever holds the lock does them."""
+    """Fetch the requested faxes: here if the lock is free, else the running service does it."""
     try:
         work_or_follow(
             settings,
@@ -120,7 +120,7 @@ def _fetch_again(settings: Config, report: VerifyReport) -> None:
         )
     except LockHeld as held_by:
         raise LockHeld(
-            f"{held_by}. The requests are kept: the service or `poller once` fetches these faxes again"
+            f"{held_by}. The requests are in the ledger: the service or `poller once` fetches these faxes"
         ) from held_by
 
 
@@ -140,8 +140,8 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
             refused = [row for row in before if row.id not in report.asked]
             report.refused = sorted(f"{fax_name(row)}: {_why_not(row)}" for row in refused)
         for ids, why in (
-            (whole, "it is there and whole"),
-            (named & report.unread, "its files are there, and cannot be read"),
+            (whole, "its files are there and whole"),
+            (named & report.unread, "its files are there but cannot be read"),
         ):
             rows = await ledger.read(faxes.some, sorted(ids))
             report.refused += [f"{fax_name(row)}: {why}" for row in rows]
@@ -151,10 +151,12 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
 async def _audit(
     settings: Config, ledger: Ledger, report: VerifyReport, named: set[int]
 ) -> set[int]:
-    """Note what is on the disk; which of the `named` faxes are there and whole."""
+    """Note what is on disk; return which of the `named` faxes are there and whole."""
     storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
     if storage_id is None:
-        raise CannotStart("the ledger knows no storage yet; the service makes it when it starts")
+        raise CannotStart(
+            "the ledger knows no storage yet; start the service once, which sets it up"
+        )
     users = await ledger.read(streams.all_streams)
     report.sweeps = _sweeps([row for row in users if not row.removed])
     total = sum(row.stored for row in users)
@@ -180,7 +182,7 @@ async def _audit(
 
 
 def _sweeps(users: Sequence[StreamRow]) -> dict[str, Any]:
-    """What eFax lists against the ledger: what the windows had missed and a sweep has found."""
+    """Count the faxes that polls missed and a sweep found, and return the oldest deep sweep."""
     ends = [row.deep_sweep_end for row in users if row.deep_sweep_end is not None]
     return {
         "found_by_sweep": sum(row.found_by_sweep for row in users),
@@ -192,14 +194,14 @@ def _sweeps(users: Sequence[StreamRow]) -> dict[str, Any]:
 
 def _why_not(row: FaxRow) -> str:
     if row.state is State.DISMISSED:
-        return "it is dismissed; `poller retry` undoes that"
+        return "it is dismissed; `poller retry` undoes this"
     if row.deleted_at is not None:
         return no_more(row)
-    return "it was never stored" if row.file is None else "its user is not configured any more"
+    return "it was never stored" if row.file is None else "its user is no longer configured"
 
 
 async def _follow(settings: Config, report: VerifyReport) -> None:
-    """Beside a service: wait until it has tried them all."""
+    """Wait until the running service has tried them all."""
     report.by_daemon = True
     async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         report.stopped = await wait_for_faxes(
@@ -209,14 +211,14 @@ async def _follow(settings: Config, report: VerifyReport) -> None:
 
 
 async def _work(report: VerifyReport, runtime: Runtime) -> None:
-    """Without a service: fetch what was asked for, and all else that is due, within the limits."""
+    """Fetch the requested faxes and all others that are due, within the limits."""
     lanes = [lane for account in runtime.accounts.values() for lane in account.lanes.values()]
     await asyncio.gather(*(lane.workers.run_until_idle() for lane in lanes))
     report.tried(await runtime.services.ledger.read(faxes.some, list(report.asked)))
 
 
 def _print(report: VerifyReport) -> None:
-    """Problems first; nothing of it is wrapped, so that paths can be copied."""
+    """Print problems first; wrap no line, so that people can copy paths."""
     for what, found in (("damaged", report.damaged), ("unreadable", report.unreadable)):
         for one in found:
             say(f"{what}  {name_of(one)}  {one['path']}: {one['why']}", "bold red")
@@ -224,9 +226,9 @@ def _print(report: VerifyReport) -> None:
         error = fax["error"] or "its account or the storage could not be used"
         say(f"not fetched  {fax['fax']}: {error}", "bold red")
     for sentence in report.refused:
-        say(f"not asked for  {sentence}", "bold red")
+        say(f"not requested  {sentence}", "bold red")
     for file in report.unknown_files:
-        say(f"unknown  {file} belongs to no fax; it is left alone", "yellow")
+        say(f"unknown  {file} belongs to no fax; poller leaves it alone", "yellow")
     print_figures(
         {
             **report.counts(),
@@ -239,14 +241,14 @@ def _print(report: VerifyReport) -> None:
         }
     )
     if report.stopped is not None:
-        say(f"Not all are fetched again yet: {report.stopped}.")
+        say(f"Some faxes are not fetched again yet: {report.stopped}.")
     if report.asked:
         of = counted(len(report.asked), "fax", "faxes")
-        say(f"Fetched again, or well after all: {len(report.repaired)} of {of}.")
+        say(f"Repaired: {len(report.repaired)} of {of}.")
     elif report.damaged:
         say("`poller verify --repair` fetches damaged faxes again.")
     if report.unreadable:
         say(
-            "What cannot be read may be whole, so it is not fetched again: "
-            "`poller help fax-unreadable` says what to do."
+            "Unreadable files may be whole, so poller does not fetch these faxes again: see "
+            "`poller help fax-unreadable`."
         )

@@ -1,4 +1,4 @@
-"""The client of one account: the only part that talks to eFax, paces, signs in and repeats."""
+"""The client of one account: the only package that talks to eFax, paces, signs in and retries."""
 
 from poller.client.client import Client
 from poller.client.ports import ImageSink, Observer, Ports, SignInStore, Timeouts

@@ -1,4 +1,4 @@
-"""An answer's body as it streams in: bounded in size and in slowness."""
+"""An answer's body as it streams in, with limits on its size and slowness."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class AnswerBody:
     """The body of one response; `head` keeps the first part of it as evidence.
 
-    With `silence_s` no longer silence is waited for, whatever aiohttp does.
+    `silence_s` limits each wait for the server, independently of aiohttp's own time-out.
     """
 
     _response: aiohttp.ClientResponse
@@ -29,9 +29,9 @@ class AnswerBody:
     head: bytearray = field(default_factory=bytearray)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body, unpacked; aiohttp unpacks piece by piece, so a bomb stays small.
+        """Yield the body, unpacked; aiohttp unpacks in pieces, so a zip bomb does no harm.
 
-        Only waiting for the server counts as slowness, not what the caller does with a chunk.
+        Only the wait for the server counts as slowness, not the caller's work on a chunk.
         """
         waited_s, brought = 0.0, 0
         while True:
@@ -44,13 +44,13 @@ class AnswerBody:
             if brought >= self._timeouts.drip_bytes:
                 waited_s, brought = 0.0, 0
             elif waited_s > self._timeouts.drip_s:
-                raise Unreachable("The answer only drips in; it was given up.")
+                raise Unreachable("The answer arrived too slowly, so poller gave it up.")
             if len(self.head) < EVIDENCE_LIMIT:
                 self.head += chunk[: EVIDENCE_LIMIT - len(self.head)]
             yield chunk
 
     async def _next(self) -> bytes:
-        """Where aiohttp finds no memory for what it reads, it drops its time-out with the rest."""
+        """Read a chunk with our own time-out: after a MemoryError aiohttp loses its own."""
         try:
             async with asyncio.timeout(self._silence_s):
                 return await self._response.content.readany()
@@ -62,14 +62,14 @@ Reader = Callable[[AnswerBody], Awaitable[T]]
 
 
 def whole(parse: Callable[[bytes], T]) -> Reader[T]:
-    """Make a reader that parses the whole body, as long as it is no longer than any list can be."""
+    """Return a reader that parses the whole body, if it is no larger than any list can be."""
 
     async def read(answer: AnswerBody) -> T:
         body = bytearray()
         async for chunk in answer.chunks():
             body += chunk
             if len(body) > BODY_LIMIT:
-                raise BadAnswer("The answer is larger than any list can be.")
+                raise BadAnswer("The answer is too large to be a list.")
         return parse(bytes(body))
 
     return read

@@ -1,4 +1,4 @@
-"""The account's circuit breaker: it counts how calls end, and keeps them back while it is open."""
+"""The account's circuit breaker: it counts failures and blocks calls while it is open."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from poller.suspension import EndsBy, Suspension
 
 
 class Breaker:
-    """Tells an account's suspension how its calls end, and the observer when that changes it."""
+    """Passes the outcome of calls to the account's suspension, and its changes to the observer."""
 
     def __init__(self, account: Account, pacer: Pacer, ports: Ports) -> None:
         self.suspension = Suspension(len(account.users))
@@ -31,45 +31,45 @@ class Breaker:
 
     @contextmanager
     def probing(self, user: str) -> Iterator[None]:
-        """Make the one call that finds out whether a suspended account is well again.
+        """Allow the one call that tests whether a suspended account works again.
 
-        Raises AccountSuspended when it is not the time for one.
+        Raises AccountSuspended if no probe is due.
         """
         if not self.suspension.may_probe(self._ports.clock.now()):
             raise self._refusal()
         try:
             yield
-        except (BadAnswer, SignInDelayed) as error:  # other errors have been counted
+        except (BadAnswer, SignInDelayed) as error:  # the other errors are already counted
             self.failed(user, error)
             raise
 
     def failed(self, user: str | None, error: ApiError) -> None:
-        """Count a failure; `user` is None where it is nobody's in particular."""
+        """Count a failure; `user` is None if it concerns no particular user."""
         now, u = self._ports.clock.now(), self._ports.random()
         if self.suspension.failed(user, now, u, str(error)):
             self._say_suspended()
 
     def sign_in_refused(self, error: ApiError) -> None:
-        """Suspend the account: no call would get through."""
+        """Suspend the account: every call would fail."""
         now, u = self._ports.clock.now(), self._ports.random()
         if self.suspension.sign_in_refused(now, u, str(error)):
             self._say_suspended()
 
     def distrust(self, reason: str, ends_by: EndsBy) -> AccountSuspended:
-        """Suspend the account for what its answers say, or keep it so; returns the error to raise."""
+        """Suspend the account because of its answers, or extend this; return the error to raise."""
         now, u = self._ports.clock.now(), self._ports.random()
         if self.suspension.distrusted(now, u, reason, ends_by):
             self._say_suspended()
         return self._refusal()
 
     def trust(self) -> None:
-        """Note that the account is well; this ends any suspension."""
+        """Note that the account works; this ends any suspension."""
         failures, reason = self.suspension.failures, self.suspension.reason
         if self.suspension.succeeded():
             self._ports.observer.resumed(failures, reason)
 
     def answered(self, *, probe: bool, is_list: bool = False) -> None:
-        """Count an answer; in a suspension only the probe's says that it is over."""
+        """Count an answer; only the answer to a probe ends a suspension."""
         ends_by = self.suspension.ends_by
         if not self.is_open or (probe and ends_by is EndsBy.ANSWER):
             self.trust()
@@ -81,7 +81,7 @@ class Breaker:
 
     def _say_suspended(self) -> None:
         self._ports.observer.suspended(self._refusal().until, self.suspension.reason)
-        # Those who wait would only find out at their turn, and hold up the probe till then.
+        # Waiting calls would notice only at their turn, and would delay the probe until then.
         self._pacer.dismiss(frozenset(Kind) - {Kind.OTHER}, self._refusal)
 
     def _refusal(self) -> AccountSuspended:

@@ -1,4 +1,4 @@
-"""The client of one account: what may be asked of eFax, and what it gives back."""
+"""The client of one account: the calls to eFax and what they return."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ from poller.stream import Direction
 from poller.window import Interval
 
 _GONE = (404, 410)
-_MOST_NOTICES = 100 * PAGE_LIMIT  # of one answer in pages; nobody knows how far back it reaches
+_MOST_NOTICES = 100 * PAGE_LIMIT  # per answer; eFax does not say how far back it goes
 
 
 def _about(kind: Kind, user: User, fax_id: str) -> Exchange[dict[str, Any]]:
@@ -56,9 +56,9 @@ def _about(kind: Kind, user: User, fax_id: str) -> Exchange[dict[str, Any]]:
 class Client:
     """Every call to eFax that one account makes; an async context manager.
 
-    Each call waits for its turn, signs in when it must, and repeats what is worth repeating
-    (`retry`). Raises the ApiError that the last try ended with, or at once AccountSuspended while
-    the account is suspended, unless it is a list call whose turn it is to probe.
+    Each call waits for its turn, signs in if needed, and retries where that may help (`retry`).
+    Raises the ApiError of the last try. While the account is suspended it raises AccountSuspended at
+    once, unless the call is a list call that is due as a probe.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Client:
         self.suspension = self.breaker.suspension
 
     async def __aenter__(self) -> Self:
-        """Open the session; CannotStart when the account's ca_file cannot be used."""
+        """Open the session. Raises CannotStart if the account's ca_file cannot be used."""
         await self._transport.open(self.account.limits.in_flight)
         return self
 
@@ -95,7 +95,7 @@ class Client:
         await self._transport.close()
 
     def set_limits(self, limits: Limits) -> None:
-        """Change the limits at once; requests under way keep their slots."""
+        """Change the limits now; requests under way keep their slots."""
         self._transport.make_room(limits.in_flight)
         self.pacing.set_limits(
             limits.requests_per_second, limits.burst, limits.in_flight, self._clock.monotonic()
@@ -103,20 +103,20 @@ class Client:
         self._pacer.pump()
 
     def key_changed(self) -> None:
-        """Use the new key with the next call, and let that be now where the old one was refused."""
+        """Use the new key for the next call; if eFax refused the old key, allow that call now."""
         self._tokens.key_changed()
         self.suspension.key_changed(self._clock.now())
 
     @property
     def is_at_war(self) -> bool:
-        """Whether another program signs in with this App ID and ends our tokens."""
+        """Return whether another program signs in with this App ID and so ends our tokens."""
         return self._tokens.war.is_on
 
     async def health(self, user: User | None = None) -> None:
         """Ask whether eFax is up: one try, without a token.
 
-        On behalf of a user it counts as a list call does: its failure towards suspension, and in a
-        suspension it is a probe. On nobody's behalf it is always allowed.
+        For a user it counts like a list call: a failure counts towards suspension, and during a
+        suspension the call is a probe. Without a user it is always allowed.
         """
         request, read = health_request(), whole(parse_health)
         name = "" if user is None else user.name
@@ -129,7 +129,7 @@ class Client:
                     await self._requester.counted(ticket, request, read, probe=probe)
 
     async def sign_in(self) -> None:
-        """See to it that there is a token that lives."""
+        """Sign in unless there is a valid token."""
         self.breaker.require_closed()
         await self._requester.repeated(lambda: self._tokens.get(""))
 
@@ -144,7 +144,7 @@ class Client:
     ) -> Page:
         """List one page of a user's received faxes, from record `offset` on.
 
-        `is_probe`: it belongs to a probe that is under way, and goes in a suspension, too.
+        `is_probe`: the call is part of a probe under way, and is allowed during a suspension.
         """
         exchange = Exchange(
             Kind.LIST,
@@ -161,7 +161,7 @@ class Client:
         return await self._requester.call(exchange)
 
     async def has_fax(self, user: User, fax_id: str, *, is_probe: bool = False) -> bool | None:
-        """Ask once for a fax's metadata: whether eFax has it, None where the answer does not tell."""
+        """Ask once for a fax's metadata; return whether eFax has it, None if the answer leaves it open."""
         try:
             fields = await self._requester.attempt(_about(Kind.OTHER, user, fax_id), probe=is_probe)
         except Rejected as error:
@@ -182,8 +182,8 @@ class Client:
     ) -> Page:
         """List one page of a user's sent faxes, from record `offset` on.
 
-        What is refused (UserRefused, WindowRefused) is so for sent faxes only. `waited_for`: by
-        somebody who has sent one, so it does not wait behind a backlog of received ones.
+        A refusal (UserRefused, WindowRefused) concerns only sent faxes. `waited_for`: a sender waits for
+        it, so it goes before a backlog of received faxes.
         """
         exchange = Exchange(
             Kind.OTHER if waited_for else Kind.SENT_LIST,
@@ -208,20 +208,20 @@ class Client:
         direction: Direction = Direction.RECEIVED,
         waited_for: bool = False,
     ) -> dict[str, Any]:
-        """Ask for all that eFax says of one fax; Rejected (404) where it has none."""
+        """Ask for eFax's metadata of one fax. Raises Rejected (404) if eFax does not have it."""
         is_low = direction is Direction.SENT and not waited_for
         kind = Kind.SENT_LIST if is_low else Kind.OTHER
         return await self._requester.call(_about(kind, user, fax_id))
 
     async def metadata_once(self, user: User, fax_id: str) -> dict[str, Any]:
-        """Ask as `metadata` does, once, in the turn of a received image."""
+        """Ask for metadata once, in the turn of a received image."""
         self.breaker.require_closed()
         return await self._requester.attempt(_about(Kind.IMAGE, user, fax_id))
 
     async def transmission_details(
         self, user: User, fax_id: str, *, waited_for: bool = False
     ) -> dict[str, Any]:
-        """Ask how the transmission of a sent fax went; Rejected (404) under both of its names."""
+        """Ask how a transmission went. Raises Rejected if both names of the call give 404."""
 
         def asked(last: str) -> Exchange[dict[str, Any]]:
             return Exchange(
@@ -241,10 +241,10 @@ class Client:
     async def send(
         self, user: User, outgoing: OutgoingFax, *, before: Before = nothing
     ) -> tuple[AcceptedFax, ...]:
-        """Send a fax; it is repeated only where it was surely not taken (401, 429, no connection).
+        """Send a fax; retry only if eFax cannot have accepted it (401, 429, no connection).
 
-        Raises Rejected where eFax refuses it or never would take it, SendInDoubt where it was
-        perhaps taken. `before` runs before each request; what it raises passes through.
+        Raises Rejected if eFax refuses it or could never accept it, SendInDoubt if eFax may have
+        accepted it. `before` runs before each request; its errors pass through.
         """
         body = send_body(outgoing)
         exchange = Exchange(
@@ -257,7 +257,7 @@ class Client:
         return await self._requester.call(exchange)
 
     async def delete(self, user: User, fax_id: str, *, before: Before = nothing) -> bool:
-        """Delete a fax at eFax; False where it says 404 or 410. Rejected where it is refused."""
+        """Delete a fax at eFax; return False for 404 or 410. Raises Rejected if eFax refuses."""
         exchange = Exchange(
             Kind.LAST,
             user.name,
@@ -276,7 +276,7 @@ class Client:
     async def mark(
         self, user: User, fax_id: str, *, downloaded: bool, before: Before = nothing
     ) -> None:
-        """Set eFax's mark that says whether a fax's image was downloaded."""
+        """Set eFax's mark of whether a fax's image was downloaded."""
         exchange = Exchange(
             Kind.LAST,
             user.name,
@@ -287,10 +287,10 @@ class Client:
         await self._requester.call(exchange)
 
     async def notifications(self, user: User, since: datetime | None) -> tuple[Notice, ...]:
-        """Ask for all that the web-hook was told since then, as far as eFax's answer reaches.
+        """Ask for all web-hook notices since then, as far back as eFax's answer goes.
 
-        A filter that is refused is left out, and a full page is followed by the next one while that
-        shows anything new. Rejected (404) where there is no such call.
+        If eFax refuses the filter, ask without it. After a full page ask for the next one, as long as
+        pages show something new. Raises Rejected (404) if eFax has no such call.
         """
         found: dict[str, Notice] = {}
         offset, known = 0, -1
@@ -326,9 +326,9 @@ class Client:
         before: Before = nothing,
         direction: Direction = Direction.RECEIVED,
     ) -> ImageAnswer:
-        """Stream a fax's image into `sink`; what the sink raises passes through, unrepeated.
+        """Stream a fax's image into `sink`; the sink's errors pass through without a retry.
 
-        `before` runs before each request, when it is its turn; what it raises passes through too.
+        `before` runs before each request, once it has its turn; its errors pass through too.
         """
         is_received = direction is Direction.RECEIVED
 

@@ -1,6 +1,6 @@
-"""Say in one sentence why no whole answer came, and where to look; never in aiohttp's own words.
+"""Explain in one sentence why no whole answer came and what to check; never in aiohttp's words.
 
-Those may bear addresses with fax ids, and their arguments the request's headers.
+Those may contain addresses with fax ids, and the exceptions' arguments the request's headers.
 """
 
 import errno
@@ -24,12 +24,12 @@ _NOT_CONNECTED = (
 
 
 def as_api_error(error: aiohttp.ClientError, call: Call, account: Account) -> ApiError:
-    """Map what aiohttp raised to our error."""
+    """Map an aiohttp error to ours."""
     host = URL(account.base_url).host
     proxy = URL(account.proxy).host if account.proxy else None
     is_answer = isinstance(error, aiohttp.ClientResponseError)
     if is_answer and not isinstance(error, aiohttp.ClientHttpProxyError):
-        return BadAnswer(f"What {host} answered to the {call} call is not valid HTTP.")
+        return BadAnswer(f"The answer of {host} to the {call} call is not valid HTTP.")
     unreachable = Unreachable(_sentence(error, call, str(host), proxy))
     unreachable.was_sent = not isinstance(error, _NOT_CONNECTED)
     return unreachable
@@ -46,7 +46,7 @@ def _sentence(  # noqa: PLR0911  # a table of sentences
         case aiohttp.ClientConnectorCertificateError():
             return f"The certificate of {host} is not trusted{_why_not_trusted(error)}"
         case aiohttp.ClientConnectorSSLError():
-            return f"No TLS connection to {host}: check base_url and what stands between."
+            return f"No TLS connection to {host}: check base_url, firewalls and proxies."
         case aiohttp.ClientProxyConnectionError():
             return f"The proxy {proxy} cannot be reached: check proxy."
         case aiohttp.ClientConnectorDNSError():
@@ -60,19 +60,19 @@ def _sentence(  # noqa: PLR0911  # a table of sentences
             return f"No connection to {host} ({why}): check the network."
         case aiohttp.ConnectionTimeoutError():
             return (
-                f"{host} did not take the connection in time: check the network and the firewall."
+                f"{host} did not accept the connection in time: check the network and the firewall."
             )
         case aiohttp.ServerTimeoutError():
-            return f"{host} fell silent during the {call} call."
+            return f"{host} stopped sending during the {call} call."
         case aiohttp.ClientPayloadError():
             return f"{host} broke off its answer to the {call} call."
     return f"{host} closed the connection during the {call} call."
 
 
 def _why_not_trusted(error: aiohttp.ClientConnectorCertificateError) -> str:
-    known = ssl.get_default_verify_paths()  # None where there is no such file or directory
+    known = ssl.get_default_verify_paths()  # None if there is no such file or directory
     has_authorities = known.cafile or any(Path(known.capath or os.devnull).glob("*"))
-    if not has_authorities:  # containers often come without
+    if not has_authorities:  # containers often have none
         return ": this system has no CA certificates; install the package ca-certificates."
     why = getattr(error.certificate_error, "verify_message", "") or "it names another host"
-    return f" ({why}): check the clock, and tls.ca_file if a company's own authority signs for it."
+    return f" ({why}): check the clock, and tls.ca_file if a company's own CA signs certificates."

@@ -1,4 +1,4 @@
-"""The asyncio side of pacing: wait for one's turn, hold its slot."""
+"""The asyncio side of pacing: wait for a turn and hold a slot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
@@ -15,7 +15,7 @@ _CLOSED = "the account's client was closed"
 class Pacer:
     """Gives every request of one account its turn.
 
-    There is one timer, a task that sleeps until pacing wants to be asked again.
+    Its only timer is a task that sleeps until pacing may allow the next request.
     """
 
     def __init__(self, pacing: Pacing, clock: Clock, observer: Observer) -> None:
@@ -31,7 +31,7 @@ class Pacer:
     async def turn(self, kind: Kind, user: str) -> AsyncIterator[Ticket]:
         """Wait until a request of this kind may go, and hold its slot until the block ends.
 
-        Once the pacer is closed nobody has a turn any more: whoever waits or comes is cancelled.
+        A closed pacer gives no turns: it cancels all waiting and later callers.
         """
         if self._closed:
             raise asyncio.CancelledError(_CLOSED)
@@ -56,35 +56,35 @@ class Pacer:
             self.pump()
 
     def repeat(self) -> float:
-        """Charge for a request that aiohttp is about to send again; the seconds to wait first."""
+        """Count a request that aiohttp is about to repeat; return the seconds to wait first."""
         wait_s = self._pacing.repeat(self._clock.monotonic())
         self._observer.waited(wait_s)
         return wait_s
 
     def dismiss(self, kinds: Collection[Kind], error: Callable[[], Exception]) -> None:
-        """Send away all who wait with a request of these kinds; each gets an error of its own."""
+        """Give every waiting request of these kinds a new error."""
         for ticket, granted in self._waiting.items():
             if ticket.kind in kinds and not granted.done():
                 granted.set_exception(error())
 
     def answered(self, ticket: Ticket) -> None:
-        """An answer has begun: the server has counted this request."""
+        """Note the start of an answer: the server has counted this request."""
         self._pacing.answered(ticket, self._clock.monotonic())
         self.pump()
 
     def succeeded(self, sent_at: float) -> None:
-        """A request of then has got the answer that it was for."""
+        """Note that a request sent at that time got a good answer."""
         self._pacing.succeeded(self._clock.monotonic(), sent_at=sent_at)
 
     def rate_limited(self, error: RateLimited, sent_at: float) -> None:
-        """A request of then was answered with a 429."""
+        """Note that a request sent at that time got a 429."""
         now = self._clock.monotonic()
         if self._pacing.rate_limited(now, error.retry_after_s, sent_at=sent_at):
             until = self._pacing.speed.paused_until or now
             self._observer.rate_limited(until - now, self._pacing.speed.rate)
 
     def pump(self) -> None:
-        """Let go whoever may; call it after anything that could change that."""
+        """Let go all requests that may go; call it after any change that affects this."""
         if not self._waiting:
             return
         now = self._clock.monotonic()
@@ -98,7 +98,7 @@ class Pacer:
     def _set_timer(self, at: float) -> None:
         if self._timer is not None and not self._timer.done():
             if self._timer_at <= at:
-                return  # it rings early and is set again then
+                return  # it wakes early and is then set again
             self._timer.cancel()
         self._timer_at = at
         self._timer = asyncio.create_task(self._ring(at), name="pacer timer")
@@ -109,7 +109,7 @@ class Pacer:
         self.pump()
 
     async def close(self) -> None:
-        """Stop the timer and cancel whoever still waits: nobody would ever let them go."""
+        """Stop the timer and cancel all waiting requests, which would otherwise wait forever."""
         self._closed = True
         waiting, self._waiting = self._waiting, {}
         for ticket, granted in waiting.items():

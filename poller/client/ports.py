@@ -1,4 +1,4 @@
-"""What the client is handed: clock and chance, the sign-ins' memory, who is told, where an image goes."""
+"""The client's dependencies: clock, randomness, sign-in memory, observer, image sink."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,56 +10,58 @@ from poller.efax.requests import Call
 
 
 class SignInStore(Protocol):
-    """Remembers an App ID's sign-in budget over restarts; the ledger does it."""
+    """Remembers an App ID's sign-in budget across restarts; the ledger implements it."""
 
     async def load(self, app_id: str) -> tuple[float, datetime] | None: ...
     async def save(self, app_id: str, level: float, at: datetime) -> None: ...
 
 
 class Observer:
-    """Is told what happens and does nothing; who overrides a method must neither block nor raise."""
+    """Receives what happens, and by default ignores it; an override must not block or raise."""
 
     def request(self, call: Call, status: int | None, seconds: float) -> None:
-        """One request was sent, aiohttp's own repeats included; status None: no whole answer."""
+        """One request was sent, possibly repeated by aiohttp; status None: no whole answer."""
 
     def waited(self, seconds: float) -> None:
-        """A request waited so long for the limits of its account."""
+        """A request waited this long because of its account's limits."""
 
     def pausing(self, seconds: float) -> None:
-        """A call failed and is tried again after so long."""
+        """A call failed, and poller retries it after this time."""
 
     def sign_in_waits(self, seconds: float) -> None:
-        """The next sign-in may go only after so long, and all calls wait for it."""
+        """The next sign-in may go only after this time, and all calls wait for it."""
 
     def rate_limited(self, pause_s: float, rate: float) -> None:
-        """The server said 429; the account pauses and goes on at `rate` requests per second."""
+        """The server answered 429; the account pauses, then continues at `rate` requests per second."""
 
     def signed_in(self, reason: str, token: str) -> None:
-        """A new token is here, never to be shown; reason is `start`, `ending` or `refused`."""
+        """A new token arrived; never show it. The reason is `start`, `ending` or `refused`."""
 
     def token_war(self, count: int) -> None:
-        """Tokens were refused long before their end `count` times: somebody else signs in."""
+        """eFax refused tokens long before their end `count` times: another program signs in."""
 
     def token_war_over(self, count: int) -> None:
-        """No token was refused for a day; `count` were before that."""
+        """eFax refused no token for a day; before that it refused `count`."""
 
     def suspended(self, until: datetime, reason: str) -> None:
-        """The account is suspended, or stays so after a probe."""
+        """The account is suspended, or stays suspended after a probe."""
 
     def resumed(self, failures: int, reason: str) -> None:
-        """The account is well again after so many failures; `reason` is the last one."""
+        """The account works again after this many failures; `reason` is the last one."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a request may take once it had its turn.
+    """Time limits in seconds for a request after its turn.
 
-    An image has no limit in all, but its answer must begin within `total_s`, never be silent for
-    `silence_s`, and bring `drip_bytes` in every `drip_s`: a slow drip would defeat the other two.
+    An image has no overall limit, but its answer must start within `total_s`, never pause for
+    `silence_s`, and deliver `drip_bytes` in every `drip_s`, as a slow drip would pass the other two.
     """
 
     total_s: float = 60.0
-    send_s: float = 120.0  # instead of total_s: a fax goes up, and eFax reads it
+    send_s: float = (
+        120.0  # instead of total_s: uploading a fax takes time, and so does eFax's check
+    )
     connect_s: float = 10.0
     silence_s: float = 30.0
     drip_s: float = 60.0
@@ -69,7 +71,7 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Ports:
-    """What all parts of one account's client share; `random` is uniform in [0, 1)."""
+    """Dependencies shared by all parts of one account's client; `random` is uniform in [0, 1)."""
 
     clock: Clock
     random: Callable[[], float]
@@ -79,9 +81,9 @@ class Ports:
 
 
 class ImageSink(Protocol):
-    """Takes an image as it streams; what its methods raise passes through the client."""
+    """Takes an image as it streams; errors of its methods pass through the client."""
 
     async def reset(self) -> None:
-        """Throw away what was written: the image begins (again)."""
+        """Throw away everything written: the image starts, perhaps again."""
 
     async def write(self, data: bytes) -> None: ...

@@ -1,4 +1,4 @@
-"""From a call to its answer: turn, token, suspension, and trying again."""
+"""From a call to its answer: turn, token, suspension and retries."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from poller.retry import pause_s, worth_repeating
 T = TypeVar("T")
 Before = Callable[[], Awaitable[None]]
 
-# Calls that say something about the account however they fail; others may fail for one fax only.
+# Any failure of these calls concerns the account; other calls may fail because of one fax.
 _OF_THE_ACCOUNT = (Call.TOKEN, Call.HEALTH, Call.LIST)
 
 
@@ -40,9 +40,9 @@ async def nothing() -> None:
 
 @dataclass(frozen=True)
 class Exchange(Generic[T]):
-    """One call of a user: the request that a token gives, and how its answer is read.
+    """One call of a user: how to make its request from a token, and how to read its answer.
 
-    `before` runs before each request, when it is its turn; what it raises passes through.
+    `before` runs before each request, once it has its turn; its errors pass through.
     """
 
     kind: Kind
@@ -53,7 +53,7 @@ class Exchange(Generic[T]):
 
 
 class Requester:
-    """Makes the calls of one account; `api_key` is asked for at each sign-in."""
+    """Makes the calls of one account; it calls `api_key` for each sign-in."""
 
     def __init__(
         self,
@@ -74,20 +74,20 @@ class Requester:
         self._pacer = pacer
 
     async def call(self, exchange: Exchange[T]) -> T:
-        """Make a call, again where that may help; raises AccountSuspended while it is suspended."""
+        """Make a call and retry where that may help. Raises AccountSuspended during a suspension."""
         self.breaker.require_closed()
         return await self.repeated(lambda: self.attempt(exchange))
 
     async def probe(self, exchange: Exchange[T]) -> T:
-        """Make a call once that finds out whether a suspended account is well again."""
+        """Make one call that tests whether a suspended account works again."""
         with self.breaker.probing(exchange.user):
             return await self.attempt(exchange, probe=True)
 
     async def repeated(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a step up to `retry.attempts` times; raises what the last one ended with.
+        """Run a step up to `retry.attempts` times. Raises the error of the last one.
 
-        tenacity takes over once the step has failed: from the start it would cost each poll 40 µs,
-        of the millisecond that a poll takes in all.
+        tenacity takes over only after the first failure: otherwise it would cost each poll 40 µs, and
+        a whole poll takes one millisecond.
         """
         failed: list[ApiError] = []
         try:
@@ -97,7 +97,7 @@ class Requester:
 
         async def again() -> T:
             if failed:
-                raise failed.pop()  # to tenacity this is the first try
+                raise failed.pop()  # for tenacity this is the first try
             return await step()
 
         return await self._retrying()(again)
@@ -114,12 +114,12 @@ class Requester:
 
     def _pause_s(self, state: RetryCallState) -> float:
         error = state.outcome and state.outcome.exception()
-        assert isinstance(error, ApiError)  # nothing else is worth repeating
+        assert isinstance(error, ApiError)  # no other error is retried
         cap, u = self._retry.max_delay, self._ports.random()
         return pause_s(state.attempt_number, error, cap=cap, u=u)
 
     async def attempt(self, exchange: Exchange[T], *, probe: bool = False) -> T:
-        """Send with a token; a 401 counts against that token and is met once with a new one."""
+        """Send with a token; a 401 counts against that token, and is retried once with a new one."""
         user, refusals = exchange.user, 0
         while True:
             if not probe:
@@ -127,11 +127,11 @@ class Requester:
             await self.tokens.get(user)
             async with self._pacer.turn(exchange.kind, user) as ticket:
                 await exchange.before()
-                if not probe:  # it may have come about while this call waited
+                if not probe:  # the suspension may have started while this call waited
                     self.breaker.require_closed()
                 held = self.tokens.held
                 if held is None:
-                    continue  # it was refused while this call waited for its turn
+                    continue  # eFax refused the token while this call waited for its turn
                 request = exchange.request(held.value)
                 try:
                     value = await self.counted(ticket, request, exchange.read, probe=probe)
@@ -147,13 +147,13 @@ class Requester:
                 return value
 
     async def counted(self, ticket: Ticket, request: Request, read: Reader[T], *, probe: bool) -> T:
-        """Send, and let the account's suspension know how it ended."""
+        """Send, and pass the outcome to the account's suspension."""
         try:
             value = await self.transport.send(ticket, request, read)
-        except (Unreachable, BadAnswer) as error:  # the latter may be a proxy's
-            # One fax that eFax cannot render, or does not know, says little about the account:
-            # `fetch_image` counts it once, however often it was tried. What is not about receiving
-            # says nothing: received faxes must not wait for it.
+        except (Unreachable, BadAnswer) as error:  # a proxy may send a bad answer
+            # A fax that eFax cannot render, or does not know, says little about the account, so
+            # `fetch_image` counts it once for all its tries. Calls that do not concern received
+            # faxes do not count at all: received faxes must not wait because of them.
             is_unanswered = ticket.kind is Kind.IMAGE and error.status is None
             told = request.call in _OF_THE_ACCOUNT or is_unanswered
             if told and isinstance(error, Unreachable):
@@ -161,7 +161,7 @@ class Requester:
             if leaves_in_doubt(request.call, error):
                 raise SendInDoubt(str(error), evidence=error.evidence) from error
             raise
-        except TokenRefused:  # it is met first
+        except TokenRefused:  # a new token comes first
             raise
         except ApiError:
             self.breaker.answered(probe=probe)
@@ -170,7 +170,7 @@ class Requester:
         return value
 
     async def _sign_in(self, user: str) -> Token:
-        """Sign in on behalf of a user; a refusal suspends the account."""
+        """Sign in for a user; a refusal suspends the account."""
         async with self._pacer.turn(Kind.OTHER, user) as ticket:
             request = token_request(self._app_id, self._api_key())
             try:
@@ -179,5 +179,5 @@ class Requester:
                 self.breaker.sign_in_refused(error)
                 raise
             except Unreachable as error:
-                self.breaker.failed(None, error)  # it would fail for all users
+                self.breaker.failed(None, error)  # a sign-in fails for all users
                 raise

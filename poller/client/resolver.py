@@ -1,4 +1,4 @@
-"""Look names up such that name servers that do not answer hold up nobody else."""
+"""Look up host names so that silent name servers delay nothing else."""
 
 import asyncio
 import socket
@@ -9,22 +9,22 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from poller.errors import NoThread
 from poller.own_threads import OwnThreads
 
-WITHIN_S: Final = 8.0  # glibc asks the second name server after five; connecting takes time, too
+WITHIN_S: Final = 8.0  # glibc asks the second name server after five; connecting takes time too
 MOST: Final = 4
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 class NotLookedUp(OSError):
-    """Nobody has said where the name is, or that it is nowhere; `str()` says why in a clause."""
+    """No name server answered; `str()` says why in a clause."""
 
 
 class Resolver(AbstractResolver):
-    """Asks the system, in at most four threads of its own.
+    """Asks the system in at most four separate threads.
 
     getaddrinfo follows /etc/hosts, nsswitch.conf, search domains and gai.conf, like every program
-    on the machine; c-ares (aiodns) follows a part of them. But it takes as long as it likes, and
-    cannot be ended: a look-up without an answer keeps its thread, and while all of them are taken
-    the next look-ups fail at once.
+    on the machine; c-ares (aiodns) follows only some of them. But getaddrinfo has no time limit and
+    cannot be cancelled: a look-up without an answer keeps its thread, and while all threads are
+    busy, further look-ups fail at once.
     """
 
     def __init__(self, name: str, *, within_s: float | None = None) -> None:
@@ -35,11 +35,11 @@ class Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return where `host` is, in the system's order, for aiohttp; raises as `look_up`."""
+        """Return the addresses of `host` in the system's order, for aiohttp. Raises as `look_up`."""
         return await self.look_up(host, port, family, socket.AI_ADDRCONFIG)
 
     async def look_up(self, host: str, port: int, family: int, flags: int) -> list[ResolveResult]:
-        """Return where `host` is; raises socket.gaierror, or NotLookedUp after eight seconds."""
+        """Return the addresses of `host`. Raises socket.gaierror, or NotLookedUp after eight seconds."""
         began = asyncio.get_running_loop().time()
         if self._threads.all_busy:
             raise self._silent(began)
@@ -63,7 +63,7 @@ class Resolver(AbstractResolver):
         return NotLookedUp(f"the name servers have not answered for {for_s:.0f} seconds; check DNS")
 
     async def close(self) -> None:
-        """Let the threads end, those of look-ups without an answer when one comes."""
+        """Let the threads end; those of pending look-ups end once an answer arrives."""
         self._threads.close()
 
 
@@ -83,7 +83,7 @@ def _found(host: str, port: int, wanted: int, flags: int) -> list[ResolveResult]
 
 
 def _numeric(address: tuple[Any, ...]) -> str:
-    """An IPv6 address of one link bears the link's name."""
+    """Return the address as text; a link-local IPv6 address includes its interface."""
     if len(address) == 4 and address[3]:
         return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
     return str(address[0])

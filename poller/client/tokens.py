@@ -1,4 +1,4 @@
-"""One token per account: shared, renewed by one caller, not fought over."""
+"""One token per account: all callers share it, one renews it, and two programs do not fight."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,10 +16,10 @@ from poller.errors import (
 from poller.own_threads import looked_at
 from poller.retry import SignInBudget
 
-_EARLY_S = 300.0  # a token is renewed so long before its end,
-_EARLY_SHARE = 0.05  # or this share of its life, whichever is shorter
-_RENEW_AGAIN_S = 60.0  # after a renewal that failed while the token still lives
-_LONGEST_WAIT_S = 31.0  # a sign-in that may go within this time is waited for
+_EARLY_S = 300.0  # renew a token this long before its end,
+_EARLY_SHARE = 0.05  # or at this share of its life, whichever is shorter
+_RENEW_AGAIN_S = 60.0  # after a failed renewal of a token that is still valid
+_LONGEST_WAIT_S = 31.0  # wait for a sign-in that may go within this time
 _WAR_PAUSES_FOR_S = 3600.0
 _WAR_ENDS_AFTER_S = 86_400.0
 _WAR_PAUSE_S = 30.0
@@ -28,7 +28,7 @@ _WAR_LONGEST_PAUSE_S = 600.0
 
 @dataclass(eq=False)
 class Held:
-    """A token that is in use; times are monotonic seconds."""
+    """A token in use; times are monotonic seconds."""
 
     value: str = field(repr=False)
     renew_at: float
@@ -37,7 +37,7 @@ class Held:
 
 
 class Tokens:
-    """Hands out an account's token. `sign_in` sends the request, on behalf of a user."""
+    """Gives out an account's token. `sign_in` sends the request for a user."""
 
     def __init__(
         self, app_id: str, sign_in: Callable[[str], Awaitable[Token]], ports: Ports
@@ -54,9 +54,9 @@ class Tokens:
         self._key_changes = self._key_changes_met = 0
 
     async def get(self, user: str) -> None:
-        """See to it that `held` is a token that lives, signing in if need be.
+        """Make sure that `held` is a valid token; sign in if needed.
 
-        Raises SignInDelayed when the next sign-in is too far away, and what the sign-in raises.
+        Raises SignInDelayed if the next sign-in is too far away, and the errors of the sign-in.
         """
         now = self._clock.monotonic()
         held = self.held
@@ -69,33 +69,35 @@ class Tokens:
             await self._renew(user, "ending" if self._has_newest_key else "new key")
         except (SignInRefused, AccountSuspended):
             raise
-        except (ApiError, LedgerUnavailable):  # the old token still lives; a later call tries again
+        except (
+            ApiError,
+            LedgerUnavailable,
+        ):  # the old token is still valid; a later call tries again
             held.renew_at = min(now + _RENEW_AGAIN_S, held.ends_at)
 
     def key_changed(self) -> None:
-        """See to it that the next call signs in with the new key.
+        """Make the next call sign in with the new key.
 
-        Where it cannot at once (the budget is spent, eFax does not answer), the old token is used
-        for as long as it lives.
+        If that fails (the budget is spent, eFax does not answer), use the old token while it is valid.
         """
         self._key_changes += 1
         if self.held is not None:
             self.held.renew_at = self._clock.monotonic()
 
     def accepted(self, held: Held, user: str) -> None:
-        """Note that a request with this token was answered."""
+        """Note that a request with this token got an answer."""
         held.accepted = True
         self._doubtful.discard(user)
         self.war.spared(self._clock.monotonic())
 
     def refused(self, held: Held, user: str) -> bool:
-        """Note a 401 to a request with this token; False when another token would not help.
+        """Note a 401 to a request with this token; return False if another token would not help.
 
-        A token that others were served with, refused to a user who was refused with a fresh one
-        before, says something about that user and nothing about the token.
+        If the token works for other users, and eFax has refused this user with a fresh token before,
+        then the user is the problem, not the token.
         """
         if held is not self.held:
-            return True  # it was replaced while the request was under way
+            return True  # another call replaced it while the request was under way
         if held.accepted and user in self._doubtful:
             return False
         self.held = None
@@ -106,14 +108,14 @@ class Tokens:
         return True
 
     def doubt(self, user: str) -> None:
-        """Note that a user was refused with a fresh token as well."""
+        """Note that eFax refused a user with a fresh token as well."""
         self._doubtful.add(user)
 
     async def _renew(self, user: str, reason: str) -> None:
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renewed(user, reason), name="sign-in")
             self._renewal.add_done_callback(looked_at)
-        # Shielded: others wait for it, too, and the server has perhaps ended the old token already.
+        # Shielded: others wait for it too, and the server may have ended the old token already.
         await asyncio.shield(self._renewal)
 
     async def _renewed(self, user: str, reason: str) -> None:
@@ -131,7 +133,7 @@ class Tokens:
 
     @property
     def _has_newest_key(self) -> bool:
-        """Whether the last sign-in went with the key of now: one may change while it is under way."""
+        """Return whether the last sign-in used the present key, which may change during a sign-in."""
         return self._key_changes_met == self._key_changes
 
     async def _wait_for_leave(self) -> None:
@@ -143,15 +145,15 @@ class Tokens:
                 return
             if wait_s > _LONGEST_WAIT_S:
                 raise SignInDelayed(
-                    f"The next sign-in may go in {wait_s:.0f} seconds, not before.", wait_s=wait_s
+                    f"The next sign-in is allowed in {wait_s:.0f} seconds.", wait_s=wait_s
                 )
             self._ports.observer.sign_in_waits(wait_s)
             await self._clock.sleep(wait_s)
 
     async def _spend_sign_in(self) -> float:
-        """Spend one of the sign-ins that the account may make, or return the seconds until there is one.
+        """Use up one sign-in of the account's budget, or return the seconds until there is one.
 
-        It is written down before the request goes: a crash must not make it free.
+        Record it before the request goes, so that it counts even after a crash.
         """
         now, store = self._clock.now(), self._ports.sign_ins
         stored = await store.load(self._app_id)
@@ -170,12 +172,12 @@ class Tokens:
 
 
 class TokenRivalry:
-    """Notices that somebody else signs in with this App ID, and gives way.
+    """Notices that another program signs in with this App ID, and slows our sign-ins down.
 
-    Each sign-in ends the other's token, so two that insist would sign in without end. From the
-    second token within an hour that was refused long before its end, sign-ins keep a distance of
-    30 s, doubling to 10 min. It is a war then, or at the third such token within a day (a job that
-    runs every few hours), until a day has passed without one.
+    Each sign-in ends the other program's token, so both would sign in again and again. After the
+    second token in an hour that eFax refuses long before its end, wait 30 s between sign-ins,
+    doubling to 10 min. That is a token war; so is the third such token in a day, which a job that
+    runs every few hours may cause. It ends after a day without one.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -186,7 +188,7 @@ class TokenRivalry:
         self._lost_in_war = 0
 
     def lost(self, now: float) -> None:
-        """Note that a token was refused long before its end."""
+        """Note that eFax refused a token long before its end."""
         self._losses = [*self._since(now - _WAR_ENDS_AFTER_S), now]
         self._lost_in_war += 1
         if self.is_on or (len(self._losses) < 3 and len(self._lately(now)) < 2):
@@ -196,7 +198,7 @@ class TokenRivalry:
         self._observer.token_war(self._lost_in_war)
 
     def spared(self, now: float) -> None:
-        """Note that a token was good."""
+        """Note that a token worked."""
         if self.is_on and not self._since(now - _WAR_ENDS_AFTER_S):
             self.is_on = False
             self._observer.token_war_over(self._lost_in_war)
@@ -205,7 +207,7 @@ class TokenRivalry:
         self._signed_in_at = now
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until the next sign-in may go; not above 0 means now."""
+        """Return the seconds until the next sign-in may go; 0 or less means now."""
         losses = len(self._lately(now))
         if losses < 2 or self._signed_in_at is None:
             return 0.0

@@ -1,4 +1,4 @@
-"""The one place that talks HTTP: a session, its deadlines, its errors turned into ours."""
+"""The only module that sends HTTP requests: sessions, deadlines, and errors mapped to ours."""
 
 import asyncio
 import io
@@ -34,9 +34,9 @@ from poller.own_threads import in_own_thread
 from poller.pacing import Ticket
 
 T = TypeVar("T")
-# A call of these that was not answered in time is not made again at once.
+# Do not retry these calls at once after a time-out.
 _NOT_AGAIN = (Call.LIST, Call.SENT_LIST, Call.METADATA)
-_LARGE_BODY = 1 << 20  # aiohttp writes more than that in pieces only where it is a file
+_LARGE_BODY = 1 << 20  # aiohttp writes larger bodies in pieces only if they are files
 
 
 class Transport:
@@ -53,19 +53,19 @@ class Transport:
         self._resolver = Resolver(account.name)
         self._tls: ssl.SSLContext | bool = True
         self._in_flight = 0
-        self._sessions: list[aiohttp.ClientSession] = []  # the last one is in use
+        self._sessions: list[aiohttp.ClientSession] = []  # the last is in use
         self._sender: aiohttp.ClientSession | None = None
 
     async def open(self, in_flight: int) -> None:
-        """Open a session; CannotStart when the account's ca_file cannot be used.
+        """Open a session. Raises CannotStart if the account's ca_file cannot be used.
 
-        The authorities are read from disk, so in a thread; they stay those of this time.
+        Reads the CAs from disk, in a thread, and once only.
         """
         self._tls = await in_own_thread("authorities", lambda: tls_context(self._account))
         self.make_room(in_flight)
 
     def make_room(self, in_flight: int) -> None:
-        """Make room for so many connections; requests under way keep theirs."""
+        """Allow this many connections; requests under way keep theirs."""
         if in_flight <= self._in_flight:
             return
         self._in_flight = in_flight
@@ -82,10 +82,10 @@ class Transport:
         )
 
     def _session_for(self, call: Call) -> aiohttp.ClientSession:
-        """A fax is sent over a new connection.
+        """Return the session for a call: a new connection for sending a fax, else the shared one.
 
-        A kept one may be closed by the server at that moment, and then nobody knows whether it has
-        taken the fax.
+        The server may close a kept connection at that moment, and then nobody knows whether it has
+        accepted the fax.
         """
         if call is not Call.SEND:
             return self._sessions[-1]
@@ -104,7 +104,7 @@ class Transport:
         await self._resolver.close()
 
     def server_now(self) -> datetime:
-        """Return eFax's time as far as it is known, else ours."""
+        """Return eFax's time if it is known, else ours."""
         our_now = self._our_now()
         return self.server_clock.now(our_now) or our_now
 
@@ -112,10 +112,10 @@ class Transport:
         return self.server_clock.our_now(self._clock.now(), self._clock.monotonic())
 
     async def send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
-        """Send a request and read its answer; raises the one `ApiError` for what went wrong.
+        """Send a request and read its answer. Raises the `ApiError` for the failure.
 
-        `read` gets the answer of a good status; what it raises besides aiohttp's errors passes
-        through. Pacing learns how it ended.
+        `read` gets an answer with a good status; its errors pass through, except aiohttp's. Pacing
+        learns the outcome.
         """
         sent_at = self._clock.monotonic()
         try:
@@ -136,7 +136,7 @@ class Transport:
         except aiohttp.ClientError as error:
             sends.ended(None)
             mapped = as_api_error(error, request.call, self._account)
-            mapped.evidence = Evidence(sends.status)  # None: not even a status line came
+            mapped.evidence = Evidence(sends.status)  # None: no status line arrived
             raise mapped from None
         except TimeoutError:
             sends.ended(None)
@@ -146,8 +146,8 @@ class Transport:
         except ValueError:
             if sends.status is not None:
                 raise
-            unknown = Unreachable(  # UnicodeError, too: it has no encoding for the resolver
-                "base_url or proxy names no host that can be asked for: check their spelling."
+            unknown = Unreachable(  # also UnicodeError: the resolver cannot encode the name
+                "base_url or proxy contains an invalid host name: check their spelling."
             )
             unknown.was_sent = False
             raise unknown from None
@@ -182,7 +182,7 @@ class Transport:
         large = request.body is not None and len(request.body) > _LARGE_BODY
         return self._session_for(request.call).request(
             request.method,
-            # Encoded already: yarl would leave the colons of a timestamp bare.
+            # Already encoded: yarl would leave the colons of a timestamp as they are.
             URL(self._base + request.target, encoded=True),
             headers=request.headers,
             data=io.BytesIO(request.body or b"") if large else request.body,
@@ -192,7 +192,7 @@ class Transport:
         )
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read what there is of an error's body; the status counts without it, too."""
+        """Read an error's body as far as it arrives; the status counts without it too."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._timeouts.error_body_s):
@@ -206,7 +206,7 @@ class Transport:
 
     def _too_late(self, call: Call) -> ApiError:
         kind = DeadlinePassed if call in _NOT_AGAIN else Unreachable
-        return kind(f"The {call} call was not answered within {self._total_s(call):g} seconds.")
+        return kind(f"eFax did not answer the {call} call within {self._total_s(call):g} seconds.")
 
     def _total_s(self, call: Call) -> float:
         return self._timeouts.send_s if call is Call.SEND else self._timeouts.total_s
@@ -216,9 +216,9 @@ class Transport:
 class _Sends:
     """A middleware that counts every send of one request.
 
-    aiohttp repeats a GET or DELETE by itself after a reset; that is a request like any other. Not
-    so where something is done that cannot be undone: a deletion is asked for anew, after a look at
-    whether it is still to be, and a fax is not sent again, whatever a later aiohttp does with POST.
+    aiohttp repeats a GET or DELETE by itself after a reset, and that counts as a request. What
+    cannot be undone must not be repeated: poller checks whether a deletion is still wanted and
+    requests it again, and it never sends a fax twice, even if a later aiohttp repeats POST.
     """
 
     call: Call
@@ -227,7 +227,7 @@ class _Sends:
     observer: Observer
     deadline: asyncio.Timeout
     status: int | None = None
-    began: float | None = None  # of a send that has not ended yet
+    began: float | None = None  # start of a send that has not ended yet
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -238,7 +238,7 @@ class _Sends:
                 raise aiohttp.ServerDisconnectedError
             wait_s = self.pacer.repeat()
             when = self.deadline.when()
-            assert when is not None  # it is lifted only when an image's answer has begun
+            assert when is not None  # only the start of an image's answer removes the deadline
             self.deadline.reschedule(when + wait_s)  # waiting for pacing does not count
             await self.clock.sleep(wait_s)
         self.began = self.clock.monotonic()
@@ -251,7 +251,7 @@ class _Sends:
 
 
 def tls_context(account: Account) -> ssl.SSLContext:
-    """Trust the system's authorities and the account's own."""
+    """Return a context that trusts the system's CAs and the account's own."""
     context = ssl.create_default_context()
     if account.ca_file is not None:
         try:
@@ -259,7 +259,7 @@ def tls_context(account: Account) -> ssl.SSLContext:
         except OSError as error:  # ssl.SSLError is one
             raise CannotStart(
                 f"The tls.ca_file of account {account.name} cannot be used:"
-                f" {error.strerror or 'it holds no certificate'}."
+                f" {error.strerror or 'it contains no certificate'}."
             ) from None
     return context
 
@@ -270,7 +270,7 @@ def _timeout(timeouts: Timeouts, is_image: bool) -> aiohttp.ClientTimeout:  # no
     return aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s, sock_read=silence_s)
 
 
-@lru_cache(maxsize=4)  # many answers bear the same second
+@lru_cache(maxsize=4)  # many answers have the same second
 def _parsed(date_header: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(date_header)

@@ -1,6 +1,6 @@
-"""Where something is: secrets' references, paths, URLs, the ledger, the address to listen on.
+"""Parse references to secrets, paths, URLs, the ledger's URL and addresses to listen on.
 
-No message shows a URL or what stands in a secret's place: there may be a secret in it.
+No message shows a URL or a value found where a secret belongs: it may contain a secret.
 """
 
 import ipaddress
@@ -18,10 +18,10 @@ from poller.config.values import Parser, WrongValueError, kind_of, text
 
 @dataclass(frozen=True)
 class SecretRef:
-    """Where a secret is to be had; it is read only when a command needs it.
+    """Where to read a secret; poller reads it only when a command needs it.
 
-    `source`, `line` and `key` say where the reference is written, for messages. `is_pem`: it is a
-    private key, which has many lines.
+    `source`, `line` and `key` locate the reference in the files, for messages. `is_pem`: the secret
+    is a private key of several lines.
     """
 
     kind: Literal["credential", "file", "env"]
@@ -40,10 +40,10 @@ _REFERENCE_FORM = "{credential: NAME}, {file: PATH} or {env: NAME}"
 
 
 def secret(node: Node) -> SecretRef:
-    """A reference to a secret; whatever else stands there is never shown."""
+    """Parse a reference to a secret; never show any other value found there."""
     if not isinstance(node.value, dict):
         raise WrongValueError(
-            f"a secret is never written here; say where it is to be had: {_REFERENCE_FORM}"
+            f"a secret is never written here; say where to read it: {_REFERENCE_FORM}"
         )
     if len(node.value) != 1 or not node.value.keys() <= {"file", *_NAMES}:
         raise WrongValueError(f"must have exactly one of credential, file, env: {_REFERENCE_FORM}")
@@ -66,7 +66,7 @@ def pem_secret(node: Node) -> SecretRef:
 
 
 def path(node: Node) -> Path:
-    """A path; a relative one starts from the directory of the file in which it stands."""
+    """Parse a path; a relative one is relative to the directory of its configuration file."""
     value = text(node)
     if value.startswith("~"):
         raise WrongValueError("'~' is not expanded; write the whole path")
@@ -77,7 +77,7 @@ SQLITE = "sqlite:///"
 
 
 def state_url(node: Node) -> str:
-    """`sqlite:///` and an absolute path, made from a relative one where it stands."""
+    """Parse `sqlite:///` and a path; a relative one is relative to the file's directory."""
     value = text(node)
     form = "write sqlite:////absolute/path.db, or sqlite:///relative/path.db"
     if value.startswith("postgres"):
@@ -86,12 +86,12 @@ def state_url(node: Node) -> str:
     if file == value or file in {"", ":memory:"} or file.endswith(("/", "/.", "/..")):
         raise WrongValueError(f"must be the file of an SQLite database; {form}")
     if re.search(r"[?#]", file):
-        raise WrongValueError(f"must not hold '?' or '#'; {form}")
+        raise WrongValueError(f"must not contain '?' or '#'; {form}")
     return f"{SQLITE}{path(replace(node, value=file))}"
 
 
 def base_url(node: Node) -> str:
-    """https, or http to loopback; without a slash at the end."""
+    """Parse an https URL, or http to loopback; return it without a slash at the end."""
     url = _url(node, "https://api.securedocex.com")
     if url.scheme == "http" and not is_loopback(cast(str, url.hostname)):
         raise WrongValueError("must begin with https:// (http:// is for loopback only)")
@@ -110,12 +110,12 @@ def proxy_url(node: Node) -> str:
 
 
 def _url(node: Node, example: str, *, query: bool = False) -> SplitResult:
-    """Split a URL; no message shows it, a password may stand in it."""
+    """Split a URL; no message shows it, because it may contain a password."""
     value = text(node)
     try:
         url = urlsplit(value)
         usable = bool(url.scheme and url.hostname) and url.port != 0
-        # As the resolver will: a part of a name that is empty or over 63 characters has no encoding.
+        # As the resolver does: it raises if a label is empty or longer than 63 characters.
         str(url.hostname).encode("idna")
     except ValueError:
         usable = False
@@ -124,14 +124,16 @@ def _url(node: Node, example: str, *, query: bool = False) -> SplitResult:
     if url.scheme not in {"http", "https"}:
         raise WrongValueError("must begin with http:// or https://")
     if "@" in url.netloc:
-        raise WrongValueError("must not hold a user or password: this file is no place for secrets")
+        raise WrongValueError(
+            "must not contain a user or password: secrets do not belong in this file"
+        )
     if not query and re.search(r"[?#]", value):
-        raise WrongValueError(f"must not hold '?' or '#'; write a URL such as {example}")
+        raise WrongValueError(f"must not contain '?' or '#'; write a URL such as {example}")
     return url
 
 
 def hook_path(node: Node) -> str:
-    """The path of a URL; eFax is given it in the portal. Never shown: some make it hard to guess."""
+    """Parse the web-hook's path, which eFax's portal also has; never show it, as it may be secret."""
     value = text(node)
     if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+", value):  # no part is '.' or '..'
         raise WrongValueError(
@@ -141,7 +143,7 @@ def hook_path(node: Node) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """127.0.0.0/8, ::1 or localhost; `host` without brackets."""
+    """Return whether `host`, without brackets, is in 127.0.0.0/8, ::1 or localhost."""
     if host.lower() == "localhost":
         return True
     with suppress(ValueError):
@@ -153,9 +155,9 @@ _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def listen(example: int, off: str) -> Parser[tuple[str, int]]:
-    """`host:port`; the host of `[::1]:9410` without its brackets; port 0 takes a free one.
+    """Parse `host:port`; return the host of `[::1]:9410` without brackets. Port 0 takes a free port.
 
-    `off` is what to write for no listener at all.
+    `off` is what to write to turn the listener off.
     """
     form = (
         f"write host:port such as 127.0.0.1:{example} or [::1]:{example}, or {off} to turn it off"

@@ -1,4 +1,4 @@
-"""The merged tree to the frozen configuration: levels, and what must agree."""
+"""Build the frozen configuration from the merged tree: levels, and keys that must agree."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from poller.config.position import Node, Problems
 
 T = TypeVar("T")
 _USER = tree(User)
-# For all, for an account and for a user: what is nearest counts, key by key.
+# Set for all, for an account or for a user: the nearest level wins, key by key.
 _LEVELLED = {key: _USER[key] for key in ("poll", "image", "expect", "sent", "delete", "canary")}
 _LEVELLED_FIELDS = (
     *("poll.", "image_format", "mark_downloaded", "expect", "sent.", "delete.", "canary"),
 )
-# Of these maps the levels together must give one key; here with an example of it.
+# Keys that these maps need from some level, each with an example.
 _OF_SOME_LEVEL: dict[type, tuple[str, str]] = {
     Expect: ("within", "2d"),
     Canary: ("every", "24h"),
@@ -41,7 +41,7 @@ _TOP = _LEVELLED | tree(Config)
 
 @dataclass(frozen=True)
 class Outside:
-    """What no text says: why a certificate is unusable, where a path really is, what time it is."""
+    """Facts outside the text: a certificate's fault, the real place of a path, the time."""
 
     certificate_problem: Callable[[Path], str | None]
     real: Callable[[Path], Path]
@@ -49,7 +49,7 @@ class Outside:
 
 
 def merged(first: Node, second: Node, problems: Problems) -> Node:
-    """Put the maps of two files together; any other key that both give is an error."""
+    """Merge the maps of two files; report any other key that both give."""
     if not isinstance(first.value, dict) or not isinstance(second.value, dict):
         problems.add(second, given_twice(first))
         return first
@@ -60,7 +60,7 @@ def merged(first: Node, second: Node, problems: Problems) -> Node:
 
 
 class Builder:
-    """Gives the configuration; it is usable only when there are no `problems`."""
+    """Builds the configuration; use the result only if there are no `problems`."""
 
     def __init__(self, problems: Problems, outside: Outside) -> None:
         self._problems = problems
@@ -100,7 +100,7 @@ class Builder:
         return WebhookConfig(host, port, tls)
 
     def _check_hooks(self, root: Node, found: Settings) -> None:
-        """A path belongs to one account, and is listened on only with the listener."""
+        """Check that each path belongs to one account, and that there is a listener for it."""
         if self._problems.incomplete:
             return
         names = root.entry("accounts")
@@ -110,7 +110,7 @@ class Builder:
             for name, account in accounts.items()
             if (hook := account.entry("webhook")) and hook.value is not None
         }
-        self._refuse_twins(hooks, "path", "give each account a path of its own")
+        self._refuse_twins(hooks, "path", "give each account its own path")
         if is_unset(found, "webhook"):
             for hook in hooks.values():
                 self._problems.add(
@@ -127,7 +127,7 @@ class Builder:
         if hook is not None and http.host is not None and 0 != hook.port == http.port:
             self._problems.add(
                 found["webhook.listen"].node,
-                "has the port of http.listen; give each listener a port of its own",
+                "has the port of http.listen; give each listener its own port",
             )
 
     def _http(self, found: Settings) -> HttpConfig:
@@ -144,7 +144,7 @@ class Builder:
         return http
 
     def _check_apart(self, root: Node, found: Settings, config: Config) -> None:
-        """The storage is other programs' to read; the ledger must not lie where they look."""
+        """Keep the ledger out of the storage directory, which other programs read."""
         faxes = self._outside.real(config.storage.directory)
         ledger = Path(config.state_url.removeprefix(addresses.SQLITE)).parent
         for what, directory, keys in (
@@ -160,27 +160,27 @@ class Builder:
                 ]
                 self._problems.add(
                     written[0] if written else root,
-                    f"{what} must not lie in storage.directory; give it a directory of its own",
+                    f"{what} must not be inside storage.directory; give it another directory",
                 )
                 return
 
     # -- accounts and users ------------------------------------------------------------------------
 
     def _level(self, own: Settings, below: Settings) -> Settings:
-        """Lay this level's settings over those below; give `below` itself when it sets none."""
+        """Lay this level's settings over those below; return `below` itself if it sets none."""
         own = {key: given for key, given in own.items() if key.startswith(_LEVELLED_FIELDS)}
         if not own:
             return below
         every, cron = own.get("poll.every"), own.get("poll.cron")
         if every and cron:
             self._problems.add(
-                cron.node, f"stands beside 'every' at {every.node.where}; keep one of the two"
+                cron.node, f"conflicts with 'every' at {every.node.where}; keep one of the two"
             )
         for start in (own.get("poll.start"), own.get("sent.start")):
             if start and isinstance(start.value, datetime) and start.value > self._outside.now:
                 self._problems.add(
                     start.node,
-                    "lies in the future; write a time in the past, or a duration such as 7d",
+                    "is in the future; write a time in the past, or a duration such as 7d",
                 )
         gone = {"poll.every", "poll.cron"} if every or cron else set()
         for name in ("expect", "canary", "sent.expect"):
@@ -189,7 +189,7 @@ class Builder:
         return {key: given for key, given in below.items() if key not in gone} | own
 
     def _of_user(self, found: Settings) -> dict[str, Any]:
-        """Give what is set for a user at any level, which must be complete and agree."""
+        """Return a user's settings from all levels; report what is missing or contradictory."""
         given = filled(User, found)
         poll = given["poll"]
         if poll.cron is not None:
@@ -202,7 +202,7 @@ class Builder:
         return given
 
     def _optional(self, model: type[T], found: Settings, name: str) -> T | None:
-        """Give a map that may be null; None also where a key that it needs is wrong or missing."""
+        """Return a map that may be null; None also if a key that it needs is wrong or missing."""
         if is_unset(found, name):
             return None
         key, example = _OF_SOME_LEVEL.get(model, ("", ""))
@@ -247,20 +247,20 @@ class Builder:
         self, account: Node, account_name: str, app_id: str, below: Settings
     ) -> tuple[User, ...]:
         entries = self._named(account, "users", "user", 'front-desk: {user_id: "…"}')
-        self._refuse_twins(entries, "user_id", "a User ID is one user: remove one of them")
+        self._refuse_twins(entries, "user_id", "a User ID belongs to one user: remove one of them")
         inherited: dict[str, Any] | None = None
         users = []
         for name, node in entries.items():
             found = read(node, _USER, self._problems)
             levels = self._level(found, below)
-            if levels is below:  # made once for the thousands that set nothing of their own
+            if levels is below:  # shared by the thousands of users without settings
                 given = inherited = inherited or self._of_user(below)
             else:
                 given = self._of_user(levels)
             user_id, number = found.get("user_id"), found.get("number")
             if given["canary"] is not None and is_unset(found, "number"):
                 self._problems.missing(
-                    node, "number", 'is missing: the canary is sent to it; write number: "1…"'
+                    node, "number", 'is missing, and the canary needs it; write number: "1…"'
                 )
             own = {
                 "user_id": (user_id and user_id.value) or "",
@@ -270,13 +270,13 @@ class Builder:
         return tuple(users)
 
     def _named(self, map_: Node, key: str, singular: str, example: str) -> dict[str, Node]:
-        """Give the entries of a map of names, at least one, with the names checked."""
+        """Return the entries of a map of names; check the names, and that there is one at least."""
         node = map_.entry(key)
         if node is None or node.value in (None, {}):
             self._problems.missing(map_, key, f"has no {singular}; add one: {key}: {{{example}}}")
             return {}
         if not isinstance(node.value, dict):
-            self._problems.add(node, f"must be a map of names, and is {values.kind_of(node.value)}")
+            self._problems.add(node, f"must be a map of names, but is {values.kind_of(node.value)}")
             return {}
         for name, entry in node.value.items():
             if problem := values.name_problem(name):
@@ -291,11 +291,11 @@ class Builder:
             if node is None or not isinstance(node.value, str):
                 continue
             if (same := first.setdefault(node.value, node)) is not node:
-                self._problems.add(node, f"is also {same.key} at {same.where}; {why}")
+                self._problems.add(node, f"is the same as {same.key} at {same.where}; {why}")
 
 
 def _state(found: Settings) -> StateConfig:
-    """`directory` alone holds the ledger as well; a `url` alone says where the directory is."""
+    """Build `state`: `directory` alone also holds the ledger; a `url` alone implies the directory."""
     given = filled(StateConfig, found, "state.")
     if (url := given.get("url")) and "directory" not in given:
         given["directory"] = Path(url.removeprefix(addresses.SQLITE)).parent

@@ -1,9 +1,9 @@
-"""YAML text to a tree of nodes that know file, line and key path.
+"""Parse YAML text into a tree of nodes that know their file, line and key path.
 
-Built from ruamel's events and not by its constructors: those lose the lines (safe) or take ten
-times as long (round-trip), and here depth, aliases and tags are bounded before anything is built
-from them. Scalars mean what the core schema of YAML 1.2 says: `no` is text, `0123` the number 123,
-a date is text.
+The tree is built from ruamel's events, not by its constructors: the safe one loses the lines and
+the round-trip one takes ten times as long. Working on events also limits depth, aliases and tags
+before anything is built from them. Scalars follow the core schema of YAML 1.2: `no` is text, `0123`
+is the number 123, a date is text.
 No message of this module shows a value: it might be a secret in the wrong place.
 """
 
@@ -27,23 +27,23 @@ from poller.config.position import Node, Problems, Source, Value
 
 MAX_DEPTH = 32
 MAX_KEY = 200
-MAX_ALIASED_NODES = 100_000  # far above any real use, far below what a "billion laughs" needs
+MAX_ALIASED_NODES = 100_000  # far above any real use, far below a "billion laughs" attack
 
 
 def parse(data: bytes, source: Source, problems: Problems) -> Node | None:
-    """Give the tree of one file: a map, empty for an empty file; None when it is unusable.
+    """Return the tree of one file, a map; an empty map for an empty file; None if it is unusable.
 
-    Two parsers, because neither will do alone. libyaml takes a fifth of the time, which 10,000
-    users notice at each command, and knows YAML 1.1 alone: `{start: 2024-05-21T00:00:00Z}` is an
-    error to it. It reads the files in which it finds nothing wrong and nothing that it takes
-    otherwise; ruamel's own parser, which keeps to YAML 1.2, reads the others and has the last word.
+    Two parsers share the work. libyaml takes a fifth of the time, which matters for each command
+    with 10,000 users, but it knows only YAML 1.1: `{start: 2024-05-21T00:00:00Z}` is an error to it.
+    libyaml reads a file if it finds no error and the file has nothing that YAML 1.2 reads
+    differently. ruamel's own parser, which follows YAML 1.2, reads all others.
     """
     return quickly(data, source) or exactly(data, source, problems)
 
 
-# What libyaml takes otherwise than ruamel's own parser: tabs, other ends of lines, marks of byte
-# order, ends of documents, directives, anchors, block scalars of blank lines, a quoted key whose
-# value follows at once.
+# libyaml and ruamel's own parser differ on these: tabs, unusual line ends, byte order marks,
+# document ends, directives, anchors, block scalars of blank lines, a quoted key directly followed
+# by its value.
 _TAKEN_OTHERWISE = re.compile(r"[\t\r\x85\u2028\u2029\ufeff|>%&]|\.\.\.|[\"']:\S")
 
 
@@ -65,10 +65,10 @@ def exactly(data: bytes, source: Source, problems: Problems) -> Node | None:
         wrong = "this is not UTF-8 text; save the file as UTF-8"
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        wrong = "a control character stands here; remove it"
+        wrong = "there is a control character here; remove it"
     except MarkedYAMLError as error:
         line, wrong = _line(error), _sentence(error)
-    except (ValueError, OverflowError):  # "\UFFFFFFFF" and its like, of which ruamel knows no line
+    except (ValueError, OverflowError):  # such as "\UFFFFFFFF", for which ruamel reports no line
         line, wrong = 0, "an escape (\\x, \\u, \\U) names a character that does not exist"
     except _UnusableError as error:
         line, wrong = error.line, str(error)
@@ -91,26 +91,26 @@ _BRACKETS = ("while parsing a flow mapping", "while parsing a flow sequence")
 
 
 def _line(error: MarkedYAMLError) -> int:
-    """Give where a quote was opened, not the end of the file where it was missed."""
+    """Return the line where a quote was opened, not the end of the file, where ruamel misses it."""
     mark = error.context_mark if error.context == _QUOTED else error.problem_mark
     return int(mark.line) + 1
 
 
 _SENTENCES = {
     r"'\t' that cannot start": "a tab is used to indent; use spaces",
-    "cannot start any token": "a value cannot begin with this character; put the value in quotes",
+    "cannot start any token": "a value cannot start with this character; put the value in quotes",
     "could not find expected ':'": "a key without ':' or a wrong indentation; write 'key: value'",
-    "mapping values are not allowed": "a ':' too many; check the indentation and the line above, "
-    "and put a value that holds ': ' in quotes",
+    "mapping values are not allowed": "there is an unexpected ':'; check the indentation and the line above, "
+    "and put a value that contains ': ' in quotes",
     "expected <block end>": "the indentation does not fit the lines above; align it with them",
-    "unexpected end of stream": "a quote is opened here and never closed; close it",
+    "unexpected end of stream": "a quote opens here and is never closed; close it",
     "unknown escape": "an unknown escape in double quotes; write '\\\\' or use single quotes",
     "version 1.* is required": "this is not YAML 1.2; remove the %YAML line",
 }
 
 
 def _sentence(error: MarkedYAMLError) -> str:
-    """Say it in words of our own: ruamel's may quote the text, and speak of tokens."""
+    """Return the error in our own words: ruamel's may quote the text, and they speak of tokens."""
     if error.context in _BRACKETS:
         opened = error.context_mark.line + 1
         return f"the bracket opened in line {opened} is not closed, or a comma is missing; add it"
@@ -125,7 +125,7 @@ class _Composer:
         self._source = source
         self._problems = problems
         self._events = events
-        self._anchors: dict[str, Node | None] = {}  # None: begun and not ended yet
+        self._anchors: dict[str, Node | None] = {}  # None: still being built
         self._aliased = 0
 
     def document(self) -> Node:
@@ -148,7 +148,7 @@ class _Composer:
         return next((e for e in self._events if isinstance(e, DocumentStartEvent)), None)
 
     def _node(self, event: Any, key: str, depth: int, line: int = 0) -> Node:
-        """Build what begins with `event`; `line` is the line of its key, 0 where it has none."""
+        """Build the node that starts with `event`; `line` is the line of its key, 0 if it has none."""
         if isinstance(event, AliasEvent):
             return self._alias(event, key)
         place = Node(self._source, line or event.start_mark.line + 1, key)
@@ -167,9 +167,7 @@ class _Composer:
         if isinstance(event, ScalarEvent):
             return _plain(event.value) if not event.style else str(event.value)
         if depth == MAX_DEPTH:
-            raise _UnusableError(
-                event, f"maps and lists stand more than {MAX_DEPTH} deep in each other"
-            )
+            raise _UnusableError(event, f"maps and lists are nested more than {MAX_DEPTH} deep")
         if isinstance(event, MappingStartEvent):
             return self._map(place, depth)
         items: list[Node] = []
@@ -191,12 +189,12 @@ class _Composer:
         return entries
 
     def _name(self, event: Any, at: Node, depth: int) -> str | None:
-        """Give a key's text, or None and a report."""
+        """Return a key's text; if it is unusable, report it and return None."""
         key = self._node(event, at.key, depth + 1, at.line).value
         if not isinstance(key, str):
             wrong = "a key must be text; put it in quotes"
         elif not key.isprintable() or len(key) > MAX_KEY:
-            wrong = "a key is too long or holds a control character; correct it"
+            wrong = "a key is too long or contains a control character; correct it"
         elif key == "<<" and not event.style:
             wrong = (
                 "merge keys ('<<') are not supported; accounts and users inherit what is set above"
@@ -209,11 +207,11 @@ class _Composer:
     def _alias(self, event: Any, key: str) -> Node:
         if event.anchor not in self._anchors:
             raise _UnusableError(
-                event, "an alias ('*…') names no anchor ('&…') above; put text in quotes"
+                event, "this alias ('*…') has no anchor ('&…') above; put text in quotes"
             )
         node = self._anchors[event.anchor]
         if node is None:
-            raise _UnusableError(event, "an alias ('*…') stands inside its own anchor; remove it")
+            raise _UnusableError(event, "this alias ('*…') is inside its own anchor; remove it")
         return self._copy(event, node, key)
 
     def _copy(self, event: Any, node: Node, key: str) -> Node:
@@ -243,10 +241,10 @@ _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def _plain(text: str) -> Value:
-    """Resolve a scalar without quotes by the core schema (YAML 1.2.2, section 10.3.2)."""
+    """Resolve an unquoted scalar by the core schema (YAML 1.2.2, section 10.3.2)."""
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.fullmatch(text) and len(text) < 100:  # int() refuses thousands of digits
+    if _INT.fullmatch(text) and len(text) < 100:  # int() raises on thousands of digits
         return int(text, 0 if text[:2] in {"0o", "0x"} else 10)
     if _FLOAT.fullmatch(text):
         return float(text)

@@ -1,4 +1,4 @@
-"""Read a map of keys as the dataclasses of `model` say: what is wrong or unknown is reported."""
+"""Read a map of keys by the dataclasses of `model`; report wrong and unknown keys."""
 
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ from poller.config.values import Parser, WrongValueError, kind_of, suggestion
 
 
 class Leaf(NamedTuple):
-    """A key: what its value is, and the field that it fills, such as `poll.every`.
+    """A key: the kind of its value, and the field that it fills, such as `poll.every`.
 
-    `needed` is an example of what to write where it is missing; `below` are the keys of a map that
-    may be null.
+    `needed` is an example for the message if the key is missing; `below` holds the keys of a map
+    that may be null.
     """
 
     field: str
@@ -21,7 +21,7 @@ class Leaf(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What was written for a field; None where it was `wrong`."""
+    """The value written for a field; None if it was `wrong`."""
 
     value: Any
     node: Node
@@ -33,7 +33,7 @@ Settings = dict[str, Given]
 
 
 def tree(model: type, above: str = "") -> Tree:
-    """Give the keys that fill a dataclass, as they stand in each other."""
+    """Return the keys that fill a dataclass, nested as in the file."""
     root: Tree = {}
     for field in fields(model):
         name, key = above + field.name, field.metadata
@@ -53,14 +53,14 @@ def tree(model: type, above: str = "") -> Tree:
 def read(node: Node, known: Tree, problems: Problems) -> Settings:
     if not isinstance(node.value, dict):
         problems.add(
-            node, f"must be a map of keys, and is {kind_of(node.value)}; give it keys or remove it"
+            node, f"must be a map of keys, but is {kind_of(node.value)}; give it keys or remove it"
         )
         return {}
     found: Settings = {}
     for name, child in node.value.items():
         entry = known.get(name)
         if entry is None:
-            hint = suggestion(name, known) or f"; known here: {', '.join(known)}"
+            hint = suggestion(name, known) or f"; known keys: {', '.join(known)}"
             problems.add(child, f"unknown key{hint}")
         elif isinstance(entry, dict):
             found |= read(child, entry, problems)
@@ -85,12 +85,12 @@ def _given(node: Node, parser: Parser[Any], problems: Problems) -> Given:
 
 
 def is_unset(found: Settings, field: str) -> bool:
-    """Whether nothing was written for a field, or null."""
+    """Return whether a field has no value in the files, or null."""
     return field not in found or found[field].node.value is None
 
 
 def filled(model: type, found: Settings, above: str = "") -> dict[str, Any]:
-    """Give the fields of a dataclass that something was written for, and nested ones whole."""
+    """Return the fields of a dataclass that have a value in the files; nested ones complete."""
     given: dict[str, Any] = {}
     for field in fields(model):
         name, default = above + field.name, field.default
@@ -102,5 +102,5 @@ def filled(model: type, found: Settings, above: str = "") -> dict[str, Any]:
 
 
 def needed(model: type) -> set[str]:
-    """Name the fields of a dataclass that have no default."""
+    """Return the names of a dataclass's fields that have no default."""
     return {field.name for field in fields(model) if field.default is MISSING}

@@ -1,4 +1,4 @@
-"""Read the configuration files of `-c`; what touches the disk is here and in `secrets`."""
+"""Read the configuration files of `-c`; only this module and `secrets` touch the disk."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ MAX_CERTIFICATE = 4 << 20
 def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
     """Load and merge files and directories, in the order given.
 
-    Raises ConfigError with every problem of all of them. Secrets are not read. `now` is what the
-    system's clock says, unless given.
+    Does not read secrets. `now` is the system clock's time unless given. Raises ConfigError with
+    every problem in all files.
     """
     problems = Problems()
     files = _without_twins(_expanded(paths, problems), problems)
@@ -42,7 +42,7 @@ def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
 
 
 def _written_at(files: Iterable[Path]) -> Iterator[datetime]:
-    """When the files were written: a clock that says less is wrong, as after a start without NTP."""
+    """Yield when the files were written: an earlier clock is wrong, as after a boot without NTP."""
     for file in files:
         with contextlib.suppress(OSError, OverflowError, ValueError):
             yield datetime.fromtimestamp(file.stat().st_mtime, UTC)
@@ -60,16 +60,16 @@ def _whole(file: Path) -> Node:
 def _expanded(paths: Sequence[Path], problems: Problems) -> list[Path]:
     files: list[Path] = []
     for path in paths:
-        # Not Path.is_dir(): that raises where a directory above may not be searched.
+        # Not Path.is_dir(): that raises if we may not search a directory above.
         files += _in_directory(path, problems) if os.path.isdir(path) else [path]  # noqa: PTH112
     if not paths:
         nothing = Node(Source("poller", Path()))
-        problems.unreadable(nothing, "no configuration is given; use -c PATH")
+        problems.unreadable(nothing, "no configuration given; use -c PATH")
     return files
 
 
 def _in_directory(directory: Path, problems: Problems) -> list[Path]:
-    """Give the `*.yaml` in name order; editors' and Kubernetes' dot-files are none of ours."""
+    """Return the `*.yaml` files in name order, without the dot-files of editors and Kubernetes."""
     try:
         entries = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
     except OSError as error:
@@ -78,9 +78,11 @@ def _in_directory(directory: Path, problems: Problems) -> list[Path]:
     files = [entry for entry in entries if entry.suffix == ".yaml"]
     misnamed = [entry for entry in entries if entry.suffix == ".yml"]
     for entry in misnamed:
-        problems.unreadable(_whole(entry), "would not be read; rename it to end in .yaml")
+        problems.unreadable(
+            _whole(entry), "poller does not read this file; rename it to end in .yaml"
+        )
     if not files and not misnamed:
-        problems.unreadable(_whole(directory), "there is no *.yaml in this directory; add one")
+        problems.unreadable(_whole(directory), "there is no *.yaml file in this directory; add one")
     return files
 
 
@@ -104,13 +106,13 @@ def _document(file: Path, problems: Problems) -> Node | None:
         problems.unreadable(_whole(file), f"cannot be read: {error.strerror}")
         return None
     if len(data) > MAX_FILE:
-        problems.unreadable(_whole(file), "is larger than 16 MiB; this is no configuration")
+        problems.unreadable(_whole(file), "is larger than 16 MiB, so it cannot be a configuration")
         return None
     return parse(data, _source(file), problems)
 
 
 def certificate_problem(file: Path) -> str | None:
-    """Say why this file cannot be used as a certificate, or None."""
+    """Return why this file cannot be used as a certificate, or None."""
     try:
         with file.open("rb") as stream:
             pem = stream.read(MAX_CERTIFICATE).decode("ascii", "replace")
@@ -119,5 +121,5 @@ def certificate_problem(file: Path) -> str | None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except (ssl.SSLError, ValueError):
-        return "holds no usable certificate; name a file with PEM certificates"
+        return "contains no usable certificate; name a file with PEM certificates"
     return None

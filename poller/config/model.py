@@ -1,7 +1,7 @@
-"""The configuration as frozen values, and the one table of its keys: each field that `key` makes.
+"""The configuration as frozen values, and the only table of its keys: the fields made by `key`.
 
-A key bears the field's name, in the map that its class is; `at` says where it stands otherwise.
-All is resolved and valid (contract in `config/REFERENCE.md`).
+A key has the field's name, in the map that its class describes, unless `at` gives another place.
+All values are resolved and valid (contract in `config/REFERENCE.md`).
 """
 
 from collections.abc import Callable
@@ -31,30 +31,32 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def key(default: Any, kind: Callable[..., Any], doc: str, **more: str) -> Any:
-    """One row of the table: what a key is by default, what its value is, a line for operators.
+    """Make one row of the table: a key's default, the kind of its value, and a line for operators.
 
-    `needed` is an example of what to write where it is missing. A `kind` that is a dataclass is a
-    map of its keys, or null.
+    `needed` is an example for the message if the key is missing. If `kind` is a dataclass, the value
+    is a map of its keys, or null.
     """
     return field(default=default, metadata={"kind": kind, "doc": doc, **more})
 
 
 def names(node: Node) -> Node:
-    """A map of names, whose entries `build` reads."""
+    """Accept a map of names; `build` reads its entries."""
     return node
 
 
 @dataclass(frozen=True)
 class Limits:
-    requests_per_second: float = key(5.0, number(0.001, 10_000), "every request counts")
-    burst: int = key(10, whole(1, 10_000), "requests that may go at once after a quiet time")
-    in_flight: int = key(8, whole(1, 1_000), "requests open at the same time")
+    requests_per_second: float = key(
+        5.0, number(0.001, 10_000), "most requests per second, of any kind"
+    )
+    burst: int = key(10, whole(1, 10_000), "requests allowed at once after a quiet time")
+    in_flight: int = key(8, whole(1, 1_000), "most requests open at the same time")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    every: timedelta = key(MISSING, duration("s"), "time between two of them")
-    back: timedelta = key(MISSING, duration("m"), "how far before the last one it lists again")
+    every: timedelta = key(MISSING, duration("s"), "time between two sweeps")
+    back: timedelta = key(MISSING, duration("m"), "how far before the last sweep to list again")
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,30 @@ class Poll:
 
     every: timedelta | None = key(30 * SECOND, duration("s"), "time between two polls")
     cron: str | None = key(None, values.cron, "instead of every: minute hour day month weekday")
-    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which cron is meant")
+    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "time zone of cron")
     start: timedelta | datetime = key(7 * DAY, values.start, "how far the first poll goes back")
-    overlap: timedelta = key(15 * MINUTE, duration("s"), "how far before the last one it begins")
-    max_window: timedelta = key(24 * HOUR, duration("m"), "longest window asked for")
+    overlap: timedelta = key(
+        15 * MINUTE, duration("s"), "how far before the last window the next starts"
+    )
+    max_window: timedelta = key(24 * HOUR, duration("m"), "longest window to ask for")
     sweep: Sweep = Sweep(every=HOUR, back=24 * HOUR)
     deep_sweep: Sweep = Sweep(every=24 * HOUR, back=7 * DAY)
 
 
 @dataclass(frozen=True)
 class Expect:
-    """Warn when nothing was received for `within`, counted only `during` office hours when given."""
+    """Warn if no fax arrives for `within`; with `during`, count only these office hours."""
 
-    within: timedelta = key(MISSING, duration("s"), "warn about silence for so long")
+    within: timedelta = key(MISSING, duration("s"), "warn after this long without a fax")
     during: During | None = key(None, nullable(values.during), "the office hours that count")
-    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "in which during is meant")
+    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "time zone of during")
 
 
 @dataclass(frozen=True)
 class Sent:
-    """The archive of what a user sent; `expect` is about sent faxes as a user's own is about received."""
+    """The archive of a user's sent faxes; `expect` warns if the user sends none."""
 
-    archive: Archive = key(
-        "none", choice(Archive), "what is kept: none, metadata, or image as well"
-    )
+    archive: Archive = key("none", choice(Archive), "what to keep: none, metadata, or image (both)")
     every: timedelta = key(15 * MINUTE, duration("s"), "time between two lists of sent faxes")
     start: timedelta | datetime = key(7 * DAY, values.start, "how far the first list goes back")
     path: str = key(
@@ -94,28 +96,26 @@ class Sent:
         values.sent_path_template,
         "a sent fax's name without extension, fixed when it is discovered",
     )
-    expect: Expect | None = key(None, Expect, "warn when nothing was sent")
+    expect: Expect | None = key(None, Expect, "warn if the user sends no fax")
 
 
 @dataclass(frozen=True)
 class Delete:
-    """What is deleted at eFax once it is proved to be stored here; nothing where `after` is None."""
+    """When to delete faxes at eFax, once they are proved to be stored here; None in `after`: never."""
 
     after: timedelta | None = key(
-        None, nullable(duration("s")), "so long after a fax was stored; null: never"
+        None, nullable(duration("s")), "how long after storing a fax; null: never"
     )
-    max_per_day: int = key(
-        500, whole(1, 100_000), "what the account may have deleted in any 24 hours"
-    )
-    taken: OfTaken = key("keep", choice(OfTaken), "delete: files taken away are proof enough")
+    max_per_day: int = key(500, whole(1, 100_000), "most deletions per account in any 24 hours")
+    taken: OfTaken = key("keep", choice(OfTaken), "delete: also faxes whose files were taken away")
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A fax to the user's own number on a schedule, timed to its file."""
+    """Test faxes to the user's own number, timed until they are stored."""
 
-    every: timedelta = key(MISSING, duration("s"), "time between two of them")
-    within: timedelta = key(30 * MINUTE, duration("s"), "late after so long")
+    every: timedelta = key(MISSING, duration("s"), "time between two canaries")
+    within: timedelta = key(30 * MINUTE, duration("s"), "a canary is late after this time")
 
 
 @dataclass(frozen=True)
@@ -125,29 +125,33 @@ class User:
     account: str
     name: str
     app_id: str
-    user_id: str = key(MISSING, values.identifier, "in quotes; one fax number", needed='"…"')
+    user_id: str = key(
+        MISSING, values.identifier, "eFax's User ID, in quotes: one fax number", needed='"…"'
+    )
     poll: Poll = Poll()
-    image_format: ImageFormat = key("pdf", choice(ImageFormat), "to ask for", at="image.format")
-    expect: Expect | None = key(None, Expect, "warn about silence")
+    image_format: ImageFormat = key(
+        "pdf", choice(ImageFormat), "format to ask for", at="image.format"
+    )
+    expect: Expect | None = key(None, Expect, "warn if no fax arrives")
     number: str | None = key(
-        None, nullable(values.fax_number), "in quotes; for self-test, canary and web-hook"
+        None, nullable(values.fax_number), "fax number, in quotes; for self-test, canary, web-hook"
     )
     mark_downloaded: bool = key(
         True,  # noqa: FBT003
         values.yes_or_no,
-        "false: eFax's mark is put back",
+        "false: poller puts eFax's mark back after storing",
         at="image.mark_downloaded",
     )
     sent: Sent = Sent()
     delete: Delete = Delete()
-    canary: Canary | None = key(None, Canary, "a fax to the own number, timed to its file")
+    canary: Canary | None = key(None, Canary, "test faxes to the user's own number")
 
     @property
     def names(self) -> tuple[str, str]:
         return self.account, self.name
 
     def of(self, direction: Direction) -> "User":
-        """Return the user as one of its streams goes by it: sent faxes have a schedule of their own."""
+        """Return the user with the settings of one stream: sent faxes have their own schedule."""
         if direction is Direction.RECEIVED:
             return self
         poll = replace(self.poll, every=self.sent.every, cron=None, start=self.sent.start)
@@ -156,48 +160,54 @@ class User:
 
 @dataclass(frozen=True)
 class AccountHook:
-    """Where eFax's notices for an account arrive, and the secret that they are signed with."""
+    """Where eFax's notices for an account arrive, and the secret that signs them."""
 
-    path: str = key(MISSING, addresses.hook_path, "such as /efax/main", needed="/efax/main")
+    path: str = key(
+        MISSING, addresses.hook_path, "path of the URL, such as /efax/main", needed="/efax/main"
+    )
     secret: SecretRef = key(
-        MISSING, addresses.secret, "where it is to be had", needed="{credential: efax-webhook}"
+        MISSING, addresses.secret, "where to read the secret", needed="{credential: efax-webhook}"
     )
 
 
 @dataclass(frozen=True)
 class Account:
     name: str
-    app_id: str = key(MISSING, values.app_id, "in quotes", needed='"12345"')
+    app_id: str = key(MISSING, values.app_id, "eFax's App ID, in quotes", needed='"12345"')
     api_key: SecretRef = key(
-        MISSING, addresses.secret, "where it is to be had", needed="{credential: efax-api-key}"
+        MISSING, addresses.secret, "where to read the API Key", needed="{credential: efax-api-key}"
     )
-    users: tuple[User, ...] = key(MISSING, names, "one User ID each, by a name of yours")
+    users: tuple[User, ...] = key(MISSING, names, "users by a name you choose, one User ID each")
     base_url: str = key(
-        "https://api.securedocex.com", addresses.base_url, "https only, except to loopback"
+        "https://api.securedocex.com",
+        addresses.base_url,
+        "eFax's API; https only, except to loopback",
     )
     limits: Limits = Limits()
-    proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for eFax alone")
+    proxy: str | None = key(None, nullable(addresses.proxy_url), "HTTP proxy for eFax")
     ca_file: Path | None = key(
-        None, nullable(addresses.path), "a company's own authority", at="tls.ca_file"
+        None, nullable(addresses.path), "a company's CA, added to the system's", at="tls.ca_file"
     )
-    webhook: AccountHook | None = key(None, AccountHook, "a wake-up; needs webhook.listen")
+    webhook: AccountHook | None = key(None, AccountHook, "notices from eFax; needs webhook.listen")
 
 
 @dataclass(frozen=True)
 class StorageConfig:
-    directory: Path = key(Path("/var/lib/poller/faxes"), addresses.path, "where the faxes go")
+    directory: Path = key(
+        Path("/var/lib/poller/faxes"), addresses.path, "where poller stores the faxes"
+    )
     path: str = key(
         "{account}/{user}/{received:%Y/%m/%d}/{fax_id}",
         values.path_template,
         "a fax's name without extension, fixed when it is discovered",
     )
-    min_free: int = key(1 << 30, size, "below it nothing is fetched")
-    consumers: Consumers = key("read", choice(Consumers), "move: they may take files away")
+    min_free: int = key(1 << 30, size, "with less free space poller stops fetching")
+    consumers: Consumers = key("read", choice(Consumers), "move: consumers may take files away")
 
 
 @dataclass(frozen=True)
 class StateConfig:
-    """The ledger is at `url`, or else `poller.db` in `directory`, where lock, key and evidence are."""
+    """The ledger is at `url`, by default `poller.db` in `directory`, next to lock, key and evidence."""
 
     directory: Path = key(Path("/var/lib/poller/state"), addresses.path, "on a local disk")
     url: str | None = key(None, nullable(addresses.state_url), "null: poller.db in directory")
@@ -205,59 +215,61 @@ class StateConfig:
 
 @dataclass(frozen=True)
 class RetryConfig:
-    """A fax that fails for `alarm_after` is said, for `give_up_after` quarantined."""
+    """A fax that fails for `alarm_after` is reported; after `give_up_after` it is quarantined."""
 
-    attempts: int = key(5, whole(1, 100), "tries in one attempt of a fax, the first included")
-    max_delay: timedelta = key(60 * SECOND, duration(), "longest wait between two")
-    alarm_after: timedelta = key(HOUR, duration("s"), "failing for longer is a problem")
-    give_up_after: timedelta = key(7 * DAY, duration("s"), "then a fax is quarantined")
+    attempts: int = key(5, whole(1, 100), "tries in one attempt, including the first")
+    max_delay: timedelta = key(60 * SECOND, duration(), "longest wait between two tries")
+    alarm_after: timedelta = key(HOUR, duration("s"), "report a fax that fails for longer")
+    give_up_after: timedelta = key(7 * DAY, duration("s"), "quarantine a fax that fails for longer")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    url: str | None = key(None, nullable(addresses.heartbeat_url), "asked with GET if all is well")
-    every: timedelta = key(5 * MINUTE, duration("s"), "time between two of them")
-    proxy: str | None = key(None, nullable(addresses.proxy_url), "an HTTP proxy, for this alone")
+    url: str | None = key(None, nullable(addresses.heartbeat_url), "GET this URL while all is well")
+    every: timedelta = key(5 * MINUTE, duration("s"), "time between two heartbeats")
+    proxy: str | None = key(None, nullable(addresses.proxy_url), "HTTP proxy for the heartbeat")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    level: LogLevel = key("info", choice(LogLevel), "the least that is logged")
+    level: LogLevel = key("info", choice(LogLevel), "lowest level to log")
     format: LogFormat = key("auto", choice(LogFormat), "auto: console on a terminal, else json")
 
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """`host` is None when the status server is off."""
+    """`host` is None if the status server is off."""
 
     host: str | None = key(
-        "127.0.0.1", nullable(addresses.listen(9410, "null")), "null: off", at="listen"
+        "127.0.0.1", nullable(addresses.listen(9410, "null")), "host:port; null: off", at="listen"
     )
     port: int = 9410
-    token: SecretRef | None = key(None, nullable(addresses.secret), "needed off loopback")
+    token: SecretRef | None = key(
+        None, nullable(addresses.secret), "required if listen is not loopback"
+    )
 
 
 @dataclass(frozen=True)
 class HookTls:
     cert: Path = key(
-        MISSING, addresses.path, "the certificate with its chain, PEM", needed="/path/of/chain.pem"
+        MISSING, addresses.path, "certificate with its chain, PEM", needed="/path/of/chain.pem"
     )
     key: SecretRef = key(
         MISSING,
         addresses.pem_secret,
-        "where its key is to be had, PEM",
+        "where to read its private key, PEM",
         needed="{credential: webhook-key}",
     )
 
 
 @dataclass(frozen=True)
 class WebhookKeys:
-    """What is written under `webhook`."""
+    """The keys under `webhook`."""
 
     listen: tuple[str, int] = key(
         MISSING,
         addresses.listen(9411, "webhook: null"),
-        "host:port, not that of http.listen",
+        "host:port, different from http.listen",
         needed='"127.0.0.1:9411"',
     )
     tls: HookTls | None = key(None, HookTls, "null: plain HTTP, on loopback only")
@@ -265,7 +277,7 @@ class WebhookKeys:
 
 @dataclass(frozen=True)
 class WebhookConfig:
-    """The one listener for all web-hooks; without `tls` on loopback only, behind a proxy."""
+    """The listener for all web-hooks; without `tls` only on loopback, behind a proxy."""
 
     host: str
     port: int
@@ -274,16 +286,18 @@ class WebhookConfig:
 
 @dataclass(frozen=True)
 class Config:
-    accounts: tuple[Account, ...] = key(MISSING, names, "one App ID each, by a name of yours")
+    accounts: tuple[Account, ...] = key(
+        MISSING, names, "accounts by a name you choose, one App ID each"
+    )
     storage: StorageConfig = StorageConfig()
     state: StateConfig = StateConfig()
     retry: RetryConfig = RetryConfig()
-    evidence_max: int = key(200 << 20, size, "how much of odd answers is kept", at="evidence.max")
+    evidence_max: int = key(200 << 20, size, "space for kept odd answers", at="evidence.max")
     heartbeat: Heartbeat = Heartbeat()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
-    webhook: WebhookConfig | None = key(None, WebhookKeys, "the listener for eFax's notices")
-    drain: timedelta = key(30 * SECOND, duration(), "on stop, for downloads to end")
+    webhook: WebhookConfig | None = key(None, WebhookKeys, "listener for eFax's notices")
+    drain: timedelta = key(30 * SECOND, duration(), "time for downloads to finish on stop")
     files: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
@@ -292,7 +306,7 @@ class Config:
 
     @property
     def secrets(self) -> tuple[SecretRef, ...]:
-        """Where all the secrets are."""
+        """Return the references to all secrets."""
         hooks = (account.webhook for account in self.accounts)
         tls = self.webhook.tls if self.webhook is not None else None
         return (
@@ -304,7 +318,7 @@ class Config:
 
     @property
     def certificates(self) -> tuple[Path, ...]:
-        """The files of certificates, which are no secrets."""
+        """Return the paths of all certificates, which are not secret."""
         authorities = (account.ca_file for account in self.accounts)
         tls = self.webhook.tls if self.webhook is not None else None
         return (
@@ -314,7 +328,7 @@ class Config:
 
     @property
     def streams(self) -> list[tuple[User, Direction]]:
-        """All that is polled: what each user receives, then what is archived of what it sends."""
+        """Return all streams to poll: each user's received faxes, and its sent ones if archived."""
         return [(user, Direction.RECEIVED) for user in self.users] + [
             (user, Direction.SENT) for user in self.users if user.sent.archive != "none"
         ]

@@ -1,4 +1,4 @@
-"""Where something stands in the files, and everything that is wrong there, to be shown all at once."""
+"""Positions in the files, and the list of all problems, which are shown together."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from poller.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A configuration file: its name as it was given, and what its relative paths start from."""
+    """A configuration file: its name as given, and the directory that its relative paths start from."""
 
     name: str
     directory: Path
@@ -18,9 +18,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and where it stands: `line` counts from 1 (0: the file), `key` is the dotted path.
+    """A value and its position: `line` counts from 1 (0: the whole file), `key` is the dotted path.
 
-    The value of a key has the line of the key.
+    A value has the line of its key.
     """
 
     source: Source
@@ -33,7 +33,7 @@ class Node:
         return f"{self.source.name}:{self.line}"
 
     def below(self, key: str) -> str:
-        """The dotted path of a key in this map."""
+        """Return the dotted path of a key in this map."""
         return f"{self.key}.{key}" if self.key else key
 
     def entry(self, key: str) -> "Node | None":
@@ -44,10 +44,9 @@ Value: TypeAlias = bool | int | float | str | dict[str, Node] | list[Node] | Non
 
 
 class Problems:
-    """Problems found so far; one found twice (an alias that many users repeat) counts once.
+    """Problems found so far; one found twice, as in an alias that users share, counts once.
 
-    `incomplete` says that a file could not be read: what is missing may stand there, so that
-    is not reported.
+    `incomplete`: a file could not be read. Missing keys may be in it, so they are not reported.
     """
 
     def __init__(self) -> None:
@@ -72,9 +71,9 @@ def masked(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Show a value of the operator's in a message: one line, printable, short, no fax number.
+    """Return an operator's value for a message: one line, printable, short, without fax numbers.
 
-    Not for values that are secrets, or may be ones in the wrong place.
+    Never use it for a value that is or may be a secret.
     """
     shown = masked(text if len(text) <= 60 else text[:57] + "…")
     return repr(shown)

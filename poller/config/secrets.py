@@ -1,4 +1,4 @@
-"""Read a secret where its reference says, when a command signs in and not before."""
+"""Read a secret from the place its reference names, and only when a command needs it."""
 
 import re
 import string
@@ -13,11 +13,11 @@ MAX_SECRET = 64 << 10
 
 
 def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
-    """Give the secret without the blanks around it: no key has any, and copying adds some.
+    """Return the secret without surrounding blanks: no key has any, and copying may add some.
 
-    What comes of one that `is_pem` is the whole text.
+    For a secret that `is_pem`, return the whole text.
 
-    Raises ConfigError, which names the reference and its place and never shows what was found.
+    Raises ConfigError, which names the reference and its position and never shows the content.
     """
     secret = _stripped(_found(ref, environ))
     if not secret:
@@ -25,20 +25,20 @@ def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
     if ref.is_pem:
         return _private_key(ref, secret)
     if not secret.isprintable():
-        raise _unusable(ref, "holds more than one line of text; put the secret alone there")
+        raise _unusable(ref, "contains more than one line; put only the secret there")
     return secret
 
 
 def _private_key(ref: SecretRef, pem: str) -> str:
     if not re.search("^-----BEGIN [A-Z ]*PRIVATE KEY-----", pem, re.MULTILINE):
-        raise _unusable(ref, "holds no private key; put one there in PEM form")
+        raise _unusable(ref, "contains no private key; put one there in PEM form")
     if "ENCRYPTED" in pem:  # in its first line, or in the next one
         raise _unusable(ref, "is locked with a password; put the key there without one")
     return pem
 
 
 def hook_secrets(accounts: Iterable[Account], environ: Mapping[str, str]) -> dict[str, str]:
-    """Read what eFax's notices are signed with, by App ID, where an account has a web-hook.
+    """Read the secrets that sign eFax's notices, by App ID, for accounts with a web-hook.
 
     Raises ConfigError as `read_secret` does.
     """
@@ -50,18 +50,18 @@ def hook_secrets(accounts: Iterable[Account], environ: Mapping[str, str]) -> dic
 
 
 def blanks_problem(ref: SecretRef, environ: Mapping[str, str]) -> Problem | None:
-    """Say that there are blanks around the secret, more than the newline that editors leave.
+    """Return a problem if blanks surround the secret, other than the newline that editors add.
 
     Raises ConfigError as `read_secret` does.
     """
     found = _found(ref, environ).removesuffix("\n").removesuffix("\r")
     if found == _stripped(found):
         return None
-    return _problem(ref, "has blanks around the secret, which are left out; remove them")
+    return _problem(ref, "has blanks around the secret, which poller ignores; remove them")
 
 
 def _stripped(found: str) -> str:
-    """Also without marks of byte order and spaces that take no room, which nobody sees."""
+    """Strip blanks, and also byte order marks and zero-width spaces, which nobody sees."""
     return found.strip(string.whitespace + "\u00a0\u200b\ufeff")
 
 
@@ -78,7 +78,7 @@ def _found(ref: SecretRef, environ: Mapping[str, str]) -> str:
             raise _unusable(
                 ref,
                 "cannot be read: $CREDENTIALS_DIRECTORY is not set; systemd sets it for the "
-                "service, elsewhere write {file: PATH} or {env: NAME}",
+                "service; elsewhere use {file: PATH} or {env: NAME}",
             )
     try:
         with Path(directory, ref.name).open("rb") as stream:
@@ -86,7 +86,7 @@ def _found(ref: SecretRef, environ: Mapping[str, str]) -> str:
     except OSError as error:
         raise _unusable(ref, f"cannot be read: {error.strerror}{hint}") from None
     if len(data) > MAX_SECRET:
-        raise _unusable(ref, "is larger than any secret; put the secret alone there")
+        raise _unusable(ref, "is too large to be a secret; put only the secret there")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

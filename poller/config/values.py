@@ -1,6 +1,7 @@
-"""One value each: a node to a duration, size, name, time, or what to write instead.
+"""Parse single values: a node to a duration, size, name or time.
 
-Each parser raises `WrongValueError`; what is shown of a value is short and no fax number.
+Each parser raises `WrongValueError`, which says what to write instead. It shows a value only
+shortened, and never a fax number.
 """
 
 import difflib
@@ -20,7 +21,7 @@ Parser = Callable[[Node], T]
 
 
 class WrongValueError(Exception):
-    """`str()` says what to write instead; `node` is the culprit where it is a part of the value."""
+    """`str()` says what to write instead; `node` is the wrong part of the value, if only a part is."""
 
     def __init__(self, message: str, node: Node | None = None) -> None:
         super().__init__(message)
@@ -28,13 +29,13 @@ class WrongValueError(Exception):
 
 
 def kind_of(value: Value) -> str:
-    """Name what was found, without showing it."""
+    """Return the kind of a value, without showing it."""
     names = {dict: "a map", list: "a list", bool: "true or false", str: "text", type(None): "empty"}
     return names.get(type(value), "a number")
 
 
 def suggestion(word: str, known: Collection[str], cutoff: float = 0.6) -> str:
-    """Give `; did you mean '…'?` for the known word nearest to this one, or nothing."""
+    """Return `; did you mean '…'?` with the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -44,10 +45,10 @@ def nullable(parser: Parser[T]) -> Parser[T | None]:
 
 
 def text(node: Node) -> str:
-    """Text on one line without control characters, not empty."""
+    """Parse text: one line, without control characters, not empty."""
     value = node.value
     if not isinstance(value, str):
-        raise WrongValueError(f"must be text in quotes, and is {kind_of(value)}")
+        raise WrongValueError(f"must be text in quotes, but is {kind_of(value)}")
     if not value:
         raise WrongValueError("must not be empty")
     if not value.isprintable():
@@ -56,30 +57,30 @@ def text(node: Node) -> str:
 
 
 def choice(literal: Any) -> Parser[Any]:
-    """One of the words of a `Literal`, spelled exactly so."""
+    """Return a parser for one of the words of a `Literal`, spelled exactly."""
     words = get_args(literal)
 
     def parser(node: Node) -> str:
         value, wanted = node.value, f"must be one of {', '.join(words)}"
         if not isinstance(value, str):
-            raise WrongValueError(f"{wanted}, and is {kind_of(value)}")
+            raise WrongValueError(f"{wanted}, but is {kind_of(value)}")
         if value not in words:
-            raise WrongValueError(f"{wanted}, and is {quoted(value)}{suggestion(value, words)}")
+            raise WrongValueError(f"{wanted}, but is {quoted(value)}{suggestion(value, words)}")
         return value
 
     return parser
 
 
 def _amount(node: Node, units: Mapping[str, int], form: str) -> int:
-    """A whole number and its unit, in the smallest of them."""
+    """Parse a whole number with a unit; return the amount in the smallest unit."""
     value = node.value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise WrongValueError(f"is a number without a unit; write {form}")
     if not isinstance(value, str):
-        raise WrongValueError(f"must be {form}, and is {kind_of(value)}")
+        raise WrongValueError(f"must be {form}, but is {kind_of(value)}")
     match = re.fullmatch(f"([0-9]{{1,12}})({'|'.join(units)})", value)
     if match is None:
-        raise WrongValueError(f"must be {form}, and is {quoted(value)}")
+        raise WrongValueError(f"must be {form}, but is {quoted(value)}")
     return int(match[1]) * units[match[2]]
 
 
@@ -90,26 +91,26 @@ _LONGEST_MS = 3650 * _LENGTHS["d"]
 
 
 def duration(unit: str = "ms") -> Parser[timedelta]:
-    """A length of time, at least one `unit` and at most ten years."""
+    """Return a parser for a duration of at least one `unit` and at most ten years."""
 
     def parser(node: Node) -> timedelta:
         length_ms = _amount(node, _LENGTHS, "a duration such as 500ms, 30s, 15m, 24h or 7d")
         if length_ms < _LENGTHS[unit]:
-            raise WrongValueError(f"must be at least 1{unit}, and is {node.value}")
+            raise WrongValueError(f"must be at least 1{unit}, but is {node.value}")
         if length_ms > _LONGEST_MS:
-            raise WrongValueError(f"must be at most 3650d, and is {node.value}")
+            raise WrongValueError(f"must be at most 3650d, but is {node.value}")
         return length_ms * _MS
 
     return parser
 
 
 def size(node: Node) -> int:
-    """A number of bytes."""
+    """Parse a number of bytes."""
     return _amount(node, _SIZES, "a size such as 512MiB or 1GiB (B, KiB, MiB, GiB, TiB)")
 
 
 def size_text(count: int) -> str:
-    """Spell a number of bytes for people."""
+    """Return a number of bytes in a unit that people read easily."""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 1 << shift:
             return f"{count / (1 << shift):.1f} {unit}"
@@ -123,9 +124,9 @@ def number(least: float, most: float, *, whole: bool = False) -> Parser[Any]:
             what = "a whole number" if whole else "a number"
             found = f"the text {quoted(value)}" if isinstance(value, str) else kind_of(value)
             shown = value if isinstance(value, float) else found
-            raise WrongValueError(f"must be {what} from {least:g} to {most:g}, and is {shown}")
-        if not least <= value <= most:  # nor is what is not a number
-            raise WrongValueError(f"must be from {least:g} to {most:g}, and is {value:g}")
+            raise WrongValueError(f"must be {what} from {least:g} to {most:g}, but is {shown}")
+        if not least <= value <= most:  # also false for NaN
+            raise WrongValueError(f"must be from {least:g} to {most:g}, but is {value:g}")
         return value if whole else float(value)
 
     return parser
@@ -136,14 +137,12 @@ def whole(least: int, most: int) -> Parser[int]:
 
 
 def name_problem(name: str) -> str | None:
-    """Say why an account or user cannot have this name; it goes into paths, logs and metrics."""
+    """Return why this name is not allowed, or None; names appear in paths, logs and metrics."""
     if re.search(r"[0-9]{7}", name):
-        return (
-            "a name must not hold seven digits in a row: it goes into logs, and may be a fax number"
-        )
+        return "a name must not contain seven digits in a row: they may be a fax number, and logs show names"
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
         return (
-            "a name must be 1 to 63 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit"
+            "a name must be 1 to 63 of a-z, 0-9, '.', '_' and '-', and start with a letter or digit"
         )
     return None
 
@@ -154,18 +153,18 @@ _LONGEST_ID = 256
 def app_id(node: Node) -> str:
     value = identifier(node)
     if ":" in value:  # HTTP Basic ends the name at the first colon
-        raise WrongValueError("must not hold ':'; write the App ID alone, without the API Key")
+        raise WrongValueError("must not contain ':'; write only the App ID, without the API Key")
     return value
 
 
 def identifier(node: Node) -> str:
-    """Opaque text that goes into a request header."""
+    """Parse opaque text that goes into a request header."""
     if isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         raise WrongValueError('is a bare number, which loses leading zeros; put it in quotes: "…"')
     value = text(node)
     if not value.isascii() or value != value.strip() or len(value) > _LONGEST_ID:
         raise WrongValueError(
-            f"must be at most {_LONGEST_ID} ASCII characters without spaces around; copy it again"
+            f"must be at most {_LONGEST_ID} ASCII characters, without surrounding spaces; copy it again"
         )
     return value
 
@@ -177,12 +176,12 @@ def zone(node: Node) -> ZoneInfo:
     except (ValueError, OSError, LookupError):  # no such zone, '../x', a folder such as 'America'
         near = suggestion(value, available_timezones(), cutoff=0.8)
         raise WrongValueError(
-            f"{quoted(value)} is no time zone; write one such as America/Los_Angeles or UTC{near}"
+            f"{quoted(value)} is not a time zone; write one such as America/Los_Angeles or UTC{near}"
         ) from None
 
 
 def checked(problem_of: Callable[[str], str | None], hint: str = "") -> Parser[str]:
-    """Text of which `problem_of` says nothing."""
+    """Return a parser for text in which `problem_of` finds no problem."""
 
     def parser(node: Node) -> str:
         value = text(node)
@@ -200,27 +199,27 @@ sent_path_template = checked(lambda text: naming.path_template_problem(text, "co
 
 def yes_or_no(node: Node) -> bool:
     if not isinstance(node.value, bool):
-        raise WrongValueError(f"must be true or false, and is {kind_of(node.value)}")
+        raise WrongValueError(f"must be true or false, but is {kind_of(node.value)}")
     return node.value
 
 
 def fax_number(node: Node) -> str:
-    """Digits as eFax writes them (1 + ten digits in North America, else with `+`); never shown."""
+    """Parse a number as eFax writes it (1 and ten digits in North America, else `+`); never show it."""
     value = identifier(node)
     if not re.fullmatch(r"1[0-9]{10}|\+[1-9][0-9]{5,14}", value):
         raise WrongValueError(
-            "must be eleven digits, the first a 1; outside North America '+' and digits"
+            "must be eleven digits starting with 1; outside North America '+' and digits"
         )
     return value
 
 
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
-# A year and a month, but not only digits and one word: that is a duration, or meant to be one.
+# Starts with a year and a month. Digits and one word are a duration, or meant to be one.
 _INSTANT = re.compile(r"(?![0-9.]+ *[A-Za-z]+$)[0-9]{4}-?[0-9]{2}")
 
 
 def start(node: Node) -> timedelta | datetime:
-    """A look-back, or an instant (ISO 8601 with offset)."""
+    """Parse a look-back, or an instant (ISO 8601 with offset)."""
     value = node.value
     if not isinstance(value, str) or not _INSTANT.match(value):
         return duration("s")(node)
@@ -231,7 +230,7 @@ def start(node: Node) -> timedelta | datetime:
     except ValueError as error:
         raise WrongValueError(f"{quoted(value)} {error}") from None
     if instant < _EARLIEST:
-        raise WrongValueError("is before 1990; write the time of the oldest fax that is wanted")
+        raise WrongValueError("is before 1990; write the time of the oldest fax you want")
     return instant
 
 
@@ -253,9 +252,9 @@ class During:
 
 
 def during(node: Node) -> During:
-    """Weekdays and a stretch of the day, such as `mon-fri,sun 08:00-18:00`.
+    """Parse weekdays and hours, such as `mon-fri,sun 08:00-18:00`.
 
-    `24:00` ends a day; an end before the beginning is on the next day.
+    `24:00` is the end of the day; an end before the start is on the next day.
     """
     value = text(node)
     match = _DAYS_AND_HOURS.fullmatch(value.lower())
@@ -265,12 +264,12 @@ def during(node: Node) -> During:
             f"is {quoted(value)}; write days and hours such as 'mon-fri 08:00-18:00'"
         )
     if first == last:
-        raise WrongValueError("ends when it begins; write 00:00-24:00 for the whole day")
+        raise WrongValueError("ends when it starts; write 00:00-24:00 for the whole day")
     weekdays = (_weekdays(part) for part in match[1].split(","))
     return During(frozenset().union(*weekdays), first, last)
 
 
 def _weekdays(part: str) -> set[int]:
-    """`fri` or `mon-fri`; `fri-mon` goes over the week's end."""
+    """Parse `fri` or `mon-fri`; `fri-mon` spans the weekend."""
     first, last = (_DAYS.index(end) for end in (part[:3], part[-3:]))
     return {(first + i) % 7 for i in range((last - first) % 7 + 1)}

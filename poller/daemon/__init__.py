@@ -1,1 +1,1 @@
-"""The daemon: when each user is polled, and what keeps the process honest."""
+"""The daemon: schedules each user's polls and watches over the process."""

@@ -1,4 +1,4 @@
-"""What is looked after beside polling: what operators ask for, and the files of stored faxes."""
+"""Background work beside polling: operators' requests, and checks of stored files."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -16,11 +16,11 @@ _LOOK_S = 2.0
 _RECENT = 1000
 _AGAIN_S = 60.0
 _REST_S = 1.0
-_REST_FACTOR = 4  # at least as many times as long as it took: a fifth of one disk at most
+_REST_FACTOR = 4  # rest four times as long as the work took: use at most a fifth of the disk
 
 
 class BackgroundChecks:
-    """Looks after one runtime; `loops` are its background tasks."""
+    """Runs the checks of one runtime; `loops` are its background tasks."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class BackgroundChecks:
         )
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """The background work by name; each runs until it is cancelled or done."""
+        """Return the background work by name; each runs until it is cancelled or done."""
         return {"edits": self._watch_edits(), "files": self._check_files()}
 
     async def _watch_edits(self) -> None:
-        """Take over what operators ask for in the ledger; a counter says that there is something."""
+        """Carry out operators' requests from the ledger; a counter shows that there are new ones."""
         seen: str | None = None
         while True:
-            # LedgerUnavailable: the gate says so; it is looked at again.
+            # LedgerUnavailable: the gate reports it; look again later.
             async with cut_off_if_hung("edits"):
                 with suppress(LedgerUnavailable):
                     edits = await self._ledger.read(meta.edits)
@@ -58,21 +58,21 @@ class BackgroundChecks:
                         await self._runtime.read_edits()
                         self._begin_backfills()
                         for account in self._runtime.accounts.values():
-                            account.errands.wake()  # `poller purge` may have asked for something
+                            account.errands.wake()  # `poller purge` may have requested deletions
                         self._on_edit()
                         seen = edits
             await self._clock.sleep(_LOOK_S)
 
     def _begin_backfills(self) -> None:
-        """A poll that is under way looks for them itself, and another comes after it if need be."""
+        """Start backfills; a poll under way picks them up itself, and another follows if needed."""
         for state in self._runtime.streams:
             if state.progress.backfill_waits and state.poll_began_at is None:
                 self._poll_soon(state)
 
     async def _check_files(self) -> None:
-        """Once per start: the newest files by their size at once, then all of them by their hash.
+        """Check the files once per start: the sizes of the newest now, then the hashes of all.
 
-        The second takes as long as it takes, and a fifth of the time at most.
+        The hashes may take long; they use at most a fifth of the time.
         """
         while not await self._check(thorough=False, limit=_RECENT):
             await self._clock.sleep(_AGAIN_S)
@@ -80,13 +80,13 @@ class BackgroundChecks:
             await self._clock.sleep(_AGAIN_S)
 
     async def _check(self, *, thorough: bool, limit: int | None) -> bool:
-        """False when ledger or storage went away before the end; then it begins again later."""
+        """Check files; return False if ledger or storage fail before the end, to start again later."""
         began = self._clock.monotonic()
         try:
             async for page in self._auditor.pages(thorough=thorough, limit=limit):
                 for one in page:
                     row = one.row
-                    is_news = row.damage is None or not thorough  # once more at a start
+                    is_news = row.damage is None or not thorough  # repeat known damage at a start
                     if one.event is not None and row.state is State.STORED and is_news:
                         log.say(one.event)
                 if thorough:
@@ -94,5 +94,5 @@ class BackgroundChecks:
                     await self._clock.sleep(max(_REST_S, took * _REST_FACTOR))
                     began = self._clock.monotonic()
         except (StorageUnusable, StorageConflict, LedgerUnavailable):
-            return False  # the gate says so
+            return False  # the gate reports it
         return True

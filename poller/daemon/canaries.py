@@ -1,4 +1,4 @@
-"""Canaries: now and then a fax to the user's own number, timed until it is a file."""
+"""Canaries: regular test faxes to the user's own number, timed until they are stored."""
 
 import asyncio
 from contextlib import suppress
@@ -20,7 +20,7 @@ _LOOK_S = 5.0
 
 
 class Canaries:
-    """Sends and times the canaries of one runtime: `plan` gives each its job, `run` looks after them."""
+    """Sends and times the canaries of one runtime: `plan` schedules them, `run` watches them."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -28,7 +28,7 @@ class Canaries:
         self._wake = asyncio.Event()
 
     def plan(self, scheduler: AsyncIOScheduler) -> None:
-        """Give each user with a canary a job at its own time."""
+        """Schedule a job for each user with a canary."""
         for state in self._with_one():
             if (canary := state.user.canary) is not None:
                 identity = schedule.identity(state.user.app_id, state.user.user_id)
@@ -41,13 +41,13 @@ class Canaries:
                 )
 
     def wake(self) -> None:
-        """A page may be asked for now, or a canary configured."""
+        """Look at once: there may be a self-test, or a newly configured canary."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Say what has arrived and what is late; until it is cancelled.
+        """Report arrived and late canaries until cancelled.
 
-        Where no canary is configured and no page is on its way, nothing is looked at until `wake`.
+        Without a configured canary or a page on its way, sleep until `wake`.
         """
         async with cut_off_if_hung("canaries"):
             with suppress(LedgerUnavailable):
@@ -56,7 +56,7 @@ class Canaries:
             self._wake.clear()
             is_open = True
             async with cut_off_if_hung("canaries"):
-                with suppress(LedgerUnavailable):  # the gate says so
+                with suppress(LedgerUnavailable):  # the gate reports it
                     is_open = await self._look()
             if is_open:
                 await self._services.clock.sleep(_LOOK_S)
@@ -64,7 +64,7 @@ class Canaries:
                 await self._wake.wait()
 
     async def _send_due(self, state: StreamState, canary: Canary) -> None:
-        """Send one, unless the last was a moment ago: by a run before this one, or another clock."""
+        """Send a canary unless an earlier run, or another clock, sent one a moment ago."""
         services = self._services
         try:
             last = await services.ledger.read(sends.last_asked, state.id)
@@ -81,14 +81,14 @@ class Canaries:
             services.emit(events.CanaryLate(*state.user.names, "", why))
 
     async def _remember(self) -> None:
-        """Show what runs before this one have measured."""
+        """Load the results of earlier runs."""
         for app_id, account in self._runtime.accounts.items():
             if any(state.user.canary for state in account.states.values()):
                 for row in (await self._services.ledger.read(sends.last_canaries, app_id)).values():
                     self._measure(row)
 
     async def _look(self) -> bool:
-        """Say what is new; whether there is anything to look at again."""
+        """Report what is new; return whether to look again."""
         services = self._services
         pages = [row for row in await services.ledger.read(sends.unfinished) if row.code]
         for row in pages:
@@ -104,7 +104,7 @@ class Canaries:
         return True
 
     def _with_one(self) -> list[StreamState]:
-        """What the users with a canary receive."""
+        """Return the received streams of the users with a canary."""
         accounts = self._runtime.accounts.values()
         states = (state for account in accounts for state in account.states.values())
         return [state for state in states if state.user.canary is not None]

@@ -1,4 +1,4 @@
-"""Which users a changed configuration adds, removes and renames, and how that is said."""
+"""Which users a changed configuration adds, removes and renames, as data and as a sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _Key = tuple[str, str, Direction]
 
 @dataclass(frozen=True)
 class Changes:
-    """Labels (`account/user`), in their order; of those who are renamed the one before and the new one."""
+    """Labels (`account/user`), sorted; for renamed users the old label and the new one."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
 
     def sentence(self) -> str:
-        """Say how many, of what there is; empty when no user changed."""
+        """Return the counts as a phrase; empty if no user changed."""
         counts = {"added": self.added, "removed": self.removed, "renamed": self.renamed}
         said = [f"{len(some)} {what}" for what, some in counts.items() if some]
         return f"users: {', '.join(said)}" if said else ""
@@ -30,7 +30,7 @@ class Changes:
 def changes(old: Config, new: Config) -> Changes:
     """Compare by App ID and User ID: names are labels.
 
-    An archive of sent faxes is one by itself where its user stays.
+    If a user stays, its archive of sent faxes counts separately.
     """
     before, after = _labels(old), _labels(new)
     of_users = {(app_id, user_id) for app_id, user_id, _ in before.keys() & after.keys()}
@@ -57,7 +57,7 @@ def _labels(settings: Config) -> dict[_Key, str]:
 
 
 def left_behind(old: Config, new: Config, rows: Sequence[StreamRow]) -> list[StreamRow]:
-    """Give those of the ledger's streams that this removes while faxes of theirs wait."""
+    """Return the ledger's streams that the change removes while their faxes wait."""
     gone = _labels(old).keys() - _labels(new).keys()
     return [
         row
@@ -67,13 +67,13 @@ def left_behind(old: Config, new: Config, rows: Sequence[StreamRow]) -> list[Str
 
 
 def said_of_left_behind(rows: Sequence[StreamRow]) -> list[str]:
-    """Say of each, up to ten, what is not fetched any more."""
+    """Return a sentence for each of the first ten, and one for the rest."""
     said = [
         f"user {row.key} was removed with {row.quarantined} quarantined and "
         f"{row.pending} pending {'fax' if row.pending == 1 else 'faxes'}; "
-        "they are not fetched any more"
+        "poller no longer fetches them"
         for row in rows[:NAMED]
     ]
     if len(rows) > NAMED:
-        said.append(f"so it is with {len(rows) - NAMED} more users")
+        said.append(f"the same holds for {len(rows) - NAMED} more users")
     return said

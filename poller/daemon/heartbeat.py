@@ -1,4 +1,4 @@
-"""The dead-man's switch: a URL that is pinged while all is well."""
+"""The dead-man's switch: ping a URL while all is well."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _TIMEOUT_S = 10.0
 
 
 class HeartbeatPinger:
-    """Pings only while users are really polled and no fax fails for a day, as `is_well` says."""
+    """Pings only while `is_well`: every user is polled and no fax has failed for a day."""
 
     def __init__(self, runtime: Runtime, is_well: Callable[[], bool]) -> None:
         self._runtime = runtime
@@ -29,8 +29,8 @@ class HeartbeatPinger:
         try:
             async with self._session() as session, session.get(url) as got:
                 got.raise_for_status()
-        except Exception as error:  # noqa: BLE001 - an optional ping never ends the service
-            # Not aiohttp's own words: they hold the URL, and who knows it can feign our life.
+        except Exception as error:  # noqa: BLE001 - an optional ping must not end the service
+            # Not aiohttp's own words: they contain the URL, and a person who has it can fake our pings.
             if self._episode.failed():
                 status = getattr(error, "status", None)
                 self._emit(events.HeartbeatFailed(type(error).__name__, status))

@@ -1,4 +1,4 @@
-"""The ledger is checked through at every start and every day, and a copy of it is kept."""
+"""Check the whole ledger at every start and every day, and keep a copy of it."""
 
 from poller import events, log
 from poller.clock import Clock
@@ -10,7 +10,7 @@ _LOOK_S = 3600.0
 
 
 class LedgerCheck:
-    """`trouble` says in a sentence what the last check found; None while the ledger is well."""
+    """`trouble` is what the last check found, as a sentence; None while the ledger is sound."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
@@ -20,13 +20,13 @@ class LedgerCheck:
         self.trouble: str | None = None
 
     async def run(self) -> None:
-        """Look at once, then every hour whether it is time again."""
+        """Look now, then look every hour whether a check is due."""
         while True:
             await self.look()
             await self._clock.sleep(_LOOK_S)
 
     async def look(self) -> None:
-        """Check the ledger and keep a snapshot, if that is due."""
+        """If a check is due, check the ledger and keep a snapshot."""
         now = self._clock.now()
         due = await self._ledger.snapshot_is_due(now)
         if self._checked and not due:

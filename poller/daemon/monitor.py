@@ -1,4 +1,4 @@
-"""What keeps the daemon honest: gate, watchdog, clock, silence, summaries, probes."""
+"""Watch over the daemon: gate, watchdog, clock, silence, summaries, probes."""
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine
@@ -35,7 +35,7 @@ _LOW, _LOW_NO_MORE = 2.0, 2.2  # times `min_free`
 
 
 class Monitor:
-    """Watches one runtime; `loops` are its background tasks, `readiness` what it answers."""
+    """Watches one runtime; `loops` are its background tasks, `readiness` holds its findings."""
 
     def __init__(self, runtime: Runtime, planner: Planner) -> None:
         self._runtime = runtime
@@ -55,7 +55,7 @@ class Monitor:
         self._kept: RuntimeReport | None = None
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """The background work by name; each runs until it is cancelled."""
+        """Return the background work by name; each runs until it is cancelled."""
         works: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
             "clock": (_CLOCK_S, self._watch_clock),
             "stuck polls": (_STUCK_S, self._end_stuck),
@@ -77,11 +77,10 @@ class Monitor:
         return {"gate": self._watch_gate(), "ledger check": self._ledger_check.run(), **loops}
 
     async def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` again and again; once that hangs is named and cut off, and the next one comes.
+        """Repeat `work`; if one run hangs, report its name, cancel it and go on with the next.
 
-        Three begin at once: nobody is told for a while that nothing is pending, or that the service
-        does not catch up, and the heartbeat must not say that all is well before anybody has looked
-        for faxes that fail.
+        Three loops run at once at the start: otherwise pages would show zero pending faxes, or no
+        catching up, for a while, and the heartbeat would report too early that all is well.
         """
         if name in {"gauges", "pace", "failing faxes"}:
             async with cut_off_if_hung(name):
@@ -113,12 +112,12 @@ class Monitor:
             async with cut_off_if_hung("gate"):
                 usable = await gate.check()
             if self._ledger.ended:
-                raise RuntimeError("the ledger's writer ended; only a new start helps")
+                raise RuntimeError("the ledger's writer ended; only a restart helps")
             self._watch_disk(gate.free_bytes, self._runtime.config.storage.min_free)
             await self._clock.sleep(_GATE_S if usable else _GATE_SHUT_S)
 
     def _watch_disk(self, free: int | None, floor: int) -> None:
-        """Warn well before `min_free` stops the fetching."""
+        """Warn well before fetching stops at `min_free`."""
         metrics = self._runtime.services.metrics
         metrics.set("storage_min_free_bytes", floor)
         metrics.set("storage_free_bytes", math.nan if free is None else free)
@@ -133,7 +132,7 @@ class Monitor:
     # -- clock ----------------------------------------------------------------------------------
 
     async def _watch_clock(self) -> None:
-        """A step of the wall clock re-plans all jobs: their times were worked out with the old one."""
+        """Re-plan all jobs after a step of the wall clock: their times came from the old clock."""
         before, self._clocks = self._clocks, (self._clock.now(), self._clock.monotonic())
         step = clock_step(before, self._clocks)
         if step is not None:
@@ -146,18 +145,18 @@ class Monitor:
         for account in self._runtime.accounts.values():
             account.client.server_clock.our_now(self._clock.now(), self._clock.monotonic())
         for state in self._runtime.streams:
-            with suppress(LedgerUnavailable):  # the gate says so
+            with suppress(LedgerUnavailable):  # the gate reports it
                 await state.record_soon(OurClockSet(step))
         self._planner.plan()
-        with suppress(LedgerUnavailable):  # the gate says so; the next start does it
+        with suppress(LedgerUnavailable):  # the gate reports it; the next start repairs it
             await self._runtime.forget_far_future()
 
     # -- accounts -------------------------------------------------------------------------------
 
     async def _probe(self) -> None:
-        """Probe suspended accounts when it is time, whatever their schedule.
+        """Probe suspended accounts when a probe is due, whatever their schedule.
 
-        A poll of any user is the probe; users take turns, one of them may be refused.
+        A poll of any user is a probe. Users take turns, because eFax may refuse one of them.
         """
         for account in self._runtime.accounts.values():
             until = account.client.suspension.until
@@ -175,16 +174,16 @@ class Monitor:
     async def watch_pace(self) -> None:
         """Note which accounts catch up and which ones eFax answers slowly."""
         self._pace.look_for_slowness()
-        with suppress(LedgerUnavailable):  # the gate says so
+        with suppress(LedgerUnavailable):  # the gate reports it
             await self._pace.look_for_backlogs()
         await self.keep_report()
 
-    # -- what is said regularly -------------------------------------------------------------------
+    # -- regular reports --------------------------------------------------------------------------
 
     async def _gauges(self) -> None:
         metrics = self._runtime.services.metrics
         metrics.set("ready", not self.readiness.troubles())
-        for account in self._runtime.accounts.values():  # 0 is a series, too
+        for account in self._runtime.accounts.values():  # export 0 as well
             metrics.set("account_suspended", account.is_suspended, account.account.name)
         for state in self._runtime.streams:
             metrics.set_user(*state.names, overdue=self._planner.is_overdue(state))
@@ -192,7 +191,7 @@ class Monitor:
             waiting = await self._ledger.read(streams.waiting_counts)
             harmed = await self._ledger.read(faxes.damage_counts)
         except LedgerUnavailable:
-            return  # the gate says so
+            return  # the gate reports it
         for state in self._runtime.streams:
             pending, quarantined = waiting.get(state.id, (0, 0))
             damaged, unreadable = harmed.get(state.id, (0, 0))
@@ -208,10 +207,10 @@ class Monitor:
         await self.keep_report()
 
     async def keep_report(self) -> None:
-        """Keep in the ledger what only this process knows, when that has changed."""
+        """Save this process's report to the ledger if it has changed."""
         report = self.readiness.report()
         if report != self._kept:
-            with suppress(LedgerUnavailable):  # the next time, then
+            with suppress(LedgerUnavailable):  # save it next time
                 await self._ledger.write(meta.keep, meta.RUNTIME_REPORT, report.text())
                 self._kept = report
 
@@ -219,7 +218,7 @@ class Monitor:
         try:
             rows = await self._ledger.read(streams.all_streams, include_removed=False)
         except LedgerUnavailable:
-            return  # the gate says so; what was counted is told the next time
+            return  # the gate reports it; the next summary includes these counts
         for account in self._runtime.accounts.values():
             mine = [row for row in rows if row.app_id == account.account.app_id]
             self._emit(self._summary(account, mine))
@@ -246,7 +245,7 @@ class Monitor:
     # -- users ------------------------------------------------------------------------------------
 
     async def _look_for_silence(self) -> None:
-        """Say it once of each user to whom nothing came for longer than expected."""
+        """Warn once for each user who has received no fax for longer than expected."""
         silent = set()
         for state in self._runtime.streams:
             is_silent = state.polled and state.silent_since is not None
@@ -259,13 +258,15 @@ class Monitor:
         self._silent = silent
 
     async def _look_for_failing(self) -> None:
-        """A fax that fails for longer than `retry.alarm_after`, or at once where its directory cannot be
-        used, is said once for its user."""
+        """Report once per user that a fax has failed for longer than `retry.alarm_after`.
+
+        Report it at once if the fax's directory cannot be used.
+        """
         alarm_after = self._runtime.config.retry.alarm_after
         try:
             found = await self._ledger.read(failing.counts, self._clock.now(), alarm_after)
         except LedgerUnavailable:
-            return  # the gate says so
+            return  # the gate reports it
         none = FailingCount()
         for state in self._runtime.streams:
             names, emit = state.user.names, state.telling(self._emit)

@@ -1,4 +1,4 @@
-"""Which user is polled when: one APScheduler job per user."""
+"""Schedule the polls: one APScheduler job per stream."""
 
 import asyncio
 import inspect
@@ -17,14 +17,14 @@ from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.stream import Direction
 
-_POLL_STUCK_S = 110.0  # and ten until somebody looks: two minutes
+_POLL_STUCK_S = 110.0  # plus ten until the next look: two minutes
 _BETWEEN_POLLS = timedelta(seconds=1)
-POLLS_PER_S = 200.0  # of one account, all of whose users are due: more would wait, in memory
+POLLS_PER_S = 200.0  # per account if all its users are due; more would only wait in memory
 _TICK = Poll(every=timedelta(seconds=10))
 
 
 class Planner:
-    """Plans and runs the polls of all users. `tick_at` is when the scheduler last worked (monotonic)."""
+    """Plans and runs the polls of all users. `tick_at` is the scheduler's last activity (monotonic)."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -33,7 +33,7 @@ class Planner:
         self._polls: dict[asyncio.Task[object], tuple[AccountRunner, StreamState]] = {}
         self.tick_at = self._clock.monotonic()
         self.plan_also: Callable[[AsyncIOScheduler], None] = lambda _: None
-        # Jobs that run late run all the same: misfire_grace_time is one second by default.
+        # Late jobs must run too: misfire_grace_time is one second by default.
         self._scheduler = AsyncIOScheduler(
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -41,23 +41,23 @@ class Planner:
 
     def start(self) -> None:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
-        # `_poll` tells of its errors itself; what is left is a job that `stop` has cancelled.
+        # `_poll` reports its errors itself; APScheduler would only add jobs that `stop` cancelled.
         logging.getLogger("apscheduler.executors").setLevel(logging.CRITICAL)
         self._scheduler.add_listener(self._skipped, EVENT_JOB_MAX_INSTANCES)
-        self._scheduler.start(paused=True)  # or it would look for what is due after each job
+        self._scheduler.start(paused=True)  # or it looks for due jobs after each new one
         self.plan()
         self._scheduler.resume()
 
     async def stop(self) -> None:
-        """Start no more polls and end those under way; what they listed is recorded."""
+        """Start no more polls and end those under way; the ledger keeps what they listed."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         await self._end(list(self._polls))
 
     async def end_polls(self, account: AccountRunner) -> None:
-        """End the polls of an account that is not the runtime's any more; what they listed is recorded.
+        """End the polls of an account that has left the runtime; the ledger keeps what they listed.
 
-        They must end before the account is closed: nobody gives them their turn afterwards.
+        They must end before the account is closed: afterwards they would wait for a turn forever.
         """
         await self._end([poll for poll, (of, _) in self._polls.items() if of is account])
 
@@ -69,7 +69,7 @@ class Planner:
             await asyncio.wait(polls)
 
     def plan(self) -> None:
-        """Give every user a job at its own time; polls already under way are not disturbed."""
+        """Schedule a job for every user; do not disturb polls under way."""
         self._scheduler.remove_all_jobs()
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._runtime.accounts.values():
@@ -77,7 +77,7 @@ class Planner:
         self.plan_also(self._scheduler)
 
     def poll_within(self, account: AccountRunner, spread: timedelta) -> None:
-        """Bring the next poll of every user of `account` forward, spread over a time."""
+        """Bring forward the next poll of every user of `account`, spread over the time given."""
         for state in account.states.values():
             self._bring_forward(state, schedule.phase(state.key, spread))
 
@@ -85,17 +85,17 @@ class Planner:
         self._bring_forward(state, delay)
 
     def end_stuck_polls(self) -> None:
-        """End polls that made no progress for two minutes; name them."""
+        """End polls without progress for two minutes, and report them by name."""
         for poll, (account, state) in self._polls.items():
             if self._is_stuck(account, state):
                 self._emit(events.Stalled("poll", *state.user.names))
                 poll.cancel()
 
     def is_overdue(self, state: StreamState) -> bool:
-        """Not successfully polled although the poll after the last good one is long past."""
+        """Return whether the poll after the last successful one is long past."""
         now, last = self._clock.now(), state.progress.last_success_at
         if last is not None and now <= last + schedule.LATE_AT_LEAST:
-            return False  # as most are, whatever their schedule
+            return False  # true for most users, whatever their schedule
         job = self._scheduler.get_job(str(state.id))
         if job is None:
             return True
@@ -117,14 +117,14 @@ class Planner:
         spread = timedelta(seconds=len(account.states) / per_second)
         for state in account.states.values():
             self._plan_stream(account, state, factor, spread)
-        # They go when nothing that is received waits.
+        # Sent lists go when no received list waits.
         for state in account.lanes[Direction.SENT].states.values():
             self._plan_stream(account, state, 1.0, spread)
 
     def _plan_stream(
         self, account: AccountRunner, state: StreamState, factor: float, spread: timedelta
     ) -> None:
-        """The first poll comes at once, spread over the time that the limit needs for all users."""
+        """Schedule a stream; the first polls start now, spread over the time the limit needs for all."""
         now = self._clock.now()
         state.planned_at = min(state.planned_at, self._clock.monotonic())
         identity = schedule.identity(state.user.app_id, state.user.user_id, state.direction)
@@ -148,9 +148,9 @@ class Planner:
             job.modify(next_run_time=min(soon, job.next_run_time or soon))
 
     async def _poll(self, account: AccountRunner, state: StreamState, trigger: PollTrigger) -> None:
-        """Run one poll; what it raises stays here, so that the job goes on."""
+        """Run one poll; catch its errors, so that the job continues."""
         if self._runtime.accounts.get(account.account.app_id) is not account:
-            return  # a reload is closing it; it plans anew when it is done
+            return  # a reload is closing the account, and will plan again when it is done
         now = self._clock.now()
         pause = trigger.get_next_fire_time(None, now) - now
         task = asyncio.current_task()
@@ -164,23 +164,23 @@ class Planner:
                 state.progress.backfill_waits and outcome.error is None and outcome.skipped is None
             )
         except asyncio.CancelledError:
-            pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nobody else cancels a job
-        except Exception as bug:  # noqa: BLE001 - a bug met by one user must not stop the others
+            pass  # ended by `end_stuck_polls`, `end_polls` or `stop`; nothing else cancels a job
+        except Exception as bug:  # noqa: BLE001 - a bug in one user's poll must not stop the others
             await account.broke_off(state, bug)
         finally:
             account.client.pacing.slots.calm(state.user.name)
             state.poll_began_at = None
             del self._polls[task]
-            if goes_on:  # with a backfill, also where the schedule has no poll for hours
+            if goes_on:  # a backfill, even if the next scheduled poll is hours away
                 self._bring_forward(state, self._backfill_pause(state))
 
     def _backfill_pause(self, state: StreamState) -> timedelta:
-        """Long enough that this poll is over before the next one begins."""
+        """Return a pause that lets this poll end before the next one starts."""
         pause_s = state.backfill_not_before - self._clock.monotonic()
         return max(_BETWEEN_POLLS, timedelta(seconds=pause_s))
 
     def _is_stuck(self, account: AccountRunner, state: StreamState) -> bool:
-        """Waiting for pacing does not count."""
+        """Return whether a poll made no progress for too long; waiting for pacing does not count."""
         if state.poll_began_at is None or account.client.pacing.slots.has_waiting(state.user.name):
             return False
         quiet_since = max(state.poll_began_at, state.progress_at, account.progress_at)
@@ -202,6 +202,6 @@ async def _poll(
     await planner._poll(account, state, trigger)
 
 
-# APScheduler works out the signature of each job's function, nearly half of what adding the job
-# takes, unless the function bears it.
+# APScheduler computes the signature of each job's function, which is nearly half the time that
+# adding the job takes, unless the function has it as an attribute.
 setattr(_poll, "__signature__", inspect.signature(_poll))  # noqa: B010 - mypy knows no such attribute

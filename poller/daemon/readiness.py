@@ -1,4 +1,4 @@
-"""Can the service do its whole job now? What it answers those who ask, and what only it knows."""
+"""Whether the service can do its whole job now, and the report that only it can give."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,16 +17,16 @@ from poller.runtime_report import RuntimeReport
 from poller.status import lost
 from poller.topic import see
 
-_ACCOUNT_FAILURES = 2  # polls in a row, of each of its users
+_ACCOUNT_FAILURES = 2  # failed polls in a row, for each of its users
 _ACCOUNT_FAILS_AFTER = timedelta(minutes=2)
 _FAX_FAILS_FOR = timedelta(days=1)
 
 
 @dataclass
 class Readiness:
-    """`waiting` are each user's pending and quarantined faxes, `failing` those that fail too long.
+    """`waiting` counts each user's pending and quarantined faxes, `failing` those failing too long.
 
-    `catching_up` is what an account had left when it began to catch up.
+    `catching_up` is the amount of work an account had when it started to catch up.
     """
 
     runtime: Runtime
@@ -37,11 +37,11 @@ class Readiness:
     catching_up: dict[str, CatchUp] = field(default_factory=dict)
 
     def alive(self) -> bool:
-        """Whether loop, ledger writer and scheduler have all made progress within two minutes."""
+        """Return whether loop, ledger writer and scheduler made progress in the last two minutes."""
         return not self.stalled()
 
     def stalled(self) -> list[str]:
-        """Name what has made no progress; the loop itself is seen by whoever waits for an answer."""
+        """Return the parts without progress; a stalled loop shows as a missing answer."""
         since = {
             "scheduler": self.planner.tick_at,
             "ledger": self.runtime.services.ledger.waiting_since,
@@ -50,11 +50,11 @@ class Readiness:
         return [name for name, at in since.items() if at is not None and now - at >= NO_PROGRESS_S]
 
     def troubles(self) -> list[str]:
-        """Why the service cannot do its whole job now, in sentences; empty when it can."""
+        """Return sentences saying why the service cannot do its whole job now; empty if it can."""
         return list(self._troubles())
 
     def is_well(self) -> bool:
-        """No trouble, each user's last poll succeeded, and no fax has failed for a day."""
+        """Return whether there is no trouble, every last poll succeeded and no fax has failed for a day."""
         longest = max((one.oldest_s for one in self.failing.values()), default=0.0)
         return (
             not self.troubles()
@@ -65,7 +65,7 @@ class Readiness:
         )
 
     def status_line(self) -> str:
-        """One line for `systemctl status`."""
+        """Return one line for `systemctl status`."""
         runtime = self.runtime
         now = runtime.services.clock.now()
         lags = [lag for state in runtime.states if (lag := lag_s(state, now)) is not None]
@@ -77,14 +77,14 @@ class Readiness:
             f"largest lag {round(max(lags, default=0.0))} s": bool(lags),
             f"suspended: {', '.join(suspended)}": bool(suspended),
             f"degraded: {runtime.services.gate.reason}": not runtime.services.gate.usable,
-            "the last reload was rejected: the configuration before it is at work": bool(
+            "the last reload was rejected; the service uses the old configuration": bool(
                 runtime.rejected
             ),
         }
         return ", ".join(part for part, is_so in parts.items() if is_so)
 
     def report(self) -> RuntimeReport:
-        """What only this process knows, for those who ask the ledger."""
+        """Return what only this process knows, for commands that read the ledger."""
         clients = {one.account.name: one.client for one in self.runtime.accounts.values()}
         return RuntimeReport(
             directory=self.runtime.services.storage.where(),
@@ -127,20 +127,20 @@ class Readiness:
         at_work = {(state.user.app_id, state.user.user_id) for state in states}
         if at_work != configured:
             yield see(
-                f"{len(at_work)} users are at work and {len(configured)} are configured: a reload is "
-                "under way or has failed.",
+                f"The service polls {len(at_work)} users, but {len(configured)} are configured: a reload "
+                "is under way or has failed.",
                 "service-not-ready",
             )
         overdue = [one.key for one in states if not one.is_refused and self.planner.is_overdue(one)]
         if overdue:
             yield see(
-                f"{len(overdue)} of {len(states)} {NOT_IN_TIME}, {overdue[0]} among them.",
+                f"{len(overdue)} of {len(states)} {NOT_IN_TIME}, for example {overdue[0]}.",
                 "user-overdue",
             )
         blind = [state.key for state in states if state.fails_to_sweep]
         if blind:
             yield see(
-                f"The sweeps of {len(blind)} users fail, {blind[0]} among them: look for sweep-failed "
+                f"The sweeps of {len(blind)} users fail, for example {blind[0]}: look for sweep-failed "
                 "in the log.",
                 "sweeps-fail",
             )
@@ -158,13 +158,13 @@ def _of_account(account: AccountRunner, now: datetime) -> Iterator[str]:
         yield see(f"Account {name} is suspended: {reason}", "account-suspended")
     elif _fails_altogether([one for one in account.states.values() if not one.is_refused], now):
         yield see(
-            f"Every user's last polls in account {name} have failed: look for poll-failed in the log.",
+            f"The last polls of every user in account {name} failed: look for poll-failed in the log.",
             "poll-fails",
         )
 
 
 def _fails_altogether(asked: Sequence[StreamState], now: datetime) -> bool:
-    """One user's trouble is that user's, and one bad minute is over soon."""
+    """Return whether all users fail, not just one, and for longer than one bad minute."""
     successes = [
         state.progress.last_success_at for state in asked if state.progress.last_success_at
     ]

@@ -1,7 +1,6 @@
-"""Take a changed configuration without disturbing what is under way.
+"""Apply a changed configuration without disturbing work under way.
 
-First everything that may fail, with nothing changed (`prepare`); then what cannot be taken back
-(`carry_out`).
+`prepare` does all that may fail and changes nothing; `carry_out` then does what cannot be undone.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from poller.ingest.runtime import Runtime
 from poller.ledger import StreamRow, streams
 from poller.own_threads import in_own_thread
 
-# What only a start can change: by the key path that operators write, where it is in `Config`.
+# Only a restart changes these: the operators' key path, and the field in `Config`.
 _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
     "storage": attrgetter("storage"),
     "state": attrgetter("state_directory", "state_url"),
@@ -34,10 +33,10 @@ _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of each account, and what is new in `settings`.
+    """What happens to each account, and the new `settings`.
 
-    One that stays goes on with its connection, with changed limits, users or secret; `gone` are App
-    IDs. What only a restart can change (`restart_for`) is in `settings` as it was.
+    An account that stays keeps its connection, with new limits, users or secret; `gone` holds App
+    IDs. `settings` keeps the old value of everything that needs a restart (`restart_for`).
     """
 
     settings: Config
@@ -51,22 +50,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with all that it takes: secrets by App ID, accounts opened, users in the ledger.
+    """A plan with all it needs: secrets by App ID, opened accounts, users in the ledger.
 
-    `left_behind` are removed users of whom faxes wait, which nobody fetches any more.
+    `left_behind` are removed users whose waiting faxes poller no longer fetches.
     """
 
     plan: Plan
     secrets: Mapping[str, str] = field(repr=False)
-    hook_secrets: Mapping[str, str] = field(repr=False)  # of the web-hooks, by App ID too
+    hook_secrets: Mapping[str, str] = field(repr=False)  # for web-hooks, also by App ID
     opened: Sequence[AccountRunner]
     rows: Sequence[StreamRow]
     left_behind: Sequence[StreamRow]
-    http_token: str | None = field(default=None, repr=False)  # None: as it was
+    http_token: str | None = field(default=None, repr=False)  # None: unchanged
 
 
 def plan(old: Config, new: Config) -> Plan:
-    """Work out what leads from one configuration to the other."""
+    """Return the plan that leads from one configuration to the other."""
     before = {account.app_id: account for account in old.accounts}
     common = [account for account in new.accounts if account.app_id in before]
     stay = tuple(one for one in common if _same_connection(before[one.app_id], one))
@@ -82,7 +81,7 @@ def plan(old: Config, new: Config) -> Plan:
 
 
 def _as_it_was(old: Config, new: Config) -> Config:
-    """Put what only a start can change back into the new configuration."""
+    """Return the new configuration with the old values of what only a restart can change."""
     return replace(
         new,
         storage=old.storage,
@@ -97,13 +96,13 @@ def _as_it_was(old: Config, new: Config) -> Config:
 
 
 async def prepare(runtime: Runtime, settings: Config) -> Prepared:
-    """Do all that may fail; `carry_out` must follow at once.
+    """Do all that may fail; call `carry_out` directly afterwards.
 
-    Raises with nothing changed: ConfigError when a secret, CannotStart when a CA file of the new
-    configuration cannot be had, LedgerUnavailable when its users could not be recorded.
+    Changes nothing if it raises: ConfigError for an unreadable secret, CannotStart for an unusable
+    CA file, LedgerUnavailable if the users could not be recorded.
     """
     planned = plan(runtime.config, settings)
-    # A share that hangs holds up neither polls nor downloads.
+    # A hung share must not delay polls or downloads.
     secrets = await in_own_thread("secrets", lambda: _secrets(settings.accounts, runtime.environ))
     hook_secrets = await runtime.read_hook_secrets(settings)
     http_token = await in_own_thread(
@@ -136,12 +135,12 @@ async def carry_out(
     close: Callable[[AccountRunner], Awaitable[None]],
     start: Callable[[AccountRunner], None],
 ) -> None:
-    """Make the new configuration the runtime's.
+    """Give the runtime the new configuration.
 
-    What this raises leaves the runtime with half of it: the process has to start anew.
+    After an error the runtime has only half of it, and the process must restart.
     """
     planned = prepared.plan
-    # Two accounts with one App ID would end each other's tokens: the old one is closed first.
+    # Close the old account first: two with one App ID would end each other's tokens.
     old = _swap(runtime, prepared)
     await asyncio.gather(*(close(account) for account in old))
     for account in planned.stay:
@@ -155,7 +154,7 @@ async def carry_out(
 
 
 def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:
-    """Put the new accounts in the place of the old ones, which are returned: none is polled now."""
+    """Replace the old accounts by the new ones and return the old; no poll may run now."""
     planned = prepared.plan
     runtime.config = planned.settings
     runtime.hook_secrets = prepared.hook_secrets
@@ -173,14 +172,14 @@ def _secrets(accounts: Sequence[Account], environ: Mapping[str, str]) -> dict[st
 
 
 def _read_again(token: SecretRef | None, environ: Mapping[str, str]) -> str | None:
-    """Give the token as it is now; a credential is systemd's copy of the start."""
+    """Return the present token, or None for a credential, which systemd copies only at the start."""
     if token is None or token.kind == "credential":
         return None
     return config.read_secret(token, environ)
 
 
 def _same_connection(old: Account, new: Account) -> bool:
-    """Whether only limits, users or the secret can have changed."""
+    """Return whether at most limits, users or the secret have changed."""
     return (old.name, old.base_url, old.proxy, old.ca_file) == (
         new.name,
         new.base_url,

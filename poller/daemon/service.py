@@ -36,9 +36,9 @@ async def run(
 ) -> None:
     """Open the runtime and work until SIGTERM or SIGINT; `load` reads the configuration on SIGHUP.
 
-    `serve` is open while the service works: the status server, and the web-hook's listener. `on_stop`
-    is called when it begins to stop. Raises what keeps it from starting (CannotStart, ConfigError),
-    and the bug that ended it.
+    `serve` is open while the service works: it runs the status server and the web-hook listener.
+    `on_stop` is called when the service begins to stop. Raises CannotStart or ConfigError if it
+    cannot start, and any bug that ends it.
     """
     asyncio.get_running_loop().set_exception_handler(log.handle_loop_exception)
     log.say(events.ServiceStarted(len(settings.users)))
@@ -54,14 +54,14 @@ async def run(
                     runtime, planner, monitor, load, webhooks=webhooks, on_stop=on_stop
                 ).work()
     except PollerError as error:
-        if not is_up:  # the sentence on stderr reaches no aggregator
+        if not is_up:  # log it too: the sentence on stderr reaches no aggregator
             log.say(events.StartRefused(error))
         raise
     log.say(events.ServiceStopped())
 
 
 class Service:
-    """One way to stop: an event that everything waits for."""
+    """The running daemon; one event, which everything waits for, stops it."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Service:
             raise self._failure
 
     def stop(self) -> None:
-        """Begin to stop; twice does no harm."""
+        """Begin to stop; a second call does nothing."""
         if not self._stop.is_set():
             self._emit(events.ServiceStopping())
             systemd.notify(STOPPING=1)
@@ -167,12 +167,12 @@ class Service:
         if task.cancelled() or task.exception() is None:
             return
         self._failure = self._failure or task.exception()
-        what = f"{task.get_name()} ended by an error that nobody expected; poller stops, to be started again."
+        what = f"An unexpected error ended {task.get_name()}; poller stops, and systemd starts it again."
         self._emit(events.InternalError(what, task.exception()))
         self.stop()
 
     async def _wind_down(self) -> None:
-        """Downloads under way have `drain` to end; polls are cut off, their pages are recorded."""
+        """Let downloads finish within `drain`; cut polls off, as the ledger has their pages."""
         await self._planner.stop()
         if self._webhooks is not None:
             await self._webhooks.stop()
@@ -183,7 +183,7 @@ class Service:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _suspension_changed(self, account: AccountRunner) -> None:
-        """While suspended one user's poll is the probe; afterwards everybody catches up."""
+        """Leave polling to the probe while the account is suspended; afterwards poll all users soon."""
         systemd.notify(STATUS=self._monitor.readiness.status_line())
         if account.is_suspended:
             return
@@ -203,25 +203,25 @@ class Service:
             self._spawn(self._reload_in_turn(), "reload")
 
     async def _reload_in_turn(self) -> None:
-        """One reload at a time, however often it is asked for."""
+        """Reload once at a time, however many SIGHUPs arrive."""
         async with self._reloading:
             if not self._stop.is_set():
                 await self._reload()
 
     async def _reload(self) -> None:
-        """Take the new configuration, or say what is wrong with it and keep the old one.
+        """Apply the new configuration, or report its problems and keep the old one.
 
-        What fails in `carry_out` ends the service, as any background work does.
+        An error in `carry_out` ends the service, like an error in any background work.
         """
         systemd.reloading()
         try:
-            # A configuration on a hung share, or a ledger that does not answer, ends this reload only.
+            # A hung share or a ledger that does not answer must end only this reload.
             async with asyncio.timeout(NO_PROGRESS_S):
                 settings = await self._loading.run(self._load)
                 prepared = await reload.prepare(self._runtime, settings)
         except TimeoutError:
             self._emit(events.Stalled("reload"))
-            self._note_rejected("It could not be read within two minutes.")
+            self._note_rejected("poller could not read it within two minutes.")
         except (ConfigError, CannotStart, LedgerUnavailable, NoThread) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
             for problem in problems:
@@ -266,7 +266,7 @@ class Service:
 
 
 def _reloaded(settings: Config, restart_for: tuple[str, ...]) -> str:
-    """Say what the reload could not change; a credential is systemd's copy of the start."""
+    """Return what the reload could not change; systemd copies credentials only at the start."""
     need = "needs" if len(restart_for) == 1 else "need"
     said = [f"{', '.join(restart_for)} {need} a restart"] if restart_for else []
     if any(one.kind == "credential" for one in settings.secrets):

@@ -1,4 +1,4 @@
-"""When `GET /notifications` is asked, where a web-hook is configured: hourly, and after a notice."""
+"""Ask `GET /notifications` hourly and after a notice, if a web-hook is configured."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from poller.ingest.stream_state import StreamState
 _TICK_S = 1.0
 _HOUR_S = 3600.0
 _DAY_S = 24 * _HOUR_S
-_POLL_FIRST_S = 5.0  # what a poll lists is none of this net's
+_POLL_FIRST_S = 5.0  # so that a poll can list the fax first
 _APART_S = 15.0
 _AFTER_FAILURE_S = 300.0
 _SHARE = 0.1  # of the account's limit, at most
@@ -21,12 +21,14 @@ _SHARE = 0.1  # of the account's limit, at most
 
 @dataclass
 class ThirdNet:
-    """Asks for one account; `run` does until the account ends."""
+    """Asks for one account; `run` goes on until the account ends."""
 
     account: AccountRunner
     services: Services
-    found: int = 0  # that neither polls nor sweeps had shown
-    _soon: dict[int, float] = field(default_factory=dict)  # streams, and from when on (monotonic)
+    found: int = 0  # faxes that neither polls nor sweeps had listed
+    _soon: dict[int, float] = field(
+        default_factory=dict
+    )  # by stream: the earliest time (monotonic)
     _round: deque[int] = field(default_factory=deque)
     _round_at: float = 0.0
     _not_before: float = 0.0
@@ -37,7 +39,7 @@ class ThirdNet:
         self._reader = NoticeReader(self.account, self.services.ledger, self._clock)
 
     def ask_soon(self, streams: list[StreamState]) -> None:
-        """Ask after the poll that a notice has brought about."""
+        """Ask after the poll that a notice caused."""
         at = self._clock.monotonic() + _POLL_FIRST_S
         for stream in streams:
             self._soon.setdefault(stream.id, at)
@@ -60,25 +62,25 @@ class ThirdNet:
             found = await self._reader.read(stream, shortly=not is_of_round)
             self.found += found
             self._is_off = False
-            if self._reader.is_of_all:  # and so it was asked for all of them
+            if self._reader.is_of_all:  # then the answer covered all users
                 if is_of_round:
                     self._round.clear()
                 self._soon = {one: at for one, at in self._soon.items() if at > now}
         except (Rejected, BadAnswer) as error:
             self._turn_off(error)
         except (ApiError, LedgerUnavailable):
-            self._not_before = self._clock.monotonic() + _AFTER_FAILURE_S  # polls say what is wrong
+            self._not_before = self._clock.monotonic() + _AFTER_FAILURE_S  # polls report the error
         except Exception as bug:  # noqa: BLE001 - polls and sweeps do not need this
             self._not_before = self._clock.monotonic() + _HOUR_S
-            what = "Reading GET /notifications ended by an error that nobody expected."
+            what = "An unexpected error ended the reading of GET /notifications."
             self.services.emit(events.InternalError(what, bug, self.account.account.name))
 
     def _next(self) -> tuple[StreamState | None, bool]:
-        """Whose turn it is, and whether in the hourly round; nobody's before a first poll."""
+        """Return the next stream, and whether it is part of the hourly round; None before a first poll."""
         now, states = self._clock.monotonic(), self.account.states
         if now < self._not_before or self.account.is_suspended:
             return None, False
-        is_due = now >= self._round_at and not self._round  # one of many users takes longer
+        is_due = now >= self._round_at and not self._round  # a round of many users takes longer
         if is_due and any(state.polled for state in states.values()):
             self._round = deque(states)
             self._round_at = now + _HOUR_S

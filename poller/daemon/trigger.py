@@ -9,10 +9,10 @@ from poller.config.model import Poll
 
 
 class PollTrigger(BaseTrigger):  # type: ignore[misc]
-    """The next poll of one user, found in constant time from any instant.
+    """Finds the next poll of one user in constant time from any instant.
 
-    APScheduler's own interval trigger walks every missed run after a clock set forward and sleeps
-    through a clock set back. `factor` stretches the interval when the limits allow no more.
+    APScheduler's own interval trigger steps through every missed run after a clock is set forward,
+    and sleeps on after one is set back. `factor` stretches the interval to keep to the limits.
     """
 
     __slots__ = ("factor", "identity", "poll")

@@ -1,4 +1,4 @@
-"""Poll soon whom a notice names, and look again where nothing new was listed."""
+"""Poll the users that a notice names now, and again if the poll lists nothing new."""
 
 import asyncio
 from collections import deque
@@ -10,7 +10,7 @@ from poller import schedule
 from poller.clock import Clock
 from poller.ingest.stream_state import StreamState
 
-_APART_S = 5.0  # two polls of a stream that notices bring about
+_APART_S = 5.0  # between two polls of a stream that notices cause
 _AGAIN_S = (10.0, 60.0)  # a fax may be listed later than it is announced
 _TICK_S = 0.5
 
@@ -19,7 +19,7 @@ PollSoon = Callable[[StreamState, timedelta], None]
 
 @dataclass
 class _Wake:
-    """The streams of one notice, how many faxes they had listed then, and when they are polled again."""
+    """The streams of one notice, their number of listed faxes at that time, and the next poll."""
 
     streams: Sequence[StreamState]
     listed: int
@@ -28,7 +28,7 @@ class _Wake:
 
 
 class Wakeups:
-    """Brings polls forward. They keep to the account's limits and its suspension, as all do."""
+    """Brings polls forward; like all polls, they keep to the account's limits and suspension."""
 
     def __init__(self, poll_soon: PollSoon, clock: Clock) -> None:
         self._poll_soon = poll_soon
@@ -39,10 +39,9 @@ class Wakeups:
         self._anything = asyncio.Event()
 
     def wake(self, streams: Sequence[StreamState], spread: timedelta = timedelta(0)) -> None:
-        """Poll these streams at once, spread over a time, and after 10 s and 60 s if need be.
+        """Poll these streams now, spread over the time given, and after 10 s and 60 s if needed.
 
-        They are taken together: a fax that one of them lists is what the notice was about. One that
-        comes again begins anew.
+        A new fax in any of the streams satisfies the notice. A repeated notice starts from the beginning.
         """
         now = self._clock.monotonic()
         key = tuple(stream.id for stream in streams)
@@ -52,7 +51,7 @@ class Wakeups:
         self._bring_forward()
 
     async def run(self) -> None:
-        """Poll again what is due again; runs until it is cancelled."""
+        """Poll again the streams that are due again, until cancelled."""
         while True:
             if not (self._wakes or self._asked):
                 self._anything.clear()
@@ -71,7 +70,7 @@ class Wakeups:
                 if not wake.due:
                     del self._wakes[key]
         for stream, spread in list(self._asked.values()):
-            # A poll that is under way may have been before the fax: the next one comes after it.
+            # A poll under way may have missed the fax: schedule the next one after it.
             if stream.poll_began_at is None and now >= self._not_before.get(stream.id, now):
                 delay = schedule.phase(stream.key, spread) if spread else spread
                 self._poll_soon(stream, delay)

@@ -1,4 +1,4 @@
-"""What comes of eFax's notices: whom they name is polled, and how well each account's hook does is kept."""
+"""Act on eFax's notices: poll the users they name, and record how well each web-hook works."""
 
 import asyncio
 from collections import defaultdict, deque
@@ -25,16 +25,16 @@ from poller.stream import Direction
 
 _TICK_S = 5.0
 _KEEP_S = 30.0  # between two writes of a record
-_NOTICE_BEFORE = timedelta(minutes=5)  # its fax, by another clock
-_NOTICE_AFTER_S = 120.0  # its fax was discovered
+_NOTICE_BEFORE = timedelta(minutes=5)  # a notice may be this much before its fax, by eFax's clock
+_NOTICE_AFTER_S = 120.0  # a notice may come this long after we discover its fax
 _MOST_LOOK_UPS = 1_000
-_MOST_NOTICED = 1_000  # of a user
+_MOST_NOTICED = 1_000  # per user
 _SAY_REFUSED_S = 3600.0
 
 
 @dataclass
 class _Hook:
-    """One account's web-hook: its record, as it was last kept, and what tells whether it works."""
+    """One account's web-hook: its record as last saved, and the evidence whether it works."""
 
     runner: AccountRunner
     net: ThirdNet
@@ -43,13 +43,13 @@ class _Hook:
     kept: HookRecord | None = None  # None: not read yet
     keep_at: float = 0.0
     say_refused_at: float = 0.0
-    is_heard: bool = False  # in this process, and since it was said that one was refused
-    of_sent: bool | None = None  # all are to be polled, those of sent faxes too; None: they are not
+    is_heard: bool = False  # in this process, since the last reported refusal
+    of_sent: bool | None = None  # poll all users, and sent faxes too if True; None: do not
     not_all_before: float = 0.0
-    account: Account | None = None  # of which `names` are
+    account: Account | None = None  # the account that `names` belongs to
     names: hooks.KnownNames = field(default_factory=lambda: hooks.KnownNames({}, {}))
     by_user: dict[str, list[StreamState]] = field(default_factory=dict)
-    # When which User ID was named; "": nobody was.
+    # When a notice named which User ID; "": it named none.
     noticed: dict[str, deque[datetime]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_MOST_NOTICED))
     )
@@ -60,13 +60,13 @@ class _Hook:
         return self.runner.account.name
 
     def read(self, body: bytes) -> hooks.Named:
-        if self.account is not self.runner.account:  # a reload has changed it
+        if self.account is not self.runner.account:  # a reload has replaced it
             self.account = self.runner.account
             self.names = hooks.names_of(self.account.users)
         return hooks.read(body, self.names)
 
     def streams(self, user_id: str, *, of_sent: bool) -> list[StreamState]:
-        """Return the streams of a user; what has come or gone is noticed by their number."""
+        """Return a user's streams; their number shows whether a reload added or removed some."""
         every = self.runner.streams
         if user_id not in self.by_user or sum(map(len, self.by_user.values())) != len(every):
             by_user = defaultdict(list)
@@ -76,7 +76,7 @@ class _Hook:
         return [one for one in self.by_user.get(user_id, ()) if of_sent or _is_received(one)]
 
     def was_announced(self, user_id: str, since: datetime) -> bool:
-        """Whether a notice from then on may have been of a fax of this user; each is of one only."""
+        """Return whether a notice since then may have announced this user's fax; each announces one."""
         for times in (self.noticed[user_id], self.noticed[""]):
             if (at := next((one for one in times if one >= since), None)) is not None:
                 times.remove(at)
@@ -85,7 +85,7 @@ class _Hook:
 
 
 class Webhooks:
-    """Takes notices of all accounts; `start` and `end` tell which are at work."""
+    """Takes the notices of all accounts between their `start` and `end`."""
 
     def __init__(self, runtime: Runtime, poll_soon: PollSoon) -> None:
         self._runtime = runtime
@@ -100,7 +100,7 @@ class Webhooks:
         self._anything = asyncio.Event()
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """The background work by name; each runs until it is cancelled."""
+        """Return the background work by name; each runs until it is cancelled."""
         return {
             "wake-ups": self._wakeups.run(),
             "notices": self._look_up(),
@@ -108,7 +108,7 @@ class Webhooks:
         }
 
     def start(self, runner: AccountRunner) -> None:
-        """Begin with an account, which may have no hook."""
+        """Start with an account, with or without a web-hook."""
         app_id = runner.account.app_id
         net = ThirdNet(runner, self._runtime.services)
         hook = self._hooks[app_id] = _Hook(runner, net)
@@ -116,7 +116,7 @@ class Webhooks:
         self._follow(hook)
 
     async def end(self, runner: AccountRunner) -> None:
-        """Leave an account that is about to be closed."""
+        """Stop with an account that is about to be closed."""
         hook = self._hooks.pop(runner.account.app_id, None)
         if hook is not None and hook.work is not None:
             hook.work.cancel()
@@ -127,10 +127,10 @@ class Webhooks:
             await self._keep(hook, at_once=True)
             await self.end(hook.runner)
 
-    # -- what the listener asks and tells ---------------------------------------------------------
+    # -- called by the listener -------------------------------------------------------------------
 
     async def find(self, path: str) -> tuple[str, str] | None:
-        """Return App ID and secret of the account whose path this is."""
+        """Return App ID and secret of the account with this path."""
         for account in self._runtime.config.accounts:
             if account.webhook is not None and account.webhook.path == path:
                 secret = self._runtime.hook_secrets.get(account.app_id)
@@ -142,7 +142,7 @@ class Webhooks:
         return None
 
     def refused(self, app_id: str) -> None:
-        """A request was not signed as it should be."""
+        """Record a request with a wrong signature."""
         hook = self._hooks.get(app_id)
         if hook is None:  # a reload has just taken it away
             return
@@ -154,7 +154,7 @@ class Webhooks:
         self._emit(events.WebhookRefused(hook.name, is_news))
 
     def taken(self, app_id: str, body: bytes) -> None:
-        """Take a well-signed notice; where no user is named, a fax that we know may be."""
+        """Take a correctly signed notice; if it names no user, it may name a fax that we know."""
         hook = self._hooks.get(app_id)
         if hook is None:
             return
@@ -167,13 +167,13 @@ class Webhooks:
             self._anything.set()
 
     def records(self) -> Mapping[str, HookRecord]:
-        """How the hook of each App ID that has one has done."""
+        """Return the record of each account's web-hook, by App ID."""
         return {app_id: hook.record for app_id, hook in self._hooks.items() if _has_hook(hook)}
 
     # -- notices ----------------------------------------------------------------------------------
 
     async def _look_up(self) -> None:
-        """Find the users whose faxes notices name."""
+        """Find the users by the fax ids in notices."""
         while True:
             self._anything.clear()
             while self._look_ups:
@@ -193,11 +193,11 @@ class Webhooks:
             self._notice(hook, {one.user.user_id for one in found}, of_sent=of_sent)
 
     def _notice(self, hook: _Hook, user_ids: Collection[str], *, of_sent: bool) -> None:
-        """Have these users polled, or all of the account."""
+        """Poll these users soon, or all users of the account."""
         found = {one: hook.streams(one, of_sent=of_sent) for one in user_ids}
         named = {user_id: streams for user_id, streams in found.items() if streams}
         for streams in named.values():
-            _hurry(hook, streams[0])  # also a poll that waits for its turn
+            _hurry(hook, streams[0])  # also if a poll already waits for its turn
             self._wakeups.wake(streams)
         if not named:
             hook.of_sent = of_sent or bool(hook.of_sent)
@@ -213,7 +213,7 @@ class Webhooks:
         )
 
     def _wake_all(self, hook: _Hook) -> None:
-        """Have all of an account polled, if a notice wants that; not for each one of a flood."""
+        """Poll all users of an account if a notice needs it, but only once in a flood of notices."""
         now = self._clock.monotonic()
         if hook.of_sent is None or now < hook.not_all_before:
             return
@@ -227,10 +227,10 @@ class Webhooks:
             _hurry(hook, stream)
         self._poll_soon(stream, delay)
 
-    # -- whether a hook works ---------------------------------------------------------------------
+    # -- does a web-hook work? --------------------------------------------------------------------
 
     def _discovered(self, hook: _Hook, state: StreamState, found: Sequence[FaxRow]) -> None:
-        """Faxes that came since the start should have been announced."""
+        """Note new faxes that arrived since the start; a notice should announce each."""
         if not _has_hook(hook) or not _is_received(state):
             return
         judge_at = self._clock.monotonic() + _NOTICE_AFTER_S
@@ -239,7 +239,7 @@ class Webhooks:
                 hook.unproved.append((judge_at, state.user.user_id, fax.received_at))
 
     def _judge(self, hook: _Hook) -> None:
-        """Note which faxes came without a notice, and which ones only the third net has found."""
+        """Note which faxes arrived without a notice, and which only the third net found."""
         if hook.net.found:
             hook.record = hook.record.after_found(hook.net.found)
             hook.net.found = 0
@@ -260,7 +260,7 @@ class Webhooks:
             await self._clock.sleep(_TICK_S)
 
     def _follow(self, hook: _Hook) -> None:
-        """A reload may have given an account a hook, or taken it away."""
+        """Start or stop the third net after a reload added or removed a web-hook."""
         if _has_hook(hook) and hook.work is None:
             name = hook.name
             self._runtime.services.metrics.show_webhook(name)
@@ -270,14 +270,14 @@ class Webhooks:
             hook.work = None
 
     async def _know(self, hook: _Hook) -> None:
-        """Go on with the record that an earlier process has kept."""
+        """Load the record that an earlier process saved."""
         if hook.kept is not None or not _has_hook(hook):
             return
         kept = HookRecord()
         with suppress(LedgerUnavailable):
             app_id = hook.runner.account.app_id
             kept = HookRecord.read(await self._ledger.read(accounts.hook, app_id))
-        if hook.kept is None:  # nobody was faster
+        if hook.kept is None:  # no other task was faster
             hook.kept = hook.record = kept
 
     async def _keep(self, hook: _Hook, *, at_once: bool = False) -> None:
@@ -286,7 +286,7 @@ class Webhooks:
         if hook.kept is None or hook.record == hook.kept or is_early:
             return
         record = hook.record
-        with suppress(LedgerUnavailable):  # the next time, then
+        with suppress(LedgerUnavailable):  # save it next time
             app_id = hook.runner.account.app_id
             await self._ledger.write(accounts.keep_hook, app_id, record.text())
             hook.kept, hook.keep_at = record, now + _KEEP_S
@@ -297,7 +297,7 @@ def _has_hook(hook: _Hook) -> bool:
 
 
 def _hurry(hook: _Hook, stream: StreamState) -> None:
-    """Let its lists go first: where the limit is used up, a turn may be minutes away."""
+    """Let this stream's lists go first: at the limit, its turn may be minutes away."""
     if _is_received(stream):
         hook.runner.client.pacing.slots.hurry(stream.user.name)
 
@@ -307,6 +307,6 @@ def _is_received(stream: StreamState) -> bool:
 
 
 def _spread(runner: AccountRunner) -> timedelta:
-    """How long the limit needs to list all users of an account."""
+    """Return the time that the limit needs to list all users of an account."""
     per_s = min(runner.account.limits.requests_per_second * schedule.LISTS_SHARE, POLLS_PER_S)
     return timedelta(seconds=len(runner.states) / per_s)

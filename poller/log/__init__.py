@@ -1,7 +1,7 @@
-"""Say what happened: one redacted line per event on stdout, for machines or for a terminal.
+"""Log what happens: one redacted line per event on stdout, for machines or for a terminal.
 
-`say` is the way to say something. Libraries that use the standard library's logging, and
-exceptions that nobody caught, come out the same way, through the same redaction.
+Use `say` to log. Libraries that use the standard library's logging, and uncaught exceptions, go
+through the same redaction to the same output.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from poller.stream import Direction
 _EventDict = MutableMapping[str, Any]
 _DEEPEST_TRACE: Final = 40
 
-# One per process: a secret that was ever registered stays unsayable whoever configures what.
-# Until `configure` brings the key of the state directory, codes are good for this process only.
+# One per process: a registered secret stays hidden, whatever the configuration.
+# Until `configure` gets the key of the state directory, codes hold only within this process.
 _redactor: Final = Redactor(secrets.token_bytes(32))
 number = _redactor.number
 redact = _redactor.text
@@ -46,10 +46,10 @@ def configure(
     key: bytes | None = None,
     stream: TextIO | None = None,
 ) -> None:
-    """Send events to `stream` (stdout, whatever it is at that time) from now on.
+    """Send events to `stream`, by default the present stdout, from now on.
 
-    `auto` is columns on a terminal and JSON elsewhere. `key` is what `load_or_create_key` returned.
-    May be called again, with a reloaded configuration.
+    `auto` means columns on a terminal and JSON elsewhere. `key` comes from `load_or_create_key`.
+    Call it again after a reload of the configuration.
     """
     if key is not None:
         _redactor.set_key(key)
@@ -60,7 +60,7 @@ def configure(
         processors=[
             _timestamp,
             _exception,
-            _redact,  # the last before rendering: nothing is added behind it
+            _redact,  # the last before rendering: no processor adds anything after it
             TerminalRenderer(colors=terminal) if console else as_json,
         ],
         logger_factory=lambda *_: _Lines(output),
@@ -71,13 +71,13 @@ def configure(
 
 
 def set_level(level: Level) -> None:
-    """Say events of this level and above from now on."""
+    """Log events of this level and above from now on."""
     _configured.rank = RANKS[level]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(RANKS[level]))
 
 
 def say(happened: Event) -> None:
-    """Write the line of an event, if it has one."""
+    """Write the log line of an event, if it has one."""
     level = happened.level
     if level is not None:
         about = {name: getattr(happened, name) for name in happened.fields}
@@ -94,13 +94,12 @@ def event(
     error: BaseException | None = None,
     **about: object,
 ) -> None:
-    """Write one line: that `action` happened, in a sentence; `about` lands in `poller`.
+    """Write one line: `message` says in a sentence that `action` happened; `about` goes to `poller`.
 
-    `error` becomes `error.type` and `error.message`, and, when it is no PollerError, so a bug,
-    `error.stack_trace`. Fax numbers go through `number`; the rest of redaction needs nothing from
-    the caller.
+    `error` becomes `error.type` and `error.message`; a bug, any error but PollerError, also becomes
+    `error.stack_trace`. The caller passes fax numbers through `number`; redaction does the rest.
     """
-    if RANKS[level] < _configured.rank:  # structlog would find out later, for each empty poll
+    if RANKS[level] < _configured.rank:  # earlier than structlog, as each empty poll gets here
         return
     known = {name: value for name, value in about.items() if value is not None}
     extra: dict[str, Any] = {"event.action": action, "poller": known}
@@ -110,32 +109,34 @@ def event(
 
 
 def flush(within_s: float) -> None:
-    """Give the last lines so long to come out, where a terminal or a share takes none just now."""
+    """Wait this long for the last lines if a terminal or a share is blocked."""
     _configured.output.flush(within_s)
 
 
 def install_hooks() -> None:
-    """Bring exceptions that nobody caught, in threads and finalizers too, out as events."""
+    """Log uncaught exceptions as events, also those in threads and finalizers."""
 
     def uncaught(
         kind: type[BaseException], error: BaseException, _trace: TracebackType | None
     ) -> None:
         if issubclass(kind, KeyboardInterrupt):
             return
-        _bug("The program ended by an error that nobody expected.", error)
+        _bug("An unexpected error ended the program.", error)
 
     def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-            _bug("A thread ended by an error that nobody expected.", args.exc_value)
+            _bug("An unexpected error ended a thread.", args.exc_value)
 
     sys.excepthook = uncaught
     threading.excepthook = uncaught_in_thread
-    sys.unraisablehook = lambda args: _bug("An error in a finalizer.", args.exc_value)
+    sys.unraisablehook = lambda args: _bug(
+        "An unexpected error occurred in a finalizer.", args.exc_value
+    )
 
 
 def handle_loop_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say what the event loop could not deliver to anybody; for `loop.set_exception_handler`."""
-    message = str(context.get("message") or "An error in the event loop.")
+    """Log an error that nothing awaited; for `loop.set_exception_handler`."""
+    message = str(context.get("message") or "An error occurred in the event loop.")
     _bug(message, context.get("exception"))
 
 
@@ -149,7 +150,7 @@ def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
 
 @dataclass
 class _Configured:
-    """The rank from which on events are said, and where they go."""
+    """The lowest rank to log, and where the lines go."""
 
     rank: int = 0
     output: LineOutput = field(default_factory=LineOutput)
@@ -159,7 +160,7 @@ _configured = _Configured()
 
 
 class _Lines:
-    """What structlog calls with a finished line, by the name of the level."""
+    """The logger that structlog calls with a finished line, by the name of the level."""
 
     def __init__(self, output: LineOutput) -> None:
         self._output = output
@@ -178,7 +179,7 @@ def _timestamp(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
 
 
 def _exception(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
-    """Describe `exc_info` of a bare structlog call as `event` describes its `error`."""
+    """Describe `exc_info` of a plain structlog call in the same way as `event` does its `error`."""
     raised = event_dict.pop("exc_info", None)
     if raised is True:
         raised = sys.exc_info()
@@ -189,7 +190,7 @@ def _exception(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
 
 
 def _redact(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
-    # First what must not fall to the limit on how much text is looked at.
+    # First the parts that the limit on examined text must not cut.
     first = {"event": event_dict.get("event") or "", "error": event_dict.pop("error", {})}
     clean: dict[str, Any] = _redactor.value({**first, **event_dict})
     return clean if clean["error"] else {k: v for k, v in clean.items() if k != "error"}
@@ -197,8 +198,8 @@ def _redact(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
 
 def _described(error: BaseException) -> dict[str, str]:
     described = {"type": type(error).__name__, "message": message_of(error)}
-    # Bugs have a trace. An error of ours says all it has to say in its sentence; the end of the
-    # program is no error.
+    # Bugs get a trace. One of our own errors says all in its sentence, and the end of the program
+    # is not an error.
     if isinstance(error, Exception) and not isinstance(error, PollerError):
         described["stack_trace"] = _trace(error)
     return described
@@ -212,7 +213,7 @@ def _trace(error: BaseException) -> str:
 
 
 class _Forwarder(logging.Handler):
-    """Bring what libraries log, from warnings up, out through the same chain."""
+    """Pass what libraries log, from warnings up, through the same chain."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -233,7 +234,7 @@ class _Forwarder(logging.Handler):
 def _route_standard_logging() -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
-        # A handler of another kind that writes to the terminal would be a way past the redaction.
+        # Another handler that writes to the terminal would bypass the redaction.
         if isinstance(handler, _Forwarder) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
     root.addHandler(_Forwarder(logging.WARNING))

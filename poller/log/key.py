@@ -1,4 +1,4 @@
-"""The key of the codes that stand for fax numbers; kept with the state, so they stay the same."""
+"""The key of the codes that replace fax numbers; it is part of the state, so codes stay the same."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ _KEY_BYTES: Final = 32
 
 
 def load_or_create_key(state_directory: Path) -> bytes:
-    """Return the key in `redaction.key`, made (0600, synced) when there is none.
+    """Return the key in `redaction.key`; create it (0600, synced) if there is none.
 
-    Raises CannotStart when it can be neither read nor made, or is not as it was made: with
-    another key every sender would silently get another code.
+    Raises CannotStart if it can be neither read nor created, or is damaged: with another key every
+    sender would silently get another code.
     """
     path = state_directory / KEY_FILE
     try:
@@ -25,7 +25,7 @@ def load_or_create_key(state_directory: Path) -> bytes:
         if not path.exists():
             _create(path)
         _clear_drafts(path)
-        sync(state_directory)  # a run that made the key may have been killed just before this
+        sync(state_directory)  # the run that created the key may have died just before this
         key = path.read_bytes()
     except OSError as error:
         raise CannotStart(f"cannot read or create {path}: {error.strerror or error}") from error
@@ -38,8 +38,8 @@ def load_or_create_key(state_directory: Path) -> bytes:
 
 
 def _create(path: Path) -> None:
-    # Written under another name and linked: a crash never leaves a key that is half there, and of
-    # two processes that create it both use the one that came first.
+    # Write it under another name and link it: a crash never leaves half a key, and if two processes
+    # create it, both use the first one.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -47,7 +47,7 @@ def _create(path: Path) -> None:
             file.write(secrets.token_bytes(_KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        # Not found: another process has made the key, and cleared this draft away.
+        # Not found: another process has created the key and removed this draft.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.link(draft, path)
     finally:
@@ -55,7 +55,7 @@ def _create(path: Path) -> None:
 
 
 def _clear_drafts(path: Path) -> None:
-    """Remove what a process that was killed while it made the key has left."""
+    """Remove the drafts of processes that died while they created the key."""
     for draft in path.parent.glob(f".{path.name}.*"):
         with contextlib.suppress(OSError):
             draft.unlink()

@@ -1,4 +1,4 @@
-"""Write lines to stdout such that no state of stdout can stop or stall the service."""
+"""Write lines to stdout so that no state of stdout can stop or delay the service."""
 
 import os
 import select
@@ -11,29 +11,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TextIO
 
-_PIECE: Final = 4096  # PIPE_BUF: what poll promises to take without blocking
+_PIECE: Final = 4096  # PIPE_BUF: if poll reports room, this much fits without blocking
 _HANG_TIMEOUT_S: Final = 0.2
 _QUEUE_BYTES: Final = 1 << 20
-_IDLE_S: Final = 10.0  # so long a thread waits for the next line before it ends
+_IDLE_S: Final = 10.0  # how long a thread waits for the next line before it ends
 
 
 class LineOutput:
-    """A place for lines; a line that cannot be written is dropped and counted.
+    """The output for lines; it drops and counts lines that it cannot write.
 
-    Writes go to the file descriptor, past Python's buffers: those keep what could not be written,
-    try again at exit, and turn a closed pipe into exit code 120. A reader that no longer reads
-    costs 0.2 s once and nothing from then on: a blocked event loop would end in a restart.
+    It writes to the file descriptor and avoids Python's buffers, which keep unwritten text, try
+    again at exit, and turn a closed pipe into exit code 120. A reader that stops reading costs 0.2 s
+    once and then nothing, because a blocked event loop would end in a restart.
 
-    A pipe and a socket say when they would block. A terminal and a file do not, and a write to a
-    terminal that was stopped, or to a share that hangs, never ends: a thread writes there. Its
-    caller waits for it as long as for a pipe, so that nothing is lost in a crash; while it hangs,
-    up to 1 MiB of lines wait in a queue.
+    A pipe or a socket reports that a write would block. A terminal or a file does not, and a write to
+    a stopped terminal or a hung share never ends, so a thread writes there. The caller waits for the
+    thread as long as for a pipe, so that a crash loses nothing; while the thread hangs, up to 1 MiB
+    of lines wait in a queue.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._changed = threading.Condition()
-        self._queue: deque[tuple[int, bytes]] = deque()  # the thread writes the first one
+        self._queue: deque[tuple[int, bytes]] = deque()  # the thread writes the first
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
         self._polled: dict[int, bool] = {}
@@ -44,7 +44,7 @@ class LineOutput:
 
     @property
     def stream(self) -> TextIO | None:
-        """The stream given, else whatever stdout is now; None where the process has none."""
+        """Return the stream given, else the present stdout; None if the process has none."""
         return self._stream if self._stream is not None else sys.stdout
 
     def is_terminal(self) -> bool:
@@ -54,7 +54,7 @@ class LineOutput:
             return False
 
     def take_lost(self) -> int:
-        """Return how many lines were dropped, once, when lines come through again; else 0."""
+        """Return how many lines were dropped, once, as soon as writing works again; else 0."""
         with self._changed:
             if self._failing or self._queue:
                 return 0
@@ -62,7 +62,7 @@ class LineOutput:
             return lost
 
     def write(self, line: str) -> None:
-        """Write one line and its end; never raises."""
+        """Write one line with a newline; never raise."""
         with self._changed:
             try:
                 self._write(line.encode("utf-8", "backslashreplace") + b"\n")
@@ -70,7 +70,7 @@ class LineOutput:
                 self._ended(written=False)
 
     def flush(self, within_s: float) -> None:
-        """Wait until nothing is queued any more, but not longer than this."""
+        """Wait until the queue is empty, at most this long."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, within_s)
 
@@ -92,7 +92,7 @@ class LineOutput:
             self._hand_over(descriptor, line)
 
     def _says_when_it_would_block(self, descriptor: int) -> bool:
-        """Looked at once: of a file on a share that hangs even this may not be answered."""
+        """Return whether it is a pipe or a socket; ask once, as even this can hang on a share."""
         if descriptor not in self._polled:
             mode = os.fstat(descriptor).st_mode
             self._polled[descriptor] = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
@@ -111,7 +111,7 @@ class LineOutput:
         self._ended(written=self._write_all(descriptor, line, may_write))
 
     def _hand_over(self, descriptor: int, line: bytes) -> None:
-        """Have the thread write a line, and wait for that unless it hangs already."""
+        """Let the thread write a line, and wait for it unless it already hangs."""
         if self._queue and self._queued_bytes + len(line) > _QUEUE_BYTES:
             self._ended(written=False)
             return
@@ -125,12 +125,12 @@ class LineOutput:
             self._stuck = not self._changed.wait_for(lambda: not self._queue, _HANG_TIMEOUT_S)
 
     def _have_thread(self) -> bool:
-        """Start the thread unless it lives: it ends when it is idle, and a fork leaves it behind."""
+        """Start the thread unless it runs; it ends when idle, and a fork does not copy it."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write_queued, name="log", daemon=True)
             try:
                 self._thread.start()
-            except RuntimeError:  # no thread can be started
+            except RuntimeError:  # no thread can start
                 self._thread = None
         return self._thread is not None
 
@@ -150,7 +150,7 @@ class LineOutput:
                 self._changed.notify_all()
 
     def _write_all(self, descriptor: int, line: bytes, may_write: Callable[[], bool]) -> bool:
-        # What was cut off in the middle of a line must not spoil the next one.
+        # The rest of a line that was cut off must not spoil the next line.
         data = (b"\n" if self._torn else b"") + line
         at = 0
         with suppress(OSError):

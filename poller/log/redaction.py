@@ -1,8 +1,8 @@
-"""Take secrets, fax numbers and names out of whatever is about to be written.
+"""Remove secrets, fax numbers and names from everything that poller writes.
 
-Everything that leaves as a log line goes through `Redactor.value`; what leaves by other ways
-(status page, errors on the terminal) can go through `Redactor.text`. The result holds JSON types
-only, so that no renderer calls `repr` on an object that nobody has looked at.
+Every log line goes through `Redactor.value`; other output (status page, errors on the terminal)
+can go through `Redactor.text`. The result contains only JSON types, so that no renderer calls
+`repr` on an object that was not examined.
 """
 
 import base64
@@ -24,17 +24,17 @@ from typing import Any, Final, NamedTuple, TypeVar
 from poller.log import secret_bytes
 
 T = TypeVar("T")
-SECRET: Final = "[secret]"  # noqa: S105 - it is what stands in a secret's place
+SECRET: Final = "[secret]"  # noqa: S105 - it replaces a secret
 _DEEPEST: Final = 8
 _MOST_ITEMS: Final = 200
 _KEPT_PER_SLOT: Final = 4
 _END: Final = 12 * 1024
-_MARGIN: Final = 4 * 1024  # more than a token is long
+_MARGIN: Final = 4 * 1024  # longer than any token
 _MOST_TEXT: Final = 128 * 1024
 _REMEMBERED: Final = 2048
 _SHORT: Final = 256
 
-# Labels and identities that operators and scripts look up. Secrets are taken out of them as well.
+# Labels and identities that operators and scripts look up. Only secrets are removed from them.
 _IDENTITY_KEYS: Final = frozenset(
     {"fax_id", "path", "file", "files", "account", "user", "directory", "sha256", "version", "host"}
     | {"added", "removed", "renamed"}
@@ -94,7 +94,7 @@ _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def _remembering(function: Callable[[str], T]) -> Callable[[str], T]:
-    """Remember what short texts became: nearly all keys, sentences and names were logged before."""
+    """Cache the results for short texts: nearly all keys, sentences and names repeat."""
     short = functools.lru_cache(_REMEMBERED)(function)
     return lambda text: short(text) if len(text) <= _SHORT else function(text)
 
@@ -102,8 +102,8 @@ def _remembering(function: Callable[[str], T]) -> Callable[[str], T]:
 class Redactor:
     """Knows the key for fax numbers and the secrets of this process; safe to use from any thread.
 
-    The same number has the same code under the same key, however it is written: only its digits
-    count. The code is keyed because the few billions of possible numbers could be tried.
+    With one key, a number always has the same code, however it is written: only its digits count.
+    The code needs a key, because without one anybody could try all possible numbers.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -118,15 +118,15 @@ class Redactor:
         self._forget()
 
     def _forget(self) -> None:
-        """Remember no more what texts became under another key or with fewer secrets."""
+        """Clear the caches: the results depend on the key and the secrets."""
         self._clean_text = _remembering(lambda text: self._ends(text, self._without_numbers))
         self._clean_identity = _remembering(lambda text: self._ends(text, self._without_secrets))
 
     def register(self, secret: str, slot: str | None = None) -> None:
-        """Never let `secret` out again, bare, in base64, or percent-encoded.
+        """Hide `secret` from now on: plain, in base64 and percent-encoded.
 
-        Secrets of one `slot` (the tokens of an account, say) follow each other; the last few are
-        kept, so that a service that runs for years does not remember every token it ever had.
+        Secrets of one `slot`, such as an account's tokens, replace each other. Keep only the last few,
+        so that a service that runs for years does not collect every token.
         """
         if not secret.strip():
             return
@@ -143,7 +143,7 @@ class Redactor:
             self._forget()
 
     def number(self, text: str) -> str:
-        """Return the last four digits and a keyed code, `…1212#a1b2c3d4`; of text only the code."""
+        """Return the last four digits and a keyed code, `…1212#a1b2c3d4`; for text only the code."""
         digits = "".join(str(unicodedata.decimal(c)) for c in text if c.isdecimal())
         plain = digits or text.strip().casefold()
         code = hmac.digest(self._key, plain.encode("utf-8", "surrogatepass"), "sha256").hex()[:8]
@@ -151,29 +151,29 @@ class Redactor:
         return f"…{shown}#{code}"
 
     def text(self, text: str) -> str:
-        """Return `text` as anybody may see it: no secrets, fax numbers, senders; of a long one both ends."""
+        """Return `text` without secrets, fax numbers and senders; shorten a long one in the middle."""
         return self._clean_text(text)
 
     def identity(self, text: str) -> str:
-        """Return an id, name or path, which may well look like a number, without secrets."""
+        """Return an id, name or path without secrets; it may look like a fax number."""
         return self._clean_identity(text)
 
     def evidence(self, chunks: Iterable[bytes], *, is_text: bool) -> Iterator[bytes]:
-        """Yield bytes that an operator keeps: without secrets, with all that patients sent."""
-        if is_text:  # of which there is little
+        """Yield bytes for an operator's evidence: without secrets, but with patients' data."""
+        if is_text:  # texts are short
             whole = b"".join(secret_bytes.without([b"".join(chunks)], self._spellings))
             return iter([_without_patterns(whole.decode("latin-1")).encode("latin-1")])
         return secret_bytes.without(chunks, self._spellings)
 
     def value(self, value: object) -> Any:
-        """Return `value` as JSON types with everything private replaced; never raises."""
+        """Return `value` as JSON types with everything private replaced; never raise."""
         return _Walk(self).value(value)
 
     def _ends(self, text: str, clean: Callable[[str], str]) -> str:
         text = _SURROGATES.sub("\ufffd", text)
         if len(text) <= 2 * _END:
             return clean(text)
-        # A secret that the cut goes through is not recognised: what is next to the cut is dropped.
+        # Drop the text next to the cut: a secret that is cut in two would not be recognised.
         head = clean(text[:_END])[:-_MARGIN]
         tail = clean(text[-_END:])[_MARGIN:]
         return f"{head} …[{len(text) - len(head) - len(tail)} characters cut]… {tail}"
@@ -195,9 +195,9 @@ class Redactor:
 
 
 class _Walk:
-    """One event on its way through a Redactor, which looks at so much of it and no more.
+    """The redaction of one event, which examines only a limited amount of text.
 
-    Somebody who logs megabytes must not stop the event loop, and a line has its limit anyway.
+    A log call with megabytes must not stop the event loop, and lines are limited anyway.
     """
 
     def __init__(self, redactor: Redactor) -> None:
@@ -223,8 +223,8 @@ class _Walk:
             key = name if isinstance(name, str) else str(name)
             if not _kind(key).is_name:
                 shown = self._redactor.text(key)
-                # ECS nests what has dots; only the names of this package are meant so.
-                # Most are text, and asking what they are costs more than what is done with it.
+                # ECS nests names with dots, but only this package's own names are meant that way.
+                # Most values are text, and the type checks of `value` would cost more than `_string`.
                 clean = (
                     self._string(item, key) if type(item) is str else self.value(item, key, depth)
                 )
@@ -250,14 +250,14 @@ class _Walk:
                 _as_text(value) if isinstance(value, enum.Enum) else str(value), key
             )
         if not math.isfinite(value):
-            return str(value)  # NaN and Infinity are no JSON
+            return str(value)  # JSON has no NaN and Infinity
         if key in _MEASURE_KEYS or key.endswith(_MEASURE_ENDS) or abs(value) < 1_000_000:
             return value
         return self._redactor.number(str(int(value))) if value == int(value) else value
 
 
 class _Kind(NamedTuple):
-    """What a key says of its value."""
+    """What a key says about its value."""
 
     is_name: bool
     is_secret: bool
@@ -274,7 +274,7 @@ def _kind(key: str) -> _Kind:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return at most about `limit` characters: the beginning and, of a long one, the end."""
+    """Return about `limit` characters at most: the start and, of a long text, the end."""
     if len(text) <= limit:
         return text
     mark = f" …[{len(text) - limit} characters cut]… "
@@ -291,28 +291,28 @@ def _one_pattern(found: re.Match[str]) -> str:
 
 
 def _without_patterns(text: str) -> str:
-    """Take out what is written like a secret, and leave the names."""
+    """Remove text that looks like a secret, and keep the names before it."""
     return _IN_TEXT.sub(lambda one: one[0] if one["named"] is not None else _one_pattern(one), text)
 
 
 def _spell(secret: str) -> set[str]:
-    """Return the ways in which a secret can turn up in a text."""
+    """Return the forms that a secret can have in a text."""
     raw = secret.encode("utf-8", "surrogatepass")
     spellings = {secret, secret.strip(), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
     spellings |= {urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)}
     for encoded in _base64_cores(raw):
         spellings |= {encoded, encoded.replace("+", "-").replace("/", "_")}
     spellings |= {re.sub("%..", lambda one: one[0].lower(), spelling) for spelling in spellings}
-    spellings |= {spelling.replace("/", "\\/") for spelling in spellings}  # as some JSON has it
+    spellings |= {spelling.replace("/", "\\/") for spelling in spellings}  # as in some JSON
     spellings.add(html.escape(secret))
     return {spelling for spelling in spellings if len(spelling) >= 4}
 
 
 def _base64_cores(raw: bytes) -> list[str]:
-    """Return what base64 shows of `raw` wherever it stands in what was encoded.
+    """Return the base64 characters that depend only on `raw`, wherever it is in the encoded text.
 
-    Basic authentication encodes `app_id:api_key`, so the key can begin at any of three alignments;
-    the characters that its neighbours have a part in are left out.
+    Basic authentication encodes `app_id:api_key`, so the key can start at any of three alignments.
+    Leave out characters that also depend on neighbouring bytes.
     """
     cores = []
     for before in range(3):
@@ -340,13 +340,13 @@ def _as_text(value: object) -> str:  # noqa: PLR0911 - one per type
         case BaseException():
             return f"{type(value).__name__}: {message_of(value)}"
         case _:
-            # An object's repr shows its fields, and nobody knows which of them are private.
+            # An object's repr shows its fields, and some of them may be private.
             return f"<{type(value).__name__}>"
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an exception says; an exception whose own `__str__` fails says nothing."""
+    """Return an exception's text; empty if its `__str__` fails."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - any code may be in there
+    except Exception:  # noqa: BLE001 - `__str__` may be any code
         return ""

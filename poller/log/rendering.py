@@ -19,7 +19,7 @@ _EventDict = MutableMapping[str, Any]
 
 
 def as_json(logger: Any, name: str, event: _EventDict) -> str:
-    """Return ECS as `ecs-logging` writes it; a line too long loses the middle of its long strings."""
+    """Return ECS as `ecs-logging` writes it; cut the middle of long strings if the line is too long."""
     line: str = _ECS(logger, name, dict(event))
     limit = 8192
     while len(line.encode("utf-8")) > LONGEST_LINE:
@@ -29,7 +29,7 @@ def as_json(logger: Any, name: str, event: _EventDict) -> str:
 
 
 def _shortened(value: Any, limit: int) -> Any:
-    """Return `value` with strings of at most `limit` characters; below 32 only strings are kept."""
+    """Return `value` with strings cut to `limit` characters; below 32 keep only strings."""
     if isinstance(value, str):
         return cut(value, limit)
     if isinstance(value, dict):
@@ -45,7 +45,7 @@ def _dump(value: Any) -> str:
 
 
 class TerminalRenderer:
-    """Time, level, action, who, sentence, then the rest as `key=value`; a stack trace below."""
+    """Renders time, level, action, user, sentence, then `key=value`; a stack trace below."""
 
     def __init__(self, *, colors: bool) -> None:
         reset, dim, bold, cyan = (
@@ -90,7 +90,7 @@ class TerminalRenderer:
 
 def _shown(value: object) -> str:
     if isinstance(value, str):
-        # An escape sequence or a line break in what a server sent must not move the cursor.
+        # An escape sequence or a line break from a server must not move the cursor.
         return _harmless(value).replace("\n", "\\n")
     return _dump(value)
 

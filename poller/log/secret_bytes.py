@@ -1,13 +1,13 @@
-"""Take secrets out of bytes of any kind, and leave all else in them, patients' data too."""
+"""Remove secrets from any bytes, and keep everything else, including patients' data."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 _PLACE = b"[secret]"
-_TELLING = 8  # so many characters of a secret that is cut off are taken out as well
+_TELLING = 8  # remove also a cut-off secret of at least this many characters
 
 
 def without(chunks: Iterable[bytes], spellings: Iterable[str]) -> Iterator[bytes]:
-    """Yield the bytes without these spellings, wherever the chunks are cut."""
+    """Yield the bytes without these spellings, also where one spans two chunks."""
     secrets = _as_bytes(spellings)
     overlap = max(map(len, secrets), default=1) - 1
     held = b""
@@ -20,7 +20,7 @@ def without(chunks: Iterable[bytes], spellings: Iterable[str]) -> Iterator[bytes
 
 
 def _as_bytes(spellings: Iterable[str]) -> list[bytes]:
-    """Also as UTF-16, without the last byte, which is not the text's in the big-endian form."""
+    """Return the spellings in UTF-8 and UTF-16; without the last byte, which differs in big-endian."""
     known = set()
     for spelling in spellings:
         known.add(spelling.encode("utf-8", "surrogatepass"))
@@ -36,7 +36,7 @@ def _replaced(data: bytes, secrets: Sequence[bytes]) -> bytes:
 
 
 def _without_cut_off(data: bytes, secrets: Sequence[bytes]) -> bytes:
-    """The limit on what is kept may go through a secret."""
+    """Remove a secret's start at the end of the data: the size limit may cut a secret."""
     for secret in secrets:
         for length in range(min(len(secret), len(data)), _TELLING - 1, -1):
             if data.endswith(secret[:length]):

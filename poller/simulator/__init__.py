@@ -1,7 +1,7 @@
 """A simulated eFax: a real HTTP server on loopback, for tests and first looks.
 
-Every point of the API that nobody has published is a switch (`Switches`), every trouble on the
-way a fault (`Faults`).
+A switch (`Switches`) decides each point of the API that eFax does not document; a fault (`Faults`)
+causes each kind of trouble.
 """
 
 from .fake_efax import Seen

@@ -1,4 +1,4 @@
-"""Carrying out each call of the API; those about sent faxes are `outbound`'s."""
+"""Carry out the calls of the API, except those about sent faxes, which are in `outbound`."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ _FIXED_ROUTES = {
     ("POST", "faxes"): "send",
     ("GET", "notifications"): "notifications",
 }
-# What follows after /faxes/{fax_id}.
+# The part of the path after /faxes/{fax_id}.
 _FAX_ROUTES = {
     ("DELETE", ""): "delete",
     ("GET", "image"): "image",
@@ -36,7 +36,7 @@ _FAX_ROUTES = {
 
 
 def route(arrival: Arrival) -> tuple[str | None, str | None]:
-    """Give the call that a path names, None when it names none, and the fax id in it."""
+    """Return the call that a path names, or None, and the fax id in the path."""
     segments = arrival.segments
     fixed = _FIXED_ROUTES.get((arrival.method, "/".join(segments)))
     if fixed or len(segments) < 2 or segments[0] != "faxes":
@@ -46,7 +46,7 @@ def route(arrival: Arrival) -> tuple[str | None, str | None]:
 
 
 def carry_out(efax: Mailroom, arrival: Arrival, trouble: str | None) -> Reply:
-    """Carry a call out; `trouble` is a fault of stage DOCUMENT. RefusedError is for the client."""
+    """Carry out a call; `trouble` is a fault of stage DOCUMENT. Raises RefusedError for the client."""
     call, fax_id = route(arrival)
     if call is None:
         raise RefusedError(404, "no such resource")
@@ -83,7 +83,7 @@ def _of_a_fax(efax: Mailroom, mailbox: Mailbox, arrival: Arrival, trouble: str |
 
 
 def listed(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> tuple[query.Window, list[Fax]]:
-    """Give the window of a list call and all that lies in it, newest first."""
+    """Return the window of a list call and all faxes in it, newest first."""
     values = _query(efax, arrival, query.LIST_PARAMETERS)
     window, passes = query.parse_window(values), query.parse_filters(values)
     return window, selection.matching(efax.switches, mailbox, window, passes, efax.now())
@@ -138,7 +138,7 @@ def _send(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
     return outbound.send(efax, mailbox, arrival)
 
 
-# Calls of a user that name no fax.
+# A user's calls that name no fax.
 _OF_A_USER = {
     "list": _received_list,
     "sent-list": _sent_list,
@@ -148,7 +148,7 @@ _OF_A_USER = {
 
 
 def _page(efax: Mailroom, faxes: list[F], arrival: Arrival) -> tuple[list[F], int]:
-    """Cut a page out of a list, its fax ids spelled as the switches say."""
+    """Return a page of a list, with fax ids in the spelling that the switches set."""
     refuse = efax.switches.limit_above_100 == "refuse"
     paging = query.parse_paging(arrival.headers, refuse_above_100=refuse)
     page, offset = selection.page_of(efax.switches, faxes, paging)
@@ -182,7 +182,7 @@ def _letters(efax: Mailroom, how: str) -> str:
 
 
 def _spelled(fax: F, letters: str) -> F:
-    """Give the fax as an answer spells its id."""
+    """Return the fax with its id in the spelling of an answer."""
     if letters == "same" or not is_uuid(fax.fax_id):
         return fax
     return replace(fax, fax_id=fax.fax_id.lower() if letters == "lower" else fax.fax_id.upper())

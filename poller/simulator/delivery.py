@@ -1,4 +1,4 @@
-"""Sending an answer, whole or broken on the way as a fault says."""
+"""Send an answer, whole or broken by a fault."""
 
 import asyncio
 import gzip
@@ -12,7 +12,7 @@ from .faults import Faults
 from .replies import Reply
 from .switches import Switches
 
-# Broken answers are written to the socket by hand, because aiohttp rightly refuses to send them.
+# Broken answers go directly to the socket, because aiohttp rightly refuses to send them.
 _FRAMES = {
     "cut": "length",
     "cut-no-length": "close",
@@ -21,16 +21,16 @@ _FRAMES = {
     "stall-mid-body": "length",
     "drip": "length",
 }
-# So that what was sent before a reset has left this side's buffers.
+# Time for data sent before a reset to leave this side's buffers.
 _BEFORE_RESET_S = 0.02
-# A header of this value keeps aiohttp from adding its own, and is taken away before it is sent.
+# A header with this value stops aiohttp from adding its own, and is removed before sending.
 _UNWANTED = ""
 
 
 async def deliver(
     request: web.Request, reply: Reply, effect: str | None, switches: Switches, faults: Faults
 ) -> web.StreamResponse:
-    """Send an answer; what stalls does so until the client or the simulator goes away."""
+    """Send an answer; a stall lasts until the client or the simulator goes away."""
     accepted = request.headers.get("Accept-Encoding", "")
     if switches.compression == "gzip" and "gzip" in accepted and reply.body:
         reply.body = gzip.compress(reply.body, compresslevel=1, mtime=0)
@@ -46,12 +46,12 @@ async def deliver(
         _close(request)
     else:
         return await _send_whole(request, reply, chunked=switches.framing == "chunked")
-    # The connection is gone; aiohttp finds that out when it tries to send this.
+    # The connection is gone; aiohttp notices when it tries to send this.
     return web.Response()
 
 
 async def drop_unwanted_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    """Take away headers that aiohttp would add by itself (signal on_response_prepare)."""
+    """Remove headers that aiohttp adds by itself (signal on_response_prepare)."""
     for name in [name for name, value in response.headers.items() if value == _UNWANTED]:
         del response.headers[name]
     response.headers.popall("Server", None)
@@ -115,7 +115,7 @@ def _close(request: web.Request) -> None:
 
 
 def _reset(request: web.Request) -> None:
-    """End the connection with a TCP reset instead of an orderly end."""
+    """End the connection with a TCP reset instead of closing it."""
     if request.transport is None:
         return
     connection = request.transport.get_extra_info("socket")

@@ -19,15 +19,15 @@ from .state import Fax, Format
 WIDTH, HEIGHT = 1728, 2200
 FINE_DPI = (204, 196)
 MARK_LENGTH = 64
-# Both formats carry this text; putting another of the same length in its place gives a whole
-# document with bytes of its own, without drawing or packing anything again.
+# Both formats contain this text. Replacing it by another of the same length makes a whole document
+# with different bytes, without drawing or packing again.
 _PLACEHOLDER = "x" * MARK_LENGTH
 _MARGIN = 110
 _RIGHT = WIDTH - _MARGIN
 _IMAGE_DESCRIPTION, _ROWS_PER_STRIP = 270, 278
 _BLACK, _WHITE = 0, 1
 _font = lru_cache(maxsize=8)(ImageFont.load_default)
-# What img2pdf draws anew each second.
+# The parts of a PDF that img2pdf changes every second.
 _ID_LENGTH = 32
 _FILE_ID = re.compile(rb"(/ID \[<)[0-9a-f]{32}(><)[0-9a-f]{32}(>\])")
 
@@ -36,11 +36,11 @@ _PARAGRAPHS = (
     "delivery. Please compare the list with your own records and let us know by return fax if "
     "anything is missing or was entered twice.",
     "This page was drawn by the simulator of poller. It holds the data of no real person or "
-    "company, so it may be printed, shown and thrown away. What matters is that every page which "
-    "was sent is found again on disk: none lost, none twice, none half.",
+    "company, so you may print it, show it and throw it away. What matters is that every page "
+    "that was sent arrives on disk: complete, and exactly once.",
     "If a page cannot be read, ask the sender to send it again in fine resolution. Keep the fax id "
     "in the line at the top of each page at hand; it is the same in the list, in the file name and "
-    "in the file that lies beside the document.",
+    "in the file next to the document.",
 )
 _TABLE = (
     ("No.", "Item", "Quantity"),
@@ -53,7 +53,7 @@ _SIGNATURE = ((220, 150, 90), (290, 130, 60), (335, 155, 150), (450, 140, 70), (
 
 
 def document(fax: Fax, fmt: Format, variant: int = 0) -> bytes:
-    """Give the bytes of a fax's document; a variant above 0 is the same fax made anew."""
+    """Return the bytes of a fax's document; a variant above 0 is the same fax, made again."""
     if not fax.documents and fax.distinct:
         fax.documents = documents(fax)
     plain = fax.documents[fmt] if fmt in fax.documents else template(fax.pages)[fmt]
@@ -62,15 +62,15 @@ def document(fax: Fax, fmt: Format, variant: int = 0) -> bytes:
 
 
 def stamp(document: bytes, mark: str) -> bytes:
-    """Make the bytes of a document unique by a mark of 64 characters; it stays whole."""
+    """Make the bytes of a document unique with a mark of 64 characters; it stays whole."""
     if len(mark) != MARK_LENGTH:
-        raise ValueError(f"a mark has {MARK_LENGTH} characters")
+        raise ValueError(f"a mark must have {MARK_LENGTH} characters")
     return document.replace(_PLACEHOLDER.encode(), mark.encode())
 
 
 @lru_cache(maxsize=64)
 def template(pages: int) -> dict[Format, bytes]:
-    """Give documents of that many pages whose drawn header names no fax in particular."""
+    """Return documents of that many pages whose drawn header names no particular fax."""
     drawn = datetime(2024, 5, 21, 4, 27)  # noqa: DTZ001 (only drawn)
     fax = Fax("", "", "template", drawn, drawn, number=0, pages=pages)
     fax.originating, fax.destination = "13235550000", "18005550000"
@@ -88,8 +88,8 @@ def render(fax: Fax) -> list[Image.Image]:
 
 
 def encode_tiff(pages: list[Image.Image]) -> bytes:
-    """Pack pages as a multi-page TIFF, Group 4, one strip a page."""
-    # One strip a page is what lets img2pdf take the Group 4 data over as it is.
+    """Pack pages as a multi-page TIFF, Group 4, one strip per page."""
+    # With one strip per page img2pdf copies the Group 4 data unchanged.
     tags = {_IMAGE_DESCRIPTION: _PLACEHOLDER, _ROWS_PER_STRIP: HEIGHT}
     out = io.BytesIO()
     how = {"compression": "group4", "dpi": FINE_DPI, "tiffinfo": tags}
@@ -105,9 +105,9 @@ def encode_pdf(tiff: bytes) -> bytes:
 
 
 def as_received(contents: list[bytes]) -> tuple[int, dict[Format, bytes]]:
-    """Give what arrives where these PDFs and TIFFs are sent as one fax, and how many pages it has.
+    """Return the number of pages and the documents that arrive if these are sent as one fax.
 
-    ValueError where one of them is neither, or broken.
+    Raises ValueError if one of them is neither a PDF nor a TIFF, or is broken.
     """
     if len(contents) == 1 and contents[0][:2] in (b"II", b"MM"):
         tiff = contents[0]
@@ -122,7 +122,7 @@ def as_received(contents: list[bytes]) -> tuple[int, dict[Format, bytes]]:
             out = io.BytesIO()
             joined.save(out)
     except pikepdf.PdfError as error:
-        raise ValueError("a document is no PDF") from error
+        raise ValueError("a document is not a PDF") from error
     pdf = pdfs[0] if len(pdfs) == 1 else out.getvalue()
     return pages, {"tiff": pdf, "pdf": pdf}
 
@@ -136,7 +136,7 @@ def _page(fax: Fax, number: int) -> Image.Image:
     page = (_first_sheet() if number == 1 else _later_sheet(number % 3)).copy()
     draw = ImageDraw.Draw(page)
     sender, recipient, fax_id = map(_printable, (fax.originating, fax.destination, fax.fax_id))
-    # The line that the sending machine prints at the upper edge of each page.
+    # The line that the sending machine prints at the top of each page.
     line = f"{fax.completed:%Y-%m-%d %H:%M}   FROM {sender[:24]}   TO {recipient[:24]}"
     _text(draw, 40, 24, line, 32)
     _text(draw, WIDTH - 40, 24, f"P.{number:03}/{fax.pages:03}", 32, "ra")
@@ -149,7 +149,7 @@ def _page(fax: Fax, number: int) -> Image.Image:
         "To:": recipient[:48],
         "From:": sender[:48],
         "Date:": f"{fax.completed:%d %B %Y, %H:%M}",
-        "Pages:": f"{fax.pages}, this one included",
+        "Pages:": f"{fax.pages}, including this one",
         "Fax id:": fax_id[:48],
     }
     for top, (name, value) in zip(range(420, 750, 62), fields.items(), strict=False):
@@ -159,7 +159,7 @@ def _page(fax: Fax, number: int) -> Image.Image:
 
 
 def _printable(text: str) -> str:
-    """Cut text to what the font can draw and the line can hold."""
+    """Return the part of a text that the font can draw and that fits on the line."""
     return "".join(one if " " <= one <= "~" else "?" for one in text[:80])
 
 
@@ -198,7 +198,7 @@ def _blank() -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _draw_paragraph(draw: ImageDraw.ImageDraw, top: int, text: str) -> int:
-    """Draw wrapped text; gives where the next line would begin."""
+    """Draw wrapped text; return where the next line starts."""
     for line in textwrap.wrap(text, 70):
         _text(draw, _MARGIN, top, line)
         top += 62
@@ -217,7 +217,7 @@ def _draw_table(draw: ImageDraw.ImageDraw, top: int) -> None:
             _text(draw, column + 18, top + 66 * row + 8, cell, 40)
 
 
-def _text(  # six: where, what, and how, of one word on the page
+def _text(  # six parameters: where, what and how to draw
     draw: ImageDraw.ImageDraw, x: int, y: int, text: str, size: int = 42, anchor: str = "la"
 ) -> None:
     draw.text((x, y), text, font=_font(size), fill=_BLACK, anchor=anchor)

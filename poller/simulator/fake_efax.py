@@ -1,4 +1,4 @@
-"""eFax without its network: what it writes down of a request, the faults, and the answer."""
+"""eFax without a network: the record of requests, the faults and the answers."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,9 +18,9 @@ _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie"})
 class Seen:
     """A request as it arrived.
 
-    `status` is None until it is answered, and stays so when it never is; `at` is the server's time,
-    `at_s` its monotonic time; `headers` (lower-case names) hold no secret; `fault` names what
-    struck it; `call` is None for a path that the API does not have.
+    `status` is None as long as there is no answer; `at` is the server's time, `at_s` its monotonic
+    time; `headers` (lower-case names) contain no secret; `fault` names the fault that struck, if
+    any; `call` is None for a path that the API does not have.
     """
 
     call: str | None
@@ -37,10 +37,10 @@ class Seen:
 
 
 class FakeEfax(Mailroom):
-    """Answers every call, as the switches and faults say.
+    """Answers every call according to the switches and faults.
 
-    `rate` (requests a second, with `burst`) makes each App ID's token bucket answer 429; `/health`
-    names no App ID and is not counted there. Faults may be replaced at any time.
+    With `rate` (requests per second) and `burst`, an App ID over its limit gets 429. `/health`
+    names no App ID and does not count. Faults may be replaced at any time.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class FakeEfax(Mailroom):
 
     @faults.setter
     def faults(self, faults: Faults) -> None:
-        """New rules count from the beginning, and so does a new script."""
+        """Set new faults; rules and script start from the beginning."""
         self._chooser = Chooser(faults, self.random)
 
     def outage(self, on: bool, effect: str = "503") -> None:  # noqa: FBT001 (reads well: outage(True))
-        """Begin or end a whole outage; `effect` is what every request then meets."""
+        """Start or end a complete outage, in which every request meets `effect`."""
         self._chooser.faults = replace(self.faults, outage=on, outage_effect=effect)
 
     def see(self, arrival: Arrival) -> Seen:
-        """Write down a request, before anything is done about it."""
+        """Record a request before anything else."""
         call, fax_id = answering.route(arrival)
         app = self._app_of(call, arrival)
         seen = Seen(
@@ -90,7 +90,7 @@ class FakeEfax(Mailroom):
         return seen
 
     def answer(self, seen: Seen, arrival: Arrival) -> tuple[Reply, Fault | None]:
-        """Carry a request out and give its answer, and the fault that strikes it, if any."""
+        """Carry out a request; return its answer, and the fault that strikes it, if any."""
         wait_s = 0.0 if self.faults.outage else self._limit(seen)
         if wait_s > 0:
             self.refused_429 += 1
@@ -103,7 +103,7 @@ class FakeEfax(Mailroom):
             seen.fault = fault.effect if fault else None
             reply = self._struck(fault, seen, arrival)
         reply.headers.setdefault("Content-Type", None)
-        # The server's own time, as far as the switches let it.
+        # The server's time, if the switches allow it.
         missing = self.switches.date_header == "missing"
         reply.headers["Date"] = None if missing else replies.http_date(self.said_now())
         return reply, fault
@@ -130,7 +130,7 @@ class FakeEfax(Mailroom):
         return self._chooser.choose(Target(seen.call, seen.user, seen.fax_id, number, trouble))
 
     def _struck(self, fault: Fault | None, seen: Seen, arrival: Arrival) -> Reply:
-        """Answer what a fault, if any, has struck before, instead of, or while it is carried out."""
+        """Answer a request that a fault may have struck before, instead of or during the call."""
         stage, effect = (fault.stage, fault.effect) if fault else (None, "")
         if fault and stage is Stage.INSTEAD:
             return self._instead(fault, arrival)
@@ -178,12 +178,12 @@ class FakeEfax(Mailroom):
             _, faxes = answering.listed(self, self.authorized(arrival), arrival)
             offset = query.parse_paging(arrival.headers, refuse_above_100=False).offset
         except RefusedError:
-            return  # the call itself will say so
+            return  # the call itself will report it
         if offset and faxes:
             self._shift(effect, faxes, offset)
 
     def _shift(self, effect: str, faxes: list[Fax], offset: int) -> None:
-        """Move the list between two pages of it; what is deleted has been on a page before."""
+        """Shift a list between two of its pages; a deleted fax was on an earlier page."""
         newest = faxes[0]
         if effect == "shift-delete":
             self.delete(next((fax for fax in faxes[:offset] if fax.image_downloaded), newest))

@@ -1,4 +1,4 @@
-"""Faults that can be switched on: which, at which calls, and how often."""
+"""Faults to switch on: which, for which calls, and how often."""
 
 import random
 import re
@@ -14,7 +14,7 @@ CALLS = (
 
 
 class Stage(Enum):
-    """Where on the way of a request a fault strikes."""
+    """The stage of a request at which a fault strikes."""
 
     BEFORE = "before the call is carried out"
     INSTEAD = "instead of carrying out the call"
@@ -23,7 +23,7 @@ class Stage(Enum):
     DELIVERY = "while the answer is sent"
 
 
-# An outage that answers 200 with nothing in it, in each way that one may be spelled.
+# An outage that answers 200 with nothing in it, in every form.
 NOTHING = {
     "empty-200": "",
     "null-200": "null",
@@ -35,7 +35,7 @@ NOTHING = {
     "other-200": '{"status": "OK"}',
 }
 
-# Effect -> (stage, what it does). A status (400 to 599) is an effect of stage INSTEAD as well.
+# Effect -> (stage, what it does). A status (400 to 599) is also an effect, of stage INSTEAD.
 EFFECTS: dict[str, tuple[Stage, str]] = {
     "end-token": (Stage.BEFORE, "another program signs in: the token in use has ended"),
     "shift-insert": (Stage.BEFORE, "before a later page is read, a new fax arrives"),
@@ -44,7 +44,7 @@ EFFECTS: dict[str, tuple[Stage, str]] = {
     "html-200": (Stage.INSTEAD, "200 with an HTML page instead of JSON"),
     "errors-200": (Stage.INSTEAD, "200 with an error envelope"),
     **{
-        effect: (Stage.INSTEAD, f"200 with {body or 'no body'}, whatever is there")
+        effect: (Stage.INSTEAD, f"200 with {body or 'no body'}, whatever faxes there are")
         for effect, body in NOTHING.items()
     },
     "redirect": (Stage.INSTEAD, "307 to another host"),
@@ -54,21 +54,21 @@ EFFECTS: dict[str, tuple[Stage, str]] = {
     "null-image": (Stage.DOCUMENT, "the image is null"),
     "no-image": (Stage.DOCUMENT, "the answer has no image field"),
     "wrong-fax-id": (Stage.DOCUMENT, "the answer names another fax"),
-    "bad-base64": (Stage.DOCUMENT, "a character that is not base64 stands in the image"),
+    "bad-base64": (Stage.DOCUMENT, "the image contains a character that is not base64"),
     "bad-padding": (Stage.DOCUMENT, "the last character of the base64 text is missing"),
     "duplicate-image": (Stage.DOCUMENT, "the answer has two image fields"),
-    "bad-json": (Stage.BODY, "the JSON ends before its last bracket; the length is right"),
-    "bom": (Stage.BODY, "a byte order mark stands before the JSON"),
-    "trailing-garbage": (Stage.BODY, "something follows after the JSON"),
+    "bad-json": (Stage.BODY, "the JSON lacks its last bracket; the length is right"),
+    "bom": (Stage.BODY, "there is a byte order mark before the JSON"),
+    "trailing-garbage": (Stage.BODY, "there is more text after the JSON"),
     "done-500": (Stage.BODY, "carried out, but the answer is a 500"),
     "reset": (Stage.DELIVERY, "carried out, but the connection is reset before the answer"),
     "reset-mid-body": (Stage.DELIVERY, "the connection is reset in the middle of the body"),
     "cut": (Stage.DELIVERY, "the connection is closed in mid-body, short of its Content-Length"),
-    "cut-no-length": (Stage.DELIVERY, "closed in mid-body without Content-Length: looks whole"),
+    "cut-no-length": (Stage.DELIVERY, "closed in mid-body, without Content-Length: it looks whole"),
     "cut-chunked": (Stage.DELIVERY, "a chunked body is closed in its middle"),
-    "stall": (Stage.DELIVERY, "carried out, but no answer ever comes"),
-    "stall-mid-body": (Stage.DELIVERY, "half the body comes, then nothing"),
-    "drip": (Stage.DELIVERY, "the body comes a few bytes at a time"),
+    "stall": (Stage.DELIVERY, "carried out, but the answer never arrives"),
+    "stall-mid-body": (Stage.DELIVERY, "half the body arrives, then nothing"),
+    "drip": (Stage.DELIVERY, "the body arrives a few bytes at a time"),
 }
 
 _COUNTS = ("every", "first", "nth_fax")
@@ -81,7 +81,7 @@ _REASONABLE_RETRY_AFTER = re.compile(r"[\x20-\x7e]{1,100}")
 
 
 def stage_of(effect: str) -> Stage:
-    """Say where an effect strikes; ValueError for one that does not exist."""
+    """Return where an effect strikes. Raises ValueError for an unknown one."""
     if re.fullmatch(r"[45]\d\d", effect):
         return Stage.INSTEAD
     if effect not in EFFECTS:
@@ -91,10 +91,10 @@ def stage_of(effect: str) -> Stage:
 
 @dataclass(frozen=True)
 class Fault:
-    """One effect and when it strikes: by chance, every n-th time, the first n times, or always for
-    every n-th fax (a poison fax); where several are given, any of them suffices.
+    """One effect and when it strikes: at random, every n-th time, the first n times, or always for
+    every n-th fax (a poison fax). If several are given, one of them is enough.
 
-    `calls` empty means all calls that the effect can strike. `user_id` and `fax_id` narrow it down.
+    Empty `calls` means all calls that the effect can strike. `user_id` and `fax_id` narrow it down.
     """
 
     effect: str
@@ -112,18 +112,20 @@ class Fault:
         if unknown := self.calls - set(CALLS):
             raise ValueError(f"fault {self.effect}: there is no call {min(unknown)!r}")
         if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"fault {self.effect}: a chance is from 0 to 1, or from 0 % to 100 %")
+            raise ValueError(
+                f"fault {self.effect}: a chance must be from 0 to 1, or from 0 % to 100 %"
+            )
         if min(self.every, self.first, self.nth_fax) < 0:
-            raise ValueError(f"fault {self.effect}: a count is 1 or more")
+            raise ValueError(f"fault {self.effect}: a count must be 1 or more")
         if self.retry_after is not None and not _REASONABLE_RETRY_AFTER.fullmatch(self.retry_after):
-            raise ValueError(f"fault {self.effect}: Retry-After is a line of printable ASCII")
+            raise ValueError(f"fault {self.effect}: Retry-After must be a line of printable ASCII")
 
     @property
     def stage(self) -> Stage:
         return stage_of(self.effect)
 
     def concerns(self, call: str, user_id: str | None, fax_id: str | None) -> bool:
-        """Say whether this fault can strike such a request at all."""
+        """Return whether this fault can strike such a request."""
         return (
             call in (self.calls or self._default_calls())
             and self.user_id in (None, user_id)
@@ -132,10 +134,10 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> "Fault":
-        """Read EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN; ValueError is a sentence.
+        """Read EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN. Raises ValueError with a sentence.
 
         WHEN is `5%` or `0.05` (chance), `every:7`, `first:3`, `fax:10` (always, for every tenth
-        fax) or `always`; RETRY_AFTER is the header of that name, as it is.
+        fax) or `always`; RETRY_AFTER is the header's value.
         """
         name, equals, when = text.partition("=")
         head, _, retry_after = name.partition("+")
@@ -150,7 +152,7 @@ class Fault:
         match = _WHEN.fullmatch(when)
         if not match:
             raise ValueError(
-                f"fault {effect}: {when!r} is none of 5%, every:N, first:N, fax:N, always"
+                f"fault {effect}: {when!r} is not one of 5%, every:N, first:N, fax:N, always"
             )
         struck: dict[str, Any] = {name: int(match[name]) for name in _COUNTS if match[name]}
         if not struck:
@@ -160,7 +162,7 @@ class Fault:
         return cls(effect, named, retry_after=retry_after or None, **struck)
 
     def _default_calls(self) -> tuple[str, ...]:
-        """Without `calls`: a fault of certain faxes concerns their images, any other every call."""
+        """Return the calls to strike if none are given: images for a fault of certain faxes, else all."""
         if self.effect.startswith("shift-"):
             return ("list",)
         if self.stage is Stage.DOCUMENT or self.nth_fax or self.fax_id:
@@ -170,13 +172,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults:
-    """Which faults strike.
+    """The faults that strike.
 
-    A scripted queue goes first: entry i meets the i-th request of `script_calls` (all calls when
-    empty), None lets it pass; when it is used up, the first rule that strikes. `429+30` in it is a
-    429 with Retry-After 30.
+    The script goes first: entry i strikes the i-th request of `script_calls` (if empty, of all
+    calls); None lets a request pass. After the script, the first matching rule strikes. `429+30` in
+    the script is a 429 with Retry-After 30.
 
-    `outage` answers everything with 503 or, by `outage_effect`, otherwise.
+    `outage` answers everything with `outage_effect`, by default 503.
     """
 
     rules: tuple[Fault, ...] = ()
@@ -192,7 +194,7 @@ class Faults:
         for entry in filter(None, self.script):
             _scripted(entry)
         if self.drip_bytes < 1:
-            raise ValueError("drip_bytes is 1 or more")
+            raise ValueError("drip_bytes must be 1 or more")
 
     @classmethod
     def of(cls, *texts: str) -> "Faults":
@@ -207,7 +209,7 @@ def _scripted(entry: str) -> Fault:
 
 @dataclass(frozen=True)
 class Target:
-    """What a request is about, as far as faults care; `fax_number` counts faxes from 1."""
+    """The facts about a request that faults need; `fax_number` counts faxes from 1."""
 
     call: str
     user_id: str | None = None
@@ -218,7 +220,7 @@ class Target:
 
 @dataclass
 class Chooser:
-    """Which fault strikes the next request; deterministic by the random generator handed in."""
+    """Chooses the fault for the next request; deterministic, given the random generator."""
 
     faults: Faults
     random: random.Random
@@ -226,7 +228,7 @@ class Chooser:
     _scripted: int = 0
 
     def choose(self, target: Target) -> Fault | None:
-        """Give the fault for this request, at most one; the fax's own goes before rules."""
+        """Return the fault for this request, at most one; the fax's own fault goes before rules."""
         faults, script = self.faults, self.faults.script[self._scripted :]
         if faults.outage:
             return Fault(faults.outage_effect)
@@ -240,7 +242,7 @@ class Chooser:
         return self._first_rule(target)
 
     def _first_rule(self, target: Target) -> Fault | None:
-        """Every rule counts the request, also when an earlier one has struck."""
+        """Return the first rule that strikes; every rule counts the request, also the later ones."""
         striking = []
         for index, rule in enumerate(self.faults.rules):
             if not rule.concerns(target.call, target.user_id, target.fax_id):

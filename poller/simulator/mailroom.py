@@ -1,4 +1,4 @@
-"""The App IDs, users and faxes of a made-up eFax, and what a test or a demonstration does to them."""
+"""The App IDs, users and faxes of a simulated eFax, and what a test or demo does with them."""
 
 import base64
 import heapq
@@ -20,9 +20,9 @@ from .switches import Switches
 
 
 class Mailroom:
-    """What eFax knows; deterministic by `seed` and the two clocks.
+    """What eFax knows; deterministic, given `seed` and the two clocks.
 
-    `downloads` counts image answers, `served` has the SHA-256 of the document in each of them.
+    `downloads` counts image answers; `served` holds the SHA-256 of the document in each.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Mailroom:
         seed: int = 1,
     ) -> None:
         try:
-            # Here, because its packages are an extra, and the options of `simulate` need none.
+            # Imported here: it needs the packages of an extra, and the options of `simulate` do not.
             from .drawing import as_received, document  # noqa: PLC0415
         except ModuleNotFoundError as missing:
             raise NotInstalled(
@@ -46,13 +46,13 @@ class Mailroom:
         self.switches = switches or Switches()
         self.now = now
         self.monotonic = monotonic
-        self.random = random.Random(seed)  # noqa: S311 (made-up data, and the same at every run)
+        self.random = random.Random(seed)  # noqa: S311 (made-up data, the same in every run)
         self.apps: dict[str, App] = {}
         self.downloads: Counter[Fax] = Counter()
         self.served: dict[Fax, list[str]] = {}
         self.sign_ins: Counter[str] = Counter()
         self.hooks: dict[str, HookTarget] = {}  # by App ID
-        self.notices: list[tuple[datetime, int, Fax]] = []  # a heap: when, and a number of its own
+        self.notices: list[tuple[datetime, int, Fax]] = []  # a heap: time, and a unique number
         self._owners: dict[str, App] = {}
         self._faxes = self._notices = 0
 
@@ -61,7 +61,7 @@ class Mailroom:
         return self.apps[app_id]
 
     def add_user(self, app_id: str, user_id: str, *, number: str | None = None) -> Mailbox:
-        """Add a user; faxes that are sent to its `number` arrive there."""
+        """Add a user; it receives faxes that others send to its `number`."""
         return self.apps[app_id].users.setdefault(user_id, Mailbox(app_id, user_id, number))
 
     def receive(
@@ -74,11 +74,11 @@ class Mailroom:
         document: bytes | None = None,
         **fields: Any,
     ) -> Fax:
-        """Let a fax come in; `completed` is now by default and `fields` are those of `Fax`.
+        """Make a fax arrive; `completed` is now by default, and `fields` are those of `Fax`.
 
-        `document` is answered whatever format is asked for; without it pages are drawn, or, with
-        `distinct=False`, taken from a template and only their bytes made unique (thousands a
-        second). `visible_at` overrides the switch `late_visible_s`.
+        Every download gets `document`, whatever the format. Without it the pages are drawn. With
+        `distinct=False` they come from a template and only their bytes are unique, which is fast
+        (thousands per second). `visible_at` overrides the switch `late_visible_s`.
         """
         self._faxes += 1
         completed = whole_milliseconds(completed or self.now())
@@ -107,9 +107,9 @@ class Mailroom:
         course: Course = ((0.0, "COMPLETE"),),
         **fields: Any,
     ) -> SentFax:
-        """Let a user have sent a fax, now by default; `fields` are those of `SentFax`.
+        """Add a fax that a user sent, now by default; `fields` are those of `SentFax`.
 
-        `course` is what becomes of it, e.g. `((0, "NEW"), (5, "INPROGRESS"), (60, "ERROR"))`.
+        `course` is the course of its transmission, e.g. `((0, "NEW"), (5, "INPROGRESS"), (60, "ERROR"))`.
         """
         self._faxes += 1
         created = whole_milliseconds(created or self.now())
@@ -131,23 +131,23 @@ class Mailroom:
         return fax
 
     def delete(self, fax: Fax) -> None:
-        """Delete a fax as the web portal would."""
+        """Delete a fax, as in the web portal."""
         self.apps[fax.app_id].users[fax.user_id].remove(fax)
 
     def faxes(self) -> list[Fax]:
-        """Give every fax that exists, listed yet or not."""
+        """Return every fax that exists, listed or not."""
         boxes = (box for app in self.apps.values() for box in app.users.values())
         return [fax for box in boxes for fax in box.faxes]
 
     def expect_notice(self, fax: Fax, at: datetime) -> None:
-        """Let the web-hook of the fax's App ID, where there is one, be told of it then."""
+        """Schedule a notice of the fax, if its App ID has a web-hook."""
         if fax.app_id in self.hooks:
             self._notices += 1
             due = at + timedelta(seconds=self.switches.hook_delay_s)
             heapq.heappush(self.notices, (due, self._notices, fax))
 
     def owner_of_number(self, number: str) -> tuple[str, str] | None:
-        """Give the App ID and the user whose number it is."""
+        """Return the App ID and the user with this number."""
         for app in self.apps.values():
             for user_id, mailbox in app.users.items():
                 if mailbox.number is not None and mailbox.number.lstrip("+") == number.lstrip("+"):
@@ -155,10 +155,10 @@ class Mailroom:
         return None
 
     def image_bytes(self, fax: Fax, fmt: Format = "pdf", download: int | None = None) -> bytes:
-        """Give the bytes that a download gets when `fmt` is asked for.
+        """Return the bytes of a download in format `fmt`.
 
-        `download` counts from 1 and is the last one by default; it matters only where the switch
-        `pdf_bytes` makes each PDF anew.
+        `download` counts from 1 and is the last one by default; it matters only if the switch
+        `pdf_bytes` makes each PDF different.
         """
         if fmt == "pdf" and self.switches.pdf_answer == "tiff":
             fmt = "tiff"
@@ -167,15 +167,15 @@ class Mailroom:
         return self._document(fax, fmt, which if anew else 0)
 
     def end_token(self, app_id: str) -> None:
-        """Let another program sign in with this App ID: the token in use has ended."""
+        """Simulate a sign-in of another program with this App ID: the present token ends."""
         self.issue_token(self.apps[app_id])
 
-    # What the calls need
+    # Helpers for the calls
 
     def issue_token(self, app: App) -> str:
-        """Give an App ID a new token; the one before has ended.
+        """Give an App ID a new token; the old one ends.
 
-        It looks like theirs: long, three parts, opaque to clients.
+        It looks like eFax's: long, in three parts, opaque to clients.
         """
         claims = {"client_id": app.app_id, "scope": ["fax"], "jti": self.new_uuid()}
         header, signature = b'{"alg":"RS256","typ":"JWT"}', self.random.randbytes(256)
@@ -186,12 +186,12 @@ class Mailroom:
         return app.token
 
     def owner_of_token(self, arrival: Arrival) -> App | None:
-        """Whose token a request bears, ended or not."""
+        """Return the App ID whose token a request carries, valid or not."""
         strict = self.switches.scheme == "Bearer"
         return self._owners.get(parse_bearer(arrival.header("authorization"), strict=strict) or "")
 
     def authorized(self, arrival: Arrival) -> Mailbox:
-        """Give the mailbox of the user that a request is for; RefusedError for a bad token."""
+        """Return the mailbox of the request's user. Raises RefusedError for a bad token."""
         app = self.owner_of_token(arrival)
         token = arrival.header("authorization").partition(" ")[2]
         if app is None or token != app.token or self.now() >= app.token_ends:
@@ -202,7 +202,7 @@ class Mailroom:
         return mailbox
 
     def said_now(self) -> datetime:
-        """The time that this eFax says, and judges windows by."""
+        """Return the time of this eFax, which it also uses to check windows."""
         return self.now() + timedelta(seconds=self.switches.date_skew_s)
 
     def new_uuid(self) -> str:

@@ -1,4 +1,4 @@
-"""The web-hook: eFax posts a notice of each received fax, and of each state of a sent one."""
+"""The web-hook: post a notice of each received fax, and of each state of a sent one."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ from .state import Fax, HookTarget, SentFax
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-# Which fields name what, flat as they come: hook_names leaves only those of one row.
+# The fields that name something, before nesting; hook_names keeps only the fields of one row.
 _NAMING = {
     "user": ("user_id",),
     "fax": ("fax_id",),
@@ -30,14 +30,14 @@ _NAMING = {
 
 @dataclass(frozen=True)
 class Posted:
-    """One notice that went out; `status` is None where no answer came."""
+    """One posted notice; `status` is None if there was no answer."""
 
     fax: Fax
     status: int | None
 
 
 class Notifier:
-    """Posts what is due; `posted` has all that went out, `lost` all that the switches kept back."""
+    """Posts due notices; `posted` holds those sent, `lost` those that the switches suppressed."""
 
     def __init__(self, efax: Mailroom) -> None:
         self.posted: list[Posted] = []
@@ -46,7 +46,7 @@ class Notifier:
         self._count = 0
 
     async def post_due(self) -> int:
-        """Post all notices that are due by now, at once; says how many went out."""
+        """Post all due notices now; return how many."""
         due = self._due()
         if not due:
             return 0
@@ -73,7 +73,7 @@ class Notifier:
         media_type, body = notice(self._efax, fax)
         headers = {"Content-Type": media_type, **self._signature(target.secret, body)}
         try:
-            # Its certificate may be anybody's: it is on this machine.
+            # Any certificate will do: the listener is on this machine.
             async with session.post(
                 target.url, data=body, headers=headers, ssl=False, allow_redirects=False
             ) as answer:
@@ -91,15 +91,15 @@ class Notifier:
 
 
 def hook_target(url: str, secret: str) -> HookTarget:
-    """Check where notices go: to this machine only. ValueError says why not."""
+    """Check that notices go to this machine. Raises ValueError with the reason if not."""
     parsed = URL(url)
     if parsed.scheme not in ("http", "https") or parsed.host not in _LOOPBACK:
-        raise ValueError(f"{url!r} is no http address on this machine")
+        raise ValueError(f"{url!r} is not an http address on this machine")
     return HookTarget(url, secret)
 
 
 def notice(efax: Mailroom, fax: Fax) -> tuple[str, bytes]:
-    """Give media type and body of a notice, as the switches spell it."""
+    """Return media type and body of a notice, in the form that the switches set."""
     fields = _fields(efax, fax)
     names = efax.switches.hook_names
     for row, keys in _NAMING.items():

@@ -1,4 +1,4 @@
-"""Sent faxes: the list, what is said of one, POST /faxes, and the notices of them."""
+"""Sent faxes: the list, the details of one, POST /faxes, and the notices."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ _NOTICE_PAGE = 100
 
 
 def listed(efax: Mailroom, mailbox: Mailbox, values: Mapping[str, str]) -> list[SentFax]:
-    """Give all sent faxes in the window that pass the filters, newest first."""
+    """Return all sent faxes in the window that pass the filters, newest first."""
     switches, now = efax.switches, efax.now()
     if switches.sent_status_demanded == "yes" and "transmission_status" not in values:
         raise MalformedError("transmission_status", "it is needed")
@@ -71,13 +71,13 @@ def _passes(switches: Switches, values: Mapping[str, str], now: datetime) -> Fil
 
 
 def _plain(status: str) -> str:
-    """Either spelling of a state may be asked for."""
+    """Return a state in one spelling; a request may use either."""
     plain = "".join(status.upper().split())
     return "COMPLETE" if plain == "COMPLETED" else plain
 
 
 def listed_fax(efax: Mailroom, fax: SentFax) -> dict[str, Any]:
-    """Give a sent fax as the list has it; `fax.fields` are put over what the switches say."""
+    """Return a sent fax as in the list; `fax.fields` override the switches."""
     return _record(efax, fax, in_list=True)
 
 
@@ -140,7 +140,7 @@ def _tracking_data(switches: Switches, fax: SentFax) -> Any:
 
 
 def details(efax: Mailroom, fax: Fax, arrival: Arrival) -> Reply:
-    """Give the transmission details of a sent fax, under the name that the switch says."""
+    """Return the transmission details of a sent fax, under the path that the switch sets."""
     last = "transmission-detail" + ("s" if efax.switches.details_path == "s" else "")
     if arrival.segments[-1] != last or not isinstance(fax, SentFax):
         raise RefusedError(404, "no such resource")
@@ -158,17 +158,17 @@ def details(efax: Mailroom, fax: Fax, arrival: Arrival) -> Reply:
 
 
 def send(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
-    """Take a fax for up to 50 numbers; further ones are ignored."""
+    """Accept a fax for up to 50 numbers; ignore further ones."""
     user = mailbox.app_id, mailbox.user_id
     fields = _fields(arrival)
     numbers = [_number(one) for one in _some(fields, "destinations")[:_MOST_DESTINATIONS]]
     documents = [_document(one) for one in _some(fields, "documents")]
     if len(documents) > _MOST_DOCUMENTS or len(arrival.body) > _LARGEST:
-        raise MalformedError("documents", "25 documents and 100 MB at most")
+        raise MalformedError("documents", "at most 25 documents and 100 MB")
     options, client_data = fields.get("fax_options") or {}, fields.get("client_data") or {}
     csid = options.get("custom_CSID")
     if csid is not None and not (isinstance(csid, str) and _CSID.fullmatch(csid)):
-        raise MalformedError("custom_CSID", "20 printable ASCII characters at most")
+        raise MalformedError("custom_CSID", "at most 20 printable ASCII characters")
     try:
         pages, content = efax.as_received(documents)
     except ValueError as error:
@@ -194,13 +194,13 @@ def send(efax: Mailroom, mailbox: Mailbox, arrival: Arrival) -> Reply:
 
 
 def course(switches: Switches) -> Course:
-    """Say what becomes of a fax that is sent."""
+    """Return the course of a new sent fax."""
     takes_s = switches.send_takes_s
     return ((0.0, "NEW"), (takes_s / 2, "INPROGRESS"), (takes_s, switches.send_ends))
 
 
 def _arrive(efax: Mailroom, fax: SentFax) -> None:
-    """Let a fax to the number of a user arrive there, when its transmission is complete."""
+    """Deliver a fax to the user with its number once the transmission is complete."""
     owner = efax.owner_of_number(fax.destination)
     if owner is None or fax.course[-1][1] != "COMPLETE":
         return
@@ -245,7 +245,7 @@ def _is_object(value: object) -> bool:
 def _number(destination: Mapping[str, Any]) -> str:
     number = destination.get("fax_number")
     if not isinstance(number, str) or not _NUMBER.fullmatch(number):
-        raise MalformedError("fax_number", "1 and ten digits, or a number that begins with +")
+        raise MalformedError("fax_number", "1 and ten digits, or a number that starts with +")
     return number
 
 
@@ -264,7 +264,7 @@ def _document(document: Mapping[str, Any]) -> bytes:
 def notifications(
     efax: Mailroom, mailbox: Mailbox, values: Mapping[str, str], paging: Paging
 ) -> Reply:
-    """Give the notices of what was received, and of what was sent and has ended, newest first."""
+    """Return the notices of received faxes and of finished sent ones, newest first."""
     how = efax.switches.notifications
     if how == "404":
         raise RefusedError(404, "no such resource")

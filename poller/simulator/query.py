@@ -1,4 +1,4 @@
-"""Reading what a client sent, as strictly as efax-api.md words it; anything else is a 400."""
+"""Read requests as strictly as eFax documents them; anything else is a 400."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ Filter = Callable[[Fax], bool]
 
 
 class RefusedError(Exception):
-    """The call is answered with an error status; `element` is the field to blame, if one is."""
+    """The call gets an error status; `element` is the wrong field, if there is one."""
 
     def __init__(self, status: int, message: str, element: str = "") -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class MalformedError(RefusedError):
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request off the wire; header names are lower case."""
+    """One request as received; header names are in lower case."""
 
     method: str
     target: str
@@ -43,7 +43,7 @@ class Arrival:
 
     @cached_property
     def segments(self) -> list[str]:
-        """The decoded segments of the path."""
+        """Return the decoded segments of the path."""
         path = self.target.partition("?")[0]
         return [
             unquote_to_bytes(segment).decode("utf-8", "surrogateescape")
@@ -61,7 +61,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Window:
-    """The bounds of a list as they were asked for."""
+    """The requested bounds of a list."""
 
     start: datetime | None = None
     end: datetime | None = None
@@ -69,14 +69,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Paging:
-    """`limit` is None when none was asked for."""
+    """`limit` is None if the request has none."""
 
     offset: int = 0
     limit: int | None = None
 
 
 _COUNT = r"[0-9]{1,9}"
-# What narrows a list down beside its window: how it is spelled, and whether a fax passes it.
+# Filters of a list besides its window: the form of the value, and whether a fax passes.
 _FILTERS: dict[str, tuple[str, Callable[[Fax, str], bool]]] = {
     "image_downloaded": ("true|false", lambda fax, text: fax.image_downloaded == (text == "true")),
     "search_text": (".*", lambda fax, text: text.lower() in fax.searched),
@@ -92,8 +92,8 @@ SENT_PARAMETERS = LIST_PARAMETERS | {
 }
 NOTICE_PARAMETERS = frozenset((*_BOUNDS, "sent_status", "fax_direction"))
 
-# Only unreserved characters, percent-encoded ones and, where it is not refused, the colon. A bare
-# plus is let through here because servers read it as a blank; the timestamp then is malformed.
+# Only unreserved characters, percent-encoded ones and, unless refused, the colon. A bare plus
+# passes here because servers read it as a blank; it makes the timestamp malformed.
 _TEXT = r"(?:[A-Za-z0-9\-._~:+]|%[0-9A-Fa-f]{2})*"
 _QUERY = re.compile(rf"(?:{_TEXT}={_TEXT}(?:&{_TEXT}={_TEXT})*)?")
 _TIMESTAMP = re.compile(
@@ -102,7 +102,7 @@ _TIMESTAMP = re.compile(
 
 
 def parse_query(query: str, *, allowed: frozenset[str], refuse_bare_colon: bool) -> dict[str, str]:
-    """Decode a query string; refuses unknown or repeated names and characters left bare."""
+    """Decode a query string; refuse unknown or repeated names and unencoded characters."""
     if not _QUERY.fullmatch(query):
         raise MalformedError("query", "a reserved character in the query is not percent-encoded")
     if refuse_bare_colon and ":" in query:
@@ -117,7 +117,7 @@ def parse_query(query: str, *, allowed: frozenset[str], refuse_bare_colon: bool)
 def parse_timestamp(name: str, text: str) -> datetime:
     """Read `yyyy-mm-ddThh:mm:ss[.fff]` and an offset of sign and four digits."""
     if not _TIMESTAMP.fullmatch(text):
-        raise MalformedError(name, "a timestamp is yyyy-mm-ddThh:mm:ss[.fff]+hhmm")
+        raise MalformedError(name, "a timestamp must be yyyy-mm-ddThh:mm:ss[.fff]+hhmm")
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
@@ -134,7 +134,7 @@ def parse_window(values: Mapping[str, str]) -> Window:
 
 
 def parse_filters(values: Mapping[str, str]) -> Filter:
-    """Give what each fax of a list has to pass beside its window."""
+    """Return the filter for the faxes of a list, besides its window."""
     wanted = {name: text for name, text in values.items() if name in _FILTERS}
     for name, text in wanted.items():
         if not re.fullmatch(_FILTERS[name][0], text, re.DOTALL):
@@ -151,7 +151,7 @@ def parse_paging(headers: Mapping[str, str], *, refuse_above_100: bool) -> Pagin
 
 
 def parse_basic(header: str) -> tuple[str, str] | None:
-    """Give App ID and API key of a Basic authorization, None when it is none."""
+    """Return App ID and API key of a Basic authorization; None if it is not one."""
     try:
         read = BasicAuth.decode(header, "utf-8")
     except ValueError:
@@ -160,7 +160,7 @@ def parse_basic(header: str) -> tuple[str, str] | None:
 
 
 def parse_bearer(header: str, *, strict: bool = False) -> str | None:
-    """Give the token; `strict` knows only `Bearer`, spelled so."""
+    """Return the token; `strict` accepts only the spelling `Bearer`."""
     scheme, _, token = header.partition(" ")
     known = scheme == "Bearer" if strict else scheme.lower() == "bearer"
     return token if known and token else None
@@ -169,5 +169,5 @@ def parse_bearer(header: str, *, strict: bool = False) -> str | None:
 def _count(headers: Mapping[str, str], name: str) -> int | None:
     text = headers.get(name)
     if text is not None and not re.fullmatch(_COUNT, text):
-        raise MalformedError(name, "a count of digits only")
+        raise MalformedError(name, "a count must consist of digits")
     return None if text is None else int(text)

@@ -1,4 +1,4 @@
-"""What the API answers, spelled as the switches say. Values in, values out."""
+"""The API's answers, in the form that the switches set. Values in, values out."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ _PROXY_PAGE = (
 
 @dataclass
 class Reply:
-    """One answer before it is sent. A header that is None is not to be sent at all."""
+    """One answer before it is sent. A header that is None is left out."""
 
     status: int
     body: bytes = b""
@@ -51,7 +51,7 @@ def html_reply(status: int, title: str) -> Reply:
 
 
 def error_reply(switches: Switches, refused: RefusedError, transaction_id: str) -> Reply:
-    """Give an error in the shape that `error_body` says; the transaction id comes back."""
+    """Return an error in the form that `error_body` sets, with the request's transaction id."""
     status, message = refused.status, str(refused)
     code = next((known.name for known in HTTPStatus if known == status), f"ERROR_{status}")
     if switches.error_body == "empty":
@@ -71,11 +71,11 @@ def error_reply(switches: Switches, refused: RefusedError, transaction_id: str) 
 
 
 def retry_after(switches: Switches, seconds: int, now: datetime) -> str | None:
-    """Spell a Retry-After header, or None where the switch says that there is none."""
+    """Return a Retry-After header, or None if the switch turns it off."""
     if switches.retry_after == "none":
         return None
     if switches.retry_after == "date":
-        return http_date(now + timedelta(seconds=seconds + 1))  # a date has whole seconds only
+        return http_date(now + timedelta(seconds=seconds + 1))  # a date has only whole seconds
     return str(seconds)
 
 
@@ -84,7 +84,7 @@ def http_date(instant: datetime) -> str:
 
 
 def list_body(switches: Switches, page: Sequence[dict[str, Any]], offset: int) -> dict[str, Any]:
-    """Give a page of a list, made of its records; `offset` is where it begins, from 0."""
+    """Return a page of a list from its records; `offset` is the first one's position, from 0."""
     if not page and switches.empty_list == "bare":
         return {}
     first, last = (offset + 1, offset + len(page)) if page else (0, 0)
@@ -95,7 +95,7 @@ def list_body(switches: Switches, page: Sequence[dict[str, Any]], offset: int) -
 
 
 def listed_fax(switches: Switches, fax: Fax) -> dict[str, Any]:
-    """Give a fax as the list has it; `fax.fields` are put over what the switches say.
+    """Return a fax as in the list; `fax.fields` override the switches.
 
     A field that is None is left out.
     """
@@ -129,7 +129,7 @@ def metadata_body(switches: Switches, fax: Fax) -> dict[str, Any]:
 
 
 def as_metadata(switches: Switches, fax: F) -> tuple[Switches, F]:
-    """Give both as the metadata have it, which may say what the list leaves out."""
+    """Return both as the metadata call shows them; it may have fields that the list lacks."""
     if switches.metadata_fields == "as-listed":
         return switches, fax
     fields = {name: value for name, value in fax.fields.items() if value is not None}
@@ -137,7 +137,7 @@ def as_metadata(switches: Switches, fax: F) -> tuple[Switches, F]:
 
 
 def timestamp(switches: Switches, instant: datetime) -> str:
-    """Spell completed_timestamp; all spellings mean the same instant, some to the second only."""
+    """Return completed_timestamp in the switch's form; some forms are cut to whole seconds."""
     seconds = "%Y-%m-%dT%H:%M:%S"
     spelling = _TIMESTAMPS.get(switches.timestamp, "{stem}{fraction}" + switches.timestamp)
     return spelling.format(
@@ -150,7 +150,7 @@ def timestamp(switches: Switches, instant: datetime) -> str:
 def image_reply(
     switches: Switches, fax: Fax, document: bytes, asked: Format, trouble: str | None
 ) -> Reply:
-    """Give the JSON around a document; `trouble` is a fault of stage DOCUMENT."""
+    """Return the JSON around a document; `trouble` is a fault of stage DOCUMENT."""
     fields = {
         "fax_id": f"not-{fax.fax_id}" if trouble == "wrong-fax-id" else fax.fax_id,
         "file_name": f"{fax.number}.{asked}",
@@ -169,7 +169,7 @@ def image_reply(
 
 
 def _image_text(switches: Switches, document: bytes, trouble: str | None) -> str:
-    """Spell a document as a JSON string of base64, broken as asked for."""
+    """Return a document as a JSON string of base64, broken as `trouble` says."""
     if trouble == "null-image":
         return "null"
     if trouble == "cut-document":

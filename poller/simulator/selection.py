@@ -1,4 +1,4 @@
-"""Which faxes a list call shows, in which order, and how much of them at once."""
+"""Select the faxes of a list call, their order and the page."""
 
 import random
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ F = TypeVar("F", bound=Fax)
 
 
 def check_window(switches: Switches, window: Window, now: datetime) -> None:
-    """Refuse a window that is too long, too old or ends in the future, where the switches say so."""
+    """Refuse a window that is too long, too old or ends in the future, if the switches say so."""
     if switches.future_window == "refused" and window.end is not None and window.end > now:
-        raise MalformedError("max_completed_timestamp", "the maximum lies in the future")
+        raise MalformedError("max_completed_timestamp", "the maximum is in the future")
     if window.start is None:
         return
     for longest_s, end, problem in (
         (switches.longest_window_s, window.end or now, "the window is too long"),
-        (switches.oldest_window_s, now, "the window begins too long ago"),
+        (switches.oldest_window_s, now, "the window starts too long ago"),
     ):
         if longest_s is not None and (end - window.start).total_seconds() > longest_s:
             raise MalformedError("min_completed_timestamp", problem)
@@ -30,7 +30,7 @@ def check_window(switches: Switches, window: Window, now: datetime) -> None:
 def matching(
     switches: Switches, mailbox: Mailbox, window: Window, passes: Filter, now: datetime
 ) -> list[Fax]:
-    """Give what is visible, inside the bounds and passes the filters, newest first."""
+    """Return the visible faxes in the bounds that pass the filters, newest first."""
     start, excluded = _bounds(switches, window, now)
     return [
         fax
@@ -40,7 +40,7 @@ def matching(
 
 
 def lies_in(switches: Switches, window: Window, instant: datetime, now: datetime) -> bool:
-    """Say whether a time is inside the bounds."""
+    """Return whether a time is inside the bounds."""
     start, excluded = _bounds(switches, window, now)
     is_before = start is not None and instant < start
     is_after = window.end is not None and instant > window.end
@@ -50,7 +50,7 @@ def lies_in(switches: Switches, window: Window, instant: datetime, now: datetime
 def _bounds(
     switches: Switches, window: Window, now: datetime
 ) -> tuple[datetime | None, set[datetime | None]]:
-    """Where a window begins, and which of its bounds are not part of it."""
+    """Return the start of a window, and the bounds that are not part of it."""
     start = window.start
     if start is None and switches.default_window_s is not None:
         start = now - timedelta(seconds=switches.default_window_s)
@@ -74,7 +74,7 @@ def ordered(switches: Switches, newest_first: list[F], rng: random.Random) -> li
 
 
 def page_of(switches: Switches, faxes: Sequence[F], paging: Paging) -> tuple[Sequence[F], int]:
-    """Cut one page out of a list; gives it and the offset at which it really begins."""
+    """Return one page of a list, and the offset at which it really starts."""
     if switches.paging_headers == "ignored":
         paging = Paging()
     limit = min(paging.limit or switches.default_page, switches.page_cap)

@@ -1,4 +1,4 @@
-"""The simulated eFax on loopback: the network side of it."""
+"""The simulated eFax on loopback: its network side."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _SENDERS = ("13235551212", "14155550134", "12125550187", "+442079460958", "unava
 class Simulator(FakeEfax):
     """eFax as an HTTP server on 127.0.0.1: `async with Simulator(...) as sim: … sim.base_url …`.
 
-    Port 0 takes any free one; OSError when a given one is taken.
+    Port 0 takes any free port. Raises OSError if a given port is taken.
     """
 
     def __init__(self, *, port: int = 0, **settings: Any) -> None:
@@ -44,10 +44,10 @@ class Simulator(FakeEfax):
 
     async def start(self) -> None:
         app = web.Application(client_max_size=_LARGEST_BODY)
-        app.router.add_route("*", "/{path:(?s:.*)}", self._handle)  # an id may hold a line break
+        app.router.add_route("*", "/{path:(?s:.*)}", self._handle)  # an id may contain a line break
         app.on_response_prepare.append(drop_unwanted_headers)
-        # Handlers are cancelled when the client or the simulator goes away, so that none that
-        # stalls or is held back stays behind.
+        # Cancel handlers when the client or the simulator goes away, so that no stalled or
+        # delayed one stays behind.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
         )
@@ -59,7 +59,7 @@ class Simulator(FakeEfax):
             raise
 
     async def stop(self) -> None:
-        """End it, and with it answers that are held back or stall. May be called twice."""
+        """Stop the server, and cancel delayed and stalled answers. May be called twice."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -67,7 +67,7 @@ class Simulator(FakeEfax):
     async def arrivals(
         self, per_minute: float, on_arrival: Callable[[Fax], None] | None = None
     ) -> None:
-        """Let faxes come in at random times, for random users, until cancelled; 0 means none."""
+        """Make faxes arrive at random times, for random users, until cancelled; 0 means none."""
         while per_minute:
             await asyncio.sleep(self.random.expovariate(per_minute / 60))
             fax = self.receive_somewhere()
@@ -75,7 +75,7 @@ class Simulator(FakeEfax):
                 on_arrival(fax)
 
     async def departures(self, per_hour: float) -> None:
-        """Let users taken at random send faxes at random times, until cancelled; 0 means none."""
+        """Make random users send faxes at random times, until cancelled; 0 means none."""
         while per_hour:
             await asyncio.sleep(self.random.expovariate(per_hour / 3600))
             self.sent(
@@ -90,7 +90,7 @@ class Simulator(FakeEfax):
         return self.random.choice(users)
 
     def receive_somewhere(self, **fields: Any) -> Fax:
-        """Let a fax of 1 to 4 pages come in for a user taken at random."""
+        """Make a fax of 1 to 4 pages arrive for a random user."""
         app_id, user_id = self._somebody()
         return self.receive(
             app_id,
@@ -103,8 +103,8 @@ class Simulator(FakeEfax):
     def hook(self, app_id: str, url: str, secret: str) -> None:
         """Post notices of this App ID's faxes from now on, to an address on this machine.
 
-        They go out when `notifier.post_due` is called, or by `keep_posting`. ValueError for an
-        address elsewhere.
+        `notifier.post_due` or `keep_posting` sends them. Raises ValueError for another machine's
+        address.
         """
         self.hooks[app_id] = hook_target(url, secret)
 
@@ -115,7 +115,7 @@ class Simulator(FakeEfax):
             await asyncio.sleep(every_s)
 
     async def before_delivery(self, seen: Seen) -> None:
-        """Wait before an answer is sent; here not at all."""
+        """Wait before sending an answer; this class does not wait."""
 
     async def _listen(self) -> None:
         assert self._runner is not None

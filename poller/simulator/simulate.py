@@ -1,4 +1,4 @@
-"""`poller simulate`: the simulated eFax by hand, with a configuration to go with it."""
+"""`poller simulate`: run the simulated eFax, and print a configuration for it."""
 
 import argparse
 import asyncio
@@ -26,14 +26,14 @@ from .switches import Switches
 T = TypeVar("T")
 
 DESCRIPTION = """\
-Speaks the eFax Enterprise API on 127.0.0.1, with made-up faxes: real black and white pages, as PDF
-and as TIFF. On stdout it prints a configuration for the poller, on stderr a line for each arriving
-fax. It ends with Ctrl-C, SIGTERM or --duration.
+Serves the eFax Enterprise API on 127.0.0.1 with made-up faxes: real black and white pages, as PDF
+and as TIFF. It prints a configuration for poller on stdout, and a line for each arriving fax on
+stderr. It ends on Ctrl-C, SIGTERM or after --duration.
 
-A fax that is sent to the number of one of its users arrives there.
+If you send a fax to the number of one of its users, that user receives it.
 
   poller simulate --users 3 --arrivals-per-minute 20 >sim.yaml   # in one terminal
-  head sim.yaml                                                  # says what to export
+  head sim.yaml                                                  # shows what to export
   poller -c sim.yaml run                                         # in another one
 """
 
@@ -44,7 +44,7 @@ switches, --switch NAME=VALUE (the first value is the default):
 {Switches.describe()}
 
 faults, --fault EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN:
-  WHEN is 5% (by chance), every:7 (each seventh request), first:3 (the first three), fax:10 (always,
+  WHEN is 5% (at random), every:7 (each seventh request), first:3 (the first three), fax:10 (always,
   for each tenth fax) or always. CALL is one of {", ".join(faults.CALLS[:7])},
   {", ".join(faults.CALLS[7:])}.
   e.g. --fault 500@image=5%  --fault 429@list+30=every:20  --fault cut-document=fax:10
@@ -53,20 +53,20 @@ faults, --fault EFFECT[@CALL,CALL][+RETRY_AFTER]=WHEN:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `simulate`; the parser's description and epilog are set as well."""
+    """Add the options of `simulate`; also set the parser's description and epilog."""
     parser.description, parser.epilog = DESCRIPTION, epilog()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     count, amount = _number(1, 100_000), _number(0, 1e6, float)
     port, backlog = _number(0, 65_535), _number(0, 1_000_000)
-    arriving = "how many faxes come in, at random times, for random users (6; 0 for none)"
-    late = "faxes that came in during the last day, before the start (5)"
+    arriving = "how many faxes arrive, at random times, for random users (6; 0 for none)"
+    late = "faxes that arrived in the last day before the start (5)"
     sending = "how many faxes users send, at random times (0)"
-    told = "post a notice of each fax there, on this machine (below it, for several App IDs)"
-    signed = "a file with the secret that the notices are signed with"
+    told = "post a notice of each fax to this URL on this machine (to paths below it for several App IDs)"
+    signed = "a file with the secret that signs the notices"
     limited = "answer 429 above F requests a second per App ID"
-    open_point = "how this eFax behaves where its behaviour is not published; see below"
-    trouble = "a trouble and how often it strikes; see below"
+    open_point = "how this eFax behaves where eFax's behaviour is undocumented; see below"
+    trouble = "a fault and how often it strikes; see below"
     add("--port", type=port, default=0, metavar="N", help="port on 127.0.0.1 (any free one)")
     add("--apps", type=count, default=1, metavar="N", help="App IDs, each an account (1)")
     add("--users", type=count, default=3, metavar="N", help="users of each App ID (3)")
@@ -77,18 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hook-secret-file", type=Path, metavar="FILE", help=signed)
     add("--rate", type=amount, metavar="F", help=limited)
     add("--burst", type=count, default=12, metavar="N", help="burst that --rate allows (12)")
-    # Not a fixed one: a poller that knows the fax ids of one run would ignore those of the next.
-    add("--seed", type=int, metavar="N", help="same seed, same made-up data (another at each run)")
+    # Not a fixed seed: a poller that knows the fax ids of one run would ignore those of the next.
+    add("--seed", type=int, metavar="N", help="the same seed gives the same data (default: random)")
     for name, read, meta, text in (
         ("--switch", _switch, "NAME=VALUE", open_point),
         ("--fault", Fault.parse, "NAME=WHEN", trouble),
     ):
         add(name, type=_in_a_sentence(read), action="append", default=[], metavar=meta, help=text)
-    add("--duration", type=amount, metavar="S", help="end by itself after so many seconds")
+    add("--duration", type=amount, metavar="S", help="end after this many seconds")
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Run the simulator until it is told to end; CannotStart when the port is taken."""
+    """Run the simulator until a signal ends it. Raises CannotStart if the port is taken."""
     simulator = Simulator(
         port=args.port,
         switches=Switches.parse(args.switch),
@@ -114,8 +114,8 @@ async def run(args: argparse.Namespace) -> int:
 
 
 def populate(simulator: Simulator, *, apps: int, users: int, backlog: int) -> dict[str, str]:
-    """Set up App IDs, users and a backlog of the last day; gives each App ID's key."""
-    # Keys are really random: the simulator's port may be open to other users of the machine.
+    """Set up App IDs, users and a backlog of the last day; return each App ID's key."""
+    # The keys are truly random: other users of the machine may reach the simulator's port.
     keys = {f"simulated-app-{app}": secrets.token_urlsafe(18) for app in range(1, apps + 1)}
     numbered = 0
     for app_id, key in keys.items():
@@ -150,10 +150,10 @@ def _tell_hook(simulator: Simulator, url: str, secret_file: Path | None) -> None
 def configuration(
     simulator: Simulator, keys: dict[str, str], hook_secret: Path | None = None
 ) -> str:
-    """Give a poller's configuration for this simulator, and above it what to export."""
+    """Return a poller's configuration for this simulator, preceded by the variables to export."""
     lines = [
-        f"# The simulated eFax is at {simulator.base_url} until it is ended.",
-        "# What follows is a configuration for the poller. Before it starts:",
+        f"# The simulated eFax runs at {simulator.base_url}.",
+        "# This is a configuration for poller. Before you start poller, run:",
         *(f"#   export {_variable(app_id)}={key}" for app_id, key in keys.items()),
         "accounts:",
     ]
@@ -213,13 +213,13 @@ def _tell(fax: Fax) -> None:
 
 
 def _print(stream: TextIO, text: str) -> None:
-    # Whoever read the configuration may have gone (`poller simulate | head`).
+    # The reader may have gone, as in `poller simulate | head`.
     with contextlib.suppress(BrokenPipeError):
         print(text, file=stream, flush=True)
 
 
 def _in_a_sentence(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Let argparse say what a ValueError says, and not that a value is invalid."""
+    """Make argparse print a ValueError's text instead of "invalid value"."""
 
     def checked(text: str) -> T:
         try:
@@ -236,7 +236,7 @@ def _number(low: float, high: float, kind: type[float] = int) -> Callable[[str],
             if low <= (value := kind(text)) <= high:
                 return value
         whole = "whole number" if kind is int else "number"
-        raise ValueError(f"{text!r} is no {whole} from {low:g} to {high:g}")
+        raise ValueError(f"{text!r} is not a {whole} from {low:g} to {high:g}")
 
     return _in_a_sentence(read)
 

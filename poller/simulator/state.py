@@ -1,4 +1,4 @@
-"""What eFax keeps of an App ID, a user and a fax. No network, no clock of its own."""
+"""What eFax knows about an App ID, a user and a fax. No network, no clock."""
 
 import bisect
 import re
@@ -17,9 +17,9 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class Fax:
     """One received fax; tests compare it by identity, eFax by (app_id, user_id, fax_id).
 
-    `completed` is what the list says, in whole milliseconds; it is listed from `visible_at` on.
-    `trouble` is a fault (see faults.py) that each download of this fax meets. `fields` are put over
-    what the list says of it; None takes a field away, there.
+    `completed` is the time in the list, in whole milliseconds; the list shows the fax from
+    `visible_at` on. `trouble` is a fault (see faults.py) in each download of this fax. `fields`
+    override the fax's fields in the list; None removes a field there.
     """
 
     app_id: str
@@ -44,7 +44,7 @@ class Fax:
 
     @property
     def searched(self) -> str:
-        """What `search_text` is looked for in."""
+        """Return the text that `search_text` searches."""
         return f"{self.originating}\n{self.destination}\n{self.tsid}".lower()
 
 
@@ -54,10 +54,10 @@ FINAL = frozenset({"COMPLETE", "ERROR", "CANCELED"})
 
 @dataclass(eq=False, repr=False)
 class SentFax(Fax):
-    """One sent fax; it exists from `visible_at` on, when it was accepted.
+    """One sent fax; it exists from `visible_at` on, when eFax accepted it.
 
-    `course` says after how many seconds it reaches which state (NEW, INPROGRESS, PENDING RETRY, and
-    the three of FINAL); `completed` is when it reaches the last one. `error_code` is of ERROR.
+    `course` holds each state and the seconds until it (NEW, INPROGRESS, PENDING RETRY, and the
+    three of FINAL); `completed` is the time of the last one. `error_code` belongs to ERROR.
     """
 
     course: Course = ((0.0, "COMPLETE"),)
@@ -75,7 +75,7 @@ class SentFax(Fax):
         return self.status(now) in FINAL
 
     def ends(self, now: datetime, state: str, error_code: str = "E42") -> None:
-        """Let it reach a state now, and stay there."""
+        """Put it into a state now, for good."""
         since_s = (now - self.visible_at).total_seconds()
         before = tuple(step for step in self.course if step[0] < since_s)
         self.course, self.error_code = (*before, (since_s, state)), error_code
@@ -83,14 +83,14 @@ class SentFax(Fax):
 
 
 def whole_milliseconds(instant: datetime) -> datetime:
-    """Cut a time as the API says times."""
+    """Cut a time to whole milliseconds, as in the API."""
     utc = instant.astimezone(UTC)
     return utc - timedelta(microseconds=utc.microsecond % 1000)
 
 
 @dataclass
 class Mailbox:
-    """The faxes of one user: received ones oldest first, sent ones as they were sent."""
+    """The faxes of one user: received ones oldest first, sent ones in the order of sending."""
 
     app_id: str
     user_id: str
@@ -109,7 +109,7 @@ class Mailbox:
         self.by_id[fax.fax_id] = fax
 
     def find(self, fax_id: str) -> Fax | None:
-        """Find a fax by its id; a UUID in any case, for eFax itself may spell it so."""
+        """Return the fax with this id; ignore a UUID's case, as eFax may spell it either way."""
         found = self.by_id.get(fax_id)
         if found is None and is_uuid(fax_id):
             spellings = (fax_id.lower(), fax_id.upper())
@@ -125,7 +125,7 @@ class Mailbox:
         fax.deleted = True
 
     def between(self, start: datetime | None, end: datetime | None) -> list[Fax]:
-        """Give the faxes completed from start to end, both included, oldest first."""
+        """Return the faxes completed from start to end inclusive, oldest first."""
         low = 0 if start is None else bisect.bisect_left(self.faxes, start, key=_COMPLETED)
         high = None if end is None else bisect.bisect_right(self.faxes, end, key=_COMPLETED)
         return self.faxes[low:high]
@@ -137,7 +137,7 @@ def is_uuid(text: str) -> bool:
 
 @dataclass(frozen=True)
 class HookTarget:
-    """Where the notices of an App ID are posted, and the secret that they are signed with."""
+    """Where to post the notices of an App ID, and the secret that signs them."""
 
     url: str
     secret: str = field(repr=False)
@@ -145,7 +145,7 @@ class HookTarget:
 
 @dataclass
 class App:
-    """One App ID with its one good token."""
+    """One App ID with its one valid token."""
 
     app_id: str
     api_key: str
@@ -164,7 +164,7 @@ class RateLimit:
     at: float
 
     def take(self, now: float) -> float:
-        """Take one token; gives 0, or the seconds until there is one (then none was taken)."""
+        """Take one token and return 0, or take none and return the seconds until there is one."""
         self.level = min(self.burst, self.level + max(0.0, now - self.at) * self.rate)
         self.at = now
         if self.level >= 1.0:

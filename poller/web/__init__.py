@@ -1,4 +1,4 @@
-"""Show on HTTP how the service is doing: a page for people, endpoints for probes and Prometheus."""
+"""The status server: a page for people, endpoints for probes and Prometheus."""
 
 import asyncio
 import base64
@@ -49,8 +49,11 @@ _FREE_TEXT: Final = frozenset({"last_error", "reason", "problems", "error", "con
 
 @dataclass(frozen=True)
 class Answers:
-    """`status` gives what `poller status --json` shows, `ready` the reasons why the service is not
-    (none: it is), `alive` whether the process works."""
+    """What the server asks the service.
+
+    `status` returns the object of `poller status --json`, `ready` the reasons why the service is not
+    ready (none: it is), `alive` whether the process works.
+    """
 
     metrics: Metrics
     status: Callable[[], Awaitable[dict[str, Any]]]
@@ -59,10 +62,10 @@ class Answers:
 
 
 class StatusServer:
-    """The HTTP server on `http.host` and `http.port`; nothing at all where the host is None.
+    """The HTTP server on `http.host` and `http.port`; off if the host is None.
 
-    With a `token`, everything but `/healthz` wants it, as bearer or as the password of Basic
-    authentication, which browsers can ask for.
+    With a `token`, everything except `/healthz` requires it, as a bearer token or as the password of
+    Basic authentication, for which browsers ask the user.
     """
 
     def __init__(
@@ -82,18 +85,18 @@ class StatusServer:
         self._status_until = float("-inf")
 
     def take_token(self, token: str) -> None:
-        """Want this token from now on, and no more the one before."""
+        """Require this token from now on instead of the old one."""
         log.register_secret(token)
         self._token = token
 
     @property
     def port(self) -> int:
-        """The port that is listened on; the configured one unless that is 0."""
+        """Return the port that the server listens on; the configured one unless that is 0."""
         addresses = self._runner.addresses if self._runner else []
         return int(addresses[0][1]) if addresses else self._http.port
 
     async def start(self) -> None:
-        """Begin to listen; CannotStart when the address cannot be had."""
+        """Start listening. Raises CannotStart if the address is not available."""
         if self._http.host is None:
             return
         runner = web.AppRunner(
@@ -112,7 +115,7 @@ class StatusServer:
         self._runner = runner
 
     async def stop(self) -> None:
-        """Stop listening; harmless when it is not."""
+        """Stop listening; do nothing if it does not listen."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -144,12 +147,12 @@ class StatusServer:
                 return None
             return _text(
                 HTTPStatus.UNAUTHORIZED,
-                ["The token of `http.token` is wanted."],
+                ["This page needs the token of `http.token`."],
                 {"WWW-Authenticate": 'Basic realm="poller", charset="UTF-8"'},
             )
-        # Without a token we listen on loopback only. A web page elsewhere could have its own name
-        # resolve to 127.0.0.1 and read us through the browser (DNS rebinding); it cannot have a
-        # browser send another name than its own.
+        # Without a token we listen only on loopback. A hostile web page could make its own name
+        # resolve to 127.0.0.1 and read our pages through the browser (DNS rebinding). But it
+        # cannot make the browser send a Host header other than its own name.
         if not _is_local(request.headers.get("Host")):
             return _text(HTTPStatus.MISDIRECTED_REQUEST, ["Use localhost or an IP address."])
         return None
@@ -166,7 +169,7 @@ class StatusServer:
             what = f"The status server failed at {request.path}."
             log.say(events.InternalError(what, error))
             return _json(
-                HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "An internal error, see the log."}
+                HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "Internal error: see the log."}
             )
 
     async def _get_page(self, _request: web.Request) -> web.Response:
@@ -189,7 +192,7 @@ class StatusServer:
         return _text(HTTPStatus.OK, ["ready"])
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        # Many open pages cost no more than one.
+        # Many open pages share one answer.
         async with self._status_lock:
             if self._clock.monotonic() >= self._status_until:
                 self._status_body, self._status_gzipped = await self._fresh_status()
@@ -202,14 +205,14 @@ class StatusServer:
         )
 
     async def _fresh_status(self) -> tuple[bytes, bytes]:
-        """Return the status plain and gzipped: of a thousand users it is nearly a megabyte."""
+        """Return the status, plain and gzipped: for a thousand users it is nearly a megabyte."""
         status = dict(await self._answers.status())
         status.setdefault("at", instant(self._clock.now()))
         status.setdefault("problems", problems(status, self._answers.ready()))
 
         def encoded() -> tuple[bytes, bytes]:
             body = _encode(_without_secrets(status))
-            # aiohttp would compress it in asyncio's default executor.
+            # Compressed here: aiohttp would do it in asyncio's default executor.
             return body, gzip.compress(body, 6)
 
         return await self._threads.run(encoded)
@@ -221,7 +224,7 @@ class StatusServer:
 
 
 async def addresses_of(host: str, port: int, key: str) -> list[str]:
-    """The addresses of a name under `key`; asyncio would ask for them in its default executor."""
+    """Return the addresses of a host name; asyncio would look it up in its default executor."""
     resolver = Resolver(key)
     try:
         found = await resolver.look_up(host, port, socket.AF_UNSPEC, socket.AI_PASSIVE)
@@ -231,7 +234,7 @@ async def addresses_of(host: str, port: int, key: str) -> list[str]:
 
 
 def _load_page() -> tuple[bytes, str]:
-    """Return the page and a policy that lets it run its own style and script and nothing else."""
+    """Return the page and a policy that allows only its own style and script."""
     text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     policy = (
         "default-src 'none'; connect-src 'self'; img-src data:; "
@@ -248,7 +251,7 @@ def _digest(page: str, tag: str) -> str:
 
 
 def _bears(header: str | None, token: str) -> bool:
-    """Tell whether an Authorization header bears `token`, in a time that does not tell how much."""
+    """Return whether an Authorization header carries `token`; compare in constant time."""
     scheme, _, value = (header or "").partition(" ")
     given = value.strip().encode("utf-8", "surrogateescape")
     if scheme.lower() == "basic":
@@ -262,7 +265,7 @@ def _bears(header: str | None, token: str) -> bool:
 
 
 def _is_local(host: str | None) -> bool:
-    """Tell whether a Host header is localhost or an address, neither of which can be rebound."""
+    """Return whether a Host header is localhost or an IP address: DNS rebinding can use neither."""
     if host is None:
         return True
     try:
@@ -291,7 +294,7 @@ def _encode(body: Any) -> bytes:
 
 
 def _without_secrets(value: Any, *, free_text: bool = False) -> Any:
-    """Return `value` with sentences redacted; names, ids and times stay what they are."""
+    """Return `value` with redacted sentences, but unchanged names, ids and times."""
     if isinstance(value, dict):
         return {k: _without_secrets(v, free_text=k in _FREE_TEXT) for k, v in value.items()}
     if isinstance(value, list | tuple):

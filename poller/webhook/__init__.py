@@ -1,4 +1,4 @@
-"""Take eFax's notices on a listener of its own, which the internet may reach."""
+"""Take eFax's notices on a separate listener, which may be open to the internet."""
 
 from poller.webhook.listener import HookListener
 from poller.webhook.tls import server_context

@@ -1,7 +1,7 @@
-"""The listener for eFax's notices: it lets in few at a time, and none for long.
+"""The listener for eFax's notices: few connections at a time, each for a short time.
 
-Whoever knows its address can send what they like. So it takes one request of a connection, a few
-connections at a time and so many a second; the others wait in the kernel, and polls do not.
+Anybody who knows its address can send anything. So it takes one request per connection, and limits
+the open connections and the new ones per second. Others wait in the kernel, and do not delay polls.
 """
 
 import asyncio
@@ -23,22 +23,22 @@ from poller.hooks import LONGEST_BODY, SIGNATURE, is_signed
 from poller.web import addresses_of
 
 _AT_ONCE: Final = 32
-_BETWEEN_S: Final = 0.004  # two connections: 250 a second at most
-_WAITING: Final = 128  # in the kernel
+_BETWEEN_S: Final = 0.004  # between two connections: at most 250 a second
+_WAITING: Final = 128  # connections waiting in the kernel
 _BODY_S: Final = 10.0
-_HEAD_S: Final = 3.0  # from the connection to the last of the request's headers
-_CONNECTION_S: Final = 15.0  # from then to the last of the answer
-_LINGER_S: Final = 2.0  # for a sender to read why it is refused while it still sends
+_HEAD_S: Final = 3.0  # from the connection to the end of the request's headers
+_CONNECTION_S: Final = 15.0  # from then to the end of the answer
+_LINGER_S: Final = 2.0  # for a sender to read the refusal while it still sends
 _AGAIN_S: Final = 1.0
 
-# App ID and secret of the account whose path this is.
+# Returns App ID and secret of the account with a path.
 FindHook = Callable[[str], Awaitable[tuple[str, str] | None]]
 
 
 class HookListener:
-    """Listens on `webhook.listen`; `taken` gets each well-signed body, `refused` is told of the others.
+    """Listens on `webhook.listen`; calls `taken` for each correctly signed body, else `refused`.
 
-    `find` says whose path it is. Both get the App ID, and neither waits for anything.
+    `find` returns the account of a path. `taken` and `refused` get the App ID and must not block.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class HookListener:
 
     @property
     def port(self) -> int:
-        """The port that is listened on; the configured one unless that is 0."""
+        """Return the port that it listens on; the configured one unless that is 0."""
         return int(self._sockets[0].getsockname()[1]) if self._sockets else self._at.port
 
     async def start(self) -> None:
-        """Begin to listen; CannotStart when the address cannot be had."""
+        """Start listening. Raises CannotStart if the address is not available."""
         try:
             for address in await addresses_of(self._at.host, self._at.port, "webhook.listen"):
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -85,7 +85,7 @@ class HookListener:
             self._spawn(self._accept(listening))
 
     async def stop(self) -> None:
-        """Stop listening and let go of who is connected; harmless when it does not listen."""
+        """Stop listening and close all connections; do nothing if it does not listen."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -104,7 +104,7 @@ class HookListener:
             await self._room.acquire()
             try:
                 accepted, _ = await loop.sock_accept(listening)
-            except OSError:  # gone again, or no descriptor is free
+            except OSError:  # the client has gone, or no descriptor is free
                 self._room.release()
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -115,15 +115,15 @@ class HookListener:
             await asyncio.sleep(_BETWEEN_S)
 
     async def _serve(self, accepted: socket.socket) -> None:
-        """Let a connection live for one request, and no longer than that may take.
+        """Serve one request of a connection, within its time limits.
 
-        Whoever sends none holds a place for a moment only: those with a notice wait for it.
+        A client that sends nothing keeps its place only for a moment, because others wait for it.
         """
         loop = asyncio.get_running_loop()
         handler, ended = self._server.handler()
         transport: Any = None
         try:
-            with suppress(TimeoutError, OSError):  # an SSLError is one, too
+            with suppress(TimeoutError, OSError):  # an SSLError is an OSError
                 async with asyncio.timeout(_HEAD_S) as deadline:
                     self._server.deadlines[handler] = deadline
                     transport, _ = await loop.connect_accepted_socket(
@@ -164,7 +164,7 @@ class HookListener:
 
     async def _check(self, request: web.BaseRequest, app_id: str, secret: str) -> web.Response:
         signature = request.headers.get("X-HMAC-Signature", "")
-        # Whoever brings none at all is not waited for.
+        # Do not wait for the body of a request without a signature.
         if SIGNATURE.fullmatch(signature.strip()):
             async with asyncio.timeout(_BODY_S):
                 body = await _body(request)
@@ -180,22 +180,22 @@ class HookListener:
 
 
 class _Connections(web.Server):
-    """aiohttp's protocol for each connection, and when it ends."""
+    """Makes aiohttp's protocol for each connection, and an event for its end."""
 
     def __init__(self, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(
             handle,
             access_log=None,
-            auto_decompress=False,  # the signature is that of the bytes that were sent
+            auto_decompress=False,  # the signature covers the bytes as sent
             lingering_time=_LINGER_S,
-            # It would tell of each stranger who speaks no HTTP.
+            # It would log every client that does not speak HTTP.
             logger=logging.Logger("web-hook", logging.CRITICAL + 1),
         )
         self._ends: dict[asyncio.BaseProtocol, asyncio.Event] = {}
         self.deadlines: dict[asyncio.BaseProtocol, asyncio.Timeout] = {}
 
     def handler(self) -> tuple[asyncio.BaseProtocol, asyncio.Event]:
-        """Make the protocol of one connection, and what is set when that has ended."""
+        """Return the protocol for one connection, and the event that is set when it ends."""
         made, ended = self(), asyncio.Event()
         self._ends[made] = ended
         return made, ended
@@ -205,7 +205,7 @@ class _Connections(web.Server):
         self.deadlines.pop(handler, None)
 
     def prolong(self, handler: asyncio.BaseProtocol) -> None:
-        """Its request has come: give the rest its time."""
+        """Extend the time limit: the request's headers have arrived."""
         if (deadline := self.deadlines.pop(handler, None)) is not None:
             deadline.reschedule(asyncio.get_running_loop().time() + _CONNECTION_S)
 
@@ -216,9 +216,9 @@ class _Connections(web.Server):
 
 
 async def _body(request: web.BaseRequest) -> bytes | None:
-    """Read the body as it was sent, and of one that is too long no more than shows that.
+    """Read the body as sent; stop once it is too long.
 
-    None where it broke off, or its chunks are none.
+    Return None if it breaks off, or its chunked encoding is invalid.
     """
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -229,7 +229,7 @@ async def _body(request: web.BaseRequest) -> bytes | None:
             body += piece
             if len(body) > LONGEST_BODY:
                 break
-    except Exception:  # noqa: BLE001 - whatever a sender can do to it
+    except Exception:  # noqa: BLE001 - whatever a sender can cause
         return None
     return bytes(body)
 

@@ -147,7 +147,7 @@ async def test_beside_a_daemon_it_is_done_by_it_without_a_second_sign_in(
         done = await backfilled(installation, days_ago(simulator, 45, 15))
         assert done.code == 0, done
         assert (done.json["stored"], done.json["by_daemon"]) == (3, True)
-        assert "The running service does it" in done.err
+        assert "The running service does the backfill" in done.err
         assert simulator.sign_ins.total() == 1
         (event,) = daemon.said("backfill-completed")
         assert event["poller"]["user"] == "front-desk"

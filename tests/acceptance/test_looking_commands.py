@@ -56,7 +56,7 @@ async def test_explain_tells_the_whole_history_of_a_fax_in_order(
     assert all(Path(path).is_file() for path in shown["evidence"])
     assert shown["evidence"]
     happened = [one["what"] for one in shown["timeline"]]
-    assert happened[:2] == ["received by eFax", "listed first, by a poll"]
+    assert happened[:2] == ["received by eFax", "first listed, by a poll"]
     assert happened[2:] == ["failed", "made due", "stored"]
     times = [one["at"] for one in shown["timeline"]]
     assert times == sorted(times)
@@ -72,7 +72,7 @@ async def test_explain_for_people_names_state_trouble_evidence_and_the_next_atte
     done = await installation.poller("explain", f"main/front-desk/{fax.fax_id}")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"main/front-desk/{fax.fax_id}: pending\n")
-    for words in ("failures in a row: 1", "evidence  ", "received by eFax", "to be tried next"):
+    for words in ("failures in a row: 1", "evidence  ", "received by eFax", "next attempt"):
         assert words in done.out
     assert fax.originating not in done.out
 

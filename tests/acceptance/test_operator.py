@@ -270,7 +270,7 @@ async def test_a_fax_named_as_taken_that_nobody_knows_and_a_stored_one_to_dismis
     fax = simulator.faxes()[0]
     done = await verified(installation, "--taken", fax.fax_id, "--json")
     assert (done.code, done.json["requested"]) == (1, 0)
-    assert done.json["refused"] == [f"main/front-desk/{fax.fax_id}: it is there and whole"]
+    assert done.json["refused"] == [f"main/front-desk/{fax.fax_id}: its files are there and whole"]
     assert simulator.downloads[fax] == 1
     done = await installation.poller("dismiss", fax.fax_id, "--reason", "x")
     assert (done.code, done.said_in_one_sentence()) == (1, True)

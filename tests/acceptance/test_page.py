@@ -236,7 +236,7 @@ async def test_token_that_is_not_accepted_is_not_called_a_service_that_is_stoppe
         await seen.page.route("**/status.json", lambda one: one.fulfill(**answer))
         await seen.page.locator("#problems li").first.wait_for()
         (said,) = await seen.texts("#problems li")
-        assert "The token is not accepted" in said
+        assert "The service does not accept the token" in said
         assert await seen.texts("#state") == ["no access"]
 
 
@@ -298,4 +298,4 @@ async def test_an_open_page_follows_the_service_and_says_when_it_is_gone(tmp_pat
             await playwright.expect(seen.page.locator("#state")).to_have_text(
                 "no answer", timeout=PATIENCE_MS
             )
-            assert "What is shown below is old." in (await seen.texts("#problems li"))[0]
+            assert "The figures below are old." in (await seen.texts("#problems li"))[0]

@@ -79,7 +79,7 @@ class Case:
 
 NOT_JSON = "The list answer is not JSON."
 NO_LIST = "The list answer contains no list of faxes."
-NO_HTTP = "What 127.0.0.1 answered to the list call is not valid HTTP."
+NO_HTTP = "The answer of 127.0.0.1 to the list call is not valid HTTP."
 BROKEN_OFF = "127.0.0.1 broke off its answer to the list call."
 BOMB_SIZE = (1024 if EXHAUSTIVE else 36) * MEBIBYTE
 ONE = {"fax_id": FAX, **PATIENT}
@@ -177,13 +177,13 @@ LISTS = [
     Case("gzip-cut", "", http(gzip.compress(GOOD_LIST)[:-12], "Content-Encoding: gzip")),
     Case(
         "gzip-bomb",
-        "The answer is larger than any list can be.",
+        "The answer is too large to be a list.",
         http(packed(b'{"faxes": [', b" ", BOMB_SIZE, b"]}"), "Content-Encoding: gzip"),
         is_big=True,
     ),
     Case(
         "40-MB-of-list",
-        "The answer is larger than any list can be.",
+        "The answer is too large to be a list.",
         http(b'{"faxes": [' + b" " * (40 * MEBIBYTE) + b"]}"),
         is_big=True,
     ),

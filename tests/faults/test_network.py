@@ -136,7 +136,7 @@ async def test_row_33_a_server_that_takes_connections_and_never_answers_is_given
 
     outcomes = await impatient.cycle()
 
-    assert str(outcomes[A].error) == "The health call was not answered within 1.5 seconds."
+    assert str(outcomes[A].error) == "eFax did not answer the health call within 1.5 seconds."
     assert impatient.visible(C)
     assert await impatient.counted() == impatient.proxy.connections
     await impatient.proxy.drop()
@@ -154,7 +154,7 @@ async def test_row_33_a_list_that_is_swallowed_is_given_up_and_others_are_polled
 
     outcomes = await impatient.cycle()
 
-    said_of_a = "The list call was not answered within 1.5 seconds."
+    said_of_a = "eFax did not answer the list call within 1.5 seconds."
     assert str(outcomes[A].error) == await impatient.last_error(A) == said_of_a
     assert impatient.state(A).progress.watermark == watermark
     assert impatient.visible(B)
@@ -179,7 +179,7 @@ async def test_row_33_a_connection_that_is_never_taken_has_a_sentence_of_its_own
             work.receive(C)
             outcomes = await work.cycle()
             assert str(outcomes[A].error) == (
-                "127.0.0.1 did not take the connection in time: check the network and the firewall."
+                "127.0.0.1 did not accept the connection in time: check the network and the firewall."
             )
             assert work.visible(C)
 
@@ -200,7 +200,7 @@ async def test_row_34_a_cut_body_with_its_length_is_refused_and_had_again(
         Harm(cut_after=after, end=end),
         f"{BROKE_OFF} {call}",
         f"{CLOSED} {call}",
-        "What 127.0.0.1 answered to the image call is not valid HTTP.",
+        "The answer of 127.0.0.1 to the image call is not valid HTTP.",
     )
 
 
@@ -250,7 +250,7 @@ async def test_row_37_an_image_that_falls_silent_in_its_middle_is_given_up(
     await assert_only_this_image_suffers(
         impatient,
         Harm(cut_after=3000, end="stall"),
-        "127.0.0.1 fell silent during the image call.",
+        "127.0.0.1 stopped sending during the image call.",
     )
 
 
@@ -262,7 +262,7 @@ async def test_row_37_a_list_that_stalls_in_its_middle_is_given_up(impatient: Be
 
     outcomes = await impatient.cycle()
 
-    assert str(outcomes[A].error) == "The list call was not answered within 1.5 seconds."
+    assert str(outcomes[A].error) == "eFax did not answer the list call within 1.5 seconds."
     assert impatient.visible(B)
     await impatient.heal()
 
@@ -285,7 +285,7 @@ async def test_row_38_an_image_that_only_drips_is_given_up_and_holds_up_nobody(
         row = await work.row(dripping)
         assert (row.state, row.last_error) == (
             State.PENDING,
-            "The answer only drips in; it was given up.",
+            "The answer arrived too slowly, so poller gave it up.",
         )
         assert work.visible(A) == work.dot_files() == []
         assert {(await work.row(fax)).state for fax in (theirs, others)} == {State.STORED}
@@ -387,7 +387,7 @@ async def test_row_51_tls_to_a_port_that_speaks_none_is_said_to_be_that(
 ) -> None:
     async with Simulator() as plain:
         assert await sentence_of(tmp_path, f"https://127.0.0.1:{plain.port}") == (
-            "No TLS connection to 127.0.0.1: check base_url and what stands between."
+            "No TLS connection to 127.0.0.1: check base_url, firewalls and proxies."
         )
 
 

@@ -90,9 +90,9 @@ def test_a_file_without_text_is_reported_in_one_line(tmp_path: Path, ended: Ende
     expected = {
         nowhere: f"{nowhere}: cannot be read: No such file or directory",
         loop: f"{loop}: cannot be read: Too many levels of symbolic links",
-        huge: f"{huge}: is larger than 16 MiB; this is no configuration",
+        huge: f"{huge}: is larger than 16 MiB, so it cannot be a configuration",
         folder: f"{folder}/a.yaml: cannot be read: Is a directory",
-        empty: f"{empty}: there is no *.yaml in this directory; add one",
+        empty: f"{empty}: there is no *.yaml file in this directory; add one",
         long: f"{long}: cannot be read: File name too long",
         Path("/dev/null"): "/dev/null:1: accounts: has no account",
     }

@@ -264,8 +264,8 @@ def test_once_reports_an_unproved_empty_list_and_does_not_count_it(
     summary = json.loads(out)
     assert (code, summary["polled"], summary["failed_polls"]) == (1, 2, 0)
     assert err == (
-        "poller: main was polled, but its empty lists could not be proved and are listed again the "
-        "next time: eFax answered 503\n"
+        "poller: main was polled, but its empty lists were not confirmed; the next run lists them "
+        "again: eFax answered 503\n"
     )
 
 
@@ -297,7 +297,7 @@ def test_once_reports_quarantined_and_waiting_faxes(
     quarantined, pending = err.splitlines()
     assert pending.startswith("poller: 1 fax of main/b is still pending: ")
     assert quarantined.startswith("poller: 3 faxes of main/a, main/b are quarantined: ")
-    assert quarantined.endswith("; mend the cause, then `poller retry`")
+    assert quarantined.endswith("; remove the cause, then `poller retry`")
 
 
 def test_once_of_a_suspended_account_says_that_what_is_due_waits_for_it(
@@ -545,7 +545,7 @@ def test_check_online_with_a_daemon_also_reports_sent_faxes(
     assert run("once")[0] == 1
     with StateLock(directory / "state"):
         code, out, _ = run("check", "--online")
-    assert (code, out.splitlines()[-1]) == (1, "1 of 2 users are polled without trouble.")
+    assert (code, out.splitlines()[-1]) == (1, "1 of 2 users are polled without errors.")
     assert "\nmain/a: ok\nmain/a/sent: eFax answered" in out
 
 
@@ -604,7 +604,7 @@ def test_check_online_says_what_efax_refuses(run: Run, efax: Simulator) -> None:
     signing_in, then = out.splitlines()[-2:]
     assert signing_in.startswith("main: sign-in: ")
     assert signing_in.endswith(": check app_id and the key.")
-    assert then == "main: without a sign-in no user was asked"
+    assert then == "main: the sign-in failed, so its users were not tried"
     assert KEY not in out
 
 
@@ -618,7 +618,7 @@ def test_check_online_never_shows_the_key_or_a_token(
     assert [*efax._owners] == [secret for secret in registered if secret != KEY]
 
 
-_POLLED_WELL = ["main/a: ok", "main/b: ok", "2 of 2 users are polled without trouble."]
+_POLLED_WELL = ["main/a: ok", "main/b: ok", "2 of 2 users are polled without errors."]
 
 
 def test_check_online_with_a_daemon_shows_its_findings_and_does_not_sign_in(
@@ -821,8 +821,8 @@ def test_status_shows_what_the_running_service_says_and_not_what_the_command_can
     assert (account["limit"], account["rate"], account["token_war"]) == (500, 40, True)
     problems = "\n".join(shown["problems"])
     assert (
-        f"still stores in /srv/faxes; `systemctl restart poller` takes the configured {directory}"
-        in problems
+        "still stores in /srv/faxes; `systemctl restart poller` makes it use the configured "
+        f"{directory}" in problems
     )
     assert "Nothing is fetched: the storage directory /srv/faxes cannot be used" in problems
     assert "The last reload was rejected" in problems
@@ -969,7 +969,7 @@ def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
         assert "there is no ledger" in err
 
 
-STOPPED = "The service does not run: start it (`systemctl start poller`), or run `poller once`.\n"
+STOPPED = "The service is not running: `systemctl start poller`, or run `poller once`.\n"
 
 
 def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: Path) -> None:
@@ -1030,16 +1030,16 @@ def test_retry_and_explain_say_that_a_stored_faxs_files_were_taken_away(
         (directory / "faxes" / path).unlink()
 
     again = f"`poller verify --repair --taken main/a/{fax.fax_id}` fetches it again."
-    said = f"main/a/{fax.fax_id} is stored, and its files were taken away; {again}\n"
+    said = f"main/a/{fax.fax_id} is stored, and a consumer took its files away; {again}\n"
     assert run("retry", fax.fax_id) == (0, said, "")
     out = run("explain", fax.fax_id)[1]
-    assert "not there any more: its files were taken away" in out
+    assert "no longer there: a consumer took its files" in out
     assert again in out
     assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is True
 
     (directory / "faxes" / ".poller-storage").unlink()  # as if the disk is not mounted
     assert json.loads(run("explain", fax.fax_id, "--json")[1])["taken"] is None
-    assert "cannot be seen now" in run("retry", fax.fax_id)[1]
+    assert "the storage cannot be read now" in run("retry", fax.fax_id)[1]
 
 
 def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing(
@@ -1063,15 +1063,15 @@ def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing
         code, out, _ = run("retry", fax.fax_id)
     assert (code, out.splitlines()[0]) == (0, "1 fax was made due.")
     assert "1 fax must wait: account main is suspended: " in out
-    assert out.endswith("The service fetches them when that is over.\n")
+    assert out.endswith("The service will fetch them once that is over.\n")
     assert "waited for" not in out
 
     (directory / "faxes" / ".poller-storage").unlink()
     with StateLock(directory / "state"):
         code, out, _ = run("retry", fax.fax_id)
     assert (code, out.splitlines()[0]) == (0, "1 fax was made due.")
-    assert "The service fetches nothing now: " in out
-    assert out.endswith("It fetches them when that is over.\n")
+    assert "The service cannot fetch now: " in out
+    assert out.endswith("It will fetch the faxes once that is over.\n")
 
 
 def test_retry_of_an_unknown_or_ambiguous_fax_is_refused(run: Run, efax: Simulator) -> None:
@@ -1150,7 +1150,7 @@ def test_start_in_the_future_is_refused(directory: Path, run: Run) -> None:
     file.write_text(file.read_text() + 'poll: {start: "2999-01-01T00:00:00Z"}\n')
     code, _, err = run("check")
     assert (code, err.count("\n")) == (78, 1)
-    assert "poll.start: lies in the future" in err
+    assert "poll.start: is in the future" in err
 
 
 def test_hangup_while_the_daemon_starts_does_not_end_it(directory: Path) -> None:
@@ -1326,7 +1326,11 @@ def test_output_of_threads_tasks_and_libraries_during_a_command_is_redacted(
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, ""), done
-    for said in ("A thread ended", "Task exception was never retrieved", "UserWarning"):
+    for said in (
+        "unexpected error ended a thread",
+        "Task exception was never retrieved",
+        "UserWarning",
+    ):
         assert said in done.stderr
     assert "0187#" in done.stderr
     assert "555" not in done.stderr
@@ -1412,7 +1416,7 @@ def test_demo_whose_daemon_dies_says_so_in_a_sentence(
     assert main(["demo"]) == 1
     assert time.monotonic() - began < 60  # it does not wait for faxes that cannot arrive
     out = " ".join(capsys.readouterr().out.split())
-    assert f"the daemon ended with {code}; its last error: poller: the port is taken" in out
+    assert f"the daemon exited with {code}; its last error was: poller: the port is taken" in out
 
 
 def test_demo_shows_the_last_error_of_the_daemons_log(
@@ -1423,7 +1427,7 @@ def test_demo_shows_the_last_error_of_the_daemons_log(
     fake_daemon(f"cat <<'EOF'\nnull\n{json.dumps(line)}\nEOF\nexit 1")
     assert main(["demo"]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert "the daemon ended with 1; its last error: A bug [x]. KeyError: 'file'" in out
+    assert "the daemon exited with 1; its last error was: A bug [x]. KeyError: 'file'" in out
 
 
 def test_demo_does_not_wait_for_ever_for_a_daemon_that_does_not_stop(
@@ -1549,8 +1553,8 @@ def test_check_of_root_says_what_the_services_user_cannot_read(of_nobody: Any) -
         done = of_nobody("check")
         assert (done.returncode, done.stdout) == (78, "")
         assert done.stderr == (
-            f"{closed}: user nobody, as which the service runs, cannot read it: "
-            f"`chgrp {group} {closed} && chmod {mode} {closed}` lets it\n"
+            f"{closed}: the service's user nobody cannot read it: "
+            f"run `chgrp {group} {closed} && chmod {mode} {closed}`\n"
         )
         closed.chmod(before)
     etc.chmod(0o711)  # its files can be read, but not listed
@@ -1628,7 +1632,7 @@ def test_backup_says_what_it_wrote_and_refuses_in_a_sentence(run: Run, directory
     run("once")
     code, out, err = run("backup", "copy.db")
     assert (code, err) == (0, "")
-    assert out == f"Wrote {target}: {target.stat().st_size} bytes, checked through.\n"
+    assert out == f"Wrote {target}: {target.stat().st_size} bytes, checked to the end.\n"
     code, _, err = run("backup", str(target))
     assert (code, err.count("\n")) == (73, 1)
     assert "exists already" in err
@@ -1668,9 +1672,9 @@ def test_rebuild_says_what_it_found_and_what_it_cannot_know(
 
     assert (code, err) == (0, "")
     for said in (
-        "is damaged", "No snapshot could be read", "1 fax became known as stored",
-        "main/strange.json: no sidecar that can be read", "It cannot know", "is kept as",
-        "is listed again from",
+        "is damaged", "There was no readable snapshot", "1 fax added as stored",
+        "main/strange.json: not a readable sidecar", "cannot know", "is kept as",
+        "will list everything again from",
     ):  # fmt: skip
         assert said in out
     assert run("once")[0] == 0

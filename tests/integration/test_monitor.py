@@ -566,7 +566,7 @@ async def test_account_whose_every_list_is_nonsense_is_not_ready_before_its_user
         assert monitor.readiness.troubles() == []  # one bad poll, or one user's trouble
     await poll(runtime, "user-b")
     (trouble,) = monitor.readiness.troubles()
-    assert trouble.startswith("Every user's last polls in account main have failed")
+    assert trouble.startswith("The last polls of every user in account main failed")
     assert (await overdue(runtime, monitor))["ready"] == "0.0"
 
     _, state = parts(runtime)
@@ -724,7 +724,7 @@ async def test_users_who_are_configured_and_not_at_work_are_a_trouble(
     assert monitor.readiness.troubles() == []
     runtime.accounts[APP].states.popitem()
     (trouble,) = monitor.readiness.troubles()
-    assert trouble.startswith("1 users are at work and 2 are configured")
+    assert trouble.startswith("The service polls 1 users, but 2 are configured")
 
 
 async def test_probing_continues_with_another_user_when_one_is_refused(

@@ -184,9 +184,9 @@ def test_faxes_that_efax_no_longer_has_are_neither_retried_nor_repaired(
     path.unlink()
     code, out, _ = run("verify", "--repair", "--json")
     assert code == 1
-    assert "which has it no more" in json.loads(out)["refused"][0]
+    assert "eFax no longer has it" in json.loads(out)["refused"][0]
     code, out, _ = run("retry", three[0].fax_id)
-    assert "which has it no more" in out
+    assert "eFax no longer has it" in out
 
     async def state() -> str:
         async with await Ledger.open(f"sqlite:///{directory}/state/poller.db") as ledger:

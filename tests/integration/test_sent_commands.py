@@ -82,7 +82,7 @@ def test_explain_shows_what_is_known_of_a_sent_fax(run: Run, sent: Path) -> None
     assert (shown["taken"], shown["timeline"][0]["what"]) == (False, "completed at eFax")
     people = run("explain", "main/a/sent/s-1")[1]
     assert people.startswith("main/a/sent/s-1: stored\n")
-    assert "It has no image: this is its sidecar." in people
+    assert "eFax has no image of it; this is its sidecar." in people
     sent.unlink()
     assert (
         "`poller verify --repair --taken main/a/sent/s-1` fetches it again"
@@ -103,7 +103,7 @@ def test_retry_of_a_sent_fax_is_refused_when_the_archive_is_off(
     config.write_text(config.read_text().replace("sent: {archive: metadata}\n", ""))
     code, _, err = run("retry", "main/a/sent/s-1")
     assert code == 1
-    assert err.startswith("poller: user main/a is not configured with `sent.archive`, so its fax")
+    assert err.startswith("poller: user main/a is not configured with `sent.archive`, so nothing")
 
 
 def test_damaged_sidecar_alone_is_archived_again(run: Run, sent: Path) -> None:
@@ -124,7 +124,10 @@ def test_taken_sent_fax_can_be_fetched_with_its_image_once_images_are_archived(
     config = directory / "poller.yaml"
     config.write_text(config.read_text().replace("archive: metadata", "archive: image"))
     code, out, _ = run("verify", "--repair", "--taken", "main/a/sent/s-1", "--json")
-    assert (code, json.loads(out)["refused"]) == (1, ["main/a/sent/s-1: it is there and whole"])
+    assert (code, json.loads(out)["refused"]) == (
+        1,
+        ["main/a/sent/s-1: its files are there and whole"],
+    )
     sent.unlink()
     assert run("verify", "--repair", "--taken", "main/a/sent/s-1")[0] == 0
     assert json.loads(sent.read_text())["image"]["file"] == "s-1.pdf"

@@ -255,7 +255,7 @@ async def test_reload_names_changed_users_and_faxes_that_nobody_fetches_now(
     assert first.message == (
         "The configuration was reloaded; users: 12 added, 1 removed, 1 renamed; "
         "user main/user-b was removed with 0 quarantined and 1 pending fax; "
-        "they are not fetched any more."
+        "poller no longer fetches them."
     )
     assert first.fields["level"] == "warning"
     assert list(first.fields["added"]) == [f"main/{user}" for user in users[:10]]
@@ -481,7 +481,7 @@ async def test_reload_that_fails_half_way_ends_the_service_with_its_error(
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.wait([running.task], timeout=WITHIN_S)
             assert (
-                "0 users are at work and 2 are configured"
+                "The service polls 0 users, but 2 are configured"
                 in running.monitor.readiness.troubles()[0]
             )
     assert said(events, "internal-error", "config-rejected", "service-stopped") == [

@@ -36,12 +36,12 @@ def test_the_help_lists_every_switch_and_fault(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--switch", "page_cap=0"], "switch page_cap: 0 is no number from 1 to 100"),
+        (["--switch", "page_cap=0"], "switch page_cap: 0 is not a number from 1 to 100"),
         (["--fault", "explode=5%"], "there is no fault 'explode'"),
         (["--users", "0"], "'0' is no whole number from 1 to"),
         (["--port", "http"], "'http' is no whole number from 0 to 65535"),
-        (["--rate", "-1"], "'-1' is no number from 0"),
-        (["--rate", "nan"], "'nan' is no number from 0"),
+        (["--rate", "-1"], "'-1' is not a number from 0"),
+        (["--rate", "nan"], "'nan' is not a number from 0"),
         (["--backlog", "-1"], "'-1' is no whole number from 0"),
     ],
 )

@@ -562,5 +562,5 @@ async def test_without_a_web_hook_nothing_is_kept_for_it(bench: Bench) -> None:
 
 @pytest.mark.parametrize("url", ["https://example.com/x", "ftp://127.0.0.1/", "nonsense"])
 async def test_notices_go_to_this_machine_only(bench: Bench, url: str) -> None:
-    with pytest.raises(ValueError, match="no http address on this machine"):
+    with pytest.raises(ValueError, match="not an http address on this machine"):
         bench.sim.hook(APP, url, "secret")

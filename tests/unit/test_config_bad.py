@@ -68,14 +68,14 @@ def test_each_problem_bears_file_line_and_key_path(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_path_at_all_is_refused() -> None:
-    assert messages() == ["poller: no configuration is given; use -c PATH"]
+    assert messages() == ["poller: no configuration given; use -c PATH"]
 
 
 def test_missing_file_and_directory_without_yaml_are_refused_together(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden.yaml").write_text(MINIMAL)
     assert messages(tmp_path / "none.yaml", tmp_path / "empty") == [
-        f"{tmp_path}/empty: there is no *.yaml in this directory; add one",
+        f"{tmp_path}/empty: there is no *.yaml file in this directory; add one",
         f"{tmp_path}/none.yaml: cannot be read: No such file or directory",
     ]
 
@@ -115,7 +115,7 @@ def test_file_given_twice_is_refused_once(tmp_path: Path) -> None:
 
 def test_file_that_is_no_configuration_is_not_read_to_its_end() -> None:
     assert messages(Path("/dev/zero")) == [
-        "/dev/zero: is larger than 16 MiB; this is no configuration"
+        "/dev/zero: is larger than 16 MiB, so it cannot be a configuration"
     ]
 
 
@@ -134,7 +134,9 @@ def test_state_directory_that_is_a_link_into_the_storage_is_refused(tmp_path: Pa
         MINIMAL + "storage: {directory: faxes}\nstate: {url: 'sqlite:///state/poller.db'}\n"
     )
     (message,) = messages(file)
-    assert message.startswith(f"{file}:7: state.url: the ledger must not lie in storage.directory")
+    assert message.startswith(
+        f"{file}:7: state.url: the ledger must not be inside storage.directory"
+    )
 
 
 def test_start_is_measured_by_the_clock_and_the_time_at_which_the_file_was_written(
@@ -146,7 +148,7 @@ def test_start_is_measured_by_the_clock_and_the_time_at_which_the_file_was_writt
     noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
     os.utime(file, (0, 0))
     load([file], now=noon)
-    with pytest.raises(ConfigError, match="lies in the future"):
+    with pytest.raises(ConfigError, match="is in the future"):
         load([file], now=noon - timedelta(seconds=1))
     os.utime(file, (noon.timestamp(), noon.timestamp()))
     load([file], now=datetime(1970, 1, 1, tzinfo=UTC))

@@ -61,7 +61,7 @@ def test_blanks_around_a_secret_are_said_but_for_an_editors(
     problem = blanks_problem(in_file(tmp_path, content), {})
     assert (problem is not None) == said
     assert "s3cr3t" not in str(problem)
-    assert problem is None or "has blanks around the secret, which are left out" in str(problem)
+    assert problem is None or "has blanks around the secret, which poller ignores" in str(problem)
 
 
 PEM = "-----BEGIN {0}PRIVATE KEY-----\ns3cr3t\nlines\n-----END {0}PRIVATE KEY-----"
@@ -77,7 +77,7 @@ def test_private_key_comes_with_all_its_lines(tmp_path: Path, kind: str) -> None
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        pytest.param("s3cr3t", "holds no private key; put one there in PEM form", id="no key"),
+        pytest.param("s3cr3t", "contains no private key; put one there in PEM form", id="no key"),
         pytest.param(PEM.format("ENCRYPTED "), "is locked with a password", id="locked"),
         pytest.param(
             PEM.format("RSA ").replace("s3cr3t", "Proc-Type: 4,ENCRYPTED"),
@@ -114,10 +114,10 @@ def test_secret_of_the_environment_is_its_variable() -> None:
     [
         pytest.param(b"", "is empty; put the secret there", id="empty"),
         pytest.param(b" \n", "is empty; put the secret there", id="only white space"),
-        pytest.param(b"app\ns3cr3t", "holds more than one line", id="two lines"),
-        pytest.param(b"s3cr3t\0", "holds more than one line", id="NUL"),
+        pytest.param(b"app\ns3cr3t", "contains more than one line", id="two lines"),
+        pytest.param(b"s3cr3t\0", "contains more than one line", id="NUL"),
         pytest.param(b"s3cr3t\xff", "is not UTF-8 text", id="not UTF-8"),
-        pytest.param(b"s3cr3t" * 20_000, "is larger than any secret", id="too large"),
+        pytest.param(b"s3cr3t" * 20_000, "is too large to be a secret", id="too large"),
     ],
 )
 def test_file_without_one_secret_is_refused_and_not_shown(

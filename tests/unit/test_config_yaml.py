@@ -85,7 +85,7 @@ def test_deep_nesting_is_refused_and_not_followed(text: str) -> None:
     problems = Problems()
     assert parse(text.encode(), SOURCE, problems) is None
     (problem,) = problems.found
-    assert problem.message == "maps and lists stand more than 32 deep in each other"
+    assert problem.message == "maps and lists are nested more than 32 deep"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def test_switches_cannot_be_changed_in_place() -> None:
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        pytest.param("page_cap=0", "switch page_cap: 0 is no number from 1 to 100", id="too low"),
+        pytest.param(
+            "page_cap=0", "switch page_cap: 0 is not a number from 1 to 100", id="too low"
+        ),
         pytest.param("page_cap=101", "no number from 1 to 100", id="too high"),
         pytest.param("page_cap=many", "'many' is no number", id="no number"),
         pytest.param("page_cap=2.5", "'2.5' is no number", id="no whole number"),
