@@ -1,4 +1,4 @@
-"""poller gets every received fax from the eFax Enterprise API onto the disk."""
+"""poller stores every fax received through the eFax Enterprise API on disk."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""What happens, as values: decisions emit them, the log and the metrics make something of them.
+"""Events as values: decisions emit them, and the log and the metrics use them.
 
 One class per `event.action` of the log, which is the class's name: `PollFailed` is `poll-failed`.
 Its fields are those of the log line, but for what begins with `is_` and the ones `unsaid`: only the
@@ -21,8 +21,9 @@ _T = TypeVar("_T")
 class Event:
     """Each subclass is a frozen dataclass.
 
-    `severity` and `sentence` are one value, or two: if the field that `by` names is true or not.
-    Without a level nothing is said, and it is only counted. A sentence may name fields in braces.
+    `severity` and `sentence` are one value, or a pair: for a true and a false value of the field that
+    `by` names. An event without a level is only counted, not logged. A sentence may name fields in
+    braces.
     """
 
     action: ClassVar[str]
@@ -30,7 +31,7 @@ class Event:
     sentence: ClassVar[str | tuple[str, str]]
     by: ClassVar[str]
     unsaid: ClassVar[tuple[str, ...]] = ()
-    fields: ClassVar[tuple[str, ...]]  # of the log line
+    fields: ClassVar[tuple[str, ...]]  # the fields in the log line
 
     def __init_subclass__(cls) -> None:
         made: Any = dataclass(frozen=True)(cls)
@@ -57,7 +58,7 @@ Emit = Callable[[Event], None]
 
 
 def of_sent(emit: Emit) -> Emit:
-    """Return what the work on sent faxes emits to: each of its events says so."""
+    """Return an `Emit` for work on sent faxes: it marks each event as such."""
 
     def tagged(happened: Event) -> None:
         if isinstance(happened, OfUser):
@@ -73,7 +74,7 @@ class OfAccount(Event):
 
 
 class OfUser(OfAccount):
-    """`direction`: which of the user's streams it is about; `of_sent` sets it."""
+    """`direction`: which of the user's streams the event concerns; `of_sent` sets it."""
 
     user: str
     direction: Direction = field(default=Direction.RECEIVED, kw_only=True)
@@ -87,13 +88,13 @@ class OfFax(OfUser):
 
 
 class ServiceStarted(Event):
-    sentence = "poller starts."
+    sentence = "poller is starting."
     users: int
 
 
 class StartRefused(Event):
     severity = "error"
-    sentence = "poller does not start: {error}. See `poller help service-does-not-start`."
+    sentence = "poller cannot start: {error}. See `poller help service-does-not-start`."
     error: BaseException
 
 
@@ -105,7 +106,7 @@ class ServiceReady(Event):
 
 
 class ServiceStopping(Event):
-    sentence = "poller finishes what is under way and stops."
+    sentence = "poller is stopping; it finishes the downloads under way."
 
 
 class ServiceStopped(Event):
@@ -113,7 +114,7 @@ class ServiceStopped(Event):
 
 
 class ServiceReloaded(Event):
-    """`leaves_faxes`: a removed user has some that wait. At most ten users of each kind are named."""
+    """`leaves_faxes`: a removed user has waiting faxes. At most ten users of each kind are named."""
 
     by = "leaves_faxes"
     severity = ("warning", "info")
@@ -132,13 +133,13 @@ class ServiceReloaded(Event):
 
 class ConfigRejected(Event):
     severity = "error"
-    sentence = "The configuration was not taken, the old one stays: {problem}"
+    sentence = "The new configuration was rejected and the old one stays in use: {problem}"
     unsaid = ("problem",)
     problem: str
 
 
 class InternalError(Event):
-    """A bug: an error that nobody expected."""
+    """A bug: an unexpected error."""
 
     severity = "error"
     sentence = "{what}"
@@ -151,27 +152,27 @@ class InternalError(Event):
 
 
 _RESTART: Final = (
-    "has made no progress for two minutes. The watchdog is withheld, so that systemd "
-    "restarts poller."
+    "has made no progress for two minutes. poller stops feeding the watchdog, so that "
+    "systemd restarts it."
 )
 _STALLED: Final[Mapping[str, str]] = {
-    "poll": "A poll made no progress for two minutes and was ended.",
-    "storage": "Checking or storing a fax has not ended within two minutes. It is left to itself, "
-    "and the fax is tried again.",
-    "reload": "The configuration could not be read within two minutes; the old one stays.",
-    "ledger copy": "The copy and check of the ledger made no progress for two minutes; it is tried "
-    "again every hour. The work goes on.",
+    "poll": "A poll made no progress for two minutes, so poller ended it.",
+    "storage": "Checking or storing a fax took more than two minutes. poller leaves that thread "
+    "alone and tries the fax again.",
+    "reload": "poller could not read the configuration within two minutes; the old one stays in use.",
+    "ledger copy": "The copy and check of the ledger made no progress for two minutes; poller tries "
+    "again every hour. Polling continues.",
     "scheduler": f"The scheduler {_RESTART}",
     "ledger": f"The ledger {_RESTART}",
 }
 
 
 class Stalled(Event):
-    """`what` names what stands still, and says how it is told unless `told` does."""
+    """`what` names the stalled part and selects the sentence, unless `told` does."""
 
     severity = "error"
     sentence = (
-        "A part of the work made no progress for two minutes and was cut off; it is done again."
+        "A part of the work made no progress for two minutes; poller ended it and starts it again."
     )
     unsaid = ("told",)
     what: str
@@ -189,7 +190,7 @@ class Stalled(Event):
 
 class ClockStepped(Event):
     severity = "warning"
-    sentence = "This machine's clock was set {how}; all polls are planned again."
+    sentence = "This machine's clock was set {how}; poller schedules all polls again."
     unsaid = ("how",)
     step_s: float
     how: str
@@ -197,12 +198,12 @@ class ClockStepped(Event):
 
 class LogLinesLost(Event):
     severity = "warning"
-    sentence = "Lines of the log could not be written for a while and are lost; here it goes on."
+    sentence = "Some log lines could not be written and are lost; logging works again."
     count: int
 
 
 class LibraryMessage(Event):
-    """What a library says through the standard library's logging; the log itself makes the line."""
+    """A message of a library through the standard library's logging; the log makes the line."""
 
     severity = ("error", "warning")
     sentence = ""
@@ -210,13 +211,13 @@ class LibraryMessage(Event):
 
 class HeartbeatFailed(Event):
     severity = "warning"
-    sentence = "The heartbeat URL did not take the ping."
+    sentence = "The heartbeat URL did not accept the ping."
     reason: str
     status: int | None
 
 
 class HeartbeatRecovered(Event):
-    sentence = "The heartbeat URL takes pings again."
+    sentence = "The heartbeat URL accepts pings again."
     failures: int
 
 
@@ -232,21 +233,25 @@ class TokenRefreshed(OfAccount):
 class TokenWar(OfAccount):
     severity = "warning"
     sentence = (
-        "Another program signs in with this App ID and ends our tokens: give each its own App ID. "
-        "Faxes still arrive, more slowly."
+        "Another program signs in with this App ID and ends poller's tokens: give each program its "
+        "own App ID. Faxes still arrive, but more slowly."
     )
     count: int
 
 
 class TokenWarOver(OfAccount):
-    sentence = "No other program has ended our token for a day; sign-ins are few again."
+    sentence = (
+        "No other program has ended poller's token for a day; poller signs in normally again."
+    )
     count: int
 
 
 class AccountSlowed(OfAccount):
     action = "rate-limited"
     severity = "warning"
-    sentence = "eFax said 429: the account pauses and goes on more slowly."
+    sentence = (
+        "eFax answered 429 (too many requests): the account pauses, then continues more slowly."
+    )
     pause_s: float
     requests_per_second: float
 
@@ -265,7 +270,7 @@ class EfaxSlowOver(OfAccount):
 
 
 class AccountSummary(OfAccount):
-    sentence = "What the last five minutes brought."
+    sentence = "Summary of the last five minutes."
     users: int
     polls: int
     failed_polls: int
@@ -284,8 +289,8 @@ class SuspensionBegan(OfAccount):
     by = "is_news"
     severity = "error"
     sentence = (
-        "The account is suspended and probed at growing intervals: {reason}",
-        "The account is still suspended, for another reason: {reason}",
+        "The account is suspended; poller probes it at growing intervals: {reason}",
+        "The account is still suspended, now for another reason: {reason}",
     )
     reason: str
     is_news: bool
@@ -293,7 +298,9 @@ class SuspensionBegan(OfAccount):
 
 class SuspensionEnded(OfAccount):
     action = "account-resumed"
-    sentence = "The account works again; polling and fetching go on. It was suspended: {reason}"
+    sentence = (
+        "The account works again, and polling and fetching continue. The reason was: {reason}"
+    )
     unsaid = ("reason",)
     reason: str
     failures: int
@@ -301,22 +308,22 @@ class SuspensionEnded(OfAccount):
 
 class ScheduleStretched(OfAccount):
     severity = "warning"
-    sentence = "The schedule asks for more lists than the limit allows; polls become less frequent."
+    sentence = "The schedule needs more lists than the limit allows, so poller polls less often."
     factor: float
     requests_per_second: float
 
 
 class WitnessesDeleted(OfAccount):
-    """No fax is left at eFax by which an empty list could be proved. `is_sure`: eFax says so itself."""
+    """eFax has no known fax left that could confirm an empty list. `is_sure`: eFax itself says so."""
 
     by = "is_sure"
     severity = ("info", "error")
     sentence = (
-        "The newest faxes are not there any more at eFax, which says so itself: until the next one "
-        "comes, an empty list is believed without a proof.",
-        "For {minutes} minutes eFax has listed nothing that it listed before: these faxes are taken "
-        "for deleted there, and empty lists are believed again. If nobody has deleted them, ask "
-        "eFax's support.",
+        "eFax confirms that it no longer has the newest faxes: until the next fax arrives, poller "
+        "believes empty lists without a check.",
+        "For {minutes} minutes eFax has listed no fax that it listed before: poller assumes that they "
+        "were deleted there, and believes empty lists again. If nobody deleted them, ask eFax's "
+        "support.",
     )
     unsaid = ("minutes",)
     is_sure: bool
@@ -324,17 +331,17 @@ class WitnessesDeleted(OfAccount):
 
 
 class WebhookReceived(OfAccount):
-    """A well-signed notice; said is the first one, and the first one after `webhook-refused` (`is_news`).
+    """A correctly signed notice; only the first, and the first after a refusal, is logged (`is_news`).
 
-    `names_nobody`: no user of ours was found in it, and all of the account are polled.
+    `names_nobody`: the notice names none of our users, so poller polls all users of the account.
     """
 
     by = "is_news"
     severity = ("info", "debug")
     sentence = (
-        "The web-hook works: a notice is signed as it should be. The users whom one names are "
-        "polled at once.",
-        "A notice of the web-hook came.",
+        "The web-hook works: eFax sent a correctly signed notice. poller polls the users that a "
+        "notice names at once.",
+        "eFax sent a notice to the web-hook.",
     )
     unsaid = ("names_nobody",)
     users: int
@@ -343,23 +350,23 @@ class WebhookReceived(OfAccount):
 
 
 class WebhookRefused(OfAccount):
-    """Each one is counted; said is it once an hour at most (`is_news`)."""
+    """Each one is counted; at most one an hour is logged (`is_news`)."""
 
     by = "is_news"
     severity = ("warning", None)
     sentence = (
-        "A request to the web-hook was refused: it is not signed with this account's secret. "
-        "Compare webhook.secret with what was entered at eFax; or it was somebody else's."
+        "poller refused a request to the web-hook: it is not signed with this account's secret. "
+        "Compare webhook.secret with the secret in eFax's portal, unless a stranger sent it."
     )
     is_news: bool
 
 
 class NotificationsOff(OfAccount):
-    """eFax has no list of notices for us; polls and sweeps do not need it."""
+    """eFax has no list of notices for this account; polls and sweeps do not need it."""
 
     sentence = (
-        "eFax does not answer GET /notifications, which would show what it told the web-hook; it "
-        "is asked again in a day. Polls and sweeps go on."
+        "eFax does not answer GET /notifications, its list of web-hook notices; poller asks again "
+        "in a day. Polls and sweeps continue."
     )
     error: BaseException
 
@@ -376,17 +383,17 @@ class PollCompleted(OfUser):
 
 
 class PollFailed(OfUser):
-    """Every failure is counted; said is only that they begin (`is_news`)."""
+    """Every failure is counted; only the first is logged (`is_news`)."""
 
     by = "is_news"
     severity = ("warning", None)
-    sentence = "A poll failed; it is repeated on schedule, and said again only when it succeeds."
+    sentence = "A poll failed; poller polls on schedule and logs this again only once it succeeds."
     error: BaseException
     is_news: bool
 
 
 class PollRecovered(OfUser):
-    sentence = "This user is polled again."
+    sentence = "Polling this user works again."
     failures: int
 
 
@@ -395,7 +402,7 @@ class RefusalBegan(OfUser):
     severity = "warning"
     sentence = (
         "eFax refuses this user{before}; check its user_id and that it belongs to this App ID{also}. "
-        "It is asked again at growing intervals up to an hour."
+        "poller asks again at growing intervals of up to an hour."
     )
     unsaid = ("before", "also")
     error: BaseException | None
@@ -411,40 +418,40 @@ class RefusalEnded(OfUser):
 
 class GapOpened(OfUser):
     severity = "warning"
-    sentence = "A stretch of time could not be listed; it is tried again at growing intervals."
+    sentence = "A stretch of time could not be listed; poller tries again at growing intervals."
     gaps: int
     gap_from: datetime
     gap_to: datetime
 
 
 class GapClosed(OfUser):
-    sentence = "Every stretch of time is listed again, or was dismissed."
+    sentence = "No gap is left: every stretch of time is listed, or dismissed."
 
 
 class SweepFailed(OfUser):
     severity = "warning"
     sentence = (
-        "A sweep, which finds what the polls may have missed, could not be completed; it is tried "
-        "again every five minutes."
+        "A sweep, which finds faxes that polls may have missed, failed; poller tries again every "
+        "five minutes."
     )
     sweep: str
     error: BaseException
 
 
 class SweepRecovered(OfUser):
-    sentence = "The sweep is complete again."
+    sentence = "The sweeps work again."
     sweep: str
     failures: int
 
 
 class BackfillCompleted(OfUser):
-    """An old window that an operator asked for is listed; `not_listed` parts of it are not."""
+    """A backfill is complete, except for the `not_listed` parts of its window."""
 
     by = "not_listed"
     severity = ("warning", "info")
     sentence = (
-        "An old window that was asked for is listed, but for parts that eFax did not list.",
-        "An old window that was asked for is listed.",
+        "A backfill is complete, except for parts that eFax did not list.",
+        "A backfill is complete.",
     )
     window_from: datetime
     window_to: datetime
@@ -452,11 +459,11 @@ class BackfillCompleted(OfUser):
 
 
 class LateArrivals(OfUser):
-    """Every late fax is counted; said is it once an hour at most (`is_news`)."""
+    """Every late fax is counted; at most one event an hour is logged (`is_news`)."""
 
     by = "is_news"
     severity = ("warning", None)
-    sentence = "Faxes became visible later than half the overlap allows for; raise poll.overlap."
+    sentence = "Faxes appeared in the lists late, after more than half of poll.overlap; raise poll.overlap."
     count: int
     latest_s: int
     is_news: bool
@@ -465,18 +472,18 @@ class LateArrivals(OfUser):
 class Silence(OfUser):
     severity = "warning"
     sentence = (
-        "Nothing was received for longer than expected: is the number still assigned to this user?"
+        "No fax has arrived for longer than expected: is the number still assigned to this user?"
     )
     last_received_at: datetime | None
 
 
 class FetchFailed(OfUser):
-    """A user's faxes fail for longer than `retry.alarm_after`, or an operator must mend something."""
+    """A user's faxes fail for longer than `retry.alarm_after`, or an operator must repair something."""
 
     severity = "error"
     sentence = (
         "Faxes of this user have failed for longer than retry.alarm_after, or their directory "
-        "cannot be used; they are tried again. `poller status` names them and why."
+        "cannot be used; poller keeps trying. `poller status` names the faxes and the reasons."
     )
     faxes: int
     oldest_s: int
@@ -493,10 +500,10 @@ class FetchRecovered(OfUser):
 
 
 class FaxDiscovered(OfFax):
-    """`delay_s`: since it was received; None where that says nothing of eFax."""
+    """`delay_s`: since its reception; None if that says nothing about eFax."""
 
     severity = "debug"
-    sentence = "A new fax is listed."
+    sentence = "Found a new fax in a list."
     unsaid = ("delay_s",)
     received_at: datetime | None
     pages: int | None
@@ -504,7 +511,7 @@ class FaxDiscovered(OfFax):
 
 
 class FaxStored(OfFax):
-    """`waited_s`: from its reception to its file; None where it was fetched again or has no time."""
+    """`waited_s`: from its reception to its file; None if it was fetched again or has no time."""
 
     by = "is_again"
     sentence = ("Stored a fax again.", "Stored a fax.")
@@ -517,11 +524,11 @@ class FaxStored(OfFax):
 
 
 class FaxRetry(OfFax):
-    """The first failure and each change of its kind is news, its repetition is not."""
+    """The first failure and each one of another kind is logged; a repetition is not."""
 
     by = "is_news"
     severity = ("warning", "debug")
-    sentence = "An attempt to fetch a fax failed; it is tried again."
+    sentence = "An attempt to fetch a fax failed; poller will try again."
     error: BaseException
     failures: int
     next_attempt_s: int
@@ -532,8 +539,8 @@ class FaxPostponed(OfFax):
     action = "fax-retry"
     severity = "debug"
     sentence = (
-        "A fax was postponed: its account could not be asked, the disk is full, or no process could "
-        "check its document."
+        "poller postponed a fax: the account is not available, the disk is full, or no process could "
+        "check the document."
     )
     error: BaseException
 
@@ -541,22 +548,22 @@ class FaxPostponed(OfFax):
 class FaxQuarantined(OfFax):
     severity = "error"
     sentence = (
-        "A fax could not be had for longer than retry.give_up_after; it is tried once a day. "
-        "See `poller status`, mend the cause, then `poller retry`."
+        "A fax could not be fetched for longer than retry.give_up_after; poller now tries once a day. "
+        "See `poller status`, remove the cause, then `poller retry`."
     )
     error: BaseException
     failures: int
 
 
 class FaxDamaged(OfFax):
-    """It came whole over the wire, and the same way broken twice, or unchecked twice."""
+    """Its transfer was complete, but it was damaged in the same way twice, or twice not checkable."""
 
     by = "is_unchecked"
     severity = "error"
     sentence = (
-        "A fax could not be checked for the same reason twice; it is stored as it came, marked "
-        "damaged.",
-        "A fax came broken the same way twice; it is stored as it came, marked damaged.",
+        "A fax could not be checked twice, for the same reason; poller stored it as received, marked "
+        "as damaged.",
+        "eFax sent a fax damaged twice in the same way; poller stored it as received, marked as damaged.",
     )
     file: str
     problem: str
@@ -567,8 +574,8 @@ class FilesDamaged(OfFax):
     action = "fax-damaged"
     severity = "error"
     sentence = (
-        "The files of a stored fax are not what was stored; `poller verify --repair` fetches it "
-        "again."
+        "The files of a stored fax are missing or have changed; `poller verify --repair` fetches the "
+        "fax again."
     )
     file: str | None
     problem: str | None
@@ -585,20 +592,20 @@ class FilesUnreadable(OfFax):
 
 
 class FaxDeleted(OfFax):
-    """`proof`: its `file`, read again, or that a consumer has `taken` it."""
+    """`proof`: `file`, which poller read again, or `taken`, by a consumer."""
 
-    sentence = "A fax that is stored here was deleted at eFax."
+    sentence = "Deleted a stored fax at eFax."
     proof: str
 
 
 class DeleteRefused(OfFax):
-    """Said when it begins or has another reason, and when it is left after seven days (`is_left`)."""
+    """Logged for the first refusal, for each new reason, and at the end after seven days (`is_left`)."""
 
     by = "is_left"
     severity = ("error", "warning")
     sentence = (
-        "eFax has refused for seven days to delete a fax that is stored here; it is left there.",
-        "eFax refuses to delete a fax that is stored here; it is asked again at growing intervals.",
+        "eFax has refused for seven days to delete a stored fax; poller leaves it there.",
+        "eFax refuses to delete a stored fax; poller asks again at growing intervals.",
     )
     error: BaseException
     failures: int
@@ -608,20 +615,20 @@ class DeleteRefused(OfFax):
 class MarkLeft(OfFax):
     severity = "warning"
     sentence = (
-        "eFax has refused for seven days to mark a stored fax as not downloaded; the mark stays as "
-        "it is."
+        "eFax has refused for seven days to mark a stored fax as not downloaded; poller leaves the "
+        "mark as it is."
     )
     error: BaseException
 
 
-# -- faxes that we send ------------------------------------------------------------------------------
+# -- faxes that poller sends --------------------------------------------------------------------------
 
 
 class FaxSent(OfFax):
-    """It is said when eFax accepts it, and when it has come to its number."""
+    """Logged when eFax accepts a fax, and when eFax has transmitted it."""
 
     by = "is_transmitted"
-    sentence = ("A fax that was sent has come to its number.", "eFax has accepted a fax.")
+    sentence = ("eFax has transmitted a sent fax.", "eFax has accepted a fax to send.")
     number: str
     transaction_id: str
     purpose: str
@@ -629,13 +636,13 @@ class FaxSent(OfFax):
 
 
 class SendFailed(OfUser):
-    """eFax did not take a fax, or could not bring it to its number. `fax_id` where it had taken it."""
+    """eFax did not accept a fax, or could not transmit it; then it has a `fax_id`."""
 
     by = "fax_id"
     severity = "error"
     sentence = (
-        "A fax did not come to its number; it is not sent again by itself.",
-        "A fax was not sent, and is not sent by itself later.",
+        "eFax could not transmit a fax; poller does not send it again.",
+        "poller could not send a fax, and does not try again.",
     )
     number: str
     transaction_id: str
@@ -648,8 +655,8 @@ class SendLost(OfUser):
     action = "send-in-doubt"
     severity = "error"
     sentence = (
-        "eFax's answer to a fax that was sent is lost, and the list of sent faxes does not show it. "
-        "It is not sent again: look in eFax's portal before you do."
+        "eFax's answer to a sent fax is lost, and its list of sent faxes does not show the fax. poller "
+        "does not send it again. Look in eFax's portal before you do."
     )
     number: str
     transaction_id: str
@@ -661,8 +668,8 @@ class CanaryArrived(OfUser):
     by = "is_late"
     severity = ("warning", "info")
     sentence = (
-        "The canary, a fax to the user's own number, is stored after it was said to be late.",
-        "The canary, a fax to the user's own number, is stored.",
+        "The late canary, a fax to the user's own number, has arrived and is stored.",
+        "The canary, a fax to the user's own number, has arrived and is stored.",
     )
     fax_id: str
     round_trip_s: int
@@ -671,7 +678,7 @@ class CanaryArrived(OfUser):
 
 class CanaryLate(OfUser):
     severity = "error"
-    sentence = "The canary, a fax to the user's own number, is no file in time: {reason}"
+    sentence = "The canary, a fax to the user's own number, is late: {reason}"
     transaction_id: str
     reason: str
 
@@ -682,17 +689,17 @@ class CanaryLate(OfUser):
 class StorageLost(Event):
     action = "storage-unusable"
     severity = "error"
-    sentence = "No image is fetched until this is mended: {reason}"
+    sentence = "poller fetches no image until you repair this: {reason}"
     reason: str
 
 
 class StorageUsable(Event):
-    sentence = "The storage is usable again; fetching goes on."
+    sentence = "The storage is usable again, and fetching continues."
 
 
 class DiskLow(Event):
     severity = "warning"
-    sentence = "Free space in the storage directory is less than twice storage.min_free."
+    sentence = "Free space in the storage directory is below twice storage.min_free."
     free_bytes: int
     min_free_bytes: int
 
@@ -704,13 +711,15 @@ class DiskOk(Event):
 
 
 class SnapshotMade(Event):
-    sentence = "The day's snapshot of the ledger was made."
+    sentence = "Made the daily snapshot of the ledger."
     failures: int
 
 
 class SnapshotFailed(Event):
     severity = "warning"
-    sentence = "The ledger could not be copied and checked; it is tried again every hour. The work goes on."
+    sentence = (
+        "poller could not copy and check the ledger; it tries again every hour. Polling continues."
+    )
     error: BaseException
 
 
@@ -718,19 +727,19 @@ class LedgerFoundDamaged(Event):
     action = "ledger-damaged"
     severity = "error"
     sentence = (
-        "The ledger is damaged. The service works on as far as it can. Stop it and run "
-        "`poller rebuild`; the snapshots stay as they are."
+        "The ledger is damaged. The service continues as far as it can. Stop it and run "
+        "`poller rebuild`, which does not touch the snapshots."
     )
     problem: str
 
 
 class LedgerLost(Event):
-    """There was none, nor a snapshot, beside a storage that has been in use."""
+    """There was no ledger and no snapshot, but the storage has been in use."""
 
     severity = "error"
     sentence = (
-        "The ledger is new, and the storage directory holds faxes of an earlier one. Stop the "
-        "service and run `poller rebuild`, else faxes that were taken away are fetched again."
+        "The ledger is new, but the storage directory contains faxes of an earlier one. Stop the "
+        "service and run `poller rebuild`, or poller fetches faxes again that consumers took away."
     )
     directory: str
 
@@ -738,7 +747,7 @@ class LedgerLost(Event):
 class LedgerRestored(Event):
     severity = "warning"
     sentence = (
-        "The ledger was gone; its newest snapshot took its place. Faxes that were stored after that "
-        "and have been taken away since are fetched again."
+        "The ledger was missing, so poller restored its newest snapshot. It fetches faxes again that "
+        "were stored and taken away after that snapshot."
     )
     snapshot_at: datetime

@@ -1,7 +1,7 @@
-"""What a broken answer looked like: kept in `state.directory` for whoever has to ask eFax about it.
+"""Keep broken answers in `state.directory`, for a person who has to ask eFax about them.
 
-It holds what patients sent, so it is for the service's own user alone, and never in the log. It is
-of use but nothing rests on it: it is not synced, and the oldest goes when the space is used up.
+They contain patients' data, so only the service's user may read them, and no log shows them.
+Nothing depends on them: they are not synced, and if the space is used up, the oldest are removed.
 """
 
 import base64
@@ -22,7 +22,7 @@ from poller.naming import safe_id
 from poller.own_threads import OwnThreads
 
 IMAGE_BYTES_MAX = 16 << 20
-KEPT_PER_FAX = 5  # so that one fax that fails for a week does not push out all others
+KEPT_PER_FAX = 5  # so that one fax that fails for a week does not displace all others
 _CHUNK = 1 << 20
 Opened = Callable[[], BinaryIO]  # raises FileNotFoundError
 _SUFFIXES = (".json", ".image")
@@ -31,14 +31,14 @@ _NAME = re.compile(r"\d{8}T\d{12}Z-\d+\.(json|image)")
 
 @dataclass(frozen=True)
 class _Item:
-    """One failure: its files have this path and the suffixes."""
+    """One failure: its files have this path plus a suffix."""
 
     path: Path
     bytes: int
 
 
 class Clean(Protocol):
-    """Takes secrets out of what is about to be kept; `is_text`: also what only looks like one."""
+    """Removes secrets from evidence; `is_text`: also text that only looks like a secret."""
 
     def __call__(self, chunks: Iterable[bytes], *, is_text: bool) -> Iterable[bytes]: ...
 
@@ -50,7 +50,7 @@ def _as_it_is(chunks: Iterable[bytes], *, is_text: bool) -> Iterable[bytes]:  # 
 class EvidenceStore:
     """Evidence in `directory`/evidence, at most `max_bytes`; for one process at a time.
 
-    Patients' data stays in it, secrets do not: a server may send back what it was sent.
+    It contains patients' data but no secrets, although a server may echo what we sent.
     """
 
     def __init__(self, directory: Path, max_bytes: int, *, clean: Clean = _as_it_is) -> None:
@@ -59,9 +59,9 @@ class EvidenceStore:
         self._clean = clean
         self._lock = Lock()
         self._threads = OwnThreads("evidence")
-        self._items: list[_Item] | None = None  # oldest first; read when first needed
+        self._items: list[_Item] | None = None  # oldest first; read at first use
 
-    async def keep(  # whose attempt it was, and all that is known of it
+    async def keep(  # the fax and the facts of its attempt
         self,
         identity: tuple[str, str, str],
         *,
@@ -70,10 +70,10 @@ class EvidenceStore:
         evidence: Evidence,
         image: Opened | None = None,
     ) -> bool:
-        """Keep what was received in one failed attempt; False when that was not possible.
+        """Keep the answer of one failed attempt; return False if that was not possible.
 
-        `identity` is App ID, User ID and fax id. Of the image, which `image` opens, the first 16 MiB
-        are kept.
+        `identity` is App ID, User ID and fax id. `image` opens the image, of which the first 16 MiB are
+        kept.
         """
         app_id, user_id, fax_id = identity
         ending = _ending(*identity)
@@ -94,14 +94,16 @@ class EvidenceStore:
             return False
 
     async def find(self, app_id: str, user_id: str, fax_id: str) -> list[Path]:
-        """List the files that are kept about a fax, oldest first."""
+        """Return the kept files about a fax, oldest first."""
         ending = _ending(app_id, user_id, fax_id)
         return await self._threads.run(lambda: self._find(safe_id(fax_id), ending))
 
     def _find(self, shown: str, ending: str) -> list[Path]:
         if files := _files(self._directory / (shown + ending)):
             return sorted(files)
-        folders = self._directory.glob("*" + ending)  # an id that held a secret is named otherwise
+        folders = self._directory.glob(
+            "*" + ending
+        )  # an id that contained a secret has another name here
         return sorted(file for folder in folders for file in _files(folder))
 
     def _text(self, text: str) -> str:
@@ -131,7 +133,7 @@ class EvidenceStore:
         kept = 0
         with ExitStack() as opened:
             if image is not None:
-                with suppress(FileNotFoundError):  # nothing has arrived
+                with suppress(FileNotFoundError):  # no part of the image has arrived
                     kept, size = self._copy(opened.enter_context(image()), path)
                     content = {**content, "image": {"bytes": size, "kept": kept}}
         data = json.dumps(content, indent=1).encode() + b"\n"
@@ -140,7 +142,7 @@ class EvidenceStore:
         return kept + len(data)
 
     def _copy(self, image: BinaryIO, path: Path) -> tuple[int, int]:
-        """Copy the beginning; how many bytes were kept, and how many there were."""
+        """Copy the start of the image; return the bytes kept and the bytes there were."""
         limit = min(IMAGE_BYTES_MAX, self._max_bytes // 2)
         size = image.seek(0, os.SEEK_END)
         image.seek(0)
@@ -169,13 +171,13 @@ class EvidenceStore:
 
 
 def _ending(app_id: str, user_id: str, fax_id: str) -> str:
-    """What the folder of one fax ends with, and no other's."""
+    """Return the unique end of the name of a fax's folder."""
     identity = json.dumps([app_id, user_id, fax_id]).encode()
     return f"~{hashlib.sha256(identity).hexdigest()[:8]}"
 
 
 def _unused(fax: Path, at: datetime) -> Path:
-    """Name a failure; two at one instant (of a clock that was set back) are told apart."""
+    """Return an unused path for a failure; a clock set back may give the same time twice."""
     stamp = f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
     taken = [int(file.stem.rpartition("-")[2]) for file in _files(fax) if stamp in file.name]
     return fax / f"{stamp}-{max(taken, default=0) + 1:03}"

@@ -1,4 +1,4 @@
-"""How an account's web-hook has done: whether faxes came after a notice, or without one."""
+"""How an account's web-hook works: whether faxes arrived after a notice, or without one."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +11,10 @@ _TIMES = ("last_at", "proven_since", "silent_since")
 
 @dataclass(frozen=True)
 class HookRecord:
-    """Well-signed notices (`accepted`, the last one at `last_at`) and `refused` ones.
+    """Counts of correctly signed notices (`accepted`, the last at `last_at`) and `refused` ones.
 
-    `proven_since`: the first notice since a fax last came without one. `silent_since`: the first fax
-    that came without one since the last notice. `found`: faxes that only eFax's list of notices had.
+    `proven_since`: the first notice since a fax last arrived without one. `silent_since`: the first
+    fax without a notice since the last notice. `found`: faxes that only eFax's list of notices had.
     """
 
     last_at: datetime | None = None
@@ -40,25 +40,25 @@ class HookRecord:
         return replace(self, found=self.found + count)
 
     def after_missing(self, now: datetime) -> Self:
-        """A fax came that no notice had announced."""
+        """Return the record after a fax that no notice announced."""
         return replace(self, proven_since=None, silent_since=self.silent_since or now)
 
     def has_worked(self, now: datetime) -> bool:
-        """Whether each fax of a day, in which there was one, came after a notice."""
+        """Return whether for a day, with at least one fax, a notice announced each fax."""
         proven, last = self.proven_since, self.last_at
         return proven is not None and last is not None and proven <= now - _DAY < last
 
     def is_silent(self, now: datetime) -> bool:
-        """Whether for a day faxes have come and no notice."""
+        """Return whether for a day faxes have arrived but no notice."""
         return self.silent_since is not None and self.silent_since <= now - _DAY
 
     def text(self) -> str:
-        """Write it down; `read` undoes that."""
+        """Return the record as text; `read` is the inverse."""
         return json.dumps(asdict(self), default=datetime.isoformat)
 
     @classmethod
     def read(cls, text: str | None) -> Self:
-        """Read what was written down; an empty one where nothing was, or by another version."""
+        """Read a record; return an empty one if there is none, or if another version wrote it."""
         try:
             kept = json.loads(text or "{}")
             return cls(**kept | {name: _instant(kept[name]) for name in _TIMES if name in kept})

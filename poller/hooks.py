@@ -1,7 +1,7 @@
-"""What a notice of the web-hook may be taken for: a sign that some users should be polled.
+"""Read web-hook notices, which are only a sign that poller should poll some users.
 
-Nothing in it is believed, and its link is never followed. It is searched for what names a user, in
-whatever form it comes: the fields of eFax's notices are not published.
+poller believes nothing in a notice and never follows its link. It searches the notice, in any
+form, for names of users, because eFax does not document the fields.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ LONGEST_BODY = 1 << 20
 SIGNATURE = re.compile(r"(?:sha256=)?([0-9a-f]{64})", re.IGNORECASE)
 
 _MOST_PIECES = 20_000
-_LONGEST_PIECE = 1_000  # beyond that it is a text, and only the words in it can be names
+_LONGEST_PIECE = 1_000  # a longer one is a text, and only its words can be names
 _MOST_FAX_IDS = 200
 _WORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._~-]*[A-Za-z0-9])?")
 _NUMBER = re.compile(r"\+?[0-9(][0-9 ()./-]{4,30}[0-9]")
@@ -32,7 +32,7 @@ _OF_SENT = frozenset({"outbound", "sent"})
 
 @dataclass(frozen=True)
 class KnownNames:
-    """The users of an account by what may stand for them in a notice: User IDs by key and number."""
+    """The users of an account, by the names that a notice may use: User IDs by key and number."""
 
     by_user_id: Mapping[str, str]
     by_number: Mapping[str, tuple[str, ...]]
@@ -40,9 +40,9 @@ class KnownNames:
 
 @dataclass(frozen=True)
 class Named:
-    """What a notice names: User IDs of ours, and words that may be fax ids.
+    """The names in a notice: our User IDs, and words that may be fax ids.
 
-    `of_sent`: a word in it says that it is about a sent fax.
+    `of_sent`: a word says that the notice is about a sent fax.
     """
 
     user_ids: frozenset[str]
@@ -51,9 +51,9 @@ class Named:
 
 
 def is_signed(body: bytes, secret: str, signature: str) -> bool:
-    """Tell whether `X-HMAC-Signature` is the hex HMAC-SHA256 of the raw body.
+    """Return whether `X-HMAC-Signature` is the hex HMAC-SHA256 of the raw body.
 
-    The time it takes does not tell how much of it is right.
+    Compares in constant time.
     """
     found = SIGNATURE.fullmatch(signature.strip())
     if found is None:
@@ -63,7 +63,7 @@ def is_signed(body: bytes, secret: str, signature: str) -> bool:
 
 
 def names_of(users: Iterable[User]) -> KnownNames:
-    """Make the tables by which notices are read; once for each configuration."""
+    """Return the tables for reading notices; once per configuration."""
     by_user_id, by_number = {}, defaultdict(list)
     for user in users:
         by_user_id[fax_key(user.user_id)] = user.user_id
@@ -73,7 +73,7 @@ def names_of(users: Iterable[User]) -> KnownNames:
 
 
 def read(body: bytes, names: KnownNames) -> Named:
-    """Search a notice for what it names; in time that grows with it, not with the users."""
+    """Search a notice for names; the time grows with the notice, not with the number of users."""
     user_ids: set[str] = set()
     words: dict[str, None] = {}
     of_sent = False
@@ -90,15 +90,15 @@ def read(body: bytes, names: KnownNames) -> Named:
 
 
 def _digits(number: str) -> str:
-    """Write a fax number as it is compared: its digits, in North America without the leading 1."""
+    """Return a fax number for comparison: its digits, in North America without the leading 1."""
     digits = _NO_DIGITS.sub("", number).removeprefix("00")
     return digits[1:] if len(digits) == 11 and digits[0] == "1" else digits
 
 
 def _pieces(body: bytes) -> Iterator[str]:
-    """Give each value, and each word in it."""
+    """Yield each value, and each word in it."""
     for text in _texts(body):
-        text = text.strip()  # noqa: PLW2901 - blanks around a value are no part of it
+        text = text.strip()  # noqa: PLW2901 - blanks around a value do not belong to it
         if 0 < len(text) <= _LONGEST_PIECE:
             yield text
         for word in _WORD.finditer(text):
@@ -107,10 +107,10 @@ def _pieces(body: bytes) -> Iterator[str]:
 
 
 def _texts(body: bytes) -> Iterator[str]:
-    """Give the values of JSON, or those of a form and the text as it is."""
+    """Yield the values of JSON; else those of a form, and the text itself."""
     text = body.decode(errors="replace")
     try:
-        # Pairs, not objects: a key that comes twice may name somebody twice.
+        # Pairs, not objects: a repeated key may name two users.
         value = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         yield from (value for _, value in parse_qsl(text, max_num_fields=None))
@@ -120,11 +120,11 @@ def _texts(body: bytes) -> Iterator[str]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The keys and values of an object, as they come."""
+    """The keys and values of an object, in order."""
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Walk without recursion: what could just be read may be too deep for that."""
+    """Walk without recursion: JSON that the parser could read may still be too deep for that."""
     waiting = [iter((value,))]
     while waiting:
         for one in waiting[-1]:

@@ -1,7 +1,7 @@
-"""One poller per state and per storage: locks that end with their process however that ends.
+"""One poller per state and per storage: locks that end with their process, however it ends.
 
-For the state there are two flocks. One is on a file, the other on the directory itself, for whoever
-removes a lock file by hand would let a second poller in beside the first.
+The state has two flocks: one on a file, and one on the directory itself. Without the second, a
+person who removes the lock file would let a second poller start.
 """
 
 import errno
@@ -17,16 +17,16 @@ from typing import Self
 from poller import state_directory
 from poller.errors import CannotStart, LockHeld
 
-DAEMON = "run"  # the one command that other commands can leave work to
+DAEMON = "run"  # the only command that other commands can leave work to
 _NAME = "poller.lock"
-_ADDRESS_MAX = 80  # of the 107 bytes that an address may have
-_TRY_AGAIN_S = (0.05,) * 6  # whoever asks `is_held` has it for a moment
+_ADDRESS_MAX = 80  # of at most 107 bytes in an address
+_TRY_AGAIN_S = (0.05,) * 6  # a process in `is_held` holds the lock for a moment
 
 
 class StateLock(ExitStack):
-    """Held from `__enter__` to `__exit__`; raises LockHeld (exit 75) when another process has it.
+    """Held from `__enter__` to `__exit__`. Raises LockHeld (75) if another process holds it.
 
-    `command` is the one that holds it, for whoever asks `holder`.
+    `command` is the command that holds it; `holder` returns it.
     """
 
     def __init__(
@@ -53,13 +53,15 @@ class StateLock(ExitStack):
             held.callback(_close, directory)
         except OSError as error:
             raise CannotStart(
-                f"{path} cannot be opened: {error.strerror}; give this user the state directory"
+                f"cannot open {path}: {error.strerror}; make this user the owner of the state directory"
             ) from error
         if not self._locked(file):
             raise refusal(self._directory)
-        _write(file, self._command)  # before it is seen: `holder` looks at the directory
+        _write(file, self._command)  # before others see the lock: `holder` looks at the directory
         if not self._locked(directory):
-            _write(file, "")  # somebody removed the file, and ours says nothing of who holds it
+            _write(
+                file, ""
+            )  # the file was removed and made again, so ours does not name the holder
             raise refusal(self._directory)
 
     def _locked(self, fd: int) -> bool:
@@ -72,12 +74,12 @@ class StateLock(ExitStack):
 
 
 def _close(fd: int) -> None:
-    with suppress(OSError):  # the descriptor is gone all the same; nothing was written
+    with suppress(OSError):  # the descriptor is closed anyway; nothing was written
         os.close(fd)
 
 
 def _write(fd: int, command: str) -> None:
-    with suppress(OSError):  # a full disk stops nobody; it is then taken for the daemon
+    with suppress(OSError):  # on a full disk go on; the holder then counts as the daemon
         os.ftruncate(fd, 0)
         os.pwrite(fd, command.encode(), 0)
 
@@ -87,30 +89,30 @@ def _open_directory(path: Path) -> int:
 
 
 class StorageLock(ExitStack):
-    """One poller per storage directory on this machine, whatever ledgers they have.
+    """One poller per storage directory on this machine, whatever its ledger.
 
-    An address in Linux's abstract namespace: it ends with its process however that ends, and keeps
-    no file of a disk open that somebody may want to unmount.
+    It is an address in Linux's abstract namespace: it ends with its process, however that ends, and
+    it keeps no file open on a disk that a person may want to unmount.
     """
 
     def take(self, storage_id: str) -> None:
-        """Hold the storage with this id until `__exit__`; LockHeld when another process does."""
+        """Hold the storage with this id until `__exit__`. Raises LockHeld if another process does."""
         with ExitStack() as held:
             address = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             try:
                 address.bind(b"\0poller-storage-" + storage_id.encode()[:_ADDRESS_MAX])
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise CannotStart(f"the storage cannot be locked: {error.strerror}") from error
+                    raise CannotStart(f"cannot lock the storage: {error.strerror}") from error
                 raise LockHeld(
                     "another poller, with another state directory, stores faxes in this storage "
-                    "directory; stop it first, or give each a directory of its own"
+                    "directory; stop it first, or give each poller its own directory"
                 ) from error
             self.push(held.pop_all())
 
 
 def refusal(state_directory: Path) -> LockHeld:
-    """Say who holds the state."""
+    """Return the error that names the holder of the state."""
     return LockHeld(
         f"another poller holds {state_directory} (`poller {holder(state_directory) or DAEMON}`); "
         "stop it first, or use a command that works beside it"
@@ -118,7 +120,7 @@ def refusal(state_directory: Path) -> LockHeld:
 
 
 def holder(state_directory: Path) -> str | None:
-    """Name the command that holds this state now; the daemon's where nothing tells which."""
+    """Return the command that holds this state now; the daemon's if that is not known."""
     if not is_held(state_directory):
         return None
     try:
@@ -129,13 +131,13 @@ def holder(state_directory: Path) -> str | None:
 
 
 def is_held(state_directory: Path) -> bool:
-    """Whether any command holds this state now."""
+    """Return whether any command holds this state now."""
     try:
         fd = _open_directory(state_directory)
     except OSError:
         return False
     try:
-        # A shared lock, taken for no time: two `status` at once do not see each other.
+        # A shared lock for a moment: two `status` at the same time do not see each other.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

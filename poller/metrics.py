@@ -1,9 +1,8 @@
-"""Count and time what the service does, for Prometheus.
+"""Count and time the service's work, for Prometheus.
 
-Two kinds of numbers: those of the service and its accounts are ordinary metrics of
-prometheus_client; those of users are plain records that become samples only when somebody asks,
-because there can be tens of thousands of them. Everything is called on the event loop; only
-`render` works elsewhere.
+Numbers of the service and its accounts are ordinary metrics of prometheus_client. Numbers of users
+are plain records, which become samples only on request, as there can be tens of thousands of
+them. Call everything on the event loop; only `render` works in a thread.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ from poller.own_threads import OwnThreads
 from poller.stream import Direction
 
 PollOutcome = Literal["ok", "failed", "skipped"]
-# `late` and `damaged` are said beside `discovered` and `stored`, not instead of them.
+# `late` and `damaged` count in addition to `discovered` and `stored`, not instead of them.
 FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
 HookOutcome = Literal["accepted", "refused", "unknown"]
 SendOutcome = Literal["accepted", "transmitted", "failed", "in_doubt"]
@@ -47,45 +46,45 @@ _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 _OF_USER: Final = ("account", "user")
 _OF_STREAM: Final = (*_OF_USER, "direction")
-# Metrics without that label are of received faxes; those of sent ones have a name of their own.
+# Metrics without this label cover received faxes; sent faxes have separate metrics.
 _PREFIXES: Final = {Direction.RECEIVED: "poller_", Direction.SENT: "poller_sent_"}
 
-# Of the service, and of its accounts where there is a label: what is there now.
+# The present state of the service, or of its accounts if there is a label.
 _GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "account_suspended": ("1 while only probes are sent for the account.", ("account",)),
+    "account_suspended": ("1 while poller sends only probes for the account.", ("account",)),
     "token_war": ("1 while another program signs in with the account's App ID.", ("account",)),
     "efax_slow": ("1 while eFax, or a proxy before it, answers slowly.", ("account",)),
     "schedule_stretch_ratio": (
-        "How many times longer the pause between polls is than the schedule asks for.",
+        "Factor by which the limits stretch the scheduled interval between polls.",
         ("account",),
     ),
     "config_rejected": (
-        "1 while the configuration before the last reload is at work, which was rejected.",
+        "1 after a rejected reload, while the service uses the old configuration.",
         (),
     ),
     "storage_free_bytes": ("Free space for faxes.", ()),
     "storage_usable": ("1 while faxes can be stored.", ()),
-    "storage_min_free_bytes": ("Free space below which nothing is fetched.", ()),
-    "ready": ("1 while /readyz says 200.", ()),
+    "storage_min_free_bytes": ("Free space below which poller fetches nothing.", ()),
+    "ready": ("1 while /readyz answers 200.", ()),
 }
 
-# Of the service and its accounts: what has happened since the start.
+# Counts of the service and its accounts since the start.
 _COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "requests": (
-        "Requests sent, by answer; error where none came.",
+        "Requests sent, by answer; error: no answer.",
         ("account", "call", "status"),
     ),
     "rate_limit_wait_seconds": ("Time that requests waited for their turn.", ("account",)),
-    "sign_ins": ("Sign-ins, by why.", ("account", "reason")),
+    "sign_ins": ("Sign-ins, by reason.", ("account", "reason")),
     "webhooks": (
-        "Requests to the web-hook; unknown: well signed, but naming no user of ours.",
+        "Requests to the web-hook; unknown: correctly signed, but without a user of ours.",
         ("account", "outcome"),
     ),
 }
 
 
 class _UserGauge(NamedTuple):
-    """`unset`: until it is set; None is no series. `joined`: what several users have as one."""
+    """`unset`: the value until it is set; None: no series. `joined`: combines several users' values."""
 
     metric: str
     help: str
@@ -96,50 +95,46 @@ class _UserGauge(NamedTuple):
 
 _USER_GAUGES: Final[Mapping[str, _UserGauge]] = {
     "pending": _UserGauge("fax_pending", "Faxes to be fetched.", labels=_OF_STREAM),
-    "quarantined": _UserGauge("fax_quarantined", "Faxes given up, but for one try a day."),
-    "damaged": _UserGauge("fax_damaged", "Stored faxes whose files are not what was stored."),
+    "quarantined": _UserGauge("fax_quarantined", "Faxes given up, except for one try a day."),
+    "damaged": _UserGauge("fax_damaged", "Stored faxes whose files are missing or have changed."),
     "unreadable": _UserGauge("fax_unreadable", "Stored faxes whose files cannot be read."),
     "failing_s": _UserGauge(
         "oldest_failing_seconds",
-        "For how long the user's oldest fax that cannot be fetched has failed.",
+        "How long the user's longest failing fax has failed.",
         joined=max,
     ),
-    "overdue": _UserGauge("user_overdue", "1 while the user was not polled successfully in time."),
-    "silent": _UserGauge("user_silent", "1 while nothing was received for longer than expected."),
+    "overdue": _UserGauge("user_overdue", "1 while no poll of the user has succeeded in time."),
+    "silent": _UserGauge("user_silent", "1 while no fax has arrived for longer than expected."),
     "watermark": _UserGauge(
         "watermark_timestamp_seconds",
-        "Everything received before is listed.",
+        "Every fax received before this time is listed.",
         unset=None,
         joined=min,
         labels=_OF_STREAM,
     ),
     "settled": _UserGauge(
         "settled_timestamp_seconds",
-        "Everything received before is listed, or was dismissed by an operator.",
+        "Every fax received before this time is listed, or an operator dismissed the time.",
         unset=None,
         joined=min,
     ),
     "last_success": _UserGauge(
         "last_success_timestamp_seconds", "When a poll last succeeded.", unset=None, joined=min
     ),
-    "gap_s": _UserGauge(
-        "coverage_gap_seconds", "Time before the newest listing that is not listed."
-    ),
+    "gap_s": _UserGauge("coverage_gap_seconds", "Unlisted time before the newest listing."),
     "canary_at": _UserGauge(
         "canary_last_success_timestamp_seconds",
-        "When a canary last became a file.",
+        "When a canary was last stored.",
         unset=None,
         joined=min,
     ),
     "canary_s": _UserGauge(
         "canary_round_trip_seconds",
-        "From asking for the last canary to its file.",
+        "Time from requesting the last canary to its file.",
         unset=None,
         joined=max,
     ),
-    "canary_late": _UserGauge(
-        "canary_late", "1 while the newest canary is no file in time.", unset=None
-    ),
+    "canary_late": _UserGauge("canary_late", "1 while the newest canary is late.", unset=None),
 }
 
 
@@ -156,17 +151,17 @@ _Users = dict[tuple[str, str, Direction], _User]
 
 
 class Metrics:
-    """Every metric of the contract. `count` takes what happened, the others what is measured."""
+    """Every metric of the contract. `count` takes events, the other methods measurements."""
 
     def __init__(self, version: str) -> None:
-        # A series with the time at which each counter was made would double what is scraped.
+        # The creation time of each counter would double the number of series.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._users: _Users = {}
         self._configured: frozenset[tuple[str, str, Direction]] | None = None
         self._threads = OwnThreads("metrics")
         ProcessCollector(namespace="poller", registry=registry)
-        build = Info("poller_build", "What is running.", registry=registry)
+        build = Info("poller_build", "The running version.", registry=registry)
         build.info({"version": version, "python": platform.python_version()})
         self._gauges = {
             name: Gauge(f"poller_{name}", about, labels, registry=registry)
@@ -178,24 +173,24 @@ class Metrics:
         self._webhooks = self._counter("webhooks")
         durations = self._histogram(
             "request_duration_seconds",
-            "From sending a request to the end of its answer.",
+            "Time from sending a request to the end of its answer.",
             _REQUEST_BUCKETS,
             "call",
         )
         self._durations = functools.cache(durations.labels)
         self._visibility = self._histogram(
             "visibility_delay_seconds",
-            "From a fax's completion at eFax to its first listing.",
+            "Time from a fax's completion at eFax to its first listing.",
             _MINUTES_TO_DAYS,
         )
         self._latency = self._histogram(
             "ingest_latency_seconds",
-            "From a fax's reception at eFax to its file.",
+            "Time from a fax's reception at eFax to its file.",
             _MINUTES_TO_DAYS,
         )
 
     def _counter(self, name: str) -> Callable[..., Counter]:
-        """`labels()` locks and checks each time, and what it returns is always the same."""
+        """Return a cached lookup: `labels()` locks and checks each time, for the same result."""
         about, labels = _COUNTERS[name]
         made = Counter(f"poller_{name}_total", about, labels, registry=self._registry)
         return functools.cache(made.labels)
@@ -206,7 +201,7 @@ class Metrics:
         return Histogram(f"poller_{name}", about, labels, buckets=buckets, registry=self._registry)
 
     def count(self, happened: Event) -> None:
-        """Take what an event changes, if it changes anything."""
+        """Count an event, if it affects a metric."""
         if (effect := _EFFECTS.get(type(happened))) is not None:
             effect(self, happened)
 
@@ -229,7 +224,7 @@ class Metrics:
         direction: Direction = Direction.RECEIVED,
         **values: float | datetime | None,
     ) -> None:
-        """Set what is there now of a stream, by the names of `_USER_GAUGES`; None leaves it as it is."""
+        """Set a stream's present values, by the names of `_USER_GAUGES`; None leaves a value unchanged."""
         gauges = self._user(account, user, direction).gauges
         for name, value in values.items():
             assert name in _USER_GAUGES, name
@@ -237,24 +232,24 @@ class Metrics:
                 gauges[name] = value.timestamp() if isinstance(value, datetime) else value
 
     def set(self, gauge: str, value: float, *account: str) -> None:
-        """Set what is there now of the service or an account, by the names of `_GAUGES`."""
+        """Set a present value of the service or an account, by the names of `_GAUGES`."""
         of = self._gauges[gauge]
         (of.labels(*account) if account else of).set(value)
 
     def keep(self, streams: frozenset[tuple[str, str, Direction]]) -> None:
-        """Drop the streams but these; what comes of others later is for nobody, either."""
+        """Drop all streams except these, and ignore later values of others."""
         self._configured = streams
         self._users = {who: user for who, user in self._users.items() if who in streams}
 
     def forget_account(self, account: str) -> None:
-        """Drop the state of an account that is no longer configured; its counters stay."""
+        """Drop the present values of an account that is no longer configured; keep its counters."""
         for name, (_, labels) in _GAUGES.items():
             if labels:
                 with contextlib.suppress(KeyError):
                     self._gauges[name].remove(account)
 
     def request(self, account: str, call: str, status: int | None, seconds: float) -> None:
-        """Count one request; `status` is None when no answer came."""
+        """Count one request; `status` is None if there was no answer."""
         self._requests(account, call, str(status or "error")).inc()
         self._durations(call).observe(seconds)
 
@@ -262,7 +257,7 @@ class Metrics:
         self._webhooks(account, outcome).inc(count)
 
     def show_webhook(self, account: str) -> None:
-        """Begin its series: an increase from 0 shows."""
+        """Start its series at 0, so that the first increase shows."""
         for outcome in get_args(HookOutcome):
             self.webhook(account, outcome, 0)
 
@@ -285,9 +280,9 @@ class Metrics:
     async def render(self, *, full: bool = False) -> bytes:
         """Return the text for Prometheus, made in a thread.
 
-        Above 2,000 users, unless `full`, users are added up per account, with an empty user label.
+        Above 2,000 users, unless `full`, add users up per account, with an empty user label.
         """
-        # Copied here, where nothing changes meanwhile.
+        # Copied on the event loop, where nothing changes in the meantime.
         users = {
             who: _User(
                 polls=user.polls.copy(),
@@ -308,7 +303,7 @@ class Metrics:
         return generate_latest(of_users) + generate_latest(self._registry)
 
     def _user(self, account: str, user: str, direction: Direction) -> _User:
-        """A poll or an image may end after a reload has removed its user: that is for nobody."""
+        """Return a stream's record; a throw-away one if a reload has removed the user in the meantime."""
         who = (account, user, direction)
         found = self._users.get(who)
         if found is None:
@@ -357,14 +352,14 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
 
 
 class _UserCollector(Collector):
-    """The records of users as metrics of prometheus_client, without an object per sample before."""
+    """The users' records as metrics of prometheus_client, without an object per sample."""
 
     def __init__(self, users: _Users, count: int) -> None:
         self._users = users
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("poller_users", "Users that are polled.", value=self._count)
+        yield GaugeMetricFamily("poller_users", "Polled users.", value=self._count)
         gone = CounterMetricFamily("poller_deleted", "Faxes deleted at eFax.", labels=_OF_USER)
         for direction, prefix in _PREFIXES.items():
             mine = {who[:2]: user for who, user in self._users.items() if who[2] is direction}
@@ -385,7 +380,7 @@ class _UserCollector(Collector):
 
 
 def _polls(prefix: str, users: Mapping[Any, _User]) -> Metric:
-    """Also those that never happened: an increase from 0 shows."""
+    """Return the counter of polls; outcomes start at 0, so that the first increase shows."""
     polls = CounterMetricFamily(f"{prefix}polls", "Polls.", labels=[*_OF_USER, "outcome"])
     for who, user in users.items():
         for outcome in get_args(PollOutcome):
@@ -400,13 +395,13 @@ def _gauges(prefix: str, users: Mapping[Any, _User], labels: tuple[str, ...]) ->
         family = GaugeMetricFamily(f"{prefix}{gauge.metric}", gauge.help, labels=labels)
         for who, user in users.items():
             value = user.gauges.get(name, gauge.unset)
-            if value is not None:  # a time that is not known yet is no series, not 1970
+            if value is not None:  # an unknown time gets no series, instead of 1970
                 family.add_metric(who, value)
         yield family
 
 
 def _sent(users: _Users) -> Metric:
-    """Of users who send anything, or whose canary is known: most send nothing through poller."""
+    """Return the counter of sent faxes, only for users who send or have a canary: most do not."""
     sent = CounterMetricFamily("poller_sent", "Faxes sent.", labels=[*_OF_USER, "outcome"])
     for (account, name, _), user in users.items():
         if user.sent or "canary_late" in user.gauges:
@@ -416,7 +411,7 @@ def _sent(users: _Users) -> Metric:
 
 
 def _by_account(users: _Users) -> _Users:
-    """Add up the users of each account; of times the oldest one, of durations the longest."""
+    """Combine the users of each account: sums, the oldest time, the longest duration."""
     of_account: dict[tuple[str, Direction], list[_User]] = defaultdict(list)
     for (account, _, direction), user in users.items():
         of_account[account, direction].append(user)

@@ -1,6 +1,6 @@
-"""Documents that wait to be sent, in `state.directory`/outbox: durable before the ledger knows of them.
+"""Documents to be sent, in `state.directory`/outbox: durable before the ledger knows them.
 
-All of it blocks. Patients' data: for the service's own user alone.
+Every function blocks. The files hold patients' data, so only the service's user may read them.
 """
 
 import os
@@ -17,7 +17,7 @@ from poller.errors import NotKept
 
 _EXTENSIONS: Final[dict[DocumentFormat, str]] = {"pdf": ".pdf", "tiff": ".tif"}
 _FORMATS: Final = {extension: form for form, extension in _EXTENSIONS.items()}
-_LEFT_OVER_S: Final = 3600.0  # whoever puts documents here makes their row within moments
+_LEFT_OVER_S: Final = 3600.0  # the row follows within moments after the documents
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class OutboxDocument:
 
 
 def put(state: Path, transaction_id: str, documents: Sequence[OutboxDocument]) -> None:
-    """Keep the documents of one fax durably; raises NotKept, with none of them left."""
+    """Store the documents of one fax durably. Raises NotKept, and then leaves none behind."""
     folder = _folder(state, transaction_id)
     try:
         for made in (folder.parent, folder):
@@ -39,12 +39,12 @@ def put(state: Path, transaction_id: str, documents: Sequence[OutboxDocument]) -
         remove(state, transaction_id)
         why = error.strerror or error
         raise NotKept(
-            f"the fax cannot be kept in {folder.parent}: {why}; nothing was sent"
+            f"cannot store the fax in {folder.parent}: {why}; nothing was sent"
         ) from error
 
 
 def documents(state: Path, transaction_id: str) -> list[OutboxDocument]:
-    """Read the documents of one fax, in their order; raises OSError, also where there are none."""
+    """Read the documents of one fax, in order. Raises OSError, also if there are none."""
     paths = sorted(_folder(state, transaction_id).iterdir(), key=lambda path: int(path.stem))
     if not paths:
         raise FileNotFoundError("the folder is empty")
@@ -52,20 +52,20 @@ def documents(state: Path, transaction_id: str) -> list[OutboxDocument]:
 
 
 def remove(state: Path, transaction_id: str) -> None:
-    """Remove the documents of a fax that is sent, or never will be; what is in the way stays."""
+    """Remove the documents of a fax that is sent, or never will be; leave unknown files."""
     with suppress(OSError):
         shutil.rmtree(_folder(state, transaction_id))
 
 
 def folders(state: Path) -> list[str]:
-    """Return the transaction ids of which there are documents."""
+    """Return the transaction ids that have documents here."""
     with suppress(OSError):
         return [folder.name for folder in (state / "outbox").iterdir()]
     return []
 
 
 def is_left_over(state: Path, transaction_id: str, now_s: float) -> bool:
-    """Tell whether whoever put documents here cannot be about to make their row; seconds since 1970."""
+    """Return whether documents are too old to get a row any more; `now_s` in seconds since 1970."""
     try:
         return now_s - _folder(state, transaction_id).stat().st_mtime > _LEFT_OVER_S
     except OSError:

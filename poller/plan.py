@@ -1,4 +1,4 @@
-"""What a schedule asks of an account's limit, and what of it deserves a warning."""
+"""How much of an account's limit a schedule needs, and warnings about it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ _WITH_HOOK = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Demand:
-    """The lists that one account's users ask for, per second, before `factor` stretches `polls`.
+    """The lists per second that one account's users need, before `factor` stretches `polls`.
 
-    `fixed` is what nothing stretches: polls at cron times, and sweeps. `limit` is the part of the
-    account's limit that lists may take. The planner stretches each `every` by `factor` (>= 1).
+    `fixed` covers polls at cron times and sweeps, which are not stretched. `limit` is the part of the
+    account's limit for lists. The planner stretches each `every` by `factor` (>= 1).
     """
 
     polls: float
@@ -43,52 +43,52 @@ class Demand:
 
 
 def demand(polls: Sequence[Poll], requests_per_second: float, now: datetime) -> Demand:
-    """Add up what the users of one account ask for; the planner and `poller plan` go by it."""
+    """Add up the demand of one account's users, for the planner and `poller plan`."""
     intervals_s = [poll.every.total_seconds() for poll in polls if poll.every is not None]
     asked = math.fsum(1 / interval for interval in intervals_s)
     fixed = math.fsum(_sweeps_per_s(poll, now) for poll in polls)
     fixed += math.fsum(_cron(poll, now)[0] for poll in polls if poll.cron is not None)
     limit = requests_per_second * schedule.LISTS_SHARE
-    # A tenth is left for polls whatever sweeps and cron times take.
+    # Leave a tenth for polls, however much sweeps and cron times take.
     return Demand(asked, fixed, limit, factor=max(1.0, asked / max(limit - fixed, limit / 10)))
 
 
 def interval_of(poll: Poll, factor: float, now: datetime) -> timedelta:
-    """Return the real interval between two polls; for cron times the longest that comes up."""
+    """Return the real interval between two polls; for cron times the longest."""
     if poll.every is not None:
         return schedule.real_interval(poll.every, factor)
     return _cron(poll, now)[1]
 
 
 def account_warnings(asked: Demand) -> Iterator[str]:
-    """Say in sentences what is wrong with the schedule of an account as a whole."""
+    """Yield warnings about an account's whole schedule."""
     if not asked.is_too_much:
         return
     wants, may = _per_hour(asked.asked), _per_hour(asked.limit)
     yield (
-        f"the schedule asks for {wants} lists an hour, sweeps included, and the limit leaves {may} "
-        f"for lists: every interval becomes {asked.factor:.2f} times as long; poll less often, or "
+        f"the schedule asks for {wants} lists an hour, including sweeps, but the limit allows only "
+        f"{may}: poller makes every interval {asked.factor:.2f} times as long; poll less often, or "
         "raise requests_per_second"
     )
     if asked.planned > asked.limit:
         yield (
-            f"sweeps and cron times alone ask for {_per_hour(asked.fixed)} lists an hour, so that "
-            "polls will be late: let sweep and deep_sweep come less often or reach back less far"
+            f"sweeps and cron times alone need {_per_hour(asked.fixed)} lists an hour, so polls will be "
+            "late: make sweep and deep_sweep less frequent, or shorten their `back`"
         )
 
 
 def hook_hint(polls: Sequence[Poll]) -> str | None:
-    """Say what a web-hook that has worked for a day allows for; nothing changes by itself."""
+    """Return a hint if a web-hook has worked for a day; poller changes nothing by itself."""
     if all(poll.every is None or poll.every >= _WITH_HOOK for poll in polls):
         return None
     return (
-        "the web-hook has worked for a day: every may be longer, e.g. "
-        f"{spelled(_WITH_HOOK)}; each fax of that day came after a notice"
+        "the web-hook has worked for a day, with a notice before each fax: poll.every may be "
+        f"longer, e.g. {spelled(_WITH_HOOK)}"
     )
 
 
 def user_warnings(poll: Poll, factor: float, late: timedelta, now: datetime) -> Iterator[str]:
-    """Say what is wrong with the schedule of one user; `late` is the longest lateness measured."""
+    """Yield warnings about one user's schedule; `late` is the longest lateness measured."""
     interval = interval_of(poll, factor, now)
     if poll.every is not None and poll.overlap < 2 * interval:
         yield (
@@ -97,19 +97,19 @@ def user_warnings(poll: Poll, factor: float, late: timedelta, now: datetime) -> 
         )
     if is_late(late, poll.overlap):
         yield (
-            f"a fax became visible {spelled(late)} late, which uses up more than half of overlap "
-            f"({spelled(poll.overlap)}): raise overlap, or later ones are found by a sweep only"
+            f"a fax became visible {spelled(late)} late, which is more than half of overlap "
+            f"({spelled(poll.overlap)}): raise overlap, or only a sweep finds faxes that are later still"
         )
     if poll.every is None and interval > poll.max_window:
         yield (
             f"cron leaves {spelled(interval)} between two polls, longer than max_window "
-            f"({spelled(poll.max_window)}): nothing comes in for so long, and it takes "
+            f"({spelled(poll.max_window)}): no fax arrives in that time, and the next poll needs "
             f"{slices_in(interval + poll.overlap, _rules(poll))} lists to catch up"
         )
 
 
 def spelled(length: timedelta) -> str:
-    """Write a duration with its two largest units, such as `2d 16h`."""
+    """Return a duration in its two largest units, such as `2d 16h`."""
     if length < timedelta(seconds=1):
         return f"{length / timedelta(milliseconds=1):.0f}ms"
     parts, rest = [], length
@@ -129,7 +129,7 @@ def _rules(poll: Poll) -> WindowRules:
 
 
 def _sweeps_per_s(poll: Poll, now: datetime) -> float:
-    """A sweep runs in a poll, so never more often; the deep one reads one more list."""
+    """Return the lists for sweeps; they run within polls, and a deep sweep reads one more list."""
     pause, per_s = interval_of(poll, 1.0, now), 0.0
     for sweep, more in ((poll.sweep, 0), (poll.deep_sweep, 1)):
         every = max(sweep.every, pause)
@@ -145,7 +145,7 @@ def _cron(poll: Poll, now: datetime) -> tuple[float, timedelta]:
 
 @lru_cache(maxsize=4096)
 def _cron_week(expression: str, zone: ZoneInfo, now: datetime) -> tuple[float, timedelta]:
-    """Return polls per second and the longest pause between two, over the week that comes."""
+    """Return polls per second and the longest pause between two, over the coming week."""
     times = cron.cron_times(expression, zone, now)
     first = next(times, None)
     second = next(times, None)

@@ -15,14 +15,14 @@ from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable
 from poller.stream import Direction, Stream
 
-_NAMED = 100  # of each kind of trouble; all are counted
+_NAMED = 100  # paths named for each kind of trouble; all are counted
 
 _READS_SIDECARS = "rebuild reads the sidecars there, so mount it first"
 
 
 @dataclass
 class Trouble:
-    """Paths in the storage with what is wrong there; the first hundred by name, all counted."""
+    """Paths in the storage with their problems: the first hundred by name, and the total."""
 
     count: int = 0
     named: list[tuple[str, str]] = field(default_factory=list)
@@ -35,10 +35,10 @@ class Trouble:
 
 @dataclass
 class Rebuilt:
-    """What came of it.
+    """The result.
 
-    `base` is the copy that it began with, of `base_at`; None: none could be read, or the ledger
-    itself was whole after all. `listed_from` None: from each user's configured look-back.
+    `base` is the copy that it started from, made at `base_at`; None if none was readable, or if the
+    old ledger was whole. `listed_from` None means each user's configured look-back.
     """
 
     ledger: Path
@@ -67,11 +67,11 @@ async def rebuild(
     progress: Callable[[int], None] = lambda _: None,
     storage_lock: StorageLock | None = None,
 ) -> Rebuilt:
-    """Make the new ledger and put it in the old one's place; the state lock must be held.
+    """Make the new ledger and replace the old one. The caller holds the state lock.
 
-    `progress` is told how many sidecars have been read; `storage_lock` is taken here, where
-    it is known which storage it is. Raises LockHeld, CannotStart, LedgerUnavailable
-    and StorageUnusable with everything as it was.
+    Calls `progress` with the number of sidecars read. Takes `storage_lock` itself, once it knows
+    the storage's id. Raises LockHeld, CannotStart, LedgerUnavailable and StorageUnusable, and then
+    changes nothing.
     """
     with contextlib.closing(Storage(settings.storage)) as storage:
         marker = await _marker(settings, storage)
@@ -96,7 +96,7 @@ async def rebuild(
 
 
 async def _marker(settings: Config, storage: Storage) -> str:
-    """Without its disk the files that are there would be fetched again."""
+    """Return the storage's marker; without the disk, poller would fetch its files again."""
     try:
         marker, _ = await storage.ask(lambda store: store.marked())
     except StorageUnusable as error:
@@ -112,12 +112,12 @@ async def _marker(settings: Config, storage: Storage) -> str:
 async def _take_over(
     ledger: Ledger, storage: Storage, marker: str, settings: Config, now: datetime
 ) -> None:
-    """Let the new ledger know the storage and the configured users."""
+    """Record the storage and the configured users in the new ledger."""
     known = await ledger.read(meta.value, meta.STORAGE_ID)
     if known is not None and known != marker:
         raise CannotStart(
-            f"the marker in {settings.storage.directory} is of another storage than the ledger's: "
-            "mount the right disk, or move the ledger and its snapshots away"
+            f"the marker in {settings.storage.directory} belongs to another storage than the "
+            "ledger's: mount the right disk, or move the ledger and its snapshots away"
         )
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
     await ledger.write(meta.rebuilt)
@@ -140,7 +140,7 @@ async def _read_sidecars(
     now: datetime,
     progress: Callable[[int], None],
 ) -> dict[Stream, datetime]:
-    """Take in all sidecars, some at a time; when the oldest fax of each user was received."""
+    """Read all sidecars, some at a time; return the time of each user's oldest fax."""
     oldest: dict[Stream, datetime] = {}
     read = 0
     async with contextlib.aclosing(storage.sidecars()) as batches:
@@ -157,7 +157,9 @@ async def _read_sidecars(
             done.added += adopted.added + adopted.now_stored
             done.carried_on += adopted.carried_on
             for path in adopted.doubles:
-                done.doubles.add(path, "another file of this fax, or another fax's name, is known")
+                done.doubles.add(
+                    path, "the ledger knows another file of this fax, or this name is taken"
+                )
             done.sidecars += sum(one.visible for one in found)
             read += len(batch)
             progress(read)
@@ -167,10 +169,10 @@ async def _read_sidecars(
 async def _believed(
     ledger: Ledger, storage: Storage, done: Rebuilt, found: list[FoundSidecar]
 ) -> list[FoundSidecar]:
-    """Hash what the ledger does not know, and leave out hand-overs that cannot be carried on.
+    """Hash the faxes that the ledger does not know, and leave out hand-overs that cannot continue.
 
-    A visible sidecar whose image is gone or changed is of a fax that was stored: it is *damaged*,
-    which is for an operator to mend. Where the image cannot be read, it may be whole: *unreadable*.
+    A visible sidecar without its unchanged image belongs to a stored fax, which is now *damaged*; an
+    operator must repair it. If the image cannot be read, it may be whole: the fax is *unreadable*.
     """
     unknown = await ledger.read(sidecar_import.unknown, found)
     images = [(found[place].stored, found[place].origin.identity) for place in unknown]
@@ -191,7 +193,7 @@ async def _believed(
 
 
 def _time_of(fax: Origin) -> datetime:
-    """When it was received; a date that cannot be would let decades be listed."""
+    """Return when it was received; ignore an impossible date, or rebuild would list decades."""
     received = fax.received_at
     if received is None or received.year not in POSSIBLE_YEARS:
         return fax.first_seen_at

@@ -1,4 +1,4 @@
-"""The one subscriber of what happens: it becomes log lines and metrics."""
+"""The only subscriber of events: turn them into log lines and metrics."""
 
 from poller import log
 from poller.events import Emit, Event
@@ -6,7 +6,7 @@ from poller.metrics import Metrics
 
 
 def subscriber(metrics: Metrics) -> Emit:
-    """Return what the work is given to emit its events to."""
+    """Return the function to which all work emits its events."""
 
     def emit(happened: Event) -> None:
         metrics.count(happened)

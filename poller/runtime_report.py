@@ -1,4 +1,4 @@
-"""What only the running service knows of itself; it keeps that in the ledger, for `poller status`."""
+"""Facts that only the running service knows; it writes them to the ledger for `poller status`."""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from poller.slowness import Slow
 
 @dataclass(frozen=True)
 class RuntimeReport:
-    """`reason`: why nothing is fetched into `directory`; `rejected`: why the last reload was not taken.
+    """`reason`: why fetching into `directory` is paused; `rejected`: why the last reload was rejected.
 
-    `rates` are the requests per second of accounts that eFax has slowed, `at_war` the accounts
-    whose App ID another program uses; `slow` those that eFax answers slowly.
+    `rates` holds the requests per second of accounts that eFax has slowed down, `at_war` the accounts
+    whose App ID another program uses, `slow` those that eFax answers slowly.
     """
 
     directory: str
@@ -27,12 +27,12 @@ class RuntimeReport:
     catching_up: Mapping[str, CatchUp] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Write it down; `read` undoes that."""
+        """Return the report as text; `read` is the inverse."""
         return json.dumps(asdict(self), default=datetime.isoformat)
 
     @classmethod
     def read(cls, text: str | None) -> Self | None:
-        """Read what a service has written down; None where none has, or one of another version."""
+        """Read a service's report; None if there is none, or if another version wrote it."""
         try:
             fields = json.loads(text or "null")
             return cls(

@@ -1,4 +1,4 @@
-"""`state.directory` and that of the ledger: made so that a power failure cannot take them."""
+"""Make `state.directory` and the ledger's directory so that they survive a power failure."""
 
 import os
 from contextlib import suppress
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def make(directory: Path) -> None:
-    """Make it (0700) and its parents where they are missing, every name durable; blocking.
+    """Make the directory (0700) and missing parents, and sync every name; blocking.
 
-    The name of what is there is synced as well: a run that was killed may have made it just now.
-    Whoever may not open the directory above it has not made it.
+    Also sync the name of an existing directory: a run that died may have made it just now. If we may
+    not open the directory above, we did not make it.
     """
     at, missing = directory.absolute(), list[Path]()
     while not at.is_dir():
@@ -23,7 +23,7 @@ def make(directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a directory, durable; blocking."""
+    """Sync a file, or the names in a directory; blocking."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

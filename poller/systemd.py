@@ -1,4 +1,4 @@
-"""Tell systemd how the service is doing, as sd_notify does; without systemd nothing happens."""
+"""Report the service's state to systemd, like sd_notify; do nothing without systemd."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ import time
 
 
 def notify(**fields: str | int) -> None:
-    """Send fields of sd_notify(3) in one datagram; without systemd, or when it fails, do nothing.
+    """Send fields of sd_notify(3) in one datagram; ignore errors, and do nothing without systemd.
 
-    `STATUS` is the sentence that `systemctl status` shows; `WATCHDOG=1` is to be sent only while
-    the service really works.
+    `systemctl status` shows the sentence in `STATUS`. Send `WATCHDOG=1` only while the service
+    really works.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    if address.startswith("@"):  # the abstract namespace of Linux
+    if address.startswith("@"):  # Linux's abstract namespace
         address = "\0" + address[1:]
     lines = (f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
     message = "\n".join(lines).encode("utf-8", "replace")
@@ -23,21 +23,21 @@ def notify(**fields: str | int) -> None:
         contextlib.suppress(OSError, ValueError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
     ):
-        # A full queue must not hold up the event loop; the next notice comes soon.
+        # A full queue must not block the event loop; the next notice follows soon.
         sender.settimeout(0)
         sender.connect(address)
         sender.send(message)
 
 
 def reloading() -> None:
-    """Say that the configuration is being read again; `READY=1` ends it."""
+    """Report that the service reads its configuration again; `READY=1` ends this."""
     notify(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
 
 def watchdog_interval() -> float | None:
-    """Return how long systemd waits for a `WATCHDOG=1`, in seconds; send at least two in that time.
+    """Return how many seconds systemd waits for a `WATCHDOG=1`; send at least two in that time.
 
-    None when systemd does not watch this process.
+    Return None if systemd does not watch this process.
     """
     try:
         waits_us = int(os.environ.get("WATCHDOG_USEC", ""))

@@ -270,7 +270,7 @@ async def test_suspension_is_reported_once_and_is_in_the_ledger_until_it_ends(
     assert resumed.paused_s > 1000
     assert (await samples(runtime))['poller_account_suspended{account="main"}'] == 0
     (message,) = [event.message for event in events if event.action == "account-resumed"]
-    assert message.startswith("The account works again; polling and fetching go on. ")
+    assert message.startswith("The account works again, and polling and fetching continue. ")
     assert str(suspended.reason) in message
     assert said(events, "account-suspended", "account-resumed") == [
         "account-suspended",

@@ -475,7 +475,7 @@ def test_check_says_which_features_are_on_without_a_secret(run: Run, directory: 
     code, out, err = run("check")
     assert (code, err) == (0, "")
     on = [line for line in out.splitlines() if line.startswith("on: ")]
-    assert ["deleting at eFax" in on[0], "127.0.0.1:9411" in on[1]] == [True, True]
+    assert ["deletes faxes at eFax" in on[0], "127.0.0.1:9411" in on[1]] == [True, True]
     assert "warning: main/a and 1 more: delete.after is 5m" in out
     code, out, err = run("check", "--online")
     assert code == 78

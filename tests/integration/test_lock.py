@@ -136,7 +136,9 @@ def test_state_directory_and_lock_file_are_for_their_owner_alone(tmp_path: Path)
 
 def test_state_directory_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CannotStart, match="give this user the state directory") as refused:
+    with pytest.raises(
+        CannotStart, match="make this user the owner of the state directory"
+    ) as refused:
         StateLock(tmp_path / "file" / "state").__enter__()
     assert refused.value.exit_code == 73
 
@@ -167,7 +169,7 @@ def test_storage_is_held_by_one_process_and_let_go_however_that_ends(tmp_path: P
         with StorageLock() as other:
             other.take("another storage")
         with (
-            pytest.raises(LockHeld, match="directory of its own") as refused,
+            pytest.raises(LockHeld, match="its own directory") as refused,
             StorageLock() as lock,
         ):
             lock.take(storage_id)

@@ -219,7 +219,7 @@ def test_a_self_test_to_a_number_of_somebody_else_says_that_nothing_is_listed(
     report = json.loads(out)
     assert (code, report["ok"], report["listed_at"]) == (1, False, None)
     assert report["accepted_at"] is not None
-    assert "not among the received ones" in report["problem"]
+    assert "not among the received faxes" in report["problem"]
 
 
 def test_a_self_test_that_efax_does_not_answer_in_time_leaves_it_to_be_looked_for(

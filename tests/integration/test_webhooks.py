@@ -313,8 +313,8 @@ async def test_faxes_that_come_after_their_notices_prove_the_hook(
     measured = Measured(hooks={APP: hook.record})
     shown = planned(runtime.config, measured, clock.now())
     assert shown["hints"] == [
-        "main: the web-hook has worked for a day: every may be longer, e.g. 5m; "
-        "each fax of that day came after a notice"
+        "main: the web-hook has worked for a day, with a notice before each fax: poll.every may be "
+        "longer, e.g. 5m"
     ]
     assert planned(runtime.config, measured, clock.now() + 2 * DAY)["hints"] == []
 

@@ -67,12 +67,12 @@ def test_features_that_cost_money_delete_or_listen_are_mentioned_once() -> None:
     config = replace(config, accounts=(*config.accounts, second, third))
     config = replace(config, webhook=WebhookConfig("127.0.0.1", 9411))
     assert consequences(config) == [
-        "sent faxes are archived for 2 of 3 users, for 1 of them with their pages",
-        "deleting at eFax is on for 2 of 3 users, at the soonest 7d after a fax was stored here; "
-        "nothing brings a deleted fax back",
-        "a canary is sent for 2 of 3 users, about 4 faxes a day, for which eFax may charge",
-        "eFax's notices are taken at 127.0.0.1:9411, without TLS, from a proxy on this server, "
-        "for main, other",
+        "poller archives sent faxes for 2 of 3 users, for 1 of them with their pages",
+        "poller deletes faxes at eFax for 2 of 3 users, 7d or more after storing them; nothing brings "
+        "a deleted fax back",
+        "poller sends canaries for 2 of 3 users, about 4 faxes a day, for which eFax may charge",
+        "poller listens for eFax's notices on 127.0.0.1:9411, without TLS, from a proxy on this "
+        "server, for main, other",
     ]
     assert warnings(config) == []
 
@@ -81,7 +81,9 @@ def test_listener_with_tls_is_mentioned_with_its_address() -> None:
     tls = HookTls(Path("/cert.pem"), KEY)
     config = with_users({}, webhook=AccountHook("/efax", KEY))
     config = replace(config, webhook=WebhookConfig("::", 8443, tls))
-    assert consequences(config) == ["eFax's notices are taken at [::]:8443, with TLS, for main"]
+    assert consequences(config) == [
+        "poller listens for eFax's notices on [::]:8443, with TLS, for main"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_listener_with_tls_is_mentioned_with_its_address() -> None:
         pytest.param(
             {"delete": Delete(DAY, taken="delete")},
             StorageConfig(),
-            "delete.taken is 'delete' and storage.consumers is 'read'",
+            "delete.taken is 'delete' but storage.consumers is 'read'",
             id="taken by nobody",
         ),
         pytest.param({"delete": Delete(DAY, taken="delete")}, MOVE, None, id="taken"),
@@ -107,7 +109,7 @@ def test_listener_with_tls_is_mentioned_with_its_address() -> None:
         pytest.param(
             {"canary": Canary(DAY), "poll": Poll(every=None, cron="0 8,12,16 * * *")},
             MOVE,
-            "the canary is late after 30m, and faxes are looked for every 16h",
+            "the canary is late after 30m, but poller polls only every 16h",
             id="late before a poll",
         ),
         pytest.param(
@@ -141,7 +143,7 @@ def test_what_many_users_inherit_is_one_line() -> None:
 
 def test_one_number_of_two_users_is_warned_of_and_not_shown() -> None:
     (sentence,) = warnings(with_users(*2 * [{"number": NUMBER}], {"number": "13235550143"}))
-    assert sentence == "main: these users have one and the same number: u0, u1; is it a mistake?"
+    assert sentence == "main: these users have the same number: u0, u1; is this a mistake?"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_an_event_says_its_sentence_its_level_and_its_fields(out: io.StringIO) -
     assert line["log.level"] == "warning"
     assert line["poller"] == {"account": "main", "user": "desk"}
     assert line["error"] == {"type": "ApiError", "message": "no list"}
-    assert line["message"].startswith("A poll failed; it is repeated on schedule")
+    assert line["message"].startswith("A poll failed; poller polls on schedule")
 
 
 def test_an_event_that_is_no_news_has_no_line(out: io.StringIO) -> None:
