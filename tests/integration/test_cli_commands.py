@@ -907,14 +907,14 @@ def test_fax_that_came_damaged_is_in_the_status_and_explain_says_what_was_wrong(
     fax = receive(efax, trouble="cut-document")
     assert run("once")[0] == 0
     _, out, _ = run("status")
-    assert "1 fax came damaged from eFax and is kept as it came: main/a 1." in out
+    assert "1 fax came damaged from eFax and is stored as received: main/a 1." in out
     (search,) = [line for line in out.splitlines() if "grep -rl" in line]
     found = subprocess.run(search, shell=True, capture_output=True, text=True, check=True)
     assert [Path(line).suffix for line in found.stdout.splitlines()] == [".json"]
     assert "came damaged" not in "".join(json.loads(run("status", "--json")[1])["problems"])
 
     out = run("explain", fax.fax_id)[1]
-    assert "is kept as it came: pdf-no-eof" in out
+    assert "stored it as received: pdf-no-eof" in out
     timeline = json.loads(run("explain", fax.fax_id, "--json")[1])["timeline"]
     assert [one["why"] for one in timeline if one["what"] == "stored"] == [
         "pdf-no-eof: the PDF does not end with %%EOF"

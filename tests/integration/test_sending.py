@@ -762,7 +762,7 @@ async def test_a_canary_whose_page_cannot_be_kept_is_reported(
     _, state = parts(runtime)
     await canaries._send_due(state, CANARY)
     (late,) = [event for event in events if event.action == "canary-late"]
-    assert "cannot be kept" in late.fields["reason"]
+    assert "cannot store the fax" in late.fields["reason"]
 
 
 async def test_full_disk_keeps_no_half_of_a_fax_and_is_a_sentence(

@@ -241,7 +241,7 @@ def test_verify_names_it_and_repair_leaves_it_alone(
 
     code, out, _ = run("verify", "--taken", fax.fax_id)
     assert code == 1
-    assert f"not asked for  main/a/{fax.fax_id}: its files are there, and cannot be read" in out
+    assert f"not requested  main/a/{fax.fax_id}: its files are there but cannot be read" in out
     assert "poller help fax-unreadable" in out
     assert "its files cannot be read: the image" in run("explain", fax.fax_id)[1]
     assert "its files cannot be read" in run("retry", fax.fax_id)[1]
