@@ -102,7 +102,7 @@ async def _refuse_removed(settings: Config, ledger: Ledger, rows: Sequence[FaxRo
             settings
         ):
             is_sent = row.direction is Direction.SENT
-            what = "with `sent.archive`" if is_sent else "now"
+            what = "with `sent.archive`" if is_sent else "any more"
             raise NotDone(
                 f"user {row.account}/{row.user} is not configured {what}, so nothing fetches its "
                 f"fax {row.fax_id}: put {'that' if is_sent else 'the user'} back into the "

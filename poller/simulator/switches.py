@@ -145,7 +145,7 @@ class Switches:
         "which time of a sent fax the window of a list applies to", "completed", "created"
     )
     sent_status_demanded: str = _switch(
-        "without transmission_status, a sent list is refused with 400, or shows COMPLETE",
+        "without transmission_status a sent list gets 400, or shows COMPLETE",
         *("no", "yes", "defaults-to-complete"),
     )
     sent_status_words: str = _switch(
@@ -171,7 +171,7 @@ class Switches:
         "the answer to a send call: an array, or one object", "array", "object"
     )
     send_transaction_id_in_list: str = _switch(
-        "do sent lists show our transaction id; ignored: no, and they do not filter by it",
+        "is our transaction id in sent lists; ignored: no, nor a filter",
         *("yes", "no", "ignored"),
     )
     send_takes_s: float = _switch(

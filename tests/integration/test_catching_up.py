@@ -128,7 +128,7 @@ async def test_after_a_day_of_downtime_users_are_behind_and_not_late(
         await poll(runtime, user)
     clock.advance(DAY)
     runtime.accounts[APP].started = clock.now()  # as a start does
-    late = [f"2 of 2 {NOT_IN_TIME}, main/user-a among them."]
+    late = [f"2 of 2 {NOT_IN_TIME}, for example main/user-a."]
     shown = await watched.look()
     assert [row["overdue"] for row in shown["users"]] == [True, True]
     assert shown["accounts"][0]["catching_up"]["left"] == 4

@@ -983,7 +983,7 @@ def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: P
 
     efax.faults = faults()
     assert json.loads(run("once", "--json")[1])["stored"] == 1
-    assert run("retry", fax.fax_id)[1] == "Nothing to do: stored, and well.\n"
+    assert run("retry", fax.fax_id)[1] == "Nothing to do: stored and intact.\n"
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -1439,7 +1439,7 @@ def test_demo_does_not_wait_for_ever_for_a_daemon_that_does_not_stop(
         monkeypatch.setattr(demo_module, name, 0.2)
     fake_daemon("trap '' TERM; while :; do sleep 0.1; done")
     assert main(["demo"]) == 1
-    assert "the daemon ended with -9" in " ".join(capsys.readouterr().out.split())
+    assert "the daemon exited with -9" in " ".join(capsys.readouterr().out.split())
 
 
 # -- the user who runs a command -----------------------------------------------------------------------
@@ -1571,7 +1571,7 @@ def test_backup_of_root_names_the_user_that_cannot_write_there(of_nobody: Any) -
     target = of_nobody.root / "closed" / "x.db"
     done = of_nobody("backup", str(target))
     assert (done.returncode, done.stderr.count("\n")) == (73, 1)
-    assert done.stderr.startswith("poller: user nobody, which this command became because")
+    assert done.stderr.startswith("poller: this command runs as user nobody, who owns the state")
     assert f"cannot write {target}" in done.stderr
     done = of_nobody("backup", str(of_nobody.root / "state" / "x.db"))
     assert done.returncode == 0
@@ -1693,7 +1693,7 @@ def test_rebuild_json_is_for_programs(run: Run, efax: Simulator, directory: Path
     assert (shown["sidecars"], shown["added"], shown["kept_aside"]) == (1, 1, None)
     assert shown["damaged"] == {"count": 0, "files": []}
     assert shown["listed_from"] == "2024-05-21T02:27:56.000Z"
-    assert "fetched again" in shown["unknown"]
+    assert "fetches those again" in shown["unknown"]
 
 
 @pytest.mark.parametrize("since", ["yesterday", "2024-05-21T00:00:00", "2999-01-01T00:00:00Z"])

@@ -519,7 +519,7 @@ async def test_heartbeat_is_sent_only_while_every_user_was_really_polled(
         planner.tick_at = clock.monotonic()
         await poll(runtime, "user-a")
         assert monitor.readiness.troubles() == [
-            "1 of 2 users were not polled in time, main/user-b among them. "
+            "1 of 2 users were not polled in time, for example main/user-b. "
             "See `poller help user-overdue`."
         ]
         assert await overdue(runtime, monitor) == {"user-a": "0.0", "user-b": "1.0", "ready": "0.0"}

@@ -121,7 +121,7 @@ def test_a_refusal_is_an_error_and_said(run: Run, efax: Simulator, three: list[F
     assert (code, shown["deleted"]) == (1, [])
     assert "409" in whys(shown)[three[2].fax_id]
     code, out, _ = run("explain", three[2].fax_id)
-    assert "it was not deleted at eFax" in out
+    assert "eFax did not delete it" in out
     efax.faults = faults()
     code, shown = purged(run, "main/b", "--before", now())
     assert (code, shown["deleted"]) == (0, [three[2].fax_id])

@@ -63,8 +63,8 @@ def row(**changes: Any) -> SendRow:
         ),
         pytest.param((*SEND, "nothing.pdf"), 2, "nothing.pdf cannot be read", id="no-file"),
         pytest.param((*SEND, "poller.yaml"), 1, "neither a PDF nor a TIFF", id="another-format"),
-        pytest.param((*SEND, "half.pdf"), 1, "half.pdf is not whole", id="half"),
-        pytest.param((*SEND, *["letter.pdf"] * 26), 2, "25 documents at most", id="too-many"),
+        pytest.param((*SEND, "half.pdf"), 1, "half.pdf is damaged", id="half"),
+        pytest.param((*SEND, *["letter.pdf"] * 26), 2, "at most 25 documents", id="too-many"),
         pytest.param(("selftest", "main/a"), 2, "accounts.main.users.a.number", id="no-number"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_self_test_says_that_the_page_was_not_sent(
     efax.faults = faults("400@send=always")
     code, out, _ = run("selftest", "main/a")
     assert code == 1
-    assert "accepted     not" in out
+    assert "accepted     no" in out
     assert "The self-test failed: it was not sent" in out
 
 

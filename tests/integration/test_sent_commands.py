@@ -92,7 +92,7 @@ def test_explain_shows_what_is_known_of_a_sent_fax(run: Run, sent: Path) -> None
 
 def test_retry_of_a_sent_fax_that_is_stored_does_nothing(run: Run, sent: Path) -> None:
     code, out, _ = run("retry", "main/a/sent/s-1")
-    assert (code, out.strip()) == (0, "Nothing to do: stored, and well.")
+    assert (code, out.strip()) == (0, "Nothing to do: stored and intact.")
     assert sent.exists()
 
 

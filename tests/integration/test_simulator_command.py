@@ -38,11 +38,11 @@ def test_the_help_lists_every_switch_and_fault(capsys: pytest.CaptureFixture[str
     [
         (["--switch", "page_cap=0"], "switch page_cap: 0 is not a number from 1 to 100"),
         (["--fault", "explode=5%"], "there is no fault 'explode'"),
-        (["--users", "0"], "'0' is no whole number from 1 to"),
-        (["--port", "http"], "'http' is no whole number from 0 to 65535"),
+        (["--users", "0"], "'0' is not a whole number from 1 to"),
+        (["--port", "http"], "'http' is not a whole number from 0 to 65535"),
         (["--rate", "-1"], "'-1' is not a number from 0"),
         (["--rate", "nan"], "'nan' is not a number from 0"),
-        (["--backlog", "-1"], "'-1' is no whole number from 0"),
+        (["--backlog", "-1"], "'-1' is not a whole number from 0"),
     ],
 )
 def test_wrong_words_are_wrong_usage(

@@ -45,14 +45,14 @@ def test_switches_cannot_be_changed_in_place() -> None:
         pytest.param(
             "page_cap=0", "switch page_cap: 0 is not a number from 1 to 100", id="too low"
         ),
-        pytest.param("page_cap=101", "no number from 1 to 100", id="too high"),
-        pytest.param("page_cap=many", "'many' is no number", id="no number"),
-        pytest.param("page_cap=2.5", "'2.5' is no number", id="no whole number"),
-        pytest.param("late_visible_s=nan", "nan is no number", id="nan"),
-        pytest.param("order=random", "'random' is none of newest, oldest", id="no such value"),
-        pytest.param("unknown_fields=1", "'1' is none of no, yes", id="neither yes nor no"),
+        pytest.param("page_cap=101", "not a number from 1 to 100", id="too high"),
+        pytest.param("page_cap=many", "'many' is not a number", id="no number"),
+        pytest.param("page_cap=2.5", "'2.5' is not a number", id="no whole number"),
+        pytest.param("late_visible_s=nan", "nan is not a number", id="nan"),
+        pytest.param("order=random", "'random' is not one of newest, oldest", id="no such value"),
+        pytest.param("unknown_fields=1", "'1' is not one of no, yes", id="neither yes nor no"),
         pytest.param("colour=red", "there is no switch 'colour'", id="no such switch"),
-        pytest.param("order", "give it as order=VALUE", id="no value"),
+        pytest.param("order", "write order=VALUE", id="no value"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_a_sentence(setting: str, sentence: str) -> None:
