@@ -260,7 +260,10 @@ def test_a_self_test_shows_its_steps_in_the_order_of_their_times(
             "could not transmit it: busy",
         ),
         ({"state": SendState.IN_DOUBT, "error": "reset"}, "answer was lost"),
-        ({"state": SendState.ACCEPTED, "fax_id": "f", "status": "NEW"}, "still transmitting it (NEW)"),
+        (
+            {"state": SendState.ACCEPTED, "fax_id": "f", "status": "NEW"},
+            "still transmitting it (NEW)",
+        ),
         ({"state": SendState.TRANSMITTED, "fax_id": "f"}, "does `number` belong"),
         ({"state": SendState.ACCEPTED, "fax_id": "f", "arrived_fax_id": "g"}, "explain g"),
     ],
