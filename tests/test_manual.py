@@ -1,5 +1,6 @@
 """The manual: its topics, and how `poller help` finds and shows them."""
 
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,3 +150,53 @@ def test_a_sentence_ends_with_one_topic_and_the_more_special_one_stays(
     words: str, told: str
 ) -> None:
     assert see(words, "disk-full") == told
+
+
+# -- the pages as they are read on the web -------------------------------------------------------
+
+
+PAGES = sorted(page.path for page in manual.PAGES.values())
+TO_BE_REWRITTEN = {"config/MONITORING.md", "config/REFERENCE.md"}
+PAGES_OF_WORDS = [path for path in PAGES if path.endswith(".md") and path not in TO_BE_REWRITTEN]
+
+
+def words_of(path: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(
+        r"^ *```.*?^ *```$", "", (ROOT / path).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+
+
+def anchors_of(path: str) -> set[str]:
+    return {manual.topic_of(heading) for heading in re.findall("^#+ (.*)$", words_of(path), re.M)}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_of_the_manual_exists(path: str) -> None:
+    assert (ROOT / path).read_text().strip()
+
+
+@pytest.mark.parametrize("path", PAGES_OF_WORDS)
+def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: str) -> None:
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", words_of(path)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(path), file)) if file else path
+        if not (ROOT / there).exists() or (anchor and anchor not in anchors_of(there)):
+            lost.append(target)
+    assert lost == []
+
+
+@pytest.mark.parametrize("path", PAGES_OF_WORDS)
+def test_no_line_of_prose_is_longer_than_160_characters(path: str) -> None:
+    lines = words_of(path).splitlines()
+    assert [line for line in lines if len(line) > 160 and not line.lstrip().startswith("|")] == []
+
+
+def test_the_readme_has_at_most_150_lines_and_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    others = [path for path in PAGES if path != "README.md"]
+    assert [path for path in others if f"]({path})" not in readme] == []
