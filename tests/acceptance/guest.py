@@ -15,7 +15,7 @@ from pathlib import Path
 
 BOOT = Path(__file__).with_name("guest_boot.sh")
 PATIENCE_S = 120.0  # every test waits for an event; a busy machine may take its time
-_LOOK_S = 0.1
+_LOOK_S = 0.3  # each look starts processes
 _TOOLS = ("bash", "unshare", "nsenter", "setpriv", "systemctl", "journalctl", "dbus-daemon")
 _ENVIRONMENT = (
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

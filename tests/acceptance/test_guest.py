@@ -1,8 +1,6 @@
 """The real unit under a real systemd, installed, upgraded and removed by the lines of systemd/README.md."""
 
-import fcntl
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +16,8 @@ import pytest
 from tests import earlier_tables
 from tests.acceptance.guest import CannotBoot, Guest, booted, until
 
-pytestmark = pytest.mark.timeout(900)
+# On one worker: the guest is booted once.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("guest")]
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "systemd/README.md").read_text()
@@ -32,17 +31,9 @@ STATE = "/var/lib/poller/state"
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program and all that it needs, as that page makes them for a server without an index.
-
-    Made once, even if several processes run the tests.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (shared / "wheels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = shared / "wheels"
-        if not made.exists():
-            _make_wheels(shared / "builder", made)
+    """The program and all that it needs, as the manual makes them for a server without an index."""
+    made = tmp_path_factory.mktemp("wheels") / "made"
+    _make_wheels(made.with_name("builder"), made)
     return made
 
 
@@ -199,6 +190,11 @@ class Service:
         """Wait until it has said that so many times; return the latest."""
         until(lambda: len(self.said(action)) >= count, f"{count} × {action}", self.journal)
         return self.said(action)[count - 1]
+
+    def stored_for(self, account: str, user: str) -> bool:
+        """Whether it has said that it stored a fax of this user."""
+        stored = [one["poller"] for one in self.said("fax-stored")]
+        return any((one["account"], one["user"]) == (account, user) for one in stored)
 
     def sidecars(self, storage: str = "/var/lib/poller/faxes") -> dict[str, Path]:
         """Return what a consumer sees, by fax id; a fax that is there twice is an error."""
@@ -450,7 +446,7 @@ def test_reload_takes_a_changed_configuration_and_refuses_a_bad_one(service: Ser
         "app-1/user-2",
         "app-1/user-3",
     ]
-    until(lambda: service.users()["app-1/user-3"]["stored"] > 0, "faxes of the new user")
+    until(lambda: service.stored_for("app-1", "user-3"), "faxes of the new user")
     assert service.show("StatusText").startswith("2 users, ")
 
     service.configure(poll={"every": "soon"})
@@ -474,7 +470,7 @@ def test_reload_says_when_a_credential_needs_a_restart(service: Service) -> None
     assert "restart" in service.says("config-rejected")["message"]
 
     service.systemctl("restart", "poller")
-    until(lambda: service.users()["app-2/user-1"]["stored"] > 0, "faxes of the second App ID")
+    until(lambda: service.stored_for("app-2", "user-1"), "faxes of the second App ID")
 
     service.systemctl("reload", "poller")
     assert "a credential that has changed" in service.says("service-reloaded")["message"]
