@@ -612,6 +612,7 @@ async def test_simulate_on_a_port_that_is_taken_is_exit_73(
 async def test_the_demo_ends_by_itself_with_everything_on_the_disk(
     installation: Installation,
 ) -> None:
+    installation.before_it = ("env",)  # a process of its own
     done = await installation.poller(
         "demo", config=False, environ={"TMPDIR": str(installation.root)}
     )
