@@ -1,6 +1,7 @@
 """The commands: the name, the arguments and the function of each."""
 
 import argparse
+import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -21,11 +22,26 @@ holds this state · 78 the configuration is wrong (poller prints every problem w
 
 first steps:
   poller demo                          watch it work for half a minute, without an account
+  poller init -o poller                write a configuration, from six questions
   poller -c poller.yaml check          is the configuration right?
   poller -c poller.yaml check --online does eFax accept it?
   poller -c poller.yaml once           poll once, in the foreground
   poller -c poller.yaml run            run the daemon
 """
+
+
+class _Version(argparse._VersionAction):
+    """Shows the versions of the program, of the ledger's tables and of Python."""
+
+    def __call__(self, *words: Any) -> None:
+        from poller.ledger.tables import REVISION  # slow to import
+
+        self.version = (
+            f"poller {VERSION}, ledger schema {REVISION}, Python {platform.python_version()}"
+        )
+        super().__call__(*words)
+
+
 _Argument = tuple[tuple[str, ...], dict[str, Any]]  # the arguments of `ArgumentParser.add_argument`
 _OR_WHOSE = "or ACCOUNT/USER/FAX_ID"
 
@@ -203,6 +219,53 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         "show the manual: pages, and what to do if something is wrong",
         (_argument("topic", nargs="?", metavar="TOPIC", help="default: list all topics"),),
     ),
+    "init": (
+        "write a configuration, from six questions or from these options",
+        (
+            _argument(
+                *("-o", "--output"),
+                type=Path,
+                metavar="DIR",
+                help="for a configuration of your own; as root, without it, the service's /etc/poller",
+            ),
+            _argument("--app-id", metavar="ID", help="eFax's App ID"),
+            _argument(
+                "--api-key-file",
+                type=Path,
+                metavar="FILE",
+                help="where the API key stands alone; - for stdin",
+            ),
+            _argument(
+                "--user",
+                action="append",
+                default=[],
+                metavar="NAME=USER_ID",
+                help="a name of yours and eFax's User ID; once for each fax number",
+            ),
+            _argument("--every", metavar="DURATION", help="how often to look for new faxes (30s)"),
+            _argument("--faxes", metavar="DIR", help="where the faxes go"),
+            _argument(
+                "--status-page",
+                metavar="ADDRESS",
+                help="host:port on loopback, or none (127.0.0.1:9410)",
+            ),
+            _argument(
+                "--base-url",
+                metavar="URL",
+                help="where the API is; that of `poller simulate`, for example",
+            ),
+        ),
+    ),
+    "completion": (
+        "print a script that completes commands in your shell",
+        (
+            _argument(
+                "what",
+                choices=("bash", "zsh", "fish", "users"),
+                help="the shell; or users, the names that the script completes",
+            ),
+        ),
+    ),
     "simulate": ("run a simulated eFax API on loopback", ()),  # the simulator adds its options
     "demo": ("run a simulated eFax and the daemon in a temporary directory", ()),
 }
@@ -224,7 +287,7 @@ def build(words: Sequence[str]) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"poller {VERSION}")
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     names, options = _config("config_before")
     parser.add_argument(*names, **options)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

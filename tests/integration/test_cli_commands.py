@@ -34,6 +34,7 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FaxRow, Ledger, meta
+from poller.ledger.tables import REVISION
 from poller.lock import StateLock
 from poller.log.key import KEY_FILE
 from poller.runtime_report import RuntimeReport
@@ -1210,6 +1211,8 @@ WORDS = {
     "send": ("main/a", "--to", "13235551212", str(DOCUMENT)),
     "selftest": ("main/a",),
     "help": (),
+    "init": ("-o", "new"),
+    "completion": ("users",),
     "simulate": (),
     "demo": (),
 }
@@ -1247,6 +1250,7 @@ def test_bug_in_a_command_is_one_sentence_that_shows_where_and_nothing_private(
         "cli.bootstrap.load_as_owner",
         "simulator.simulate.run",
         "cli.demo_command.demo",
+        "cli.init_command._place",
         "manual.topics",
     ):
         monkeypatch.setattr(f"poller.{place}", boom)
@@ -1719,3 +1723,14 @@ def test_rebuild_is_refused_beside_a_running_poller_and_without_its_storage(
     code, _, err = run("rebuild")
     assert (code, err.count("\n")) == (73, 1)
     assert (directory / "state" / "poller.db").read_bytes() == before
+
+
+def test_the_version_tells_the_program_the_tables_and_python(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    told = f"poller {poller.VERSION}, ledger schema {REVISION}, Python {python}\n"
+    assert capsys.readouterr().out == told
