@@ -31,10 +31,10 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def key(default: Any, kind: Callable[..., Any], doc: str, **more: str) -> Any:
-    """Make one row of the table: a key's default, the kind of its value, and a line for operators.
+    """One row of the table: what a key is by default, what its value is, what operators read.
 
-    `needed` is an example for the message if the key is missing. If `kind` is a dataclass, the value
-    is a map of its keys, or null.
+    `needed` is an example of what to write where it is missing, `shown` a default as it is written.
+    A `kind` that is a dataclass is a map of its keys, or null.
     """
     return field(default=default, metadata={"kind": kind, "doc": doc, **more})
 
@@ -47,30 +47,63 @@ def names(node: Node) -> Node:
 @dataclass(frozen=True)
 class Limits:
     requests_per_second: float = key(
-        5.0, number(0.001, 10_000), "most requests per second, of any kind"
+        5.0,
+        number(0.001, 10_000),
+        "Most requests in a second, from 0.001 to 10000. Every request counts, sign-ins and "
+        "retries included.",
     )
-    burst: int = key(10, whole(1, 10_000), "requests allowed at once after a quiet time")
-    in_flight: int = key(8, whole(1, 1_000), "most requests open at the same time")
+    burst: int = key(
+        10, whole(1, 10_000), "Requests that may go at once after a quiet time, from 1 to 10000."
+    )
+    in_flight: int = key(
+        8,
+        whole(1, 1_000),
+        "Requests open at the same time, from 1 to 1000. A quarter is kept for lists.",
+    )
 
 
 @dataclass(frozen=True)
 class Sweep:
-    every: timedelta = key(MISSING, duration("s"), "time between two sweeps")
-    back: timedelta = key(MISSING, duration("m"), "how far before the last sweep to list again")
+    every: timedelta = key(MISSING, duration("s"), "Time between two sweeps, at least 1s.")
+    back: timedelta = key(
+        MISSING, duration("m"), "How far before the last sweep it lists again, at least 1m."
+    )
 
 
 @dataclass(frozen=True)
 class Poll:
     """Exactly one of `every` and `cron` is set; `start` is a look-back or an aware instant."""
 
-    every: timedelta | None = key(30 * SECOND, duration("s"), "time between two polls")
-    cron: str | None = key(None, values.cron, "instead of every: minute hour day month weekday")
-    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "time zone of cron")
-    start: timedelta | datetime = key(7 * DAY, values.start, "how far the first poll goes back")
-    overlap: timedelta = key(
-        15 * MINUTE, duration("s"), "how far before the last window the next starts"
+    every: timedelta | None = key(
+        30 * SECOND,
+        duration("s"),
+        "Time between two polls of a user, at least 1s. poller spreads users over it.",
     )
-    max_window: timedelta = key(24 * HOUR, duration("m"), "longest window to ask for")
+    cron: str | None = key(
+        None,
+        values.cron,
+        'Instead of `every`: minute hour day month weekday (0 and 7 are Sunday), such as `"0 '
+        '8,12,16 * * mon-fri"`.',
+    )
+    timezone: ZoneInfo = key(
+        UTC_ZONE, values.zone, "The time zone of `cron`, daylight saving included."
+    )
+    start: timedelta | datetime = key(
+        7 * DAY,
+        values.start,
+        "How far back the first poll of a user looks, at least 1s, or a time with offset, such as "
+        "`2024-05-21T00:00:00Z`. Fixed when a user is first seen. An earlier one opens a gap that "
+        "poller then lists; a later one changes nothing.",
+    )
+    overlap: timedelta = key(
+        15 * MINUTE,
+        duration("s"),
+        "How far before the last listing a poll looks again, at least 1s and shorter than "
+        "`max_window`. Raise it when the log says `late-arrivals`.",
+    )
+    max_window: timedelta = key(
+        24 * HOUR, duration("m"), "Longest window that poller asks for at once, at least 1m."
+    )
     sweep: Sweep = Sweep(every=HOUR, back=24 * HOUR)
     deep_sweep: Sweep = Sweep(every=24 * HOUR, back=7 * DAY)
 
@@ -79,24 +112,49 @@ class Poll:
 class Expect:
     """Warn if no fax arrives for `within`; with `during`, count only these office hours."""
 
-    within: timedelta = key(MISSING, duration("s"), "warn after this long without a fax")
-    during: During | None = key(None, nullable(values.during), "the office hours that count")
-    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "time zone of during")
+    within: timedelta = key(
+        MISSING,
+        duration("s"),
+        "Warn if nothing came for this long, at least 1s. Time of an outage counts once poller "
+        "has caught up with it.",
+    )
+    during: During | None = key(
+        None,
+        nullable(values.during),
+        'Only these hours count, such as `"mon-fri 08:00-18:00"`. null: all.',
+    )
+    timezone: ZoneInfo = key(UTC_ZONE, values.zone, "The time zone of `during`.")
 
 
 @dataclass(frozen=True)
 class Sent:
     """The archive of a user's sent faxes; `expect` warns if the user sends none."""
 
-    archive: Archive = key("none", choice(Archive), "what to keep: none, metadata, or image (both)")
-    every: timedelta = key(15 * MINUTE, duration("s"), "time between two lists of sent faxes")
-    start: timedelta | datetime = key(7 * DAY, values.start, "how far the first list goes back")
+    archive: Archive = key(
+        "none",
+        choice(Archive),
+        "What poller keeps of sent faxes: `none`, `metadata` (a sidecar alone) or `image` (the "
+        "pages too).",
+    )
+    every: timedelta = key(
+        15 * MINUTE, duration("s"), "Time between two lists of a user's sent faxes, at least 1s."
+    )
+    start: timedelta | datetime = key(
+        7 * DAY,
+        values.start,
+        "How far back the first list of sent faxes looks, at least 1s; otherwise as `poll.start`.",
+    )
     path: str = key(
         "{account}/{user}/sent/{completed:%Y/%m/%d}/{fax_id}",
         values.sent_path_template,
-        "a sent fax's name without extension, fixed when it is discovered",
+        "As `storage.path`, with `{completed:…}` in place of `{received:…}`.",
     )
-    expect: Expect | None = key(None, Expect, "warn if the user sends no fax")
+    expect: Expect | None = key(
+        None,
+        Expect,
+        "Warn if a user sends nothing for too long; its keys are those of `expect`. null: no "
+        "warning.",
+    )
 
 
 @dataclass(frozen=True)
@@ -104,18 +162,39 @@ class Delete:
     """When to delete faxes at eFax, once they are proved to be stored here; None in `after`: never."""
 
     after: timedelta | None = key(
-        None, nullable(duration("s")), "how long after storing a fax; null: never"
+        None,
+        nullable(duration("s")),
+        "Delete a received fax at eFax this long after it was stored or received, whichever is "
+        "later, at least 1s, once poller has read its copy again. `check` warns below 1h. null: "
+        "never.",
     )
-    max_per_day: int = key(500, whole(1, 100_000), "most deletions per account in any 24 hours")
-    taken: OfTaken = key("keep", choice(OfTaken), "delete: also faxes whose files were taken away")
+    max_per_day: int = key(
+        500,
+        whole(1, 100_000),
+        "Most deletions of an account in any 24 hours, from 1 to 100000. Further faxes wait.",
+    )
+    taken: OfTaken = key(
+        "keep",
+        choice(OfTaken),
+        "`keep`: a fax whose files were taken away stays at eFax. `delete`: that they were taken "
+        "is proof enough, while their directory is still there.",
+    )
 
 
 @dataclass(frozen=True)
 class Canary:
     """Test faxes to the user's own number, timed until they are stored."""
 
-    every: timedelta = key(MISSING, duration("s"), "time between two canaries")
-    within: timedelta = key(30 * MINUTE, duration("s"), "a canary is late after this time")
+    every: timedelta = key(
+        MISSING,
+        duration("s"),
+        "Time between two canaries, at least 1s. `check` warns below 1h, because eFax may charge for each.",
+    )
+    within: timedelta = key(
+        30 * MINUTE,
+        duration("s"),
+        "The page is late if it is not a file after this time, at least 1s.",
+    )
 
 
 @dataclass(frozen=True)
@@ -126,25 +205,42 @@ class User:
     name: str
     app_id: str
     user_id: str = key(
-        MISSING, values.identifier, "eFax's User ID, in quotes: one fax number", needed='"…"'
+        MISSING,
+        values.identifier,
+        "The User ID, in quotes. No two users of an account have the same.",
+        needed='"…"',
     )
     poll: Poll = Poll()
     image_format: ImageFormat = key(
-        "pdf", choice(ImageFormat), "format to ask for", at="image.format"
+        "pdf",
+        choice(ImageFormat),
+        "`pdf` or `tiff`. The file is named after what eFax really sends.",
+        at="image.format",
     )
-    expect: Expect | None = key(None, Expect, "warn if no fax arrives")
+    expect: Expect | None = key(
+        None, Expect, "Warn about users who receive nothing for too long. null: no warning."
+    )
     number: str | None = key(
-        None, nullable(values.fax_number), "fax number, in quotes; for self-test, canary, web-hook"
+        None,
+        nullable(values.fax_number),
+        "The user's own fax number, in quotes: 1 and ten digits; elsewhere `+` and digits. For "
+        "`poller selftest`, `canary` and the web-hook. Never logged.",
     )
     mark_downloaded: bool = key(
         True,  # noqa: FBT003
         values.yes_or_no,
-        "false: poller puts eFax's mark back after storing",
+        "Fetching a fax marks it as downloaded at eFax. false: poller puts the mark back once the "
+        "fax is stored, with one more request for each fax.",
         at="image.mark_downloaded",
     )
     sent: Sent = Sent()
     delete: Delete = Delete()
-    canary: Canary | None = key(None, Canary, "test faxes to the user's own number")
+    canary: Canary | None = key(
+        None,
+        Canary,
+        "Send a page to the user's own `number` on a schedule and see that it becomes a file. "
+        "null: none.",
+    )
 
     @property
     def names(self) -> tuple[str, str]:
@@ -163,77 +259,155 @@ class AccountHook:
     """Where eFax's notices for an account arrive, and the secret that signs them."""
 
     path: str = key(
-        MISSING, addresses.hook_path, "path of the URL, such as /efax/main", needed="/efax/main"
+        MISSING,
+        addresses.hook_path,
+        "The path to which eFax posts the notices of this account, such as `/efax/main`. No two "
+        "accounts have the same.",
+        needed="/efax/main",
     )
     secret: SecretRef = key(
-        MISSING, addresses.secret, "where to read the secret", needed="{credential: efax-webhook}"
+        MISSING,
+        addresses.secret,
+        "The secret with which eFax signs them.",
+        needed="{credential: efax-webhook}",
     )
 
 
 @dataclass(frozen=True)
 class Account:
     name: str
-    app_id: str = key(MISSING, values.app_id, "eFax's App ID, in quotes", needed='"12345"')
-    api_key: SecretRef = key(
-        MISSING, addresses.secret, "where to read the API Key", needed="{credential: efax-api-key}"
+    app_id: str = key(
+        MISSING,
+        values.app_id,
+        "The App ID, in quotes. No two accounts have the same.",
+        needed='"12345"',
     )
-    users: tuple[User, ...] = key(MISSING, names, "users by a name you choose, one User ID each")
+    api_key: SecretRef = key(
+        MISSING,
+        addresses.secret,
+        "The API key: where to find it (a secret).",
+        needed="{credential: efax-api-key}",
+    )
+    users: tuple[User, ...] = key(
+        MISSING,
+        names,
+        "One User ID, that is one fax number, by a name of yours. Renaming it fetches nothing "
+        "again.",
+    )
     base_url: str = key(
         "https://api.securedocex.com",
         addresses.base_url,
-        "eFax's API; https only, except to loopback",
+        "Where the API is. https only, except to loopback.",
     )
     limits: Limits = Limits()
-    proxy: str | None = key(None, nullable(addresses.proxy_url), "HTTP proxy for eFax")
-    ca_file: Path | None = key(
-        None, nullable(addresses.path), "a company's CA, added to the system's", at="tls.ca_file"
+    proxy: str | None = key(
+        None,
+        nullable(addresses.proxy_url),
+        "Such as `http://proxy.example:3128`. Never taken from the environment.",
     )
-    webhook: AccountHook | None = key(None, AccountHook, "notices from eFax; needs webhook.listen")
+    ca_file: Path | None = key(
+        None,
+        nullable(addresses.path),
+        "PEM file of a company's own certificate authority, in addition to the system's.",
+        at="tls.ca_file",
+    )
+    webhook: AccountHook | None = key(
+        None,
+        AccountHook,
+        "eFax's notices wake poller; needs `webhook` at the top level. null: no web-hook.",
+    )
 
 
 @dataclass(frozen=True)
 class StorageConfig:
-    directory: Path = key(
-        Path("/var/lib/poller/faxes"), addresses.path, "where poller stores the faxes"
-    )
+    directory: Path = key(Path("/var/lib/poller/faxes"), addresses.path, "Where the faxes go.")
     path: str = key(
         "{account}/{user}/{received:%Y/%m/%d}/{fax_id}",
         values.path_template,
-        "a fax's name without extension, fixed when it is discovered",
+        "A fax's name without extension. `{fax_id}` is needed; `received` is in UTC. Fixed when a "
+        "fax is discovered.",
     )
-    min_free: int = key(1 << 30, size, "with less free space poller stops fetching")
-    consumers: Consumers = key("read", choice(Consumers), "move: consumers may take files away")
+    min_free: int = key(1 << 30, size, "If less is free, poller fetches nothing.")
+    consumers: Consumers = key(
+        "read",
+        choice(Consumers),
+        "`read`: files 0640, directories 0750. `move`: directories 2770, so that members of the "
+        "group may take files away.",
+    )
 
 
 @dataclass(frozen=True)
 class StateConfig:
     """The ledger is at `url`, by default `poller.db` in `directory`, next to lock, key and evidence."""
 
-    directory: Path = key(Path("/var/lib/poller/state"), addresses.path, "on a local disk")
-    url: str | None = key(None, nullable(addresses.state_url), "null: poller.db in directory")
+    directory: Path = key(
+        Path("/var/lib/poller/state"),
+        addresses.path,
+        "Ledger, its copies, lock, key of the log, evidence. On a local disk, not inside "
+        "`storage.directory`.",
+    )
+    url: str | None = key(
+        None,
+        nullable(addresses.state_url),
+        "null: the ledger is `poller.db` in `state.directory`. Or `sqlite:////absolute/path.db`, "
+        "on a local disk too; without `state.directory`, everything else is then beside that "
+        "file.",
+    )
 
 
 @dataclass(frozen=True)
 class RetryConfig:
     """A fax that fails for `alarm_after` is reported; after `give_up_after` it is quarantined."""
 
-    attempts: int = key(5, whole(1, 100), "tries in one attempt, including the first")
-    max_delay: timedelta = key(60 * SECOND, duration(), "longest wait between two tries")
-    alarm_after: timedelta = key(HOUR, duration("s"), "report a fax that fails for longer")
-    give_up_after: timedelta = key(7 * DAY, duration("s"), "quarantine a fax that fails for longer")
+    attempts: int = key(
+        5, whole(1, 100), "Tries of a request in one attempt, the first included, from 1 to 100."
+    )
+    max_delay: timedelta = key(
+        60 * SECOND, duration(), "Longest wait between two tries, at least 1ms."
+    )
+    alarm_after: timedelta = key(
+        HOUR,
+        duration("s"),
+        "A fax that fails for longer is a problem in `status`, a log event and an alert; at least "
+        "1s.",
+    )
+    give_up_after: timedelta = key(
+        7 * DAY,
+        duration("s"),
+        "A fax that fails for this long is quarantined; at least 1s. Time with a suspended "
+        "account or unusable storage does not count.",
+    )
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    url: str | None = key(None, nullable(addresses.heartbeat_url), "GET this URL while all is well")
-    every: timedelta = key(5 * MINUTE, duration("s"), "time between two heartbeats")
-    proxy: str | None = key(None, nullable(addresses.proxy_url), "HTTP proxy for the heartbeat")
+    url: str | None = key(
+        None,
+        nullable(addresses.heartbeat_url),
+        "poller asks this URL with GET while all is well and no fax has failed for a day: a dead "
+        "man's switch. null: none.",
+    )
+    every: timedelta = key(5 * MINUTE, duration("s"), "Time between two requests, at least 1s.")
+    proxy: str | None = key(
+        None,
+        nullable(addresses.proxy_url),
+        "A proxy for this URL alone. `check` warns if accounts have a proxy and the heartbeat has "
+        "none.",
+    )
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    level: LogLevel = key("info", choice(LogLevel), "lowest level to log")
-    format: LogFormat = key("auto", choice(LogFormat), "auto: console on a terminal, else json")
+    level: LogLevel = key(
+        "info",
+        choice(LogLevel),
+        "`debug`, `info`, `warning` or `error`: poller logs this and what is worse.",
+    )
+    format: LogFormat = key(
+        "auto",
+        choice(LogFormat),
+        "`json`, `console`, or `auto`: console on a terminal, otherwise json.",
+    )
 
 
 @dataclass(frozen=True)
@@ -241,23 +415,33 @@ class HttpConfig:
     """`host` is None if the status server is off."""
 
     host: str | None = key(
-        "127.0.0.1", nullable(addresses.listen(9410, "null")), "host:port; null: off", at="listen"
+        "127.0.0.1",
+        nullable(addresses.listen(9410, "null")),
+        "Address and port of the status page and the metrics. null turns them off.",
+        at="listen",
+        shown="127.0.0.1:9410",
     )
     port: int = 9410
     token: SecretRef | None = key(
-        None, nullable(addresses.secret), "required if listen is not loopback"
+        None,
+        nullable(addresses.secret),
+        "A secret; needed if `listen` is not loopback. Clients send it as bearer token, or as "
+        "password with any user name.",
     )
 
 
 @dataclass(frozen=True)
 class HookTls:
     cert: Path = key(
-        MISSING, addresses.path, "certificate with its chain, PEM", needed="/path/of/chain.pem"
+        MISSING,
+        addresses.path,
+        "The certificate with its chain, PEM. A new one needs a restart.",
+        needed="/path/of/chain.pem",
     )
     key: SecretRef = key(
         MISSING,
         addresses.pem_secret,
-        "where to read its private key, PEM",
+        "Its private key: a secret, PEM, without a password.",
         needed="{credential: webhook-key}",
     )
 
@@ -269,10 +453,13 @@ class WebhookKeys:
     listen: tuple[str, int] = key(
         MISSING,
         addresses.listen(9411, "webhook: null"),
-        "host:port, different from http.listen",
+        "Where notices arrive, such as `127.0.0.1:9411` behind a proxy. Not the port of "
+        "`http.listen`.",
         needed='"127.0.0.1:9411"',
     )
-    tls: HookTls | None = key(None, HookTls, "null: plain HTTP, on loopback only")
+    tls: HookTls | None = key(
+        None, HookTls, "The listener's own certificate. null: plain HTTP, on loopback only."
+    )
 
 
 @dataclass(frozen=True)
@@ -286,18 +473,28 @@ class WebhookConfig:
 
 @dataclass(frozen=True)
 class Config:
-    accounts: tuple[Account, ...] = key(
-        MISSING, names, "accounts by a name you choose, one App ID each"
-    )
+    accounts: tuple[Account, ...] = key(MISSING, names, "One App ID, by a name of yours.")
     storage: StorageConfig = StorageConfig()
     state: StateConfig = StateConfig()
     retry: RetryConfig = RetryConfig()
-    evidence_max: int = key(200 << 20, size, "space for kept odd answers", at="evidence.max")
+    evidence_max: int = key(
+        200 << 20,
+        size,
+        "How much poller keeps of answers that made no sense, in `evidence` in `state.directory`.",
+        at="evidence.max",
+    )
     heartbeat: Heartbeat = Heartbeat()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
-    webhook: WebhookConfig | None = key(None, WebhookKeys, "listener for eFax's notices")
-    drain: timedelta = key(30 * SECOND, duration(), "time for downloads to finish on stop")
+    webhook: WebhookConfig | None = key(
+        None, WebhookKeys, "The listener for eFax's notices, one for all accounts. null: none."
+    )
+    drain: timedelta = key(
+        30 * SECOND,
+        duration(),
+        "How long running downloads may take to end when poller stops, at least 1ms. Keep it "
+        "shorter than `TimeoutStopSec` of the unit (90 s).",
+    )
     files: tuple[Path, ...] = field(default=(), compare=False)
 
     @property

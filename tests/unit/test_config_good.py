@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller.config import load
+from poller.config import load, reference
 from poller.config.build import Builder, Outside, merged
 from poller.config.document import parse
 from poller.config.keys import Leaf, Tree, tree
@@ -40,10 +40,9 @@ from poller.config.model import (
     Sweep,
     User,
     WebhookConfig,
-    WebhookKeys,
 )
 from poller.config.position import Node, Problems, Source
-from poller.config.values import size_text
+from poller.config.values import WrongValueError, size_text
 from poller.stream import Direction
 
 ROOT = Path(__file__).parents[2]
@@ -472,30 +471,63 @@ def test_example_has_every_key_with_its_default() -> None:
     )
 
 
-def paths(known: Tree, above: str = "") -> Iterator[str]:
-    """Return the paths of the keys that are read."""
+def keys_of(known: Tree, above: str = "") -> Iterator[tuple[str, Leaf]]:
+    """Return the keys that are read, by their paths."""
     for name, entry in known.items():
         if isinstance(entry, Leaf):
-            yield above + name
+            yield above + name, entry
         below = entry.below if isinstance(entry, Leaf) else entry
-        yield from paths(below or {}, f"{above}{name}.")
+        yield from keys_of(below or {}, f"{above}{name}.")
+
+
+def test_the_reference_is_what_the_table_of_keys_prints() -> None:
+    """`python -m poller.config.reference >config/REFERENCE.md` makes it."""
+    assert (ROOT / "config/REFERENCE.md").read_text() == reference.page()
+
+
+def meanings() -> dict[str, str]:
+    """Return the rows of the reference: a key by its place among those of its account or user."""
+    rows = re.findall(r"^\| `(\S+)` \| .* \| (.*) \|$", reference.page(), re.MULTILINE)
+    return {re.sub(r"^accounts\.NAME\.(users\.NAME\.)?(?=.)", "", key): told for key, told in rows}
 
 
 def test_every_key_that_is_read_is_in_the_example_and_the_reference() -> None:
-    page, example = (ROOT / "config/REFERENCE.md").read_text(), EXAMPLE.read_text()
+    told, example = meanings(), EXAMPLE.read_text()
     for model in (Config, Account, User):
-        for path in paths(tree(model)):
+        for path, _ in keys_of(tree(model)):
             *_, last = path.split(".")
-            assert re.search(rf"[.`]{last}\b", page), path
+            assert {path, f"{path}.NAME"} & told.keys(), path
             assert f"{last}:" in example, path
 
 
-def test_every_key_says_in_a_line_what_it_is() -> None:
-    models = (Config, Account, User, Poll, Sweep, Expect, Limits, StorageConfig, StateConfig)
-    of_the_rest = (Sent, Delete, Canary, AccountHook, HookTls, WebhookKeys)
-    for model in (*models, *of_the_rest):
-        keys = [field.metadata for field in fields(model) if field.metadata]
-        assert all(0 < len(key["doc"]) < 100 for key in keys)
+def test_every_key_says_in_sentences_what_it_is() -> None:
+    for key, told in meanings().items():
+        assert re.fullmatch(r"(\W?[A-Z]|`|poller|eFax|null).*\.", told), key
+        assert len(told) < 300, key
+
+
+LIMITS = re.compile("from [0-9.]+ to [0-9]+|at least [0-9]+[a-z]+")
+
+
+@pytest.mark.parametrize("wrong", [-1, "0ms"])
+def test_the_reference_has_the_limits_that_a_value_is_held_to(wrong: int | str) -> None:
+    told, found = meanings(), 0
+    for model in (Config, Account, User):
+        for path, leaf in keys_of(tree(model)):
+            if leaf.below is None and path not in ("accounts", "users"):
+                if limits := LIMITS.search(refusal(leaf, wrong)):
+                    assert limits[0] in told[path], path
+                    found += 1
+    assert found > 4
+
+
+def refusal(leaf: Leaf, value: int | str) -> str:
+    """Say why a key does not take this value; nothing where it does."""
+    try:
+        leaf.kind(Node(Source("", Path()), value=value))
+    except WrongValueError as error:
+        return str(error)
+    return ""
 
 
 def test_example_names_every_key_of_the_contract() -> None:
