@@ -1,4 +1,4 @@
-"""How much work an account has left, and how long that takes."""
+"""How much work an account has left, and how long it takes."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,8 +27,8 @@ class Left:
     A list is left for each slice of a user's window when the user was not polled since the service
     started or the account was resumed, and for each slice of a gap that was never asked for. So a
     first start, a start after an outage, the end of a suspension, a new user and an earlier
-    `poll.start` all count. A gap counts no more once a slice of it has failed: from then on it is a
-    gap that an operator must know of. A fax counts until its first attempt fails: from then on it
+    `poll.start` all count. A gap stops counting once a slice of it has failed: from then on it is a
+    gap that an operator must know about. A fax counts until its first attempt fails: from then on it
     is a failing fax. A user whom eFax refuses does not count, nor do sent faxes, which wait for
     received ones. Sweeps are not counted: they look for what should not be there.
     """
@@ -46,9 +46,9 @@ class Left:
 
 @dataclass(frozen=True)
 class CatchUp:
-    """An account that catches up `since` then, when it had `lists` left and had `stored` so many faxes.
+    """An account that catches up: `since` when, with `lists` left and `stored` faxes at that time.
 
-    `started`: when the service started or the account was resumed.
+    `started`: when the service started or the account resumed.
     """
 
     since: datetime
@@ -57,7 +57,7 @@ class CatchUp:
     stored: int
 
     def done(self, left: Left, stored: int) -> int:
-        """Return how many requests are done, of which the account has now `left` and `stored` others."""
+        """Return how many requests are done since then, given what is `left` and `stored` now."""
         return max(0, self.lists - left.lists) + max(0, stored - self.stored)
 
 
@@ -77,7 +77,7 @@ def lists_left(progress: Progress, poll: Poll, started: datetime, now: datetime)
 
 
 def still_sweeps(progress: Progress, started: datetime) -> bool:
-    """Whether the sweeps that follow a start or resumption take turns from the images."""
+    """Return whether the sweeps after a start or resumption still take turns from the images."""
     ends = (progress.sweep_end, progress.deep_sweep_end)
     return any(end is None or end < started for end in ends)
 
@@ -86,8 +86,8 @@ def still_sweeps(progress: Progress, started: datetime) -> bool:
 class Throughput:
     """How fast an account works: `allowed` requests per second, of which its schedule takes `planned`.
 
-    `stored`: faxes `over` the last minutes, in which there was a backlog all the time; None, where
-    that says nothing yet, because the lists of a start go first.
+    `stored`: faxes stored `over` the last minutes, with a backlog all the time; None if that says
+    nothing yet, because the lists after a start go first.
     """
 
     allowed: float | None
@@ -96,11 +96,11 @@ class Throughput:
     over: timedelta = timedelta(0)
 
     def seconds_for(self, left: Left) -> float | None:
-        """Say how long a backlog takes; None where that cannot be known.
+        """Return how long a backlog takes, in seconds; None if that is unknown.
 
-        It goes on as in the last minutes, but never faster than the limit. Where that time says
-        nothing, or is too short to measure, the limit is taken, less what the schedule needs. None:
-        nothing is allowed now, or nothing was stored although something waits.
+        Assume the pace of the last minutes, but never above the limit. If that pace says nothing, or
+        the time is too short to measure, assume the limit minus the schedule's share. It is unknown if
+        no requests are allowed now, or if nothing was stored although faxes wait.
         """
         if not left.requests:
             return 0.0
@@ -116,5 +116,5 @@ class Throughput:
 
 
 def per_hour(count: int, over: timedelta) -> int | None:
-    """Return the hourly figure; None where `over` is too short to say."""
+    """Return the figure per hour; None if `over` is too short."""
     return None if over < _TOO_SHORT else round(count * timedelta(hours=1) / over)

@@ -1,4 +1,4 @@
-"""How fast the faxes of each account come and what it has left, read from the ledger."""
+"""How fast each account's faxes arrive, and how much work is left, from the ledger."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ _Count = Callable[[Connection, datetime], dict[int, int]]
 
 @dataclass(frozen=True)
 class Beginnings:
-    """What the running service noted when accounts began to catch up, by name; `accounts` as configured."""
+    """The service's notes of accounts that started to catch up, by name, and the configured `accounts`."""
 
     begun: Mapping[str, CatchUp] = field(default_factory=dict)
     accounts: Sequence[Account] = ()
@@ -49,7 +49,7 @@ class Beginnings:
         }
 
     def planned_per_s(self, account: str, now: datetime) -> float:
-        """Return how many lists per second the schedule of an account takes."""
+        """Return how many lists per second an account's schedule takes."""
         for one in self.accounts:
             if one.name == account:
                 polls = [user.poll for user in one.users]
@@ -65,7 +65,7 @@ def received(rows: Sequence[StreamRow]) -> list[StreamRow]:
 def lists_by_stream(
     beginnings: Beginnings, rows: Sequence[StreamRow], held: Mapping[int, Progress], now: datetime
 ) -> dict[int, int]:
-    """Return how many lists the streams of accounts that catch up have left, where there are any."""
+    """Return the number of lists left, by stream, for accounts that catch up; omit zeros."""
     users = beginnings.users()
     left = {
         row.id: lists_left(held[row.id], user.poll, beginnings.begun[user.account].started, now)
@@ -90,9 +90,9 @@ class Speeds:
     async def read(
         self, allowed_per_s: Mapping[str, float | None], *, running: bool
     ) -> dict[str, dict[str, Any]]:
-        """Return what is shown of these accounts, by name; None: nothing is allowed now.
+        """Return the figures of these accounts, by name; None as the rate: no requests are allowed now.
 
-        Where no service runs, nobody knows how long anything takes.
+        If no service runs, the duration is unknown.
         """
         mine: dict[str, dict[int, StreamRow]] = {name: {} for name in allowed_per_s}
         for row in received(self.rows):
@@ -129,7 +129,7 @@ class Speeds:
             catching_up = {"done": done, "left": left.requests, "seconds": seconds}
         return {
             "stored_per_hour": per_hour(await self._count(streams.stored_since, mine, over), over),
-            # Many at once, as at the first list, are no pace.
+            # Many faxes at once, as in the first list, are not a pace.
             "discovered_per_hour": await self._count(streams.discovered_since, mine, _HOUR),
             "pending_s": seconds if left.faxes else 0.0,
             "catching_up": catching_up,
@@ -154,7 +154,7 @@ class Speeds:
         return Throughput(allowed_per_s, planned, stored, over)
 
     def _lists_go_first(self, mine: Mapping[int, StreamRow], begun: CatchUp) -> bool:
-        """Whether what is stored now says little: lists take most turns, sweeps only for a while."""
+        """Return whether the present pace says little: lists take most turns, sweeps only for a while."""
         if any(stream in self.lists for stream in mine):
             return True
         progress = (self.held[stream] for stream in mine)
@@ -163,7 +163,7 @@ class Speeds:
         )
 
     async def _count(self, counted: _Count, mine: Mapping[int, StreamRow], over: timedelta) -> int:
-        """Count in these streams; all accounts that look as far back share one query."""
+        """Count in these streams; accounts with the same period share one query."""
         asked = counted, self.now - over
         if asked not in self._counts:
             self._counts[asked] = await self.ledger.read(counted, self.now - over)

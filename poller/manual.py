@@ -53,9 +53,9 @@ def topics() -> dict[str, str]:
 
 
 def text(topic: str) -> str:
-    """Return the Markdown of a topic: a page, or a section of the runbook; UnknownTopic otherwise.
+    """Return the Markdown of a topic: a page, or a section of the runbook. Raises UnknownTopic.
 
-    A link to another page becomes the command that shows it.
+    Replace a link to another page by the command that shows it.
     """
     wanted = topic_of(topic)
     if wanted in PAGES:
@@ -67,7 +67,7 @@ def text(topic: str) -> str:
 
 
 def topic_of(heading: str) -> str:
-    """Return the topic of a heading, as GitHub makes its anchor: `Disk full` is `disk-full`."""
+    """Return the topic of a heading, formed like GitHub's anchors: `Disk full` is `disk-full`."""
     return re.sub("[^a-z0-9 -]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -80,14 +80,14 @@ def _page(topic: str) -> str:
 
 
 def _sections(page: str) -> Iterator[tuple[str, str]]:
-    """Split a page at its second-level headings; what comes before the first is left out."""
+    """Split a page at its second-level headings; leave out the text before the first."""
     for section in re.split("^## ", page, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
         yield heading, body
 
 
 def _troubles() -> Iterator[tuple[str, str]]:
-    """Give the runbook's headings, each with the first sentence of its symptom, plain."""
+    """Yield the runbook's headings, each with the first sentence of its symptom as plain text."""
     for heading, section in _sections(_page(RUNBOOK)):
         symptom = re.search(r"\*\*Symptom\.\*\* (.+?)\.(?:\s|$)", section, re.DOTALL)
         line = symptom[1] if symptom else heading
@@ -119,4 +119,4 @@ def _not_there(topic: str, wanted: str) -> str:
     near = [name for name in known if wanted and wanted in name]
     near += difflib.get_close_matches(wanted, known, cutoff=0.5)
     hint = ", ".join(dict.fromkeys(near)) or "`poller help` lists all topics"
-    return f"the manual has no topic '{topic}'; " + (f"near it: {hint}" if near else hint)
+    return f"the manual has no topic '{topic}'; " + (f"similar topics: {hint}" if near else hint)

@@ -1,4 +1,4 @@
-"""Say in sentences what is wrong, from the status as `poller status --json` shows it."""
+"""Turn the object of `poller status --json` into sentences that say what is wrong."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from poller.topic import see
 
 NOT_IN_TIME: Final = "users were not polled in time"
 _NAMED: Final = 3
-_SLOWED: Final = 0.75  # of the limit; what is left of one 429 is soon above it
+_SLOWED: Final = 0.75  # of the limit; after a single 429 the rate is soon above it
 _NOT_LISTED: Final = see("Some time could not be listed for {who}, so faxes may be missing.", "gap")
 _NO_PROGRESS: Final = see(
     "A backfill for {who} makes no progress; poller tries it again.", "backfill-stuck"
@@ -74,10 +74,10 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
 
 
 def not_in_time(status: dict[str, Any]) -> str | None:
-    """Say from outside that the service polls late, as one that hangs does not say itself.
+    """Return a sentence if the service polls late, as a hung service cannot report it itself.
 
-    Users who are refused, or whose account is suspended, are told of elsewhere; so are sent faxes,
-    which wait for received ones.
+    Other sentences cover refused users, suspended accounts, and sent faxes, which wait for received
+    ones.
     """
     late = _late(status)
     if not late:
@@ -100,7 +100,7 @@ def _overdue(status: dict[str, Any]) -> list[_Row]:
 
 
 def _late(status: dict[str, Any]) -> list[_Row]:
-    """Those for whose lists it is not the turn yet, in an account that catches up, are not late."""
+    """Return the late users; a user whose turn has not come while its account catches up is not late."""
     moving = {
         row["account"]
         for row in _with("catching_up", status.get("accounts", []))
@@ -115,20 +115,20 @@ def _rejected(problem: str | None) -> list[str]:
     if not problem:
         return []
     told = (
-        "The last reload was rejected, and the service still uses the configuration before it. "
-        f"Mend this and reload: {problem}"
+        "The last reload was rejected, and the service still uses the old configuration. "
+        f"Fix this and reload: {problem}"
     )
     return [see(told, "configuration-rejected")]
 
 
 def _disk_low(storage: _Row) -> list[str]:
-    """As the event `disk-low`; a disk that is too full already is why nothing is fetched."""
+    """Return a sentence when the event `disk-low` applies; a full disk has its own sentence."""
     free, floor = storage.get("free_bytes"), storage.get("min_free_bytes")
     if not storage.get("usable") or free is None or floor is None or free >= 2 * floor:
         return []
     told = (
-        f"Only {size_text(free)} are free for faxes, and below {size_text(floor)} "
-        "(storage.min_free) nothing is fetched: make room."
+        f"Only {size_text(free)} are free for faxes, and poller stops fetching below "
+        f"{size_text(floor)} (storage.min_free): make room."
     )
     return [see(told, "disk-full")]
 
@@ -174,14 +174,14 @@ def _slow(row: _Row) -> str:
 
 def _unheard(row: _Row) -> str:
     return see(
-        f"For a day faxes have come to account {row['account']} without a notice by its web-hook; "
-        "polls find them all the same.",
+        f"For a day faxes have arrived in account {row['account']} without a notice from its web-hook; "
+        "polls still find them.",
         "webhook-silent",
     )
 
 
 def _refused(rows: list[_Row], users: Counter[str]) -> list[str]:
-    """An account's only user may be refused for what is the account's fault."""
+    """Return a sentence for refused users; for an account's only user, the account may be at fault."""
     said, words = "eFax refuses {who}: check the {words}", ("User ID", "User IDs")
     refused = _received(rows)
     others = [row for row in refused if users[row["account"]] > 1]
@@ -210,7 +210,7 @@ def _failed(rows: list[_Row]) -> list[str]:
 
 def _quarantined(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "quarantined", "fax is", "faxes are")
-    told = faxes + " quarantined ({who}): once the cause is mended, run `poller retry`."
+    told = faxes + " quarantined ({who}): remove the cause, then run `poller retry`."
     return _about(rows, see(told, "fax-quarantined"))
 
 
@@ -229,22 +229,23 @@ def _unreadable(rows: list[_Row]) -> list[str]:
 def _late_canary(row: _Row) -> str:
     at = datetime.fromisoformat(row["asked_at"]).strftime("%Y-%m-%d %H:%M UTC")
     return see(
-        f"The canary of {row['account']}/{row['user']}, asked for at {at}, is no file in time: "
-        f"{row['why']}",
+        f"The canary of {row['account']}/{row['user']}, requested at {at}, is late: {row['why']}",
         "canary-late",
     )
 
 
 def _not_deleted(rows: list[_Row]) -> list[str]:
     faxes = _faxes(rows, "not_deleted", "fax", "faxes")
-    told = f"eFax has refused to delete {faxes} for seven days ({{who}}), and poller asks no more."
+    told = (
+        f"eFax has refused to delete {faxes} for seven days ({{who}}), and poller no longer asks."
+    )
     return _about(rows, see(told, "delete-refused"))
 
 
 def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
-    """Faxes that fail for longer than `retry.alarm_after`, or till an operator mends their directory.
+    """Return a sentence for faxes that fail for longer than `retry.alarm_after`.
 
-    The oldest one says why.
+    It includes faxes whose directory an operator must repair. The oldest fax gives the reason.
     """
     if not rows or not oldest:
         return []
@@ -264,7 +265,7 @@ def _silent(rows: list[_Row]) -> list[str]:
 
 
 def _left_behind(removed: list[_Row]) -> list[str]:
-    """Faxes of users who are not configured any more: nothing fetches them, and they are not lost."""
+    """Return a sentence for waiting faxes of removed users: they are not lost, but nothing fetches them."""
     rows = [row for row in removed if row.get("pending") or row.get("quarantined")]
     if not rows:
         return []
@@ -289,7 +290,7 @@ def _with(key: str, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _about(rows: list[_Row], said: str, words: tuple[str, str] = ("", "")) -> list[str]:
-    """Say it once of all these users; `words` are those for one and for several."""
+    """Return one sentence for all these users; `words` are its singular and plural."""
     return [said.format(who=_names(rows), words=words[len(rows) > 1])] if rows else []
 
 

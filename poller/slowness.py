@@ -1,4 +1,4 @@
-"""Whether eFax, or a proxy before it, answers slowly."""
+"""Detect that eFax, or a proxy in front of it, answers slowly."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ from typing import Final
 
 from poller.efax.requests import Call
 
-# With the default limits, 8 requests in flight, 6 of them for images, carry 5 requests a second as
-# long as an answer takes less than about 1.5 s. At 5 s for a list the limit cannot be used even to
-# a third, at 10 s for an image (which may be some MiB) to an eighth: then eFax and not the limit
-# decides how fast faxes come. Both are far below the time-outs (60 s for the answer to begin).
+# With the default limits (8 requests in flight, 6 of them for images), poller reaches 5 requests a
+# second if answers take less than about 1.5 s. If a list takes 5 s, it reaches less than a third of
+# the limit; if an image (perhaps some MiB) takes 10 s, an eighth: then eFax, not the limit, decides
+# how fast faxes arrive. Both are far below the time-outs (60 s until the answer starts).
 _SLOW_S: Final[Mapping[Call, float]] = {Call.LIST: 5.0, Call.IMAGE: 10.0}
 _LAST = 30  # answers of a kind that count
 _OLDEST_S = 600.0
 _FEWEST = 3
-_HELD_S = 120.0  # for so long it must be slow to be said, and well to be over
+_HELD_S = 120.0  # how long it must be slow to be reported, and fast to be over
 
 
 @dataclass(frozen=True)
 class Slow:
-    """The middle one of the last answers to this call took `seconds`."""
+    """The median of the last answers to this call took `seconds`."""
 
     call: str
     seconds: float
@@ -40,7 +40,7 @@ class Slowness:
     def answered(self, call: Call, status: int | None, seconds: float, now_s: float) -> None:
         """Take an answer, or the end of waiting for one (`status` None).
 
-        A refusal says nothing of how long the work takes, nor does a connection that breaks at once.
+        A refusal says nothing about how long the work takes, nor does a connection that breaks at once.
         """
         if call not in _SLOW_S or (status or 200) >= 300:
             return
@@ -48,7 +48,7 @@ class Slowness:
             self._answers[call].append((now_s, seconds))
 
     def look(self, now_s: float) -> Slow | None:
-        """Say which call is slow, after two minutes in which it was, until two minutes in which none is."""
+        """Return the slow call: after two minutes of slowness, until two minutes without any."""
         found = self._found(now_s)
         if (found is None) == (self.slow is None):
             self._turned_at = None

@@ -1,4 +1,4 @@
-"""How poller is doing, as `poller status --json` and `/status.json` show it (see config/COMMANDS.md)."""
+"""Build the object of `poller status --json` and `/status.json` (see config/COMMANDS.md)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -54,8 +54,8 @@ _TIMES = ("last_poll_at", "last_success_at", "last_received_at", "last_stored_at
 class Pace:
     """Requests per second of an account: configured, allowed after a 429, used in the last minute.
 
-    All but the first only the running service knows, and whether there is a token war, and whether
-    eFax is `slow`.
+    Only the running service knows the last two, whether there is a token war, and whether eFax is
+    `slow`.
     """
 
     limit: float | None = None
@@ -69,7 +69,7 @@ class Pace:
 class StoredLately:
     """How many faxes were stored in each of the last 24 hours, for each user.
 
-    Hours that are over stay what they are, so whoever asks often reads two of them and not a day.
+    Past hours do not change, so a frequent reader queries two hours instead of a day.
     """
 
     _over: dict[datetime, dict[int, int]] = field(default_factory=dict)
@@ -77,9 +77,9 @@ class StoredLately:
     async def read(
         self, ledger: Ledger, now: datetime
     ) -> tuple[list[StreamRow], dict[datetime, dict[int, int]]]:
-        """Return the users, and the hours by their beginnings, oldest first, the present one last.
+        """Return the users, and the hours by their start, oldest first, ending with the present one.
 
-        Both are of one moment, so that what was stored today is among what was stored in all.
+        Both come from one transaction, so that today's number is never above the total.
         """
         hours = [_this_hour(now) - _HOUR * ago for ago in reversed(range(_HOURS))]
         over = [hour for hour in hours[:-2] if hour in self._over]
@@ -95,11 +95,11 @@ class StoredLately:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the ledger does not hold; `rejected` is why the last reload was not taken.
+    """Facts that are not in the ledger; `rejected` is why the last reload was rejected.
 
-    `accounts`, as configured, tell who is not polled in time and who should have received something.
-    `hooks` are what the running service knows of its web-hooks, by App ID; `catching_up` is what it
-    noted when an account began to, by its name.
+    The configured `accounts` show which users are overdue or silent. `hooks` holds the running
+    service's records of its web-hooks, by App ID; `catching_up` holds its note of an account's start of
+    catching up, by name.
     """
 
     storage: dict[str, Any]
@@ -117,7 +117,7 @@ class Surroundings:
         return Beginnings(self.catching_up, self.accounts)
 
     def allowed_per_s(self, account: AccountRow) -> float | None:
-        """Requests per second that may be used for faxes now; None is nothing, or nobody knows."""
+        """Return the requests per second allowed for faxes now; None if there are none, or unknown."""
         if account.suspended_until is not None or not self.storage.get("usable", True):
             return None
         return self.paces.get(account.account, Pace()).rate
@@ -126,7 +126,7 @@ class Surroundings:
 async def status(
     ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately | None = None
 ) -> dict[str, Any]:
-    """Read the whole status from the ledger, in short transactions; raises LedgerUnavailable."""
+    """Read the whole status from the ledger, in short transactions. Raises LedgerUnavailable."""
     given_up = await ledger.read(jobs.quarantined, _FAXES_SHOWN)
     alarming = await ledger.read(failing.oldest, now, around.alarm_after, _FAXES_SHOWN)
     hooks = await kept_hooks(ledger, around.accounts) if around.hooks is None else around.hooks
@@ -173,7 +173,7 @@ def _has_canary(accounts: Sequence[Account]) -> bool:
 
 
 async def _canaries(ledger: Ledger) -> dict[str, Any]:
-    """Nothing where none is late."""
+    """Return the late canaries; an empty dict if none is late."""
     told = [
         {
             "account": row.account,
@@ -188,7 +188,7 @@ async def _canaries(ledger: Ledger) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Streams:
-    """All streams, what was stored of them hour by hour, how far they are, and their lists left."""
+    """All streams, their stored faxes per hour, their progress, and their remaining lists."""
 
     rows: list[StreamRow]
     stored: dict[datetime, dict[int, int]]
@@ -208,7 +208,7 @@ async def _streams(
 async def _users(
     ledger: Ledger, now: datetime, around: Surroundings, seen: _Streams
 ) -> list[dict[str, Any]]:
-    """Every user by its received faxes, with those of its sent ones, if there are any, as `sent`."""
+    """Return every user with the figures of its received faxes; `sent` has those of sent faxes, if any."""
     rows, held = seen.rows, seen.held
     asked = await ledger.read(backfills.all_waiting)
     harmed = await ledger.read(faxes.damage_counts)
@@ -242,7 +242,7 @@ async def _users(
 
 
 def by_stream(shown: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the users of a status with those of their sent faxes as rows of their own."""
+    """Return the users of a status, with their sent faxes as separate rows."""
     rows = []
     for user in shown.get("users", []):
         rows.append(user)
@@ -252,33 +252,33 @@ def by_stream(shown: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def instant(at: datetime | None) -> str | None:
-    """ISO 8601, UTC, `Z`."""
+    """Return a time in ISO 8601, UTC, with `Z`."""
     if at is None:
         return None
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def damaged(problem: str) -> str:
-    """Say that the ledger is damaged, and what to do."""
+    """Return the sentence for a damaged ledger, with what to do."""
     return see(
-        f"The ledger is damaged ({problem}): stop the service and run `poller rebuild`; what it "
-        "could record meanwhile is kept",
+        f"The ledger is damaged ({problem}): stop the service and run `poller rebuild`, which keeps "
+        "what the service could still record",
         "ledger-damaged",
     )
 
 
 def lost(at: datetime) -> str:
-    """Say that the ledger was lost, and what to do."""
+    """Return the sentence for a lost ledger, with what to do."""
     return see(
-        f"The ledger was lost, and a new one was begun at {at:%Y-%m-%d %H:%M} UTC that does not know "
-        "all faxes in the storage directory: stop the service and run `poller rebuild`, else faxes "
-        "that were taken away are fetched again",
+        f"The ledger was lost. The new one, made at {at:%Y-%m-%d %H:%M} UTC, does not know all faxes "
+        "in the storage directory: stop the service and run `poller rebuild`, or poller fetches faxes "
+        "again that consumers took away",
         "ledger-lost",
     )
 
 
 def _ledger(health: Health) -> dict[str, Any]:
-    """`ok` is null until it was checked through for the first time."""
+    """Return the state of the ledger; `ok` is null until the first complete check."""
     return {
         "checked_at": instant(health.checked_at),
         "ok": None if health.checked_at is None else health.problem is None,
@@ -296,7 +296,7 @@ def _names(fax: FaxRow) -> dict[str, Any]:
 async def _not_fetched(
     fax: FaxRow, since: datetime | None, store: EvidenceStore | None
 ) -> dict[str, Any]:
-    """`evidence` names the folder of what eFax answered, if something is kept."""
+    """Return a fax in trouble; `evidence` is the folder with eFax's answers, if any are kept."""
     kept = [] if store is None else await store.find(fax.app_id, fax.user_id, fax.fax_id)
     return {
         **_names(fax),
@@ -307,12 +307,12 @@ async def _not_fetched(
 
 
 def span(interval: Interval) -> list[str | None]:
-    """From and to, as they are shown."""
+    """Return start and end as text."""
     return [instant(interval.start), instant(interval.end)]
 
 
 def _backfills(asked: Sequence[Backfill]) -> dict[str, Any]:
-    """Old windows that wait to be listed, and why they do not come on."""
+    """Return the waiting backfills, and why they make no progress."""
     errors = [one.last_error for one in asked if one.last_error]
     return {
         "backfills": [span(one.window) for one in asked],
@@ -332,7 +332,7 @@ def _account(row: AccountRow, now: datetime, pace: Pace) -> dict[str, Any]:
 
 
 async def kept_hooks(ledger: Ledger, configured: Sequence[Account]) -> dict[str, HookRecord]:
-    """Read what is kept of the accounts' web-hooks, by App ID; LedgerUnavailable."""
+    """Read the saved records of the accounts' web-hooks, by App ID. Raises LedgerUnavailable."""
     return {
         one.app_id: HookRecord.read(await ledger.read(hook, one.app_id))
         for one in configured
@@ -341,7 +341,7 @@ async def kept_hooks(ledger: Ledger, configured: Sequence[Account]) -> dict[str,
 
 
 def _hook(record: HookRecord | None, now: datetime) -> dict[str, Any]:
-    """Nothing where an account has no web-hook."""
+    """Return the figures of an account's web-hook; an empty dict if it has none."""
     if record is None:
         return {}
     told = {
@@ -355,7 +355,7 @@ def _hook(record: HookRecord | None, now: datetime) -> dict[str, Any]:
 
 
 def _this_hour(now: datetime) -> datetime:
-    """The beginning of this hour where this machine is: not all time zones are whole hours."""
+    """Return the start of this hour in local time, as some time zones are not whole hours off UTC."""
     return now.astimezone().replace(minute=0, second=0, microsecond=0).astimezone(UTC)
 
 
@@ -371,7 +371,7 @@ def _stored_lately(
 
 
 def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: datetime) -> set[int]:
-    """The streams that were not polled in time, whoever or whatever is to blame."""
+    """Return the ids of the streams that were not polled in time, for any reason."""
     last = {row.id: row.last_success_at or row.our_first_seen for row in rows if not row.removed}
     late = {
         (row.app_id, row.user_id, row.direction): row.id
@@ -395,7 +395,7 @@ def _overdue(accounts: Sequence[Account], rows: Sequence[StreamRow], now: dateti
 def _silent(
     accounts: Sequence[Account], rows: Sequence[StreamRow], held: Mapping[int, Progress]
 ) -> dict[int, datetime | None]:
-    """Since when nothing was received by those of whom more is expected."""
+    """Return by stream since when it has been silent for too long; None if it has not."""
     expected = {
         (user.app_id, user.user_id, direction): user.expect
         if direction is Direction.RECEIVED
@@ -419,7 +419,7 @@ def _user(row: StreamRow, now: datetime) -> dict[str, Any]:
 
 
 def _time(progress: Progress, now: datetime) -> dict[str, Any]:
-    """What time is listed, and what is not."""
+    """Return the listed time and the gaps of a stream."""
     settled = progress.settled_until
     return {
         "watermark": instant(progress.watermark),

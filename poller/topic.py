@@ -50,7 +50,7 @@ _SEEN: Final = re.compile(r"See `poller help [a-z-]+`\.?$")
 
 
 def see(words: str, topic: Topic) -> str:
-    """End a sentence with the topic that helps; words that end with one keep theirs."""
+    """Add the topic that helps to a sentence; keep the topic of a sentence that names one."""
     if _SEEN.search(words):
         return f"{words.rstrip('.')}."
     end = "" if words.endswith((".", "?", "!")) else "."

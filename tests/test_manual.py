@@ -44,8 +44,8 @@ def test_a_heading_is_a_topic_too(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("topic", "sentence"),
     [
-        ("acount-suspended", "near it: account-suspended"),
-        ("disk", "near it: disk-full, disk-not-mounted, disk-hangs"),
+        ("acount-suspended", "similar topics: account-suspended"),
+        ("disk", "similar topics: disk-full, disk-not-mounted, disk-hangs"),
         ("xyzzy", "`poller help` lists all topics"),
         ("", "`poller help` lists all topics"),
     ],

@@ -79,7 +79,7 @@ def _print_catching_up(console: Console, account: "Row") -> None:
 
 def _how_long(seconds: float | None) -> str:
     if seconds is None:
-        return "and nobody knows yet for how long"
+        return "for an unknown time"
     if seconds < _MINUTE_S:
         return "less than a minute"
     minutes = round(seconds / _MINUTE_S)

@@ -1,4 +1,4 @@
-"""Which accounts catch up, and which ones eFax answers slowly."""
+"""Watch which accounts catch up, and which ones eFax answers slowly."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,14 +12,14 @@ from poller.ledger import Untried, jobs, streams
 
 
 class PaceWatch:
-    """Looks at each account of a runtime; `catching_up` is kept by the account's name."""
+    """Looks at each account of a runtime; `catching_up` is by account name."""
 
     def __init__(self, runtime: Runtime, catching_up: dict[str, CatchUp]) -> None:
         self._runtime = runtime
         self._catching_up = catching_up
 
     def look_for_slowness(self) -> None:
-        """Say when eFax begins to answer slowly, and when that is over."""
+        """Report when eFax starts to answer slowly, and when that is over."""
         services = self._runtime.services
         for account in self._runtime.accounts.values():
             name, before = account.account.name, account.slowness.slow
@@ -29,10 +29,10 @@ class PaceWatch:
             elif slow is None and before is not None:
                 services.emit(events.EfaxSlowOver(name))
             else:
-                services.metrics.set("efax_slow", slow is not None, name)  # 0 is a series, too
+                services.metrics.set("efax_slow", slow is not None, name)  # export 0 as well
 
     async def look_for_backlogs(self) -> None:
-        """Note which accounts catch up, as `Left` defines it; raises LedgerUnavailable."""
+        """Note which accounts catch up, as `Left` defines it. Raises LedgerUnavailable."""
         untried = await self._runtime.services.ledger.read(jobs.untried)
         accounts = self._runtime.accounts.values()
         left = {
@@ -46,7 +46,7 @@ class PaceWatch:
                 self._catching_up.pop(name, None)
             elif begun is None:
                 begins.append(account)
-            elif left[name].lists > begun.lists:  # a user whose gaps nobody knew of before
+            elif left[name].lists > begun.lists:  # a user with gaps that were unknown before
                 self._catching_up[name] = replace(begun, lists=left[name].lists)
         if begins:
             await self._begin(begins, left)

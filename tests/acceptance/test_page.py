@@ -132,7 +132,7 @@ async def test_sent_faxes_are_a_row_of_their_own_below_their_user(tmp_path: Path
 PROBLEMS = [
     "eFax refuses main/clinic-0000: check the User ID. See `poller help user-refused`.",
     "The last poll of main/clinic-0001 failed: The list answer is not JSON. See `poller help poll-fails`.",
-    "1 fax is quarantined (main/clinic-0003): once the cause is mended, run `poller retry`. "
+    "1 fax is quarantined (main/clinic-0003): remove the cause, then run `poller retry`. "
     "See `poller help fax-quarantined`.",
     "1 fax is damaged on the disk (main/clinic-0004): run `poller verify --repair`. "
     "See `poller help fax-damaged`.",

@@ -260,7 +260,7 @@ async def test_lost_ledger_is_a_problem_until_it_is_rebuilt(
         async with opened_runtime(settings, clock) as runtime:
             await catch_up(runtime)
             (trouble,) = await troubles(settings, runtime)
-            assert f"lost, and a new one was begun at {lost_at:%Y-%m-%d %H:%M} UTC" in trouble
+            assert f"lost. The new one, made at {lost_at:%Y-%m-%d %H:%M} UTC" in trouble
             assert "`poller rebuild`" in trouble
         clock.advance(DAY)
     await rebuild(settings, since=None, now=clock.now)

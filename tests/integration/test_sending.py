@@ -670,7 +670,7 @@ async def test_a_canary_that_could_not_be_sent_is_late_until_another_arrives(
     around = Surroundings({}, accounts=[replace(account, users=users)])
     shown = await status(runtime.services.ledger, clock.now(), around)
     (sentence,) = problems(shown, [])
-    assert sentence.startswith("The canary of main/user-a, asked for at 2026-03-02 12:")
+    assert sentence.startswith("The canary of main/user-a, requested at 2026-03-02 12:")
     assert "it was not sent" in sentence
     await fly(runtime, canaries)
     await receive(runtime, clock)

@@ -432,8 +432,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status() | {"config_rejected": "a.yaml:1: poll: mistake."},
             [],
             [
-                "The last reload was rejected, and the service still uses the configuration before "
-                "it. Mend this and reload: a.yaml:1: poll: mistake. "
+                "The last reload was rejected, and the service still uses the old configuration. "
+                "Fix this and reload: a.yaml:1: poll: mistake. "
                 "See `poller help configuration-rejected`."
             ],
             id="rejected-reload",
@@ -443,8 +443,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             | {"storage": {"usable": True, "free_bytes": 3 << 29, "min_free_bytes": 1 << 30}},
             [],
             [
-                "Only 1.5 GiB are free for faxes, and below 1.0 GiB (storage.min_free) nothing is "
-                "fetched: make room. See `poller help disk-full`."
+                "Only 1.5 GiB are free for faxes, and poller stops fetching below 1.0 GiB "
+                "(storage.min_free): make room. See `poller help disk-full`."
             ],
             id="disk-low",
         ),
@@ -499,7 +499,7 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(user("a", quarantined=1)),
             [],
             [
-                "1 fax is quarantined (main/a): once the cause is mended, run `poller retry`. "
+                "1 fax is quarantined (main/a): remove the cause, then run `poller retry`. "
                 "See `poller help fax-quarantined`."
             ],
             id="one-quarantined",
@@ -508,7 +508,7 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             a_status(user("a", quarantined=2, removed=True), user("b", quarantined=1)),
             [],
             [
-                "1 fax is quarantined (main/b): once the cause is mended, run `poller retry`. "
+                "1 fax is quarantined (main/b): remove the cause, then run `poller retry`. "
                 "See `poller help fax-quarantined`.",
                 "Faxes of removed users are not fetched any more (main/a; quarantined: 2, pending: 0): "
                 "put the users back and reload, or `poller dismiss` the faxes. "

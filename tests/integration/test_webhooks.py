@@ -283,7 +283,7 @@ async def test_the_status_counts_notices_and_says_of_silence(
         "found_by_notifications": 3,
         "silent_since": "2026-03-01T12:00:00.000Z",
     }
-    assert "For a day faxes have come to account main without a notice" in problems(shown, [])[0]
+    assert "For a day faxes have arrived in account main without a notice" in problems(shown, [])[0]
     known = replace(around, hooks={APP: replace(record, silent_since=NOON)})
     shown = await status(runtime.services.ledger, clock.now(), known)
     assert shown["accounts"][0]["webhook"]["silent_since"] is None
