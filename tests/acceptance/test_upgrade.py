@@ -354,8 +354,8 @@ async def test_status_explain_and_verify_say_what_they_said_before(installation:
 async def assert_status_is_the_same(installation: Upgraded) -> None:
     told = installation.as_then(await installation.status())
     wanted = steady(FACTS["status"], timedelta(0))
-    for account in told["accounts"]:
-        del account["pending"]  # which only users had then
+    for one in told["accounts"]:
+        del one["pending"]  # which only users had then
     for one in ("accounts", "quarantined_faxes", "damaged_faxes", "users"):
         assert len(told[one]) == len(wanted[one]) > 0
         for now, then in zip(told[one], wanted[one], strict=True):
