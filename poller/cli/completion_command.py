@@ -1,4 +1,4 @@
-"""`poller completion`: scripts for the shells, made from the parser, and the names that they ask for."""
+"""`poller completion`: completion scripts for shells, and the user names that they ask for."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _OF_METAVAR = {
 
 
 def completion(paths: Sequence[Path], *, what: str) -> int:
-    """Print the script for the shell `what`, or the configured users; raises ConfigError, CannotStart."""
+    """Print the script for the shell `what`, or the configured users. Raises ConfigError, CannotStart."""
     if what == "users":
         print(*("/".join(user.names) for user in bootstrap.load(paths).users), sep="\n")
         return 0

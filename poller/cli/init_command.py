@@ -72,9 +72,9 @@ class _Answers:
 
 
 def init(paths: Sequence[Path], *, output: Path | None, base_url: str | None, **flags: Any) -> int:
-    """Write the configuration and, beside it, the key; raises UsageError and CannotStart.
+    """Write the configuration and, next to it, the key. Raises UsageError and CannotStart.
 
-    What no flag says is asked for on a terminal. Elsewhere it has its default, if it has one.
+    On a terminal, ask for what no flag gives. Elsewhere use the default, if there is one.
     """
     place = _place(output)
     if paths:
@@ -106,7 +106,7 @@ def _place(output: Path | None) -> _Place:
 
 
 def _require_free(place: _Place) -> None:
-    """Raise CannotStart where a configuration is: the service would read both."""
+    """Raise CannotStart if there is a configuration already: the service would read both."""
     try:
         found = [path for path in place.directory.iterdir() if path.suffix == ".yaml"]
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _require_free(place: _Place) -> None:
 
 
 class _Flags:
-    """Answers from flags, and defaults for the rest; UsageError where there is neither."""
+    """Answers from flags, and defaults for the rest. Raises UsageError if there is neither."""
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
         self._flags = flags
@@ -164,7 +164,7 @@ class _Flags:
 
 
 class _Asking(_Flags):
-    """Asks on the terminal for what no flag says, and again if the answer cannot be used."""
+    """Asks on the terminal for what no flag gives, and again if an answer cannot be used."""
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
         super().__init__(flags)
@@ -222,7 +222,7 @@ def _duration(word: str) -> str:
 
 
 def _apart(place: _Place) -> Parse[Path]:
-    """Read a directory that does not hold the state, which is not for the readers of faxes."""
+    """Read a directory that does not contain the state, which readers of faxes must not see."""
 
     def parse(word: str) -> Path:
         faxes = addresses.path(_node(word))
@@ -247,7 +247,7 @@ def _page(word: str) -> str | None:
 
 
 def _another(users: Mapping[str, str], *, may_end: bool = False) -> Parse[dict[str, str]]:
-    """Read NAME=USER_ID, which must not be in `users`; nothing, where that `may_end` them."""
+    """Read NAME=USER_ID that is not in `users` yet; accept an empty answer if it `may_end` the list."""
 
     def parse(word: str) -> dict[str, str]:
         if may_end and not word:
@@ -312,7 +312,7 @@ def _write(place: _Place, text: str, key: str) -> None:
             syscalls.sync_directory(at)
     except FileExistsError as error:
         raise CannotStart(
-            f"{error.filename2} appeared meanwhile; init overwrites nothing"
+            f"{error.filename2} has appeared in the meantime; init overwrites nothing"
         ) from error
     except OSError as error:
         raise _unusable(place, error) from error
@@ -324,7 +324,7 @@ def _unusable(place: _Place, error: OSError) -> CannotStart:
 
 @contextmanager
 def _opened(place: _Place) -> Iterator[int]:
-    """Open the directory; if it was made here and something fails, it goes again."""
+    """Open the directory; if this made it and something fails, remove it again."""
     is_new = not place.directory.is_dir()
     make(place.directory)
     try:

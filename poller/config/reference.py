@@ -70,9 +70,9 @@ def page() -> str:
 
 
 def _keys(of: Any, above: str) -> Iterator[tuple[str, str, str]]:
-    """Give the keys of a dataclass, or of its value that has other defaults, with those below them.
+    """Yield the keys of a dataclass, or of a value with other defaults, with those below them.
 
-    What is not a user's alone can be set at the top level, too, and is shown there.
+    Keys that can also be set at the top level are shown there, not for users.
     """
     for field in fields(of):
         default, key = getattr(of, field.name, field.default), field.metadata
@@ -95,7 +95,7 @@ def _at_top(path: str) -> str:
 
 
 def _written(default: object, kind: object) -> str:
-    """Write a default as it stands in YAML."""
+    """Return a default in YAML."""
     match default:
         case None:
             return "null"
@@ -114,4 +114,4 @@ def _written(default: object, kind: object) -> str:
 
 
 if __name__ == "__main__":  # pragma: no cover
-    print(page(), end="")  # noqa: T201 - it is a program, too
+    print(page(), end="")  # noqa: T201 - this module is also a program

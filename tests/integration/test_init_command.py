@@ -173,7 +173,7 @@ def test_what_appears_meanwhile_is_not_overwritten_either(
     monkeypatch.setattr(syscalls, "move", move)
     code, _, err = init("-o", ".", *ANSWERS)
     assert (code, err.count("\n")) == (73, 1)
-    assert "poller.yaml appeared meanwhile" in err
+    assert "poller.yaml has appeared in the meantime" in err
     assert (home / "poller.yaml").read_text() == "another's"
     assert names(home) == ["key", "poller.yaml"]
 
