@@ -14,7 +14,7 @@ from poller.events import Event
 from poller.log.rendering import RANKS
 
 SOURCE = Path(poller.__file__).parent
-README = SOURCE.parent / "config/MONITORING.md"
+PAGE = SOURCE.parent / "config/MONITORING.md"
 LEVELS = set(RANKS)
 
 CONTRACT = [
@@ -65,7 +65,7 @@ class Row:
 
 
 def in_table() -> dict[str, Row]:
-    section = README.read_text("utf-8").split("\n## Log events\n")[1].split("\n## ")[0]
+    section = PAGE.read_text("utf-8").split("\n## Log events\n")[1].split("\n## ")[0]
     rows: dict[str, Row] = {}
     for line in section.splitlines():
         if not line.startswith("| `"):

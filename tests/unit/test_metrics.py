@@ -1,11 +1,12 @@
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from poller import events
 from poller.events import OfUser
-from poller.metrics import MOST_USERS, Metrics
+from poller.metrics import _GAUGES, _USER_GAUGES, MOST_USERS, Metrics, _count_sent
 from poller.stream import Direction
 
 AT = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
@@ -206,3 +207,58 @@ async def test_sent_and_received_faxes_have_separate_figures() -> None:
     assert seen["poller_users", ""] == 1
     metrics.keep(frozenset({("main", "desk", Direction.RECEIVED)}))
     assert not any("direction=sent" in labels for _, labels in await samples(metrics))
+
+
+# -- the manual's table --------------------------------------------------------------------------
+
+
+PAGE = Path(__file__).parents[2] / "config/MONITORING.md"
+
+
+def in_table() -> dict[str, dict[str, set[str]]]:
+    """Return the metrics of the table with their labels, and the values that it names."""
+    rows = re.findall(r"^\| (`.*?) \|(.*?) (?<!\\)\| .+ \|$", _section("Metrics"), re.MULTILINE)
+    found = {}
+    for names, labels in rows:
+        of_row = {
+            label: set(named.replace("\\", "").split("|")) if named else set[str]()
+            for label, _, named in (one.partition("=") for one in labels.strip().split(", ") if one)
+        }
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), of_row)
+    return found
+
+
+def _section(heading: str) -> str:
+    return PAGE.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+async def rendered() -> dict[str, dict[str, set[str]]]:
+    """Return every metric that there is, with its labels and their values."""
+    metrics = Metrics("1.2.3")
+    for name, (_, labels) in _GAUGES.items():
+        metrics.set(name, 1.0, *(["main"] if labels else []))
+    metrics.set_user("main", "desk", **dict.fromkeys(_USER_GAUGES, 1.0))
+    metrics.request("main", "list", 200, 0.5)
+    metrics.waited("main", 1.0)
+    metrics.sign_ins("main", "start").inc()
+    metrics.show_webhook("main")
+    _count_sent(metrics, OfUser("main", "desk"), "accepted")
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families((await metrics.render()).decode()):
+        name = family.name.removeprefix("poller_")
+        labels = found.setdefault(name + "_total" * (family.type == "counter"), {})
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    return found
+
+
+async def test_the_manual_has_every_metric_with_its_labels_and_no_other() -> None:
+    told = in_table()
+    found = {name: labels for name, labels in (await rendered()).items() if "process" not in name}
+    assert set(told) == set(found)
+    for name, labels in told.items():
+        seen = found[name]
+        assert labels.keys() == seen.keys() - {"le", "version", "python"}, name
+        for label in labels.keys() & {"outcome"}:
+            assert seen[label] == labels[label], name
