@@ -218,7 +218,7 @@ PAGE = Path(__file__).parents[2] / "config/MONITORING.md"
 def in_table() -> dict[str, dict[str, set[str]]]:
     """Return the metrics of the table with their labels, and the values that it names."""
     rows = re.findall(r"^\| (`.*?) \|(.*?) (?<!\\)\| .+ \|$", _section("Metrics"), re.MULTILINE)
-    found = {}
+    found: dict[str, dict[str, set[str]]] = {}
     for names, labels in rows:
         of_row = {
             label: set(named.replace("\\", "").split("|")) if named else set[str]()
@@ -235,9 +235,9 @@ def _section(heading: str) -> str:
 async def rendered() -> dict[str, dict[str, set[str]]]:
     """Return every metric that there is, with its labels and their values."""
     metrics = Metrics("1.2.3")
-    for name, (_, labels) in _GAUGES.items():
-        metrics.set(name, 1.0, *(["main"] if labels else []))
-    metrics.set_user("main", "desk", **dict.fromkeys(_USER_GAUGES, 1.0))
+    for gauge, (_, of_account) in _GAUGES.items():
+        metrics.set(gauge, 1.0, *(["main"] if of_account else []))
+    metrics.set_user("main", "desk", Direction.RECEIVED, **dict.fromkeys(_USER_GAUGES, 1.0))
     metrics.request("main", "list", 200, 0.5)
     metrics.waited("main", 1.0)
     metrics.sign_ins("main", "start").inc()
