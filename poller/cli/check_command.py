@@ -14,6 +14,7 @@ from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart, StorageConflict, StorageUnusable
+from poller.ledger import require_usable
 from poller.problems import not_in_time
 from poller.status import by_stream
 from poller.store import Storage
@@ -44,17 +45,28 @@ def check(paths: Sequence[Path], *, online: bool) -> int:
         print(f"warning: {sentence}")
     if online and bootstrap.is_running(settings):
         return _ask_the_daemons_ledger(settings)
-    lack = asyncio.run(_storage_trouble(settings))
-    if lack is not None:
-        print(f"nothing can be stored: {lack}")
+    lacks = list(_lacks(settings))
+    for sentence in lacks:
+        print(sentence)
     if not online:
-        return 0 if lack is None else 1
+        return 1 if lacks else 0
     if lock.is_held(settings.state_directory):
         raise lock.refusal(settings.state_directory)
     bootstrap.read_all_secrets(settings)
     from poller.cli import online as efax
 
-    return max(asyncio.run(efax.ask(settings)), 0 if lack is None else 1)
+    return max(asyncio.run(efax.ask(settings)), 1 if lacks else 0)
+
+
+def _lacks(settings: Config) -> Iterator[str]:
+    """Say what the service could not start or store with; what only its user may see is left out."""
+    if os.access(settings.state_directory, os.W_OK):
+        try:
+            require_usable(settings.state_url, settings.state_directory)
+        except CannotStart as error:
+            yield f"the service cannot start: {error.told}"
+    if (lack := asyncio.run(_storage_trouble(settings))) is not None:
+        yield f"nothing can be stored: {lack}"
 
 
 async def _storage_trouble(settings: Config) -> str | None:

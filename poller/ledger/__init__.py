@@ -1,7 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database hidden from callers."""
 
 from poller.ledger.backend import Hung, Stopped
-from poller.ledger.ledger import Ledger, backend_at
+from poller.ledger.ledger import Ledger, backend_at, require_usable
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -41,4 +41,5 @@ __all__ = [
     "Untried",
     "Waiting",
     "backend_at",
+    "require_usable",
 ]

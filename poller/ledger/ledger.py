@@ -237,6 +237,14 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         return await self.write(fold.progress, stream)
 
 
+def require_usable(url: str, directory: Path) -> None:
+    """Raise CannotStart if there is a ledger that the service would refuse; blocks, changes nothing."""
+    backend = backend_at(url, directory)
+    revision = backend.look(thorough=True)
+    if revision is not None:
+        schema.require_known(backend.where, revision, may_migrate=True)
+
+
 def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime | None:
     """Make sure that the ledger can be opened; blocks. Return the date of a copy that was restored."""
     revision = backend.look(thorough=not readonly)

@@ -441,6 +441,34 @@ def test_check_says_what_the_storage_lacks_and_leaves_nothing_there(
     assert "is its disk mounted" in out
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        ("UPDATE alembic_version SET version_num = '9999'", "was written by a newer poller"),
+        (None, "is damaged"),
+    ],
+)
+def test_check_says_that_the_service_would_refuse_the_ledger(
+    spoil: str | None, sentence: str, run: Run, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    assert run("check")[0] == 0
+    file = directory / "state/poller.db"
+    if spoil is None:
+        file.write_bytes(b"no database" * 1000)
+    else:
+        with contextlib.closing(sqlite3.connect(file)) as ledger, ledger:
+            ledger.execute(spoil)
+    before = file.read_bytes()
+    for words in (("check",), ("check", "--online")):
+        code, out, _ = run(*words)
+        assert code == 1
+        assert "the service cannot start: the ledger" in out
+        assert sentence in out
+    assert file.read_bytes() == before
+    assert run("once")[0] == 73
+
+
 def refused_move(*_: Any) -> bool:
     raise OSError(errno.EOPNOTSUPP, "")
 
