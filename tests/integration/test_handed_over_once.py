@@ -209,7 +209,7 @@ async def test_directory_that_cannot_be_read_hides_no_other_fax_from_the_audit(
     auditor = Auditor(runtime.services.ledger, runtime.services.storage, runtime.services.clock)
     pages = [page async for page in auditor.pages(thorough=True)]
     found = {one.row.user: one.finding.condition.value for page in pages for one in page}
-    assert found == {"user-a": "damaged", "user-b": "ok"}
+    assert found == {"user-a": "unreadable", "user-b": "ok"}
     assert [file async for file in auditor.strangers()] == []
 
 
