@@ -118,7 +118,7 @@ WRONG = {
     "no App ID": (ANSWERS[2:], "--app-id is missing, and there is no terminal to ask on"),
     "no key": ((*ANSWERS[:2], *ANSWERS[4:]), "--api-key-file is missing"),
     "no user": (ANSWERS[:4], "--user is missing"),
-    "a colon": ((*ANSWERS, "--app-id", "a:b"), "--app-id: it must not hold ':'"),
+    "a colon": ((*ANSWERS, "--app-id", "a:b"), "--app-id: it must not contain ':'"),
     "no such file": ((*ANSWERS, "--api-key-file", "none"), "file none cannot be read"),
     "a number as a name": ((*ANSWERS, "--user", "5551234567=x"), "seven digits in a row"),
     "no User ID": ((*ANSWERS, "--user", "desk2"), "--user: it must be NAME=USER_ID"),
@@ -293,7 +293,7 @@ def test_six_questions_on_a_terminal_make_a_configuration_that_efax_accepts(
     asked = terminal("-o", "new", "--base-url", efax.base_url)
     asked.expect("App ID:")
     asked.answer("a:b")
-    asked.expect("It must not hold ':'")
+    asked.expect("It must not contain ':'")
     asked.answer(APP)
     asked.expect("API key:")
     asked.answer(KEY)
