@@ -2,7 +2,8 @@
 
 One class per `event.action` of the log, which is the class's name: `PollFailed` is `poll-failed`.
 Its fields are those of the log line, but for what begins with `is_` and the ones `unsaid`: only the
-sentence, the level or a metric needs them. The README's table of events is held against these classes.
+sentence, the level or a metric needs them. A test compares the table of events in
+config/MONITORING.md with these classes.
 """
 
 import re

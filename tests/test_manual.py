@@ -41,6 +41,18 @@ def test_a_heading_is_a_topic_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(["Disk full"], capsys) == said(["disk-full"], capsys)
 
 
+@pytest.mark.parametrize("topic", ["config", "monitoring"])
+def test_a_narrow_terminal_cuts_nothing_off(
+    topic: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = said([topic], capsys)
+    assert code == 0
+    assert "\x1b[" in out
+    assert out.count("…") == manual.text(topic).count("…")
+
+
 @pytest.mark.parametrize(
     ("topic", "sentence"),
     [
