@@ -95,7 +95,7 @@ def sync(
             changed.append({"key": row.id, "account": account, "name": name, "removed": removed})
     if changed:
         connection.execute(update(streams).where(streams.c.id == bindparam("key")), changed)
-    for app_id, _, account, _ in wanted:
+    for app_id, account in {app_id: account for app_id, _, account, _ in wanted}.items():
         accounts.ensure(connection, app_id, account)
     if new or changed:
         known = _by_users(connection, direction)
