@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from poller import deletion
@@ -26,21 +25,23 @@ from poller.listing import Listing, Step
 from poller.progress import Covered
 from poller.store import publish
 from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
+from tests.exhaustive import EXHAUSTIVE
 from tests.integration.state_machine import (
     STEPS,
     DeletingMachine,
     KeepingMachine,
     PollerMachine,
-    explored,
     fixed,
 )
 
 Patch = pytest.MonkeyPatch
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600 if EXHAUSTIVE else 600)
 def test_nothing_is_lost_doubled_or_half_shown_whatever_happens() -> None:
-    run_state_machine_as_test(PollerMachine, settings=fixed(examples=10, steps=25))
+    run_state_machine_as_test(
+        PollerMachine, settings=fixed(examples=200 if EXHAUSTIVE else 5, steps=25)
+    )
 
 
 # -- planted bugs ------------------------------------------------------------------------------
@@ -124,26 +125,45 @@ def shifted_list_taken_for_whole(patch: Patch) -> None:
     patch.setattr(Listing, "_again", lambda _self: Step.DONE)
 
 
-FOUND_AT_ONCE: tuple[Callable[[Patch], None], ...] = (
+PLANTED: tuple[Callable[[Patch], None], ...] = (
     coverage_before_the_last_page,
     empty_lists_believed,
     stored_without_the_file,
 )
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("plant", FOUND_AT_ONCE, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    """By one walk: the examples change with each constant in the code, and may meet it late."""
+    _walk()
     plant(monkeypatch)
 
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(PollerMachine, settings=fixed(examples=60, steps=25))
+        _walk()
 
 
-@pytest.mark.timeout(600)
+def _walk() -> None:
+    """A list that breaks off, and an eFax that forgets what it had listed."""
+    machine = PollerMachine()
+    try:
+        machine.install(two_accounts=False, dates=True, page_cap=1, archive="none")
+        for _ in range(3):
+            machine.many_arrive_at_once(user=0, count=2, then=False)
+            machine.calls_will_fail(script=[None, "500", "500", "500"], calls=("list",), then=True)
+            machine.promises_are_kept()
+            machine.efax_is_well(then=True)
+            machine.promises_are_kept()
+        machine.efax_answers_with_nothing(effect="zero-200", user=0, polls=3)
+        machine.promises_are_kept()
+    finally:
+        machine.is_well = False
+        machine.teardown()
+
+
+@pytest.mark.timeout(3600 if EXHAUSTIVE else 600)
 @pytest.mark.parametrize("machine", [DeletingMachine, KeepingMachine])
 def test_nothing_is_deleted_of_which_no_good_copy_exists(machine: type[PollerMachine]) -> None:
-    run_state_machine_as_test(machine, settings=fixed(examples=4, steps=25))
+    run_state_machine_as_test(machine, settings=fixed(examples=50 if EXHAUSTIVE else 2, steps=25))
 
 
 @pytest.mark.timeout(600)
@@ -179,9 +199,22 @@ def _kill_while_deleting(step: int) -> None:
         machine.teardown()
 
 
-@pytest.mark.timeout(600)
 def test_a_deletion_without_proof_is_found(monkeypatch: Patch) -> None:
+    """Of a fax that a consumer has taken; by one walk, as above."""
+    _let_a_taken_fax_grow_old()
     monkeypatch.setattr(deletion, "why_unproved", lambda *_: None)
 
     with pytest.raises(AssertionError, match="was deleted at eFax"):
-        run_state_machine_as_test(seed(3)(KeepingMachine), settings=explored(20, 25))
+        _let_a_taken_fax_grow_old()
+
+
+def _let_a_taken_fax_grow_old() -> None:
+    machine = KeepingMachine()
+    try:
+        machine.install(two_accounts=False, dates=True, page_cap=3, archive="none")
+        machine.a_fax_grows_old(user=0, trouble=None, take=True)
+        machine.errands_are_run(by=timedelta(0), crash=None)
+        machine.promises_are_kept()
+    finally:
+        machine.is_well = False
+        machine.teardown()
