@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
             )
 
 
+@cache
 def imported_by(file: Path) -> set[str]:
     package = ["poller", *file.relative_to(ROOT).parent.parts]
     return set(imports(ast.parse(file.read_text()), package))

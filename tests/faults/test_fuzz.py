@@ -8,7 +8,6 @@ import base64
 import binascii
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -38,16 +37,17 @@ from poller.log.redaction import Redactor
 from poller.naming import fax_path, safe_id
 from poller.retry import RETRY_AFTER_MAX_S, parse_retry_after
 from poller.simulator.drawing import template
+from tests.exhaustive import EXHAUSTIVE
 from tests.integration.produced import by_pikepdf, by_pillow
 
-EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
-LONGEST_S = 60.0  # for one input of a few kilobytes, on a loaded machine
+LONGEST_S = 10.0  # of the processor's time, for one input of a few kilobytes
 
 
-def examples(usual: int) -> settings:
+def examples(some: int) -> settings:
+    """Others in each run; five hundred times as many where all is tried."""
     return settings(
-        max_examples=usual * 100 if EXHAUSTIVE else usual,
+        max_examples=some * 500 if EXHAUSTIVE else some,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
@@ -141,7 +141,7 @@ ANSWERS = st.binary(max_size=300) | harmed(as_json(PLAUSIBLE_PAGE | PLAUSIBLE_TO
         parse_notices,
     ],
 )
-@examples(150)
+@examples(30)
 @given(body=ANSWERS)
 def test_any_answer_is_a_value_or_the_one_error(parse: Callable[[bytes], Any], body: bytes) -> None:
     allowed = (BadAnswer, errors.Unreachable) if parse is responses.parse_health else (BadAnswer,)
@@ -161,7 +161,7 @@ def test_any_answer_is_a_value_or_the_one_error(parse: Callable[[bytes], Any], b
 SENT = st.fixed_dictionaries({}, optional={"transmission_data": JSON, "transmission_status": JSON})
 
 
-@examples(150)
+@examples(30)
 @given(listed=SENT | st.dictionaries(NAMES, JSON))
 def test_any_sent_record_is_under_way_or_final_in_words_that_can_be_written_down(
     listed: dict[str, Any],
@@ -177,7 +177,7 @@ def assert_plain_sentence(error: ApiError) -> None:
     sentence = str(error)
     assert sentence.endswith(".")
     assert sentence.isascii()
-    assert len(sentence) < 120
+    assert len(sentence) < 140
     assert error.__cause__ is None
 
 
@@ -195,7 +195,7 @@ def assert_page_is_sound(page: Page, body: bytes) -> None:
         requests.image_request("user", "token", fax.fax_id, "pdf").target.encode("ascii")
 
 
-@examples(150)
+@examples(30)
 @given(body=ANSWERS)
 def test_strict_json_accepts_nothing_that_json_does_not(body: bytes) -> None:
     try:
@@ -209,7 +209,7 @@ def test_strict_json_accepts_nothing_that_json_does_not(body: bytes) -> None:
     json.dumps(strict, allow_nan=False)
 
 
-@examples(150)
+@examples(30)
 @given(
     call=st.sampled_from(Call),
     status=st.integers(100, 999),
@@ -236,7 +236,7 @@ NEARLY_TIMESTAMPS = st.from_regex(
 )
 
 
-@examples(300)
+@examples(60)
 @given(text=ANY_TEXT | NEARLY_TIMESTAMPS | st.text("0123456789-:TZ+. ", max_size=40))
 def test_any_text_is_an_instant_in_utc_or_none(text: str) -> None:
     instant = parse_timestamp(text)
@@ -246,7 +246,7 @@ def test_any_text_is_an_instant_in_utc_or_none(text: str) -> None:
         assert parse_timestamp(format_timestamp(instant)) == cut
 
 
-@examples(300)
+@examples(60)
 @given(
     instant=st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)),  # noqa: DTZ001
     hours=st.integers(-23, 23),
@@ -259,7 +259,7 @@ def test_an_instant_is_the_same_in_every_zone(instant: datetime, hours: int, spe
     assert parse_timestamp(spelling % (local, sign, abs(hours), 0)) == utc
 
 
-@examples(300)
+@examples(60)
 @given(
     text=ANY_TEXT
     | st.integers(-(1 << 200), 1 << 200).map(str)
@@ -295,7 +295,7 @@ IMAGE_ANSWERS = st.builds(
 )
 
 
-@examples(400)
+@examples(80)
 @given(
     body=harmed(as_json(IMAGE_ANSWERS)) | ANSWERS,
     size=st.sampled_from([1, 2, 3, 5, 7, 64, 10_000]),
@@ -315,7 +315,7 @@ def test_the_streaming_decoder_gives_what_a_whole_one_gives_or_refuses(
     assert streamed == naive(body)
 
 
-@examples(150)
+@examples(30)
 @given(body=as_json(IMAGE_ANSWERS), sizes=st.lists(st.integers(1, 50), min_size=1, max_size=9))
 def test_what_a_whole_decoder_accepts_the_streaming_one_accepts_in_any_pieces(
     body: bytes, sizes: list[int]
@@ -364,19 +364,19 @@ def harmed_documents(draw: st.DrawFn, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", sorted(DOCUMENTS))
-@examples(250)
+@examples(50)
 @given(data=st.data())
 def test_any_document_is_judged_in_bounded_time_and_the_same_way_twice(
     kind: str, data: st.DataObject
 ) -> None:
     document = data.draw(harmed_documents(kind))
-    began = time.monotonic()
+    began = time.thread_time()
     with suppress(NotADocument):
         first = inspect(io.BytesIO(document))
         assert inspect(io.BytesIO(document)) == first
         assert first.pages is None or first.pages >= 0
         assert first.problem is None or first.problem.partition(":")[0].startswith(first.format)
-    assert time.monotonic() - began < LONGEST_S
+    assert time.thread_time() - began < LONGEST_S
 
 
 # -- names --------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ IDS = st.text(st.characters(), min_size=1, max_size=60) | st.text(
 )
 
 
-@examples(200)
+@examples(40)
 @given(fax_id=IDS, template=st.sampled_from(["{account}/{user}/{fax_id}", "{fax_id}/{fax_id}"]))
 def test_no_id_leaves_its_directory(fax_id: str, template: str) -> None:
     path = fax_path(template, account="main", user="desk", fax_id=fax_id, at=NOW)
@@ -398,7 +398,7 @@ def test_no_id_leaves_its_directory(fax_id: str, template: str) -> None:
         assert len(part) <= 200
 
 
-@examples(200)
+@examples(40)
 @given(ids=st.lists(IDS, min_size=2, max_size=8, unique=True))
 def test_different_ids_have_different_names(ids: list[str]) -> None:
     assert len({safe_id(one) for one in ids}) == len(ids)
@@ -410,7 +410,7 @@ NUMBERS = st.from_regex(r"1[2-9]\d{9}", fullmatch=True)
 AROUND = st.text(st.sampled_from("abc .,:;=\"'()[]{}<>/\\\n#?&%_|\u2026\u00e9"), max_size=12)
 
 
-@examples(250)
+@examples(50)
 @given(number=NUMBERS, before=AROUND, behind=AROUND, way=st.integers(0, 4))
 def test_a_number_that_is_known_to_be_one_never_comes_out(
     number: str, before: str, behind: str, way: int
@@ -427,7 +427,7 @@ def test_a_number_that_is_known_to_be_one_never_comes_out(
     assert number not in re.sub(r"\D", "", re.sub(r"…\d{0,4}#[0-9a-f]{8}", "", shown))
 
 
-@examples(250)
+@examples(50)
 @given(
     secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40),
     before=AROUND,

@@ -8,7 +8,6 @@ import base64
 import gzip
 import io
 import json
-import os
 import re
 import tracemalloc
 import zlib
@@ -28,10 +27,10 @@ from poller.ingest.poll_run import PollOutcome
 from poller.ledger import State, faxes, jobs
 from poller.simulator.state import Fax
 from tests.conftest import APP, KEY
+from tests.exhaustive import EXHAUSTIVE
 from tests.faults.network import ATTEMPTS, NAMES, OTHER_KEY, Bench, bench, trying
 from tests.faults.proxy import Harm
 
-EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 A, B, C = NAMES
 MEBIBYTE = 1 << 20
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

@@ -5,7 +5,6 @@ import base64
 import io
 import itertools
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -23,10 +22,10 @@ from poller.simulator.drawing import template
 from poller.simulator.state import Format
 from tests.acceptance.installation import Installation, arrived, assert_stored, populated
 from tests.conftest import Event
+from tests.exhaustive import EXHAUSTIVE
 from tests.faults.network import bench
 from tests.faults.proxy import Harm, proxied
 
-EXHAUSTIVE = os.environ.get("POLLER_EXHAUSTIVE") == "1"
 MEBIBYTE = 1 << 20
 
 # -- row 39 -------------------------------------------------------------------------------------------

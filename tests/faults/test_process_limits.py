@@ -19,9 +19,9 @@ import pytest
 from poller.simulator.state import Fax
 from tests.acceptance.installation import Daemon, Installation, arrived, populated
 from tests.efax import Simulator
+from tests.exhaustive import EXHAUSTIVE
 from tests.faults.troubled import Scene, call, needs, stored
 
-EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 _NOBODY = 54321  # an unused user id: the number of its threads is counted only for this test
 _AS_NOBODY = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
 

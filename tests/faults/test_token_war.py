@@ -1,6 +1,5 @@
 """Another program signs in with our App ID for a day: poller reports it once, gives way, and faxes arrive."""
 
-import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -12,9 +11,9 @@ from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.simulator.state import Fax
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime
+from tests.exhaustive import EXHAUSTIVE
 from tests.integration.at_work import parts, poll, row, said
 
-EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 HOURS, STEP = (24, timedelta(minutes=1)) if EXHAUSTIVE else (4, timedelta(minutes=2))
 # In the worst case a token is lost at once. Then sign-ins are half a minute apart, a minute, and so
 # on; from the sixth loss within an hour they are eight minutes apart, and ten from the seventh.

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from poller.rebuild import rebuild
 from poller.simulator import Simulator
 from poller.status import Surroundings, instant, status
 from tests.conftest import APP, Event, MakeConfig, QuickClock, opened_runtime, stored_files
+from tests.exhaustive import EXHAUSTIVE
 from tests.integration.at_work import fetch, listed, poll, row, said
 from tests.integration.in_between import Asked, around
 from tests.integration.test_ledger_snapshots import break_index
@@ -186,7 +186,7 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
         with pytest.raises(LedgerDamaged, match="poller rebuild"):
             await Ledger.open(settings.state_url)
         assert path.read_bytes() == spoilt, f"changed at {offset}"
-        if number % 10 and not os.environ.get("POLLER_EXHAUSTIVE"):
+        if number % 10 and not EXHAUSTIVE:
             continue
         done = await rebuild(settings, since=None, now=clock.now)
         assert done.added == 25

@@ -30,6 +30,7 @@ from poller.store import Identity, Origin, sidecar
 from poller.store.marker import MARKER
 from poller.stream import Direction
 from tests.conftest import APP, MakeConfig, QuickClock, opened_runtime, stored_files
+from tests.exhaustive import EXHAUSTIVE
 from tests.integration.at_work import fetch, listed, poll
 
 DAY = timedelta(days=1)
@@ -148,7 +149,6 @@ def flipped(path: Path) -> None:
 
 DAMAGES = [gone, zeroed, truncated, empty, flipped]
 SNAPSHOTS = ["good", "newest-bad", "both-bad", "none"]
-EXHAUSTIVE = bool(os.environ.get("POLLER_EXHAUSTIVE"))
 
 
 @pytest.mark.parametrize(
