@@ -79,7 +79,7 @@ def test_polls_become_less_frequent_until_lists_and_sweeps_fit_into_their_share(
     assert asked.planned == pytest.approx(asked.limit)
     assert asked.is_too_much
     (warning,) = account_warnings(asked)
-    assert "the limit leaves 13,500 for lists" in warning
+    assert "the limit allows only 13,500" in warning
     assert f"{asked.factor:.2f} times as long" in warning
 
 
