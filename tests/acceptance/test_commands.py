@@ -617,7 +617,7 @@ async def test_the_demo_ends_by_itself_with_everything_on_the_disk(
         "demo", config=False, environ={"TMPDIR": str(installation.root)}
     )
     assert done.code == 0, done
-    assert "All 15 faxes are on the disk, byte for byte, once each: 13 received, 2 sent" in done.out
+    assert "All 15 faxes are on disk, byte for byte, once each: 13 received, 2 sent" in done.out
     assert "The self-test passed" in done.out
     assert "The web-hook works" in done.out
     (directory,) = installation.root.glob("poller-demo-*")

@@ -157,7 +157,7 @@ async def test_an_answer_that_does_not_come_leaves_in_doubt(bench: Bench, client
         return web.Response()
 
     bench.server.scripts["send"] = [step]
-    with pytest.raises(errors.SendInDoubt, match="not answered within 120 seconds"):
+    with pytest.raises(errors.SendInDoubt, match="did not answer the send call within 120 seconds"):
         await client.send(bench.ann, FAX)
     assert bench.server.count("send") == 1
 

@@ -218,7 +218,7 @@ async def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotStart, match="Not a directory"):
         await Ledger.open(url(tmp_path / "file" / "poller.db"))
-    with pytest.raises(CannotStart, match="cannot be made"):
+    with pytest.raises(CannotStart, match="cannot be created"):
         await Ledger.open("sqlite:////proc/none/poller.db")
 
 
