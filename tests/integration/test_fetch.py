@@ -706,7 +706,9 @@ async def test_ledger_that_does_not_take_the_record_closes_the_gate_and_costs_no
     with monkeypatch.context() as locked:
         around(locked, runtime.services.ledger, jobs.stored, refuses)
         assert await fetch(runtime, fax) is Outcome.POSTPONED
-    assert runtime.services.gate.reason == "the ledger is locked"
+    assert (
+        runtime.services.gate.reason == "the ledger is locked. See `poller help ledger-unusable`."
+    )
     assert (await row(runtime, fax)).state is State.PENDING
 
     assert await fetch(runtime, fax) is Outcome.STORED

@@ -238,7 +238,9 @@ async def test_ledger_that_cannot_be_read_closes_the_gate(
     around(monkeypatch, runtime.services.ledger, jobs.due, refuses)
     await account.workers.run_until_idle()
 
-    assert runtime.services.gate.reason == "the ledger is locked"
+    assert (
+        runtime.services.gate.reason == "the ledger is locked. See `poller help ledger-unusable`."
+    )
     assert not simulator.downloads
 
 
