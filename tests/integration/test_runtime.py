@@ -126,7 +126,8 @@ async def test_storage_that_goes_away_while_it_is_tidied_is_no_reason_not_to_sta
 
     monkeypatch.setattr("poller.store.Storage.tidy", gone)
     async with opened_runtime(make_config(simulator.base_url), clock) as runtime:
-        assert runtime.services.gate.reason == "the share is gone"
+        reason = runtime.services.gate.reason
+        assert reason == "the share is gone. See `poller help storage-unusable`."
 
 
 async def test_drain_of_the_runtime_ends_the_workers_of_every_account(runtime: Runtime) -> None:
