@@ -63,7 +63,7 @@ class CatchUp:
 
 def lists_left(progress: Progress, poll: Poll, started: datetime, now: datetime) -> int:
     """Return how many lists a stream of received faxes has left, as `Left` defines it."""
-    if progress.refused_until is not None and progress.refused_until > now:
+    if progress.refused_until is not None:  # until a poll succeeds, also when it may be asked again
         return 0
     rules = WindowRules.configured(poll.overlap, poll.max_window)
     newest_end = progress.coverage.newest_end
@@ -100,7 +100,8 @@ class Throughput:
 
         Assume the pace of the last minutes, but never above the limit. If that pace says nothing, or
         the time is too short to measure, assume the limit minus the schedule's share. It is unknown if
-        no requests are allowed now, or if nothing was stored although faxes wait.
+        no requests are allowed now, or if nothing was stored although faxes wait. `Speeds` also makes
+        it unknown if an account that catches up has listed and stored nothing for `RECENT`.
         """
         if not left.requests:
             return 0.0

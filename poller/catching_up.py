@@ -121,6 +121,8 @@ class Speeds:
         )
         begun = self.beginnings.begun.get(name)
         over = min(_HOUR, self.now - begun.since) if begun else _HOUR
+        if begun and self._stands_still(mine, begun):  # a service that hangs cannot report it
+            allowed_per_s = None
         throughput = await self._throughput(name, mine, waiting, allowed_per_s)
         seconds = throughput.seconds_for(left)
         catching_up = None
@@ -152,6 +154,13 @@ class Speeds:
             return Throughput(allowed_per_s, planned)
         stored = await self._count(streams.stored_since, mine, over)
         return Throughput(allowed_per_s, planned, stored, over)
+
+    def _stands_still(self, mine: Mapping[int, StreamRow], begun: CatchUp) -> bool:
+        """Return whether nothing was listed or stored lately."""
+        done = (
+            at for row in mine.values() for at in (row.last_success_at, row.last_stored_at) if at
+        )
+        return self.now - max([begun.since, *done]) > RECENT
 
     def _lists_go_first(self, mine: Mapping[int, StreamRow], begun: CatchUp) -> bool:
         """Return whether the present pace says little: lists take most turns, sweeps only for a while."""

@@ -140,6 +140,25 @@ async def test_after_a_day_of_downtime_users_are_behind_and_not_late(
     assert await watched.catching_up() is None
 
 
+async def test_users_are_late_if_nothing_is_listed_or_stored_for_minutes_while_catching_up(
+    watched: Watched, runtime: Runtime, clock: QuickClock
+) -> None:
+    for user in ("user-a", "user-b"):
+        await poll(runtime, user)
+    clock.advance(DAY)
+    runtime.accounts[APP].started = clock.now()  # as a start does
+    late = [f"2 of 2 {NOT_IN_TIME}, for example main/user-a."]
+    assert problems(await watched.look(), late) == []
+    clock.advance(4 * MINUTE)
+    assert problems(await watched.shown(), late) == []
+    clock.advance(2 * MINUTE)  # the service hangs: only `poller status` still looks
+    shown = await watched.shown()
+    assert shown["accounts"][0]["catching_up"] == {"done": 0, "left": 4, "seconds": None}
+    assert problems(shown, late) == late
+    await poll(runtime)
+    assert problems(await watched.shown(), late) == []
+
+
 async def test_a_suspended_account_does_not_catch_up_and_a_resumed_one_does(
     watched: Watched, runtime: Runtime, simulator: Simulator, clock: QuickClock
 ) -> None:

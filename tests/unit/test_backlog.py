@@ -49,7 +49,7 @@ def left_of(progress: Progress, *, started: timedelta = HOUR, now: timedelta = M
             PINNED.apply(NotPolled(NOON, "403", NOON + HOUR)), 0, id="eFax refuses it for an hour"
         ),
         pytest.param(
-            PINNED.apply(NotPolled(NOON, "403", NOON)), 8, id="its refusal is over, it may be asked"
+            PINNED.apply(NotPolled(NOON, "403", NOON)), 0, id="refused until a poll succeeds"
         ),
         pytest.param(NEW.apply(Pinned(NOON + DAY, "tomorrow")), 0, id="its start is still to come"),
     ],
