@@ -25,6 +25,7 @@ ASKED = {
     "backup copy.db": 0,
     "rebuild": 0,
     "help": 0,
+    "completion bash": 0,
     "backfill main/billing --from 2024-05-01T00:00:00Z --to 2024-05-02T00:00:00Z": 0,
     "send main/billing --to 13235550000 no-such-file.pdf": 2,
     "selftest main/billing": 2,
