@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from poller.config.model import (
     Account,
@@ -35,7 +37,8 @@ from tests.efax import Simulator
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONG_S = 600.0  # a test that may take as long as this is a long one
+# Their tests share what takes long to make: a guest, the runs that the crash explorer breaks.
+TOGETHER = {"tests/acceptance/test_guest.py", "tests/crash/test_explore.py"}
 
 # the time of an example depends more on the machine than on the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,28 +46,25 @@ settings.load_profile("patient")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that at the end no process waits for one.
-
-    Each of several processes begins with a sixteenth of all tests, in this order (pytest-xdist
-    deals them out like this): so each gets some of the long ones, and one gets all for which a
-    guest is booted.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests first, so that at the end no process waits for one."""
     items.sort(key=_allowed_s, reverse=True)
-    count = getattr(config, "workerinput", {}).get("workercount", 1)
-    long = [item for item in items if _allowed_s(item) >= LONG_S]
-    if count == 1 or len(items) < 100 * count:
-        return
-    in_guest = [item for item in long if item.path.name == "test_guest.py"]
-    others = [item for item in long if item not in in_guest]
-    hands = [in_guest, *(others[n :: count - 1] for n in range(count - 1))]
-    rest = items[len(long) :]
-    size = len(items) // count // 4
-    items.clear()
-    for hand in hands:
-        items += [*hand, *rest[: size - len(hand)]]
-        del rest[: size - len(hand)]
-    items += rest
+
+
+class OneByOne(LoadScopeScheduling):
+    """Give each free process the next test; one process gets all tests of a file in `TOGETHER`.
+
+    The `xdist_group` of pytest-xdist 3.8 has no effect with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneByOne:
+    return OneByOne(config, log)
 
 
 def _allowed_s(item: pytest.Item) -> float:

@@ -17,7 +17,7 @@ from tests import earlier_tables
 from tests.acceptance.guest import CannotBoot, Guest, booted, until
 
 # On one worker: the guest is booted once.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("guest")]
+pytestmark = pytest.mark.timeout(900)
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "systemd/README.md").read_text()

@@ -28,7 +28,7 @@ from tests.crash.scenario import FIRST, SECOND, SENT, Moment
 from tests.exhaustive import EXHAUSTIVE, sample
 
 # On one worker, so that the runs without a fault are made once.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("explore")]
+pytestmark = pytest.mark.timeout(600)
 MOMENTS = (FIRST, SECOND)
 Calls = dict[Moment, list[str]]
 
