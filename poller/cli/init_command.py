@@ -138,7 +138,7 @@ class _Flags:
 
     def key(self) -> str:
         given, flag = self._flags["api_key_file"], "--api-key-file"
-        if given is None:
+        if given is None or (given == Path("-") and sys.stdin.isatty()):
             key = self._otherwise("API key", flag, _secret, None)
         else:
             file = "/dev/stdin" if given == Path("-") else str(given)
@@ -310,11 +310,11 @@ def _write(place: _Place, text: str, key: str) -> None:
                 syscalls.move(draft, name, at)
                 made.append(name)
             syscalls.sync_directory(at)
-    except FileExistsError as error:
-        raise CannotStart(
-            f"{error.filename2} has appeared in the meantime; init overwrites nothing"
-        ) from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and error.filename2:
+            raise CannotStart(
+                f"{error.filename2} has appeared in the meantime; init overwrites nothing"
+            ) from error
         raise _unusable(place, error) from error
 
 

@@ -178,6 +178,14 @@ def test_what_appears_meanwhile_is_not_overwritten_either(
     assert names(home) == ["key", "poller.yaml"]
 
 
+def test_a_link_to_nowhere_is_named(init: Init, home: Path) -> None:
+    (home / "new").symlink_to("nowhere")
+    code, _, err = init("-o", "new", *ANSWERS)
+    assert (code, err.count("\n")) == (73, 1)
+    assert f"cannot write to {home / 'new'}" in err
+    assert names(home) == ["key", "new"]
+
+
 @pytest.mark.parametrize("step", ["move", "sync_directory"])
 def test_an_error_while_it_writes_leaves_nothing_behind(
     step: str, init: Init, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,6 +337,19 @@ def test_what_an_option_says_is_not_asked(terminal: Callable[..., Terminal], hom
     assert asked.ended() == 0
     assert "App ID:" not in asked.said
     assert config.load([home / "new"]).storage.directory == home / "in"
+
+
+def test_a_key_typed_on_the_terminal_as_stdin_is_not_shown(
+    terminal: Callable[..., Terminal], home: Path
+) -> None:
+    asked = terminal("-o", "new", *ANSWERS, "--api-key-file", "-", "--every", "1m", "--faxes", "in")
+    asked.expect("API key:")
+    asked.answer(KEY)
+    asked.expect("Address of the status page")
+    asked.answer("")
+    assert asked.ended() == 0
+    assert KEY not in asked.said
+    assert (home / "new/efax-api-key").read_text() == f"{KEY}\n"
 
 
 @pytest.mark.parametrize("where", ["App ID:", "API key:"])
