@@ -263,7 +263,8 @@ class Terminal:
         os.write(self._fd, f"{line}\n".encode())
 
     def interrupt(self) -> None:
-        os.write(self._fd, b"\x03")
+        """Press Ctrl-C, then Enter: Python may notice a signal from before its read only after it."""
+        os.write(self._fd, b"\x03\n")
 
     def end(self) -> None:
         os.write(self._fd, b"\x04")
