@@ -16,6 +16,7 @@ PollerError
 │   └── MovedAway         its directory went away meanwhile: its ticket is void, store it again
 ├── FaxTooLarge           the file system cannot hold so large a file: only this fax fails
 ├── LedgerUnavailable     locked, read-only or full: do nothing that it could not record  73
+│   └── LedgerBroken      a part of it is damaged
 ├── NoThread              the system allows no more threads: try again later
 ├── Unforeseen            a bug in a poll: the poll failed, the next one comes as planned
 └── ApiError              a call to eFax that gave no usable answer
@@ -155,7 +156,13 @@ class LedgerUnavailable(PollerError):
     """The ledger did not take a transaction; nothing was recorded."""
 
     exit_code = 73
-    topic = "ledger-unusable"
+    topic: ClassVar[Topic | None] = "ledger-unusable"
+
+
+class LedgerBroken(LedgerUnavailable):
+    """A statement met a damaged part of the file; `poller rebuild` helps."""
+
+    topic = "ledger-damaged"
 
 
 class NoThread(PollerError):

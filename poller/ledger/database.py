@@ -17,12 +17,16 @@ class Database:
     """An engine with one thread per connection.
 
     A whole transaction is one trip to a thread. With SQLAlchemy's asyncio each statement is one
-    trip, which costs more than the statement. `trouble` says in a sentence, without the statement
-    and its values, what is wrong with the whole database; None for a bug of ours.
+    trip, which costs more than the statement. `trouble` returns what is wrong with the whole
+    database, in a sentence without the statement and its values; None for a bug of ours.
     """
 
     def __init__(
-        self, engine: Engine, *, connections: int, trouble: Callable[[BaseException], str | None]
+        self,
+        engine: Engine,
+        *,
+        connections: int,
+        trouble: Callable[[BaseException], LedgerUnavailable | None],
     ) -> None:
         self.engine = engine
         self.trouble = trouble
@@ -37,10 +41,10 @@ class Database:
         try:
             return await self._in_thread(lambda: self._transaction(work))
         except DBAPIError as error:
-            sentence = self.trouble(error)
-            if sentence is None:
+            unavailable = self.trouble(error)
+            if unavailable is None:
                 raise
-            raise LedgerUnavailable(sentence) from error
+            raise unavailable from error
 
     async def let_go(self) -> None:
         """Close the connections; the next transaction opens new ones."""

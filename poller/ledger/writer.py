@@ -151,7 +151,7 @@ class Writer:
 
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
         if isinstance(error, LedgerUnavailable):
-            return LedgerUnavailable(str(error))
+            return type(error)(str(error))
         return LedgerUnavailable(
             f"the ledger {self._where} does not answer ({type(error).__name__})"
         )

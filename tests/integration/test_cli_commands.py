@@ -469,6 +469,24 @@ def test_check_says_that_the_service_would_refuse_the_ledger(
     assert run("once")[0] == 73
 
 
+def test_a_command_that_meets_a_damaged_part_of_the_ledger_names_what_repairs_it(
+    run: Run, directory: Path
+) -> None:
+    assert run("once")[0] == 0
+    file = directory / "state/poller.db"
+    with contextlib.closing(sqlite3.connect(file)) as ledger:
+        (page,) = ledger.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'accounts'"
+        ).fetchone()
+        (size,) = ledger.execute("PRAGMA page_size").fetchone()
+    with file.open("r+b") as image:
+        image.seek((page - 1) * size)
+        image.write(b"x" * size)
+    code, _, said = run("status")
+    assert code == 73
+    assert said.rstrip().endswith("See `poller help ledger-damaged`.")
+
+
 def refused_move(*_: Any) -> bool:
     raise OSError(errno.EOPNOTSUPP, "")
 

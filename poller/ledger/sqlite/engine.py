@@ -10,7 +10,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.pool import QueuePool
 
-from poller.errors import LedgerUnavailable
+from poller.errors import LedgerBroken, LedgerUnavailable
 from poller.ledger.database import Database
 
 BUSY_TIMEOUT_S = 5.0  # for a lock that another program holds
@@ -35,6 +35,7 @@ SENTENCES = {
     "SQLITE_NOTADB": "is damaged; `poller rebuild` makes a new one and keeps this one aside",
 }
 
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 # errors in our statements or values; all others concern the database
 _BUGS = (
     "SQLITE_ERROR",
@@ -60,8 +61,13 @@ def sentence(path: Path, error: BaseException) -> str:
     return f"the ledger {path} does not answer ({name or type(error).__name__})"
 
 
-def trouble(path: Path, error: BaseException) -> str | None:
-    """Say what is wrong with the whole database, so that no savepoint can be trusted; None for a bug.
+def unavailable(path: Path, error: BaseException) -> LedgerUnavailable:
+    broken = name_of(error).startswith(_DAMAGE)
+    return (LedgerBroken if broken else LedgerUnavailable)(sentence(path, error))
+
+
+def trouble(path: Path, error: BaseException) -> LedgerUnavailable | None:
+    """Return what is wrong with the whole database, so that no savepoint can be trusted; None for a bug.
 
     SQLite itself rolls back the transaction when the disk is full or fails. Whatever the group ran
     after that would be committed statement by statement.
@@ -69,7 +75,7 @@ def trouble(path: Path, error: BaseException) -> str | None:
     origin = getattr(error, "orig", None) or error
     name = name_of(origin)
     ours = name.startswith(_BUGS) if name else not isinstance(origin, sqlite3.OperationalError)
-    return None if ours else sentence(path, origin)
+    return None if ours else unavailable(path, origin)
 
 
 def connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ from pathlib import Path
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger.backend import Stopped, snapshot_is_due
 from poller.ledger.sqlite import engine, file
-from poller.ledger.sqlite.engine import connect, name_of, sentence
+from poller.ledger.sqlite.engine import connect, name_of, unavailable
 from poller.state_directory import sync
 
 _PAGES_AT_ONCE = 256
@@ -181,7 +181,7 @@ def _copy_new(path: Path, part: Path, terms: Terms) -> None:
     except sqlite3.Error as error:
         if name_of(error).startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE")):
             raise LedgerUnavailable(f"{part} cannot be written: the disk is full") from error
-        raise LedgerUnavailable(sentence(path, error)) from error
+        raise unavailable(path, error) from error
 
 
 def _copy(path: Path, part: Path, terms: Terms) -> None:
@@ -253,7 +253,7 @@ def problem_of(path: Path, stop: Stop = lambda: False) -> str | None:
         if stop():
             raise Stopped("the check of the ledger was stopped") from error
         if name_of(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise LedgerUnavailable(sentence(path, error)) from error
+            raise unavailable(path, error) from error
         return str(error)
     return None if verdict == "ok" else str(verdict).strip().rpartition("\n")[2]
 
