@@ -53,6 +53,18 @@ def test_a_narrow_terminal_cuts_nothing_off(
     assert out.count("…") == manual.text(topic).count("…")
 
 
+def test_a_table_too_wide_for_the_terminal_is_shown_as_a_list(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = said(["monitoring"], capsys)
+    lines = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", out).splitlines()]
+    at = lines.index("disk-low")
+    assert lines[at + 1] == "  level: warning"
+    assert lines[at + 2] == "  fields: free_bytes min_free_bytes"
+
+
 @pytest.mark.parametrize(
     ("topic", "sentence"),
     [
