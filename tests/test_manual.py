@@ -57,7 +57,7 @@ def test_a_table_too_wide_for_the_terminal_is_shown_as_a_list(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "100")
     _, out, _ = said(["monitoring"], capsys)
     lines = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", out).splitlines()]
     at = lines.index("disk-low")

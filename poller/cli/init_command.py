@@ -370,13 +370,13 @@ def _next_steps(place: _Place) -> str:
             f"Written: {place.file}\nThe key: {place.key}, for root alone; systemd passes it on.\n\n"
             "Next:\n"
             "  poller check           is it right?\n"
-            "  poller help install    where the faxes go, the unit, and a question to eFax"
+            "  poller help install    where the faxes go, the unit, and a test with eFax"
         )
     poller = f"poller -c {shlex.quote(str(place.file))}"
     return (
         f"Written: {place.file}\nThe key: {place.key}, for you alone.\n\n"
         "Next:\n"
         f"  {poller} check --online    does eFax accept it?\n"
-        f"  {poller} once              one round\n"
+        f"  {poller} once              poll and fetch once\n"
         f"  {poller} run               the service, in the foreground"
     )
