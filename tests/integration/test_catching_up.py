@@ -179,6 +179,22 @@ async def test_a_suspended_account_does_not_catch_up_and_a_resumed_one_does(
     assert found[1] >= 3  # the other user's two days, in slices
 
 
+async def test_a_resumed_account_catches_up_what_came_meanwhile(
+    watched: Watched, runtime: Runtime, simulator: Simulator, clock: QuickClock
+) -> None:
+    for user in ("user-a", "user-b"):
+        await poll(runtime, user)
+    await suspend(runtime, simulator)
+    clock.advance(2 * DAY)
+    simulator.outage(False)
+    account, state = parts(runtime)
+    await account.poll(state, until=clock.monotonic())
+    assert not account.is_suspended
+    assert state.progress.untried_gaps
+    _, other = (await watched.look())["users"]
+    assert other["lists_left"] == 3
+
+
 # -- how fast, and how long --------------------------------------------------------------------------
 
 

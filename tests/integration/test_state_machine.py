@@ -142,6 +142,16 @@ def test_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: Patch
         _walk()
 
 
+@pytest.mark.skipif(not EXHAUSTIVE, reason="it looks for minutes")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_examples_find_a_planted_bug(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    plant(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(PollerMachine, settings=fixed(examples=600, steps=25))
+
+
 def _walk() -> None:
     """A list that breaks off, and an eFax that forgets what it had listed."""
     machine = PollerMachine()
