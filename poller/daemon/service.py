@@ -22,6 +22,7 @@ from poller.ingest.hang_timeout import NO_PROGRESS_S
 from poller.ingest.runtime import Runtime
 from poller.ingest.sending import Sender
 from poller.own_threads import OwnThreads
+from poller.topic import see
 
 Serve = Callable[[Runtime, Monitor, Webhooks | None], contextlib.AbstractAsyncContextManager[None]]
 
@@ -225,7 +226,7 @@ class Service:
         except (ConfigError, CannotStart, LedgerUnavailable, NoThread) as error:
             problems = error.problems if isinstance(error, ConfigError) else [error]
             for problem in problems:
-                self._emit(events.ConfigRejected(str(problem)))
+                self._emit(events.ConfigRejected(see(str(problem), "configuration-rejected")))
             self._note_rejected(str(problems[0]))
         else:
             self._note_rejected(None)

@@ -93,9 +93,13 @@ class ClientObserver(Observer):
     def suspended(self, until: datetime, reason: str) -> None:
         if not self._suspended:
             self._suspended = True
-            self._emit(events.SuspensionBegan(self._name, reason, is_news=True))
+            self._emit_suspended(reason, is_news=True)
         self._noted_until, self._said_reasons = until, {reason}
         self._owner.on_suspended(until, reason)
+
+    def _emit_suspended(self, reason: str, *, is_news: bool) -> None:
+        told = see(reason, "account-suspended")
+        self._emit(events.SuspensionBegan(self._name, told, is_news=is_news))
 
     def probed(self) -> None:
         """Note that a failed probe has postponed the next one; the client reports only the first."""
@@ -106,7 +110,7 @@ class ClientObserver(Observer):
         # An outage whose reason alternates is not reported with each probe.
         if reason not in self._said_reasons:
             self._said_reasons.add(reason)
-            self._emit(events.SuspensionBegan(self._name, reason, is_news=False))
+            self._emit_suspended(reason, is_news=False)
         self._owner.note_suspended(until, reason)
 
     def resumed(self, failures: int, reason: str) -> None:
