@@ -41,7 +41,7 @@ from typing import ClassVar, Final
 
 from poller.topic import Topic, see
 
-# About a fax's directory. Only an operator can mend it, so `status` reports it at once.
+# About a fax's directory. Only an operator can fix it, so `status` reports it at once.
 ALONE: Final = "in the storage cannot be used, while the storage itself can"
 
 

@@ -16,9 +16,9 @@ _DESCRIPTION = """\
 Stores every fax received through the eFax Enterprise API on disk: complete, and exactly once.
 """
 _EPILOG = """\
-exit codes: 0 done · 1 something failed, or a fax is unknown · 2 wrong usage · 3 in doubt whether a
-fax was sent · 73 the ledger, the storage directory or the port cannot be used · 75 another poller
-holds this state · 78 the configuration is wrong (poller prints every problem with file and line)
+exit codes: 0 done · 1 not all of it worked, or there is no such fax · 2 wrong usage · 3 nobody knows
+whether a fax was sent · 73 the ledger, the storage directory or the port cannot be used · 75 another
+poller holds this state · 78 the configuration is wrong (poller prints every mistake with file and line)
 
 first steps:
   poller demo                          watch it work for half a minute, without an account
@@ -26,7 +26,7 @@ first steps:
   poller -c poller.yaml check          is the configuration right?
   poller -c poller.yaml check --online does eFax accept it?
   poller -c poller.yaml once           poll once, in the foreground
-  poller -c poller.yaml run            run the daemon
+  poller -c poller.yaml run            run the service, in the foreground
 """
 
 
@@ -101,7 +101,10 @@ def _fax(name: str, count: str | None = None, text: str = _OR_WHOSE, **options: 
 _JSON = _argument("--json", dest="as_json", action="store_true", help="print JSON")
 # What each command does and takes: the keyword arguments of the function NAME in `NAME_command`.
 COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
-    "run": ("run the daemon in the foreground; SIGTERM drains and stops it, SIGHUP reloads", ()),
+    "run": (
+        "run the service in the foreground; SIGTERM finishes downloads and stops it, SIGHUP reloads",
+        (),
+    ),
     "once": (
         "poll every user once, fetch all faxes that are due, print a summary",
         (_argument("--user", metavar="ACCOUNT/USER", help="only this user"), _JSON),
@@ -111,14 +114,14 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         (
             _flag(
                 "--online",
-                "also ask eFax: /health, sign-in, one list call per user; beside a running daemon, "
-                "show the daemon's state instead of signing in",
+                "also ask eFax: /health, sign-in, one list call per user; while the service runs, "
+                "show what it found instead of signing in",
             ),
         ),
     ),
-    "status": ("show how polling is going, from the ledger", (_JSON,)),
+    "status": ("show problems, accounts and users", (_JSON,)),
     "retry": (
-        "make quarantined faxes, or those named, due now",
+        "try quarantined faxes, or those you name, now",
         (
             _fax("fax_ids", "*", f"{_OR_WHOSE}; default: every quarantined fax"),
             _gap("list this time again, even if it was dismissed"),
@@ -126,11 +129,11 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         ),
     ),
     "backup": (
-        "copy the ledger, also beside a running daemon",
+        "copy the ledger, also while the service runs",
         (_path("target", "the new file; poller never overwrites an existing one"),),
     ),
     "dismiss": (
-        "stop the alarm for a fax or gap that cannot be fetched",
+        "end the alert for a fax or gap that cannot be fetched",
         (
             _fax("fax_id", "?"),
             _gap("times in ISO 8601 with offset, as `status --json` shows them"),
@@ -143,7 +146,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         (
             _flag("--repair", "fetch damaged faxes again"),
             _fax(
-                "--taken", "+", "fetch these again, although a consumer took them away", default=[]
+                "--taken", "+", "fetch these again, although a program took them away", default=[]
             ),
             _JSON,
         ),
@@ -267,7 +270,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         ),
     ),
     "simulate": ("run a simulated eFax API on loopback", ()),  # the simulator adds its options
-    "demo": ("run a simulated eFax and the daemon in a temporary directory", ()),
+    "demo": ("run a simulated eFax and the service in a temporary directory", ()),
 }
 
 

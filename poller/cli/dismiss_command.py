@@ -1,4 +1,4 @@
-"""`poller dismiss`: stop the alarm for a fax or gap that cannot be fetched; `retry` undoes it."""
+"""`poller dismiss`: end the alert for a fax or gap that cannot be fetched; `retry` undoes it."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`poller explain`: one fax as a timeline, from the ledger, also beside a running service."""
+"""`poller explain`: one fax as a timeline, from the ledger, also while the service runs."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""`poller status`: how polling is going, from the ledger, also beside a running service."""
+"""`poller status`: problems, accounts and users, from the ledger, also while the service runs."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
