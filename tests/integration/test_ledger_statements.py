@@ -129,6 +129,9 @@ class Everything:
         self(clock_repair.forget_far_future, NOW)
         self(streams.sync_all, [], [], NOW)
         self(jobs.fetch_again, [1], NOW)
+        self(jobs.untried)
+        self(streams.stored_since, NOW - HOUR)
+        self(streams.discovered_since, NOW - HOUR)
 
     def of_sent(self, stream: int) -> None:
         under_way = NewFax("out", "main/out", {"fax_id": "out"}, None)
