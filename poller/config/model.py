@@ -193,7 +193,7 @@ class Canary:
     within: timedelta = key(
         30 * MINUTE,
         duration("s"),
-        "The page is late if it is not a file after this time, at least 1s.",
+        "The page is late if it is not stored after this time, at least 1s.",
     )
 
 
@@ -238,7 +238,7 @@ class User:
     canary: Canary | None = key(
         None,
         Canary,
-        "Send a page to the user's own `number` on a schedule and see that it becomes a file. "
+        "Send a page to the user's own `number` on a schedule, and check that it is stored. "
         "null: none.",
     )
 
@@ -261,14 +261,14 @@ class AccountHook:
     path: str = key(
         MISSING,
         addresses.hook_path,
-        "The path to which eFax posts the notices of this account, such as `/efax/main`. No two "
+        "The path to which eFax posts this account's notices, such as `/efax/main`. No two "
         "accounts have the same.",
         needed="/efax/main",
     )
     secret: SecretRef = key(
         MISSING,
         addresses.secret,
-        "The secret with which eFax signs them.",
+        "The secret with which eFax signs the notices.",
         needed="{credential: efax-webhook}",
     )
 
@@ -291,7 +291,7 @@ class Account:
     users: tuple[User, ...] = key(
         MISSING,
         names,
-        "One User ID, that is one fax number, by a name of yours. Renaming it fetches nothing "
+        "One User ID (one fax number), under a name that you choose. Renaming it fetches nothing "
         "again.",
     )
     base_url: str = key(
@@ -473,7 +473,7 @@ class WebhookConfig:
 
 @dataclass(frozen=True)
 class Config:
-    accounts: tuple[Account, ...] = key(MISSING, names, "One App ID, by a name of yours.")
+    accounts: tuple[Account, ...] = key(MISSING, names, "One App ID, under a name that you choose.")
     storage: StorageConfig = StorageConfig()
     state: StateConfig = StateConfig()
     retry: RetryConfig = RetryConfig()
@@ -492,7 +492,7 @@ class Config:
     drain: timedelta = key(
         30 * SECOND,
         duration(),
-        "How long running downloads may take to end when poller stops, at least 1ms. Keep it "
+        "How long downloads under way may take to finish when poller stops, at least 1ms. Keep it "
         "shorter than `TimeoutStopSec` of the unit (90 s).",
     )
     files: tuple[Path, ...] = field(default=(), compare=False)

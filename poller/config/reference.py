@@ -27,28 +27,29 @@ mistake.
 
 ## Rules
 
-- **Files.** `-c PATH` may be given several times, before or after the command. A directory means its
-  `*.yaml` in the order of their names; a `*.yml` there is a mistake. The default is `/etc/poller`. poller
-  merges the maps of all files. Any other key may be given only once, in all files together.
+- **Files.** `-c PATH` may be given several times, before or after the command. From a directory,
+  poller reads every `*.yaml` in the order of the names; a `*.yml` there is a mistake. The default is
+  `/etc/poller`. poller merges the maps of all files. Any other key may be given only once, in all files
+  together.
 - **Levels.** `poll`, `image`, `expect`, `sent`, `delete` and `canary` can be set at the top level, for an
   account and for a user. The nearest one counts, key by key. `every` and `cron` replace each other; both
-  in one map are a mistake. Write `null` to take away the `expect` or `canary` of the level above.
+  in one map are a mistake. Write `null` to turn off the `expect` or `canary` of the level above.
 - **Durations**: `500ms` `30s` `15m` `24h` `7d`, at most `3650d`. **Sizes**: `512MiB` `1GiB` (B, KiB, MiB,
   GiB, TiB).
 - **Names** of accounts and users appear in paths, logs and metrics: 1 to 63 of `a-z` `0-9` `.` `_` `-`, a
   letter or digit first, and no seven digits in a row, which could be a fax number.
-- **Paths** that are relative start from the directory of the file in which they stand.
-- **Aliases**: `*name` repeats what bears the anchor `&name`, up to 100,000 values in all. poller refuses
-  a file with more, because it could use up all memory.
-- **Sweeps** look for what the polls have missed. `poll.sweep` lists the last day again; `poll.deep_sweep`
-  lists the last week, and what eFax holds as not downloaded. Both also run after a start.
-- **Secrets** never stand in a file. Write where to find them: `{credential: NAME}` (systemd's
+- **Relative paths** start from the directory of the configuration file.
+- **Aliases**: `*name` repeats the value with the anchor `&name`, up to 100,000 values in all. poller
+  refuses a file with more, because it could use up all memory.
+- **Sweeps** look for faxes that polls have missed. `poll.sweep` lists the last day again; `poll.deep_sweep`
+  lists the last week, and eFax's list of faxes that were never downloaded. Both also run after a start.
+- **Secrets** never go into the configuration. Write where to find them: `{credential: NAME}` (systemd's
   `LoadCredential=`, the best way), `{file: PATH}` or `{env: NAME}`. poller ignores blanks and empty lines
   around a secret, and says so at its start.
-- **Changes** to accounts, users and what is set for them take effect with `systemctl reload poller`,
-  others with `systemctl restart poller`. See [changes](../systemd/README.md#changes).
+- **Changes** to accounts, users and their settings take effect with `systemctl reload poller`; other
+  changes need `systemctl restart poller`. See [changes](../systemd/README.md#changes).
 
-*Needed* in the tables below means that the key has no default: write it where its map is given.
+*Needed* in the tables below means that the key has no default: if you use its section, write the key.
 """
 _NAMED: Final = {"accounts": model.Account, "accounts.NAME.users": model.User}
 _USER: Final = "accounts.NAME.users.NAME."
