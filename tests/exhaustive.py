@@ -1,4 +1,4 @@
-"""The one switch of the tests: with `POLLER_EXHAUSTIVE=1` they try everything, else a fair sample.
+"""The only switch of the tests: with `POLLER_EXHAUSTIVE=1` they try every case, otherwise a sample.
 
 `CI_NIGHTLY=1 .ci/run` sets it.
 """
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def sample(values: Sequence[T], count: int) -> list[T]:
-    """Some `count` of the values, evenly spread over all of them; all of them where all are tried."""
+    """Return `count` values, evenly spread; return all of them if EXHAUSTIVE."""
     if EXHAUSTIVE or len(values) <= count:
         return [*values]
     return [values[len(values) * (2 * at + 1) // (2 * count)] for at in range(count)]

@@ -1,11 +1,11 @@
-"""One process that has poller imported, and forks for each command: so a start costs a twentieth.
+"""A process that imports poller once and forks for each command; a fork starts in a twentieth of the time.
 
-It reads orders (JSON) from the socket that is its stdin, each with four descriptors: the command's
-stdin, stdout and stderr, and a pipe on which it answers with the number of the process at once, and
-with its exit code when it has ended. It ends when nobody can order any more.
+It reads orders (JSON) from a socket, its stdin. Each order comes with four descriptors: the command's
+stdin, stdout and stderr, and a pipe. On the pipe it writes the process id at once, and the exit code
+when the command ends. The server ends when the other end of the socket is closed.
 
-It forks while there is no other thread and no event loop, so a child is as good as a process that
-was started for the command. `tests.forks` is the other end.
+It forks while it has no other thread and no event loop, so a child behaves like a new process.
+`tests.forks` is the other end.
 """
 
 import gc
@@ -25,7 +25,7 @@ from poller import cli
 _ORDER_MAX = 1 << 18
 _DESCRIPTORS = 4
 
-# What a command imports later than its own module.
+# Import now what commands import only when they run.
 for _name in (
     *(f"poller.cli.{module.name}" for module in pkgutil.iter_modules(cli.__path__)),
     "alembic.command",
@@ -34,10 +34,10 @@ for _name in (
 
 
 def _serve() -> dict[str, Any] | None:
-    """Serve until the end; in each child, give the order that it is to carry out."""
+    """Serve until the socket closes, then return None; in each child, return its order."""
     orders = socket.socket(fileno=0)
     gc.collect()
-    gc.freeze()  # or each child would copy all of it when it collects
+    gc.freeze()  # else a collection in a child would copy all these pages
     with selectors.DefaultSelector() as selector:
         selector.register(orders, selectors.EVENT_READ)
         while True:
@@ -51,7 +51,9 @@ def _serve() -> dict[str, Any] | None:
                     orders.close()
                     return None
                 *standard, report = descriptors
-                assert threading.active_count() == 1  # what another thread locks would stay locked
+                assert (
+                    threading.active_count() == 1
+                )  # a lock that another thread held would stay locked
                 if not (child := os.fork()):
                     orders.detach()
                     _become(standard)
@@ -70,7 +72,7 @@ def _answer_and_close(pidfd: int, child: int, report: int) -> None:
 
 
 def _answer(report: int, number: int) -> None:
-    with suppress(BrokenPipeError):  # the test has ended without it
+    with suppress(BrokenPipeError):  # the test has ended and closed the pipe
         os.write(report, b"%d\n" % number)
 
 
@@ -78,7 +80,7 @@ def _become(standard: list[int]) -> None:
     for number, fd in enumerate(standard):
         os.dup2(fd, number)
     os.closerange(3, 1 << 16)
-    # As the interpreter makes them at its start, for what these descriptors now are.
+    # Open them as the interpreter does at its start, for the new descriptors.
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
 

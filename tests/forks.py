@@ -1,7 +1,6 @@
-"""Commands as forks of one process that has poller imported, `tests.fork_server`.
+"""Run commands as forks of one process that has already imported poller, `tests.fork_server`.
 
-What a run does is the same. What concerns its start, or what is preloaded, is tested with processes
-of their own.
+A fork runs as a new process would. Tests of the start itself, or of preloading, use new processes.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class Command(Protocol):
-    """A command at work: what a fork and `asyncio.subprocess.Process` have in common."""
+    """A running command: what a fork and `asyncio.subprocess.Process` have in common."""
 
     stdout: asyncio.StreamReader | None
     stderr: asyncio.StreamReader | None
@@ -41,7 +40,7 @@ class Command(Protocol):
 
 
 class Fork:
-    """A command at work, as `asyncio.subprocess.Process` would have it."""
+    """A running command with the interface of `asyncio.subprocess.Process`."""
 
     def __init__(self, pid: int, report: asyncio.StreamReader) -> None:
         self.pid = pid
@@ -73,13 +72,13 @@ class Fork:
 
 
 async def _exit_code(report: asyncio.StreamReader) -> int:
-    line = await report.read()  # to its end, or the pipe would stay open
+    line = await report.read()  # read to the end, or the pipe stays open
     assert line, "the fork server has died"
     return int(line)
 
 
 class Forks:
-    """A fork server; it outlives the event loop of a test. `preload` is a library for all forks."""
+    """A running fork server; it outlives a test's event loop. `preload`: a library for LD_PRELOAD."""
 
     def __init__(self, preload: Path | None = None) -> None:
         self.environ = {**os.environ, "PYTHONWARNINGS": "default"}
@@ -108,7 +107,7 @@ class Forks:
         environ: Mapping[str, str],
         prepare: Mapping[str, Any] = _NOTHING,
     ) -> Fork:
-        """Start a command; `prepare` are functions, `module:name`, that the child calls first."""
+        """Start a command. The child first calls `prepare`: `module:name`, with its argument."""
         (report, theirs), out, err = os.pipe(), os.pipe(), os.pipe()
         order = {
             "words": [*words],
@@ -137,9 +136,9 @@ async def _reader(fd: int) -> asyncio.StreamReader:
 
 @cache
 def forks(source: Path | None = None) -> Forks:
-    """Give the fork server of this process, which is started with the first command.
+    """Return this process's fork server; start it on the first call.
 
-    `source` is the C source of a library to preload. Skips the test visibly if there is no C compiler.
+    `source`: the C source of a library to preload. Without a C compiler, skip the test visibly.
     """
     built = None
     if source is not None:

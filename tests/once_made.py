@@ -1,7 +1,7 @@
-"""What is the same for every installation and slow to make: each test process makes it once.
+"""Make once per test process what is slow to make and the same for every installation.
 
-These are SQLAlchemy's compiled statements, the tables of a new ledger, and the system's certificates.
-Together they take more time than what most tests test.
+That is: SQLAlchemy's compiled statements, the tables of a new ledger, and the system's certificates.
+Making them takes longer than most tests.
 """
 
 import ssl
@@ -30,7 +30,7 @@ def put_in_place(patch: pytest.MonkeyPatch) -> None:
 
 
 def _engine(*args: Any, **settings: Any) -> Engine:
-    """The dialect is part of the key of a compiled statement."""
+    """Share the dialect and the cache: the dialect is part of the key of a compiled statement."""
     engine = sqlalchemy.create_engine(*args, **settings)
     engine.dialect, engine._compiled_cache = _dialect(), _compiled
     return engine
@@ -39,7 +39,7 @@ def _engine(*args: Any, **settings: Any) -> Engine:
 @cache
 def _dialect() -> Dialect:
     engine = sqlalchemy.create_engine("sqlite://")
-    with engine.connect():  # which asks the database what it can do
+    with engine.connect():  # connecting asks the database what it can do
         return engine.dialect
 
 
@@ -54,7 +54,7 @@ def _migrate(connection: Connection) -> bool:
 
 @cache
 def _statements() -> tuple[str, ...]:
-    """What `schema.migrate` does to an empty database."""
+    """Return the statements that make an empty database what `schema.migrate` makes of it."""
     said: list[str] = []
     engine = sqlalchemy.create_engine("sqlite://")
     with engine.begin() as connection:
