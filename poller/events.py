@@ -95,7 +95,9 @@ class ServiceStarted(Event):
 
 class StartRefused(Event):
     severity = "error"
-    sentence = "poller cannot start: {error}. See `poller help service-does-not-start`."
+    sentence = "poller cannot start: {why}"
+    unsaid = ("why",)
+    why: str
     error: BaseException
 
 

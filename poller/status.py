@@ -112,9 +112,11 @@ class Surroundings:
     hooks: Mapping[str, HookRecord] | None = None
     catching_up: Mapping[str, CatchUp] = field(default_factory=dict)
 
-    @property
-    def beginnings(self) -> Beginnings:
-        return Beginnings(self.catching_up, self.accounts)
+    def beginnings(self, accounts: Sequence[AccountRow]) -> Beginnings:
+        """Leave out a suspended account: the service's note may be a few seconds old."""
+        suspended = {row.account for row in accounts if row.suspended_until is not None}
+        begun = {name: note for name, note in self.catching_up.items() if name not in suspended}
+        return Beginnings(begun, self.accounts)
 
     def allowed_per_s(self, account: AccountRow) -> float | None:
         """Return the requests per second allowed for faxes now; None if there are none, or unknown."""
@@ -131,9 +133,10 @@ async def status(
     alarming = await ledger.read(failing.oldest, now, around.alarm_after, _FAXES_SHOWN)
     hooks = await kept_hooks(ledger, around.accounts) if around.hooks is None else around.hooks
     accounts = await ledger.read(all_accounts, include_removed=False)
-    seen = await _streams(ledger, now, around, lately or StoredLately())
+    beginnings = around.beginnings(accounts)
+    seen = await _streams(ledger, now, beginnings, lately or StoredLately())
     allowed = {row.account: around.allowed_per_s(row) for row in accounts}
-    speeds = Speeds(ledger, now, around.beginnings, seen.rows, seen.held, seen.lists)
+    speeds = Speeds(ledger, now, beginnings, seen.rows, seen.held, seen.lists)
     figures = await speeds.read(allowed, running=around.running)
     return {
         "at": instant(now),
@@ -197,11 +200,11 @@ class _Streams:
 
 
 async def _streams(
-    ledger: Ledger, now: datetime, around: Surroundings, lately: StoredLately
+    ledger: Ledger, now: datetime, beginnings: Beginnings, lately: StoredLately
 ) -> _Streams:
     rows, stored = await lately.read(ledger, now)
     held = await ledger.read(fold.all_progress)
-    lists = lists_by_stream(around.beginnings, rows, held, now)
+    lists = lists_by_stream(beginnings, rows, held, now)
     return _Streams(rows, stored, held, lists)
 
 

@@ -56,7 +56,7 @@ async def run(
                 ).work()
     except PollerError as error:
         if not is_up:  # log it too: the sentence on stderr reaches no aggregator
-            log.say(events.StartRefused(error))
+            log.say(events.StartRefused(see(error.told, "service-does-not-start"), error))
         raise
     log.say(events.ServiceStopped())
 

@@ -165,6 +165,8 @@ async def test_a_suspended_account_does_not_catch_up_and_a_resumed_one_does(
     await poll(runtime)
     assert await watched.catching_up() is not None  # the other user was never listed
     await suspend(runtime, simulator)
+    before_next_look = await watched.shown()
+    assert before_next_look["accounts"][0]["catching_up"] is None
     clock.advance(2 * DAY)
     assert await watched.catching_up() is None
     assert (await watched.account())["pending_s"] == 0.0
