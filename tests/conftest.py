@@ -36,8 +36,15 @@ from tests.efax import Simulator
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Their tests share what takes long to make: a guest, the runs that the crash explorer breaks.
-TOGETHER = {"tests/acceptance/test_guest.py", "tests/crash/test_explore.py"}
+# Their tests share what takes long to make: a guest, a wheel, a browser, an old ledger, the runs that
+# the crash explorer breaks.
+TOGETHER = {
+    "tests/acceptance/test_guest.py",
+    "tests/acceptance/test_manual_in_wheel.py",
+    "tests/acceptance/test_page.py",
+    "tests/acceptance/test_upgrade.py",
+    "tests/crash/test_explore.py",
+}
 
 # the time of an example depends more on the machine than on the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,8 +1,8 @@
 """The status page in a real browser: it renders, also on a phone, and stays up to date."""
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 
 from poller.backlog import CatchUp
 from poller.config.model import Account, Expect, HttpConfig, SecretRef, User
@@ -30,7 +31,10 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 PATIENCE_MS = 60_000
 NUMBER, SENDER = "13235551212", "Dr. Jane Roe"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package)"),
+    pytest.mark.asyncio(loop_scope="module"),  # the browser's
+]
 
 
 @dataclass
@@ -63,18 +67,31 @@ class Seen:
         )
 
 
-@asynccontextmanager
-async def opened(url: str, **how: Any) -> AsyncIterator[Seen]:
+Opened = Callable[..., AbstractAsyncContextManager[Seen]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
     # a container has no user namespaces for the sandbox, and the page is ours
     async with playwright.async_playwright() as tool:
         browser = await tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            seen = Seen(await browser.new_page(**how))
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Opened:
+    """Open a page as somebody does who was never there: no test sees what another left."""
+
+    @asynccontextmanager
+    async def opened(url: str, **how: Any) -> AsyncIterator[Seen]:
+        async with await browser.new_context(**how) as context:
+            seen = Seen(await context.new_page())
             await seen.page.goto(url)
             await seen.page.locator("#users tr").first.wait_for()
             yield seen
-        finally:
-            await browser.close()
+
+    return opened
 
 
 EXPECTING = User(
@@ -112,7 +129,9 @@ async def served(
             await server.stop()
 
 
-async def test_sent_faxes_are_a_row_of_their_own_below_their_user(tmp_path: Path) -> None:
+async def test_sent_faxes_are_a_row_of_their_own_below_their_user(
+    tmp_path: Path, opened: Opened
+) -> None:
     async with served(tmp_path, 2, well=True) as url:
         async with await Ledger.open(f"sqlite:///{tmp_path}/state/poller.db") as ledger:
             archiving = [(APP, "id-of-clinic-0000", "main", "clinic-0000")]
@@ -146,7 +165,7 @@ PROBLEMS = [
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "size"), [("phone", PHONE), ("desktop", DESKTOP)])
 async def test_the_page_of_five_users_fits_and_has_all_that_matters(
-    tmp_path: Path, name: str, size: dict[str, int], scheme: str
+    tmp_path: Path, name: str, size: dict[str, int], scheme: str, opened: Opened
 ) -> None:
     async with (
         served(tmp_path, 5, well=True) as url,
@@ -178,7 +197,7 @@ async def test_the_page_of_five_users_fits_and_has_all_that_matters(
 
 @pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
 async def test_a_page_that_catches_up_shows_a_bar_and_nothing_red(
-    tmp_path: Path, size: dict[str, int], scheme: str
+    tmp_path: Path, size: dict[str, int], scheme: str, opened: Opened
 ) -> None:
     # The user that is configured was not polled since the service started, a minute ago.
     started = datetime.now(UTC) + timedelta(hours=1)
@@ -215,7 +234,7 @@ _COLOURS = """() => {
 
 
 async def test_the_page_is_dark_where_that_is_wanted_and_can_be_read_in_both(
-    tmp_path: Path,
+    tmp_path: Path, opened: Opened
 ) -> None:
     found = {}
     async with served(tmp_path, 1, well=True) as url:
@@ -229,7 +248,7 @@ async def test_the_page_is_dark_where_that_is_wanted_and_can_be_read_in_both(
 
 
 async def test_token_that_is_not_accepted_is_not_called_a_service_that_is_stopped(
-    tmp_path: Path,
+    tmp_path: Path, opened: Opened
 ) -> None:
     async with served(tmp_path, 1, well=True) as url, opened(url) as seen:
         answer = {"status": 401, "body": "The token is wanted.", "content_type": "text/plain"}
@@ -241,7 +260,7 @@ async def test_token_that_is_not_accepted_is_not_called_a_service_that_is_stoppe
 
 
 async def test_the_page_of_a_thousand_users_has_their_troubles_on_top_and_all_on_request(
-    tmp_path: Path,
+    tmp_path: Path, opened: Opened
 ) -> None:
     async with served(tmp_path, 1000, well=False) as url:
         async with opened(url, viewport=PHONE) as seen:
@@ -269,7 +288,9 @@ async def test_the_page_of_a_thousand_users_has_their_troubles_on_top_and_all_on
 USERS = ("front-desk", "billing", "ward-1", "ward-2", "ward-3")
 
 
-async def test_an_open_page_follows_the_service_and_says_when_it_is_gone(tmp_path: Path) -> None:
+async def test_an_open_page_follows_the_service_and_says_when_it_is_gone(
+    tmp_path: Path, opened: Opened
+) -> None:
     async with Simulator() as simulator:
         populated(simulator)
         users = account("")["users"] | {name: {"user_id": name} for name in USERS[2:]}

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from poller import manual
 from poller.simulator import Faults, Simulator
 from tests.acceptance.installation import APP, KEY_VARIABLE, Installation, own_port, populated
+from tests.exhaustive import EXHAUSTIVE
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config/prometheus/poller.rules.yml"
@@ -140,9 +141,28 @@ async def test_the_rules_are_understood_by_prometheus() -> None:
 
 
 @needs_promtool
-@pytest.mark.timeout(600)  # half a minute of computing
-async def test_every_alarm_is_raised_when_it_should_be_and_no_other_with_it() -> None:
-    assert "SUCCESS" in await promtool("test", "rules", TESTS)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("long", [False, True])
+async def test_every_alarm_is_raised_when_it_should_be_and_no_other_with_it(
+    tmp_path: Path, long: bool
+) -> None:
+    """In the tests that last for days, the rules are evaluated less often, unless all is tried."""
+    told = YAML(typ="safe").load(TESTS)
+    told["rule_files"] = [str(RULES)]
+    told["tests"] = [test for test in told["tests"] if _lasts_days(test) == long]
+    assert told["tests"]
+    if long and not EXHAUSTIVE:
+        told["evaluation_interval"] = "30m"
+    written = tmp_path / "rules.test.yml"
+    written.write_text(json.dumps(told))
+    assert "SUCCESS" in await promtool("test", "rules", written)
+
+
+def _lasts_days(test: dict[str, Any]) -> bool:
+    """Times of more than 99 hours are in hours."""
+    return any(
+        re.fullmatch(r"\d{3,}h", check["eval_time"]) for check in test.get("promql_expr_test", ())
+    )
 
 
 def test_every_alarm_has_a_test_in_which_it_is_raised() -> None:

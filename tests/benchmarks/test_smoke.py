@@ -1,9 +1,15 @@
-"""Every benchmark runs, tiny, to its end; to learn how fast poller is, run them by hand."""
+"""Benchmarks run, tiny, to their end: two in every run, all of them with POLLER_EXHAUSTIVE=1.
 
+To learn how fast poller is, run them by hand.
+"""
+
+import importlib
 import subprocess
 import sys
 
 import pytest
+
+from tests.exhaustive import EXHAUSTIVE
 
 TINY = {
     "fairness": "--rounds 1 --waiting 500 --kilobytes 20",
@@ -18,9 +24,16 @@ TINY = {
     "restart": "--rounds 1 --users 3 --pending 20",
     "throughput": "--rounds 1 --faxes 8 --kilobytes 20",
 }
+# Between them, these import nearly everything that the others use.
+SAMPLE = ("hook_flood", "ledger_size")
 
 
-@pytest.mark.parametrize("name", TINY)
+def test_every_benchmark_can_be_imported() -> None:
+    for name in TINY:
+        assert importlib.import_module(f"tests.benchmarks.{name}").main
+
+
+@pytest.mark.parametrize("name", TINY if EXHAUSTIVE else SAMPLE)
 def test_benchmark_ends_and_says_what_it_found(name: str) -> None:
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *TINY[name].split()]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
