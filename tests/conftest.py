@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +38,10 @@ from tests.efax import Simulator
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Compiled files are kept, or each of the test processes compiles everything again in each run.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Their tests share what takes long to make: a guest, a wheel, a browser, an old ledger, the runs that
 # the crash explorer breaks.
 TOGETHER = {
@@ -49,6 +55,26 @@ TOGETHER = {
 # the time of an example depends more on the machine than on the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let each process start elsewhere in a directory, so that each compiles a share of its files."""
+    report = yield
+    if isinstance(collector, pytest.Directory) and report.passed:
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        found = report.result or []
+        first = len(found) * worker // count
+        report.result = [*found[first:], *found[:first]]
+    return report
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
+def _same_order_in_each_process(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path)
 
 
 @pytest.hookimpl(trylast=True)
