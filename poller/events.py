@@ -109,7 +109,7 @@ class ServiceReady(Event):
 
 
 class ServiceStopping(Event):
-    sentence = "poller is stopping; it finishes the downloads under way."
+    sentence = "poller is stopping; it first finishes the downloads under way."
 
 
 class ServiceStopped(Event):
@@ -730,7 +730,7 @@ class LedgerFoundDamaged(Event):
     action = "ledger-damaged"
     severity = "error"
     sentence = (
-        "The ledger is damaged. The service continues as far as it can. Stop it and run "
+        "The ledger is damaged. The service does what it still can. Stop it and run "
         "`poller rebuild`, which does not touch the snapshots."
     )
     problem: str

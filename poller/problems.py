@@ -18,7 +18,7 @@ _NO_PROGRESS: Final = see(
     "A backfill for {who} makes no progress; poller tries it again.", "backfill-stuck"
 )
 _SILENT: Final = see(
-    "{who} received nothing for longer than expected: {words} still theirs? Send a test fax.",
+    "{who} received nothing for longer than expected. Send a test fax, and check that {words} still theirs.",
     "nothing-arrives",
 )
 _SENT_REFUSED: Final = see(
@@ -26,7 +26,7 @@ _SENT_REFUSED: Final = see(
     "user-refused",
 )
 _SENT_LATE: Final = see(
-    "The sent faxes of {who} were not listed in time: received faxes come first, and some still wait.",
+    "The sent faxes of {who} were not listed in time, because received faxes come first.",
     "sent-faxes-late",
 )
 _SENT_NOTHING: Final = see("{who} sent nothing for longer than expected.", "nothing-arrives")
@@ -174,7 +174,7 @@ def _slow(row: _Row) -> str:
 
 def _unheard(row: _Row) -> str:
     return see(
-        f"For a day faxes have arrived in account {row['account']} without a notice from its web-hook; "
+        f"For a day faxes have arrived in account {row['account']} without a notice to its web-hook; "
         "polls still find them.",
         "webhook-silent",
     )
@@ -260,7 +260,7 @@ def _failing(rows: list[_Row], oldest: list[_Row]) -> list[str]:
 
 
 def _silent(rows: list[_Row]) -> list[str]:
-    words = ("is the number", "are the numbers")
+    words = ("the number is", "the numbers are")
     return [*_about(_received(rows), _SILENT, words), *_about(_sent(rows), _SENT_NOTHING)]
 
 

@@ -108,7 +108,7 @@ def _timeline(
         yield _moment(fax.next_attempt_at, "next attempt")
     if planned is not None and planned["next_attempt_at"] is not None:
         yield _moment(
-            planned["next_attempt_at"], "to be deleted at eFax, if its files are then still good"
+            planned["next_attempt_at"], "to be deleted at eFax, if its files are still intact then"
         )
 
 

@@ -157,8 +157,8 @@ PROBLEMS = [
     "See `poller help fax-damaged`.",
     "Some time could not be listed for main/clinic-0005, so faxes may be missing. "
     "See `poller help gap`.",
-    "main/clinic-0006 received nothing for longer than expected: is the number still theirs? "
-    "Send a test fax. See `poller help nothing-arrives`.",
+    "main/clinic-0006 received nothing for longer than expected. Send a test fax, and check that "
+    "the number is still theirs. See `poller help nothing-arrives`.",
 ]
 
 

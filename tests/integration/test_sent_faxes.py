@@ -333,7 +333,7 @@ async def test_late_list_of_sent_faxes_is_told_as_that_and_not_as_a_service_that
     assert not_in_time(shown) is None
     (told,) = problems(shown, [])
     assert "main/user-a/sent" in told
-    assert "wait until nothing of the received faxes waits" in told
+    assert "because received faxes come first" in told
 
 
 async def test_empty_list_may_be_spelled_otherwise_than_that_of_received_faxes(

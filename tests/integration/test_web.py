@@ -524,8 +524,8 @@ async def test_without_a_host_nothing_is_listened_on(service: Service) -> None:
             ),
             [],
             [
-                "main/a and main/c received nothing for longer than expected: are the numbers still "
-                "theirs? Send a test fax. See `poller help nothing-arrives`."
+                "main/a and main/c received nothing for longer than expected. Send a test fax, "
+                "and check that the numbers are still theirs. See `poller help nothing-arrives`."
             ],
             id="silent",
         ),
