@@ -187,6 +187,7 @@ class Installation:
         # Without bytecode, each of many hundred short processes would compile poller again.
         for name in ("NOTIFY_SOCKET", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
             self.environ.pop(name, None)
+        self.preload: Path | None = None  # the C source of a library for all its commands
         self.before_it: tuple[str, ...] = ()  # a command that starts poller under other conditions
         self.settings: dict[str, Any] = {
             "accounts": {"main": account(base_url)},
@@ -256,9 +257,11 @@ class Installation:
     async def _start(self, *words: str, config: bool, environ: Mapping[str, str]) -> Command:
         """Start a command: as a fork, which is cheap, where it makes no difference."""
         words = (*words, "-c", str(self.config)) if config else words
-        environ = {**self.environ, **environ}
-        if not self.before_it and not _read_at_the_start(environ):
-            return await forks().start(words, self.root, environ)
+        server = forks(self.preload)
+        preloaded = {"LD_PRELOAD": server.environ["LD_PRELOAD"]} if self.preload else {}
+        environ = {**self.environ, **preloaded, **environ}
+        if not self.before_it and not _read_at_the_start(environ, server.environ):
+            return await server.start(words, self.root, environ)
         return await asyncio.create_subprocess_exec(
             *(*self.before_it, sys.executable, "-m", "poller", *words),
             stdin=asyncio.subprocess.DEVNULL,
@@ -297,9 +300,8 @@ def account(base_url: str) -> dict[str, Any]:
     }
 
 
-def _read_at_the_start(environ: Mapping[str, str]) -> bool:
+def _read_at_the_start(environ: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
     """Whether the loader or the interpreter reads what differs here from the fork server's."""
-    theirs = forks().environ
     return any(
         environ.get(name) != theirs.get(name)
         for name in environ.keys() | theirs.keys()

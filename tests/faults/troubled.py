@@ -28,7 +28,6 @@ from tests.acceptance.installation import (
     assert_stored,
     own_port,
 )
-from tests.compiled import library
 from tests.efax import Simulator
 from tests.forks import forks
 
@@ -98,20 +97,13 @@ def _free(path: Path) -> int:
     return space.f_bavail * space.f_frsize
 
 
-@cache
-def _library() -> Path:
-    directory = Path(os.environ.get("TMPDIR", "/tmp")) / f"poller-disk-trouble-{os.getpid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return library(_SOURCE, directory)
-
-
 class Disk:
     """The trouble of disk_trouble.c below a directory; `set` switches it."""
 
     def __init__(self, installation: Installation, below: Path) -> None:
         self._switch = installation.root / "disk-trouble"
+        installation.preload = _SOURCE
         installation.environ |= {
-            "LD_PRELOAD": str(_library()),
             "DISK_TROUBLE": str(self._switch),
             "DISK_TROUBLE_BELOW": str(below),
         }
