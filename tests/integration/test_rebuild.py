@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -452,7 +452,7 @@ from pathlib import Path
 from poller.config.model import *
 from poller.rebuild import rebuild
 
-left = int(sys.argv[2])
+left = 0
 
 def maybe_die(*_):
     global left
@@ -473,10 +473,35 @@ settings = Config(
     storage=StorageConfig(root / "faxes", min_free=1),
     state=StateConfig(root / "state"),
 )
-sys.addaudithook(audit)
-asyncio.run(rebuild(settings, since=None, now=lambda: datetime.now(UTC)))
-left = 0  # what is written at the exit, by whoever measures this, is not of the rebuilding
+for line in sys.stdin:
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    left = int(line)
+    sys.addaudithook(audit)
+    asyncio.run(rebuild(settings, since=None, now=lambda: datetime.now(UTC)))
+    os._exit(0)
 """
+
+
+@contextlib.contextmanager
+def rebuilding_that_is_killed(root: Path) -> Iterator[Callable[[int], int]]:
+    """Give what rebuilds and dies at a call; it returns the exit code. One process forks for each."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        orders, answers = server.stdin, server.stdout
+
+        def run(point: int) -> int:
+            print(point, file=orders, flush=True)
+            return int(answers.readline())
+
+        yield run
 
 
 @pytest.mark.parametrize("journal", [False, True] if EXHAUSTIVE else [True])
@@ -495,28 +520,25 @@ async def test_a_rebuilding_that_is_killed_anywhere_is_begun_again_and_loses_not
     original = tmp_path / "original"
     shutil.copytree(tmp_path / "state", original)
     points = 0
-    while True:
-        points += 1
-        shutil.rmtree(tmp_path / "state")
-        shutil.copytree(original, tmp_path / "state", copy_function=shutil.copy2)
-        child = subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path), str(points)],
-            capture_output=True, check=False,
-        )  # fmt: skip
-        if child.returncode == 0:
-            break
-        assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-        assert place.ledger.exists()
-        await place.rebuild()
-        asides = [one for one in place.state_files() if ".broken-" in one]
-        contents = [place.ledger.with_name(name).read_bytes() for name in asides]
-        assert contents[:1] == [broken]
-        assert (place.ledger.with_name(f"{asides[0]}-journal").exists()) is journal
-        assert "poller.db.rebuilding" not in place.state_files()
-        async with await Ledger.open(place.settings.state_url) as ledger:
-            assert sum(row.stored for row in await ledger.read(streams.all_streams)) == 2
-            (row,) = await ledger.read(faxes.find, kept.fax_id)
-            assert row.state is State.STORED
+    with rebuilding_that_is_killed(tmp_path) as run:
+        while True:
+            points += 1
+            shutil.rmtree(tmp_path / "state")
+            shutil.copytree(original, tmp_path / "state", copy_function=shutil.copy2)
+            if (code := run(points)) == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert place.ledger.exists()
+            await place.rebuild()
+            asides = [one for one in place.state_files() if ".broken-" in one]
+            contents = [place.ledger.with_name(name).read_bytes() for name in asides]
+            assert contents[:1] == [broken]
+            assert (place.ledger.with_name(f"{asides[0]}-journal").exists()) is journal
+            assert "poller.db.rebuilding" not in place.state_files()
+            async with await Ledger.open(place.settings.state_url) as ledger:
+                assert sum(row.stored for row in await ledger.read(streams.all_streams)) == 2
+                (row,) = await ledger.read(faxes.find, kept.fax_id)
+                assert row.state is State.STORED
     assert points > (7 if journal else 6)
 
 
