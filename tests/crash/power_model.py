@@ -272,14 +272,19 @@ def crashes(
 ) -> Iterator[Crash]:
     """Yield distinct crash states, in the order of the run: first the plain fates, then random ones.
 
-    An fsync whose place is in `forgotten` does nothing. `see` gets each call before its crashes.
+    An fsync whose place is in `forgotten` does nothing; before the first of them nothing differs, and
+    nothing is yielded. `see` gets each call before its crashes.
     """
     seen: set[int] = set()
+    differs = not forgotten
     counts = defaultdict[str, int](int)
     for after, call in enumerate(calls, start=1):
         disk.apply(call, synced=call.runtime not in forgotten)
         see(call)
         counts[call.op] += 1
+        differs = differs or call.runtime in forgotten
+        if not differs:
+            continue
         some: list[Fate] = ["some"] * samples
         fates: list[Fate] = [*FATES, *some] if disk.unsure() else ["lost"]
         for nth, fate in enumerate(fates):

@@ -15,7 +15,7 @@ from typing import Any
 from poller.simulator import Simulator, Switches
 from tests.acceptance.installation import APP, KEY, KEY_VARIABLE, USERS, account, populated
 from tests.crash.power_model import Call, Found, read_record
-from tests.crash.power_rules import LEDGER, STORAGE, Ledgers, Served
+from tests.crash.power_rules import LEDGER, STORAGE, Served
 from tests.forks import Forks, forks
 
 _SOURCE = Path(__file__).with_name("record.c")
@@ -138,8 +138,3 @@ def _files(disk: Path) -> Iterator[tuple[str, tuple[int, bytes]]]:
         if path.is_file():
             mode = stat.S_IMODE(path.stat().st_mode)
             yield str(path.relative_to(disk)), (mode, path.read_bytes())
-
-
-def ledgers(scratch: Path) -> Ledgers:
-    scratch.mkdir()
-    return Ledgers(scratch)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def _visible(found: Found) -> Iterator[str]:
             yield path
 
 
+@lru_cache(maxsize=1000)  # most states have the same files
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
