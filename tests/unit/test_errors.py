@@ -2,7 +2,14 @@
 
 from datetime import UTC, datetime
 
-from poller.errors import AccountSuspended, Evidence, SignInDelayed, StorageUnusable, Unforeseen
+from poller.errors import (
+    AccountSuspended,
+    Evidence,
+    SignInDelayed,
+    StorageUnusable,
+    Unforeseen,
+    UsageError,
+)
 
 
 def test_an_error_of_the_api_bears_its_evidence_and_what_to_wait_for() -> None:
@@ -26,3 +33,10 @@ def test_a_failed_step_of_the_storage_bears_what_the_system_said() -> None:
         "denied",
     )
     assert StorageUnusable("its marker is missing").fault is None
+
+
+def test_an_error_with_a_topic_ends_with_where_to_read_more() -> None:
+    assert StorageUnusable("the disk is gone").told == (
+        "the disk is gone. See `poller help storage-unusable`."
+    )
+    assert UsageError("no such user").told == "no such user"
