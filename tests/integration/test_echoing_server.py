@@ -30,6 +30,7 @@ class Echo:
     def __init__(self, clock: QuickClock) -> None:
         self.clock = clock
         self.status = 200
+        self.answers = 0
         self.faxes = ["fax-1", f"fax-{TOKEN}"]
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -41,10 +42,11 @@ class Echo:
         if request.path == "/faxes/received" and request.headers["user-id"] == "user-a":
             return web.json_response(self._listed(), headers=self._headers(request, dated=True))
         said = f"{PATIENT} {request.headers['Authorization']} {KEY} {BASIC} {self.authorization}"
+        self.answers += 1
+        # A fax that meets 429 alone may be asked for until a week of the quick clock has passed.
+        status = self.status if self.answers < 50 else 418
         body = {"image": None, "errors": [{"error_code": TOKEN, "user_message": said}], said: said}
-        return web.json_response(
-            body, status=self.status, reason=said, headers=self._headers(request)
-        )
+        return web.json_response(body, status=status, reason=said, headers=self._headers(request))
 
     def _listed(self) -> object:
         at = (self.clock.now() - timedelta(minutes=2)).strftime("%Y-%m-%dT%H:%M:%S.000+0000")
