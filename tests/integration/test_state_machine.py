@@ -12,19 +12,16 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from poller import deletion
-from poller.clock import ServerClock
-from poller.ingest import poll
 from poller.ingest.empties import EmptyLists
 from poller.ingest.reading import ListReader, Read
 from poller.ingest.slices import SliceLister
 from poller.ingest.spelling import Spelling
 from poller.ingest.stream_state import StreamState
-from poller.ingest.sweeps import Sweeps
 from poller.ledger import faxes
 from poller.listing import Listing, Step
 from poller.progress import Covered
 from poller.store import publish
-from poller.window import Coverage, Interval, Slice, WindowRules, newest_slice
+from poller.window import Interval, Slice
 from tests.exhaustive import EXHAUSTIVE
 from tests.integration.state_machine import (
     STEPS,
@@ -61,13 +58,6 @@ def coverage_before_the_last_page(patch: Patch) -> None:
     patch.setattr(ListReader, "read", read)
 
 
-def overlap_ignored(patch: Patch) -> None:
-    def sharp(coverage: Coverage, start: Any, now: Any, rules: WindowRules) -> Slice | None:
-        return newest_slice(coverage, start, now, replace(rules, overlap=rules.overlap * 0))
-
-    patch.setattr(poll, "newest_slice", sharp)
-
-
 def new_decided_by_image_downloaded(patch: Patch) -> None:
     real = ListReader._record
 
@@ -97,17 +87,6 @@ def watermark_advanced_by_a_failed_listing(patch: Patch) -> None:
 
 def stored_without_the_file(patch: Patch) -> None:
     patch.setattr(publish, "publish", lambda *_: True)
-
-
-def no_sweeps(patch: Patch) -> None:
-    async def none(*_: Any) -> None:
-        return
-
-    patch.setattr(Sweeps, "sweep", none)
-
-
-def our_own_clock_believed(patch: Patch) -> None:
-    patch.setattr(ServerClock, "now", lambda _self, our_now: our_now)
 
 
 def empty_lists_believed(patch: Patch) -> None:
