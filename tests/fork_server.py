@@ -8,6 +8,7 @@ It forks while it has no other thread and no event loop, so a child behaves like
 `tests.forks` is the other end.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -18,7 +19,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from poller import cli
 
@@ -96,5 +97,14 @@ def _carry_out(order: dict[str, Any]) -> int:
     return cli.entry()
 
 
+def _end(code: int) -> NoReturn:
+    """Exit as the interpreter does, but leave freeing the memory to the kernel, which is faster."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    gc.collect()  # warns of what was left open
+    sys.stdout.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__" and (_order := _serve()) is not None:
-    raise SystemExit(_carry_out(_order))
+    _end(_carry_out(_order))
