@@ -13,7 +13,7 @@ from poller.ledger import Ledger, backend_at, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable
-from poller.stream import Direction, Stream
+from poller.stream import Stream
 
 _NAMED = 100  # paths named for each kind of trouble; all are counted
 
@@ -122,15 +122,9 @@ async def _take_over(
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
     await ledger.write(meta.rebuilt)
     await storage.prepare(marker)
-    received, sent = (
-        [
-            (user.app_id, user.user_id, user.account, user.name)
-            for user, direction in settings.streams
-            if direction is wanted
-        ]
-        for wanted in (Direction.RECEIVED, Direction.SENT)
-    )
-    await ledger.write(streams.sync_all, received, sent, now)
+    for account in settings.accounts:
+        await ledger.write(streams.sync_account, account, now)
+    await ledger.write(streams.remove_others, [account.app_id for account in settings.accounts])
 
 
 async def _read_sidecars(

@@ -317,6 +317,13 @@ class Account:
         "eFax's notices wake poller; needs `webhook` at the top level. null: no web-hook.",
     )
 
+    @property
+    def streams(self) -> list[tuple[User, Direction]]:
+        """Return its streams to poll: each user's received faxes, then sent ones if archived."""
+        return [(user, Direction.RECEIVED) for user in self.users] + [
+            (user, Direction.SENT) for user in self.users if user.sent.archive != "none"
+        ]
+
 
 @dataclass(frozen=True)
 class StorageConfig:
@@ -525,10 +532,8 @@ class Config:
 
     @property
     def streams(self) -> list[tuple[User, Direction]]:
-        """Return all streams to poll: each user's received faxes, and its sent ones if archived."""
-        return [(user, Direction.RECEIVED) for user in self.users] + [
-            (user, Direction.SENT) for user in self.users if user.sent.archive != "none"
-        ]
+        """Return the streams of all accounts."""
+        return [stream for account in self.accounts for stream in account.streams]
 
     @property
     def state_directory(self) -> Path:

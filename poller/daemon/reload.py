@@ -13,7 +13,7 @@ from poller.client import tls_context
 from poller.config.model import Account, Config, SecretRef
 from poller.daemon.changes import Changes, changes, left_behind
 from poller.ingest.account import AccountRunner
-from poller.ingest.runtime import Runtime
+from poller.ingest.runtime import Rows, Runtime
 from poller.ledger import StreamRow, streams
 from poller.own_threads import in_own_thread
 
@@ -59,7 +59,7 @@ class Prepared:
     secrets: Mapping[str, str] = field(repr=False)
     hook_secrets: Mapping[str, str] = field(repr=False)  # for web-hooks, also by App ID
     opened: Sequence[AccountRunner]
-    rows: Sequence[StreamRow]
+    rows: Rows
     left_behind: Sequence[StreamRow]
     http_token: str | None = field(default=None, repr=False)  # None: unchanged
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from poller import config, events, log
 from poller.client import Timeouts
@@ -17,14 +18,25 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Services
 from poller.ingest.gate import Gate
 from poller.ingest.stream_state import StreamState, load_streams
-from poller.ledger import Ledger, StreamRow, accounts, clock_repair, fold, jobs, meta, streams
+from poller.ledger import (
+    Ledger,
+    StreamRow,
+    accounts,
+    clock_repair,
+    fold,
+    jobs,
+    meta,
+    streams,
+    takeover,
+)
+from poller.ledger.takeover import Takeover
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
 from poller.reporting import subscriber
 from poller.store import Storage
-from poller.stream import Direction
 
+Rows = Mapping[str, Sequence[StreamRow]]  # by App ID, in the order of the account's streams
 # As a share of `give_up_after`: a downtime this long could quarantine faxes that failed only once.
 # Shorter ones count, or `poller once`, run a few times a day, would never give up.
 _LONG_DOWN = 0.25
@@ -108,48 +120,63 @@ class Runtime:
                     accounts.set_suspended, row.app_id, row.account, None, None
                 )
 
-    async def record_streams(self, settings: Config) -> list[StreamRow]:
-        """Make the streams of `settings` the configured ones; return their rows in that order."""
-        received, sent = (
-            [
-                (user.app_id, user.user_id, user.account, user.name)
-                for user, direction in settings.streams
-                if direction is wanted
-            ]
-            for wanted in (Direction.RECEIVED, Direction.SENT)
-        )
-        return await self.services.ledger.write(
-            streams.sync_all, received, sent, self.services.clock.now()
+    async def begin(self, idle_since: datetime | None) -> Rows:
+        """Record that the work on all accounts begins, in one transaction; return their rows."""
+        now, longer_than = self.services.clock.now(), self.config.retry.give_up_after * _LONG_DOWN
+        return await self._write_for_all(
+            self.config.accounts,
+            lambda one: (takeover.begin, Takeover(one, now, idle_since, longer_than)),
         )
 
-    async def take_streams(self, rows: Sequence[StreamRow]) -> None:
-        """Make the states match the configured streams, which have these rows."""
-        wanted = self.config.streams
-        self.services.metrics.keep(
-            frozenset((*user.names, direction) for user, direction in wanted)
+    async def record_streams(self, settings: Config) -> Rows:
+        """Make the streams of `settings` the configured ones; return their rows by App ID."""
+        now = self.services.clock.now()
+        return await self._write_for_all(
+            settings.accounts, lambda one: (streams.sync_account, one, now)
         )
+
+    async def _write_for_all(
+        self, wanted: Sequence[Account], command: Callable[[Account], tuple[Any, ...]]
+    ) -> Rows:
+        """Ask for all writes at once, so that they share a transaction."""
+        write = self.services.ledger.write
+        app_ids = [one.app_id for one in wanted]
+        *rows, _ = await asyncio.gather(
+            *(write(*command(one)) for one in wanted), write(streams.remove_others, app_ids)
+        )
+        return dict(zip(app_ids, rows, strict=True))
+
+    async def take_streams(self, rows: Rows) -> None:
+        """Make the states match the configured streams, which have these rows."""
+        self.services.metrics.keep(
+            frozenset((*user.names, direction) for user, direction in self.config.streams)
+        )
+        for account in self.config.accounts:
+            await self._take_streams(self.accounts[account.app_id], account, rows[account.app_id])
+
+    async def _take_streams(
+        self, at_work: AccountRunner, account: Account, rows: Sequence[StreamRow]
+    ) -> None:
         new = []
-        for (user, direction), row in zip(wanted, rows, strict=True):
-            state = self.accounts[user.app_id].lanes[direction].states.get(row.id)
+        for (user, direction), row in zip(account.streams, rows, strict=True):
+            state = at_work.lanes[direction].states.get(row.id)
             if state is None:
                 new.append((user, row.id, direction))
             else:
                 state.user = user.of(direction)
-        for state in await load_streams(self.services.ledger, new):
-            self.accounts[state.user.app_id].lanes[state.direction].states[state.id] = state
+        for state in await load_streams(at_work.services.ledger, new):
+            at_work.lanes[state.direction].states[state.id] = state
         configured = {row.id for row in rows}
-        for account in self.accounts.values():
-            self._forget(account, configured)
-
-    def _forget(self, account: AccountRunner, keep: set[int]) -> None:
-        for lane in account.lanes.values():
-            for gone in set(lane.states) - keep:
+        for lane in at_work.lanes.values():
+            for gone in set(lane.states) - configured:
                 del lane.states[gone]
-        account.client.suspension.user_count = len(account.states)
+        at_work.client.suspension.user_count = len(at_work.states)
 
     async def forget_far_future(self) -> None:
         """Make due what a clock that was ahead has postponed; raises LedgerUnavailable."""
-        await self.services.ledger.write(clock_repair.forget_far_future, self.services.clock.now())
+        now = self.services.clock.now()
+        for app_id, account in list(self.accounts.items()):
+            await account.services.ledger.write(clock_repair.forget_far_future, app_id, now)
         await self.read_edits()
 
     async def read_edits(self) -> None:
@@ -195,10 +222,7 @@ async def open_runtime(  # tests replace four of them
     try:
         if ledger.restored_from is not None:
             log.say(events.LedgerRestored(ledger.restored_from))
-        await ledger.write(clock_repair.forget_far_future, clock.now())
-        await ledger.write(
-            accounts.note_downtime, clock.now(), settings.retry.give_up_after * _LONG_DOWN
-        )
+        idle_since = await ledger.read(meta.last_sign_of_life)
         services = await _services_of(
             settings, ledger, storage, metrics, clock, random, storage_lock
         )
@@ -209,9 +233,11 @@ async def open_runtime(  # tests replace four of them
             for account in settings.accounts:
                 await runtime.add_account(account)
             runtime.hook_secrets = await runtime.read_hook_secrets(settings)
+            rows = await runtime.begin(idle_since)
             # What an interrupted process left there no longer holds.
             await runtime.end_suspensions()
-            await runtime.take_streams(await runtime.record_streams(settings))
+            await ledger.write(meta.set_started, clock.now())
+            await runtime.take_streams(rows)
             yield runtime
         finally:
             for account_at_work in runtime.accounts.values():

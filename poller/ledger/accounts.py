@@ -70,24 +70,27 @@ def pause_clock(
     return total_s
 
 
-def note_downtime(connection: Connection, now: datetime, longer_than: timedelta) -> None:
-    """Stop the give-up clocks for the time without a running poller, if it was `longer_than` this.
+def note_downtime(
+    connection: Connection,
+    app_id: str,
+    now: datetime,
+    since: datetime | None,
+    longer_than: timedelta,
+) -> None:
+    """Stop the account's give-up clock for the time without a poller, if it was `longer_than` this.
 
-    Call it at each start: while no poller ran, nobody could fetch the faxes. A poll is not the only
-    sign of life, as a schedule may have none for days.
+    Nobody could fetch its faxes then. `since` is the last sign of life: a poll is not the only one,
+    as a schedule may have none for days.
     """
-    since = meta.last_sign_of_life(connection)
-    polled = func.max(streams.c.last_poll_at).label("polled")
-    wanted = select(streams.c.app_id, polled).group_by(streams.c.app_id)
-    for app_id, last_poll in connection.execute(wanted):
-        if last_poll is None:
-            continue
-        down = now - (last_poll if since is None else max(last_poll, since))
-        if down > longer_than:
-            mine = and_(accounts.c.app_id == app_id, accounts.c.paused_since.is_(None))
-            longer = accounts.c.paused_s + down.total_seconds()
-            connection.execute(update(accounts).where(mine).values(paused_s=longer))
-    meta.set_started(connection, now)
+    polled = select(func.max(streams.c.last_poll_at)).where(streams.c.app_id == app_id)
+    last_poll = connection.scalar(polled)
+    if last_poll is None:
+        return
+    down = now - (last_poll if since is None else max(last_poll, since))
+    if down > longer_than:
+        mine = and_(accounts.c.app_id == app_id, accounts.c.paused_since.is_(None))
+        longer = accounts.c.paused_s + down.total_seconds()
+        connection.execute(update(accounts).where(mine).values(paused_s=longer))
 
 
 def sign_in(connection: Connection, app_id: str) -> tuple[float, datetime] | None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from poller.ledger.tables import JobKind, failed_slices, jobs, streams
 
@@ -16,15 +16,16 @@ LONGEST_REFUSAL = timedelta(hours=2)
 LONGEST_SLICE = timedelta(hours=12)
 
 
-def forget_far_future(connection: Connection, now: datetime) -> None:
-    """Make due what is postponed for longer than anything ever is: our clock was ahead."""
+def forget_far_future(connection: Connection, app_id: str, now: datetime) -> None:
+    """Make due what an account postponed for longer than anything ever is: our clock was ahead."""
+    theirs = select(streams.c.id).where(streams.c.app_id == app_id)
     for kind in JobKind:
         wrong = update(jobs).where(jobs.c.kind == kind, jobs.c.due > now + LONGEST_JOB[kind])
-        connection.execute(wrong.values(due=now))
-    for column, longest, instead in (
-        (streams.c.refused_until, LONGEST_REFUSAL, None),
-        (streams.c.last_success_at, timedelta(0), now),
-        (failed_slices.c.next_attempt_at, LONGEST_SLICE, now),
+        connection.execute(wrong.where(jobs.c.stream.in_(theirs)).values(due=now))
+    for stream, column, longest, instead in (
+        (streams.c.id, streams.c.refused_until, LONGEST_REFUSAL, None),
+        (streams.c.id, streams.c.last_success_at, timedelta(0), now),
+        (failed_slices.c.stream, failed_slices.c.next_attempt_at, LONGEST_SLICE, now),
     ):
-        wrong = update(column.table).where(column > now + longest)
+        wrong = update(column.table).where(stream.in_(theirs), column > now + longest)
         connection.execute(wrong.values({column: instead}))

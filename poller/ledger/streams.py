@@ -1,6 +1,6 @@
 """Streams: which are configured, and their counters; their progress is in `fold`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
@@ -15,6 +15,7 @@ from sqlalchemy import (
     update,
 )
 
+from poller.config.model import Account
 from poller.ledger import accounts
 from poller.ledger.rows import StreamRow
 from poller.ledger.tables import EPOCH, MICROSECOND, faxes, streams
@@ -29,7 +30,11 @@ _STREAM = select(
 
 _HAS_SENT = (
     select(streams.c.id)
-    .where(streams.c.direction == Direction.SENT, streams.c.removed.is_(False))
+    .where(
+        streams.c.app_id == bindparam("app_id"),
+        streams.c.direction == Direction.SENT,
+        streams.c.removed.is_(False),
+    )
     .limit(1)
 )
 
@@ -70,13 +75,15 @@ def sync(
     wanted: Sequence[Identity],
     now: datetime,
     direction: Direction = Direction.RECEIVED,
+    *,
+    of: str | None = None,
 ) -> list[StreamRow]:
     """Make exactly these streams of one direction (app_id, user_id, account, user) configured.
 
-    Add new ones as first seen `now`, update labels, and mark all others as removed. Returns the
-    rows in the order of `wanted`.
+    Add new ones as first seen `now`, update labels, and mark all others as removed; with `of`, only
+    other streams of this App ID. Returns the rows in the order of `wanted`.
     """
-    known = _by_users(connection, direction)
+    known = _by_users(connection, direction, of)
     asked = {(app_id, user_id): (account, name) for app_id, user_id, account, name in wanted}
     new = [
         {"app_id": app_id, "user_id": user_id, "account": account, "name": name}
@@ -98,22 +105,40 @@ def sync(
     for app_id, account in {app_id: account for app_id, _, account, _ in wanted}.items():
         accounts.ensure(connection, app_id, account)
     if new or changed:
-        known = _by_users(connection, direction)
+        known = _by_users(connection, direction, of)
     return [known[app_id, user_id] for app_id, user_id, _, _ in wanted]
 
 
-def sync_all(
-    connection: Connection, received: Sequence[Identity], sent: Sequence[Identity], now: datetime
-) -> list[StreamRow]:
-    """Make exactly these streams configured; return the rows of received faxes, then of sent ones."""
-    rows = sync(connection, received, now)
-    if sent or connection.scalar(_HAS_SENT):
-        rows += sync(connection, sent, now, Direction.SENT)
+def sync_account(connection: Connection, account: Account, now: datetime) -> list[StreamRow]:
+    """Make exactly the streams of `account.streams` its configured ones; return their rows in that order."""
+    received, sent = (
+        [
+            (user.app_id, user.user_id, user.account, user.name)
+            for user, direction in account.streams
+            if direction is wanted
+        ]
+        for wanted in Direction
+    )
+    rows = sync(connection, received, now, of=account.app_id)
+    if sent or connection.scalar(_HAS_SENT, {"app_id": account.app_id}):
+        rows += sync(connection, sent, now, Direction.SENT, of=account.app_id)
+    accounts.ensure(connection, account.app_id, account.name)
     return rows
 
 
-def _by_users(connection: Connection, direction: Direction) -> dict[tuple[str, str], StreamRow]:
-    rows = (row for row in all_streams(connection) if row.direction is direction)
+def remove_others(connection: Connection, configured: Collection[str]) -> None:
+    """Mark all streams as removed whose App ID is not among these."""
+    others = streams.c.app_id.not_in(sorted(configured))
+    connection.execute(update(streams).where(others).values(removed=True))
+
+
+def _by_users(
+    connection: Connection, direction: Direction, of: str | None
+) -> dict[tuple[str, str], StreamRow]:
+    wanted = _STREAM.where(streams.c.direction == direction).order_by(streams.c.id)
+    if of is not None:
+        wanted = wanted.where(streams.c.app_id == of)
+    rows = (StreamRow(**row) for row in connection.execute(wanted).mappings())
     return {(row.app_id, row.user_id): row for row in rows}
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
 
 import poller.ledger
+from poller.config.model import Account, SecretRef, Sent, User
 from poller.documents import Staged, StoredFile
 from poller.ledger import (
     FaxRow,
@@ -35,8 +36,10 @@ from poller.ledger import (
     sent,
     sidecar_import,
     streams,
+    takeover,
 )
 from poller.ledger.tables import JobKind, metadata
+from poller.ledger.takeover import Takeover
 from poller.progress import (
     Covered,
     Polled,
@@ -126,8 +129,8 @@ class Everything:
         self.of_backfills(stream)
         self.of_what_is_found(stream)
         self.of_sent(stream)
-        self(clock_repair.forget_far_future, NOW)
-        self(streams.sync_all, [], [], NOW)
+        self(clock_repair.forget_far_future, "app", NOW)
+        self(streams.remove_others, [])
         self(jobs.fetch_again, [1], NOW)
         self(jobs.untried)
         self(streams.stored_since, NOW - HOUR)
@@ -165,7 +168,9 @@ class Everything:
         (row,) = self(streams.sync, [identity], NOW)
         self(streams.sync, [("app", "u1", "renamed", "desk"), ("new", "u2", "b", "c")], NOW)
         self(streams.sync, [identity], NOW)
-        self(streams.sync_all, [identity], [identity], NOW)
+        user = User("main", "desk", "app", "u1", sent=Sent("metadata"))
+        account = Account("main", "app", SecretRef("env", "KEY"), (user,))
+        self(takeover.begin, Takeover(account, NOW, None, HOUR))
         self(streams.one, row.id)
         self(streams.waiting_counts)
         halves = (Interval(DAY.start, EVENING.start), EVENING)
@@ -177,7 +182,7 @@ class Everything:
         self(fold.all_progress)
         self(fold.make_gap_due, row.id, DAY)
         self(fold.dismiss_gap, row.id, DAY, "known")
-        self(accounts.note_downtime, NOW + 24 * HOUR, HOUR)
+        self(accounts.note_downtime, "app", NOW + 24 * HOUR, NOW, HOUR)
         return int(row.id)
 
     def of_faxes(self, stream: int) -> None:

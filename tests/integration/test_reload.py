@@ -431,7 +431,7 @@ async def test_ledger_that_does_not_take_the_users_rejects_everything_and_change
         return opened[-1]
 
     monkeypatch.setattr(runtime, "open_account", watched)
-    around(monkeypatch, runtime.services.ledger, streams.sync_all, refuses)
+    around(monkeypatch, runtime.services.ledger, streams.sync_account, refuses)
     before, config, states = dict(runtime.accounts), runtime.config, runtime.states
     settings = with_account(second(make_config(simulator.base_url), simulator), name="renamed")
     with pytest.raises(LedgerUnavailable, match="full"):

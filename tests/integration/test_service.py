@@ -451,7 +451,7 @@ async def test_ledger_that_fails_before_the_reload_begins_changes_nothing(
     account = replace(settings.accounts[0], name="renamed")
     async with started(settings, lambda: replace(settings, accounts=(account,))) as running:
         await until(lambda: all(state.progress.last_success_at for state in running.runtime.states))
-        around(monkeypatch, running.runtime.services.ledger, streams.sync_all, refuses)
+        around(monkeypatch, running.runtime.services.ledger, streams.sync_account, refuses)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: said(events, "config-rejected"))
         before = {user: calls(efax, "list", user) for user in ("user-a", "user-b")}
