@@ -122,7 +122,6 @@ def sync_account(connection: Connection, account: Account, now: datetime) -> lis
     rows = sync(connection, received, now, of=account.app_id)
     if sent or connection.scalar(_HAS_SENT, {"app_id": account.app_id}):
         rows += sync(connection, sent, now, Direction.SENT, of=account.app_id)
-    accounts.ensure(connection, account.app_id, account.name)
     return rows
 
 

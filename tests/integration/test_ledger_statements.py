@@ -168,9 +168,10 @@ class Everything:
         (row,) = self(streams.sync, [identity], NOW)
         self(streams.sync, [("app", "u1", "renamed", "desk"), ("new", "u2", "b", "c")], NOW)
         self(streams.sync, [identity], NOW)
-        user = User("main", "desk", "app", "u1", sent=Sent("metadata"))
-        account = Account("main", "app", SecretRef("env", "KEY"), (user,))
-        self(takeover.begin, Takeover(account, NOW, None, HOUR))
+        for sent_faxes in (Sent(), Sent("metadata")):
+            user = User("main", "desk", "app", "u1", sent=sent_faxes)
+            account = Account("main", "app", SecretRef("env", "KEY"), (user,))
+            self(takeover.begin, Takeover(account, NOW, None, HOUR))
         self(streams.one, row.id)
         self(streams.waiting_counts)
         halves = (Interval(DAY.start, EVENING.start), EVENING)
