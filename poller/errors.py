@@ -16,7 +16,8 @@ PollerError
 │   └── MovedAway         its directory went away meanwhile: its ticket is void, store it again
 ├── FaxTooLarge           the file system cannot hold so large a file: only this fax fails
 ├── LedgerUnavailable     locked, read-only or full: do nothing that it could not record  73
-│   └── LedgerBroken      a part of it is damaged
+│   ├── LedgerBroken      a part of it is damaged
+│   └── LeaseLost         only for one account: this run may not work on it any longer
 ├── NoThread              the system allows no more threads: try again later
 ├── Unforeseen            a bug in a poll: the poll failed, the next one comes as planned
 └── ApiError              a call to eFax that gave no usable answer
@@ -163,6 +164,16 @@ class LedgerBroken(LedgerUnavailable):
     """A statement met a damaged part of the file; `poller rebuild` helps."""
 
     topic = "ledger-damaged"
+
+
+class LeaseLost(LedgerUnavailable):
+    """This run no longer holds the account: another node may do so by now."""
+
+    topic = None
+
+    def __init__(self, app_id: str) -> None:
+        super().__init__("another node has taken over the account")
+        self.app_id = app_id
 
 
 class NoThread(PollerError):

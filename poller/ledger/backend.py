@@ -68,6 +68,10 @@ class Backend(Protocol):
     def where(self) -> str:
         """Where it is, for sentences; never contains a password."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several nodes may work on it: then each account needs a lease."""
+
     def look(self, *, thorough: bool) -> str | None:
         """Return the revision of its tables without changing anything; None if it has none."""
 

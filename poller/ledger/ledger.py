@@ -5,8 +5,9 @@ unknown id. Everything may raise LedgerUnavailable; then nothing was recorded.
 """
 
 import asyncio
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import partial
@@ -18,6 +19,7 @@ from sqlalchemy import Connection
 from poller.errors import CannotStart, LedgerUnavailable
 from poller.ledger import fold, meta, schema
 from poller.ledger.backend import Backend, snapshot_is_due
+from poller.ledger.leases import Lease
 from poller.ledger.rows import Health
 from poller.ledger.sqlite.sqlite_backend import SqliteBackend
 from poller.ledger.write_behind import WriteBehind
@@ -39,7 +41,7 @@ def backend_at(url: str, directory: Path | None = None) -> Backend:
     return SqliteBackend.at(url, directory)
 
 
-class Ledger(AbstractAsyncContextManager["Ledger"]):
+class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: three are its health
     """An open ledger; `created` says that this call made its tables.
 
     `restored_from`: the file was gone, and this call put its snapshot of that time in its place.
@@ -60,6 +62,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         self._writer = writer
         self._reads: set[asyncio.Task[Any]] = set()
         self._write_behind = WriteBehind(writer)
+        self._lease: Lease | None = None
+        self._aside = backend.writer() if writer and backend.is_shared else None
 
     @classmethod
     async def open(
@@ -93,6 +97,17 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             raise
         return cls(backend, writer, created=created, restored_from=restored_from)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several nodes may work on it: then each account needs a lease."""
+        return self._backend.is_shared
+
+    def under(self, lease: Lease | None) -> Self:
+        """Return this ledger for the work of a lease; once that is lost, writes fail with LeaseLost."""
+        view = copy.copy(self)
+        view._lease = lease
+        return view
+
     async def close(self) -> None:
         """Finish the reads and writes already requested; a second call does nothing."""
         copying = asyncio.create_task(self._backend.close(), name="ledger copy's end")
@@ -103,6 +118,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         finally:
             await asyncio.wait({copying, *self._reads})
             await self._readers.close()
+            if self._aside is not None:
+                await self._aside.close()
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -123,8 +140,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         read = partial(self._read, lambda connection: query(connection, *args, **kwargs))
         if self._writer is None:
             return await read()
-        if (written := self._write_behind.write_down()) is not None:
-            await asyncio.wait([written])
+        if written := self._write_behind.write_down():
+            await asyncio.wait(written)
         return await self._writer.between_commits(read)
 
     async def write(
@@ -135,14 +152,25 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     ) -> T:
         """Run `command` in a transaction; when this returns, its writes are durable."""
         return await self._ready_writer().ask(
-            lambda connection: command(connection, *args, **kwargs)
+            lambda connection: command(connection, *args, **kwargs), self._lease
         )
+
+    async def aside(
+        self,
+        command: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `command` in a transaction on a connection of its own, which waits for no other write."""
+        if self._aside is None:
+            raise ValueError("only nodes that share a ledger need this")
+        return await self._aside.run(lambda connection: command(connection, *args, **kwargs))
 
     async def write_together(
         self, command: Callable[[Connection, list[Item]], None], item: Item
     ) -> None:
         """Run `command` once for this and all other items that wait for it."""
-        await self._ready_writer().ask_together(command, item)
+        await self._ready_writer().ask_together(command, item, self._lease)
 
     def _ready_writer(self) -> Writer:
         if self._writer is None:
@@ -178,6 +206,11 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     def ended(self) -> bool:
         """Whether the ledger can no longer write: it was closed, or a bug ended its writer."""
         return self._writer is None or self._writer.ended
+
+    @property
+    def fenced(self) -> Mapping[str, int]:
+        """How many writes were refused because the lease was lost, by App ID."""
+        return self._writer.fenced if self._writer else {}
 
     @property
     def commits(self) -> int:
@@ -225,7 +258,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
     async def record_soon(self, stream: int, *events: StreamEvent) -> None:
         """Record events of a stream in a moment, as `fold.record` does; see `write_behind`."""
-        await self._write_behind.record(stream, *events)
+        await self._write_behind.record(stream, *events, lease=self._lease)
 
     def has_lost(self, stream: int) -> bool:
         """Whether an event of this stream was lost before it was recorded, see `write_behind`."""

@@ -27,13 +27,16 @@ from sqlalchemy import (
     func,
     literal_column,
     or_,
+    type_coerce,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from poller.documents import Staged, StoredFile
 from poller.stream import Direction
 
-REVISION = "0009"  # the newest migration, known without loading alembic, so that opening is fast
+REVISION = "0011"  # the newest migration, known without loading alembic, so that opening is fast
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -78,6 +81,33 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         return None if value is None else EPOCH + value * MICROSECOND
+
+
+class _Now(FunctionElement[int]):
+    """Microseconds since 1970 by the database's clock, as they pass inside a transaction, too."""
+
+    name = "database_now"
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(_Now)
+def _now_of_postgresql(*_: object, **__: object) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(_Now, "sqlite")
+def _now_of_sqlite(*_: object, **__: object) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+
+
+def now_us() -> ColumnElement[int]:
+    return _Now()
+
+
+def of_us(instant: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return an instant as the number that it is in the database."""
+    return type_coerce(instant, BigInteger)
 
 
 _UNSTORABLE = re.compile("[\\\\\x00\ud800-\udfff]")
@@ -191,6 +221,46 @@ accounts = Table(
     Column("paused_since", Instant),
     Column("sign_in_level", Float),
     Column("sign_in_at", Instant),
+)
+
+# Who works on which account, in a database that several nodes share. `UNIQUE (app_id, term)` makes
+# `term` a key: changing it waits for every transaction that `leases.fence` has begun.
+leases = Table(
+    "leases",
+    metadata,
+    Column("app_id", Text, primary_key=True),
+    Column("holder", Text),
+    Column("term", BigInteger, nullable=False, server_default="0"),
+    Column("expires_at", Instant),
+    Column("renewed", BigInteger, nullable=False, server_default="0"),
+    UniqueConstraint("app_id", "term"),
+)
+
+# The runs of poller that share the database.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("run", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("oldest", Text, nullable=False),
+    Column("newest", Text, nullable=False),
+    Column("accounts", Text, nullable=False),
+    Column("users", BigInteger, nullable=False),
+    Column("lag_s", Float, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    _flag("draining"),
+)
+
+# eFax's notices that arrived at a node that does not hold the account.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("app_id", Text, nullable=False),
+    Column("named", Text, nullable=False),  # what the notice names, as JSON
 )
 
 # The transactions that change faxes also change these counters, so `status` counts no rows.

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,8 +11,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from poller.errors import LedgerUnavailable
+from poller.errors import LeaseLost, LedgerUnavailable
+from poller.ledger import leases
 from poller.ledger.database import Database
+from poller.ledger.leases import Lease
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -28,6 +31,7 @@ class _Job:
     items: list[Any]
     answers: "list[asyncio.Future[Any]]"
     asked_at: float
+    lease: Lease | None  # under which it is done; None: it is about no account
 
 
 class Writer:
@@ -38,10 +42,16 @@ class Writer:
     """
 
     def __init__(
-        self, database: Database, where: str, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        where: str,
+        *,
+        is_command: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._where = where
+        self._is_command = is_command
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
         self._running: list[_Job] = []
@@ -49,6 +59,7 @@ class Writer:
         self._closing = False
         self._task = asyncio.create_task(self._work(), name="ledger writer")
         self.commits = 0
+        self.fenced: Counter[str] = Counter()  # jobs whose lease was lost, by App ID
         self._turn = asyncio.Lock()  # held during a commit; its holder blocks the next one
 
     @property
@@ -61,22 +72,29 @@ class Writer:
     def ended(self) -> bool:
         return self._closing or self._task.done()
 
-    def ask(self, work: Callable[[Connection], T]) -> "asyncio.Future[T]":
+    def ask(
+        self, work: Callable[[Connection], T], lease: Lease | None = None
+    ) -> "asyncio.Future[T]":
         """Have `work` run in a transaction, after all earlier requests.
 
-        Cancelling the caller does not cancel the write.
+        With a lease that no longer holds, fail with LeaseLost. Cancelling the caller does not cancel
+        the write.
         """
-        return self._add(self._new(lambda connection, _: work(connection)), None)
+        return self._add(self._new(lambda connection, _: work(connection), lease), None)
 
     def ask_together(
-        self, work: Callable[[Connection, list[Item]], None], item: Item
+        self,
+        work: Callable[[Connection, list[Item]], None],
+        item: Item,
+        lease: Lease | None = None,
     ) -> "asyncio.Future[None]":
         """Have `work` run once for this and all other items that wait for it, in order.
 
         If it raises, run it again for each item alone, so that an item fails only by its own fault.
         """
         last = self._waiting[-1] if self._waiting and not self.ended else None
-        return self._add(last if last and last.work is work else self._new(work), item)
+        is_same = last is not None and last.work is work and last.lease == lease
+        return self._add(last if last and is_same else self._new(work, lease), item)
 
     async def between_commits(self, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Begin a read when no commit is running, and delay the next commit for a moment."""
@@ -95,10 +113,10 @@ class Writer:
             self._turn.release()
         return await reading
 
-    def _new(self, work: Callable[[Connection, list[Any]], Any]) -> _Job:
+    def _new(self, work: Callable[[Connection, list[Any]], Any], lease: Lease | None) -> _Job:
         if self.ended:
             raise LedgerUnavailable(f"the ledger {self._where} is closed")
-        job = _Job(work, [], [], self._monotonic())
+        job = _Job(work, [], [], self._monotonic(), lease)
         self._waiting.append(job)
         self._wake.set()
         return job
@@ -147,6 +165,8 @@ class Writer:
         jobs, self._running = self._running, []
         for job, each in zip(jobs, outcomes, strict=True):
             for answer, outcome in zip(job.answers, each, strict=True):
+                if isinstance(outcome, _Raised) and isinstance(outcome.error, LeaseLost):
+                    self.fenced[outcome.error.app_id] += 1
                 _settle(answer, outcome)
 
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
@@ -157,9 +177,19 @@ class Writer:
         )
 
     async def _transaction(self, jobs: list[_Job]) -> list[list[Any]]:
-        return await self._database.run(
-            lambda connection: [self._run(connection, job.work, job.items) for job in jobs]
-        )
+        def group(connection: Connection) -> list[list[Any]]:
+            if self._is_command:
+                leases.shut_out_holders(connection)
+            wanted = {job.lease for job in jobs if job.lease is not None}
+            lost = wanted - leases.fence(connection, wanted) if wanted else wanted
+            return [
+                [_Raised(LeaseLost(job.lease.app_id)) for _ in job.items]
+                if job.lease is not None and job.lease in lost
+                else self._run(connection, job.work, job.items)
+                for job in jobs
+            ]
+
+        return await self._database.run(group)
 
     def _run(
         self, connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]

@@ -29,8 +29,11 @@ from poller.ledger import (
     failing,
     faxes,
     fold,
+    forwarded,
     jobs,
+    leases,
     meta,
+    nodes,
     schema,
     sends,
     sent,
@@ -58,6 +61,7 @@ RUN = {"execute", "scalar", "scalars"}
 # SQLite's `min(a, b)` is not an aggregate, and PostgreSQL has no such function.
 FUNCTIONS = {"coalesce": 2, "count": 1, "lower": 1, "max": 1, "min": 1, "sum": 1}
 FUNCTIONS |= {"replace": 3, "rtrim": 2}
+FUNCTIONS |= {"database_now": 0}  # which is compiled for each
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -122,6 +126,7 @@ class Everything:
 
     def run(self) -> None:
         self.of_accounts()
+        self.of_nodes()
         stream = self.of_streams()
         self.of_faxes(stream)
         self.of_jobs(stream)
@@ -162,6 +167,25 @@ class Everything:
         self(meta.lost_at)
         self(meta.rebuilt)
         self(meta.edits)
+
+    def of_nodes(self) -> None:
+        self(leases.add, ["app", "other"])
+        taken = self(leases.take, "app", "run")
+        assert taken is not None
+        assert self(leases.take, "app", "other run") is None
+        assert self(leases.fence, [taken.lease]) == {taken.lease}
+        assert self(leases.renew, "run") == {taken.lease: 1}
+        self(leases.shut_out_holders)
+        assert self(leases.all_leases)["app"].is_live
+        self(leases.release, taken.lease)
+        node = nodes.NodeReport("run", "a", "1.0", "0011", "0011", {"app": "digest"})
+        self(nodes.begin, node)
+        self(nodes.report, node)
+        self(nodes.set_draining, "a", draining=True)
+        self(nodes.all_nodes)
+        self(nodes.end, "run")
+        self(forwarded.announce, forwarded.ForwardedNotice("app", ("u1",), of_sent=False))
+        assert len(self(forwarded.take, ["app"])) == 1
 
     def of_streams(self) -> int:
         identity = ("app", "u1", "main", "front-desk")

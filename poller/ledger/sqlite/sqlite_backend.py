@@ -25,6 +25,8 @@ _COPY_ON_WITHIN_S = 100.0
 class SqliteBackend:
     """The file at `path`; the names of its snapshots begin with `snapshot_stem`."""
 
+    is_shared = False
+
     def __init__(self, path: Path, snapshot_stem: Path) -> None:
         self._path = path
         self._snapshot_stem = snapshot_stem
