@@ -1,15 +1,14 @@
 """Make a new ledger from the newest readable snapshot and the sidecars in the storage."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 
 from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
-from poller.ledger import Ledger, backend_at, meta, sidecar_import, streams
+from poller.ledger import Ledger, backend_of, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable
@@ -41,11 +40,11 @@ class Rebuilt:
     old ledger was whole. `listed_from` None means each user's configured look-back.
     """
 
-    ledger: Path
-    base: Path | None = None
+    ledger: str
+    base: str | None = None
     base_at: datetime | None = None
     passed_over: tuple[str, ...] = ()
-    kept_aside: Path | None = None
+    kept_aside: str | None = None
     sidecars: int = 0
     added: int = 0
     carried_on: int = 0
@@ -56,11 +55,12 @@ class Rebuilt:
 
     @property
     def was_whole(self) -> bool:
-        return self.base == self.ledger
+        return self.base is not None and self.base_at is None
 
 
 async def rebuild(
     settings: Config,
+    environ: Mapping[str, str],
     *,
     since: datetime | None,
     now: Callable[[], datetime],
@@ -77,12 +77,11 @@ async def rebuild(
         marker = await _marker(settings, storage)
         if storage_lock is not None:
             storage_lock.take(marker)
-        making = await in_own_thread(
-            "rebuild", backend_at(settings.state_url, settings.state_directory).replace
-        )
-        done = Rebuilt(making.path, making.base.source, making.base.at, making.base.passed_over)
+        backend = backend_of(settings, environ)
+        making = await in_own_thread("rebuild", backend.replace)
+        done = Rebuilt(backend.where, making.base.source, making.base.at, making.base.passed_over)
         try:
-            async with await Ledger.open(making.url) as ledger:
+            async with await Ledger.open(making.backend) as ledger:
                 await _take_over(ledger, storage, marker, settings, now())
                 oldest = await _read_sidecars(ledger, storage, done, now(), progress)
                 done.listed_from = await ledger.write(

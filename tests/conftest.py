@@ -30,7 +30,7 @@ from poller.config.model import (
 from poller.documents.checkers import Checkers
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
-from tests import once_made
+from tests import once_made, postgres
 from tests.efax import Simulator
 
 # A process that nohup or a script started in the background ignores Ctrl-C, and so would each
@@ -179,6 +179,42 @@ def _documents_are_checked_by_the_same_process(
     _checkers: Checkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("poller.store.storage.Checkers", lambda: _checkers)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the PostgreSQL server that the run's test processes share."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        postgres.end(_base_of_run(session.config))
+
+
+def _base_of_run(config: pytest.Config) -> Path:
+    """Return the directory that all test processes of this run share."""
+    base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def _postgres_server(pytestconfig: pytest.Config) -> postgres.Running:
+    once_made.put_postgresql_in_place()
+    return postgres.running(_base_of_run(pytestconfig))
+
+
+@pytest.fixture
+def postgres_url(_postgres_server: postgres.Running) -> str:
+    """The URL of a database in which nothing is yet."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    return postgres.empty(_postgres_server, f"new_{worker}", with_tables=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a ledger without rows, in each of the databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/poller.db"
+    server = request.getfixturevalue("_postgres_server")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    return postgres.empty(server, f"ledger_{worker}", with_tables=True)
 
 
 @pytest.fixture

@@ -23,6 +23,13 @@ _tls_context = transport.tls_context
 _compiled: LRUCache[Any, Any] = LRUCache(4000)
 
 
+def put_postgresql_in_place() -> None:
+    """Share its compiled statements, too; nothing else loads its driver."""
+    from poller.ledger.postgres import transactions  # noqa: PLC0415
+
+    vars(transactions)["create_engine"] = _engine
+
+
 def put_in_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ledger_engine, "create_engine", _engine)
     patch.setattr(schema, "migrate", _migrate)
@@ -32,18 +39,20 @@ def put_in_place(patch: pytest.MonkeyPatch) -> None:
 def _engine(*args: Any, **settings: Any) -> Engine:
     """Share the dialect and the cache: the dialect is part of the key of a compiled statement."""
     engine = sqlalchemy.create_engine(*args, **settings)
-    engine.dialect, engine._compiled_cache = _dialect(), _compiled
+    engine._compiled_cache = _compiled
+    if engine.dialect.name in _dialects:
+        engine.dialect = _dialects[engine.dialect.name]
+    else:  # its first connection asks the database what it can do
+        _dialects[engine.dialect.name] = engine.dialect
     return engine
 
 
-@cache
-def _dialect() -> Dialect:
-    engine = sqlalchemy.create_engine("sqlite://")
-    with engine.connect():  # connecting asks the database what it can do
-        return engine.dialect
+_dialects: dict[str, Dialect] = {}
 
 
 def _migrate(connection: Connection) -> bool:
+    if connection.dialect.name != "sqlite":
+        return make_tables(connection)
     is_new = connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() is None
     if not is_new:
         return make_tables(connection)

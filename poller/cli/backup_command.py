@@ -1,12 +1,13 @@
 """`poller backup`: copy the ledger, with or without a running service."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from poller.cli import bootstrap
 from poller.errors import LedgerUnavailable
-from poller.ledger import backend_at
+from poller.ledger import backend_of
 
 
 def backup(paths: Sequence[Path], *, target: Path) -> int:
@@ -14,7 +15,7 @@ def backup(paths: Sequence[Path], *, target: Path) -> int:
     target = target.absolute()
     settings, owner = bootstrap.load_as_owner(paths)
     try:
-        size = asyncio.run(backend_at(settings.state_url).backup(target))
+        size = asyncio.run(backend_of(settings, os.environ).backup(target))
     except LedgerUnavailable as error:
         if owner is None or not isinstance(error.__cause__, PermissionError):
             raise

@@ -13,7 +13,7 @@ from poller.cli.owner import become_owner
 from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.events import Level
-from poller.ledger import Ledger, meta
+from poller.ledger import Ledger, backend_of, meta
 from poller.store import Storage, store_of
 
 DEFAULT_CONFIG = Path("/etc/poller")
@@ -67,9 +67,8 @@ def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
 @asynccontextmanager
 async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Ledger]:
     """Open the ledger, with or without a running daemon. Raises CannotStart if there is none yet."""
-    async with await Ledger.open(
-        settings.state_url, directory=settings.state_directory, create=False, readonly=readonly
-    ) as ledger:
+    backend = backend_of(settings, os.environ)
+    async with await Ledger.open(backend, create=False, readonly=readonly) as ledger:
         yield ledger
 
 

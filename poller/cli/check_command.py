@@ -14,7 +14,7 @@ from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart, StorageConflict, StorageUnusable
-from poller.ledger import require_usable
+from poller.ledger import backend_of, require_usable
 from poller.problems import not_in_time
 from poller.status import by_stream
 from poller.store import Storage
@@ -62,7 +62,7 @@ def _lacks(settings: Config) -> Iterator[str]:
     """Say what the service could not start or store with; what only its user may see is left out."""
     if os.access(settings.state_directory, os.W_OK):
         try:
-            require_usable(settings.state_url, settings.state_directory)
+            require_usable(backend_of(settings, os.environ))
         except CannotStart as error:
             yield f"the service cannot start: {error.told}"
     if (lack := asyncio.run(_storage_trouble(settings))) is not None:

@@ -1,6 +1,7 @@
 """`poller rebuild`: make a new ledger, and say plainly what it knows and what it cannot know."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
         done = asyncio.run(
             rebuilding.rebuild(
                 settings,
+                os.environ,
                 since=since,
                 now=bootstrap.now,
                 progress=lambda count: show(count, None, f"{count:,} sidecars"),

@@ -74,20 +74,33 @@ def path(node: Node) -> Path:
 
 
 SQLITE = "sqlite:///"
+POSTGRESQL = "postgresql://"
 
 
 def state_url(node: Node) -> str:
-    """Parse `sqlite:///` and a path; a relative one is relative to the file's directory."""
+    """Parse libpq's URL, or `sqlite:///` and a path relative to the file's directory."""
     value = text(node)
-    form = "write sqlite:////absolute/path.db, or sqlite:///relative/path.db"
     if value.startswith("postgres"):
-        raise WrongValueError(f"PostgreSQL is not supported yet; {form}")
+        return _postgresql(value)
+    form = "write sqlite:////absolute/path.db, or sqlite:///relative/path.db"
     file = value.removeprefix(SQLITE)
     if file == value or file in {"", ":memory:"} or file.endswith(("/", "/.", "/..")):
         raise WrongValueError(f"must be the file of an SQLite database; {form}")
     if re.search(r"[?#]", file):
         raise WrongValueError(f"must not contain '?' or '#'; {form}")
     return f"{SQLITE}{path(replace(node, value=file))}"
+
+
+def _postgresql(value: str) -> str:
+    if not re.fullmatch(r"postgresql://[^\s#\\]+", value):
+        raise WrongValueError("must be a URL such as postgresql://poller@db.example/poller")
+    address, _, options = value.removeprefix(POSTGRESQL).partition("?")
+    user, has_user, _ = address.rpartition("@")
+    if (has_user and ":" in user) or re.search("(^|&)(ssl)?password=", options):
+        raise WrongValueError(
+            "must not contain a password; write it elsewhere, and state.password: {credential: NAME}"
+        )
+    return value
 
 
 def base_url(node: Node) -> str:

@@ -77,6 +77,12 @@ class Builder:
         }
         config = Config(files=files, **given)
         self._check_apart(root, found, config)
+        if config.state.password is not None and not config.state_url.startswith(
+            addresses.POSTGRESQL
+        ):
+            self._problems.add(
+                found["state.password"].node, "needs state.url: postgresql://USER@HOST/DATABASE"
+            )
         self._check_hooks(root, found)
         self._check_ports(found, config)
         return config
@@ -146,11 +152,13 @@ class Builder:
     def _check_apart(self, root: Node, found: Settings, config: Config) -> None:
         """Keep the ledger out of the storage directory, which other programs read."""
         faxes = self._outside.real(config.storage.directory)
-        ledger = Path(config.state_url.removeprefix(addresses.SQLITE)).parent
-        for what, directory, keys in (
-            ("the ledger", ledger, ("state.url", "state.directory")),
-            ("the state directory", config.state_directory, ("state.directory",)),
-        ):
+        places: list[tuple[str, Path, tuple[str, ...]]] = [
+            ("the state directory", config.state_directory, ("state.directory",))
+        ]
+        if config.state_url.startswith(addresses.SQLITE):
+            ledger = Path(config.state_url.removeprefix(addresses.SQLITE)).parent
+            places.insert(0, ("the ledger", ledger, ("state.url", "state.directory")))
+        for what, directory, keys in places:
             real = self._outside.real(directory)
             if faxes == real or faxes in real.parents:
                 written = [
@@ -295,8 +303,9 @@ class Builder:
 
 
 def _state(found: Settings) -> StateConfig:
-    """Build `state`: `directory` alone also holds the ledger; a `url` alone implies the directory."""
+    """Build `state`: `directory` alone also holds the ledger; a file's `url` implies the directory."""
     given = filled(StateConfig, found, "state.")
-    if (url := given.get("url")) and "directory" not in given:
+    url = given.get("url") or ""
+    if url.startswith(addresses.SQLITE) and "directory" not in given:
         given["directory"] = Path(url.removeprefix(addresses.SQLITE)).parent
     return StateConfig(**given)

@@ -358,7 +358,14 @@ class StateConfig:
         nullable(addresses.state_url),
         "null: the ledger is `poller.db` in `state.directory`. Or `sqlite:////absolute/path.db`, "
         "on a local disk too; without `state.directory`, everything else is then beside that "
-        "file.",
+        "file. Or a PostgreSQL database: `postgresql://USER@HOST/DATABASE`, in libpq's spelling, "
+        "without a password.",
+    )
+    password: SecretRef | None = key(
+        None,
+        nullable(addresses.secret),
+        "The password of a PostgreSQL database: where to find it (a secret). null: libpq looks in "
+        "`~/.pgpass`, or the server asks for none.",
     )
 
 
@@ -516,6 +523,7 @@ class Config:
         return (
             *(account.api_key for account in self.accounts),
             *([self.http.token] if self.http.token is not None else []),
+            *([self.state.password] if self.state.password is not None else []),
             *(hook.secret for hook in hooks if hook is not None),
             *([tls.key] if tls is not None else []),
         )

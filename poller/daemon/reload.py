@@ -20,7 +20,7 @@ from poller.own_threads import in_own_thread
 # Only a restart changes these: the operators' key path, and the field in `Config`.
 _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
     "storage": attrgetter("storage"),
-    "state": attrgetter("state_directory", "state_url"),
+    "state": attrgetter("state_directory", "state_url", "state.password"),
     "retry": attrgetter("retry"),
     "evidence.max": attrgetter("evidence_max"),
     "heartbeat": attrgetter("heartbeat"),

@@ -22,6 +22,7 @@ from poller.ledger import (
     Ledger,
     StreamRow,
     accounts,
+    backend_of,
     clock_repair,
     fold,
     jobs,
@@ -215,9 +216,8 @@ async def open_runtime(  # tests replace four of them
     back.
     """
     clock = clock or SystemClock()
-    ledger = await Ledger.open(
-        settings.state_url, directory=settings.state_directory, monotonic=clock.monotonic
-    )
+    backend = backend_of(settings, environ)
+    ledger = await Ledger.open(backend, monotonic=clock.monotonic)
     storage = Storage(settings.storage)
     try:
         if ledger.restored_from is not None:

@@ -1,7 +1,7 @@
 """The ledger: what is known of every user and every fax, in a database hidden from callers."""
 
 from poller.ledger.backend import Hung, Stopped
-from poller.ledger.ledger import Ledger, backend_at, require_usable
+from poller.ledger.ledger import Ledger, backend_at, backend_of, require_usable
 from poller.ledger.rows import (
     AccountRow,
     Attempt,
@@ -41,5 +41,6 @@ __all__ = [
     "Untried",
     "Waiting",
     "backend_at",
+    "backend_of",
     "require_usable",
 ]

@@ -28,33 +28,30 @@ class Hung(LedgerUnavailable):
 
 @dataclass(frozen=True)
 class Base:
-    """The copy with which a new ledger begins. A path of None means none; an `at` of None, the ledger.
+    """The copy with which a new ledger begins. A source of None means none; an `at` of None, the ledger.
 
     `passed_over` says for each better copy why it was unusable.
     """
 
-    source: Path | None
+    source: str | None
     at: datetime | None
     passed_over: tuple[str, ...]
 
 
 class Replacement(Protocol):
-    """A new ledger in the making beside the one at `path`; every method blocks."""
-
-    @property
-    def path(self) -> Path: ...
+    """A new ledger in the making beside the old one; every method blocks."""
 
     @property
     def base(self) -> Base: ...
 
     @property
-    def url(self) -> str:
-        """Where to open the new ledger to fill it."""
+    def backend(self) -> "Backend":
+        """The new ledger, to open and fill it."""
 
     def abandon(self) -> None:
         """Remove the unfinished ledger, which is closed by now."""
 
-    def install(self, now: datetime) -> Path | None:
+    def install(self, now: datetime) -> str | None:
         """Put the new ledger, closed by now, in place of the old; return where the old one is kept."""
 
 
@@ -72,6 +69,10 @@ class Backend(Protocol):
     def is_shared(self) -> bool:
         """Whether several nodes may work on it: then each account needs a lease."""
 
+    @property
+    def group_size(self) -> int:
+        """How many writes may be in one transaction."""
+
     def look(self, *, thorough: bool) -> str | None:
         """Return the revision of its tables without changing anything; None if it has none."""
 
@@ -80,6 +81,9 @@ class Backend(Protocol):
 
     def prepare(self) -> None:
         """Create what the first connection needs."""
+
+    def begin_migration(self, connection: Connection) -> None:
+        """Lock out other programs that migrate, until the transaction ends."""
 
     def writer(self) -> Database:
         """Return one connection whose transactions lock out all other writers from their start."""
@@ -97,8 +101,14 @@ class Backend(Protocol):
         Hung after two minutes without progress. Ends within a moment when cancelled.
         """
 
+    def risk(self, connection: Connection) -> str | None:
+        """Return a sentence if the database may lose what it has acknowledged; None otherwise."""
+
     async def snapshot_at(self) -> datetime | None:
         """Return when the newest copy was made; None if there is none."""
+
+    async def snapshot_is_due(self, now: datetime) -> bool:
+        """Whether the newest copy is older than a day, or there is none."""
 
     async def close(self) -> None:
         """End a running copy; leave a hanging look behind."""

@@ -16,9 +16,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection
 
-from poller.errors import CannotStart, LedgerUnavailable
+from poller.config import read_secret
+from poller.config.model import Config
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.ledger import fold, meta, schema
-from poller.ledger.backend import Backend, snapshot_is_due
+from poller.ledger.backend import Backend
 from poller.ledger.leases import Lease
 from poller.ledger.rows import Health
 from poller.ledger.sqlite.sqlite_backend import SqliteBackend
@@ -30,15 +32,29 @@ from poller.progress import Progress, StreamEvent
 P = ParamSpec("P")
 Item = TypeVar("Item")
 T = TypeVar("T")
+_NO_DRIVER = "PostgreSQL needs a package that is missing: pip install 'poller[cluster]'"
 READ_WITHIN_S = 100.0  # the longest that a hanging disk keeps a caller waiting
 
 
-def backend_at(url: str, directory: Path | None = None) -> Backend:
-    """Choose the database by its `url`; its copies are in `directory`, or beside it.
+def backend_at(url: str, directory: Path | None = None, *, password: str | None = None) -> Backend:
+    """Choose the database by its `url`; the copies of a file are in `directory`, or beside it.
 
-    Raises CannotStart if the url names no database.
+    Raises CannotStart if the url names no database, and ConfigError if its driver is missing.
     """
+    if url.startswith("postgresql://"):
+        try:
+            from poller.ledger.postgres import postgres_backend  # noqa: PLC0415  (an extra's)
+        except ImportError as error:
+            raise ConfigError([Problem("", 0, "state.url", _NO_DRIVER)]) from error
+        return postgres_backend.PostgresBackend.at(url, password)
     return SqliteBackend.at(url, directory)
+
+
+def backend_of(settings: Config, environ: Mapping[str, str]) -> Backend:
+    """Choose the configured database, as `backend_at` does."""
+    secret = settings.state.password
+    password = None if secret is None else read_secret(secret, environ)
+    return backend_at(settings.state_url, settings.state_directory, password=password)
 
 
 class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: three are its health
@@ -68,28 +84,29 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
     @classmethod
     async def open(
         cls,
-        url: str,
+        database: str | Backend,
         *,
-        directory: Path | None = None,
         create: bool = True,
         readonly: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """Open the ledger at `url`; create it if it is missing and `create`; migrate an old one.
+        """Open the ledger of a database or at a URL; create it if it is missing and `create`.
 
-        Its snapshots are in `directory`, or beside it. With `readonly`, nothing is created,
-        migrated or changed. Raises CannotStart with the reason; a ledger that is damaged, foreign
-        or newer than this poller stays unchanged.
+        Migrate an old one. With `readonly`, nothing is created, migrated or changed. Raises
+        CannotStart with the reason; a ledger that is damaged, foreign or newer than this poller
+        stays unchanged.
         """
-        backend = backend_at(url, directory)
+        backend = backend_at(database) if isinstance(database, str) else database
         restored_from = await in_own_thread(
             "ledger opening", lambda: _make_ready(backend, create=create, readonly=readonly)
         )
         if readonly:
             return cls(backend, None)
-        writer = Writer(backend.writer(), backend.where, monotonic=monotonic)
+        writer = Writer(
+            backend.writer(), backend.where, most=backend.group_size, monotonic=monotonic
+        )
         try:
-            created = await writer.ask(schema.migrate)
+            created = await writer.ask(lambda connection: _migrate(backend, connection))
         except BaseException as error:
             await writer.close()
             if isinstance(error, LedgerUnavailable):
@@ -142,7 +159,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
             return await read()
         if written := self._write_behind.write_down():
             await asyncio.wait(written)
-        return await self._writer.between_commits(read)
+        return await (read() if self._backend.is_shared else self._writer.between_commits(read))
 
     async def write(
         self,
@@ -234,7 +251,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
 
     async def snapshot_is_due(self, now: datetime) -> bool:
         """Whether the newest snapshot is older than a day, or there is none."""
-        return snapshot_is_due(await self._backend.snapshot_at(), now)
+        return await self._backend.snapshot_is_due(now)
 
     async def look_after(self, now: datetime) -> Health:
         """Check the whole ledger, and keep a snapshot if one is due; may take long.
@@ -252,7 +269,10 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         """Return what the last check found, and when the newest snapshot was made."""
         checked_at, problem = await self.read(meta.checked)
         lost_at = await self.read(meta.lost_at)
-        return Health(checked_at, problem, await self._backend.snapshot_at(), lost_at)
+        snapshot_at = await self._backend.snapshot_at()
+        return Health(
+            checked_at, problem, snapshot_at, lost_at, await self.read(self._backend.risk)
+        )
 
     # -- what may be lost in a crash -------------------------------------------------------------------
 
@@ -270,12 +290,16 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         return await self.write(fold.progress, stream)
 
 
-def require_usable(url: str, directory: Path) -> None:
+def require_usable(backend: Backend) -> None:
     """Raise CannotStart if there is a ledger that the service would refuse; blocks, changes nothing."""
-    backend = backend_at(url, directory)
     revision = backend.look(thorough=True)
     if revision is not None:
         schema.require_known(backend.where, revision, may_migrate=True)
+
+
+def _migrate(backend: Backend, connection: Connection) -> bool:
+    backend.begin_migration(connection)
+    return schema.migrate(connection)
 
 
 def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime | None:

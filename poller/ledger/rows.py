@@ -216,13 +216,15 @@ class AccountRow:
 class Health:
     """When the ledger was last checked, what was wrong, and when its newest snapshot was made.
 
-    `lost_at`: when it replaced a lost ledger, until it is rebuilt.
+    `lost_at`: when it replaced a lost ledger, until it is rebuilt. `risk` says how the database may
+    lose what it has acknowledged.
     """
 
     checked_at: datetime | None
     problem: str | None
     snapshot_at: datetime | None
     lost_at: datetime | None = None
+    risk: str | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 
+# PostgreSQL then compares text as SQLite does, and no new version of a locale spoils an index.
+_STRING = String().with_variant(String(collation="C"), "postgresql")
+ID = BigInteger().with_variant(Integer, "sqlite")  # only an INTEGER counts up by itself in SQLite
+
+
 class State(StrEnum):
     """The state of a fax."""
 
@@ -120,7 +125,7 @@ class Text(TypeDecorator[str]):
     JSON may contain a lone surrogate, which UTF-8 cannot encode, and no id may stop a page.
     """
 
-    impl = String
+    impl = _STRING
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
@@ -135,7 +140,7 @@ class Text(TypeDecorator[str]):
 class Listed(TypeDecorator[dict[str, Any]]):
     """A fax exactly as listed: key order, big numbers and odd text survive."""
 
-    impl = String
+    impl = _STRING
     cache_ok = True
 
     def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> str:
@@ -149,7 +154,7 @@ class Listed(TypeDecorator[dict[str, Any]]):
 class StagedText(TypeDecorator[Staged]):
     """A staged fax with its ticket, as JSON."""
 
-    impl = String
+    impl = _STRING
     cache_ok = True
 
     def process_bind_param(self, value: Staged | None, dialect: Dialect) -> str | None:
@@ -165,7 +170,7 @@ class StagedText(TypeDecorator[Staged]):
 class Word(TypeDecorator[Any]):
     """One of the values of a text enumeration."""
 
-    impl = String(16)
+    impl = String(16).with_variant(String(16, collation="C"), "postgresql")
     cache_ok = True
 
     def __init__(self, words: type[StrEnum]) -> None:
@@ -206,7 +211,7 @@ def _flag(name: str) -> "Column[bool]":
 meta = Table(
     "meta",
     metadata,
-    Column("name", String, primary_key=True),
+    Column("name", _STRING, primary_key=True),
     Column("value", Text, nullable=False),
 )
 
@@ -258,7 +263,7 @@ nodes = Table(
 notices = Table(
     "notices",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("app_id", Text, nullable=False),
     Column("named", Text, nullable=False),  # what the notice names, as JSON
 )
@@ -267,7 +272,7 @@ notices = Table(
 streams = Table(
     "streams",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("app_id", Text, nullable=False),
     Column("user_id", Text, nullable=False),
     Column("direction", Word(Direction), nullable=False, server_default=Direction.RECEIVED),
@@ -327,7 +332,7 @@ failed_slices = Table(
 backfills = Table(
     "backfills",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("start", Instant, nullable=False),
     Column("end", Instant, nullable=False),
@@ -335,7 +340,7 @@ backfills = Table(
     Column("asked_at", Instant, nullable=False),
     Column("done_at", Instant),
     Column("last_error", Text),
-    Column("after_fax", Integer, nullable=False),  # the newest fax at the time of the request
+    Column("after_fax", ID, nullable=False),  # the newest fax at the time of the request
     CheckConstraint('"start" < "end"', name="order"),
 )
 
@@ -353,7 +358,7 @@ backfill_failures = Table(
 faxes = Table(
     "faxes",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("fax_id", Text, nullable=False),
     Column("state", Word(State), nullable=False),
@@ -403,8 +408,8 @@ def has_key(keys: Any) -> ColumnElement[bool]:
     return or_(faxes.c.fax_id.in_(keys), faxes.c.fax_key.in_(keys))
 
 
-# The migrations tell PostgreSQL about these indexes: doing it here would load its dialect at every
-# start.
+# `postgres_backend` tells PostgreSQL about these indexes: doing it here would load its dialect at
+# every start.
 Index(
     "ix_faxes_stored_at",
     faxes.c.stored_at,
@@ -454,9 +459,9 @@ Index(
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("kind", Word(JobKind), nullable=False),
-    Column("subject", Integer, nullable=False),
+    Column("subject", ID, nullable=False),
     Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("due", Instant),
     _number("failures"),
@@ -478,7 +483,7 @@ Index("ix_jobs_errand", jobs.c.kind, jobs.c.due, sqlite_where=IS_ERRAND)
 sends = Table(
     "sends",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("stream", ForeignKey("streams.id"), nullable=False),
     Column("transaction_id", Text, nullable=False),
     Column("purpose", Text, nullable=False),  # operator, selftest, canary
@@ -508,7 +513,7 @@ Index("ix_sends_arrived", sends.c.arrived, sqlite_where=sends.c.arrived.is_not(N
 attempts = Table(
     "attempts",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("fax", ForeignKey("faxes.id"), nullable=False),
     Column("at", Instant, nullable=False),
     Column("outcome", Text, nullable=False),

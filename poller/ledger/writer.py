@@ -20,7 +20,6 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 _TURN_WITHIN_S = 1.0
 _KEPT_BACK_S = 0.1  # how long a read may delay a commit; the commit then runs beside it
-_AT_ONCE = 200  # a longer queue is split, so that the first writes do not wait for the last
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Writer:
     """Runs jobs in order; answers each after its commit.
 
     A job is a plain function of a connection. A job that raises takes back only its own changes. If
-    the transaction fails, all its jobs fail with LedgerUnavailable and none is recorded.
+    the transaction fails, all its jobs fail with LedgerUnavailable and none is recorded. `most` is
+    how many jobs one transaction may have.
     """
 
     def __init__(
@@ -46,11 +46,13 @@ class Writer:
         database: Database,
         where: str,
         *,
+        most: int = 200,
         is_command: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._where = where
+        self._most = most
         self._is_command = is_command
         self._monotonic = monotonic
         self._waiting: collections.deque[_Job] = collections.deque()
@@ -151,7 +153,7 @@ class Writer:
             self._answer_the_rest()
 
     async def _commit_group(self) -> None:
-        count = min(len(self._waiting), _AT_ONCE)
+        count = min(len(self._waiting), self._most)
         self._running = [self._waiting.popleft() for _ in range(count)]
         try:
             outcomes = await self._transaction(self._running)

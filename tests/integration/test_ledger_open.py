@@ -135,7 +135,7 @@ async def test_readers_cannot_write(path: Path) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        pytest.param("postgresql://host/db", id="another database"),
+        pytest.param("mysql://host/db", id="another database"),
         pytest.param("sqlite://", id="no path"),
         pytest.param("sqlite:///", id="empty path"),
         pytest.param("sqlite:///:memory:", id="memory"),

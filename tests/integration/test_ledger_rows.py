@@ -5,7 +5,6 @@ import dataclasses
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +38,8 @@ def span(start_h: float, end_h: float) -> Interval:
 
 
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
-    async with await Ledger.open(f"sqlite:///{tmp_path}/poller.db") as ledger:
+async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
+    async with await Ledger.open(ledger_url) as ledger:
         yield ledger
 
 
@@ -725,9 +724,9 @@ async def test_ticket_of_a_fax_that_is_published_next_stays_in_its_row_until_it_
 # -- counters --------------------------------------------------------------------------------------
 
 COUNTED = """
-SELECT count(*), coalesce(sum(state = 'stored'), 0), coalesce(sum(state = 'pending'), 0),
-       coalesce(sum(state = 'quarantined'), 0), coalesce(sum(state = 'dismissed'), 0),
-       coalesce(sum(damaged), 0)
+SELECT count(*), count(*) FILTER (WHERE state = 'stored'),
+       count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'quarantined'),
+       count(*) FILTER (WHERE state = 'dismissed'), count(*) FILTER (WHERE damaged)
 FROM faxes WHERE stream = :user
 """
 

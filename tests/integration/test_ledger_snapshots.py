@@ -102,7 +102,7 @@ async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_co
     path, directory = tmp_path / "disk" / "ledger.db", tmp_path / "state"
     directory.mkdir()
     url = f"sqlite:///{path}"
-    async with await Ledger.open(url, directory=directory) as ledger:
+    async with await Ledger.open(backend_at(url, directory)) as ledger:
         await ledger.write(streams.sync, ONE_USER, NOW)
         await ledger.look_after(NOW)
         assert (await ledger.health()).snapshot_at == NOW
@@ -111,9 +111,9 @@ async def test_snapshots_of_a_ledger_elsewhere_are_in_the_state_directory_and_co
     assert others(path) == set()
     path.unlink()
     new = backend_at(url, directory).replace()
-    assert new.base.source == snapshot
+    assert new.base.source == str(snapshot)
     new.abandon()
-    async with await Ledger.open(url, directory=directory) as ledger:
+    async with await Ledger.open(backend_at(url, directory)) as ledger:
         assert ledger.restored_from == NOW
         assert len(await ledger.read(streams.all_streams)) == 1
 

@@ -188,10 +188,10 @@ async def test_flipped_bytes_at_every_page_refuse_the_start_and_a_rebuild_heals_
         assert path.read_bytes() == spoilt, f"changed at {offset}"
         if number % 10 and not EXHAUSTIVE:
             continue
-        done = await rebuild(settings, since=None, now=clock.now)
+        done = await rebuild(settings, {}, since=None, now=clock.now)
         assert done.added == 25
         assert done.kept_aside is not None
-        assert done.kept_aside.read_bytes() == spoilt
+        assert Path(done.kept_aside).read_bytes() == spoilt
         async with opened_runtime(settings, clock) as runtime:
             await catch_up(runtime)
     assert set(simulator.downloads.values()) == {1}
@@ -263,7 +263,7 @@ async def test_lost_ledger_is_a_problem_until_it_is_rebuilt(
             assert f"lost. The new one, made at {lost_at:%Y-%m-%d %H:%M} UTC" in trouble
             assert "`poller rebuild`" in trouble
         clock.advance(DAY)
-    await rebuild(settings, since=None, now=clock.now)
+    await rebuild(settings, {}, since=None, now=clock.now)
     async with opened_runtime(settings, clock) as runtime:
         assert await troubles(settings, runtime) == []
 
@@ -313,7 +313,7 @@ async def test_deleted_ledger_whose_snapshots_are_damaged_is_for_rebuild(
     with pytest.raises(LedgerDamaged, match="poller rebuild"):
         await Ledger.open(settings.state_url)
     assert not path.exists()
-    assert (await rebuild(settings, since=None, now=clock.now)).added == 1
+    assert (await rebuild(settings, {}, since=None, now=clock.now)).added == 1
 
 
 async def test_ledger_from_an_old_backup_adopts_what_is_there_and_doubles_nothing(

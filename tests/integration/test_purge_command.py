@@ -197,7 +197,7 @@ def test_faxes_that_efax_no_longer_has_are_neither_retried_nor_repaired(
 
 
 async def test_purge_says_that_the_service_has_an_unusable_storage(tmp_path: Path) -> None:
-    ledger = await Ledger.open(f"sqlite:///{tmp_path}/poller.db", directory=tmp_path)
+    ledger = await Ledger.open(f"sqlite:///{tmp_path}/poller.db")
     try:
         assert await _closed(ledger) == ""
         for reason, said in ((None, ""), ("the disk is full", "unusable: the disk is full")):

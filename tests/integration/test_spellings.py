@@ -142,7 +142,7 @@ async def test_rebuilt_ledger_knows_a_fax_by_its_sidecar_in_another_spelling(
     content["image"]["file"] = again[0].name
     again[1].write_text(json.dumps(content | {"fax_id": LOWER}))
     lose(settings)
-    done = await rebuild(settings, since=None, now=clock.now)
+    done = await rebuild(settings, {}, since=None, now=clock.now)
     assert (done.added, done.doubles.count) == (1, 1)
     async with opened_runtime(settings, clock) as runtime:
         assert len(await settle(runtime, clock)) == 1

@@ -15,7 +15,7 @@ from typing import Self
 from poller import state_directory
 from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger import schema
-from poller.ledger.backend import Base
+from poller.ledger.backend import Backend, Base
 from poller.ledger.sqlite import file, snapshots
 from poller.ledger.sqlite.engine import name_of
 from poller.ledger.sqlite.file import journal_of
@@ -25,37 +25,37 @@ from poller.ledger.sqlite.file import journal_of
 class FileReplacement:
     path: Path
     base: Base
+    backend: Backend
 
     @classmethod
-    def begin(cls, path: Path, snapshot_stem: Path) -> Self:
-        """Choose the copy to begin with, and copy it; remove what an earlier try left."""
-        new = _being_made(path)
+    def begin(cls, path: Path, snapshot_stem: Path, backend: Backend) -> Self:
+        """Choose the copy to begin with, and copy it; remove what an earlier try left.
+
+        `backend` is that of the new ledger.
+        """
+        new = being_made(path)
         with snapshots.mapped(path):
             state_directory.make(path.parent)
             try:
                 base = _choose(path, snapshot_stem)
                 _abandon(path)
                 if base.source is not None:
-                    snapshots.copy_to(base.source, new)
+                    snapshots.copy_to(Path(base.source), new)
             except BaseException:
                 _abandon(path)
                 raise
-        return cls(path, base)
-
-    @property
-    def url(self) -> str:
-        return f"sqlite:///{_being_made(self.path)}"
+        return cls(path, base, backend)
 
     def abandon(self) -> None:
         with suppress(OSError):
             _abandon(self.path)
 
-    def install(self, now: datetime) -> Path | None:
+    def install(self, now: datetime) -> str | None:
         """Put the new ledger in the place of the old; there is a ledger under that name at every instant.
 
         First move the journal of the old one aside, as SQLite would replay it into the new one.
         """
-        path, new, aside = self.path, _being_made(self.path), None
+        path, new, aside = self.path, being_made(self.path), None
         with snapshots.mapped(path):
             journal_of(new).unlink(missing_ok=True)
             state_directory.sync(new)
@@ -68,7 +68,7 @@ class FileReplacement:
             journal.unlink(missing_ok=True)
             new.rename(path)
             state_directory.sync(path.parent)
-        return aside
+        return None if aside is None else str(aside)
 
 
 # -- the copy to begin with ----------------------------------------------------------------------
@@ -90,7 +90,7 @@ def _choose(path: Path, snapshot_stem: Path) -> Base:
         reason = _unusable_original(path) if candidate == path else _unusable(candidate)
         if reason is None:
             at = None if candidate == path else snapshots.made_at(candidate)
-            return Base(candidate, at, tuple(passed_over))
+            return Base(str(candidate), at, tuple(passed_over))
         passed_over.append(reason)
     return Base(None, None, tuple(passed_over))
 
@@ -99,7 +99,7 @@ def _unusable_original(path: Path) -> str | None:
     """Say why the original cannot be used. Replay its journal into a copy: it must not change."""
     if not path.is_file() or not file.needs_replay(path):
         return _unusable(path)
-    copy = _being_made(path)
+    copy = being_made(path)
     shutil.copyfile(path, copy)
     shutil.copyfile(journal_of(path), journal_of(copy))
     reason = _unusable(copy)
@@ -148,12 +148,13 @@ def restore(path: Path, snapshot_stem: Path) -> datetime | None:
     return snapshots.made_at(source)
 
 
-def _being_made(path: Path) -> Path:
+def being_made(path: Path) -> Path:
+    """Return the name of the ledger that is to replace this one."""
     return path.with_name(f"{path.name}.rebuilding")
 
 
 def _abandon(path: Path) -> None:
-    new = _being_made(path)
+    new = being_made(path)
     for old in (new, journal_of(new)):
         old.unlink(missing_ok=True)
 

@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeVar
 
+from sqlalchemy import Connection
+
 from poller.errors import CannotStart, LedgerUnavailable, NoThread
-from poller.ledger.backend import Hung, Write
+from poller.ledger.backend import Hung, Write, snapshot_is_due
 from poller.ledger.database import Database
 from poller.ledger.sqlite import engine, file, replacement, snapshots
 from poller.own_threads import OwnThreads, in_own_thread, looked_at
@@ -26,6 +28,7 @@ class SqliteBackend:
     """The file at `path`; the names of its snapshots begin with `snapshot_stem`."""
 
     is_shared = False
+    group_size = 200  # a longer queue is split, so that the first writes do not wait for the last
 
     def __init__(self, path: Path, snapshot_stem: Path) -> None:
         self._path = path
@@ -67,6 +70,9 @@ class SqliteBackend:
     def prepare(self) -> None:
         file.prepare(self._path)
 
+    def begin_migration(self, connection: Connection) -> None:
+        """Do nothing: the writer's transaction locks out all others."""
+
     def writer(self) -> Database:
         return engine.writer(self._path)
 
@@ -74,7 +80,9 @@ class SqliteBackend:
         return engine.readers(self._path)
 
     def replace(self) -> replacement.FileReplacement:
-        return replacement.FileReplacement.begin(self._path, self._snapshot_stem)
+        new = replacement.being_made(self._path)
+        backend = SqliteBackend(new, new)
+        return replacement.FileReplacement.begin(self._path, self._snapshot_stem, backend)
 
     async def backup(self, target: Path) -> int:
         try:
@@ -100,6 +108,12 @@ class SqliteBackend:
 
     async def snapshot_at(self) -> datetime | None:
         return await self._look(lambda: snapshots.newest_at(self._snapshot_stem))
+
+    async def snapshot_is_due(self, now: datetime) -> bool:
+        return snapshot_is_due(await self.snapshot_at(), now)
+
+    def risk(self, connection: Connection) -> str | None:  # noqa: ARG002  (PostgreSQL's look)
+        return None
 
     async def look_after(self, now: datetime, write: Write) -> str | None:
         writer: sqlite3.Connection | None = await write(engine.shared_connection)

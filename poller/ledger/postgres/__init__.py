@@ -1,0 +1,1 @@
+"""A PostgreSQL database as the ledger; only `postgresql://` loads this folder and psycopg."""

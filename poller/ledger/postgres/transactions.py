@@ -1,0 +1,83 @@
+"""Transactions on the server: one that was lost before its end is run again on a new connection."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from poller.errors import LedgerUnavailable
+from poller.ledger.database import Database
+from poller.ledger.postgres.postgres_server import CONNECT_WITHIN_S, PostgresServer, has_ended
+
+T = TypeVar("T")
+_READERS = 3
+_LOCK_S = 8  # a stopped holder of a lock loses it after `_IDLE_S`
+_IDLE_S = 5
+_WRITE_S = 30
+_READ_S = 90  # below `ledger.READ_WITHIN_S`
+
+
+class Transactions(Database):
+    """Begins each transaction with its settings, as a pooler may give it any connection.
+
+    A transaction that the server took back before its COMMIT is run again: nothing was recorded.
+    """
+
+    def __init__(self, server: PostgresServer, begin: str, *, connections: int) -> None:
+        engine = create_engine(
+            "postgresql+psycopg://",
+            creator=server.connect,
+            poolclass=QueuePool,
+            pool_size=connections,
+            max_overflow=0,
+            hide_parameters=True,
+            use_native_hstore=False,  # it would look for that type at every start
+        )
+        event.listen(engine, "begin", self._begin)
+        super().__init__(engine, connections=connections, trouble=server.trouble)
+        self._server = server
+        self._begin_with = begin
+
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
+        deadline = time.monotonic() + CONNECT_WITHIN_S
+        while True:
+            with self.engine.connect() as connection:
+                try:
+                    transaction = connection.begin()
+                    outcome = work(connection)
+                except (DBAPIError, psycopg.Error) as error:
+                    if not has_ended(error):
+                        raise
+                    connection.invalidate()
+                    if time.monotonic() > deadline:
+                        raise LedgerUnavailable(self._server.sentence(error)) from error
+                    continue
+                transaction.commit()
+                return outcome
+
+    def _begin(self, connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        driver.execute(self._begin_with)
+
+
+def writer(server: PostgresServer) -> Transactions:
+    begin = _begin(server, "READ COMMITTED READ WRITE", _WRITE_S, _IDLE_S)
+    return Transactions(server, begin, connections=1)
+
+
+def readers(server: PostgresServer) -> Transactions:
+    begin = _begin(server, "REPEATABLE READ READ ONLY", _READ_S, _READ_S)
+    return Transactions(server, begin, connections=_READERS)
+
+
+def _begin(server: PostgresServer, mode: str, statement_s: int, idle_s: int) -> str:
+    return (
+        f"BEGIN ISOLATION LEVEL {mode}; SET LOCAL search_path = {server.schema}; "
+        f"SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{_LOCK_S}s'; "
+        f"SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
+    )

