@@ -11,7 +11,7 @@ from poller.errors import CannotStart, StorageUnusable
 from poller.ledger import Ledger, backend_of, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
-from poller.store import FoundSidecar, Origin, Storage, Unreadable
+from poller.store import FoundSidecar, Origin, Storage, Unreadable, storage_of
 from poller.stream import Stream
 
 _NAMED = 100  # paths named for each kind of trouble; all are counted
@@ -73,8 +73,8 @@ async def rebuild(
     the storage's id. Raises LockHeld, CannotStart, LedgerUnavailable and StorageUnusable, and then
     changes nothing.
     """
-    with contextlib.closing(Storage(settings.storage)) as storage:
-        marker = await _marker(settings, storage)
+    with contextlib.closing(storage_of(settings)) as storage:
+        marker = await _marker(storage)
         if storage_lock is not None:
             storage_lock.take(marker)
         backend = backend_of(settings, environ)
@@ -94,7 +94,7 @@ async def rebuild(
         return done
 
 
-async def _marker(settings: Config, storage: Storage) -> str:
+async def _marker(storage: Storage) -> str:
     """Return the storage's marker; without the disk, poller would fetch its files again."""
     try:
         marker, _ = await storage.ask(lambda store: store.marked())
@@ -102,7 +102,7 @@ async def _marker(settings: Config, storage: Storage) -> str:
         raise CannotStart(f"{error}; nothing was changed, {_READS_SIDECARS}") from error
     if not marker:
         raise CannotStart(
-            f"the storage directory {settings.storage.directory} has no marker .poller-storage: "
+            f"the storage {storage.where()} has no marker .poller-storage: "
             f"is its disk mounted? Nothing was changed; {_READS_SIDECARS}"
         )
     return marker
@@ -115,7 +115,7 @@ async def _take_over(
     known = await ledger.read(meta.value, meta.STORAGE_ID)
     if known is not None and known != marker:
         raise CannotStart(
-            f"the marker in {settings.storage.directory} belongs to another storage than the "
+            f"the marker in {storage.where()} belongs to another storage than the "
             "ledger's: mount the right disk, or move the ledger and its snapshots away"
         )
     await ledger.write(meta.keep, meta.STORAGE_ID, marker)
@@ -169,7 +169,7 @@ async def _believed(
     """
     unknown = await ledger.read(sidecar_import.unknown, found)
     images = [(found[place].stored, found[place].origin.identity) for place in unknown]
-    seen = await storage.look(images, thorough=True)
+    seen = await storage.look(images, thorough=storage.reading_is_free)
     findings = dict(zip(unknown, seen, strict=True))
     believed = []
     for place, one in enumerate(found):

@@ -14,7 +14,7 @@ from poller.config.model import Config, SecretRef
 from poller.errors import ConfigError, LedgerUnavailable, Problem
 from poller.events import Level
 from poller.ledger import Ledger, backend_of, meta
-from poller.store import Storage, store_of
+from poller.store import storage_of, store_of
 
 DEFAULT_CONFIG = Path("/etc/poller")
 
@@ -77,13 +77,16 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 
     `shortly`: skip the trial of each step; a running service has made it already.
     """
-    free = None
+    free: int | None = None
+    reason: str | None = None
     try:
-        with closing(Storage(settings.storage)) as storage:
+        with closing(storage_of(settings)) as storage:
             storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
             reason = await storage.check(storage_id, shortly=shortly)
             free = await storage.free_bytes()
         await ledger.require_room()
+    except ConfigError:  # only the service can read the key of its bucket
+        pass
     except LedgerUnavailable as error:
         reason = error.told
     return storage_shown(settings, reason, free)
@@ -92,7 +95,7 @@ async def storage_now(settings: Config, ledger: Ledger, *, shortly: bool = False
 def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) -> dict[str, Any]:
     """Return the status's `storage` object; `reason` is why the storage is unusable."""
     return {
-        "directory": store_of(settings.storage).where(),
+        "directory": store_of(settings).where(),
         "usable": reason is None,
         "reason": reason,
         "free_bytes": free_bytes,

@@ -13,11 +13,11 @@ from poller.cli.lookup import counted, name_of
 from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
-from poller.errors import CannotStart, StorageConflict, StorageUnusable
+from poller.errors import CannotStart, ConfigError, StorageConflict, StorageUnusable
 from poller.ledger import backend_of, require_usable
 from poller.problems import not_in_time
 from poller.status import by_stream
-from poller.store import Storage
+from poller.store import storage_of
 from poller.stream import Direction
 from poller.topic import see
 
@@ -79,13 +79,15 @@ async def _storage_trouble(settings: Config) -> str | None:
             async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
                 reason: str | None = (await bootstrap.storage_now(settings, ledger))["reason"]
                 return reason
-    if not os.access(settings.storage.directory, os.W_OK):
+    if settings.storage.url is None and not os.access(settings.storage.directory, os.W_OK):
         return None
-    with closing(Storage(settings.storage)) as storage:
+    with closing(storage_of(settings)) as storage:
         try:
             await storage.ask(lambda store: store.prove())
         except (StorageUnusable, StorageConflict) as error:
             return error.told
+        except ConfigError:  # only the service can read the key of its bucket
+            return None
     return None
 
 

@@ -145,6 +145,7 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         "check the files on disk against the hashes in the ledger",
         (
             _flag("--repair", "fetch damaged faxes again"),
+            _flag("--thorough", "read every fax in a bucket again; a directory's are always read"),
             _fax(
                 "--taken", "+", "fetch these again, although a program took them away", default=[]
             ),

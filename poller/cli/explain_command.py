@@ -64,7 +64,7 @@ async def _explained(settings: Config, fax_id: str) -> dict[str, Any]:
     return {
         **{name: getattr(fax, _CALLED_IN_THE_LEDGER.get(name, name)) for name in _FACTS},
         "completed_at" if fax.direction is Direction.SENT else "received_at": fax.received_at,
-        "file": None if fax.file is None else store_of(settings.storage).where(fax.file),
+        "file": None if fax.file is None else store_of(settings).where(fax.file),
         "taken": None if gone is None else bool(gone),
         "deletion": planned,
         "evidence": await store.find(fax.app_id, fax.user_id, fax.fax_id),

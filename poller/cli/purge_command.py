@@ -31,7 +31,7 @@ from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, deletions, errands, faxes, meta, streams
 from poller.ledger.tables import JobKind
 from poller.runtime_report import RuntimeReport
-from poller.store import Storage
+from poller.store import Storage, storage_of
 from poller.stream import Direction
 
 _PAGE = 256
@@ -105,7 +105,7 @@ async def _plan(
             )
         users = await _users(settings, ledger, key)
         try:
-            with closing(Storage(settings.storage)) as storage, progress("reading") as show:
+            with closing(storage_of(settings)) as storage, progress("reading") as show:
                 await storage.prepare(store_id)
                 planner = _Planner(ledger, storage, users, before, report)
                 async for done in planner.go_through():

@@ -24,6 +24,7 @@ from poller.ingest.stream_state import StreamState
 from poller.ledger import Ledger, SendRow, SendState, sends
 from poller.page_progress import what_is_missing
 from poller.status import instant
+from poller.store import store_of
 
 _POLL_EVERY_S = 5.0
 _LOOK_S = 1.0
@@ -81,6 +82,8 @@ def _problem(settings: Config, row: SendRow) -> str | None:
     """Return the step that did not happen, or the fault of the file; None if all is well."""
     if not row.is_stored or row.file is None:
         return what_is_missing(row)
+    if settings.storage.url is not None:
+        return _recorded_problem(store_of(settings).where(row.file), row)
     path = settings.storage.directory / row.file
     checkers = Checkers()
     try:
@@ -94,9 +97,16 @@ def _problem(settings: Config, row: SendRow) -> str | None:
         checkers.close()
     if document.problem is not None:
         return f"{path} is stored but damaged: {document.problem}"
-    if document.pages != 1:
-        return f"{path} is stored but has {document.pages} pages; the self-test sent one"
-    return None
+    return _pages_problem(str(path), document.pages)
+
+
+def _recorded_problem(path: str, row: SendRow) -> str | None:
+    """Return what the service found: this command may have no key of the bucket."""
+    return f"{path} is stored but damaged" if row.damaged else _pages_problem(path, row.pages)
+
+
+def _pages_problem(path: str, pages: int | None) -> str | None:
+    return None if pages == 1 else f"{path} is stored but has {pages} pages; the self-test sent one"
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from poller.evidence import EvidenceStore
 from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
+from poller.store import store_of
 from poller.topic import see
 
 
@@ -73,7 +74,7 @@ def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
 
 def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
     """Yield the problems that only a command outside the service sees, as sentences."""
-    configured, used = str(settings.storage.directory), shown["storage"]["directory"]
+    configured, used = store_of(settings).where(), shown["storage"]["directory"]
     if configured != used:
         yield see(
             f"the running service still stores in {used}; `systemctl restart poller` makes it use "

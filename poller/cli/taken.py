@@ -8,7 +8,7 @@ from poller.config.model import Config
 from poller.errors import StorageConflict, StorageUnusable
 from poller.ledger import FaxRow, Ledger, State, meta
 from poller.status import instant
-from poller.store import Condition, Identity, Storage
+from poller.store import Condition, Identity, storage_of
 
 
 async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> list[FaxRow] | None:
@@ -26,7 +26,7 @@ async def taken(settings: Config, ledger: Ledger, rows: Sequence[FaxRow]) -> lis
         return []
     identities = [(file, Identity(row.app_id, row.user_id, row.fax_id)) for row, file in looked_at]
     try:
-        with closing(Storage(settings.storage)) as storage:
+        with closing(storage_of(settings)) as storage:
             await storage.prepare(storage_id)
             findings = await storage.look(identities, thorough=False)
     except (StorageUnusable, StorageConflict):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poller.cli import bootstrap
+from poller.cli import bootstrap, stdio
 from poller.cli.console import answer, print_figures, progress, say
 from poller.cli.follow import wait_for_faxes
 from poller.cli.foreground import work_or_follow
@@ -23,7 +23,7 @@ from poller.ingest.audit import Auditor, Checked
 from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, State, StreamRow, faxes, jobs, meta, streams
 from poller.status import instant
-from poller.store import Condition, Storage
+from poller.store import Condition, storage_of
 
 _STRANGERS_SHOWN = 1000
 _HANG_TIMEOUT_S = 120.0
@@ -94,12 +94,14 @@ class VerifyReport:
         }
 
 
-def verify(paths: Sequence[Path], *, repair: bool, taken: Sequence[str], as_json: bool) -> int:
+def verify(
+    paths: Sequence[Path], *, repair: bool, taken: Sequence[str], thorough: bool, as_json: bool
+) -> int:
     """Compare ledger and disk. Raises CannotStart if the storage cannot be read."""
     settings = bootstrap.load(paths)
     if (repair or taken) and not bootstrap.is_running(settings):
         bootstrap.read_all_secrets(settings)  # fail before an hour of hashing, not after it
-    report = asyncio.run(_verify(settings, taken, repair=repair))
+    report = asyncio.run(_verify(settings, taken, repair=repair, thorough=thorough))
     try:
         if report.asked:
             _fetch_again(settings, report)
@@ -124,11 +126,13 @@ def _fetch_again(settings: Config, report: VerifyReport) -> None:
         ) from held_by
 
 
-async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> VerifyReport:
+async def _verify(
+    settings: Config, taken: Sequence[str], *, repair: bool, thorough: bool
+) -> VerifyReport:
     report = VerifyReport()
     async with bootstrap.ledger_beside(settings, readonly=False) as ledger:
         named = {(await find_one(ledger, name)).id for name in taken}
-        whole = await _audit(settings, ledger, report, named)
+        whole = await _audit(settings, ledger, report, named, thorough=thorough)
         wanted = named - whole - report.unread
         if repair:
             wanted |= report.amiss
@@ -149,7 +153,7 @@ async def _verify(settings: Config, taken: Sequence[str], *, repair: bool) -> Ve
 
 
 async def _audit(
-    settings: Config, ledger: Ledger, report: VerifyReport, named: set[int]
+    settings: Config, ledger: Ledger, report: VerifyReport, named: set[int], *, thorough: bool
 ) -> set[int]:
     """Note what is on disk; return which of the `named` faxes are there and whole."""
     storage_id = await ledger.read(meta.value, meta.STORAGE_ID)
@@ -162,10 +166,14 @@ async def _audit(
     total = sum(row.stored for row in users)
     whole = set()
     try:
-        with closing(Storage(settings.storage)) as storage, progress("verifying") as show:
+        with closing(storage_of(settings)) as storage, progress("verifying") as show:
             await storage.prepare(storage_id)
+            if thorough and not storage.reading_is_free:
+                stdio.complain(
+                    f"Reading all {total:,} faxes from {storage.where()}: its owner may charge for it."
+                )
             auditor = Auditor(ledger, storage, SystemClock())
-            async for page in auditor.pages(thorough=True):
+            async for page in auditor.pages(thorough=thorough or storage.reading_is_free):
                 for one in page:
                     report.found(one)
                     if one.row.id in named and one.finding.condition is Condition.OK:

@@ -103,9 +103,38 @@ def _postgresql(value: str) -> str:
     return value
 
 
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]((/[A-Za-z0-9_-][A-Za-z0-9._=-]*)*)/?")
+
+
+def bucket_url(node: Node) -> str:
+    """Parse `s3://bucket/prefix`; return it without a slash at the end."""
+    value = text(node)
+    if not _BUCKET.fullmatch(value):
+        raise WrongValueError(
+            "must be s3:// with a bucket, and a prefix if you like, such as s3://faxes/poller"
+        )
+    return value.rstrip("/")
+
+
+def endpoint(node: Node) -> str:
+    """Parse the URL of an S3-compatible store, as `base_url` does."""
+    return _service_url(node, "https://s3.example.com")
+
+
+def region(node: Node) -> str:
+    value = text(node)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
+        raise WrongValueError("must be the name of a region such as eu-central-1")
+    return value
+
+
 def base_url(node: Node) -> str:
     """Parse an https URL, or http to loopback; return it without a slash at the end."""
-    url = _url(node, "https://api.securedocex.com")
+    return _service_url(node, "https://api.securedocex.com")
+
+
+def _service_url(node: Node, example: str) -> str:
+    url = _url(node, example)
     if url.scheme == "http" and not is_loopback(cast(str, url.hostname)):
         raise WrongValueError("must begin with https:// (http:// is for loopback only)")
     return url.geturl().rstrip("/")

@@ -41,9 +41,10 @@ _TOP = _LEVELLED | tree(Config)
 
 @dataclass(frozen=True)
 class Outside:
-    """Facts outside the text: a certificate's fault, the real place of a path, the time."""
+    """Facts outside the text: a certificate's fault, a library, the real place of a path, the time."""
 
     certificate_problem: Callable[[Path], str | None]
+    is_installed: Callable[[str], bool]
     real: Callable[[Path], Path]
     now: datetime
 
@@ -77,6 +78,7 @@ class Builder:
         }
         config = Config(files=files, **given)
         self._check_apart(root, found, config)
+        self._check_bucket(found)
         if config.state.password is not None and not config.state_url.startswith(
             addresses.POSTGRESQL
         ):
@@ -149,8 +151,36 @@ class Builder:
             )
         return http
 
+    def _check_bucket(self, found: Settings) -> None:
+        """Check that the keys of a bucket have one, and that it is the only storage."""
+        url, pair = "storage.url", ("storage.access_key_id", "storage.secret_access_key")
+        given = [key for key in (url, "storage.directory", *pair) if not is_unset(found, key)]
+        if is_unset(found, url):
+            for key in ("storage.endpoint", "storage.region", *pair):
+                if not is_unset(found, key):
+                    self._problems.add(
+                        found[key].node, "is about a bucket; write url: s3://bucket beside it"
+                    )
+            return
+        if "storage.directory" in given:
+            self._problems.add(
+                found[url].node,
+                f"conflicts with 'directory' at {found['storage.directory'].node.where}; keep one of "
+                "the two",
+            )
+        if len(lone := [key for key in pair if key in given]) == 1:
+            other = next(key for key in pair if key not in given).partition(".")[2]
+            self._problems.add(found[lone[0]].node, f"needs {other} beside it")
+        if not self._outside.is_installed("boto3"):
+            self._problems.add(
+                found[url].node,
+                "needs a package that is not installed: pip install 'poller[cluster]'",
+            )
+
     def _check_apart(self, root: Node, found: Settings, config: Config) -> None:
         """Keep the ledger out of the storage directory, which other programs read."""
+        if config.storage.url is not None:
+            return
         faxes = self._outside.real(config.storage.directory)
         places: list[tuple[str, Path, tuple[str, ...]]] = [
             ("the state directory", config.state_directory, ("state.directory",))

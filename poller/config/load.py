@@ -1,6 +1,7 @@
 """Read the configuration files of `-c`; only this module and `secrets` touch the disk."""
 
 import contextlib
+import importlib.util
 import os
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ def load(paths: Sequence[Path], *, now: datetime | None = None) -> Config:
     root = reduce(lambda a, b: merged(a, b, problems), documents) if documents else nowhere
     outside = Outside(
         certificate_problem=certificate_problem,
+        is_installed=lambda name: importlib.util.find_spec(name) is not None,
         real=lambda path: Path(os.path.realpath(path)),
         now=max([now or SystemClock().now(), *_written_at(files)]),
     )

@@ -327,20 +327,58 @@ class Account:
 
 @dataclass(frozen=True)
 class StorageConfig:
-    directory: Path = key(Path("/var/lib/poller/faxes"), addresses.path, "Where the faxes go.")
+    """Faxes go to `directory`, or to the bucket at `url` if that is set."""
+
+    directory: Path = key(
+        Path("/var/lib/poller/faxes"), addresses.path, "Where the faxes go, unless `url` is set."
+    )
+    url: str | None = key(
+        None,
+        nullable(addresses.bucket_url),
+        "Instead of `directory`: a bucket of an S3-compatible store, with a prefix if you like, such "
+        "as `s3://faxes/poller`. See [faxes in a bucket](FILES.md#faxes-in-a-bucket).",
+    )
+    endpoint: str | None = key(
+        None,
+        nullable(addresses.endpoint),
+        "Where the store of `url` is, such as `https://s3.example.com`; https only, except to "
+        "loopback. null: AWS.",
+    )
+    region: str | None = key(
+        None, nullable(addresses.region), "The bucket's region, such as `eu-central-1`."
+    )
+    access_key_id: SecretRef | None = key(
+        None,
+        nullable(addresses.secret),
+        "The ID of an access key to the bucket (a secret). null: what AWS's own tools use, such as "
+        "the machine's role.",
+    )
+    secret_access_key: SecretRef | None = key(
+        None, nullable(addresses.secret), "The access key itself (a secret)."
+    )
     path: str = key(
         "{account}/{user}/{received:%Y/%m/%d}/{fax_id}",
         values.path_template,
         "A fax's name without extension. `{fax_id}` is needed; `received` is in UTC. Fixed when a "
         "fax is discovered.",
     )
-    min_free: int = key(1 << 30, size, "If less is free, poller fetches nothing.")
+    min_free: int = key(
+        1 << 30,
+        size,
+        "If less is free, poller fetches nothing. With `url`, this is about `state.directory`, where "
+        "faxes arrive first.",
+    )
     consumers: Consumers = key(
         "read",
         choice(Consumers),
         "`read`: files 0640, directories 0750. `move`: directories 2770, so that members of the "
         "group may take files away.",
     )
+
+    @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        found = (self.access_key_id, self.secret_access_key)
+        return tuple(one for one in found if one is not None)
 
 
 @dataclass(frozen=True)
@@ -526,6 +564,7 @@ class Config:
             *([self.state.password] if self.state.password is not None else []),
             *(hook.secret for hook in hooks if hook is not None),
             *([tls.key] if tls is not None else []),
+            *self.storage.secrets,
         )
 
     @property

@@ -72,11 +72,13 @@ class BackgroundChecks:
     async def _check_files(self) -> None:
         """Check the files once per start: the sizes of the newest now, then the hashes of all.
 
-        The hashes may take long; they use at most a fifth of the time.
+        The hashes may take long; they use at most a fifth of the time. Those of a bucket are for
+        `poller verify --thorough`, because each start would read every fax and cost money.
         """
         while not await self._check(thorough=False, limit=_RECENT):
             await self._clock.sleep(_AGAIN_S)
-        while not await self._check(thorough=True, limit=None):
+        is_free = self._runtime.services.storage.reading_is_free
+        while is_free and not await self._check(thorough=True, limit=None):
             await self._clock.sleep(_AGAIN_S)
 
     async def _check(self, *, thorough: bool, limit: int | None) -> bool:

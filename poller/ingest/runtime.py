@@ -35,7 +35,7 @@ from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
 from poller.reporting import subscriber
-from poller.store import Storage
+from poller.store import Storage, storage_of
 
 Rows = Mapping[str, Sequence[StreamRow]]  # by App ID, in the order of the account's streams
 # As a share of `give_up_after`: a downtime this long could quarantine faxes that failed only once.
@@ -218,7 +218,7 @@ async def open_runtime(  # tests replace four of them
     clock = clock or SystemClock()
     backend = backend_of(settings, environ)
     ledger = await Ledger.open(backend, monotonic=clock.monotonic)
-    storage = Storage(settings.storage)
+    storage = storage_of(settings, environ)
     try:
         if ledger.restored_from is not None:
             log.say(events.LedgerRestored(ledger.restored_from))
@@ -265,7 +265,7 @@ async def _services_of(  # all that the runtime has so far
     if known is None:
         await ledger.write(meta.begin, storage_id, clock.now() if is_lost else None)
     if is_lost:
-        emit(events.LedgerLost(str(settings.storage.directory)))
+        emit(events.LedgerLost(storage.where()))
     gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)
     services = Services(
         ledger=ledger,

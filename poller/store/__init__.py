@@ -4,7 +4,7 @@ from poller.documents import StoredFile
 from poller.store.draft import Draft
 from poller.store.inspection import Condition, Finding
 from poller.store.sidecars import Identity, Origin, sidecar
-from poller.store.storage import Storage, store_of
+from poller.store.storage import Storage, storage_of, store_of
 from poller.store.store import Store
 from poller.store.survey import FoundSidecar, Unreadable
 
@@ -20,5 +20,6 @@ __all__ = [
     "StoredFile",
     "Unreadable",
     "sidecar",
+    "storage_of",
     "store_of",
 ]

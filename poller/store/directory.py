@@ -25,8 +25,11 @@ class Directory:  # more than 20 methods: the verbs of a store
     the staged sidecar and its directory.
     """
 
+    reading_is_free = True
+
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
+        self.writes_to = str(config.directory)
         self._id: str | None = None
         self._run = uuid.uuid4().hex[:8]
         self._durable = Durable()
@@ -105,7 +108,7 @@ class Directory:  # more than 20 methods: the verbs of a store
         except FileNotFoundError:
             return None
         for one in EXTENSIONS if form is None else [form]:
-            spool = Spool(at, at.names.image(one))
+            spool = Spool(at, one, is_placed=True)
             try:
                 spool.read_back()
             except FileNotFoundError:

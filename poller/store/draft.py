@@ -260,11 +260,11 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
             spool, self._spool = self._spool, None
             staged, self._staged = self._staged, None
             try:
-                if spool is not None:
-                    if staged is not None:
-                        self._berth.store.revoke(self._path, staged.ticket)
-                    spool.close()
+                if staged is not None:
+                    self._berth.store.revoke(self._path, staged.ticket)
             finally:
+                if spool is not None:
+                    spool.close()
                 self._release()
 
     def _release(self) -> None:

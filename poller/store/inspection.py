@@ -1,6 +1,7 @@
 """Compare the disk with what should be on it: well, taken, damaged or unreadable. Changes nothing."""
 
 import errno
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -30,7 +31,8 @@ class CannotRead(str):
     __slots__ = ()
 
 
-_MISSING = "missing"
+MISSING = "missing"
+CHANGED = "the content of the image has changed"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Finding:
 
     @property
     def is_gone(self) -> bool:
-        return self.image == self.sidecar == _MISSING
+        return self.image == self.sidecar == MISSING
 
     @property
     def condition(self) -> Condition:
@@ -73,17 +75,17 @@ class Finding:
     @property
     def is_placed(self) -> bool:
         """Whether the image is there and the sidecar is not."""
-        return self.image is None and self.sidecar == _MISSING
+        return self.image is None and self.sidecar == MISSING
 
     @property
     def in_transit(self) -> bool:
         """Whether a consumer seems to be taking it now: consumers take the image first."""
-        return self.image == _MISSING and self.sidecar is None
+        return self.image == MISSING and self.sidecar is None
 
     @property
     def image_trouble(self) -> str | None:
         """Return what is wrong with the image of a sidecar that has no row."""
-        if self.image == _MISSING:
+        if self.image == MISSING:
             return "the image is missing"
         if self.image is None or isinstance(self.image, CannotRead):
             return self.image
@@ -96,10 +98,10 @@ class Finding:
             return None
         if self.in_transit:
             return "the image is gone, but its sidecar is still there"
-        if self.image == _MISSING:
+        if self.image == MISSING:
             return f"{self.sidecar}; no image"
         beside = self.sidecar
-        if beside == _MISSING:
+        if beside == MISSING:
             beside = "the sidecar is gone, but the image is still there"
         return "; ".join(dict.fromkeys(one for one in (self.image, beside) if one is not None))
 
@@ -109,7 +111,7 @@ def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -
     try:
         folder = open_folder(root, path_of(stored))
     except FileNotFoundError:
-        return Finding(_MISSING, _MISSING, has_directory=False)
+        return Finding(MISSING, MISSING, has_directory=False)
     except StorageConflict as error:
         return Finding(str(error), str(error))
     except OSError as error:  # one bad directory proves nothing about the others
@@ -117,7 +119,7 @@ def look(root: int, stored: StoredFile, identity: Identity, *, thorough: bool) -
         return Finding(why, why)
     with closing(folder):
         sidecar = _sidecar_trouble(folder, stored, identity)
-        if stored.format == "json" and sidecar != _MISSING:
+        if stored.format == "json" and sidecar != MISSING:
             return Finding(sidecar, sidecar)
         return Finding(_image_trouble(folder, stored, thorough=thorough), sidecar)
 
@@ -127,12 +129,16 @@ def _image_trouble(folder: Folder, stored: StoredFile, *, thorough: bool) -> str
         with syscalls.reading(folder.names.image(stored.format), folder.fd) as fd:
             size = syscalls.status(fd).st_size
             if size != stored.bytes:
-                return f"the image has {size} bytes instead of {stored.bytes}"
+                return another_size(size, stored)
             if thorough and digest(fd) != stored.sha256:
-                return "the content of the image has changed"
+                return CHANGED
     except OSError as error:
         return _unreadable("image", error)
     return None
+
+
+def another_size(size: int, stored: StoredFile) -> str:
+    return f"the image has {size} bytes instead of {stored.bytes}"
 
 
 def _sidecar_trouble(folder: Folder, stored: StoredFile, identity: Identity) -> str | None:
@@ -146,7 +152,7 @@ def _sidecar_trouble(folder: Folder, stored: StoredFile, identity: Identity) -> 
 
 def _unreadable(what: str, error: OSError) -> str:
     if error.errno == errno.ENOENT:
-        return _MISSING
+        return MISSING
     if error.errno in _WHOLE_STORAGES_FAULT:
         raise error
     if error.errno in _NO_FILE:
@@ -155,10 +161,7 @@ def _unreadable(what: str, error: OSError) -> str:
 
 
 def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """List the visible files of one directory of the storage, and its subdirectories.
-
-    Each file comes with the path of the fax to which it can belong.
-    """
+    """List the visible files of one directory of the storage, and its subdirectories."""
     try:
         fd = open_directory(root, directory)
     except FileNotFoundError:  # something has just removed it
@@ -170,8 +173,13 @@ def visible_files(root: int, directory: str) -> tuple[list[tuple[str, str]], lis
     with syscalls.held(fd):
         found = [name for name in syscalls.names(fd) if _is_visible(name, directory)]
         below = {name for name in found if syscalls.is_directory(name, fd)}
-    files = (f"{directory}/{name}".lstrip("/") for name in sorted(set(found) - below))
-    return [(file, _path_of(file)) for file in files], sorted(below)
+    return with_paths(directory, set(found) - below), sorted(below)
+
+
+def with_paths(directory: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the full names of files, each with the path of the fax to which it can belong."""
+    files = (f"{directory}/{name}".lstrip("/") for name in sorted(names))
+    return [(file, _path_of(file)) for file in files]
 
 
 def _is_visible(name: str, directory: str) -> bool:

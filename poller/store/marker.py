@@ -79,17 +79,22 @@ def check(config: StorageConfig, root: int, *, thorough: bool) -> None:
     `thorough` tries all that a delivery does; otherwise only try to write a file. If that fails as
     it does on a file system that lacks an ability, try everything to find out which.
     """
-    space = syscalls.space(root)
+    require_room(config, config.directory, root)
+    if thorough or not _takes_a_file(root):
+        abilities.prove(config, root)
+
+
+def require_room(config: StorageConfig, directory: Path, at: int) -> None:
+    """Raise StorageFull if `directory`, open as `at`, has no room for faxes that arrive."""
+    space = syscalls.space(at)
     free = space.f_bavail * space.f_frsize
     if free < config.min_free:
         raise StorageFull(
-            f"only {size_text(free)} free in {config.directory}, "
+            f"only {size_text(free)} free in {directory}, "
             f"less than the {size_text(config.min_free)} of min_free"
         )
     if space.f_files and not space.f_favail:
-        raise StorageFull(f"cannot create a file in {config.directory}: no inode is free")
-    if thorough or not _takes_a_file(root):
-        abilities.prove(config, root)
+        raise StorageFull(f"cannot create a file in {directory}: no inode is free")
 
 
 def _takes_a_file(root: int) -> bool:

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from poller.documents import Document, NotADocument, Staged, StoredFile
 from poller.errors import ALONE, StorageConflict
 from poller.store import sidecars
-from poller.store.sidecars import EXTENSIONS, Identity, path_of
+from poller.store.sidecars import Identity, path_of
 from poller.store.spool import Inspect, Spool
 from poller.store.store import Store
 
@@ -77,7 +77,7 @@ def placed(
         return None
     try:
         document = spool.inspect(inspect)
-        if spool.name.endswith(EXTENSIONS[document.format]) and accept(document):
+        if spool.form == document.format and accept(document):
             return spool, spool.seal(document.format, document.pages, damaged=False)
     except NotADocument:
         pass

@@ -20,12 +20,19 @@ class Spool:
     The bytes arrive in the directory where they will stay, so that placing them needs no copy.
     """
 
-    def __init__(self, folder: Folder, name: str | None = None) -> None:
-        """With `name`, the bytes are already in that file: an image that an earlier run placed."""
+    def __init__(
+        self, folder: Folder, form: StoredFormat | None = None, *, is_placed: bool = False
+    ) -> None:
+        """With `form`, an earlier run has placed the image under the name of this format.
+
+        If it also `is_placed`, that file holds the bytes.
+        """
         self.folder = folder
-        self.name = name or folder.names.dot_image
-        self.is_placed = name is not None
+        self.form = form
+        self.is_placed = is_placed
+        self.name = folder.names.image(form) if form and is_placed else folder.names.dot_image
         self.is_ours = False  # whether this run gave it its name
+        self.is_ticket_used = False  # in a bucket
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0

@@ -1,12 +1,13 @@
 """The store for the event loop: its verbs run in threads, and each fax gets a draft."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+import os
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from threading import Lock
 from typing import TypeVar
 
-from poller.config.model import StorageConfig
+from poller.config.model import Config
 from poller.documents import Document, StoredFile, not_whole
 from poller.documents.checker import Killed
 from poller.documents.checkers import Checkers
@@ -26,9 +27,17 @@ _KILLS = 2  # checks killed in a row that do not yet count against the document
 _SURVEYED_AT_ONCE = 500
 
 
-def store_of(config: StorageConfig) -> Store:
+def store_of(settings: Config, environ: Mapping[str, str] = os.environ) -> Store:
     """Return the store that a configuration names, without asking it anything."""
-    return Directory(config)
+    if settings.storage.url is None:
+        return Directory(settings.storage)
+    from poller.store.bucket import BucketStore  # noqa: PLC0415 - needs the packages of an extra
+
+    return BucketStore(settings.storage, settings.state_directory / "spool", environ)
+
+
+def storage_of(settings: Config, environ: Mapping[str, str] = os.environ) -> "Storage":
+    return Storage(store_of(settings, environ))
 
 
 class Storage:
@@ -37,9 +46,9 @@ class Storage:
     Its user holds the state's lock, so nobody else writes dot-files here.
     """
 
-    def __init__(self, config: StorageConfig) -> None:
-        self.store = store_of(config)
-        self._threads = Threads(self.store.where(), _THREADS)
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._threads = Threads(store.writes_to, _THREADS)
         self._checkers = Checkers()
         self._killed: dict[str, int] = {}  # by path: how many checks in a row were killed
         self._active: set[str] = set()  # folded as where case makes no difference
@@ -49,6 +58,11 @@ class Storage:
     def where(self, file: str = "") -> str:
         """Return the full path of a file, or of the store, for people."""
         return self.store.where(file)
+
+    @property
+    def reading_is_free(self) -> bool:
+        """Whether reading images costs nothing, so that looks may always be thorough."""
+        return self.store.reading_is_free
 
     async def ask(self, verb: Callable[[Store], T]) -> T:
         """Use a verb of the store in a thread; OSError becomes one of our errors."""

@@ -22,6 +22,9 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
     Every verb may raise StorageUnusable, StorageConflict and OSError.
     """
 
+    writes_to: str  # the local directory in which faxes arrive; OSErrors are about it
+    reading_is_free: bool  # or its owner may charge for each image that is read
+
     def where(self, file: str = "") -> str:
         """Return the full path of a file, or of the store, for people; asks the store nothing."""
 

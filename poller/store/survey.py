@@ -1,6 +1,6 @@
 """Find what is in the storage by its sidecars, to rebuild a ledger; blocks."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from stat import S_ISREG
@@ -70,11 +70,22 @@ def _sidecar(fd: int, here: str, name: str) -> Iterator[FoundSidecar | Unreadabl
     visible = not name.startswith(".")
     base = name.removesuffix(_SIDECAR) if visible else staged_base(name)
     path = f"{here}/{base}" if here else base
-    try:
+
+    def read() -> bytes:
         if not S_ISREG(syscalls.status_of(name, fd).st_mode):
-            return
+            raise FileNotFoundError
         with syscalls.reading(name, fd) as file:
-            found = sidecars.describe(syscalls.read_all(file), path)
+            return syscalls.read_all(file)
+
+    yield from described(path, read, visible=visible)
+
+
+def described(
+    path: str, read: Callable[[], bytes], *, visible: bool
+) -> Iterator[FoundSidecar | Unreadable]:
+    """Yield what the sidecar of the fax at `path` says; nothing if `read` does not find it."""
+    try:
+        found = sidecars.describe(read(), path)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

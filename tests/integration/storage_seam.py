@@ -17,6 +17,7 @@ from poller.config.model import StorageConfig
 from poller.documents import Staged
 from poller.errors import MovedAway
 from poller.store import Draft, Identity, Origin, Storage, StoredFile, sidecar, syscalls
+from poller.store.directory import Directory
 
 PATH = "main/desk/f1"
 IDENTITY = Identity("app", "user", "f1")
@@ -47,7 +48,7 @@ def describe(stored: StoredFile | None) -> dict[str, Any]:
 
 
 async def opened(directory: Path, storage_id: str | None = None, **changes: Any) -> Storage:
-    storage = Storage(config(directory, **changes))
+    storage = Storage(Directory(config(directory, **changes)))
     await storage.prepare(storage_id)
     return storage
 

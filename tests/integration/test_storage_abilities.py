@@ -16,6 +16,7 @@ from poller.ingest.fetch import Outcome
 from poller.ingest.runtime import Runtime
 from poller.simulator import Simulator
 from poller.store import Storage, abilities, syscalls
+from poller.store.directory import Directory
 from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, said
 from tests.integration.storage_seam import config, opened, store, tiff
@@ -113,9 +114,9 @@ async def test_first_start_refuses_a_file_system_that_lacks_what_a_delivery_need
     with monkeypatch.context() as patch:
         why = _lacking(patch, lack)
         with pytest.raises(CannotStart, match=f"file system of the storage directory .* {why}"):
-            await Storage(config(root)).prepare(None)
+            await Storage(Directory(config(root))).prepare(None)
     assert list(root.iterdir()) == []
-    await Storage(config(root)).prepare(None)
+    await Storage(Directory(config(root))).prepare(None)
 
 
 # a look reads the marker, which is unreadable on such a disk

@@ -12,6 +12,7 @@ import pytest
 from poller.config.values import size_text
 from poller.errors import CannotStart, StorageUnusable
 from poller.store import Storage, syscalls
+from poller.store.directory import Directory
 from tests.integration.storage_seam import (
     RecordedOs,
     config,
@@ -33,16 +34,16 @@ def root(tmp_path: Path) -> Path:
 
 
 async def _found(root: Path) -> str:
-    return await Storage(config(root)).prepare(None)
+    return await Storage(Directory(config(root))).prepare(None)
 
 
 async def test_first_start_makes_and_marks_the_directory(root: Path) -> None:
-    storage = Storage(config(root))
+    storage = Storage(Directory(config(root)))
     storage_id = await storage.prepare(None)
     assert (root / MARKER).read_text() == f"{storage_id}\n"
     assert os.listdir(root) == [MARKER]
     assert await storage.check(storage_id) is None
-    assert await Storage(config(root)).check(storage_id) is None
+    assert await Storage(Directory(config(root))).check(storage_id) is None
 
 
 async def test_start_killed_just_after_it_marked_leaves_nothing(root: Path) -> None:
@@ -59,7 +60,7 @@ async def test_empty_directory_may_hold_lost_and_found(root: Path) -> None:
 
 
 async def test_new_ledger_takes_the_storage_that_is_there(root: Path) -> None:
-    storage = Storage(config(root))
+    storage = Storage(Directory(config(root)))
     storage_id = await storage.prepare(None)
     await store(storage, tiff())
     assert await _found(root) == storage_id
@@ -86,7 +87,7 @@ async def test_parent_that_is_no_directory_is_refused(root: Path) -> None:
 
 
 async def test_known_storage_is_not_made_again(root: Path) -> None:
-    storage = Storage(config(root))
+    storage = Storage(Directory(config(root)))
     assert await storage.prepare("known") == "known"
     assert not root.exists()
     reason = await storage.check("known")
@@ -130,7 +131,7 @@ def _to_a_file(root: Path) -> None:
 async def test_storage_that_is_not_the_ledger_s_is_unusable(
     root: Path, change: Callable[[Path], None], why: str
 ) -> None:
-    storage = Storage(config(root))
+    storage = Storage(Directory(config(root)))
     storage_id = await storage.prepare(None)
     change(root)
     assert why in str(await storage.check(storage_id))
@@ -142,11 +143,11 @@ async def test_storage_that_is_not_the_ledger_s_is_unusable(
 
 async def test_storage_that_was_never_prepared_is_unusable(root: Path) -> None:
     await _found(root)
-    assert await Storage(config(root)).check() is not None
+    assert await Storage(Directory(config(root))).check() is not None
 
 
 async def test_too_little_space_is_reported_with_both_numbers(root: Path) -> None:
-    storage = Storage(config(root, min_free=1 << 60))
+    storage = Storage(Directory(config(root, min_free=1 << 60)))
     storage_id = await storage.prepare(None)
     why = str(await storage.check(storage_id))
     assert "less than the 1073741824.0 GiB of min_free" in why
@@ -161,7 +162,7 @@ def test_sizes_are_readable(count: int, text: str) -> None:
 
 
 async def test_free_space_is_unknown_while_there_is_no_directory(root: Path) -> None:
-    storage = Storage(config(root))
+    storage = Storage(Directory(config(root)))
     assert await storage.free_bytes() is None
     await storage.prepare(None)
     assert await storage.free_bytes()
@@ -198,7 +199,7 @@ async def test_kill_at_any_step_of_the_first_start_is_made_good(tmp_path: Path, 
         root = tmp_path / str(stop_at) / "faxes"
         with recording(root, stop_at=stop_at) as recorded:
             await _found(root)
-        storage = Storage(config(root))
+        storage = Storage(Directory(config(root)))
         storage_id = await storage.prepare(None)
         assert (root / MARKER).read_text() == f"{storage_id}\n"
         assert await storage.check(storage_id) is None

@@ -5,9 +5,11 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from poller.config.model import StorageConfig
 from poller.documents import Document, Staged, StoredFile
 from poller.errors import StorageConflict, StorageUnusable
 from poller.store import (
@@ -17,14 +19,19 @@ from poller.store import (
     Store,
     folder,
     recovery,
-    store_of,
     syscalls,
 )
+from poller.store.bucket import BucketStore
+from poller.store.directory import Directory
 from poller.store.recovery import Fate
 from poller.store.sidecars import decode, encode
 from poller.store.sidecars import describe as described
 from poller.store.spool import Spool
-from tests.integration.storage_seam import IDENTITY, PATH, config, describe, tiff
+from tests import s3
+from tests.integration.storage_seam import IDENTITY, PATH, config, describe, tiff, tree
+from tests.s3 import bucket, s3_url
+
+__all__ = ["bucket", "s3_url"]  # fixtures
 
 FAX, OTHER = tiff(b"one fax"), tiff(b"another fax")
 ALONE, LATER = (
@@ -35,7 +42,54 @@ DOCUMENT = Document("tiff", 1)
 Open = Callable[[], Store]
 
 
-@pytest.fixture(params=["directory", "directory without renameat2"])
+class Shelf(Protocol):
+    """A store as other programs see it."""
+
+    def take(self, *names: str) -> None: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def all(self) -> dict[str, bytes]: ...
+    def opened(self) -> Store: ...
+
+
+class OnDisk:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def take(self, *names: str) -> None:
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        (self.root / name).write_bytes(data)
+
+    def all(self) -> dict[str, bytes]:
+        return tree(self.root)
+
+    def opened(self) -> Store:
+        return Directory(config(self.root))
+
+
+class InBucket:
+    """Each of its processes has spools of its own, as each machine has."""
+
+    def __init__(self, settings: StorageConfig, spools: Path) -> None:
+        self.settings, self.spools, self.count = settings, spools, 0
+
+    def take(self, *names: str) -> None:
+        s3.take(self.settings, *names)
+
+    def write(self, name: str, data: bytes) -> None:
+        s3.write(self.settings, name, data)
+
+    def all(self) -> dict[str, bytes]:
+        return s3.objects(self.settings)
+
+    def opened(self) -> Store:
+        self.count += 1
+        return BucketStore(self.settings, self.spools / str(self.count), s3.ENVIRON)
+
+
+@pytest.fixture(params=["directory", "directory without renameat2", "bucket"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each implementation, and each way in which one works. A new one needs a line here."""
     if request.param == "directory without renameat2":
@@ -44,13 +98,19 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture
-def run(kind: str, tmp_path: Path) -> Open:
+def shelf(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
+    if kind == "bucket":
+        return InBucket(request.getfixturevalue("bucket"), tmp_path / "spools")
+    return OnDisk(tmp_path / "faxes")
+
+
+@pytest.fixture
+def run(shelf: Shelf) -> Open:
     """Give the same store to one process after the other, or to two at once."""
-    settings = config(tmp_path / "faxes")
-    store_id = store_of(settings).prepare()
+    store_id = shelf.opened().prepare()
 
     def opened() -> Store:
-        store = store_of(settings)
+        store = shelf.opened()
         store.know(store_id)
         return store
 
@@ -106,10 +166,9 @@ def visible(store: Store) -> dict[str, bytes]:
     return found
 
 
-def take(tmp_path: Path, *names: str) -> None:
+def take(shelf: Shelf) -> None:
     """Take the fax like a consumer: first the image, last the sidecar."""
-    for name in names or (f"{PATH}.tif", f"{PATH}.json"):
-        (tmp_path / "faxes" / name).unlink(missing_ok=True)
+    shelf.take(f"{PATH}.tif", f"{PATH}.json")
 
 
 # -- the path of a fax -----------------------------------------------------------------------------
@@ -187,8 +246,10 @@ def test_revoking_hides_nothing_that_was_published(run: Open, store: Store) -> N
 
 
 def test_missing_files_prove_nothing_if_their_directory_is_gone(
-    run: Open, store: Store, tmp_path: Path
+    kind: str, run: Open, store: Store, tmp_path: Path
 ) -> None:
+    if kind == "bucket":
+        pytest.skip("a bucket has no directories")
     spool, ticket = staged(store)
     (tmp_path / "faxes/main").rename(tmp_path / "away")
     assert not run().revoke(PATH, ticket.ticket)
@@ -202,11 +263,11 @@ def test_missing_files_prove_nothing_if_their_directory_is_gone(
 
 
 def test_sidecar_there_means_published_whatever_became_of_the_image(
-    run: Open, store: Store, tmp_path: Path
+    run: Open, store: Store, shelf: Shelf
 ) -> None:
     ticket = published(store)
     assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
-    take(tmp_path, f"{PATH}.tif")
+    shelf.take(f"{PATH}.tif")
     assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
 
 
@@ -222,19 +283,19 @@ def test_image_alone_means_not_published_and_it_never_will_be(run: Open, store: 
     taken_up.close()
 
 
-def test_both_gone_means_published_and_taken(run: Open, store: Store, tmp_path: Path) -> None:
+def test_both_gone_means_published_and_taken(run: Open, store: Store, shelf: Shelf) -> None:
     ticket = published(store)
-    take(tmp_path)
+    take(shelf)
     assert recovery.settle(run(), ticket, IDENTITY) is Fate.PUBLISHED
 
 
 @pytest.mark.parametrize("name", [f"{PATH}.tif", f"{PATH}.json"])
 def test_another_file_in_its_place_says_nothing(
-    run: Open, store: Store, tmp_path: Path, name: str
+    run: Open, store: Store, shelf: Shelf, name: str
 ) -> None:
     ticket = published(store)
-    take(tmp_path)
-    (tmp_path / "faxes" / name).write_bytes(OTHER)
+    take(shelf)
+    shelf.write(name, OTHER)
     assert recovery.settle(run(), ticket, IDENTITY) is Fate.VOID
 
 
@@ -270,8 +331,8 @@ class Lab:
     A consumer takes what is published at once. Then the first one is woken.
     """
 
-    def __init__(self, run: Open, tmp_path: Path, data: bytes, anew: bytes) -> None:
-        self.run, self.tmp_path = run, tmp_path
+    def __init__(self, run: Open, shelf: Shelf, data: bytes, anew: bytes) -> None:
+        self.run, self.shelf = run, shelf
         self.data, self.anew = data, anew
         self.ticket: Staged | None = None
         self.stored = False
@@ -279,7 +340,7 @@ class Lab:
 
     def consume(self, store: Store) -> None:
         if f"{PATH}.json" in visible(store):
-            take(self.tmp_path)
+            take(self.shelf)
             self.deliveries += 1
 
     def steps(self, store: Store) -> Iterator[None]:
@@ -320,10 +381,10 @@ class Lab:
         spool.close()
 
 
-def _in_the_lab(run: Open, tmp_path: Path, data: bytes, anew: bytes) -> Iterator[Lab]:
+def _in_the_lab(run: Open, shelf: Shelf, data: bytes, anew: bytes) -> Iterator[Lab]:
     """Stop the first run after each of its steps."""
     for stopped_after in itertools.count(1):
-        lab = Lab(run, tmp_path, data, anew)
+        lab = Lab(run, shelf, data, anew)
         steps = lab.steps(run())
         done = sum(1 for _ in itertools.islice(steps, stopped_after))
         if done < stopped_after:
@@ -340,10 +401,20 @@ def _in_the_lab(run: Open, tmp_path: Path, data: bytes, anew: bytes) -> Iterator
 
 @both_kinds
 def test_run_that_is_stopped_anywhere_and_woken_after_a_takeover_delivers_nothing_twice(
-    run: Open, tmp_path: Path, data: bytes, anew: bytes
+    run: Open, shelf: Shelf, data: bytes, anew: bytes
 ) -> None:
-    deliveries = [lab.deliveries for lab in _in_the_lab(run, tmp_path, data, anew)]
+    deliveries = [lab.deliveries for lab in _in_the_lab(run, shelf, data, anew)]
     assert deliveries == [1] * 5
+
+
+def _plant_a_tidy_that_removes_hidden_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    revoke = BucketStore.revoke
+
+    def revoked(store: BucketStore, path: str, ticket: str) -> bool:
+        store.secure(StoredFile(f"{path}.json", "json", 0, "", None, damaged=False))
+        return revoke(store, path, ticket)
+
+    monkeypatch.setattr(BucketStore, "revoke", revoked)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +430,7 @@ def test_run_that_is_stopped_anywhere_and_woken_after_a_takeover_delivers_nothin
 )
 def test_lab_finds_a_planted_bug(
     run: Open,
-    tmp_path: Path,
+    shelf: Shelf,
     monkeypatch: pytest.MonkeyPatch,
     bug: str,
     data: bytes,
@@ -370,11 +441,13 @@ def test_lab_finds_a_planted_bug(
         monkeypatch.setattr(
             folder, "is_dot_file", lambda name, of_run="": name.endswith(f"{of_run}.part")
         )
+        _plant_a_tidy_that_removes_hidden_objects(monkeypatch)
 
     def settle(store: Store, ticket: Staged, identity: Identity) -> Fate:
         if bug == "no revoke":
             monkeypatch.setattr(store, "revoke", lambda *_: True)
-            monkeypatch.setattr(store, "_tidy", lambda *_: 0)  # it revokes everything of other runs
+            # a directory's revokes everything of other runs
+            monkeypatch.setattr(store, "_tidy", lambda *_: 0, raising=False)
             monkeypatch.setattr(recovery, "settle", real)
             return recovery.settle(store, ticket, identity)
         if bug == "removed with other dot-files":
@@ -386,22 +459,20 @@ def test_lab_finds_a_planted_bug(
         return Fate.VOID if gone else real(store, ticket, identity)
 
     monkeypatch.setattr(recovery, "settle", settle)
-    assert [lab.deliveries for lab in _in_the_lab(run, tmp_path, data, anew)] != [1] * 5
+    assert [lab.deliveries for lab in _in_the_lab(run, shelf, data, anew)] != [1] * 5
 
 
 # -- faxes that were fetched again ------------------------------------------------------------------
 
 
-def test_damaged_files_are_put_aside_and_files_of_the_fax_stay(
-    store: Store, tmp_path: Path
-) -> None:
+def test_damaged_files_are_put_aside_and_files_of_the_fax_stay(store: Store, shelf: Shelf) -> None:
     ticket = published(store)
     store.put_aside(PATH, ticket.file, IDENTITY)
     assert visible(store)[ticket.file.file] == FAX
-    (tmp_path / "faxes" / ticket.file.file).write_bytes(OTHER)
+    shelf.write(ticket.file.file, OTHER)
     store.put_aside(PATH, ticket.file, IDENTITY)
     assert set(visible(store)) == {f"{PATH}.json"}
-    kept = [path.read_bytes() for path in (tmp_path / "faxes").rglob(".damaged-*")]
+    kept = [data for name, data in shelf.all().items() if "/.damaged-" in name]
     assert kept == [OTHER]
 
 
@@ -422,7 +493,7 @@ def test_looks_change_nothing_and_find_what_is_there(store: Store) -> None:
 
 
 def test_sidecar_alone_is_hidden_until_it_is_published_and_leaves_nothing_else(
-    store: Store, tmp_path: Path
+    store: Store, shelf: Shelf
 ) -> None:
     spool, ticket = staged(store, ALONE)
     assert visible(store) == {}
@@ -431,7 +502,7 @@ def test_sidecar_alone_is_hidden_until_it_is_published_and_leaves_nothing_else(
     spool.close()
     assert visible(store) == {f"{PATH}.json": ALONE}
     assert decode(ALONE, PATH) == (IDENTITY, ticket.file)
-    assert [path.name for path in (tmp_path / "faxes/main/desk").iterdir()] == ["f1.json"]
+    assert set(shelf.all()) == {f"{PATH}.json"}
 
 
 def test_sidecar_alone_that_was_staged_stays_for_the_next_run(run: Open, store: Store) -> None:
@@ -458,10 +529,10 @@ def test_sidecar_alone_takes_the_place_of_one_that_no_row_knows(store: Store) ->
 
 @pytest.mark.parametrize("name", [f"{PATH}.json", f"{PATH}.pdf", f"{PATH}.tif"])
 def test_sidecar_alone_overwrites_nothing_and_is_never_placed_beside_an_image(
-    store: Store, tmp_path: Path, name: str
+    store: Store, shelf: Shelf, name: str
 ) -> None:
     spool, stored = arrived(store, ALONE)
-    (tmp_path / "faxes" / name).write_bytes(b"of somebody else")
+    shelf.write(name, b"of somebody else")
     with pytest.raises(StorageConflict):
         store.place(spool, stored, IDENTITY)
     spool.close()
@@ -469,10 +540,10 @@ def test_sidecar_alone_overwrites_nothing_and_is_never_placed_beside_an_image(
 
 
 def test_sidecar_alone_that_somebody_has_the_name_of_by_then_is_not_published(
-    store: Store, tmp_path: Path
+    store: Store, shelf: Shelf
 ) -> None:
     spool, ticket = staged(store, ALONE)
-    (tmp_path / "faxes" / f"{PATH}.json").write_bytes(b"of somebody else")
+    shelf.write(f"{PATH}.json", b"of somebody else")
     with pytest.raises(StorageConflict):
         store.publish(spool, ticket, IDENTITY)
     spool.close()
@@ -493,16 +564,16 @@ def test_sidecar_alone_that_somebody_has_the_name_of_by_then_is_not_published(
 @pytest.mark.parametrize("thorough", [True, False])
 def test_sidecar_alone_is_well_taken_or_damaged(
     store: Store,
-    tmp_path: Path,
+    shelf: Shelf,
     thorough: bool,
     content: bytes | None,
     condition: Condition,
     why: str | None,
 ) -> None:
     ticket = published(store, ALONE)
-    take(tmp_path)
+    take(shelf)
     if content is not None:
-        (tmp_path / "faxes" / f"{PATH}.json").write_bytes(content)
+        shelf.write(f"{PATH}.json", content)
     found = store.look(ticket.file, IDENTITY, thorough=thorough)
     assert (found.condition, found.why) == (condition, why)
     assert not found.in_transit

@@ -43,6 +43,7 @@ from poller.config.model import (
 )
 from poller.config.position import Node, Problems, Source
 from poller.config.values import WrongValueError, size_text
+from poller.errors import ConfigError
 from poller.stream import Direction
 from tests.exhaustive import EXHAUSTIVE
 
@@ -86,7 +87,7 @@ def test_everything_that_can_be_set_is_set() -> None:
     assert account.proxy == "http://proxy.example:3128"
     assert account.ca_file == GOOD / "company-ca.pem"
     assert config.storage == StorageConfig(
-        GOOD.parent / "faxes", "{received:%Y}/{fax_id}", 512 << 20, "move"
+        GOOD.parent / "faxes", path="{received:%Y}/{fax_id}", min_free=512 << 20, consumers="move"
     )
     assert config.state == StateConfig(GOOD / "state", f"sqlite:///{GOOD}/state/ledger.db")
     assert config.state_directory == GOOD / "state"
@@ -304,7 +305,7 @@ def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written
         other = parse(f"poll: {around[key]}".encode(), source, problems)
         assert other is not None
         root = merged(root, other, problems)
-    outside = Outside(lambda _: None, lambda path: path, datetime.now(UTC))
+    outside = Outside(lambda _: None, lambda _: True, lambda path: path, datetime.now(UTC))
     Builder(problems, outside).config(root, ())
     assert not problems.found
 
@@ -596,3 +597,34 @@ def test_a_stream_of_sent_faxes_has_its_own_schedule_and_expectation() -> None:
         (billing, Direction.RECEIVED),
         (billing, Direction.SENT),
     ]
+
+
+def test_bucket_needs_no_directory_and_names_its_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "poller.yaml"
+    file.write_text(
+        "accounts: {main: {app_id: '1', api_key: {env: K}, users: {desk: {user_id: a}}}}\n"
+        "storage:\n"
+        "  url: s3://faxes/poller/in/\n"
+        "  endpoint: http://127.0.0.1:9000/\n"
+        "  region: eu-central-1\n"
+        "  access_key_id: {env: ID}\n"
+        "  secret_access_key: {file: key}\n"
+    )
+    config = load([file])
+    storage = config.storage
+    assert (storage.url, storage.endpoint) == ("s3://faxes/poller/in", "http://127.0.0.1:9000")
+    assert storage.region == "eu-central-1"
+    assert [ref.name for ref in config.secrets] == ["K", "ID", str(tmp_path / "key")]
+
+
+def test_bucket_without_its_package_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "poller.yaml"
+    file.write_text(
+        "accounts: {main: {app_id: '1', api_key: {env: K}, users: {desk: {user_id: a}}}}\n"
+        "storage: {url: s3://faxes}\n"
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"2: storage.url: .*pip install 'poller\[cluster\]'"):
+        load([file])
