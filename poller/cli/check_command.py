@@ -14,7 +14,7 @@ from poller.cli.owner import require_readable
 from poller.cli.status_command import look
 from poller.config.model import Config, SecretRef
 from poller.errors import CannotStart, ConfigError, StorageConflict, StorageUnusable
-from poller.ledger import backend_of, require_usable
+from poller.ledger import backend_of, meta, require_usable
 from poller.problems import not_in_time
 from poller.status import by_stream
 from poller.store import storage_of
@@ -78,7 +78,8 @@ async def _storage_trouble(settings: Config) -> str | None:
         with suppress(CannotStart):  # no ledger yet, or one that cannot be opened
             async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
                 reason: str | None = (await bootstrap.storage_now(settings, ledger))["reason"]
-                return reason
+                if await ledger.read(meta.value, meta.STORAGE_ID) is not None:
+                    return reason
     if settings.storage.url is None and not os.access(settings.storage.directory, os.W_OK):
         return None
     with closing(storage_of(settings)) as storage:

@@ -211,11 +211,10 @@ class BucketStore:  # more than 20 methods: the verbs of a store
         ended = self._objects.complete(f"{path}.json", upload, etag)
         if ended is Completion.GONE:
             return False
-        if (
-            ended is Completion.NAME_TAKEN
-            and self._sidecar_trouble(staged.file, identity) is not None
-        ):
-            raise StorageConflict(f"another file already has the name {path}.json")
+        if ended is Completion.NAME_TAKEN:
+            self._objects.abort(f"{path}.json", upload)
+            if self._sidecar_trouble(staged.file, identity) is not None:
+                raise StorageConflict(f"another file already has the name {path}.json")
         self.secure(staged.file)
         return True
 

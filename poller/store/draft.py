@@ -260,7 +260,7 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
             spool, self._spool = self._spool, None
             staged, self._staged = self._staged, None
             try:
-                if staged is not None:
+                if spool is not None and staged is not None and not spool.is_ticket_used:
                     self._berth.store.revoke(self._path, staged.ticket)
             finally:
                 if spool is not None:

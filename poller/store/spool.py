@@ -32,7 +32,7 @@ class Spool:
         self.is_placed = is_placed
         self.name = folder.names.image(form) if form and is_placed else folder.names.dot_image
         self.is_ours = False  # whether this run gave it its name
-        self.is_ticket_used = False  # in a bucket
+        self.is_ticket_used = False  # in a bucket: a call without an answer may still be under way
         self._fd: int | None = None
         self._hash = hashlib.sha256()
         self._bytes = 0
