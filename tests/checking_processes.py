@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from tests.ready_checker import NAME
+
 _PROGRAM = b"from poller.documents.child import main"
 _MINE = Path("/proc/self/ns/pid")
 
@@ -25,9 +27,12 @@ def _found() -> Iterator[tuple[int, int]]:
         try:
             if not _MINE.samefile(entry / "ns/pid"):  # a guest, whose numbers mean other processes
                 continue
+            name = (entry / "comm").read_text()
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has just ended
             continue
+        if name.startswith(NAME) and any(words):
+            yield int(entry.name), int(name.removeprefix(NAME))
         for program, parent in pairwise(words):
             if _PROGRAM in program:
                 yield int(entry.name), int(parent)

@@ -146,7 +146,7 @@ def pass_time(seconds: float) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        once_made.put_in_place(patch)
+        once_made.put_in_place(patch.setattr)
         yield
 
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from poller import cli
+from tests.warm_up import warm_up
 
 _ORDER_MAX = 1 << 18
 _DESCRIPTORS = 4
@@ -37,6 +38,7 @@ for _name in (
 def _serve() -> dict[str, Any] | None:
     """Serve until the socket closes, then return None; in each child, return its order."""
     orders = socket.socket(fileno=0)
+    warm_up()
     gc.collect()
     gc.freeze()  # else a collection in a child would copy all these pages
     with selectors.DefaultSelector() as selector:

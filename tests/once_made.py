@@ -5,10 +5,10 @@ Making them takes longer than most tests.
 """
 
 import ssl
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import pytest
 import sqlalchemy
 from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.util import LRUCache
@@ -30,10 +30,10 @@ def put_postgresql_in_place() -> None:
     vars(transactions)["create_engine"] = _engine
 
 
-def put_in_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ledger_engine, "create_engine", _engine)
-    patch.setattr(schema, "migrate", _migrate)
-    patch.setattr(transport, "tls_context", _tls)
+def put_in_place(set_attribute: Callable[[Any, str, Any], None]) -> None:
+    set_attribute(ledger_engine, "create_engine", _engine)
+    set_attribute(schema, "migrate", _migrate)
+    set_attribute(transport, "tls_context", _tls)
 
 
 def _engine(*args: Any, **settings: Any) -> Engine:

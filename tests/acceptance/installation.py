@@ -26,6 +26,7 @@ from poller.simulator.replies import listed_fax, metadata_body
 from poller.simulator.state import Fax
 from tests.crash.checker import tree_problems
 from tests.forks import Command, forks
+from tests.ready_checker import KEEP_ONE_READY
 
 S = TypeVar("S", bound=Simulator)
 APP, KEY = "app-1", "key-of-app-1-that-nobody-may-see"
@@ -34,6 +35,7 @@ USERS = {"front-desk": "user-a", "billing": "user-b"}
 PATIENCE_S = 90.0  # for a loaded machine; a wait ends as soon as its event comes
 MARKER = ".poller-storage"
 NOTHING: Mapping[str, str] = {}
+AS_NEW_PROCESS = ("env",)  # for `before_it`; a fork shares what the fork server has loaded
 
 
 def populated(simulator: S) -> S:
@@ -189,6 +191,7 @@ class Installation:
             self.environ.pop(name, None)
         self.preload: Path | None = None  # the C source of a library for all its commands
         self.before_it: tuple[str, ...] = ()  # a command that starts poller under other conditions
+        self.prepare: Mapping[str, Any] = KEEP_ONE_READY  # of `once` and `run` as a fork
         self.settings: dict[str, Any] = {
             "accounts": {"main": account(base_url)},
             "poll": {"every": "1s"},
@@ -261,7 +264,8 @@ class Installation:
         preloaded = {"LD_PRELOAD": server.environ["LD_PRELOAD"]} if self.preload else {}
         environ = {**self.environ, **preloaded, **environ}
         if not self.before_it and not _read_at_the_start(environ, server.environ):
-            return await server.start(words, self.root, environ)
+            prepare = self.prepare if {"once", "run"} & {*words[:1]} else NOTHING
+            return await server.start(words, self.root, environ, prepare)
         return await asyncio.create_subprocess_exec(
             *(*self.before_it, sys.executable, "-m", "poller", *words),
             stdin=asyncio.subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from poller.simulator.drawing import document
 from poller.simulator.state import Fax
 from tests.acceptance.installation import (
     APP,
+    AS_NEW_PROCESS,
     Daemon,
     Installation,
     populated,
@@ -33,7 +34,9 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def installation(simulator: Simulator, tmp_path: Path) -> Installation:
-    return Installation(tmp_path, simulator.base_url)
+    made = Installation(tmp_path, simulator.base_url)
+    made.prepare = {}  # what checks its documents is a new process, as in production
+    return made
 
 
 def arrived(simulator: Simulator) -> Fax:
@@ -85,6 +88,7 @@ async def test_document_that_ends_its_process_is_stored_damaged_and_all_goes_on(
 async def test_daemon_loads_no_parser_of_documents(
     installation: Installation, simulator: Simulator
 ) -> None:
+    installation.before_it = AS_NEW_PROCESS
     fax = arrived(simulator)
     async with installation.daemon() as daemon:
         await daemon.event("fax-stored", fax_id=fax.fax_id)

@@ -16,6 +16,7 @@ import pytest
 
 from poller.simulator import Faults, Simulator
 from tests.acceptance.installation import (
+    AS_NEW_PROCESS,
     Daemon,
     Installation,
     arrived,
@@ -217,6 +218,7 @@ async def running_as(
 async def test_threads_share_two_arenas_of_memory(
     installation: Installation, simulator: Simulator
 ) -> None:
+    installation.before_it = AS_NEW_PROCESS
     arrived(simulator, 6)
     async with installation.daemon() as daemon:
         await daemon.event("fax-stored", count=6)

@@ -17,6 +17,7 @@ from tests.acceptance.installation import APP, KEY, KEY_VARIABLE, USERS, account
 from tests.crash.power_model import Call, Found, read_record
 from tests.crash.power_rules import LEDGER, STORAGE, Served
 from tests.forks import Forks, forks
+from tests.ready_checker import KEEP_ONE_READY
 
 _SOURCE = Path(__file__).with_name("record.c")
 _HANG_TIMEOUT_S = 180.0
@@ -100,7 +101,10 @@ class Program:
             ("once", "--json", "-c", "poller.yaml"),
             root,
             {**server.environ, KEY_VARIABLE: KEY},
-            {"tests.crash.power_driver:prepare": {"way": self._way, "bug": bug}},
+            {
+                **KEEP_ONE_READY,
+                "tests.crash.power_driver:prepare": {"way": self._way, "bug": bug},
+            },
         )
         async with asyncio.timeout(_HANG_TIMEOUT_S):
             out, err = await fork.communicate()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.forks import Forks, forks
+from tests.ready_checker import KEEP_ONE_READY
 
 _SHIM = Path(__file__).with_name("shim.c")
 PATIENCE_S = 300
@@ -48,7 +49,7 @@ async def carry_out(order: Order) -> tuple[int, str, str]:
         order.words,
         Path(order.directory),
         {**server.environ, **order.environ},
-        {"tests.crash.armed:arm": asdict(order)},
+        {**KEEP_ONE_READY, "tests.crash.armed:arm": asdict(order)},
     )
     out, err = await fork.communicate()
     return await fork.wait(), out.decode(), err.decode()

@@ -345,7 +345,7 @@ def in_place(world: World) -> Iterator[None]:
             "_request",
             lambda _, request, sends: _Exchange(world, request, sends),
         )
-        once_made.put_in_place(patch)
+        once_made.put_in_place(patch.setattr)
         patch.setattr("poller.log.event", world.event)
         _mortal_steps(patch, world.death)
         _mortal_ledger(patch, world)
