@@ -4,7 +4,7 @@ The first test that asks starts it; the processes of pytest-xdist share it. It e
 process, however that ends: `python -m tests.s3 PID FILE` waits for that process and then exits.
 
 A test gets a bucket of its own, and can put a store in front that ignores conditions, checksums or
-aborted uploads (`Lacking`).
+aborted uploads (`lacking`).
 """
 
 import asyncio
@@ -115,12 +115,14 @@ def client(settings: StorageConfig) -> Any:
 
 def objects(settings: StorageConfig) -> dict[str, bytes]:
     """All objects below the prefix, but the marker."""
-    bucket, _, prefix = str(settings.url).removeprefix("s3://").partition("/")
-    s3, found = client(settings), {}
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+    s3, top = client(settings), where(settings, "")
+    found = {}
+    for page in s3.get_paginator("list_objects_v2").paginate(
+        Bucket=top["Bucket"], Prefix=top["Key"]
+    ):
         for one in page.get("Contents", []):
-            name = one["Key"].removeprefix(f"{prefix}/")
-            found[name] = s3.get_object(Bucket=bucket, Key=one["Key"])["Body"].read()
+            body = s3.get_object(Bucket=top["Bucket"], Key=one["Key"])["Body"]
+            found[one["Key"].removeprefix(top["Key"])] = body.read()
     found.pop(".poller-storage", None)
     return found
 
@@ -148,17 +150,27 @@ def write(settings: StorageConfig, file: str, data: bytes) -> None:
 # -- a store with a fault --------------------------------------------------------------------------
 
 
-class _Front(ThreadingHTTPServer):
+class Front(ThreadingHTTPServer):
+    """A store in front of another one. It `lacks` something, which a test may change at any time.
+
+    That is: conditions, sums, lists or aborts, which it ignores; or a status, with which it answers
+    everything.
+    """
+
     daemon_threads = True
     lacks = ""
     store = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     """Passes requests on to the store, changed so that it lacks something."""
 
     protocol_version = "HTTP/1.1"
-    server: _Front
+    server: Front
 
     def _pass_on(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -172,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, [], b"<ListBucketResult></ListBucketResult>")
         if lacks == "aborts" and self.command == "DELETE" and "uploadId" in self.path:
             return self._answer(204, [], b"")
-        if lacks.isdecimal() and "uploadId" not in self.path and self.command != "GET":
+        if lacks.isdecimal():
             return self._answer(int(lacks), [], b"")
         store = urlsplit(self.server.store)
         connection = HTTPConnection(str(store.hostname), store.port)
@@ -204,14 +216,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def lacking(lacks: str, store: str) -> Iterator[str]:
-    """Put a store in front that ignores something: conditions, sums, lists, aborts; or answers a status."""
-    with _Front(("127.0.0.1", 0), _Handler) as front:
+def lacking(lacks: str, store: str) -> Iterator[Front]:
+    with Front(("127.0.0.1", 0), _Handler) as front:
         front.lacks, front.store = lacks, store
         thread = threading.Thread(target=front.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{front.server_address[1]}"
+            yield front
         finally:
             front.shutdown()
             thread.join()
