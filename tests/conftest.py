@@ -207,14 +207,23 @@ def postgres_url(_postgres_server: postgres.Running) -> str:
     return postgres.empty(_postgres_server, f"new_{worker}", with_tables=False)
 
 
+@pytest.fixture
+def postgres_ledger_url(_postgres_server: postgres.Running) -> str:
+    """The URL of a ledger without rows on the server."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    return postgres.empty(_postgres_server, f"ledger_{worker}", with_tables=True)
+
+
+in_a_file = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a ledger without rows, in each of the databases."""
+    """The URL of a ledger without rows, in both databases; with `in_a_file`, only in SQLite's."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/poller.db"
-    server = request.getfixturevalue("_postgres_server")
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    return postgres.empty(server, f"ledger_{worker}", with_tables=True)
+    url: str = request.getfixturevalue("postgres_ledger_url")
+    return url
 
 
 @pytest.fixture

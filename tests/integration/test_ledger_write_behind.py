@@ -17,6 +17,7 @@ from poller.ledger import Ledger, StreamRow, faxes, fold, streams
 from poller.ledger.sqlite import engine
 from poller.progress import Covered, NotPolled, Polled, SliceFailed, Swept
 from poller.window import Coverage, Interval, SliceKind
+from tests.conftest import in_a_file
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -34,9 +35,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
+async def ledger(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
-    async with await Ledger.open(f"sqlite:///{path}") as ledger:
+    async with await Ledger.open(ledger_url) as ledger:
         yield ledger
 
 
@@ -64,6 +65,7 @@ async def test_many_empty_polls_are_one_commit(ledger: Ledger, users: list[Strea
     assert ledger.commits == before + 1
 
 
+@in_a_file
 async def test_crash_before_it_is_written_leaves_it_to_be_listed_again(
     ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
@@ -132,6 +134,7 @@ async def test_empty_lists_cover_what_pages_would(
     assert held[one] == held[other]
 
 
+@in_a_file
 async def test_polls_fail_while_it_cannot_be_written(
     ledger: Ledger, users: list[StreamRow], path: Path
 ) -> None:
@@ -152,9 +155,9 @@ async def test_polls_fail_while_it_cannot_be_written(
 
 
 async def test_a_ledger_that_is_closed_or_only_read_takes_no_polls(
-    ledger: Ledger, users: list[StreamRow], path: Path
+    ledger: Ledger, users: list[StreamRow], ledger_url: str
 ) -> None:
-    async with await Ledger.open(f"sqlite:///{path}", readonly=True) as reader:
+    async with await Ledger.open(ledger_url, readonly=True) as reader:
         with pytest.raises(LedgerUnavailable):
             await reader.record_soon(users[0].id, Polled(NOW))
     await ledger.close()

@@ -58,6 +58,29 @@ SENTENCES = {
 _ENDED = ("08", "25P03", "40", "57P")  # the server has taken back the whole transaction
 
 
+class DiscreetCursor(psycopg.Cursor[Any]):
+    """Its errors show no value: PostgreSQL's details name the row, and so a patient's fax."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Self:
+        with _discreet():
+            return super().execute(*args, **kwargs)
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        with _discreet():
+            super().executemany(*args, **kwargs)
+
+
+@contextmanager
+def _discreet() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        if state := state_of(error):
+            has_value = state.startswith("22")  # "invalid input syntax for type bigint: …"
+            error.args = (f"{state} {'' if has_value else error.diag.message_primary}".strip(),)
+        raise
+
+
 @dataclass(frozen=True)
 class PostgresServer:
     """Where the ledger is: libpq's parameters, and the schema with the tables."""
@@ -99,15 +122,9 @@ class PostgresServer:
             reraise=True,
         )
         try:
-            connection = again(psycopg.connect, **self._settings())
+            return again(self._connect_once)
         except psycopg.Error as error:
             raise LedgerUnavailable(f"the ledger {self.where} {_why_not(error)}") from error
-        try:
-            self._require_durable(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     @contextmanager
     def connected(self) -> "Iterator[psycopg.Connection[Any]]":
@@ -118,11 +135,19 @@ class PostgresServer:
             except psycopg.Error as error:
                 raise LedgerUnavailable(self.sentence(error)) from error
 
-    def _settings(self) -> dict[str, Any]:
+    def _connect_once(self) -> "psycopg.Connection[Any]":
         # A pooler may give each transaction another connection, without the statements prepared
-        # before. `server` begins each transaction itself.
+        # before. `transactions` begins each transaction itself.
         fixed = {"prepare_threshold": None, "autocommit": True, "client_encoding": "utf8"}
-        return self.parameters | fixed
+        connection: psycopg.Connection[Any] = psycopg.connect(
+            cursor_factory=DiscreetCursor, **self.parameters | fixed
+        )
+        try:
+            self._require_durable(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _require_durable(self, connection: "psycopg.Connection[Any]") -> None:
         version = connection.info.server_version // 10_000
@@ -133,10 +158,7 @@ class PostgresServer:
             )
         wanted = [*_DURABLE, "server_encoding"]
         asked = ", ".join(f"current_setting('{name}')" for name in wanted)
-        try:
-            row = connection.execute(f"SELECT pg_is_in_recovery(), {asked}").fetchone()
-        except psycopg.Error as error:
-            raise LedgerUnavailable(self.sentence(error)) from error
+        row = connection.execute(f"SELECT pg_is_in_recovery(), {asked}").fetchone()
         assert row is not None
         is_standby, *held = row
         if is_standby:
