@@ -31,7 +31,7 @@ CORE = [
 ]
 CORE += ["suspension", "efax", "config", "schedule", "plan", "silence", "progress", "emptiness"]
 CORE += ["deletion"]
-CORE += ["hooks", "hook_record"]
+CORE += ["hooks", "hook_record", "sealing"]
 CORE += ["recognition", "advice", "drawn_page"]
 CORE += ["backlog", "slowness"]
 SHELL = [

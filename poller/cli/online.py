@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta
 
@@ -19,6 +19,7 @@ from poller.ingest.empties import EmptyLists
 from poller.ingest.sent_lists import look
 from poller.ingest.stream_state import load_streams
 from poller.ledger import Ledger, streams
+from poller.sealing import SealedToken
 from poller.stream import Direction, label
 from poller.window import Interval
 
@@ -41,16 +42,17 @@ async def _ask_account(settings: Config, account: Account, ledger: Ledger | None
     secret = config.read_secret(account.api_key, os.environ)
     log.register_secret(secret)
     clock = SystemClock()
-    # With a ledger, the sign-in budget holds across restarts and checks.
+    # With a ledger, the sign-in budget and the token hold across restarts and checks.
     sign_ins = _Memory() if ledger is None else SignIns(ledger)
+    observer = _Discreet()
     async with Client(
         account,
-        Ports(clock, random.random, sign_ins, _Discreet()),
+        Ports(clock, random.random, sign_ins, observer),
         api_key=lambda: secret,
         retry=settings.retry,
     ) as client:
         well = await _succeeds(f"{account.name}: /health", client.health())
-        if not await _succeeds(f"{account.name}: sign-in", client.sign_in()):
+        if not await _succeeds(f"{account.name}: sign-in", client.sign_in(), observer.how):
             print(f"{account.name}: the sign-in failed, so its users were not tried")
             return False
         now = client.server_clock.now(clock.now()) or clock.now()
@@ -118,13 +120,15 @@ async def _are_believed(
     return True
 
 
-async def _succeeds(what: str, call: Awaitable[None]) -> bool:
+async def _succeeds(
+    what: str, call: Awaitable[None], how: Callable[[], str] = lambda: "ok"
+) -> bool:
     try:
         await call
     except ApiError as error:
         print(f"{what}: {log.redact(str(error))}")
         return False
-    print(f"{what}: ok")
+    print(f"{what}: {how()}")
     return True
 
 
@@ -140,9 +144,25 @@ class _Memory:
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         self._kept[app_id] = (level, at)
 
+    async def token(self, app_id: str) -> SealedToken | None:  # noqa: ARG002 - SignInStore's
+        return None
+
+    async def save_token(self, app_id: str, kept: SealedToken) -> None:
+        """Forget it: there is no ledger."""
+
 
 class _Discreet(Observer):
     """Registers each token as a secret, so that no output shows it."""
 
+    _took_up = False
+
     def signed_in(self, reason: str, token: str) -> None:  # noqa: ARG002 - Observer's signature
         log.register_secret(token)
+
+    def took_up(self, token: str) -> None:
+        log.register_secret(token)
+        self._took_up = True
+
+    def how(self) -> str:
+        """Return how the sign-in went, if it did not fail."""
+        return "not needed, the last token is used" if self._took_up else "ok"

@@ -7,13 +7,16 @@ from typing import Protocol
 
 from poller.clock import Clock
 from poller.efax.requests import Call
+from poller.sealing import SealedToken
 
 
 class SignInStore(Protocol):
-    """Remembers an App ID's sign-in budget across restarts; the ledger implements it."""
+    """Remembers an App ID's sign-in budget and last token across restarts; the ledger implements it."""
 
     async def load(self, app_id: str) -> tuple[float, datetime] | None: ...
     async def save(self, app_id: str, level: float, at: datetime) -> None: ...
+    async def token(self, app_id: str) -> SealedToken | None: ...
+    async def save_token(self, app_id: str, kept: SealedToken) -> None: ...
 
 
 class Observer:
@@ -35,7 +38,10 @@ class Observer:
         """The server answered 429; the account pauses, then continues at `rate` requests per second."""
 
     def signed_in(self, reason: str, token: str) -> None:
-        """A new token arrived; never show it. The reason is `start`, `ending` or `refused`."""
+        """A new token arrived; never show it. The reason is `start`, `ending`, `refused` or `new key`."""
+
+    def took_up(self, token: str) -> None:
+        """A token kept by an earlier process is used, without a sign-in; never show it."""
 
     def token_war(self, count: int) -> None:
         """eFax refused tokens long before their end `count` times: another program signs in."""

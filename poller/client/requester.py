@@ -66,7 +66,7 @@ class Requester:
     ) -> None:
         self.breaker = Breaker(account, pacer, ports)
         self.transport = Transport(account, pacer, ports)
-        self.tokens = Tokens(account.app_id, self._sign_in, ports)
+        self.tokens = Tokens(account.app_id, self._sign_in, ports, api_key=api_key)
         self._app_id = account.app_id
         self._api_key = api_key
         self._retry = retry

@@ -1,9 +1,15 @@
-"""One token per account: all callers share it, one renews it, and two programs do not fight."""
+"""One token per account: all callers share it, one renews it, and two programs do not fight.
+
+It outlives the process: the ledger keeps it, sealed.
+"""
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
+from poller import sealing
 from poller.client.ports import Observer, Ports
 from poller.efax.responses import Token
 from poller.errors import (
@@ -28,33 +34,41 @@ _WAR_LONGEST_PAUSE_S = 600.0
 
 @dataclass(eq=False)
 class Held:
-    """A token in use; times are monotonic seconds."""
+    """A token in use; times are monotonic seconds. `is_kept`: an earlier process signed in for it."""
 
     value: str = field(repr=False)
     renew_at: float
     ends_at: float
+    is_kept: bool = False
     accepted: bool = False
 
 
 class Tokens:
-    """Gives out an account's token. `sign_in` sends the request for a user."""
+    """Gives out an account's token. `sign_in` sends the request for a user, with the `api_key`."""
 
     def __init__(
-        self, app_id: str, sign_in: Callable[[str], Awaitable[Token]], ports: Ports
+        self,
+        app_id: str,
+        sign_in: Callable[[str], Awaitable[Token]],
+        ports: Ports,
+        *,
+        api_key: Callable[[], str],
     ) -> None:
         self.held: Held | None = None
         self.war = TokenRivalry(ports.observer)
         self._app_id = app_id
         self._sign_in = sign_in
+        self._api_key = api_key
         self._ports = ports
         self._clock = ports.clock
         self._renewal: asyncio.Task[None] | None = None
         self._reason = "start"
+        self._has_looked = False  # for a kept token
         self._doubtful: set[str] = set()
         self._key_changes = self._key_changes_met = 0
 
     async def get(self, user: str) -> None:
-        """Make sure that `held` is a valid token; sign in if needed.
+        """Make sure that `held` is a valid token; sign in if needed, and if no earlier process's lives.
 
         Raises SignInDelayed if the next sign-in is too far away, and the errors of the sign-in.
         """
@@ -103,7 +117,8 @@ class Tokens:
         self.held = None
         self._reason = "refused"
         now = self._clock.monotonic()
-        if now < held.renew_at:
+        # A kept token may have ended while nobody looked, or by a clock that was wrong.
+        if now < held.renew_at and (held.accepted or not held.is_kept):
             self.war.lost(now)
         return True
 
@@ -119,17 +134,50 @@ class Tokens:
         await asyncio.shield(self._renewal)
 
     async def _renewed(self, user: str, reason: str) -> None:
+        if not self._has_looked:
+            await self._take_up()
+            if self.held is not None:
+                return
         await self._wait_for_leave()
-        asked_at = self._clock.monotonic()
+        asked_at, asked = self._clock.monotonic(), self._clock.now()
         key = self._key_changes
         token = await self._sign_in(user)
-        early_s = min(_EARLY_S, _EARLY_SHARE * token.expires_in_s) * (1 + self._ports.random())
         ends_at = asked_at + token.expires_in_s
         self._key_changes_met = key
-        renew_at = ends_at - early_s if self._has_newest_key else asked_at
+        renew_at = ends_at - self._early_s(token.expires_in_s) if self._has_newest_key else asked_at
         self.held = Held(token.value, renew_at, ends_at)
         self.war.signed_in(self._clock.monotonic())
         self._ports.observer.signed_in(reason, token.value)
+        if self._has_newest_key:  # or the next sign-in follows at once
+            await self._keep(token, asked)
+
+    async def _take_up(self) -> None:
+        """Hold the token that an earlier process kept, unless it has ended or another key sealed it."""
+        kept = await self._ports.sign_ins.token(self._app_id)
+        self._has_looked = True
+        if kept is None or (left_s := kept.left_s(self._clock.now())) <= 0:
+            return
+        value = sealing.unseal(kept.sealed, api_key=self._api_key(), app_id=self._app_id)
+        if value is None:
+            return
+        self._key_changes_met = self._key_changes
+        ends_at = self._clock.monotonic() + left_s
+        self.held = Held(value, ends_at - self._early_s(kept.life_s), ends_at, is_kept=True)
+        self._ports.observer.took_up(value)
+
+    async def _keep(self, token: Token, asked: datetime) -> None:
+        nonce = secrets.token_bytes(sealing.NONCE_BYTES)
+        sealed = sealing.seal(
+            token.value, api_key=self._api_key(), app_id=self._app_id, nonce=nonce
+        )
+        ends_at = asked + timedelta(seconds=token.expires_in_s)
+        await self._ports.sign_ins.save_token(
+            self._app_id, sealing.SealedToken(sealed, asked, ends_at)
+        )
+
+    def _early_s(self, life_s: float) -> float:
+        """Return how long before its end to renew a token that lives so long."""
+        return min(_EARLY_S, _EARLY_SHARE * life_s) * (1 + self._ports.random())
 
     @property
     def _has_newest_key(self) -> bool:

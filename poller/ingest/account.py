@@ -29,6 +29,7 @@ from poller.ingest.stream_state import StreamState
 from poller.ingest.workers import FetchWorkers, images_at_once
 from poller.ledger import FaxRow, Ledger, accounts
 from poller.progress import RefusalLifted
+from poller.sealing import SealedToken
 from poller.slowness import Slowness
 from poller.stream import Direction
 from poller.suspension import EndsBy
@@ -83,6 +84,9 @@ class ClientObserver(Observer):
     def signed_in(self, reason: str, token: str) -> None:
         log.register_secret(token, slot=f"token:{self._name}")
         self._emit(events.TokenRefreshed(self._name, reason))
+
+    def took_up(self, token: str) -> None:
+        log.register_secret(token, slot=f"token:{self._name}")
 
     def token_war(self, count: int) -> None:
         self._emit(events.TokenWar(self._name, count))
@@ -471,3 +475,9 @@ class SignIns:
 
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         await self._ledger.write(accounts.save_sign_in, app_id, level, at)
+
+    async def token(self, app_id: str) -> SealedToken | None:
+        return await self._ledger.read(accounts.token, app_id)
+
+    async def save_token(self, app_id: str, kept: SealedToken) -> None:
+        await self._ledger.write(accounts.save_token, app_id, kept)

@@ -1,4 +1,4 @@
-"""Accounts: suspensions, stopped give-up clocks, sign-ins, and what is known of their lists."""
+"""Accounts: suspensions, stopped give-up clocks, sign-ins, tokens, and what is known of their lists."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, and_, func, insert, select, update
 from poller.ledger import faxes, meta
 from poller.ledger.rows import AccountRow
 from poller.ledger.tables import accounts, streams
+from poller.sealing import SealedToken
 from poller.window import Interval
 
 
@@ -37,7 +38,7 @@ def ensure(connection: Connection, app_id: str, account: str) -> AccountRow:
     row = one_account(connection, app_id)
     if row is None:
         connection.execute(insert(accounts).values(app_id=app_id, account=account))
-        row = AccountRow(app_id, account, None, None, 0.0, None, None, None)
+        row = AccountRow(app_id, account, None, None, 0.0, None)
     elif account and account != row.account:
         _set_account(connection, app_id, account=account)
     return row
@@ -105,6 +106,26 @@ def save_sign_in(connection: Connection, app_id: str, level: float, at: datetime
     """Keep the sign-in budget, which also applies after a restart."""
     ensure(connection, app_id, "")
     _set_account(connection, app_id, sign_in_level=level, sign_in_at=at)
+
+
+def token(connection: Connection, app_id: str) -> SealedToken | None:
+    """Return the token that `save_token` kept; it may have ended."""
+    row = one_account(connection, app_id)
+    if row is None or row.sealed_token is None or row.token_at is None or row.token_ends_at is None:
+        return None
+    return SealedToken(row.sealed_token, row.token_at, row.token_ends_at)
+
+
+def save_token(connection: Connection, app_id: str, kept: SealedToken) -> None:
+    """Keep the token of the last sign-in, in place of the one before."""
+    ensure(connection, app_id, "")
+    _set_account(
+        connection,
+        app_id,
+        sealed_token=kept.sealed,
+        token_at=kept.obtained_at,
+        token_ends_at=kept.ends_at,
+    )
 
 
 def lists(

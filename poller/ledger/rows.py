@@ -1,6 +1,6 @@
 """The ledger's results: frozen rows that know nothing of tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -208,8 +208,11 @@ class AccountRow:
     reason: str | None
     paused_s: float
     paused_since: datetime | None
-    sign_in_level: float | None
-    sign_in_at: datetime | None
+    sign_in_level: float | None = None
+    sign_in_at: datetime | None = None
+    sealed_token: str | None = field(default=None, repr=False)
+    token_at: datetime | None = None
+    token_ends_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,10 @@ accounts = Table(
     Column("paused_since", Instant),
     Column("sign_in_level", Float),
     Column("sign_in_at", Instant),
+    # The last sign-in's token under the account's API key (see `sealing`), by our clock.
+    Column("sealed_token", String),
+    Column("token_at", Instant),
+    Column("token_ends_at", Instant),
 )
 
 # Who works on which account, in a database that several nodes share. `UNIQUE (app_id, term)` makes

@@ -104,7 +104,7 @@ def _facts(
             row.app_id: {
                 name: _plain(value, later(row.app_id))
                 for name, value in vars(row).items()
-                if name != "app_id"
+                if name not in {"app_id", "sealed_token", "token_at", "token_ends_at"}
             }
             for row in accounts.all_accounts(connection)
         },

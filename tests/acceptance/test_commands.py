@@ -345,7 +345,7 @@ async def test_check_online_with_an_unknown_user_is_exit_1(installation: Install
     assert "main/billing: list: ok" in done.out
 
 
-async def test_check_online_beside_a_daemon_does_not_sign_in(
+async def test_check_online_beside_a_daemon_or_after_it_does_not_sign_in(
     installation: Installation, simulator: Simulator
 ) -> None:
     async with installation.daemon() as daemon:
@@ -357,6 +357,10 @@ async def test_check_online_beside_a_daemon_does_not_sign_in(
         assert simulator.sign_ins.total() == signed_in == 1
     assert done.code == 0, done
     assert "main/billing" in done.out
+    done = await installation.poller("check", "--online")
+    assert "main: sign-in: not needed" in done.out
+    await installation.once()
+    assert simulator.sign_ins.total() == 1
 
 
 # retry

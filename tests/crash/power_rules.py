@@ -17,7 +17,7 @@ STORAGE, STATE = "disk/faxes", "var/state"
 LEDGER = f"{STATE}/poller.db"
 KEY_FILE = f"{STATE}/redaction.key"
 MARKER = f"{STORAGE}/.poller-storage"
-REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0011"}
+REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011"}
 _EXTENSIONS = (".pdf", ".tif")
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -253,13 +253,6 @@ class _Stdout:
 # -- row 2 --------------------------------------------------------------------------------------------
 
 
-def _forgive_sign_ins(installation: Installation) -> None:
-    """Another test covers more sign-ins than are allowed at once."""
-    no_table_yet = suppress(sqlite3.OperationalError)
-    with closing(sqlite3.connect(installation.ledger)) as ledger, no_table_yet, ledger:
-        ledger.execute("UPDATE accounts SET sign_in_level = NULL, sign_in_at = NULL")
-
-
 @pytest.mark.timeout(1200)
 async def test_killed_at_random_under_load_it_loses_nothing(
     scene: Scene, installation: Installation
@@ -277,7 +270,6 @@ async def test_killed_at_random_under_load_it_loses_nothing(
             await asyncio.sleep(dice.uniform(0.1, 1.2))
             daemon.kill(signal.SIGKILL)
             await daemon.ended()
-        _forgive_sign_ins(installation)
     interrupted = scene.simulator.downloads.total() - len(installation.sidecars())
     assert interrupted <= kills * 8  # what can be in flight
     async with installation.daemon() as daemon:

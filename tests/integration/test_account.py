@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from base64 import b64decode
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from poller import log
 from poller.config.model import Limits
 from poller.efax.responses import Page, parse_page
 from poller.errors import LedgerUnavailable
@@ -403,10 +405,29 @@ async def test_sign_ins_are_counted_in_the_ledger_over_restarts(
     settings = make_config(simulator.base_url)
     levels = []
     for _ in range(3):
+        simulator.end_token(APP)
         async with opened_runtime(settings, clock) as runtime:
             await poll(runtime)
             levels.append((await account_row(runtime)).sign_in_level)
     assert levels == pytest.approx([4, 3, 2], abs=0.2)
+
+
+async def test_a_restart_polls_with_the_token_that_the_ledger_keeps_and_hides(
+    simulator: Simulator, make_config: MakeConfig, clock: QuickClock
+) -> None:
+    settings = make_config(simulator.base_url)
+    for _ in range(3):
+        async with opened_runtime(settings, clock) as runtime:
+            assert (await poll(runtime)).error is None
+            token = simulator.apps[APP].token or ""
+            assert token not in log.redact(f"Bearer {token}!")
+            sealed = (await account_row(runtime)).sealed_token or ""
+            files = [file.read_bytes() for file in settings.state_directory.rglob("*.*")]
+    assert simulator.sign_ins[APP] == 1
+    assert any(sealed.encode() in content for content in files)
+    files.append(b64decode(sealed))
+    pieces = [token[at : at + 12].encode() for at in range(0, len(token) - 12, 4)]
+    assert not [piece for piece in pieces for content in files if piece in content]
 
 
 async def test_closing_waits_for_notes_under_way(runtime: Runtime, simulator: Simulator) -> None:

@@ -310,6 +310,7 @@ def test_once_of_a_suspended_account_says_that_what_is_due_waits_for_it(
     with sqlite3.connect(directory / "state" / "poller.db") as ledger:
         ledger.execute("UPDATE jobs SET due = 0, last_error = NULL")
     efax.faults = faults("401@token=always")
+    efax.end_token(APP)
     code, _, err = run("once")
     assert (code, err.count("\n")) == (1, 2)
     assert "poller: 1 fax of main/a is still pending: the account is suspended: " in err
@@ -325,7 +326,9 @@ def test_once_says_that_it_waits_to_sign_in_and_until_when(
     run: Run, efax: Simulator, quick: None
 ) -> None:
     for _ in range(5):
+        efax.end_token(APP)
         assert run("once")[::2] == (0, "")
+    efax.end_token(APP)
     code, _, err = run("once")
     assert code == 0
     sign_in = r"poller: account main waits until \d\d:\d\d:\d\d UTC: it may sign in again then\n"
@@ -543,12 +546,22 @@ def test_check_online_signs_in_and_lists_each_user(
 ) -> None:
     if with_ledger:
         assert run("once")[0] == 0
+    signed_in = "not needed, the last token is used" if with_ledger else "ok"
     code, out, _ = run("check", "--online")
     assert code == 0
     assert out.splitlines()[1:] == [
-        "main: /health: ok", "main: sign-in: ok", "main/a: list: ok", "main/b: list: ok"
+        "main: /health: ok", f"main: sign-in: {signed_in}", "main/a: list: ok", "main/b: list: ok"
     ]  # fmt: skip
-    assert efax.sign_ins[APP] == 1 + with_ledger
+    assert efax.sign_ins[APP] == 1
+
+
+def test_a_token_that_efax_refuses_costs_once_and_check_a_sign_in_each(
+    run: Run, efax: Simulator
+) -> None:
+    for number, command in enumerate((["once"], ["once"], ["check", "--online"]), 1):
+        efax.end_token(APP)
+        assert run(*command)[0] == 0
+        assert efax.sign_ins[APP] == number
 
 
 def archive(directory: Path) -> None:
@@ -673,6 +686,7 @@ def test_check_online_with_a_daemon_shows_its_findings_and_does_not_sign_in(
 ) -> None:
     assert run("once")[0] == 0
     before = len(efax.requests)
+    efax.end_token(APP)  # a command that asked eFax would have to sign in
     with StateLock(directory / "state"):
         code, out, _ = run("check", "--online")
         assert (code, out.splitlines()[-3:]) == (0, _POLLED_WELL)
@@ -683,7 +697,7 @@ def test_check_online_with_a_daemon_shows_its_findings_and_does_not_sign_in(
         code, out, _ = run("check", "--online")
     assert code == 1
     assert "403" in out
-    assert sum(one.call == "token" for one in efax.requests) == 2
+    assert sum(one.call == "token" for one in efax.requests) == 1
     assert len(efax.requests) > before
 
 
@@ -1105,6 +1119,7 @@ def test_retry_beside_a_service_that_cannot_fetch_says_why_and_waits_for_nothing
         assert "it was waited for" in out
 
     efax.faults = faults("403@token=always")
+    efax.end_token(APP)
     assert run("once")[0] == 1
     with StateLock(directory / "state"):
         code, out, _ = run("retry", fax.fax_id)

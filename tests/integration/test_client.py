@@ -27,6 +27,7 @@ from poller.config.model import Account, Limits, RetryConfig, SecretRef, User
 from poller.efax.image import ImageAnswer
 from poller.efax.requests import Call
 from poller.efax.responses import BODY_LIMIT
+from poller.sealing import SealedToken
 from poller.window import Interval
 from tests.conftest import pass_time
 from tests.integration.at_work import WITHIN_S
@@ -70,6 +71,7 @@ class SignIns:
 
     def __init__(self) -> None:
         self.budgets: dict[str, tuple[float, datetime]] = {}
+        self.kept: dict[str, SealedToken] = {}
         self.error: Exception | None = None
 
     async def load(self, app_id: str) -> tuple[float, datetime] | None:
@@ -79,6 +81,12 @@ class SignIns:
 
     async def save(self, app_id: str, level: float, at: datetime) -> None:
         self.budgets[app_id] = (level, at)
+
+    async def token(self, app_id: str) -> SealedToken | None:
+        return self.kept.get(app_id)
+
+    async def save_token(self, app_id: str, kept: SealedToken) -> None:
+        self.kept[app_id] = kept
 
 
 class Watcher(Observer):

@@ -761,7 +761,7 @@ async def test_outage_continues_over_a_restart_and_is_reported_again(
         simulator.outage(False)
         async with opened_runtime(settings, clock) as runtime:
             account, _ = parts(runtime)
-            await account.client.sign_in()
+            await account.client.health()
             before = await covered(runtime)
             simulator.outage(True, "full-200")
             assert (await poll(runtime)).skipped
