@@ -26,6 +26,7 @@ from poller.ledger import (
 )
 from poller.naming import disambiguated
 from poller.progress import NotPolled, Pinned, Polled, SliceFailed, SliceSplit, Swept
+from poller.sealing import SealedToken
 from poller.window import Coverage, FailedSlice, Interval, SliceKind
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, 123456, tzinfo=UTC)
@@ -242,6 +243,18 @@ async def test_the_sign_in_budget_is_remembered(ledger: Ledger) -> None:
     await ledger.write(accounts.set_suspended, "app", "main", None, None)
     assert await ledger.read(accounts.sign_in, "app") == (3.5, NOW)
     assert (await ledger.read(accounts.all_accounts))[0].account == "main"
+
+
+async def test_each_account_keeps_its_last_token(ledger: Ledger) -> None:
+    first, second, other = (SealedToken(name, NOW, NOW + DAY) for name in ("one", "two", "three"))
+    assert await ledger.read(accounts.token, "app") is None
+    await ledger.write(accounts.save_sign_in, "app", 3.5, NOW)
+    assert await ledger.read(accounts.token, "app") is None
+    for app_id, kept in (("app", first), ("other", other), ("app", second)):
+        await ledger.write(accounts.save_token, app_id, kept)
+    assert await ledger.read(accounts.token, "app") == second
+    assert await ledger.read(accounts.token, "other") == other
+    assert await ledger.read(accounts.sign_in, "app") == (3.5, NOW)
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from poller.progress import (
     SliceFailed,
     SliceSplit,
 )
+from poller.sealing import SealedToken
 from poller.store import FoundSidecar, Identity, Origin
 from poller.window import Interval
 from tests import once_made
@@ -161,6 +162,8 @@ class Everything:
         self(accounts.all_accounts, include_removed=False)
         self(accounts.save_sign_in, "app", 1.0, NOW)
         self(accounts.sign_in, "app")
+        self(accounts.save_token, "app", SealedToken("sealed", NOW, NOW))
+        self(accounts.token, "app")
         self(accounts.keep_lists, "app", "{}")
         self(accounts.keep_hook, "app", "{}")
         self(accounts.hook, "app")
