@@ -46,14 +46,15 @@ gc.disable()
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Their tests share what takes long to make: a guest, a wheel, a browser, an old ledger, the runs that
-# the crash explorer breaks.
+# Their tests share what takes long to make: a guest, a wheel, a browser, an old ledger, a database
+# server, the runs that the crash explorer breaks.
 TOGETHER = {
     "tests/acceptance/test_guest.py",
     "tests/acceptance/test_manual_in_wheel.py",
     "tests/acceptance/test_page.py",
     "tests/acceptance/test_upgrade.py",
     "tests/crash/test_explore.py",
+    "tests/integration/test_postgres.py",
 }
 
 # the time of an example depends more on the machine than on the code

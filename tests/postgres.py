@@ -14,7 +14,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,16 +105,21 @@ def serve(programs: Path, directory: Path, *options: str) -> "subprocess.Popen[b
             start_new_session=True,
         )  # fmt: skip
     _started.append(server)
+    _await(Running(directory, _PORT).url("postgres"), server)
+    return server
+
+
+def _await(url: str, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _WITHIN_S
     while True:
         try:
-            psycopg.connect(Running(directory, _PORT).url("postgres")).close()
+            psycopg.connect(url).close()
         except psycopg.OperationalError:
-            assert server.poll() is None, (directory / "log").read_text()
-            assert time.monotonic() < deadline, (directory / "log").read_text()
+            assert server.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         else:
-            return server
+            return
 
 
 def end(base: Path) -> None:
@@ -122,8 +128,71 @@ def end(base: Path) -> None:
     if note.exists():
         said = json.loads(note.read_text())
         kill(said["pid"])
-        shutil.rmtree(said["directory"], ignore_errors=True)
+        remove(Path(said["directory"]))
         note.unlink(missing_ok=True)
+
+
+def remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def receiving(programs: Path, server: Running, where: Path) -> Iterator[None]:
+    """Follow the server as a standby named `receiver` does."""
+    where.mkdir()
+    url = server.url("postgres") + "&application_name=receiver"
+    words = [str(programs / "pg_receivewal"), "-D", str(where), "-d", url]
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        receiver = subprocess.Popen(
+            [*words, "--synchronous", "--no-loop"], stderr=subprocess.DEVNULL
+        )
+        try:
+            while not connection.execute(_FOLLOWERS).fetchone():
+                assert receiver.poll() is None
+            yield
+        finally:
+            receiver.kill()
+            receiver.wait()
+
+
+_FOLLOWERS = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
+
+
+@contextmanager
+def pooling(program: str, server: Running) -> Iterator[str]:
+    """Run a PgBouncer before this server, in transaction pooling, on a socket of its own."""
+    directory = server.directory / "pooler"
+    directory.mkdir()
+    (directory / "users").write_text(f'"{_USER}" ""\n')
+    (directory / "pgbouncer.ini").write_text(_POOLER.format(server=server, at=directory))
+    user = _other_user() if os.geteuid() == 0 else None
+    shutil.chown(directory, user or os.geteuid())
+    words = [program, "-q", str(directory / "pgbouncer.ini")]
+    pooler = subprocess.Popen(words, user=user, stderr=subprocess.DEVNULL)
+    try:
+        pooled = Running(directory, server.port).url("postgres")
+        _await(pooled, pooler)
+        yield pooled
+    finally:
+        pooler.kill()
+        pooler.wait()
+        shutil.rmtree(directory)
+
+
+_POOLER = """
+[databases]
+* = host={server.directory} port={server.port}
+[pgbouncer]
+listen_addr =
+listen_port = {server.port}
+unix_socket_dir = {at}
+auth_type = trust
+auth_file = {at}/users
+pool_mode = transaction
+default_pool_size = 2
+server_login_retry = 1
+logfile = {at}/log
+"""
 
 
 def kill(pid: int, how: int = signal.SIGQUIT) -> None:

@@ -205,6 +205,38 @@ def test_only_the_process_that_checks_documents_and_the_simulator_load_a_parser_
     assert loaded.stdout.split() == []
 
 
+# Extras: without `postgresql://`, a server that has them loads none.
+OF_EXTRAS = {"psycopg", "sqlalchemy.dialects.postgresql"}
+OVER_A_FILE = """
+import asyncio, importlib, pathlib, sys
+import poller.cli
+for file in pathlib.Path(poller.cli.__file__).parent.glob("*.py"):
+    importlib.import_module(f"poller.cli.{file.stem}")
+from poller.ledger import Ledger
+async def made(url):
+    async with await Ledger.open(url) as ledger:
+        await ledger.health()
+asyncio.run(made(sys.argv[1]))
+"""
+
+
+def test_a_ledger_in_a_file_loads_no_driver_of_another_database(tmp_path: Path) -> None:
+    program = OVER_A_FILE + f"print(*sorted({OF_EXTRAS!r} & sys.modules.keys()))"
+    words = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/poller.db"]
+    loaded = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_only_its_folder_knows_postgresql() -> None:
+    knowing = {
+        relative(file)
+        for file in modules()
+        if "psycopg" in imported_by(file) or "postgresql" in {*imported_by(file)}
+    }
+    assert knowing
+    assert {name.rpartition("/")[0] for name in knowing} == {"ledger/postgres"}
+
+
 # Only one folder names what only SQLite has, and the migrations, which make the tables.
 SQLITE = ("ledger/sqlite/", "ledger/migrations/")
 SQLITE_IS_CHOSEN = "ledger/ledger.py"
