@@ -1,7 +1,7 @@
 """An S3-compatible store for the tests: ministack, on loopback alone, once per run.
 
 The first test that asks starts it; the processes of pytest-xdist share it. It ends with pytest's main
-process, however that ends: `python -m tests.s3 PID FILE` waits for that process and then exits.
+process, however that ends: `python -m tests.s3 PID PORT` waits for that process and then exits.
 
 A test gets a bucket of its own, and can put a store in front that ignores conditions, checksums or
 aborted uploads (`lacking`).
@@ -30,7 +30,7 @@ import pytest
 from poller.config.model import SecretRef, StorageConfig
 from poller.store.bucket_calls import Objects
 
-ENVIRON = {"TEST_S3_ID": "test", "TEST_S3_KEY": "test"}
+ENVIRON = {name: os.environ.get(name, "test") for name in ("TEST_S3_ID", "TEST_S3_KEY")}
 KEYS = {
     "access_key_id": SecretRef("env", "TEST_S3_ID"),
     "secret_access_key": SecretRef("env", "TEST_S3_KEY"),
@@ -106,6 +106,17 @@ def new_bucket(url: str, prefix: str = "/poller", **changes: Any) -> StorageConf
     settings = StorageConfig(url=f"s3://{name}{prefix}", endpoint=url, min_free=0, **KEYS | changes)
     client(settings).create_bucket(Bucket=name)
     return settings
+
+
+def written(settings: StorageConfig) -> dict[str, Any]:
+    """The section `storage` of a configuration file that says the same."""
+    return {
+        "url": settings.url,
+        "endpoint": settings.endpoint,
+        "min_free": "1MiB",
+        "access_key_id": {"env": "TEST_S3_ID"},
+        "secret_access_key": {"env": "TEST_S3_KEY"},
+    }
 
 
 def client(settings: StorageConfig) -> Any:
@@ -245,9 +256,24 @@ def _serve(port: int) -> None:
     from hypercorn.config import Config  # noqa: PLC0415
     from ministack.app import app  # noqa: PLC0415 - it reads the environment
 
+    async def at_once(scope: Any, receive: Any, send: Any) -> None:
+        """Give it a body in one piece: joining many takes it half a minute for 75 MB."""
+        body = bytearray()
+
+        async def whole() -> Any:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message
+                body.extend(message["body"])
+                if not message.get("more_body"):
+                    return {**message, "body": bytes(body), "more_body": False}
+
+        await app(scope, whole if scope["type"] == "http" else receive, send)
+
     settings = Config()
     settings.bind, settings.keep_alive_timeout = [f"127.0.0.1:{port}"], 75.0
-    asyncio.run(serve(app, settings))
+    asyncio.run(serve(at_once, settings))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from tests.acceptance.installation import APP, USERS, Installation, populated
 from tests.s3 import bucket, s3_url
 
 __all__ = ["bucket", "s3_url"]
-KEYS = {"access_key_id": {"env": "TEST_S3_ID"}, "secret_access_key": {"env": "TEST_S3_KEY"}}
 
 
 @pytest.fixture
@@ -31,8 +29,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 @pytest.fixture
 def installation(simulator: Simulator, bucket: StorageConfig, tmp_path: Path) -> Installation:
     made = Installation(tmp_path, simulator.base_url)
-    storage: dict[str, Any] = {"url": bucket.url, "endpoint": bucket.endpoint, "min_free": "1MiB"}
-    made.settings["storage"] = storage | KEYS
+    made.settings["storage"] = s3.written(bucket)
     made.environ |= s3.ENVIRON
     made.write({})
     return made

@@ -1,6 +1,8 @@
 """Memory of the daemon while large faxes arrive at once, compared with its idle size.
 
 python -m tests.benchmarks.large
+python -m tests.benchmarks.large --s3 here                        # to a bucket in ministack
+python -m tests.benchmarks.large --s3 http://127.0.0.1:7480       # in another store; see tests/s3.py
 """
 
 import argparse
@@ -8,6 +10,7 @@ import asyncio
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.acceptance.installation import Daemon
 from tests.benchmarks import documents, measured
@@ -21,7 +24,8 @@ async def main(options: argparse.Namespace) -> None:
         encoded = Path(directory) / "document"
         documents.write_encoded(encoded, round(options.megabytes * 1e6))
         faxes = Faxes(str(encoded), 1, 0)
-        rounds = [await _round(faxes, options.faxes) for _ in range(options.rounds)]
+        storage = measured.in_bucket(options.s3, Path(directory))
+        rounds = [await _round(faxes, options.faxes, storage) for _ in range(options.rounds)]
     idle, peak, at_once = (statistics.median(figure) for figure in zip(*rounds, strict=True))
     growths = [peak - idle for idle, peak, _ in rounds]
     measured.told(
@@ -34,10 +38,12 @@ async def main(options: argparse.Namespace) -> None:
     )
 
 
-async def _round(faxes: Faxes, count: int) -> tuple[float, float, float]:
+async def _round(faxes: Faxes, count: int, storage: dict[str, Any]) -> tuple[float, float, float]:
     """Idle and peak size in MiB, and how many were under way at once."""
     async with served(faxes) as server:
-        configuration = measured.settings(faxes.users, server.base_url, {"poll": {"every": "1s"}})
+        configuration = measured.settings(
+            faxes.users, server.base_url, {"poll": {"every": "1s"}} | storage
+        )
         async with measured.running(configuration) as daemon:
             pid = daemon.process.pid
             await asyncio.sleep(_SETTLED_S)
@@ -54,4 +60,4 @@ async def _come_in(server: Served, daemon: Daemon, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(measured.options(rounds=3, faxes=8, megabytes=75.0)))
+    asyncio.run(main(measured.options(rounds=3, faxes=8, megabytes=75.0, s3="")))

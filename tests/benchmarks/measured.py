@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tests import s3
 from tests.acceptance.installation import Daemon, Installation
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -57,6 +58,15 @@ def settings(users: int, base_url: str, changes: dict[str, Any] | None = None) -
         "log": {"format": "json"},
         **(changes or {}),
     }
+
+
+def in_bucket(store: str, directory: Path) -> dict[str, Any]:
+    """Change `settings` to a new bucket in the store with this URL, or in one that this starts `here`."""
+    if not store:
+        return {}
+    os.environ |= s3.ENVIRON
+    url = s3.started(directory / "s3.url", os.getpid()) if store == "here" else store
+    return {"storage": s3.written(s3.new_bucket(url))}
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Durable throughput: faxes a second, compared with an honest loop and a bare one.
 
 python -m tests.benchmarks.throughput
+python -m tests.benchmarks.throughput --s3 here    # to a bucket; see `large`
 """
 
 import argparse
@@ -36,7 +37,8 @@ async def main(options: argparse.Namespace) -> None:
                 # Keep files to the end: ext4 without a journal avoids the inodes of deleted files
                 # for minutes when it makes new ones, which would take a third of a run.
                 here = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory))
-                run = _poller(faxes, here) if name == "poller" else _loop(name, faxes, here)
+                is_poller = name == "poller"
+                run = _poller(faxes, here, options.s3) if is_poller else _loop(name, faxes, here)
                 so_far.append(await run)
     rates = {name: statistics.median(run.rate for run in some) for name, some in runs.items()}
     measured.told(
@@ -58,10 +60,12 @@ def _figures(name: str, runs: list[Run]) -> str:
     return f"{name}: {rate:.0f} faxes/s, {cpu_s * 1e3:.1f} ms of CPU per fax; all rounds: {every}"
 
 
-async def _poller(faxes: Faxes, directory: Path) -> Run:
+async def _poller(faxes: Faxes, directory: Path, store: str) -> Run:
     count = len(faxes.ids)
     async with served(faxes) as server:
-        configuration = measured.settings(faxes.users, server.base_url)
+        configuration = measured.settings(
+            faxes.users, server.base_url, measured.in_bucket(store, directory.parent)
+        )
         async with measured.running(configuration, directory) as daemon:
             pid = daemon.process.pid
             cpu_s = measured.cpu_s(pid)
@@ -88,4 +92,4 @@ async def _loop(name: str, faxes: Faxes, directory: Path) -> Run:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(measured.options(rounds=3, faxes=2_000, kilobytes=150, users=1)))
+    asyncio.run(main(measured.options(rounds=3, faxes=2_000, kilobytes=150, users=1, s3="")))
