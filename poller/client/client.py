@@ -70,7 +70,7 @@ class Client:
             limits.requests_per_second, limits.burst, limits.in_flight, ports.clock.monotonic()
         )
         self._clock = ports.clock
-        self._pacer = Pacer(self.pacing, ports.clock, ports.observer)
+        self._pacer = Pacer(self.pacing, ports)
         self._requester = Requester(account, ports, self._pacer, api_key=api_key, retry=retry)
         self._tokens = self._requester.tokens
         self._transport = self._requester.transport

@@ -4,24 +4,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
-from poller.client.ports import Observer
-from poller.clock import Clock
+from poller.client.ports import Ports
 from poller.errors import RateLimited
 from poller.pacing import Kind, Pacing, Ticket
 
+_DOUBT_S = 0.5  # until it looks again whether the account is surely ours
 _CLOSED = "the account's client was closed"
 
 
 class Pacer:
-    """Gives every request of one account its turn.
+    """Gives every request of one account its turn; none while `ports.may_ask` says no.
 
     Its only timer is a task that sleeps until pacing may allow the next request.
     """
 
-    def __init__(self, pacing: Pacing, clock: Clock, observer: Observer) -> None:
+    def __init__(self, pacing: Pacing, ports: Ports) -> None:
         self._pacing = pacing
-        self._clock = clock
-        self._observer = observer
+        self._may_ask = ports.may_ask
+        self._clock = ports.clock
+        self._observer = ports.observer
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.Task[None] | None = None
         self._timer_at = 0.0
@@ -88,6 +89,9 @@ class Pacer:
         if not self._waiting:
             return
         now = self._clock.monotonic()
+        if not self._may_ask():
+            self._set_timer(now + _DOUBT_S)
+            return
         for ticket in self._pacing.grant(now):
             granted = self._waiting.pop(ticket)
             if not granted.done():

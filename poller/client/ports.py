@@ -84,6 +84,7 @@ class Ports:
     sign_ins: SignInStore
     observer: Observer
     timeouts: Timeouts = Timeouts()
+    may_ask: Callable[[], bool] = lambda: True  # False: another node may be asking for the account
 
 
 class ImageSink(Protocol):

@@ -19,6 +19,7 @@ from poller.efax.responses import Token, parse_token
 from poller.errors import (
     ApiError,
     BadAnswer,
+    LeaseLost,
     SendInDoubt,
     SignInRefused,
     TokenRefused,
@@ -127,6 +128,8 @@ class Requester:
             await self.tokens.get(user)
             async with self._pacer.turn(exchange.kind, user) as ticket:
                 await exchange.before()
+                if not self._ports.may_ask():  # it may have taken long
+                    raise LeaseLost(self._app_id)
                 if not probe:  # the suspension may have started while this call waited
                     self.breaker.require_closed()
                 held = self.tokens.held

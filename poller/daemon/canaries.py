@@ -75,7 +75,7 @@ class Canaries:
             directory = self._runtime.config.state_directory
             await ask_to_send(services.ledger, directory, new, [drawn(new, now)], now)
         except LedgerUnavailable as error:
-            services.gate.close(error.told)
+            services.gate.blame(error)
         except (NotKept, NoThread) as error:
             why = str(error)
             services.emit(events.CanaryLate(*state.user.names, "", why))

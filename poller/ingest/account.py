@@ -166,6 +166,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
                 SignIns(services.ledger),
                 self._observer,
                 services.timeouts,
+                services.may_ask,
             ),
             api_key=lambda: self.secret,
             retry=self.retry,
@@ -378,7 +379,7 @@ class AccountRunner:  # more than 20 methods: what an account reports, counts, k
             try:
                 await writing
             except LedgerUnavailable as error:
-                self.services.gate.close(error.told)
+                self.services.gate.blame(error)
 
         task = asyncio.create_task(write(), name=f"note {self.account.name}")
         self._notes.add(task)

@@ -181,4 +181,4 @@ class ErrandRunner:
                 log.say(events.InternalError(what, error, *errand.fax.names))
                 await self._ends.put_off(errand)
         except LedgerUnavailable as error:
-            self._services.gate.close(error.told)
+            self._services.gate.blame(error)

@@ -77,6 +77,7 @@ class Services:
     random: Callable[[], float]
     give_up_after: timedelta
     timeouts: Timeouts = field(default_factory=Timeouts)
+    may_ask: Callable[[], bool] = lambda: True  # for the client's Ports
 
 
 class Broken(PollerError):
@@ -127,7 +128,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         try:
             return await self._attempt(fax, user)
         except LedgerUnavailable as error:
-            self._services.gate.close(error.told)
+            self._services.gate.blame(error)
             return Outcome.POSTPONED
         finally:
             self._to_mark.discard(fax.id)

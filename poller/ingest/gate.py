@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from poller import events, retry
 from poller.clock import Clock
-from poller.errors import LedgerUnavailable
+from poller.errors import LeaseLost, LedgerUnavailable
 from poller.events import Emit
 from poller.ledger import Ledger
 from poller.store import Storage
@@ -116,6 +116,11 @@ class Gate:
         pause = retry.growing(self._closed_in_a_row, first=_SHUT_FIRST, cap=_SHUT_CAP, u=0.5)
         self._shut_until = self._clock.monotonic() + pause.total_seconds()
         self._doubted_until = self._shut_until + _DOUBTED_FOR_S
+
+    def blame(self, error: LedgerUnavailable) -> None:
+        """Close because the ledger failed, unless only one account is lost."""
+        if not isinstance(error, LeaseLost):
+            self.close(error.told)
 
     def passed(self) -> None:
         """Note that an attempt succeeded."""

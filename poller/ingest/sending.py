@@ -113,7 +113,7 @@ class Sender:
         try:
             rows = await self._ledger.read(sends.unfinished)
         except LedgerUnavailable as error:
-            self._gate.close(error.told)
+            self._gate.blame(error)
             return True
         now = self._clock.monotonic()
         self._left_until = {one: until for one, until in self._left_until.items() if until > now}
@@ -154,7 +154,7 @@ class Sender:
         except (_Gone, NoThread):
             pass  # it will be looked at again
         except LedgerUnavailable as error:
-            self._gate.close(error.told)
+            self._gate.blame(error)
         except Exception as bug:  # noqa: BLE001 - a bug met by one fax must not stop the others
             self._left_until[row.id] = self._clock.monotonic() + _AFTER_BUG_S
             if self._runtime.accounts.get(row.app_id) is not account:
@@ -305,7 +305,7 @@ class Sender:
             try:
                 return await asyncio.shield(self._ledger.write(command, *args))
             except LedgerUnavailable as error:
-                self._gate.close(error.told)
+                self._gate.blame(error)
                 await self._clock.sleep(_LOOK_AGAIN_S)
 
     # -- whose request it is -----------------------------------------------------------------------

@@ -188,7 +188,7 @@ class FetchWorkers:
             await self._look(force=look)
             return await self._take_turn()
         except LedgerUnavailable as error:
-            self._gate.close(error.told)
+            self._gate.blame(error)
             return None
 
     async def _look(self, *, force: bool) -> None:

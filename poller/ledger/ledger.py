@@ -181,7 +181,11 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         """Run `command` in a transaction on a connection of its own, which waits for no other write."""
         if self._aside is None:
             raise ValueError("only nodes that share a ledger need this")
-        return await self._aside.run(lambda connection: command(connection, *args, **kwargs))
+        try:
+            return await self._aside.run(lambda connection: command(connection, *args, **kwargs))
+        except LedgerUnavailable:
+            await self._aside.let_go()
+            raise
 
     async def write_together(
         self, command: Callable[[Connection, list[Item]], None], item: Item

@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from poller.ledger import leases
+from poller.ledger.leases import Lease
 from poller.ledger.tables import MICROSECOND, nodes, now_us, of_us
 
 LIVE_FOR = timedelta(seconds=15)  # without a report
@@ -75,6 +77,15 @@ def report(connection: Connection, node: NodeReport) -> bool | None:
     seen = seen.values(**_values(node), seen_at=now_us(), ended_at=None)
     draining: bool | None = connection.scalar(seen.returning(nodes.c.draining))
     return draining
+
+
+def renew(connection: Connection, node: NodeReport) -> tuple[dict[Lease, int], bool]:
+    """Renew the leases of a run, and report it; return what `leases.renew` returns, and whether to drain."""
+    renewed = leases.renew(connection, node.run)
+    draining = report(connection, node)
+    if draining is None:  # the database has lost it
+        begin(connection, node)
+    return renewed, bool(draining)
 
 
 def end(connection: Connection, run: str) -> None:

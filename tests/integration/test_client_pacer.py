@@ -50,7 +50,11 @@ class Desk(Observer):
         self.clock = Clock()
         self.pacing = Pacing(rate, burst, in_flight, 0.0)
         self.waits: list[float] = []
-        self.pacer = Pacer(self.pacing, self.clock, self)
+        self.may_ask = True
+        ports = Ports(
+            self.clock, lambda: 0.5, NoSignIns(), self, may_ask=lambda: self.may_ask
+        )
+        self.pacer = Pacer(self.pacing, ports)
         self.inside: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self._leave: dict[str, asyncio.Event] = {}

@@ -187,6 +187,7 @@ class Everything:
         self(leases.release, taken.lease)
         node = nodes.NodeReport("run", "a", "1.0", "0011", "0011", {"app": "digest"})
         self(nodes.begin, node)
+        self(nodes.renew, node)
         self(nodes.report, node)
         self(nodes.set_draining, "a", draining=True)
         self(nodes.all_nodes)

@@ -1,0 +1,135 @@
+"""Keep the leases of this run: renew them in time, and tell whether one can still be trusted.
+
+A lease lasts 15 seconds by the database's clock. This run trusts it for 10 seconds after it sent the
+last successful renewal, by a clock that also counts while the machine sleeps. So no two nodes ask
+eFax for an account at the same time. That saves requests; what keeps records and files right is the
+fence in the ledger and the ticket in the store, which need no clock.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from poller.errors import LedgerUnavailable
+from poller.ledger import Ledger, leases, nodes
+from poller.ledger.leases import Lease, Taken
+from poller.ledger.nodes import NodeReport
+
+RENEW_EVERY_S = 5.0
+_RENEW_WITHIN_S = 2.0
+_TRUSTED_FOR_S = 10.0
+
+
+def boot_time() -> float:
+    """Return seconds since the machine's start, including those that it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass
+class Held:
+    """A lease of this run; `renewed` is the count of its renewals that the database confirmed last."""
+
+    lease: Lease
+    trusted_until: float
+    renewed: int = 0
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a renewal found out. `lost` leases are no longer held.
+
+    `is_rolled_back`: the database has lost renewals that it had confirmed, and so other writes too.
+    """
+
+    lost: tuple[Lease, ...] = ()
+    is_rolled_back: bool = False
+
+
+class LeaseKeeper:
+    """Takes, renews and gives back leases of one run; `report` is what it tells other nodes.
+
+    `draining`: an operator wants this node to give its accounts back.
+    """
+
+    def __init__(
+        self, ledger: Ledger, report: NodeReport, *, now: Callable[[], float] = boot_time
+    ) -> None:
+        self._ledger = ledger
+        self._now = now
+        self.report = report
+        self.held: dict[str, Held] = {}
+        self.draining = False
+
+    @property
+    def run(self) -> str:
+        return self.report.run
+
+    def may_ask(self, app_id: str) -> bool:
+        """Whether no other node can hold the account now."""
+        held = self.held.get(app_id)
+        return held is not None and self._now() < held.trusted_until
+
+    async def begin(self) -> None:
+        """Report this run to the other nodes, and make known which accounts it has."""
+        await self._ledger.aside(leases.add, list(self.report.accounts))
+        await self._ledger.aside(nodes.begin, self.report)
+
+    async def end(self) -> None:
+        """Give back what is held, and report the end of this run, if the ledger takes it."""
+        with suppress(LedgerUnavailable):
+            for app_id in list(self.held):
+                await self.release(app_id)
+            await self._ledger.aside(nodes.end, self.run)
+
+    async def take(self, app_id: str) -> Taken | None:
+        """Take an account if nobody holds it; raises LedgerUnavailable if that is unclear."""
+        sent_at = self._now()
+        taken = await self._ledger.aside(leases.take, app_id, self.run)
+        if taken is not None:
+            self.held[app_id] = Held(taken.lease, sent_at + _TRUSTED_FOR_S)
+        return taken
+
+    async def release(self, app_id: str) -> None:
+        """Give an account back; its work must have ended."""
+        held = self.held.pop(app_id, None)
+        if held is not None:
+            await self._ledger.aside(leases.release, held.lease)
+
+    async def renew(self) -> Renewal:
+        """Renew all leases; without an answer in two seconds, trust in them just runs out."""
+        sent_at = self._now()
+        asked = list(self.held.values())
+        try:
+            async with asyncio.timeout(_RENEW_WITHIN_S):
+                found, self.draining = await self._ledger.aside(nodes.renew, self.report)
+        except (TimeoutError, LedgerUnavailable):
+            return Renewal()
+        self.report = replace(self.report, lag_s=self._now() - sent_at)
+        renewal = self._judge(asked, found, sent_at)
+        await self._give_back_strays(found)
+        return renewal
+
+    def _judge(self, asked: list[Held], found: dict[Lease, int], sent_at: float) -> Renewal:
+        lost = []
+        is_rolled_back = False
+        for held in asked:
+            count = found.get(held.lease)
+            if self.held.get(held.lease.app_id) is not held:
+                continue  # given back meanwhile
+            if count is None:
+                del self.held[held.lease.app_id]
+                lost.append(held.lease)
+                continue
+            is_rolled_back |= count <= held.renewed
+            held.renewed = count
+            held.trusted_until = sent_at + _TRUSTED_FOR_S
+        return Renewal(tuple(lost), is_rolled_back)
+
+    async def _give_back_strays(self, found: dict[Lease, int]) -> None:
+        """Give back what this run took without getting the answer."""
+        known = {held.lease for held in self.held.values()}
+        for lease in found.keys() - known:
+            with suppress(LedgerUnavailable):
+                await self._ledger.aside(leases.release, lease)
