@@ -696,6 +696,64 @@ class StorageLost(Event):
     reason: str
 
 
+# -- several nodes ------------------------------------------------------------------------------------
+
+
+class LeaseTaken(OfAccount):
+    """`is_takeover`: the node that held the account before did not give it back."""
+
+    by = "is_takeover"
+    severity = ("warning", "info")
+    sentence = (
+        "This node has taken over the account from one that no longer answers.",
+        "This node works on the account from now on.",
+    )
+    term: int
+    is_takeover: bool
+
+
+class LeaseWasLost(OfAccount):
+    action = "lease-lost"
+    severity = "warning"
+    sentence = (
+        "This node did not renew its lease in time, and another one works on the account now. "
+        "Nothing is lost: the other node settles what was under way."
+    )
+
+
+class LeaseReleased(OfAccount):
+    sentence = "This node has given the account back, and another one may take it."
+
+
+class AccountNotTaken(OfAccount):
+    severity = "error"
+    sentence = "This node cannot work on the account, and leaves it to others for half a minute."
+    error: BaseException
+
+
+class Fenced(OfAccount):
+    severity = "warning"
+    sentence = (
+        "The ledger refused writes of this node about an account that another node has taken over."
+    )
+    writes: int
+
+
+class LedgerRolledBack(Event):
+    severity = "error"
+    sentence = (
+        "The database has failed over, and may have lost writes that it had confirmed. This node says "
+        "again what it stored in the last ten minutes, and begins anew with its accounts."
+    )
+    said_again: int
+
+
+class ConfigDiffers(OfAccount):
+    severity = "warning"
+    sentence = "Node {node} has another configuration of this account than this node."
+    node: str
+
+
 class StorageUsable(Event):
     sentence = "The storage is usable again, and fetching continues."
 

@@ -69,6 +69,11 @@ class Suspension:
         self.ends_by = ends_by
         return self._suspend(now, u, reason)
 
+    def keep(self, until: datetime, reason: str) -> None:
+        """Suspend the account as somebody else had found it; only a list ends this."""
+        self.failures, self.ends_by = 1, EndsBy.LIST
+        self.until, self.reason = until, reason
+
     def key_changed(self, now: datetime) -> None:
         """Let a probe go at once if a sign-in was refused: there is a new key."""
         if self.until is not None and self._key_refused:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from poller.client.pacer import Pacer
 from poller.client.ports import Ports
@@ -54,6 +55,11 @@ class Breaker:
         now, u = self._ports.clock.now(), self._ports.random()
         if self.suspension.sign_in_refused(now, u, str(error)):
             self._say_suspended()
+
+    def keep_suspended(self, until: datetime, reason: str) -> None:
+        """Begin suspended, as another node left the account."""
+        self.suspension.keep(until, reason)
+        self._say_suspended()
 
     def distrust(self, reason: str, ends_by: EndsBy) -> AccountSuspended:
         """Suspend the account because of its answers, or extend this; return the error to raise."""

@@ -526,6 +526,12 @@ class WebhookConfig:
 @dataclass(frozen=True)
 class Config:
     accounts: tuple[Account, ...] = key(MISSING, names, "One App ID, under a name that you choose.")
+    node: str | None = key(
+        None,
+        nullable(values.node_name),
+        "What this machine is called in `poller nodes`, the log and the metrics, where several nodes "
+        "share a PostgreSQL database. null: its host name.",
+    )
     storage: StorageConfig = StorageConfig()
     state: StateConfig = StateConfig()
     retry: RetryConfig = RetryConfig()

@@ -147,6 +147,13 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def node_name(node: Node) -> str:
+    value = text(node)
+    if (problem := name_problem(value)) is not None:
+        raise WrongValueError(problem)
+    return value
+
+
 _LONGEST_ID = 256
 
 

@@ -1,5 +1,6 @@
 """Background work beside polling: operators' requests, and checks of stored files."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,7 @@ class BackgroundChecks:
         self._runtime = runtime
         self._poll_soon = poll_soon
         self._on_edit = on_edit
+        self._again = asyncio.Event()
         self._ledger = runtime.services.ledger
         self._clock = runtime.services.clock
         self._auditor = Auditor(
@@ -40,10 +42,15 @@ class BackgroundChecks:
             runtime.services.clock,
             page=64,
             threads=1,
+            ledger_of=None if runtime.keeper is None else runtime.ledger_of,
         )
 
+    def begin_again(self) -> None:
+        """Check all files once more: this node works on another account now."""
+        self._again.set()
+
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """Return the background work by name; each runs until it is cancelled or done."""
+        """Return the background work by name; each runs until it is cancelled."""
         return {"edits": self._watch_edits(), "files": self._check_files()}
 
     async def _watch_edits(self) -> None:
@@ -75,11 +82,14 @@ class BackgroundChecks:
         The hashes may take long; they use at most a fifth of the time. Those of a bucket are for
         `poller verify --thorough`, because each start would read every fax and cost money.
         """
-        while not await self._check(thorough=False, limit=_RECENT):
-            await self._clock.sleep(_AGAIN_S)
         is_free = self._runtime.services.storage.reading_is_free
-        while is_free and not await self._check(thorough=True, limit=None):
-            await self._clock.sleep(_AGAIN_S)
+        while True:
+            self._again.clear()
+            while not await self._check(thorough=False, limit=_RECENT):
+                await self._clock.sleep(_AGAIN_S)
+            while is_free and not await self._check(thorough=True, limit=None):
+                await self._clock.sleep(_AGAIN_S)
+            await self._again.wait()
 
     async def _check(self, *, thorough: bool, limit: int | None) -> bool:
         """Check files; return False if ledger or storage fail before the end, to start again later."""

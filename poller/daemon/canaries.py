@@ -10,6 +10,7 @@ from poller import events, schedule
 from poller.config.model import Canary
 from poller.daemon.trigger import PollTrigger
 from poller.errors import LedgerUnavailable, NoThread, NotKept
+from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
 from poller.ingest.send_request import CANARY, ask_to_send, drawn, new_page, settle_page
@@ -38,6 +39,7 @@ class Canaries:
                     args=(state, canary),
                     id=f"canary {state.id}",
                     name=f"canary {state.key}",
+                    replace_existing=True,
                 )
 
     def wake(self) -> None:
@@ -67,13 +69,13 @@ class Canaries:
         """Send a canary unless an earlier run, or another clock, sent one a moment ago."""
         services = self._services
         try:
-            last = await services.ledger.read(sends.last_asked, state.id)
+            last = await state.ledger.read(sends.last_asked, state.id)
             now = services.clock.now()
             if last is not None and timedelta(0) <= now - last < canary.every / 2:
                 return
             new = new_page(state.id, state.user, CANARY, now + canary.within)
             directory = self._runtime.config.state_directory
-            await ask_to_send(services.ledger, directory, new, [drawn(new, now)], now)
+            await ask_to_send(state.ledger, directory, new, [drawn(new, now)], now)
         except LedgerUnavailable as error:
             services.gate.blame(error)
         except (NotKept, NoThread) as error:
@@ -82,17 +84,29 @@ class Canaries:
 
     async def _remember(self) -> None:
         """Load the results of earlier runs."""
-        for app_id, account in self._runtime.accounts.items():
-            if any(state.user.canary for state in account.states.values()):
-                for row in (await self._services.ledger.read(sends.last_canaries, app_id)).values():
-                    self._measure(row)
+        for account in list(self._runtime.accounts.values()):
+            await self._remember_one(account)
+
+    async def remember(self, account: AccountRunner) -> None:
+        """Load the results for an account that has just been taken."""
+        with suppress(LedgerUnavailable):  # only a metric lacks
+            await self._remember_one(account)
+
+    async def _remember_one(self, account: AccountRunner) -> None:
+        if any(state.user.canary for state in account.states.values()):
+            app_id = account.account.app_id
+            for row in (await self._services.ledger.read(sends.last_canaries, app_id)).values():
+                self._measure(row)
 
     async def _look(self) -> bool:
         """Report what is new; return whether to look again."""
         services = self._services
         pages = [row for row in await services.ledger.read(sends.unfinished) if row.code]
         for row in pages:
-            await settle_page(services.ledger, row, services.clock.now(), services.emit)
+            ledger = self._runtime.ledger_of(row.app_id)
+            if ledger is None:
+                continue  # another node has the account
+            await settle_page(ledger, row, services.clock.now(), services.emit)
             if row.is_stored and row.purpose == CANARY:
                 self._measure(row)
         if not (configured := self._with_one()):

@@ -42,6 +42,7 @@ class Monitor:
         self._planner = planner
         self._ledger = runtime.services.ledger
         self._clock = runtime.services.clock
+        self._report_name = meta.of_node(meta.RUNTIME_REPORT, self._ledger.node)
         self._emit = runtime.services.emit
         self._ledger_check = LedgerCheck(self._ledger, self._clock)
         self.readiness = Readiness(runtime, planner, self._ledger_check)
@@ -211,7 +212,7 @@ class Monitor:
         report = self.readiness.report()
         if report != self._kept:
             with suppress(LedgerUnavailable):  # save it next time
-                await self._ledger.write(meta.keep, meta.RUNTIME_REPORT, report.text())
+                await self._ledger.write(meta.keep, self._report_name, report.text())
                 self._kept = report
 
     async def _summarise(self) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from poller import events, plan, schedule
@@ -73,8 +75,15 @@ class Planner:
         self._scheduler.remove_all_jobs()
         self._scheduler.add_job(self._tick, PollTrigger(_TICK, "tick"), id="tick")
         for account in self._runtime.accounts.values():
-            self._plan_account(account)
+            self.add(account, alone=False)
         self.plan_also(self._scheduler)
+
+    def remove(self, account: AccountRunner) -> None:
+        """Schedule nothing more for the users of an account."""
+        for state in account.streams:
+            for job in (str(state.id), f"canary {state.id}"):
+                with suppress(JobLookupError):
+                    self._scheduler.remove_job(job)
 
     def poll_within(self, account: AccountRunner, spread: timedelta) -> None:
         """Bring forward the next poll of every user of `account`, spread over the time given."""
@@ -105,7 +114,8 @@ class Planner:
         trigger: PollTrigger = job.trigger
         return schedule.is_overdue(trigger.poll, trigger.identity, last, now, trigger.factor)
 
-    def _plan_account(self, account: AccountRunner) -> None:
+    def add(self, account: AccountRunner, *, alone: bool = True) -> None:
+        """Schedule a job for each stream of an account; `alone`: and for all else that it needs."""
         limit = account.account.limits.requests_per_second
         polls = [state.user.poll for state in account.states.values()]
         factor = plan.demand(polls, limit, self._clock.now()).factor
@@ -120,6 +130,8 @@ class Planner:
         # Sent lists go when no received list waits.
         for state in account.lanes[Direction.SENT].states.values():
             self._plan_stream(account, state, 1.0, spread)
+        if alone:
+            self.plan_also(self._scheduler)
 
     def _plan_stream(
         self, account: AccountRunner, state: StreamState, factor: float, spread: timedelta

@@ -123,7 +123,12 @@ class Readiness:
             )
 
     def _of_users(self, states: Sequence[StreamState]) -> Iterator[str]:
-        configured = {(user.app_id, user.user_id) for user in self.runtime.config.users}
+        keeper = self.runtime.keeper
+        configured = {
+            (user.app_id, user.user_id)
+            for user in self.runtime.config.users
+            if keeper is None or user.app_id in self.runtime.accounts
+        }
         at_work = {(state.user.app_id, state.user.user_id) for state in states}
         if at_work != configured:
             yield see(

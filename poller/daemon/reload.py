@@ -19,6 +19,7 @@ from poller.own_threads import in_own_thread
 
 # Only a restart changes these: the operators' key path, and the field in `Config`.
 _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
+    "node": attrgetter("node"),
     "storage": attrgetter("storage"),
     "state": attrgetter("state_directory", "state_url", "state.password"),
     "retry": attrgetter("retry"),
@@ -84,6 +85,7 @@ def _as_it_was(old: Config, new: Config) -> Config:
     """Return the new configuration with the old values of what only a restart can change."""
     return replace(
         new,
+        node=old.node,
         storage=old.storage,
         state=old.state,
         retry=old.retry,
@@ -117,7 +119,7 @@ async def prepare(runtime: Runtime, settings: Config) -> Prepared:
     )
     opened: list[AccountRunner] = []
     try:
-        for account in (*planned.replaced, *planned.new):
+        for account in _opened_now(runtime, planned):
             one = await runtime.open_account(account, secrets[account.app_id])
             opened.append(one)
         rows = await runtime.record_streams(planned.settings)
@@ -144,13 +146,21 @@ async def carry_out(
     old = _swap(runtime, prepared)
     await asyncio.gather(*(close(account) for account in old))
     for account in planned.stay:
-        runtime.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
+        if account.app_id in runtime.accounts:  # another node may hold it
+            runtime.accounts[account.app_id].take(account, prepared.secrets[account.app_id])
     await runtime.end_suspensions(but={account.app_id for account in planned.stay})
     await runtime.take_streams(prepared.rows)
     for one in old:
         runtime.services.metrics.forget_account(one.account.name)
     for one in prepared.opened:
         start(one)
+
+
+def _opened_now(runtime: Runtime, planned: Plan) -> list[Account]:
+    """Return the accounts to open now. With several nodes, each takes new ones when it is its turn."""
+    if runtime.keeper is None:
+        return [*planned.replaced, *planned.new]
+    return [account for account in planned.replaced if account.app_id in runtime.accounts]
 
 
 def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:
@@ -162,7 +172,10 @@ def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:
     if prepared.http_token is not None:
         runtime.on_http_token(prepared.http_token)
     replaced = [account.app_id for account in planned.replaced]
-    old = [runtime.accounts.pop(app_id) for app_id in (*replaced, *planned.gone)]
+    ended = [app_id for app_id in (*replaced, *planned.gone) if app_id in runtime.accounts]
+    old = [runtime.accounts.pop(app_id) for app_id in ended]
+    if runtime.keeper is not None:
+        runtime.keeper.configured(planned.settings)
     runtime.accounts |= {one.account.app_id: one for one in prepared.opened}
     return old
 

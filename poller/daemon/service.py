@@ -13,6 +13,7 @@ from poller.daemon import reload
 from poller.daemon.background_checks import BackgroundChecks
 from poller.daemon.canaries import Canaries
 from poller.daemon.changes import NAMED, said_of_left_behind
+from poller.daemon.holding import Holding
 from poller.daemon.monitor import Monitor
 from poller.daemon.planner import POLLS_PER_S, Planner
 from poller.daemon.webhooks import Webhooks
@@ -87,7 +88,13 @@ class Service:
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._sender = Sender(runtime)
+        self._checks = BackgroundChecks(runtime, planner.poll_soon, on_edit=self._wake_senders)
         self._canaries = Canaries(runtime)
+        self._holding = (
+            None
+            if runtime.keeper is None
+            else Holding(runtime, runtime.keeper, start=self._took, close=self._close_account)
+        )
 
     async def work(self) -> None:
         """Start everything, wait for a reason to stop, drain."""
@@ -119,12 +126,11 @@ class Service:
         self._planner.start()
         loops = {
             **self._monitor.loops(),
-            **BackgroundChecks(
-                self._runtime, self._planner.poll_soon, on_edit=self._wake_senders
-            ).loops(),
+            **self._checks.loops(),
             **(self._webhooks.loops() if self._webhooks else {}),
             "sending": self._sender.run(),
             "canaries": self._canaries.run(),
+            **(self._holding.loops() if self._holding else {}),
         }
         for name, work in loops.items():
             self._spawn(work, name)
@@ -150,8 +156,19 @@ class Service:
         if self._webhooks is not None:
             self._webhooks.start(account)
 
+    def _took(self, account: AccountRunner) -> None:
+        """Start the work on an account that this node has just taken."""
+        self._start_account(account)
+        self._planner.add(account)
+        account.wake()
+        self._checks.begin_again()
+        self._wake_senders()
+        self._spawn(self._canaries.remember(account), f"canaries of {account.account.name}")
+        systemd.notify(STATUS=self._monitor.readiness.status_line())
+
     async def _close_account(self, account: AccountRunner) -> None:
-        """End the work of an account that a reload has taken out of the runtime."""
+        """End the work of an account that is no longer in the runtime."""
+        self._planner.remove(account)
         await self._planner.end_polls(account)
         if self._webhooks is not None:
             await self._webhooks.end(account)
@@ -178,7 +195,10 @@ class Service:
         if self._webhooks is not None:
             await self._webhooks.stop()
         timeout_s = self._runtime.config.drain.total_seconds()
-        await asyncio.gather(self._runtime.drain(timeout_s), self._sender.drain(timeout_s))
+        await asyncio.gather(
+            self._runtime.drain(timeout_s) if self._holding is None else self._holding.stop(),
+            self._sender.drain(timeout_s),
+        )
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -205,7 +225,7 @@ class Service:
 
     async def _reload_in_turn(self) -> None:
         """Reload once at a time, however many SIGHUPs arrive."""
-        async with self._reloading:
+        async with self._reloading, self._runtime.changing:
             if not self._stop.is_set():
                 await self._reload()
 

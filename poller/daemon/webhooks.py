@@ -288,7 +288,7 @@ class Webhooks:
         record = hook.record
         with suppress(LedgerUnavailable):  # save it next time
             app_id = hook.runner.account.app_id
-            await self._ledger.write(accounts.keep_hook, app_id, record.text())
+            await hook.runner.services.ledger.write(accounts.keep_hook, app_id, record.text())
             hook.kept, hook.keep_at = record, now + _KEEP_S
 
 

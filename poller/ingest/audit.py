@@ -1,6 +1,7 @@
 """Compare the ledger's stored faxes with the disk."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class Auditor:
     clock: Clock
     page: int = 256
     threads: int = 4
+    ledger_of: Callable[[str], Ledger | None] | None = None  # by App ID; None: pass it over
 
     async def pages(
         self, *, thorough: bool, limit: int | None = None
@@ -68,7 +70,8 @@ class Auditor:
             rows = await self.ledger.read(faxes.on_disk, below, count)
             if not rows:
                 return
-            yield await self.check(rows, thorough=thorough)
+            ours = [row for row in rows if self._ledger_of(row) is not None]
+            yield await self.check(ours, thorough=thorough)
             below = rows[-1].id
             left = None if left is None else left - len(rows)
 
@@ -102,16 +105,22 @@ class Auditor:
 
     async def _note(self, checked: Sequence[Checked], *, thorough: bool) -> None:
         """Note the results; a quick look does not undo what a thorough one found."""
-        found = {
-            one.row.id: (one.row.sha256, one.finding.why)
-            for one in checked
-            if one.row.state is State.STORED
-            and one.row.damage != one.finding.why
-            and (thorough or one.finding.condition is not Condition.OK)
-        }
-        if found:
-            unreadable = {one.row.id for one in checked if one.is_unreadable}
-            await self.ledger.write(faxes.note_damage, found, self.clock.now(), unreadable)
+        found: defaultdict[str, dict[int, tuple[str, str | None]]] = defaultdict(dict)
+        ledgers: dict[str, Ledger] = {}
+        for one in checked:
+            is_news = one.row.state is State.STORED and one.row.damage != one.finding.why
+            ledger = self._ledger_of(one.row)
+            if is_news and ledger and (thorough or one.finding.condition is not Condition.OK):
+                whose = one.row.app_id if self.ledger_of else ""
+                found[whose][one.row.id] = (one.row.sha256, one.finding.why)
+                ledgers[whose] = ledger
+        unreadable = {one.row.id for one in checked if one.is_unreadable}
+        for whose, ledger in ledgers.items():
+            now = self.clock.now()
+            await ledger.write(faxes.note_damage, found[whose], now, unreadable)
+
+    def _ledger_of(self, row: OnDisk) -> Ledger | None:
+        return self.ledger if self.ledger_of is None else self.ledger_of(row.app_id)
 
     async def strangers(self) -> AsyncIterator[str]:
         """Yield the visible files that belong to no fax, directory by directory."""

@@ -35,6 +35,7 @@ from poller.errors import (
 from poller.events import Emit
 from poller.evidence import EvidenceStore
 from poller.ingest.completing import Completer
+from poller.ingest.facts import Facts
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State, jobs
 from poller.metrics import Metrics
@@ -76,6 +77,7 @@ class Services:
     clock: Clock
     random: Callable[[], float]
     give_up_after: timedelta
+    facts: Facts
     timeouts: Timeouts = field(default_factory=Timeouts)
     may_ask: Callable[[], bool] = lambda: True  # for the client's Ports
 
@@ -156,6 +158,8 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
         draft_of = self._services.storage.draft(fax.path, _identity(fax), replacing=fax.refetch)
+        if fax.refetch:  # what is there will be put aside
+            await self._services.ledger.confirm()
         async with draft_of as draft:
             with self._under_way(fax, draft):
                 if not await self._to_its_end(fax, self._carry_on(fax, draft)):
@@ -264,15 +268,26 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
     async def _hand_over(
         self, fax: FaxRow, draft: Draft, staging: Coroutine[Any, Any, Staged | None]
     ) -> bool:
+        if fax.refetch:
+            await self._confirm(staging)
         staged = await staging
         if staged is not None:
             await self._publish(fax, draft, staged)
         return staged is not None
 
+    async def _confirm(self, staging: Coroutine[Any, Any, Any]) -> None:
+        """Make sure that the account is ours before anything is put aside."""
+        try:
+            await self._services.ledger.confirm()
+        except BaseException:
+            staging.close()
+            raise
+
     async def _publish(self, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         """Record the ticket before anybody can take the fax away, then publish."""
         with self._written(fax):
             await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
+        self._services.facts.add(fax, jobs.staged, (fax.id, staged))
         try:
             if not await draft.publish(staged):
                 raise StorageConflict("the fax's sidecar vanished before it got its name")
@@ -299,6 +314,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         with self._written(fax):
             outcome = jobs.Stored(fax.id, now, file, problem, fax.id in self._to_mark)
             await self._services.ledger.write_together(jobs.stored, outcome)
+        self._services.facts.add(fax, jobs.stored, outcome)
         self._services.gate.passed()
         is_again = fax.refetch
         waited = None if is_again or fax.received_at is None else now - fax.received_at

@@ -7,19 +7,25 @@ fence in the ledger and the ticket in the store, which need no clock.
 """
 
 import asyncio
+import hashlib
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from poller import VERSION
+from poller.config.model import Account, Config, SecretRef
 from poller.errors import LedgerUnavailable
-from poller.ledger import Ledger, leases, nodes
+from poller.ledger import Ledger, leases, nodes, schema
 from poller.ledger.leases import Lease, Taken
 from poller.ledger.nodes import NodeReport
+from poller.ledger.tables import REVISION
 
 RENEW_EVERY_S = 5.0
 _RENEW_WITHIN_S = 2.0
 _TRUSTED_FOR_S = 10.0
+_SOMEWHERE = SecretRef("file", "")
 
 
 def boot_time() -> float:
@@ -28,7 +34,7 @@ def boot_time() -> float:
 
 
 @dataclass
-class Held:
+class HeldLease:
     """A lease of this run; `renewed` is the count of its renewals that the database confirmed last."""
 
     lease: Lease
@@ -47,6 +53,35 @@ class Renewal:
     is_rolled_back: bool = False
 
 
+def report_of(settings: Config, run: str) -> NodeReport:
+    """Return what other nodes are told of this run."""
+    return NodeReport(
+        run,
+        settings.node or socket.gethostname(),
+        VERSION,
+        schema.OLDEST,
+        REVISION,
+        _digests(settings),
+    )
+
+
+def _digests(settings: Config) -> dict[str, str]:
+    return {one.app_id: digest(settings, one) for one in settings.accounts}
+
+
+def digest(settings: Config, account: Account) -> str:
+    """Return a short value that two nodes share if they would work on an account in the same way.
+
+    Where a secret or a certificate is found may differ from node to node.
+    """
+    told = replace(account, api_key=_SOMEWHERE, users=(), ca_file=None)
+    if account.webhook is not None:
+        told = replace(told, webhook=replace(account.webhook, secret=_SOMEWHERE))
+    users = sorted(map(repr, account.users))
+    text = repr((told, users, settings.retry, settings.storage.path))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class LeaseKeeper:
     """Takes, renews and gives back leases of one run; `report` is what it tells other nodes.
 
@@ -59,17 +94,21 @@ class LeaseKeeper:
         self._ledger = ledger
         self._now = now
         self.report = report
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, HeldLease] = {}
         self.draining = False
 
     @property
     def run(self) -> str:
         return self.report.run
 
-    def may_ask(self, app_id: str) -> bool:
+    def may_ask(self, lease: Lease) -> bool:
         """Whether no other node can hold the account now."""
-        held = self.held.get(app_id)
-        return held is not None and self._now() < held.trusted_until
+        held = self.held.get(lease.app_id)
+        return held is not None and held.lease == lease and self._now() < held.trusted_until
+
+    def configured(self, settings: Config) -> None:
+        """Note another configuration."""
+        self.report = replace(self.report, accounts=_digests(settings))
 
     async def begin(self) -> None:
         """Report this run to the other nodes, and make known which accounts it has."""
@@ -88,7 +127,7 @@ class LeaseKeeper:
         sent_at = self._now()
         taken = await self._ledger.aside(leases.take, app_id, self.run)
         if taken is not None:
-            self.held[app_id] = Held(taken.lease, sent_at + _TRUSTED_FOR_S)
+            self.held[app_id] = HeldLease(taken.lease, sent_at + _TRUSTED_FOR_S)
         return taken
 
     async def release(self, app_id: str) -> None:
@@ -97,9 +136,13 @@ class LeaseKeeper:
         if held is not None:
             await self._ledger.aside(leases.release, held.lease)
 
-    async def renew(self) -> Renewal:
-        """Renew all leases; without an answer in two seconds, trust in them just runs out."""
+    async def renew(self, users: int = 0) -> Renewal:
+        """Renew all leases, and report how many users this node works for.
+
+        Without an answer in two seconds, trust in the leases just runs out.
+        """
         sent_at = self._now()
+        self.report = replace(self.report, users=users)
         asked = list(self.held.values())
         try:
             async with asyncio.timeout(_RENEW_WITHIN_S):
@@ -111,7 +154,7 @@ class LeaseKeeper:
         await self._give_back_strays(found)
         return renewal
 
-    def _judge(self, asked: list[Held], found: dict[Lease, int], sent_at: float) -> Renewal:
+    def _judge(self, asked: list[HeldLease], found: dict[Lease, int], sent_at: float) -> Renewal:
         lost = []
         is_rolled_back = False
         for held in asked:

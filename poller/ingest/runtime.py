@@ -2,21 +2,24 @@
 
 import asyncio
 import random as random_module
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from poller import config, events, log
 from poller.client import Timeouts
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
-from poller.errors import StorageConflict, StorageUnusable
+from poller.errors import LeaseLost, StorageConflict, StorageUnusable
 from poller.evidence import EvidenceStore
 from poller.ingest.account import AccountRunner
+from poller.ingest.facts import Facts
 from poller.ingest.fetch import Services
 from poller.ingest.gate import Gate
+from poller.ingest.lease_keeper import LeaseKeeper, report_of
 from poller.ingest.stream_state import StreamState, load_streams
 from poller.ledger import (
     Ledger,
@@ -30,12 +33,13 @@ from poller.ledger import (
     streams,
     takeover,
 )
+from poller.ledger.leases import Taken
 from poller.ledger.takeover import Takeover
 from poller.lock import StorageLock
 from poller.metrics import Metrics
 from poller.own_threads import in_own_thread
 from poller.reporting import subscriber
-from poller.store import Storage, storage_of
+from poller.store import Runs, Storage, storage_of
 
 Rows = Mapping[str, Sequence[StreamRow]]  # by App ID, in the order of the account's streams
 # As a share of `give_up_after`: a downtime this long could quarantine faxes that failed only once.
@@ -44,11 +48,12 @@ _LONG_DOWN = 0.25
 
 
 @dataclass
-class Runtime:
+class Runtime:  # more than 20 methods: accounts come, change and go
     """Everything that one process works with; `accounts` by App ID.
 
     `hook_secrets`, also by App ID, sign eFax's notices; a reload replaces them. `ledger_lost_at` is
-    when this ledger replaced a lost one, until it is rebuilt.
+    when this ledger replaced a lost one, until it is rebuilt. Where several nodes share the ledger,
+    `accounts` are those that this node works on, with the leases of `keeper`.
     """
 
     config: Config
@@ -59,6 +64,8 @@ class Runtime:
     on_http_token: Callable[[str], None] = lambda _: None  # called when a reload has read it again
     ledger_lost_at: datetime | None = None
     rejected: str | None = None  # why the last reload rejected its configuration
+    keeper: LeaseKeeper | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held to change `accounts`
 
     @property
     def states(self) -> list[StreamState]:
@@ -72,12 +79,62 @@ class Runtime:
 
     async def add_account(self, account: Account) -> AccountRunner:
         """Open an account and start its work; raises like `open_account`, and ConfigError for its secret."""
-        secret = await in_own_thread(
-            "secrets", lambda: config.read_secret(account.api_key, self.environ)
-        )
-        at_work = await self.open_account(account, secret)
+        at_work = await self.open_account(account, await self._secret_of(account))
         self.accounts[account.app_id] = at_work
         return at_work
+
+    async def take_account(self, account: Account, taken: Taken) -> AccountRunner:
+        """Open an account whose lease was just taken, and begin its work; raises like `add_account`.
+
+        Also raises LedgerUnavailable.
+        """
+        at_work = await self.open_account(account, await self._secret_of(account))
+        try:
+            now = self.services.clock.now()
+            idle_since = None if taken.idle is None else now - taken.idle
+            begun = Takeover(account, now, idle_since, self._long_down, taken.was_working)
+            rows = await at_work.services.ledger.write(takeover.begin, begun)
+            await self._take_streams(at_work, account, rows)
+            known = await at_work.services.ledger.read(accounts.one_account, account.app_id)
+            if known is not None and known.suspended_until is not None:
+                at_work.client.breaker.keep_suspended(known.suspended_until, known.reason or "")
+            await self._tidy(account)
+        except BaseException:
+            await at_work.close()
+            raise
+        self.accounts[account.app_id] = at_work
+        self._count_only_these()
+        return at_work
+
+    def ledger_of(self, app_id: str) -> Ledger | None:
+        """Return the ledger for writes about an account; None if another node may have it."""
+        if self.keeper is None:
+            return self.services.ledger
+        held = self.keeper.held.get(app_id)
+        return None if held is None else self.services.ledger.under(held.lease)
+
+    async def _secret_of(self, account: Account) -> str:
+        return await in_own_thread(
+            "secrets", lambda: config.read_secret(account.api_key, self.environ)
+        )
+
+    def _services_of(self, account: Account) -> Services:
+        """Return the services for work on an account, which its lease limits if it needs one."""
+        if self.keeper is None:
+            return self.services
+        lease = self.keeper.held[account.app_id].lease
+        emit = self.services.emit
+
+        def emit_unless_lost(happened: events.Event) -> None:
+            if not isinstance(getattr(happened, "error", None), LeaseLost):
+                emit(happened)
+
+        return replace(
+            self.services,
+            ledger=self.services.ledger.under(lease),
+            emit=emit_unless_lost,
+            may_ask=partial(self.keeper.may_ask, lease),
+        )
 
     async def read_hook_secrets(self, settings: Config) -> Mapping[str, str]:
         """Read the secrets that sign these accounts' notices; raises ConfigError."""
@@ -93,7 +150,7 @@ class Runtime:
         log.register_secret(secret)
         at_work = AccountRunner(
             account,
-            self.services,
+            self._services_of(account),
             self.config.retry,
             self.config.storage.path,
             secret=secret,
@@ -102,11 +159,16 @@ class Runtime:
         return at_work
 
     async def close_account(self, account: AccountRunner) -> None:
-        """End an account's work as the end of the service would; its polls must have ended."""
+        """End an account's work as the end of the service would; its polls must have ended.
+
+        Another node may have the account by now: then cut off what is under way.
+        """
         if self.accounts.get(account.account.app_id) is account:
             del self.accounts[account.account.app_id]
+        self._count_only_these()
+        drain_s = self.config.drain.total_seconds()
         try:
-            await account.drain(self.config.drain.total_seconds())
+            await account.drain(drain_s if account.services.may_ask() else 0)
         except asyncio.CancelledError:  # the service is ending and no longer waits
             await account.drain(0)
             raise
@@ -116,21 +178,46 @@ class Runtime:
     async def end_suspensions(self, but: Collection[str] = ()) -> None:
         """Note that no other account is suspended: they start afresh or are gone."""
         for row in await self.services.ledger.read(accounts.all_accounts):
-            if row.suspended_until is not None and row.app_id not in but:
-                await self.services.ledger.write(
-                    accounts.set_suspended, row.app_id, row.account, None, None
-                )
+            if row.suspended_until is None or row.app_id in but:
+                continue
+            ledger = self.ledger_of(row.app_id)
+            if ledger is not None:
+                await ledger.write(accounts.set_suspended, row.app_id, row.account, None, None)
 
     async def begin(self, idle_since: datetime | None) -> Rows:
         """Record that the work on all accounts begins, in one transaction; return their rows."""
-        now, longer_than = self.services.clock.now(), self.config.retry.give_up_after * _LONG_DOWN
-        return await self._write_for_all(
+        now = self.services.clock.now()
+        rows = await self._write_for_all(
             self.config.accounts,
-            lambda one: (takeover.begin, Takeover(one, now, idle_since, longer_than)),
+            lambda one: (takeover.begin, Takeover(one, now, idle_since, self._long_down)),
         )
+        for account in self.config.accounts:
+            await self._tidy(account)
+        return rows
+
+    @property
+    def _long_down(self) -> timedelta:
+        return self.config.retry.give_up_after * _LONG_DOWN
+
+    async def _tidy(self, account: Account) -> None:
+        """Remove what a killed poller left hidden beside waiting faxes.
+
+        Elsewhere it goes when the first fax arrives there.
+        """
+        gate, ledger = self.services.gate, self.services.ledger
+        if not await gate.check():
+            return
+        try:
+            paths = await ledger.read(jobs.pending_paths, account.app_id)
+            await self.services.storage.tidy(paths)
+        except (StorageUnusable, StorageConflict) as error:  # the storage has just gone away
+            gate.close(error.told)
 
     async def record_streams(self, settings: Config) -> Rows:
-        """Make the streams of `settings` the configured ones; return their rows by App ID."""
+        """Make the streams of `settings` the configured ones; return their rows by App ID.
+
+        Where several nodes share the ledger, only of accounts that this node holds.
+        """
         now = self.services.clock.now()
         return await self._write_for_all(
             settings.accounts, lambda one: (streams.sync_account, one, now)
@@ -140,20 +227,36 @@ class Runtime:
         self, wanted: Sequence[Account], command: Callable[[Account], tuple[Any, ...]]
     ) -> Rows:
         """Ask for all writes at once, so that they share a transaction."""
-        write = self.services.ledger.write
-        app_ids = [one.app_id for one in wanted]
-        *rows, _ = await asyncio.gather(
-            *(write(*command(one)) for one in wanted), write(streams.remove_others, app_ids)
-        )
-        return dict(zip(app_ids, rows, strict=True))
+        ledgers = {one.app_id: self.ledger_of(one.app_id) for one in wanted}
+        writes = {
+            one.app_id: ledger.write(*command(one))
+            for one in wanted
+            if (ledger := ledgers[one.app_id]) is not None
+        }
+        others: list[Coroutine[Any, Any, Any]] = []
+        if self.keeper is None:
+            others.append(self.services.ledger.write(streams.remove_others, list(ledgers)))
+        rows = await asyncio.gather(*writes.values(), *others)
+        return dict(zip(writes, rows, strict=False))
 
     async def take_streams(self, rows: Rows) -> None:
         """Make the states match the configured streams, which have these rows."""
-        self.services.metrics.keep(
-            frozenset((*user.names, direction) for user, direction in self.config.streams)
-        )
+        self._count_only_these()
         for account in self.config.accounts:
-            await self._take_streams(self.accounts[account.app_id], account, rows[account.app_id])
+            if account.app_id in rows:
+                at_work = self.accounts[account.app_id]
+                await self._take_streams(at_work, account, rows[account.app_id])
+
+    def _count_only_these(self) -> None:
+        """Export metrics of the streams that this node works on, and forget others."""
+        self.services.metrics.keep(
+            frozenset(
+                (*user.names, direction)
+                for account in self.config.accounts
+                if account.app_id in self.accounts
+                for user, direction in account.streams
+            )
+        )
 
     async def _take_streams(
         self, at_work: AccountRunner, account: Account, rows: Sequence[StreamRow]
@@ -186,7 +289,7 @@ class Runtime:
         A running poll uses it from then on.
         """
         began = {state.id: state.changes for state in self.streams}
-        held = await self.services.ledger.write(fold.all_progress)
+        held = await self.services.ledger.write(fold.some, list(began))
         known = [state for state in self.streams if state.id in began]  # a reload may add streams
         for state in known:
             state.take(held[state.id], began[state.id])
@@ -218,7 +321,8 @@ async def open_runtime(  # tests replace four of them
     clock = clock or SystemClock()
     backend = backend_of(settings, environ)
     ledger = await Ledger.open(backend, monotonic=clock.monotonic)
-    storage = storage_of(settings, environ)
+    runs = Runs(shared=ledger.is_shared)
+    storage = storage_of(settings, environ, runs)
     try:
         if ledger.restored_from is not None:
             log.say(events.LedgerRestored(ledger.restored_from))
@@ -230,18 +334,18 @@ async def open_runtime(  # tests replace four of them
         runtime = Runtime(settings, services, environ)
         runtime.ledger_lost_at = await ledger.read(meta.lost_at)
         try:
-            for account in settings.accounts:
-                await runtime.add_account(account)
             runtime.hook_secrets = await runtime.read_hook_secrets(settings)
-            rows = await runtime.begin(idle_since)
-            # What an interrupted process left there no longer holds.
-            await runtime.end_suspensions()
-            await ledger.write(meta.set_started, clock.now())
-            await runtime.take_streams(rows)
+            if ledger.is_shared:
+                runtime.keeper = LeaseKeeper(ledger, report_of(settings, runs.own))
+                await runtime.keeper.begin()
+            else:
+                await _take_all(runtime, idle_since)
             yield runtime
         finally:
             for account_at_work in runtime.accounts.values():
                 await account_at_work.close()
+            if runtime.keeper is not None:
+                await runtime.keeper.end()
     finally:
         storage.close()
         await ledger.close()
@@ -267,7 +371,7 @@ async def _services_of(  # all that the runtime has so far
     if is_lost:
         emit(events.LedgerLost(storage.where()))
     gate = Gate(storage, ledger, clock, storage_id=storage_id, emit=emit)
-    services = Services(
+    return Services(
         ledger=ledger,
         storage=storage,
         evidence=EvidenceStore(
@@ -279,15 +383,20 @@ async def _services_of(  # all that the runtime has so far
         clock=clock,
         random=random,
         give_up_after=settings.retry.give_up_after,
+        facts=Facts(clock.monotonic, is_on=ledger.is_shared),
     )
-    if await gate.check():
-        try:
-            # Files that a killed poller left hidden beside waiting faxes. Elsewhere they go when
-            # the first fax arrives there.
-            await storage.tidy(await ledger.read(jobs.pending_paths))
-        except (StorageUnusable, StorageConflict) as error:  # the storage has just gone away
-            gate.close(error.told)
-    return services
+
+
+async def _take_all(runtime: Runtime, idle_since: datetime | None) -> None:
+    """Begin the work on all accounts; the state's lock keeps other runs out."""
+    for account in runtime.config.accounts:
+        await runtime.add_account(account)
+    rows = await runtime.begin(idle_since)
+    # What an interrupted process left there no longer holds.
+    await runtime.end_suspensions()
+    ledger = runtime.services.ledger
+    await ledger.write(meta.set_started, runtime.services.clock.now())
+    await runtime.take_streams(rows)
 
 
 async def _is_of_another_ledger(storage: Storage) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from poller import events, log, outbox
 from poller.efax.outgoing import OutgoingDocument, OutgoingFax
 from poller.efax.transmission import ERRORS, Transmission
-from poller.errors import ApiError, LedgerUnavailable, NoThread, PollerError, SendInDoubt
+from poller.errors import ApiError, LeaseLost, LedgerUnavailable, NoThread, PollerError, SendInDoubt
 from poller.events import Event
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
@@ -195,11 +195,11 @@ class Sender:
             if found.is_final:
                 return await self._final(row, found)
             if found.status is not None and found.status != row.status:
-                row = await self._record(sends.under_way, row.id, found.status)
+                row = await self._record(row, sends.under_way, found.status)
             waited = self._clock.now() - (row.accepted_at or row.asked_at)
             if waited > _FOLLOWED_FOR:
                 why = f"eFax gave no final status for a day; the last was {found.status}"
-                return await self._record(sends.left, row.id, why, self._clock.now())
+                return await self._record(row, sends.left, why, self._clock.now())
             pause_s = waited.total_seconds() / _PAUSE_SHARE if waited > _OFTEN_FOR else 0.0
             await self._clock.sleep(min(max(pause_s, LOOK_EVERY_S), _SELDOM_S))
         return row
@@ -222,7 +222,8 @@ class Sender:
         async def before() -> None:
             nonlocal began
             now = self._clock.now()
-            if self._stopping or not await self._ledger.write(sends.begin, row.id, began, now):
+            ledger = account.services.ledger
+            if self._stopping or not await ledger.write(sends.begin, row.id, began, now):
                 raise _NotOurs("the fax must not be sent any more")
             began = now
             self._posting.add(row.id)
@@ -267,7 +268,7 @@ class Sender:
             if is_last:
                 break
             await self._clock.sleep(LOOK_EVERY_S)
-        row = await self._record(sends.in_doubt, row.id, why, self._clock.now())
+        row = await self._record(row, sends.in_doubt, why, self._clock.now())
         self._is_left_over = True
         await forget_documents(self._state_directory, row)
         self._emit(events.SendLost(*_about(row), reason=why))
@@ -276,14 +277,14 @@ class Sender:
     # -- how it ends -------------------------------------------------------------------------------
 
     async def _accepted(self, row: SendRow, fax_id: str) -> SendRow:
-        row = await self._record(sends.accepted, row.id, fax_id, self._clock.now())
+        row = await self._record(row, sends.accepted, fax_id, self._clock.now())
         await forget_documents(self._state_directory, row)
         self._emit(_sent(row, is_transmitted=False))
         return row
 
     async def _failed(self, row: SendRow, why: str) -> SendRow:
         why = log.redact(why)
-        row = await self._record(sends.failed, row.id, why, self._clock.now())
+        row = await self._record(row, sends.failed, why, self._clock.now())
         await forget_documents(self._state_directory, row)
         self._emit(events.SendFailed(*_about(row), row.fax_id, why))
         return row
@@ -291,19 +292,27 @@ class Sender:
     async def _final(self, row: SendRow, found: Transmission) -> SendRow:
         now = self._clock.now()
         if found.is_complete:
-            row = await self._record(sends.transmitted, row.id, found.status, now)
+            row = await self._record(row, sends.transmitted, found.status, now)
             self._emit(_sent(row, is_transmitted=True))
             return row
         why = log.redact(f"eFax says {found.status}{_code(found)}")
-        row = await self._record(sends.failed, row.id, why, now, found.status)
+        row = await self._record(row, sends.failed, why, now, found.status)
         self._emit(events.SendFailed(*_about(row), row.fax_id, why))
         return row
 
-    async def _record(self, command: Callable[..., SendRow], *args: Any) -> SendRow:
-        """Record an outcome; since it is known, try until the ledger takes it."""
+    async def _record(self, row: SendRow, command: Callable[..., SendRow], *args: Any) -> SendRow:
+        """Record an outcome; since it is known, try until the ledger takes it.
+
+        Raises _Gone if another node has the account: it looks for the fax, too.
+        """
         while True:
+            ledger = self._runtime.ledger_of(row.app_id)
+            if ledger is None:
+                raise _Gone("another node has the account")
             try:
-                return await asyncio.shield(self._ledger.write(command, *args))
+                return await asyncio.shield(ledger.write(command, row.id, *args))
+            except LeaseLost as error:
+                raise _Gone("another node has the account") from error
             except LedgerUnavailable as error:
                 self._gate.blame(error)
                 await self._clock.sleep(_LOOK_AGAIN_S)

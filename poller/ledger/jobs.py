@@ -176,13 +176,11 @@ def quarantined(connection: Connection, limit: int) -> list[FaxRow]:
     return [fax_row(row) for row in rows]
 
 
-def pending_paths(connection: Connection) -> list[str]:
-    """Return the paths (relative, without extension) of all faxes that are still to be fetched."""
-    return list(
-        connection.scalars(
-            select(faxes.c.path).join_from(faxes, jobs, TO_FETCH).where(DUE_TO_FETCH)
-        )
-    )
+def pending_paths(connection: Connection, app_id: str) -> list[str]:
+    """Return the paths (relative, without extension) of an account's faxes that are still to be fetched."""
+    theirs = select(streams.c.id).where(streams.c.app_id == app_id)
+    waiting = select(faxes.c.path).join_from(faxes, jobs, TO_FETCH).where(DUE_TO_FETCH)
+    return list(connection.scalars(waiting.where(jobs.c.stream.in_(theirs))))
 
 
 # -- what came of it --------------------------------------------------------------------------------

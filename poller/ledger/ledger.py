@@ -72,6 +72,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         restored_from: datetime | None = None,
     ) -> None:
         self.created = created
+        self.node = ""  # which of several nodes this process is
         self.restored_from = restored_from
         self._backend = backend
         self._readers = backend.readers()
@@ -172,6 +173,11 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
             lambda connection: command(connection, *args, **kwargs), self._lease
         )
 
+    async def confirm(self) -> None:
+        """Raise LeaseLost if another run has the account; without leases nobody can."""
+        if self._lease is not None:
+            await self.write(lambda _: None)
+
     async def aside(
         self,
         command: Callable[Concatenate[Connection, P], T],
@@ -245,7 +251,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         free space, since a disk may take this little and still not a page of new faxes.
         """
         await self.require_room()
-        await self.write(meta.write_check, now)
+        if self.is_shared:  # its leases are the sign of life
+            now = None
+        await self.write(meta.write_check, now, self.node)
 
     async def require_room(self) -> None:
         """Check that its disk has room for it to grow; raises LedgerUnavailable."""

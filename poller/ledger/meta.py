@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.exc import IntegrityError
 
 from poller.ledger.tables import meta
 
@@ -20,7 +21,16 @@ def keep(connection: Connection, name: str, wanted: str) -> None:
     """Keep `wanted` under this name."""
     changed = connection.execute(update(meta).where(meta.c.name == name).values(value=wanted))
     if changed.rowcount == 0:
-        connection.execute(meta.insert().values(name=name, value=wanted))
+        try:
+            with connection.begin_nested():
+                connection.execute(meta.insert().values(name=name, value=wanted))
+        except IntegrityError:  # another node was faster
+            keep(connection, name, wanted)
+
+
+def of_node(name: str, node: str) -> str:
+    """Return under which name a node of several keeps this value."""
+    return f"{name}:{node}" if node else name
 
 
 def begin(connection: Connection, storage_id: str, lost_at: datetime | None) -> None:
@@ -53,9 +63,9 @@ def _keep_instant(connection: Connection, name: str, at: datetime) -> None:
     keep(connection, name, at.astimezone(UTC).isoformat())
 
 
-def write_check(connection: Connection, now: datetime | None) -> None:
-    """Write a little, and `now` as a sign of life."""
-    _count(connection, "write_check")
+def write_check(connection: Connection, now: datetime | None, node: str = "") -> None:
+    """Write a little, and `now` as a sign of life; each node of several has its own row."""
+    _count(connection, of_node("write_check", node))
     if now is not None:
         _keep_instant(connection, "alive_at", now)
 

@@ -7,6 +7,8 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, insert, insp
 from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger.tables import REVISION, metadata
 
+OLDEST = REVISION  # of the tables that this program can work on
+
 if TYPE_CHECKING:
     from alembic.config import Config
 

@@ -3,6 +3,7 @@
 from poller.documents import StoredFile
 from poller.store.draft import Draft
 from poller.store.inspection import Condition, Finding
+from poller.store.runs import Runs
 from poller.store.sidecars import Identity, Origin, sidecar
 from poller.store.storage import Storage, storage_of, store_of
 from poller.store.store import Store
@@ -15,6 +16,7 @@ __all__ = [
     "FoundSidecar",
     "Identity",
     "Origin",
+    "Runs",
     "Storage",
     "Store",
     "StoredFile",

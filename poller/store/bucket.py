@@ -127,7 +127,7 @@ class BucketStore:  # more than 20 methods: the verbs of a store
             return sum(
                 syscalls.unlink(name, at)
                 for name in syscalls.names(at)
-                if folder.is_dot_file(name) and not folder.is_dot_file(name, of_run=self._run)
+                if folder.run_of(name) not in (None, self._run)
             )
 
     # -- one fax on its way ----------------------------------------------------------------------

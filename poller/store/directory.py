@@ -1,8 +1,10 @@
 """A store in a local directory."""
 
-import uuid
+import os
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 
 from poller.config.model import StorageConfig
 from poller.documents import Staged, StoredFile, StoredFormat
@@ -10,6 +12,7 @@ from poller.errors import StorageConflict
 from poller.store import abilities, folder, inspection, marker, publish, survey, syscalls
 from poller.store.folder import Durable, Folder
 from poller.store.inspection import Finding
+from poller.store.runs import Runs
 from poller.store.sidecars import EXTENSIONS, Identity, path_of
 from poller.store.spool import Spool
 from poller.store.survey import FoundSidecar, Unreadable
@@ -21,17 +24,17 @@ _TIDIED_MAX = 10_000
 class Directory:  # more than 20 methods: the verbs of a store
     """The verbs of a store, for a directory.
 
-    Only the holder of the state's lock writes here, so all other runs have ended. A ticket names
-    the staged sidecar and its directory.
+    A ticket names the staged sidecar and its directory. Where several runs share the store, another
+    one may have adopted a placed image at any time, so it is never taken back.
     """
 
     reading_is_free = True
 
-    def __init__(self, config: StorageConfig) -> None:
+    def __init__(self, config: StorageConfig, runs: Runs | None = None) -> None:
         self._config = config
         self.writes_to = str(config.directory)
         self._id: str | None = None
-        self._run = uuid.uuid4().hex[:8]
+        self._runs = runs or Runs()
         self._durable = Durable()
         self._tidied: set[str] = set()
         self._proved: tuple[int, ...] | None = None  # the marker, and the number of doubts then
@@ -72,6 +75,8 @@ class Directory:  # more than 20 methods: the verbs of a store
             return space.f_bavail * space.f_frsize
 
     def tidy(self, paths: Iterable[str]) -> int:
+        if self._runs.shared:  # runs have ended since the last time
+            self._tidied.clear()
         with self._root() as root:
             removed = marker.clear_probes(root)
             for directory in sorted({path.rpartition("/")[0] for path in paths} | {""}):
@@ -143,7 +148,7 @@ class Directory:  # more than 20 methods: the verbs of a store
     def take_back(self, spool: Spool, stored: StoredFile) -> None:
         at = spool.folder
         syscalls.unlink(at.names.dot_sidecar, at.fd)
-        if spool.is_ours:
+        if spool.is_ours and not self._runs.shared:
             publish.hide_image(at, stored)
 
     def revoke(self, path: str, ticket: str) -> bool:
@@ -211,7 +216,7 @@ class Directory:  # more than 20 methods: the verbs of a store
         with self._root() as root:
             consumers = self._config.consumers if make else None
             at = folder.open_folder(
-                root, path, run=self._run, durable=self._durable, make=consumers
+                root, path, run=self._runs.mark, durable=self._durable, make=consumers
             )
         at.shown_as = self.where(directory)
         try:
@@ -227,12 +232,21 @@ class Directory:  # more than 20 methods: the verbs of a store
             return 0
         removed = 0
         for name in syscalls.names(fd):
-            if folder.is_dot_file(name) and not folder.is_dot_file(name, of_run=self._run):
+            if (mark := folder.run_of(name)) and self._runs.is_over(
+                mark, partial(_age_s, name, fd)
+            ):
                 removed += syscalls.unlink(name, fd)
         if len(self._tidied) > _TIDIED_MAX:
             self._tidied.clear()
         self._tidied.add(directory)
         return removed
+
+
+def _age_s(name: str, fd: int) -> float:
+    try:
+        return time.time() - os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _number(at: Folder) -> str:

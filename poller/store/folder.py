@@ -77,12 +77,19 @@ def _shortened(name: str) -> str:
     return f"{name[:40]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
-def is_dot_file(name: str, *, of_run: str | None = None) -> bool:
-    """Tell whether a delivery made this dot-file and may have left it; with `of_run`, only that run's."""
-    run = "" if of_run is None else f".{of_run}"
+def is_dot_file(name: str) -> bool:
+    """Tell whether a delivery made this dot-file and may have left it."""
     is_placed = name.endswith(f".{COMES_ALONE}{SIDECAR_PART}")
-    is_ours = name.startswith(".") and name.endswith((run + IMAGE_PART, run + SIDECAR_PART))
+    is_ours = name.startswith(".") and name.endswith((IMAGE_PART, SIDECAR_PART))
     return is_ours and not is_placed
+
+
+def run_of(name: str) -> str | None:
+    """Return the id of the run that made a dot-file, or None if no delivery left it."""
+    if not is_dot_file(name):
+        return None
+    suffix = IMAGE_PART if name.endswith(IMAGE_PART) else SIDECAR_PART
+    return name.removesuffix(suffix).rpartition(".")[2]
 
 
 def staged_base(name: str) -> str:

@@ -16,6 +16,7 @@ from poller.naming import folded
 from poller.store.directory import Directory
 from poller.store.draft import Berth, Draft
 from poller.store.inspection import Finding
+from poller.store.runs import Runs
 from poller.store.sidecars import Identity
 from poller.store.store import Store
 from poller.store.survey import FoundSidecar, Unreadable
@@ -27,27 +28,29 @@ _KILLS = 2  # checks killed in a row that do not yet count against the document
 _SURVEYED_AT_ONCE = 500
 
 
-def store_of(settings: Config, environ: Mapping[str, str] = os.environ) -> Store:
+def store_of(
+    settings: Config, environ: Mapping[str, str] = os.environ, runs: Runs | None = None
+) -> Store:
     """Return the store that a configuration names, without asking it anything."""
     if settings.storage.url is None:
-        return Directory(settings.storage)
+        return Directory(settings.storage, runs)
     from poller.store.bucket import BucketStore  # noqa: PLC0415 - needs the packages of an extra
 
     return BucketStore(settings.storage, settings.state_directory / "spool", environ)
 
 
-def storage_of(settings: Config, environ: Mapping[str, str] = os.environ) -> "Storage":
-    return Storage(store_of(settings, environ))
+def storage_of(
+    settings: Config, environ: Mapping[str, str] = os.environ, runs: Runs | None = None
+) -> "Storage":
+    return Storage(store_of(settings, environ, runs), runs)
 
 
 class Storage:
-    """Where faxes are kept, at paths relative to it.
+    """Where faxes are kept, at paths relative to it; `runs` says who else may write there."""
 
-    Its user holds the state's lock, so nobody else writes dot-files here.
-    """
-
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, runs: Runs | None = None) -> None:
         self.store = store
+        self.runs = runs or Runs()
         self._threads = Threads(store.writes_to, _THREADS)
         self._checkers = Checkers()
         self._killed: dict[str, int] = {}  # by path: how many checks in a row were killed

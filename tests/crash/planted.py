@@ -84,9 +84,7 @@ def never_resumed() -> None:
 def hidden_ones_swept() -> None:
     """Remove a sidecar without an image like other dot-files, although its ticket is in the row."""
 
-    def is_any(name: str, *, of_run: str = "") -> bool:
-        return name.startswith(".") and name.endswith(
-            (f"{of_run}.image.part", f"{of_run}.json.part")
-        )
+    def is_any(name: str) -> bool:
+        return name.startswith(".") and name.endswith((".image.part", ".json.part"))
 
-    folder.is_dot_file = is_any  # type: ignore[assignment]
+    folder.is_dot_file = is_any

@@ -311,7 +311,7 @@ async def test_row_47_an_outage_of_hours_is_met_with_few_requests_and_caught_up_
         sent = len(work.proxy.requests) - before
         assert sent > 72  # every fax of the outage, and the lists
         assert sent - 10 <= (work.clock.mono - began) * 5 + 2
-        assert not await work.runtime.services.ledger.read(jobs.pending_paths)
+        assert not await work.runtime.services.ledger.read(jobs.pending_paths, APP)
         assert work.simulator.most_in_flight <= 8
         await work.heal()
 

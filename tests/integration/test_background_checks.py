@@ -58,7 +58,7 @@ def cut(image: Path) -> None:
     image.write_bytes(image.read_bytes()[:50])
 
 
-def auditor(runtime: Runtime, **how: int) -> Auditor:
+def auditor(runtime: Runtime, **how: Any) -> Auditor:
     return Auditor(runtime.services.ledger, runtime.services.storage, runtime.services.clock, **how)
 
 

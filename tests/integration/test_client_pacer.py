@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from poller.client import Observer
+from poller.client import Observer, Ports
 from poller.client.pacer import Pacer
 from poller.pacing import Kind, Pacing
 
@@ -43,6 +44,11 @@ class Clock:
         await settle()
 
 
+class Unused:
+    async def load(self, app_id: str) -> Any: ...
+    async def save(self, app_id: str, level: float, at: datetime) -> None: ...
+
+
 class Desk(Observer):
     """A pacer whose callers keep their turn until they are let go."""
 
@@ -51,9 +57,7 @@ class Desk(Observer):
         self.pacing = Pacing(rate, burst, in_flight, 0.0)
         self.waits: list[float] = []
         self.may_ask = True
-        ports = Ports(
-            self.clock, lambda: 0.5, NoSignIns(), self, may_ask=lambda: self.may_ask
-        )
+        ports = Ports(self.clock, lambda: 0.5, Unused(), self, may_ask=lambda: self.may_ask)
         self.pacer = Pacer(self.pacing, ports)
         self.inside: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []

@@ -714,7 +714,7 @@ async def test_paths_of_waiting_faxes_are_those_that_are_fetched_next(
     for path in ("a/2/x", "b/x", "top"):
         await store(ledger, rows[path])
     await ledger.write(jobs.dismiss, rows["c/gone"].id, now=NOW, reason="lost")
-    assert sorted(await ledger.read(jobs.pending_paths)) == ["a/1/x", "a/1/y"]
+    assert sorted(await ledger.read(jobs.pending_paths, "app")) == ["a/1/x", "a/1/y"]
 
 
 async def test_ticket_of_a_fax_that_is_published_next_stays_in_its_row_until_it_is_stored(

@@ -240,7 +240,7 @@ class Everything:
         failure = jobs.Failure(first.fence, "no", "broken", NOW, 0.0, quarantine=True)
         self(jobs.attempt_failed, first.id, NOW, failure)
         self(jobs.quarantined, 10)
-        self(jobs.pending_paths)
+        self(jobs.pending_paths, "app")
         self(jobs.postpone, second.id, second.fence, NOW)
         self(failing.waiting)
         self(failing.counts, NOW, HOUR)

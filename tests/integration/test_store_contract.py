@@ -438,9 +438,7 @@ def test_lab_finds_a_planted_bug(
 ) -> None:
     real = recovery.settle
     if bug == "removed with other dot-files":
-        monkeypatch.setattr(
-            folder, "is_dot_file", lambda name, of_run="": name.endswith(f"{of_run}.part")
-        )
+        monkeypatch.setattr(folder, "is_dot_file", lambda name: name.endswith(".part"))
         _plant_a_tidy_that_removes_hidden_objects(monkeypatch)
 
     def settle(store: Store, ticket: Staged, identity: Identity) -> Fate:
