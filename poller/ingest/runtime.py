@@ -29,6 +29,7 @@ from poller.ledger import (
     clock_repair,
     fold,
     jobs,
+    leases,
     meta,
     streams,
     takeover,
@@ -45,6 +46,7 @@ Rows = Mapping[str, Sequence[StreamRow]]  # by App ID, in the order of the accou
 # As a share of `give_up_after`: a downtime this long could quarantine faxes that failed only once.
 # Shorter ones count, or `poller once`, run a few times a day, would never give up.
 _LONG_DOWN = 0.25
+_FOUNDED_S = 0.2  # between two looks whether another node has founded the storage
 
 
 @dataclass
@@ -361,10 +363,10 @@ async def _services_of(  # all that the runtime has so far
     storage_lock: StorageLock | None,
 ) -> Services:
     emit = subscriber(metrics)
-    known = await ledger.read(meta.value, meta.STORAGE_ID)
+    known = await _known_storage(ledger, storage.runs)
     is_lost = known is None and await _is_of_another_ledger(storage)
     storage_id = await storage.prepare(known)
-    if storage_lock is not None:
+    if storage_lock is not None and not ledger.is_shared:  # several nodes may share it
         storage_lock.take(storage_id)
     if known is None:
         await ledger.write(meta.begin, storage_id, clock.now() if is_lost else None)
@@ -385,6 +387,16 @@ async def _services_of(  # all that the runtime has so far
         give_up_after=settings.retry.give_up_after,
         facts=Facts(clock.monotonic, is_on=ledger.is_shared),
     )
+
+
+async def _known_storage(ledger: Ledger, runs: Runs) -> str | None:
+    """Return the storage's id; None if this run is to pair it with the ledger, and no other node is."""
+    while (known := await ledger.read(meta.value, meta.STORAGE_ID)) is None and ledger.is_shared:
+        await ledger.aside(leases.add, [leases.FOUNDING])
+        if await ledger.aside(leases.take, leases.FOUNDING, runs.own) is not None:
+            return await ledger.read(meta.value, meta.STORAGE_ID)
+        await asyncio.sleep(_FOUNDED_S)
+    return known
 
 
 async def _take_all(runtime: Runtime, idle_since: datetime | None) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from poller.ledger.tables import MICROSECOND, leases, now_us, of_us
 
 TTL = timedelta(seconds=15)
+FOUNDING = " the first start"  # no App ID: its lease is for the node that pairs ledger and storage
 _UNTIL = now_us() + bindparam("ttl_us")
 _IS_LIVE = leases.c.holder.is_not(None) & (of_us(leases.c.expires_at) >= now_us())
 
@@ -66,7 +67,7 @@ _ROW = select(
 
 def all_leases(connection: Connection) -> dict[str, LeaseRow]:
     """Return the leases of all accounts that a node has ever had, by App ID."""
-    rows = connection.execute(_ROW.order_by(leases.c.app_id))
+    rows = connection.execute(_ROW.where(leases.c.app_id != FOUNDING).order_by(leases.c.app_id))
     return {row.app_id: LeaseRow(*row) for row in rows}
 
 

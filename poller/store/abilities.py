@@ -1,7 +1,9 @@
 """Test whether a file system can do what a delivery needs, with files that are removed again."""
 
 import errno
+import socket
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -13,6 +15,7 @@ PROBE = ".poller-probe."
 CANNOT = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.EMLINK}
 _CONTENT = b"what is written can be read back\n"
 _OTHERS = 0o007
+_PROBED_WITHIN_S = 3600.0
 
 
 def prove(config: StorageConfig, root: int) -> None:
@@ -20,8 +23,8 @@ def prove(config: StorageConfig, root: int) -> None:
 
     Raises OSError for other troubles: no space, no permission, a broken disk.
     """
-    mine = f"{PROBE}{syscalls.process_id()}"
-    file, free, directory = f"{mine}.file", f"{mine}.free", f"{mine}.directory"
+    mine, host = f"{PROBE}{syscalls.process_id()}", _host()
+    file, free, directory = (f"{mine}.{one}.{host}" for one in ("file", "free", "directory"))
     _remove([file, free, directory], root)
     try:
         _try_a_file(file, root)
@@ -132,13 +135,20 @@ def clear(root: int) -> int:
 
     Files of another running process stay: it may be `poller check` that tests the storage now.
     """
-    return _remove([name for name in syscalls.names(root) if _is_left(name)], root)
+    return _remove([name for name in syscalls.names(root) if _is_left(name, root)], root)
 
 
-def _is_left(name: str) -> bool:
+def _host() -> str:
+    """Identify this machine: on a shared directory, another one may have a process of this number."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_left(name: str, root: int) -> bool:
     if not name.startswith(PROBE):
         return False
-    number = name.removeprefix(PROBE).partition(".")[0]
+    number, _, rest = name.removeprefix(PROBE).partition(".")
+    if (host := rest.rpartition(".")[2]) and rest != host and host != _host():
+        return syscalls.age_s(name, root) > _PROBED_WITHIN_S
     is_of_another = number.isdecimal() and int(number) != syscalls.process_id()
     return not (is_of_another and syscalls.is_running(int(number)))
 

@@ -1,7 +1,5 @@
 """A store in a local directory."""
 
-import os
-import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -233,20 +231,13 @@ class Directory:  # more than 20 methods: the verbs of a store
         removed = 0
         for name in syscalls.names(fd):
             if (mark := folder.run_of(name)) and self._runs.is_over(
-                mark, partial(_age_s, name, fd)
+                mark, partial(syscalls.age_s, name, fd)
             ):
                 removed += syscalls.unlink(name, fd)
         if len(self._tidied) > _TIDIED_MAX:
             self._tidied.clear()
         self._tidied.add(directory)
         return removed
-
-
-def _age_s(name: str, fd: int) -> float:
-    try:
-        return time.time() - os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _number(at: Folder) -> str:

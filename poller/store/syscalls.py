@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -268,6 +269,14 @@ def space(fd: int) -> os.statvfs_result:
 
 def effective_user() -> int:
     return os.geteuid()
+
+
+def age_s(name: str, at: int) -> float:
+    """Return for how many seconds a file has not changed; 0 if it is gone."""
+    try:
+        return time.time() - os.stat(name, dir_fd=at, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def process_id() -> int:

@@ -1,0 +1,435 @@
+"""Several nodes share the accounts: one works on each, another takes over, and no fax comes twice."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poller.errors import LeaseLost
+from poller.ledger import FaxRow, State, faxes, jobs, leases, nodes
+from poller.store import Runs
+from poller.store.directory import Directory
+from tests.conftest import APP, Event, MakeConfig, QuickClock
+from tests.efax import Simulator
+from tests.integration.at_work import HELD_S, calls, files, said, until
+from tests.integration.cluster import Cluster, ClusterNode, opened_cluster
+
+
+@pytest.fixture
+async def cluster(
+    simulator: Simulator,
+    make_config: MakeConfig,
+    clock: QuickClock,
+    postgres_ledger_url: str,
+    tmp_path: Path,
+) -> AsyncIterator[Cluster]:
+    settings = make_config(simulator.base_url)
+    async with opened_cluster(settings, postgres_ledger_url, tmp_path, clock) as opened:
+        yield opened
+
+
+async def pair(cluster: Cluster) -> tuple[ClusterNode, ClusterNode]:
+    """Return two nodes, of which the first holds the account."""
+    first = await cluster.node("a")
+    await first.holding.look()
+    second = await cluster.node("b")
+    await second.holding.look()
+    assert (first.holds, second.holds) == ([APP], [])
+    return first, second
+
+
+async def taken_over(cluster: Cluster, old: ClusterNode, new: ClusterNode) -> None:
+    """Let the lease of one node end, and the other take the account."""
+    old.let_trust_end()
+    await cluster.expire()
+    for _ in range(2):  # the other one may come first
+        await new.holding.look()
+        cluster.clock.mono += 2
+    assert new.holds == [APP]
+
+
+async def arrived(simulator: Simulator, node: ClusterNode) -> str:
+    """Let a fax arrive, and a node list it; return its id."""
+    fax = simulator.receive(APP, "user-a")
+    await node.poll()
+    return fax.fax_id
+
+
+async def row(cluster: Cluster, fax_id: str) -> FaxRow:
+    (found,) = await cluster.ledger.read(faxes.find, fax_id)
+    return found
+
+
+def consumed(storage: Path) -> int:
+    """Take away all faxes as a consumer does, the sidecar last; return how many there were."""
+    sidecars = [one for one in files(storage, "*.json") if not one.name.startswith(".")]
+    for sidecar in sidecars:
+        sidecar.with_suffix(".pdf").unlink(missing_ok=True)
+        sidecar.unlink()
+    return len(sidecars)
+
+
+# -- who works on what ----------------------------------------------------------------------------
+
+
+async def test_one_node_works_on_an_account_and_the_other_waits(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, b = await pair(cluster)
+    await arrived(simulator, a)
+    await a.fetch_all()
+    assert consumed(cluster.settings.storage.directory) == 1
+    assert b.runtime.states == []
+    assert b.started == []
+
+
+async def test_node_that_stops_gives_its_account_back_and_another_takes_it_at_once(
+    cluster: Cluster, events: list[Event]
+) -> None:
+    a, b = await pair(cluster)
+    await a.holding.stop()
+    await b.holding.look()
+    assert (a.holds, b.holds) == ([], [APP])
+    assert said(events, "lease-released", "lease-taken") == [
+        "lease-taken",
+        "lease-released",
+        "lease-taken",
+    ]
+
+
+async def test_node_that_dies_is_taken_over_when_its_lease_has_ended(
+    cluster: Cluster, simulator: Simulator, events: list[Event]
+) -> None:
+    a, b = await pair(cluster)
+    fax_id = await arrived(simulator, a)
+    a.die()
+    await b.holding.look()
+    assert b.holds == []
+    sign_ins = calls(simulator, "token")
+    await taken_over(cluster, a, b)
+    await b.fetch_all()
+    assert (await row(cluster, fax_id)).state is State.STORED
+    assert consumed(cluster.settings.storage.directory) == 1
+    assert calls(simulator, "token") <= sign_ins + 1
+    (taken,) = [one for one in events if one.action == "lease-taken"][1:]
+    assert taken.fields["level"] == "warning"
+
+
+async def test_two_nodes_that_start_at_once_share_the_accounts(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    simulator.add_app("app-2", "key-of-app-1")
+    simulator.add_user("app-2", "user-c")
+
+    def with_another(settings: Any) -> Any:
+        (one,) = settings.accounts
+        user = replace(one.users[0], account="two", app_id="app-2", user_id="user-c")
+        other = replace(one, name="two", app_id="app-2", users=(user, user_of(user)))
+        return replace(settings, accounts=(one, other))
+
+    def user_of(user: Any) -> Any:
+        return replace(user, name="user-d", user_id="user-d")
+
+    a, b = await asyncio.gather(*(cluster.node(name, with_another) for name in "ab"))
+    await asyncio.gather(a.holding.look(), b.holding.look())
+    cluster.clock.advance_s = 5  # type: ignore[attr-defined]
+    cluster.clock.mono += 5
+    await asyncio.gather(a.holding.look(), b.holding.look())
+    assert sorted(a.holds + b.holds) == ["app-1", "app-2"]
+    assert len(a.holds) == len(b.holds) == 1
+
+
+async def test_account_goes_to_a_node_that_has_fewer_users(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    def with_another(settings: Any) -> Any:
+        (one,) = settings.accounts
+        users = tuple(replace(user, account="two", app_id="app-2") for user in one.users)
+        return replace(
+            settings, accounts=(one, replace(one, name="two", app_id="app-2", users=users))
+        )
+
+    a = await cluster.node("a", with_another)
+    await a.holding.look()
+    assert a.holds == ["app-1", "app-2"]
+    b = await cluster.node("b", with_another)
+    cluster.clock.mono += 61
+    await a.holding.look()
+    await b.holding.look()
+    assert (len(a.holds), len(b.holds)) == (1, 1)
+    cluster.clock.mono += 61
+    for node in (a, b):
+        await node.holding.look()
+    assert (len(a.holds), len(b.holds)) == (1, 1)
+
+
+async def test_node_that_drains_gives_back_one_account_after_the_other_and_takes_none(
+    cluster: Cluster,
+) -> None:
+    a, b = await pair(cluster)
+    await cluster.ledger.write(nodes.set_draining, "a", draining=True)
+    await a.holding.renew()
+    await a.holding.look()
+    await b.holding.look()
+    assert (a.holds, b.holds) == ([], [APP])
+    await b.holding.stop()
+    cluster.clock.mono += 60
+    await a.holding.look()
+    assert a.holds == []
+    await cluster.ledger.write(nodes.set_draining, "a", draining=False)
+    await a.holding.renew()
+    await a.holding.look()
+    assert a.holds == [APP]
+
+
+async def test_account_is_only_taken_by_a_node_that_has_it(cluster: Cluster) -> None:
+    a = await cluster.node("a", lambda one: replace(one, accounts=()))
+    await a.holding.look()
+    assert a.holds == []
+    b = await cluster.node("b")
+    await b.holding.look()
+    assert b.holds == [APP]
+
+
+async def test_two_configurations_of_an_account_are_named_once(
+    cluster: Cluster, events: list[Event]
+) -> None:
+    a, b = await pair(cluster)
+    (account,) = cluster.settings.accounts
+    fewer = replace(account, users=account.users[:1])
+    c = await cluster.node("c", lambda one: replace(one, accounts=(fewer,)))
+    for _ in range(2):
+        await a.holding.look()
+    (differs,) = [one for one in events if one.action == "config-differs"]
+    assert differs.fields["node"] == "c"
+    await b.holding.look()
+    await c.holding.look()
+    assert (b.holds, c.holds) == ([], [])
+
+
+# -- trust ----------------------------------------------------------------------------------------
+
+
+async def test_node_asks_nothing_while_it_cannot_be_sure_of_its_lease_and_goes_on_afterwards(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, _ = await pair(cluster)
+    await a.poll()
+    before = len(simulator.requests)
+    a.let_trust_end()
+    polling = asyncio.create_task(a.poll())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(simulator.requests) == before
+    await a.holding.renew()
+    assert (await polling).error is None
+    assert len(simulator.requests) > before
+
+
+async def test_lease_that_has_ended_goes_on_if_nobody_has_taken_the_account(
+    cluster: Cluster,
+) -> None:
+    a, _ = await pair(cluster)
+    term = (await cluster.lease()).term
+    await cluster.expire()
+    await a.holding.renew()
+    held = await cluster.lease()
+    assert (held.term, held.is_live, a.holds) == (term, True, [APP])
+
+
+async def test_node_that_lost_its_lease_drops_the_account_and_says_nothing_of_polls(
+    cluster: Cluster, simulator: Simulator, events: list[Event]
+) -> None:
+    a, b = await pair(cluster)
+    await arrived(simulator, a)
+    await taken_over(cluster, a, b)
+    state = a.runtime.states[0]
+    with pytest.raises(LeaseLost):
+        await state.record()
+    await a.holding.renew()
+    assert (a.holds, a.ended) == ([], [APP])
+    assert said(events, "lease-lost", "poll-failed", "fax-retry", "storage-unusable") == [
+        "lease-lost"
+    ]
+    assert a.runtime.services.gate.usable
+
+
+# -- a stop past the lease, at each step of a fax ----------------------------------------------------
+
+
+class Stop:
+    """Stops a node at a step of a fax, as SIGSTOP would, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._at, self._on = threading.Event(), threading.Event()
+        self._goes_on = asyncio.Event()
+
+    def before(self, owner: Any, name: str) -> None:
+        """Stop before a verb of the store."""
+        real = getattr(owner, name)
+
+        def stopped(*args: Any, **how: Any) -> Any:
+            self._at.set()
+            assert self._on.wait(HELD_S)
+            return real(*args, **how)
+
+        setattr(owner, name, stopped)
+
+    def around_write(self, node: ClusterNode, command: Any, *, after: bool) -> None:
+        """Stop before or after a write to the ledger."""
+        ledger = node.account.services.ledger
+        real = ledger.write_together
+
+        async def stopped(wanted: Any, item: Any) -> None:
+            if wanted is not command:
+                await real(wanted, item)
+                return
+            if after:
+                await real(wanted, item)
+            self._at.set()
+            await self._goes_on.wait()
+            if not after:
+                await real(wanted, item)
+
+        ledger.write_together = stopped  # type: ignore[method-assign,assignment]
+
+    async def reached(self) -> None:
+        await until(self._at.is_set)
+
+    def go_on(self) -> None:
+        self._on.set()
+        self._goes_on.set()
+
+
+STEPS: dict[str, Callable[[Stop, ClusterNode], None]] = {
+    "place": lambda stop, node: stop.before(node.runtime.services.storage.store, "place"),
+    "stage": lambda stop, node: stop.before(node.runtime.services.storage.store, "stage"),
+    "ticket": lambda stop, node: stop.around_write(node, jobs.staged, after=False),
+    "ticket recorded": lambda stop, node: stop.around_write(node, jobs.staged, after=True),
+    "publish": lambda stop, node: stop.before(node.runtime.services.storage.store, "publish"),
+    "record": lambda stop, node: stop.around_write(node, jobs.stored, after=False),
+    "recorded": lambda stop, node: stop.around_write(node, jobs.stored, after=True),
+}
+
+
+@pytest.mark.parametrize("is_taken_before", [False, True], ids=["", "taken before"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_node_that_is_stopped_past_its_lease_delivers_nothing_twice(
+    cluster: Cluster, simulator: Simulator, step: str, *, is_taken_before: bool
+) -> None:
+    assert (
+        await delivered_around_a_stop(cluster, simulator, step, is_taken_before=is_taken_before)
+        == 1
+    )
+
+
+async def delivered_around_a_stop(
+    cluster: Cluster, simulator: Simulator, step: str, *, is_taken_before: bool
+) -> int:
+    """Stop a node, let another one take over, and wake the first; return how often a fax was there.
+
+    A consumer takes everything at once, `is_taken_before` also before the takeover.
+    """
+    storage = cluster.settings.storage.directory
+    a, b = await pair(cluster)
+    fax_id = await arrived(simulator, a)
+    stop = Stop()
+    STEPS[step](stop, a)
+    account = a.account
+    fetching = asyncio.create_task(account.workers.run_until_idle())
+    await stop.reached()
+    taken = consumed(storage) if is_taken_before else 0
+    await taken_over(cluster, a, b)
+    await b.fetch_all()
+    taken += consumed(storage)
+    stop.go_on()
+    await until(lambda: fetching.done() or is_asking_in_vain(a))
+    await a.holding.renew()
+    await fetching
+    found = await row(cluster, fax_id)
+    assert (found.state, found.staged) == (State.STORED, None)
+    assert files(storage, ".*.part") == []
+    return taken + consumed(storage)
+
+
+def is_asking_in_vain(node: ClusterNode) -> bool:
+    """Whether the account's work waits for a turn, which a node without trust never gives."""
+    return APP not in node.runtime.accounts or bool(node.account.client._pacer._waiting)
+
+
+async def test_node_never_places_what_another_one_is_still_writing(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    assert await placed_while_another_node_writes(cluster, simulator) == []
+
+
+async def placed_while_another_node_writes(cluster: Cluster, simulator: Simulator) -> list[Path]:
+    """Wake a node that was stopped before it placed an image; return what is visible then."""
+    a, b = await pair(cluster)
+    await arrived(simulator, a)
+    stop, writing = Stop(), Stop()
+    STEPS["place"](stop, a)
+    fetching = [asyncio.create_task(a.account.workers.run_until_idle())]
+    await stop.reached()
+    await taken_over(cluster, a, b)
+    store = b.runtime.services.storage.store
+    new_spool = store.spool
+
+    def spool(path: str) -> Any:
+        opened = new_spool(path)
+        writing.before(opened, "write")
+        return opened
+
+    store.spool = spool  # type: ignore[method-assign]
+    fetching.append(asyncio.create_task(b.account.workers.run_until_idle()))
+    await writing.reached()
+    stop.go_on()
+    storage = cluster.settings.storage.directory
+    await until(lambda: files(storage, "*.pdf") or fetching[0].done())
+    empty = [image for image in files(storage, "*.pdf") if not image.stat().st_size]
+    await a.holding.renew()
+    writing.go_on()
+    await asyncio.wait(fetching)
+    return empty
+
+
+# -- planted faults ----------------------------------------------------------------------------------
+
+
+def no_fence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases, "fence", lambda _, wanted: set(wanted))
+
+
+def no_ticket(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(jobs, "staged", lambda *_: None)
+
+
+def no_revoke(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Directory, "revoke", lambda *_: True)
+
+
+@pytest.mark.parametrize(
+    ("plant", "step"),
+    [(no_fence, "ticket"), (no_ticket, "publish"), (no_revoke, "publish"), (no_revoke, "stage")],
+)
+async def test_planted_fault_is_found_by_the_tests_above(
+    cluster: Cluster,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    step: str,
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert await delivered_around_a_stop(cluster, simulator, step, is_taken_before=False) == 1
+
+
+async def test_planted_names_that_nodes_share_are_found(
+    cluster: Cluster, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runs, "mark", "the same")
+    assert await placed_while_another_node_writes(cluster, simulator) != []
