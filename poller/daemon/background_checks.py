@@ -50,7 +50,7 @@ class BackgroundChecks:
         self._again.set()
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """Return the background work by name; each runs until it is cancelled."""
+        """Return the background work by name; each runs until it is cancelled or done."""
         return {"edits": self._watch_edits(), "files": self._check_files()}
 
     async def _watch_edits(self) -> None:
@@ -89,6 +89,8 @@ class BackgroundChecks:
                 await self._clock.sleep(_AGAIN_S)
             while is_free and not await self._check(thorough=True, limit=None):
                 await self._clock.sleep(_AGAIN_S)
+            if self._runtime.keeper is None:
+                return
             await self._again.wait()
 
     async def _check(self, *, thorough: bool, limit: int | None) -> bool:

@@ -63,6 +63,8 @@ class Holding:
         self._stopping = True
         async with self._runtime.changing:
             held = list(self._keeper.held)
+        self._keeper.leave()
+        await self._keeper.renew()
         with suppress(LedgerUnavailable):  # then the leases end by themselves
             await asyncio.gather(*(self.give_back(app_id) for app_id in held))
 

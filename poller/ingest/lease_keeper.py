@@ -110,6 +110,10 @@ class LeaseKeeper:
         """Note another configuration."""
         self.report = replace(self.report, accounts=_digests(settings))
 
+    def leave(self) -> None:
+        """Count no longer among the nodes that can work on an account."""
+        self.report = replace(self.report, accounts={})
+
     async def begin(self) -> None:
         """Report this run to the other nodes, and make known which accounts it has."""
         await self._ledger.aside(leases.add, list(self.report.accounts))

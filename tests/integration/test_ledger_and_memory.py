@@ -202,7 +202,7 @@ async def test_edits_that_are_read_while_a_poll_notes_a_gap_do_not_undo_it(
         await go_on.wait()
         return held
 
-    around(monkeypatch, runtime.services.ledger, fold.all_progress, slow)
+    around(monkeypatch, runtime.services.ledger, fold.some, slow)
     async with in_background(runtime.read_edits()) as (reading,):
         await read.wait()
         await poll(runtime)

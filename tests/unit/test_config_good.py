@@ -551,6 +551,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         *(f"sent.{key}" for key in ["archive", "every", "start", "path", "expect"]),
         *(f"delete.{key}" for key in ["after", "max_per_day", "taken"]),
         "canary",
+        "node",
         *(f"storage.{key}" for key in ["directory", "path", "min_free", "consumers"]),
         *(f"state.{key}" for key in ["directory", "url", "password"]),
         *(f"retry.{key}" for key in ["attempts", "max_delay", "alarm_after", "give_up_after"]),
