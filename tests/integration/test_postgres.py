@@ -1,7 +1,6 @@
 """A PostgreSQL server as the ledger: what is refused at the start, what is got over, its copies."""
 
 import asyncio
-import contextlib
 import os
 import shlex
 import shutil
@@ -167,13 +166,9 @@ class OwnServer:
 
 @pytest.fixture(scope="module")
 def own(_postgres_server: postgres.Running) -> Iterator[OwnServer]:
-    programs = postgres.binaries()
-    assert programs is not None
-    server = OwnServer(programs)
+    server = OwnServer(postgres.servers()[-1])  # the others' is the first: often another version
     yield server
-    with contextlib.suppress(ProcessLookupError):
-        server.kill()
-    postgres.remove(server.at.directory)
+    server.kill()
 
 
 @pytest.fixture
