@@ -45,6 +45,9 @@ Topic = Literal[
     "webhook-refused",
     "storage-unusable",
     "catching-up",
+    "account-without-node",
+    "nodes-differ",
+    "standby-behind",
 ]
 _SEEN: Final = re.compile(r"See `poller help [a-z-]+`\.?$")
 

@@ -44,6 +44,7 @@ SHELL = [
     "outbox",
     "store",
     "ledger",
+    "cluster",
     "page_progress",
     "catching_up",
     "rebuild",

@@ -180,6 +180,14 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
         (_fax("fax_id"), _JSON),
     ),
     "plan": ("show the next polls, requests per hour against each limit, and warnings", (_JSON,)),
+    "nodes": (
+        "show the machines that share the accounts, or tell one to give its accounts back",
+        (
+            _argument("action", nargs="?", choices=("drain", "undrain")),
+            _argument("name", nargs="?", metavar="NAME", help="a node"),
+            _JSON,
+        ),
+    ),
     "rebuild": (
         "make a new ledger from the newest snapshot and the files in the storage",
         (

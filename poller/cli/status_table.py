@@ -168,7 +168,7 @@ def _users(rows: Sequence[Row], at: str) -> Table:
     columns: dict[str, Cell] = {
         "user": name_of,
         "state": lambda row: _styled(row["state"]),
-        "polled": lambda row: _ago(row["last_poll_at"], at, "–" if row["lists_left"] else "never"),
+        "polled": lambda row: ago(row["last_poll_at"], at, "–" if row["lists_left"] else "never"),
         "lag": lambda row: "" if row["lag_s"] is None else _brief(row["lag_s"]),
         "today": lambda row: f"{row['stored_today']:,}",
         "stored": lambda row: f"{row['stored']:,}",
@@ -183,7 +183,7 @@ def _styled(state: str) -> Text:
     return Text(state, _STYLES[state])
 
 
-def _ago(instant: str | None, at: str, otherwise: str) -> str:
+def ago(instant: str | None, at: str, otherwise: str) -> str:
     if instant is None:
         return otherwise
     return _brief((datetime.fromisoformat(at) - datetime.fromisoformat(instant)).total_seconds())

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, type_coerce, update
 
 from poller.ledger import leases
 from poller.ledger.leases import Lease
-from poller.ledger.tables import MICROSECOND, nodes, now_us, of_us
+from poller.ledger.tables import MICROSECOND, Instant, nodes, now_us, of_us
 
 LIVE_FOR = timedelta(seconds=15)  # without a report
 _KEPT_FOR = timedelta(days=7)
@@ -53,6 +53,12 @@ def all_nodes(connection: Connection) -> list[NodeRow]:
     """Return the nodes of the last week, in the order in which they started."""
     rows = connection.execute(select(nodes, _AGE).order_by(nodes.c.started_at, nodes.c.run))
     return [_row(dict(row)) for row in rows.mappings()]
+
+
+def database_now(connection: Connection) -> datetime:
+    """Return the time by the database's clock."""
+    now: datetime = connection.execute(select(type_coerce(now_us(), Instant))).scalar_one()
+    return now
 
 
 def _row(held: dict[str, Any]) -> NodeRow:

@@ -1,0 +1,187 @@
+"""Several nodes on one ledger: which are alive, who works on which account, and what is wrong."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from poller.ledger import Ledger, accounts, leases, nodes
+from poller.ledger.leases import LeaseRow
+from poller.ledger.nodes import NodeRow
+from poller.topic import see
+
+_UNHELD_FOR = timedelta(minutes=1)  # a takeover takes half of it at most
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes of the last week, in the order of their starts, and the leases by App ID.
+
+    `names` has the accounts' names by App ID. `risk` says how the database may lose what it has
+    confirmed. `now` is the database's time.
+    """
+
+    nodes: Sequence[NodeRow]
+    leases: Mapping[str, LeaseRow]
+    names: Mapping[str, str]
+    now: datetime
+    risk: str | None
+
+    @property
+    def live(self) -> list[NodeRow]:
+        return [row for row in self.nodes if row.is_live]
+
+    @property
+    def shown(self) -> list[NodeRow]:
+        """Return the live runs, and of each other node the last run; by name."""
+        live = {row.report.name for row in self.live}
+        last = {row.report.name: row for row in self.nodes if row.report.name not in live}
+        return sorted([*self.live, *last.values()], key=lambda row: row.report.name)
+
+    @property
+    def app_ids(self) -> list[str]:
+        """Return the accounts that live nodes have, in the order of their names."""
+        had = {app_id for row in self.live for app_id in row.report.accounts}
+        return sorted(had, key=lambda app_id: (self.name_of(app_id), app_id))
+
+    def name_of(self, app_id: str) -> str:
+        return self.names.get(app_id, app_id)
+
+    def holder(self, app_id: str) -> NodeRow | None:
+        """Return the node that works on an account."""
+        lease = self.leases.get(app_id)
+        if lease is None or not lease.is_live:
+            return None
+        return next((row for row in self.nodes if row.report.run == lease.holder), None)
+
+    def held_by(self, row: NodeRow) -> list[str]:
+        """Return the accounts that a node works on."""
+        return [app_id for app_id in self.app_ids if self.holder(app_id) is row]
+
+    def differing(self) -> dict[str, list[NodeRow]]:
+        """Return the accounts that live nodes would work on in different ways, with these nodes."""
+        having = {
+            app_id: [row for row in self.live if app_id in row.report.accounts]
+            for app_id in self.app_ids
+        }
+        return {
+            app_id: rows
+            for app_id, rows in having.items()
+            if len({row.report.accounts[app_id] for row in rows}) > 1
+        }
+
+    def unheld(self) -> dict[str, datetime]:
+        """Return the accounts that nobody has worked on for a minute, and since when."""
+        began = min((row.started_at for row in self.live), default=self.now)
+        free = [self.leases[app_id] for app_id in self.app_ids if app_id in self.leases]
+        since = {one.app_id: one.expires_at or began for one in free if not one.is_live}
+        return {app_id: at for app_id, at in since.items() if self.now - at > _UNHELD_FOR}
+
+
+async def look(ledger: Ledger) -> Cluster | None:
+    """Read it from the ledger; None if only one node can work on it. Raises LedgerUnavailable."""
+    if not ledger.is_shared:
+        return None
+    return await ledger.read(_read, (await ledger.health()).risk)
+
+
+def _read(connection: Connection, risk: str | None) -> Cluster:
+    known = nodes.all_nodes(connection)
+    names = {row.app_id: row.account for row in accounts.all_accounts(connection) if row.account}
+    held = leases.all_leases(connection)
+    return Cluster(known, held, names, nodes.database_now(connection), risk)
+
+
+def summary(cluster: Cluster) -> str:
+    """Say in a sentence what so many nodes are good for."""
+    count, live = len(cluster.app_ids), len(cluster.live)
+    told = _counted(count, "account")
+    if live == 0:
+        return "No node is running."
+    if live == 1:
+        return f"{told}: one node works, and no other can take over."
+    if count == 1:
+        return f"{told}: one node works, the others wait."
+    if count < live:
+        return f"{told}: at most {count} of the {live} nodes work, the others wait."
+    return f"{told} on {live} nodes."
+
+
+def problems(cluster: Cluster) -> list[str]:
+    """Return a sentence for everything that is wrong with the nodes, the worst first."""
+    return [
+        *_none_running(cluster),
+        *_unheld(cluster),
+        *_same_name(cluster),
+        *_differing(cluster),
+        *_versions(cluster),
+        *_risk(cluster),
+    ]
+
+
+def _none_running(cluster: Cluster) -> Iterator[str]:
+    if not cluster.live:
+        yield see(
+            "No node is running, so nobody looks for faxes: start the service on each machine",
+            "service-does-not-start",
+        )
+
+
+def _unheld(cluster: Cluster) -> Iterator[str]:
+    for app_id, since in cluster.unheld().items():
+        name = cluster.name_of(app_id)
+        able = [row for row in cluster.live if app_id in row.report.accounts]
+        why = "; the nodes that have it drain" if all(row.draining for row in able) else ""
+        yield see(
+            f"No node has worked on account {name} since {since:%Y-%m-%d %H:%M} UTC, and its faxes "
+            f"wait at eFax{why}",
+            "account-without-node",
+        )
+
+
+def _same_name(cluster: Cluster) -> Iterator[str]:
+    for name, count in Counter(row.report.name for row in cluster.live).items():
+        if count > 1:
+            yield see(
+                f"{count} runs of poller are called {name}: give each machine another name (`node`)",
+                "nodes-differ",
+            )
+
+
+def _differing(cluster: Cluster) -> Iterator[str]:
+    for app_id, rows in cluster.differing().items():
+        names = _listed([row.report.name for row in rows])
+        yield see(
+            f"Nodes {names} have different configurations of account {cluster.name_of(app_id)}: make "
+            "the files the same, and reload",
+            "nodes-differ",
+        )
+
+
+def _versions(cluster: Cluster) -> Iterator[str]:
+    runs = sorted((row.report.newest, row.report.version, row.report.name) for row in cluster.live)
+    newest = runs[-1][:2] if runs else None
+    old = [
+        f"{name} ({version})" for revision, version, name in runs if (revision, version) != newest
+    ]
+    if newest is not None and old:
+        yield see(
+            f"{_listed(old)} {'runs' if len(old) == 1 else 'run'} another version of poller than "
+            f"{newest[1]}: install the same one everywhere",
+            "nodes-differ",
+        )
+
+
+def _risk(cluster: Cluster) -> Iterator[str]:
+    if cluster.risk is not None:
+        yield see(cluster.risk[:1].upper() + cluster.risk[1:], "standby-behind")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
