@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,17 +39,23 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _make_wheels(builder: Path, made: Path) -> None:
-    venv = subprocess.run((PYTHON, "-m", "venv", builder), capture_output=True, check=False)
+    # The guest's environment gets a pip of its own; this one borrows ours, which saves installing it.
+    makes = "import ensurepip, sys, venv; venv.create(sys.argv[1])"
+    venv = subprocess.run((PYTHON, "-c", makes, builder), capture_output=True, check=False)
     if venv.returncode != 0:
         pytest.skip(f"{PYTHON} cannot make a virtual environment here")
     part = made.with_name("wheels.part")
-    command = (builder / "bin/pip", "wheel", "-q", "-w", part, f"{REPOSITORY}[simulator]")
+    command = (*_pip_wheel(builder), "-w", str(part), f"{REPOSITORY}[simulator]")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No matching distribution" in done.stderr:
         pytest.skip("no package index can be reached from here")
     assert done.returncode == 0, done.stderr
     _make_newer_wheel(builder, part / "newer")
     part.rename(made)
+
+
+def _pip_wheel(builder: Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "pip", "--python", str(builder / "bin/python"), "wheel", "-q")
 
 
 def _make_newer_wheel(builder: Path, made: Path) -> None:
@@ -61,7 +68,7 @@ def _make_newer_wheel(builder: Path, made: Path) -> None:
     (source / "pyproject.toml").write_text(
         re.sub(r'\nversion = ".*"', f'\nversion = "{NEWER}"', project)
     )
-    command = (builder / "bin/pip", "wheel", "-q", "--no-deps", "-w", made, source)
+    command = (*_pip_wheel(builder), "--no-deps", "-w", str(made), str(source))
     subprocess.run(command, capture_output=True, check=True)
 
 
