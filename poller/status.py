@@ -288,6 +288,7 @@ def _ledger(health: Health) -> dict[str, Any]:
         "problem": health.problem,
         "snapshot_at": instant(health.snapshot_at),
         "lost_at": instant(health.lost_at),
+        "risk": health.risk,
     }
 
 

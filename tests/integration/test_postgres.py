@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 
 from poller.errors import (
@@ -33,6 +33,7 @@ from poller.window import Interval
 from tests import postgres
 from tests.integration.at_work import WITHIN_S
 from tests.integration.test_ledger_rows import new_fax
+from tests.integration.test_ledger_writes import use_everything
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -108,6 +109,56 @@ async def test_indexes_have_only_the_rows_that_they_have_in_a_file(postgres_url:
         if index.dialect_options["sqlite"]["where"] is not None
     ]
     assert len(partial) == len(wanted) > 8
+
+
+# What the newest migration made. The first ledger on a server had it, so a later migration begins with
+# the tables of this one instead.
+_BEFORE = "DROP TABLE poller.leases, poller.nodes, poller.notices"
+
+
+async def test_an_older_ledger_is_migrated_at_the_start(postgres_url: str) -> None:
+    await (await Ledger.open(postgres_url)).close()
+    ask(postgres_url, f"{_BEFORE}; UPDATE poller.alembic_version SET version_num = '0010'")
+    with pytest.raises(CannotStart, match="older poller; start the service once"):
+        await Ledger.open(postgres_url, readonly=True)
+    async with await Ledger.open(postgres_url) as ledger:
+        assert not ledger.created
+        await fill(ledger, "one")
+    assert ask(postgres_url, "SELECT version_num FROM poller.alembic_version") == [(REVISION,)]
+
+
+async def test_no_query_has_to_read_a_table_of_faxes_from_end_to_end(
+    postgres_ledger_url: str,
+) -> None:
+    """With five million faxes, a scan would take seconds."""
+    asked: list[tuple[str, Any]] = []
+
+    def remember(_: Any, __: Any, statement: str, values: Any, *rest: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            asked.append((statement, values[0] if isinstance(values, list) else values))
+
+    async with await Ledger.open(postgres_ledger_url) as ledger:
+        (user,) = await ledger.write(streams.sync, ONE_USER, NOW)
+        assert ledger._writer is not None
+        engines = [ledger._readers.engine, ledger._writer._database.engine]
+        for one in engines:
+            event.listen(one, "before_cursor_execute", remember)
+        await use_everything(ledger, user)
+        for one in engines:
+            event.remove(one, "before_cursor_execute", remember)
+        assert len(asked) > 40
+
+        def plans(connection: Connection) -> list[str]:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # where there is an index
+            return [
+                f"{step} IN {statement}"
+                for statement, values in asked
+                for (step,) in connection.exec_driver_sql(f"EXPLAIN {statement}", values)
+            ]
+
+        found = await ledger.write(plans)
+    whole = ("Seq Scan on faxes", "Seq Scan on attempts")
+    assert [plan for plan in found if any(one in plan for one in whole)] == []
 
 
 def test_a_url_that_libpq_does_not_understand_is_refused() -> None:
