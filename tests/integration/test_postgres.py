@@ -23,9 +23,10 @@ from poller.errors import (
     LedgerBroken,
     LedgerDamaged,
     LedgerUnavailable,
+    LockHeld,
     UsageError,
 )
-from poller.ledger import Ledger, backend_at, faxes, meta, streams
+from poller.ledger import Ledger, backend_at, faxes, meta, nodes, streams
 from poller.ledger.postgres import postgres_server, transactions
 from poller.ledger.postgres.postgres_server import PostgresServer, has_ended
 from poller.ledger.tables import REVISION, metadata
@@ -462,6 +463,22 @@ async def test_a_new_ledger_takes_the_old_ones_name_and_rows_if_it_can(
     for name in kept:
         assert ask(own.url, f"SELECT count(*) FROM {name}.faxes") == [(2,)]
         ask(own.url, f"DROP SCHEMA {name} CASCADE")
+
+
+async def test_no_new_ledger_is_made_or_put_in_place_while_a_node_works(
+    own: OwnServer, ledger: Ledger
+) -> None:
+    await fill(ledger, "one")
+    node = nodes.NodeReport("run", "b", "1.0", REVISION, REVISION, {})
+    making = backend_at(own.url).replace()
+    await ledger.write(nodes.begin, node)
+    for act in (backend_at(own.url).replace, lambda: making.install(NOW)):
+        with pytest.raises(LockHeld, match=r"nodes are at work .* \(b\): stop poller"):
+            act()
+    making.abandon()
+    assert schemas(own.url) == {"poller"}
+    await ledger.write(nodes.end, "run")
+    backend_at(own.url).replace().abandon()
 
 
 async def test_a_new_ledger_that_is_given_up_leaves_the_old_one_alone(
