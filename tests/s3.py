@@ -164,8 +164,8 @@ def write(settings: StorageConfig, file: str, data: bytes) -> None:
 class Front(ThreadingHTTPServer):
     """A store in front of another one. It `lacks` something, which a test may change at any time.
 
-    That is: conditions, sums, lists or aborts, which it ignores; or a status, with which it answers
-    everything.
+    That is: conditions, conditions of uploads, sums, lists or aborts, which it ignores; or a status,
+    with which it answers everything.
     """
 
     daemon_threads = True
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         lacks, headers = self.server.lacks, dict(self.headers.items())
-        if lacks == "conditions":
+        if lacks == "conditions" or (lacks == "conditions of uploads" and self.command == "POST"):
             headers.pop("If-None-Match", None)
         if lacks == "sums":
             headers.pop("Content-MD5", None)
@@ -252,6 +252,7 @@ def _end_with(process: int) -> None:
 
 def _serve(port: int) -> None:
     os.environ |= {"SERVICES": "s3", "S3_PERSIST": "0", "LOG_LEVEL": "ERROR"}
+    os.environ |= {"IOT_MTLS_ENABLED": "0", "SFTP_ENABLED": "0"}  # they listen on all addresses
     from hypercorn.asyncio import serve  # noqa: PLC0415
     from hypercorn.config import Config  # noqa: PLC0415
     from ministack.app import app  # noqa: PLC0415 - it reads the environment

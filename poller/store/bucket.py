@@ -8,8 +8,8 @@ record the row as stored, without a ticket                                 the c
 
 An upload is completed or aborted once. So of two runs with one ticket only one can publish, and none
 after a takeover has aborted it. A call without an answer is never repeated: `recovery.settle` aborts
-the upload and looks. Nothing relies on the condition of the last call, which some stores ignore:
-`place` has looked at the sidecar's key.
+the upload and looks. Some stores ignore the condition of the last call, such as Ceph 16; there,
+`publish` looks at the sidecar's key first.
 
 A sidecar without an image has a hidden object, which proves that it is not published yet. Publishing
 it takes two calls: complete the upload, then remove the hidden object. After a crash between the two,
@@ -71,6 +71,7 @@ class BucketStore:  # more than 20 methods: the verbs of a store
         self._run = uuid.uuid4().hex[:8]
         self._tested: int | None = None  # the number of doubts when everything was tested
         self._proved_at: float | None = None
+        self._never_replaces = False  # whether that is certain when an upload is completed
         self.writes_to = str(spool)
 
     def where(self, file: str = "") -> str:
@@ -112,7 +113,7 @@ class BucketStore:  # more than 20 methods: the verbs of a store
         self._tested = doubts
 
     def prove(self) -> None:
-        bucket_probes.prove(self._objects)
+        self._never_replaces = bucket_probes.prove(self._objects)
 
     def marked(self) -> tuple[str | None, bool]:
         return self._marker(), bool(self._visible())
@@ -163,8 +164,7 @@ class BucketStore:  # more than 20 methods: the verbs of a store
         path = path_of(stored)
         if stored.format == "json":
             self._require_no_image(path)
-        if self._sidecar_trouble(stored, identity) not in (None, MISSING):
-            raise StorageConflict(f"another file already has the name {path}.json")
+        self._require_no_other(stored, identity)
         given = {
             "fax-id": safe_id(identity.fax_id),
             "sha256": stored.sha256,
@@ -182,6 +182,10 @@ class BucketStore:  # more than 20 methods: the verbs of a store
         if not is_ours and self._image_trouble(stored, thorough=False) is not None:
             raise StorageConflict(f"another file already has the name {stored.file}")
         spool.is_placed = True
+
+    def _require_no_other(self, stored: StoredFile, identity: Identity) -> None:
+        if self._sidecar_trouble(stored, identity) not in (None, MISSING):
+            raise StorageConflict(f"another file already has the name {path_of(stored)}.json")
 
     def _require_no_image(self, path: str) -> None:
         for form in EXTENSIONS:
@@ -205,16 +209,17 @@ class BucketStore:  # more than 20 methods: the verbs of a store
     def publish(self, spool: Spool, staged: Staged, identity: Identity) -> bool:
         if spool.is_ticket_used:
             return False  # a second answer could be about the first call
-        spool.is_ticket_used = True
         path = path_of(staged.file)
+        if not self._never_replaces:
+            self._require_no_other(staged.file, identity)
+        spool.is_ticket_used = True
         etag, _, upload = staged.ticket.partition(" ")
         ended = self._objects.complete(f"{path}.json", upload, etag)
         if ended is Completion.GONE:
             return False
         if ended is Completion.NAME_TAKEN:
             self._objects.abort(f"{path}.json", upload)
-            if self._sidecar_trouble(staged.file, identity) is not None:
-                raise StorageConflict(f"another file already has the name {path}.json")
+            self._require_no_other(staged.file, identity)
         self.secure(staged.file)
         return True
 

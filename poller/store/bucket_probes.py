@@ -16,8 +16,11 @@ _CONTENT, _OTHER = b"what is written can be read back\n", b"something else\n"
 _WRONG_MD5 = base64.b64encode(bytes(16)).decode()
 
 
-def prove(objects: Objects) -> None:
-    """Do everything that a delivery does; StorageUnusable names what the store ignores or denies."""
+def prove(objects: Objects) -> bool:
+    """Do everything that a delivery does; StorageUnusable names what the store ignores or denies.
+
+    Return whether an upload that is completed never replaces an object, if poller forbids it.
+    """
     name = f"{PROBE}{uuid.uuid4().hex}"
     try:
         _try_a_missing_name(name, objects)
@@ -25,8 +28,10 @@ def prove(objects: Objects) -> None:
         _try_a_wrong_sum(f"{name}.sum", objects)
         _try_an_upload(f"{name}.upload", objects)
         _try_a_revoked_upload(f"{name}.revoked", objects)
+        never_replaces = _is_refused_where_a_name_is_taken(name, objects)
         with _needs("s3:DeleteObject", objects):
             objects.delete(name)
+        return never_replaces
     finally:
         for left in (name, f"{name}.sum", f"{name}.upload", f"{name}.revoked"):
             with suppress(StorageUnusable):
@@ -113,3 +118,12 @@ def _try_a_revoked_upload(name: str, objects: Objects) -> None:
         "completes an upload that poller has aborted, so a fax could be delivered twice: use another "
         "store",
     )
+
+
+def _is_refused_where_a_name_is_taken(name: str, objects: Objects) -> bool:
+    upload = objects.begin(name, _KIND)
+    etag = objects.send_part(name, upload, _OTHER)
+    is_refused = objects.complete(name, upload, etag) is Completion.NAME_TAKEN
+    if is_refused:
+        objects.abort(name, upload)
+    return is_refused

@@ -72,7 +72,8 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
     def stage(self, spool: Spool, stored: StoredFile, sidecar: bytes | None) -> str:
         """Keep the sidecar hidden and make everything durable; return the ticket.
 
-        If this fails, it takes the image back. `sidecar` is None if the placed file is the sidecar.
+        If this fails, a directory takes the image back; a bucket leaves it to the next attempt.
+        `sidecar` is None if the placed file is the sidecar.
         """
 
     def publish(self, spool: Spool, staged: Staged, identity: Identity) -> bool:

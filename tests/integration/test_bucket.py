@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class World:
             s3.client(self.settings), how.get("stop_at"), how.get("unanswered_at")
         )
         one._objects._made = self.client
+        one._never_replaces = True  # as `check` finds
         storage = Storage(one)
         await storage.prepare("the marker")
         try:
@@ -324,12 +326,28 @@ def through(bucket: StorageConfig, front: s3.Front) -> StorageConfig:
 def test_store_that_lacks_what_a_delivery_needs_is_refused_at_the_first_start(
     through: StorageConfig, front: s3.Front, tmp_path: Path, lacks: str, sentence: str
 ) -> None:
+    if "POLLER_TEST_S3" in os.environ and lacks in {"conditions", "sums"}:
+        pytest.skip("this store checks the signature of what the front changes")
     front.lacks = lacks
     with pytest.raises(CannotStart, match=sentence) as caught:
         BucketStore(through, tmp_path, s3.ENVIRON).prepare()
     assert caught.value.exit_code == 73
     front.lacks = ""
     BucketStore(through, tmp_path, s3.ENVIRON).prepare()
+
+
+async def test_store_that_ignores_the_condition_of_a_completed_upload_is_looked_at_first(
+    through: StorageConfig, front: s3.Front, bucket: StorageConfig, tmp_path: Path
+) -> None:
+    front.lacks = "conditions of uploads"
+    storage = Storage(BucketStore(through, tmp_path / "spools", s3.ENVIRON))
+    await storage.prepare(None)
+    with pytest.raises(StorageConflict, match="another file already has the name"):
+        await store(
+            storage, FIRST, ticketed=lambda _: s3.write(bucket, SIDECAR, b"of somebody else")
+        )
+    assert s3.visible(bucket) == {IMAGE: FIRST, SIDECAR: b"of somebody else"}
+    storage.close()
 
 
 def test_probes_leave_nothing(bucket: StorageConfig, tmp_path: Path) -> None:
