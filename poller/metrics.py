@@ -38,11 +38,13 @@ PollOutcome = Literal["ok", "failed", "skipped"]
 FaxOutcome = Literal["discovered", "late", "stored", "damaged", "quarantined"]
 HookOutcome = Literal["accepted", "refused", "unknown"]
 SendOutcome = Literal["accepted", "transmitted", "failed", "in_doubt"]
+TicketOutcome = Literal["published", "placed", "void"]
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 MOST_USERS: Final = 2_000
 
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_COMMIT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _MINUTES_TO_DAYS: Final = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400)
 _OF_USER: Final = ("account", "user")
 _OF_STREAM: Final = (*_OF_USER, "direction")
@@ -62,6 +64,11 @@ _GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "1 after a rejected reload, while the service uses the old configuration.",
         (),
     ),
+    "lease_held": (
+        "1 while this one of several nodes works on the account.",
+        ("account",),
+    ),
+    "lease_term": ("How often the account has changed hands.", ("account",)),
     "storage_free_bytes": ("Free space for faxes.", ()),
     "storage_usable": ("1 while faxes can be stored.", ()),
     "storage_min_free_bytes": ("Free space below which poller fetches nothing.", ()),
@@ -80,6 +87,16 @@ _COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "Requests to the web-hook; unknown: correctly signed, but without a user of ours.",
         ("account", "outcome"),
     ),
+    "lease_lost": ("Accounts that another node took over from this one.", ("account",)),
+    "fenced_writes": (
+        "Writes that the ledger refused, as another node works on the account.",
+        ("account",),
+    ),
+    "tickets_revoked": (
+        "Faxes that an interrupted attempt was about to show, by what became of them.",
+        ("outcome",),
+    ),
+    "ledger_rollbacks": ("How often the database had lost what it had confirmed.", ()),
 }
 
 
@@ -167,10 +184,9 @@ class Metrics:
             name: Gauge(f"poller_{name}", about, labels, registry=registry)
             for name, (about, labels) in _GAUGES.items()
         }
-        self._requests = self._counter("requests")
-        self._waits = self._counter("rate_limit_wait_seconds")
-        self.sign_ins = self._counter("sign_ins")
-        self._webhooks = self._counter("webhooks")
+        self._counters = {name: self._counter(name) for name in _COUNTERS}
+        for outcome in get_args(TicketOutcome):  # from 0, so that the first increase shows
+            self.add("tickets_revoked", outcome, count=0)
         durations = self._histogram(
             "request_duration_seconds",
             "Time from sending a request to the end of its answer.",
@@ -178,6 +194,9 @@ class Metrics:
             "call",
         )
         self._durations = functools.cache(durations.labels)
+        self.committed = self._histogram(
+            "ledger_commit_seconds", "Time that a transaction of the ledger took.", _COMMIT_BUCKETS
+        ).observe
         self._visibility = self._histogram(
             "visibility_delay_seconds",
             "Time from a fax's completion at eFax to its first listing.",
@@ -193,7 +212,7 @@ class Metrics:
         """Return a cached lookup: `labels()` locks and checks each time, for the same result."""
         about, labels = _COUNTERS[name]
         made = Counter(f"poller_{name}_total", about, labels, registry=self._registry)
-        return functools.cache(made.labels)
+        return functools.cache(made.labels) if labels else lambda: made
 
     def _histogram(
         self, name: str, about: str, buckets: tuple[float, ...], *labels: str
@@ -236,6 +255,10 @@ class Metrics:
         of = self._gauges[gauge]
         (of.labels(*account) if account else of).set(value)
 
+    def add(self, counter: str, *labels: str, count: float = 1) -> None:
+        """Add to a counter, by the names of `_COUNTERS`."""
+        self._counters[counter](*labels).inc(count)
+
     def keep(self, streams: frozenset[tuple[str, str, Direction]]) -> None:
         """Drop all streams except these, and ignore later values of others."""
         self._configured = streams
@@ -250,19 +273,13 @@ class Metrics:
 
     def request(self, account: str, call: str, status: int | None, seconds: float) -> None:
         """Count one request; `status` is None if there was no answer."""
-        self._requests(account, call, str(status or "error")).inc()
+        self.add("requests", account, call, str(status or "error"))
         self._durations(call).observe(seconds)
-
-    def webhook(self, account: str, outcome: HookOutcome, count: int = 1) -> None:
-        self._webhooks(account, outcome).inc(count)
 
     def show_webhook(self, account: str) -> None:
         """Start its series at 0, so that the first increase shows."""
         for outcome in get_args(HookOutcome):
-            self.webhook(account, outcome, 0)
-
-    def waited(self, account: str, seconds: float) -> None:
-        self._waits(account).inc(max(0.0, seconds))
+            self.add("webhooks", account, outcome, count=0)
 
     def discovered(self, fax: events.FaxDiscovered) -> None:
         self.fax(fax, "discovered")
@@ -313,6 +330,19 @@ class Metrics:
         return found
 
 
+def _lease_taken(metrics: Metrics, lease: events.LeaseTaken) -> None:
+    metrics.set("lease_held", 1, lease.account)
+    metrics.set("lease_term", lease.term, lease.account)
+
+
+def _lease_ended(metrics: Metrics, lease: events.LeaseWasLost | events.LeaseReleased) -> None:
+    """Another node knows the present values of the account now."""
+    metrics.forget_account(lease.account)
+    metrics.set("lease_held", 0, lease.account)
+    if isinstance(lease, events.LeaseWasLost):
+        metrics.add("lease_lost", lease.account)
+
+
 def _count_sent(metrics: Metrics, of: events.OfUser, outcome: SendOutcome) -> None:
     metrics._user(of.account, of.user, of.direction).sent[outcome] += 1
 
@@ -335,17 +365,22 @@ _EFFECTS: Final[Mapping[type[Event], Callable[[Metrics, Any], None]]] = {
     ),
     events.SendFailed: lambda metrics, one: _count_sent(metrics, one, "failed"),
     events.SendLost: lambda metrics, one: _count_sent(metrics, one, "in_doubt"),
-    events.TokenRefreshed: lambda metrics, one: metrics.sign_ins(one.account, one.reason).inc(),
+    events.TokenRefreshed: lambda metrics, one: metrics.add("sign_ins", one.account, one.reason),
     events.TokenWar: lambda metrics, one: metrics.set("token_war", 1, one.account),
     events.TokenWarOver: lambda metrics, one: metrics.set("token_war", 0, one.account),
     events.EfaxSlow: lambda metrics, one: metrics.set("efax_slow", 1, one.account),
     events.EfaxSlowOver: lambda metrics, one: metrics.set("efax_slow", 0, one.account),
     events.SuspensionBegan: lambda metrics, one: metrics.set("account_suspended", 1, one.account),
     events.SuspensionEnded: lambda metrics, one: metrics.set("account_suspended", 0, one.account),
-    events.WebhookReceived: lambda metrics, one: metrics.webhook(
-        one.account, "unknown" if one.names_nobody else "accepted"
+    events.WebhookReceived: lambda metrics, one: metrics.add(
+        "webhooks", one.account, "unknown" if one.names_nobody else "accepted"
     ),
-    events.WebhookRefused: lambda metrics, one: metrics.webhook(one.account, "refused"),
+    events.WebhookRefused: lambda metrics, one: metrics.add("webhooks", one.account, "refused"),
+    events.LeaseTaken: _lease_taken,
+    events.LeaseReleased: _lease_ended,
+    events.LeaseWasLost: _lease_ended,
+    events.Fenced: lambda metrics, one: metrics.add("fenced_writes", one.account, count=one.writes),
+    events.LedgerRolledBack: lambda metrics, _: metrics.add("ledger_rollbacks"),
     events.StorageLost: lambda metrics, _: metrics.set("storage_usable", 0),
     events.StorageUsable: lambda metrics, _: metrics.set("storage_usable", 1),
 }

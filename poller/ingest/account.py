@@ -62,7 +62,7 @@ class ClientObserver(Observer):
             self._owner.progress_at = now
 
     def waited(self, seconds: float) -> None:
-        self._metrics.waited(self._name, seconds)
+        self._metrics.add("rate_limit_wait_seconds", self._name, count=max(0.0, seconds))
 
     def pausing(self, seconds: float) -> None:
         """Note a chosen pause, so that it does not count as standing still."""

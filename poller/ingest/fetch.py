@@ -38,7 +38,7 @@ from poller.ingest.completing import Completer
 from poller.ingest.facts import Facts
 from poller.ingest.gate import Gate
 from poller.ledger import FaxRow, Ledger, State, jobs
-from poller.metrics import Metrics
+from poller.metrics import Metrics, TicketOutcome
 from poller.own_threads import looked_at
 from poller.store import Draft, Identity, Origin, Storage, sidecar
 from poller.stream import Direction
@@ -182,6 +182,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         make = self._sidecar_of(fax)
         if fax.staged is not None:
             found = await draft.settle(fax.staged, make)
+            self._services.metrics.add("tickets_revoked", _became(found))
             if found is not None:
                 return found
             await self._services.ledger.write_together(jobs.staged, (fax.id, None))
@@ -404,6 +405,13 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
 
 def _is_unchecked(problem: str) -> bool:
     return problem.startswith("unchecked-")
+
+
+def _became(found: StoredFile | Staged | None) -> TicketOutcome:
+    """Return what a revoked ticket had come to."""
+    if found is None:
+        return "void"
+    return "placed" if isinstance(found, Staged) else "published"
 
 
 def _problem(document: Document, fax: FaxRow) -> str | None:

@@ -322,7 +322,7 @@ async def open_runtime(  # tests replace four of them
     """
     clock = clock or SystemClock()
     backend = backend_of(settings, environ)
-    ledger = await Ledger.open(backend, monotonic=clock.monotonic)
+    ledger = await Ledger.open(backend, monotonic=clock.monotonic, on_commit=metrics.committed)
     runs = Runs(shared=ledger.is_shared)
     storage = storage_of(settings, environ, runs)
     try:

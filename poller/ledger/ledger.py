@@ -91,12 +91,13 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         create: bool = True,
         readonly: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        on_commit: Callable[[float], None] = lambda _: None,
     ) -> Self:
         """Open the ledger of a database or at a URL; create it if it is missing and `create`.
 
         Migrate an old one. With `readonly`, nothing is created, migrated or changed. Raises
         CannotStart with the reason; a ledger that is damaged, foreign or newer than this poller
-        stays unchanged.
+        stays unchanged. `on_commit` gets the seconds that each transaction took.
         """
         backend = backend_at(database) if isinstance(database, str) else database
         restored_from = await in_own_thread(
@@ -105,7 +106,11 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         if readonly:
             return cls(backend, None)
         writer = Writer(
-            backend.writer(), backend.where, most=backend.group_size, monotonic=monotonic
+            backend.writer(),
+            backend.where,
+            most=backend.group_size,
+            monotonic=monotonic,
+            on_commit=on_commit,
         )
         try:
             created = await writer.ask(lambda connection: _migrate(backend, connection))

@@ -38,7 +38,7 @@ class Writer:
 
     A job is a plain function of a connection. A job that raises takes back only its own changes. If
     the transaction fails, all its jobs fail with LedgerUnavailable and none is recorded. `most` is
-    how many jobs one transaction may have.
+    how many jobs one transaction may have. `on_commit` gets the seconds that each one took.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class Writer:
         most: int = 200,
         is_command: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        on_commit: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._on_commit = on_commit
         self._database = database
         self._where = where
         self._most = most
@@ -155,6 +157,7 @@ class Writer:
     async def _commit_group(self) -> None:
         count = min(len(self._waiting), self._most)
         self._running = [self._waiting.popleft() for _ in range(count)]
+        began = self._monotonic()
         try:
             outcomes = await self._transaction(self._running)
         except (LedgerUnavailable, DBAPIError) as error:
@@ -164,6 +167,7 @@ class Writer:
             outcomes = [[raised] * len(job.items) for job in self._running]
         else:
             self.commits += 1
+            self._on_commit(self._monotonic() - began)
         jobs, self._running = self._running, []
         for job, each in zip(jobs, outcomes, strict=True):
             for answer, outcome in zip(job.answers, each, strict=True):

@@ -90,8 +90,7 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     metrics.request("main", "list", 200, 0.2)
     metrics.request("main", "list", 200, 0.3)
     metrics.request("main", "image", None, 70.0)
-    metrics.waited("main", 1.5)
-    metrics.waited("main", -1.0)
+    metrics.add("rate_limit_wait_seconds", "main", count=1.5)
     metrics.count(events.TokenRefreshed("main", "start"))
     metrics.set("account_suspended", True, "main")
     metrics.count(events.TokenWar("main", 3))
@@ -113,6 +112,36 @@ async def test_requests_and_accounts_are_counted_and_timed() -> None:
     metrics.forget_account("main")
     left = {name for name, labels in await samples(metrics) if labels == "account=main"}
     assert left == {"poller_rate_limit_wait_seconds_total"}, "counters alone"
+
+
+async def test_leases_are_shown_from_the_moment_they_change_hands() -> None:
+    metrics, main = Metrics("1.2.3"), "account=main"
+    metrics.count(events.LeaseTaken("main", 3, is_takeover=False))
+    metrics.set("account_suspended", True, "main")
+    seen = await samples(metrics)
+    assert (seen["poller_lease_held", main], seen["poller_lease_term", main]) == (1, 3)
+    metrics.count(events.Fenced("main", 2))
+    metrics.count(events.LeaseWasLost("main"))
+    metrics.count(events.LedgerRolledBack(5))
+    seen = await samples(metrics)
+    assert seen["poller_lease_held", main] == 0
+    assert seen["poller_lease_lost_total", main] == 1
+    assert seen["poller_fenced_writes_total", main] == 2
+    assert seen["poller_ledger_rollbacks_total", ""] == 1
+    assert ("poller_account_suspended", main) not in seen, "another node knows that now"
+    metrics.count(events.LeaseReleased("main"))
+    assert (await samples(metrics))["poller_lease_lost_total", main] == 1
+
+
+async def test_tickets_and_transactions_are_counted_from_the_start() -> None:
+    metrics = Metrics("1.2.3")
+    assert (await samples(metrics))["poller_tickets_revoked_total", "outcome=placed"] == 0
+    metrics.add("tickets_revoked", "placed")
+    metrics.committed(0.004)
+    seen = await samples(metrics)
+    assert seen["poller_tickets_revoked_total", "outcome=placed"] == 1
+    assert seen["poller_ledger_commit_seconds_bucket", "le=0.0025"] == 0
+    assert seen["poller_ledger_commit_seconds_bucket", "le=0.005"] == 1
 
 
 async def test_the_service_itself_is_shown() -> None:
@@ -239,8 +268,10 @@ async def rendered() -> dict[str, dict[str, set[str]]]:
         metrics.set(gauge, 1.0, *(["main"] if of_account else []))
     metrics.set_user("main", "desk", Direction.RECEIVED, **dict.fromkeys(_USER_GAUGES, 1.0))
     metrics.request("main", "list", 200, 0.5)
-    metrics.waited("main", 1.0)
-    metrics.sign_ins("main", "start").inc()
+    metrics.add("rate_limit_wait_seconds", "main")
+    metrics.add("sign_ins", "main", "start")
+    metrics.add("lease_lost", "main")
+    metrics.add("fenced_writes", "main")
     metrics.show_webhook("main")
     _count_sent(metrics, OfUser("main", "desk"), "accepted")
     found: dict[str, dict[str, set[str]]] = {}
