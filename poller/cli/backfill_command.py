@@ -55,6 +55,7 @@ def backfill(
         sys.stderr if as_json else None,
         work=partial(_work, key, window),
         follow=partial(_follow, settings, key, window),
+        key=key,
     )
     answer(report, lambda: _print(report), as_json=as_json)
     is_done = report["left"] is None and not report["not_listed"]

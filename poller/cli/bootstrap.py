@@ -1,7 +1,9 @@
 """The first steps of most commands: configuration, the right user, the log, the lock."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any, TextIO
 from poller import config, lock, log
 from poller.cli import stdio
 from poller.cli.owner import become_owner
+from poller.config import addresses
 from poller.config.model import Config, SecretRef
-from poller.errors import ConfigError, LedgerUnavailable, Problem
+from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
 from poller.events import Level
-from poller.ledger import Ledger, backend_of, meta
+from poller.ledger import Ledger, backend_of, meta, nodes
+from poller.ledger.nodes import NodeRow
 from poller.store import storage_of, store_of
 
 DEFAULT_CONFIG = Path("/etc/poller")
@@ -68,7 +72,9 @@ def unreadable(references: Iterable[SecretRef]) -> list[Problem]:
 async def ledger_beside(settings: Config, *, readonly: bool) -> AsyncIterator[Ledger]:
     """Open the ledger, with or without a running daemon. Raises CannotStart if there is none yet."""
     backend = backend_of(settings, os.environ)
-    async with await Ledger.open(backend, create=False, readonly=readonly) as ledger:
+    async with await Ledger.open(
+        backend, create=False, readonly=readonly, is_command=True
+    ) as ledger:
         yield ledger
 
 
@@ -103,9 +109,29 @@ def storage_shown(settings: Config, reason: str | None, free_bytes: int | None) 
     }
 
 
-def is_running(settings: Config) -> bool:
-    """Return whether the service runs; `once` and other holders of the state do not count."""
-    return lock.holder(settings.state_directory) == lock.DAEMON
+def is_running(settings: Config, app_id: str | None = None) -> bool:
+    """Return whether the service runs; `once` and other holders of the state do not count.
+
+    Where several nodes share the ledger: whether one of them holds this account, or any.
+    """
+    if not is_shared(settings):
+        return lock.holder(settings.state_directory) == lock.DAEMON
+    with ThreadPoolExecutor(1) as thread:  # the caller's loop may be running
+        held = thread.submit(asyncio.run, holders(settings)).result()
+    return bool(held) if app_id is None else app_id in held
+
+
+def is_shared(settings: Config) -> bool:
+    return settings.state_url.startswith(addresses.POSTGRESQL)
+
+
+async def holders(settings: Config) -> dict[str, NodeRow]:
+    """Return which service holds each account, by App ID; empty if there is no ledger yet."""
+    try:
+        async with ledger_beside(settings, readonly=True) as ledger:
+            return await ledger.read(nodes.holders)
+    except CannotStart:
+        return {}
 
 
 def now() -> datetime:

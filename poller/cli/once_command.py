@@ -55,7 +55,7 @@ def once(paths: Sequence[Path], *, user: str | None, as_json: bool) -> int:
     bootstrap.read_all_secrets(settings)
     # The log goes to stderr, where cron mails it; stdout holds the JSON alone.
     with holding(settings, "once", sys.stderr if as_json else None) as storage_lock:
-        done = asyncio.run(in_runtime(settings, storage_lock, partial(_once, user)))
+        done = asyncio.run(in_runtime(settings, storage_lock, partial(_once, user), key=user))
     answer(done.summary, done.print, as_json=as_json)
     for sentence in done.troubles.sentences():
         stdio.complain(f"poller: {sentence}")

@@ -50,6 +50,8 @@ def selftest(paths: Sequence[Path], *, key: str, within: timedelta, as_json: boo
         sys.stderr,
         work=partial(_work, key, within),
         follow=partial(_follow, settings, user, within),
+        key=key,
+        sends=True,
     )
     problem = _problem(settings, row)
     report = shown(row, problem)

@@ -74,6 +74,8 @@ def send(
         work=partial(_work, order),
         follow=partial(_follow, settings, order),
         needs_storage=False,
+        key=key,
+        sends=True,
     )
     answer(shown(row), lambda: say(_sentence(row)), as_json=as_json)
     return exit_code(row, wait=wait)

@@ -18,13 +18,15 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.lease_keeper import RENEW_EVERY_S, LeaseKeeper
 from poller.ingest.runtime import Runtime
-from poller.ledger import leases, nodes
+from poller.ledger import leases, nodes, streams
 from poller.ledger.leases import LeaseRow
 from poller.ledger.nodes import NodeRow
+from poller.stream import Direction
 
 _LOOK_S = 2.0
 _RANK_S = 1.0  # how long each further node leaves a free account to those before it
 _BALANCE_S = 60.0
+_REMOVED_AFTER_S = 60.0
 _NOT_AGAIN_S = 30.0  # after an account was given back, or could not be started here
 
 
@@ -52,6 +54,7 @@ class Holding:
         self._fenced: dict[str, int] = {}
         self._told_differs: set[str] = set()
         self._wait_until = -math.inf
+        self._unconfigured: dict[str, float] = {}
         self._stopping = False
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -104,6 +107,7 @@ class Holding:
         self._say_differences(known)
         if self._clock.monotonic() < self._wait_until:
             return
+        await self._remove_unconfigured(held, known)
         configured = {one.app_id for one in self._runtime.config.accounts}
         for app_id in self._keeper.held.keys() - (configured & self._runtime.accounts.keys()):
             await self.give_back(app_id)
@@ -173,6 +177,24 @@ class Holding:
                 events.LeaseTaken(account.name, taken.lease.term, is_takeover=taken.was_working)
             )
             self._start(at_work)
+
+    async def _remove_unconfigured(
+        self, held: Mapping[str, LeaseRow], known: Collection[NodeRow]
+    ) -> None:
+        """Mark the users of accounts as removed that no live node has had for a minute."""
+        now = self._clock.monotonic()
+        configured = {one for row in known if row.is_live for one in row.report.accounts}
+        for app_id in configured & self._unconfigured.keys():
+            del self._unconfigured[app_id]
+        for app_id in held.keys() - configured:
+            since = self._unconfigured.setdefault(app_id, now)
+            if now - since < _REMOVED_AFTER_S or (taken := await self._keeper.take(app_id)) is None:
+                continue
+            ledger = self._ledger.under(taken.lease)
+            for direction in Direction:
+                await ledger.write(streams.sync, [], self._clock.now(), direction, of=app_id)
+            await self._keeper.release(app_id)
+            self._unconfigured[app_id] = math.inf  # done
 
     # -- losing and giving back ----------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from poller import VERSION
 from poller.config.model import Account, Config, SecretRef
-from poller.errors import LedgerUnavailable
+from poller.errors import LeaseLost, LedgerUnavailable
 from poller.ledger import Ledger, leases, nodes, schema
 from poller.ledger.leases import Lease, Taken
 from poller.ledger.nodes import NodeReport
@@ -25,6 +26,7 @@ from poller.ledger.tables import REVISION
 RENEW_EVERY_S = 5.0
 _RENEW_WITHIN_S = 2.0
 _TRUSTED_FOR_S = 10.0
+_PATIENCE_S = 60.0  # of a command
 _SOMEWHERE = SecretRef("file", "")
 
 
@@ -49,19 +51,24 @@ class Renewal:
     `is_rolled_back`: the database has lost renewals that it had confirmed, and so other writes too.
     """
 
+    is_answered: bool = True
     lost: tuple[Lease, ...] = ()
     is_rolled_back: bool = False
 
 
-def report_of(settings: Config, run: str) -> NodeReport:
-    """Return what other nodes are told of this run."""
+def node_name(settings: Config) -> str:
+    return settings.node or socket.gethostname()
+
+
+def report_of(settings: Config, run: str, *, serves: bool = True) -> NodeReport:
+    """Return what other nodes are told of this run; a command `serves` no accounts."""
     return NodeReport(
         run,
-        settings.node or socket.gethostname(),
+        node_name(settings),
         VERSION,
         schema.OLDEST,
         REVISION,
-        _digests(settings),
+        _digests(settings) if serves else {},
     )
 
 
@@ -114,9 +121,9 @@ class LeaseKeeper:
         """Count no longer among the nodes that can work on an account."""
         self.report = replace(self.report, accounts={})
 
-    async def begin(self) -> None:
+    async def begin(self, app_ids: Collection[str]) -> None:
         """Report this run to the other nodes, and make known which accounts it has."""
-        await self._ledger.aside(leases.add, list(self.report.accounts))
+        await self._ledger.aside(leases.add, app_ids)
         await self._ledger.aside(nodes.begin, self.report)
 
     async def end(self) -> None:
@@ -140,6 +147,19 @@ class LeaseKeeper:
         if held is not None:
             await self._ledger.aside(leases.release, held.lease)
 
+    async def renew_until_lost(self) -> NoReturn:
+        """Renew in time, for a command. Raises LeaseLost, or LedgerUnavailable after a minute."""
+        answered_at = self._now()
+        while True:
+            renewal = await self.renew()
+            if renewal.lost:
+                raise LeaseLost(renewal.lost[0].app_id)
+            if renewal.is_answered:
+                answered_at = self._now()
+            elif self._now() - answered_at > _PATIENCE_S:
+                raise LedgerUnavailable("the ledger has not renewed the leases for a minute")
+            await asyncio.sleep(RENEW_EVERY_S)
+
     async def renew(self, users: int = 0) -> Renewal:
         """Renew all leases, and report how many users this node works for.
 
@@ -152,7 +172,7 @@ class LeaseKeeper:
             async with asyncio.timeout(_RENEW_WITHIN_S):
                 found, self.draining = await self._ledger.aside(nodes.renew, self.report)
         except (TimeoutError, LedgerUnavailable):
-            return Renewal()
+            return Renewal(is_answered=False)
         self.report = replace(self.report, lag_s=self._now() - sent_at)
         renewal = self._judge(asked, found, sent_at)
         await self._give_back_strays(found)
@@ -172,7 +192,7 @@ class LeaseKeeper:
             is_rolled_back |= count <= held.renewed
             held.renewed = count
             held.trusted_until = sent_at + _TRUSTED_FOR_S
-        return Renewal(tuple(lost), is_rolled_back)
+        return Renewal(lost=tuple(lost), is_rolled_back=is_rolled_back)
 
     async def _give_back_strays(self, found: dict[Lease, int]) -> None:
         """Give back what this run took without getting the answer."""

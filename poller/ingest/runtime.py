@@ -313,12 +313,13 @@ async def open_runtime(  # tests replace four of them
     random: Callable[[], float] = random_module.random,
     timeouts: Timeouts | None = None,
     storage_lock: StorageLock | None = None,
+    serves: bool = True,
 ) -> AsyncIterator[Runtime]:
     """Open ledger, storage and accounts; raises CannotStart (73), LockHeld (75), ConfigError (78).
 
     The caller holds the state's lock. This takes `storage_lock` when it knows which storage it is;
     the caller releases it. An unusable storage is not an error: the gate stays shut until it is
-    back.
+    back. `serves`: it is the service, and where several nodes share the ledger, it counts as one.
     """
     clock = clock or SystemClock()
     backend = backend_of(settings, environ)
@@ -338,8 +339,10 @@ async def open_runtime(  # tests replace four of them
         try:
             runtime.hook_secrets = await runtime.read_hook_secrets(settings)
             if ledger.is_shared:
-                runtime.keeper = LeaseKeeper(ledger, report_of(settings, runs.own))
-                await runtime.keeper.begin()
+                report = report_of(settings, runs.own, serves=serves)
+                runtime.keeper = LeaseKeeper(ledger, report)
+                ledger.node = report.name
+                await runtime.keeper.begin([one.app_id for one in settings.accounts])
             else:
                 await _take_all(runtime, idle_since)
             yield runtime

@@ -90,6 +90,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         *,
         create: bool = True,
         readonly: bool = False,
+        is_command: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         on_commit: Callable[[float], None] = lambda _: None,
     ) -> Self:
@@ -97,7 +98,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
 
         Migrate an old one. With `readonly`, nothing is created, migrated or changed. Raises
         CannotStart with the reason; a ledger that is damaged, foreign or newer than this poller
-        stays unchanged. `on_commit` gets the seconds that each transaction took.
+        stays unchanged. With `is_command`, the ledger is an operator's: where nodes share it, each of
+        its writes waits for theirs and lets none run beside it. `on_commit` gets the seconds that each
+        transaction took.
         """
         backend = backend_at(database) if isinstance(database, str) else database
         restored_from = await in_own_thread(
@@ -109,6 +112,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
             backend.writer(),
             backend.where,
             most=backend.group_size,
+            is_command=is_command and backend.is_shared,
             monotonic=monotonic,
             on_commit=on_commit,
         )

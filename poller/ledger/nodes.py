@@ -61,6 +61,16 @@ def database_now(connection: Connection) -> datetime:
     return now
 
 
+def holders(connection: Connection) -> dict[str, NodeRow]:
+    """Return which live service holds each account, by App ID; commands that hold some do not count."""
+    live = {row.report.run: row for row in all_nodes(connection) if row.is_live}
+    return {
+        app_id: live[lease.holder]
+        for app_id, lease in leases.all_leases(connection).items()
+        if lease.is_live and lease.holder in live and live[lease.holder].report.accounts
+    }
+
+
 def _row(held: dict[str, Any]) -> NodeRow:
     age = held.pop("age") * MICROSECOND
     rest = {name: held.pop(name) for name in ("started_at", "seen_at", "ended_at", "draining")}

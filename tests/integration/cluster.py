@@ -14,8 +14,9 @@ from poller.config.model import Config, StateConfig
 from poller.daemon.holding import Holding
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
-from poller.ledger import Ledger, leases
+from poller.ledger import Ledger, State, leases
 from poller.ledger.leases import LeaseRow
+from poller.ledger.tables import faxes as faxes_table
 from poller.ledger.tables import leases as table
 from poller.ledger.tables import nodes as nodes_table
 from tests.conftest import APP, QuickClock, opened_runtime
@@ -87,10 +88,25 @@ class Cluster:
     async def node(
         self, name: str, change: Callable[[Config], Config] = lambda one: one
     ) -> ClusterNode:
-        state = StateConfig(self._directory / f"state-{name}", self._url)
-        settings = change(replace(self.settings, state=state, node=name))
+        settings = change(self.of(name))
         runtime = await self._stack.enter_async_context(opened_runtime(settings, self.clock))
         return ClusterNode(runtime, [1000.0])
+
+    def of(self, name: str) -> Config:
+        """Return the configuration of a node."""
+        state = StateConfig(self._directory / f"state-{name}", self._url)
+        return replace(self.settings, state=state, node=name)
+
+    async def roll_back(self, fax: int) -> None:
+        """Take the database back to before the last renewal, and before a fax was stored."""
+        await self._write(update(table).values(renewed=0))
+        unstored = update(faxes_table).where(faxes_table.c.id == fax)
+        await self._write(unstored.values(state=State.PENDING, stored_at=None, file=None))
+
+    async def steal(self) -> None:
+        """Let a node that nobody knows take the account."""
+        stolen = update(table).where(table.c.app_id == APP)
+        await self._write(stolen.values(holder="another", term=table.c.term + 1))
 
     async def expire(self, app_id: str = APP) -> None:
         """Let the lease of an account end, as if nobody had renewed it."""

@@ -4,18 +4,24 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poller.errors import LeaseLost
-from poller.ledger import FaxRow, State, faxes, jobs, leases, nodes
+from poller.cli import bootstrap
+from poller.cli.foreground import in_runtime
+from poller.errors import LeaseLost, LockHeld
+from poller.ingest import lease_keeper
+from poller.ingest.runtime import Runtime
+from poller.ledger import FaxRow, State, faxes, jobs, leases, nodes, streams
+from poller.lock import StorageLock
 from poller.store import Runs
 from poller.store.directory import Directory
-from tests.conftest import APP, Event, MakeConfig, QuickClock
+from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock
 from tests.efax import Simulator
-from tests.integration.at_work import HELD_S, calls, files, said, until
+from tests.integration.at_work import HELD_S, calls, files, said, settled, until
 from tests.integration.cluster import Cluster, ClusterNode, opened_cluster
 
 
@@ -46,10 +52,15 @@ async def taken_over(cluster: Cluster, old: ClusterNode, new: ClusterNode) -> No
     """Let the lease of one node end, and the other take the account."""
     old.let_trust_end()
     await cluster.expire()
-    for _ in range(2):  # the other one may come first
-        await new.holding.look()
+    await taken_by(cluster, new)
+
+
+async def taken_by(cluster: Cluster, node: ClusterNode) -> None:
+    """Let a node take the free account, also if another one comes first."""
+    for _ in range(2):
+        await node.holding.look()
         cluster.clock.mono += 2
-    assert new.holds == [APP]
+    assert node.holds == [APP]
 
 
 async def arrived(simulator: Simulator, node: ClusterNode) -> str:
@@ -136,7 +147,6 @@ async def test_two_nodes_that_start_at_once_share_the_accounts(
 
     a, b = await asyncio.gather(*(cluster.node(name, with_another) for name in "ab"))
     await asyncio.gather(a.holding.look(), b.holding.look())
-    cluster.clock.advance_s = 5  # type: ignore[attr-defined]
     cluster.clock.mono += 5
     await asyncio.gather(a.holding.look(), b.holding.look())
     assert sorted(a.holds + b.holds) == ["app-1", "app-2"]
@@ -209,6 +219,109 @@ async def test_two_configurations_of_an_account_are_named_once(
     await b.holding.look()
     await c.holding.look()
     assert (b.holds, c.holds) == ([], [])
+
+
+async def test_users_of_an_account_that_no_node_has_any_more_are_marked_as_removed(
+    cluster: Cluster,
+) -> None:
+    a = await cluster.node("a")
+    await a.holding.look()
+    a.keeper.leave()
+    await a.holding.give_back(APP)
+    await a.keeper.renew()
+    b = await cluster.node("b", lambda one: replace(one, accounts=()))
+    await b.holding.look()
+    rows = await cluster.ledger.read(streams.all_streams)
+    assert [row.removed for row in rows] == [False, False]
+    cluster.clock.mono += 61
+    await b.holding.look()
+    rows = await cluster.ledger.read(streams.all_streams)
+    assert [row.removed for row in rows] == [True, True]
+
+
+async def test_suspension_outlives_a_takeover_and_ends_with_a_clean_stop(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, b = await pair(cluster)
+    a.account.client.breaker.keep_suspended(
+        cluster.clock.now() + timedelta(minutes=5), "eFax is down"
+    )
+    await settled(a.account)
+    await taken_over(cluster, a, b)
+    assert b.account.is_suspended
+    await b.holding.stop()
+    c = await cluster.node("c")
+    await taken_by(cluster, c)
+    assert not c.account.is_suspended
+
+
+async def test_what_was_stored_is_said_again_to_a_database_that_has_lost_it(
+    cluster: Cluster, simulator: Simulator, events: list[Event]
+) -> None:
+    a = await cluster.node("a")
+    await a.holding.look()
+    await a.holding.renew()
+    fax_id = await arrived(simulator, a)
+    await a.fetch_all()
+    assert consumed(cluster.settings.storage.directory) == 1
+    await cluster.roll_back((await row(cluster, fax_id)).id)
+    await a.holding.renew()
+    assert (await row(cluster, fax_id)).state is State.STORED
+    assert (a.holds, said(events, "ledger-rolled-back")) == ([], ["ledger-rolled-back"])
+    await a.holding.look()
+    assert a.holds == []  # the other nodes say first what they know
+    cluster.clock.mono += 16
+    for _ in range(2):
+        await a.holding.look()
+    assert a.holds == [APP]
+    await a.fetch_all()
+    assert consumed(cluster.settings.storage.directory) == 0
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+async def test_command_takes_the_accounts_that_no_node_holds_and_gives_them_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", KEY)
+
+    async def work(runtime: Runtime) -> list[str]:
+        assert (await cluster.lease()).is_live
+        return sorted(runtime.accounts)
+
+    settings = cluster.of("a")
+    assert await in_runtime(settings, StorageLock(), work, needs_storage=False) == [APP]
+    assert not (await cluster.lease()).is_live
+
+
+async def test_command_names_the_node_that_works_on_the_account(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", KEY)
+    a = await cluster.node("a")
+    await a.holding.look()
+
+    async def work(_: Runtime) -> None:
+        raise AssertionError
+
+    with pytest.raises(LockHeld, match="node a works on account main"):
+        await in_runtime(cluster.of("b"), StorageLock(), work, needs_storage=False)
+    assert (await bootstrap.holders(cluster.of("b")))[APP].report.name == "a"
+
+
+async def test_command_ends_when_another_node_has_taken_its_account(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", KEY)
+
+    async def work(_: Runtime) -> None:
+        await cluster.steal()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(lease_keeper, "RENEW_EVERY_S", 0.01)
+    with pytest.raises(LeaseLost):
+        await in_runtime(cluster.of("a"), StorageLock(), work, needs_storage=False)
 
 
 # -- trust ----------------------------------------------------------------------------------------
