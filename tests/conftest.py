@@ -33,6 +33,7 @@ from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
 from tests import once_made, postgres
 from tests.efax import Simulator
+from tests.exhaustive import often
 
 # A process that nohup or a script started in the background ignores Ctrl-C, and so would each
 # command that a test starts and interrupts.
@@ -58,7 +59,12 @@ TOGETHER = {
 }
 
 # the time of an example depends more on the machine than on the code
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "patient",
+    max_examples=often(50),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("patient")
 
 

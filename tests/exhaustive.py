@@ -16,3 +16,8 @@ def sample(values: Sequence[T], count: int) -> list[T]:
     if EXHAUSTIVE or len(values) <= count:
         return [*values]
     return [values[len(values) * (2 * at + 1) // (2 * count)] for at in range(count)]
+
+
+def often(count: int) -> int:
+    """Return how many random examples to try: `count`, or 40 times as many if EXHAUSTIVE."""
+    return 40 * count if EXHAUSTIVE else count

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poller.clock import ServerClock, SystemClock, clock_step
+from tests.exhaustive import often
 
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (timedelta(**{u: 1}) for u in ("seconds", "minutes", "hours", "days"))
@@ -139,7 +140,7 @@ def test_a_step_of_the_wall_clock_is_seen_against_the_monotonic_one(
     assert step == (None if step_s is None else timedelta(seconds=step_s))
 
 
-@settings(max_examples=60)
+@settings(max_examples=often(30))
 @given(
     ours=st.timedeltas(-30 * DAY, 30 * DAY),
     delays=st.lists(st.floats(0, 20), min_size=3, max_size=12),

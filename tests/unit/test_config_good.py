@@ -45,7 +45,7 @@ from poller.config.position import Node, Problems, Source
 from poller.config.values import WrongValueError, size_text
 from poller.errors import ConfigError
 from poller.stream import Direction
-from tests.exhaustive import EXHAUSTIVE
+from tests.exhaustive import often
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "data" / "configs" / "good"
@@ -294,7 +294,7 @@ UNSET = ["expect.within", "sent.expect.within", "delete.after"]  # by default
 
 @pytest.mark.parametrize("key", [*like(DURATION), *UNSET])
 @given(written=durations())
-@settings(max_examples=500 if EXHAUSTIVE else 20)
+@settings(max_examples=often(20))
 def test_every_key_that_takes_a_duration_takes_every_legal_one(key: str, written: str) -> None:
     around = {"poll.overlap": "{max_window: 3650d}", "poll.max_window": "{overlap: 1s}"}
     text = (GOOD / "minimal.yaml").read_text() + nested(key, written)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from poller.config.document import exactly, parse, quickly
 from poller.config.position import Node, Problems, Source, masked, quoted
+from tests.exhaustive import often
 
 SOURCE = Source("poller.yaml", Path("/etc/poller"))
 PIECES = [
@@ -55,7 +56,7 @@ def scalar(text: str) -> object:
     return root.value["key"].value
 
 
-@settings(max_examples=150)
+@settings(max_examples=often(75))
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join))
 def test_any_text_gives_a_tree_or_problems(text: str) -> None:
     problems = Problems()
@@ -65,7 +66,7 @@ def test_any_text_gives_a_tree_or_problems(text: str) -> None:
         assert problems.incomplete
 
 
-@settings(max_examples=50)
+@settings(max_examples=often(25))
 @given(st.binary(max_size=40))
 def test_any_bytes_give_a_tree_or_problems(data: bytes) -> None:
     problems = Problems()
@@ -147,7 +148,7 @@ FLOW_AND_BLOCK = [
 ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=often(150))
 @given(
     st.lists(st.sampled_from(FLOW_AND_BLOCK + PIECES), max_size=9).map("".join),
     st.sampled_from(["{}", "key: {}", "{{{}}}", "key:\n  {}\n"]),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from poller.documents import Document, NotADocument, proof, tiff, view
 from poller.documents.proof import inspect
 from poller.errors import BadAnswer
+from tests.exhaustive import often
 
 DATA = Path(__file__).parent.parent / "data" / "documents"
 
@@ -634,7 +635,7 @@ def test_long_strip_tables_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("whole", [_plain_pdf(2), _pdf(2), _tiff(2), _tiff(2, big=True)])
-@settings(max_examples=150)
+@settings(max_examples=often(75))
 @given(data=st.data())
 def test_malformed_bytes_raise_nothing_but_not_a_document(
     whole: bytes, data: st.DataObject

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from poller.efax.image import ImageAnswer, ImageDecoder
 from poller.errors import BadAnswer
+from tests.exhaustive import often
 
 FAX = "0f8a/ü"
 IMAGE = b"%PDF-1.4 \xff\xfe\xfd\xfb\xff?>?>" * 5
@@ -103,7 +104,7 @@ def answers(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return f"{space}{{{space}{inside}{space}}}".encode(), image
 
 
-@settings(max_examples=150)
+@settings(max_examples=often(75))
 @given(answers(), st.lists(st.integers(0, 10_000), max_size=6))
 def test_any_chunking_of_any_valid_encoding_gives_the_bytes(
     made: tuple[bytes, bytes], cuts: list[int]
@@ -112,14 +113,14 @@ def test_any_chunking_of_any_valid_encoding_gives_the_bytes(
     assert decode(in_pieces(body, cuts))[0] == image
 
 
-@settings(max_examples=30)
+@settings(max_examples=often(15))
 @given(answers())
 def test_an_answer_byte_by_byte_gives_the_same(made: tuple[bytes, bytes]) -> None:
     body, image = made
     assert decode(body[at : at + 1] for at in range(len(body)))[0] == image
 
 
-@settings(max_examples=150)
+@settings(max_examples=often(75))
 @given(answers(), st.integers(0, 10_000), st.lists(st.integers(0, 10_000), max_size=3))
 def test_any_truncation_is_a_bad_answer(
     made: tuple[bytes, bytes], end: int, cuts: list[int]
@@ -167,7 +168,7 @@ NOISE = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=often(150))
 @given(NOISE | st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=3))
 def test_no_bytes_raise_anything_but_bad_answer(body: bytes, cuts: list[int]) -> None:
     try:

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from poller.listing import MOST_RESTARTS, Listing, Step
+from tests.exhaustive import often
 
 
 @dataclass
@@ -227,7 +228,7 @@ def test_a_page_longer_than_asked_for_is_read_like_any_other() -> None:
 LENGTHS, CAPS = st.integers(0, 40), st.integers(1, 12)
 
 
-@settings(max_examples=100)
+@settings(max_examples=often(50))
 @given(length=LENGTHS, cap=CAPS)
 def test_a_stable_list_is_read_whole_in_bounded_requests(length: int, cap: int) -> None:
     server, listing = Server(fax_ids(length), cap), Listing()
@@ -237,7 +238,7 @@ def test_a_stable_list_is_read_whole_in_bounded_requests(length: int, cap: int) 
     assert server.asked <= readings * (2 * length / cap + 3 if cap > 3 else length + 1)
 
 
-@settings(max_examples=200)
+@settings(max_examples=often(100))
 @given(
     length=LENGTHS,
     cap=CAPS,
@@ -267,7 +268,7 @@ Changes = st.lists(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=often(60))
 @given(length=LENGTHS, cap=CAPS, changes=Changes, ignores=st.booleans(), largest=st.integers(0, 12))
 def test_reading_any_list_ends(
     length: int,
@@ -287,7 +288,7 @@ def test_reading_any_list_ends(
     read(server, Listing(largest_page=largest), most=1000)
 
 
-@settings(max_examples=80)
+@settings(max_examples=often(40))
 @given(length=LENGTHS, cap=st.integers(2, 12), known=st.booleans())
 def test_a_list_with_ignored_offsets_is_only_done_when_it_was_seen_whole(
     length: int, cap: int, known: bool

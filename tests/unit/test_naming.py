@@ -17,6 +17,7 @@ from poller.naming import (
     path_template_problem,
     safe_id,
 )
+from tests.exhaustive import often
 
 RECEIVED = datetime(2024, 5, 21, 23, 30, tzinfo=timezone(timedelta(hours=-8)))
 DEFAULT = "{account}/{user}/{received:%Y/%m/%d}/{fax_id}"
@@ -87,7 +88,7 @@ def test_an_id_that_is_no_uuid_is_only_itself(fax_id: str) -> None:
 ODD_TEXT = st.text(st.characters(codec=None, categories=None), max_size=140)
 
 
-@settings(max_examples=150)
+@settings(max_examples=often(75))
 @given(fax_id=ODD_TEXT)
 def test_any_id_gives_a_name_that_is_safe(fax_id: str) -> None:
     name = safe_id(fax_id)
@@ -96,7 +97,7 @@ def test_any_id_gives_a_name_that_is_safe(fax_id: str) -> None:
     assert safe_id(fax_id) == name
 
 
-@settings(max_examples=100)
+@settings(max_examples=often(50))
 @given(ids=st.lists(st.text("aA.%/2EéF~", max_size=4), unique=True, max_size=30))
 def test_two_ids_never_have_one_name(ids: list[str]) -> None:
     assert len({safe_id(one) for one in ids}) == len(ids)
@@ -141,7 +142,7 @@ def test_a_part_too_long_for_a_file_system_is_shortened() -> None:
     assert path("x" + template).startswith("x" + "é" * 79 + "~")
 
 
-@settings(max_examples=80)
+@settings(max_examples=often(40))
 @given(
     fax_id=ODD_TEXT,
     template=st.sampled_from([DEFAULT, "{fax_id}", "{fax_id}/{fax_id}", "{user}{fax_id}{fax_id}"]),

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poller.pacing import Kind, Pacing, Ticket, Turns
+from tests.exhaustive import often
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 quick = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=often(30), suppress_health_check=[HealthCheck.too_slow]
 )  # a busy machine is not a defect
 
 

@@ -31,6 +31,7 @@ from poller.retry import (
     pause_s,
     worth_repeating,
 )
+from tests.exhaustive import often
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -38,7 +39,7 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
 quick = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=often(50), suppress_health_check=[HealthCheck.too_slow]
 )  # a busy machine is not a defect
 numbers = st.integers(0, 10**5)
 jitters = st.floats(0, 1, exclude_max=True)
@@ -192,7 +193,7 @@ def test_retry_after_is_read_in_all_its_forms_and_clamped(
     assert parse_retry_after(value, NOW) == wait_s
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=often(100))
 @given(
     st.text("0123456789 :,-+.TueMayGMTZ", max_size=40)
     | st.builds(

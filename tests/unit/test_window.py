@@ -25,6 +25,7 @@ from poller.window import (
     slices_in,
     sweep_slices,
 )
+from tests.exhaustive import often
 
 NOON = datetime(2024, 5, 21, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (timedelta(**{u: 1}) for u in ("seconds", "minutes", "hours", "days"))
@@ -147,7 +148,7 @@ def as_set(intervals: tuple[Interval, ...]) -> set[int]:
     }
 
 
-@settings(max_examples=100)
+@settings(max_examples=often(50))
 @given(
     added=st.lists(SMALL, max_size=12),
     frame=SMALL,
@@ -170,7 +171,7 @@ def test_coverage_behaves_like_a_set_of_seconds(
     assert coverage.newest_end == newest
 
 
-@settings(max_examples=80)
+@settings(max_examples=often(40))
 @given(pairs=st.lists(SMALL, max_size=12), start=st.integers(0, 60))
 def test_the_watermark_never_moves_back_when_something_is_added(
     pairs: list[tuple[int, int]], start: int
@@ -224,7 +225,7 @@ def test_a_slice_is_halved_newer_half_first_down_to_an_hour(
         assert got == tuple(Slice(SliceKind.SWEEP, hours(*half)) for half in halves)
 
 
-@settings(max_examples=100)
+@settings(max_examples=often(50))
 @given(length=st.timedeltas(min_value=timedelta(microseconds=1), max_value=4 * DAY))
 def test_halves_tile_the_slice(length: timedelta) -> None:
     whole = Slice(SliceKind.GAP, Interval(NOON, NOON + length))
@@ -470,7 +471,7 @@ def test_an_earlier_start_adds_a_gap() -> None:
     assert gaps_at_noon(coverage, -12) == [hours(-12, -10)]
 
 
-@settings(max_examples=80)
+@settings(max_examples=often(40))
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), max_size=6),
     marks=st.lists(st.tuples(st.integers(0, 230), st.integers(1, 30)), max_size=5),
