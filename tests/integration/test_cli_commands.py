@@ -42,6 +42,7 @@ from poller.simulator import Faults, Simulator, Switches
 from poller.simulator.state import Fax
 from poller.store import syscalls
 from tests.conftest import APP, KEY, Event, QuickClock, stored_files
+from tests.forks import forks
 from tests.integration.at_work import faults
 
 Run = Callable[..., tuple[int, str, str]]
@@ -1402,13 +1403,14 @@ def test_output_of_threads_tasks_and_libraries_during_a_command_is_redacted(
 
 
 @pytest.mark.parametrize("command", ["status", "check", "plan"])
-def test_disk_behind_stdout_that_is_full_is_one_sentence(command: str, directory: Path) -> None:
+def test_disk_behind_stdout_that_is_full_is_one_sentence(
+    command: str, run: Run, directory: Path
+) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    words = [sys.executable, "-m", "poller", "-c", "poller.yaml"]
-    subprocess.run([*words, "once"], cwd=directory, check=True, capture_output=True, env=environ)
+    assert run("once")[0] == 0
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*words, command],
+            [sys.executable, "-m", "poller", "-c", "poller.yaml", command],
             check=False, cwd=directory, stdout=full, stderr=subprocess.PIPE, text=True, env=environ,
         )  # fmt: skip
     said = "poller: stdout cannot be written: No space left on device\n"
@@ -1598,9 +1600,13 @@ storage: {{directory: {root}/faxes, min_free: 1MiB}}
 state: {{url: "sqlite:///{root}/state/poller.db"}}
 """)
 
+        async def forked(*words: str) -> subprocess.CompletedProcess[str]:
+            fork = await forks().start([*words, "-c", str(root / "etc")], root, os.environ)
+            out, err = await fork.communicate()
+            return subprocess.CompletedProcess(words, await fork.wait(), out.decode(), err.decode())
+
         def command(*words: str) -> subprocess.CompletedProcess[str]:
-            whole = [sys.executable, "-m", "poller", *words, "-c", str(root / "etc")]
-            return subprocess.run(whole, capture_output=True, text=True, check=False, cwd=root)
+            return asyncio.run(forked(*words))
 
         command.root = root  # type: ignore[attr-defined]
         yield command
