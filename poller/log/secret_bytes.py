@@ -38,7 +38,10 @@ def _replaced(data: bytes, secrets: Sequence[bytes]) -> bytes:
 def _without_cut_off(data: bytes, secrets: Sequence[bytes]) -> bytes:
     """Remove a secret's start at the end of the data: the size limit may cut a secret."""
     for secret in secrets:
-        for length in range(min(len(secret), len(data)), _TELLING - 1, -1):
-            if data.endswith(secret[:length]):
-                return data[:-length] + _PLACE
+        if len(secret) < _TELLING:
+            continue
+        start, at = secret[:_TELLING], max(0, len(data) - len(secret)) - 1
+        while (at := data.find(start, at + 1)) >= 0:
+            if secret.startswith(data[at:]):
+                return data[:at] + _PLACE
     return data
