@@ -273,6 +273,7 @@ class Deleter:
         errand, state = attempt.errand, attempt.state
         if self._clock.monotonic() - attempt.proved_at > PROVED_FOR_S:
             raise _NotNow("the fax must be proved again first")
+        await self._ledger.confirm()  # it cannot be undone: another node may have the account
         job = (errand.fax.id, errand.fence, JobKind.DELETE)
         is_open = await self._ledger.read(jobs.is_open, *job)
         (row,) = await self._ledger.read(faxes.some, [errand.fax.id])

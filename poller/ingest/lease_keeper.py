@@ -102,6 +102,7 @@ class LeaseKeeper:
         self._now = now
         self.report = report
         self.held: dict[str, HeldLease] = {}
+        self._history: str | None = None
         self.draining = False
 
     @property
@@ -171,10 +172,14 @@ class LeaseKeeper:
         try:
             async with asyncio.timeout(_RENEW_WITHIN_S):
                 found, self.draining = await self._ledger.aside(nodes.renew, self.report)
+                history = await self._ledger.aside(self._ledger.history)
         except (TimeoutError, LedgerUnavailable):
             return Renewal(is_answered=False)
         self.report = replace(self.report, lag_s=self._now() - sent_at)
         renewal = self._judge(asked, found, sent_at)
+        if self._history not in (None, history):
+            renewal = replace(renewal, is_rolled_back=True)
+        self._history = history
         await self._give_back_strays(found)
         return renewal
 

@@ -101,6 +101,9 @@ class Backend(Protocol):
         Hung after two minutes without progress. Ends within a moment when cancelled.
         """
 
+    def history(self, connection: Connection) -> str:
+        """Return a word that changes when the server may have lost what it had acknowledged."""
+
     def risk(self, connection: Connection) -> str | None:
         """Return a sentence if the database may lose what it has acknowledged; None otherwise."""
 

@@ -183,6 +183,10 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
             lambda connection: command(connection, *args, **kwargs), self._lease
         )
 
+    def history(self, connection: Connection) -> str:
+        """Return a word that changes when the server may have lost what it had acknowledged."""
+        return self._backend.history(connection)
+
     async def confirm(self) -> None:
         """Raise LeaseLost if another run has the account; without leases nobody can."""
         if self._lease is not None:
@@ -321,7 +325,10 @@ def require_usable(backend: Backend) -> None:
 
 def _migrate(backend: Backend, connection: Connection) -> bool:
     backend.begin_migration(connection)
-    return schema.migrate(connection)
+    created = schema.migrate(connection)
+    if backend.is_shared:
+        schema.keep_reads(connection)
+    return created
 
 
 def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime | None:

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select
 
 from poller.errors import CannotStart, LedgerDamaged
+from poller.ledger import meta
 from poller.ledger.tables import REVISION, metadata
 
 OLDEST = REVISION  # of the tables that this program can work on
+READS = "0011"  # the revision of the oldest program that may work on this program's tables
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,13 +34,29 @@ def require_known(where: str, revision: str, *, may_migrate: bool) -> None:
         )
 
 
+def as_seen(revision: str, reads: str | None) -> str:
+    """Return this program's own revision for newer tables that it may work on as well.
+
+    So nodes can be upgraded one by one, and back. `reads` is what `keep_reads` kept.
+    """
+    may = revision > REVISION and reads is not None and reads <= REVISION
+    return REVISION if may else revision
+
+
+def keep_reads(connection: Connection) -> None:
+    """Keep which programs may work on these tables: a migration that only adds changes nothing."""
+    is_ours = _revision(connection) == REVISION
+    if is_ours and meta.value(connection, "reads") != READS:
+        meta.keep(connection, "reads", READS)
+
+
 def migrate(connection: Connection) -> bool:
     """Bring the tables to the present inside the caller's transaction; return True if there were none.
 
     Look again here, because another process may have done so since the caller looked.
     """
     revision = _revision(connection)
-    if revision == REVISION:
+    if revision is not None and revision >= REVISION:
         return False
     if revision is None:
         metadata.create_all(connection)

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from poller.cli import bootstrap
 from poller.cli.foreground import in_runtime
-from poller.errors import LeaseLost, LockHeld
+from poller.errors import CannotStart, LeaseLost, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
-from poller.ledger import FaxRow, State, faxes, jobs, leases, nodes, streams
+from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, streams
+from poller.ledger.postgres.postgres_backend import PostgresBackend
+from poller.ledger.tables import REVISION
 from poller.lock import StorageLock
 from poller.store import Runs
 from poller.store.directory import Directory
@@ -546,3 +549,42 @@ async def test_planted_names_that_nodes_share_are_found(
 ) -> None:
     monkeypatch.setattr(Runs, "mark", "the same")
     assert await placed_while_another_node_writes(cluster, simulator) != []
+
+
+# -- a rolling upgrade -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", ["0011", "9999", None])
+async def test_older_program_works_on_newer_tables_only_if_they_allow_it(
+    cluster: Cluster, reads: str | None
+) -> None:
+    await cluster.ledger.write(tables_of, "9998", reads)
+    try:
+        if reads == "0011":
+            a = await cluster.node("a")
+            await a.holding.look()
+            assert a.holds == [APP]
+        else:
+            with pytest.raises(CannotStart, match="newer poller"):
+                await cluster.node("a")
+    finally:  # other tests use this database
+        await cluster.ledger.write(tables_of, REVISION, None)
+
+
+def tables_of(connection: Connection, revision: str, reads: str | None) -> None:
+    connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+    connection.exec_driver_sql("DELETE FROM meta WHERE name = 'reads'")
+    if reads is not None:
+        meta.keep(connection, "reads", reads)
+
+
+async def test_failover_of_the_server_counts_as_one_that_lost_something(
+    cluster: Cluster, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await cluster.node("a")
+    await a.holding.look()
+    await a.holding.renew()
+    assert a.holds == [APP]
+    monkeypatch.setattr(PostgresBackend, "history", lambda *_: "another timeline")
+    await a.holding.renew()
+    assert (a.holds, said(events, "ledger-rolled-back")) == ([], ["ledger-rolled-back"])

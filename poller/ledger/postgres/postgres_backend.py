@@ -11,9 +11,10 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from poller.errors import CannotStart, LedgerUnavailable, UsageError
-from poller.ledger import tables
+from poller.ledger import schema, tables
 from poller.ledger.backend import Write
 from poller.ledger.database import Database
 from poller.ledger.postgres import transactions
@@ -27,6 +28,10 @@ SELECT current_setting('synchronous_standby_names') = ''
        OR current_setting('synchronous_commit') = 'local',
        (SELECT count(*) FROM pg_stat_replication WHERE coalesce(state, 'streaming') = 'streaming')
 """
+
+
+# A server that was promoted, or restored from a backup, begins another one.
+_TIMELINE = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 
 
 class PostgresBackend:
@@ -59,7 +64,13 @@ class PostgresBackend:
                 )
             table = sql.Identifier(self._server.schema, "alembic_version")
             row = connection.execute(sql.SQL("SELECT version_num FROM {}").format(table)).fetchone()
-            return str(row[0]) if row else "unknown"
+            if not row:
+                return "unknown"
+            meta = sql.Identifier(self._server.schema, "meta")
+            reads = connection.execute(
+                sql.SQL("SELECT value FROM {} WHERE name = 'reads'").format(meta)
+            ).fetchone()
+            return schema.as_seen(str(row[0]), str(reads[0]) if reads else None)
 
     def restore(self) -> datetime | None:
         return None
@@ -100,6 +111,11 @@ class PostgresBackend:
 
     async def look_after(self, now: datetime, write: Write) -> str | None:  # noqa: ARG002
         return None
+
+    def history(self, connection: Connection) -> str:
+        with suppress(DBAPIError), connection.begin_nested():  # not every provider has it
+            return str(connection.exec_driver_sql(_TIMELINE).scalar_one())
+        return ""
 
     def risk(self, connection: Connection) -> str | None:
         is_asynchronous, standbys = connection.exec_driver_sql(_STANDBYS).one()
