@@ -1,5 +1,6 @@
 """Several nodes on one ledger: which are alive, who works on which account, and what is wrong."""
 
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +8,26 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from poller.ledger import Ledger, accounts, leases, nodes
+from poller.backlog import CatchUp
+from poller.config.addresses import POSTGRESQL
+from poller.config.model import Config
+from poller.ledger import Ledger, accounts, leases, meta, nodes
 from poller.ledger.leases import LeaseRow
 from poller.ledger.nodes import NodeRow
+from poller.runtime_report import RuntimeReport
 from poller.topic import see
 
 _UNHELD_FOR = timedelta(minutes=1)  # a takeover takes half of it at most
+
+
+def own_name(settings: Config) -> str:
+    """Return what this machine is called among the nodes."""
+    return settings.node or socket.gethostname()
+
+
+def is_one_of_several(settings: Config) -> bool:
+    """Whether this machine has a name among nodes, or shares a ledger with them."""
+    return settings.node is not None or settings.state_url.startswith(POSTGRESQL)
 
 
 @dataclass(frozen=True)
@@ -31,14 +46,17 @@ class Cluster:
 
     @property
     def live(self) -> list[NodeRow]:
-        return [row for row in self.nodes if row.is_live]
+        """Return the running services; one that stops, or a command such as `once`, has no accounts."""
+        return [row for row in self.nodes if row.is_live and row.report.accounts]
 
     @property
     def shown(self) -> list[NodeRow]:
-        """Return the live runs, and of each other node the last run; by name."""
-        live = {row.report.name for row in self.live}
-        last = {row.report.name: row for row in self.nodes if row.report.name not in live}
-        return sorted([*self.live, *last.values()], key=lambda row: row.report.name)
+        """Return the live services and whoever else works, and of each other node the last run; by name."""
+        working = [self.holder(app_id) for app_id in self.leases]
+        shown = [row for row in self.nodes if row in self.live or row in working]
+        names = {row.report.name for row in shown}
+        last = {row.report.name: row for row in self.nodes if row.report.name not in names}
+        return sorted([*shown, *last.values()], key=lambda row: row.report.name)
 
     @property
     def app_ids(self) -> list[str]:
@@ -58,7 +76,7 @@ class Cluster:
 
     def held_by(self, row: NodeRow) -> list[str]:
         """Return the accounts that a node works on."""
-        return [app_id for app_id in self.app_ids if self.holder(app_id) is row]
+        return [app_id for app_id in self.leases if self.holder(app_id) is row]
 
     def differing(self) -> dict[str, list[NodeRow]]:
         """Return the accounts that live nodes would work on in different ways, with these nodes."""
@@ -87,6 +105,32 @@ async def look(ledger: Ledger) -> Cluster | None:
     return await ledger.read(_read, (await ledger.health()).risk)
 
 
+def holder_name(seen: Cluster | None, app_id: str) -> str:
+    """Return the name of the node that works on an account; empty if there is one node, or if none does."""
+    row = None if seen is None else seen.holder(app_id)
+    return "" if row is None else row.report.name
+
+
+async def reports(ledger: Ledger, seen: Cluster | None) -> dict[str, RuntimeReport]:
+    """Return the reports of the running services, by node; the name of a single node is empty.
+
+    Raises LedgerUnavailable.
+    """
+    names = [""] if seen is None else [row.report.name for row in seen.live]
+    found = {
+        name: RuntimeReport.read(
+            await ledger.read(meta.value, meta.of_node(meta.RUNTIME_REPORT, name))
+        )
+        for name in names
+    }
+    return {name: report for name, report in found.items() if report is not None}
+
+
+def catching_up(reports: Mapping[str, RuntimeReport]) -> dict[str, CatchUp]:
+    """Return which accounts catch up, as their nodes say."""
+    return {name: one for report in reports.values() for name, one in report.catching_up.items()}
+
+
 def _read(connection: Connection, risk: str | None) -> Cluster:
     known = nodes.all_nodes(connection)
     names = {row.app_id: row.account for row in accounts.all_accounts(connection) if row.account}
@@ -113,7 +157,7 @@ def problems(cluster: Cluster) -> list[str]:
     """Return a sentence for everything that is wrong with the nodes, the worst first."""
     return [
         *_none_running(cluster),
-        *_unheld(cluster),
+        *without_node(cluster),
         *_same_name(cluster),
         *_differing(cluster),
         *_versions(cluster),
@@ -129,7 +173,8 @@ def _none_running(cluster: Cluster) -> Iterator[str]:
         )
 
 
-def _unheld(cluster: Cluster) -> Iterator[str]:
+def without_node(cluster: Cluster) -> Iterator[str]:
+    """Say which accounts nobody works on."""
     for app_id, since in cluster.unheld().items():
         name = cluster.name_of(app_id)
         able = [row for row in cluster.live if app_id in row.report.accounts]

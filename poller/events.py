@@ -750,8 +750,8 @@ class LedgerRolledBack(Event):
 
 class ConfigDiffers(OfAccount):
     severity = "warning"
-    sentence = "Node {node} has another configuration of this account than this node."
-    node: str
+    sentence = "Node {other} has another configuration of this account than this node."
+    other: str
 
 
 class StorageUsable(Event):

@@ -50,6 +50,7 @@ def problems(status: dict[str, Any], reasons: Sequence[str]) -> list[str]:
         reasons = [one for one in reasons if NOT_IN_TIME not in one]
     return [
         *dict.fromkeys(map(_sentence, reasons)),
+        *(status.get("nodes") or {}).get("problems", []),
         *_rejected(status.get("config_rejected")),
         *_disk_low(status.get("storage", {})),
         *map(_suspended, suspended),

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, time, timedelta
 from itertools import product
 from typing import Any
 
-from poller import VERSION, plan, schedule
+from poller import VERSION, cluster, plan, schedule
 from poller.backlog import CatchUp
 from poller.catching_up import Beginnings, Speeds, lists_by_stream
+from poller.cluster import Cluster
 from poller.config.model import Account, RetryConfig
 from poller.evidence import EvidenceStore
 from poller.hook_record import HookRecord
@@ -99,7 +100,7 @@ class Surroundings:
 
     The configured `accounts` show which users are overdue or silent. `hooks` holds the running
     service's records of its web-hooks, by App ID; `catching_up` holds its note of an account's start of
-    catching up, by name.
+    catching up, by name. With several nodes, `node` is the one that says this.
     """
 
     storage: dict[str, Any]
@@ -111,6 +112,8 @@ class Surroundings:
     accounts: Sequence[Account] = ()
     hooks: Mapping[str, HookRecord] | None = None
     catching_up: Mapping[str, CatchUp] = field(default_factory=dict)
+    node: str | None = None
+    cluster: Cluster | None = None
 
     def beginnings(self, accounts: Sequence[AccountRow]) -> Beginnings:
         """Leave out a suspended account: the service's note may be a few seconds old."""
@@ -142,6 +145,8 @@ async def status(
         "at": instant(now),
         "running": around.running,
         "version": VERSION,
+        "node": around.node,
+        "nodes": _nodes(around.cluster),
         "storage": around.storage,
         "config_rejected": around.rejected,
         "ledger": _ledger(await ledger.health()),
@@ -149,6 +154,7 @@ async def status(
             _account(row, now, around.paces.get(row.account, Pace()))
             | figures[row.account]
             | _hook(hooks.get(row.app_id), now)
+            | {"node": cluster.holder_name(around.cluster, row.app_id) or None}
             for row in accounts
         ],
         "users": await _users(ledger, now, around, seen),
@@ -162,6 +168,12 @@ async def status(
         "unreadable_faxes": await _not_well(ledger, unreadable=True),
         **(await _canaries(ledger) if _has_canary(around.accounts) else {}),
     }
+
+
+def _nodes(seen: Cluster | None) -> dict[str, Any] | None:
+    if seen is None:
+        return None
+    return {"summary": cluster.summary(seen), "problems": cluster.problems(seen)}
 
 
 async def _not_well(ledger: Ledger, *, unreadable: bool) -> list[dict[str, Any]]:

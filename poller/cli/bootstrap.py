@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from poller import config, lock, log
+from poller import cluster, config, lock, log
 from poller.cli import stdio
 from poller.cli.owner import become_owner
 from poller.config import addresses
@@ -35,12 +35,18 @@ def load_as_owner(paths: Sequence[Path]) -> tuple[Config, str | None]:
 
 
 def start_log(settings: Config, stream: TextIO | None = None, level: Level | None = None) -> None:
-    """Log to `stream` (stdout) as configured, with a new key if there is none. Hold the state lock."""
+    """Log to `stream` (stdout) as configured, with a new key if there is none. Hold the state lock.
+
+    Raises ConfigError if the configured key is unusable.
+    """
     log.configure(
         level or settings.log.level,
         settings.log.format,
-        log.load_or_create_key(settings.state_directory),
+        log.load_or_create_key(settings.state_directory)
+        if settings.log.key is None
+        else config.read_log_key(settings.log.key, os.environ),
         stream,
+        cluster.own_name(settings) if cluster.is_one_of_several(settings) else None,
     )
     log.install_hooks()
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poller import deletion
+from poller import cluster, deletion
 from poller.cli import bootstrap
 from poller.cli.console import answer, progress, say
 from poller.cli.follow import wait
@@ -30,7 +30,6 @@ from poller.ingest.audit import Auditor
 from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, Ledger, deletions, errands, faxes, meta, streams
 from poller.ledger.tables import JobKind
-from poller.runtime_report import RuntimeReport
 from poller.store import Storage, storage_of
 from poller.stream import Direction
 
@@ -214,10 +213,11 @@ async def _follow(settings: Config, report: _Purge) -> None:
 
 async def _closed(ledger: Ledger) -> str:
     """Return why the service deletes nothing now; empty if it can delete."""
-    said = RuntimeReport.read(await ledger.read(meta.value, meta.RUNTIME_REPORT))
-    if said is None or said.reason is None:
+    said = await cluster.reports(ledger, await cluster.look(ledger))
+    reasons = [report.reason for report in said.values()]
+    if not reasons or None in reasons:
         return ""
-    return f"the service deletes nothing while the storage is unusable: {said.reason}"
+    return f"the service deletes nothing while the storage is unusable: {reasons[0]}"
 
 
 async def _sum_up(ledger: Ledger, report: _Purge) -> None:

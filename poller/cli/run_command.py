@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from poller import VERSION, config
+from poller import VERSION, cluster, config
 from poller.cli import bootstrap
 from poller.cli.exit import StopDeadline
+from poller.cli.status_command import pace_of
 from poller.config.model import Config
 from poller.daemon import service
 from poller.daemon.monitor import Monitor
@@ -59,7 +60,11 @@ async def _run(
     ) -> AsyncIterator[None]:
         ready = monitor.readiness
         answers = Answers(
-            metrics, lambda: _status(runtime, ready, lately, webhooks), ready.troubles, ready.alive
+            metrics,
+            lambda: _status(runtime, ready, lately, webhooks),
+            ready.troubles,
+            ready.alive,
+            ready.notes,
         )
         server = StatusServer(settings.http, secret, answers)
         runtime.on_http_token = server.take_token
@@ -128,17 +133,26 @@ async def _status(
 ) -> dict[str, Any]:
     services, settings = runtime.services, runtime.config
     now_s = services.clock.monotonic()
-    seen = Surroundings(
+    seen = await cluster.look(services.ledger)
+    others = await cluster.reports(services.ledger, seen) if seen is not None else {}
+    paces = {
+        one.name: pace_of(one, others.get(cluster.holder_name(seen, one.app_id)))
+        for one in settings.accounts
+    }
+    paces |= {one.account.name: _pace(one, now_s) for one in runtime.accounts.values()}
+    around = Surroundings(
         bootstrap.storage_shown(settings, services.gate.reason, services.gate.free_bytes),
         evidence=services.evidence,
-        paces={one.account.name: _pace(one, now_s) for one in runtime.accounts.values()},
+        paces=paces,
         rejected=runtime.rejected,
         alarm_after=settings.retry.alarm_after,
         accounts=settings.accounts,
         hooks=None if webhooks is None else webhooks.records(),
-        catching_up=ready.catching_up,
+        catching_up=cluster.catching_up(others) | ready.catching_up,
+        node=services.ledger.node or None,
+        cluster=seen,
     )
-    return await status(services.ledger, services.clock.now(), seen, lately)
+    return await status(services.ledger, services.clock.now(), around, lately)
 
 
 def _pace(account: AccountRunner, now_s: float) -> Pace:

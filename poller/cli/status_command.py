@@ -6,13 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from poller import cluster
 from poller import status as current
 from poller.cli import bootstrap
 from poller.cli.console import answer
 from poller.cli.status_table import print_status
 from poller.config.model import Account, Config
 from poller.evidence import EvidenceStore
-from poller.ledger import meta
 from poller.problems import not_in_time, problems
 from poller.runtime_report import RuntimeReport
 from poller.store import store_of
@@ -35,20 +35,27 @@ async def look(settings: Config) -> dict[str, Any]:
     """
     async with bootstrap.ledger_beside(settings, readonly=True) as ledger:
         running = bootstrap.is_running(settings)
-        written = await ledger.read(meta.value, meta.RUNTIME_REPORT) if running else None
-        report = RuntimeReport.read(written)
+        seen = await cluster.look(ledger)
+        reports = await cluster.reports(ledger, seen) if running else {}
+        own = "" if seen is None else cluster.own_name(settings)
+        report = reports.get(own)
         storage = await bootstrap.storage_now(settings, ledger, shortly=running)
-        seen = current.Surroundings(
+        around = current.Surroundings(
             _storage(storage, report),
             running,
             evidence=EvidenceStore(settings.state_directory, settings.evidence_max),
-            paces={one.name: _pace(one, report) for one in settings.accounts},
+            paces={
+                one.name: pace_of(one, reports.get(cluster.holder_name(seen, one.app_id)))
+                for one in settings.accounts
+            },
             rejected=report.rejected if report else None,
             alarm_after=settings.retry.alarm_after,
             accounts=settings.accounts,
-            catching_up=report.catching_up if report else {},
+            catching_up=cluster.catching_up(reports),
+            node=own or None,
+            cluster=seen,
         )
-        return await current.status(ledger, bootstrap.now(), seen)
+        return await current.status(ledger, bootstrap.now(), around)
 
 
 def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def _storage(seen: dict[str, Any], report: RuntimeReport | None) -> dict[str, An
     return seen | {"usable": reason is None, "reason": reason}
 
 
-def _pace(account: Account, report: RuntimeReport | None) -> current.Pace:
+def pace_of(account: Account, report: RuntimeReport | None) -> current.Pace:
     limit, name = account.limits.requests_per_second, account.name
     if report is None:
         return current.Pace(limit)

@@ -91,7 +91,9 @@ def _how_long(seconds: float | None) -> str:
 def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
     space = "" if free is None else f", {size_text(free)} free for faxes"
-    return f"poller {shown['version']}, {'running' if shown['running'] else 'stopped'}{space}"
+    nodes = f", {shown['nodes']['summary'].rstrip('.')}" if shown["nodes"] else ""
+    running = "running" if shown["running"] else "stopped"
+    return f"poller {shown['version']}, {running}{nodes}{space}"
 
 
 Row = Mapping[str, Any]
@@ -143,6 +145,7 @@ def _accounts(shown: dict[str, Any]) -> Table:
     columns: dict[str, Cell] = {
         "account": name_of,
         "state": lambda one: _styled(_account_state(one)),
+        **({"node": lambda one: one["node"] or ""} if shown["node"] else {}),
         "limit": lambda one: "" if one["limit"] is None else f"{one['limit']:g}/s",
         "users": lambda one: f"{len(users(one)):,}",
         "today": stored_today,
@@ -151,7 +154,7 @@ def _accounts(shown: dict[str, Any]) -> Table:
         "pend": lambda one: f"{one['pending']:,}",
         "takes": lambda one: _brief(one["pending_s"]) if one["pending_s"] is not None else "?",
     }
-    return table(shown["accounts"], columns, texts=2)
+    return table(shown["accounts"], columns, texts=3 if shown["node"] else 2)
 
 
 def _account_state(account: Row) -> str:

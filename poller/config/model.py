@@ -460,6 +460,13 @@ class LogConfig:
         choice(LogFormat),
         "`json`, `console`, or `auto`: console on a terminal, otherwise json.",
     )
+    key: SecretRef | None = key(
+        None,
+        nullable(addresses.secret),
+        "A secret of at least 32 characters, the same on each of several nodes: the log then has the "
+        "same code for a fax number on all of them. null: each machine makes its own in "
+        "`state.directory`.",
+    )
 
 
 @dataclass(frozen=True)
@@ -567,6 +574,7 @@ class Config:
         return (
             *(account.api_key for account in self.accounts),
             *([self.http.token] if self.http.token is not None else []),
+            *([self.log.key] if self.log.key is not None else []),
             *([self.state.password] if self.state.password is not None else []),
             *(hook.secret for hook in hooks if hook is not None),
             *([tls.key] if tls is not None else []),

@@ -10,6 +10,7 @@ from poller.config.model import Account
 from poller.errors import ConfigError, Problem
 
 MAX_SECRET = 64 << 10
+_SHORTEST_LOG_KEY = 32
 
 
 def read_secret(ref: SecretRef, environ: Mapping[str, str]) -> str:
@@ -35,6 +36,18 @@ def _private_key(ref: SecretRef, pem: str) -> str:
     if "ENCRYPTED" in pem:  # in its first line, or in the next one
         raise _unusable(ref, "is locked with a password; put the key there without one")
     return pem
+
+
+def read_log_key(ref: SecretRef, environ: Mapping[str, str]) -> bytes:
+    """Return the key of the codes that replace fax numbers; raises ConfigError.
+
+    With a key that can be guessed, so can the ten digits behind a code.
+    """
+    secret = read_secret(ref, environ)
+    if len(secret) < _SHORTEST_LOG_KEY:
+        told = f"is shorter than {_SHORTEST_LOG_KEY} characters; `openssl rand -hex 32` makes a good one"
+        raise _unusable(ref, told)
+    return secret.encode()
 
 
 def hook_secrets(accounts: Iterable[Account], environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from poller import events, log, systemd
+from poller import cluster, events, log, systemd
 from poller.clock import clock_step
 from poller.daemon.heartbeat import HeartbeatPinger
 from poller.daemon.ledger_check import LedgerCheck
@@ -186,11 +186,16 @@ class Monitor:
         metrics.set("ready", not self.readiness.troubles())
         for account in self._runtime.accounts.values():  # export 0 as well
             metrics.set("account_suspended", account.is_suspended, account.account.name)
+        if self._runtime.keeper is not None:
+            for configured in self._runtime.config.accounts:
+                held = configured.app_id in self._runtime.accounts
+                metrics.set("lease_held", held, configured.name)
         for state in self._runtime.streams:
             metrics.set_user(*state.names, overdue=self._planner.is_overdue(state))
         try:
             waiting = await self._ledger.read(streams.waiting_counts)
             harmed = await self._ledger.read(faxes.damage_counts)
+            self.readiness.cluster = await cluster.look(self._ledger)
         except LedgerUnavailable:
             return  # the gate reports it
         for state in self._runtime.streams:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from poller.backlog import CatchUp
+from poller.cluster import Cluster, holder_name, problems, without_node
 from poller.daemon.ledger_check import LedgerCheck
 from poller.daemon.planner import Planner
 from poller.ingest.account import AccountRunner
@@ -35,6 +36,7 @@ class Readiness:
     waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
     failing: dict[int, FailingCount] = field(default_factory=dict)
     catching_up: dict[str, CatchUp] = field(default_factory=dict)
+    cluster: Cluster | None = None  # if there are several nodes, as last seen
 
     def alive(self) -> bool:
         """Return whether loop, ledger writer and scheduler made progress in the last two minutes."""
@@ -52,6 +54,23 @@ class Readiness:
     def troubles(self) -> list[str]:
         """Return sentences saying why the service cannot do its whole job now; empty if it can."""
         return list(self._troubles())
+
+    def notes(self) -> list[str]:
+        """Return sentences about other nodes, which do not make this one unready."""
+        seen = self.cluster
+        if seen is None:
+            return []
+        mine = self.runtime.accounts
+        others = [one for one in self.runtime.config.accounts if one.app_id not in mine]
+        holders = {one.name: holder_name(seen, one.app_id) for one in others}
+        return [
+            *(
+                f"Waiting: node {node} works on account {name}."
+                for name, node in holders.items()
+                if node
+            ),
+            *problems(seen),
+        ]
 
     def is_well(self) -> bool:
         """Return whether there is no trouble, every last poll succeeded and no fax has failed for a day."""
@@ -115,6 +134,8 @@ class Readiness:
             yield lost(self.runtime.ledger_lost_at)
         for account in self.runtime.accounts.values():
             yield from _of_account(account, self.runtime.services.clock.now())
+        if self.cluster is not None:
+            yield from without_node(self.cluster)
         yield from self._of_users(self.runtime.states)
         if not self.alive():
             yield see(

@@ -26,6 +26,7 @@ _ONLY_AT_START: Mapping[str, Callable[[Config], object]] = {
     "evidence.max": attrgetter("evidence_max"),
     "heartbeat": attrgetter("heartbeat"),
     "log.format": attrgetter("log.format"),
+    "log.key": attrgetter("log.key"),
     "http.listen": attrgetter("http.host", "http.port"),
     "http.token": attrgetter("http.token"),
     "webhook": attrgetter("webhook"),

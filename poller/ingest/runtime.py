@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from poller import config, events, log
+from poller import cluster, config, events, log
 from poller.client import Timeouts
 from poller.clock import Clock, SystemClock
 from poller.config.model import Account, Config
@@ -324,6 +324,8 @@ async def open_runtime(  # tests replace four of them
     clock = clock or SystemClock()
     backend = backend_of(settings, environ)
     ledger = await Ledger.open(backend, monotonic=clock.monotonic, on_commit=metrics.committed)
+    if ledger.is_shared:
+        ledger.node = cluster.own_name(settings)
     runs = Runs(shared=ledger.is_shared)
     storage = storage_of(settings, environ, runs)
     try:

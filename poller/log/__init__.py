@@ -7,6 +7,7 @@ through the same redaction to the same output.
 import asyncio
 import logging
 import secrets
+import socket
 import sys
 import threading
 import traceback
@@ -45,8 +46,11 @@ def configure(
     format: Literal["auto", "json", "console"] = "auto",  # noqa: A002 - the configuration's word
     key: bytes | None = None,
     stream: TextIO | None = None,
+    node: str | None = None,
 ) -> None:
     """Send events to `stream`, by default the present stdout, from now on.
+
+    Each line names this `node` if there are several.
 
     `auto` means columns on a terminal and JSON elsewhere. `key` comes from `load_or_create_key`.
     Call it again after a reload of the configuration.
@@ -54,14 +58,15 @@ def configure(
     if key is not None:
         _redactor.set_key(key)
     output = _configured.output = LineOutput(stream)
+    _configured.node = node
     terminal = output.is_terminal()
     console = format == "console" or (format == "auto" and terminal)
     structlog.configure(
         processors=[
             _timestamp,
             _exception,
-            _redact,  # the last before rendering: no processor adds anything after it
-            TerminalRenderer(colors=terminal) if console else as_json,
+            _redact,  # the last before rendering: only the names of this machine come after it
+            *([TerminalRenderer(colors=terminal)] if console else [_node, as_json]),
         ],
         logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=False,
@@ -150,9 +155,10 @@ def _say(severity: str, message: str, extra: dict[str, Any]) -> None:
 
 @dataclass
 class _Configured:
-    """The lowest rank to log, and where the lines go."""
+    """The lowest rank to log, which of several nodes this is, and where the lines go."""
 
     rank: int = 0
+    node: str | None = None
     output: LineOutput = field(default_factory=LineOutput)
 
 
@@ -194,6 +200,13 @@ def _redact(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
     first = {"event": event_dict.get("event") or "", "error": event_dict.pop("error", {})}
     clean: dict[str, Any] = _redactor.value({**first, **event_dict})
     return clean if clean["error"] else {k: v for k, v in clean.items() if k != "error"}
+
+
+def _node(_logger: Any, _name: str, event_dict: _EventDict) -> _EventDict:
+    if _configured.node is not None:
+        event_dict["poller"] = {**event_dict.get("poller", {}), "node": _configured.node}
+        event_dict["host"] = {"name": socket.gethostname()}
+    return event_dict
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -52,13 +52,14 @@ class Answers:
     """What the server asks the service.
 
     `status` returns the object of `poller status --json`, `ready` the reasons why the service is not
-    ready (none: it is), `alive` whether the process works.
+    ready (none: it is), `alive` whether the process works, `notes` what else `/readyz` says.
     """
 
     metrics: Metrics
     status: Callable[[], Awaitable[dict[str, Any]]]
     ready: Callable[[], list[str]]
     alive: Callable[[], bool]
+    notes: Callable[[], list[str]] = list
 
 
 class StatusServer:
@@ -189,7 +190,8 @@ class StatusServer:
         reasons = [log.redact(reason) for reason in self._answers.ready()]
         if reasons:
             return _text(HTTPStatus.SERVICE_UNAVAILABLE, reasons)
-        return _text(HTTPStatus.OK, ["ready"])
+        notes = [log.redact(note) for note in self._answers.notes()]
+        return _text(HTTPStatus.OK, ["ready", *notes])
 
     async def _get_status(self, request: web.Request) -> web.Response:
         # Many open pages share one answer.

@@ -1020,7 +1020,7 @@ def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_f
 
 
 def test_status_says_free_space_in_the_unit_that_suits_it() -> None:
-    shown = {"version": "1", "running": True, "storage": {"free_bytes": 24 << 10}}
+    shown = {"version": "1", "running": True, "nodes": None, "storage": {"free_bytes": 24 << 10}}
     assert _headline(shown) == "poller 1, running, 24.0 KiB free for faxes"
 
 
@@ -1269,6 +1269,7 @@ WORDS = {
     "explain": ("x",),
     "purge": (),
     "plan": (),
+    "nodes": (),
     "rebuild": (),
     "send": ("main/a", "--to", "13235551212", str(DOCUMENT)),
     "selftest": ("main/a",),

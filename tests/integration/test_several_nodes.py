@@ -218,7 +218,7 @@ async def test_two_configurations_of_an_account_are_named_once(
     for _ in range(2):
         await a.holding.look()
     (differs,) = [one for one in events if one.action == "config-differs"]
-    assert differs.fields["node"] == "c"
+    assert differs.fields["other"] == "c"
     await b.holding.look()
     await c.holding.look()
     assert (b.holds, c.holds) == ([], [])

@@ -39,7 +39,7 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
     assert set(answer) == {
         "at", "running", "version", "storage", "ledger", "accounts", "users",
         "quarantined_faxes", "failing_faxes", "damaged_faxes", "unreadable_faxes",
-        "config_rejected",
+        "config_rejected", "node", "nodes",
     }  # fmt: skip
     assert set(user(answer)) >= CONTRACT
     assert (
@@ -56,6 +56,7 @@ async def test_user_who_was_never_polled_has_no_watermark_and_no_lag(
         "used": None,
         "token_war": None,
         "slow": None,
+        "node": None,
         "pending": 0,
         "pending_s": 0.0,
         "stored_per_hour": 0,

@@ -562,6 +562,7 @@ def test_example_names_every_key_of_the_contract() -> None:
         "heartbeat.proxy",
         "log.level",
         "log.format",
+        "log.key",
         "http.listen",
         "http.token",
         "webhook",
