@@ -20,10 +20,12 @@ from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
-from poller.ledger import FaxRow, accounts, faxes
+from poller.ledger import FaxRow, accounts, faxes, forwarded
+from poller.ledger.forwarded import ForwardedNotice
 from poller.stream import Direction
 
 _TICK_S = 5.0
+_FORWARD_S = 1.0
 _KEEP_S = 30.0  # between two writes of a record
 _NOTICE_BEFORE = timedelta(minutes=5)  # a notice may be this much before its fax, by eFax's clock
 _NOTICE_AFTER_S = 120.0  # a notice may come this long after we discover its fax
@@ -84,7 +86,7 @@ class _Hook:
         return False
 
 
-class Webhooks:
+class Webhooks:  # more than 20 methods: notices, records, and what other nodes pass on
     """Takes the notices of all accounts between their `start` and `end`."""
 
     def __init__(self, runtime: Runtime, poll_soon: PollSoon) -> None:
@@ -98,6 +100,7 @@ class Webhooks:
         self._hooks: dict[str, _Hook] = {}  # by App ID
         self._look_ups: deque[tuple[str, hooks.Named]] = deque()
         self._anything = asyncio.Event()
+        self._to_forward: deque[ForwardedNotice] = deque()
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the background work by name; each runs until it is cancelled."""
@@ -105,7 +108,7 @@ class Webhooks:
             "wake-ups": self._wakeups.run(),
             "notices": self._look_up(),
             "web-hooks": self._keep_records(),
-        }
+        } | ({"forwarded notices": self._forward()} if self._runtime.keeper else {})
 
     def start(self, runner: AccountRunner) -> None:
         """Start with an account, with or without a web-hook."""
@@ -135,9 +138,10 @@ class Webhooks:
             if account.webhook is not None and account.webhook.path == path:
                 secret = self._runtime.hook_secrets.get(account.app_id)
                 hook = self._hooks.get(account.app_id)
-                if secret is None or hook is None:
+                if secret is None or (hook is None and self._runtime.keeper is None):
                     return None  # a reload is under way
-                await self._know(hook)
+                if hook is not None:
+                    await self._know(hook)
                 return account.app_id, secret
         return None
 
@@ -157,6 +161,7 @@ class Webhooks:
         """Take a correctly signed notice; if it names no user, it may name a fax that we know."""
         hook = self._hooks.get(app_id)
         if hook is None:
+            self._leave_to_holder(app_id, body)
             return
         hook.record = hook.record.after_notice(self._clock.now())
         named = hook.read(body)
@@ -169,6 +174,38 @@ class Webhooks:
     def records(self) -> Mapping[str, HookRecord]:
         """Return the record of each account's web-hook, by App ID."""
         return {app_id: hook.record for app_id, hook in self._hooks.items() if _has_hook(hook)}
+
+    # -- several nodes ----------------------------------------------------------------------------
+
+    def _leave_to_holder(self, app_id: str, body: bytes) -> None:
+        """Keep a notice for the node that works on its account; too many of them become one."""
+        for account in self._runtime.config.accounts:
+            if account.app_id == app_id and len(self._to_forward) < _MOST_LOOK_UPS:
+                named = hooks.read(body, hooks.names_of(account.users))
+                notice = ForwardedNotice(app_id, tuple(named.user_ids), named.of_sent)
+                self._to_forward.append(notice)
+
+    async def _forward(self) -> None:
+        """Pass on notices of accounts that other nodes hold, and act on those that they pass on."""
+        while True:
+            async with cut_off_if_hung("forwarded notices"):
+                with suppress(LedgerUnavailable):  # the gate reports it
+                    await self.forward()
+            await self._clock.sleep(_FORWARD_S)
+
+    async def forward(self) -> None:
+        """Pass on and act once; raises LedgerUnavailable."""
+        while self._to_forward:
+            await self._ledger.write(forwarded.announce, self._to_forward[0])
+            self._to_forward.popleft()
+        mine = list(self._hooks)
+        if not mine or not await self._ledger.read(forwarded.waits, mine):
+            return
+        for notice in await self._ledger.write(forwarded.take, mine):
+            hook = self._hooks.get(notice.app_id)
+            if hook is not None:
+                hook.record = hook.record.after_notice(self._clock.now())
+                self._notice(hook, notice.user_ids, of_sent=notice.of_sent)
 
     # -- notices ----------------------------------------------------------------------------------
 

@@ -24,6 +24,12 @@ def announce(connection: Connection, notice: ForwardedNotice) -> None:
     connection.execute(insert(notices).values(app_id=notice.app_id, named=named))
 
 
+def waits(connection: Connection, app_ids: Collection[str]) -> bool:
+    """Whether a notice for one of these accounts has arrived at another node."""
+    mine = select(notices.c.id).where(notices.c.app_id.in_(sorted(app_ids))).limit(1)
+    return connection.scalar(mine) is not None
+
+
 def take(connection: Connection, app_ids: Collection[str]) -> list[ForwardedNotice]:
     """Return what arrived for these accounts, in order, and forget it."""
     mine = select(notices).where(notices.c.app_id.in_(sorted(app_ids))).order_by(notices.c.id)

@@ -194,6 +194,7 @@ class Everything:
         self(nodes.database_now)
         self(nodes.end, "run")
         self(forwarded.announce, forwarded.ForwardedNotice("app", ("u1",), of_sent=False))
+        assert self(forwarded.waits, ["app"])
         assert len(self(forwarded.take, ["app"])) == 1
 
     def of_streams(self) -> int:

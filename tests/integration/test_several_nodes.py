@@ -1,6 +1,7 @@
 """Several nodes share the accounts: one works on each, another takes over, and no fax comes twice."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from sqlalchemy import Connection
 
 from poller.cli import bootstrap
 from poller.cli.foreground import in_runtime
+from poller.config.model import AccountHook, Config, SecretRef
+from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, LeaseLost, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
@@ -279,6 +282,32 @@ async def test_what_was_stored_is_said_again_to_a_database_that_has_lost_it(
     assert a.holds == [APP]
     await a.fetch_all()
     assert consumed(cluster.settings.storage.directory) == 0
+
+
+async def test_notice_that_reaches_another_node_wakes_the_users_at_the_one_that_works(
+    cluster: Cluster,
+) -> None:
+    def with_hook(settings: Config) -> Config:
+        (account,) = settings.accounts
+        hook = AccountHook("/efax/main", SecretRef("env", "KEY"))
+        return replace(settings, accounts=(replace(account, webhook=hook),))
+
+    a, b = [await cluster.node(name, with_hook) for name in "ab"]
+    await taken_by(cluster, a)
+    woken: list[str] = []
+    holder = Webhooks(a.runtime, lambda stream, _: woken.append(stream.user.name))
+    holder.start(a.account)
+    waiting = Webhooks(b.runtime, lambda *_: None)
+    assert await waiting.find("/efax/main") == (APP, KEY)
+    waiting.taken(APP, json.dumps({"user_id": "user-b"}).encode())
+    await waiting.forward()
+    await waiting.forward()
+    assert woken == []
+    await holder.forward()
+    assert woken == ["user-b"]
+    await holder.forward()
+    assert woken == ["user-b"]
+    await holder.stop()
 
 
 # -- commands -------------------------------------------------------------------------------------
