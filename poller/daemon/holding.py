@@ -54,6 +54,7 @@ class Holding:
         self._fenced: dict[str, int] = {}
         self._told_differs: set[str] = set()
         self._wait_until = -math.inf
+        self._is_unsaid = False
         self._unconfigured: dict[str, float] = {}
         self._stopping = False
 
@@ -72,10 +73,12 @@ class Holding:
             await asyncio.gather(*(self.give_back(app_id) for app_id in held))
 
     async def renew_in_time(self) -> None:
-        """Renew the leases until cancelled."""
-        while True:
-            await self.renew()
-            await self._clock.sleep(RENEW_EVERY_S)
+        """Renew the leases until cancelled; what follows from it must not delay the next renewal."""
+        async with asyncio.TaskGroup() as following:
+            while True:
+                for work in await self._renew():
+                    following.create_task(work, name="after a renewal")
+                await self._clock.sleep(RENEW_EVERY_S)
 
     async def watch(self) -> None:
         """Take, hand over and give back accounts until cancelled."""
@@ -87,14 +90,15 @@ class Holding:
 
     async def renew(self) -> None:
         """Renew the leases once, and drop the accounts that are lost."""
+        await asyncio.gather(*await self._renew())
+
+    async def _renew(self) -> list[Coroutine[Any, Any, None]]:
+        """Renew the leases once; return the work that follows from what is lost."""
         self._say_fenced()
         users = sum(len(one.account.users) for one in self._runtime.accounts.values())
         renewal = await self._keeper.renew(users)
-        if renewal.is_rolled_back:
-            with suppress(LedgerUnavailable):
-                await self._start_over()
-        for lease in renewal.lost:
-            await self._drop(lease.app_id)
+        lost = [self._drop(lease.app_id) for lease in renewal.lost]
+        return [*lost, self._start_over()] if renewal.is_rolled_back else lost
 
     async def look(self) -> None:
         """Look once at who holds what, and do what follows; raises LedgerUnavailable."""
@@ -105,6 +109,7 @@ class Holding:
             row.report.run for row in known if not row.is_live
         }
         self._say_differences(known)
+        await self._say_again()
         if self._clock.monotonic() < self._wait_until:
             return
         await self._remove_unconfigured(held, known)
@@ -240,10 +245,17 @@ class Holding:
         Keep the leases for as long as one lasts, so that all nodes can say first what they know.
         """
         self._wait_until = self._clock.monotonic() + leases.TTL.total_seconds()
+        self._is_unsaid = True
         for app_id in list(self._runtime.accounts):
             await self._drop(app_id)
-        said = await self._runtime.services.facts.say_again(self._ledger)
-        self._emit(events.LedgerRolledBack(said))
+        with suppress(LedgerUnavailable):  # `look` does it later
+            await self._say_again()
+
+    async def _say_again(self) -> None:
+        if self._is_unsaid:
+            said = await self._runtime.services.facts.say_again(self._ledger)
+            self._is_unsaid = False
+            self._emit(events.LedgerRolledBack(said))
 
     # -- what operators should know -------------------------------------------------------------------
 
