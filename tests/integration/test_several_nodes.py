@@ -16,7 +16,7 @@ from poller.cli import bootstrap
 from poller.cli.foreground import in_runtime
 from poller.config.model import AccountHook, Config, SecretRef
 from poller.daemon.webhooks import Webhooks
-from poller.errors import CannotStart, LeaseLost, LockHeld
+from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
 from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, streams
@@ -401,6 +401,30 @@ async def test_node_that_lost_its_lease_drops_the_account_and_says_nothing_of_po
         "lease-lost"
     ]
     assert a.runtime.services.gate.usable
+
+
+async def test_node_that_is_cut_off_from_the_database_has_its_fax_settled_by_another(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, b = await pair(cluster)
+    fax_id = await arrived(simulator, a)
+    ledger = a.account.services.ledger
+    real = ledger.write_together
+
+    async def cut_off(command: Any, item: Any) -> None:
+        if command is jobs.stored:
+            raise LedgerUnavailable("the server does not answer")
+        await real(command, item)
+
+    ledger.write_together = cut_off  # type: ignore[method-assign]
+    await a.fetch_all()
+    assert not a.runtime.services.gate.usable
+    assert consumed(cluster.settings.storage.directory) == 1  # published, and not recorded
+    await taken_over(cluster, a, b)
+    await b.fetch_all()
+    assert (await row(cluster, fax_id)).state is State.STORED
+    assert consumed(cluster.settings.storage.directory) == 0
+    assert calls(simulator, "image") == 1
 
 
 # -- a stop past the lease, at each step of a fax ----------------------------------------------------
