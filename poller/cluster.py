@@ -150,7 +150,8 @@ def summary(cluster: Cluster) -> str:
         return f"{told}: one node works, the others wait."
     if count < live:
         return f"{told}: at most {count} of the {live} nodes work, the others wait."
-    return f"{told} on {live} nodes."
+    working = sum(bool(cluster.held_by(row)) for row in cluster.live)
+    return f"{told} on {live} nodes, of which {working} {'works' if working == 1 else 'work'}."
 
 
 def problems(cluster: Cluster) -> list[str]:
@@ -197,7 +198,7 @@ def _same_name(cluster: Cluster) -> Iterator[str]:
 
 def _differing(cluster: Cluster) -> Iterator[str]:
     for app_id, rows in cluster.differing().items():
-        names = _listed([row.report.name for row in rows])
+        names = _listed(list(dict.fromkeys(row.report.name for row in rows)))
         yield see(
             f"Nodes {names} have different configurations of account {cluster.name_of(app_id)}: make "
             "the files the same, and reload",

@@ -149,7 +149,7 @@ def _print(shown: dict[str, Any]) -> None:
     }
     console = for_tables()
     for made in (
-        table(shown["nodes"], columns, texts=2),
+        table(shown["nodes"], columns, texts=4),
         table(shown["accounts"], holders, texts=2),
     ):
         console.print()

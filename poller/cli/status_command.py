@@ -88,13 +88,13 @@ def reasons(shown: dict[str, Any], settings: Config) -> Iterator[str]:
             f"the configured {configured}",
             "install",
         )
-    if not shown["running"]:
+    if not shown["running"] and shown["nodes"] is None:
         yield see(
             "poller is not running: `systemctl start poller` starts it, "
             "`systemctl status poller` shows why it ended",
             "service-does-not-start",
         )
-    elif (late := not_in_time(shown)) is not None:
+    elif shown["running"] and (late := not_in_time(shown)) is not None:
         yield late
     if not shown["storage"]["usable"]:
         yield see(f"nothing is fetched: {shown['storage']['reason']}", "storage-unusable")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from poller.config import blanks_problem, hook_secrets, read_secret
+from poller.config import blanks_problem, hook_secrets, read_log_key, read_secret
 from poller.config.model import Account, AccountHook, SecretRef
 from poller.errors import ConfigError
 
@@ -161,3 +161,9 @@ def test_problem_bears_the_place_where_the_reference_is_written() -> None:
         "poller.yaml:4: accounts.main.api_key: environment variable EFAX_KEY is not set"
     )
     assert ref == SecretRef("env", "EFAX_KEY")  # a line that moved is not a change
+
+
+def test_key_of_the_log_is_long_enough_that_nobody_finds_it_by_trying(tmp_path: Path) -> None:
+    assert read_log_key(in_file(tmp_path, b"k" * 32 + b"\n"), {}) == b"k" * 32
+    with pytest.raises(ConfigError, match="shorter than 32 characters; `openssl rand -hex 32`"):
+        read_log_key(in_file(tmp_path, b"k" * 31), {})

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import textwrap
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path, PurePosixPath
@@ -25,9 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poller import events, log
+from poller.cli import bootstrap
+from poller.config.model import SecretRef
 from poller.errors import ApiError, CannotStart
 from poller.log.output import LineOutput
 from poller.log.redaction import Redactor, cut
+from tests.conftest import MakeConfig
 from tests.exhaustive import often
 
 KEY = b"k" * 32
@@ -698,6 +703,44 @@ def test_a_closed_pipe_does_not_change_the_exit_code() -> None:
     command = f"{sys.executable} -c '{program}' | true; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+# -- several nodes -----------------------------------------------------------------------------------
+
+
+def test_each_line_names_the_node_for_machines_and_no_line_on_a_terminal_does() -> None:
+    for words, named in (("json", True), ("console", False)):
+        stream = io.StringIO()
+        log.configure("info", cast("Any", words), KEY, stream, node="node-13235551212")
+        log.say(events.FaxStored("main", "desk", "f", "f.pdf", 1, 1, is_again=False, waited_s=1.0))
+        assert ("node-13235551212" in stream.getvalue()) is named
+    log.configure("info", "json", KEY, stream := io.StringIO(), node="node-a")
+    log.event("library-message", "Something.")
+    (line,) = lines(stream)
+    assert line["poller"] == {"node": "node-a"}
+    assert line["host"] == {"name": socket.gethostname()}
+
+
+def test_a_single_node_is_not_named(out: io.StringIO) -> None:
+    log.event("service-started", "Started.")
+    (line,) = lines(out)
+    assert line.keys().isdisjoint({"host"})
+    assert line["poller"] == {}
+
+
+def test_nodes_with_one_key_give_a_number_the_same_code(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = set()
+    monkeypatch.setenv("POLLER_TEST_LOG_KEY", "k" * 32)
+    for name in ("a", "b"):
+        settings = make_config("http://127.0.0.1:1")
+        state = replace(settings.state, directory=tmp_path / name)
+        key = replace(settings.log, key=SecretRef("env", "POLLER_TEST_LOG_KEY"))
+        bootstrap.start_log(replace(settings, state=state, log=key))
+        codes.add(log.number("13235551212"))
+        assert not (tmp_path / name).exists()
+    assert len(codes) == 1
 
 
 # -- the key ---------------------------------------------------------------------------------------
