@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from poller.backlog import CatchUp
-from poller.config.addresses import POSTGRESQL
 from poller.config.model import Config
 from poller.ledger import Ledger, accounts, leases, meta, nodes
 from poller.ledger.leases import LeaseRow
@@ -23,11 +22,6 @@ _UNHELD_FOR = timedelta(minutes=1)  # a takeover takes half of it at most
 def own_name(settings: Config) -> str:
     """Return what this machine is called among the nodes."""
     return settings.node or socket.gethostname()
-
-
-def is_one_of_several(settings: Config) -> bool:
-    """Whether this machine has a name among nodes, or shares a ledger with them."""
-    return settings.node is not None or settings.state_url.startswith(POSTGRESQL)
 
 
 @dataclass(frozen=True)

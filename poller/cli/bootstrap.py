@@ -46,7 +46,7 @@ def start_log(settings: Config, stream: TextIO | None = None, level: Level | Non
         if settings.log.key is None
         else config.read_log_key(settings.log.key, os.environ),
         stream,
-        cluster.own_name(settings) if cluster.is_one_of_several(settings) else None,
+        cluster.own_name(settings) if settings.node or is_shared(settings) else None,
     )
     log.install_hooks()
 

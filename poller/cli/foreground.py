@@ -9,9 +9,10 @@ from typing import Any, TextIO, TypeVar
 from poller import VERSION
 from poller.cli import bootstrap
 from poller.cli.lookup import NotDone
+from poller.cluster import own_name
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld, UsageError
-from poller.ingest.lease_keeper import LeaseKeeper, node_name
+from poller.ingest.lease_keeper import LeaseKeeper
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.ledger import leases, nodes
 from poller.lock import StateLock, StorageLock
@@ -71,7 +72,7 @@ def _require_here(settings: Config, wanted: Sequence[Account]) -> None:
     held = asyncio.run(bootstrap.holders(settings))
     for account in wanted:
         holder = held.get(account.app_id)
-        if holder is not None and holder.report.name != node_name(settings):
+        if holder is not None and holder.report.name != own_name(settings):
             raise NotDone(
                 f"node {holder.report.name} works on account {account.name}, and only it can send for "
                 "it: run this command on that machine"

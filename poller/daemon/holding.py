@@ -208,7 +208,6 @@ class Holding:
         async with self._runtime.changing:
             at_work = self._runtime.accounts.pop(app_id, None)
         if at_work is not None:
-            self._runtime.services.metrics.forget_account(at_work.account.name)
             self._emit(events.LeaseWasLost(at_work.account.name))
             await self._close(at_work)
 
@@ -218,7 +217,6 @@ class Holding:
             at_work = self._runtime.accounts.pop(app_id, None)
         if at_work is not None:
             await self._close(at_work)
-            self._runtime.services.metrics.forget_account(at_work.account.name)
             self._emit(events.LeaseReleased(at_work.account.name))
             # Another node shall have it; this one takes it again if none does.
             self._not_before[app_id] = self._clock.monotonic() + _NOT_AGAIN_S

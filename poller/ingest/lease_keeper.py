@@ -8,7 +8,6 @@ fence in the ledger and the ticket in the store, which need no clock.
 
 import asyncio
 import hashlib
-import socket
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from poller import VERSION
+from poller.cluster import own_name
 from poller.config.model import Account, Config, SecretRef
 from poller.errors import LeaseLost, LedgerUnavailable
 from poller.ledger import Ledger, leases, nodes, schema
@@ -56,15 +56,11 @@ class Renewal:
     is_rolled_back: bool = False
 
 
-def node_name(settings: Config) -> str:
-    return settings.node or socket.gethostname()
-
-
 def report_of(settings: Config, run: str, *, serves: bool = True) -> NodeReport:
     """Return what other nodes are told of this run; a command `serves` no accounts."""
     return NodeReport(
         run,
-        node_name(settings),
+        own_name(settings),
         VERSION,
         schema.OLDEST,
         REVISION,

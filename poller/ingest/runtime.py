@@ -343,7 +343,6 @@ async def open_runtime(  # tests replace four of them
             if ledger.is_shared:
                 report = report_of(settings, runs.own, serves=serves)
                 runtime.keeper = LeaseKeeper(ledger, report)
-                ledger.node = report.name
                 await runtime.keeper.begin([one.app_id for one in settings.accounts])
             else:
                 await _take_all(runtime, idle_since)
