@@ -750,7 +750,7 @@ async def test_crash_in_mid_download_leaves_nothing_behind_after_the_restart(
         fax, found = await listed(runtime, simulator)
     directory = (settings.storage.directory / found.path).parent
     directory.mkdir(parents=True)
-    half = directory / Names(fax.fax_id).dot_image
+    half = directory / Names(fax.fax_id, "0123abcd").dot_image
     half.write_bytes(b"%PDF-1.4 half of")
 
     async with opened_runtime(settings, clock) as runtime:
