@@ -27,6 +27,7 @@ ASKED = {
     "verify --json": 0,
     "purge --dry-run --json": 0,
     "backup copy.db": 0,
+    "nodes": 0,
     "rebuild": 0,
     "help": 0,
     "completion bash": 0,

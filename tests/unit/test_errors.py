@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from poller.errors import (
     AccountSuspended,
     Evidence,
+    LeaseLost,
     SignInDelayed,
     StorageUnusable,
     Unforeseen,
@@ -40,3 +41,8 @@ def test_an_error_with_a_topic_ends_with_where_to_read_more() -> None:
         "the disk is gone. See `poller help storage-unusable`."
     )
     assert UsageError("no such user").told == "no such user"
+
+
+def test_a_lost_lease_names_its_account_and_needs_nobody() -> None:
+    lost = LeaseLost("12345")
+    assert (lost.app_id, lost.told) == ("12345", "another node has taken over the account")

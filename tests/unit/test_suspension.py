@@ -154,3 +154,12 @@ def test_a_probe_that_is_never_heard_of_again_does_not_suspend_for_ever() -> Non
 
 def test_a_clock_set_back_by_a_day_does_not_suspend_for_a_day() -> None:
     assert suspended().may_probe(NOW - timedelta(days=1))
+
+
+def test_a_suspension_that_another_node_found_ends_by_a_list_alone() -> None:
+    suspension = Suspension(3)
+    suspension.keep(NOW + 60 * SECOND, "eFax refuses the account")
+    assert suspension.until == NOW + 60 * SECOND
+    assert suspension.reason == "eFax refuses the account"
+    assert suspension.failures == 1
+    assert suspension.ends_by is EndsBy.LIST
