@@ -1,0 +1,158 @@
+"""What is changed in a node's process before it starts: faults that the checks must find, and stops.
+
+`Lab.node(prepare=…)` names these functions.
+"""
+
+import functools
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from poller.daemon import holding
+from poller.ingest import lease_keeper
+from poller.ledger import jobs, leases, nodes
+from poller.ledger.writer import Writer
+from poller.store import Runs, recovery, syscalls
+from poller.store.bucket_calls import Objects
+from poller.store.directory import Directory
+from poller.store.recovery import Fate
+
+_HERE = __name__
+PLANTS = ("no_fence", "no_ticket", "no_revoke", "ticket_believed", "shared_dot_names")
+
+
+def named(*functions: str) -> dict[str, None]:
+    """Return how to order functions of this module."""
+    return {f"{_HERE}:{function}": None for function in functions}
+
+
+def short_leases(_about: None) -> None:
+    """Let a takeover take seconds, so that many can be tried."""
+    ttl = timedelta(seconds=3)
+    leases.TTL = nodes.LIVE_FOR = ttl
+    for function in (leases.take, leases.renew):
+        function.__defaults__ = (ttl,)
+    lease_keeper._TRUSTED_FOR_S, lease_keeper._RENEW_WITHIN_S = 2.0, 0.8
+    vars(lease_keeper)["RENEW_EVERY_S"] = vars(holding)["RENEW_EVERY_S"] = 0.8
+    holding._LOOK_S, holding._RANK_S = 0.3, 0.1
+
+
+# -- planted faults --------------------------------------------------------------------------------
+
+
+def no_fence(_about: None) -> None:
+    leases.fence = lambda _, wanted: set(wanted)  # type: ignore[assignment,misc]
+
+
+def no_ticket(_about: None) -> None:
+    """Publish a sidecar whose ticket the ledger does not have."""
+    jobs.staged = lambda *_: None
+
+
+def no_revoke(_about: None) -> None:
+    """Leave a former holder its ticket."""
+    Directory.revoke = lambda *_: True  # type: ignore[method-assign]
+    Objects.abort = lambda *_: None  # type: ignore[method-assign]
+
+
+def ticket_believed(_about: None) -> None:
+    """Take a ticket that is gone for a fax that was delivered, without a look at the image."""
+    recovery.settle = lambda *_: Fate.PUBLISHED
+
+
+def shared_dot_names(_about: None) -> None:
+    Runs.mark = "the same"  # type: ignore[assignment,method-assign]
+
+
+# -- stops -----------------------------------------------------------------------------------------
+
+_CHANGES = (
+    *("create", "create_synced", "sync_file", "sync_directory", "close_written"),
+    *("move", "rename", "unlink"),
+)
+_CALLS = ("put", "begin", "send_part", "complete", "abort", "delete", "head")
+NOTED, ORDERED, STOPPED = "steps", "stop at", "stopped"  # files in the lab's directory
+
+
+class Steps:
+    """Counts the steps of this process, notes them, and stops it before one that is ordered."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._since = ""
+        self._count: Counter[str] = Counter()
+
+    def reach(self, name: str) -> None:
+        """Note a step, as its name and number; stop here if it is ordered and no process came first."""
+        ordered, noted = self._directory / ORDERED, self._directory / NOTED
+        try:
+            since = ordered.read_text()
+        except FileNotFoundError:
+            since = "noted" if noted.exists() else ""
+        if since != self._since:
+            self._since, self._count = since, Counter()
+        self._count[name] += 1
+        step = f"{name} {self._count[name]}"
+        if since == "noted":
+            with noted.open("a") as file:
+                file.write(f"{step}\n")
+        elif since == step:
+            with suppress(FileNotFoundError):
+                ordered.rename(self._directory / STOPPED)  # only one process can do it
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    def before(self, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        @functools.wraps(real)
+        def counted(*args: Any, **how: Any) -> Any:
+            self.reach(name)
+            return real(*args, **how)
+
+        setattr(owner, name, counted)
+
+
+def stoppable(directory: str) -> None:
+    """Let each change of the store, and each commit of a fax's rows, be a step."""
+    steps = Steps(Path(directory))
+    for name in _CHANGES:
+        steps.before(syscalls, name)
+    for name in _CALLS:
+        steps.before(Objects, name)
+    transaction = Writer._transaction
+
+    async def stepped(self: Writer, wanted: list[Any]) -> list[list[Any]]:
+        about = next((one.work.__name__ for one in wanted if one.work in _OF_FAXES), None)
+        if about is None:
+            return await transaction(self, wanted)
+        steps.reach(f"before {about}")
+        database = self._database
+        begun = database._transaction
+
+        def in_steps(work: Callable[[Connection], Any]) -> Any:
+            def to_its_end(connection: Connection) -> Any:
+                done = work(connection)
+                steps.reach(f"before the commit of {about}")
+                return done
+
+            return begun(to_its_end)
+
+        database._transaction = in_steps  # type: ignore[method-assign]
+        try:
+            done = await transaction(self, wanted)
+        finally:
+            database._transaction = begun  # type: ignore[method-assign]
+        steps.reach(f"after {about}")
+        return done
+
+    Writer._transaction = stepped  # type: ignore[method-assign,assignment]
+
+
+_OF_FAXES = (jobs.staged, jobs.stored)

@@ -1,0 +1,166 @@
+"""Takes faxes as a consumer does, and judges what was delivered against what eFax had.
+
+It uses nothing of poller, only what the simulator served.
+"""
+
+import asyncio
+import hashlib
+import json
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from aiohttp import web
+
+from poller.simulator import Seen
+from poller.simulator.query import Arrival
+from poller.simulator.state import Fax
+from tests.cluster.shelf import Shelf
+from tests.efax import Simulator
+
+Identity = tuple[str, str, str]
+RATE_WINDOW_S = 10.0
+
+
+class Efax(Simulator):
+    """The simulated eFax; it counts each account's requests that have no answer yet."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.open: Counter[str] = Counter()
+        self.most_open: Counter[str] = Counter()
+        self._answering: dict[Any, str] = {}
+
+    def see(self, arrival: Arrival) -> Seen:
+        seen = super().see(arrival)
+        if seen.app_id is not None:
+            self._answering[asyncio.current_task()] = seen.app_id
+            self.open[seen.app_id] += 1
+            most = max(self.open[seen.app_id], self.most_open[seen.app_id])
+            self.most_open[seen.app_id] = most
+        return seen
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await super()._handle(request)
+        finally:
+            if app_id := self._answering.pop(asyncio.current_task(), None):
+                self.open[app_id] -= 1
+
+    def busiest_window(self) -> int:
+        """Return the most requests that one account got in ten seconds."""
+        most = 0
+        for times in self._times(lambda seen: seen.call != "health").values():
+            starts = (bisect_left(times, end - RATE_WINDOW_S) for end in times)
+            most = max(most, *(at + 1 - start for at, start in enumerate(starts)))
+        return most
+
+    def longest_pause_s(self, since: float, until: float) -> float:
+        """Return how long an account went without an answered list between two monotonic times."""
+        lists = self._times(lambda seen: seen.call == "list" and seen.status == 200)
+        pauses = [0.0]
+        for app_id in self.apps:
+            asked = [at for at in lists.get(app_id, []) if since < at < until]
+            pauses += [later - earlier for earlier, later in pairwise([since, *asked, until])]
+        return max(pauses)
+
+    def _times(self, wanted: Any) -> dict[str, list[float]]:
+        times = defaultdict(list)
+        for seen in self.requests:
+            if seen.app_id is not None and wanted(seen):
+                times[seen.app_id].append(seen.at_s)
+        return {app_id: sorted(found) for app_id, found in times.items()}
+
+
+@dataclass
+class Consumer:
+    """Takes faxes from the shelf: reads sidecar and image, removes the image first, the sidecar last."""
+
+    shelf: Shelf
+    efax: Efax
+    delivered: Counter[Identity] = field(default_factory=Counter)
+    halves: list[str] = field(default_factory=list)
+
+    async def take_all(self) -> int:
+        """Take what is there; return how many faxes that was."""
+        sidecars = [name for name in await self.shelf.names() if name.endswith(".json")]
+        for name in sidecars:
+            await self._take(name)
+        return len(sidecars)
+
+    async def keep_taking(self, every_s: float = 0.05) -> None:
+        while True:
+            await self.take_all()
+            await asyncio.sleep(every_s)
+
+    async def _take(self, name: str) -> None:
+        written = await self.shelf.read(name)
+        if written is None:
+            self.halves.append(f"{name} vanished")
+            return
+        sidecar = json.loads(written)
+        image = f"{name.rpartition('/')[0]}/{sidecar['image']['file']}"
+        data = await self.shelf.read(image)
+        identity = (sidecar["app_id"], sidecar["user_id"], sidecar["fax_id"])
+        self.delivered[identity] += 1
+        if data is None:
+            self.halves.append(f"{name} has no image")
+        elif hashlib.sha256(data).hexdigest() != sidecar["image"]["sha256"]:
+            self.halves.append(f"{name} has another image")
+        elif sidecar["image"]["sha256"] not in self._served(identity):
+            self.halves.append(f"{name} has an image that eFax never served")
+        await self.shelf.remove(image)
+        await self.shelf.remove(name)
+
+    def _served(self, identity: Identity) -> set[str]:
+        return {
+            hashed
+            for fax, hashes in self.efax.served.items()
+            if identity_of(fax) == identity
+            for hashed in hashes
+        }
+
+    def missing(self) -> list[Identity]:
+        wanted = {identity_of(fax) for fax in self.efax.faxes()}
+        return sorted(wanted - self.delivered.keys())
+
+    def twice(self) -> list[Identity]:
+        return sorted(one for one, count in self.delivered.items() if count > 1)
+
+
+def identity_of(fax: Fax) -> Identity:
+    return (fax.app_id, fax.user_id, fax.fax_id)
+
+
+@dataclass
+class Verdict:
+    """What a run has shown: `faults` is why it failed, `figures` what it measured."""
+
+    faults: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def demand(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.faults.append(otherwise)
+
+    def of_faxes(self, consumer: Consumer) -> None:
+        """No fax lost, none twice, none half."""
+        lost, twice = consumer.missing(), consumer.twice()
+        self.figures |= {
+            "faxes": len(consumer.efax.faxes()),
+            "lost": len(lost),
+            "twice": len(twice),
+            "half": len(consumer.halves),
+        }
+        self.demand(not lost, f"lost: {lost[:3]}")
+        self.demand(not twice, f"twice: {twice[:3]}")
+        self.demand(not consumer.halves, f"half: {consumer.halves[:3]}")
+
+    def of_limits(self, efax: Efax, *, most: int, in_flight: int) -> None:
+        """Each account's requests within its limits."""
+        window, open_ = efax.busiest_window(), max(efax.most_open.values(), default=0)
+        self.figures |= {"in_10_s": f"{window} of {most}", "open": f"{open_} of {in_flight}"}
+        self.demand(window <= most, f"{window} requests in ten seconds, {most} are allowed")
+        self.demand(open_ <= in_flight, f"{open_} requests at once, {in_flight} are allowed")
