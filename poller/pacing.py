@@ -310,6 +310,10 @@ class Pacing:
         self._sent: dict[int, int] = {}  # by second, for the last minute
         self._unanswered: set[Ticket] = set()
 
+    def follow(self, quiet_s: float) -> None:
+        """Begin after another poller that sent its last request this long ago, perhaps a whole burst."""
+        self._bucket.keep_at_most(self.speed.rate * quiet_s)
+
     def used(self, now: float) -> float:
         """Requests per second, on average over the last minute."""
         return sum(n for second, n in self._sent.items() if second > now - _MINUTE_S) / _MINUTE_S

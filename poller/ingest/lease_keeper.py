@@ -25,7 +25,7 @@ from poller.ledger.tables import REVISION
 
 RENEW_EVERY_S = 5.0
 _RENEW_WITHIN_S = 2.0
-_TRUSTED_FOR_S = 10.0
+_TRUSTED_FOR_S = leases.TRUSTED_FOR.total_seconds()
 _PATIENCE_S = 60.0  # of a command
 _SOMEWHERE = SecretRef("file", "")
 

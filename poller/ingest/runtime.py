@@ -91,6 +91,8 @@ class Runtime:  # more than 20 methods: accounts come, change and go
         Also raises LedgerUnavailable.
         """
         at_work = await self.open_account(account, await self._secret_of(account))
+        if taken.quiet is not None:
+            at_work.client.pacing.follow(taken.quiet.total_seconds())
         try:
             now = self.services.clock.now()
             idle_since = None if taken.idle is None else now - taken.idle

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from poller.ledger.tables import MICROSECOND, leases, now_us, of_us
 
 TTL = timedelta(seconds=15)
+TRUSTED_FOR = timedelta(seconds=10)  # how long a holder asks eFax after it sent its last renewal
 FOUNDING = " the first start"  # no App ID: its lease is for the node that pairs ledger and storage
 _UNTIL = now_us() + bindparam("ttl_us")
 _IS_LIVE = leases.c.holder.is_not(None) & (of_us(leases.c.expires_at) >= now_us())
@@ -47,12 +48,19 @@ class LeaseRow:
 class Taken:
     """A lease just taken. `idle` is how long nobody has worked on the account; None: nobody ever has.
 
-    `was_working`: the last holder did not give it back.
+    `was_working`: the last holder did not give it back. `quiet` is how long nobody has asked eFax for
+    it at least; a holder that was not renewed goes on for `TRUSTED_FOR`.
     """
 
     lease: Lease
     idle: timedelta | None
     was_working: bool
+
+    @property
+    def quiet(self) -> timedelta | None:
+        if self.idle is None or not self.was_working:
+            return self.idle
+        return max(self.idle - TRUSTED_FOR, timedelta(0))
 
 
 _ROW = select(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from poller.config.model import Config, StateConfig
 from poller.daemon.holding import Holding
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
-from poller.ledger import Ledger, State, leases
+from poller.ledger import Ledger, State, leases, nodes
 from poller.ledger.leases import LeaseRow
 from poller.ledger.tables import faxes as faxes_table
 from poller.ledger.tables import leases as table
@@ -108,10 +108,11 @@ class Cluster:
         stolen = update(table).where(table.c.app_id == APP)
         await self._write(stolen.values(holder="another", term=table.c.term + 1))
 
-    async def expire(self, app_id: str = APP) -> None:
-        """Let the lease of an account end, as if nobody had renewed it."""
+    async def expire(self, app_id: str = APP, *, ago: timedelta | None = None) -> None:
+        """Let the lease of an account have ended (long ago), as if nobody had renewed it."""
         ended = update(table).where(table.c.app_id == app_id)
-        await self._write(ended.values(expires_at=LONG_AGO))
+        at = LONG_AGO if ago is None else await self.ledger.read(nodes.database_now) - ago
+        await self._write(ended.values(expires_at=at))
 
     async def _write(self, statement: Update) -> None:
         await self.ledger.write(lambda connection: connection.execute(statement) and None)

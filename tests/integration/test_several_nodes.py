@@ -23,6 +23,7 @@ from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, strea
 from poller.ledger.postgres.postgres_backend import PostgresBackend
 from poller.ledger.tables import REVISION
 from poller.lock import StorageLock
+from poller.pacing import Kind, Ticket
 from poller.store import Runs
 from poller.store.directory import Directory
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock
@@ -116,6 +117,33 @@ async def test_node_that_stops_gives_its_account_back_and_another_takes_it_at_on
         "lease-released",
         "lease-taken",
     ]
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["after a stop", "after a kill"])
+async def test_new_holder_sends_no_second_burst(cluster: Cluster, *, is_killed: bool) -> None:
+    def slowly(settings: Config) -> Config:
+        (one,) = settings.accounts
+        limits = replace(one.limits, requests_per_second=0.001, burst=10, in_flight=20)
+        return replace(settings, accounts=(replace(one, limits=limits),))
+
+    a, b = await cluster.node("a", slowly), await cluster.node("b", slowly)
+    await a.holding.look()
+    assert len(granted_at_once(cluster, a)) == 9
+    if is_killed:
+        a.die()
+        await cluster.expire(ago=leases.TRUSTED_FOR)
+        await taken_by(cluster, b)
+    else:
+        await a.holding.stop()
+        await b.holding.look()
+    assert granted_at_once(cluster, b) == []
+
+
+def granted_at_once(cluster: Cluster, node: ClusterNode) -> list[Ticket]:
+    pacing = node.account.client.pacing
+    for _ in range(20):
+        pacing.slots.enqueue(Ticket(Kind.OTHER, "user-a"))
+    return pacing.grant(cluster.clock.monotonic())
 
 
 async def test_node_that_dies_is_taken_over_when_its_lease_has_ended(

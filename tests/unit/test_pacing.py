@@ -150,6 +150,23 @@ def test_requests_delayed_on_the_way_do_not_arrive_together_with_later_ones() ->
     assert sent
 
 
+@pytest.mark.parametrize(
+    ("quiet_s", "at_once"),
+    [
+        pytest.param(0.0, 0, id="none at the same moment"),
+        pytest.param(0.7, 3, id="as many as have come since"),
+        pytest.param(60.0, 9, id="the whole burst after a while"),
+    ],
+)
+def test_a_poller_that_follows_another_one_does_not_begin_with_a_second_burst(
+    quiet_s: float, at_once: int
+) -> None:
+    pacing = Pacing(5, burst=10, in_flight=50, now=0.0)
+    pacing.follow(quiet_s)
+    waiting(pacing, tickets(Kind.LIST, "a", 50))
+    assert len(pacing.grant(0.0)) == at_once
+
+
 def test_answers_that_are_under_way_free_their_places_before_their_bodies_end() -> None:
     pacing = Pacing(5, burst=3, in_flight=8, now=0.0)
     waiting(pacing, tickets(Kind.IMAGE, "a", 4))
