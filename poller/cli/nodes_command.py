@@ -100,7 +100,7 @@ def _node(seen: Cluster, row: NodeRow) -> dict[str, Any]:
         "ended_at": instant(row.ended_at),
         "accounts": [seen.name_of(app_id) for app_id in seen.held_by(row)],
         "configured": len(row.report.accounts),
-        "users": row.report.users,
+        "users": row.report.users if row.is_live else 0,
         "renewal_s": row.report.lag_s,
         "differs": [seen.name_of(app_id) for app_id, rows in differing.items() if row in rows],
     }

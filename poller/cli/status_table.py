@@ -88,9 +88,14 @@ def _how_long(seconds: float | None) -> str:
     return f"about {round(seconds / _MINUTE_S**2)} hours"
 
 
+def _is_bucket(shown: dict[str, Any]) -> bool:
+    return str(shown["storage"]["directory"]).startswith("s3://")
+
+
 def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
-    space = "" if free is None else f", {size_text(free)} free for faxes"
+    where = "on this machine" if _is_bucket(shown) else "for faxes"
+    space = "" if free is None else f", {size_text(free)} free {where}"
     nodes = f", {shown['nodes']['summary'].rstrip('.')}" if shown["nodes"] else ""
     running = "running" if shown["running"] else "stopped"
     return f"poller {shown['version']}, {running}{nodes}{space}"
@@ -225,9 +230,10 @@ def _came_damaged(shown: dict[str, Any]) -> Iterator[str]:
     if who:
         total = sum(counts.values())
         kept = "is stored as received" if total == 1 else "are stored as received"
-        directory = shlex.quote(shown["storage"]["directory"])
         yield f"{counted(total, 'fax', 'faxes')} came damaged from eFax and {kept}: {who}. To find them:"
-        yield f"  grep -rl --include='*.json' '\"damaged\": true' {directory}"
+        if not _is_bucket(shown):
+            directory = shlex.quote(shown["storage"]["directory"])
+            yield f"  grep -rl --include='*.json' '\"damaged\": true' {directory}"
         yield "  `poller explain FAX_ID` and the log event `fax-damaged` say what is wrong."
 
 

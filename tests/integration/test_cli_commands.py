@@ -1020,8 +1020,15 @@ def test_faxes_that_wait_for_a_removed_user_are_told_apart_from_those_that_are_f
 
 
 def test_status_says_free_space_in_the_unit_that_suits_it() -> None:
-    shown = {"version": "1", "running": True, "nodes": None, "storage": {"free_bytes": 24 << 10}}
+    storage = {"free_bytes": 24 << 10, "directory": "/srv/faxes"}
+    shown = {"version": "1", "running": True, "nodes": None, "storage": storage}
     assert _headline(shown) == "poller 1, running, 24.0 KiB free for faxes"
+
+
+def test_status_does_not_call_the_space_of_this_machine_that_of_a_bucket() -> None:
+    storage = {"free_bytes": 24 << 10, "directory": "s3://faxes/poller"}
+    shown = {"version": "1", "running": True, "nodes": None, "storage": storage}
+    assert _headline(shown) == "poller 1, running, 24.0 KiB free on this machine"
 
 
 def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:

@@ -105,7 +105,8 @@ class PostgresServer:
 
     @property
     def where(self) -> str:
-        return self.url.partition("?")[0]
+        """Return the address for sentences: without the user, which logs would take for a secret."""
+        return re.sub("(?<=//)[^/?@]*@", "", self.url).partition("?")[0]
 
     # -- connecting --------------------------------------------------------------------------------
 
