@@ -126,16 +126,16 @@ async def test_new_holder_sends_no_second_burst(cluster: Cluster, *, is_killed: 
         limits = replace(one.limits, requests_per_second=0.001, burst=10, in_flight=20)
         return replace(settings, accounts=(replace(one, limits=limits),))
 
-    a, b = await cluster.node("a", slowly), await cluster.node("b", slowly)
+    a = await cluster.node("a", slowly)
     await a.holding.look()
+    b = await cluster.node("b", slowly)
     assert len(granted_at_once(cluster, a)) == 9
     if is_killed:
         a.die()
         await cluster.expire(ago=leases.TRUSTED_FOR)
-        await taken_by(cluster, b)
     else:
         await a.holding.stop()
-        await b.holding.look()
+    await taken_by(cluster, b)
     assert granted_at_once(cluster, b) == []
 
 
