@@ -16,13 +16,16 @@ from typing import Any
 from sqlalchemy import Connection
 
 from poller.daemon import holding
+from poller.documents import Staged
 from poller.ingest import lease_keeper
 from poller.ledger import jobs, leases, nodes
 from poller.ledger.writer import Writer
-from poller.store import Runs, recovery, syscalls
+from poller.store import Identity, Runs, Store, recovery, syscalls
+from poller.store.bucket import BucketStore
 from poller.store.bucket_calls import Objects
 from poller.store.directory import Directory
 from poller.store.recovery import Fate
+from poller.store.sidecars import path_of
 
 _HERE = __name__
 PLANTS = ("no_fence", "no_ticket", "no_revoke", "ticket_believed", "shared_dot_names")
@@ -48,7 +51,7 @@ def short_leases(_about: None) -> None:
 
 
 def no_fence(_about: None) -> None:
-    leases.fence = lambda _, wanted: set(wanted)  # type: ignore[assignment,misc]
+    leases.fence = lambda _, wanted: set(wanted)  # type: ignore[assignment]
 
 
 def no_ticket(_about: None) -> None:
@@ -57,14 +60,20 @@ def no_ticket(_about: None) -> None:
 
 
 def no_revoke(_about: None) -> None:
-    """Leave a former holder its ticket."""
-    Directory.revoke = lambda *_: True  # type: ignore[method-assign]
-    Objects.abort = lambda *_: None  # type: ignore[method-assign]
+    """Leave a former holder its ticket: neither revoke it nor tidy up."""
+    for store in (Directory, BucketStore):
+        setattr(store, "revoke", lambda *_: True)  # noqa: B010 (mypy)
+    Directory.tidy = lambda *_: 0  # type: ignore[method-assign]
 
 
 def ticket_believed(_about: None) -> None:
     """Take a ticket that is gone for a fax that was delivered, without a look at the image."""
-    recovery.settle = lambda *_: Fate.PUBLISHED
+
+    def settle(store: Store, staged: Staged, identity: Identity) -> Fate:
+        store.revoke(path_of(staged.file), staged.ticket)
+        return Fate.PUBLISHED
+
+    recovery.settle = settle
 
 
 def shared_dot_names(_about: None) -> None:

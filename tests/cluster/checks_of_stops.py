@@ -69,22 +69,22 @@ async def _stopped_at(lab: Lab, step: str) -> bool:
     if not stopped.exists():
         (lab.root / ORDERED).unlink()
         return False
-    held = {name: node.holds() for name, node in lab.nodes.items()}
-    asleep = next(node for node in lab.nodes.values() if _is_stopped(node))
+    await _until(lambda: any(map(_is_stopped, lab.nodes.values())))
+    (asleep,) = filter(_is_stopped, lab.nodes.values())
     await lab.consumer.take_all()
     (other,) = (node for node in lab.nodes.values() if node is not asleep)
     await lab.all_held(other.name)
-    stored = len(other.running.said("fax-stored"))
     with suppress(TimeoutError):
         async with asyncio.timeout(10):
-            while len(lab.consumer.delivered) == before or (
-                len(other.running.said("fax-stored")) == stored and not held
-            ):
+            while len(lab.consumer.delivered) == before:
                 await lab.consumer.take_all()
                 await asyncio.sleep(0.05)
     lost = len(asleep.running.said("lease-lost"))
     asleep.signal(signal.SIGCONT)
-    await asleep.running.event("lease-lost", count=lost + 1)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while len(asleep.running.said("lease-lost")) == lost:
+                await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)
     await lab.consumer.take_all()
     return True
