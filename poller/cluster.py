@@ -153,6 +153,7 @@ def problems(cluster: Cluster) -> list[str]:
     return [
         *_none_running(cluster),
         *without_node(cluster),
+        *_not_storing(cluster),
         *_same_name(cluster),
         *_differing(cluster),
         *_versions(cluster),
@@ -179,6 +180,15 @@ def without_node(cluster: Cluster) -> Iterator[str]:
             f"wait at eFax{why}",
             "account-without-node",
         )
+
+
+def _not_storing(cluster: Cluster) -> Iterator[str]:
+    for row in cluster.live:
+        if not row.report.stores:
+            yield see(
+                f"Node {row.report.name} cannot store faxes; others take its accounts if they can",
+                "storage-unusable",
+            )
 
 
 def _same_name(cluster: Cluster) -> Iterator[str]:

@@ -93,6 +93,7 @@ def _node(seen: Cluster, row: NodeRow) -> dict[str, Any]:
         "node": row.report.name,
         "running": row.is_live,
         "draining": row.draining,
+        "storage": "usable" if row.report.stores else "unusable",
         "version": row.report.version,
         "schema": [row.report.oldest, row.report.newest],
         "started_at": instant(row.started_at),
@@ -120,6 +121,8 @@ def _state(node: Row) -> Text:
     """Say in a word what a node does."""
     if not node["running"]:
         return Text("stopped", "dim") if node["ended_at"] else Text("gone", "yellow")
+    if node["storage"] == "unusable":
+        return Text("cannot store", "bold red")
     if node["draining"]:
         return Text("drains" if node["accounts"] else "drained", "yellow")
     return Text("works" if node["accounts"] else "waits", "green" if node["accounts"] else "")

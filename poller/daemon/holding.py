@@ -27,6 +27,7 @@ _LOOK_S = 2.0
 _RANK_S = 1.0  # how long each further node leaves a free account to those before it
 _BALANCE_S = 60.0
 _REMOVED_AFTER_S = 60.0
+_UNUSABLE_S = 30.0  # how long a node keeps its accounts that cannot store what another one could
 _NOT_AGAIN_S = 30.0  # after an account was given back, or could not be started here
 
 
@@ -56,6 +57,7 @@ class Holding:
         self._wait_until = -math.inf
         self._is_unsaid = False
         self._unconfigured: dict[str, float] = {}
+        self._useless_since = self._clock.monotonic()
         self._stopping = False
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -96,7 +98,7 @@ class Holding:
         """Renew the leases once; return the work that follows from what is lost."""
         self._say_fenced()
         users = sum(len(one.account.users) for one in self._runtime.accounts.values())
-        renewal = await self._keeper.renew(users)
+        renewal = await self._keeper.renew(users, stores=self._runtime.services.gate.usable)
         lost = [self._drop(lease.app_id) for lease in renewal.lost]
         return [*lost, self._start_over()] if renewal.is_rolled_back else lost
 
@@ -118,11 +120,14 @@ class Holding:
             await self.give_back(app_id)
         if self._stopping:
             return
-        if self._keeper.draining:
-            for app_id in sorted(self._keeper.held)[:1]:  # one by one
-                await self.give_back(app_id)
-            return
         live = [row for row in known if row.is_live and not row.draining]
+        elsewhere = (
+            set(self._keeper.held) if self._keeper.draining else self._stored_elsewhere(live)
+        )
+        for app_id in sorted(elsewhere)[:1]:  # one by one
+            await self.give_back(app_id)
+        if elsewhere or self._keeper.draining:
+            return
         for account in self._mine_to_take(held, live):
             await self._take(account)
         await self._balance(held, live)
@@ -134,14 +139,14 @@ class Holding:
     ) -> list[Account]:
         """Return the free accounts whose turn to be taken by this node has come."""
         now, mine = self._clock.monotonic(), []
-        loads = self._loads(held, live)
+        loads = _loads(self._runtime.config.accounts, held, live)
         for account in self._runtime.config.accounts:
             app_id = account.app_id
             row = held.get(app_id)
             if app_id in self._keeper.held or (row is not None and row.is_live):
                 self._free_since.pop(app_id, None)
                 continue
-            able = [one.report.run for one in live if app_id in one.report.accounts]
+            able = _able(app_id, live)
             able.sort(key=lambda run: (loads[run], run))
             since = self._free_since.setdefault(app_id, now)
             rank = able.index(self._keeper.run) if self._keeper.run in able else math.inf
@@ -150,15 +155,6 @@ class Holding:
             if now - since >= rank * _RANK_S and now >= self._not_before.get(app_id, now):
                 mine.append(account)
         return mine
-
-    def _loads(self, held: Mapping[str, LeaseRow], live: Collection[NodeRow]) -> dict[str, int]:
-        """Return how many users' accounts each live node holds."""
-        users = {one.app_id: len(one.users) for one in self._runtime.config.accounts}
-        loads = {row.report.run: 0 for row in live}
-        for row in held.values():
-            if row.is_live and row.holder in loads:
-                loads[row.holder] += users.get(row.app_id, 0)
-        return loads
 
     async def _take(self, account: Account) -> None:
         async with self._runtime.changing:
@@ -222,15 +218,24 @@ class Holding:
             self._not_before[app_id] = self._clock.monotonic() + _NOT_AGAIN_S
         await self._keeper.release(app_id)
 
+    def _stored_elsewhere(self, live: Collection[NodeRow]) -> set[str]:
+        """Return the accounts here whose faxes another node could store for a while, and this one not."""
+        others = [row for row in live if row.report.stores and row.report.run != self._keeper.run]
+        found = {one for row in others for one in row.report.accounts} & self._keeper.held.keys()
+        now = self._clock.monotonic()
+        if self._runtime.services.gate.usable or not found:
+            self._useless_since = now
+        return found if now - self._useless_since >= _UNUSABLE_S else set()
+
     async def _balance(self, held: Mapping[str, LeaseRow], live: Collection[NodeRow]) -> None:
         """Hand the smallest account to a node with fewer users, once a minute, while all is well."""
         now = self._clock.monotonic()
         mine = list(self._runtime.accounts.values())
         if now - self._balanced_at < _BALANCE_S or len(mine) < 2:
             return
-        loads = self._loads(held, live)
+        loads = _loads(self._runtime.config.accounts, held, live)
         for at_work in sorted(mine, key=lambda one: len(one.account.users)):
-            able = [one.report.run for one in live if at_work.account.app_id in one.report.accounts]
+            able = _able(at_work.account.app_id, live)
             least = min((loads[run] for run in able), default=math.inf)
             is_better = least + len(at_work.account.users) < loads.get(self._keeper.run, 0)
             is_well = self._runtime.services.gate.usable and not at_work.is_suspended
@@ -285,6 +290,24 @@ class Holding:
     def _name_of(self, app_id: str) -> str:
         names = {one.app_id: one.name for one in self._runtime.config.accounts}
         return names.get(app_id, app_id)
+
+
+def _loads(
+    accounts: Collection[Account], held: Mapping[str, LeaseRow], live: Collection[NodeRow]
+) -> dict[str, int]:
+    """Return how many users' accounts each live node holds."""
+    users = {one.app_id: len(one.users) for one in accounts}
+    loads = {row.report.run: 0 for row in live}
+    for row in held.values():
+        if row.is_live and row.holder in loads:
+            loads[row.holder] += users.get(row.app_id, 0)
+    return loads
+
+
+def _able(app_id: str, live: Collection[NodeRow]) -> list[str]:
+    """Return the runs that have the account: those that can store its faxes; all, if none can."""
+    having = [row.report for row in live if app_id in row.report.accounts]
+    return [one.run for one in having if one.stores] or [one.run for one in having]
 
 
 def _rows(connection: Connection) -> tuple[dict[str, LeaseRow], list[NodeRow]]:

@@ -157,13 +157,13 @@ class LeaseKeeper:
                 raise LedgerUnavailable("the ledger has not renewed the leases for a minute")
             await asyncio.sleep(RENEW_EVERY_S)
 
-    async def renew(self, users: int = 0) -> Renewal:
-        """Renew all leases, and report how many users this node works for.
+    async def renew(self, users: int = 0, *, stores: bool = True) -> Renewal:
+        """Renew all leases; report how many users this node works for, and whether it can store faxes.
 
         Without an answer in two seconds, trust in the leases just runs out.
         """
         sent_at = self._now()
-        self.report = replace(self.report, users=users)
+        self.report = replace(self.report, users=users, stores=stores)
         asked = list(self.held.values())
         try:
             async with asyncio.timeout(_RENEW_WITHIN_S):

@@ -20,7 +20,8 @@ _KEPT_FOR = timedelta(days=7)
 class NodeReport:
     """A run of poller. `name` is what operators call it, `accounts` digests of its configuration by App ID.
 
-    `oldest` and `newest` are the revisions of the tables that its program can work on.
+    `oldest` and `newest` are the revisions of the tables that its program can work on. `stores`: its
+    storage is usable.
     """
 
     run: str
@@ -31,6 +32,7 @@ class NodeReport:
     accounts: Mapping[str, str]
     users: int = 0
     lag_s: float = 0.0  # of its last renewal
+    stores: bool = True
 
 
 @dataclass(frozen=True)

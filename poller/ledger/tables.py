@@ -257,6 +257,7 @@ nodes = Table(
     Column("accounts", Text, nullable=False),
     Column("users", BigInteger, nullable=False),
     Column("lag_s", Float, nullable=False),
+    _flag("stores"),
     Column("started_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
     Column("ended_at", Instant),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_nodes_shows_who_works_and_who_waits(run: Run, postgres_ledger_url: str)
 
 
 def test_nodes_json_has_what_scripts_ask_for(run: Run, postgres_ledger_url: str) -> None:
-    filled(postgres_ledger_url, report("a"), report("b", "other"), holder="a")
+    filled(
+        postgres_ledger_url, report("a"), replace(report("b", "other"), stores=False), holder="a"
+    )
     shown = json.loads(run(postgres_ledger_url, "nodes", "--json")[1])
     assert shown["accounts"] == [
         {"account": "main", "node": "a", "term": 1, "without_node_since": None}
@@ -96,8 +99,9 @@ def test_nodes_json_has_what_scripts_ask_for(run: Run, postgres_ledger_url: str)
     first, second = shown["nodes"]
     assert (first["node"], first["running"], first["accounts"]) == ("a", True, ["main"])
     assert (first["users"], first["renewal_s"], first["schema"]) == (1, 0.004, ["0011", "0011"])
+    assert [one["storage"] for one in shown["nodes"]] == ["usable", "unusable"]
     assert second["differs"] == ["main"]
-    assert "Nodes a and b have different configurations of account main" in shown["problems"][0]
+    assert "Nodes a and b have different configurations of account main" in shown["problems"][1]
     assert first["seen_at"].endswith("Z")
 
 

@@ -230,6 +230,41 @@ async def test_node_that_drains_gives_back_one_account_after_the_other_and_takes
     assert a.holds == [APP]
 
 
+async def test_node_that_cannot_store_leaves_its_account_to_one_that_can(cluster: Cluster) -> None:
+    a, b = await pair(cluster)
+    await lose_storage(a)
+    cluster.clock.mono += 29
+    await a.holding.look()
+    assert a.holds == [APP]
+    cluster.clock.mono += 1
+    await a.holding.look()
+    await taken_by(cluster, b)
+    await lose_storage(b)
+    cluster.clock.mono += 60
+    for node in (a, b):
+        await node.holding.look()
+    assert (a.holds, b.holds) == ([], [APP])  # no other node could store either
+
+
+async def test_free_account_is_taken_by_a_node_that_cannot_store_only_if_none_can(
+    cluster: Cluster,
+) -> None:
+    a, b = await cluster.node("a"), await cluster.node("b")
+    await lose_storage(a)
+    for _ in range(4):
+        await a.holding.look()
+        cluster.clock.mono += 2
+    assert a.holds == []
+    await lose_storage(b)
+    await taken_by(cluster, a)
+
+
+async def lose_storage(node: ClusterNode) -> None:
+    """Let a node find its storage unusable, and report it."""
+    node.runtime.services.gate.close("the disk is gone")
+    await node.holding.renew()
+
+
 async def test_account_is_only_taken_by_a_node_that_has_it(cluster: Cluster) -> None:
     a = await cluster.node("a", lambda one: replace(one, accounts=()))
     await a.holding.look()

@@ -81,6 +81,15 @@ def test_account_that_no_node_ever_had_counts_from_the_first_start() -> None:
     assert "since 2026-05-21 04:20 UTC" in problems(seen)[0]
 
 
+def test_node_that_cannot_store_is_named() -> None:
+    (told,) = problems(
+        cluster(
+            node("a", stores=False), node("b"), leases=(lease("app-1", "b"), lease("app-2", "b"))
+        )
+    )
+    assert told.startswith("Node a cannot store faxes; others take its accounts if they can")
+
+
 def test_draining_nodes_are_named_as_the_reason() -> None:
     free = lease("app-1", None, free_for=2 * MINUTE)
     seen = cluster(node("a", draining=True), leases=(free, lease("app-2", "a")))

@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("accounts", sa.String(), nullable=False),
         sa.Column("users", sa.BigInteger(), nullable=False),
         sa.Column("lag_s", sa.Float(), nullable=False),
+        sa.Column("stores", sa.Boolean(), nullable=False, server_default="0"),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.Column("ended_at", sa.BigInteger()),
