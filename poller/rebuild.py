@@ -8,7 +8,7 @@ from datetime import datetime
 from poller.clock import POSSIBLE_YEARS
 from poller.config.model import Config
 from poller.errors import CannotStart, StorageUnusable
-from poller.ledger import Ledger, backend_of, meta, sidecar_import, streams
+from poller.ledger import Ledger, backend_of, copying, meta, sidecar_import, streams
 from poller.lock import StorageLock
 from poller.own_threads import in_own_thread
 from poller.store import FoundSidecar, Origin, Storage, Unreadable, storage_of
@@ -58,7 +58,7 @@ class Rebuilt:
         return self.base is not None and self.base_at is None
 
 
-async def rebuild(
+async def rebuild(  # 7 parameters: what an operator asks, and what the command brings
     settings: Config,
     environ: Mapping[str, str],
     *,
@@ -66,8 +66,11 @@ async def rebuild(
     now: Callable[[], datetime],
     progress: Callable[[int], None] = lambda _: None,
     storage_lock: StorageLock | None = None,
+    of: Config | None = None,
 ) -> Rebuilt:
     """Make the new ledger and replace the old one. The caller holds the state lock.
+
+    With `of`, begin with the ledger of that configuration, whose state lock the caller holds too.
 
     Calls `progress` with the number of sidecars read. Takes `storage_lock` itself, once it knows
     the storage's id. Raises LockHeld, CannotStart, LedgerUnavailable and StorageUnusable, and then
@@ -82,6 +85,8 @@ async def rebuild(
         done = Rebuilt(backend.where, making.base.source, making.base.at, making.base.passed_over)
         try:
             async with await Ledger.open(making.backend) as ledger:
+                if of is not None:
+                    await _copy(of, environ, ledger, done)
                 await _take_over(ledger, storage, marker, settings, now())
                 oldest = await _read_sidecars(ledger, storage, done, now(), progress)
                 done.listed_from = await ledger.write(
@@ -92,6 +97,16 @@ async def rebuild(
             raise
         done.kept_aside = await in_own_thread("rebuild", lambda: making.install(now()))
         return done
+
+
+async def _copy(of: Config, environ: Mapping[str, str], new: Ledger, done: Rebuilt) -> None:
+    """Begin with the ledger of another configuration, where there is none yet."""
+    if done.base is not None:
+        raise CannotStart(f"there is a ledger in {done.ledger}: --from is for a new one")
+    backend = backend_of(of, environ)
+    async with await Ledger.open(backend, readonly=True) as old:
+        await copying.copy(old, new)
+    done.base = backend.where
 
 
 async def _marker(storage: Storage) -> str:

@@ -195,6 +195,11 @@ COMMANDS: dict[str, tuple[str, tuple[_Argument, ...]]] = {
                 *("--since", "since"),
                 "list again from this time or earlier, such as 2026-03-01T00:00:00Z",
             ),
+            _path(
+                "--from",
+                "the configuration of the ledger to begin with, when you move to another database",
+                dest="old",
+            ),
             _JSON,
         ),
     ),

@@ -3,10 +3,12 @@
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from poller import config
 from poller import rebuild as rebuilding
 from poller.cli import bootstrap
 from poller.cli.console import answer, progress
@@ -17,19 +19,25 @@ from poller.rebuild import Rebuilt, Trouble
 from poller.status import instant
 
 
-def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> int:
-    """Make the new ledger and print what is in it.
+def rebuild(
+    paths: Sequence[Path], *, since: datetime | None, old: Path | None, as_json: bool
+) -> int:
+    """Make the new ledger, with what the ledger of the configuration `old` knows; print what is in it.
 
     Raises LockHeld (75) beside a running poller, CannotStart or LedgerUnavailable (73).
     """
     if since is not None and since > bootstrap.now():
         raise UsageError("--since must not be in the future")
     settings = bootstrap.load(paths)
+    of = None if old is None else config.load([old])
+    directories = {one.state_directory for one in (settings, of) if one is not None}
     with (
-        StateLock(settings.state_directory, "rebuild"),
+        ExitStack() as locks,
         StorageLock() as storage_lock,
         progress("rebuilding") as show,
     ):
+        for directory in sorted(directories):
+            locks.enter_context(StateLock(directory, "rebuild"))
         done = asyncio.run(
             rebuilding.rebuild(
                 settings,
@@ -38,6 +46,7 @@ def rebuild(paths: Sequence[Path], *, since: datetime | None, as_json: bool) -> 
                 now=bootstrap.now,
                 progress=lambda count: show(count, None, f"{count:,} sidecars"),
                 storage_lock=storage_lock,
+                of=of,
             )
         )
     answer(_shown(done), lambda: print(*_lines(done), sep="\n"), as_json=as_json, indent=2)

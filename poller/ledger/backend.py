@@ -85,6 +85,9 @@ class Backend(Protocol):
     def begin_migration(self, connection: Connection) -> None:
         """Lock out other programs that migrate, until the transaction ends."""
 
+    def continue_ids(self, connection: Connection) -> None:
+        """Let new rows have higher ids than the rows that were copied."""
+
     def writer(self) -> Database:
         """Return one connection whose transactions lock out all other writers from their start."""
 

@@ -187,6 +187,10 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         """Return a word that changes when the server may have lost what it had acknowledged."""
         return self._backend.history(connection)
 
+    def continue_ids(self, connection: Connection) -> None:
+        """Let new rows have higher ids than the rows that were copied."""
+        self._backend.continue_ids(connection)
+
     async def confirm(self) -> None:
         """Raise LeaseLost if another run has the account; without leases nobody can."""
         if self._lease is not None:

@@ -28,7 +28,9 @@ SELECT current_setting('synchronous_standby_names') = ''
        OR current_setting('synchronous_commit') = 'local',
        (SELECT count(*) FROM pg_stat_replication WHERE coalesce(state, 'streaming') = 'streaming')
 """
-
+_CONTINUE = """
+SELECT setval(pg_get_serial_sequence('{0}', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM {0}), false)
+"""
 
 # A server that was promoted, or restored from a backup, begins another one.
 _TIMELINE = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
@@ -87,6 +89,11 @@ class PostgresBackend:
     def begin_migration(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_MIGRATE_S}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
+
+    def continue_ids(self, connection: Connection) -> None:
+        for table in tables.metadata.sorted_tables:
+            if "id" in table.columns:
+                connection.exec_driver_sql(_CONTINUE.format(table.name))
 
     def writer(self) -> Database:
         return transactions.writer(self._server)

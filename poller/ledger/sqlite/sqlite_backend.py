@@ -73,6 +73,9 @@ class SqliteBackend:  # more than 20 methods: what differs by database
     def begin_migration(self, connection: Connection) -> None:
         """Do nothing: the writer's transaction locks out all others."""
 
+    def continue_ids(self, connection: Connection) -> None:
+        """Do nothing: SQLite looks at the rows."""
+
     def writer(self) -> Database:
         return engine.writer(self._path)
 
