@@ -211,15 +211,11 @@ def _differing(cluster: Cluster) -> Iterator[str]:
 
 
 def _versions(cluster: Cluster) -> Iterator[str]:
-    runs = sorted((row.report.newest, row.report.version, row.report.name) for row in cluster.live)
-    newest = runs[-1][:2] if runs else None
-    old = [
-        f"{name} ({version})" for revision, version, name in runs if (revision, version) != newest
-    ]
-    if newest is not None and old:
+    runs = [row.report for row in cluster.live]
+    if len({(one.newest, one.version) for one in runs}) > 1:
+        told = sorted(f"{one.name} has {one.version}" for one in runs)
         yield see(
-            f"{_listed(old)} {'runs' if len(old) == 1 else 'run'} another version of poller than "
-            f"{newest[1]}: install the same one everywhere",
+            f"Nodes run different versions of poller ({', '.join(told)}): install the same one everywhere",
             "nodes-differ",
         )
 

@@ -6,7 +6,8 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, insert, insp
 
 from poller.errors import CannotStart, LedgerDamaged
 from poller.ledger import meta
-from poller.ledger.tables import REVISION, metadata
+from poller.ledger.nodes import LIVE_FOR
+from poller.ledger.tables import MICROSECOND, REVISION, metadata, nodes, now_us, of_us
 
 OLDEST = REVISION  # of the tables that this program can work on
 READS = "0011"  # the revision of the oldest program that may work on this program's tables
@@ -63,12 +64,33 @@ def migrate(connection: Connection) -> bool:
         _VERSION.create(connection, checkfirst=True)
         connection.execute(insert(_VERSION).values(version_num=REVISION))
         return True
+    _require_no_older_nodes(connection)
     from alembic import command  # noqa: PLC0415  (slow to load, and needed once in a lifetime)
 
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     return False
+
+
+def _require_no_older_nodes(connection: Connection) -> None:
+    """Raise CannotStart if a node is at work whose program could not work on the tables of READS.
+
+    So a migration that only adds goes on beside older nodes, and one that takes something away (it
+    raises READS) waits for their end.
+    """
+    if not inspect(connection).has_table(nodes.name):
+        return
+    lives = nodes.c.ended_at.is_(None) & (
+        now_us() - of_us(nodes.c.seen_at) <= LIVE_FOR // MICROSECOND
+    )
+    found = select(nodes.c.name, nodes.c.version).where(lives, nodes.c.newest < READS)
+    older = [f"{name} (poller {version})" for name, version in connection.execute(found)]
+    if older:
+        raise CannotStart(
+            f"the ledger's tables are not changed while {' and '.join(older)} cannot work on the new "
+            "ones: install this version there, or stop the service there"
+        )
 
 
 def _revision(connection: Connection) -> str | None:

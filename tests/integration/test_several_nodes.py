@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command as alembic_command
 from sqlalchemy import Connection
 
 from poller.cli import bootstrap
@@ -19,7 +20,7 @@ from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
-from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, streams
+from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, schema, streams
 from poller.ledger.postgres.postgres_backend import PostgresBackend
 from poller.ledger.tables import REVISION
 from poller.lock import StorageLock
@@ -692,6 +693,28 @@ def tables_of(connection: Connection, revision: str, reads: str | None) -> None:
     connection.exec_driver_sql("DELETE FROM meta WHERE name = 'reads'")
     if reads is not None:
         meta.keep(connection, "reads", reads)
+
+
+async def test_migration_that_takes_something_away_waits_for_the_end_of_older_nodes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrated: list[str] = []
+    monkeypatch.setattr(alembic_command, "upgrade", lambda _, to: migrated.append(to))
+    old = replace((await cluster.node("old")).keeper.report, newest="0010", version="0.2.0")
+    await cluster.ledger.write(nodes.report, old)
+    await cluster.ledger.write(tables_of, "0010", None)
+    try:
+        with pytest.raises(CannotStart, match=r"while old \(poller 0.2.0\) cannot work on the new"):
+            await cluster.ledger.write(schema.migrate)
+        assert migrated == []
+        monkeypatch.setattr(schema, "READS", "0010")  # a migration that only adds
+        await cluster.ledger.write(schema.migrate)
+        monkeypatch.setattr(schema, "READS", "0011")
+        await cluster.ledger.write(nodes.end, old.run)
+        await cluster.ledger.write(schema.migrate)
+        assert migrated == ["head", "head"]
+    finally:  # other tests use this database
+        await cluster.ledger.write(tables_of, REVISION, None)
 
 
 async def test_failover_of_the_server_counts_as_one_that_lost_something(

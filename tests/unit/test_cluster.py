@@ -134,10 +134,10 @@ def test_of_a_stopped_node_only_the_last_run_is_shown() -> None:
     assert [row.report.run for row in seen.shown] == ["run-a", "run-b", "c-2"]
 
 
-def test_an_older_program_is_named_with_its_version() -> None:
-    old = node("b", version="0.2.0", newest="0009")
+def test_nodes_with_different_programs_are_named_with_their_versions() -> None:
+    old = node("b", version="0.10.0", newest="0009")
     seen = replace(WELL, nodes=(node("a"), old))
-    assert "b (0.2.0) runs another version of poller than 0.3.0" in problems(seen)[0]
+    assert "different versions of poller (a has 0.3.0, b has 0.10.0)" in problems(seen)[0]
 
 
 def test_a_standby_for_which_nobody_waits_is_a_problem() -> None:
