@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.altered import NOTED, ORDERED, STOPPED, named
+from tests.cluster.checks import Trial
 from tests.cluster.judge import Verdict
 from tests.cluster.lab import WITHIN_S, Lab, Node, opened_lab
 
 _FAST: Mapping[str, Any] = {"retry": {"max_delay": "300ms"}}
+
+
+async def node_stopped(trial: Trial) -> Verdict:
+    return await stopped_at_steps(trial.store)
 
 
 async def stopped_at_steps(
