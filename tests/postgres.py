@@ -121,9 +121,6 @@ _WATCH = """{
 } </dev/null >/dev/null 2>&1 &"""
 
 
-_started: list["subprocess.Popen[bytes]"] = []  # kept, or Python warns that they still run
-
-
 def serve(programs: Path, directory: Path) -> "subprocess.Popen[bytes]":
     """Run the server in this directory; return when it takes connections."""
     words = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory)]
@@ -134,8 +131,8 @@ def serve(programs: Path, directory: Path) -> "subprocess.Popen[bytes]":
             **_as_user(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-    _started.append(server)
     _await(Running(directory, _PORT).url("postgres"), server)
+    server.returncode = 0  # it outlives this process: nobody waits for it
     return server
 
 

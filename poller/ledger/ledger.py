@@ -1,8 +1,8 @@
 """An open ledger: it runs plain functions of a connection, each in one transaction.
 
 Those functions are in modules by table. Their errors pass through, such as LookupError for an
-unknown id. Everything may raise LedgerUnavailable; then nothing was recorded. Only if a server's
-connection ends during the COMMIT, it may have been: so whatever is repeated must do no harm.
+unknown id. Everything may raise LedgerUnavailable; then nothing was recorded. Only if a server
+does not come back after a COMMIT, it may have been: so whatever is repeated must do no harm.
 """
 
 import asyncio

@@ -325,6 +325,48 @@ async def test_a_transaction_that_loses_its_connection_is_made_once(
     assert await ledger.read(meta.value, "lost") == "one"
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["after its effect", "before its effect"])
+async def test_a_lost_answer_to_a_commit_is_asked_for_and_nothing_is_recorded_twice(
+    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
+) -> None:
+    runs: list[int] = []
+    real = psycopg.Connection.commit
+
+    def lose(connection: "psycopg.Connection[Any]") -> None:
+        if len(runs) == 1 and connection.info.backend_pid == runs[0]:
+            if is_kept:
+                real(connection)
+            ask(own.url, f"SELECT pg_terminate_backend({runs[0]})")
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        real(connection)
+
+    def write(connection: Connection) -> None:
+        runs.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        meta.keep(connection, "lost", f"run {len(runs)}")
+
+    monkeypatch.setattr(psycopg.Connection, "commit", lose)
+    await ledger.write(write)
+    assert len(runs) == (1 if is_kept else 2)
+    assert await ledger.read(meta.value, "lost") == f"run {len(runs)}"
+
+
+async def test_a_commit_of_which_nobody_knows_what_became_is_unavailable(
+    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: "psycopg.Connection[Any]") -> None:
+        own.kill()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(transactions, "CONNECT_WITHIN_S", 0.5)
+    monkeypatch.setattr(postgres_server, "CONNECT_WITHIN_S", 0.2)
+    with monkeypatch.context() as once:
+        once.setattr(psycopg.Connection, "commit", lose)
+        with pytest.raises(LedgerUnavailable, match="cannot be reached"):
+            await fill(ledger, "one")
+    own.start()
+    assert await known(ledger) == []
+
+
 async def test_a_program_that_stops_inside_a_transaction_loses_it(
     own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import psycopg
@@ -18,13 +19,16 @@ _READERS = 3
 _LOCK_S = 8  # a stopped holder of a lock loses it after `_IDLE_S`
 _IDLE_S = 5
 _WRITE_S = 30
+_ASK_S = 0.2
+_NUMBER = "number of the transaction"
 _READ_S = 90  # below `ledger.READ_WITHIN_S`
 
 
 class Transactions(Database):
     """Begins each transaction with its settings, as a pooler may give it any connection.
 
-    A transaction that the server took back before its COMMIT is run again: nothing was recorded.
+    A transaction that the server took back is run again: nothing was recorded. If the answer to its
+    COMMIT is lost, the server is asked what became of it.
     """
 
     def __init__(self, server: PostgresServer, begin: str, *, connections: int) -> None:
@@ -56,18 +60,45 @@ class Transactions(Database):
                     if time.monotonic() > deadline:
                         raise LedgerUnavailable(self._server.sentence(error)) from error
                     continue
-                transaction.commit()
+                number = connection.info.get(_NUMBER)
+                try:
+                    transaction.commit()
+                except (DBAPIError, psycopg.Error) as error:
+                    if number is None or not has_ended(error):
+                        raise
+                    connection.invalidate()
+                    if self._is_committed(number, deadline, error):
+                        return outcome
+                    continue
                 return outcome
+
+    def _is_committed(self, number: int, deadline: float, lost: Exception) -> bool:
+        """Ask what became of a transaction; raises LedgerUnavailable if the server does not say.
+
+        A server that took over and lacks the transaction may have given its number to another one. It
+        has lost what it had confirmed, too; nodes notice that (`lease_keeper`).
+        """
+        while time.monotonic() < deadline:
+            with suppress(DBAPIError, psycopg.Error), self.engine.connect() as connection:
+                found = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+                if found in ("committed", "aborted"):
+                    return bool(found == "committed")
+            time.sleep(_ASK_S)
+        raise LedgerUnavailable(self._server.sentence(lost)) from lost
 
     def _begin(self, connection: Connection) -> None:
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
-        driver.execute(self._begin_with)
+        answers = driver.execute(self._begin_with)
+        while answers.nextset():
+            pass
+        if answers.description:
+            (connection.info[_NUMBER],) = answers.fetchone() or (None,)
 
 
 def writer(server: PostgresServer) -> Transactions:
     begin = _begin(server, "READ COMMITTED READ WRITE", _WRITE_S, _IDLE_S)
-    return Transactions(server, begin, connections=1)
+    return Transactions(server, f"{begin}; SELECT txid_current()", connections=1)
 
 
 def readers(server: PostgresServer) -> Transactions:
