@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import psycopg
@@ -211,6 +211,88 @@ logfile = {at}/log
 def kill(pid: int, how: int = signal.SIGQUIT) -> None:
     """End a server, by default without a checkpoint, and wait for its end."""
     os.kill(pid, how)
+    _await_end(pid)
+
+
+def ask(url: str, statement: str) -> list[Any]:
+    """Run a statement; return its rows."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        result = connection.execute(statement)
+        return result.fetchall() if result.description else []
+
+
+@dataclass
+class OwnServer:
+    """A server that tests stop, kill, set and let others follow."""
+
+    programs: Path
+    at: Running
+    pid: int
+
+    @classmethod
+    def started(cls, programs: Path) -> Self:
+        return cls(programs, *start(programs))
+
+    @property
+    def url(self) -> str:
+        return self.at.url("postgres")
+
+    def start(self) -> None:
+        self.pid = serve(self.programs, self.at.directory).pid
+
+    def kill(self, how: int = signal.SIGQUIT) -> None:
+        """End it; return when the processes of its connections have ended, too."""
+        os.kill(self.pid, signal.SIGSTOP)  # it begins no other one
+        others = _children(self.pid)
+        os.kill(self.pid, how)
+        os.kill(self.pid, signal.SIGCONT)
+        for pid in (self.pid, *others):
+            _await_end(pid)
+
+    def set(self, name: str, value: str) -> None:
+        ask(self.url, f"ALTER SYSTEM SET {name} = '{value}'")
+        ask(self.url, "SELECT pg_reload_conf()")
+        with psycopg.connect(self.url) as connection:  # whose settings are read when it begins
+            while connection.execute(f"SHOW {name}").fetchone() != (value,):
+                connection.rollback()
+
+    def promote(self) -> None:
+        """Let a standby take over."""
+        ask(self.url, "SELECT pg_promote()")
+
+    def follower(self) -> "OwnServer":
+        """Start a standby that follows it."""
+        directory = Path(tempfile.mkdtemp(prefix="poller-postgresql-"))
+        if os.geteuid() == 0:
+            shutil.chown(directory, _other_user())
+        source = f"{self.url}&application_name=standby"
+        words = [str(self.programs / "pg_basebackup"), "-D", str(directory / "data"), "-d", source]
+        subprocess.run([*words, "-R", "-c", "fast"], check=True, **_as_user())
+        _end_with_the_run(directory)
+        at = Running(directory, self.at.port)
+        standby = OwnServer(self.programs, at, serve(self.programs, directory).pid)
+        while not ask(self.url, _FOLLOWERS):
+            time.sleep(0.05)
+        return standby
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if _fields(int(path.parent.name))[1:2] == [str(pid)]
+    ]
+
+
+def _fields(pid: int) -> list[str]:
+    """Return the state of a process, its parent and more; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _await_end(pid: int) -> None:
     deadline = time.monotonic() + _WITHIN_S
     while _lives(pid):
         assert time.monotonic() < deadline
@@ -220,10 +302,7 @@ def kill(pid: int, how: int = signal.SIGQUIT) -> None:
 def _lives(pid: int) -> bool:
     with suppress(ChildProcessError):  # another test process may have started it
         os.waitpid(pid, os.WNOHANG)
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return _fields(pid)[:1] not in ([], ["Z"])
 
 
 @cache

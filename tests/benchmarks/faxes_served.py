@@ -116,7 +116,9 @@ class _Answers:
         if parts.path == "/arrivals":
             return [_body([self._arrivals, self._refused])]
         if parts.path.startswith("/receive/"):
-            self._users[parts.path.removeprefix("/receive/")].add(time.time())
+            user, count = parts.path.removeprefix("/receive/").split("/")
+            for _ in range(int(count)):
+                self._users[user].add(time.time())
             return [_body({})]
         return [_body(TOKEN if parts.path == "/tokens" else {"status": "UP"})]
 
@@ -231,9 +233,9 @@ class Served:
         arrivals, refused = await self._get("/arrivals")
         return arrivals, refused
 
-    async def receive(self, user: str) -> None:
-        """Let a fax come for `user` now."""
-        await self._get(f"/receive/{user}")
+    async def receive(self, user: str, count: int = 1) -> None:
+        """Let faxes come for `user` now."""
+        await self._get(f"/receive/{user}/{count}")
 
     async def _get(self, path: str) -> Any:
         async with (

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.cluster import checks_of_kills, checks_of_stops
+from tests.cluster import checks_of_databases, checks_of_kills, checks_of_stops
 from tests.cluster.checks import Check, Trial
 
 CHECKS = [
     Check("1", "a node is killed under load", checks_of_kills.node_killed),
     Check("2", "a node is stopped at each step of a fax", checks_of_stops.node_stopped),
+    *checks_of_databases.CHECKS,
 ]
 
 

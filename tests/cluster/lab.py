@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.acceptance.installation import (
     action_of,
     overlaid,
 )
-from tests.cluster.judge import RATE_WINDOW_S, Consumer, Efax, Verdict
+from tests.cluster.judge import RATE_WINDOW_S, Consumer, Efax, Identity, Verdict
 from tests.cluster.shelf import BucketShelf, DirectoryShelf, Shelf
 
 RATE, BURST, IN_FLIGHT = 6, 6, 4  # of each account
@@ -180,6 +180,14 @@ class Lab:
             while set().union(*(node.holds() for node in nodes)) < self._accounts.keys():
                 await asyncio.sleep(0.1)
 
+    async def all_polled(self) -> float:
+        """Wait until eFax has answered a list of every account from now on; return the seconds."""
+        now = self.seconds()
+        async with asyncio.timeout(WITHIN_S):
+            while not self.efax.listed_since(now) >= set(self._accounts.values()):
+                await asyncio.sleep(0.1)
+        return self.seconds() - now
+
     async def all_delivered(self) -> None:
         """Wait until every fax has been consumed; then look whether one comes again."""
         self.efax.faults = Faults()
@@ -195,9 +203,9 @@ class Lab:
         """The simulator's monotonic time."""
         return self.efax.monotonic()
 
-    def judged(self) -> Verdict:
+    def judged(self, may_repeat: Collection[Identity] = ()) -> Verdict:
         """Judge faxes and limits; what else a check demands is in `verdict` already."""
-        self.verdict.of_faxes(self.consumer)
+        self.verdict.of_faxes(self.consumer, may_repeat)
         self.verdict.of_limits(self.efax, most=MOST, in_flight=IN_FLIGHT)
         return self.verdict
 

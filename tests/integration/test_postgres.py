@@ -35,16 +35,11 @@ from tests import postgres
 from tests.integration.at_work import WITHIN_S
 from tests.integration.test_ledger_rows import new_fax
 from tests.integration.test_ledger_writes import use_everything
+from tests.postgres import ask
 
 NOW = datetime(2024, 5, 21, 4, 27, 56, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 ONE_USER = [("app", "u1", "main", "front-desk")]
-
-
-def ask(url: str, statement: str) -> list[Any]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        result = connection.execute(statement)
-        return result.fetchall() if result.description else []
 
 
 async def fill(ledger: Ledger, *fax_ids: str) -> None:
@@ -194,37 +189,17 @@ def test_of_several_servers_the_one_that_can_be_written_is_wanted() -> None:
 # -- a server of one's own ---------------------------------------------------------------------------
 
 
-class OwnServer:
-    """A server that tests stop, kill and set."""
-
-    def __init__(self, programs: Path) -> None:
-        self.programs = programs
-        self.at, self.pid = postgres.start(programs)
-        self.url = self.at.url("postgres")
-
-    def start(self) -> None:
-        self.pid = postgres.serve(self.programs, self.at.directory).pid
-
-    def kill(self) -> None:
-        postgres.kill(self.pid)
-
-    def set(self, name: str, value: str) -> None:
-        ask(self.url, f"ALTER SYSTEM SET {name} = '{value}'")
-        ask(self.url, "SELECT pg_reload_conf()")
-        with psycopg.connect(self.url) as connection:  # whose settings are read when it begins
-            while connection.execute(f"SHOW {name}").fetchone() != (value,):
-                connection.rollback()
-
-
 @pytest.fixture(scope="module")
-def own(_postgres_server: postgres.Running) -> Iterator[OwnServer]:
-    server = OwnServer(postgres.servers()[-1])  # the others' is the first: often another version
+def own(_postgres_server: postgres.Running) -> Iterator[postgres.OwnServer]:
+    server = postgres.OwnServer.started(
+        postgres.servers()[-1]
+    )  # the others' is the first: often another version
     yield server
     server.kill()
 
 
 @pytest.fixture
-async def ledger(own: OwnServer) -> AsyncIterator[Ledger]:
+async def ledger(own: postgres.OwnServer) -> AsyncIterator[Ledger]:
     ask(own.url, "DROP SCHEMA IF EXISTS poller CASCADE")
     async with await Ledger.open(own.url) as ledger:
         yield ledger
@@ -232,7 +207,7 @@ async def ledger(own: OwnServer) -> AsyncIterator[Ledger]:
 
 @pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
 async def test_a_server_that_may_lose_what_it_has_acknowledged_is_refused(
-    own: OwnServer, name: str
+    own: postgres.OwnServer, name: str
 ) -> None:
     own.set(name, "off")
     try:
@@ -242,13 +217,13 @@ async def test_a_server_that_may_lose_what_it_has_acknowledged_is_refused(
         own.set(name, "on")
 
 
-async def test_a_database_that_cannot_keep_every_text_is_refused(own: OwnServer) -> None:
+async def test_a_database_that_cannot_keep_every_text_is_refused(own: postgres.OwnServer) -> None:
     ask(own.url, "CREATE DATABASE latin ENCODING latin1 TEMPLATE template0 LOCALE 'C'")
     with pytest.raises(CannotStart, match="server_encoding is LATIN1"):
         await Ledger.open(own.at.url("latin"))
 
 
-async def test_a_standby_is_refused(own: OwnServer) -> None:
+async def test_a_standby_is_refused(own: postgres.OwnServer) -> None:
     own.kill()
     signal = own.at.directory / "data" / "standby.signal"
     signal.touch()
@@ -263,20 +238,20 @@ async def test_a_standby_is_refused(own: OwnServer) -> None:
 
 
 async def test_a_server_that_is_away_at_the_start_is_waited_for_only_a_moment(
-    own: OwnServer, monkeypatch: pytest.MonkeyPatch
+    own: postgres.OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_server, "CONNECT_WITHIN_S", 0.1)
     with pytest.raises(CannotStart, match="cannot be reached: "):
         await Ledger.open("postgresql://poller@/poller?host=/nowhere")
 
 
-async def test_a_wrong_name_is_told_at_once(own: OwnServer) -> None:
+async def test_a_wrong_name_is_told_at_once(own: postgres.OwnServer) -> None:
     with pytest.raises(CannotStart, match='cannot be reached: database "other" does not exist'):
         await Ledger.open(own.at.url("other"))
 
 
 async def test_writes_wait_while_the_server_is_restarted_and_none_is_lost(
-    own: OwnServer, ledger: Ledger
+    own: postgres.OwnServer, ledger: Ledger
 ) -> None:
     await fill(ledger, "before")
     own.kill()
@@ -291,7 +266,7 @@ async def test_writes_wait_while_the_server_is_restarted_and_none_is_lost(
 
 
 async def test_while_the_server_is_away_for_long_it_is_told_and_got_over_when_it_is_back(
-    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (postgres_server, transactions):
         monkeypatch.setattr(module, "CONNECT_WITHIN_S", 0.1)
@@ -307,7 +282,7 @@ async def test_while_the_server_is_away_for_long_it_is_told_and_got_over_when_it
 
 
 async def test_a_transaction_that_loses_its_connection_is_made_once(
-    own: OwnServer, ledger: Ledger
+    own: postgres.OwnServer, ledger: Ledger
 ) -> None:
     """Also the writes of the same group that came before."""
     tries = []
@@ -327,7 +302,7 @@ async def test_a_transaction_that_loses_its_connection_is_made_once(
 
 @pytest.mark.parametrize("is_kept", [True, False], ids=["after its effect", "before its effect"])
 async def test_a_lost_answer_to_a_commit_is_asked_for_and_nothing_is_recorded_twice(
-    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
 ) -> None:
     runs: list[int] = []
     real = psycopg.Connection.commit
@@ -351,7 +326,7 @@ async def test_a_lost_answer_to_a_commit_is_asked_for_and_nothing_is_recorded_tw
 
 
 async def test_a_commit_of_which_nobody_knows_what_became_is_unavailable(
-    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose(_: "psycopg.Connection[Any]") -> None:
         own.kill()
@@ -368,7 +343,7 @@ async def test_a_commit_of_which_nobody_knows_what_became_is_unavailable(
 
 
 async def test_a_program_that_stops_inside_a_transaction_loses_it(
-    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a stopped node would keep its locks."""
     (limit,) = await ledger.write(
@@ -397,7 +372,7 @@ async def test_a_program_that_stops_inside_a_transaction_loses_it(
 
 
 async def test_a_lock_of_another_program_is_told_and_got_over(
-    own: OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(ledger, "one")
     monkeypatch.setattr(transactions, "_LOCK_S", 0.05)
@@ -439,7 +414,7 @@ async def test_an_error_of_our_own_shows_its_constraint_and_no_value(ledger: Led
 
 
 async def test_a_standby_for_which_the_server_does_not_wait_is_a_risk(
-    own: OwnServer, ledger: Ledger, tmp_path: Path
+    own: postgres.OwnServer, ledger: Ledger, tmp_path: Path
 ) -> None:
     assert (await ledger.health()).risk is None
     where = own.at.directory / "received"
@@ -455,7 +430,7 @@ async def test_a_standby_for_which_the_server_does_not_wait_is_a_risk(
 
 
 async def test_a_backup_is_the_servers_and_the_line_for_it_works(
-    own: OwnServer, ledger: Ledger, tmp_path: Path
+    own: postgres.OwnServer, ledger: Ledger, tmp_path: Path
 ) -> None:
     await fill(ledger, "one")
     target = tmp_path / "the copy"
@@ -481,7 +456,7 @@ def schemas(url: str) -> set[str]:
 
 @pytest.mark.parametrize("spoil", ["whole", "a table is gone", "nothing is there"])
 async def test_a_new_ledger_takes_the_old_ones_name_and_rows_if_it_can(
-    own: OwnServer, ledger: Ledger, spoil: str
+    own: postgres.OwnServer, ledger: Ledger, spoil: str
 ) -> None:
     await fill(ledger, "one", "two")
     await ledger.close()
@@ -508,7 +483,7 @@ async def test_a_new_ledger_takes_the_old_ones_name_and_rows_if_it_can(
 
 
 async def test_no_new_ledger_is_made_or_put_in_place_while_a_node_works(
-    own: OwnServer, ledger: Ledger
+    own: postgres.OwnServer, ledger: Ledger
 ) -> None:
     await fill(ledger, "one")
     node = nodes.NodeReport("run", "b", "1.0", REVISION, REVISION, {})
@@ -524,7 +499,7 @@ async def test_no_new_ledger_is_made_or_put_in_place_while_a_node_works(
 
 
 async def test_a_new_ledger_that_is_given_up_leaves_the_old_one_alone(
-    own: OwnServer, ledger: Ledger
+    own: postgres.OwnServer, ledger: Ledger
 ) -> None:
     await fill(ledger, "one")
     backend_at(own.url).replace().abandon()
@@ -536,7 +511,7 @@ async def test_a_new_ledger_that_is_given_up_leaves_the_old_one_alone(
 
 
 @pytest.fixture
-def pooled(own: OwnServer, tmp_path: Path) -> Iterator[str]:
+def pooled(own: postgres.OwnServer, tmp_path: Path) -> Iterator[str]:
     """The URL of a PgBouncer that gives each transaction another connection."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
@@ -546,7 +521,7 @@ def pooled(own: OwnServer, tmp_path: Path) -> Iterator[str]:
 
 
 async def test_a_pooler_may_give_each_transaction_another_connection(
-    own: OwnServer, pooled: str
+    own: postgres.OwnServer, pooled: str
 ) -> None:
     ask(own.url, "DROP SCHEMA IF EXISTS poller CASCADE")
     async with await Ledger.open(pooled) as ledger, await Ledger.open(pooled) as other:
