@@ -24,6 +24,7 @@ class ManualPage(NamedTuple):
 PAGES: Final = {
     "readme": ManualPage("README.md", "what poller does and promises, and how to try it"),
     "install": ManualPage("systemd/README.md", "install, change, upgrade, roll back, uninstall"),
+    "nodes": ManualPage("systemd/NODES.md", "run poller on several machines"),
     "config": ManualPage("config/REFERENCE.md", "every key of the configuration"),
     "commands": ManualPage("config/COMMANDS.md", "every command, its exit codes and its JSON"),
     "files": ManualPage(
