@@ -45,7 +45,7 @@ class Cluster:
 
     @property
     def shown(self) -> list[NodeRow]:
-        """Return the live services and whoever else works, and of each other node the last run; by name."""
+        """Return live services, other runs that hold an account, and each other node's last run; by name."""
         working = [self.holder(app_id) for app_id in self.leases]
         shown = [row for row in self.nodes if row in self.live or row in working]
         names = {row.report.name for row in shown}
@@ -133,7 +133,7 @@ def _read(connection: Connection, risk: str | None) -> Cluster:
 
 
 def summary(cluster: Cluster) -> str:
-    """Say in a sentence what so many nodes are good for."""
+    """Say in a sentence how many nodes work, and whether others can take over."""
     count, live = len(cluster.app_ids), len(cluster.live)
     told = _counted(count, "account")
     if live == 0:
@@ -145,6 +145,8 @@ def summary(cluster: Cluster) -> str:
     if count < live:
         return f"{told}: at most {count} of the {live} nodes work, the others wait."
     working = sum(bool(cluster.held_by(row)) for row in cluster.live)
+    if working == 0:
+        return f"{told} on {live} nodes, none of which works."
     return f"{told} on {live} nodes, of which {working} {'works' if working == 1 else 'work'}."
 
 

@@ -716,8 +716,8 @@ class LeaseWasLost(OfAccount):
     action = "lease-lost"
     severity = "warning"
     sentence = (
-        "This node did not renew its lease in time, and another one works on the account now. "
-        "Nothing is lost: the other node settles what was under way."
+        "This node has lost the account: it did not renew its lease in time, or the database failed "
+        "over. No fax is lost: the node that takes the account finishes what was under way."
     )
 
 
@@ -727,14 +727,14 @@ class LeaseReleased(OfAccount):
 
 class AccountNotTaken(OfAccount):
     severity = "error"
-    sentence = "This node cannot work on the account, and leaves it to others for half a minute."
+    sentence = "This node could not start to work on the account, and leaves it to others for half a minute."
     error: BaseException
 
 
 class Fenced(OfAccount):
     severity = "warning"
     sentence = (
-        "The ledger refused writes of this node about an account that another node has taken over."
+        "The ledger refused writes of this node, because another node has taken over the account."
     )
     writes: int
 
@@ -742,8 +742,8 @@ class Fenced(OfAccount):
 class LedgerRolledBack(Event):
     severity = "error"
     sentence = (
-        "The database has failed over, and may have lost writes that it had confirmed. This node says "
-        "again what it stored in the last ten minutes, and begins anew with its accounts."
+        "The database has failed over, and may have lost writes that it had confirmed. This node records "
+        "again what it stored in the last ten minutes, and starts over with its accounts."
     )
     said_again: int
 

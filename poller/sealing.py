@@ -16,7 +16,7 @@ from typing import Final
 NONCE_BYTES: Final = 16
 _DIGEST: Final = "sha256"
 _BLOCK: Final = 32
-_PURPOSE: Final = b"poller token 1"  # another format gets another number, and opens nothing old
+_PURPOSE: Final = b"poller token 1"  # another format needs another number
 
 
 @dataclass(frozen=True)

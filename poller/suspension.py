@@ -70,7 +70,7 @@ class Suspension:
         return self._suspend(now, u, reason)
 
     def keep(self, until: datetime, reason: str) -> None:
-        """Suspend the account as somebody else had found it; only a list ends this."""
+        """Suspend the account as another run had found it; only a list ends this."""
         self.failures, self.ends_by = 1, EndsBy.LIST
         self.until, self.reason = until, reason
 

@@ -96,9 +96,11 @@ def _headline(shown: dict[str, Any]) -> str:
     free = shown["storage"]["free_bytes"]
     where = "on this machine" if _is_bucket(shown) else "for faxes"
     space = "" if free is None else f", {size_text(free)} free {where}"
-    nodes = f", {shown['nodes']['summary'].rstrip('.')}" if shown["nodes"] else ""
     running = "running" if shown["running"] else "stopped"
-    return f"poller {shown['version']}, {running}{nodes}{space}"
+    if shown["nodes"]:
+        summary = shown["nodes"]["summary"].rstrip(".")
+        running = summary[0].lower() + summary[1:]
+    return f"poller {shown['version']}, {running}{space}"
 
 
 Row = Mapping[str, Any]

@@ -27,7 +27,9 @@ _LOOK_S = 2.0
 _RANK_S = 1.0  # how long each further node leaves a free account to those before it
 _BALANCE_S = 60.0
 _REMOVED_AFTER_S = 60.0
-_UNUSABLE_S = 30.0  # how long a node keeps its accounts that cannot store what another one could
+_UNUSABLE_S = (
+    30.0  # how long a node that cannot store faxes keeps an account that another node could take
+)
 _NOT_AGAIN_S = 30.0  # after an account was given back, or could not be started here
 
 
@@ -137,7 +139,7 @@ class Holding:
     def _mine_to_take(
         self, held: Mapping[str, LeaseRow], live: Collection[NodeRow]
     ) -> list[Account]:
-        """Return the free accounts whose turn to be taken by this node has come."""
+        """Return the free accounts that it is this node's turn to take."""
         now, mine = self._clock.monotonic(), []
         loads = _loads(self._runtime.config.accounts, held, live)
         for account in self._runtime.config.accounts:
@@ -150,7 +152,7 @@ class Holding:
             able.sort(key=lambda run: (loads[run], run))
             since = self._free_since.setdefault(app_id, now)
             rank = able.index(self._keeper.run) if self._keeper.run in able else math.inf
-            if able:  # as all nodes reckon
+            if able:  # all nodes count alike
                 loads[able[0]] += len(account.users)
             if now - since >= rank * _RANK_S and now >= self._not_before.get(app_id, now):
                 mine.append(account)
@@ -182,7 +184,7 @@ class Holding:
     async def _remove_unconfigured(
         self, held: Mapping[str, LeaseRow], known: Collection[NodeRow]
     ) -> None:
-        """Mark the users of accounts as removed that no live node has had for a minute."""
+        """Mark users as removed if no live node has had their account for a minute."""
         now = self._clock.monotonic()
         configured = {one for row in known if row.is_live for one in row.report.accounts}
         for app_id in configured & self._unconfigured.keys():
@@ -214,12 +216,12 @@ class Holding:
         if at_work is not None:
             await self._close(at_work)
             self._emit(events.LeaseReleased(at_work.account.name))
-            # Another node shall have it; this one takes it again if none does.
+            # Leave it to another node; take it again if none does.
             self._not_before[app_id] = self._clock.monotonic() + _NOT_AGAIN_S
         await self._keeper.release(app_id)
 
     def _stored_elsewhere(self, live: Collection[NodeRow]) -> set[str]:
-        """Return the accounts here whose faxes another node could store for a while, and this one not."""
+        """Return the accounts whose faxes another node could store, and this one not for a while."""
         others = [row for row in live if row.report.stores and row.report.run != self._keeper.run]
         found = {one for row in others for one in row.report.accounts} & self._keeper.held.keys()
         now = self._clock.monotonic()
@@ -247,7 +249,7 @@ class Holding:
     async def _start_over(self) -> None:
         """Forget everything that came from a database that has lost what it had confirmed.
 
-        Keep the leases for as long as one lasts, so that all nodes can say first what they know.
+        Keep the leases for as long as one lasts, so that all nodes can first record again what they know.
         """
         self._wait_until = self._clock.monotonic() + leases.TTL.total_seconds()
         self._is_unsaid = True
@@ -273,7 +275,7 @@ class Holding:
                 self._fenced[app_id] = count
 
     def _say_differences(self, known: Collection[NodeRow]) -> None:
-        """Report accounts that another live node would work on in another way."""
+        """Report accounts that another live node has configured differently."""
         mine = self._keeper.report
         for row in known:
             if not row.is_live or row.report.run == mine.run:

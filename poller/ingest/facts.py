@@ -1,4 +1,4 @@
-"""What this run stored lately, to say it again to a database that has lost it in a failover."""
+"""What this run stored lately, to record it again in a database that lost it in a failover."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class _Fact:
 
 @dataclass
 class Facts:
-    """Facts are true whoever holds the account now, so they need no lease; `is_on` with several nodes."""
+    """Facts stay true after a takeover, so they need no lease; `is_on` with several nodes."""
 
     monotonic: Callable[[], float]
     is_on: bool = False
@@ -44,7 +44,7 @@ class Facts:
 
 
 def _say_again(connection: Connection, facts: Sequence[_Fact]) -> int:
-    """Say each in order, if the row is still that fax's: another may have its id by now."""
+    """Record each in order, if the row is still that fax's: another may have its id by now."""
     known = {row.id: row for row in faxes.some(connection, [fact.fax.id for fact in facts])}
     said = set()
     for fact in facts:
@@ -52,7 +52,7 @@ def _say_again(connection: Connection, facts: Sequence[_Fact]) -> int:
         if row is None or (row.stream, row.fax_id) != (fax.stream, fax.fax_id):
             continue
         if fact.command is jobs.staged and (row.staged is not None or row.stored_at is not None):
-            continue  # somebody knows more by now
+            continue  # the row already says more
         fact.command(connection, [fact.item])
         said.add(fax.id)
     return len(said)

@@ -90,7 +90,7 @@ class Gate:
         self._looking = looking
         await asyncio.wait({looking}, timeout=_HANG_TIMEOUT_S)
         if not looking.done():
-            hung = f"the storage directory did not answer for {_HANG_TIMEOUT_S:.0f} seconds"
+            hung = f"the storage did not answer for {_HANG_TIMEOUT_S:.0f} seconds"
             return see(hung, "disk-hangs")
         if self._looking is looking:  # another waiter may have started the next one
             self._looking = None

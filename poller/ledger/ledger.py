@@ -343,8 +343,8 @@ def _make_ready(backend: Backend, *, create: bool, readonly: bool) -> datetime |
         schema.require_known(backend.where, revision, may_migrate=not readonly)
     elif readonly or not create:
         raise CannotStart(
-            f"there is no ledger at {backend.where}; start the service: it restores the newest snapshot "
-            "or makes a new ledger"
+            f"there is no ledger at {backend.where}; start the service, which restores it or makes a "
+            "new one"
         )
     else:
         restored_from = backend.restore()

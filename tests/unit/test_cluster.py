@@ -53,7 +53,7 @@ WELL = cluster(node("a"), node("b"), leases=ALL_HELD)
         (2, "a", "2 accounts: one node works, and no other can take over."),
         (1, "ab", "1 account: one node works, the others wait."),
         (2, "abc", "2 accounts: at most 2 of the 3 nodes work, the others wait."),
-        (2, "ab", "2 accounts on 2 nodes, of which 0 work."),
+        (2, "ab", "2 accounts on 2 nodes, none of which works."),
         (0, "", "No node is running."),
     ],
 )
