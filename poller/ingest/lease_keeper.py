@@ -99,11 +99,17 @@ class LeaseKeeper:
         self.report = report
         self.held: dict[str, HeldLease] = {}
         self._history: str | None = None
+        self._answered_at: float | None = None  # when the last renewal was sent that succeeded
         self.draining = False
 
     @property
     def run(self) -> str:
         return self.report.run
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long the database has answered no renewal."""
+        return 0.0 if self._answered_at is None else self._now() - self._answered_at
 
     def may_ask(self, lease: Lease) -> bool:
         """Whether no other node can hold the account now."""
@@ -176,6 +182,7 @@ class LeaseKeeper:
         if self._history not in (None, history):
             renewal = replace(renewal, is_rolled_back=True)
         self._history = history
+        self._answered_at = sent_at
         await self._give_back_strays(found)
         return renewal
 
