@@ -160,8 +160,8 @@ class Holding:
 
     async def _take(self, account: Account) -> None:
         async with self._runtime.changing:
-            if self._stopping:
-                return
+            if self._stopping or account.app_id in self._runtime.accounts:
+                return  # a lost account is dropped first
             taken = await self._keeper.take(account.app_id)
             if taken is None:
                 return

@@ -95,6 +95,23 @@ def consumed(storage: Path) -> int:
 # -- who works on what ----------------------------------------------------------------------------
 
 
+async def look_thrice(cluster: Cluster, node: ClusterNode) -> None:
+    for _ in range(3):
+        await node.holding.look()
+        cluster.clock.mono += 2
+
+
+async def test_a_lost_account_is_dropped_before_it_is_taken_again(cluster: Cluster) -> None:
+    node, _ = await pair(cluster)
+    del node.keeper.held[APP]  # the renewal has found it lost, and the work on it has not ended yet
+    await cluster.expire()
+    await look_thrice(cluster, node)
+    assert node.started == [APP]
+    await node.holding._drop(APP)
+    await look_thrice(cluster, node)
+    assert (node.started, node.ended) == ([APP, APP], [APP])
+
+
 async def test_one_node_works_on_an_account_and_the_other_waits(
     cluster: Cluster, simulator: Simulator
 ) -> None:
