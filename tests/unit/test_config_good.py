@@ -105,6 +105,17 @@ def test_everything_that_can_be_set_is_set() -> None:
     assert config.drain == timedelta(seconds=10)
 
 
+def test_the_page_on_several_nodes_shows_a_good_configuration(tmp_path: Path) -> None:
+    page = (ROOT / "systemd" / "NODES.md").read_text()
+    (shown,) = re.findall("^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "poller.yaml"
+    file.write_text(shown)
+    config = load([file])
+    assert config.state_url.startswith("postgresql://poller@db1,db2/poller?sslmode=verify-full")
+    assert config.storage.url == "s3://faxes/poller"
+    assert config.log.key == SecretRef("file", "/etc/poller/log-key")
+
+
 def test_every_secret_is_named_and_only_the_key_of_tls_has_many_lines() -> None:
     secrets = load([GOOD / "everything.yaml"]).secrets
     assert [(one.key, one.is_pem) for one in secrets] == [
