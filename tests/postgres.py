@@ -27,7 +27,7 @@ import pytest
 from tests import once_made
 
 _NOTE = "postgresql"
-_USER = "poller"
+USER = "poller"
 _WITHIN_S = 60.0
 
 
@@ -37,7 +37,7 @@ class Running:
     port: int
 
     def url(self, database: str) -> str:
-        return f"postgresql://{_USER}@/{database}?host={quote(str(self.directory), '')}&port={self.port}"
+        return f"postgresql://{USER}@/{database}?host={quote(str(self.directory), '')}&port={self.port}"
 
 
 @cache
@@ -84,16 +84,19 @@ def running(base: Path) -> Running:
         return Running(Path(note.read_text()), _PORT)
 
 
-_PORT = 5432  # of the socket's name; the server listens on no address
+_PORT = 5432  # of the socket's name, and of the address if there is one
 
 
-def start(programs: Path) -> tuple[Running, int]:
-    """Start a server in a new directory; return it with its process id."""
+def start(programs: Path, address: str = "") -> tuple[Running, int]:
+    """Start a server in a new directory; return it with its process id.
+
+    It listens at `address`, if one is given, and always on a socket in its directory.
+    """
     directory = Path(tempfile.mkdtemp(prefix="poller-postgresql-"))
     data = directory / "data"
     if os.geteuid() == 0:
         shutil.chown(directory, _other_user())
-    options = ["-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+    options = ["-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
     made = subprocess.run(
         [programs / "initdb", "-D", data, *options],
         **_as_user(),
@@ -105,7 +108,7 @@ def start(programs: Path) -> tuple[Running, int]:
         shutil.rmtree(directory)
         pytest.skip(f"initdb does not work here: {made.stderr.strip()[-200:]}")
     _end_with_the_run(directory)
-    return Running(directory, _PORT), serve(programs, directory).pid
+    return Running(directory, _PORT), serve(programs, directory, address).pid
 
 
 def _end_with_the_run(directory: Path) -> None:
@@ -121,10 +124,10 @@ _WATCH = """{
 } </dev/null >/dev/null 2>&1 &"""
 
 
-def serve(programs: Path, directory: Path) -> "subprocess.Popen[bytes]":
+def serve(programs: Path, directory: Path, address: str = "") -> "subprocess.Popen[bytes]":
     """Run the server in this directory; return when it takes connections."""
     words = [str(programs / "postgres"), "-D", str(directory / "data"), "-k", str(directory)]
-    settings = ["listen_addresses=", "max_connections=200", "shared_buffers=16MB"]
+    settings = [f"listen_addresses={address}", "max_connections=200", "shared_buffers=16MB"]
     with (directory / "log").open("ab") as log:
         server = subprocess.Popen(
             [*words, "-p", str(_PORT), *(word for one in settings for word in ("-c", one))],
@@ -176,7 +179,7 @@ def pooling(program: str, server: Running) -> Iterator[str]:
     """Run a PgBouncer before this server, in transaction pooling, on a socket of its own."""
     directory = server.directory / "pooler"
     directory.mkdir()
-    (directory / "users").write_text(f'"{_USER}" ""\n')
+    (directory / "users").write_text(f'"{USER}" ""\n')
     (directory / "pgbouncer.ini").write_text(_POOLER.format(server=server, at=directory))
     user = _other_user() if os.geteuid() == 0 else None
     shutil.chown(directory, user or os.geteuid())

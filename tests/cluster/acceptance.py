@@ -11,13 +11,24 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.cluster import checks_of_databases, checks_of_kills, checks_of_stops
+from tests.cluster import (
+    checks_of_clocks,
+    checks_of_cuts,
+    checks_of_databases,
+    checks_of_kills,
+    checks_of_stops,
+    checks_of_stores,
+)
 from tests.cluster.checks import Check, Trial
 
 CHECKS = [
     Check("1", "a node is killed under load", checks_of_kills.node_killed),
     Check("2", "a node is stopped at each step of a fax", checks_of_stops.node_stopped),
+    Check("2p", "planted faults are found by 2", checks_of_stops.plants_found),
+    Check("3", "a node is cut off", checks_of_cuts.node_cut_off),
     *checks_of_databases.CHECKS,
+    Check("6", "a bucket lacks something", checks_of_stores.store_ignores, ("bucket",)),
+    Check("7", "clocks are wrong", checks_of_clocks.clocks_wrong),
 ]
 
 

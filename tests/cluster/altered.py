@@ -28,7 +28,8 @@ from poller.store.recovery import Fate
 from poller.store.sidecars import path_of
 
 _HERE = __name__
-PLANTS = ("no_fence", "no_ticket", "no_revoke", "ticket_believed", "shared_dot_names")
+_PLANTS = ("no_fence", "no_ticket", "no_revoke", "ticket_believed")
+PLANTS = {"bucket": _PLANTS, "directory": (*_PLANTS, "shared_dot_names")}
 
 
 def named(*functions: str) -> dict[str, None]:
@@ -45,6 +46,11 @@ def short_leases(_about: None) -> None:
     lease_keeper._TRUSTED_FOR_S, lease_keeper._RENEW_WITHIN_S = 2.0, 0.8
     vars(lease_keeper)["RENEW_EVERY_S"] = vars(holding)["RENEW_EVERY_S"] = 0.8
     holding._LOOK_S, holding._RANK_S = 0.3, 0.1
+
+
+def in_group(number: int) -> None:
+    """Let the firewall know this process by its group."""
+    os.setegid(number)
 
 
 # -- planted faults --------------------------------------------------------------------------------
@@ -83,7 +89,7 @@ def shared_dot_names(_about: None) -> None:
 # -- stops -----------------------------------------------------------------------------------------
 
 _CHANGES = (
-    *("create", "create_synced", "sync_file", "sync_directory", "close_written"),
+    *("create", "create_synced", "sync_file", "sync_directory", "write", "close_written"),
     *("move", "rename", "unlink"),
 )
 _CALLS = ("put", "begin", "send_part", "complete", "abort", "delete", "head")

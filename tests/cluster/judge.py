@@ -30,8 +30,9 @@ _LATE_S = 0.5  # how much later this process may notice one request than another
 class Efax(Simulator):
     """The simulated eFax; it counts each account's requests that have no answer yet."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, image_s: float, **settings: Any) -> None:
         super().__init__(**settings)
+        self._image_s = image_s  # how long it takes with an image, so that several are open at once
         self.open: Counter[str] = Counter()
         self.most_open: Counter[str] = Counter()
         self._answering: dict[Any, str] = {}
@@ -69,6 +70,11 @@ class Efax(Simulator):
             for app_id, times in signed_in.items()
         )
 
+    async def before_delivery(self, seen: Seen) -> None:
+        await super().before_delivery(seen)
+        if seen.call == "image":
+            await asyncio.sleep(self._image_s)
+
     def longest_pause_s(self, since: float, until: float) -> float:
         """Return how long an account went without an answered list between two monotonic times."""
         lists = self._times(lambda seen: seen.call == "list" and seen.status == 200)
@@ -99,11 +105,16 @@ class Consumer:
     efax: Efax
     delivered: Counter[Identity] = field(default_factory=Counter)
     halves: list[str] = field(default_factory=list)
+    _doubtful: set[tuple[str, str]] = field(default_factory=set)
     _ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_all(self) -> int:
         """Take what is there; return how many faxes that was."""
-        sidecars = [name for name in await self.shelf.names() if name.endswith(".json")]
+        names = await self.shelf.names()
+        sidecars = [name for name in names if name.endswith(".json")]
+        for name in names:
+            if not name.endswith(".json"):
+                await self._look_at(name)
         for name in sidecars:
             await self._take(name)
         return len(sidecars)
@@ -118,6 +129,13 @@ class Consumer:
 
     def rest(self) -> None:
         self._ending.set()
+
+    async def _look_at(self, image: str) -> None:
+        """An image that can be seen is whole, also before its sidecar is there, or came damaged."""
+        data = await self.shelf.read(image)
+        served = set().union(*self.efax.served.values())
+        if data is not None and (hashed := hashlib.sha256(data).hexdigest()) not in served:
+            self._doubtful.add((image, hashed))
 
     async def _take(self, name: str) -> None:
         written = await self.shelf.read(name)
@@ -135,6 +153,8 @@ class Consumer:
             self.halves.append(f"{name} has another image")
         elif not self._is_as_served(identity, sidecar["image"], data):
             self.halves.append(f"{name} has an image that eFax never served")
+        elif sidecar["image"]["damaged"]:
+            self._doubtful.discard((image, sidecar["image"]["sha256"]))
         await self.shelf.remove(image)
         await self.shelf.remove(name)
 
@@ -144,6 +164,12 @@ class Consumer:
         if image["damaged"]:
             return self.efax.image_bytes(fax, image["format"]).startswith(data)
         return image["sha256"] in self.efax.served.get(fax, ())
+
+    def faults(self) -> bool:
+        return bool(self.missing() or self.twice() or self.half())
+
+    def half(self) -> list[str]:
+        return [*self.halves, *(f"{image} is not whole" for image, _ in sorted(self._doubtful))]
 
     def missing(self) -> list[Identity]:
         wanted = {identity_of(fax) for fax in self.efax.faxes()}
@@ -170,17 +196,17 @@ class Verdict:
 
     def of_faxes(self, consumer: Consumer, may_repeat: Collection[Identity] = ()) -> None:
         """No fax lost, none half, and none twice but those that may."""
-        lost, twice = consumer.missing(), consumer.twice()
+        lost, twice, half = consumer.missing(), consumer.twice(), consumer.half()
         self.figures |= {
             "faxes": len(consumer.efax.faxes()),
             "lost": len(lost),
             "twice": len(twice),
-            "half": len(consumer.halves),
+            "half": len(half),
         }
         self.demand(not lost, f"lost: {lost[:3]}")
         repeated = [one for one in twice if one not in may_repeat]
         self.demand(not repeated, f"twice: {repeated[:3]}")
-        self.demand(not consumer.halves, f"half: {consumer.halves[:3]}")
+        self.demand(not half, f"half: {half[:3]}")
 
     def of_limits(self, efax: Efax, *, most: int, in_flight: int) -> None:
         """Each account's requests within its limits."""

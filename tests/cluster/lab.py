@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from tests.acceptance.installation import (
     NOTHING,
     Daemon,
     Installation,
-    action_of,
     overlaid,
 )
 from tests.cluster.judge import RATE_WINDOW_S, Consumer, Efax, Identity, Verdict
@@ -39,6 +39,11 @@ HOSTILE = (
     *("500@image=4%", "503@list=4%", "429@image+1=3%", "reset@image=2%"),
     *("cut-document=fax:40", "401@list=every:150"),
 )
+
+_HOLDERS = """
+SELECT app_id, nodes.name FROM poller.leases JOIN poller.nodes ON run = holder
+WHERE expires_at > extract(epoch FROM clock_timestamp()) * 1000000
+"""
 
 
 @dataclass
@@ -66,17 +71,6 @@ class Node:
 
     def signal(self, number: int) -> None:
         self.running.kill(number)  # type: ignore[arg-type]
-
-    def holds(self) -> set[str]:
-        """Return the accounts that its log says it works on."""
-        held: set[str] = set()
-        for event in self.daemon.events if self.daemon else ():
-            account = event.get("poller", {}).get("account")
-            if action_of(event) == "lease-taken":
-                held.add(account)
-            elif action_of(event) in ("lease-lost", "lease-released"):
-                held.discard(account)
-        return held
 
 
 class Lab:
@@ -173,12 +167,31 @@ class Lab:
             self.consumer.rest()
             await taking
 
+    async def holders(self) -> dict[str, str]:
+        """Return each held account's App ID, with the name of its node; none while the database is away."""
+        return await asyncio.to_thread(self._holders)
+
+    def _holders(self) -> dict[str, str]:
+        try:
+            with psycopg.connect(self.url, connect_timeout=2) as connection:
+                return dict(connection.execute(_HOLDERS).fetchall())
+        except psycopg.OperationalError:
+            return {}
+
+    async def held_by(self, *names: str) -> int:
+        """Return how many accounts these nodes hold."""
+        return sum(name in names for name in (await self.holders()).values())
+
+    async def busiest(self) -> Node:
+        """Return the node that holds the most accounts."""
+        (name, _), *_ = Counter((await self.holders()).values()).most_common(1)
+        return self.nodes[name]
+
     async def all_held(self, *names: str) -> None:
         """Wait until these nodes (all that run, if none is named) hold all accounts."""
-        nodes = [self.nodes[name] for name in names] or list(self.nodes.values())
         async with asyncio.timeout(WITHIN_S):
-            while set().union(*(node.holds() for node in nodes)) < self._accounts.keys():
-                await asyncio.sleep(0.1)
+            while await self.held_by(*(names or self.nodes)) < len(self.efax.apps):
+                await asyncio.sleep(0.2)
 
     async def all_polled(self) -> float:
         """Wait until eFax has answered a list of every account from now on; return the seconds."""
@@ -230,7 +243,7 @@ async def opened_lab(
             (root / "faxes").mkdir()
             shelf = DirectoryShelf(root / "faxes")
         faults = Faults(rules=tuple(map(Fault.parse, HOSTILE))) if hostile else Faults()
-        efax = await stack.enter_async_context(Efax(faults=faults))
+        efax = await stack.enter_async_context(Efax(faults=faults, image_s=0.8 if hostile else 0.0))
         lab = Lab(root, url or a_database(stack), shelf, efax, accounts, users)
         stack.push_async_callback(_end_all, lab)
         yield lab
@@ -241,12 +254,13 @@ async def _end_all(lab: Lab) -> None:
         await node.end()
 
 
-def a_database(stack: AsyncExitStack) -> str:
-    """Start a server of the lab's own; return the URL of an empty database."""
+def a_database(stack: AsyncExitStack, address: str = "") -> str:
+    """Start a server of the lab's own; return the URL of an empty database, at `address` if given."""
     programs, *_ = postgres.servers()
-    server, pid = postgres.start(programs)
+    server, pid = postgres.start(programs, address)
     stack.callback(postgres.kill, pid)
     name = f"lab_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
-    return server.url(name)
+    at = f"postgresql://{postgres.USER}@{address}:{server.port}/{name}"
+    return at if address else server.url(name)
